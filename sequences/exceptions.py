@@ -1,0 +1,118 @@
+"""Every exception of the package; one root. The docstring of each is its message."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+__all__ = [
+    "Abort",
+    "DataConflict",
+    "InvalidData",
+    "InvalidDefinition",
+    "InvalidTransition",
+    "SequenceError",
+    "StepExpired",
+    "UnknownSequence",
+    "UnknownStep",
+    "WorkerLost",
+]
+
+
+class SequenceError(Exception):
+    """Something is wrong with a sequence."""
+
+    def __init__(self, message: str | None = None, **details: Any) -> None:
+        super().__init__(_format(type(self), details) if message is None else message)
+        self.__dict__.update(details)
+
+
+class InvalidDefinition(SequenceError):
+    """{where}: {problem}. {mend}"""
+
+    where: str
+    problem: str
+    mend: str
+
+
+class InvalidData(SequenceError):
+    """{path} {problem}. {mend}"""
+
+    path: str
+    problem: str
+    mend: str
+
+
+class DataConflict(SequenceError):
+    """{key} was changed by step {step!r} and, meanwhile, differently by {other}."""
+
+    key: str
+    step: str
+    other: str
+
+
+class UnknownStep(SequenceError, LookupError):
+    """{sequence} has no step {step!r}. {mend}"""
+
+    sequence: str
+    step: str
+    mend: str
+
+
+class UnknownSequence(SequenceError, LookupError):
+    """There is no sequence {name!r}. {mend}"""
+
+    name: str
+    mend: str
+
+
+class InvalidTransition(SequenceError):
+    """Cannot {action} run {run}: it is {status}. Allowed while it is {allowed}."""
+
+    action: str
+    run: Any
+    status: str
+    allowed: str
+
+
+class WorkerLost(SequenceError):
+    """Step {step!r} lost {lost} workers in a row: each died, or stalled, while performing it."""
+
+    step: str
+    lost: int
+
+
+class StepExpired(SequenceError):
+    """Step {step!r} was first queued {age} ago, longer than its max_age of {max_age}."""
+
+    step: str
+    age: Any
+    max_age: Any
+
+
+class Abort(SequenceError):
+    """Raise this in a step to fail it now, without retries: ``raise Abort("why")``."""
+
+    def __init__(self, message: str = "Aborted.", **details: Any) -> None:
+        super().__init__(message, **details)
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """The mend for an unknown name: the nearest known one, or else all of them."""
+    choices = list(known)
+    if near := get_close_matches(str(name), choices, n=1):
+        return f"Did you mean {near[0]!r}?"
+    return f"There are: {', '.join(choices)}." if choices else "There are none."
+
+
+class _Details(dict[str, Any]):
+    def __missing__(self, key: str) -> str:
+        return f"<{key}>"
+
+
+def _format(cls: type[SequenceError], details: dict[str, Any]) -> str:
+    # python -OO strips docstrings: the details are what is left to say.
+    template = inspect.getdoc(cls) or " ".join(f"{{{key}}}" for key in details) or cls.__name__
+    return template.format_map(_Details(details))

@@ -1,0 +1,193 @@
+"""The graph of a sequence's steps: what it is, what is ready next, how it ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import sha256
+from typing import Any, Literal
+
+from .exceptions import InvalidDefinition, SequenceError, UnknownStep, did_you_mean
+
+FORMAT = 1
+
+DONE = frozenset({"succeeded", "skipped"})
+EXECUTING = frozenset({"running", "retrying"})
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One step of a plan: its name, the names it waits for, and where it is dispatched."""
+
+    name: str
+    after: tuple[str, ...]
+    actor: str
+    queue: str
+    kind: str = "step"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "after": list(self.after),
+            "actor": self.actor,
+            "queue": self.queue,
+            "kind": self.kind,
+        }
+
+    @classmethod
+    def from_json(cls, step: Mapping[str, Any]) -> Node:
+        return cls(
+            name=step["name"],
+            after=tuple(step["after"]),
+            actor=step["actor"],
+            queue=step["queue"],
+            kind=step.get("kind", "step"),
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The immutable graph of a sequence; ``nodes`` stand in declared order, which is topological."""
+
+    sequence: str
+    nodes: tuple[Node, ...]
+
+    @classmethod
+    def build(cls, sequence: str, nodes: Iterable[Node], *, where: str | None = None) -> Plan:
+        """A validated plan of ``nodes``, or `InvalidDefinition`.
+
+        ``where`` is how an error names the class; ``sequence``, if not given.
+        """
+        return cls(sequence, _validated(where or sequence, tuple(nodes)))
+
+    @classmethod
+    def from_json(cls, sequence: str, graph: Mapping[str, Any]) -> Plan:
+        """The plan that `to_json` wrote, perhaps in another release."""
+        if graph["format"] > FORMAT:
+            raise SequenceError(
+                f"A plan of {sequence} has format {graph['format']}, and this release knows formats"
+                f" up to {FORMAT}. Upgrade this process to the release that wrote it."
+            )
+        return cls(sequence, tuple(map(Node.from_json, graph["steps"])))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format": FORMAT, "steps": [node.to_json() for node in self.nodes]}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The SHA-256 of the graph, in hex: two plans of one shape have the same."""
+        canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return sha256(canonical.encode()).hexdigest()
+
+    @cached_property
+    def is_chain(self) -> bool:
+        """Whether each step waits for exactly the step above it."""
+        above = ((), *((node.name,) for node in self.nodes))
+        return all(node.after == name for node, name in zip(self.nodes, above, strict=False))
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._by_name)
+
+    @cached_property
+    def roots(self) -> tuple[Node, ...]:
+        """The steps that wait for none."""
+        return tuple(node for node in self.nodes if not node.after)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    def get(self, name: str) -> Node | None:
+        return self._by_name.get(name)
+
+    def node(self, name: str) -> Node:
+        """The step of that name, or `UnknownStep`."""
+        if node := self.get(name):
+            return node
+        mend = did_you_mean(name, self.names)
+        raise UnknownStep(sequence=self.sequence, step=name, mend=mend)
+
+    def successors(self, name: str) -> tuple[Node, ...]:
+        """The steps that wait for this one directly."""
+        self.node(name)
+        return self._successors.get(name, ())
+
+    def descendants(self, name: str) -> frozenset[str]:
+        """The names of all steps that come after this one, without itself."""
+        found = {self.node(name).name}
+        for node in self.nodes:  # topological: one pass finds all
+            if not found.isdisjoint(node.after):
+                found.add(node.name)
+        return frozenset(found - {name})
+
+    def ready(self, states: Mapping[str, str]) -> tuple[Node, ...]:
+        """The steps without a state for which everything that they wait for is done."""
+        return tuple(
+            node
+            for node in self.nodes
+            if node.name not in states and all(states.get(name) in DONE for name in node.after)
+        )
+
+    def outcome(self, states: Mapping[str, str]) -> Literal["succeeded", "failed"] | None:
+        """How a run with these states of its steps has ended; None: it has not."""
+        met = set(states.values())
+        if "failed" in met:
+            return None if met & EXECUTING else "failed"
+        return "succeeded" if all(states.get(name) in DONE for name in self.names) else None
+
+    @cached_property
+    def _by_name(self) -> dict[str, Node]:
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def _successors(self) -> dict[str, tuple[Node, ...]]:
+        found: dict[str, tuple[Node, ...]] = {}
+        for node in self.nodes:
+            for name in node.after:
+                found[name] = (*found.get(name, ()), node)
+        return found
+
+
+def _validated(where: str, nodes: tuple[Node, ...]) -> tuple[Node, ...]:
+    if not nodes:
+        raise InvalidDefinition(
+            where=where,
+            problem="it has no steps",
+            mend="Declare one with @step, or set abstract = True in its Meta.",
+        )
+    names = [node.name for node in nodes]
+    for index, node in enumerate(nodes):
+        _check_unique(where, node, names[:index])
+        _check_after(where, node, names[:index], names)
+    return tuple(_in_declared_order(node, names) for node in nodes)
+
+
+def _check_unique(where: str, node: Node, above: list[str]) -> None:
+    if node.name in above:
+        raise InvalidDefinition(
+            where=f"{where}.{node.name}",
+            problem="two steps have this name",
+            mend="Rename one of them.",
+        )
+
+
+def _check_after(where: str, node: Node, above: list[str], names: list[str]) -> None:
+    for name in node.after:
+        if name in above:
+            continue
+        problem, mend = _after_problem(name, names)
+        raise InvalidDefinition(where=f"{where}.{node.name}", problem=problem, mend=mend)
+
+
+def _after_problem(name: str, names: list[str]) -> tuple[str, str]:
+    if name in names:
+        problem = f"after names {name!r}, which is circular or declared below"
+        return problem, "A step can only wait for steps that are declared above it: move it down."
+    return f"after names {name!r}, which is not a step of it", did_you_mean(name, names)
+
+
+def _in_declared_order(node: Node, names: list[str]) -> Node:
+    # One shape has one fingerprint, in whichever order its `after` was written.
+    return replace(node, after=tuple(sorted(set(node.after), key=names.index)))
