@@ -1,0 +1,34 @@
+from django.db import models
+
+
+class Topic(models.TextChoices):
+    QUESTION = "question"
+    ORDER = "order", "An order"
+    PRESS = "press"
+
+
+class Team(models.Model):
+    """The people who answer the messages on a topic."""
+
+    topic = models.CharField(max_length=20, choices=Topic, unique=True)
+    name = models.CharField(max_length=100)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Message(models.Model):
+    """What somebody wrote to us."""
+
+    name = models.CharField("your name", max_length=100)
+    email = models.EmailField("your e-mail address")
+    topic = models.CharField(max_length=20, choices=Topic, default=Topic.QUESTION)
+    body = models.TextField("your message", max_length=5000)
+    team = models.ForeignKey(Team, models.PROTECT, null=True, editable=False)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["-created_at"]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.body[:40]}"

@@ -1,0 +1,8 @@
+from django.urls import path
+
+from testproject.contact import views
+
+urlpatterns = [
+    path("", views.write, name="write"),
+    path("thanks/<uuid:run_id>/", views.thanks, name="thanks"),
+]

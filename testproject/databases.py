@@ -1,0 +1,59 @@
+"""Database URLs to Django's settings and back."""
+
+from typing import Any
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+
+ENGINES = {
+    "postgres": "django.db.backends.postgresql",
+    "postgresql": "django.db.backends.postgresql",
+    "mysql": "django.db.backends.mysql",
+    "sqlite": "django.db.backends.sqlite3",
+}
+SCHEMES = {
+    "django.db.backends.postgresql": "postgresql",
+    "django.db.backends.mysql": "mysql",
+    "django.db.backends.sqlite3": "sqlite",
+}
+# One writer at a time: a transaction that reads first and then writes must hold the lock from its
+# beginning, or SQLite refuses it without waiting.
+SQLITE_OPTIONS = {
+    "transaction_mode": "IMMEDIATE",
+    "timeout": 20,
+    "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL",
+}
+
+
+def from_url(url: str) -> dict[str, Any]:
+    """The entry of DATABASES for `postgresql://user:password@host:port/name?host=/socket/directory`,
+    `mysql://…` or `sqlite:///relative.db` (`sqlite:////absolute.db`)."""
+    parts = urlsplit(url)
+    if parts.scheme not in ENGINES:
+        raise ValueError(f"A database URL starts with one of {', '.join(ENGINES)}: {url!r}")
+    name = unquote(parts.path.removeprefix("/"))
+    settings: dict[str, Any] = {
+        "ENGINE": ENGINES[parts.scheme],
+        "NAME": name,
+        "CONN_MAX_AGE": None,
+        "OPTIONS": {},
+    }
+    if parts.scheme == "sqlite":
+        return settings | {"OPTIONS": SQLITE_OPTIONS}
+    query = dict(parse_qsl(parts.query))
+    return settings | {
+        "USER": unquote(parts.username or ""),
+        "PASSWORD": unquote(parts.password or ""),
+        "HOST": query.get("host") or parts.hostname or "",
+        "PORT": str(parts.port or ""),
+    }
+
+
+def to_url(settings: dict[str, Any]) -> str:
+    """The opposite, for processes that shall use the database of this one."""
+    scheme, name = SCHEMES[settings["ENGINE"]], quote(str(settings["NAME"]))
+    if scheme == "sqlite":
+        return f"sqlite:///{name}"
+    login = quote(settings["USER"], safe="") + ":" + quote(settings["PASSWORD"], safe="")
+    port = f":{settings['PORT']}" if settings["PORT"] else ""
+    if settings["HOST"].startswith("/"):
+        return f"{scheme}://{login}@{port}/{name}?{urlencode({'host': settings['HOST']})}"
+    return f"{scheme}://{login}@{settings['HOST']}{port}/{name}"

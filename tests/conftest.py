@@ -1,0 +1,55 @@
+import os
+from contextlib import suppress
+
+import dramatiq
+import psutil
+import pytest
+from django.db import connection
+
+
+def pytest_runtest_setup(item):
+    for marker in item.iter_markers("only_on"):
+        if connection.vendor not in marker.args:
+            pytest.skip(f"only on {', '.join(marker.args)}: this database is {connection.vendor}")
+
+
+@pytest.fixture(autouse=True)
+def broker():
+    """The broker of this process, empty before and after each test."""
+    broker = dramatiq.get_broker()
+    broker.flush_all()
+    yield broker
+    broker.flush_all()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_process_is_left_behind():
+    before = set(psutil.Process().children(recursive=True))
+    yield
+    left = set(psutil.Process().children(recursive=True)) - before
+    names = [str(process) for process in left]
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    assert not names, f"processes left behind: {names}"
+
+
+def service_url(variable):
+    """The URL of a server that this run may use. Without it the test skips, in CI it fails."""
+    url = os.environ.get(variable)
+    if url:
+        return url
+    reason = f"{variable} is not set: `make test` sets it"
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    return pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def redis_url():
+    return service_url("TEST_REDIS_URL")
+
+
+@pytest.fixture(scope="session")
+def amqp_url():
+    return service_url("TEST_AMQP_URL")
