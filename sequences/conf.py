@@ -1,0 +1,184 @@
+"""The settings of the app: ``SEQUENCES`` in Django's settings, each key optional."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, Generic, NamedTuple, TypeVar, overload
+
+from django.apps import apps
+from django.conf import settings as django_settings
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+from django.db import router
+from django.utils.module_loading import import_string
+
+from .exceptions import did_you_mean
+
+__all__ = ["Problem", "problems", "settings", "using"]
+
+T = TypeVar("T")
+
+
+class Problem(NamedTuple):
+    setting: str
+    message: str
+    hint: str
+
+
+class Option(Generic[T]):
+    """One key of SEQUENCES; read and checked on first use, then kept by the instance."""
+
+    def __init__(self, default: Any, read: Callable[[Any], T]) -> None:
+        self.default = default
+        self.read = read
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.attribute = name
+        self.key = name.upper()
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Option[T]: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> T: ...
+    def __get__(self, instance: object | None, owner: type) -> Option[T] | T:
+        if instance is None:
+            return self
+        value = instance.__dict__[self.attribute] = self.value()
+        return value
+
+    def value(self) -> T:
+        """Raises ImproperlyConfigured if the value is not what it should be."""
+        given = _given()
+        if not isinstance(given, dict):
+            raise ImproperlyConfigured("SEQUENCES must be a dict.")
+        raw = given.get(self.key, self.default)
+        try:
+            return self.read(raw)
+        except (TypeError, ValueError, ImportError) as error:
+            raise ImproperlyConfigured(
+                f"SEQUENCES[{self.key!r}] must be {error}, and not {raw!r}."
+            ) from error
+
+
+def _seconds(value: Any) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf"):
+        return float(value)
+    raise ValueError("a positive number of seconds")
+
+
+def _seconds_or_none(value: Any) -> float | None:
+    try:
+        return None if value is None else _seconds(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, or None") from None
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    raise ValueError("a positive whole number")
+
+
+def _alias(value: Any) -> str | None:
+    if value is None or (isinstance(value, str) and value in django_settings.DATABASES):
+        return value
+    raise ValueError("None, or one of the DATABASES")
+
+
+def _encoder(value: Any) -> type[json.JSONEncoder]:
+    wanted = ValueError("the path of a subclass of json.JSONEncoder")
+    try:
+        encoder = import_string(value) if isinstance(value, str) else value
+    except ImportError:
+        raise wanted from None
+    if isinstance(encoder, type) and issubclass(encoder, json.JSONEncoder):
+        return encoder
+    raise wanted
+
+
+def _retention(value: Any) -> timedelta | None:
+    if value is None or (isinstance(value, timedelta) and value > timedelta(0)):
+        return value
+    raise ValueError("None, or a positive timedelta")
+
+
+class Settings:
+    """SEQUENCES as attributes. Reading a bad value raises ImproperlyConfigured."""
+
+    #: Seconds before a dispatched step that nobody claimed is dispatched again.
+    grace = Option(15, _seconds)
+    #: Seconds that a claim holds without a heartbeat.
+    lease = Option(15, _seconds)
+    #: Seconds between the heartbeats of a long step.
+    heartbeat = Option(3, _seconds)
+    #: Seconds between sweeps in each worker process; None: no sweep in workers.
+    sweep_interval = Option(1, _seconds_or_none)
+    #: Workers that may die in a row in one step.
+    max_lost_workers = Option(3, _count)
+    #: Bytes of UTF-8 that the data of a run may take as JSON.
+    max_data_bytes = Option(1_048_576, _count)
+    #: The alias of the database that holds the runs; None: the router decides.
+    database = Option(None, _alias)
+    #: The class that turns values into JSON.
+    encoder = Option("django.core.serializers.json.DjangoJSONEncoder", _encoder)
+    #: How long finished runs are kept; None: for ever.
+    retention = Option(None, _retention)
+
+
+settings = Settings()
+
+
+def using() -> str:
+    """The alias of the database that holds the runs."""
+    return settings.database or router.db_for_write(apps.get_model("job_sequences.SequenceRun"))
+
+
+def problems() -> list[Problem]:
+    """What is wrong with SEQUENCES, for the system check."""
+    given = _given()
+    if not isinstance(given, dict):
+        return [Problem("SEQUENCES", "SEQUENCES must be a dict.", "See docs/operations.md.")]
+    options = {
+        option.key: option for option in vars(Settings).values() if isinstance(option, Option)
+    }
+    found = [
+        Problem(str(key), f"SEQUENCES has no setting {key!r}.", did_you_mean(key, options))
+        for key in given
+        if key not in options
+    ]
+    found += [problem for option in options.values() for problem in _problems_of(option)]
+    return found or _contradictions()
+
+
+def _problems_of(option: Option[Any]) -> list[Problem]:
+    try:
+        option.value()
+    except ImproperlyConfigured as error:
+        return [Problem(option.key, str(error), f"The default is {option.default!r}.")]
+    return []
+
+
+def _contradictions() -> list[Problem]:
+    if settings.heartbeat < settings.lease:
+        return []
+    return [
+        Problem(
+            "HEARTBEAT",
+            "SEQUENCES['HEARTBEAT'] must be less than SEQUENCES['LEASE'].",
+            "A lease that ends before its first heartbeat is lost: a fifth of LEASE is good.",
+        )
+    ]
+
+
+def _given() -> Any:
+    return getattr(django_settings, "SEQUENCES", {})
+
+
+def _forget(*, setting: str, **_: Any) -> None:
+    if setting in {"SEQUENCES", "DATABASES"}:
+        settings.__dict__.clear()
+
+
+setting_changed.connect(_forget)

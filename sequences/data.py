@@ -1,0 +1,273 @@
+"""JSON in and out, and the merge of two changes to it. Pure: no Django, no database."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import is_dataclass
+from enum import Enum
+from itertools import chain
+from typing import Any, NamedTuple, TypeAlias
+
+from .exceptions import InvalidData, SequenceError
+
+__all__ = ["MAX_DEPTH", "MergeConflict", "dumps", "loads", "merge", "normalise", "same"]
+
+#: How many lists and dicts may stand inside one another.
+MAX_DEPTH = 30
+
+Encoder: TypeAlias = type[json.JSONEncoder]
+Path: TypeAlias = tuple[str, ...]
+
+
+class MergeConflict(SequenceError):
+    """{key} was changed in two different ways."""
+
+    path: Path
+    key: str
+
+
+def dumps(value: Any, encoder: Encoder = json.JSONEncoder) -> str:
+    """The JSON text of a value; what JSON lacks (NaN, Infinity) is a ValueError."""
+    return json.dumps(
+        value, cls=encoder, allow_nan=False, ensure_ascii=False, separators=(",", ":")
+    )
+
+
+def loads(text: str | bytes) -> Any:
+    """The value of a JSON text."""
+    return json.loads(text)
+
+
+def normalise(
+    value: Any,
+    *,
+    encoder: Encoder = json.JSONEncoder,
+    max_bytes: int | None = None,
+    path: str = "data",
+) -> tuple[Any, str]:
+    """A value after one trip through JSON, and its JSON text.
+
+    The encoder may turn what it knows into JSON (a datetime into text); tuples become lists.
+    The value itself is not changed, and shares nothing mutable with the result.
+
+    Raises InvalidData for what is not JSON, for what some database would refuse (U+0000, lone
+    surrogates) or change (keys that are not strings), for more than 30 levels of nesting, and
+    for a text of more than ``max_bytes`` bytes of UTF-8.
+    """
+    try:
+        text = dumps(value, encoder)
+        size = len(text) if text.isascii() else len(text.encode())
+        result = json.loads(text)
+        trouble = _suspicious(value, result, text) and (
+            _find(value, path, _no_default) or _find(result, path, _no_default)
+        )
+    except (TypeError, ValueError, RecursionError) as error:
+        trouble = _find(value, path, encoder().default) or Trouble(
+            path, f"is not JSON: {error}", "Store plain values."
+        )
+        raise InvalidData(**trouble._asdict()) from error
+    if trouble:
+        raise InvalidData(**trouble._asdict())
+    if max_bytes is not None and size > max_bytes:
+        raise InvalidData(
+            path=path,
+            problem=f"takes {size:,} bytes as JSON, and the limit is {max_bytes:,}",
+            mend="Store it elsewhere and keep a reference, or raise MAX_DATA_BYTES.",
+        )
+    return result, text
+
+
+def merge(base: dict[str, Any], theirs: dict[str, Any], mine: dict[str, Any]) -> dict[str, Any]:
+    """Both changes to ``base``: key by key, into nested dicts.
+
+    A list or a scalar is one value. The same change twice is no conflict; a deletion against a
+    change is one. Types count: True, 1 and 1.0 differ. The arguments are not changed, and the
+    result may share values with them.
+
+    Raises MergeConflict, with the ``path`` of the first key that both changed differently.
+    """
+    return _merge(base, theirs, mine, ())
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two JSON values are equal in value and type, however deep."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(value, b[key]) for key, value in a.items())
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+# What normalise refuses
+
+
+class Trouble(NamedTuple):
+    path: str
+    problem: str
+    mend: str
+
+
+def _suspicious(value: Any, result: Any, text: str) -> bool:
+    """Cheap tests that let no trouble pass, so that the walk in Python is rare."""
+    return (
+        _differs(value, result)  # a key became a string, or the encoder had a hand in it
+        or "\\u0000" in text
+        or (text.count("{") + text.count("[") > MAX_DEPTH and _depth(result) > MAX_DEPTH)
+    )
+
+
+def _differs(value: Any, result: Any) -> bool:
+    try:
+        return bool(value != result)
+    except Exception:  # an object that the encoder knows, and that refuses to be compared
+        return True
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level := [child for child in level if isinstance(child, dict | list)]:
+        depth += 1
+        level = [child for container in level for child in _children(container)]
+    return depth
+
+
+def _children(container: dict[str, Any] | list[Any]) -> Any:
+    return container.values() if isinstance(container, dict) else container
+
+
+def _no_default(value: Any) -> None:
+    """For a value that the encoder has already accepted as a whole."""
+
+
+def _find(value: Any, path: str, default: Callable[[Any], Any], depth: int = 1) -> Trouble | None:
+    """The first part of a value that is not acceptable JSON, and what to do about it."""
+    if value is None or isinstance(value, bool):
+        return None
+    if isinstance(value, str):
+        return _in_text(value, path)
+    if isinstance(value, int | float):
+        return _in_number(value, path)
+    if not isinstance(value, dict | list | tuple):
+        return _in_object(value, path, default, depth)
+    if depth > MAX_DEPTH:
+        return Trouble(path, f"nests deeper than {MAX_DEPTH} levels", "Store it flat, or as text.")
+    found = (
+        _find(part, f"{path}[{_quote(name)}]", default, depth + 1)
+        for name, part in (value.items() if isinstance(value, dict) else enumerate(value))
+    )
+    keys = (_in_key(key, path) for key in value) if isinstance(value, dict) else ()
+    return next(filter(None, chain(keys, found)), None)
+
+
+def _in_key(key: Any, path: str) -> Trouble | None:
+    if not isinstance(key, str):
+        return Trouble(
+            path, f"has the key {_quote(key)} of type {_type(key)}", "Keys must be strings."
+        )
+    if flaw := _flaw(key):
+        return Trouble(path, f"has the key {_quote(key)}, which contains {flaw}", "Rename it.")
+    return None
+
+
+def _in_text(text: str, path: str) -> Trouble | None:
+    flaw = _flaw(text)
+    return Trouble(path, f"contains {flaw}", "Remove or replace it.") if flaw else None
+
+
+def _flaw(text: str) -> str:
+    if "\0" in text:
+        return "U+0000"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"the lone surrogate U+{ord(text[error.start]):04X}"
+    return ""
+
+
+def _in_number(number: float, path: str) -> Trouble | None:
+    if isinstance(number, float):
+        fine = math.isfinite(number)
+        return None if fine else Trouble(path, f"is {number}", "Use None, or text.")
+    try:
+        int.__repr__(number)
+    except ValueError:  # sys.set_int_max_str_digits
+        return Trouble(path, "is a number of too many digits", "Store it as hexadecimal text.")
+    return None
+
+
+def _in_object(value: Any, path: str, default: Callable[[Any], Any], depth: int) -> Trouble | None:
+    try:
+        converted = default(value)
+    except (TypeError, ValueError):
+        return Trouble(path, f"is of type {_type(value)}, which is not JSON", _mend(value))
+    if type(converted) is type(value):
+        return Trouble(path, f"is of type {_type(value)}, which stays so", "Mend the encoder.")
+    return _find(converted, path, default, depth)
+
+
+def _mend(value: Any) -> str:
+    if hasattr(value, "_meta") and hasattr(value, "pk"):
+        return "Store its pk."
+    if hasattr(value, "values_list"):
+        return "Store a list of its pks."
+    if is_dataclass(value):
+        return "Store a dict: dataclasses.asdict()."
+    if isinstance(value, Enum):
+        return "Store its value."
+    if isinstance(value, bytes | bytearray | memoryview):
+        return "Store text: decode it, or use base64."
+    if isinstance(value, datetime.time):
+        return "Store a datetime, or text."
+    if isinstance(value, Mapping):
+        return "Use a dict."
+    if isinstance(value, Iterable):
+        return "Use a list."
+    return "Store text, numbers, lists and dicts, or teach the ENCODER this type."
+
+
+def _type(value: Any) -> str:
+    cls = value.__class__  # not type(): a lazy object answers for what it wraps
+    return (
+        cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+    )
+
+
+def _quote(key: Any) -> str:
+    text = json.dumps(key) if isinstance(key, str) else repr(key)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+# Merging
+
+_MISSING: Any = object()
+
+
+def _merge(
+    base: dict[str, Any], theirs: dict[str, Any], mine: dict[str, Any], path: Path
+) -> dict[str, Any]:
+    merged = {}
+    for key in {**theirs, **mine}:
+        sides = (side.get(key, _MISSING) for side in (base, theirs, mine))
+        value = _settle((*path, key), *sides)
+        if value is not _MISSING:
+            merged[key] = value
+    return merged
+
+
+def _settle(path: Path, base: Any, theirs: Any, mine: Any) -> Any:
+    if same(mine, base):
+        return theirs
+    if same(theirs, base) or same(theirs, mine):
+        return mine
+    start = {} if base is _MISSING else base
+    if isinstance(start, dict) and isinstance(theirs, dict) and isinstance(mine, dict):
+        return _merge(start, theirs, mine, path)
+    key = "".join(f"[{_quote(name)}]" for name in path)
+    raise MergeConflict(path=path, key=f"data{key}")
