@@ -1,5 +1,7 @@
 """Every exception of the package; one root. The docstring of each is its message."""
 
+# ruff: noqa: N818 (named for what happened, as Django names its own)
+
 from __future__ import annotations
 
 import inspect
@@ -46,11 +48,11 @@ class InvalidData(SequenceError):
 
 
 class DataConflict(SequenceError):
-    """{key} was changed by step {step!r} and, meanwhile, differently by {other}."""
+    """Step {step!r} of run {run} changed {key}, and meanwhile a parallel step changed it too."""
 
     key: str
     step: str
-    other: str
+    run: Any
 
 
 class UnknownStep(SequenceError, LookupError):
@@ -78,17 +80,19 @@ class InvalidTransition(SequenceError):
 
 
 class WorkerLost(SequenceError):
-    """Step {step!r} lost {lost} workers in a row: each died, or stalled, while performing it."""
+    """Step {step!r} of run {run} lost {lost} workers in a row, the last one {worker}."""
 
     step: str
+    run: Any
     lost: int
+    worker: str
 
 
 class StepExpired(SequenceError):
-    """Step {step!r} was first queued {age} ago, longer than its max_age of {max_age}."""
+    """Step {step!r} of run {run} was first queued longer ago than its max_age of {max_age}."""
 
     step: str
-    age: Any
+    run: Any
     max_age: Any
 
 

@@ -49,7 +49,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Plan:
-    """The immutable graph of a sequence; ``nodes`` stand in declared order, which is topological."""
+    """The immutable graph of a sequence; ``nodes`` stand in declared, topological order."""
 
     sequence: str
     nodes: tuple[Node, ...]

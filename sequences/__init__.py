@@ -1,0 +1,17 @@
+"""Durable job sequences for Django, on Dramatiq."""
+
+from .definition import Sequence, finish, repeat, step
+from .exceptions import Abort
+from .registry import get
+
+__all__ = [  # noqa: RUF022 (grouped)
+    # declaring
+    "Sequence",
+    "step",
+    # inside a step
+    "Abort",
+    "finish",
+    "repeat",
+    # by name
+    "get",
+]

@@ -1,0 +1,120 @@
+"""Every sequence by its name. Nothing from a database or a broker is looked up in another way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from django.apps import apps
+from django.utils.module_loading import autodiscover_modules
+
+from .exceptions import InvalidDefinition, UnknownSequence, did_you_mean
+
+if TYPE_CHECKING:
+    from .definition import Definition, Sequence
+
+    SequenceClass = type[Sequence]
+    Listener = Callable[[SequenceClass], Any]
+
+_by_label: dict[str, SequenceClass] = {}
+_by_alias: dict[str, SequenceClass] = {}
+_listeners: list[Listener] = []
+_deferred: list[Callable[[], None]] = []
+
+
+def get(label: str) -> SequenceClass:
+    """The sequence of that label (``"shop.ContactForm"``) or alias, or `UnknownSequence`."""
+    if cls := find(label):
+        return cls
+    raise UnknownSequence(name=label, mend=did_you_mean(label, [*_by_label, *_by_alias]))
+
+
+def find(label: str) -> SequenceClass | None:
+    """The sequence of that label or alias, if there is one."""
+    return _by_label.get(label) or _by_alias.get(label)
+
+
+def all() -> list[SequenceClass]:  # noqa: A001 (read as registry.all)
+    """Every registered sequence, by label."""
+    return [_by_label[label] for label in sorted(_by_label)]
+
+
+def autodiscover() -> None:
+    """Import the module ``sequences`` of every installed app, as the admin does with ``admin``."""
+    while _deferred:
+        _deferred.pop(0)()
+    autodiscover_modules("sequences")
+
+
+def when_apps_are_loaded(act: Callable[[], None]) -> None:
+    """Call ``act`` now, or in `autodiscover` if Django does not know its apps yet."""
+    if apps.apps_ready:
+        act()
+    else:
+        _deferred.append(act)
+
+
+def on_register(listener: Listener) -> None:
+    """Call ``listener`` with every sequence that is registered from now on."""
+    _listeners.append(listener)
+
+
+def register(cls: SequenceClass) -> None:
+    """Make a sequence known, or raise `InvalidDefinition` if another one has its name."""
+    definition = _definition(cls)
+    for name in (definition.label, *definition.aliases):
+        _check_free(cls, name)
+    _forget(definition.label)
+    _by_label[definition.label] = cls
+    _by_alias.update(dict.fromkeys(definition.aliases, cls))
+    for listener in _listeners:
+        listener(cls)
+
+
+@contextmanager
+def isolated() -> Iterator[None]:
+    """What is registered inside is forgotten afterwards."""
+    saved = dict(_by_label), dict(_by_alias)
+    try:
+        yield
+    finally:
+        for registered, before in zip((_by_label, _by_alias), saved, strict=True):
+            registered.clear()
+            registered.update(before)
+
+
+def _check_free(cls: SequenceClass, name: str) -> None:
+    other = find(name)
+    if other is None or _is_same_class(cls, other):
+        return
+    raise InvalidDefinition(
+        where=_path(cls),
+        problem=f"{name!r} is the label or an alias of {_path(other)} already",
+        mend="Rename one of the classes, or set another app_label in its Meta.",
+    )
+
+
+def _is_same_class(cls: SequenceClass, other: SequenceClass) -> bool:
+    # A reloaded module declares its classes again, and the new ones count.
+    return _path(cls) == _path(other)
+
+
+def _forget(label: str) -> None:
+    if old := _by_label.pop(label, None):
+        for alias in _definition(old).aliases:
+            _by_alias.pop(alias, None)
+
+
+def _definition(cls: SequenceClass) -> Definition:
+    if cls._definition is None:
+        raise InvalidDefinition(
+            where=_path(cls),
+            problem="it is abstract",
+            mend="Register a subclass that is not abstract.",
+        )
+    return cls._definition
+
+
+def _path(cls: SequenceClass) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
