@@ -1,5 +1,5 @@
-"""A project that uses the app. Its servers come from the environment: DATABASE_URL, and REDIS_URL or
-AMQP_URL."""
+"""A project that uses the app, with the servers that the environment names: DATABASE_URL, and
+REDIS_URL or AMQP_URL."""
 
 import os
 from pathlib import Path

@@ -15,7 +15,7 @@ DRAMATIQ_BROKER = {
 }
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
-# A name of its own for each process: what another run left behind, or one beside this, can't matter.
+# A name for each process: what another run left behind, or one beside this, can't matter.
 TEST_NAME = os.environ.get("TEST_DATABASE_NAME") or f"test_sequences_{uuid4().hex[:12]}"
 if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
     # A file, for threads and other processes see nothing of a database in memory.

@@ -5,34 +5,72 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
-    dependencies = [
-    ]
+    dependencies = []
 
     operations = [
         migrations.CreateModel(
-            name='Team',
+            name="Team",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('topic', models.CharField(choices=[('question', 'Question'), ('order', 'An order'), ('press', 'Press')], max_length=20, unique=True)),
-                ('name', models.CharField(max_length=100)),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                (
+                    "topic",
+                    models.CharField(
+                        choices=[
+                            ("question", "Question"),
+                            ("order", "An order"),
+                            ("press", "Press"),
+                        ],
+                        max_length=20,
+                        unique=True,
+                    ),
+                ),
+                ("name", models.CharField(max_length=100)),
             ],
         ),
         migrations.CreateModel(
-            name='Message',
+            name="Message",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('name', models.CharField(max_length=100, verbose_name='your name')),
-                ('email', models.EmailField(max_length=254, verbose_name='your e-mail address')),
-                ('topic', models.CharField(choices=[('question', 'Question'), ('order', 'An order'), ('press', 'Press')], default='question', max_length=20)),
-                ('body', models.TextField(max_length=5000, verbose_name='your message')),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('team', models.ForeignKey(editable=False, null=True, on_delete=django.db.models.deletion.PROTECT, to='contact.team')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("name", models.CharField(max_length=100, verbose_name="your name")),
+                ("email", models.EmailField(max_length=254, verbose_name="your e-mail address")),
+                (
+                    "topic",
+                    models.CharField(
+                        choices=[
+                            ("question", "Question"),
+                            ("order", "An order"),
+                            ("press", "Press"),
+                        ],
+                        default="question",
+                        max_length=20,
+                    ),
+                ),
+                ("body", models.TextField(max_length=5000, verbose_name="your message")),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                (
+                    "team",
+                    models.ForeignKey(
+                        editable=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        to="contact.team",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-created_at'],
+                "ordering": ["-created_at"],
             },
         ),
     ]

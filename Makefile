@@ -1,0 +1,37 @@
+# Needs python3 (3.11 or newer) and a package index. ARGS goes to what is run:
+#   make demo ARGS=--once      make test ARGS="--only sqlite -k plan"
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test lint ci clean
+help:
+	@echo "make demo   a contact form, its sequences and a real worker (ARGS=--once: ends by itself)"
+	@echo "make test   the whole suite on every database that is here"
+	@echo "make lint   formatting, lint and types"
+	@echo "make ci     everything that CI runs"
+	@echo "make clean  remove what these commands made"
+
+demo: $(VENV)/installed
+	@$(BIN)/python -m testproject.demo $(ARGS)
+
+test: $(VENV)/installed
+	@$(BIN)/python -m tests.run $(ARGS)
+
+lint: $(VENV)/installed
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+ci:
+	@bash .ci/run
+
+clean:
+	rm -rf .venv* .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+
+$(VENV)/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	@echo "Setting up $(VENV), once"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
