@@ -1,0 +1,209 @@
+"""`step`: what a person declares, as a value. Checked in `validation`, planned in `definition`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from types import MethodType
+from typing import Any, Generic, Protocol, Self, TypeVar, overload
+
+from dramatiq import Actor
+
+from .exceptions import SequenceError
+
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+Delay = int | timedelta | Callable[[Any], timedelta | datetime]
+
+STEP_OPTIONS = frozenset(
+    {"after", "aliases", "args", "atomic", "delay", "kwargs", "label", "when"}
+)  # every other option is Dramatiq's
+
+
+class Performer(Protocol[R_co]):
+    """A class of which ``step(cls)`` makes a step."""
+
+    def perform(self, sequence: Any, /) -> R_co: ...
+
+
+class Step(Generic[R]):
+    """One declared unit of a sequence, made by `step`.
+
+    On the class it is this object, which ``after=`` and the methods of a run take; on an instance
+    it is the bound method.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    after: tuple[Step[Any] | str, ...] | None
+    aliases: tuple[str, ...]
+    atomic: bool
+    delay: Delay | None
+    when: Callable[[Any], Any] | None
+    args: Callable[[Any], Iterable[Any]] | None
+    kwargs: Callable[[Any], Mapping[str, Any]] | None
+    options: dict[str, Any]
+
+    def __init__(self, function: Callable[..., Any], declared: Mapping[str, Any]) -> None:
+        self.name = ""
+        self.function = function
+        self.after = None if declared.get("after") is None else as_tuple(declared["after"])
+        self.aliases = as_tuple(declared.get("aliases", ()))
+        self.declared = {**declared, "after": self.after, "aliases": self.aliases}
+        self.atomic = declared.get("atomic", True)
+        self.delay = declared.get("delay")
+        self.when = declared.get("when")
+        self.args = declared.get("args")
+        self.kwargs = declared.get("kwargs")
+        self.options = {name: value for name, value in declared.items() if name not in STEP_OPTIONS}
+        self.__doc__ = getattr(function, "__doc__", None)
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = self.name or name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> Callable[[], R]: ...
+    def __get__(self, instance: object | None, owner: type) -> Self | Callable[[], R]:
+        if instance is None:
+            return self
+        if inspect.isfunction(self.function):
+            return MethodType(self.function, instance)
+        return partial(self.perform, instance)
+
+    def __repr__(self) -> str:
+        return f"<step {self.name or getattr(self.function, '__name__', self.function)}>"
+
+    @property
+    def label(self) -> str:
+        """What people read in the admin."""
+        return str(self.declared.get("label") or self.name.replace("_", " "))
+
+    def perform(self, sequence: Any) -> R:
+        """Call the user's code with the bound sequence, and return what it returns."""
+        function: Any = self.function
+        if isinstance(function, Actor):
+            args = self.args(sequence) if self.args else ()
+            kwargs = self.kwargs(sequence) if self.kwargs else {}
+            function = partial(function.fn, *args, **kwargs)
+        elif isinstance(function, type):
+            function = partial(function().perform, sequence)
+        else:
+            function = partial(function, sequence)
+        result: R = function()
+        return result
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> Step[R]:
+        """The same step, with these options where it declares none."""
+        declared = {**defaults, **_actor_options(self.function), **self.declared}
+        resolved: Step[R] = Step(self.function, declared)
+        resolved.name = self.name
+        return resolved
+
+
+@overload
+def step(
+    target: Actor[..., R],
+    /,
+    *,
+    args: Callable[[Any], Iterable[Any]] | None = None,
+    kwargs: Callable[[Any], Mapping[str, Any]] | None = None,
+    **options: Any,
+) -> Step[R]: ...
+@overload
+def step(target: type[Performer[R]], /, **options: Any) -> Step[R]: ...
+@overload
+def step(target: Callable[[Any], R], /, **options: Any) -> Step[R]: ...
+@overload
+def step(
+    *,
+    after: Step[Any] | str | Iterable[Step[Any] | str] | None = None,
+    delay: Delay | None = None,
+    when: Callable[[Any], Any] | None = None,
+    atomic: bool = True,
+    aliases: Iterable[str] = (),
+    label: str = "",
+    **options: Any,
+) -> Callable[[Callable[[Any], R]], Step[R]]: ...
+def step(target: Any = None, /, **declared: Any) -> Any:
+    """Declare a step: ``@step``, ``@step(max_retries=5)``, or ``name = step(callable)``.
+
+    A callable is called with the sequence; of a class, ``perform`` is; a Dramatiq actor's function
+    is called with what ``args`` and ``kwargs``, callables that take the sequence, return.
+
+    - ``after``: the steps that it waits for; without it, every open end declared above.
+    - ``delay``: a timedelta, milliseconds, or a callable that takes the sequence and returns a
+      timedelta or an aware datetime. Durable.
+    - ``when``: a callable that takes the sequence; the step is skipped if it returns false.
+    - ``atomic``: whether the step is wrapped in a transaction; if not, its effects happen at least
+      once instead of exactly once.
+    - ``aliases``: earlier names of the step, for the runs in flight.
+    - ``label``: what the admin shows; the name with spaces if there is none.
+
+    Every other option is Dramatiq's own. Errors are found when the class is created.
+    """
+    if target is None:
+        return lambda function: Step(function, declared)
+    return Step(target, declared)
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """What `repeat` returns."""
+
+    after: timedelta
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What `finish` returns."""
+
+
+def repeat(after: timedelta | int | None = None) -> Repeat:
+    """Return this from a step to commit what it did, and to have it run again.
+
+    ``after`` is a timedelta, or an int of milliseconds, from the commit on; none means at once.
+    """
+    wait = timedelta() if after is None else after
+    if problem := duration_problem(wait):
+        raise SequenceError(f"repeat(after={after!r}): {problem}.")
+    return Repeat(wait if isinstance(wait, timedelta) else timedelta(milliseconds=wait))
+
+
+def finish() -> Finish:
+    """Return this from a step to end the run now, as succeeded; what is unfinished is skipped."""
+    return Finish()
+
+
+def name_of(step: Step[Any] | str) -> str:
+    return step.name if isinstance(step, Step) else step
+
+
+def _actor_options(function: object) -> dict[str, Any]:
+    """What an existing actor declares, where that differs from Dramatiq's defaults."""
+    if not isinstance(function, Actor):
+        return {}
+    options = dict(function.options)
+    if function.queue_name != "default":
+        options["queue_name"] = function.queue_name
+    if function.priority:
+        options["priority"] = function.priority
+    return options
+
+
+def duration_problem(value: object) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, int | timedelta):
+        return "it must be a timedelta or an int of milliseconds"
+    length = value if isinstance(value, timedelta) else timedelta(milliseconds=value)
+    return "it cannot be negative" if length < timedelta() else None
+
+
+def as_tuple(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, str | Step) or not isinstance(value, Iterable):
+        return (value,)
+    return tuple(value)

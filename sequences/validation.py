@@ -1,0 +1,240 @@
+"""What can be wrong with a sequence's class, and how to mend it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+from django.utils.functional import Promise
+from dramatiq import Actor
+
+from .exceptions import InvalidDefinition
+from .steps import STEP_OPTIONS, Step, as_tuple, duration_problem
+
+Problem = tuple[str, str]  # what is wrong, and the mend
+
+META_STEP_OPTIONS = frozenset({"atomic", "delay", "when"})
+META_OWN = frozenset({"abstract", "aliases", "app_label", "verbose_name"})  # not inherited
+REFUSED_OPTIONS: dict[str, Problem] = {
+    "broker": ("all steps use the broker of the project", "Leave it out."),
+    "actor_name": ("it is made from the sequence's label and the step's name", "Leave it out."),
+    "actor_class": ("the actor of a step is this package's own", "Leave it out."),
+    "on_success": (
+        "Dramatiq loses it if the broker is down at that moment",
+        "Declare a step after this one.",
+    ),
+    "on_failure": (
+        "Dramatiq loses it if the broker is down at that moment",
+        "Handle the error in the step itself.",
+    ),
+}
+REFUSED_PIPE: Problem = ("the plan decides what comes next", "Declare the next step.")
+MAX_STEP_NAME, MAX_LABEL = 100, 200  # the columns' lengths
+QUEUE_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9._-]*")  # Dramatiq's own rule
+
+
+def check_body(cls: type) -> None:
+    if not isinstance(vars(cls).get("Meta", object), type):
+        raise invalid(cls, "its Meta is not a class", "Write class Meta: and options in it.")
+    for name, value in vars(cls).items():
+        if name in ("__init__", "__new__"):
+            problem = f"it defines {name}, and a sequence is created by its run, not by your code"
+            raise invalid(cls, problem, "Put what it needs into data.")
+        if _wraps_step(value):
+            problem = f"a step cannot be a {type(value).__name__}"
+            raise invalid(cls, problem, "Make it a plain method.", step=name)
+
+
+def check_names(cls: type, names: Iterable[str], reserved: frozenset[str]) -> None:
+    for name in names:
+        if name in reserved:
+            problem = "this name is reserved: every sequence has an attribute of that name"
+            raise invalid(cls, problem, "Rename it.", step=name)
+
+
+def _wraps_step(value: object) -> bool:
+    return any(isinstance(getattr(value, name, None), Step) for name in ("__func__", "fget"))
+
+
+def check_step_aliases(cls: type, steps: dict[str, Step[Any]]) -> None:
+    taken = set(steps)
+    for name, found in steps.items():
+        for alias in found.aliases:
+            if alias in taken:
+                problem = f"its alias {alias!r} is the name or an alias of another step"
+                raise invalid(cls, problem, "Remove the alias.", step=name)
+            taken.add(alias)
+
+
+def meta_problems(options: dict[str, Any]) -> Iterator[Problem]:
+    yield from _rule_problems(_META_RULES, options)
+    for name in sorted(STEP_OPTIONS - META_STEP_OPTIONS - META_OWN):
+        if name in options:
+            yield f"{name} is an option of one step, not of all", "Set it on the step."
+    yield from _option_problems(options)
+
+
+def step_problems(name: str, step: Step[Any]) -> Iterator[Problem]:
+    yield from _name_problems(name, step)
+    yield from _function_problems(step.function)
+    yield from _argument_problems(step)
+    yield from _after_problems(step.after or ())
+    yield from _rule_problems(_STEP_RULES, step.declared)
+    yield from _option_problems(step.options)
+
+
+def _name_problems(name: str, step: Step[Any]) -> Iterator[Problem]:
+    if step.name != name:
+        yield f"it is the step {step.name!r} already", "Declare a step of its own with step(…)."
+    if name.startswith("_"):
+        yield "the name of a step cannot start with an underscore", "Rename it."
+    if len(name) > MAX_STEP_NAME:
+        yield f"its name is longer than {MAX_STEP_NAME} characters", "Shorten it."
+
+
+def _function_problems(function: Any) -> Iterator[Problem]:
+    if isinstance(function, Step):
+        yield "it is a step of a step", "Use @step once."
+    elif isinstance(function, staticmethod | classmethod | property):
+        yield f"a step cannot be a {type(function).__name__}", "Make it a plain method."
+    elif not callable(function):
+        yield f"{function!r} cannot be called", "Give @step a method, a function, or a class."
+    elif inspect.isclass(function) and not callable(getattr(function, "perform", None)):
+        yield f"{function.__qualname__} has no method perform", "Add perform(self, sequence)."
+    else:
+        yield from _kind_problems(_code(function))
+
+
+def _code(function: Any) -> Any:
+    """What in the end is called: a function, where there is one."""
+    if isinstance(function, Actor):
+        return inspect.unwrap(function.fn)  # Dramatiq wraps a coroutine function
+    if inspect.isclass(function):
+        return function.perform  # type: ignore[attr-defined]
+    return (
+        function
+        if inspect.isroutine(function) or isinstance(function, partial)
+        else (type(function).__call__)
+    )
+
+
+def _kind_problems(code: Any) -> Iterator[Problem]:
+    if inspect.iscoroutinefunction(code):
+        yield "it is a coroutine function", "Define it without async."
+    if inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code):
+        yield "it is a generator function", "Return a value instead of yielding."
+
+
+def _argument_problems(step: Step[Any]) -> Iterator[Problem]:
+    if isinstance(step.function, Actor):
+        if not (step.args or step.kwargs) and not _accepts(step.function.fn):
+            yield "its actor takes arguments", "Give them with args= or kwargs=, callables."
+    elif step.args is not None or step.kwargs is not None:
+        yield "args and kwargs are for a Dramatiq actor", "Read what you need from self.data."
+    elif not inspect.isclass(step.function) and not _accepts(step.function, None):
+        yield "it cannot be called with the sequence only", "Take self, and read self.data."
+
+
+def _accepts(function: Any, *args: object) -> bool:
+    try:
+        inspect.signature(function).bind(*args)
+    except TypeError:
+        return False
+    except ValueError:  # a builtin that does not tell
+        return True
+    return True
+
+
+def _after_problems(after: Iterable[object]) -> Iterator[Problem]:
+    for other in after:
+        if isinstance(other, Step) and not other.name:
+            yield f"after has {other!r}, which no class declares", "Declare it above this step."
+        elif not isinstance(other, Step | str):
+            yield f"after has {other!r}, which is no step", "Give steps, or their names."
+
+
+def _option_problems(options: Mapping[str, Any]) -> Iterator[Problem]:
+    for name in options:
+        if reason := REFUSED_OPTIONS.get(name) or (name.startswith("pipe_") and REFUSED_PIPE):
+            yield f"the option {name} is refused: {reason[0]}", reason[1]
+
+
+def _is_delay(value: object) -> bool:
+    return value is None or _is_function(value) or not duration_problem(value)
+
+
+def _is_function(value: object) -> bool:
+    return callable(value) and not any(_kind_problems(_code(value)))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str | Promise)
+
+
+def _are_names(value: object) -> bool:
+    return all(isinstance(name, str) and name for name in as_tuple(value))
+
+
+def _are_labels(value: object) -> bool:
+    return _are_names(value) and all(name.count(".") == 1 for name in as_tuple(value))
+
+
+def _is_retention(value: object) -> bool:
+    return value is None or (isinstance(value, timedelta) and value >= timedelta())
+
+
+def _is_data(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+
+
+Rules = dict[str, tuple[Callable[[Any], bool], str]]
+_STEP_RULES: Rules = {
+    "atomic": (lambda value: isinstance(value, bool), "True or False"),
+    "delay": (_is_delay, "a timedelta, an int of milliseconds, or a function of the sequence"),
+    "when": (lambda value: value is None or _is_function(value), "a function of the sequence"),
+    "args": (lambda value: value is None or _is_function(value), "a function of the sequence"),
+    "kwargs": (lambda value: value is None or _is_function(value), "a function of the sequence"),
+    "aliases": (_are_names, "a list of names"),
+    "label": (_is_text, "a text"),
+    "queue_name": (
+        lambda value: isinstance(value, str) and bool(QUEUE_NAME.fullmatch(value)),
+        "a name of letters, digits, underscores, hyphens and dots",
+    ),
+    "priority": (lambda value: type(value) is int, "an int"),
+}
+_META_RULES: Rules = {
+    name: rule for name, rule in _STEP_RULES.items() if name not in STEP_OPTIONS - META_STEP_OPTIONS
+} | {
+    "abstract": (lambda value: isinstance(value, bool), "True or False"),
+    "app_label": (lambda value: isinstance(value, str) and value.isidentifier(), "an app's label"),
+    "aliases": (_are_labels, 'a list of labels, such as "shop.ContactForm"'),
+    "verbose_name": (_is_text, "a text"),
+    "handoff": (lambda value: value in ("broker", "direct"), '"broker" or "direct"'),
+    "retention": (_is_retention, "a timedelta, or None to keep runs"),
+    "redact": (_are_names, "a list of names"),
+    "defaults": (_is_data, "a dict with strings as keys"),
+}
+
+
+def _rule_problems(rules: Rules, options: Mapping[str, Any]) -> Iterator[Problem]:
+    for name, (is_right, expected) in rules.items():
+        if name in options and not is_right(options[name]):
+            yield f"{name} is {options[name]!r}", f"It must be {expected}."
+
+
+def raise_first(where: str, problems: Iterator[Problem]) -> None:
+    for problem, mend in problems:
+        raise InvalidDefinition(where=where, problem=problem, mend=mend)
+
+
+def invalid(cls: type, problem: str, mend: str, *, step: str = "") -> InvalidDefinition:
+    where = f"{path_of(cls)}.{step}" if step else path_of(cls)
+    return InvalidDefinition(where=where, problem=problem, mend=mend)
+
+
+def path_of(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
