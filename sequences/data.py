@@ -191,7 +191,7 @@ def _flaw(text: str) -> str:
     return ""
 
 
-def _in_number(number: float, path: str) -> Trouble | None:
+def _in_number(number: int | float, path: str) -> Trouble | None:
     if isinstance(number, float):
         fine = math.isfinite(number)
         return None if fine else Trouble(path, f"is {number}", "Use None, or text.")

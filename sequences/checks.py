@@ -1,0 +1,377 @@
+"""System checks. Each id stands, with its reason, in docs/operations.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from django.apps import AppConfig, apps
+from django.conf import settings as django_settings
+from django.core import checks
+from django.core.checks import CheckMessage, Error, Info, Tags, Warning  # noqa: A004
+from django.core.exceptions import ImproperlyConfigured
+from django.db import Error as DatabaseError
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import Count, Q
+from dramatiq import Broker
+from dramatiq import broker as dramatiq_broker
+from dramatiq.middleware import Middleware, Retries
+
+from . import conf
+from .exceptions import SequenceError
+
+if TYPE_CHECKING:
+    from .definition import Definition
+    from .models import StoredPlan
+
+__all__ = ["TAG", "register"]
+
+TAG = "sequences"
+VENDORS = ("postgresql", "mysql", "sqlite")
+
+Messages = Iterator[CheckMessage]
+
+
+def register() -> None:
+    """Add the checks to Django's; called once, when the app is ready."""
+    for check in (check_project, check_settings, check_broker, check_database, check_sequences):
+        checks.register(check, TAG)
+    checks.register(check_server, Tags.database)
+    checks.register(check_unfinished_runs, TAG, deploy=True)
+
+
+def check_project(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """The project around the app."""
+    return [*_time_zones(), *_namesakes()]
+
+
+def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """The keys and values of SEQUENCES."""
+    return [Error(message, hint=hint, id="sequences.E002") for _, message, hint in conf.problems()]
+
+
+def check_broker(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """Dramatiq's broker and its middleware."""
+    broker = dramatiq_broker.global_broker  # get_broker() would make one up
+    if broker is None or not apps.is_installed("django_dramatiq"):
+        return [
+            Error(
+                "No Dramatiq broker is configured by django_dramatiq.",
+                hint="Add 'django_dramatiq' to INSTALLED_APPS, above 'sequences'.",
+                id="sequences.E003",
+            )
+        ]
+    return [*_middleware(broker.middleware), *_confirmation(broker)]
+
+
+def check_database(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """The settings of the database that holds the runs; it is not connected to."""
+    connection = _connection()
+    if connection is None:
+        return []
+    return [*_vendor(connection), *_isolation(connection), *_reconnects(connection)]
+
+
+def check_server(
+    app_configs: Any, databases: Iterable[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """The server of that database: only with ``check --database``, and before ``migrate``."""
+    connection = _connection()
+    if connection is None or connection.alias not in (databases or ()):
+        return []
+    return [*_version(connection), *_actual_isolation(connection)]
+
+
+def check_sequences(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """What only the broker knows of the declared sequences: the options of actors."""
+    from . import binding
+
+    return [Error(message, hint=hint, id="sequences.E009") for message, hint in binding.problems()]
+
+
+def check_unfinished_runs(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """With ``check --deploy``: the unfinished runs that this code cannot finish."""
+    connection = _connection()
+    if connection is None:
+        return []
+    try:
+        return list(_unfinished_runs(connection))
+    except (DatabaseError, ImproperlyConfigured) as error:
+        return [
+            Info(
+                f"Could not look for unfinished runs that this code cannot finish: {error}",
+                hint="Run this check where the database can be reached.",
+                id="sequences.I001",
+            )
+        ]
+
+
+# The project
+
+
+def _time_zones() -> Messages:
+    if not django_settings.USE_TZ:
+        yield Error(
+            "USE_TZ is False, and the times of runs and steps are aware.",
+            hint="Set USE_TZ = True.",
+            id="sequences.E001",
+        )
+
+
+def _namesakes() -> Messages:
+    try:
+        metadata.distribution("django-sequences")
+    except metadata.PackageNotFoundError:
+        pass
+    else:
+        yield Error(
+            "The distribution 'django-sequences' is installed, whose package is named 'sequences' "
+            "too: the one that was installed last has overwritten files of the other.",
+            hint="Uninstall both, then install the one that you need.",
+            id="sequences.E010",
+        )
+    for config in apps.get_app_configs():
+        if config.label == "sequences":
+            yield _other_app(config)
+
+
+def _other_app(config: AppConfig) -> CheckMessage:
+    return Warning(
+        f"The app {config.name!r} has the label 'sequences', and is not this one, "
+        "whose label is 'job_sequences'.",
+        hint="Give that app another label, so that nobody takes its tables for these.",
+        id="sequences.W005",
+    )
+
+
+# The broker
+
+
+def _middleware(middleware: list[Middleware]) -> Messages:
+    from .middleware import SequencesMiddleware
+
+    ours = _place(middleware, SequencesMiddleware)
+    retries = _place(middleware, Retries)
+    if retries is None:
+        yield Error(
+            "The broker has no Retries middleware: a failed step would never be tried again.",
+            hint="Add 'dramatiq.middleware.Retries' to DRAMATIQ_BROKER['MIDDLEWARE'].",
+            id="sequences.E004",
+        )
+    if ours is None:
+        yield Error(
+            "The broker has no SequencesMiddleware: retries would not be recorded.",
+            hint="It is added when Django starts, to the broker of that moment: let nothing "
+            "replace the broker or its middleware afterwards.",
+            id="sequences.E005",
+        )
+    elif retries is not None and ours > retries:
+        yield Error(
+            "SequencesMiddleware stands after Retries, and so would look for the decision to "
+            "retry before it is made.",
+            hint="Leave it out of DRAMATIQ_BROKER['MIDDLEWARE'], and it is put where it belongs.",
+            id="sequences.E005",
+        )
+
+
+def _place(middleware: list[Middleware], kind: type[Middleware]) -> int | None:
+    places = (place for place, each in enumerate(middleware) if isinstance(each, kind))
+    return next(places, None)
+
+
+def _confirmation(broker: Broker) -> Messages:
+    # Only RabbitmqBroker has the attribute; its module cannot be imported without pika.
+    if getattr(broker, "confirm_delivery", True) is False:
+        yield Warning(
+            "The RabbitMQ broker does not confirm deliveries: a message that the server never "
+            "took looks sent, and its step waits for the sweep.",
+            hint="Set 'confirm_delivery': True in DRAMATIQ_BROKER['OPTIONS'].",
+            id="sequences.W002",
+        )
+
+
+# The database
+
+
+def _connection() -> BaseDatabaseWrapper | None:
+    try:
+        return connections[conf.using()]
+    except ImproperlyConfigured:
+        return None  # check_settings says so
+
+
+def _vendor(connection: BaseDatabaseWrapper) -> Messages:
+    if connection.vendor not in VENDORS:
+        yield Error(
+            f"The database {connection.alias!r} is of the kind {connection.vendor!r}, "
+            "on which sequences cannot run.",
+            hint="Use PostgreSQL, MariaDB, MySQL, or SQLite for development; "
+            "SEQUENCES['DATABASE'] names the alias.",
+            id="sequences.E006",
+        )
+    elif connection.vendor == "sqlite" and not _locks_at_begin(connection):
+        yield Warning(
+            f"The SQLite database {connection.alias!r} takes its write lock late, so that "
+            "transactions that meet fail at once instead of waiting.",
+            hint=f"Set DATABASES[{connection.alias!r}]['OPTIONS']['transaction_mode'] = "
+            "'IMMEDIATE'.",
+            id="sequences.W003",
+        )
+
+
+def _locks_at_begin(connection: BaseDatabaseWrapper) -> bool:
+    mode = _options(connection).get("transaction_mode") or ""
+    return mode.upper() in {"IMMEDIATE", "EXCLUSIVE"}
+
+
+def _isolation(connection: BaseDatabaseWrapper) -> Messages:
+    configured = {"postgresql": _postgresql_isolation, "mysql": _mysql_isolation}
+    level = configured.get(connection.vendor, _no_isolation)(_options(connection))
+    if level != "read committed":
+        yield _wrong_isolation(connection, level)
+
+
+def _no_isolation(options: dict[str, Any]) -> str:
+    return "read committed"
+
+
+def _postgresql_isolation(options: dict[str, Any]) -> str:
+    from django.db.backends.postgresql.psycopg_any import IsolationLevel
+
+    level = options.get("isolation_level")
+    if level is None:
+        return "read committed"  # check_server asks the server, whose default may be another
+    names = {each.value: each.name for each in IsolationLevel}
+    return names.get(level, repr(level)).lower().replace("_", " ")
+
+
+def _mysql_isolation(options: dict[str, Any]) -> str:
+    level = options.get("isolation_level", "read committed")  # Django's default
+    return level.lower() if level else "the server's default"
+
+
+def _wrong_isolation(connection: BaseDatabaseWrapper, level: str) -> CheckMessage:
+    return Error(
+        f"The isolation level of the database {connection.alias!r} is {level}, "
+        "and sequences need read committed.",
+        hint="Remove 'isolation_level' from its OPTIONS, or set it to read committed.",
+        id="sequences.E007",
+    )
+
+
+def _reconnects(connection: BaseDatabaseWrapper) -> Messages:
+    if connection.vendor == "sqlite" or _options(connection).get("pool"):
+        return
+    if connection.settings_dict.get("CONN_MAX_AGE") == 0 and _closes_connections():
+        yield Warning(
+            f"CONN_MAX_AGE of the database {connection.alias!r} is 0, so that "
+            "DbConnectionsMiddleware makes every step connect anew.",
+            hint=f"Set DATABASES[{connection.alias!r}]['CONN_MAX_AGE'] to 60 or more, or on "
+            "PostgreSQL ['OPTIONS']['pool'] = True.",
+            id="sequences.W001",
+        )
+
+
+def _closes_connections() -> bool:
+    from django_dramatiq.middleware import DbConnectionsMiddleware
+
+    broker = dramatiq_broker.global_broker
+    return broker is not None and _place(broker.middleware, DbConnectionsMiddleware) is not None
+
+
+def _options(connection: BaseDatabaseWrapper) -> dict[str, Any]:
+    return connection.settings_dict.get("OPTIONS") or {}
+
+
+def _version(connection: BaseDatabaseWrapper) -> Messages:
+    if connection.vendor == "mysql" and not connection.features.has_select_for_update_skip_locked:
+        yield Error(
+            f"The server of the database {connection.alias!r} has no SKIP LOCKED.",
+            hint="Use MySQL 8.0, MariaDB 10.6, or newer.",
+            id="sequences.E008",
+        )
+
+
+def _actual_isolation(connection: BaseDatabaseWrapper) -> Messages:
+    if connection.vendor != "postgresql":
+        return  # Django sets it for every connection
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW transaction_isolation")
+        (level,) = cursor.fetchone()
+    if level != "read committed":
+        yield _wrong_isolation(connection, level)
+
+
+# Unfinished runs
+
+
+def _unfinished_runs(connection: BaseDatabaseWrapper) -> Messages:
+    from .models import SequenceRun, StoredPlan
+
+    tables = {StoredPlan._meta.db_table, SequenceRun._meta.db_table}
+    if not tables <= set(connection.introspection.table_names()):
+        return
+    unfinished = SequenceRun.objects.using(connection.alias).unfinished()
+    plans = StoredPlan.objects.using(connection.alias).filter(pk__in=unfinished.values("plan"))
+    for stored in plans.order_by("sequence", "pk"):
+        try:
+            yield from _unfinished_runs_of(stored)
+        except SequenceError as error:  # written by a newer release
+            yield _unfinishable(str(error), "Install the release that wrote it, or a newer one.")
+
+
+def _unfinished_runs_of(stored: StoredPlan) -> Messages:
+    definition = _definition(stored.sequence)
+    known = definition.step if definition else _unknown
+    missing = [name for name in stored.plan.names if known(name) is None]
+    count = _count_without(stored, missing) if missing else 0
+    if count:
+        lacks = "steps" if definition else "such sequence, with the steps"
+        yield _unfinishable(
+            f"This code cannot finish {count} of the unfinished runs of {stored.sequence!r}: "
+            f"it has no {lacks} {', '.join(map(repr, missing))}.",
+            _mend(stored.sequence, definition),
+        )
+
+
+def _unfinishable(message: str, hint: str) -> CheckMessage:
+    return Warning(message, hint=hint, id="sequences.W004")
+
+
+def _definition(sequence: str) -> Definition | None:
+    from . import registry
+
+    cls = registry.find(sequence)
+    return cls._definition if cls else None
+
+
+def _unknown(step: str) -> None:
+    """For a sequence that has no class."""
+
+
+def _count_without(stored: StoredPlan, missing: list[str]) -> int:
+    """How many unfinished runs of this plan have one of these steps still before them."""
+    from .models import PLAIN, SequenceRun, StepStatus
+
+    done = Q(
+        steps__step__in=missing,
+        steps__item=PLAIN,
+        steps__status__in=[StepStatus.SUCCEEDED, StepStatus.SKIPPED],
+    )
+    runs = SequenceRun.objects.using(stored._state.db).unfinished().filter(plan=stored)
+    counted = runs.values("pk").annotate(done=Count("steps", filter=done))
+    return int(counted.filter(done__lt=len(missing)).count())
+
+
+def _mend(sequence: str, definition: Definition | None) -> str:
+    if definition is None:
+        return (
+            f"Name it in its successor, class Meta: aliases = [{sequence!r}], or keep the class "
+            "until its runs are finished."
+        )
+    return (
+        "Name them in their successors, @step(aliases=[...]), keep them until those runs are "
+        "finished, or skip them: run.skip(step)."
+    )

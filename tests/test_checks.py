@@ -1,0 +1,342 @@
+import re
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+from uuid import uuid4
+
+import pytest
+from django.apps import apps
+from django.core import checks as django_checks
+from django.core.checks import Tags
+from django.core.exceptions import ImproperlyConfigured
+from django.db import OperationalError, connection
+from django.utils import timezone
+from django_dramatiq.middleware import DbConnectionsMiddleware
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import AgeLimit, Retries
+
+from sequences import Sequence, binding, checks, conf, registry, step
+from sequences.middleware import SequencesMiddleware
+from sequences.models import RunStatus, SequenceRun, StepRun, StepStatus, StoredPlan
+from sequences.plan import Node, Plan
+
+SERIALIZABLE = 4  # as psycopg counts
+
+
+def ids(messages):
+    return [message.id.removeprefix("sequences.") for message in messages]
+
+
+def only(messages):
+    (message,) = messages
+    assert message.hint
+    return message
+
+
+def database(vendor="postgresql", *, age=60, skip_locked=True, **options):
+    return SimpleNamespace(
+        alias="default",
+        vendor=vendor,
+        settings_dict={"CONN_MAX_AGE": age, "OPTIONS": options},
+        features=SimpleNamespace(has_select_for_update_skip_locked=skip_locked),
+    )
+
+
+@pytest.fixture
+def use_database(monkeypatch):
+    def use(*args, **kwargs):
+        monkeypatch.setattr(checks, "_connection", lambda: database(*args, **kwargs))
+
+    return use
+
+
+@pytest.fixture
+def use_broker(monkeypatch):
+    def use(*middleware):
+        broker = StubBroker(middleware=list(middleware))
+        monkeypatch.setattr(checks.dramatiq_broker, "global_broker", broker)
+        return broker
+
+    return use
+
+
+class TestRegistration:
+    def test_a_project_that_is_in_order_has_no_errors(self):
+        found = django_checks.run_checks(tags=[checks.TAG])
+        assert [message for message in found if message.level >= django_checks.ERROR] == []
+
+    @pytest.mark.django_db
+    def test_the_server_is_asked_with_the_checks_of_databases_only(self):
+        names = {check.__name__ for check in django_checks.registry.registry.get_checks()}
+        assert names >= {"check_project", "check_broker", "check_database", "check_server"}
+        assert checks.check_server.tags == (Tags.database,)
+        assert checks.check_server(None, databases=["default"]) == []
+
+    def test_unfinished_runs_are_looked_for_when_deploying_only(self):
+        daily = django_checks.registry.registry.get_checks()
+        deploying = django_checks.registry.registry.get_checks(include_deployment_checks=True)
+        assert checks.check_unfinished_runs not in daily
+        assert checks.check_unfinished_runs in deploying
+
+    def test_every_id_is_documented(self):
+        source = Path(checks.__file__).read_text()
+        docs = Path(__file__).parent.parent / "docs" / "operations.md"
+        used = set(re.findall(r"sequences\.[EWI]\d{3}", source))
+        rows = re.findall(r"^\| `(sequences\.[EWI]\d{3})` \|", docs.read_text(), re.MULTILINE)
+        assert sorted(rows) == sorted(used)
+
+
+class TestProject:
+    def test_naive_times_are_an_error(self, settings):
+        settings.USE_TZ = False
+        assert ids(checks.check_project(None)) == ["E001"]
+
+    def test_a_distribution_with_the_same_package_is_an_error(self, monkeypatch):
+        monkeypatch.setattr(metadata, "distribution", lambda name: name)
+        error = only(checks.check_project(None))
+        assert error.id == "sequences.E010"
+        assert "django-sequences" in error.msg
+
+    def test_an_app_with_the_label_of_that_package_is_warned_of(self, monkeypatch):
+        other = SimpleNamespace(label="sequences", name="shop.sequences")
+        monkeypatch.setattr(apps, "get_app_configs", lambda: [other])
+        warning = only(checks.check_project(None))
+        assert warning.id == "sequences.W005"
+        assert "shop.sequences" in warning.msg
+
+
+class TestSettings:
+    def test_each_problem_is_an_error_with_its_hint(self, settings):
+        settings.SEQUENCES = {"GRASE": 1, "LEASE": 0}
+        found = checks.check_settings(None)
+        assert ids(found) == ["E002", "E002"]
+        assert "Did you mean 'GRACE'?" in [error.hint for error in found]
+
+
+class TestBroker:
+    def test_ours_before_retries_is_in_order(self, use_broker):
+        use_broker(AgeLimit(), SequencesMiddleware(), Retries())
+        assert checks.check_broker(None) == []
+
+    def test_no_broker_is_an_error(self, monkeypatch):
+        monkeypatch.setattr(checks.dramatiq_broker, "global_broker", None)
+        assert only(checks.check_broker(None)).id == "sequences.E003"
+        assert checks.dramatiq_broker.global_broker is None
+
+    def test_a_broker_that_django_dramatiq_did_not_configure_is_an_error(self, monkeypatch):
+        monkeypatch.setattr(apps, "is_installed", lambda name: name != "django_dramatiq")
+        assert only(checks.check_broker(None)).id == "sequences.E003"
+
+    def test_no_retries_is_an_error(self, use_broker):
+        use_broker(SequencesMiddleware())
+        assert only(checks.check_broker(None)).id == "sequences.E004"
+
+    def test_without_our_middleware_it_is_an_error(self, use_broker):
+        use_broker(Retries())
+        assert only(checks.check_broker(None)).id == "sequences.E005"
+
+    def test_our_middleware_after_retries_is_an_error(self, use_broker):
+        use_broker(Retries(), SequencesMiddleware())
+        error = only(checks.check_broker(None))
+        assert error.id == "sequences.E005"
+        assert "after Retries" in error.msg
+
+    @pytest.mark.parametrize(("confirms", "found"), [(False, ["W002"]), (True, [])])
+    def test_a_broker_that_does_not_confirm_is_warned_of(self, use_broker, confirms, found):
+        use_broker(SequencesMiddleware(), Retries()).confirm_delivery = confirms
+        assert ids(checks.check_broker(None)) == found
+
+
+class TestDatabase:
+    @pytest.mark.parametrize(
+        ("options", "found"),
+        [
+            ({"vendor": "postgresql"}, []),
+            ({"vendor": "postgresql", "isolation_level": 2}, []),
+            ({"vendor": "postgresql", "isolation_level": SERIALIZABLE}, ["E007"]),
+            ({"vendor": "postgresql", "isolation_level": 99}, ["E007"]),
+            ({"vendor": "mysql"}, []),
+            ({"vendor": "mysql", "isolation_level": "READ COMMITTED"}, []),
+            ({"vendor": "mysql", "isolation_level": "repeatable read"}, ["E007"]),
+            ({"vendor": "mysql", "isolation_level": None}, ["E007"]),
+            ({"vendor": "sqlite", "transaction_mode": "immediate"}, []),
+            ({"vendor": "sqlite", "transaction_mode": "EXCLUSIVE"}, []),
+            ({"vendor": "sqlite", "transaction_mode": None}, ["W003"]),
+            ({"vendor": "sqlite"}, ["W003"]),
+            ({"vendor": "oracle"}, ["E006"]),
+        ],
+        ids=str,
+    )
+    def test_vendor_and_isolation(self, use_database, options, found):
+        use_database(**options)
+        messages = checks.check_database(None)
+        assert ids(messages) == found
+        assert all(message.hint for message in messages)
+
+    @pytest.mark.parametrize(
+        ("options", "found"),
+        [
+            ({"age": 0}, ["W001"]),
+            ({"age": 0, "pool": True}, []),
+            ({"age": 0, "pool": {"max_size": 4}}, []),
+            ({"age": 0, "vendor": "mysql"}, ["W001"]),
+            ({"age": 0, "vendor": "sqlite", "transaction_mode": "IMMEDIATE"}, []),
+            ({"age": 60}, []),
+            ({"age": None}, []),
+        ],
+        ids=str,
+    )
+    def test_a_connection_for_every_step_is_warned_of(
+        self, use_broker, use_database, options, found
+    ):
+        use_broker(DbConnectionsMiddleware())
+        use_database(**options)
+        assert ids(checks.check_database(None)) == found
+
+    def test_connections_that_nobody_closes_are_fine(self, use_broker, use_database):
+        use_broker()
+        use_database(age=0)
+        assert checks.check_database(None) == []
+
+    def test_an_unknown_alias_is_left_to_the_check_of_settings(self, settings):
+        settings.SEQUENCES = {"DATABASE": "nowhere"}
+        assert checks.check_database(None) == []
+        assert checks.check_server(None, databases=["default"]) == []
+        assert checks.check_unfinished_runs(None) == []
+        assert ids(checks.check_settings(None)) == ["E002"]
+
+
+class TestServer:
+    def test_is_not_asked_unless_its_database_is_checked(self, use_database):
+        use_database("mysql", skip_locked=False)
+        assert checks.check_server(None, databases=None) == []
+        assert checks.check_server(None, databases=["other"]) == []
+
+    @pytest.mark.parametrize(("skip_locked", "found"), [(False, ["E008"]), (True, [])])
+    def test_a_server_without_skip_locked_is_an_error(self, use_database, skip_locked, found):
+        use_database("mysql", skip_locked=skip_locked)
+        assert ids(checks.check_server(None, databases=["default"])) == found
+
+    @pytest.mark.only_on("postgresql")
+    @pytest.mark.django_db(transaction=True)
+    def test_the_servers_own_isolation_level_counts(self):
+        with connection.cursor() as cursor:
+            cursor.execute("SET SESSION default_transaction_isolation = 'repeatable read'")
+        try:
+            assert ids(checks.check_server(None, databases=["default"])) == ["E007"]
+        finally:
+            connection.close()
+
+
+class TestSequences:
+    def test_what_the_broker_says_of_a_sequence_is_an_error(self, monkeypatch):
+        monkeypatch.setattr(binding, "problems", lambda: [("shop.Form.pay: no", "Do that.")])
+        error = only(checks.check_sequences(None))
+        assert (error.id, error.msg, error.hint) == (
+            "sequences.E009",
+            "shop.Form.pay: no",
+            "Do that.",
+        )
+
+
+@pytest.fixture
+def form():
+    with registry.isolated():
+
+        class Form(Sequence):
+            @step
+            def first(self): ...
+
+            @step(aliases=["old"])
+            def second(self): ...
+
+            class Meta:
+                app_label = "tests"
+                aliases = ["tests.OldForm"]
+
+        yield Form
+
+
+def start(sequence, *names, status=RunStatus.RUNNING, done=()):
+    now = timezone.now()
+    plan = Plan.build(sequence, [Node(name, (), f"{sequence}.{name}", "default") for name in names])
+    stored, _ = StoredPlan.objects.get_or_create(
+        sequence=sequence,
+        fingerprint=plan.fingerprint,
+        defaults={"graph": plan.to_json(), "created_at": now},
+    )
+    run = SequenceRun.objects.create(
+        id=uuid4(),
+        plan=stored,
+        sequence=sequence,
+        status=status,
+        created_at=now,
+        updated_at=now,
+    )
+    for name in done:
+        StepRun.objects.create(
+            run=run, step=name, status=StepStatus.SUCCEEDED, ready_at=now, queued_at=now
+        )
+    return run
+
+
+@pytest.mark.django_db
+class TestUnfinishedRuns:
+    def test_that_this_code_can_finish_are_in_order(self, form):
+        start("tests.Form", "first", "second")
+        start("tests.Form", "first", "old")
+        start("tests.OldForm", "first")
+        assert checks.check_unfinished_runs(None) == []
+
+    def test_with_steps_that_are_gone_are_counted(self, form):
+        start("tests.Form", "first", "gone", "lost")
+        start("tests.Form", "first", "gone", "lost", status=RunStatus.PAUSED, done=["gone"])
+        warning = only(checks.check_unfinished_runs(None))
+        assert warning.id == "sequences.W004"
+        assert "2 of the unfinished runs of 'tests.Form'" in warning.msg
+        assert "'gone', 'lost'" in warning.msg
+        assert "'first'" not in warning.msg
+        assert "aliases" in warning.hint
+
+    def test_with_a_sequence_that_is_gone_are_counted(self, form):
+        start("tests.Gone", "first", status=RunStatus.UNDOING)
+        warning = only(checks.check_unfinished_runs(None))
+        assert "1 of the unfinished runs of 'tests.Gone'" in warning.msg
+        assert "aliases = ['tests.Gone']" in warning.hint
+
+    def test_that_have_the_gone_step_behind_them_are_not_counted(self, form):
+        start("tests.Form", "gone", "second", done=["gone"])
+        assert checks.check_unfinished_runs(None) == []
+
+    def test_finished_runs_are_not_counted(self, form):
+        start("tests.Gone", "first", status=RunStatus.SUCCEEDED)
+        start("tests.Form", "gone", status=RunStatus.FAILED)
+        assert checks.check_unfinished_runs(None) == []
+
+    def test_of_a_newer_release_are_named(self, form):
+        run = start("tests.Form", "first")
+        StoredPlan.objects.filter(pk=run.plan_id).update(graph={"format": 999, "steps": []})
+        assert only(checks.check_unfinished_runs(None)).id == "sequences.W004"
+
+    def test_that_do_not_exist_cost_two_queries_and_no_more(self, django_assert_max_num_queries):
+        with django_assert_max_num_queries(2):
+            assert checks.check_unfinished_runs(None) == []
+
+    def test_before_the_first_migration_there_are_none(self, monkeypatch):
+        monkeypatch.setattr(connection.introspection, "table_names", list)
+        assert checks.check_unfinished_runs(None) == []
+
+    @pytest.mark.parametrize("error", [OperationalError("down"), ImproperlyConfigured("none")])
+    def test_a_database_that_cannot_be_reached_is_told(self, monkeypatch, error):
+        def fail():
+            raise error
+
+        monkeypatch.setattr(connection.introspection, "table_names", fail)
+        message = only(checks.check_unfinished_runs(None))
+        assert message.id == "sequences.I001"
+        assert str(error) in message.msg
+
+
+def test_the_checks_look_at_the_database_of_the_runs(settings):
+    settings.SEQUENCES = {"DATABASE": "default"}
+    assert checks._connection().alias == conf.using() == "default"
