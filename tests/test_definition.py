@@ -1,0 +1,720 @@
+import asyncio
+import copy
+import pickle
+from datetime import timedelta
+from functools import partial
+from types import SimpleNamespace
+
+import dramatiq
+import pytest
+from django.utils.translation import gettext_lazy
+from dramatiq.brokers.stub import StubBroker
+
+from sequences import Sequence, definition, finish, registry, repeat, step
+from sequences.definition import Finish, Repeat
+from sequences.exceptions import InvalidDefinition, SequenceError
+from sequences.validation import REFUSED_OPTIONS
+
+HERE = f"{__name__}.Order"
+
+
+@pytest.fixture(autouse=True)
+def _isolated():
+    with registry.isolated():
+        yield
+
+
+class Starter:
+    """Stands for the engine, and notes what it was asked for."""
+
+    def __init__(self):
+        self.calls = []
+
+    def start(self, cls, data, **options):
+        self.calls.append((cls, data, options))
+        return cls._bind(run=SimpleNamespace(pk=1), data=dict(data or {}), created=True)
+
+    def start_many(self, cls, iterable):
+        return [self.start(cls, data) for data in iterable]
+
+    def runs(self, cls):
+        return f"the runs of {cls._definition.label}"
+
+
+class Context:
+    idempotency_key = "key-1"
+
+    def __init__(self):
+        self.seen = []
+
+    def result(self, name, default):
+        return f"result of {name}", default
+
+    def results(self, name):
+        return iter([f"results of {name}"])
+
+    def progress(self, done, total, text):
+        self.seen.append((done, total, text))
+
+
+@pytest.fixture
+def starter(monkeypatch):
+    starter = Starter()
+    monkeypatch.setattr(definition, "_starter", None)
+    definition.install(starter)
+    return starter
+
+
+def declare(*bases, meta=None, **body):
+    """A class Order of this module, with this body."""
+    if meta is not None:
+        body["Meta"] = type("Meta", (), meta)
+    body |= {"__module__": __name__, "__qualname__": "Order"}
+    return type(Sequence)("Order", bases or (Sequence,), body)
+
+
+def refused(*bases, **body):
+    with pytest.raises(InvalidDefinition) as caught:
+        declare(*bases, **body)
+    return str(caught.value)
+
+
+def edges(cls):
+    return {node.name: node.after for node in cls._definition.plan.nodes}
+
+
+def work(sequence):
+    return "worked"
+
+
+def bound(cls, **options):
+    return cls._bind(run=SimpleNamespace(pk=1), data={"n": 1}, **options)
+
+
+# What a class declares.
+
+
+def test_steps_run_in_the_order_in_which_they_are_declared():
+    class Order(Sequence):
+        @step
+        def reserve(self): ...
+
+        @step(max_retries=5)
+        def pay(self): ...
+
+        ship = step(work)
+
+    assert edges(Order) == {"reserve": (), "pay": ("reserve",), "ship": ("pay",)}
+    assert Order._definition.plan.is_chain
+
+
+def test_a_definition_says_what_the_class_is():
+    found = declare(pay=step(work))._definition
+    assert (found.label, found.app_label, found.verbose_name) == ("tests.Order", "tests", "order")
+    assert (found.handoff, found.retention, found.redact) == ("broker", None, ())
+    assert (found.defaults, found.aliases) == ({}, ())
+
+
+def test_an_actor_is_named_for_the_sequence_and_the_step():
+    plan = declare(pay=step(work), ship=step(work, queue_name="slow"))._definition.plan
+    assert [(node.actor, node.queue) for node in plan.nodes] == [
+        ("tests.Order.pay", "default"),
+        ("tests.Order.ship", "slow"),
+    ]
+
+
+def test_steps_after_one_run_in_parallel_and_the_next_bare_step_joins_them():
+    class Order(Sequence):
+        @step
+        def reserve(self): ...
+
+        @step(after=reserve)
+        def pay(self): ...
+
+        @step(after="reserve")
+        def pack(self): ...
+
+        @step
+        def ship(self): ...
+
+    assert edges(Order)["pay"] == edges(Order)["pack"] == ("reserve",)
+    assert edges(Order)["ship"] == ("pay", "pack")
+
+
+def test_a_bare_step_waits_for_every_open_end_above_it():
+    cls = declare(a=step(work), b=step(work, after=[]), c=step(work, after="a"), d=step(work))
+    assert edges(cls) == {"a": (), "b": (), "c": ("a",), "d": ("b", "c")}
+
+
+def test_after_takes_steps_and_names_in_any_iterable():
+    first = step(work)
+    for after in ([first, "b"], (first, "b"), iter(["b", first])):
+        cls = declare(a=first, b=step(work, after=[]), c=step(work, after=after))
+        assert edges(cls)["c"] == ("a", "b")
+
+
+def test_a_step_is_found_by_its_name_and_its_old_names():
+    found = declare(pay=step(work, aliases=["charge"]))._definition
+    assert found.step("pay") is found.step("charge") is found.steps["pay"]
+    assert found.step("bill") is None
+
+
+def test_the_options_of_a_step_go_over_those_of_the_class():
+    cls = declare(
+        meta={"max_retries": 1, "queue_name": "slow", "atomic": False},
+        pay=step(work, max_retries=5, atomic=True),
+        ship=step(work),
+    )
+    pay, ship = cls._definition.steps.values()
+    assert cls._definition.options(cls.pay) == {"max_retries": 5, "queue_name": "slow"}
+    assert cls._definition.options(cls.ship) == {"max_retries": 1, "queue_name": "slow"}
+    assert (pay.atomic, ship.atomic) == (True, False)
+    assert cls.ship.atomic  # what is declared stays as it is
+
+
+def test_a_step_knows_its_own_options():
+    late = timedelta(days=3)
+    found = declare(pay=step(work, delay=late, when=work))._definition.steps["pay"]
+    assert (found.delay, found.when, found.atomic, found.options) == (late, work, True, {})
+
+
+def test_a_label_for_people_is_made_of_the_name_or_given():
+    cls = declare(send_mail=step(work), ship=step(work, label=gettext_lazy("Shipping")))
+    assert cls.send_mail.label == "send mail"
+    assert cls.ship.label == "Shipping"
+
+
+def test_the_name_for_people_is_translated_when_it_is_read():
+    cls = declare(meta={"verbose_name": gettext_lazy("Purchase")}, pay=step(work))
+    assert cls._definition.verbose_name == "Purchase"
+
+
+def test_meta_sets_what_the_run_is_like():
+    data = {"lines": []}
+    found = declare(
+        meta={
+            "app_label": "shop",
+            "aliases": "old.Purchase",
+            "handoff": "direct",
+            "retention": timedelta(days=30),
+            "redact": ["card"],
+            "defaults": data,
+        },
+        pay=step(work),
+    )._definition
+    data["lines"].append("changed later")
+    assert (found.label, found.aliases, found.handoff) == (
+        "shop.Order",
+        ("old.Purchase",),
+        "direct",
+    )
+    assert (found.retention, found.redact) == (timedelta(days=30), ("card",))
+    assert found.defaults == {"lines": []}
+
+
+# Inheritance.
+
+
+class Parent(Sequence):
+    class Meta:
+        abstract = True
+        max_retries = 1
+        app_label = "parents"
+        aliases = ["old.Parent"]
+        verbose_name = "parent"
+        redact = ["card"]
+
+    reserve = step(work)
+    pay = step(work)
+    ship = step(work)
+
+
+def test_a_subclass_has_its_parents_steps_and_then_its_own():
+    cls = declare(Parent, thank=step(work))
+    assert edges(cls) == {"reserve": (), "pay": ("reserve",), "ship": ("pay",), "thank": ("ship",)}
+
+
+def test_a_step_that_is_declared_again_takes_the_place_of_the_parents():
+    class Order(Parent):
+        @step(max_retries=9)
+        def pay(self):
+            return super().pay(), "twice"
+
+    assert list(edges(Order)) == ["reserve", "pay", "ship"]
+    assert Order._definition.options(Order.pay)["max_retries"] == 9
+    assert bound(Order).pay() == ("worked", "twice")
+
+
+def test_a_step_that_is_none_is_removed_and_the_rest_closes_up():
+    cls = declare(Parent, pay=None)
+    assert edges(cls) == {"reserve": (), "ship": ("reserve",)}
+    assert list(edges(declare(cls, pay=step(work)))) == ["reserve", "ship", "pay"]
+
+
+def test_a_removed_step_that_another_one_waits_for_is_refused():
+    base = declare(pay=step(work), ship=step(work, after="pay"))
+    assert refused(base, pay=None) == (
+        f"{HERE}.ship: after names 'pay', which is not a step of it. There are: ship."
+    )
+
+
+def test_steps_of_several_parents_come_in_their_order():
+    class Audit:  # a plain mixin
+        audit = step(work)
+
+    class Left(Parent):
+        left = step(work)
+
+    class Right(Parent):
+        right = step(work)
+        pay = step(work, max_retries=7)
+
+    cls = declare(Left, Right, Audit, own=step(work))
+    assert list(edges(cls)) == ["reserve", "pay", "ship", "left", "right", "audit", "own"]
+    assert cls._definition.steps["pay"].options["max_retries"] == 7  # as Python resolves it
+
+
+def test_options_are_inherited_and_what_names_a_class_is_not():
+    found = declare(Parent)._definition
+    assert (found.label, found.aliases, found.verbose_name) == ("tests.Order", (), "order")
+    assert found.redact == ("card",)
+    assert found.options(found.steps["pay"]) == {"max_retries": 1}
+
+
+def test_a_meta_may_inherit_from_the_parents_meta():
+    class Order(Parent):
+        class Meta(Parent.Meta):
+            queue_name = "slow"
+
+    found = Order._definition
+    assert (found.label, found.aliases, found.verbose_name) == ("tests.Order", (), "order")
+    assert found.options(found.steps["pay"]) == {"max_retries": 1, "queue_name": "slow"}
+
+
+def test_a_meta_may_inherit_from_a_class_of_options():
+    class Common:
+        app_label = "common"
+        max_retries = 4
+
+    class Order(Parent):
+        class Meta(Common):
+            pass
+
+    assert Order._definition.label == "common.Order"
+    assert Order._definition.steps["pay"].options == {"max_retries": 4}
+
+
+def test_an_abstract_class_needs_no_steps_and_cannot_be_started(starter):
+    class Base(Sequence):
+        class Meta:
+            abstract = True
+
+    assert Base._definition is None
+    for start in (Base, Base.start, lambda: Base.runs, Sequence):
+        with pytest.raises(SequenceError, match=r"is abstract\. Start a subclass that is not\."):
+            start()
+
+
+# What a step calls.
+
+
+def test_a_step_of_an_instance_is_the_method_that_it_decorates():
+    class Order(Sequence):
+        @step
+        def pay(self):
+            """Takes the money."""
+            return self.data["n"]
+
+        ship = step(partial(work))
+
+    order = bound(Order)
+    assert order.pay() == Order.pay.perform(order) == 1
+    assert order.pay.__self__ is order
+    assert order.ship() == "worked"
+    assert Order.pay.__doc__ == "Takes the money."
+
+
+def test_a_step_calls_perform_of_a_class():
+    class Ship:
+        def perform(self, sequence):
+            return self, sequence
+
+    cls = declare(ship=step(Ship))
+    order = bound(cls)
+    first, second = cls.ship.perform(order), order.ship()
+    assert isinstance(first[0], Ship)
+    assert first[0] is not second[0]
+    assert first[1] is second[1] is order
+
+
+@pytest.fixture
+def actor():
+    return partial(dramatiq.actor, broker=StubBroker())
+
+
+def test_a_step_calls_an_actors_function_with_its_arguments(actor):
+    @actor(queue_name="mails", priority=3, max_retries=8)
+    def send(to, *, copy):
+        return to, copy
+
+    cls = declare(
+        meta={"queue_name": "slow", "max_retries": 1},
+        send=step(send, args=lambda self: [self.data["n"]], kwargs=lambda self: {"copy": 2}),
+        again=step(send, args=work, max_retries=0),
+    )
+    assert bound(cls).send() == (1, 2)
+    assert cls._definition.options(cls.send) == {
+        "queue_name": "mails",
+        "priority": 3,
+        "max_retries": 8,
+    }
+    assert cls._definition.options(cls.again)["max_retries"] == 0
+
+
+def test_an_actor_of_the_default_queue_takes_the_queue_of_the_class(actor):
+    @actor
+    def tick():
+        return "tock"
+
+    cls = declare(meta={"queue_name": "slow"}, tick=step(tick))
+    assert bound(cls).tick() == "tock"
+    assert cls._definition.plan.node("tick").queue == "slow"
+
+
+def test_what_an_actor_has_and_a_step_cannot_have_is_refused(actor):
+    @actor(on_success="other")
+    def tick(): ...
+
+    @actor
+    def send(to): ...
+
+    assert refused(tick=step(tick)).startswith(f"{HERE}.tick: the option on_success is refused")
+    assert refused(send=step(send)) == (
+        f"{HERE}.send: its actor takes arguments. Give them with args= or kwargs=, callables."
+    )
+
+
+# Starting, and what an instance is.
+
+
+def test_a_call_of_the_class_starts_it_with_every_keyword_as_data(starter):
+    cls = declare(pay=step(work))
+    order = cls(name="Joel", key="k", self=1, cls=2, data=3)
+    assert isinstance(order, cls)
+    assert (order.run.pk, order.created, order.attempt) == (1, True, 0)
+    assert starter.calls == [
+        (
+            cls,
+            {"name": "Joel", "key": "k", "self": 1, "cls": 2, "data": 3},
+            {"key": None, "unique": "ever", "delay": None},
+        )
+    ]
+
+
+def test_start_takes_options_beside_the_data(starter):
+    cls = declare(pay=step(work))
+    cls.start({"n": 1}, key="k", unique="unfinished", delay=500)
+    cls.start()
+    assert starter.calls == [
+        (cls, {"n": 1}, {"key": "k", "unique": "unfinished", "delay": 500}),
+        (cls, None, {"key": None, "unique": "ever", "delay": None}),
+    ]
+
+
+def test_many_are_started_in_one_call(starter):
+    cls = declare(pay=step(work))
+    assert [order.data for order in cls.start_many([{"n": 1}, {"n": 2}])] == [{"n": 1}, {"n": 2}]
+
+
+def test_the_runs_are_those_of_the_class(starter):
+    assert declare(pay=step(work)).runs == "the runs of tests.Order"
+
+
+def test_asynchronous_code_starts_too(starter):
+    cls = declare(pay=step(work))
+
+    async def start():
+        return await cls.astart({"n": 1}, key="k"), await cls.astart_many([{"n": 2}])
+
+    one, many = asyncio.run(start())
+    assert (one.data, many[0].data) == ({"n": 1}, {"n": 2})
+    assert starter.calls[0][2]["key"] == "k"
+
+
+def test_before_django_is_ready_nothing_starts(monkeypatch):
+    monkeypatch.setattr(definition, "_starter", None)
+    with pytest.raises(SequenceError, match=r"Order cannot be used before Django is ready\. Add"):
+        declare(pay=step(work))(name="Joel")
+
+
+class Picklable(Parent):
+    """Stands at the top of the module, for pickle."""
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, lambda it: pickle.loads(pickle.dumps(it))])
+def test_a_copy_of_an_instance_starts_nothing(starter, duplicate):
+    assert duplicate(bound(Picklable)).data == {"n": 1}
+    assert starter.calls == []
+
+
+def test_inside_a_step_the_engine_answers():
+    context = Context()
+    cls = declare(pay=step(work))
+    order = bound(cls, step_run="the row", attempt=2, context=context)
+    assert (order.step_run, order.attempt, order.idempotency_key) == ("the row", 2, "key-1")
+    assert order.result(cls.pay, 7) == order.result("pay", 7) == ("result of pay", 7)
+    assert list(order.results(cls.pay)) == ["results of pay"]
+    order.progress(1, 2, "half")
+    order.progress()
+    assert context.seen == [(1, 2, "half"), (None, None, "")]
+
+
+@pytest.mark.parametrize(
+    ("name", "ask"),
+    [
+        ("step_run", lambda order: order.step_run),
+        ("idempotency_key", lambda order: order.idempotency_key),
+        ("result", lambda order: order.result("pay")),
+        ("results", lambda order: order.results("pay")),
+        ("progress", lambda order: order.progress(1)),
+    ],
+)
+def test_outside_a_step_what_belongs_to_one_is_an_error(name, ask):
+    with pytest.raises(SequenceError) as caught:
+        ask(bound(declare(pay=step(work))))
+    assert str(caught.value) == f"{HERE}.{name} is only there inside a step."
+
+
+def test_repeat_and_finish_are_values():
+    assert repeat() == Repeat(timedelta())
+    assert repeat(after=1500) == repeat(timedelta(seconds=1.5)) == Repeat(timedelta(seconds=1.5))
+    assert finish() == Finish()
+
+
+@pytest.mark.parametrize("after", ["soon", True, 1.5])
+def test_repeat_after_something_else_is_an_error(after):
+    with pytest.raises(SequenceError, match="must be a timedelta or an int of milliseconds"):
+        repeat(after=after)
+
+
+def test_repeat_in_the_past_is_an_error():
+    with pytest.raises(SequenceError, match=r"repeat\(after=-1\): it cannot be negative\."):
+        repeat(after=-1)
+
+
+# What is refused, and how that is said.
+
+
+def test_a_class_without_steps_is_refused():
+    assert refused() == (
+        f"{HERE}: it has no steps. Declare one with @step, or set abstract = True in its Meta."
+    )
+
+
+def test_a_name_that_is_declared_twice_is_refused():
+    with pytest.raises(InvalidDefinition) as caught:
+
+        class Order(Sequence):
+            @step
+            def pay(self): ...
+
+            @step
+            def pay(self): ...  # noqa: F811
+
+    where = f"{__name__}.test_a_name_that_is_declared_twice_is_refused.<locals>.Order.pay"
+    assert str(caught.value) == (
+        f"{where}: this name is declared twice in the class. Rename one of them."
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["data", "run", "runs", "start", "result", "created", "idempotency_key", "failure"]
+)
+def test_a_reserved_name_is_refused(name):
+    message = "this name is reserved: every sequence has an attribute of that name. Rename it."
+    assert refused(**{name: step(work)}) == f"{HERE}.{name}: {message}"
+    assert refused(**{name: work, "pay": step(work)}) == f"{HERE}.{name}: {message}"
+
+
+def test_a_reserved_name_from_a_mixin_is_refused():
+    class Mixin:
+        progress = step(work)
+
+    assert "Order.progress: this name is reserved" in refused(Mixin, Sequence)
+
+
+def test_the_reserved_names_are_those_of_a_sequence():
+    public = {name for name in (*dir(Sequence), *Sequence.__annotations__) if name[0] != "_"}
+    assert public | {"failure"} == definition.RESERVED
+
+
+async def coroutine(self): ...
+
+
+def generator(self):
+    yield
+
+
+async def both(self):
+    yield
+
+
+class Generator:
+    perform = generator
+
+
+class Callable:
+    async def __call__(self, sequence): ...
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (coroutine, "it is a coroutine function. Define it without async."),
+        (partial(coroutine), "it is a coroutine function. Define it without async."),
+        (Callable(), "it is a coroutine function. Define it without async."),
+        (generator, "it is a generator function. Return a value instead of yielding."),
+        (both, "it is a generator function. Return a value instead of yielding."),
+        (Generator, "it is a generator function. Return a value instead of yielding."),
+        (staticmethod(work), "a step cannot be a staticmethod. Make it a plain method."),
+        (classmethod(work), "a step cannot be a classmethod. Make it a plain method."),
+        (property(work), "a step cannot be a property. Make it a plain method."),
+        (step(work), "it is a step of a step. Use @step once."),
+        ("work", "'work' cannot be called. Give @step a method, a function, or a class."),
+        (dict, "dict has no method perform. Add perform(self, sequence)."),
+        (
+            lambda self, amount: 1,
+            "it cannot be called with the sequence only. Take self, and read self.data.",
+        ),
+        (
+            lambda: 1,
+            "it cannot be called with the sequence only. Take self, and read self.data.",
+        ),
+    ],
+)
+def test_what_cannot_be_performed_is_refused(target, message):
+    assert refused(pay=step(target)) == f"{HERE}.pay: {message}"
+
+
+def test_a_coroutine_that_is_an_actor_is_refused(actor):
+    assert "it is a coroutine function" in refused(pay=step(actor(coroutine), args=work))
+
+
+@pytest.mark.parametrize("wrapper", [staticmethod, classmethod, property])
+def test_a_step_inside_a_wrapper_is_refused(wrapper):
+    assert refused(pay=wrapper(step(work))) == (
+        f"{HERE}.pay: a step cannot be a {wrapper.__name__}. Make it a plain method."
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"atomic": 0}, "atomic is 0. It must be True or False."),
+        ({"delay": -1}, "delay is -1. It must be a timedelta, an int of milliseconds, or a"),
+        ({"delay": True}, "delay is True. It must be a timedelta"),
+        ({"delay": coroutine}, "delay is <function coroutine"),
+        ({"when": True}, "when is True. It must be a function of the sequence."),
+        ({"aliases": [3]}, "aliases is (3,). It must be a list of names."),
+        ({"label": 3}, "label is 3. It must be a text."),
+        ({"queue_name": "my queue"}, "queue_name is 'my queue'. It must be a name of letters"),
+        ({"priority": "high"}, "priority is 'high'. It must be an int."),
+        ({"args": work}, "args and kwargs are for a Dramatiq actor. Read what you need from"),
+        ({"after": [3]}, "after has 3, which is no step. Give steps, or their names."),
+        ({"after": work}, "which is no step. Give steps, or their names."),
+        ({"after": step(work)}, "after has <step work>, which no class declares. Declare it"),
+        (
+            {"after": "shipp"},
+            "after names 'shipp', which is not a step of it. Did you mean 'ship'?",
+        ),
+        ({"after": "ship"}, "after names 'ship', which is circular or declared below. A step"),
+    ],
+)
+def test_an_option_that_is_wrong_is_refused(options, message):
+    found = refused(pay=step(work, **options), ship=step(work))
+    assert found.startswith(f"{HERE}.pay: ")
+    assert message in found
+
+
+@pytest.mark.parametrize("name", [*REFUSED_OPTIONS, "pipe_target", "pipe_ignore"])
+def test_an_option_that_would_break_a_promise_is_refused_with_the_reason(name):
+    for where, body in [
+        ("pay", {"pay": step(work, **{name: "x"})}),
+        ("Meta", {"pay": step(work), "meta": {name: "x"}}),
+    ]:
+        assert refused(**body).startswith(f"{HERE}.{where}: the option {name} is refused: ")
+
+
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        ({"abstract": 1}, "abstract is 1. It must be True or False."),
+        ({"app_label": "my.app"}, "app_label is 'my.app'. It must be an app's label."),
+        ({"aliases": ["Old"]}, "aliases is ['Old']. It must be a list of labels, such as"),
+        ({"verbose_name": 3}, "verbose_name is 3. It must be a text."),
+        ({"handoff": "fast"}, 'handoff is \'fast\'. It must be "broker" or "direct".'),
+        ({"retention": 30}, "retention is 30. It must be a timedelta, or None to keep runs."),
+        ({"redact": [3]}, "redact is [3]. It must be a list of names."),
+        ({"defaults": {1: 2}}, "defaults is {1: 2}. It must be a dict with strings as keys."),
+        ({"atomic": "no"}, "atomic is 'no'. It must be True or False."),
+        ({"queue_name": ""}, "queue_name is ''. It must be a name of letters"),
+        ({"after": "pay"}, "after is an option of one step, not of all. Set it on the step."),
+    ],
+)
+def test_an_option_of_meta_that_is_wrong_is_refused(meta, message):
+    found = refused(pay=step(work), meta=meta)
+    assert found.startswith(f"{HERE}.Meta: ")
+    assert message in found
+
+
+def test_a_meta_that_is_no_class_is_refused():
+    assert refused(pay=step(work), Meta={"abstract": True}) == (
+        f"{HERE}: its Meta is not a class. Write class Meta: and options in it."
+    )
+
+
+@pytest.mark.parametrize("aliases", [["pay"], ["ship"], ["old", "old"], ["charge"]])
+def test_an_alias_that_is_taken_is_refused(aliases):
+    body = {"ship": step(work, aliases=["charge"]), "pay": step(work, aliases=aliases)}
+    assert refused(**body) == (
+        f"{HERE}.pay: its alias {aliases[-1]!r} is the name or an alias of another step."
+        " Remove the alias."
+    )
+
+
+def test_a_step_under_two_names_is_refused():
+    pay = step(work)
+    assert refused(pay=pay, again=pay) == (
+        f"{HERE}.again: it is the step 'pay' already. Declare a step of its own with step(…)."
+    )
+
+
+def test_a_name_that_does_not_fit_is_refused():
+    assert refused(_pay=step(work)) == (
+        f"{HERE}._pay: the name of a step cannot start with an underscore. Rename it."
+    )
+    name = "p" * 101
+    assert refused(**{name: step(work)}) == (
+        f"{HERE}.{name}: its name is longer than 100 characters. Shorten it."
+    )
+    assert "its label is longer than 200" in refused(pay=step(work), meta={"app_label": "a" * 200})
+
+
+@pytest.mark.parametrize("value", [work, 3, "pay", property(work)])
+def test_a_step_replaced_by_something_else_is_refused(value):
+    assert refused(Parent, pay=value) == (
+        f"{HERE}.pay: it replaces a step with something that is not one."
+        " Decorate it with @step, or remove the step with None."
+    )
+
+
+@pytest.mark.parametrize("name", ["__init__", "__new__"])
+def test_a_constructor_of_ones_own_is_refused(name):
+    assert refused(pay=step(work), **{name: lambda self: None}) == (
+        f"{HERE}: it defines {name}, and a sequence is created by its run, not by your code."
+        " Put what it needs into data."
+    )
+
+
+def test_an_error_in_an_abstract_class_is_found_at_once():
+    assert "it is a coroutine function" in refused(pay=step(coroutine), meta={"abstract": True})

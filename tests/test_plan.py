@@ -1,0 +1,197 @@
+import json
+
+import pytest
+
+from sequences.exceptions import InvalidDefinition, SequenceError, UnknownStep
+from sequences.plan import FORMAT, Node, Plan
+
+
+def node(name, *after, queue="default"):
+    return Node(name=name, after=after, actor=f"shop.Order.{name}", queue=queue)
+
+
+def build(*nodes):
+    return Plan.build("shop.Order", nodes)
+
+
+def names(nodes):
+    return [found.name for found in nodes]
+
+
+def refused(*nodes, where=None):
+    with pytest.raises(InvalidDefinition) as caught:
+        Plan.build("shop.Order", nodes, where=where)
+    return str(caught.value)
+
+
+CHAIN = build(node("reserve"), node("pay", "reserve"), node("ship", "pay"))
+DIAMOND = build(
+    node("open"), node("left", "open"), node("right", "open"), node("join", "left", "right")
+)
+
+
+def test_a_chain_is_one_and_a_diamond_is_not():
+    assert CHAIN.is_chain
+    assert build(node("only")).is_chain
+    assert not DIAMOND.is_chain
+    assert not build(node("one"), node("two")).is_chain
+    assert not build(node("a"), node("b", "a"), node("c", "a", "b")).is_chain
+
+
+def test_a_plan_knows_its_steps_by_name():
+    assert CHAIN.names == ("reserve", "pay", "ship")
+    assert CHAIN.node("pay") is CHAIN.get("pay") is CHAIN.nodes[1]
+    assert "pay" in CHAIN
+    assert "bill" not in CHAIN
+    assert CHAIN.get("bill") is None
+
+
+@pytest.mark.parametrize("method", [CHAIN.node, CHAIN.successors, CHAIN.descendants])
+def test_a_name_that_is_no_step_is_an_error_with_a_mend(method):
+    with pytest.raises(UnknownStep) as caught:
+        method("shipp")
+    assert str(caught.value) == "shop.Order has no step 'shipp'. Did you mean 'ship'?"
+
+
+def test_roots_wait_for_nothing():
+    assert names(DIAMOND.roots) == ["open"]
+    assert names(build(node("a"), node("b"), node("c", "a", "b")).roots) == ["a", "b"]
+
+
+def test_successors_are_direct_and_descendants_are_all():
+    assert names(DIAMOND.successors("open")) == ["left", "right"]
+    assert names(DIAMOND.successors("join")) == []
+    assert DIAMOND.descendants("open") == {"left", "right", "join"}
+    assert DIAMOND.descendants("left") == {"join"}
+    assert DIAMOND.descendants("join") == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("states", "ready"),
+    [
+        ({}, ["open"]),
+        ({"open": "queued"}, []),
+        ({"open": "succeeded"}, ["left", "right"]),
+        ({"open": "skipped"}, ["left", "right"]),
+        ({"open": "succeeded", "left": "succeeded"}, ["right"]),
+        ({"open": "succeeded", "left": "succeeded", "right": "running"}, []),
+        ({"open": "succeeded", "left": "succeeded", "right": "failed"}, []),
+        ({"open": "succeeded", "left": "succeeded", "right": "skipped"}, ["join"]),
+        (dict.fromkeys(DIAMOND.names, "succeeded"), []),
+    ],
+)
+def test_a_step_is_ready_when_all_that_it_waits_for_is_done(states, ready):
+    assert names(DIAMOND.ready(states)) == ready
+
+
+@pytest.mark.parametrize(
+    ("states", "outcome"),
+    [
+        ({}, None),
+        ({"open": "succeeded"}, None),
+        (dict.fromkeys(DIAMOND.names, "succeeded"), "succeeded"),
+        (dict.fromkeys(DIAMOND.names, "skipped"), "succeeded"),
+        ({"open": "succeeded", "left": "failed", "right": "running"}, None),
+        ({"open": "succeeded", "left": "failed", "right": "retrying"}, None),
+        ({"open": "succeeded", "left": "failed", "right": "queued"}, "failed"),
+        ({"open": "succeeded", "left": "failed", "right": "waiting"}, "failed"),
+        ({"open": "succeeded", "left": "failed", "right": "succeeded"}, "failed"),
+        ({"open": "cancelled"}, None),
+    ],
+)
+def test_a_run_has_ended_when_nothing_executes_and_nothing_is_left_or_one_has_failed(
+    states, outcome
+):
+    assert DIAMOND.outcome(states) == outcome
+
+
+def test_a_plan_survives_json():
+    text = json.dumps(DIAMOND.to_json())
+    assert Plan.from_json("shop.Order", json.loads(text)) == DIAMOND
+
+
+def test_the_graph_says_its_format():
+    assert CHAIN.to_json()["format"] == FORMAT == 1
+    assert CHAIN.to_json()["steps"][1] == {
+        "name": "pay",
+        "after": ["reserve"],
+        "actor": "shop.Order.pay",
+        "queue": "default",
+        "kind": "step",
+    }
+
+
+def test_what_a_later_release_added_to_this_format_is_ignored():
+    graph = CHAIN.to_json()
+    graph["colour"] = "red"
+    graph["steps"][0]["mood"] = "good"
+    assert Plan.from_json("shop.Order", graph) == CHAIN
+
+
+def test_a_newer_format_is_an_error_that_says_so():
+    with pytest.raises(SequenceError) as caught:
+        Plan.from_json("shop.Order", {"format": 2, "shape": "unheard of"})
+    assert str(caught.value) == (
+        "A plan of shop.Order has format 2, and this release knows formats up to 1."
+        " Upgrade this process to the release that wrote it."
+    )
+
+
+def test_the_fingerprint_is_of_the_shape_only():
+    same = Plan.from_json("shop.Other", CHAIN.to_json())
+    assert same.fingerprint == CHAIN.fingerprint
+    assert len(CHAIN.fingerprint) == 64
+    # Stored in every database that ever ran this shape: a change here is a new format.
+    assert CHAIN.fingerprint == "ccd9570b5ae4548bddd9fccc49c99fc34351681cc2f9bb0516b15bd3434a8a6b"
+
+
+def test_each_part_of_the_shape_changes_the_fingerprint():
+    plans = [
+        build(node("a"), node("b", "a")),
+        build(node("a"), node("b")),
+        build(node("a"), node("c", "a")),
+        build(node("a"), node("b", "a", queue="slow")),
+        build(node("b"), node("a", "b")),
+    ]
+    assert len({plan.fingerprint for plan in plans}) == len(plans)
+
+
+def test_the_order_in_which_after_is_written_does_not_matter():
+    other = build(
+        node("open"),
+        node("left", "open"),
+        node("right", "open"),
+        node("join", "right", "left", "left"),
+    )
+    assert other == DIAMOND
+    assert other.fingerprint == DIAMOND.fingerprint
+
+
+def test_a_plan_without_steps_is_refused():
+    assert refused() == (
+        "shop.Order: it has no steps. Declare one with @step, or set abstract = True in its Meta."
+    )
+
+
+def test_two_steps_of_one_name_are_refused():
+    assert refused(node("pay"), node("pay")) == (
+        "shop.Order.pay: two steps have this name. Rename one of them."
+    )
+
+
+def test_an_after_that_is_no_step_is_refused_with_the_nearest_name():
+    assert refused(node("reserve"), node("pay", "reserv")) == (
+        "shop.Order.pay: after names 'reserv', which is not a step of it. Did you mean 'reserve'?"
+    )
+
+
+@pytest.mark.parametrize("after", ["pay", "ship"])
+def test_an_after_that_goes_up_or_round_is_refused(after):
+    assert refused(node("reserve"), node("pay", after), node("ship")) == (
+        f"shop.Order.pay: after names '{after}', which is circular or declared below."
+        " A step can only wait for steps that are declared above it: move it down."
+    )
+
+
+def test_an_error_names_the_class_as_it_is_told_to():
+    assert refused(where="shop.sequences.Order").startswith("shop.sequences.Order: ")
