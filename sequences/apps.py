@@ -1,0 +1,31 @@
+"""The app's configuration: what happens when Django is ready."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+from django.utils.translation import gettext_lazy as _
+
+
+class SequencesConfig(AppConfig):
+    """Durable job sequences."""
+
+    name = "sequences"
+    # Another package owns the label "sequences".
+    label = "job_sequences"
+    verbose_name = _("Sequences")
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """Find the sequences of every app, and bind their steps to the broker."""
+        import dramatiq
+
+        from . import binding, checks, definition, middleware, registry, steerable
+        from .starting import Starter
+        from .steering import Steering
+
+        definition.install(Starter())
+        steerable.install(Steering())
+        checks.register()
+        middleware.install(dramatiq.get_broker())
+        registry.autodiscover()
+        binding.bind_all()

@@ -1,0 +1,107 @@
+"""Each step is a Dramatiq actor of its own, bound when Django is ready."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import dramatiq
+
+from . import handover, registry
+from .definition import Definition, Sequence, Step
+from .exceptions import InvalidDefinition, did_you_mean
+from .execution import FATAL
+
+_problems: list[tuple[str, str]] = []
+
+
+def bind_all() -> None:
+    """Declare the actors of every sequence, and of those that are declared from now on."""
+    for cls in registry.all():
+        _bind_or_note(cls)
+    registry.on_register(bind)
+
+
+def problems() -> list[tuple[str, str]]:
+    """What only the broker could tell of the sequences: a text and its mend, for the check."""
+    return list(_problems)
+
+
+def _bind_or_note(cls: type[Sequence]) -> None:
+    try:
+        bind(cls)
+    except InvalidDefinition as error:
+        _problems.append((f"{error.where}: {error.problem}.", error.mend))
+
+
+def bind(cls: type[Sequence]) -> None:
+    """Declare the actors of one sequence; raises `InvalidDefinition` for an unknown option."""
+    definition = cls._definition
+    assert definition is not None
+    broker = dramatiq.get_broker()
+    for step in definition.steps.values():
+        _check_options(definition, step, broker)
+    for step in definition.steps.values():
+        for name in _names(definition, step):
+            _declare(name, definition, step, broker)
+
+
+def unbind(names: set[str]) -> None:
+    """Forget actors: `sequences.testing` does, of classes that a test declared."""
+    for name in names:
+        dramatiq.get_broker().actors.pop(name, None)
+
+
+def _names(definition: Definition, step: Step[Any]) -> Iterator[str]:
+    """The step's actor, and those that runs of earlier releases have in their plans."""
+    for label in (definition.label, *definition.aliases):
+        for name in (step.name, *step.aliases):
+            yield f"{label}.{name}"
+
+
+def _declare(name: str, definition: Definition, step: Step[Any], broker: dramatiq.Broker) -> None:
+    options = definition.options(step)
+    queue_name = options.pop("queue_name", "default")
+    priority = options.pop("priority", 0)
+    options["throws"] = (*_as_tuple(options.get("throws")), *FATAL)
+    known = broker.actors.pop(name, None)
+    try:
+        dramatiq.Actor(
+            _performer(definition.label, definition.cls.__module__),
+            broker=broker,
+            actor_name=name,
+            queue_name=queue_name,
+            priority=priority,
+            options=options,
+        )
+    except BaseException:
+        if known is not None:
+            broker.actors[name] = known
+        raise
+
+
+def _performer(label: str, module: str) -> Callable[..., None]:
+    def perform(run_id: str, step_run_id: int) -> None:
+        handover.perform(step_run_id, label)
+
+    # Dramatiq names the actor's logger by it.
+    perform.__module__ = module
+    return perform
+
+
+def _as_tuple(throws: Any) -> tuple[type[BaseException], ...]:
+    if throws is None:
+        return ()
+    return throws if isinstance(throws, tuple) else (throws,)
+
+
+def _check_options(definition: Definition, step: Step[Any], broker: dramatiq.Broker) -> None:
+    known = broker.actor_options | {"queue_name", "priority"}
+    for name in definition.options(step):
+        if name not in known:
+            raise InvalidDefinition(
+                where=f"{definition.cls.__module__}.{definition.cls.__qualname__}.{step.name}",
+                problem=f"{name!r} is no option of a step, nor of an actor of this broker",
+                mend=f"{did_you_mean(name, known)} If a middleware gives it, add that to "
+                "DRAMATIQ_BROKER.",
+            )

@@ -1,0 +1,111 @@
+"""Messages to the broker. A message is a hint: the row is the truth, and the sweep repeats."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import dramatiq
+from django.db import transaction
+from dramatiq import Broker, Message
+
+from .transitions.values import Dispatch
+
+logger = logging.getLogger("sequences")
+
+
+class _Breaker:
+    """Stops trying for a while after a failure: a publish to an absent broker can block long."""
+
+    FIRST, LONGEST = 1.0, 30.0  # seconds
+
+    def __init__(self) -> None:
+        self._open_until = 0.0
+        self._pause = self.FIRST
+
+    def is_open(self) -> bool:
+        return time.monotonic() < self._open_until
+
+    def failed(self) -> None:
+        self._open_until = time.monotonic() + self._pause
+        self._pause = min(self._pause * 2, self.LONGEST)
+
+    def succeeded(self) -> None:
+        self._pause = self.FIRST
+
+
+_breaker = _Breaker()
+
+
+class _Thread(threading.local):
+    caught: list[Dispatch] | None = None
+
+
+_thread = _Thread()
+
+
+@contextmanager
+def caught() -> Iterator[list[Dispatch]]:
+    """Keep what this thread dispatches from the broker: `sequences.testing` performs it."""
+    outer, _thread.caught = _thread.caught, []
+    try:
+        yield _thread.caught
+    finally:
+        _thread.caught = outer
+
+
+def send(dispatches: Iterable[Dispatch]) -> list[Dispatch]:
+    """Send the messages, and return what the broker took.
+
+    A broker that is down, or refuses, is logged and never raised: the row is the promise, and
+    the sweep dispatches it again.
+    """
+    return [dispatch for dispatch in dispatches if _send(dispatch)]
+
+
+def send_on_commit(dispatches: list[Dispatch], using: str) -> None:
+    """Send them when the transaction that this thread is in has committed."""
+    if dispatches:
+        transaction.on_commit(lambda: send(dispatches), using=using, robust=True)
+
+
+def _send(dispatch: Dispatch) -> bool:
+    if _thread.caught is not None:
+        _thread.caught.append(dispatch)
+        return True
+    if _breaker.is_open():
+        return False
+    try:
+        dramatiq.get_broker().enqueue(message_for(dispatch), delay=dispatch.delay)
+    except Exception as error:
+        _breaker.failed()
+        logger.warning(
+            "The broker did not take the message of step run %s (run %s, actor %s); the sweep "
+            "will dispatch it again: %r",
+            dispatch.step_run_id,
+            dispatch.run_id,
+            dispatch.actor,
+            error,
+        )
+        return False
+    _breaker.succeeded()
+    return True
+
+
+def message_for(dispatch: Dispatch) -> Message[None]:
+    """The message: ids, and how many attempts have failed, which is what `Retries` counts on."""
+    return Message(
+        queue_name=dispatch.queue,
+        actor_name=dispatch.actor,
+        args=(str(dispatch.run_id), dispatch.step_run_id),
+        kwargs={},
+        options={"retries": dispatch.attempts} if dispatch.attempts else {},
+    )
+
+
+def knows(broker: Broker, dispatch: Dispatch) -> bool:
+    """Whether this process could perform it."""
+    return dispatch.actor in broker.actors

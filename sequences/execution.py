@@ -1,0 +1,379 @@
+"""The life of a step: claim, perform, commit, hand over.
+
+Whatever strikes in between, one of two things is true: nothing of the step is stored, and its
+row says so to the sweep; or all of it is, and what comes next is queued in the same transaction.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.db import connections, transaction
+from django.utils import timezone
+from dramatiq.middleware import Shutdown, SkipMessage
+
+from . import conf, current, heartbeat, interrupts, registry
+from . import data as json_data
+from .definition import Definition, Finish, Repeat, Step
+from .exceptions import (
+    Abort,
+    DataConflict,
+    InvalidData,
+    SequenceError,
+    StepExpired,
+    UnknownStep,
+    did_you_mean,
+)
+from .interrupts import Interrupt
+from .models import PLAIN, SequenceRun, StepRun, StepStatus
+from .transitions import claims, commits, failures, plans
+from .transitions.locks import REPLAYS, back_off, is_transient
+from .transitions.values import Change, Claim, ClaimLost, Dispatch, dispatch_of
+
+logger = logging.getLogger("sequences")
+
+#: Errors that no other attempt mends: the step fails at once.
+FATAL = (Abort, InvalidData, DataConflict, UnknownStep, StepExpired)
+
+
+class Life:
+    """One delivery of one step run."""
+
+    def __init__(self, step_run_id: int, attempts: int, using: str) -> None:
+        self.step_run_id, self.attempts, self.using = step_run_id, attempts, using
+        self.token = secrets.randbits(63)
+        self.claim: Claim | None = None
+
+    def live(self) -> list[Dispatch]:
+        """All of it but the handing over: that is the caller's, with what this returns.
+
+        Raises what the step raised, after it was recorded, for Dramatiq's retries;
+        `SkipMessage` if there was nothing to claim, or the claim was lost.
+        """
+        try:
+            self.claim = claims.claim(
+                self.step_run_id, self.attempts, self.token, current.worker(), self.using
+            )
+            if self.claim is None:
+                raise SkipMessage(f"Step run {self.step_run_id} is not to be had.")
+            return Attempt(self.claim, self.using).make()
+        except Interrupt as interrupt:
+            return self._recover(interrupt)
+
+    def _recover(self, interrupt: Interrupt) -> list[Dispatch]:
+        """A time limit or a shutdown has struck somewhere in here. The row says where."""
+        interrupts.disarm()
+        interrupts.discard_connection(self.using)
+        row = claims.find(self.step_run_id, self.using)
+        if row is None:
+            return []
+        plan = plans.load(row.run.plan_id, self.using)
+        if row.token != self.token:
+            # Not claimed yet; or lost, and then this message harms nobody.
+            queued = row.status in (StepStatus.QUEUED, StepStatus.RETRYING)
+            return [dispatch_of(row, plan)] if queued and row.wake_at else []
+        if row.status != StepStatus.RUNNING:
+            following = [node.name for node in plan.successors(row.step)]
+            return claims.queued_after(row.run_id, [row.step, *following], self.using)
+        claim = self.claim or claims.found(row, self.token)
+        if isinstance(interrupt, Shutdown):
+            released = claims.release(claim, self.using)
+            return [released] if released else []
+        failures.record(claim, failures.Failure.of(interrupt), final=False, using=self.using)
+        raise interrupt
+
+
+class Attempt:
+    """A claimed step run: perform and commit it, or record why not."""
+
+    def __init__(self, claim: Claim, using: str) -> None:
+        self.claim, self.using = claim, using
+        self.change: Change | None = None  # set once the user's code is done
+
+    def make(self) -> list[Dispatch]:
+        """Play it until it commits or fails, and return what became ready."""
+        try:
+            definition, step = self._find()
+            self._refuse_if_expired(definition, step)
+            with heartbeat.performing(self.claim) as performance:
+                return self._play(definition, step, performance)
+        except (Interrupt, SkipMessage):
+            raise
+        except ClaimLost:
+            raise SkipMessage(
+                f"Step run {self.claim.step_run_id} was taken away while it ran; "
+                "nothing of it is stored."
+            ) from None
+        except BaseException as error:
+            self._record(error)
+            raise
+
+    def _find(self) -> tuple[Definition, Step[Any]]:
+        cls = registry.get(self.claim.sequence)
+        definition = cls._definition
+        assert definition is not None
+        step = definition.step(self.claim.step)
+        if step is None:
+            raise unknown_step(definition, self.claim.step)
+        return definition, step
+
+    def _refuse_if_expired(self, definition: Definition, step: Step[Any]) -> None:
+        max_age = definition.options(step).get("max_age")
+        age = self.claim.now - (self.claim.due_at or self.claim.ready_at)
+        if max_age is not None and age > timedelta(milliseconds=max_age):
+            limit = timedelta(milliseconds=max_age)
+            raise StepExpired(step=step.name, age=age, max_age=limit)
+
+    def _play(
+        self, definition: Definition, step: Step[Any], performance: heartbeat.Performance
+    ) -> list[Dispatch]:
+        for replay in range(REPLAYS + 1):
+            try:
+                return self._try(definition, step, performance)
+            except json_data.MergeConflict as conflict:
+                if replay == REPLAYS:
+                    raise self._conflict(conflict) from conflict
+                self.change = None
+            except ClaimLost:
+                raise
+            except Exception as error:
+                committed = self._committed(error)
+                if committed is not None:
+                    return committed
+                if replay == REPLAYS or not self._may_replay(step, error):
+                    raise
+            back_off(replay)
+            claims.refresh(self.claim, self.using)
+        raise AssertionError("not reached")
+
+    def _may_replay(self, step: Step[Any], error: Exception) -> bool:
+        # Without a transaction around it, what the user's code has done stands already.
+        return is_transient(error) and (step.atomic or self.change is not None)
+
+    def _conflict(self, conflict: json_data.MergeConflict) -> DataConflict:
+        others = commits.rivals(self.claim, self.using)
+        return DataConflict(
+            key=conflict.key, step=self.claim.step, other=", ".join(others) or "an edit"
+        )
+
+    def _try(
+        self, definition: Definition, step: Step[Any], performance: heartbeat.Performance
+    ) -> list[Dispatch]:
+        if step.atomic:
+            self.change = None
+            with transaction.atomic(using=self.using):
+                self._perform(definition, step, performance)
+                if not _is_untouched(self.using):
+                    ready = self._commit()
+                    _let_no_hook_fail(self.using)
+                    return ready
+        elif self.change is None:
+            self._perform(definition, step, performance)
+        return self._commit()
+
+    def _perform(
+        self, definition: Definition, step: Step[Any], performance: heartbeat.Performance
+    ) -> None:
+        bound = Bound(definition, self.claim, performance, self.using)
+        change = bound.perform(step)
+        interrupts.disarm()
+        self.change = bound.seal(change)
+
+    def _commit(self) -> list[Dispatch]:
+        assert self.change is not None
+        ready = commits.commit_quickly(self.claim, self.change, self.using)
+        if ready is None:
+            with transaction.atomic(using=self.using, savepoint=False):
+                ready = commits.commit(self.claim, self.change, self.using)
+        return ready
+
+    def _committed(self, error: Exception) -> list[Dispatch] | None:
+        """What became ready, if the row says that we have committed: an error never tells."""
+        if self.change is None:
+            return None
+        _repair(self.using)
+        row = claims.find(self.claim.step_run_id, self.using)
+        if row is None or row.token != self.claim.token or row.status == StepStatus.RUNNING:
+            return None
+        logger.warning(
+            "Step %s of run %s has committed, and then failed: %r",
+            row.step, row.run_id, error, exc_info=error,
+        )  # fmt: skip
+        plan = plans.load(self.claim.plan_id, self.using)
+        following = [node.name for node in plan.successors(row.step)]
+        return claims.queued_after(row.run_id, [row.step, *following], self.using)
+
+    def _record(self, error: BaseException) -> None:
+        interrupts.disarm()
+        _repair(self.using)
+        failure = failures.Failure.of(error)
+        final = isinstance(error, FATAL)
+        if not failures.record(self.claim, failure, final=final, using=self.using):
+            raise SkipMessage(
+                f"Step run {self.claim.step_run_id} failed, but was not ours any more."
+            ) from error
+
+
+class Bound:
+    """The instance that the user's code sees as ``self``, and what it may ask of us."""
+
+    def __init__(
+        self,
+        definition: Definition,
+        claim: Claim,
+        performance: heartbeat.Performance,
+        using: str,
+    ) -> None:
+        self.claim, self.performance, self.using = claim, performance, using
+        self.before: dict[str, Any] = json_data.loads(claim.data)
+        self.sequence = definition.cls._bind(
+            run=_run_of(claim, using),
+            data=json_data.loads(claim.data),
+            step_run=_step_run_of(claim, using),
+            attempt=claim.attempts + 1,
+            context=self,
+        )
+
+    def perform(self, step: Step[Any]) -> Change:
+        """Its own delay, then `when`, then the user's code."""
+        if step.delay is not None and not self.claim.delayed:
+            due = self._due(step.delay)
+            self.claim.delayed = True
+            if due > self.claim.now:
+                return Change(again=due)
+        if step.when is not None and not step.when(self.sequence):
+            return Change(status=StepStatus.SKIPPED)
+        return self._change(step.perform(self.sequence))
+
+    def _change(self, returned: Any) -> Change:
+        if isinstance(returned, Repeat):
+            return Change(again=returned.after, repeat=True)
+        if isinstance(returned, Finish):
+            return Change(finish=True)
+        if returned is None:
+            return Change()
+        _, text = _normalise(returned, "result")
+        return Change(result=text)
+
+    def seal(self, change: Change) -> Change:
+        """Take `data` as the step left it, and the progress that it told last."""
+        if not isinstance(self.sequence.data, dict):
+            raise InvalidData(
+                path="data",
+                problem=f"is a {type(self.sequence.data).__name__}, not a dict",
+                mend="Put values into self.data; do not put another object in its place.",
+            )
+        after, text = _normalise(self.sequence.data, "data")
+        if not json_data.same(self.before, after):
+            change.data, change.before, change.after = text, self.before, after
+        change.progress = self.performance.progress
+        return change
+
+    def _due(self, delay: Any) -> datetime:
+        value = delay(self.sequence) if callable(delay) else delay
+        base = self.claim.due_at or self.claim.ready_at
+        if isinstance(value, timedelta):
+            return base + value
+        if isinstance(value, int) and not isinstance(value, bool):
+            return base + timedelta(milliseconds=value)
+        if isinstance(value, datetime) and timezone.is_aware(value):
+            return value
+        raise SequenceError(
+            f"The delay of step {self.claim.step!r} is {value!r}: it must be a timedelta, an int "
+            "of milliseconds, or an aware datetime."
+        )
+
+    @property
+    def idempotency_key(self) -> str:
+        """Stable over attempts: the row's id is new after `restart_from`, the count after repeat."""
+        return f"{self.claim.run_id.hex}-{self.claim.step_run_id}-{self.claim.repeats}"
+
+    def result(self, name: str, default: Any) -> Any:
+        """What that step returned."""
+        row = self._rows(name).filter(item=PLAIN).first()
+        return default if row is None or row.result is None else row.result
+
+    def results(self, name: str) -> Iterator[Any]:
+        """What its items returned, or it itself, in order."""
+        rows = self._rows(name).filter(status=StepStatus.SUCCEEDED).order_by("item")
+        return (row.result for row in rows.iterator(chunk_size=1000))
+
+    def _rows(self, name: str) -> Any:
+        plan = plans.load(self.claim.plan_id, self.using)
+        if plan.get(name) is None:
+            raise UnknownStep(
+                sequence=self.claim.sequence, step=name, mend=did_you_mean(name, plan.names)
+            )
+        return StepRun._base_manager.using(self.using).filter(run=self.claim.run_id, step=name)
+
+    def progress(self, done: float | None, total: float | None, text: str) -> None:
+        """Keep it; the heartbeat stores it, outside of the step's transaction."""
+        self.performance.progress = json.dumps({"done": done, "total": total, "text": text})
+
+
+def unknown_step(definition: Definition, step: str) -> UnknownStep:
+    """The error of a run whose plan has a step that the class no longer has."""
+    return UnknownStep(
+        sequence=definition.label,
+        step=step,
+        mend=f"{did_you_mean(step, definition.steps)} If it was renamed, give the step "
+        f"aliases=[{step!r}] and retry the run; if it was removed, skip it.",
+    )
+
+
+def _normalise(value: Any, path: str) -> tuple[Any, str]:
+    settings = conf.settings
+    return json_data.normalise(
+        value, encoder=settings.encoder, max_bytes=settings.max_data_bytes, path=path
+    )
+
+
+def _run_of(claim: Claim, using: str) -> SequenceRun:
+    names = ["id", "plan_id", "sequence", "version"]
+    values = [claim.run_id, claim.plan_id, claim.sequence, claim.version]
+    return SequenceRun.from_db(using, names, values)
+
+
+def _step_run_of(claim: Claim, using: str) -> StepRun:
+    names = ["id", "run_id", "step", "item", "attempts", "repeats", "token", "worker"]
+    values = [claim.step_run_id, claim.run_id, claim.step, claim.item]
+    values += [claim.attempts, claim.repeats, claim.token, claim.worker]
+    return StepRun.from_db(using, names, values)
+
+
+def _is_untouched(using: str) -> bool:
+    """Whether the block around the user's code has sent nothing to the database.
+
+    psycopg sends BEGIN with the first statement: then the commit, one statement, needs neither
+    BEGIN nor COMMIT, and leaving the block costs nothing.
+    """
+    connection: Any = connections[using]
+    if connection.vendor != "postgresql" or connection.run_on_commit:
+        return False
+    raw = connection.connection
+    return raw is not None and raw.info.transaction_status.name == "IDLE"
+
+
+def _let_no_hook_fail(using: str) -> None:
+    """An error in an `on_commit` hook is logged, and neither fails the step nor drops others."""
+    connection: Any = connections[using]
+    connection.run_on_commit = [(sids, hook, True) for sids, hook, _ in connection.run_on_commit]
+
+
+def _repair(using: str) -> None:
+    """Put aside a connection that an error has broken."""
+    connection = connections[using]
+    if not connection.in_atomic_block:
+        connection.close_if_unusable_or_obsolete()
+
+
+def attempts_so_far() -> int:
+    """What the message that this thread processes says."""
+    delivery = current.delivery()
+    return delivery.attempts if delivery else 0
+

@@ -1,0 +1,92 @@
+"""After the commit: dispatch what became ready, or perform it right here.
+
+All of this happens in the actor, before Dramatiq acknowledges its message: a process that dies
+here leaves rows that the sweep dispatches.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import dramatiq
+from dramatiq.broker import MessageProxy
+from dramatiq.middleware import SkipMessage
+
+from . import conf, current, dispatching, interrupts, registry
+from .execution import Life, attempts_so_far
+from .interrupts import Interrupt
+from .transitions.values import Dispatch
+
+logger = logging.getLogger("sequences")
+
+#: Seconds for which a worker's thread may go on with one run before others have their turn.
+DIRECTLY = 10.0
+
+
+def perform(step_run_id: int, label: str) -> None:
+    """What the actor of every step does with its message."""
+    using = conf.using()
+    interrupts.own_connection(using)
+    ready = Life(step_run_id, attempts_so_far(), using).live()
+    try:
+        hand_over(ready, label, using)
+    except Interrupt:
+        # It has committed. A message too many is harmless, a lost one costs time.
+        interrupts.disarm()
+        interrupts.discard_connection(using)
+        dispatching.send(ready)
+
+
+def hand_over(ready: list[Dispatch], label: str, using: str) -> None:
+    """Dispatch these steps; with ``handoff="direct"`` go on with the first of them here."""
+    until = time.monotonic() + DIRECTLY
+    while ready:
+        chosen = _chosen(ready, label, until)
+        dispatching.send(dispatch for dispatch in ready if dispatch is not chosen)
+        ready = _perform_directly(chosen, using) if chosen else []
+
+
+def _chosen(ready: list[Dispatch], label: str, until: float) -> Dispatch | None:
+    if current.stopping.is_set() or time.monotonic() > until or not _is_direct(label):
+        return None
+    delivery = current.delivery()
+    if delivery is None:
+        return None
+    known = dramatiq.get_broker().actors
+    for dispatch in ready:
+        here = dispatch.queue == delivery.message.queue_name and dispatch.actor in known
+        if here and dispatch.delay is None:
+            return dispatch
+    return None
+
+
+def _is_direct(label: str) -> bool:
+    cls = registry.find(label)
+    definition = cls and cls._definition
+    return definition is not None and definition.handoff == "direct"
+
+
+def _perform_directly(dispatch: Dispatch, using: str) -> list[Dispatch]:
+    """Process a message of its own, with its hooks, as Dramatiq's worker does."""
+    broker = dramatiq.get_broker()
+    message = MessageProxy(dispatching.message_for(dispatch))
+    try:
+        broker.emit_before("process_message", message)
+        interrupts.own_connection(using)
+        ready = Life(dispatch.step_run_id, dispatch.attempts, using).live()
+        broker.emit_after("process_message", message, result=None)
+        return ready
+    except SkipMessage as skip:
+        logger.debug("Not handed over directly: %s", skip)
+        broker.emit_after("skip_message", message)
+    except BaseException as error:
+        message.stuff_exception(error)
+        logger.error(
+            "Step run %s (actor %s) failed.",
+            dispatch.step_run_id, dispatch.actor, exc_info=error,
+        )  # fmt: skip
+        broker.emit_after("process_message", message, exception=error)
+    finally:
+        message.clear_exception()
+    return []

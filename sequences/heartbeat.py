@@ -1,0 +1,74 @@
+"""A step that runs for long keeps its lease by its worker's heartbeat, and shows its progress."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from django.db import connections
+
+from . import conf
+from .transitions import claims
+from .transitions.values import Claim
+
+logger = logging.getLogger("sequences")
+
+
+@dataclass(slots=True)
+class Performance:
+    """A claimed step run in the hands of a thread of this process."""
+
+    claim: Claim
+    since: float = field(default_factory=time.monotonic)
+    progress: str | None = None
+    shown: str | None = None
+
+
+_performing: dict[int, Performance] = {}
+
+
+@contextmanager
+def performing(claim: Claim) -> Iterator[Performance]:
+    """While this lasts the claim's lease is extended. Costs a short step nothing."""
+    performance = _performing[claim.token] = Performance(claim)
+    try:
+        yield performance
+    finally:
+        _performing.pop(claim.token, None)
+
+
+def beat(using: str) -> None:
+    """Extend the leases of the long ones, and store the progress of all that have some."""
+    long_ago = time.monotonic() - conf.settings.heartbeat
+    for performance in list(_performing.values()):
+        news = performance.progress != performance.shown
+        if performance.since <= long_ago or news:
+            claims.beat(performance.claim, performance.progress if news else None, using)
+            performance.shown = performance.progress if news else performance.shown
+
+
+class Heart(threading.Thread):
+    """Beats until it is stopped: later than the worker, whose last steps still run."""
+
+    def __init__(self) -> None:
+        super().__init__(name="sequences-heartbeat", daemon=True)
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        # Twice in each HEARTBEAT, so that a step that has run for one has its lease extended
+        # before two are over.
+        while not self._stopped.wait(conf.settings.heartbeat / 2):
+            try:
+                beat(conf.using())
+            except Exception:
+                logger.exception("The heartbeat failed; the next one follows.")
+                connections.close_all()
+        connections.close_all()
+
+    def stop(self) -> None:
+        """Beat no more."""
+        self._stopped.set()

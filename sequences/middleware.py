@@ -1,0 +1,119 @@
+"""The hooks in Dramatiq: what became of a retry, the heartbeat, the sweep.
+
+The app adds this middleware to the broker by itself, before `Retries`: Dramatiq calls the
+after-hooks in reverse, so what `Retries` has decided is known here.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from dramatiq import Broker, Message, Middleware, Worker
+from dramatiq.broker import MessageProxy
+from dramatiq.middleware import Retries
+
+from . import conf, current, registry
+from .exceptions import StepExpired
+from .heartbeat import Heart
+from .sweep import Sweeper, store_plans
+from .traffic import Traffic
+from .transitions import failures
+
+logger = logging.getLogger("sequences")
+
+
+def install(broker: Broker) -> None:
+    """Add the middleware to this broker, once."""
+    if any(isinstance(middleware, SequencesMiddleware) for middleware in broker.middleware):
+        return
+    has_retries = any(isinstance(middleware, Retries) for middleware in broker.middleware)
+    broker.add_middleware(SequencesMiddleware(), before=Retries if has_retries else None)
+
+
+class SequencesMiddleware(Middleware):
+    """Follows the messages of steps, and keeps the worker's two threads of this app."""
+
+    def __init__(self) -> None:
+        self._traffic = Traffic()
+        self._heart: Heart | None = None
+        self._sweeper: Sweeper | None = None
+
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
+        """Remember what this thread does."""
+        current.begin(message)
+        retried = bool(message.options.get("retries"))
+        self._traffic.began(message.queue_name, message.message_timestamp, first=not retried)
+
+    def after_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
+        """The copy of a message that this thread processes is its retry, and has the delay."""
+        delivery = current.delivery()
+        if delivery is not None and delivery.message.message_id == message.message_id:
+            delivery.retried, delivery.retry_delay = True, delay
+
+    def after_process_message(
+        self,
+        broker: Broker,
+        message: MessageProxy,
+        *,
+        result: Any = None,
+        exception: BaseException | None = None,
+    ) -> None:
+        """A failed attempt was recorded: say when its retry is due, or that there is none."""
+        delivery = self._ended(message)
+        if exception is None or delivery is None or not _is_step(message):
+            return
+        step_run_id = int(message.args[1])
+        if message.failed:
+            failures.give_up(step_run_id, self._counted(message), None, conf.using())
+        else:
+            delay = delivery.retry_delay or 0 if delivery.retried else 0
+            failures.set_due(step_run_id, self._counted(message), delay, conf.using())
+
+    def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
+        """Dramatiq's own age limit fails a message without a step's attempt."""
+        self._ended(message)
+        if message.failed and _is_step(message):
+            max_age = message.options.get("max_age") or "its limit"
+            error = StepExpired(step=message.actor_name, age="long", max_age=max_age)
+            attempts = int(message.options.get("retries", 0))
+            failure = failures.Failure.of(error)
+            failures.give_up(int(message.args[1]), attempts, failure, conf.using())
+
+    def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
+        """Start the heartbeat and the sweep."""
+        current.stopping.clear()
+        self._traffic = Traffic(worker)
+        self._heart = Heart()
+        self._heart.start()
+        interval = conf.settings.sweep_interval
+        if interval is not None:
+            store_plans(conf.using())
+            self._sweeper = Sweeper(self._traffic, interval)
+            self._sweeper.start()
+
+    def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        """Sweep no more. The heart beats on: the last steps are still running."""
+        current.stopping.set()
+        if self._sweeper is not None:
+            self._sweeper.stop()
+
+    def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        """The last step has ended."""
+        if self._heart is not None:
+            self._heart.stop()
+
+    def _ended(self, message: MessageProxy) -> current.Delivery | None:
+        delivery = current.end(message)
+        if delivery is not None:
+            self._traffic.ended(message.queue_name)
+        return delivery
+
+    def _counted(self, message: MessageProxy) -> int:
+        # `Retries` has counted this attempt on the message already, unless `throws` stopped it.
+        return int(message.options.get("retries", 0))
+
+
+def _is_step(message: MessageProxy) -> bool:
+    label, _, _ = message.actor_name.rpartition(".")
+    return len(message.args) == 2 and registry.find(label) is not None

@@ -1,0 +1,305 @@
+"""The tables: what is stored of plans, runs, step runs, failed attempts and operations.
+
+Reading is free to all; every write of state is in `sequences.transitions`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from django.db import models
+from django.utils.functional import cached_property
+from django.utils.translation import gettext_lazy as _
+
+from . import conf
+from .ids import uuid7
+from .plan import Plan
+from .steerable import Steerable
+
+if TYPE_CHECKING:
+    from .definition import Step
+
+#: The item index of a step run that is no item of a fan-out. Not NULL, so that the unique
+#: constraint holds on every database.
+PLAIN = -1
+
+
+class JSONEncoder(json.JSONEncoder):
+    """`SEQUENCES["ENCODER"]`, looked up when it is used, so that a migration need not name it."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> json.JSONEncoder:  # type: ignore[misc]
+        return conf.settings.encoder(*args, **kwargs)
+
+
+class Exact(models.CharField):  # type: ignore[type-arg]
+    """Text that is equal only to itself, also where a database would ignore case or spaces."""
+
+    def db_parameters(self, connection: Any) -> dict[str, Any]:
+        parameters = super().db_parameters(connection)
+        if connection.vendor == "mysql":
+            exact = "utf8mb4_nopad_bin" if connection.mysql_is_mariadb else "utf8mb4_0900_bin"
+            parameters["collation"] = exact
+        return parameters
+
+
+class RunStatus(models.TextChoices):
+    """The states of a run."""
+
+    RUNNING = "running", _("running")
+    PAUSED = "paused", _("paused")
+    UNDOING = "undoing", _("undoing")
+    SUCCEEDED = "succeeded", _("succeeded")
+    FAILED = "failed", _("failed")
+    CANCELLED = "cancelled", _("cancelled")
+
+
+class StepStatus(models.TextChoices):
+    """The states of a step run."""
+
+    WAITING = "waiting", _("waiting")
+    QUEUED = "queued", _("queued")
+    RUNNING = "running", _("running")
+    RETRYING = "retrying", _("retrying")
+    SUCCEEDED = "succeeded", _("succeeded")
+    FAILED = "failed", _("failed")
+    SKIPPED = "skipped", _("skipped")
+    CANCELLED = "cancelled", _("cancelled")
+
+
+UNFINISHED_RUN = (RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.UNDOING)
+UNFINISHED_STEP = (
+    StepStatus.WAITING,
+    StepStatus.QUEUED,
+    StepStatus.RUNNING,
+    StepStatus.RETRYING,
+)
+
+
+class StoredPlan(models.Model):
+    """One version of a sequence's shape that was ever started, or that a worker knew."""
+
+    id = models.BigAutoField(primary_key=True)
+    sequence = Exact(_("sequence"), max_length=200)
+    fingerprint = models.CharField(_("fingerprint"), max_length=64)
+    graph = models.JSONField(_("graph"))
+    created_at = models.DateTimeField(_("created"))
+
+    class Meta:
+        verbose_name = _("plan")
+        verbose_name_plural = _("plans")
+        constraints = [
+            models.UniqueConstraint(
+                fields=["sequence", "fingerprint"], name="job_sequences_plan_once"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.sequence} {self.fingerprint[:8]}"
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The graph itself."""
+        return Plan.from_json(self.sequence, self.graph)
+
+
+class SequenceRunQuerySet(models.QuerySet):  # type: ignore[type-arg]
+    """Runs, to be read. Never writes."""
+
+    def unfinished(self) -> SequenceRunQuerySet:
+        """Those that still run, are paused, or are undone just now."""
+        return self.filter(status__in=UNFINISHED_RUN)
+
+    def finished(self) -> SequenceRunQuerySet:
+        """Those that succeeded, failed or were cancelled."""
+        return self.exclude(status__in=UNFINISHED_RUN)
+
+    def waiting_for(self, step: Step | str) -> SequenceRunQuerySet:
+        """Unfinished runs in which this step waits: for a time or an event."""
+        name = step if isinstance(step, str) else step.name
+        rows = StepRun.objects.filter(step=name, status=StepStatus.WAITING)
+        return self.unfinished().filter(pk__in=rows.values("run"))
+
+
+class SequenceRun(Steerable, models.Model):
+    """One started sequence. `data` is shared by its steps."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    plan = models.ForeignKey(
+        StoredPlan,
+        models.PROTECT,
+        related_name="runs",
+        verbose_name=_("plan"),
+        db_constraint=False,
+    )
+    sequence = Exact(_("sequence"), max_length=200)
+    key = Exact(_("key"), max_length=255, null=True, blank=True)
+    #: The key as long as it keeps others from starting with it.
+    held_key = Exact(max_length=255, null=True, blank=True, editable=False)
+    frees_key = models.BooleanField(default=False, editable=False)
+    status = models.CharField(
+        _("status"), max_length=16, choices=RunStatus.choices, default=RunStatus.RUNNING
+    )
+    data = models.JSONField(_("data"), default=dict, encoder=JSONEncoder)
+    version = models.PositiveBigIntegerField(_("version"), default=0)
+    inbox = models.JSONField(_("inbox"), default=dict, encoder=JSONEncoder)
+    parent = models.ForeignKey(
+        "StepRun",
+        models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="children",
+        verbose_name=_("parent"),
+        db_constraint=False,
+    )
+    created_at = models.DateTimeField(_("created"))
+    updated_at = models.DateTimeField(_("updated"))
+    finished_at = models.DateTimeField(_("finished"), null=True, blank=True)
+
+    objects = SequenceRunQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("run")
+        verbose_name_plural = _("runs")
+        constraints = [
+            models.UniqueConstraint(
+                fields=["sequence", "held_key"], name="job_sequences_run_key_once"
+            )
+        ]
+        indexes = [
+            models.Index(fields=["sequence", "key"], name="job_sequences_run_key"),
+            models.Index(fields=["status", "created_at"], name="job_sequences_run_status"),
+            models.Index(fields=["created_at"], name="job_sequences_run_created"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.sequence} {self.key or self.pk}"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has reached one of its last states."""
+        return self.status not in UNFINISHED_RUN
+
+
+class StepRun(models.Model):
+    """One step of one run, or one item of a fan-out step."""
+
+    id = models.BigAutoField(primary_key=True)
+    # The database checks no foreign key here: its trigger would fire for every inserted step.
+    run = models.ForeignKey(
+        SequenceRun,
+        models.CASCADE,
+        related_name="steps",
+        verbose_name=_("run"),
+        db_constraint=False,
+        db_index=False,
+    )
+    step = Exact(_("step"), max_length=100)
+    item = models.IntegerField(_("item"), default=PLAIN)
+    kind = models.CharField(_("kind"), max_length=16, default="step")
+    status = models.CharField(
+        _("status"), max_length=16, choices=StepStatus.choices, default=StepStatus.QUEUED
+    )
+    #: Failed attempts since it became ready, or was last repeated or retried by hand.
+    attempts = models.PositiveIntegerField(_("failed attempts"), default=0)
+    #: Workers that died in it, one after the other.
+    lost = models.PositiveSmallIntegerField(_("lost workers"), default=0)
+    #: How often it was committed with the wish to run again.
+    repeats = models.PositiveIntegerField(_("repeats"), default=0)
+    #: Dispatches by the sweep that the broker accepted since it was last queued.
+    dispatches = models.PositiveSmallIntegerField(default=0, editable=False)
+    #: Whether its own `delay` was looked at.
+    delayed = models.BooleanField(default=False, editable=False)
+    #: The fencing token of the claim that runs, or ran, it.
+    token = models.BigIntegerField(null=True, blank=True, editable=False)
+    worker = models.CharField(_("worker"), max_length=100, blank=True)
+    progress = models.JSONField(_("progress"), null=True, blank=True, encoder=JSONEncoder)
+    payload = models.JSONField(_("payload"), null=True, blank=True, encoder=JSONEncoder)
+    result = models.JSONField(_("result"), null=True, blank=True, encoder=JSONEncoder)
+    ready_at = models.DateTimeField(_("ready"))
+    queued_at = models.DateTimeField(_("queued"))
+    started_at = models.DateTimeField(_("started"), null=True, blank=True)
+    finished_at = models.DateTimeField(_("finished"), null=True, blank=True)
+    #: When it may run: the end of a delay, or of a retry's backoff.
+    due_at = models.DateTimeField(_("due"), null=True, blank=True)
+    #: The moment by which something must have happened, or the sweep looks at it. None: it is
+    #: finished, or held because its run is paused or has failed.
+    wake_at = models.DateTimeField(_("wakes"), null=True, blank=True, db_index=True)
+
+    class Meta:
+        verbose_name = _("step run")
+        verbose_name_plural = _("step runs")
+        constraints = [
+            models.UniqueConstraint(
+                fields=["run", "step", "item"], name="job_sequences_step_run_once"
+            )
+        ]
+
+    def __str__(self) -> str:
+        item = "" if self.item == PLAIN else f"[{self.item}]"
+        return f"{self.step}{item}"
+
+
+class StepFailure(models.Model):
+    """One failed attempt. Only ever added."""
+
+    id = models.BigAutoField(primary_key=True)
+    run = models.ForeignKey(
+        SequenceRun,
+        models.CASCADE,
+        related_name="failures",
+        verbose_name=_("run"),
+        db_constraint=False,
+    )
+    step_run = models.ForeignKey(
+        StepRun,
+        models.SET_NULL,
+        null=True,
+        related_name="failures",
+        verbose_name=_("step run"),
+        db_constraint=False,
+    )
+    step = Exact(_("step"), max_length=100)
+    item = models.IntegerField(_("item"), default=PLAIN)
+    attempt = models.PositiveIntegerField(_("attempt"))
+    error = models.CharField(_("error"), max_length=200)
+    message = models.TextField(_("message"), blank=True)
+    traceback = models.TextField(_("traceback"), blank=True)
+    worker = models.CharField(_("worker"), max_length=100, blank=True)
+    failed_at = models.DateTimeField(_("failed"), db_index=True)
+
+    class Meta:
+        verbose_name = _("failed attempt")
+        verbose_name_plural = _("failed attempts")
+        ordering = ["id"]
+
+    def __str__(self) -> str:
+        return f"{self.step} #{self.attempt}: {self.error}"
+
+
+class Operation(models.Model):
+    """One act of a person or a program on a run. Only ever added."""
+
+    id = models.BigAutoField(primary_key=True)
+    run = models.ForeignKey(
+        SequenceRun,
+        models.CASCADE,
+        related_name="operations",
+        verbose_name=_("run"),
+        db_constraint=False,
+    )
+    action = models.CharField(_("action"), max_length=32)
+    step = models.CharField(_("step"), max_length=100, blank=True)
+    reason = models.TextField(_("reason"), blank=True)
+    by = models.CharField(_("by"), max_length=150, blank=True)
+    before = models.JSONField(_("before"), null=True, blank=True, encoder=JSONEncoder)
+    after = models.JSONField(_("after"), null=True, blank=True, encoder=JSONEncoder)
+    done_at = models.DateTimeField(_("done"))
+
+    class Meta:
+        verbose_name = _("operation")
+        verbose_name_plural = _("operations")
+        ordering = ["id"]
+
+    def __str__(self) -> str:
+        return f"{self.action} {self.step}".strip()

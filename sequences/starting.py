@@ -1,0 +1,161 @@
+"""A sequence is started: its data checked, its rows written, its messages sent on commit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
+from datetime import timedelta
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from . import conf, dispatching
+from . import data as json_data
+from .definition import Definition, Sequence, Unique
+from .exceptions import SequenceError
+from .models import SequenceRun, SequenceRunQuerySet
+from .transitions import starts
+from .transitions.locks import transact
+from .transitions.starts import Start
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence as SequenceOf
+
+S = TypeVar("S", bound=Sequence)
+
+#: Runs that are inserted together.
+BATCH = 1000
+KEY_LENGTH = 255
+
+
+class Starter:
+    """What `definition` calls to start sequences."""
+
+    def start(
+        self,
+        cls: type[S],
+        data: Mapping[str, Any] | None,
+        *,
+        key: str | None,
+        unique: Unique,
+        delay: timedelta | int | None,
+    ) -> S:
+        """See `Sequence.start`."""
+        definition = _definition(cls)
+        wanted = _wanted(definition, data, key, unique, delay)
+        using = conf.using()
+        run, dispatches = transact(using, lambda: starts.start(definition.plan, wanted, using))
+        dispatching.send_on_commit(dispatches, using)
+        return _bound(cls, run, wanted)
+
+    def start_many(self, cls: type[S], iterable: Iterable[Any]) -> list[S]:
+        """See `Sequence.start_many`."""
+        definition = _definition(cls)
+        wanted = [_wanted_of(definition, item) for item in iterable]
+        return [one for batch in _batches(wanted) for one in _start_batch(cls, definition, batch)]
+
+    def runs(self, cls: type[Sequence]) -> SequenceRunQuerySet:
+        """The runs of this class, under its earlier names too."""
+        definition = _definition(cls)
+        runs = SequenceRunQuerySet(SequenceRun, using=conf.using())
+        return runs.filter(sequence__in=[definition.label, *definition.aliases])
+
+
+def _start_batch(cls: type[S], definition: Definition, wanted: SequenceOf[Start]) -> Iterator[S]:
+    using = conf.using()
+    runs, dispatches = transact(using, lambda: starts.start_many(definition.plan, wanted, using))
+    dispatching.send_on_commit(dispatches, using)
+    return (_bound(cls, run, one) for run, one in zip(runs, wanted, strict=True))
+
+
+def _batches(wanted: list[Start]) -> Iterator[list[Start]]:
+    iterator = iter(wanted)
+    while batch := list(islice(iterator, BATCH)):
+        yield batch
+
+
+def _definition(cls: type[Sequence]) -> Definition:
+    assert cls._definition is not None  # the caller has refused an abstract class
+    return cls._definition
+
+
+def _bound(cls: type[S], run: SequenceRun, wanted: Start) -> S:
+    return cls._bind(run=run, data=run.data, created=run.pk == wanted.id)
+
+
+_OPTIONS = {"key", "unique", "delay"}
+
+
+def _wanted_of(definition: Definition, item: Any) -> Start:
+    """One of `start_many`: data, or a pair of data and a dict of the options of `start`."""
+    if not isinstance(item, tuple):
+        return _wanted(definition, item, None, "ever", None)
+    data, options = item if len(item) == 2 else (item, None)
+    if not isinstance(options, Mapping) or not options.keys() <= _OPTIONS:
+        raise SequenceError(
+            f"{definition.label}.start_many: {item!r} is neither data nor a pair of data and a "
+            'dict of options ("key", "unique", "delay").'
+        )
+    return _wanted(
+        definition,
+        data,
+        options.get("key"),
+        options.get("unique", "ever"),
+        options.get("delay"),
+    )
+
+
+def _wanted(
+    definition: Definition,
+    data: Mapping[str, Any] | None,
+    key: str | None,
+    unique: Unique,
+    delay: timedelta | int | None,
+) -> Start:
+    _check_key(definition, key, unique)
+    checked, _ = json_data.normalise(
+        {**deepcopy(definition.defaults), **_mapping(definition, data)},
+        encoder=conf.settings.encoder,
+        max_bytes=conf.settings.max_data_bytes,
+    )
+    return Start(checked, key, unique, _delay(definition, delay))
+
+
+def _mapping(definition: Definition, data: Any) -> Mapping[str, Any]:
+    if data is None:
+        return {}
+    if isinstance(data, Mapping):
+        return data
+    raise SequenceError(
+        f"{definition.label}.start: data is a {type(data).__name__}, not a dict: {data!r:.100}"
+    )
+
+
+def _check_key(definition: Definition, key: Any, unique: Any) -> None:
+    if unique not in ("ever", "unfinished"):
+        raise SequenceError(
+            f'{definition.label}.start: unique is {unique!r}; it must be "ever" or "unfinished".'
+        )
+    if key is None:
+        return
+    if not isinstance(key, str) or not key:
+        raise SequenceError(
+            f"{definition.label}.start: key is {key!r}; it must be a text that is not empty, or "
+            "None."
+        )
+    if len(key) > KEY_LENGTH:
+        raise SequenceError(
+            f"{definition.label}.start: key has {len(key)} characters, and {KEY_LENGTH} at most "
+            f"fit; hash what is longer: {key[:40]!r}…"
+        )
+    json_data.normalise(key, path="key")
+
+
+def _delay(definition: Definition, delay: Any) -> timedelta | None:
+    if delay is None or isinstance(delay, timedelta):
+        return delay
+    if isinstance(delay, int) and not isinstance(delay, bool):
+        return timedelta(milliseconds=delay)
+    raise SequenceError(
+        f"{definition.label}.start: delay is {delay!r}; it must be a timedelta or an int of "
+        "milliseconds."
+    )

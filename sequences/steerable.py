@@ -1,0 +1,135 @@
+"""What can be asked of a run: the methods of its model. What they do is installed later."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from asgiref.sync import sync_to_async
+
+from .exceptions import SequenceError
+
+if TYPE_CHECKING:
+    from .definition import Step
+    from .models import SequenceRun
+
+    Named = Step[Any] | str
+
+
+class Steering(Protocol):
+    """What performs the acts; installed when Django is ready."""
+
+    def act(self, run: SequenceRun, action: str, *, by: Any, reason: str) -> None: ...
+    def act_on_step(
+        self, run: SequenceRun, action: str, step: Named, *, by: Any, reason: str
+    ) -> None: ...
+    def edit(
+        self, run: SequenceRun, data: dict[str, Any], *, by: Any, reason: str
+    ) -> None: ...
+
+
+_steering: Steering | None = None
+
+
+def install(steering: Steering) -> None:
+    """Let runs be steered; called once Django is ready."""
+    global _steering
+    _steering = steering
+
+
+def _installed() -> Steering:
+    if _steering is None:
+        raise SequenceError(
+            "Runs cannot be steered before Django is ready: call this later than at import."
+        )
+    return _steering
+
+
+class Steerable:
+    """The acts on a run.
+
+    Each takes ``by`` (who: a user or a text) and ``reason``, leaves an `Operation` row, is safe
+    against steps that run at the same time, updates this instance, and raises `InvalidTransition`
+    in a state that does not allow it. Messages are sent when the caller's transaction commits.
+    """
+
+    def pause(self, *, by: Any = "", reason: str = "") -> None:
+        """Hold what has not begun. A running step may commit; times go on."""
+        _installed().act(self._run(), "pause", by=by, reason=reason)
+
+    def resume(self, *, by: Any = "", reason: str = "") -> None:
+        """Let go what a pause holds; what fell due meanwhile is dispatched now."""
+        _installed().act(self._run(), "resume", by=by, reason=reason)
+
+    def cancel(self, *, by: Any = "", reason: str = "") -> None:
+        """End the run as cancelled. A step that runs just now loses its commit."""
+        _installed().act(self._run(), "cancel", by=by, reason=reason)
+
+    def finish(self, *, by: Any = "", reason: str = "") -> None:
+        """End the run as succeeded; what has not ended is skipped."""
+        _installed().act(self._run(), "finish", by=by, reason=reason)
+
+    def retry(self, *, by: Any = "", reason: str = "") -> None:
+        """Begin the failed steps again, and retry now what waits for its next attempt."""
+        _installed().act(self._run(), "retry", by=by, reason=reason)
+
+    def skip(self, step: Named, *, reason: str = "", by: Any = "") -> None:
+        """Go on without this step, which has failed, waits, or has not begun.
+
+        Raises `UnknownStep` if the run's plan has no such step.
+        """
+        _installed().act_on_step(self._run(), "skip", step, by=by, reason=reason)
+
+    def restart_from(self, step: Named, *, by: Any = "", reason: str = "") -> None:
+        """Perform this step again, and all that come after it. ``data`` stays as it is."""
+        _installed().act_on_step(self._run(), "restart_from", step, by=by, reason=reason)
+
+    def edit(self, data: dict[str, Any], *, by: Any = "", reason: str = "") -> None:
+        """Put other data in the place of the run's.
+
+        Refused while a step is running, and if the run has changed since this instance was read.
+        Raises `InvalidData` for what cannot be stored.
+        """
+        _installed().edit(self._run(), data, by=by, reason=reason)
+
+    def erase(self, *, by: Any = "", reason: str = "") -> None:
+        """Blank data, payloads, results and the texts of failures of a finished run, for good."""
+        _installed().act(self._run(), "erase", by=by, reason=reason)
+
+    async def apause(self, *, by: Any = "", reason: str = "") -> None:
+        """`pause`, for asynchronous code."""
+        await sync_to_async(self.pause)(by=by, reason=reason)
+
+    async def aresume(self, *, by: Any = "", reason: str = "") -> None:
+        """`resume`, for asynchronous code."""
+        await sync_to_async(self.resume)(by=by, reason=reason)
+
+    async def acancel(self, *, by: Any = "", reason: str = "") -> None:
+        """`cancel`, for asynchronous code."""
+        await sync_to_async(self.cancel)(by=by, reason=reason)
+
+    async def afinish(self, *, by: Any = "", reason: str = "") -> None:
+        """`finish`, for asynchronous code."""
+        await sync_to_async(self.finish)(by=by, reason=reason)
+
+    async def aretry(self, *, by: Any = "", reason: str = "") -> None:
+        """`retry`, for asynchronous code."""
+        await sync_to_async(self.retry)(by=by, reason=reason)
+
+    async def askip(self, step: Named, *, reason: str = "", by: Any = "") -> None:
+        """`skip`, for asynchronous code."""
+        await sync_to_async(self.skip)(step, reason=reason, by=by)
+
+    async def arestart_from(self, step: Named, *, by: Any = "", reason: str = "") -> None:
+        """`restart_from`, for asynchronous code."""
+        await sync_to_async(self.restart_from)(step, by=by, reason=reason)
+
+    async def aedit(self, data: dict[str, Any], *, by: Any = "", reason: str = "") -> None:
+        """`edit`, for asynchronous code."""
+        await sync_to_async(self.edit)(data, by=by, reason=reason)
+
+    async def aerase(self, *, by: Any = "", reason: str = "") -> None:
+        """`erase`, for asynchronous code."""
+        await sync_to_async(self.erase)(by=by, reason=reason)
+
+    def _run(self) -> SequenceRun:
+        return self  # type: ignore[return-value]

@@ -1,0 +1,94 @@
+"""Runs are steered: the acts of `Steerable`, each one transition and its messages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from . import conf, dispatching, registry
+from . import data as json_data
+from .exceptions import UnknownStep, did_you_mean
+from .models import SequenceRun
+from .redaction import redact
+from .transitions import plans, steering
+from .transitions.steering import Act
+from .transitions.values import Dispatch
+
+if TYPE_CHECKING:
+    from .steerable import Named
+
+_ACTS = {
+    "pause": steering.pause,
+    "resume": steering.resume,
+    "cancel": steering.cancel,
+    "finish": steering.finish,
+    "retry": steering.retry,
+    "erase": steering.erase,
+}
+_ACTS_ON_STEPS = {"skip": steering.skip, "restart_from": steering.restart_from}
+
+
+class Steering:
+    """What the methods of a run call."""
+
+    def act(self, run: SequenceRun, action: str, *, by: Any, reason: str) -> None:
+        """Pause, resume, cancel, finish, retry, erase."""
+        using = conf.using()
+        done = Act(action, by=_name(by), reason=reason)
+        _send_and_reload(run, _ACTS[action](run.pk, done, using), using)
+
+    def act_on_step(
+        self, run: SequenceRun, action: str, step: Named, *, by: Any, reason: str
+    ) -> None:
+        """Skip, restart_from."""
+        using = conf.using()
+        done = Act(action, by=_name(by), step=_step(run, step, using), reason=reason)
+        _send_and_reload(run, _ACTS_ON_STEPS[action](run.pk, done, using), using)
+
+    def edit(self, run: SequenceRun, data: dict[str, Any], *, by: Any, reason: str) -> None:
+        """Put other data in the place of the run's."""
+        using = conf.using()
+        checked, _ = json_data.normalise(
+            data, encoder=conf.settings.encoder, max_bytes=conf.settings.max_data_bytes
+        )
+        hidden = _redacted(run)
+        act = Act(
+            "edit",
+            by=_name(by),
+            reason=reason,
+            before=redact(run.data, hidden),
+            after=redact(checked, hidden),
+        )
+        _send_and_reload(run, steering.edit(run.pk, run.version, checked, act, using), using)
+
+
+def _send_and_reload(run: SequenceRun, dispatches: list[Dispatch], using: str) -> None:
+    dispatching.send_on_commit(dispatches, using)
+    run.refresh_from_db(using=using)
+
+
+def _step(run: SequenceRun, step: Named, using: str) -> str:
+    """The name that the run's plan has for this step, which may be an earlier one."""
+    plan = plans.load(run.plan_id, using)
+    names = [step] if isinstance(step, str) else [step.name, *step.aliases]
+    cls = registry.find(run.sequence)
+    declared = cls and cls._definition and cls._definition.step(names[0])
+    if declared:
+        names += [declared.name, *declared.aliases]
+    for name in names:
+        if plan.get(name) is not None:
+            return name
+    raise UnknownStep(
+        sequence=run.sequence, step=names[0], mend=did_you_mean(names[0], plan.names)
+    )
+
+
+def _redacted(run: SequenceRun) -> tuple[str, ...]:
+    cls = registry.find(run.sequence)
+    definition = cls and cls._definition
+    return definition.redact if definition else ()
+
+
+def _name(by: Any) -> str:
+    """A user's name, or the text itself."""
+    get_username = getattr(by, "get_username", None)
+    return str(get_username() if callable(get_username) else by)[:150]

@@ -1,0 +1,116 @@
+"""The periodic check: timers, leases that ran out, messages that were lost."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from datetime import datetime
+from typing import Protocol
+
+
+from django.db import connections
+
+from . import conf, dispatching, registry
+from .execution import unknown_step
+from .models import StepRun
+from .transitions import due, failures, plans
+
+logger = logging.getLogger("sequences")
+
+
+class Evidence(Protocol):
+    """What decides whether the message of a queued step run is lost."""
+
+    def is_lost(self, queue: str, queued_at: datetime, now: datetime) -> bool: ...
+
+
+class Overdue:
+    """For a sweep outside of a worker, which sees no queue: what is overdue counts as lost.
+
+    It asks with growing pauses, five minutes at most, so a long queue gets few duplicates.
+    """
+
+    def is_lost(self, queue: str, queued_at: datetime, now: datetime) -> bool:
+        """Always."""
+        return True
+
+
+def sweep(evidence: Evidence, using: str) -> int:
+    """Do all that is due, and return how many messages the broker took."""
+    sent = 0
+    more = True
+    while more:
+        found = due.take(evidence.is_lost, using)
+        dispatches = [one for row in found.expired if (one := failures.reap(row, using))]
+        unknown = {row.pk for row in found.rows if _fails_as_unknown(row, using)}
+        dispatches += [one for one in found.dispatches if one.step_run_id not in unknown]
+        accepted = dispatching.send(dispatches)
+        due.accepted([one.step_run_id for one in accepted], using)
+        sent += len(accepted)
+        more = found.more
+    return sent
+
+
+def _fails_as_unknown(row: StepRun, using: str) -> bool:
+    """Fail a step that this release has removed; one of a later release waits for its worker.
+
+    Which of the two it is, the plans tell: their ids grow in the order of the releases.
+    """
+    cls = registry.find(row.run.sequence)
+    definition = cls and cls._definition
+    if definition is None or definition.step(row.step) is not None:
+        return False
+    if plans.store(definition.plan, using) < row.run.plan_id:
+        return False
+    failures.fail_unknown(row, unknown_step(definition, row.step), using)
+    return True
+
+
+def store_plans(using: str) -> None:
+    """Write this release's plans, so that their ids tell its age."""
+    for cls in registry.all():
+        if cls._definition is not None:
+            plans.store(cls._definition.plan, using)
+
+
+class Sweeper(threading.Thread):
+    """Sweeps in a worker process until it is stopped."""
+
+    def __init__(self, traffic: Evidence, interval: float) -> None:
+        super().__init__(name="sequences-sweep", daemon=True)
+        self._traffic, self._interval = traffic, interval
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        failed = 0
+        while not self._stopped.wait(self._interval * min(2**failed, 30)):
+            failed = 0 if self._sweep() else failed + 1
+        connections.close_all()
+
+    def _sweep(self) -> bool:
+        try:
+            look = getattr(self._traffic, "look", None)
+            if look:
+                look()
+            sweep(self._traffic, conf.using())
+        except Exception:
+            logger.exception("The sweep failed; the next one follows.")
+            connections.close_all()
+            return False
+        return True
+
+    def stop(self) -> None:
+        """Sweep no more, and wait for the sweep that is under way."""
+        self._stopped.set()
+        if self.is_alive() and threading.current_thread() is not self:
+            self.join(timeout=5)
+
+
+def run_forever(interval: float) -> None:
+    """Sweep in this thread, as the command does."""
+    while True:
+        sweep(Overdue(), conf.using())
+        time.sleep(interval)
+
+

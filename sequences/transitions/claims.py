@@ -1,0 +1,132 @@
+"""A worker takes a step run, keeps it, and lets it go."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from django.db.models import Case, F, Q, When
+
+from .. import conf
+from ..models import RunStatus, SequenceRun, StepRun, StepStatus
+from . import plans, sql, times
+from .locks import lock_run, transact
+from .values import Claim, Dispatch, dispatch_of
+
+_CLAIMABLE = (StepStatus.QUEUED, StepStatus.RETRYING)
+
+
+def claim(step_run_id: int, attempts: int, token: int, worker: str, using: str) -> Claim | None:
+    """Take a queued, retrying or due step run; None if it is not to be had.
+
+    `attempts` is the count that the message carries: a message from before the last failed
+    attempt takes nothing. A held row (`wake_at` is NULL: its run is paused or has failed) is
+    taken by nobody. The row is the only guard, so claims of siblings never wait for each other.
+    """
+    if sql.is_fast(using):
+        return sql.claim(step_run_id, attempts, token, worker, using)
+    return transact(using, lambda: _claim(step_run_id, attempts, token, worker, using))
+
+
+def _claim(step_run_id: int, attempts: int, token: int, worker: str, using: str) -> Claim | None:
+    now = times.now(using)
+    rows = StepRun._base_manager.using(using).filter(
+        Q(status__in=_CLAIMABLE) | Q(status=StepStatus.WAITING, due_at__lte=now + times.EARLY),
+        pk=step_run_id,
+        attempts=attempts,
+        wake_at__isnull=False,
+    )
+    lease = now + times.lease()
+    taken = rows.update(
+        status=StepStatus.RUNNING,
+        token=token,
+        worker=worker,
+        started_at=now,
+        wake_at=Case(
+            When(wake_at__lt=now + times.shortest_lease(), then=lease),
+            When(wake_at__gt=now + times.longest_lease(), then=lease),
+            default=F("wake_at"),
+        ),
+    )
+    if not taken:
+        return None
+    row = StepRun._base_manager.using(using).select_related("run").get(pk=step_run_id)
+    return _claim_of(row, token, now)
+
+
+def _text(data: Any) -> str:
+    return json.dumps(data, cls=conf.settings.encoder)
+
+
+def refresh(claim: Claim, using: str) -> None:
+    """Read `data` again, for another try on what others have committed meanwhile."""
+    run = SequenceRun._base_manager.using(using).only("data", "version").get(pk=claim.run_id)
+    claim.data, claim.version = _text(run.data), run.version
+
+
+def found(row: StepRun, token: int) -> Claim:
+    """The claim that stands in a row, for a claimer who was interrupted before it knew."""
+    return _claim_of(row, token, row.started_at or row.queued_at)
+
+
+def _claim_of(row: StepRun, token: int, now: datetime) -> Claim:
+    run = row.run
+    return Claim(
+        row.pk, run.pk, run.sequence, run.plan_id, row.step, row.item, token, row.attempts,
+        row.repeats, row.delayed, row.ready_at, row.due_at, now,
+        _text(run.data), run.version, row.worker,
+    )  # fmt: skip
+
+
+def find(step_run_id: int, using: str) -> StepRun | None:
+    """The row as it is now, its run with it."""
+    rows = StepRun._base_manager.using(using).select_related("run")
+    return rows.filter(pk=step_run_id).first()
+
+
+def beat(claim: Claim, progress: str | None, using: str) -> bool:
+    """Extend the lease, and store news of the progress. False: the step is not ours any more."""
+    values: dict[str, Any] = {"wake_at": times.now(using) + times.lease()}
+    if progress is not None:
+        values["progress"] = json.loads(progress)
+    rows = StepRun._base_manager.using(using)
+    rows = rows.filter(pk=claim.step_run_id, token=claim.token, status=StepStatus.RUNNING)
+    return bool(rows.update(**values))
+
+
+def release(claim: Claim, using: str) -> Dispatch | None:
+    """Give the step run back, uncounted: this worker shuts down. None: it was ours no more."""
+    return transact(using, lambda: _release(claim, using))
+
+
+def _release(claim: Claim, using: str) -> Dispatch | None:
+    run = lock_run(claim.run_id, using)
+    if run is None:
+        return None
+    now = times.now(using)
+    held = run.status == RunStatus.PAUSED
+    rows = StepRun._base_manager.using(using).filter(
+        pk=claim.step_run_id, token=claim.token, status=StepStatus.RUNNING
+    )
+    released = rows.update(
+        status=StepStatus.QUEUED,
+        token=None,
+        queued_at=now,
+        wake_at=None if held else now + times.grace(),
+    )
+    if not released or held:
+        return None
+    row = StepRun._base_manager.using(using).get(pk=claim.step_run_id)
+    return dispatch_of(row, plans.load(run.plan_id, using))
+
+
+def queued_after(run_id: UUID, steps: Iterable[str], using: str) -> list[Dispatch]:
+    """The messages for those of these steps that are queued, and not held."""
+    rows = StepRun._base_manager.using(using).select_related("run")
+    rows = rows.filter(
+        run=run_id, step__in=list(steps), status=StepStatus.QUEUED, wake_at__isnull=False
+    )
+    return [dispatch_of(row, plans.load(row.run.plan_id, using)) for row in rows]

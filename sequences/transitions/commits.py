@@ -1,0 +1,178 @@
+"""A performed step becomes fact: its state, its `data`, and what is ready after it.
+
+Everything here happens in the transaction that holds the user's own writes. What raises rolls
+them back.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timedelta
+from math import ceil
+from typing import Any
+
+from .. import data as json_data
+from ..models import UNFINISHED_STEP, RunStatus, SequenceRun, StepRun, StepStatus
+from ..plan import Plan
+from . import plans, sql, starts, times
+from .locks import lock_run
+from .values import Change, Claim, ClaimLost, Dispatch, dispatch_of, new_row
+
+
+#: A delay up to this is waited for in the broker too, which is more precise than a sweep.
+SHORT = timedelta(seconds=60)
+#: How long after its time such a message is taken for lost.
+SLACK = timedelta(seconds=2)
+
+
+def commit_quickly(claim: Claim, change: Change, using: str) -> list[Dispatch] | None:
+    """Store what a step of a chain did by one statement, which needs no transaction around it.
+
+    None: nothing is stored, this is a case for `commit`.
+    """
+    if not sql.is_fast(using) or change.again is not None or change.finish:
+        return None
+    plan = plans.load(claim.plan_id, using)
+    return sql.commit_in_chain(claim, change, plan, using) if plan.is_chain else None
+
+
+def commit(claim: Claim, change: Change, using: str) -> list[Dispatch]:
+    """Store what the step did, in the caller's transaction, and say what is to be dispatched.
+
+    Raises `ClaimLost` if the step is not ours any more, and `MergeConflict` if a parallel step
+    changed the same key of `data` in another way: then it is to be performed again.
+    """
+    plan = plans.load(claim.plan_id, using)
+    run = lock_run(claim.run_id, using)
+    if run is None or run.status not in (RunStatus.RUNNING, RunStatus.PAUSED):
+        raise ClaimLost
+    now = times.now(using)
+    _write_row(claim, change, run, now, using)
+    _merge_data(run, claim, change)
+    if change.again is not None:
+        ready = _again(claim, plan, now, using)
+    elif change.finish:
+        skip_unfinished(run, now, using)
+        end(run, RunStatus.SUCCEEDED, now)
+        ready = []
+    else:
+        ready = advance(run, plan, now, using)
+    save(run, now, using)
+    return ready
+
+
+def _write_row(claim: Claim, change: Change, run: SequenceRun, now: datetime, using: str) -> None:
+    values: dict[str, Any] = {"status": change.status, "lost": 0, "wake_at": None, "due_at": None}
+    if change.progress is not None:
+        values["progress"] = json.loads(change.progress)
+    if change.again is None:
+        values.update(finished_at=now, result=_parsed(change.result))
+    else:
+        values.update(_wait(claim, change, run, now))
+    rows = StepRun._base_manager.using(using)
+    rows = rows.filter(pk=claim.step_run_id, token=claim.token, status=StepStatus.RUNNING)
+    if not rows.update(**values):
+        raise ClaimLost
+
+
+def _wait(claim: Claim, change: Change, run: SequenceRun, now: datetime) -> dict[str, Any]:
+    due = now + change.again if isinstance(change.again, timedelta) else change.again
+    assert due is not None
+    values: dict[str, Any] = {"queued_at": now, "dispatches": 0, "delayed": True}
+    if change.repeat:
+        values.update(attempts=0, repeats=claim.repeats + 1, ready_at=now)
+    if due <= now:
+        values.update(status=StepStatus.QUEUED, wake_at=now + times.grace())
+    else:
+        slack = SLACK if due - now <= SHORT else timedelta(0)
+        values.update(status=StepStatus.WAITING, due_at=due, wake_at=due + slack)
+    if run.status == RunStatus.PAUSED:
+        values["wake_at"] = None
+    return values
+
+
+def _parsed(result: str | None) -> Any:
+    return None if result is None else json.loads(result)
+
+
+def _again(claim: Claim, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
+    row = StepRun._base_manager.using(using).get(pk=claim.step_run_id)
+    if row.wake_at is None:
+        return []
+    if row.due_at is None:
+        return [dispatch_of(row, plan)]
+    if row.due_at - now > SHORT:
+        return []
+    return [dispatch_of(row, plan, ceil((row.due_at - now) / timedelta(milliseconds=1)))]
+
+
+def _merge_data(run: SequenceRun, claim: Claim, change: Change) -> None:
+    if change.data is None:
+        return
+    if run.version == claim.version:
+        run.data = change.after
+    else:
+        run.data = json_data.merge(change.before, run.data, change.after)
+
+
+def advance(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
+    """Insert what has become ready, and end the run if nothing is left. The run is locked.
+
+    Under a pause, and beside a step that has finally failed, what becomes ready is held.
+    """
+    states = states_of(run, using)
+    held = run.status == RunStatus.PAUSED or StepStatus.FAILED in states.values()
+    wake_at = None if held else now + times.grace()
+    rows = [new_row(run.pk, node, now, wake_at) for node in plan.ready(states)]
+    starts.insert(rows, using)
+    states.update((row.step, row.status) for row in rows)
+    outcome = plan.outcome(states)
+    if outcome is not None:
+        end(run, RunStatus(outcome), now)
+    return [] if held else [dispatch_of(row, plan) for row in rows]
+
+
+def states_of(run: SequenceRun, using: str) -> dict[str, str]:
+    """The state of each step that the run has reached."""
+    rows = StepRun._base_manager.using(using).filter(run=run.pk)
+    return dict(rows.values_list("step", "status"))
+
+
+def end(run: SequenceRun, status: RunStatus, now: datetime) -> None:
+    """The run has come to its end; its key is free if it was started so."""
+    run.status = status
+    run.finished_at = now
+    if run.frees_key:
+        run.held_key = None
+
+
+def save(run: SequenceRun, now: datetime, using: str) -> None:
+    """Store the locked run. Its version grows with every change, whoever makes it."""
+    run.version += 1
+    run.updated_at = now
+    fields = ("status", "data", "inbox", "version", "held_key", "updated_at", "finished_at")
+    run.save(using=using, force_update=True, update_fields=fields)
+
+
+def skip_unfinished(run: SequenceRun, now: datetime, using: str) -> None:
+    """What has not ended is skipped; a step that runs loses its commit."""
+    end_unfinished(run, StepStatus.SKIPPED, now, using)
+
+
+def end_unfinished(run: SequenceRun, status: StepStatus, now: datetime, using: str) -> None:
+    """Every step run that has not ended gets this state, and no token."""
+    rows = unfinished(run, using)
+    rows.update(status=status, token=None, wake_at=None, due_at=None, finished_at=now)
+
+
+def unfinished(run: SequenceRun, using: str) -> Any:
+    """The step runs that have not ended."""
+    return StepRun._base_manager.using(using).filter(run=run.pk, status__in=UNFINISHED_STEP)
+
+
+def rivals(claim: Claim, using: str) -> list[str]:
+    """The steps that have committed since this one was claimed first."""
+    rows = StepRun._base_manager.using(using).filter(
+        run=claim.run_id, status=StepStatus.SUCCEEDED, finished_at__gte=claim.now
+    )
+    return list(rows.exclude(pk=claim.step_run_id).order_by("pk").values_list("step", flat=True))

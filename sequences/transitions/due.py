@@ -1,0 +1,93 @@
+"""What the sweep finds: step runs whose `wake_at` has come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from django.db.models import F, QuerySet
+
+from ..models import StepRun, StepStatus
+from . import plans, times
+from .locks import transact
+from .values import Dispatch, dispatch_of
+
+#: Rows of one transaction of the sweep.
+BATCH = 500
+#: The longest time between two looks at a queued row, and between two dispatches of it.
+LONGEST = timedelta(minutes=5)
+
+#: Decides whether the message of a row, dispatched at `queued_at` to this queue, is lost.
+IsLost = Callable[[str, datetime, datetime], bool]
+
+
+@dataclass(slots=True)
+class Due:
+    """One batch of them."""
+
+    #: Whose lease has run out.
+    expired: list[StepRun] = field(default_factory=list)
+    #: To be dispatched: for the first time, or again.
+    dispatches: list[Dispatch] = field(default_factory=list)
+    #: All rows to be dispatched, for what is to be known of them beside their messages.
+    rows: list[StepRun] = field(default_factory=list)
+    #: Whether more may be due.
+    more: bool = False
+
+
+def take(is_lost: IsLost, using: str) -> Due:
+    """Move on what is due, so that no other sweep takes it for now."""
+    return transact(using, lambda: _take(is_lost, using))
+
+
+def _take(is_lost: IsLost, using: str) -> Due:
+    now = times.now(using)
+    rows = list(_locked(now, using))
+    due = Due(more=len(rows) == BATCH)
+    for row in rows:
+        _sort(row, due, is_lost, now, using)
+    StepRun._base_manager.using(using).bulk_update(
+        [row for row in rows if row.status != StepStatus.RUNNING],
+        ["status", "wake_at", "queued_at", "dispatches"],
+    )
+    return due
+
+
+def _locked(now: datetime, using: str) -> QuerySet[StepRun]:
+    from django.db import connections
+
+    rows = StepRun._base_manager.using(using).filter(wake_at__lte=now)
+    rows = rows.select_related("run").order_by("wake_at")
+    features = connections[using].features
+    if features.has_select_for_update_skip_locked:
+        of = ("self",) if features.has_select_for_update_of else ()
+        rows = rows.select_for_update(skip_locked=True, of=of)
+    return rows[:BATCH]
+
+
+def _sort(row: StepRun, due: Due, is_lost: IsLost, now: datetime, using: str) -> None:
+    if row.status == StepStatus.RUNNING:
+        due.expired.append(row)
+        return
+    plan = plans.load(row.run.plan_id, using)
+    if row.status == StepStatus.WAITING:
+        row.status, row.queued_at, row.dispatches = StepStatus.QUEUED, now, 0
+        lost = True
+    else:
+        lost = is_lost(plan.node(row.step).queue, row.queued_at, now)
+    if lost:
+        row.wake_at = now + min(times.grace() * 2**row.dispatches, LONGEST)
+        due.rows.append(row)
+        due.dispatches.append(dispatch_of(row, plan))
+    else:
+        # Its message waits in a long queue: look again when it has waited as long once more.
+        row.wake_at = now + min(max(times.grace(), now - row.queued_at), LONGEST)
+
+
+def accepted(step_run_ids: Iterable[int], using: str) -> None:
+    """The broker has taken messages for these: the next dispatch waits twice as long."""
+    rows = StepRun._base_manager.using(using).filter(
+        pk__in=list(step_run_ids), status__in=(StepStatus.QUEUED, StepStatus.RETRYING)
+    )
+    rows.filter(dispatches__lt=10).update(dispatches=F("dispatches") + 1)

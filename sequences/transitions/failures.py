@@ -1,0 +1,223 @@
+"""Failed attempts: recorded, retried, given up; and runs that fail with them."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from .. import conf
+from ..exceptions import WorkerLost
+from ..models import RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
+from . import plans, times
+from .commits import end, save, states_of
+from .locks import lock_run, transact
+from .values import Claim, Dispatch, dispatch_of
+
+#: What is kept of a traceback, in characters: the end says most.
+TRACEBACK = 20_000
+MESSAGE = 5_000
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What is kept of an exception."""
+
+    error: str
+    message: str
+    traceback: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """Of an exception, with the frames that it went through."""
+        kind = type(error)
+        name = kind.__qualname__ if kind.__module__ == "builtins" else _full_name(kind)
+        trace = "".join(traceback.format_exception(error))
+        return cls(name[:200], _clean(_text(error))[:MESSAGE], _clean(trace)[-TRACEBACK:])
+
+
+def _full_name(kind: type[BaseException]) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as broken:  # an error whose __str__ fails is still a failed attempt
+        return f"<{type(broken).__name__} in __str__>"
+
+
+def _clean(text: str) -> str:
+    # What PostgreSQL refuses in a text must not lose the record of the failure.
+    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def record(claim: Claim, failure: Failure, *, final: bool, using: str) -> bool:
+    """Count this attempt. False: the step is not ours any more, and nothing was stored.
+
+    It is due again after a grace, until the retry's own time is known; `final` fails it for good.
+    """
+    return transact(using, lambda: _record(claim, failure, final, using))
+
+
+def _record(claim: Claim, failure: Failure, final: bool, using: str) -> bool:
+    run = lock_run(claim.run_id, using)
+    if run is None:
+        return False
+    now = times.now(using)
+    rows = StepRun._base_manager.using(using).filter(
+        pk=claim.step_run_id, token=claim.token, status=StepStatus.RUNNING
+    )
+    values: dict[str, Any] = {"attempts": claim.attempts + 1, "lost": 0, "delayed": claim.delayed}
+    if not rows.update(**values, **_failed_or_due(run, final, now)):
+        return False
+    _append(claim.step_run_id, claim, failure, claim.attempts + 1, claim.worker, now, using)
+    if final:
+        _fail(run, now, using)
+    return True
+
+
+def _failed_or_due(run: SequenceRun, final: bool, now: datetime) -> dict[str, Any]:
+    if final:
+        return {"status": StepStatus.FAILED, "wake_at": None, "due_at": None, "finished_at": now}
+    held = run.status == RunStatus.PAUSED
+    return {"status": StepStatus.RETRYING, "due_at": now, "wake_at": None if held else now + times.grace(),
+            "queued_at": now, "dispatches": 0}  # fmt: skip
+
+
+def _append(
+    step_run_id: int,
+    step: Any,
+    failure: Failure,
+    attempt: int,
+    worker: str,
+    now: datetime,
+    using: str,
+) -> None:
+    StepFailure._base_manager.using(using).create(
+        run_id=step.run_id,
+        step_run_id=step_run_id,
+        step=step.step,
+        item=step.item,
+        attempt=attempt,
+        error=failure.error,
+        message=failure.message,
+        traceback=failure.traceback,
+        worker=worker,
+        failed_at=now,
+    )
+
+
+def set_due(step_run_id: int, attempts: int, delay: int, using: str) -> None:
+    """The retry after this many failed attempts comes in `delay` milliseconds."""
+    transact(using, lambda: _set_due(step_run_id, attempts, delay, using))
+
+
+def _set_due(step_run_id: int, attempts: int, delay: int, using: str) -> None:
+    due = times.now(using) + timedelta(milliseconds=delay)
+    rows = StepRun._base_manager.using(using)
+    rows = rows.filter(pk=step_run_id, attempts=attempts, status=StepStatus.RETRYING)
+    # A held row stays held: its run is paused.
+    rows.update(due_at=due)
+    rows.filter(wake_at__isnull=False).update(wake_at=due + times.grace())
+
+
+def give_up(step_run_id: int, attempts: int, failure: Failure | None, using: str) -> bool:
+    """Dramatiq will not try this step again: it has finally failed.
+
+    `failure` is given where no attempt of its own recorded one: a message too old to run.
+    """
+    return transact(using, lambda: _give_up(step_run_id, attempts, failure, using))
+
+
+def _give_up(step_run_id: int, attempts: int, failure: Failure | None, using: str) -> bool:
+    rows = StepRun._base_manager.using(using).filter(pk=step_run_id)
+    row = rows.first()
+    run = row and lock_run(row.run_id, using)
+    if row is None or run is None:
+        return False
+    now = times.now(using)
+    states = [StepStatus.RETRYING, StepStatus.QUEUED] if failure else [StepStatus.RETRYING]
+    failed = rows.filter(status__in=states, attempts=attempts).update(
+        status=StepStatus.FAILED, wake_at=None, due_at=None, finished_at=now
+    )
+    if not failed:
+        return False
+    if failure:
+        _append(row.pk, row, failure, attempts + 1, "", now, using)
+    _fail(run, now, using)
+    return True
+
+
+def reap(row: StepRun, using: str) -> Dispatch | None:
+    """Its lease has run out: give the step to another, or fail it if it kills its workers."""
+    return transact(using, lambda: _reap(row, using))
+
+
+def _reap(row: StepRun, using: str) -> Dispatch | None:
+    run = lock_run(row.run_id, using)
+    if run is None:
+        return None
+    now = times.now(using)
+    rows = StepRun._base_manager.using(using).filter(
+        pk=row.pk, token=row.token, status=StepStatus.RUNNING, wake_at__lte=now
+    )
+    if row.lost + 1 >= conf.settings.max_lost_workers:
+        _fail_lost(row, run, rows, now, using)
+        return None
+    held = run.status == RunStatus.PAUSED
+    wake_at = None if held else now + times.grace()
+    reaped = rows.update(
+        status=StepStatus.QUEUED, token=None, lost=row.lost + 1, queued_at=now, dispatches=0,
+        wake_at=wake_at,
+    )  # fmt: skip
+    if not reaped or held:
+        return None
+    return dispatch_of(row, plans.load(run.plan_id, using))
+
+
+def _fail_lost(row: StepRun, run: SequenceRun, rows: Any, now: datetime, using: str) -> None:
+    lost = row.lost + 1
+    failed = rows.update(
+        status=StepStatus.FAILED, token=None, lost=lost, attempts=row.attempts + 1,
+        wake_at=None, finished_at=now,
+    )  # fmt: skip
+    if not failed:
+        return
+    error = WorkerLost(step=row.step, run=run.pk, lost=lost, worker=row.worker)
+    _append(row.pk, row, Failure.of(error), row.attempts + 1, row.worker, now, using)
+    _fail(run, now, using)
+
+
+def fail_unknown(row: StepRun, error: Exception, using: str) -> None:
+    """No release that is to come knows this step: fail it, where people see it."""
+    transact(using, lambda: _fail_unknown(row, error, using))
+
+
+def _fail_unknown(row: StepRun, error: Exception, using: str) -> None:
+    run = lock_run(row.run_id, using)
+    if run is None:
+        return
+    now = times.now(using)
+    rows = StepRun._base_manager.using(using).filter(
+        pk=row.pk, status=row.status, token=row.token, wake_at__isnull=False
+    )
+    failed = rows.update(
+        status=StepStatus.FAILED, wake_at=None, due_at=None, finished_at=now,
+        attempts=row.attempts + 1,
+    )  # fmt: skip
+    if failed:
+        _append(row.pk, row, Failure.of(error), row.attempts + 1, "", now, using)
+        _fail(run, now, using)
+
+
+def _fail(run: SequenceRun, now: datetime, using: str) -> None:
+    """A step has finally failed: hold what has not begun; the run fails when nothing runs."""
+    waiting = (StepStatus.QUEUED, StepStatus.WAITING)
+    StepRun._base_manager.using(using).filter(run=run.pk, status__in=waiting).update(wake_at=None)
+    plan = plans.load(run.plan_id, using)
+    if plan.outcome(states_of(run, using)) is not None:
+        end(run, RunStatus.FAILED, now)
+    save(run, now, using)
+

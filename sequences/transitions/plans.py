@@ -1,0 +1,59 @@
+"""Plans in the database: written once, never changed, kept by every process."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from django.db import connections, transaction
+
+from ..models import StoredPlan
+from ..plan import Plan
+from . import times
+
+_ids: dict[tuple[str, str, str], int] = {}
+_plans: dict[tuple[str, int], Plan] = {}
+
+
+def forget() -> None:
+    """Empty the cache: another database stands behind the alias."""
+    _ids.clear()
+    _plans.clear()
+
+
+def store(plan: Plan, using: str) -> int:
+    """The id of this plan's row, written if it is new."""
+    known = _ids.get((using, plan.sequence, plan.fingerprint))
+    if known is not None:
+        return known
+    stored, _ = StoredPlan.objects.using(using).get_or_create(
+        sequence=plan.sequence,
+        fingerprint=plan.fingerprint,
+        defaults={"graph": plan.to_json(), "created_at": times.now(using)},
+    )
+    _once_committed(plan, stored.pk, using)
+    return stored.pk
+
+
+def load(plan_id: int, using: str) -> Plan:
+    """The plan of this id."""
+    known = _plans.get((using, plan_id))
+    if known is not None:
+        return known
+    plan = StoredPlan.objects.using(using).get(pk=plan_id).plan
+    _once_committed(plan, plan_id, using)
+    return plan
+
+
+def _once_committed(plan: Plan, plan_id: int, using: str) -> None:
+    # A transaction that rolls back takes the row's id with it.
+    if connections[using].in_atomic_block:
+        transaction.on_commit(partial(_remember, plan, plan_id, using), using=using, robust=True)
+    else:
+        _remember(plan, plan_id, using)
+
+
+def _remember(plan: Plan, plan_id: int, using: str) -> None:
+    if connections[using].in_atomic_block:
+        return  # a test that plays the hooks of a transaction that it will roll back
+    _ids[using, plan.sequence, plan.fingerprint] = plan_id
+    _plans[using, plan_id] = plan

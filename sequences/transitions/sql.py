@@ -1,0 +1,152 @@
+"""The hot path on PostgreSQL: a claim is one statement, and so is the commit of a chain's step.
+
+Both guard in the order that all transactions keep: the run's row first, then the step run. Each
+guard is an uncorrelated EXISTS, which PostgreSQL evaluates once: a row that changes while the
+statement waits for it is checked against the guard's answer, never against a second look.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+from uuid import UUID
+
+from django.db import connections
+
+from ..models import PLAIN, SequenceRun, StepRun
+from ..plan import Node, Plan
+from . import times
+from .values import Change, Claim, Dispatch
+
+_STEPS = StepRun._meta.db_table
+_RUNS = SequenceRun._meta.db_table
+
+
+def is_fast(using: str) -> bool:
+    """Whether this database takes the statements below."""
+    return connections[using].vendor == "postgresql" and not os.environ.get("SEQUENCES_PORTABLE")
+
+
+# The claim need not survive a crash of the database: a step whose claim is lost is simply
+# queued still, so this one transaction does not wait for the disk.
+_CLAIM = f"""
+WITH quick AS MATERIALIZED (
+    SELECT set_config('synchronous_commit', 'off', true)
+), taken AS (
+    UPDATE {_STEPS} SET
+        status = 'running', token = %(token)s, worker = %(worker)s, started_at = {{now}},
+        wake_at = CASE
+            WHEN wake_at < {{now}} + %(shortest)s OR wake_at > {{now}} + %(longest)s
+            THEN {{now}} + %(lease)s ELSE wake_at END
+    WHERE id = %(id)s AND attempts = %(attempts)s AND wake_at IS NOT NULL
+        AND (status IN ('queued', 'retrying')
+            OR status = 'waiting' AND due_at <= {{now}} + %(early)s)
+    RETURNING id, run_id, step, item, attempts, repeats, delayed, ready_at, due_at
+)
+SELECT taken.id, run_id, run.sequence, run.plan_id, step, item, attempts, repeats, delayed,
+    ready_at, due_at, {{now}}, run.data, run.version
+FROM taken JOIN {_RUNS} run ON run.id = run_id, quick
+"""
+
+
+def claim(step_run_id: int, attempts: int, token: int, worker: str, using: str) -> Claim | None:
+    """See `claims.claim`."""
+    row = _fetch(
+        using,
+        _CLAIM.format(now=times.sql()),
+        {
+            "id": step_run_id,
+            "attempts": attempts,
+            "token": token,
+            "worker": worker,
+            "shortest": times.shortest_lease(),
+            "longest": times.longest_lease(),
+            "lease": times.lease(),
+            "early": times.EARLY,
+        },
+    )
+    if row is None:
+        return None
+    (pk, run_id, sequence, plan_id, step, item, attempts, *rest) = row
+    repeats, delayed, ready_at, due_at, now, data, version = rest
+    return Claim(
+        pk, run_id, sequence, plan_id, step, item, token, attempts,
+        repeats, delayed, ready_at, due_at, now, data, version, worker,
+    )  # fmt: skip
+
+
+_GUARD = f"""
+WITH ours AS MATERIALIZED (
+    SELECT id FROM {_RUNS}
+    WHERE id = %(run)s AND version = %(version)s AND status = 'running' FOR UPDATE
+), done AS (
+    UPDATE {_STEPS} SET
+        status = %(status)s, result = %(result)s::jsonb, lost = 0, wake_at = NULL, due_at = NULL,
+        progress = COALESCE(%(progress)s::jsonb, progress), finished_at = {{now}}
+    WHERE id = %(id)s AND token = %(token)s AND status = 'running' AND EXISTS (SELECT FROM ours)
+    RETURNING id
+)"""
+
+_ADVANCE = f"""{_GUARD}, advanced AS (
+    UPDATE {_RUNS} SET
+        data = COALESCE(%(data)s::jsonb, data), version = version + 1, updated_at = {{now}}
+    WHERE id = %(run)s AND EXISTS (SELECT FROM done)
+)
+INSERT INTO {_STEPS} (
+    run_id, step, item, kind, status, attempts, lost, repeats, dispatches, delayed, worker,
+    ready_at, queued_at, wake_at)
+SELECT %(run)s, %(next)s, {PLAIN}, %(kind)s, 'queued', 0, 0, 0, 0, false, '',
+    {{now}}, {{now}}, {{now}} + %(grace)s
+FROM done
+RETURNING id
+"""
+
+_SUCCEED = f"""{_GUARD}
+UPDATE {_RUNS} SET
+    data = COALESCE(%(data)s::jsonb, data), version = version + 1, updated_at = {{now}},
+    status = 'succeeded', finished_at = {{now}},
+    held_key = CASE WHEN frees_key THEN NULL ELSE held_key END
+WHERE id = %(run)s AND EXISTS (SELECT FROM done)
+RETURNING 0
+"""
+
+
+def commit_in_chain(claim: Claim, change: Change, plan: Plan, using: str) -> list[Dispatch] | None:
+    """Commit a step of a chain, whose successor waits for this step alone.
+
+    None: nothing was changed; the run is paused, or `data` was changed, or the claim is lost.
+    The slow path finds out which.
+    """
+    following = plan.successors(claim.step)
+    row = _fetch(
+        using,
+        (_ADVANCE if following else _SUCCEED).format(now=times.sql()),
+        {
+            "run": claim.run_id,
+            "version": claim.version,
+            "id": claim.step_run_id,
+            "token": claim.token,
+            "status": change.status,
+            "result": change.result,
+            "progress": change.progress,
+            "data": change.data,
+            "next": following[0].name if following else None,
+            "kind": following[0].kind if following else None,
+            "grace": times.grace(),
+        },
+    )
+    if row is None:
+        return None
+    return [_message(row[0], claim.run_id, node) for node in following]
+
+
+def _message(step_run_id: int, run_id: UUID, node: Node) -> Dispatch:
+    return Dispatch(step_run_id, run_id, node.actor, node.queue)
+
+
+def _fetch(using: str, statement: str, values: dict[str, Any]) -> tuple[Any, ...] | None:
+    # Django's own cursor: it refuses a transaction that is broken already.
+    with connections[using].cursor() as cursor:
+        cursor.execute(statement, values)
+        row: tuple[Any, ...] | None = cursor.fetchone()
+    return row

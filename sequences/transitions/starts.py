@@ -1,0 +1,169 @@
+"""A run comes into being: its row and those of its first steps, in one transaction."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from django.db import IntegrityError, transaction
+from django.db.models import Q
+
+from .. import conf
+from ..ids import uuid7
+from ..models import SequenceRun, StepRun, StepStatus
+from ..plan import Node, Plan
+from . import plans, times
+from .values import Dispatch, dispatch_of, new_row
+
+
+#: How often a start looks for its key's holder and inserts, in turn.
+_CHANCES = 5
+
+
+@dataclass(slots=True)
+class Start:
+    """A run that somebody wants: its data is checked already."""
+
+    data: dict[str, Any]
+    key: str | None = None
+    unique: str = "ever"
+    delay: timedelta | None = None
+    id: UUID = field(default_factory=uuid7)
+
+
+def start(plan: Plan, wanted: Start, using: str) -> tuple[SequenceRun, list[Dispatch]]:
+    """Insert the run, or find the one that holds its key: then there is nothing to dispatch.
+
+    A conflict on the key leaves the caller's transaction usable.
+    """
+    if wanted.key is None:
+        return _insert_one(plan, wanted, using)
+    for chance in range(_CHANCES):
+        existing = _holders(plan.sequence, [wanted], using).get(wanted.key)
+        if existing is not None:
+            return existing, []
+        try:
+            with transaction.atomic(using=using):
+                return _insert_one(plan, wanted, using)
+        except IntegrityError:
+            # Another start with the key committed between the look and the insert; or one that
+            # has ended meanwhile, and freed the key: then the next chance inserts.
+            if chance == _CHANCES - 1:
+                raise
+    raise AssertionError("not reached")
+
+
+def start_many(
+    plan: Plan, wanted: Sequence[Start], using: str
+) -> tuple[list[SequenceRun], list[Dispatch]]:
+    """The same for a batch, by a constant number of queries; all or none.
+
+    The runs come in the order of `wanted`; those that existed are those whose pk differs.
+    """
+    plan_id = plans.store(plan, using)
+    with transaction.atomic(using=using):
+        now = times.now(using)
+        taken = _holders(plan.sequence, wanted, using)
+        fresh: dict[UUID, SequenceRun] = {}
+        for one in wanted:
+            if one.key is None or one.key not in taken:
+                run = fresh[one.id] = _row(plan, plan_id, one, now)
+                if one.key is not None:
+                    taken[one.key] = run
+        # A key that another process has taken meanwhile: its run is found by the look below.
+        SequenceRun._base_manager.using(using).bulk_create(fresh.values(), ignore_conflicts=True)
+        ours = _inserted(fresh, using)
+        if len(ours) < len(fresh):
+            taken.update(_holders(plan.sequence, wanted, using))
+        steps = _first_steps(
+            plan, [(fresh[one.id], one.delay) for one in wanted if one.id in ours], now, using
+        )
+        runs = []
+        for one in wanted:
+            run = fresh[one.id] if one.id in ours else taken.get(one.key or "")
+            if run is None:  # its key was freed since the insert met it
+                run, more = start(plan, one, using)
+                steps += more
+            runs.append(run)
+    return runs, steps
+
+
+def _inserted(fresh: dict[UUID, SequenceRun], using: str) -> set[UUID]:
+    keyed = [pk for pk, run in fresh.items() if run.held_key is not None]
+    if not keyed:
+        return set(fresh)
+    found = SequenceRun._base_manager.using(using).filter(pk__in=keyed)
+    return (fresh.keys() - set(keyed)) | set(found.values_list("pk", flat=True))
+
+
+def _insert_one(plan: Plan, wanted: Start, using: str) -> tuple[SequenceRun, list[Dispatch]]:
+    plan_id = plans.store(plan, using)
+    with transaction.atomic(using=using):
+        now = times.now(using)
+        run = _row(plan, plan_id, wanted, now)
+        run.save(using=using, force_insert=True)
+        return run, _first_steps(plan, [(run, wanted.delay)], now, using)
+
+
+def _row(plan: Plan, plan_id: int, wanted: Start, now: datetime.datetime) -> SequenceRun:
+    return SequenceRun(
+        id=wanted.id,
+        plan_id=plan_id,
+        sequence=plan.sequence,
+        key=wanted.key,
+        held_key=wanted.key,
+        frees_key=wanted.unique == "unfinished",
+        data=wanted.data,
+        created_at=now,
+        updated_at=now,
+    )
+
+
+def _first_steps(
+    plan: Plan,
+    started: Iterable[tuple[SequenceRun, timedelta | None]],
+    now: datetime.datetime,
+    using: str,
+) -> list[Dispatch]:
+    rows = [
+        _first_step(run.pk, node, now, delay) for run, delay in started for node in plan.roots
+    ]
+    insert(rows, using)
+    return [dispatch_of(row, plan) for row in rows if row.status == StepStatus.QUEUED]
+
+
+def _first_step(run_id: UUID, node: Node, now: datetime.datetime, delay: timedelta | None) -> StepRun:
+    if not delay:
+        return new_row(run_id, node, now, now + times.grace())
+    due = now + delay
+    return new_row(run_id, node, now, due, status=StepStatus.WAITING, due_at=due)
+
+
+def insert(rows: list[StepRun], using: str) -> None:
+    """Insert step runs, and learn their ids also where the database does not return them."""
+    StepRun._base_manager.using(using).bulk_create(rows)
+    missing = {(row.run_id, row.step, row.item): row for row in rows if row.pk is None}
+    if not missing:
+        return
+    found = StepRun._base_manager.using(using).filter(run__in={key[0] for key in missing})
+    for pk, *key in found.values_list("pk", "run_id", "step", "item"):
+        row = missing.get(tuple(key))
+        if row is not None:
+            row.pk = pk
+
+
+def _holders(sequence: str, wanted: Sequence[Start], using: str) -> dict[str, SequenceRun]:
+    """The runs that stand in the way of these starts, by key."""
+    runs = SequenceRun._base_manager.using(using).filter(sequence=sequence)
+    ever = [one.key for one in wanted if one.key is not None and one.unique == "ever"]
+    rest = [one.key for one in wanted if one.key is not None and one.unique != "ever"]
+    found: dict[str, SequenceRun] = {}
+    for run in runs.filter(Q(key__in=ever) | Q(held_key__in=rest)).order_by("created_at"):
+        # A run that has freed its key counts only where no other holds it.
+        if run.key is not None and (run.held_key is not None or run.key not in found):
+            found[run.key] = run
+    return found

@@ -1,0 +1,319 @@
+"""What people and programs do to a run from outside.
+
+Each act locks the run and writes every step run that it concerns: a step that is running just
+then meets its own row changed when it commits, and rolls back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from django.db.models import QuerySet
+
+from ..exceptions import InvalidTransition
+from ..models import (
+    UNFINISHED_RUN,
+    Operation,
+    RunStatus,
+    SequenceRun,
+    StepFailure,
+    StepRun,
+    StepStatus,
+)
+from ..plan import Plan
+from . import commits, plans, starts, times
+from .locks import lock_run, transact
+from .values import Dispatch, dispatch_of, new_row
+
+_FINISHED_RUN = tuple(status for status in RunStatus if status not in UNFINISHED_RUN)
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """Who does what, and why: what an `Operation` row keeps."""
+
+    action: str
+    by: str = ""
+    step: str = ""
+    reason: str = ""
+    before: Any = None
+    after: Any = None
+
+
+class _Locked:
+    """A run under its lock, and what every act does with it."""
+
+    def __init__(self, run: SequenceRun, act: Act, using: str) -> None:
+        self.run, self.act, self.using = run, act, using
+        self.now: datetime = times.now(using)
+        self.plan: Plan = plans.load(run.plan_id, using)
+
+    def steps(self, **conditions: Any) -> QuerySet[StepRun]:
+        return StepRun._base_manager.using(self.using).filter(run=self.run.pk, **conditions)
+
+    def allow(self, *states: str) -> None:
+        """Refuse the act in any other state than these."""
+        if self.run.status not in states:
+            self.refuse(" or ".join(states))
+
+    def refuse(self, allowed: str) -> None:
+        raise InvalidTransition(
+            action=self.act.action, run=self.run.pk, status=self.run.status, allowed=allowed
+        )
+
+    def done(self) -> None:
+        """Store the run, and what was done to it."""
+        commits.save(self.run, self.now, self.using)
+        Operation._base_manager.using(self.using).create(
+            run=self.run,
+            action=self.act.action,
+            step=self.act.step,
+            reason=self.act.reason,
+            by=self.act.by,
+            before=self.act.before,
+            after=self.act.after,
+            done_at=self.now,
+        )
+
+    def wake(self) -> list[Dispatch]:
+        """Let go what was held: the due at once, the others when their time comes."""
+        held = self.steps(wake_at__isnull=True)
+        for row in held.filter(status__in=(StepStatus.WAITING, StepStatus.RETRYING)):
+            due = row.due_at
+            if due is not None and due > self.now:
+                held.filter(pk=row.pk).update(wake_at=due)
+            elif due is not None:
+                held.filter(pk=row.pk).update(**self._queued())
+        held.filter(status=StepStatus.QUEUED).update(**self._queued())
+        woken = self.steps(status=StepStatus.QUEUED, queued_at=self.now)
+        return [dispatch_of(row, self.plan) for row in woken.order_by("pk")]
+
+    def _queued(self) -> dict[str, Any]:
+        return {
+            "status": StepStatus.QUEUED,
+            "queued_at": self.now,
+            "dispatches": 0,
+            "wake_at": self.now + times.grace(),
+        }
+
+    def requeue(self, rows: QuerySet[StepRun]) -> None:
+        """Begin these again, held until `wake`: no failed attempt counts any more."""
+        rows.update(
+            status=StepStatus.QUEUED, token=None, attempts=0, lost=0, ready_at=self.now,
+            wake_at=None, due_at=None, finished_at=None,
+        )  # fmt: skip
+
+    def go_on(self) -> list[Dispatch]:
+        """The run runs again, if it had ended, and what is ready is dispatched."""
+        if self.run.finished_at is not None:
+            self._begin_again()
+        ready = commits.advance(self.run, self.plan, self.now, self.using)
+        if self.run.status != RunStatus.RUNNING or self.is_failing():
+            return ready
+        woken = self.wake()
+        known = {dispatch.step_run_id for dispatch in woken}
+        return woken + [dispatch for dispatch in ready if dispatch.step_run_id not in known]
+
+    def _begin_again(self) -> None:
+        self.run.status = RunStatus.RUNNING
+        self.run.finished_at = None
+        if self.run.key is not None and self.run.held_key is None:
+            self._hold_key(self.run.key)
+
+    def _hold_key(self, key: str) -> None:
+        runs = SequenceRun._base_manager.using(self.using)
+        other = runs.filter(sequence=self.run.sequence, held_key=key).first()
+        if other is not None:
+            raise InvalidTransition(
+                f"Cannot {self.act.action} run {self.run.pk}: run {other.pk} holds its key "
+                f"{key!r} now. Finish or cancel that one first.",
+                action=self.act.action,
+                run=self.run.pk,
+                status=self.run.status,
+                allowed="the holder of its key",
+            )
+        self.run.held_key = key
+
+    def is_failing(self) -> bool:
+        return self.steps(status=StepStatus.FAILED).exists()
+
+
+def _act(
+    run_id: UUID, act: Act, using: str, function: Callable[[_Locked], list[Dispatch]]
+) -> list[Dispatch]:
+    def locked() -> list[Dispatch]:
+        run = lock_run(run_id, using)
+        if run is None:
+            raise InvalidTransition(
+                action=act.action, run=run_id, status="gone", allowed="any other"
+            )
+        subject = _Locked(run, act, using)
+        dispatches = function(subject)
+        subject.done()
+        return dispatches
+
+    return transact(using, locked)
+
+
+def pause(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
+    """Hold what has not begun; the step in hand may commit."""
+
+    def function(locked: _Locked) -> list[Dispatch]:
+        locked.allow(RunStatus.RUNNING)
+        locked.run.status = RunStatus.PAUSED
+        states = (StepStatus.WAITING, StepStatus.QUEUED, StepStatus.RETRYING)
+        locked.steps(status__in=states).update(wake_at=None)
+        return []
+
+    return _act(run_id, act, using, function)
+
+
+def resume(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
+    """Let go what a pause holds."""
+
+    def function(locked: _Locked) -> list[Dispatch]:
+        locked.allow(RunStatus.PAUSED)
+        locked.run.status = RunStatus.RUNNING
+        return [] if locked.is_failing() else locked.wake()
+
+    return _act(run_id, act, using, function)
+
+
+def cancel(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
+    """End the run; nothing of it is committed any more."""
+
+    def function(locked: _Locked) -> list[Dispatch]:
+        locked.allow(*UNFINISHED_RUN)
+        commits.end_unfinished(locked.run, StepStatus.CANCELLED, locked.now, using)
+        commits.end(locked.run, RunStatus.CANCELLED, locked.now)
+        return []
+
+    return _act(run_id, act, using, function)
+
+
+def finish(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
+    """Succeed the run as it is; what has not ended is skipped."""
+
+    def function(locked: _Locked) -> list[Dispatch]:
+        locked.allow(*UNFINISHED_RUN)
+        commits.skip_unfinished(locked.run, locked.now, using)
+        commits.end(locked.run, RunStatus.SUCCEEDED, locked.now)
+        return []
+
+    return _act(run_id, act, using, function)
+
+
+def retry(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
+    """Begin the failed steps again, and let go what their failure holds.
+
+    A step whose retry has a time of its own is retried now.
+    """
+
+    def function(locked: _Locked) -> list[Dispatch]:
+        failed = locked.steps(status=StepStatus.FAILED)
+        retrying = locked.steps(status=StepStatus.RETRYING)
+        if not failed.exists() and not retrying.exists():
+            locked.refuse("failed, or with a step that is retrying")
+        locked.allow(RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FAILED)
+        locked.requeue(locked.steps(status__in=(StepStatus.FAILED, StepStatus.RETRYING)))
+        return locked.go_on()
+
+    return _act(run_id, act, using, function)
+
+
+_SKIPPABLE = (StepStatus.FAILED, StepStatus.WAITING, StepStatus.QUEUED, StepStatus.RETRYING)
+
+
+def skip(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
+    """Go on without this step."""
+
+    def function(locked: _Locked) -> list[Dispatch]:
+        locked.allow(RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FAILED)
+        skipped = locked.steps(step=act.step, status__in=_SKIPPABLE).update(
+            status=StepStatus.SKIPPED, token=None, wake_at=None, due_at=None,
+            finished_at=locked.now,
+        )  # fmt: skip
+        if not skipped:
+            _refuse_step(locked, "failed, waiting, queued or retrying")
+        return locked.go_on()
+
+    return _act(run_id, act, using, function)
+
+
+def _refuse_step(locked: _Locked, allowed: str) -> None:
+    row = locked.steps(step=locked.act.step).first()
+    status = "not begun" if row is None else row.status
+    raise InvalidTransition(
+        f"Cannot {locked.act.action} step {locked.act.step!r} of run {locked.run.pk}: the step is "
+        f"{status}; it must be {allowed}.",
+        action=locked.act.action,
+        run=locked.run.pk,
+        status=status,
+        allowed=allowed,
+    )
+
+
+def restart_from(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
+    """Begin again with this step, and do again all that comes after it."""
+
+    def function(locked: _Locked) -> list[Dispatch]:
+        if not locked.steps(step=act.step).exists():
+            _refuse_step(locked, "begun")
+        again = locked.plan.descendants(act.step) | {act.step}
+        _remove(locked, again)
+        locked.requeue(locked.steps(status=StepStatus.CANCELLED))
+        if locked.is_failing():
+            locked.refuse("without another failed step: retry() or skip() that one")
+        row = new_row(run_id, locked.plan.node(act.step), locked.now, None)
+        starts.insert([row], using)
+        return locked.go_on()
+
+    return _act(run_id, act, using, function)
+
+
+def _remove(locked: _Locked, steps: Collection[str]) -> None:
+    rows = locked.steps(step__in=steps)
+    failures = StepFailure._base_manager.using(locked.using)
+    failures.filter(run=locked.run.pk, step__in=steps).update(step_run=None)
+    rows._raw_delete(locked.using)
+
+
+def edit(run_id: UUID, version: int, data: dict[str, Any], act: Act, using: str) -> list[Dispatch]:
+    """Put other data in the place of the run's, while no step runs."""
+
+    def function(locked: _Locked) -> list[Dispatch]:
+        if locked.steps(status=StepStatus.RUNNING).exists():
+            locked.refuse("without a running step")
+        if locked.run.version != version:
+            raise InvalidTransition(
+                f"Cannot edit run {run_id}: it has changed since it was read (version "
+                f"{version}, now {locked.run.version}); call refresh_from_db() and look again.",
+                action=act.action,
+                run=run_id,
+                status=locked.run.status,
+                allowed="as it was read",
+            )
+        locked.run.data = data
+        return []
+
+    return _act(run_id, act, using, function)
+
+
+def erase(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
+    """Blank what the run has stored of its data, for good."""
+
+    def function(locked: _Locked) -> list[Dispatch]:
+        locked.allow(*_FINISHED_RUN)
+        locked.run.data, locked.run.inbox = {}, {}
+        locked.steps().update(payload=None, result=None, progress=None)
+        failures = StepFailure._base_manager.using(using).filter(run=run_id)
+        failures.update(message="", traceback="")
+        operations = Operation._base_manager.using(using).filter(run=run_id)
+        operations.update(before=None, after=None)
+        return []
+
+    return _act(run_id, act, using, function)

@@ -1,0 +1,95 @@
+"""What goes into transitions and what comes out of them: plain values."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from ..models import PLAIN, StepRun
+from ..plan import Node, Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """A message to be sent: this step run may be claimed."""
+
+    step_run_id: int
+    run_id: UUID
+    actor: str
+    queue: str
+    attempts: int = 0
+    delay: int | None = None  # milliseconds
+
+
+@dataclass(slots=True)
+class Claim:
+    """A step run that this worker holds, as long as its token stands in the row."""
+
+    step_run_id: int
+    run_id: UUID
+    sequence: str
+    plan_id: int
+    step: str
+    item: int
+    token: int
+    attempts: int
+    repeats: int
+    delayed: bool
+    ready_at: datetime.datetime
+    due_at: datetime.datetime | None
+    now: datetime.datetime  # of the database, when it was claimed
+    data: str  # as JSON
+    version: int
+    worker: str = ""
+
+
+@dataclass(slots=True)
+class Change:
+    """What a performed step asks to be committed."""
+
+    status: str = "succeeded"
+    #: The whole of `data` as JSON, or None if the step left it as it was.
+    data: str | None = None
+    #: `data` as the step found it and as it left it, for the merge with what others did.
+    before: dict[str, Any] = field(default_factory=dict)
+    after: dict[str, Any] = field(default_factory=dict)
+    result: str | None = None
+    progress: str | None = None
+    #: Succeed the whole run now.
+    finish: bool = False
+    #: Run again, at this time or so long after the commit.
+    again: datetime.datetime | datetime.timedelta | None = None
+    #: Whether that is a new beginning, and not the wait before the first.
+    repeat: bool = False
+
+
+class ClaimLost(Exception):
+    """The token is not ours any more, or the run has ended: nothing may be stored."""
+
+
+def dispatch_of(row: StepRun, plan: Plan, delay: int | None = None) -> Dispatch:
+    """The message for this row."""
+    node = plan.node(row.step)
+    return Dispatch(row.pk, row.run_id, node.actor, node.queue, row.attempts, delay)
+
+
+def new_row(
+    run_id: UUID,
+    node: Node,
+    now: datetime.datetime,
+    wake_at: datetime.datetime | None,
+    **values: Any,
+) -> StepRun:
+    """A step run that has just become ready."""
+    return StepRun(
+        run_id=run_id,
+        step=node.name,
+        item=PLAIN,
+        kind=node.kind,
+        ready_at=now,
+        queued_at=now,
+        wake_at=wake_at,
+        **values,
+    )
