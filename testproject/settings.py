@@ -4,6 +4,8 @@ REDIS_URL or AMQP_URL."""
 import os
 from pathlib import Path
 
+import django
+
 from testproject import databases
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -89,8 +91,12 @@ USE_TZ = True
 TIME_ZONE = "UTC"
 STATIC_URL = "static/"
 
-EMAIL_BACKEND = "django.core.mail.backends.filebased.EmailBackend"
-EMAIL_FILE_PATH = os.environ.get("EMAIL_DIR") or BASE_DIR / ".demo" / "mail"
+MAIL_BACKEND = "django.core.mail.backends.filebased.EmailBackend"
+MAIL_PATH = os.environ.get("EMAIL_DIR") or BASE_DIR / ".demo" / "mail"
+if django.VERSION >= (6, 1):
+    MAILERS = {"default": {"BACKEND": MAIL_BACKEND, "OPTIONS": {"file_path": MAIL_PATH}}}
+else:
+    EMAIL_BACKEND, EMAIL_FILE_PATH = MAIL_BACKEND, MAIL_PATH
 DEFAULT_FROM_EMAIL = "hello@example.com"
 # How often the contact form's last step fails before it succeeds, so that the demo shows retries.
 CONTACT_MAIL_FAILURES = 2

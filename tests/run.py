@@ -81,18 +81,26 @@ CHOICES = {"sqlite": ["--ignore=tests/acceptance"], "postgresql": [], "mysql": [
 
 def run_pytest(arguments: list[str], environment: dict[str, str], database_url: str) -> int:
     """pytest's exit status. Whatever interrupts us is for pytest to obey: it cleans up."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", *arguments],
-        env={**environment, "DATABASE_URL": database_url},
-    )
-    pass_on = {
-        signal.SIGINT: lambda *_: None,  # the terminal sends it to pytest too
-        signal.SIGTERM: lambda *_: process.send_signal(signal.SIGINT),
-        signal.SIGHUP: lambda *_: process.send_signal(signal.SIGINT),
-    }
-    before = {number: signal.signal(number, handler) for number, handler in pass_on.items()}
-    try:
+    command = [sys.executable, "-m", "pytest", *arguments]
+    with interrupts_passed_on() as processes:
+        process = subprocess.Popen(command, env={**environment, "DATABASE_URL": database_url})
+        processes.append(process)
         return process.wait()
+
+
+@contextmanager
+def interrupts_passed_on() -> Iterator[list["subprocess.Popen[bytes]"]]:
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def interrupt(number: int, _: object) -> None:
+        for process in processes:
+            process.send_signal(signal.SIGINT)
+
+    # The terminal sends its own to all of us; ignoring it instead would have pytest inherit that.
+    handlers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: interrupt, signal.SIGHUP: interrupt}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield processes
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

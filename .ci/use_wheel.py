@@ -1,0 +1,44 @@
+"""Use the installed package as a project of its own would: migrate, declare, run."""
+
+from importlib.resources import files
+
+import django
+from django.conf import settings
+from django.core.management import call_command
+
+settings.configure(
+    INSTALLED_APPS=[
+        "django.contrib.contenttypes",
+        "django.contrib.auth",
+        "django_dramatiq",
+        "sequences",
+    ],
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+    DRAMATIQ_BROKER={
+        "BROKER": "dramatiq.brokers.stub.StubBroker",
+        "OPTIONS": {},
+        "MIDDLEWARE": ["dramatiq.middleware.Retries"],
+    },
+    USE_TZ=True,
+)
+django.setup()
+call_command("migrate", verbosity=0)
+
+import sequences  # noqa: E402
+from sequences import Sequence, step, testing  # noqa: E402
+
+
+class Sum(Sequence):
+    class Meta:
+        app_label = "auth"
+
+    @step
+    def add(self):
+        self.data["sum"] = sum(self.data["numbers"])
+
+
+run = testing.run(Sum, numbers=[1, 2, 3]).run
+run.refresh_from_db()
+assert (run.status, run.data["sum"]) == ("succeeded", 6), (run.status, run.data)
+assert (files(sequences) / "py.typed").is_file()
+print(f"It works: {sequences.__file__}")
