@@ -1,7 +1,7 @@
 """Database URLs to Django's settings and back."""
 
 from typing import Any
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 ENGINES = {
     "postgres": "django.db.backends.postgresql",
@@ -55,5 +55,6 @@ def to_url(settings: dict[str, Any]) -> str:
     login = quote(settings["USER"], safe="") + ":" + quote(settings["PASSWORD"], safe="")
     port = f":{settings['PORT']}" if settings["PORT"] else ""
     if settings["HOST"].startswith("/"):
-        return f"{scheme}://{login}@{port}/{name}?{urlencode({'host': settings['HOST']})}"
+        # Not a plus for a space: PostgreSQL's own reader of URLs leaves it as it is.
+        return f"{scheme}://{login}@{port}/{name}?host={quote(settings['HOST'], safe='')}"
     return f"{scheme}://{login}@{settings['HOST']}{port}/{name}"

@@ -12,13 +12,13 @@ MESSAGES = [
     {
         "name": "Ada",
         "email": "ada@example.com",
-        "topic": "question",
+        "topic": "questions",
         "body": "Can your engine weave algebraic patterns?",
     },
     {
         "name": "Grace",
         "email": "grace@example.com",
-        "topic": "order",
+        "topic": "orders",
         "body": "My order arrived with a moth in it.",
     },
     {
@@ -30,13 +30,13 @@ MESSAGES = [
     {
         "name": "Linus",
         "email": "linus@example.com",
-        "topic": "question",
+        "topic": "questions",
         "body": "Do you ship to Helsinki?",
     },
     {
         "name": "Mary <b>",
         "email": "mary@example.com",
-        "topic": "order",
+        "topic": "orders",
         "body": "Please send three & a half more.\n\nThank you!",
     },
 ]

@@ -2,8 +2,8 @@ from django.db import models
 
 
 class Topic(models.TextChoices):
-    QUESTION = "question"
-    ORDER = "order", "An order"
+    QUESTIONS = "questions"
+    ORDERS = "orders"
     PRESS = "press"
 
 
@@ -22,7 +22,7 @@ class Message(models.Model):
 
     name = models.CharField("your name", max_length=100)
     email = models.EmailField("your e-mail address")
-    topic = models.CharField(max_length=20, choices=Topic, default=Topic.QUESTION)
+    topic = models.CharField(max_length=20, choices=Topic, default=Topic.QUESTIONS)
     body = models.TextField("your message", max_length=5000)
     team = models.ForeignKey(Team, models.PROTECT, null=True, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)

@@ -23,8 +23,8 @@ class Migration(migrations.Migration):
                     "topic",
                     models.CharField(
                         choices=[
-                            ("question", "Question"),
-                            ("order", "An order"),
+                            ("questions", "Questions"),
+                            ("orders", "Orders"),
                             ("press", "Press"),
                         ],
                         max_length=20,
@@ -49,11 +49,11 @@ class Migration(migrations.Migration):
                     "topic",
                     models.CharField(
                         choices=[
-                            ("question", "Question"),
-                            ("order", "An order"),
+                            ("questions", "Questions"),
+                            ("orders", "Orders"),
                             ("press", "Press"),
                         ],
-                        default="question",
+                        default="questions",
                         max_length=20,
                     ),
                 ),
