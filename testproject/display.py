@@ -49,8 +49,9 @@ class Display:
 
 
 def state_of(run: SequenceRun) -> State:
-    steps = {step.step: step_state(step.status, step.attempts) for step in run.steps.all()}
-    return steps | {"sequence": run.status}
+    steps = sorted(run.steps.all(), key=lambda step: step.pk)
+    states = {step.step: step_state(step.status, step.attempts) for step in steps}
+    return states | {"sequence": run.status}
 
 
 def step_state(status: str, failed: int) -> str:
