@@ -1,7 +1,5 @@
 """Every exception of the package; one root. The docstring of each is its message."""
 
-# ruff: noqa: N818 (named for what happened, as Django names its own)
-
 from __future__ import annotations
 
 import inspect
@@ -48,11 +46,12 @@ class InvalidData(SequenceError):
 
 
 class DataConflict(SequenceError):
-    """Step {step!r} of run {run} changed {key}, and meanwhile a parallel step changed it too."""
+    """Step {step!r} of run {run} changed {key}, and so did, meanwhile and differently: {other}."""
 
     key: str
     step: str
     run: Any
+    other: str
 
 
 class UnknownStep(SequenceError, LookupError):

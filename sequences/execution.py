@@ -114,8 +114,7 @@ class Attempt:
             raise
 
     def _find(self) -> tuple[Definition, Step[Any]]:
-        cls = registry.get(self.claim.sequence)
-        definition = cls._definition
+        definition = registry.get(self.claim.sequence)._definition
         assert definition is not None
         step = definition.step(self.claim.step)
         if step is None:
@@ -127,7 +126,7 @@ class Attempt:
         age = self.claim.now - (self.claim.due_at or self.claim.ready_at)
         if max_age is not None and age > timedelta(milliseconds=max_age):
             limit = timedelta(milliseconds=max_age)
-            raise StepExpired(step=step.name, age=age, max_age=limit)
+            raise StepExpired(step=step.name, run=self.claim.run_id, max_age=limit)
 
     def _play(
         self, definition: Definition, step: Step[Any], performance: heartbeat.Performance
@@ -158,7 +157,10 @@ class Attempt:
     def _conflict(self, conflict: json_data.MergeConflict) -> DataConflict:
         others = commits.rivals(self.claim, self.using)
         return DataConflict(
-            key=conflict.key, step=self.claim.step, other=", ".join(others) or "an edit"
+            key=conflict.key,
+            step=self.claim.step,
+            run=self.claim.run_id,
+            other=", ".join(others) or "an edit",
         )
 
     def _try(
@@ -290,7 +292,7 @@ class Bound:
 
     @property
     def idempotency_key(self) -> str:
-        """Stable over attempts: the row's id is new after `restart_from`, the count after repeat."""
+        """Stable over attempts; new after `restart_from`, a new row, and after each repeat."""
         return f"{self.claim.run_id.hex}-{self.claim.step_run_id}-{self.claim.repeats}"
 
     def result(self, name: str, default: Any) -> Any:
@@ -376,4 +378,3 @@ def attempts_so_far() -> int:
     """What the message that this thread processes says."""
     delivery = current.delivery()
     return delivery.attempts if delivery else 0
-

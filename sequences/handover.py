@@ -62,23 +62,25 @@ def _chosen(ready: list[Dispatch], label: str, until: float) -> Dispatch | None:
 
 
 def _is_direct(label: str) -> bool:
-    cls = registry.find(label)
-    definition = cls and cls._definition
+    definition = registry.definition_of(label)
     return definition is not None and definition.handoff == "direct"
 
 
 def _perform_directly(dispatch: Dispatch, using: str) -> list[Dispatch]:
+    interrupts.own_connection(using)
+    return process(dispatch, dramatiq.get_broker(), using)
+
+
+def process(dispatch: Dispatch, broker: dramatiq.Broker, using: str) -> list[Dispatch]:
     """Process a message of its own, with its hooks, as Dramatiq's worker does."""
-    broker = dramatiq.get_broker()
     message = MessageProxy(dispatching.message_for(dispatch))
     try:
         broker.emit_before("process_message", message)
-        interrupts.own_connection(using)
         ready = Life(dispatch.step_run_id, dispatch.attempts, using).live()
         broker.emit_after("process_message", message, result=None)
         return ready
     except SkipMessage as skip:
-        logger.debug("Not handed over directly: %s", skip)
+        logger.debug("Not performed: %s", skip)
         broker.emit_after("skip_message", message)
     except BaseException as error:
         message.stuff_exception(error)

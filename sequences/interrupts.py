@@ -14,7 +14,7 @@ from . import current
 
 logger = logging.getLogger("sequences")
 
-__all__ = ["Interrupt", "discard_connection", "disarm", "own_connection"]
+__all__ = ["Interrupt", "disarm", "discard_connection", "own_connection"]
 
 
 def disarm() -> None:
@@ -29,7 +29,8 @@ def disarm() -> None:
     broker = dramatiq.get_broker()
     for middleware in broker.middleware:
         if isinstance(middleware, TimeLimit | ShutdownNotifications):
-            middleware.after_skip_message(broker, delivery.message)
+            disarm: Any = middleware.after_skip_message
+            disarm(broker, delivery.message)
 
 
 def own_connection(using: str) -> None:

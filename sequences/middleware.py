@@ -75,7 +75,9 @@ class SequencesMiddleware(Middleware):
         self._ended(message)
         if message.failed and _is_step(message):
             max_age = message.options.get("max_age") or "its limit"
-            error = StepExpired(step=message.actor_name, age="long", max_age=max_age)
+            error = StepExpired(
+                step=message.actor_name, run=message.args[0], max_age=f"{max_age} ms"
+            )
             attempts = int(message.options.get("retries", 0))
             failure = failures.Failure.of(error)
             failures.give_up(int(message.args[1]), attempts, failure, conf.using())

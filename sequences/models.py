@@ -114,7 +114,7 @@ class SequenceRunQuerySet(models.QuerySet):  # type: ignore[type-arg]
         """Those that succeeded, failed or were cancelled."""
         return self.exclude(status__in=UNFINISHED_RUN)
 
-    def waiting_for(self, step: Step | str) -> SequenceRunQuerySet:
+    def waiting_for(self, step: Step[Any] | str) -> SequenceRunQuerySet:
         """Unfinished runs in which this step waits: for a time or an event."""
         name = step if isinstance(step, str) else step.name
         rows = StepRun.objects.filter(step=name, status=StepStatus.WAITING)

@@ -35,6 +35,12 @@ def find(label: str) -> SequenceClass | None:
     return _by_label.get(label) or _by_alias.get(label)
 
 
+def definition_of(label: str) -> Definition | None:
+    """What the sequence of that label or alias declares, if there is one."""
+    cls = find(label)
+    return None if cls is None else cls._definition
+
+
 def all() -> list[SequenceClass]:  # noqa: A001 (read as registry.all)
     """Every registered sequence, by label."""
     return [_by_label[label] for label in sorted(_by_label)]

@@ -89,7 +89,8 @@ def _wanted_of(definition: Definition, item: Any) -> Start:
     """One of `start_many`: data, or a pair of data and a dict of the options of `start`."""
     if not isinstance(item, tuple):
         return _wanted(definition, item, None, "ever", None)
-    data, options = item if len(item) == 2 else (item, None)
+    data: Any = item[0] if item else None
+    options: Any = item[1] if len(item) == 2 else None
     if not isinstance(options, Mapping) or not options.keys() <= _OPTIONS:
         raise SequenceError(
             f"{definition.label}.start_many: {item!r} is neither data nor a pair of data and a "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from asgiref.sync import sync_to_async
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .definition import Step
     from .models import SequenceRun
 
-    Named = Step[Any] | str
+    Named: TypeAlias = Step[Any] | str
 
 
 class Steering(Protocol):
@@ -22,9 +22,7 @@ class Steering(Protocol):
     def act_on_step(
         self, run: SequenceRun, action: str, step: Named, *, by: Any, reason: str
     ) -> None: ...
-    def edit(
-        self, run: SequenceRun, data: dict[str, Any], *, by: Any, reason: str
-    ) -> None: ...
+    def edit(self, run: SequenceRun, data: dict[str, Any], *, by: Any, reason: str) -> None: ...
 
 
 _steering: Steering | None = None

@@ -70,21 +70,18 @@ def _step(run: SequenceRun, step: Named, using: str) -> str:
     """The name that the run's plan has for this step, which may be an earlier one."""
     plan = plans.load(run.plan_id, using)
     names = [step] if isinstance(step, str) else [step.name, *step.aliases]
-    cls = registry.find(run.sequence)
-    declared = cls and cls._definition and cls._definition.step(names[0])
-    if declared:
+    definition = registry.definition_of(run.sequence)
+    declared = None if definition is None else definition.step(names[0])
+    if declared is not None:
         names += [declared.name, *declared.aliases]
     for name in names:
         if plan.get(name) is not None:
             return name
-    raise UnknownStep(
-        sequence=run.sequence, step=names[0], mend=did_you_mean(names[0], plan.names)
-    )
+    raise UnknownStep(sequence=run.sequence, step=names[0], mend=did_you_mean(names[0], plan.names))
 
 
 def _redacted(run: SequenceRun) -> tuple[str, ...]:
-    cls = registry.find(run.sequence)
-    definition = cls and cls._definition
+    definition = registry.definition_of(run.sequence)
     return definition.redact if definition else ()
 
 

@@ -8,7 +8,6 @@ import time
 from datetime import datetime
 from typing import Protocol
 
-
 from django.db import connections
 
 from . import conf, dispatching, registry
@@ -57,8 +56,7 @@ def _fails_as_unknown(row: StepRun, using: str) -> bool:
 
     Which of the two it is, the plans tell: their ids grow in the order of the releases.
     """
-    cls = registry.find(row.run.sequence)
-    definition = cls and cls._definition
+    definition = registry.definition_of(row.run.sequence)
     if definition is None or definition.step(row.step) is not None:
         return False
     if plans.store(definition.plan, using) < row.run.plan_id:
@@ -112,5 +110,3 @@ def run_forever(interval: float) -> None:
     while True:
         sweep(Overdue(), conf.using())
         time.sleep(interval)
-
-

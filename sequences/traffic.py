@@ -77,4 +77,4 @@ class Traffic:
         consumer = self._worker.consumers.get(queue)
         if waiting or consumer is None:
             return False
-        return consumer.is_alive() and self._in_hand[queue] < consumer.prefetch
+        return bool(consumer.is_alive()) and self._in_hand[queue] < consumer.prefetch

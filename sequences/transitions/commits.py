@@ -18,7 +18,6 @@ from . import plans, sql, starts, times
 from .locks import lock_run
 from .values import Change, Claim, ClaimLost, Dispatch, dispatch_of, new_row
 
-
 #: A delay up to this is waited for in the broker too, which is more precise than a sweep.
 SHORT = timedelta(seconds=60)
 #: How long after its time such a message is taken for lost.

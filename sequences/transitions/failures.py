@@ -82,8 +82,13 @@ def _failed_or_due(run: SequenceRun, final: bool, now: datetime) -> dict[str, An
     if final:
         return {"status": StepStatus.FAILED, "wake_at": None, "due_at": None, "finished_at": now}
     held = run.status == RunStatus.PAUSED
-    return {"status": StepStatus.RETRYING, "due_at": now, "wake_at": None if held else now + times.grace(),
-            "queued_at": now, "dispatches": 0}  # fmt: skip
+    return {
+        "status": StepStatus.RETRYING,
+        "due_at": now,
+        "queued_at": now,
+        "dispatches": 0,
+        "wake_at": None if held else now + times.grace(),
+    }
 
 
 def _append(
@@ -134,7 +139,7 @@ def give_up(step_run_id: int, attempts: int, failure: Failure | None, using: str
 def _give_up(step_run_id: int, attempts: int, failure: Failure | None, using: str) -> bool:
     rows = StepRun._base_manager.using(using).filter(pk=step_run_id)
     row = rows.first()
-    run = row and lock_run(row.run_id, using)
+    run = None if row is None else lock_run(row.run_id, using)
     if row is None or run is None:
         return False
     now = times.now(using)
@@ -220,4 +225,3 @@ def _fail(run: SequenceRun, now: datetime, using: str) -> None:
     if plan.outcome(states_of(run, using)) is not None:
         end(run, RunStatus.FAILED, now)
     save(run, now, using)
-

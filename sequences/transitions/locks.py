@@ -60,5 +60,5 @@ def transact(using: str, function: Callable[[], T]) -> T:
 
 def lock_run(run_id: UUID, using: str) -> SequenceRun | None:
     """Lock the run's row, by a statement of its own: what is read later is not older than it."""
-    runs = SequenceRun._base_manager.using(using).select_for_update(of=("self",))
+    runs = SequenceRun._base_manager.using(using).select_for_update()
     return runs.filter(pk=run_id).first()

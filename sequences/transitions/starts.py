@@ -12,13 +12,11 @@ from uuid import UUID
 from django.db import IntegrityError, transaction
 from django.db.models import Q
 
-from .. import conf
 from ..ids import uuid7
 from ..models import SequenceRun, StepRun, StepStatus
 from ..plan import Node, Plan
 from . import plans, times
 from .values import Dispatch, dispatch_of, new_row
-
 
 #: How often a start looks for its key's holder and inserts, in turn.
 _CHANCES = 5
@@ -84,11 +82,11 @@ def start_many(
         )
         runs = []
         for one in wanted:
-            run = fresh[one.id] if one.id in ours else taken.get(one.key or "")
-            if run is None:  # its key was freed since the insert met it
-                run, more = start(plan, one, using)
+            known = fresh[one.id] if one.id in ours else taken.get(one.key or "")
+            if known is None:  # its key was freed since the insert met it
+                known, more = start(plan, one, using)
                 steps += more
-            runs.append(run)
+            runs.append(known)
     return runs, steps
 
 
@@ -129,14 +127,14 @@ def _first_steps(
     now: datetime.datetime,
     using: str,
 ) -> list[Dispatch]:
-    rows = [
-        _first_step(run.pk, node, now, delay) for run, delay in started for node in plan.roots
-    ]
+    rows = [_first_step(run.pk, node, now, delay) for run, delay in started for node in plan.roots]
     insert(rows, using)
     return [dispatch_of(row, plan) for row in rows if row.status == StepStatus.QUEUED]
 
 
-def _first_step(run_id: UUID, node: Node, now: datetime.datetime, delay: timedelta | None) -> StepRun:
+def _first_step(
+    run_id: UUID, node: Node, now: datetime.datetime, delay: timedelta | None
+) -> StepRun:
     if not delay:
         return new_row(run_id, node, now, now + times.grace())
     due = now + delay
@@ -150,8 +148,8 @@ def insert(rows: list[StepRun], using: str) -> None:
     if not missing:
         return
     found = StepRun._base_manager.using(using).filter(run__in={key[0] for key in missing})
-    for pk, *key in found.values_list("pk", "run_id", "step", "item"):
-        row = missing.get(tuple(key))
+    for pk, run_id, step, item in found.values_list("pk", "run_id", "step", "item"):
+        row = missing.get((run_id, step, item))
         if row is not None:
             row.pk = pk
 

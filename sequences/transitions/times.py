@@ -32,13 +32,18 @@ def now(using: str) -> datetime.datetime:
     connection = connections[using]
     if connection.vendor == "sqlite":
         return timezone.now() + _moved
-    sql = "SELECT UTC_TIMESTAMP(6)" if connection.vendor == "mysql" else "SELECT STATEMENT_TIMESTAMP()"
+    sql = (
+        "SELECT UTC_TIMESTAMP(6)"
+        if connection.vendor == "mysql"
+        else "SELECT STATEMENT_TIMESTAMP()"
+    )
     with connection.cursor() as cursor:
         cursor.execute(sql)
         (value,) = cursor.fetchone()
     if timezone.is_naive(value):
         value = value.replace(tzinfo=datetime.UTC)
-    return value + _moved
+    current: datetime.datetime = value + _moved
+    return current
 
 
 def sql() -> str:

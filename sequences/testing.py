@@ -1,0 +1,194 @@
+"""For tests: perform sequences in the caller's thread, without a worker and a broker.
+
+It is the engine itself that performs: the same claims, commits and retries on the same tables.
+All of it works in a plain `django.test.TestCase`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import dramatiq
+from django.db.models import Q
+from dramatiq import Broker, Message
+from dramatiq.middleware import Middleware, Retries
+
+from . import conf, dispatching, handover, registry
+from .definition import Sequence
+from .middleware import SequencesMiddleware
+from .models import SequenceRun, StepRun, StepStatus
+from .transitions import plans, times
+from .transitions.values import dispatch_of
+
+__all__ = ["Clock", "assert_ledger", "build", "clock", "drain", "isolate_sequences", "run"]
+
+S = TypeVar("S", bound=Sequence)
+
+#: How many steps `drain` performs before it says that there is no end.
+LIMIT = 10_000
+
+
+def run(cls: type[S], /, **data: Any) -> S:
+    """Start a sequence and perform all of it: retries at once, delays as if they were over.
+
+    Returns the sequence with its run as it ended, and with its data. An error of a step raises
+    nothing here: the run has failed then, and `assert_ledger` shows why.
+    """
+    with dispatching.caught(), clock() as moving:
+        sequence = cls.start(data)
+        while _drain(sequence.run) or moving.move_to_next(sequence.run):
+            pass
+    sequence.run.refresh_from_db()
+    sequence.data = sequence.run.data
+    return sequence
+
+
+def drain(limit: int = LIMIT) -> int:
+    """Perform every step that is due, and what becomes due by that; returns how many.
+
+    A retry is performed at once; a delay is over when the clock says so (see `clock`). Raises
+    AssertionError after ``limit`` steps.
+    """
+    with dispatching.caught():
+        return _drain(None, limit)
+
+
+def _drain(run: SequenceRun | None, limit: int = LIMIT) -> int:
+    using = conf.using()
+    broker = _InlineBroker(dramatiq.get_broker())
+    performed = 0
+    while (row := _next(run, using)) is not None:
+        assert performed < limit, f"{performed} steps were performed, and {row} is due still"
+        plan = plans.load(row.run.plan_id, using)
+        if row.status == StepStatus.WAITING:
+            # The clock may stand some milliseconds before what the database shows.
+            StepRun.objects.using(using).filter(pk=row.pk).update(wake_at=row.due_at)
+        handover.process(dispatch_of(row, plan), broker, using)
+        performed += 1
+    return performed
+
+
+def _next(run: SequenceRun | None, using: str) -> StepRun | None:
+    rows = StepRun.objects.using(using).filter(wake_at__isnull=False).select_related("run")
+    if run is not None:
+        rows = rows.filter(run=run.pk)
+    ready = Q(status__in=(StepStatus.QUEUED, StepStatus.RETRYING))
+    due = Q(status=StepStatus.WAITING, due_at__lte=times.now(using))
+    return rows.filter(ready | due).order_by("pk").first()
+
+
+class _InlineBroker(Broker):
+    """Has the project's actors, and of its middleware what decides on retries. Sends nothing."""
+
+    def __init__(self, project: Broker) -> None:
+        ours: list[Middleware] = [
+            middleware
+            for middleware in project.middleware
+            if isinstance(middleware, SequencesMiddleware | Retries)
+        ]
+        super().__init__(middleware=ours)
+        self.actors = project.actors
+
+    def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
+        self.emit_before("enqueue", message, delay)
+        self.emit_after("enqueue", message, delay)
+        return message
+
+
+class Clock:
+    """The clock of the engine: the database's own, moved on by a test."""
+
+    def __init__(self) -> None:
+        self._start = times.moved()
+
+    def move(self, by: timedelta) -> None:
+        """Move it on; `drain` performs what has fallen due."""
+        times.move(by)
+
+    def move_to_next(self, run: SequenceRun) -> bool:
+        """Move it to the next due time of this run; false if it waits for no time."""
+        using = conf.using()
+        waiting = StepRun.objects.using(using).filter(
+            run=run.pk, status=StepStatus.WAITING, due_at__isnull=False, wake_at__isnull=False
+        )
+        row = waiting.order_by("due_at").first()
+        if row is None or row.due_at is None:
+            return False
+        times.move(max(row.due_at - times.now(using), timedelta(0)) + timedelta(milliseconds=1))
+        return True
+
+    def restore(self) -> None:
+        """Back to where it stood when the test began."""
+        times.move(self._start - times.moved())
+
+
+@contextmanager
+def clock() -> Iterator[Clock]:
+    """A clock that can be moved inside of the block, and is set back afterwards."""
+    moving = Clock()
+    try:
+        yield moving
+    finally:
+        moving.restore()
+
+
+def build(cls: type[S], /, **data: Any) -> S:
+    """An instance with this data, without a row: to call one step's method by itself."""
+    return cls._bind(
+        run=SequenceRun(sequence=cls.__name__, data=data),
+        data=data,
+        step_run=StepRun(),
+        attempt=1,
+        context=_Alone(),
+    )
+
+
+class _Alone:
+    """What a step that is called by itself can ask for."""
+
+    idempotency_key = "test"
+
+    def result(self, name: str, default: Any) -> Any:
+        return default
+
+    def results(self, name: str) -> Iterator[Any]:
+        return iter(())
+
+    def progress(self, done: float | None, total: float | None, text: str) -> None:
+        pass
+
+
+@contextmanager
+def isolate_sequences() -> Iterator[None]:
+    """Sequences that are declared inside are forgotten afterwards, with their actors.
+
+    A context manager and a decorator. Such a class needs ``app_label`` in its Meta where its
+    module belongs to no app.
+    """
+    broker = dramatiq.get_broker()
+    actors = dict(broker.actors)
+    try:
+        with registry.isolated():
+            yield
+    finally:
+        broker.actors.clear()
+        broker.actors.update(actors)
+
+
+def assert_ledger(run: SequenceRun | Sequence, expected: Iterable[tuple[str, str]]) -> None:
+    """Check which steps the run has reached, in the order of their beginnings, and their states.
+
+    ``assert_ledger(sequence, [("charge", "succeeded"), ("ship", "failed")])``. What differs is
+    shown with the failures.
+    """
+    row = run.run if isinstance(run, Sequence) else run
+    steps = row.steps.order_by("pk")
+    found = [(str(step), str(step.status)) for step in steps]
+    wanted = list(expected)
+    failures = "\n".join(f"  {one}: {one.message}" for one in row.failures.all())
+    assert found == wanted, (
+        f"The ledger of run {row.pk} is\n  {found}\nand not\n  {wanted}\nFailures:\n{failures}"
+    )
