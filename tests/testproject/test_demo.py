@@ -1,0 +1,69 @@
+"""The demo itself, with its own PostgreSQL, its own Valkey and its own worker."""
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from testproject import demo
+
+pytestmark = [pytest.mark.slow, pytest.mark.only_on("postgresql")]
+SERVERS = ("DATABASE_URL", "REDIS_URL", "AMQP_URL")
+
+
+@contextmanager
+def started(directory: Path, *arguments):
+    environment = {name: value for name, value in os.environ.items() if name not in SERVERS}
+    environment |= {"EMAIL_DIR": str(directory), "DJANGO_SETTINGS_MODULE": "testproject.settings"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "testproject.demo", "--port", "0", *arguments],
+        cwd=demo.ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_every_message_is_mailed_and_no_process_is_left(tmp_path):
+    with started(tmp_path, "--once") as process:
+        output, _ = process.communicate()
+
+    assert output.endswith("5 of 5 sequences succeeded.\n")
+    assert output.count("send_mail retrying (2 failed)") == 5
+    assert process.returncode == 0
+    assert sum(path.read_text().count("Message-ID:") for path in tmp_path.iterdir()) == 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_stops_all_that_was_started(tmp_path, number):
+    with started(tmp_path) as process:
+        for line in process.stdout:
+            if "send_mail retrying" in line:
+                break
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(number)
+        output, _ = process.communicate()
+
+    assert len(children) > 5
+    assert not [child for child in children if child.is_running()]
+    assert output.endswith("\nStopped.\n")
+    assert process.returncode == 0
+
+
+def test_too_little_time_is_a_failure(tmp_path):
+    with started(tmp_path, "--once", "--timeout", "0") as process:
+        output, _ = process.communicate()
+
+    assert output.endswith(" of 5 sequences succeeded.\n")
+    assert process.returncode == 1
