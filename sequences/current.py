@@ -19,13 +19,10 @@ class Delivery:
     """A message that this thread processes, and what became of its retry."""
 
     message: MessageProxy
+    #: The failed attempts that the message knew of when it came: `Retries` counts on it later.
+    attempts: int
     retry_delay: int | None = None
     retried: bool = False
-
-    @property
-    def attempts(self) -> int:
-        """The failed attempts that the message knows of."""
-        return int(self.message.options.get("retries", 0))
 
 
 class _Thread(threading.local):
@@ -39,7 +36,7 @@ _thread = _Thread()
 
 def begin(message: MessageProxy) -> None:
     """This thread begins to process a message."""
-    _thread.deliveries.append(Delivery(message))
+    _thread.deliveries.append(Delivery(message, int(message.options.get("retries", 0))))
 
 
 def delivery() -> Delivery | None:

@@ -16,7 +16,7 @@ from dramatiq.middleware import Retries
 from . import conf, current, registry
 from .exceptions import StepExpired
 from .heartbeat import Heart
-from .sweep import Sweeper, store_plans
+from .sweep import Sweeper
 from .traffic import Traffic
 from .transitions import failures
 
@@ -65,10 +65,10 @@ class SequencesMiddleware(Middleware):
             return
         step_run_id = int(message.args[1])
         if message.failed:
-            failures.give_up(step_run_id, self._counted(message), None, conf.using())
+            failures.give_up(step_run_id, delivery.attempts + 1, None, conf.using())
         else:
             delay = delivery.retry_delay or 0 if delivery.retried else 0
-            failures.set_due(step_run_id, self._counted(message), delay, conf.using())
+            failures.set_due(step_run_id, delivery.attempts + 1, delay, conf.using())
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
         """Dramatiq's own age limit fails a message without a step's attempt."""
@@ -90,7 +90,6 @@ class SequencesMiddleware(Middleware):
         self._heart.start()
         interval = conf.settings.sweep_interval
         if interval is not None:
-            store_plans(conf.using())
             self._sweeper = Sweeper(self._traffic, interval)
             self._sweeper.start()
 
@@ -110,10 +109,6 @@ class SequencesMiddleware(Middleware):
         if delivery is not None:
             self._traffic.ended(message.queue_name)
         return delivery
-
-    def _counted(self, message: MessageProxy) -> int:
-        # `Retries` has counted this attempt on the message already, unless `throws` stopped it.
-        return int(message.options.get("retries", 0))
 
 
 def _is_step(message: MessageProxy) -> bool:

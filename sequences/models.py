@@ -117,7 +117,7 @@ class SequenceRunQuerySet(models.QuerySet):  # type: ignore[type-arg]
     def waiting_for(self, step: Step[Any] | str) -> SequenceRunQuerySet:
         """Unfinished runs in which this step waits: for a time or an event."""
         name = step if isinstance(step, str) else step.name
-        rows = StepRun.objects.filter(step=name, status=StepStatus.WAITING)
+        rows = StepRun.objects.using(self.db).filter(step=name, status=StepStatus.WAITING)
         return self.unfinished().filter(pk__in=rows.values("run"))
 
 

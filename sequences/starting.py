@@ -43,7 +43,10 @@ class Starter:
         definition = _definition(cls)
         wanted = _wanted(definition, data, key, unique, delay)
         using = conf.using()
-        run, dispatches = transact(using, lambda: starts.start(definition.plan, wanted, using))
+        labels = [definition.label, *definition.aliases]
+        run, dispatches = transact(
+            using, lambda: starts.start(definition.plan, wanted, labels, using)
+        )
         dispatching.send_on_commit(dispatches, using)
         return _bound(cls, run, wanted)
 
@@ -62,7 +65,10 @@ class Starter:
 
 def _start_batch(cls: type[S], definition: Definition, wanted: SequenceOf[Start]) -> Iterator[S]:
     using = conf.using()
-    runs, dispatches = transact(using, lambda: starts.start_many(definition.plan, wanted, using))
+    labels = [definition.label, *definition.aliases]
+    runs, dispatches = transact(
+        using, lambda: starts.start_many(definition.plan, wanted, labels, using)
+    )
     dispatching.send_on_commit(dispatches, using)
     return (_bound(cls, run, one) for run, one in zip(runs, wanted, strict=True))
 

@@ -14,6 +14,7 @@ from . import conf, dispatching, registry
 from .execution import unknown_step
 from .models import StepRun
 from .transitions import due, failures, plans
+from .transitions.values import Dispatch
 
 logger = logging.getLogger("sequences")
 
@@ -22,6 +23,7 @@ class Evidence(Protocol):
     """What decides whether the message of a queued step run is lost."""
 
     def is_lost(self, queue: str, queued_at: datetime, now: datetime) -> bool: ...
+    def look(self) -> None: ...
 
 
 class Overdue:
@@ -34,6 +36,9 @@ class Overdue:
         """Always."""
         return True
 
+    def look(self) -> None:
+        """There is nothing to see."""
+
 
 def sweep(evidence: Evidence, using: str) -> int:
     """Do all that is due, and return how many messages the broker took."""
@@ -41,7 +46,7 @@ def sweep(evidence: Evidence, using: str) -> int:
     more = True
     while more:
         found = due.take(evidence.is_lost, using)
-        dispatches = [one for row in found.expired if (one := failures.reap(row, using))]
+        dispatches = [one for row in found.expired if (one := _reap(row, using))]
         unknown = {row.pk for row in found.rows if _fails_as_unknown(row, using)}
         dispatches += [one for one in found.dispatches if one.step_run_id not in unknown]
         accepted = dispatching.send(dispatches)
@@ -49,6 +54,14 @@ def sweep(evidence: Evidence, using: str) -> int:
         sent += len(accepted)
         more = found.more
     return sent
+
+
+def _reap(row: StepRun, using: str) -> Dispatch | None:
+    try:
+        return failures.reap(row, using)
+    except Exception:  # one row must not keep the sweep from the others
+        logger.exception("The lost step run %s could not be taken back.", row.pk)
+        return None
 
 
 def _fails_as_unknown(row: StepRun, using: str) -> bool:
@@ -82,21 +95,26 @@ class Sweeper(threading.Thread):
 
     def run(self) -> None:
         failed = 0
+        self._stored = False
         while not self._stopped.wait(self._interval * min(2**failed, 30)):
             failed = 0 if self._sweep() else failed + 1
         connections.close_all()
 
     def _sweep(self) -> bool:
         try:
-            look = getattr(self._traffic, "look", None)
-            if look:
-                look()
+            self._store_plans()
+            self._traffic.look()
             sweep(self._traffic, conf.using())
         except Exception:
             logger.exception("The sweep failed; the next one follows.")
             connections.close_all()
             return False
         return True
+
+    def _store_plans(self) -> None:
+        if not self._stored:
+            store_plans(conf.using())
+            self._stored = True
 
     def stop(self) -> None:
         """Sweep no more, and wait for the sweep that is under way."""

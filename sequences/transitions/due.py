@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from django.db import connections
 from django.db.models import F, QuerySet
 
+from ..exceptions import SequenceError
 from ..models import StepRun, StepStatus
 from . import plans, times
 from .locks import transact
 from .values import Dispatch, dispatch_of
+
+logger = logging.getLogger("sequences")
 
 #: Rows of one transaction of the sweep.
 BATCH = 500
@@ -55,27 +60,30 @@ def _take(is_lost: IsLost, using: str) -> Due:
 
 
 def _locked(now: datetime, using: str) -> QuerySet[StepRun]:
-    from django.db import connections
-
     rows = StepRun._base_manager.using(using).filter(wake_at__lte=now)
     rows = rows.select_related("run").order_by("wake_at")
     features = connections[using].features
-    if features.has_select_for_update_skip_locked:
-        of = ("self",) if features.has_select_for_update_of else ()
-        rows = rows.select_for_update(skip_locked=True, of=of)
-    return rows[:BATCH]
+    of = ("self",) if features.has_select_for_update_of else ()
+    skip = features.has_select_for_update_skip_locked
+    return rows.select_for_update(skip_locked=skip, of=of)[:BATCH]
 
 
 def _sort(row: StepRun, due: Due, is_lost: IsLost, now: datetime, using: str) -> None:
     if row.status == StepStatus.RUNNING:
         due.expired.append(row)
         return
-    plan = plans.load(row.run.plan_id, using)
+    try:
+        plan = plans.load(row.run.plan_id, using)
+    except SequenceError as error:
+        # A later release's plan: that release's workers sweep too.
+        logger.warning("Step run %s waits for a worker that reads its plan: %s", row.pk, error)
+        row.wake_at = now + times.grace()
+        return
     if row.status == StepStatus.WAITING:
         row.status, row.queued_at, row.dispatches = StepStatus.QUEUED, now, 0
         lost = True
     else:
-        lost = is_lost(plan.node(row.step).queue, row.queued_at, now)
+        lost = is_lost(plan.node(row.step).queue, row.due_at or row.queued_at, now)
     if lost:
         row.wake_at = now + min(times.grace() * 2**row.dispatches, LONGEST)
         due.rows.append(row)

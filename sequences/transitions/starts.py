@@ -18,6 +18,8 @@ from ..plan import Node, Plan
 from . import plans, times
 from .values import Dispatch, dispatch_of, new_row
 
+Labels = Sequence[str]
+
 #: How often a start looks for its key's holder and inserts, in turn.
 _CHANCES = 5
 
@@ -33,15 +35,18 @@ class Start:
     id: UUID = field(default_factory=uuid7)
 
 
-def start(plan: Plan, wanted: Start, using: str) -> tuple[SequenceRun, list[Dispatch]]:
+def start(
+    plan: Plan, wanted: Start, labels: Labels, using: str
+) -> tuple[SequenceRun, list[Dispatch]]:
     """Insert the run, or find the one that holds its key: then there is nothing to dispatch.
 
-    A conflict on the key leaves the caller's transaction usable.
+    To be called in a transaction, which a conflict on the key leaves usable. `labels` are all
+    the names that the sequence has had: runs that hold the key may have an earlier one.
     """
     if wanted.key is None:
         return _insert_one(plan, wanted, using)
     for chance in range(_CHANCES):
-        existing = _holders(plan.sequence, [wanted], using).get(wanted.key)
+        existing = _holders(labels, [wanted], using).get(wanted.key)
         if existing is not None:
             return existing, []
         try:
@@ -56,37 +61,35 @@ def start(plan: Plan, wanted: Start, using: str) -> tuple[SequenceRun, list[Disp
 
 
 def start_many(
-    plan: Plan, wanted: Sequence[Start], using: str
+    plan: Plan, wanted: Sequence[Start], labels: Labels, using: str
 ) -> tuple[list[SequenceRun], list[Dispatch]]:
-    """The same for a batch, by a constant number of queries; all or none.
+    """The same for a batch, by a constant number of queries.
 
     The runs come in the order of `wanted`; those that existed are those whose pk differs.
     """
     plan_id = plans.store(plan, using)
-    with transaction.atomic(using=using):
-        now = times.now(using)
-        taken = _holders(plan.sequence, wanted, using)
-        fresh: dict[UUID, SequenceRun] = {}
-        for one in wanted:
-            if one.key is None or one.key not in taken:
-                run = fresh[one.id] = _row(plan, plan_id, one, now)
-                if one.key is not None:
-                    taken[one.key] = run
-        # A key that another process has taken meanwhile: its run is found by the look below.
-        SequenceRun._base_manager.using(using).bulk_create(fresh.values(), ignore_conflicts=True)
-        ours = _inserted(fresh, using)
-        if len(ours) < len(fresh):
-            taken.update(_holders(plan.sequence, wanted, using))
-        steps = _first_steps(
-            plan, [(fresh[one.id], one.delay) for one in wanted if one.id in ours], now, using
-        )
-        runs = []
-        for one in wanted:
-            known = fresh[one.id] if one.id in ours else taken.get(one.key or "")
-            if known is None:  # its key was freed since the insert met it
-                known, more = start(plan, one, using)
-                steps += more
-            runs.append(known)
+    now = times.now(using)
+    taken = _holders(labels, wanted, using)
+    fresh: dict[UUID, SequenceRun] = {}
+    for one in wanted:
+        if one.key is None or one.key not in taken:
+            run = fresh[one.id] = _row(plan, plan_id, one, now)
+            if one.key is not None:
+                taken[one.key] = run
+    # A key that another process has taken meanwhile: its run is found by the look below.
+    SequenceRun._base_manager.using(using).bulk_create(fresh.values(), ignore_conflicts=bool(taken))
+    ours = _inserted(fresh, using)
+    if len(ours) < len(fresh):
+        taken.update(_holders(labels, wanted, using))
+    started = [(fresh[one.id], one.delay) for one in wanted if one.id in ours]
+    steps = _first_steps(plan, started, now, using)
+    runs = []
+    for one in wanted:
+        known = fresh[one.id] if one.id in ours else taken.get(one.key or "")
+        if known is None:  # its key was freed since the insert met it
+            known, more = start(plan, one, labels, using)
+            steps += more
+        runs.append(known)
     return runs, steps
 
 
@@ -100,11 +103,10 @@ def _inserted(fresh: dict[UUID, SequenceRun], using: str) -> set[UUID]:
 
 def _insert_one(plan: Plan, wanted: Start, using: str) -> tuple[SequenceRun, list[Dispatch]]:
     plan_id = plans.store(plan, using)
-    with transaction.atomic(using=using):
-        now = times.now(using)
-        run = _row(plan, plan_id, wanted, now)
-        run.save(using=using, force_insert=True)
-        return run, _first_steps(plan, [(run, wanted.delay)], now, using)
+    now = times.now(using)
+    run = _row(plan, plan_id, wanted, now)
+    run.save(using=using, force_insert=True)
+    return run, _first_steps(plan, [(run, wanted.delay)], now, using)
 
 
 def _row(plan: Plan, plan_id: int, wanted: Start, now: datetime.datetime) -> SequenceRun:
@@ -154,9 +156,9 @@ def insert(rows: list[StepRun], using: str) -> None:
             row.pk = pk
 
 
-def _holders(sequence: str, wanted: Sequence[Start], using: str) -> dict[str, SequenceRun]:
+def _holders(labels: Labels, wanted: Sequence[Start], using: str) -> dict[str, SequenceRun]:
     """The runs that stand in the way of these starts, by key."""
-    runs = SequenceRun._base_manager.using(using).filter(sequence=sequence)
+    runs = SequenceRun._base_manager.using(using).filter(sequence__in=labels)
     ever = [one.key for one in wanted if one.key is not None and one.unique == "ever"]
     rest = [one.key for one in wanted if one.key is not None and one.unique != "ever"]
     found: dict[str, SequenceRun] = {}

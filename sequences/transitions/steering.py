@@ -85,7 +85,8 @@ class _Locked:
         for row in held.filter(status__in=(StepStatus.WAITING, StepStatus.RETRYING)):
             due = row.due_at
             if due is not None and due > self.now:
-                held.filter(pk=row.pk).update(wake_at=due)
+                # Its message, if it had one, may have come and gone during the pause.
+                held.filter(pk=row.pk).update(status=StepStatus.WAITING, wake_at=due)
             elif due is not None:
                 held.filter(pk=row.pk).update(**self._queued())
         held.filter(status=StepStatus.QUEUED).update(**self._queued())
