@@ -18,7 +18,7 @@ from django.utils.text import camel_case_to_spaces
 from . import registry
 from .exceptions import InvalidDefinition, SequenceError
 from .plan import Node, Plan
-from .steps import Finish, Repeat, Step, as_tuple, finish, name_of, repeat, step
+from .steps import Event, Finish, Repeat, Step, as_tuple, event, finish, name_of, repeat, step
 from .validation import (
     MAX_LABEL,
     META_OWN,
@@ -37,12 +37,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Definition",
+    "Event",
     "Finish",
     "Repeat",
     "Sequence",
     "Starter",
     "Step",
     "StepContext",
+    "event",
     "finish",
     "install",
     "repeat",
@@ -359,7 +361,9 @@ def _nodes(cls: type[Sequence], label: str, steps: dict[str, Step[Any]]) -> Iter
         after = open_ends if found.after is None else [name_of(other) for other in found.after]
         open_ends = [*(end for end in open_ends if end not in after), name]
         queue = found.options.get("queue_name", "default")
-        yield Node(name=name, after=tuple(after), actor=f"{label}.{name}", queue=queue)
+        yield Node(
+            name=name, after=tuple(after), actor=f"{label}.{name}", queue=queue, kind=found.kind
+        )
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,12 @@ from typing import Any
 __all__ = [
     "Abort",
     "DataConflict",
+    "EventTimeout",
     "InvalidData",
     "InvalidDefinition",
     "InvalidTransition",
+    "ItemsFailed",
+    "ReadOnlyData",
     "SequenceError",
     "StepExpired",
     "UnknownSequence",
@@ -93,6 +96,31 @@ class StepExpired(SequenceError):
     step: str
     run: Any
     max_age: Any
+
+
+class EventTimeout(SequenceError):
+    """Event {step!r} of run {run} was not delivered within {timeout}."""
+
+    step: str
+    run: Any
+    timeout: Any
+
+
+class ItemsFailed(SequenceError):
+    """{failed} of {total} items of step {step!r} failed, and {allowed} may."""
+
+    step: str
+    failed: int
+    total: int
+    allowed: int
+
+
+class ReadOnlyData(SequenceError):
+    """An item of step {step!r} changed {path}, but items cannot change data. {mend}"""
+
+    step: str
+    path: str
+    mend: str
 
 
 class Abort(SequenceError):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from types import MethodType
-from typing import Any, Generic, Protocol, Self, TypeVar, overload
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar, overload
 
 from dramatiq import Actor
 
@@ -19,9 +19,18 @@ R_co = TypeVar("R_co", covariant=True)
 
 Delay = int | timedelta | Callable[[Any], timedelta | datetime]
 
-STEP_OPTIONS = frozenset(
-    {"after", "aliases", "args", "atomic", "delay", "kwargs", "label", "when"}
-)  # every other option is Dramatiq's
+FAN_OUT_OPTIONS = frozenset({"allow_failed", "batch", "concurrency", "each"})
+STEP_OPTIONS = FAN_OUT_OPTIONS | {
+    "after",
+    "aliases",
+    "args",
+    "atomic",
+    "delay",
+    "kwargs",
+    "label",
+    "when",
+}  # every other option is Dramatiq's
+Each = str | Callable[[Any], Iterable[Any]]
 
 
 class Performer(Protocol[R_co]):
@@ -47,6 +56,10 @@ class Step(Generic[R]):
     args: Callable[[Any], Iterable[Any]] | None
     kwargs: Callable[[Any], Mapping[str, Any]] | None
     options: dict[str, Any]
+    each: Each | None
+    concurrency: int | None
+    batch: int | None
+    allow_failed: bool | int | float
 
     def __init__(self, function: Callable[..., Any], declared: Mapping[str, Any]) -> None:
         self.name = ""
@@ -59,6 +72,10 @@ class Step(Generic[R]):
         self.when = declared.get("when")
         self.args = declared.get("args")
         self.kwargs = declared.get("kwargs")
+        self.each = declared.get("each")
+        self.concurrency = declared.get("concurrency")
+        self.batch = declared.get("batch")
+        self.allow_failed = declared.get("allow_failed", False)
         self.options = {name: value for name, value in declared.items() if name not in STEP_OPTIONS}
         self.__doc__ = getattr(function, "__doc__", None)
 
@@ -80,30 +97,62 @@ class Step(Generic[R]):
         return f"<step {self.name or getattr(self.function, '__name__', self.function)}>"
 
     @property
+    def kind(self) -> str:
+        """How the engine treats it, and what the plan calls it."""
+        return "step" if self.each is None else "each"
+
+    @property
     def label(self) -> str:
         """What people read in the admin."""
         return str(self.declared.get("label") or self.name.replace("_", " "))
 
-    def perform(self, sequence: Any) -> R:
-        """Call the user's code with the bound sequence, and return what it returns."""
+    def perform(self, sequence: Any, *item: Any) -> R:
+        """Call the user's code with the bound sequence, and return what it returns.
+
+        Of a fan-out, with an item of it too.
+        """
         function: Any = self.function
         if isinstance(function, Actor):
             args = self.args(sequence) if self.args else ()
             kwargs = self.kwargs(sequence) if self.kwargs else {}
             function = partial(function.fn, *args, **kwargs)
         elif isinstance(function, type):
-            function = partial(function().perform, sequence)
+            function = partial(function().perform, sequence, *item)
         else:
-            function = partial(function, sequence)
+            function = partial(function, sequence, *item)
         result: R = function()
         return result
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> Step[R]:
         """The same step, with these options where it declares none."""
         declared = {**defaults, **_actor_options(self.function), **self.declared}
-        resolved: Step[R] = Step(self.function, declared)
+        resolved = type(self)(self.function, declared)
         resolved.name = self.name
         return resolved
+
+
+class Event(Step[Any]):
+    """A step that waits for a payload from outside, made by `event`."""
+
+    timeout: timedelta | None
+    on_timeout: Literal["fail", "continue"]
+
+    def __init__(self, function: Callable[..., Any], declared: Mapping[str, Any]) -> None:
+        super().__init__(function, declared)
+        timeout = self.options.pop("timeout", None)
+        self.timeout = timedelta(milliseconds=timeout) if type(timeout) is int else timeout
+        self.on_timeout = self.options.pop("on_timeout", "fail")
+
+    @property
+    def kind(self) -> str:
+        """An event's row waits until something is delivered, or its time is over."""
+        return "event"
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> Event:
+        """Of the defaults of all steps only the queue and its like concern an event."""
+        return super().with_defaults(  # type: ignore[return-value]
+            {name: value for name, value in defaults.items() if name not in STEP_OPTIONS}
+        )
 
 
 @overload
@@ -144,12 +193,51 @@ def step(target: Any = None, /, **declared: Any) -> Any:
       once instead of exactly once.
     - ``aliases``: earlier names of the step, for the runs in flight.
     - ``label``: what the admin shows; the name with spaces if there is none.
+    - ``each``: a fan-out: a key of ``data`` that holds a list, or a callable that takes the
+      sequence and returns or yields items of JSON. The code is called with the sequence and one
+      item, for each of them, in parallel; what it returns is the item's result. ``data`` cannot be
+      changed there.
+    - ``concurrency``: how many items may be in flight; ``batch``: hand over lists of so many
+      items; ``allow_failed``: True, or how many items, or which part of them (0.01), may fail.
 
     Every other option is Dramatiq's own. Errors are found when the class is created.
     """
     if target is None:
         return lambda function: Step(function, declared)
     return Step(target, declared)
+
+
+def event(
+    *,
+    timeout: timedelta | int | None = None,
+    on_timeout: Literal["fail", "continue"] = "fail",
+    after: Step[Any] | str | Iterable[Step[Any] | str] | None = None,
+    when: Callable[[Any], Any] | None = None,
+    aliases: Iterable[str] = (),
+    label: str = "",
+    **options: Any,
+) -> Event:
+    """Declare a wait for something from outside: ``approval = event(timeout=timedelta(days=3))``.
+
+    It holds no worker. ``run.deliver("approval", payload)`` ends it; the payload is its result,
+    and stands in ``data["approval"]`` too. One that is delivered early is kept. ``timeout`` is a
+    timedelta or milliseconds from the beginning of the wait on; then the step fails, or with
+    ``on_timeout="continue"`` goes on with None. ``options`` are Dramatiq's.
+    """
+    declared = {
+        "timeout": timeout,
+        "on_timeout": on_timeout,
+        "after": after,
+        "when": when,
+        "aliases": aliases,
+        "label": label,
+        **options,
+    }
+    return Event(_wait, declared)
+
+
+def _wait(sequence: Any) -> None:
+    """What an event does when it is called: nothing."""
 
 
 @dataclass(frozen=True)

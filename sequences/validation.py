@@ -13,7 +13,7 @@ from django.utils.functional import Promise
 from dramatiq import Actor
 
 from .exceptions import InvalidDefinition
-from .steps import STEP_OPTIONS, Step, as_tuple, duration_problem
+from .steps import FAN_OUT_OPTIONS, STEP_OPTIONS, Step, as_tuple, duration_problem
 
 Problem = tuple[str, str]  # what is wrong, and the mend
 
@@ -80,10 +80,11 @@ def meta_problems(options: dict[str, Any]) -> Iterator[Problem]:
 
 def step_problems(name: str, step: Step[Any]) -> Iterator[Problem]:
     yield from _name_problems(name, step)
-    yield from _function_problems(step.function)
+    yield from _function_problems(step)
     yield from _argument_problems(step)
     yield from _after_problems(step.after or ())
     yield from _rule_problems(_STEP_RULES, step.declared)
+    yield from _fan_out_problems(step)
     yield from _option_problems(step.options)
 
 
@@ -96,7 +97,8 @@ def _name_problems(name: str, step: Step[Any]) -> Iterator[Problem]:
         yield f"its name is longer than {MAX_STEP_NAME} characters", "Shorten it."
 
 
-def _function_problems(function: Any) -> Iterator[Problem]:
+def _function_problems(step: Step[Any]) -> Iterator[Problem]:
+    function: Any = step.function
     if isinstance(function, Step):
         yield "it is a step of a step", "Use @step once."
     elif isinstance(function, staticmethod | classmethod | property):
@@ -131,12 +133,39 @@ def _kind_problems(code: Any) -> Iterator[Problem]:
 
 def _argument_problems(step: Step[Any]) -> Iterator[Problem]:
     if isinstance(step.function, Actor):
+        if step.each is not None:
+            yield "an actor cannot be called for each item", "Call it from a method that takes one."
         if not (step.args or step.kwargs) and not _accepts(step.function.fn):
             yield "its actor takes arguments", "Give them with args= or kwargs=, callables."
     elif step.args is not None or step.kwargs is not None:
         yield "args and kwargs are for a Dramatiq actor", "Read what you need from self.data."
+    elif step.each is not None:
+        if not inspect.isclass(step.function) and not _accepts(step.function, None, None):
+            yield "it cannot be called with the sequence and an item", "Take self and the item."
     elif not inspect.isclass(step.function) and not _accepts(step.function, None):
         yield "it cannot be called with the sequence only", "Take self, and read self.data."
+
+
+def _fan_out_problems(step: Step[Any]) -> Iterator[Problem]:
+    for name in sorted(FAN_OUT_OPTIONS - {"each"}):
+        if step.each is None and step.declared.get(name) is not None:
+            yield f"{name} is for a step with each", "Give it each=, or leave it out."
+
+
+def _is_each(value: object) -> bool:
+    if isinstance(value, str):
+        return bool(value)
+    return value is None or (callable(value) and not inspect.iscoroutinefunction(_code(value)))
+
+
+def _is_count(value: object) -> bool:
+    return value is None or (type(value) is int and value > 0)
+
+
+def _is_allowance(value: object) -> bool:
+    if isinstance(value, bool):
+        return True
+    return (type(value) is int and value >= 0) or (isinstance(value, float) and 0 <= value <= 1)
 
 
 def _accepts(function: Any, *args: object) -> bool:
@@ -205,6 +234,15 @@ _STEP_RULES: Rules = {
         "a name of letters, digits, underscores, hyphens and dots",
     ),
     "priority": (lambda value: type(value) is int, "an int"),
+    "each": (_is_each, "a key of data, or a function of the sequence that gives items"),
+    "concurrency": (_is_count, "a positive int"),
+    "batch": (_is_count, "a positive int"),
+    "allow_failed": (_is_allowance, "True, a number of items, or a part of them such as 0.01"),
+    "timeout": (
+        lambda value: value is None or not duration_problem(value),
+        "a timedelta, or an int of milliseconds",
+    ),
+    "on_timeout": (lambda value: value in ("fail", "continue"), '"fail" or "continue"'),
 }
 _META_RULES: Rules = {
     name: rule for name, rule in _STEP_RULES.items() if name not in STEP_OPTIONS - META_STEP_OPTIONS

@@ -77,7 +77,7 @@ def _claim_of(row: StepRun, token: int, now: datetime) -> Claim:
     return Claim(
         row.pk, run.pk, run.sequence, run.plan_id, row.step, row.item, token, row.attempts,
         row.repeats, row.delayed, row.ready_at, row.due_at, now,
-        _text(run.data), run.version, row.worker,
+        _text(run.data), run.version, row.payload, row.worker,
     )  # fmt: skip
 
 

@@ -12,9 +12,9 @@ from math import ceil
 from typing import Any
 
 from .. import data as json_data
-from ..models import UNFINISHED_STEP, RunStatus, SequenceRun, StepRun, StepStatus
+from ..models import PLAIN, UNFINISHED_STEP, RunStatus, SequenceRun, StepRun, StepStatus
 from ..plan import Plan
-from . import plans, sql, starts, times
+from . import fanout, plans, sql, starts, times
 from .locks import lock_run
 from .values import Change, Claim, ClaimLost, Dispatch, dispatch_of, new_row
 
@@ -29,7 +29,8 @@ def commit_quickly(claim: Claim, change: Change, using: str) -> list[Dispatch] |
 
     None: nothing is stored, this is a case for `commit`.
     """
-    if not sql.is_fast(using) or change.again is not None or change.finish:
+    special = change.again is not None or change.receive or change.items is not None
+    if not sql.is_fast(using) or special or change.finish:
         return None
     plan = plans.load(claim.plan_id, using)
     return sql.commit_in_chain(claim, change, plan, using) if plan.is_chain else None
@@ -48,8 +49,11 @@ def commit(claim: Claim, change: Change, using: str) -> list[Dispatch]:
     now = times.now(using)
     _write_row(claim, change, run, now, using)
     _merge_data(run, claim, change)
-    if change.again is not None:
-        ready = _again(claim, plan, now, using)
+    if change.items is not None:
+        runs = run.status == RunStatus.RUNNING
+        ready = fanout.go_on(run, plan, claim.step, now, using) if runs else []
+    elif change.again is not None or change.receive:
+        ready = _again(claim, change, plan, now, using)
     elif change.finish:
         skip_unfinished(run, now, using)
         end(run, RunStatus.SUCCEEDED, now)
@@ -64,10 +68,14 @@ def _write_row(claim: Claim, change: Change, run: SequenceRun, now: datetime, us
     values: dict[str, Any] = {"status": change.status, "lost": 0, "wake_at": None, "due_at": None}
     if change.progress is not None:
         values["progress"] = json.loads(change.progress)
-    if change.again is None:
-        values.update(finished_at=now, result=_parsed(change.result))
-    else:
+    if change.items is not None:
+        values.update(fanout.waits(change.items, run, now))
+    elif change.receive:
+        values.update(_receive(claim, change, run, now))
+    elif change.again is not None:
         values.update(_wait(claim, change, run, now))
+    else:
+        values.update(finished_at=now, result=_parsed(change.result))
     rows = StepRun._base_manager.using(using)
     rows = rows.filter(pk=claim.step_run_id, token=claim.token, status=StepStatus.RUNNING)
     if not rows.update(**values):
@@ -90,13 +98,26 @@ def _wait(claim: Claim, change: Change, run: SequenceRun, now: datetime) -> dict
     return values
 
 
+def _receive(claim: Claim, change: Change, run: SequenceRun, now: datetime) -> dict[str, Any]:
+    values: dict[str, Any] = {"queued_at": now, "dispatches": 0}
+    if claim.step in run.inbox:  # delivered since the step has looked
+        values.update(status=StepStatus.QUEUED, wake_at=now + times.grace())
+    else:
+        values.update(status=StepStatus.WAITING, due_at=change.again, wake_at=change.again)
+    if run.status == RunStatus.PAUSED:
+        values["wake_at"] = None
+    return values
+
+
 def _parsed(result: str | None) -> Any:
     return None if result is None else json.loads(result)
 
 
-def _again(claim: Claim, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
+def _again(
+    claim: Claim, change: Change, plan: Plan, now: datetime, using: str
+) -> list[Dispatch]:
     row = StepRun._base_manager.using(using).get(pk=claim.step_run_id)
-    if row.wake_at is None:
+    if row.wake_at is None or (change.receive and row.status == StepStatus.WAITING):
         return []
     if row.due_at is None:
         return [dispatch_of(row, plan)]
@@ -133,7 +154,7 @@ def advance(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dis
 
 def states_of(run: SequenceRun, using: str) -> dict[str, str]:
     """The state of each step that the run has reached."""
-    rows = StepRun._base_manager.using(using).filter(run=run.pk)
+    rows = StepRun._base_manager.using(using).filter(run=run.pk, item=PLAIN)
     return dict(rows.values_list("step", "status"))
 
 

@@ -42,7 +42,21 @@ class Claim:
     now: datetime.datetime  # of the database, when it was claimed
     data: str  # as JSON
     version: int
+    payload: Any = None  # of an item: the item; of a fan-out: how far it is
     worker: str = ""
+
+    @property
+    def is_item(self) -> bool:
+        """Whether it is one item of a fan-out."""
+        return self.item != PLAIN
+
+
+@dataclass(frozen=True, slots=True)
+class FanOut:
+    """How many items there are, and how many may be in flight."""
+
+    total: int
+    window: int
 
 
 @dataclass(slots=True)
@@ -63,6 +77,10 @@ class Change:
     again: datetime.datetime | datetime.timedelta | None = None
     #: Whether that is a new beginning, and not the wait before the first.
     repeat: bool = False
+    #: Wait for the event of this step, until `again` if that is a time.
+    receive: bool = False
+    #: Wait for the items of a fan-out.
+    items: FanOut | None = None
 
 
 class ClaimLost(Exception):

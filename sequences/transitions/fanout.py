@@ -1,0 +1,220 @@
+"""Fan-out: one step run for each item, beside the step's own, which waits for them.
+
+An item's commit guards on its own row only, so items never wait for each other. After it, in a
+transaction of its own, somebody looks whether more can be released, or all have ended; a process
+that dies in between leaves the look to the sweep, by the `wake_at` of the step's own row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+from typing import Any
+from uuid import UUID
+
+from django.db.models import Q, QuerySet
+
+from ..models import PLAIN, UNFINISHED_STEP, RunStatus, SequenceRun, StepRun, StepStatus
+from ..plan import Plan
+from . import plans, times
+from .locks import lock_run, transact
+from .values import Change, Claim, ClaimLost, Dispatch, FanOut, dispatch_of
+
+#: Items in flight where a step names no `concurrency`.
+WINDOW = 1000
+#: And how many are released together then: a hundredth of the looks.
+CHUNK = 100
+#: Rows of one INSERT.
+BATCH = 1000
+
+_IN_FLIGHT = (StepStatus.QUEUED, StepStatus.RUNNING, StepStatus.RETRYING)
+
+
+def insert(claim: Claim, items: Iterable[Any], using: str) -> int:
+    """Insert a step run for each item, held until it is released; returns how many.
+
+    In the transaction of the step's attempt: a crash expands anew from the beginning.
+    """
+    total = 0
+    for batch in _batches(items):
+        rows = [
+            StepRun(
+                run_id=claim.run_id,
+                step=claim.step,
+                item=total + index,
+                kind="item",
+                status=StepStatus.WAITING,
+                payload=item,
+                ready_at=claim.now,
+                queued_at=claim.now,
+            )
+            for index, item in enumerate(batch)
+        ]
+        StepRun._base_manager.using(using).bulk_create(rows)
+        total += len(rows)
+    return total
+
+
+def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, BATCH)):
+        yield batch
+
+
+def waits(fan_out: FanOut, run: SequenceRun, now: datetime) -> dict[str, Any]:
+    """What the step's own row becomes while its items run."""
+    held = run.status == RunStatus.PAUSED
+    return {
+        "status": StepStatus.WAITING,
+        "payload": {"total": fan_out.total, "window": fan_out.window, "next": 0},
+        "delayed": True,
+        "wake_at": None if held else now + times.grace(),
+    }
+
+
+def commit_item(claim: Claim, change: Change, using: str) -> None:
+    """Store an item's result. Raises `ClaimLost` if it is not ours any more."""
+    values: dict[str, Any] = {"status": change.status, "lost": 0, "wake_at": None, "due_at": None}
+    if change.progress is not None:
+        values["progress"] = json.loads(change.progress)
+    if change.result is not None:
+        values["result"] = json.loads(change.result)
+    rows = StepRun._base_manager.using(using)
+    rows = rows.filter(pk=claim.step_run_id, token=claim.token, status=StepStatus.RUNNING)
+    if not rows.update(**values, finished_at=times.now(using)):
+        raise ClaimLost
+
+
+def after_item(run_id: UUID, step: str, item: int, using: str) -> list[Dispatch]:
+    """An item has ended: release others, and end the wait when it was the last."""
+    own = _own(run_id, step, using)
+    if own is None or own.status != StepStatus.WAITING or not own.payload:
+        return []
+    is_strict = own.payload["window"] != WINDOW
+    releases = own.payload["next"] < own.payload["total"]
+    if releases and not is_strict and item % CHUNK != CHUNK - 1:
+        return []
+    if not releases and has_unfinished(run_id, step, using):
+        return []
+    return look(run_id, step, using, 1 if is_strict else CHUNK)
+
+
+def look(run_id: UUID, step: str, using: str, more: int | None = None) -> list[Dispatch]:
+    """Release `more` items, or as many as the window has room for; end the wait if none is left."""
+    return transact(using, lambda: _look(run_id, step, using, more))
+
+
+def _look(run_id: UUID, step: str, using: str, more: int | None) -> list[Dispatch]:
+    run = lock_run(run_id, using)
+    if run is None or run.status != RunStatus.RUNNING or _is_failing(run, using):
+        return []
+    plan = plans.load(run.plan_id, using)
+    return go_on(run, plan, step, times.now(using), using, more)
+
+
+def go_on(
+    run: SequenceRun, plan: Plan, step: str, now: datetime, using: str, more: int | None = None
+) -> list[Dispatch]:
+    """The same under the run's lock, of a run that runs."""
+    own = _own(run.pk, step, using)
+    if own is None or own.status != StepStatus.WAITING or not own.payload:
+        return []
+    if own.payload["next"] < own.payload["total"]:
+        return _release(own, plan, now, using, more)
+    if has_unfinished(run.pk, step, using):
+        return []
+    own.status, own.queued_at, own.dispatches = StepStatus.QUEUED, now, 0
+    own.wake_at = now + times.grace()
+    own.save(using=using, update_fields=["status", "queued_at", "dispatches", "wake_at"])
+    return [dispatch_of(own, plan)]
+
+
+def _release(
+    own: StepRun, plan: Plan, now: datetime, using: str, more: int | None
+) -> list[Dispatch]:
+    items = _items(own.run_id, own.step, using)
+    if more is None:
+        busy = items.filter(_is_in_flight()).count()
+        more = max(own.payload["window"] - busy, 0)
+    held = items.filter(
+        item__gte=own.payload["next"], status=StepStatus.WAITING, due_at__isnull=True
+    )
+    rows = list(held.order_by("item")[:more])
+    own.payload["next"] = rows[-1].item + 1 if rows else _next(own, more)
+    own.save(using=using, update_fields=["payload"])
+    released = items.filter(pk__in=[row.pk for row in rows])
+    wake_at = now + times.grace()
+    released.update(status=StepStatus.QUEUED, queued_at=now, ready_at=now, wake_at=wake_at)
+    return [dispatch_of(row, plan) for row in rows]
+
+
+def _next(own: StepRun, more: int) -> int:
+    # None was found though there was room: all that are left have been released before.
+    return int(own.payload["total"] if more else own.payload["next"])
+
+
+def _is_in_flight() -> Q:
+    return Q(status__in=_IN_FLIGHT) | Q(status=StepStatus.WAITING, due_at__isnull=False)
+
+
+def reopen(rows: QuerySet[StepRun], using: str) -> None:
+    """Let these fan-outs, begun again, wait for their failed items: only those run again."""
+    for own in rows.filter(kind="each", payload__isnull=False):
+        failed = _items(own.run_id, own.step, using).filter(status=StepStatus.FAILED)
+        failed.update(
+            status=StepStatus.WAITING, token=None, attempts=0, lost=0, wake_at=None,
+            due_at=None, finished_at=None,
+        )  # fmt: skip
+        own.payload["next"] = 0
+        own.status = StepStatus.WAITING
+        own.save(using=using, update_fields=["payload", "status"])
+
+
+def waiting(run: SequenceRun, using: str) -> QuerySet[StepRun]:
+    """The own rows of the fan-outs that wait for their items."""
+    rows = StepRun._base_manager.using(using).filter(run=run.pk, kind="each")
+    return rows.filter(status=StepStatus.WAITING, payload__isnull=False)
+
+
+def counts(claim: Claim, using: str) -> tuple[int, int]:
+    """How many items there are, and how many of them have failed."""
+    items = _items(claim.run_id, claim.step, using)
+    return items.count(), items.filter(status=StepStatus.FAILED).count()
+
+
+def has_unfinished(run_id: UUID, step: str, using: str) -> bool:
+    """Whether an item has not ended. The last ones are the likeliest: it begins with them."""
+    items = _items(run_id, step, using).filter(status__in=UNFINISHED_STEP)
+    return bool(list(items.order_by("-item").values_list("pk", flat=True)[:1]))
+
+
+def _items(run_id: UUID, step: str, using: str) -> QuerySet[StepRun]:
+    return StepRun._base_manager.using(using).filter(run=run_id, step=step, item__gt=PLAIN)
+
+
+def _own(run_id: UUID, step: str, using: str) -> StepRun | None:
+    rows = StepRun._base_manager.using(using)
+    return rows.filter(run=run_id, step=step, item=PLAIN).first()
+
+
+def _is_failing(run: SequenceRun, using: str) -> bool:
+    rows = StepRun._base_manager.using(using).filter(run=run.pk, item=PLAIN)
+    return rows.filter(status=StepStatus.FAILED).exists()
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """How many items may fail."""
+
+    declared: bool | int | float
+
+    def of(self, total: int) -> int:
+        """Of so many."""
+        if isinstance(self.declared, bool):
+            return total if self.declared else 0
+        if isinstance(self.declared, float):
+            return int(self.declared * total)
+        return self.declared
