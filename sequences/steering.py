@@ -8,7 +8,6 @@ from . import conf, dispatching, registry
 from . import data as json_data
 from .exceptions import UnknownStep, did_you_mean
 from .models import SequenceRun
-from .redaction import redact
 from .transitions import plans, steering
 from .transitions.steering import Act
 from .transitions.values import Dispatch
@@ -50,15 +49,9 @@ class Steering:
         checked, _ = json_data.normalise(
             data, encoder=conf.settings.encoder, max_bytes=conf.settings.max_data_bytes
         )
-        hidden = _redacted(run)
-        act = Act(
-            "edit",
-            by=_name(by),
-            reason=reason,
-            before=redact(run.data, hidden),
-            after=redact(checked, hidden),
-        )
-        _send_and_reload(run, steering.edit(run.pk, run.version, checked, act, using), using)
+        act = Act("edit", by=_name(by), reason=reason)
+        dispatches = steering.edit(run.pk, run.version, checked, _redacted(run), act, using)
+        _send_and_reload(run, dispatches, using)
 
 
 def _send_and_reload(run: SequenceRun, dispatches: list[Dispatch], using: str) -> None:

@@ -13,6 +13,7 @@ from django.db.models import Case, F, Q, When
 from .. import conf
 from ..models import RunStatus, SequenceRun, StepRun, StepStatus
 from . import plans, sql, times
+from .commits import is_failing, save, stop
 from .locks import lock_run, transact
 from .values import Claim, Dispatch, dispatch_of
 
@@ -119,8 +120,13 @@ def _release(claim: Claim, using: str) -> Dispatch | None:
     )
     if not released or held:
         return None
+    plan = plans.load(run.plan_id, using)
+    if is_failing(run, using):
+        stop(run, plan, now, using)
+        save(run, now, using)
+        return None
     row = StepRun._base_manager.using(using).get(pk=claim.step_run_id)
-    return dispatch_of(row, plans.load(run.plan_id, using))
+    return dispatch_of(row, plan)
 
 
 def queued_after(run_id: UUID, steps: Iterable[str], using: str) -> list[Dispatch]:

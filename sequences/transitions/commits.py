@@ -49,17 +49,16 @@ def commit(claim: Claim, change: Change, using: str) -> list[Dispatch]:
     now = times.now(using)
     _write_row(claim, change, run, now, using)
     _merge_data(run, claim, change)
-    if change.items is not None:
-        runs = run.status == RunStatus.RUNNING
-        ready = fanout.go_on(run, plan, claim.step, now, using) if runs else []
-    elif change.again is not None or change.receive:
-        ready = _again(claim, change, plan, now, using)
-    elif change.finish:
+    if change.finish:
         skip_unfinished(run, now, using)
         end(run, RunStatus.SUCCEEDED, now)
         ready = []
     else:
         ready = advance(run, plan, now, using)
+        if change.items is not None:
+            ready += fanout.go_on(run, plan, claim.step, now, using)
+        elif change.again is not None or change.receive:
+            ready += _again(claim, change, plan, now, using)
     save(run, now, using)
     return ready
 
@@ -141,15 +140,36 @@ def advance(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dis
     Under a pause, and beside a step that has finally failed, what becomes ready is held.
     """
     states = states_of(run, using)
-    held = run.status == RunStatus.PAUSED or StepStatus.FAILED in states.values()
+    failing = StepStatus.FAILED in states.values()
+    held = failing or run.status == RunStatus.PAUSED
     wake_at = None if held else now + times.grace()
     rows = [new_row(run.pk, node, now, wake_at) for node in plan.ready(states)]
     starts.insert(rows, using)
+    if failing:
+        stop(run, plan, now, using)
+        return []
     states.update((row.step, row.status) for row in rows)
     outcome = plan.outcome(states)
     if outcome is not None:
         end(run, RunStatus(outcome), now)
     return [] if held else [dispatch_of(row, plan) for row in rows]
+
+
+def stop(run: SequenceRun, plan: Plan, now: datetime, using: str) -> None:
+    """A step has finally failed: hold what has not begun; the run fails when nothing runs.
+
+    First held, then read: a step that was claimed just before is seen to run.
+    """
+    waiting = (StepStatus.QUEUED, StepStatus.WAITING)
+    unfinished(run, using).filter(status__in=waiting).update(wake_at=None)
+    if plan.outcome(states_of(run, using)) is not None:
+        end(run, RunStatus.FAILED, now)
+
+
+def is_failing(run: SequenceRun, using: str) -> bool:
+    """Whether a step of it has finally failed."""
+    rows = StepRun._base_manager.using(using)
+    return rows.filter(run=run.pk, item=PLAIN, status=StepStatus.FAILED).exists()
 
 
 def states_of(run: SequenceRun, using: str) -> dict[str, str]:

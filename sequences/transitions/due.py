@@ -83,7 +83,7 @@ def _sort(row: StepRun, due: Due, is_lost: IsLost, now: datetime, using: str) ->
         row.status, row.queued_at, row.dispatches = StepStatus.QUEUED, now, 0
         lost = True
     else:
-        lost = is_lost(plan.node(row.step).queue, row.due_at or row.queued_at, now)
+        lost = is_lost(plan.node(row.step).queue, _sent_at(row), now)
     if lost:
         row.wake_at = now + min(times.grace() * 2**row.dispatches, LONGEST)
         due.rows.append(row)
@@ -93,9 +93,17 @@ def _sort(row: StepRun, due: Due, is_lost: IsLost, now: datetime, using: str) ->
         row.wake_at = now + min(max(times.grace(), now - row.queued_at), LONGEST)
 
 
+def _sent_at(row: StepRun) -> datetime:
+    """When its message could be had: a retry's is, when the retry is due."""
+    return max(row.queued_at, row.due_at or row.queued_at)
+
+
 def accepted(step_run_ids: Iterable[int], using: str) -> None:
     """The broker has taken messages for these: the next dispatch waits twice as long."""
     rows = StepRun._base_manager.using(using).filter(
-        pk__in=list(step_run_ids), status__in=(StepStatus.QUEUED, StepStatus.RETRYING)
+        pk__in=list(step_run_ids),
+        status__in=(StepStatus.QUEUED, StepStatus.RETRYING),
+        dispatches__lt=10,
     )
-    rows.filter(dispatches__lt=10).update(dispatches=F("dispatches") + 1)
+    # Many rows at once: an act on one of their runs may hold them in another order.
+    transact(using, lambda: rows.update(dispatches=F("dispatches") + 1))

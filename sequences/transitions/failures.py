@@ -11,7 +11,7 @@ from .. import conf
 from ..exceptions import WorkerLost
 from ..models import RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
 from . import plans, times
-from .commits import end, save, states_of
+from .commits import is_failing, save, stop
 from .locks import lock_run, transact
 from .values import Claim, Dispatch, dispatch_of
 
@@ -179,6 +179,9 @@ def _reap(row: StepRun, using: str) -> Dispatch | None:
     )  # fmt: skip
     if not reaped or held:
         return None
+    if is_failing(run, using):
+        _fail(run, now, using)
+        return None
     return dispatch_of(row, plans.load(run.plan_id, using))
 
 
@@ -218,10 +221,5 @@ def _fail_unknown(row: StepRun, error: Exception, using: str) -> None:
 
 
 def _fail(run: SequenceRun, now: datetime, using: str) -> None:
-    """A step has finally failed: hold what has not begun; the run fails when nothing runs."""
-    waiting = (StepStatus.QUEUED, StepStatus.WAITING)
-    StepRun._base_manager.using(using).filter(run=run.pk, status__in=waiting).update(wake_at=None)
-    plan = plans.load(run.plan_id, using)
-    if plan.outcome(states_of(run, using)) is not None:
-        end(run, RunStatus.FAILED, now)
+    stop(run, plans.load(run.plan_id, using), now, using)
     save(run, now, using)

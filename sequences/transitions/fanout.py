@@ -109,7 +109,7 @@ def look(run_id: UUID, step: str, using: str, more: int | None = None) -> list[D
 
 def _look(run_id: UUID, step: str, using: str, more: int | None) -> list[Dispatch]:
     run = lock_run(run_id, using)
-    if run is None or run.status != RunStatus.RUNNING or _is_failing(run, using):
+    if run is None:
         return []
     plan = plans.load(run.plan_id, using)
     return go_on(run, plan, step, times.now(using), using, more)
@@ -118,7 +118,9 @@ def _look(run_id: UUID, step: str, using: str, more: int | None) -> list[Dispatc
 def go_on(
     run: SequenceRun, plan: Plan, step: str, now: datetime, using: str, more: int | None = None
 ) -> list[Dispatch]:
-    """The same under the run's lock, of a run that runs."""
+    """The same under the run's lock; nothing, unless the run goes on."""
+    if run.status != RunStatus.RUNNING or _is_failing(run, using):
+        return []
     own = _own(run.pk, step, using)
     if own is None or own.status != StepStatus.WAITING or not own.payload:
         return []

@@ -7,6 +7,7 @@ statement waits for it is checked against the guard's answer, never against a se
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 from uuid import UUID
@@ -41,10 +42,10 @@ WITH quick AS MATERIALIZED (
     WHERE id = %(id)s AND attempts = %(attempts)s AND wake_at IS NOT NULL
         AND (status IN ('queued', 'retrying')
             OR status = 'waiting' AND due_at <= {{now}} + %(early)s)
-    RETURNING id, run_id, step, item, attempts, repeats, delayed, ready_at, due_at
+    RETURNING id, run_id, step, item, attempts, repeats, delayed, ready_at, due_at, payload
 )
 SELECT taken.id, run_id, run.sequence, run.plan_id, step, item, attempts, repeats, delayed,
-    ready_at, due_at, {{now}}, run.data, run.version
+    ready_at, due_at, {{now}}, run.data, run.version, payload
 FROM taken JOIN {_RUNS} run ON run.id = run_id, quick
 """
 
@@ -68,10 +69,11 @@ def claim(step_run_id: int, attempts: int, token: int, worker: str, using: str) 
     if row is None:
         return None
     (pk, run_id, sequence, plan_id, step, item, attempts, *rest) = row
-    repeats, delayed, ready_at, due_at, now, data, version = rest
+    repeats, delayed, ready_at, due_at, now, data, version, payload = rest
     return Claim(
         pk, run_id, sequence, plan_id, step, item, token, attempts,
-        repeats, delayed, ready_at, due_at, now, data, version, worker,
+        repeats, delayed, ready_at, due_at, now, data, version,
+        None if payload is None else json.loads(payload), worker,
     )  # fmt: skip
 
 

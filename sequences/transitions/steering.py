@@ -7,8 +7,9 @@ then meets its own row changed when it commits, and rolls back.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from math import ceil
 from typing import Any
 from uuid import UUID
 
@@ -25,6 +26,7 @@ from ..models import (
     StepStatus,
 )
 from ..plan import Plan
+from ..redaction import redact
 from . import commits, plans, starts, times
 from .locks import lock_run, transact
 from .values import Dispatch, dispatch_of, new_row
@@ -93,6 +95,17 @@ class _Locked:
         woken = self.steps(status=StepStatus.QUEUED, queued_at=self.now)
         return [dispatch_of(row, self.plan) for row in woken.order_by("pk")]
 
+    def wake_retries(self) -> list[Dispatch]:
+        """Let go only the retries: beside a step that has finally failed nothing else goes on."""
+        retries = self.steps(wake_at__isnull=True, status=StepStatus.RETRYING)
+        return [self._wake_retry(row) for row in retries.order_by("pk")]
+
+    def _wake_retry(self, row: StepRun) -> Dispatch:
+        due = max(row.due_at or self.now, self.now)
+        self.steps(pk=row.pk).update(wake_at=due + times.grace(), queued_at=self.now, dispatches=0)
+        delay = ceil((due - self.now) / timedelta(milliseconds=1)) or None
+        return dispatch_of(row, self.plan, delay)
+
     def _queued(self) -> dict[str, Any]:
         return {
             "status": StepStatus.QUEUED,
@@ -140,7 +153,7 @@ class _Locked:
         self.run.held_key = key
 
     def is_failing(self) -> bool:
-        return self.steps(status=StepStatus.FAILED).exists()
+        return commits.is_failing(self.run, self.using)
 
 
 def _act(
@@ -179,7 +192,11 @@ def resume(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
     def function(locked: _Locked) -> list[Dispatch]:
         locked.allow(RunStatus.PAUSED)
         locked.run.status = RunStatus.RUNNING
-        return [] if locked.is_failing() else locked.wake()
+        if not locked.is_failing():
+            return locked.wake()
+        retries = locked.wake_retries()
+        commits.stop(locked.run, locked.plan, locked.now, using)
+        return retries
 
     return _act(run_id, act, using, function)
 
@@ -283,7 +300,14 @@ def _remove(locked: _Locked, steps: Collection[str]) -> None:
     rows._raw_delete(locked.using)
 
 
-def edit(run_id: UUID, version: int, data: dict[str, Any], act: Act, using: str) -> list[Dispatch]:
+def edit(
+    run_id: UUID,
+    version: int,
+    data: dict[str, Any],
+    hidden: tuple[str, ...],
+    act: Act,
+    using: str,
+) -> list[Dispatch]:
     """Put other data in the place of the run's, while no step runs."""
 
     def function(locked: _Locked) -> list[Dispatch]:
@@ -298,6 +322,9 @@ def edit(run_id: UUID, version: int, data: dict[str, Any], act: Act, using: str)
                 status=locked.run.status,
                 allowed="as it was read",
             )
+        # What is stored, not what the caller's instance shows: that may be changed in place.
+        before, after = redact(locked.run.data, hidden), redact(data, hidden)
+        locked.act = replace(act, before=before, after=after)
         locked.run.data = data
         return []
 

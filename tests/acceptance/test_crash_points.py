@@ -1,0 +1,116 @@
+"""A worker that dies at any point leaves a run that another one brings to the same end."""
+
+import json
+import os
+import subprocess
+import sys
+from uuid import uuid4
+
+import pytest
+from django.db import connection
+
+from sequences.models import SequenceRun
+from testproject.databases import to_url
+
+from .app.models import Entry
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(300)]
+
+HANDOFFS = ["acceptance.Booking", "acceptance.DirectBooking"]
+
+
+def die_everywhere(sequence, *arguments, **environment):
+    """Run `crashing`; the names of all boundaries, and the numbers of those where it has died."""
+    environment = {
+        **os.environ,
+        "DJANGO_SETTINGS_MODULE": "tests.acceptance.crash_settings",
+        "DATABASE_URL": to_url(connection.settings_dict),
+        "REDIS_URL": "",
+        "AMQP_URL": "",
+        **environment,
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.acceptance.crashing", sequence, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    report = json.loads(done.stdout)
+    return report["boundaries"], report["died"]
+
+
+def runs_by_boundary():
+    return {run.data["k"]: run for run in SequenceRun.objects.all()}
+
+
+def what_is_stored(run):
+    """All that a step could have done twice, or not at all."""
+    return {
+        "status": run.status,
+        "data": {key: value for key, value in run.data.items() if key != "k"},
+        "commits": run.version,
+        "steps": list(run.steps.order_by("pk").values_list("step", "status", "attempts", "result")),
+        "failures": list(run.failures.values_list("step", "attempt")),
+        "entries": list(
+            Entry.objects.filter(run=run.pk).order_by("pk").values_list("step", "note")
+        ),
+    }
+
+
+WHOLE = {
+    "status": "succeeded",
+    "data": {"log": ["quote", "reserve", "confirm"], "price": 7},
+    "commits": 3,
+    "steps": [
+        ("quote", "succeeded", 0, {"price": 7}),
+        ("reserve", "succeeded", 1, None),
+        ("confirm", "succeeded", 0, None),
+    ],
+    "failures": [("reserve", 1)],
+    "entries": [("reserve", "seat"), ("reserve", "meal")],
+}
+
+
+def assert_nothing_is_lost_or_doubled(names, died):
+    runs = runs_by_boundary()
+    committed = next(
+        number for number, name in enumerate(names, start=1) if name == "after _commit"
+    )
+    wrong = {}
+    for k in died:
+        if k not in runs:
+            if k >= committed:
+                wrong[k, names[k - 1]] = "the run is lost"
+        elif (stored := what_is_stored(runs[k])) != WHOLE:
+            wrong[k, names[k - 1]] = stored
+    assert not wrong
+    # A start that did not commit has left nothing at all.
+    assert runs.keys() >= {k for k in died if k >= committed}
+
+
+@pytest.mark.parametrize("sequence", HANDOFFS)
+def test_a_worker_may_die_at_every_boundary(sequence):
+    names, died = die_everywhere(sequence)
+    assert died == list(range(1, len(names) + 1))
+    assert_nothing_is_lost_or_doubled(names, died)
+
+
+@pytest.mark.only_on("postgresql")
+@pytest.mark.parametrize("sequence", HANDOFFS)
+def test_a_worker_may_die_at_every_boundary_of_the_portable_way(sequence):
+    names, died = die_everywhere(sequence, SEQUENCES_PORTABLE="1")
+    assert_nothing_is_lost_or_doubled(names, died)
+
+
+@pytest.mark.only_on("postgresql")
+@pytest.mark.parametrize("sequence", HANDOFFS)
+def test_a_worker_may_die_around_every_publish_and_acknowledge_on_redis(sequence, redis_url):
+    names, died = die_everywhere(
+        sequence, "--every=5", REDIS_URL=redis_url, REDIS_NAMESPACE=f"crash-{uuid4().hex}"
+    )
+    assert {"before acknowledge of default", "after publish to default"} <= {
+        names[k - 1] for k in died
+    }
+    assert_nothing_is_lost_or_doubled(names, died)
