@@ -1,12 +1,13 @@
 """Durable job sequences for Django, on Dramatiq."""
 
-from .definition import Sequence, finish, repeat, step
+from .definition import Sequence, event, finish, repeat, step
 from .exceptions import Abort
 from .registry import get
 
 __all__ = [  # noqa: RUF022 (grouped)
     # declaring
     "Sequence",
+    "event",
     "step",
     # inside a step
     "Abort",

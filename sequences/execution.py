@@ -9,21 +9,25 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
 from django.db import connections, transaction
 from django.utils import timezone
 from dramatiq.middleware import Shutdown, SkipMessage
 
-from . import conf, current, heartbeat, interrupts, registry
+from . import conf, current, dispatching, heartbeat, interrupts, registry
 from . import data as json_data
-from .definition import Definition, Finish, Repeat, Step
+from .definition import Definition, Event, Finish, Repeat, Step
 from .exceptions import (
     Abort,
     DataConflict,
+    EventTimeout,
     InvalidData,
+    ItemsFailed,
+    ReadOnlyData,
     SequenceError,
     StepExpired,
     UnknownStep,
@@ -31,14 +35,23 @@ from .exceptions import (
 )
 from .interrupts import Interrupt
 from .models import PLAIN, SequenceRun, StepRun, StepStatus
-from .transitions import claims, commits, failures, plans
+from .transitions import claims, commits, failures, fanout, plans, times
 from .transitions.locks import REPLAYS, back_off, is_transient
-from .transitions.values import Change, Claim, ClaimLost, Dispatch, dispatch_of
+from .transitions.values import Change, Claim, ClaimLost, Dispatch, FanOut, dispatch_of
 
 logger = logging.getLogger("sequences")
 
 #: Errors that no other attempt mends: the step fails at once.
-FATAL = (Abort, InvalidData, DataConflict, UnknownStep, StepExpired)
+FATAL = (
+    Abort,
+    InvalidData,
+    DataConflict,
+    EventTimeout,
+    ItemsFailed,
+    ReadOnlyData,
+    UnknownStep,
+    StepExpired,
+)
 
 
 class Life:
@@ -101,7 +114,8 @@ class Attempt:
             definition, step = self._find()
             self._refuse_if_expired(definition, step)
             with heartbeat.performing(self.claim) as performance:
-                return self._play(definition, step, performance)
+                ready = self._play(definition, step, performance)
+            return ready + self._after_item()
         except (Interrupt, SkipMessage):
             raise
         except ClaimLost:
@@ -150,6 +164,12 @@ class Attempt:
             claims.refresh(self.claim, self.using)
         raise AssertionError("not reached")
 
+    def _after_item(self) -> list[Dispatch]:
+        claim = self.claim
+        if not claim.is_item:
+            return []
+        return fanout.after_item(claim.run_id, claim.step, claim.item, self.using)
+
     def _may_replay(self, step: Step[Any], error: Exception) -> bool:
         # Without a transaction around it, what the user's code has done stands already.
         return is_transient(error) and (step.atomic or self.change is not None)
@@ -188,6 +208,9 @@ class Attempt:
 
     def _commit(self) -> list[Dispatch]:
         assert self.change is not None
+        if self.claim.is_item and self.change.again is None:
+            fanout.commit_item(self.claim, self.change, self.using)
+            return []
         ready = commits.commit_quickly(self.claim, self.change, self.using)
         if ready is None:
             with transaction.atomic(using=self.using, savepoint=False):
@@ -215,10 +238,12 @@ class Attempt:
         _repair(self.using)
         failure = failures.Failure.of(error)
         final = isinstance(error, FATAL)
-        if not failures.record(self.claim, failure, final=final, using=self.using):
+        ready = failures.record(self.claim, failure, final=final, using=self.using)
+        if ready is None:
             raise SkipMessage(
                 f"Step run {self.claim.step_run_id} failed, but was not ours any more."
             ) from error
+        dispatching.send(ready)
 
 
 class Bound:
@@ -250,7 +275,76 @@ class Bound:
                 return Change(again=due)
         if step.when is not None and not step.when(self.sequence):
             return Change(status=StepStatus.SKIPPED)
+        if isinstance(step, Event):
+            return self._receive(step)
+        if self.claim.is_item:
+            return self._perform_item(step)
+        if step.each is not None:
+            return self._fan_out(step)
         return self._change(step.perform(self.sequence))
+
+    def _receive(self, event: Event) -> Change:
+        """What was delivered, early or just now; else wait, if there is still time."""
+        name, claim = self.claim.step, self.claim
+        inbox = claims.inbox(claim.run_id, self.using)
+        if name in inbox:
+            if inbox[name] is not None:
+                self.sequence.data[name] = inbox[name]
+            return self._change(inbox[name])
+        if claim.due_at is not None and claim.due_at <= claim.now + times.EARLY:
+            if event.on_timeout == "fail":
+                raise EventTimeout(step=name, run=claim.run_id, timeout=event.timeout)
+            return Change()
+        due = None if event.timeout is None else claim.ready_at + event.timeout
+        return Change(receive=True, again=due)
+
+    def _perform_item(self, step: Step[Any]) -> Change:
+        change = self._change(step.perform(self.sequence, self.claim.payload))
+        if change.finish:
+            raise SequenceError(
+                f"An item of step {self.claim.step!r} returned finish(), which would end its "
+                "siblings. Return a result, and finish in a later step."
+            )
+        return change
+
+    def _fan_out(self, step: Step[Any]) -> Change:
+        """Expand it; or, when its items have ended, count them."""
+        if self.claim.payload is None:
+            total = fanout.insert(self.claim, self._items(step), self.using)
+            if total:
+                return Change(items=FanOut(total, step.concurrency or fanout.WINDOW))
+            return Change()
+        total, failed = fanout.counts(self.claim, self.using)
+        allowed = fanout.Allowance(step.allow_failed).of(total)
+        if failed > allowed:
+            raise ItemsFailed(step=self.claim.step, failed=failed, total=total, allowed=allowed)
+        return Change()
+
+    def _items(self, step: Step[Any]) -> Iterator[Any]:
+        found = self._declared_items(step.each)
+        items = (_normalise(item, f"item {index}")[0] for index, item in enumerate(found))
+        if step.batch is None:
+            return items
+        return iter(lambda: list(islice(items, step.batch)), [])
+
+    def _declared_items(self, each: Any) -> Iterable[Any]:
+        if callable(each):
+            found = each(self.sequence)
+        elif each in self.sequence.data:
+            found = self.sequence.data[each]
+        else:
+            raise InvalidData(
+                path=f"data[{each!r}]",
+                problem=f"is not there, and step {self.claim.step!r} runs for each item of it",
+                mend="Put a list there in an earlier step.",
+            )
+        if isinstance(found, Iterable) and not isinstance(found, str | bytes | dict):
+            return found
+        raise InvalidData(
+            path="each" if callable(each) else f"data[{each!r}]",
+            problem=f"gives a {type(found).__name__}, and step {self.claim.step!r} needs items",
+            mend="Give a list, or a generator of JSON values.",
+        )
 
     def _change(self, returned: Any) -> Change:
         if isinstance(returned, Repeat):
@@ -272,6 +366,8 @@ class Bound:
             )
         after, text = _normalise(self.sequence.data, "data")
         if not json_data.same(self.before, after):
+            if self.claim.is_item:
+                raise _read_only(self.claim, self.before, after)
             change.data, change.before, change.after = text, self.before, after
         change.progress = self.performance.progress
         return change
@@ -303,6 +399,8 @@ class Bound:
     def results(self, name: str) -> Iterator[Any]:
         """What its items returned, or it itself, in order."""
         rows = self._rows(name).filter(status=StepStatus.SUCCEEDED).order_by("item")
+        if plans.load(self.claim.plan_id, self.using).node(name).kind == "each":
+            rows = rows.filter(item__gt=PLAIN)
         return (row.result for row in rows.iterator(chunk_size=1000))
 
     def _rows(self, name: str) -> Any:
@@ -316,6 +414,15 @@ class Bound:
     def progress(self, done: float | None, total: float | None, text: str) -> None:
         """Keep it; the heartbeat stores it, outside of the step's transaction."""
         self.performance.progress = json.dumps({"done": done, "total": total, "text": text})
+
+
+def _read_only(claim: Claim, before: dict[str, Any], after: dict[str, Any]) -> ReadOnlyData:
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    return ReadOnlyData(
+        step=claim.step,
+        path=" and ".join(f"data[{key!r}]" for key in keys) or "data",
+        mend="Return a result, and collect the results with self.results() in a later step.",
+    )
 
 
 def unknown_step(definition: Definition, step: str) -> UnknownStep:

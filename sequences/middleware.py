@@ -13,7 +13,7 @@ from dramatiq import Broker, Message, Middleware, Worker
 from dramatiq.broker import MessageProxy
 from dramatiq.middleware import Retries
 
-from . import conf, current, registry
+from . import conf, current, dispatching, registry
 from .exceptions import StepExpired
 from .heartbeat import Heart
 from .sweep import Sweeper
@@ -65,7 +65,8 @@ class SequencesMiddleware(Middleware):
             return
         step_run_id = int(message.args[1])
         if message.failed:
-            failures.give_up(step_run_id, delivery.attempts + 1, None, conf.using())
+            given_up = failures.give_up(step_run_id, delivery.attempts + 1, None, conf.using())
+            dispatching.send(given_up)
         else:
             delay = delivery.retry_delay or 0 if delivery.retried else 0
             failures.set_due(step_run_id, delivery.attempts + 1, delay, conf.using())
@@ -80,7 +81,8 @@ class SequencesMiddleware(Middleware):
             )
             attempts = int(message.options.get("retries", 0))
             failure = failures.Failure.of(error)
-            failures.give_up(int(message.args[1]), attempts, failure, conf.using())
+            given_up = failures.give_up(int(message.args[1]), attempts, failure, conf.using())
+            dispatching.send(given_up)
 
     def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
         """Start the heartbeat and the sweep."""

@@ -23,6 +23,9 @@ class Steering(Protocol):
         self, run: SequenceRun, action: str, step: Named, *, by: Any, reason: str
     ) -> None: ...
     def edit(self, run: SequenceRun, data: dict[str, Any], *, by: Any, reason: str) -> None: ...
+    def deliver(
+        self, run: SequenceRun, event: Named, payload: Any, *, by: Any, reason: str
+    ) -> bool: ...
 
 
 _steering: Steering | None = None
@@ -81,6 +84,16 @@ class Steerable:
         """Perform this step again, and all that come after it. ``data`` stays as it is."""
         _installed().act_on_step(self._run(), "restart_from", step, by=by, reason=reason)
 
+    def deliver(self, event: Named, payload: Any = None, *, by: Any = "", reason: str = "") -> bool:
+        """End the wait of an event with this payload; one that comes early is kept.
+
+        The first delivery counts: returns whether this one did. Raises `InvalidData` for a
+        payload that is not JSON, `UnknownStep` for a step that is no event of the run's plan, and
+        `InvalidTransition` if nothing can be delivered any more: its wait was skipped or timed
+        out, or the run has ended.
+        """
+        return _installed().deliver(self._run(), event, payload, by=by, reason=reason)
+
     def edit(self, data: dict[str, Any], *, by: Any = "", reason: str = "") -> None:
         """Put other data in the place of the run's.
 
@@ -120,6 +133,12 @@ class Steerable:
     async def arestart_from(self, step: Named, *, by: Any = "", reason: str = "") -> None:
         """`restart_from`, for asynchronous code."""
         await sync_to_async(self.restart_from)(step, by=by, reason=reason)
+
+    async def adeliver(
+        self, event: Named, payload: Any = None, *, by: Any = "", reason: str = ""
+    ) -> bool:
+        """`deliver`, for asynchronous code."""
+        return await sync_to_async(self.deliver)(event, payload, by=by, reason=reason)
 
     async def aedit(self, data: dict[str, Any], *, by: Any = "", reason: str = "") -> None:
         """`edit`, for asynchronous code."""

@@ -8,6 +8,7 @@ from . import conf, dispatching, registry
 from . import data as json_data
 from .exceptions import UnknownStep, did_you_mean
 from .models import SequenceRun
+from .redaction import redact
 from .transitions import plans, steering
 from .transitions.steering import Act
 from .transitions.values import Dispatch
@@ -53,6 +54,24 @@ class Steering:
         dispatches = steering.edit(run.pk, run.version, checked, _redacted(run), act, using)
         _send_and_reload(run, dispatches, using)
 
+    def deliver(
+        self, run: SequenceRun, event: Named, payload: Any, *, by: Any, reason: str
+    ) -> bool:
+        """Keep the payload, and end the wait."""
+        using = conf.using()
+        checked, _ = json_data.normalise(
+            payload,
+            encoder=conf.settings.encoder,
+            max_bytes=conf.settings.max_data_bytes,
+            path="payload",
+        )
+        name = _event(run, event, using)
+        shown = redact({name: checked}, _redacted(run))[name]
+        act = Act("deliver", by=_name(by), step=name, reason=reason, after=shown)
+        dispatches, counted = steering.deliver(run.pk, checked, act, using)
+        _send_and_reload(run, dispatches, using)
+        return counted
+
 
 def _send_and_reload(run: SequenceRun, dispatches: list[Dispatch], using: str) -> None:
     dispatching.send_on_commit(dispatches, using)
@@ -71,6 +90,20 @@ def _step(run: SequenceRun, step: Named, using: str) -> str:
         if plan.get(name) is not None:
             return name
     raise UnknownStep(sequence=run.sequence, step=names[0], mend=did_you_mean(names[0], plan.names))
+
+
+def _event(run: SequenceRun, event: Named, using: str) -> str:
+    name = _step(run, event, using)
+    plan = plans.load(run.plan_id, using)
+    if plan.node(name).kind == "event":
+        return name
+    events = [node.name for node in plan.nodes if node.kind == "event"]
+    raise UnknownStep(
+        f"Step {name!r} of {run.sequence} waits for no event. {did_you_mean(name, events)}",
+        sequence=run.sequence,
+        step=name,
+        mend=did_you_mean(name, events),
+    )
 
 
 def _redacted(run: SequenceRun) -> tuple[str, ...]:

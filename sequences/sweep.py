@@ -13,7 +13,7 @@ from django.db import connections
 from . import conf, dispatching, registry
 from .execution import unknown_step
 from .models import StepRun
-from .transitions import due, failures, plans
+from .transitions import due, failures, fanout, plans
 from .transitions.values import Dispatch
 
 logger = logging.getLogger("sequences")
@@ -46,9 +46,10 @@ def sweep(evidence: Evidence, using: str) -> int:
     more = True
     while more:
         found = due.take(evidence.is_lost, using)
-        dispatches = [one for row in found.expired if (one := _reap(row, using))]
+        dispatches = [one for row in found.expired for one in _reap(row, using)]
         unknown = {row.pk for row in found.rows if _fails_as_unknown(row, using)}
         dispatches += [one for one in found.dispatches if one.step_run_id not in unknown]
+        dispatches += [one for row in found.fan_outs for one in _look(row, using)]
         accepted = dispatching.send(dispatches)
         due.accepted([one.step_run_id for one in accepted], using)
         sent += len(accepted)
@@ -56,12 +57,16 @@ def sweep(evidence: Evidence, using: str) -> int:
     return sent
 
 
-def _reap(row: StepRun, using: str) -> Dispatch | None:
+def _reap(row: StepRun, using: str) -> list[Dispatch]:
     try:
         return failures.reap(row, using)
     except Exception:  # one row must not keep the sweep from the others
         logger.exception("The lost step run %s could not be taken back.", row.pk)
-        return None
+        return []
+
+
+def _look(row: StepRun, using: str) -> list[Dispatch]:
+    return fanout.look(row.run_id, row.step, using)
 
 
 def _fails_as_unknown(row: StepRun, using: str) -> bool:

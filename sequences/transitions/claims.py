@@ -68,6 +68,13 @@ def refresh(claim: Claim, using: str) -> None:
     claim.data, claim.version = _text(run.data), run.version
 
 
+def inbox(run_id: UUID, using: str) -> dict[str, Any]:
+    """What was delivered to the run."""
+    rows = SequenceRun._base_manager.using(using).filter(pk=run_id)
+    delivered: dict[str, Any] = rows.values_list("inbox", flat=True).get()
+    return delivered
+
+
 def found(row: StepRun, token: int) -> Claim:
     """The claim that stands in a row, for a claimer who was interrupted before it knew."""
     return _claim_of(row, token, row.started_at or row.queued_at)

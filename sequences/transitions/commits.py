@@ -112,9 +112,7 @@ def _parsed(result: str | None) -> Any:
     return None if result is None else json.loads(result)
 
 
-def _again(
-    claim: Claim, change: Change, plan: Plan, now: datetime, using: str
-) -> list[Dispatch]:
+def _again(claim: Claim, change: Change, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
     row = StepRun._base_manager.using(using).get(pk=claim.step_run_id)
     if row.wake_at is None or (change.receive and row.status == StepStatus.WAITING):
         return []

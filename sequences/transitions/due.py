@@ -37,6 +37,8 @@ class Due:
     dispatches: list[Dispatch] = field(default_factory=list)
     #: All rows to be dispatched, for what is to be known of them beside their messages.
     rows: list[StepRun] = field(default_factory=list)
+    #: Fan-outs that wait for their items, to be looked after.
+    fan_outs: list[StepRun] = field(default_factory=list)
     #: Whether more may be due.
     more: bool = False
 
@@ -78,6 +80,10 @@ def _sort(row: StepRun, due: Due, is_lost: IsLost, now: datetime, using: str) ->
         # A later release's plan: that release's workers sweep too.
         logger.warning("Step run %s waits for a worker that reads its plan: %s", row.pk, error)
         row.wake_at = now + times.grace()
+        return
+    if row.kind == "each" and row.status == StepStatus.WAITING and row.payload:
+        due.fan_outs.append(row)
+        row.wake_at = now + min(max(times.grace(), now - row.queued_at), LONGEST)
         return
     if row.status == StepStatus.WAITING:
         row.status, row.queued_at, row.dispatches = StepStatus.QUEUED, now, 0

@@ -9,8 +9,8 @@ from typing import Any
 
 from .. import conf
 from ..exceptions import WorkerLost
-from ..models import RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
-from . import plans, times
+from ..models import PLAIN, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
+from . import fanout, plans, times
 from .commits import is_failing, save, stop
 from .locks import lock_run, transact
 from .values import Claim, Dispatch, dispatch_of
@@ -53,29 +53,27 @@ def _clean(text: str) -> str:
     return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def record(claim: Claim, failure: Failure, *, final: bool, using: str) -> bool:
-    """Count this attempt. False: the step is not ours any more, and nothing was stored.
+def record(claim: Claim, failure: Failure, *, final: bool, using: str) -> list[Dispatch] | None:
+    """Count this attempt. None: the step is not ours any more, and nothing was stored.
 
     It is due again after a grace, until the retry's own time is known; `final` fails it for good.
     """
     return transact(using, lambda: _record(claim, failure, final, using))
 
 
-def _record(claim: Claim, failure: Failure, final: bool, using: str) -> bool:
+def _record(claim: Claim, failure: Failure, final: bool, using: str) -> list[Dispatch] | None:
     run = lock_run(claim.run_id, using)
     if run is None:
-        return False
+        return None
     now = times.now(using)
     rows = StepRun._base_manager.using(using).filter(
         pk=claim.step_run_id, token=claim.token, status=StepStatus.RUNNING
     )
     values: dict[str, Any] = {"attempts": claim.attempts + 1, "lost": 0, "delayed": claim.delayed}
     if not rows.update(**values, **_failed_or_due(run, final, now)):
-        return False
+        return None
     _append(claim.step_run_id, claim, failure, claim.attempts + 1, claim.worker, now, using)
-    if final:
-        _fail(run, now, using)
-    return True
+    return _fail(run, claim, now, using) if final else []
 
 
 def _failed_or_due(run: SequenceRun, final: bool, now: datetime) -> dict[str, Any]:
@@ -128,7 +126,7 @@ def _set_due(step_run_id: int, attempts: int, delay: int, using: str) -> None:
     rows.filter(wake_at__isnull=False).update(wake_at=due + times.grace())
 
 
-def give_up(step_run_id: int, attempts: int, failure: Failure | None, using: str) -> bool:
+def give_up(step_run_id: int, attempts: int, failure: Failure | None, using: str) -> list[Dispatch]:
     """Dramatiq will not try this step again: it has finally failed.
 
     `failure` is given where no attempt of its own recorded one: a message too old to run.
@@ -136,41 +134,41 @@ def give_up(step_run_id: int, attempts: int, failure: Failure | None, using: str
     return transact(using, lambda: _give_up(step_run_id, attempts, failure, using))
 
 
-def _give_up(step_run_id: int, attempts: int, failure: Failure | None, using: str) -> bool:
+def _give_up(
+    step_run_id: int, attempts: int, failure: Failure | None, using: str
+) -> list[Dispatch]:
     rows = StepRun._base_manager.using(using).filter(pk=step_run_id)
     row = rows.first()
     run = None if row is None else lock_run(row.run_id, using)
     if row is None or run is None:
-        return False
+        return []
     now = times.now(using)
     states = [StepStatus.RETRYING, StepStatus.QUEUED] if failure else [StepStatus.RETRYING]
     failed = rows.filter(status__in=states, attempts=attempts).update(
         status=StepStatus.FAILED, wake_at=None, due_at=None, finished_at=now
     )
     if not failed:
-        return False
+        return []
     if failure:
         _append(row.pk, row, failure, attempts + 1, "", now, using)
-    _fail(run, now, using)
-    return True
+    return _fail(run, row, now, using)
 
 
-def reap(row: StepRun, using: str) -> Dispatch | None:
+def reap(row: StepRun, using: str) -> list[Dispatch]:
     """Its lease has run out: give the step to another, or fail it if it kills its workers."""
     return transact(using, lambda: _reap(row, using))
 
 
-def _reap(row: StepRun, using: str) -> Dispatch | None:
+def _reap(row: StepRun, using: str) -> list[Dispatch]:
     run = lock_run(row.run_id, using)
     if run is None:
-        return None
+        return []
     now = times.now(using)
     rows = StepRun._base_manager.using(using).filter(
         pk=row.pk, token=row.token, status=StepStatus.RUNNING, wake_at__lte=now
     )
     if row.lost + 1 >= conf.settings.max_lost_workers:
-        _fail_lost(row, run, rows, now, using)
-        return None
+        return _fail_lost(row, run, rows, now, using)
     held = run.status == RunStatus.PAUSED
     wake_at = None if held else now + times.grace()
     reaped = rows.update(
@@ -178,35 +176,39 @@ def _reap(row: StepRun, using: str) -> Dispatch | None:
         wake_at=wake_at,
     )  # fmt: skip
     if not reaped or held:
-        return None
+        return []
+    plan = plans.load(run.plan_id, using)
     if is_failing(run, using):
-        _fail(run, now, using)
-        return None
-    return dispatch_of(row, plans.load(run.plan_id, using))
+        stop(run, plan, now, using)
+        save(run, now, using)
+        return []
+    return [dispatch_of(row, plan)]
 
 
-def _fail_lost(row: StepRun, run: SequenceRun, rows: Any, now: datetime, using: str) -> None:
+def _fail_lost(
+    row: StepRun, run: SequenceRun, rows: Any, now: datetime, using: str
+) -> list[Dispatch]:
     lost = row.lost + 1
     failed = rows.update(
         status=StepStatus.FAILED, token=None, lost=lost, attempts=row.attempts + 1,
         wake_at=None, finished_at=now,
     )  # fmt: skip
     if not failed:
-        return
+        return []
     error = WorkerLost(step=row.step, run=run.pk, lost=lost, worker=row.worker)
     _append(row.pk, row, Failure.of(error), row.attempts + 1, row.worker, now, using)
-    _fail(run, now, using)
+    return _fail(run, row, now, using)
 
 
-def fail_unknown(row: StepRun, error: Exception, using: str) -> None:
+def fail_unknown(row: StepRun, error: Exception, using: str) -> list[Dispatch]:
     """No release that is to come knows this step: fail it, where people see it."""
-    transact(using, lambda: _fail_unknown(row, error, using))
+    return transact(using, lambda: _fail_unknown(row, error, using))
 
 
-def _fail_unknown(row: StepRun, error: Exception, using: str) -> None:
+def _fail_unknown(row: StepRun, error: Exception, using: str) -> list[Dispatch]:
     run = lock_run(row.run_id, using)
     if run is None:
-        return
+        return []
     now = times.now(using)
     rows = StepRun._base_manager.using(using).filter(
         pk=row.pk, status=row.status, token=row.token, wake_at__isnull=False
@@ -215,11 +217,17 @@ def _fail_unknown(row: StepRun, error: Exception, using: str) -> None:
         status=StepStatus.FAILED, wake_at=None, due_at=None, finished_at=now,
         attempts=row.attempts + 1,
     )  # fmt: skip
-    if failed:
-        _append(row.pk, row, Failure.of(error), row.attempts + 1, "", now, using)
-        _fail(run, now, using)
+    if not failed:
+        return []
+    _append(row.pk, row, Failure.of(error), row.attempts + 1, "", now, using)
+    return _fail(run, row, now, using)
 
 
-def _fail(run: SequenceRun, now: datetime, using: str) -> None:
-    stop(run, plans.load(run.plan_id, using), now, using)
+def _fail(run: SequenceRun, step: Claim | StepRun, now: datetime, using: str) -> list[Dispatch]:
+    """The run fails with a step, but not with an item: the others go on first."""
+    plan = plans.load(run.plan_id, using)
+    if step.item != PLAIN:
+        return fanout.ended(run, plan, step.step, step.item, now, using)
+    stop(run, plan, now, using)
     save(run, now, using)
+    return []

@@ -93,13 +93,34 @@ def after_item(run_id: UUID, step: str, item: int, using: str) -> list[Dispatch]
     own = _own(run_id, step, using)
     if own is None or own.status != StepStatus.WAITING or not own.payload:
         return []
-    is_strict = own.payload["window"] != WINDOW
-    releases = own.payload["next"] < own.payload["total"]
-    if releases and not is_strict and item % CHUNK != CHUNK - 1:
+    if _releases(own) and not _share(own, item):
         return []
-    if not releases and has_unfinished(run_id, step, using):
+    if not _releases(own) and has_unfinished(run_id, step, using):
         return []
-    return look(run_id, step, using, 1 if is_strict else CHUNK)
+    return look(run_id, step, using, _share(own, item))
+
+
+def ended(
+    run: SequenceRun, plan: Plan, step: str, item: int, now: datetime, using: str
+) -> list[Dispatch]:
+    """The same under the run's lock, in the transaction that fails the item."""
+    own = _own(run.pk, step, using)
+    if own is None or own.status != StepStatus.WAITING or not own.payload:
+        return []
+    if _releases(own) and not _share(own, item):
+        return []
+    return go_on(run, plan, step, now, using, _share(own, item))
+
+
+def _releases(own: StepRun) -> bool:
+    return bool(own.payload["next"] < own.payload["total"])
+
+
+def _share(own: StepRun, item: int) -> int:
+    """How many items the end of this one releases."""
+    if own.payload["window"] != WINDOW:
+        return 1
+    return CHUNK if item % CHUNK == CHUNK - 1 else 0
 
 
 def look(run_id: UUID, step: str, using: str, more: int | None = None) -> list[Dispatch]:
@@ -124,7 +145,7 @@ def go_on(
     own = _own(run.pk, step, using)
     if own is None or own.status != StepStatus.WAITING or not own.payload:
         return []
-    if own.payload["next"] < own.payload["total"]:
+    if _releases(own):
         return _release(own, plan, now, using, more)
     if has_unfinished(run.pk, step, using):
         return []
@@ -141,21 +162,19 @@ def _release(
     if more is None:
         busy = items.filter(_is_in_flight()).count()
         more = max(own.payload["window"] - busy, 0)
+    if not more:
+        return []
     held = items.filter(
         item__gte=own.payload["next"], status=StepStatus.WAITING, due_at__isnull=True
     )
     rows = list(held.order_by("item")[:more])
-    own.payload["next"] = rows[-1].item + 1 if rows else _next(own, more)
+    # Fewer than there was room for: that was the rest.
+    own.payload["next"] = rows[-1].item + 1 if len(rows) == more else own.payload["total"]
     own.save(using=using, update_fields=["payload"])
     released = items.filter(pk__in=[row.pk for row in rows])
     wake_at = now + times.grace()
     released.update(status=StepStatus.QUEUED, queued_at=now, ready_at=now, wake_at=wake_at)
     return [dispatch_of(row, plan) for row in rows]
-
-
-def _next(own: StepRun, more: int) -> int:
-    # None was found though there was room: all that are left have been released before.
-    return int(own.payload["total"] if more else own.payload["next"])
 
 
 def _is_in_flight() -> Q:
@@ -171,8 +190,9 @@ def reopen(rows: QuerySet[StepRun], using: str) -> None:
             due_at=None, finished_at=None,
         )  # fmt: skip
         own.payload["next"] = 0
-        own.status = StepStatus.WAITING
-        own.save(using=using, update_fields=["payload", "status"])
+        own.status, own.attempts, own.lost, own.finished_at = StepStatus.WAITING, 0, 0, None
+        fields = ["payload", "status", "attempts", "lost", "finished_at"]
+        own.save(using=using, update_fields=fields)
 
 
 def waiting(run: SequenceRun, using: str) -> QuerySet[StepRun]:

@@ -13,10 +13,11 @@ from math import ceil
 from typing import Any
 from uuid import UUID
 
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 
 from ..exceptions import InvalidTransition
 from ..models import (
+    PLAIN,
     UNFINISHED_RUN,
     Operation,
     RunStatus,
@@ -27,7 +28,7 @@ from ..models import (
 )
 from ..plan import Plan
 from ..redaction import redact
-from . import commits, plans, starts, times
+from . import commits, fanout, plans, starts, times
 from .locks import lock_run, transact
 from .values import Dispatch, dispatch_of, new_row
 
@@ -84,7 +85,8 @@ class _Locked:
     def wake(self) -> list[Dispatch]:
         """Let go what was held: the due at once, the others when their time comes."""
         held = self.steps(wake_at__isnull=True)
-        for row in held.filter(status__in=(StepStatus.WAITING, StepStatus.RETRYING)):
+        timed = held.filter(due_at__isnull=False)
+        for row in timed.filter(status__in=(StepStatus.WAITING, StepStatus.RETRYING)):
             due = row.due_at
             if due is not None and due > self.now:
                 # Its message, if it had one, may have come and gone during the pause.
@@ -92,6 +94,9 @@ class _Locked:
             elif due is not None:
                 held.filter(pk=row.pk).update(**self._queued())
         held.filter(status=StepStatus.QUEUED).update(**self._queued())
+        for own in fanout.waiting(self.run, self.using):
+            self.steps(pk=own.pk).update(wake_at=self.now + times.grace())
+            fanout.go_on(self.run, self.plan, own.step, self.now, self.using)
         woken = self.steps(status=StepStatus.QUEUED, queued_at=self.now)
         return [dispatch_of(row, self.plan) for row in woken.order_by("pk")]
 
@@ -114,12 +119,26 @@ class _Locked:
             "wake_at": self.now + times.grace(),
         }
 
+    def receive(self, row: StepRun) -> list[Dispatch]:
+        """End the wait of an event's row: it is claimed like any other, unless it is held."""
+        held = self.run.status != RunStatus.RUNNING or self.is_failing()
+        values = self._queued() | ({"wake_at": None} if held else {})
+        self.steps(pk=row.pk, status=StepStatus.WAITING).update(**values, due_at=None)
+        return [] if held else [dispatch_of(row, self.plan)]
+
     def requeue(self, rows: QuerySet[StepRun]) -> None:
         """Begin these again, held until `wake`: no failed attempt counts any more."""
         rows.update(
             status=StepStatus.QUEUED, token=None, attempts=0, lost=0, ready_at=self.now,
             wake_at=None, due_at=None, finished_at=None,
         )  # fmt: skip
+
+    def reopen(self) -> None:
+        """Begin the failed steps again, and the retrying; of a fan-out its failed items only."""
+        failed = self.steps(item=PLAIN, status=StepStatus.FAILED)
+        fanout.reopen(failed, self.using)
+        again = self.steps(status__in=(StepStatus.FAILED, StepStatus.RETRYING))
+        self.requeue(again.filter(Q(item=PLAIN) | Q(status=StepStatus.RETRYING)))
 
     def go_on(self) -> list[Dispatch]:
         """The run runs again, if it had ended, and what is ready is dispatched."""
@@ -232,12 +251,11 @@ def retry(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
     """
 
     def function(locked: _Locked) -> list[Dispatch]:
-        failed = locked.steps(status=StepStatus.FAILED)
         retrying = locked.steps(status=StepStatus.RETRYING)
-        if not failed.exists() and not retrying.exists():
+        if not locked.is_failing() and not retrying.exists():
             locked.refuse("failed, or with a step that is retrying")
         locked.allow(RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FAILED)
-        locked.requeue(locked.steps(status__in=(StepStatus.FAILED, StepStatus.RETRYING)))
+        locked.reopen()
         return locked.go_on()
 
     return _act(run_id, act, using, function)
@@ -251,12 +269,14 @@ def skip(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
 
     def function(locked: _Locked) -> list[Dispatch]:
         locked.allow(RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FAILED)
-        skipped = locked.steps(step=act.step, status__in=_SKIPPABLE).update(
+        rows = locked.steps(step=act.step)
+        if not rows.filter(item=PLAIN, status__in=_SKIPPABLE).exists():
+            _refuse_step(locked, "failed, waiting, queued or retrying")
+        running_items = Q(item__gt=PLAIN, status=StepStatus.RUNNING)
+        rows.filter(Q(status__in=_SKIPPABLE) | running_items).update(
             status=StepStatus.SKIPPED, token=None, wake_at=None, due_at=None,
             finished_at=locked.now,
         )  # fmt: skip
-        if not skipped:
-            _refuse_step(locked, "failed, waiting, queued or retrying")
         return locked.go_on()
 
     return _act(run_id, act, using, function)
@@ -298,6 +318,36 @@ def _remove(locked: _Locked, steps: Collection[str]) -> None:
     failures = StepFailure._base_manager.using(locked.using)
     failures.filter(run=locked.run.pk, step__in=steps).update(step_run=None)
     rows._raw_delete(locked.using)
+
+
+_RECEIVES = (
+    StepStatus.WAITING,
+    StepStatus.QUEUED,
+    StepStatus.RUNNING,
+    StepStatus.RETRYING,
+    StepStatus.FAILED,
+)
+
+
+def deliver(run_id: UUID, payload: Any, act: Act, using: str) -> tuple[list[Dispatch], bool]:
+    """Keep a payload for an event, and end its wait. False: there was one already."""
+    counts = True
+
+    def function(locked: _Locked) -> list[Dispatch]:
+        nonlocal counts
+        locked.allow(RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FAILED)
+        row = locked.steps(step=act.step).first()
+        counts = act.step not in locked.run.inbox
+        if not counts:
+            return []
+        if row is not None and row.status not in _RECEIVES:
+            _refuse_step(locked, "waiting, or not begun")
+        locked.run.inbox = {**locked.run.inbox, act.step: payload}
+        if row is None or row.status != StepStatus.WAITING:
+            return []  # it finds the payload when it looks, or when it commits its wait
+        return locked.receive(row)
+
+    return _act(run_id, act, using, function), counts
 
 
 def edit(
