@@ -44,6 +44,11 @@ class Claim:
     version: int
     worker: str = ""
 
+    @property
+    def first_due(self) -> datetime.datetime:
+        """When its first attempt was due: after a delay. Later ones have a time of their own."""
+        return self.ready_at if self.attempts or self.due_at is None else self.due_at
+
 
 @dataclass(slots=True)
 class Change:
