@@ -137,7 +137,7 @@ class Attempt:
 
     def _refuse_if_expired(self, definition: Definition, step: Step[Any]) -> None:
         max_age = definition.options(step).get("max_age")
-        age = self.claim.now - (self.claim.due_at or self.claim.ready_at)
+        age = self.claim.now - self.claim.first_due
         if max_age is not None and age > timedelta(milliseconds=max_age):
             limit = timedelta(milliseconds=max_age)
             raise StepExpired(step=step.name, run=self.claim.run_id, max_age=limit)
@@ -196,7 +196,8 @@ class Attempt:
                     return ready
         elif self.change is None:
             self._perform(definition, step, performance)
-        return self._commit()
+        # The caller's transaction, if there is one (a test's), must outlive a lost commit.
+        return self._commit(savepoint=True)
 
     def _perform(
         self, definition: Definition, step: Step[Any], performance: heartbeat.Performance
@@ -206,14 +207,14 @@ class Attempt:
         interrupts.disarm()
         self.change = bound.seal(change)
 
-    def _commit(self) -> list[Dispatch]:
+    def _commit(self, *, savepoint: bool = False) -> list[Dispatch]:
         assert self.change is not None
         if self.claim.is_item and self.change.again is None:
             fanout.commit_item(self.claim, self.change, self.using)
             return []
         ready = commits.commit_quickly(self.claim, self.change, self.using)
         if ready is None:
-            with transaction.atomic(using=self.using, savepoint=False):
+            with transaction.atomic(using=self.using, savepoint=savepoint):
                 ready = commits.commit(self.claim, self.change, self.using)
         return ready
 
@@ -374,7 +375,7 @@ class Bound:
 
     def _due(self, delay: Any) -> datetime:
         value = delay(self.sequence) if callable(delay) else delay
-        base = self.claim.due_at or self.claim.ready_at
+        base = self.claim.first_due
         if isinstance(value, timedelta):
             return base + value
         if isinstance(value, int) and not isinstance(value, bool):
@@ -462,7 +463,7 @@ def _is_untouched(using: str) -> bool:
     BEGIN nor COMMIT, and leaving the block costs nothing.
     """
     connection: Any = connections[using]
-    if connection.vendor != "postgresql" or connection.run_on_commit:
+    if connection.vendor != "postgresql" or connection.run_on_commit or connection.needs_rollback:
         return False
     raw = connection.connection
     return raw is not None and raw.info.transaction_status.name == "IDLE"

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from django.db import connections
 
-from . import conf, dispatching, registry
+from . import conf, dispatching, registry, traffic
 from .execution import unknown_step
 from .models import StepRun
 from .transitions import due, failures, fanout, plans
@@ -101,9 +101,18 @@ class Sweeper(threading.Thread):
     def run(self) -> None:
         failed = 0
         self._stored = False
+        self._look_around()
         while not self._stopped.wait(self._interval * min(2**failed, 30)):
             failed = 0 if self._sweep() else failed + 1
         connections.close_all()
+
+    def _look_around(self) -> None:
+        # Of what it has not seen yet a worker cannot say that it is lost: a sweep now would put
+        # off the rows that are, each by as long as it has waited already.
+        until = time.monotonic() + traffic.DRAINED
+        self._traffic.look()
+        while time.monotonic() < until and not self._stopped.wait(self._interval):
+            self._traffic.look()
 
     def _sweep(self) -> bool:
         try:

@@ -1,6 +1,10 @@
 """The settings of processes that tests start: real servers, and the tests' own app."""
 
+import json
+import os
+
 from testproject.settings import *  # noqa: F403
 from testproject.settings import INSTALLED_APPS
 
 INSTALLED_APPS = [*INSTALLED_APPS, "tests", "tests.acceptance.app"]
+SEQUENCES = json.loads(os.environ.get("TEST_SEQUENCES") or "{}")

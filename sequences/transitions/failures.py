@@ -70,6 +70,7 @@ def _record(claim: Claim, failure: Failure, final: bool, using: str) -> list[Dis
         pk=claim.step_run_id, token=claim.token, status=StepStatus.RUNNING
     )
     values: dict[str, Any] = {"attempts": claim.attempts + 1, "lost": 0, "delayed": claim.delayed}
+    values["ready_at"] = claim.first_due  # for the retry takes the place of its due time
     if not rows.update(**values, **_failed_or_due(run, final, now)):
         return None
     _append(claim.step_run_id, claim, failure, claim.attempts + 1, claim.worker, now, using)

@@ -299,6 +299,7 @@ def restart_from(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
     """Begin again with this step, and do again all that comes after it."""
 
     def function(locked: _Locked) -> list[Dispatch]:
+        locked.allow(RunStatus.RUNNING, RunStatus.PAUSED, *_FINISHED_RUN)
         if not locked.steps(step=act.step).exists():
             _refuse_step(locked, "begun")
         again = locked.plan.descendants(act.step) | {act.step}

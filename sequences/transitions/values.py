@@ -50,6 +50,11 @@ class Claim:
         """Whether it is one item of a fan-out."""
         return self.item != PLAIN
 
+    @property
+    def first_due(self) -> datetime.datetime:
+        """When its first attempt was due: after a delay. Later ones have a time of their own."""
+        return self.ready_at if self.attempts or self.due_at is None else self.due_at
+
 
 @dataclass(frozen=True, slots=True)
 class FanOut:

@@ -1,6 +1,16 @@
-from sequences import Sequence, step
+import os
+import signal
+import time
+from uuid import uuid4
 
+from sequences import Abort, Sequence, finish, repeat, step
+
+from .gates import Gate
 from .models import Entry
+
+# The queue of the steps that are performed by real workers: no other run of the tests, nor
+# anything else that uses the server, has it. Worker processes inherit its name.
+QUEUE = os.environ.setdefault("ACCEPTANCE_QUEUE", f"acceptance-{uuid4().hex[:12]}")
 
 # Crash points and interrupts.
 
@@ -20,7 +30,7 @@ class Booking(Sequence):
         self.data["log"].append("quote")
         return {"price": 7}
 
-    @step(max_retries=5, min_backoff=100, max_backoff=100)
+    @step(max_retries=5, min_backoff=20, max_backoff=20)
     def reserve(self):
         Entry.objects.create(run=self.run.pk, step="reserve", note="seat")
         if self.attempt == 1:
@@ -39,3 +49,296 @@ class DirectBooking(Booking):
 
     class Meta:
         handoff = "direct"
+
+
+# Workers.
+
+
+class Recorded(Sequence):
+    """Its steps leave a row and a line in `data` each: both stand there once, or it did not."""
+
+    class Meta:
+        abstract = True
+        queue_name = QUEUE
+        min_backoff = max_backoff = 50
+
+    def record(self):
+        name = self.step_run.step
+        Entry.objects.create(run=self.run.pk, step=name, note=str(os.getpid()))
+        self.data.setdefault("log", []).append(name)
+
+    def wait(self):
+        Gate(self.data["gate"]).pass_through()
+
+
+class Held(Recorded):
+    """The second step waits for the test, in the middle of what it does."""
+
+    @step
+    def first(self):
+        self.record()
+
+    @step
+    def held(self):
+        self.record()
+        self.wait()
+
+    @step
+    def last(self):
+        self.record()
+
+
+class Released(Held):
+    """A worker that shuts down interrupts it."""
+
+    class Meta:
+        notify_shutdown = True
+
+
+class FailsOnce(Recorded):
+    """The first attempt fails when the test lets it go on."""
+
+    @step
+    def fails(self):
+        self.record()
+        self.wait()
+        if self.attempt == 1:
+            raise ValueError("once")
+
+    @step
+    def last(self):
+        self.record()
+
+
+class Deadly(Recorded):
+    """Kills its worker, as one that needs too much memory does."""
+
+    @step
+    def kills(self):
+        self.record()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Long(Recorded):
+    """Runs for as long as the test likes, and tells its progress."""
+
+    @step
+    def goes_on(self):
+        self.record()
+        self.progress(1, 2, "half of it")
+        self.wait()
+        self.progress(2, 2)
+
+
+class Overtime(Recorded):
+    """The first attempt exceeds its time limit."""
+
+    @step(time_limit=500)
+    def takes_long(self):
+        self.record()
+        deadline = time.monotonic() + 60
+        while self.attempt == 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    @step
+    def last(self):
+        self.record()
+
+
+class Tiny(Recorded):
+    """One short step."""
+
+    @step
+    def only(self):
+        self.record()
+
+
+class Busy(Recorded):
+    """One step that keeps a thread busy."""
+
+    @step
+    def only(self):
+        self.record()
+        self.wait()
+
+
+class Direct(Recorded):
+    """Performed by one worker, without a trip through the broker between its steps."""
+
+    class Meta:
+        handoff = "direct"
+
+    @step
+    def one(self):
+        self.record()
+
+    @step
+    def two(self):
+        self.record()
+
+    @step
+    def three(self):
+        self.record()
+        if self.attempt == 1:
+            raise ValueError("once")
+
+    @step
+    def four(self):
+        self.record()
+
+
+class Everything(Recorded):
+    """A step of each kind, and each succeeds in the end."""
+
+    @step
+    def returns(self):
+        self.record()
+        return {"price": 7}
+
+    @step
+    def fails_once(self):
+        self.record()
+        if self.attempt == 1:
+            raise ValueError("once: é")
+
+    @step(when=lambda self: False)
+    def is_skipped(self):
+        self.record()
+
+    @step
+    def repeats(self):
+        self.record()
+        self.progress(len(self.data["log"]), text="bites")
+        return repeat() if self.data["log"].count("repeats") < 3 else "enough"
+
+    @step(delay=100)
+    def is_delayed(self):
+        self.record()
+
+    @step(after=is_delayed)
+    def left(self):
+        self.data["left"] = self.result("returns")["price"]
+
+    @step(after=is_delayed)
+    def right(self):
+        self.data["right"] = {"of": self.result("repeats")}
+
+    @step
+    def joins(self):
+        self.record()
+        return [self.data["left"], self.data["right"]]
+
+    @step(atomic=False)
+    def is_not_atomic(self):
+        self.record()
+
+    @step
+    def finishes(self):
+        self.record()
+        return finish()
+
+    @step
+    def never(self):
+        self.record()
+
+
+class GivesUp(Recorded):
+    """Fails once more than it may."""
+
+    @step
+    def first(self):
+        self.record()
+
+    @step(max_retries=1)
+    def fails(self):
+        self.record()
+        raise ValueError("again")
+
+
+class Aborts(Recorded):
+    """Fails at once."""
+
+    @step
+    def only(self):
+        self.record()
+        raise Abort("enough")
+
+
+# Deploys: this code is that of one of several releases.
+
+
+def release_one():
+    class Order(Recorded):
+        @step
+        def reserve(self):
+            self.record()
+
+        @step(notify_shutdown=True)
+        def charge(self):
+            self.record()
+            self.wait()
+
+        @step
+        def ship(self):
+            self.record()
+
+
+def release_two():
+    """Has one step more."""
+
+    class Order(Recorded):
+        @step
+        def reserve(self):
+            self.record()
+
+        @step
+        def charge(self):
+            self.record()
+
+        @step
+        def pack(self):
+            self.record()
+
+        @step
+        def ship(self):
+            self.record()
+
+
+def release_three():
+    """The class and a step have other names, and the last step is gone."""
+
+    class Purchase(Recorded):
+        class Meta:
+            aliases = ["acceptance.Order"]
+
+        @step
+        def reserve(self):
+            self.record()
+
+        @step(aliases=["charge"])
+        def pay(self):
+            self.record()
+
+
+def release_four():
+    """Brings back the step for which runs of the first release wait."""
+
+    class Purchase(Recorded):
+        class Meta:
+            aliases = ["acceptance.Order"]
+
+        @step
+        def reserve(self):
+            self.record()
+
+        @step(aliases=["charge"])
+        def pay(self):
+            self.record()
+
+        @step
+        def ship(self):
+            self.record()
+
+
+RELEASES = {"1": release_one, "2": release_two, "3": release_three, "4": release_four}
+RELEASES[os.environ.get("RELEASE", "1")]()

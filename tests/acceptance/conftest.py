@@ -1,0 +1,46 @@
+import pytest
+
+from sequences.transitions import plans
+
+from .workers import SETTINGS, Crew
+
+
+@pytest.fixture
+def hire(request, tmp_path, transactional_db, settings):
+    """Make a crew: `hire("redis")` or `hire("amqp")`, with other SEQUENCES if need be."""
+    crews = []
+
+    def make(kind, url=None, **changed):
+        url = url or request.getfixturevalue(f"{kind}_url")
+        crew = Crew(kind, url, tmp_path, **changed)
+        # This process dispatches too, and by its own settings decides when that is overdue.
+        settings.SEQUENCES = crew.settings
+        crews.append(crew.__enter__())
+        return crew
+
+    # The ids of the last test's plans are gone with its rows.
+    plans.forget()
+    yield make
+    for crew in reversed(crews):
+        crew.__exit__()
+        crew.dismiss()
+        crew.show()
+
+
+@pytest.fixture(scope="module")
+def standing_crew(request, django_db_setup, tmp_path_factory, redis_url):
+    """Two workers on Redis that every test of the module may use that leaves them alive."""
+    crew = Crew("redis", redis_url, tmp_path_factory.mktemp("crew"))
+    yield crew
+    crew.dismiss()
+
+
+@pytest.fixture
+def crew(standing_crew, transactional_db, settings):
+    settings.SEQUENCES = SETTINGS
+    plans.forget()
+    if not standing_crew.workers:
+        standing_crew.start(2)
+    with standing_crew:
+        yield standing_crew
+    standing_crew.show()

@@ -1,0 +1,7 @@
+"""The settings of a project whose DATABASE_URL leads to PgBouncer in transaction mode."""
+
+from tests.worker_settings import *  # noqa: F403
+from tests.worker_settings import DATABASES
+
+# A cursor of the server's belongs to a session, which there is none of.
+DATABASES["default"]["DISABLE_SERVER_SIDE_CURSORS"] = True
