@@ -113,12 +113,19 @@ def ended(
 
 
 def _releases(own: StepRun) -> bool:
-    return bool(own.payload["next"] < own.payload["total"])
+    state = _state(own)
+    return state["next"] < state["total"]
+
+
+def _state(own: StepRun) -> dict[str, int]:
+    """How far a fan-out is: items in all, how many may be in flight, the next to be released."""
+    state: dict[str, int] = own.payload or {"total": 0, "window": WINDOW, "next": 0}
+    return state
 
 
 def _share(own: StepRun, item: int) -> int:
     """How many items the end of this one releases."""
-    if own.payload["window"] != WINDOW:
+    if _state(own)["window"] != WINDOW:
         return 1
     return CHUNK if item % CHUNK == CHUNK - 1 else 0
 
@@ -158,18 +165,17 @@ def go_on(
 def _release(
     own: StepRun, plan: Plan, now: datetime, using: str, more: int | None
 ) -> list[Dispatch]:
-    items = _items(own.run_id, own.step, using)
+    items, state = _items(own.run_id, own.step, using), _state(own)
     if more is None:
         busy = items.filter(_is_in_flight()).count()
-        more = max(own.payload["window"] - busy, 0)
+        more = max(state["window"] - busy, 0)
     if not more:
         return []
-    held = items.filter(
-        item__gte=own.payload["next"], status=StepStatus.WAITING, due_at__isnull=True
-    )
+    held = items.filter(item__gte=state["next"], status=StepStatus.WAITING, due_at__isnull=True)
     rows = list(held.order_by("item")[:more])
     # Fewer than there was room for: that was the rest.
-    own.payload["next"] = rows[-1].item + 1 if len(rows) == more else own.payload["total"]
+    state["next"] = rows[-1].item + 1 if len(rows) == more else state["total"]
+    own.payload = state
     own.save(using=using, update_fields=["payload"])
     released = items.filter(pk__in=[row.pk for row in rows])
     wake_at = now + times.grace()
@@ -189,7 +195,7 @@ def reopen(rows: QuerySet[StepRun], using: str) -> None:
             status=StepStatus.WAITING, token=None, attempts=0, lost=0, wake_at=None,
             due_at=None, finished_at=None,
         )  # fmt: skip
-        own.payload["next"] = 0
+        own.payload = {**_state(own), "next": 0}
         own.status, own.attempts, own.lost, own.finished_at = StepStatus.WAITING, 0, 0, None
         fields = ["payload", "status", "attempts", "lost", "finished_at"]
         own.save(using=using, update_fields=fields)

@@ -1,0 +1,279 @@
+from datetime import timedelta
+
+import pytest
+
+from sequences import Sequence, event, step
+from sequences.exceptions import InvalidData, InvalidDefinition, InvalidTransition, UnknownStep
+from sequences.models import Operation, StepFailure
+from sequences.testing import assert_ledger, clock, drain, isolate_sequences, run
+from tests.engine import claim, fail, fresh, ledger, perform, row, sent, steps_of
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def _isolated():
+    with isolate_sequences():
+        yield
+
+
+def order(**options):
+    class Order(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def charge(self):
+            self.data["charged"] = True
+
+        approval = event(**options)
+
+        @step
+        def ship(self):
+            self.data["shipped_by"] = (self.result("approval") or {}).get("by")
+
+    return Order
+
+
+def waiting(cls):
+    sequence = cls()
+    drain()
+    return fresh(sequence.run)
+
+
+def test_an_event_holds_no_message_and_no_worker():
+    run = waiting(order())
+    found = row(run, "approval")
+    assert (found.status, found.wake_at, found.due_at) == ("waiting", None, None)
+    assert run.status == "running"
+
+
+def test_a_delivered_payload_is_the_events_result_and_stands_in_data():
+    cls = order()
+    run = waiting(cls)
+    assert list(cls.runs.waiting_for(cls.approval)) == [run]
+    assert run.deliver("approval", {"by": "joel"}, by="ann", reason="seen it") is True
+    drain()
+    run = fresh(run)
+    assert run.status == "succeeded"
+    assert run.data == {"charged": True, "approval": {"by": "joel"}, "shipped_by": "joel"}
+    operation = Operation.objects.get(run=run)
+    assert (operation.action, operation.step, operation.by) == ("deliver", "approval", "ann")
+    assert (operation.reason, operation.after) == ("seen it", {"by": "joel"})
+    assert not cls.runs.waiting_for("approval").exists()
+
+
+def test_the_delivery_dispatches_the_event_once_it_commits():
+    run = waiting(order())
+    assert steps_of(sent(lambda: run.deliver("approval"))) == ["approval"]
+
+
+def test_the_first_of_two_deliveries_counts_and_the_second_says_so():
+    run = waiting(order())
+    assert run.deliver("approval", {"by": "joel"}) is True
+    assert run.deliver("approval", {"by": "ann"}) is False
+    drain()
+    assert fresh(run).data["shipped_by"] == "joel"
+    with pytest.raises(InvalidTransition, match="it is succeeded"):
+        run.deliver("approval")
+
+
+def test_an_event_that_is_delivered_early_is_kept():
+    run = order()().run
+    assert run.deliver("approval", {"by": "joel"}) is True
+    drain()
+    assert fresh(run).data["shipped_by"] == "joel"
+
+
+def test_an_event_that_is_delivered_while_the_wait_begins_is_not_lost():
+    run = order()().run
+    perform(claim(run, "charge"))
+    beginning = claim(run, "approval")
+    assert run.deliver("approval", {"by": "joel"}) is True
+    perform(beginning)
+    drain()
+    assert fresh(run).data["shipped_by"] == "joel"
+
+
+def test_a_delivery_between_the_look_and_the_commit_is_not_lost(monkeypatch):
+    from sequences.transitions import claims
+
+    run = order()().run
+    perform(claim(run, "charge"))
+    beginning = claim(run, "approval")
+    monkeypatch.setattr(claims, "inbox", lambda run_id, using: {})
+    run.deliver("approval", {"by": "joel"})
+    ready = perform(beginning)
+    monkeypatch.undo()
+    assert steps_of(ready) == ["approval"]
+    drain()
+    assert fresh(run).data["shipped_by"] == "joel"
+
+
+def test_a_payload_of_none_ends_the_wait_too():
+    run = waiting(order())
+    run.deliver("approval")
+    drain()
+    run = fresh(run)
+    assert run.status == "succeeded"
+    assert run.data == {"charged": True, "shipped_by": None}
+
+
+def test_an_event_that_is_not_delivered_in_time_fails_and_says_so():
+    run_ = run(order(timeout=timedelta(days=3))).run
+    assert_ledger(run_, [("charge", "succeeded"), ("approval", "failed")])
+    assert run_.status == "failed"
+    failure = StepFailure.objects.get(run=run_)
+    assert failure.error == "sequences.exceptions.EventTimeout"
+    assert failure.message == (
+        f"Event 'approval' of run {run_.pk} was not delivered within 3 days, 0:00:00."
+    )
+
+
+def test_a_timeout_counts_from_the_beginning_of_the_wait():
+    cls = order(timeout=timedelta(hours=1))
+    with clock() as moving:
+        waiting_run = waiting(cls)
+        moving.move(timedelta(minutes=59))
+        drain()
+        assert ledger(waiting_run)["approval"] == "waiting"
+        moving.move(timedelta(minutes=2))
+        drain()
+        assert ledger(waiting_run)["approval"] == "failed"
+
+
+def test_a_timeout_in_milliseconds_can_let_the_run_go_on():
+    sequence = run(order(timeout=60_000, on_timeout="continue"))
+    assert sequence.run.status == "succeeded"
+    assert sequence.data == {"charged": True, "shipped_by": None}
+
+
+def test_a_retry_after_a_timeout_waits_anew():
+    cls = order(timeout=timedelta(hours=1))
+    failed = run(cls).run
+    failed.retry()
+    drain()
+    assert ledger(failed)["approval"] == "waiting"
+    failed.deliver("approval", {"by": "joel"})
+    drain()
+    assert fresh(failed).status == "succeeded"
+
+
+def test_a_delivery_to_a_paused_run_waits_for_its_resume():
+    run = waiting(order())
+    run.pause()
+    assert sent(lambda: run.deliver("approval", {"by": "joel"})) == []
+    drain()
+    assert ledger(run)["approval"] == "queued"
+    assert steps_of(sent(run.resume)) == ["approval"]
+    drain()
+    assert fresh(run).data["shipped_by"] == "joel"
+
+
+def test_a_pause_keeps_the_timeout_running():
+    with clock() as moving:
+        run = waiting(order(timeout=timedelta(hours=1)))
+        run.pause()
+        moving.move(timedelta(hours=2))
+        drain()
+        assert ledger(run)["approval"] == "waiting"
+        run.resume()
+        drain()
+        assert ledger(run)["approval"] == "failed"
+
+
+def test_a_skipped_wait_goes_on_and_a_later_delivery_says_so():
+    run = waiting(order())
+    run.skip("approval", reason="by phone")
+    with pytest.raises(InvalidTransition, match="the step is skipped; it must be waiting"):
+        run.deliver("approval")
+    drain()
+    assert fresh(run).status == "succeeded"
+
+
+def test_a_wait_can_be_left_out():
+    sequence = run(order(when=lambda sequence: "risk" in sequence.data))
+    assert sequence.run.status == "succeeded"
+    assert ledger(sequence.run)["approval"] == "skipped"
+
+
+def test_a_restart_keeps_what_was_delivered():
+    run = waiting(order())
+    run.deliver("approval", {"by": "joel"})
+    drain()
+    run.restart_from("charge")
+    drain()
+    assert fresh(run).status == "succeeded"
+
+
+def test_a_branch_waits_while_the_other_goes_on_and_the_join_waits_for_both():
+    class Branches(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        approval = event(after=[])
+
+        @step(after=[])
+        def pack(self):
+            self.data["packed"] = True
+
+        @step
+        def ship(self):
+            self.data["by"] = self.data["approval"]
+
+    run = waiting(Branches)
+    assert ledger(run) == {"approval": "waiting", "pack": "succeeded"}
+    run.deliver("approval", "joel")
+    drain()
+    assert fresh(run).data == {"packed": True, "approval": "joel", "by": "joel"}
+
+
+def test_beside_a_failed_branch_a_delivery_is_kept_for_the_retry():
+    class Branches(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        approval = event(after=[])
+
+        @step(after=[])
+        def pack(self): ...
+
+    run = Branches().run
+    perform(claim(run, "approval"))
+    fail(claim(run, "pack"))
+    assert fresh(run).status == "failed"
+    assert run.deliver("approval", 1) is True
+    drain()
+    assert ledger(run)["approval"] == "queued"
+    run.retry()
+    drain()
+    assert fresh(run).status == "succeeded"
+
+
+def test_only_events_of_the_plan_can_be_delivered():
+    run = waiting(order())
+    with pytest.raises(UnknownStep, match=r"Step 'ship' of shop\.Order waits for no event\. There are: approval"):
+        run.deliver("ship")
+    with pytest.raises(UnknownStep, match=r"shop\.Order has no step 'aproval'\. Did you mean"):
+        run.deliver("aproval")
+    assert fresh(run).inbox == {}
+
+
+def test_a_payload_that_is_not_json_is_refused_and_changes_nothing():
+    run = waiting(order())
+    with pytest.raises(InvalidData, match=r'payload\["when"\]'):
+        run.deliver("approval", {"when": {1, 2}})
+    assert fresh(run).inbox == {}
+    assert ledger(run)["approval"] == "waiting"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"timeout": "3 days"}, "timeout is '3 days'. It must be a timedelta"),
+        ({"on_timeout": "skip"}, 'on_timeout is \'skip\'. It must be "fail" or "continue"'),
+    ],
+)
+def test_a_wrong_option_is_refused_when_the_class_is_created(options, message):
+    with pytest.raises(InvalidDefinition, match=message):
+        order(**options)

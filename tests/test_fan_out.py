@@ -1,0 +1,367 @@
+from itertools import count
+
+import pytest
+
+from sequences import Abort, Sequence, finish, repeat, step
+from sequences.exceptions import InvalidDefinition
+from sequences.models import SequenceRun, StepFailure, StepRun
+from sequences.testing import assert_ledger, drain, isolate_sequences, run
+from sequences.transitions import fanout
+from tests.engine import fresh, perform, sent, take
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def _isolated():
+    with isolate_sequences():
+        yield
+
+
+def fan_out(each="numbers", body=lambda item: item * item, **options):
+    class FanOut(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 0
+
+        @step(each=each, **options)
+        def square(self, item):
+            return body(item)
+
+        @step
+        def add_up(self):
+            self.data["results"] = list(self.results("square"))
+
+    return FanOut
+
+
+def items(run, **conditions):
+    return StepRun.objects.filter(run=run.pk, item__gte=0, **conditions).order_by("item")
+
+
+def own(run):
+    return StepRun.objects.get(run=run.pk, step="square", item=-1)
+
+
+def started(cls, **data):
+    """A run whose fan-out has been expanded."""
+    run = cls(**data).run
+    perform(claim_own(run))
+    return run
+
+
+def claim_own(run):
+    found = own(run)
+    return take(found.pk, found.attempts)
+
+
+def claim_item(run, index):
+    found = items(run).get(item=index)
+    return take(found.pk, found.attempts)
+
+
+def test_each_item_of_a_key_is_performed_and_the_results_come_in_order():
+    sequence = run(fan_out(), numbers=[3, 1, 2])
+    assert sequence.run.status == "succeeded"
+    assert sequence.data["results"] == [9, 1, 4]
+    assert [row.result for row in items(sequence.run)] == [9, 1, 4]
+
+
+def test_a_generator_can_yield_the_items():
+    def numbers(sequence):
+        yield from range(sequence.data["upto"])
+
+    assert run(fan_out(numbers), upto=4).data["results"] == [0, 1, 4, 9]
+
+
+def test_batches_are_lists():
+    sequence = run(fan_out(lambda sequence: range(7), body=sum, batch=3))
+    assert sequence.data["results"] == [3, 12, 6]
+
+
+def test_no_items_succeed_at_once():
+    sequence = run(fan_out(), numbers=[])
+    assert_ledger(sequence, [("square", "succeeded"), ("add_up", "succeeded")])
+
+
+def test_an_item_has_its_own_attempts_and_failures():
+    tries = count()
+
+    def second_time(item):
+        if item == 2 and next(tries) == 0:
+            raise ValueError("not yet")
+        return item
+
+    sequence = run(fan_out(body=second_time, max_retries=3), numbers=[1, 2])
+    assert sequence.data["results"] == [1, 2]
+    failure = StepFailure.objects.get(run=sequence.run)
+    assert (failure.step, failure.item, failure.attempt) == ("square", 1, 1)
+    assert [row.attempts for row in items(sequence.run)] == [0, 1]
+
+
+def test_a_failed_item_fails_the_step_after_the_others_and_a_retry_runs_only_that():
+    bad, done = {2}, []
+
+    def body(item):
+        if item in bad:
+            raise ValueError("broken")
+        done.append(item)
+        return item
+
+    sequence = run(fan_out(body=body), numbers=[1, 2, 3])
+    assert sequence.run.status == "failed"
+    assert [row.status for row in items(sequence.run)] == ["succeeded", "failed", "succeeded"]
+    newest = StepFailure.objects.filter(run=sequence.run).order_by("-pk")[0]
+    assert newest.message == "1 of 3 items of step 'square' failed, and 0 may."
+    bad.clear()
+    sequence.run.retry()
+    drain()
+    assert fresh(sequence.run).status == "succeeded"
+    assert fresh(sequence.run).data["results"] == [1, 2, 3]
+    assert done == [1, 3, 2]
+
+
+def test_an_abort_fails_its_item_without_retries():
+    def body(item):
+        raise Abort("no")
+
+    sequence = run(fan_out(body=body, max_retries=5), numbers=[1])
+    assert items(sequence.run).get().status == "failed"
+    assert StepFailure.objects.filter(run=sequence.run, item=0).count() == 1
+
+
+@pytest.mark.parametrize(
+    ("allowed", "status"),
+    [(True, "succeeded"), (2, "succeeded"), (1, "failed"), (0.2, "succeeded"), (0.19, "failed")],
+)
+def test_some_items_may_fail(allowed, status):
+    def body(item):
+        if item < 2:
+            raise ValueError("broken")
+        return item
+
+    sequence = run(fan_out(body=body, allow_failed=allowed), numbers=list(range(10)))
+    assert sequence.run.status == status
+    if status == "succeeded":
+        assert sequence.data["results"] == list(range(2, 10))
+
+
+def test_data_cannot_be_changed_in_an_item_and_a_write_says_so():
+    class Writes(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step(each="numbers")
+        def square(self, item):
+            self.data["last"] = item
+
+    sequence = run(Writes, numbers=[1])
+    failure = StepFailure.objects.filter(run=sequence.run, item=0).get()
+    assert failure.message == (
+        "An item of step 'square' changed data['last'], but items cannot change data. Return a "
+        "result, and collect the results with self.results() in a later step."
+    )
+    assert "last" not in fresh(sequence.run).data
+
+
+def test_an_item_cannot_finish_the_run_but_can_repeat_itself():
+    rounds = count()
+
+    class Repeats(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 0
+
+        @step(each="numbers")
+        def square(self, item):
+            if item == 0:
+                return finish()
+            return repeat() if next(rounds) < 2 else self.step_run.repeats
+
+    sequence = run(Repeats, numbers=[0, 1])
+    assert "returned finish(), which would end its siblings" in (
+        StepFailure.objects.get(run=sequence.run, item=0).message
+    )
+    assert items(sequence.run).get(item=1).result == 2
+
+
+def test_no_more_items_are_in_flight_than_may_be():
+    run = started(fan_out(concurrency=2), numbers=list(range(5)))
+    assert [row.status for row in items(run)] == ["queued", "queued", *["waiting"] * 3]
+    first = claim_item(run, 0)
+    assert [row.status for row in items(run)] == ["running", "queued", *["waiting"] * 3]
+    released = perform(first)
+    assert [one.step_run_id for one in released] == [items(run).get(item=2).pk]
+    assert items(run, status="queued").count() == 2
+    drain()
+    assert fresh(run).data["results"] == [0, 1, 4, 9, 16]
+
+
+def test_a_retrying_item_keeps_its_place():
+    run = started(fan_out(concurrency=1, max_retries=3), numbers=[0, 1])
+    items(run, item=0).update(status="retrying")
+    assert fanout.look(run.pk, "square", "default") == []
+    assert items(run).get(item=1).status == "waiting"
+
+
+def test_items_that_nobody_released_are_released_by_the_look():
+    """A process died between an item's commit and the look after it."""
+    run = started(fan_out(concurrency=1), numbers=[0, 1])
+    items(run, item=0).update(status="succeeded", wake_at=None)
+    released = fanout.look(run.pk, "square", "default")
+    assert [one.step_run_id for one in released] == [items(run).get(item=1).pk]
+
+
+def test_an_end_that_nobody_saw_is_seen_by_the_look():
+    run = started(fan_out(), numbers=[0, 1])
+    items(run).update(status="succeeded", wake_at=None)
+    assert own(run).status == "waiting"
+    assert [one.step_run_id for one in fanout.look(run.pk, "square", "default")] == [own(run).pk]
+    assert fanout.look(run.pk, "square", "default") == []
+
+
+def test_the_sweep_looks_after_a_fan_out():
+    from sequences.sweep import Overdue, sweep
+
+    run = started(fan_out(), numbers=[0])
+    items(run).update(status="succeeded", wake_at=None)
+    found = own(run)
+    StepRun.objects.filter(pk=found.pk).update(wake_at=found.ready_at)
+    sent(lambda: sweep(Overdue(), "default"))
+    assert own(run).status == "queued"
+
+
+def test_many_items_are_released_in_chunks():
+    run = started(fan_out(lambda sequence: range(fanout.WINDOW + fanout.CHUNK)))
+    assert items(run, status="queued").count() == fanout.WINDOW
+    assert perform(claim_item(run, 0)) == []
+    assert len(perform(claim_item(run, fanout.CHUNK - 1))) == fanout.CHUNK
+    assert not items(run, status="waiting").exists()
+
+
+def test_a_pause_holds_the_items_and_a_resume_lets_them_go_on():
+    run = started(fan_out(concurrency=2), numbers=list(range(4)))
+    running = claim_item(run, 0)
+    run.pause()
+    assert perform(running) == []
+    drain()
+    assert items(run, status="succeeded").count() == 1
+    run.resume()
+    drain()
+    assert fresh(run).data["results"] == [0, 1, 4, 9]
+
+
+def test_a_cancelled_run_loses_its_items_commits():
+    run = started(fan_out(), numbers=[1, 2])
+    running = claim_item(run, 0)
+    run.cancel()
+    with pytest.raises(Exception, match="taken away while it ran"):
+        perform(running)
+    assert {row.status for row in items(run)} == {"cancelled"}
+
+
+def test_skipping_a_fan_out_skips_its_items():
+    run = started(fan_out(), numbers=[1, 2])
+    run.skip("square", reason="enough")
+    drain()
+    assert {row.status for row in items(run)} == {"skipped"}
+    assert fresh(run).status == "succeeded"
+    assert fresh(run).data["results"] == []
+
+
+def test_a_restart_expands_anew():
+    sequence = run(fan_out(), numbers=[1, 2])
+    row = SequenceRun.objects.get(pk=sequence.run.pk)
+    row.edit({"numbers": [5]})
+    row.restart_from("square")
+    drain()
+    assert fresh(row).data["results"] == [25]
+
+
+def test_a_failure_of_the_callable_is_a_failed_attempt_and_leaves_no_items():
+    def broken(sequence):
+        yield 1
+        raise ValueError("broken")
+
+    sequence = run(fan_out(broken))
+    assert sequence.run.status == "failed"
+    assert not items(sequence.run).exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({}, "data['numbers'] is not there, and step 'square' runs for each item of it."),
+        ({"numbers": 3}, "data['numbers'] gives a int, and step 'square' needs items."),
+    ],
+)
+def test_what_gives_no_items_says_so(data, message):
+    sequence = run(fan_out(), **data)
+    assert StepFailure.objects.get(run=sequence.run).message.startswith(message)
+
+
+def test_an_item_that_is_not_json_names_its_place():
+    sequence = run(fan_out(lambda sequence: [1, {2}]))
+    assert StepFailure.objects.get(run=sequence.run).message.startswith("item 1 is of type set")
+
+
+def test_a_branch_beside_a_fan_out_goes_on_and_both_are_joined():
+    class Branches(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step(each=lambda sequence: range(3), after=[])
+        def square(self, item):
+            return item * item
+
+        @step(after=[])
+        def beside(self):
+            self.data["beside"] = True
+
+        @step
+        def join(self):
+            self.data["sum"] = sum(self.results(Branches.square))
+
+    sequence = run(Branches)
+    assert sequence.data == {"beside": True, "sum": 5}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"concurrency": 0}, "concurrency is 0. It must be a positive int"),
+        ({"batch": "many"}, "batch is 'many'. It must be a positive int"),
+        ({"allow_failed": 1.5}, "allow_failed is 1.5. It must be True, a number of items"),
+        ({"each": 3}, "each is 3. It must be a key of data, or a function"),
+    ],
+)
+def test_a_wrong_option_is_refused_when_the_class_is_created(options, message):
+    with pytest.raises(InvalidDefinition, match=message):
+        fan_out(**options)
+
+
+def test_options_of_a_fan_out_need_each():
+    with pytest.raises(InvalidDefinition, match="concurrency is for a step with each"):
+
+        class Plain(Sequence):
+            class Meta:
+                app_label = "shop"
+
+            @step(concurrency=2)
+            def one(self): ...
+
+
+def test_the_step_of_a_fan_out_takes_an_item():
+    with pytest.raises(InvalidDefinition, match="cannot be called with the sequence and an item"):
+
+        class Plain(Sequence):
+            class Meta:
+                app_label = "shop"
+
+            @step(each="numbers")
+            def one(self): ...
+
+
+def test_a_claim_of_the_own_row_takes_nothing_while_items_run():
+    run = started(fan_out(), numbers=[1])
+    assert claim_own(run) is None
