@@ -99,7 +99,7 @@ class Sweeper(threading.Thread):
         self._stored = False
         # At once: a plan that a later release stores meanwhile would look like an earlier one's.
         self._succeeds(self._store_plans)
-        self._look_around()
+        self._succeeds(self._look_around)
         while not self._stopped.wait(self._interval * min(2**failed, 30)):
             failed = 0 if self._succeeds(self._sweep) else failed + 1
         connections.close_all()
