@@ -1,6 +1,6 @@
 """Durable job sequences for Django, on Dramatiq."""
 
-from .definition import Sequence, event, finish, repeat, step
+from .definition import Sequence, event, finish, on_failure, repeat, step
 from .exceptions import Abort
 from .registry import get
 
@@ -8,6 +8,7 @@ __all__ = [  # noqa: RUF022 (grouped)
     # declaring
     "Sequence",
     "event",
+    "on_failure",
     "step",
     # inside a step
     "Abort",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.apps import AppConfig
+from django.db.models.signals import post_migrate
 from django.utils.translation import gettext_lazy as _
 
 
@@ -29,3 +32,11 @@ class SequencesConfig(AppConfig):
         middleware.install(dramatiq.get_broker())
         registry.autodiscover()
         binding.bind_all()
+        post_migrate.connect(_forget_plans, sender=self)
+
+
+def _forget_plans(**_: Any) -> None:
+    # Django sends this after a flush too: the plans' rows are gone.
+    from .transitions import plans
+
+    plans.forget()

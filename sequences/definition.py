@@ -17,13 +17,28 @@ from django.utils.text import camel_case_to_spaces
 
 from . import registry
 from .exceptions import InvalidDefinition, SequenceError
-from .plan import Node, Plan
-from .steps import Event, Finish, Repeat, Step, as_tuple, event, finish, name_of, repeat, step
+from .plan import ASIDE, Node, Plan
+from .steps import (
+    Event,
+    Finish,
+    OnFailure,
+    Repeat,
+    Step,
+    Undo,
+    as_tuple,
+    event,
+    finish,
+    name_of,
+    on_failure,
+    repeat,
+    step,
+)
 from .validation import (
     MAX_LABEL,
     META_OWN,
     check_body,
     check_names,
+    check_references,
     check_step_aliases,
     invalid,
     meta_problems,
@@ -39,14 +54,17 @@ __all__ = [
     "Definition",
     "Event",
     "Finish",
+    "OnFailure",
     "Repeat",
     "Sequence",
     "Starter",
     "Step",
     "StepContext",
+    "Undo",
     "event",
     "finish",
     "install",
+    "on_failure",
     "repeat",
     "step",
 ]
@@ -90,6 +108,19 @@ class Definition:
         return {alias: step for step in self.steps.values() for alias in step.aliases}
 
 
+@dataclass(frozen=True)
+class Failure:
+    """Why a run has failed: ``step`` (and ``item``, if it is one), ``error`` and ``message``.
+
+    ``error`` is the name of the exception's class, with its module.
+    """
+
+    step: str
+    item: int | None
+    error: str
+    message: str
+
+
 class StepContext(Protocol):
     """What a step that is being performed can ask the engine for."""
 
@@ -98,6 +129,7 @@ class StepContext(Protocol):
     def result(self, name: str, default: Any) -> Any: ...
     def results(self, name: str) -> Iterator[Any]: ...
     def progress(self, done: float | None, total: float | None, text: str) -> None: ...
+    def failure(self) -> Failure | None: ...
 
 
 class Starter(Protocol):
@@ -268,6 +300,11 @@ class Sequence(metaclass=SequenceType):
         """Show how far this step is. Cheap, live, and outside the step's transaction."""
         self._in_step("progress").progress(done, total, text)
 
+    @property
+    def failure(self) -> Failure | None:
+        """What the run has failed with, for undos and `on_failure`; None if it was cancelled."""
+        return self._in_step("failure").failure()
+
     def _in_step(self, name: str) -> StepContext:
         if self._context is None:
             raise _outside_a_step(self, name)
@@ -278,8 +315,7 @@ class Sequence(metaclass=SequenceType):
 
 
 RESERVED = frozenset(
-    {name for name in (*vars(Sequence), *Sequence.__annotations__) if not name.startswith("_")}
-    | {"failure"}
+    name for name in (*vars(Sequence), *Sequence.__annotations__) if not name.startswith("_")
 )
 
 
@@ -293,6 +329,7 @@ def _declare(cls: type[Sequence]) -> None:
     for name, found in steps.items():
         raise_first(f"{path_of(cls)}.{name}", step_problems(name, found))
     check_step_aliases(cls, steps)
+    check_references(cls, steps)
     if meta.abstract:
         return
     _define(cls, meta, steps, app_label=meta.app_label or "-")  # all but the label is known now
@@ -357,12 +394,23 @@ def _collect(cls: type) -> dict[str, Step[Any]]:
 
 def _nodes(cls: type[Sequence], label: str, steps: dict[str, Step[Any]]) -> Iterator[Node]:
     open_ends: list[str] = []
+    handlers = {name_of(found.on_error) for found in steps.values() if found.on_error is not None}
     for name, found in steps.items():
-        after = open_ends if found.after is None else [name_of(other) for other in found.after]
-        open_ends = [*(end for end in open_ends if end not in after), name]
-        queue = found.options.get("queue_name", "default")
+        aside = found.kind in ASIDE or (name in handlers and found.after is None)
+        after: list[str] = []
+        if not aside:
+            after = open_ends if found.after is None else [name_of(one) for one in found.after]
+            open_ends = [*(end for end in open_ends if end not in after), name]
         yield Node(
-            name=name, after=tuple(after), actor=f"{label}.{name}", queue=queue, kind=found.kind
+            name=name,
+            after=tuple(after),
+            actor=f"{label}.{name}",
+            queue=found.options.get("queue_name", "default"),
+            kind=found.kind,
+            undoes=name_of(found.undoes) if isinstance(found, Undo) else "",
+            attempted=isinstance(found, Undo) and found.attempted,
+            on_error="" if found.on_error is None else name_of(found.on_error),
+            aside=aside,
         )
 
 

@@ -17,6 +17,11 @@ from .transitions.values import Dispatch
 logger = logging.getLogger("sequences")
 
 
+#: The option that marks a message as a step's, and the format of its arguments: the ids of the
+#: run and of the step run. A release understands the formats of those before it.
+MARK, FORMAT = "sequences", 1
+
+
 class _Breaker:
     """Stops trying for a while after a failure: a publish to an absent broker can block long."""
 
@@ -102,7 +107,7 @@ def message_for(dispatch: Dispatch) -> Message[None]:
         actor_name=dispatch.actor,
         args=(str(dispatch.run_id), dispatch.step_run_id),
         kwargs={},
-        options={"retries": dispatch.attempts} if dispatch.attempts else {},
+        options={MARK: FORMAT} | ({"retries": dispatch.attempts} if dispatch.attempts else {}),
     )
 
 

@@ -20,7 +20,7 @@ from dramatiq.middleware import Shutdown, SkipMessage
 
 from . import conf, current, dispatching, heartbeat, interrupts, registry
 from . import data as json_data
-from .definition import Definition, Event, Finish, Repeat, Step
+from .definition import Definition, Event, Failure, Finish, Repeat, Step
 from .exceptions import (
     Abort,
     DataConflict,
@@ -280,6 +280,9 @@ class Bound:
             return self._receive(step)
         if self.claim.is_item:
             return self._perform_item(step)
+        if self.claim.kind == "undo" and self.claim.item != PLAIN:
+            of = self.claim.payload
+            return self._change(step.perform(self.sequence, of["item"], of["result"]))
         if step.each is not None:
             return self._fan_out(step)
         return self._change(step.perform(self.sequence))
@@ -411,6 +414,13 @@ class Bound:
                 sequence=self.claim.sequence, step=name, mend=did_you_mean(name, plan.names)
             )
         return StepRun._base_manager.using(self.using).filter(run=self.claim.run_id, step=name)
+
+    def failure(self) -> Failure | None:
+        """The newest failure of a step of the main line."""
+        row = failures.newest(self.claim.run_id, self.claim.plan_id, self.using)
+        if row is None:
+            return None
+        return Failure(row.step, None if row.item == PLAIN else row.item, row.error, row.message)
 
     def progress(self, done: float | None, total: float | None, text: str) -> None:
         """Keep it; the heartbeat stores it, outside of the step's transaction."""

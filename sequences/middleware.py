@@ -13,7 +13,7 @@ from dramatiq import Broker, Message, Middleware, Worker
 from dramatiq.broker import MessageProxy
 from dramatiq.middleware import Retries
 
-from . import conf, current, dispatching, registry
+from . import conf, current, dispatching
 from .exceptions import StepExpired
 from .heartbeat import Heart
 from .sweep import Sweeper
@@ -114,5 +114,4 @@ class SequencesMiddleware(Middleware):
 
 
 def _is_step(message: MessageProxy) -> bool:
-    label, _, _ = message.actor_name.rpartition(".")
-    return len(message.args) == 2 and registry.find(label) is not None
+    return dispatching.MARK in message.options

@@ -140,6 +140,8 @@ class SequenceRun(Steerable, models.Model):
     status = models.CharField(
         _("status"), max_length=16, choices=RunStatus.choices, default=RunStatus.RUNNING
     )
+    #: How it ends when it is undone.
+    ending = models.CharField(max_length=16, blank=True, editable=False)
     data = models.JSONField(_("data"), default=dict, encoder=JSONEncoder)
     version = models.PositiveBigIntegerField(_("version"), default=0)
     inbox = models.JSONField(_("inbox"), default=dict, encoder=JSONEncoder)

@@ -14,7 +14,13 @@ from .exceptions import InvalidDefinition, SequenceError, UnknownStep, did_you_m
 FORMAT = 1
 
 DONE = frozenset({"succeeded", "skipped"})
+#: Kinds of steps that do not decide how a run ends.
+ASIDE = frozenset({"undo", "on_failure"})
 EXECUTING = frozenset({"running", "retrying"})
+
+
+#: What most nodes lack, and a plan without it does not name.
+_RARE = ("undoes", "attempted", "on_error", "aside")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +32,13 @@ class Node:
     actor: str
     queue: str
     kind: str = "step"
+    #: Of an undo: the step that it undoes, and whether also after a failed attempt at it.
+    undoes: str = ""
+    attempted: bool = False
+    #: The step to go on with when this one has finally failed.
+    on_error: str = ""
+    #: Whether it stands beside the main line, and is begun only by a failure.
+    aside: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -34,6 +47,7 @@ class Node:
             "actor": self.actor,
             "queue": self.queue,
             "kind": self.kind,
+            **{name: value for name in _RARE if (value := getattr(self, name))},
         }
 
     @classmethod
@@ -44,6 +58,7 @@ class Node:
             actor=step["actor"],
             queue=step["queue"],
             kind=step.get("kind", "step"),
+            **{name: step[name] for name in _RARE if name in step},
         )
 
 
@@ -84,8 +99,23 @@ class Plan:
     @cached_property
     def is_chain(self) -> bool:
         """Whether each step waits for exactly the step above it."""
-        above = ((), *((node.name,) for node in self.nodes))
-        return all(node.after == name for node, name in zip(self.nodes, above, strict=False))
+        above = ((), *((node.name,) for node in self.main))
+        return all(node.after == name for node, name in zip(self.main, above, strict=False))
+
+    @cached_property
+    def main(self) -> tuple[Node, ...]:
+        """The steps that a run without a failure goes through."""
+        return tuple(node for node in self.nodes if not node.aside)
+
+    @cached_property
+    def undos(self) -> tuple[Node, ...]:
+        """The steps that undo others."""
+        return tuple(node for node in self.nodes if node.kind == "undo")
+
+    @cached_property
+    def on_failure(self) -> Node | None:
+        """The step that runs once when a run has failed."""
+        return next((node for node in self.nodes if node.kind == "on_failure"), None)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -94,7 +124,7 @@ class Plan:
     @cached_property
     def roots(self) -> tuple[Node, ...]:
         """The steps that wait for none."""
-        return tuple(node for node in self.nodes if not node.after)
+        return tuple(node for node in self.main if not node.after)
 
     def __contains__(self, name: object) -> bool:
         return name in self._by_name
@@ -122,20 +152,49 @@ class Plan:
                 found.add(node.name)
         return frozenset(found - {name})
 
+    def predecessors(self, name: str) -> frozenset[str]:
+        """The names of all steps that come before this one."""
+        return frozenset(node.name for node in self.nodes if name in self.descendants(node.name))
+
     def ready(self, states: Mapping[str, str]) -> tuple[Node, ...]:
         """The steps without a state for which everything that they wait for is done."""
         return tuple(
             node
-            for node in self.nodes
+            for node in self.main
             if node.name not in states and all(states.get(name) in DONE for name in node.after)
         )
 
     def outcome(self, states: Mapping[str, str]) -> Literal["succeeded", "failed"] | None:
         """How a run with these states of its steps has ended; None: it has not."""
-        met = set(states.values())
-        if "failed" in met:
-            return None if met & EXECUTING else "failed"
-        return "succeeded" if all(states.get(name) in DONE for name in self.names) else None
+        if self.is_failing(states):
+            return None if EXECUTING & set(states.values()) else "failed"
+        handlers = {node.on_error for node in self.nodes if states.get(node.name) == "failed"}
+        wanted = {node.name for node in self.main} | handlers
+        done = all(states.get(name) in DONE or self._is_handled(name, states) for name in wanted)
+        return "succeeded" if done else None
+
+    def is_failing(self, states: Mapping[str, str]) -> bool:
+        """Whether a step has finally failed, and no other goes on in its place."""
+        return bool(self.failed(states))
+
+    def failed(self, states: Mapping[str, str]) -> tuple[str, ...]:
+        """The steps that have finally failed, and in whose place no other goes on."""
+        return tuple(
+            node.name
+            for node in self.nodes
+            if states.get(node.name) == "failed"
+            and node.kind not in ASIDE
+            and node.on_error not in states
+        )
+
+    def _is_handled(self, name: str, states: Mapping[str, str]) -> bool:
+        return states.get(name) == "failed" and self.node(name).on_error in states
+
+    def left_out(self, name: str) -> tuple[Node, ...]:
+        """What a run that goes on with a step's `on_error` does not come to any more."""
+        handler = self.node(name).on_error
+        reached = self.descendants(handler) | {handler}
+        return tuple(node for node in self.main if node.name in self.descendants(name) - reached)
 
     @cached_property
     def _by_name(self) -> dict[str, Node]:

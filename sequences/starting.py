@@ -8,6 +8,8 @@ from datetime import timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from django.utils import timezone
+
 from . import conf, dispatching
 from . import data as json_data
 from .definition import Definition, Sequence, Unique
@@ -158,11 +160,18 @@ def _check_key(definition: Definition, key: Any, unique: Any) -> None:
 
 
 def _delay(definition: Definition, delay: Any) -> timedelta | None:
-    if delay is None or isinstance(delay, timedelta):
-        return delay
-    if isinstance(delay, int) and not isinstance(delay, bool):
-        return timedelta(milliseconds=delay)
-    raise SequenceError(
-        f"{definition.label}.start: delay is {delay!r}; it must be a timedelta or an int of "
-        "milliseconds."
-    )
+    if delay is None:
+        return None
+    if isinstance(delay, bool) or not isinstance(delay, int | timedelta):
+        raise SequenceError(
+            f"{definition.label}.start: delay is {delay!r}; it must be a timedelta or an int of "
+            "milliseconds."
+        )
+    try:
+        wait = delay if isinstance(delay, timedelta) else timedelta(milliseconds=delay)
+        timezone.now() + wait
+    except OverflowError:
+        raise SequenceError(
+            f"{definition.label}.start: delay is {delay!r}; that is longer than any calendar."
+        ) from None
+    return wait

@@ -61,9 +61,13 @@ class Steerable:
         """Let go what a pause holds; what fell due meanwhile is dispatched now."""
         _installed().act(self._run(), "resume", by=by, reason=reason)
 
-    def cancel(self, *, by: Any = "", reason: str = "") -> None:
-        """End the run as cancelled. A step that runs just now loses its commit."""
-        _installed().act(self._run(), "cancel", by=by, reason=reason)
+    def cancel(self, *, undo: bool = False, by: Any = "", reason: str = "") -> None:
+        """End the run as cancelled. A step that runs just now loses its commit.
+
+        With ``undo`` the undos of what it has done come first.
+        """
+        action = "cancel_and_undo" if undo else "cancel"
+        _installed().act(self._run(), action, by=by, reason=reason)
 
     def finish(self, *, by: Any = "", reason: str = "") -> None:
         """End the run as succeeded; what has not ended is skipped."""
@@ -114,9 +118,9 @@ class Steerable:
         """`resume`, for asynchronous code."""
         await sync_to_async(self.resume)(by=by, reason=reason)
 
-    async def acancel(self, *, by: Any = "", reason: str = "") -> None:
+    async def acancel(self, *, undo: bool = False, by: Any = "", reason: str = "") -> None:
         """`cancel`, for asynchronous code."""
-        await sync_to_async(self.cancel)(by=by, reason=reason)
+        await sync_to_async(self.cancel)(undo=undo, by=by, reason=reason)
 
     async def afinish(self, *, by: Any = "", reason: str = "") -> None:
         """`finish`, for asynchronous code."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import conf, dispatching, registry
@@ -16,10 +18,11 @@ from .transitions.values import Dispatch
 if TYPE_CHECKING:
     from .steerable import Named
 
-_ACTS = {
+_ACTS: dict[str, Callable[..., list[Dispatch]]] = {
     "pause": steering.pause,
     "resume": steering.resume,
     "cancel": steering.cancel,
+    "cancel_and_undo": partial(steering.cancel, undo=True),
     "finish": steering.finish,
     "retry": steering.retry,
     "erase": steering.erase,

@@ -28,6 +28,7 @@ STEP_OPTIONS = FAN_OUT_OPTIONS | {
     "delay",
     "kwargs",
     "label",
+    "on_error",
     "when",
 }  # every other option is Dramatiq's
 Each = str | Callable[[Any], Iterable[Any]]
@@ -53,6 +54,7 @@ class Step(Generic[R]):
     atomic: bool
     delay: Delay | None
     when: Callable[[Any], Any] | None
+    on_error: Any  # a Step or its name, or None
     args: Callable[[Any], Iterable[Any]] | None
     kwargs: Callable[[Any], Mapping[str, Any]] | None
     options: dict[str, Any]
@@ -70,6 +72,7 @@ class Step(Generic[R]):
         self.atomic = declared.get("atomic", True)
         self.delay = declared.get("delay")
         self.when = declared.get("when")
+        self.on_error = declared.get("on_error")
         self.args = declared.get("args")
         self.kwargs = declared.get("kwargs")
         self.each = declared.get("each")
@@ -130,8 +133,61 @@ class Step(Generic[R]):
         resolved.name = self.name
         return resolved
 
+    def undo(self, target: Any = None, /, **declared: Any) -> Any:
+        """Declare how this step is undone: ``@charge.undo`` on a method.
 
-class Event(Step[Any]):
+        If the run fails, the undo of every succeeded step runs, newest first, each a durable step
+        of its own with its own retries. ``attempted=True`` (the default where the step has
+        ``atomic=False``) also undoes a step that was tried and has failed. Of a fan-out each item
+        is undone by itself: the method is called with the item and its result, too.
+        """
+        if target is None:
+            return lambda function: Undo(function, {"undoes": self, **declared})
+        return Undo(target, {"undoes": self, **declared})
+
+
+class _Other(Step[Any]):
+    """Not one of the sequence's plain steps."""
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> Step[Any]:
+        """Of the defaults of all steps only Dramatiq's concern it: the queue and its like."""
+        return super().with_defaults(
+            {name: value for name, value in defaults.items() if name not in STEP_OPTIONS}
+        )
+
+
+class Undo(_Other):
+    """A step that undoes another, made by `Step.undo`."""
+
+    undoes: Any  # a Step; as such the class would give its bound method
+
+    def __init__(self, function: Callable[..., Any], declared: Mapping[str, Any]) -> None:
+        super().__init__(function, declared)
+        self.undoes = self.options.pop("undoes")
+        attempted = self.options.pop("attempted", None)
+        self.attempted = not self.undoes.atomic if attempted is None else attempted
+
+    @property
+    def kind(self) -> str:
+        """It is begun only when its run is undone."""
+        return "undo"
+
+    @property
+    def takes_item(self) -> bool:
+        """Whether it is called for each item of a fan-out, with the item and its result."""
+        return self.undoes.each is not None
+
+
+class OnFailure(_Other):
+    """The step that runs once when a run has failed, made by `on_failure`."""
+
+    @property
+    def kind(self) -> str:
+        """It is begun only when its run has failed, and what is to be undone was."""
+        return "on_failure"
+
+
+class Event(_Other):
     """A step that waits for a payload from outside, made by `event`."""
 
     timeout: timedelta | None
@@ -147,12 +203,6 @@ class Event(Step[Any]):
     def kind(self) -> str:
         """An event's row waits until something is delivered, or its time is over."""
         return "event"
-
-    def with_defaults(self, defaults: Mapping[str, Any]) -> Event:
-        """Of the defaults of all steps only the queue and its like concern an event."""
-        return super().with_defaults(  # type: ignore[return-value]
-            {name: value for name, value in defaults.items() if name not in STEP_OPTIONS}
-        )
 
 
 @overload
@@ -191,6 +241,9 @@ def step(target: Any = None, /, **declared: Any) -> Any:
     - ``when``: a callable that takes the sequence; the step is skipped if it returns false.
     - ``atomic``: whether the step is wrapped in a transaction; if not, its effects happen at least
       once instead of exactly once.
+    - ``on_error``: the step to go on with when this one has finally failed, instead of failing the
+      run. What comes after this step is skipped, but for what comes after that one. A step that
+      is named so, and has no ``after`` of its own, runs only then.
     - ``aliases``: earlier names of the step, for the runs in flight.
     - ``label``: what the admin shows; the name with spaces if there is none.
     - ``each``: a fan-out: a key of ``data`` that holds a list, or a callable that takes the
@@ -234,6 +287,21 @@ def event(
         **options,
     }
     return Event(_wait, declared)
+
+
+@overload
+def on_failure(target: Callable[[Any], Any], /) -> OnFailure: ...
+@overload
+def on_failure(**options: Any) -> Callable[[Callable[[Any], Any]], OnFailure]: ...
+def on_failure(target: Any = None, /, **options: Any) -> Any:
+    """Declare what is done once when the run has failed: ``@on_failure`` on a method.
+
+    A durable step with its own retries, after what is undone. ``self.failure`` names the step that
+    has failed, and the error.
+    """
+    if target is None:
+        return lambda function: OnFailure(function, options)
+    return OnFailure(target, options)
 
 
 def _wait(sequence: Any) -> None:

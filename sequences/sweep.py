@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from datetime import datetime
 from typing import Protocol
 
@@ -101,9 +102,11 @@ class Sweeper(threading.Thread):
     def run(self) -> None:
         failed = 0
         self._stored = False
-        self._look_around()
+        # At once: a plan that a later release stores meanwhile would look like an earlier one's.
+        self._succeeds(self._store_plans)
+        self._succeeds(self._look_around)
         while not self._stopped.wait(self._interval * min(2**failed, 30)):
-            failed = 0 if self._sweep() else failed + 1
+            failed = 0 if self._succeeds(self._sweep) else failed + 1
         connections.close_all()
 
     def _look_around(self) -> None:
@@ -114,16 +117,19 @@ class Sweeper(threading.Thread):
         while time.monotonic() < until and not self._stopped.wait(self._interval):
             self._traffic.look()
 
-    def _sweep(self) -> bool:
+    def _succeeds(self, part: Callable[[], None]) -> bool:
         try:
-            self._store_plans()
-            self._traffic.look()
-            sweep(self._traffic, conf.using())
+            part()
         except Exception:
             logger.exception("The sweep failed; the next one follows.")
             connections.close_all()
             return False
         return True
+
+    def _sweep(self) -> None:
+        self._store_plans()
+        self._traffic.look()
+        sweep(self._traffic, conf.using())
 
     def _store_plans(self) -> None:
         if not self._stored:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -27,20 +28,23 @@ __all__ = ["Clock", "assert_ledger", "build", "clock", "drain", "isolate_sequenc
 
 S = TypeVar("S", bound=Sequence)
 
-#: How many steps `drain` performs before it says that there is no end.
+#: How many steps `drain` performs before it says that there is no end, and how many `run` does.
 LIMIT = 10_000
+RUN_LIMIT = 1_000
 
 
 def run(cls: type[S], /, **data: Any) -> S:
     """Start a sequence and perform all of it: retries at once, delays as if they were over.
 
     Returns the sequence with its run as it ended, and with its data. An error of a step raises
-    nothing here: the run has failed then, and `assert_ledger` shows why.
+    nothing here: the run has failed then, and `assert_ledger` shows why. Raises AssertionError
+    after a thousand steps, as of one that is repeated for ever.
     """
     with dispatching.caught(), clock() as moving:
         sequence = cls.start(data)
-        while _drain(sequence.run) or moving.move_to_next(sequence.run):
-            pass
+        performed = _drain(sequence.run, RUN_LIMIT)
+        while moving.move_to_next(sequence.run):
+            performed += _drain(sequence.run, RUN_LIMIT - performed)
     sequence.run.refresh_from_db()
     sequence.data = sequence.run.data
     return sequence
@@ -56,12 +60,12 @@ def drain(limit: int = LIMIT) -> int:
         return _drain(None, limit)
 
 
-def _drain(run: SequenceRun | None, limit: int = LIMIT) -> int:
+def _drain(run: SequenceRun | None, limit: int) -> int:
     using = conf.using()
     broker = _InlineBroker(dramatiq.get_broker())
     performed = 0
     while (row := _next(run, using)) is not None:
-        assert performed < limit, f"{performed} steps were performed, and {row} is due still"
+        assert performed < limit, f"There seems to be no end: step {row} of {row.run} is due still"
         plan = plans.load(row.run.plan_id, using)
         if row.status == StepStatus.WAITING:
             # The clock may stand some milliseconds before what the database shows.
@@ -137,8 +141,10 @@ def clock() -> Iterator[Clock]:
 
 def build(cls: type[S], /, **data: Any) -> S:
     """An instance with this data, without a row: to call one step's method by itself."""
+    definition = cls._definition
+    data = {**deepcopy(definition.defaults if definition else {}), **data}
     return cls._bind(
-        run=SequenceRun(sequence=cls.__name__, data=data),
+        run=SequenceRun(sequence=definition.label if definition else "", data=data),
         data=data,
         step_run=StepRun(),
         attempt=1,
@@ -156,6 +162,9 @@ class _Alone:
 
     def results(self, name: str) -> Iterator[Any]:
         return iter(())
+
+    def failure(self) -> None:
+        return None
 
     def progress(self, done: float | None, total: float | None, text: str) -> None:
         pass

@@ -12,8 +12,17 @@ from typing import Any
 from django.utils.functional import Promise
 from dramatiq import Actor
 
-from .exceptions import InvalidDefinition
-from .steps import FAN_OUT_OPTIONS, STEP_OPTIONS, Step, as_tuple, duration_problem
+from .exceptions import InvalidDefinition, did_you_mean
+from .plan import ASIDE
+from .steps import (
+    FAN_OUT_OPTIONS,
+    STEP_OPTIONS,
+    Step,
+    Undo,
+    as_tuple,
+    duration_problem,
+    name_of,
+)
 
 Problem = tuple[str, str]  # what is wrong, and the mend
 
@@ -68,6 +77,35 @@ def check_step_aliases(cls: type, steps: dict[str, Step[Any]]) -> None:
                 problem = f"its alias {alias!r} is the name or an alias of another step"
                 raise invalid(cls, problem, "Remove the alias.", step=name)
             taken.add(alias)
+
+
+def check_references(cls: type, steps: dict[str, Step[Any]]) -> None:
+    """What steps name: the one that is undone, and the one to go on with after an error."""
+    undone: set[str] = set()
+    for name, found in steps.items():
+        for role, other in _references(found):
+            if other not in steps:
+                mend = did_you_mean(other, steps)
+                raise invalid(cls, f"{role} {other!r}, which is not a step of it", mend, step=name)
+            if other == name or steps[other].kind in ASIDE:
+                mend = "Name another step, one of the main line."
+                raise invalid(cls, f"{role} {other!r}", mend, step=name)
+        if isinstance(found, Undo):
+            if name_of(found.undoes) in undone:
+                problem = f"it undoes {name_of(found.undoes)!r}, which has an undo already"
+                raise invalid(cls, problem, "Do both in one.", step=name)
+            undone.add(name_of(found.undoes))
+    handlers = [name for name, found in steps.items() if found.kind == "on_failure"]
+    if len(handlers) > 1:
+        problem = f"it is a second @on_failure, beside {handlers[0]!r}"
+        raise invalid(cls, problem, "Do both in one.", step=handlers[1])
+
+
+def _references(step: Step[Any]) -> Iterator[tuple[str, str]]:
+    if isinstance(step, Undo):
+        yield "it undoes", name_of(step.undoes)
+    if step.on_error is not None:
+        yield "its on_error is", name_of(step.on_error)
 
 
 def meta_problems(options: dict[str, Any]) -> Iterator[Problem]:
@@ -139,6 +177,9 @@ def _argument_problems(step: Step[Any]) -> Iterator[Problem]:
             yield "its actor takes arguments", "Give them with args= or kwargs=, callables."
     elif step.args is not None or step.kwargs is not None:
         yield "args and kwargs are for a Dramatiq actor", "Read what you need from self.data."
+    elif isinstance(step, Undo) and step.takes_item:
+        if not inspect.isclass(step.function) and not _accepts(step.function, None, None, None):
+            yield "it cannot be called with an item and its result", "Take self, item and result."
     elif step.each is not None:
         if not inspect.isclass(step.function) and not _accepts(step.function, None, None):
             yield "it cannot be called with the sequence and an item", "Take self and the item."
@@ -147,6 +188,10 @@ def _argument_problems(step: Step[Any]) -> Iterator[Problem]:
 
 
 def _fan_out_problems(step: Step[Any]) -> Iterator[Problem]:
+    if step.kind in ASIDE:
+        for name in sorted((FAN_OUT_OPTIONS | {"after", "on_error"}) & step.declared.keys()):
+            if step.declared[name] is not None:
+                yield f"{name} is not for a step that only a failure begins", "Leave it out."
     for name in sorted(FAN_OUT_OPTIONS - {"each"}):
         if step.each is None and step.declared.get(name) is not None:
             yield f"{name} is for a step with each", "Give it each=, or leave it out."
@@ -238,6 +283,11 @@ _STEP_RULES: Rules = {
     "concurrency": (_is_count, "a positive int"),
     "batch": (_is_count, "a positive int"),
     "allow_failed": (_is_allowance, "True, a number of items, or a part of them such as 0.01"),
+    "on_error": (
+        lambda value: value is None or isinstance(value, Step | str),
+        "a step, or its name",
+    ),
+    "attempted": (lambda value: isinstance(value, bool), "True or False"),
     "timeout": (
         lambda value: value is None or not duration_problem(value),
         "a timedelta, or an int of milliseconds",

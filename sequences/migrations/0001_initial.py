@@ -54,6 +54,7 @@ class Migration(migrations.Migration):
                         verbose_name="status",
                     ),
                 ),
+                ("ending", models.CharField(blank=True, editable=False, max_length=16)),
                 (
                     "data",
                     models.JSONField(

@@ -13,8 +13,9 @@ from django.db.models import Case, F, Q, When
 from .. import conf
 from ..models import RunStatus, SequenceRun, StepRun, StepStatus
 from . import plans, sql, times
-from .commits import is_failing, save, stop
+from .commits import stop
 from .locks import lock_run, transact
+from .runs import save, stops
 from .values import Claim, Dispatch, dispatch_of
 
 _CLAIMABLE = (StepStatus.QUEUED, StepStatus.RETRYING)
@@ -83,7 +84,8 @@ def found(row: StepRun, token: int) -> Claim:
 def _claim_of(row: StepRun, token: int, now: datetime) -> Claim:
     run = row.run
     return Claim(
-        row.pk, run.pk, run.sequence, run.plan_id, row.step, row.item, token, row.attempts,
+        row.pk, run.pk, run.sequence, run.plan_id, row.step, row.item, row.kind, token,
+        row.attempts,
         row.repeats, row.delayed, row.ready_at, row.due_at, now,
         _text(run.data), run.version, row.payload, row.worker,
     )  # fmt: skip
@@ -128,7 +130,7 @@ def _release(claim: Claim, using: str) -> Dispatch | None:
     if not released or held:
         return None
     plan = plans.load(run.plan_id, using)
-    if is_failing(run, using):
+    if stops(run, plan, using):
         stop(run, plan, now, using)
         save(run, now, using)
         return None

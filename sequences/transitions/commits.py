@@ -12,10 +12,11 @@ from math import ceil
 from typing import Any
 
 from .. import data as json_data
-from ..models import PLAIN, UNFINISHED_STEP, RunStatus, SequenceRun, StepRun, StepStatus
+from ..models import RunStatus, SequenceRun, StepRun, StepStatus
 from ..plan import Plan
-from . import fanout, plans, sql, starts, times
+from . import fanout, plans, sql, starts, times, undoing
 from .locks import lock_run
+from .runs import end, is_failing, save, skip_unfinished, states_of, unfinished
 from .values import Change, Claim, ClaimLost, Dispatch, dispatch_of, new_row
 
 #: A delay up to this is waited for in the broker too, which is more precise than a sweep.
@@ -44,7 +45,7 @@ def commit(claim: Claim, change: Change, using: str) -> list[Dispatch]:
     """
     plan = plans.load(claim.plan_id, using)
     run = lock_run(claim.run_id, using)
-    if run is None or run.status not in (RunStatus.RUNNING, RunStatus.PAUSED):
+    if run is None or run.status not in _commits_in(claim):
         raise ClaimLost
     now = times.now(using)
     _write_row(claim, change, run, now, using)
@@ -53,6 +54,10 @@ def commit(claim: Claim, change: Change, using: str) -> list[Dispatch]:
         skip_unfinished(run, now, using)
         end(run, RunStatus.SUCCEEDED, now)
         ready = []
+    elif claim.is_aside and change.again is None:
+        ready = undoing.go_on(run, plan, now, using)
+    elif claim.is_aside:
+        ready = _again(claim, change, plan, now, using)
     else:
         ready = advance(run, plan, now, using)
         if change.items is not None:
@@ -61,6 +66,11 @@ def commit(claim: Claim, change: Change, using: str) -> list[Dispatch]:
             ready += _again(claim, change, plan, now, using)
     save(run, now, using)
     return ready
+
+
+def _commits_in(claim: Claim) -> tuple[RunStatus, ...]:
+    """The states of a run in which this step commits."""
+    return (RunStatus.UNDOING,) if claim.is_aside else (RunStatus.RUNNING, RunStatus.PAUSED)
 
 
 def _write_row(claim: Claim, change: Change, run: SequenceRun, now: datetime, using: str) -> None:
@@ -138,14 +148,13 @@ def advance(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dis
     Under a pause, and beside a step that has finally failed, what becomes ready is held.
     """
     states = states_of(run, using)
-    failing = StepStatus.FAILED in states.values()
+    failing = plan.is_failing(states)
     held = failing or run.status == RunStatus.PAUSED
     wake_at = None if held else now + times.grace()
     rows = [new_row(run.pk, node, now, wake_at) for node in plan.ready(states)]
     starts.insert(rows, using)
     if failing:
-        stop(run, plan, now, using)
-        return []
+        return stop(run, plan, now, using)
     states.update((row.step, row.status) for row in rows)
     outcome = plan.outcome(states)
     if outcome is not None:
@@ -153,59 +162,32 @@ def advance(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dis
     return [] if held else [dispatch_of(row, plan) for row in rows]
 
 
-def stop(run: SequenceRun, plan: Plan, now: datetime, using: str) -> None:
+def stop(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
     """A step has finally failed: hold what has not begun; the run fails when nothing runs.
 
     First held, then read: a step that was claimed just before is seen to run.
     """
     waiting = (StepStatus.QUEUED, StepStatus.WAITING)
     unfinished(run, using).filter(status__in=waiting).update(wake_at=None)
-    if plan.outcome(states_of(run, using)) is not None:
-        end(run, RunStatus.FAILED, now)
+    if plan.outcome(states_of(run, using)) is None:
+        return []
+    return undoing.begin(run, plan, RunStatus.FAILED, now, using)
 
 
-def is_failing(run: SequenceRun, using: str) -> bool:
-    """Whether a step of it has finally failed."""
-    rows = StepRun._base_manager.using(using)
-    return rows.filter(run=run.pk, item=PLAIN, status=StepStatus.FAILED).exists()
-
-
-def states_of(run: SequenceRun, using: str) -> dict[str, str]:
-    """The state of each step that the run has reached."""
-    rows = StepRun._base_manager.using(using).filter(run=run.pk, item=PLAIN)
-    return dict(rows.values_list("step", "status"))
-
-
-def end(run: SequenceRun, status: RunStatus, now: datetime) -> None:
-    """The run has come to its end; its key is free if it was started so."""
-    run.status = status
-    run.finished_at = now
-    if run.frees_key:
-        run.held_key = None
-
-
-def save(run: SequenceRun, now: datetime, using: str) -> None:
-    """Store the locked run. Its version grows with every change, whoever makes it."""
-    run.version += 1
-    run.updated_at = now
-    fields = ("status", "data", "inbox", "version", "held_key", "updated_at", "finished_at")
-    run.save(using=using, force_update=True, update_fields=fields)
-
-
-def skip_unfinished(run: SequenceRun, now: datetime, using: str) -> None:
-    """What has not ended is skipped; a step that runs loses its commit."""
-    end_unfinished(run, StepStatus.SKIPPED, now, using)
-
-
-def end_unfinished(run: SequenceRun, status: StepStatus, now: datetime, using: str) -> None:
-    """Every step run that has not ended gets this state, and no token."""
-    rows = unfinished(run, using)
-    rows.update(status=status, token=None, wake_at=None, due_at=None, finished_at=now)
-
-
-def unfinished(run: SequenceRun, using: str) -> Any:
-    """The step runs that have not ended."""
-    return StepRun._base_manager.using(using).filter(run=run.pk, status__in=UNFINISHED_STEP)
+def divert(run: SequenceRun, plan: Plan, name: str, now: datetime, using: str) -> list[Dispatch]:
+    """A step has finally failed, and another goes on in its place: the run does not fail."""
+    states = states_of(run, using)
+    left_out = [node for node in plan.left_out(name) if node.name not in states]
+    ended = {"status": StepStatus.SKIPPED, "finished_at": now}
+    starts.insert([new_row(run.pk, node, now, None, **ended) for node in left_out], using)
+    handler = plan.node(plan.node(name).on_error)
+    ready = []
+    if handler.name not in states:
+        held = run.status == RunStatus.PAUSED or is_failing(run, plan, using)
+        row = new_row(run.pk, handler, now, None if held else now + times.grace())
+        starts.insert([row], using)
+        ready = [] if held else [dispatch_of(row, plan)]
+    return ready + advance(run, plan, now, using)
 
 
 def rivals(claim: Claim, using: str) -> list[str]:

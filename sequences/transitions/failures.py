@@ -6,13 +6,16 @@ import traceback
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from .. import conf
 from ..exceptions import WorkerLost
 from ..models import PLAIN, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
-from . import fanout, plans, times
-from .commits import is_failing, save, stop
+from ..plan import ASIDE
+from . import fanout, plans, times, undoing
+from .commits import divert, stop
 from .locks import lock_run, transact
+from .runs import save, stops
 from .values import Claim, Dispatch, dispatch_of
 
 #: What is kept of a traceback, in characters: the end says most.
@@ -179,10 +182,10 @@ def _reap(row: StepRun, using: str) -> list[Dispatch]:
     if not reaped or held:
         return []
     plan = plans.load(run.plan_id, using)
-    if is_failing(run, using):
-        stop(run, plan, now, using)
+    if stops(run, plan, using):
+        ready = stop(run, plan, now, using)
         save(run, now, using)
-        return []
+        return ready
     return [dispatch_of(row, plan)]
 
 
@@ -227,8 +230,23 @@ def _fail_unknown(row: StepRun, error: Exception, using: str) -> list[Dispatch]:
 def _fail(run: SequenceRun, step: Claim | StepRun, now: datetime, using: str) -> list[Dispatch]:
     """The run fails with a step, but not with an item: the others go on first."""
     plan = plans.load(run.plan_id, using)
-    if step.item != PLAIN:
+    if step.kind in ASIDE:
+        ready = undoing.go_on(run, plan, now, using)
+    elif step.item != PLAIN:
         return fanout.ended(run, plan, step.step, step.item, now, using)
-    stop(run, plan, now, using)
+    elif plan.node(step.step).on_error:
+        ready = divert(run, plan, step.step, now, using)
+    else:
+        ready = stop(run, plan, now, using)
     save(run, now, using)
-    return []
+    return ready
+
+
+def newest(run_id: UUID, plan_id: int, using: str) -> StepFailure | None:
+    """What the run fails with: the newest failure of a step that is no undo."""
+    plan = plans.load(plan_id, using)
+    rows = StepFailure._base_manager.using(using).filter(run=run_id)
+    aside = [node.name for node in plan.nodes if node.kind in ASIDE]
+    failed = StepRun._base_manager.using(using).filter(run=run_id, status=StepStatus.FAILED)
+    rows = rows.exclude(step__in=aside).filter(step__in=failed.values("step"))
+    return rows.order_by("-pk").first()

@@ -21,6 +21,7 @@ from ..models import PLAIN, UNFINISHED_STEP, RunStatus, SequenceRun, StepRun, St
 from ..plan import Plan
 from . import plans, times
 from .locks import lock_run, transact
+from .runs import is_failing
 from .values import Change, Claim, ClaimLost, Dispatch, FanOut, dispatch_of
 
 #: Items in flight where a step names no `concurrency`.
@@ -147,7 +148,7 @@ def go_on(
     run: SequenceRun, plan: Plan, step: str, now: datetime, using: str, more: int | None = None
 ) -> list[Dispatch]:
     """The same under the run's lock; nothing, unless the run goes on."""
-    if run.status != RunStatus.RUNNING or _is_failing(run, using):
+    if run.status != RunStatus.RUNNING or is_failing(run, plan, using):
         return []
     own = _own(run.pk, step, using)
     if own is None or own.status != StepStatus.WAITING or not own.payload:
@@ -226,11 +227,6 @@ def _items(run_id: UUID, step: str, using: str) -> QuerySet[StepRun]:
 def _own(run_id: UUID, step: str, using: str) -> StepRun | None:
     rows = StepRun._base_manager.using(using)
     return rows.filter(run=run_id, step=step, item=PLAIN).first()
-
-
-def _is_failing(run: SequenceRun, using: str) -> bool:
-    rows = StepRun._base_manager.using(using).filter(run=run.pk, item=PLAIN)
-    return rows.filter(status=StepStatus.FAILED).exists()
 
 
 @dataclass(frozen=True, slots=True)

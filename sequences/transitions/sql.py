@@ -42,9 +42,9 @@ WITH quick AS MATERIALIZED (
     WHERE id = %(id)s AND attempts = %(attempts)s AND wake_at IS NOT NULL
         AND (status IN ('queued', 'retrying')
             OR status = 'waiting' AND due_at <= {{now}} + %(early)s)
-    RETURNING id, run_id, step, item, attempts, repeats, delayed, ready_at, due_at, payload
+    RETURNING id, run_id, step, item, kind, attempts, repeats, delayed, ready_at, due_at, payload
 )
-SELECT taken.id, run_id, run.sequence, run.plan_id, step, item, attempts, repeats, delayed,
+SELECT taken.id, run_id, run.sequence, run.plan_id, step, item, kind, attempts, repeats, delayed,
     ready_at, due_at, {{now}}, run.data, run.version, payload
 FROM taken JOIN {_RUNS} run ON run.id = run_id, quick
 """
@@ -68,10 +68,10 @@ def claim(step_run_id: int, attempts: int, token: int, worker: str, using: str) 
     )
     if row is None:
         return None
-    (pk, run_id, sequence, plan_id, step, item, attempts, *rest) = row
+    (pk, run_id, sequence, plan_id, step, item, kind, attempts, *rest) = row
     repeats, delayed, ready_at, due_at, now, data, version, payload = rest
     return Claim(
-        pk, run_id, sequence, plan_id, step, item, token, attempts,
+        pk, run_id, sequence, plan_id, step, item, kind, token, attempts,
         repeats, delayed, ready_at, due_at, now, data, version,
         None if payload is None else json.loads(payload), worker,
     )  # fmt: skip

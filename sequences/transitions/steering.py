@@ -6,7 +6,7 @@ then meets its own row changed when it commits, and rolls back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from math import ceil
@@ -26,9 +26,9 @@ from ..models import (
     StepRun,
     StepStatus,
 )
-from ..plan import Plan
+from ..plan import ASIDE, Plan
 from ..redaction import redact
-from . import commits, fanout, plans, starts, times
+from . import commits, fanout, plans, runs, starts, times, undoing
 from .locks import lock_run, transact
 from .values import Dispatch, dispatch_of, new_row
 
@@ -70,7 +70,7 @@ class _Locked:
 
     def done(self) -> None:
         """Store the run, and what was done to it."""
-        commits.save(self.run, self.now, self.using)
+        runs.save(self.run, self.now, self.using)
         Operation._base_manager.using(self.using).create(
             run=self.run,
             action=self.act.action,
@@ -135,10 +135,39 @@ class _Locked:
 
     def reopen(self) -> None:
         """Begin the failed steps again, and the retrying; of a fan-out its failed items only."""
-        failed = self.steps(item=PLAIN, status=StepStatus.FAILED)
-        fanout.reopen(failed, self.using)
-        again = self.steps(status__in=(StepStatus.FAILED, StepStatus.RETRYING))
-        self.requeue(again.filter(Q(item=PLAIN) | Q(status=StepStatus.RETRYING)))
+        if self.run.status == RunStatus.FAILED:  # what has not begun was held, or cancelled
+            self.requeue(self.steps(status=StepStatus.CANCELLED))
+        failed = self.plan.failed(runs.states_of(self.run, self.using))
+        rows = self.steps(item=PLAIN, status=StepStatus.FAILED, step__in=failed)
+        fanout.reopen(rows, self.using)
+        self.requeue(rows)
+        self.requeue(self.steps(status=StepStatus.RETRYING))
+
+    def undone(self) -> frozenset[str]:
+        return undoing.undone(self.run, self.plan, self.using)
+
+    def retry_undo(self) -> list[Dispatch]:
+        """Go on with the undo that has failed."""
+        self.allow(RunStatus.FAILED)
+        if not undoing.retry(self.run, self.now, self.using):
+            self.refuse("not undone: restart_from() begins again")
+        self._begin_again()
+        self.run.status = RunStatus.UNDOING
+        rows = self.steps(kind="undo", status=StepStatus.QUEUED)
+        return [dispatch_of(row, self.plan) for row in rows]
+
+    def skip_aside(self, step: str) -> list[Dispatch]:
+        """Go on with the undoing, without this undo."""
+        self.allow(RunStatus.FAILED)
+        failed = self.steps(step=step, status=StepStatus.FAILED)
+        if not failed.update(status=StepStatus.SKIPPED):
+            _refuse_step(self, "failed")
+        self.run.status = RunStatus.UNDOING
+        return undoing.go_on(self.run, self.plan, self.now, self.using)
+
+    def forget_failure(self) -> None:
+        """The run goes on: it will have another failure, or none."""
+        undoing.forget(self.run, self.plan, frozenset(), self.using)
 
     def go_on(self) -> list[Dispatch]:
         """The run runs again, if it had ended, and what is ready is dispatched."""
@@ -158,8 +187,8 @@ class _Locked:
             self._hold_key(self.run.key)
 
     def _hold_key(self, key: str) -> None:
-        runs = SequenceRun._base_manager.using(self.using)
-        other = runs.filter(sequence=self.run.sequence, held_key=key).first()
+        rivals = SequenceRun._base_manager.using(self.using)
+        other = rivals.filter(sequence=self.run.sequence, held_key=key).first()
         if other is not None:
             raise InvalidTransition(
                 f"Cannot {self.act.action} run {self.run.pk}: run {other.pk} holds its key "
@@ -172,7 +201,7 @@ class _Locked:
         self.run.held_key = key
 
     def is_failing(self) -> bool:
-        return commits.is_failing(self.run, self.using)
+        return runs.is_failing(self.run, self.plan, self.using)
 
 
 def _act(
@@ -214,19 +243,22 @@ def resume(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
         if not locked.is_failing():
             return locked.wake()
         retries = locked.wake_retries()
-        commits.stop(locked.run, locked.plan, locked.now, using)
-        return retries
+        return retries + commits.stop(locked.run, locked.plan, locked.now, using)
 
     return _act(run_id, act, using, function)
 
 
-def cancel(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
-    """End the run; nothing of it is committed any more."""
+def cancel(run_id: UUID, act: Act, using: str, *, undo: bool = False) -> list[Dispatch]:
+    """End the run; nothing of it is committed any more. Before that, perhaps, undo it."""
 
     def function(locked: _Locked) -> list[Dispatch]:
         locked.allow(*UNFINISHED_RUN)
-        commits.end_unfinished(locked.run, StepStatus.CANCELLED, locked.now, using)
-        commits.end(locked.run, RunStatus.CANCELLED, locked.now)
+        if undo and locked.run.status == RunStatus.UNDOING:
+            locked.refuse("running or paused: it is being undone")
+        runs.end_unfinished(locked.run, StepStatus.CANCELLED, locked.now, using)
+        if undo:
+            return undoing.begin(locked.run, locked.plan, RunStatus.CANCELLED, locked.now, using)
+        runs.end(locked.run, RunStatus.CANCELLED, locked.now)
         return []
 
     return _act(run_id, act, using, function)
@@ -237,8 +269,8 @@ def finish(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
 
     def function(locked: _Locked) -> list[Dispatch]:
         locked.allow(*UNFINISHED_RUN)
-        commits.skip_unfinished(locked.run, locked.now, using)
-        commits.end(locked.run, RunStatus.SUCCEEDED, locked.now)
+        runs.skip_unfinished(locked.run, locked.now, using)
+        runs.end(locked.run, RunStatus.SUCCEEDED, locked.now)
         return []
 
     return _act(run_id, act, using, function)
@@ -251,10 +283,13 @@ def retry(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
     """
 
     def function(locked: _Locked) -> list[Dispatch]:
+        if locked.undone():
+            return locked.retry_undo()
         retrying = locked.steps(status=StepStatus.RETRYING)
         if not locked.is_failing() and not retrying.exists():
             locked.refuse("failed, or with a step that is retrying")
         locked.allow(RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FAILED)
+        locked.forget_failure()
         locked.reopen()
         return locked.go_on()
 
@@ -269,6 +304,10 @@ def skip(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
 
     def function(locked: _Locked) -> list[Dispatch]:
         locked.allow(RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FAILED)
+        if locked.plan.node(act.step).kind in ASIDE:
+            return locked.skip_aside(act.step)
+        if locked.undone():
+            locked.refuse("not undone: restart_from() begins again")
         rows = locked.steps(step=act.step)
         if not rows.filter(item=PLAIN, status__in=_SKIPPABLE).exists():
             _refuse_step(locked, "failed, waiting, queued or retrying")
@@ -277,6 +316,7 @@ def skip(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
             status=StepStatus.SKIPPED, token=None, wake_at=None, due_at=None,
             finished_at=locked.now,
         )  # fmt: skip
+        locked.forget_failure()
         return locked.go_on()
 
     return _act(run_id, act, using, function)
@@ -302,8 +342,13 @@ def restart_from(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
         locked.allow(RunStatus.RUNNING, RunStatus.PAUSED, *_FINISHED_RUN)
         if not locked.steps(step=act.step).exists():
             _refuse_step(locked, "begun")
-        again = locked.plan.descendants(act.step) | {act.step}
-        _remove(locked, again)
+        if locked.plan.node(act.step).kind in ASIDE:
+            _refuse_step(locked, "of the main line: retry() goes on with an undo")
+        again = _from(locked.plan, act.step)
+        if kept := locked.undone() - again:
+            locked.refuse(f"without undone steps that are not done again: {', '.join(kept)}")
+        undoing.forget(locked.run, locked.plan, again, using)
+        runs.remove(locked.run, again, using)
         locked.requeue(locked.steps(status=StepStatus.CANCELLED))
         if locked.is_failing():
             locked.refuse("without another failed step: retry() or skip() that one")
@@ -314,11 +359,11 @@ def restart_from(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
     return _act(run_id, act, using, function)
 
 
-def _remove(locked: _Locked, steps: Collection[str]) -> None:
-    rows = locked.steps(step__in=steps)
-    failures = StepFailure._base_manager.using(locked.using)
-    failures.filter(run=locked.run.pk, step__in=steps).update(step_run=None)
-    rows._raw_delete(locked.using)
+def _from(plan: Plan, step: str) -> frozenset[str]:
+    """This step, all that come after it, and what went on in the place of one of them."""
+    again = plan.descendants(step) | {step}
+    handlers = {plan.node(name).on_error for name in again} - {"", *again}
+    return frozenset(again.union(*(_from(plan, handler) for handler in handlers)))
 
 
 _RECEIVES = (

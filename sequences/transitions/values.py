@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from ..models import PLAIN, StepRun
-from ..plan import Node, Plan
+from ..plan import ASIDE, Node, Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,7 @@ class Claim:
     plan_id: int
     step: str
     item: int
+    kind: str
     token: int
     attempts: int
     repeats: int
@@ -48,7 +49,12 @@ class Claim:
     @property
     def is_item(self) -> bool:
         """Whether it is one item of a fan-out."""
-        return self.item != PLAIN
+        return self.kind == "item"
+
+    @property
+    def is_aside(self) -> bool:
+        """Whether only a failure begins it: an undo, or `on_failure`."""
+        return self.kind in ASIDE
 
     @property
     def first_due(self) -> datetime.datetime:

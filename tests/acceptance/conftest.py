@@ -10,9 +10,10 @@ def hire(request, tmp_path, transactional_db, settings):
     """Make a crew: `hire("redis")` or `hire("amqp")`, with other SEQUENCES if need be."""
     crews = []
 
-    def make(kind, url=None, **changed):
-        url = url or request.getfixturevalue(f"{kind}_url")
-        crew = Crew(kind, url, tmp_path, **changed)
+    def make(kind, gateway=None, **changed):
+        crew = Crew(kind, request.getfixturevalue(f"{kind}_url"), tmp_path, **changed)
+        if gateway:
+            crew.connect_to(gateway.url)
         # This process dispatches too, and by its own settings decides when that is overdue.
         settings.SEQUENCES = crew.settings
         crews.append(crew.__enter__())

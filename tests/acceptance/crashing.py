@@ -43,6 +43,8 @@ class Boundaries(Middleware):
 
     def __init__(self) -> None:
         self.last: int | None = None
+        # The heartbeat comes when it comes: all else happens in the same order every time.
+        self.ignored = "sequences-"
         self.passed: list[str] = []
         self._lock = threading.Lock()
 
@@ -53,8 +55,8 @@ class Boundaries(Middleware):
         dramatiq.get_broker().add_middleware(self)
 
     def passes(self, name: str) -> None:
-        if threading.current_thread().name.startswith("sequences-"):
-            return  # the heartbeat and the sweep come when they come
+        if threading.current_thread().name.startswith(self.ignored):
+            return
         with self._lock:
             self.passed.append(name)
             if len(self.passed) == self.last:
@@ -99,6 +101,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("sequence")
     parser.add_argument("--every", type=int, default=1, help="of the SQL boundaries, this many-th")
+    parser.add_argument("--deaths", type=int, default=0, help="of fresh workers, one by one")
     options = parser.parse_args()
     connections.close_all()
     boundaries.install()
@@ -107,12 +110,13 @@ def main() -> int:
     died = chosen(names, options.every)
     for k in died:
         Forked(perform, options.sequence, k).end()
+    deaths = sum(not Forked(recover, 0, 10 * 2**n).end() for n in range(options.deaths))
     # A broker in memory has died with each of them; in Redis each has left its own messages.
     in_memory = isinstance(dramatiq.get_broker(), StubBroker)
     fresh = [Forked(recover, k) for k in ([0] if in_memory else died)]
     for worker in fresh:
         worker.end()
-    json.dump({"boundaries": names, "died": died}, sys.stdout)
+    json.dump({"boundaries": names, "died": died, "deaths": deaths}, sys.stdout)
     return 0
 
 
@@ -167,9 +171,10 @@ def perform(label: str, k: int) -> list[str]:
     return boundaries.passed
 
 
-def recover(k: int) -> list[str]:
-    """Be a fresh worker until every run has ended."""
+def recover(k: int, last: int | None = None) -> list[str]:
+    """Be a fresh worker until every run has ended, or until death at boundary `last`."""
     broker = broker_of(k)
+    boundaries.last, boundaries.ignored = last, threading.main_thread().name
     traffic.DRAINED = 0.3 if isinstance(broker, StubBroker) else 1.5
     worker = Worker(broker, worker_threads=1, worker_timeout=20)
     worker.start()
@@ -177,7 +182,7 @@ def recover(k: int) -> list[str]:
     while SequenceRun.objects.unfinished().exists() and time.monotonic() < until:
         time.sleep(0.05)
     worker.stop()
-    return []
+    return ["alive"]
 
 
 def broker_of(k: int) -> dramatiq.Broker:

@@ -7,6 +7,7 @@ import sys
 from uuid import uuid4
 
 import pytest
+import redis
 from django.db import connection
 
 from sequences.models import SequenceRun
@@ -20,7 +21,7 @@ HANDOFFS = ["acceptance.Booking", "acceptance.DirectBooking"]
 
 
 def die_everywhere(sequence, *arguments, **environment):
-    """Run `crashing`; the names of all boundaries, and the numbers of those where it has died."""
+    """What `crashing` reports when it is run with these arguments."""
     environment = {
         **os.environ,
         "DJANGO_SETTINGS_MODULE": "tests.acceptance.crash_settings",
@@ -37,8 +38,13 @@ def die_everywhere(sequence, *arguments, **environment):
         timeout=280,
     )
     assert done.returncode == 0, done.stderr[-5000:]
-    report = json.loads(done.stdout)
-    return report["boundaries"], report["died"]
+    return json.loads(done.stdout)
+
+
+def forget(redis_url, namespace):
+    with redis.Redis.from_url(redis_url) as client:
+        if keys := list(client.scan_iter(f"{namespace}*", count=1000)):
+            client.delete(*keys)
 
 
 def runs_by_boundary():
@@ -73,8 +79,8 @@ WHOLE = {
 }
 
 
-def assert_nothing_is_lost_or_doubled(names, died):
-    runs = runs_by_boundary()
+def assert_nothing_is_lost_or_doubled(report):
+    names, died, runs = report["boundaries"], report["died"], runs_by_boundary()
     committed = next(
         number for number, name in enumerate(names, start=1) if name == "after _commit"
     )
@@ -92,25 +98,29 @@ def assert_nothing_is_lost_or_doubled(names, died):
 
 @pytest.mark.parametrize("sequence", HANDOFFS)
 def test_a_worker_may_die_at_every_boundary(sequence):
-    names, died = die_everywhere(sequence)
-    assert died == list(range(1, len(names) + 1))
-    assert_nothing_is_lost_or_doubled(names, died)
+    report = die_everywhere(sequence)
+    assert report["died"] == list(range(1, len(report["boundaries"]) + 1))
+    assert_nothing_is_lost_or_doubled(report)
 
 
 @pytest.mark.only_on("postgresql")
 @pytest.mark.parametrize("sequence", HANDOFFS)
 def test_a_worker_may_die_at_every_boundary_of_the_portable_way(sequence):
-    names, died = die_everywhere(sequence, SEQUENCES_PORTABLE="1")
-    assert_nothing_is_lost_or_doubled(names, died)
+    assert_nothing_is_lost_or_doubled(die_everywhere(sequence, SEQUENCES_PORTABLE="1"))
+
+
+def test_the_workers_that_go_on_may_die_too_in_the_sweep_or_anywhere():
+    report = die_everywhere("acceptance.Booking", "--every=4", "--deaths=6")
+    assert report["deaths"] >= 4
+    assert_nothing_is_lost_or_doubled(report)
 
 
 @pytest.mark.only_on("postgresql")
 @pytest.mark.parametrize("sequence", HANDOFFS)
 def test_a_worker_may_die_around_every_publish_and_acknowledge_on_redis(sequence, redis_url):
-    names, died = die_everywhere(
-        sequence, "--every=5", REDIS_URL=redis_url, REDIS_NAMESPACE=f"crash-{uuid4().hex}"
-    )
-    assert {"before acknowledge of default", "after publish to default"} <= {
-        names[k - 1] for k in died
-    }
-    assert_nothing_is_lost_or_doubled(names, died)
+    namespace = f"crash-{uuid4().hex}"
+    report = die_everywhere(sequence, "--every=25", REDIS_URL=redis_url, REDIS_NAMESPACE=namespace)
+    forget(redis_url, namespace)
+    died_at = {report["boundaries"][k - 1] for k in report["died"]}
+    assert {"before acknowledge of default", "after publish to default"} <= died_at
+    assert_nothing_is_lost_or_doubled(report)

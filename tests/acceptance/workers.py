@@ -101,7 +101,7 @@ class Crew:
     """The workers of one test, on a broker that nobody else uses."""
 
     def __init__(self, kind, url, directory, **settings):
-        self.kind, self.directory = kind, directory
+        self.kind, self.directory, self.server_url = kind, directory, url
         self.settings = {**SETTINGS, **settings}
         self.namespace = f"acceptance-{uuid4().hex[:12]}"
         self.workers = []
@@ -197,17 +197,25 @@ class Crew:
         yield
         dramatiq.set_broker(self.broker)
 
+    def disconnect(self):
+        """Close what this process holds of its broker."""
+        if self.kind == "amqp":
+            self.broker.close()
+        else:
+            self.broker.client.connection_pool.disconnect()
+
     def _clean(self):
+        self.disconnect()
+        self.connect_to(self.server_url)
         if self.kind == "amqp":
             for name in (QUEUE, f"{QUEUE}.DQ", f"{QUEUE}.XQ"):
                 with suppress(pika.exceptions.AMQPError):
                     self.broker.channel.queue_delete(name)
-            self.broker.close()
         else:
             keys = list(self.broker.client.scan_iter(f"{self.namespace}:*", count=1000))
             if keys:
                 self.broker.client.delete(*keys)
-            self.broker.client.connection_pool.disconnect()
+        self.disconnect()
 
     def show(self):
         """Print what the workers have logged."""

@@ -1,0 +1,89 @@
+"""Workers of one release beside those of another, with runs in flight."""
+
+import pytest
+
+from sequences.models import SequenceRun, StoredPlan
+from sequences.testing import assert_ledger
+
+from .app.gates import Gate
+from .app.models import Entry
+from .workers import wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.only_on("postgresql")]
+
+
+@pytest.fixture
+def gate(tmp_path):
+    return Gate(tmp_path / "gate")
+
+
+@pytest.fixture
+def crew(hire):
+    return hire("redis")
+
+
+def start(crew, label, release, gate):
+    return SequenceRun.objects.get(pk=crew.start_run(label, release, gate=str(gate)))
+
+
+def ended(run, status="succeeded"):
+    def condition():
+        run.refresh_from_db()
+        return run.is_finished
+
+    wait_for(condition, f"the end of {run}")
+    failures = [f"{one}: {one.message}" for one in run.failures.all()]
+    assert run.status == status, failures
+
+
+def entries(run):
+    return list(Entry.objects.filter(run=run.pk).order_by("pk").values_list("step", flat=True))
+
+
+def test_an_old_worker_that_gets_a_new_step_leaves_it_to_a_new_one(crew, gate):
+    gate.open()
+    (old,) = crew.start(1, release="1")
+    wait_for(StoredPlan.objects.filter(sequence="acceptance.Order").exists)
+    run = start(crew, "acceptance.Order", "2", gate)
+    wait_for(lambda: crew.dead_letters() >= 2, "the new step's message, and its repetition")
+    assert_ledger(run, [("reserve", "succeeded"), ("charge", "succeeded"), ("pack", "queued")])
+    crew.start(1, release="2")
+    old.terminate()
+    ended(run)
+    assert entries(run) == run.data["log"] == ["reserve", "charge", "pack", "ship"]
+    assert not run.failures.exists()
+    assert set(run.steps.values_list("attempts", "lost")) == {(0, 0)}
+
+
+def test_a_run_of_the_old_release_keeps_its_shape_on_new_workers(crew, gate):
+    crew.start(1, release="2")
+    run = start(crew, "acceptance.Order", "1", gate)
+    ended(run)
+    assert entries(run) == run.data["log"] == ["reserve", "charge", "ship"]
+
+
+def test_runs_in_flight_survive_new_names_and_the_loss_of_a_step_is_told(crew, gate):
+    (first,) = crew.start(1, release="1")
+    runs = [start(crew, "acceptance.Order", "1", gate) for _ in range(2)]
+    wait_for(lambda: len(gate.visitors()) == 2)
+    # Both stand in `charge`, which is interrupted by the deploy of a release that calls it `pay`.
+    (third,) = crew.start(1, release="3")
+    first.terminate()
+    for run in runs:
+        ended(run, "failed")
+        assert_ledger(run, [("reserve", "succeeded"), ("charge", "succeeded"), ("ship", "failed")])
+        failure = run.failures.get()
+        assert failure.error == "sequences.exceptions.UnknownStep"
+        assert "'ship'" in failure.message
+        assert "acceptance.Purchase" in failure.message
+    skipped, retried = runs
+    skipped.skip("ship", reason="it is gone", by="ops")
+    ended(skipped)
+    assert entries(skipped) == skipped.data["log"] == ["reserve", "charge"]
+    crew.start(1, release="4")
+    third.terminate()
+    third.process.wait(60)
+    retried.retry(by="ops")
+    ended(retried)
+    assert entries(retried) == retried.data["log"] == ["reserve", "charge", "ship"]
+    assert list(retried.operations.values_list("action", "by")) == [("retry", "ops")]

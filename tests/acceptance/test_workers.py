@@ -1,0 +1,334 @@
+"""Real worker processes, and all that can happen to them and to their messages."""
+
+from datetime import timedelta
+
+import pytest
+from django.db.models import F, Sum
+
+from sequences import dispatching
+from sequences.models import StepRun
+from sequences.sweep import Overdue, sweep
+from sequences.testing import run
+
+from .app.gates import Gate
+from .app.models import Entry
+from .app.sequences import (
+    Aborts,
+    Busy,
+    Deadly,
+    Direct,
+    Everything,
+    FailsOnce,
+    GivesUp,
+    Held,
+    Long,
+    Overtime,
+    Released,
+    Tiny,
+)
+from .workers import Gateway, wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.only_on("postgresql")]
+
+BROKERS = ["redis", "amqp"]
+
+
+@pytest.fixture
+def gate(tmp_path):
+    return Gate(tmp_path / "gate")
+
+
+def entries(sequence):
+    """The user's own rows, by step."""
+    rows = Entry.objects.filter(run=sequence.run.pk).order_by("pk")
+    return list(rows.values_list("step", flat=True))
+
+
+def step_of(sequence, name):
+    return sequence.run.steps.get(step=name)
+
+
+def ended(sequence, status="succeeded"):
+    """Wait until the run has ended so."""
+
+    def condition():
+        sequence.run.refresh_from_db()
+        return sequence.run.is_finished
+
+    wait_for(condition, f"the end of {sequence.run}")
+    failures = [f"{one}: {one.message}" for one in sequence.run.failures.all()]
+    assert sequence.run.status == status, failures
+    return sequence.run
+
+
+def assert_once(sequence, *steps):
+    """Each of these steps has left its row and its line in `data` once, and there is no other."""
+    ended(sequence)
+    assert entries(sequence) == list(steps)
+    assert sequence.run.data["log"] == list(steps)
+
+
+def assert_no_failure(sequence):
+    assert not sequence.run.failures.exists()
+    assert set(sequence.run.steps.values_list("attempts", "lost")) == {(0, 0)}
+
+
+class TestDeath:
+    @pytest.mark.parametrize("kind", BROKERS)
+    def test_a_worker_that_is_killed_in_mid_step_costs_a_lease_and_nothing_else(
+        self, kind, hire, gate
+    ):
+        crew = hire(kind)
+        crew.start(2)
+        sequence = Held(gate=str(gate))
+        wait_for(gate.visitors)
+        crew.performer(step_of(sequence, "held")).kill()
+        gate.open()
+        assert_once(sequence, "first", "held", "last")
+        assert len(gate.visitors()) == 2
+        assert [one.lost for one in sequence.run.steps.order_by("pk")] == [0, 0, 0]
+        assert not sequence.run.failures.exists()
+
+    def test_a_step_that_kills_each_of_its_workers_fails_in_sight(self, hire):
+        crew = hire("redis", GRACE=2, LEASE=2, HEARTBEAT=0.6)
+        crew.start(3, threads=1)
+        sequence = Deadly()
+        wait_for(lambda: not any(worker.is_alive() for worker in crew.workers))
+        row = step_of(sequence, "kills")
+        assert (row.status, row.lost) == ("running", 2)
+
+        def lease_has_ended():
+            sweep(Overdue(), "default")
+            return step_of(sequence, "kills").status != "running"
+
+        wait_for(lease_has_ended)
+        ended(sequence, "failed")
+        failure = sequence.run.failures.get()
+        assert failure.error == "sequences.exceptions.WorkerLost"
+        assert "3" in failure.message
+        assert entries(sequence) == []
+
+
+class TestShutdown:
+    def test_a_step_in_hand_is_released_or_ends_and_no_attempt_is_counted(
+        self, hire, gate, tmp_path
+    ):
+        crew = hire("redis")
+        (old,) = crew.start(1)
+        patient_gate = Gate(tmp_path / "patient")
+        released, patient = Released(gate=str(gate)), Held(gate=str(patient_gate))
+        wait_for(gate.visitors)
+        wait_for(patient_gate.visitors)
+        (new,) = crew.start(1)
+        old.terminate()
+        # The one that wants to be told goes on at once elsewhere, while the other still runs.
+        wait_for(lambda: len(gate.visitors()) == 2)
+        gate.open()
+        assert_once(released, "first", "held", "last")
+        assert_no_failure(released)
+        assert old.is_alive()
+        patient_gate.open()
+        assert_once(patient, "first", "held", "last")
+        assert_no_failure(patient)
+        assert len(patient_gate.visitors()) == 1
+        assert old.process.wait(60) == 0
+        assert new.has(int(step_of(patient, "last").worker.split(":")[1]))
+
+
+class TestStall:
+    def test_a_worker_that_wakes_after_its_step_was_rescued_loses_its_commit(self, hire, gate):
+        crew = hire("redis")
+        crew.start(2)
+        sequence = Held(gate=str(gate))
+        wait_for(gate.visitors)
+        stalled = crew.performer(step_of(sequence, "held"))
+        stalled.freeze()
+        gate.open()
+        assert_once(sequence, "first", "held", "last")
+        row, version = step_of(sequence, "held"), sequence.run.version
+        assert not stalled.has(int(row.worker.split(":")[1]))
+        skipped = stalled.log.count("was skipped")
+        stalled.thaw()
+        wait_for(lambda: stalled.log.count("was skipped") > skipped, "the stalled worker's end")
+        assert_once(sequence, "first", "held", "last")
+        assert sequence.run.version == version
+        assert step_of(sequence, "held").token == row.token
+        assert not sequence.run.failures.exists()
+
+
+class TestMessages:
+    def test_one_that_is_delivered_several_times_at_once_is_performed_once(self, crew):
+        with dispatching.caught() as dispatches:
+            sequences = [Tiny() for _ in range(10)]
+        before = crew.skipped()
+        for message in [dispatching.message_for(one) for one in dispatches]:
+            for _ in range(4):
+                crew.broker.enqueue(message)
+        for sequence in sequences:
+            assert_once(sequence, "only")
+            assert_no_failure(sequence)
+        wait_for(lambda: crew.skipped() == before + 30, "the skipping of each duplicate")
+        assert Entry.objects.count() == 10
+
+    def test_one_that_comes_again_while_its_step_runs_changes_nothing(self, crew, gate):
+        with dispatching.caught() as dispatches:
+            sequence = Busy(gate=str(gate))
+        message = dispatching.message_for(dispatches[0])
+        crew.broker.enqueue(message)
+        wait_for(gate.visitors)
+        before = crew.skipped()
+        crew.broker.enqueue(message)
+        wait_for(lambda: crew.skipped() > before)
+        gate.open()
+        assert_once(sequence, "only")
+        assert_no_failure(sequence)
+        assert len(gate.visitors()) == 1
+
+    @pytest.mark.parametrize("kind", BROKERS)
+    def test_all_of_them_may_be_lost(self, kind, hire):
+        crew = hire(kind)
+        sequences = [Held(gate=str(opened(crew))) for _ in range(3)]
+        crew.lose_messages()
+        crew.start(1)
+        for sequence in sequences:
+            assert_once(sequence, "first", "held", "last")
+            assert_no_failure(sequence)
+
+    def test_a_long_queue_gets_next_to_no_duplicates(self, hire, gate):
+        crew = hire("redis", GRACE=1)
+        crew.start(1)
+        busy = [Busy(gate=str(gate)) for _ in range(2)]
+        wait_for(lambda: len(gate.visitors()) == 2)
+        tiny = Tiny.start_many([{} for _ in range(300)])
+        rows = StepRun.objects.filter(run__in=[one.run.pk for one in tiny])
+        # The sweep has looked at each when it had waited for several graces, and for as long as
+        # an idle queue takes to count as empty.
+        looked = rows.annotate(looked=F("wake_at") - F("queued_at"))
+        wait_for(lambda: not [one for one in looked.all() if one.looked.total_seconds() < 7])
+        gate.open()
+        for sequence in [*busy, *tiny]:
+            assert_once(sequence, "only")
+        assert rows.aggregate(Sum("dispatches"))["dispatches__sum"] < 3
+        assert crew.skipped() < 3
+
+
+def opened(crew):
+    gate = Gate(crew.directory / "opened")
+    gate.open()
+    return gate
+
+
+class TestBrokerDown:
+    @pytest.mark.parametrize("kind", BROKERS)
+    def test_no_publish_that_fails_loses_anything(self, kind, hire, request, tmp_path):
+        with Gateway(request.getfixturevalue(f"{kind}_url")) as gateway:
+            crew = hire(kind, gateway)
+            crew.start(1)
+            gates = [Gate(tmp_path / name) for name in ("hand-over", "retry")]
+            handing_over, retrying = Held(gate=str(gates[0])), FailsOnce(gate=str(gates[1]))
+            for gate in gates:
+                wait_for(gate.visitors)
+            gateway.close()
+            starting = Tiny()
+            assert starting.run.status == "running"
+            for gate in gates:
+                gate.open()
+            wait_for(lambda: handing_over.run.steps.filter(step="last").exists())
+            wait_for(retrying.run.failures.exists)
+            # The sweep tries as well, in vain.
+            rows = StepRun.objects.filter(step__in=("last", "only"))
+            swept = rows.filter(wake_at__gt=F("queued_at") + timedelta(seconds=4))
+            wait_for(lambda: swept.count() == 2)
+            assert set(rows.values_list("dispatches", flat=True)) == {0}
+            gateway.open()
+            assert_once(starting, "only")
+            assert_once(handing_over, "first", "held", "last")
+            assert_once(retrying, "fails", "last")
+            assert step_of(retrying, "fails").attempts == 1
+
+    def test_a_worker_may_start_before_it(self, hire, redis_url):
+        with Gateway(redis_url) as gateway:
+            crew = hire("redis", gateway)
+            gateway.close()
+            crew.start(1)
+            sequence = Tiny()
+            gateway.open()
+            assert_once(sequence, "only")
+            assert_no_failure(sequence)
+
+
+class TestLongSteps:
+    def test_one_outlives_its_lease_and_shows_its_progress(self, crew, gate):
+        sequence = Long(gate=str(gate))
+        wait_for(lambda: step_of(sequence, "goes_on").progress, "the progress of a running step")
+        row = step_of(sequence, "goes_on")
+        assert row.status == "running"
+        assert row.progress == {"done": 1, "total": 2, "text": "half of it"}
+        lease = timedelta(seconds=crew.settings["LEASE"])
+        # It has run for at least two leases then.
+        wait_for(lambda: step_of(sequence, "goes_on").wake_at > row.started_at + 3 * lease)
+        gate.open()
+        assert_once(sequence, "goes_on")
+        assert_no_failure(sequence)
+        assert len(gate.visitors()) == 1
+        assert step_of(sequence, "goes_on").progress == {"done": 2, "total": 2, "text": ""}
+        assert step_of(sequence, "goes_on").token == row.token
+
+    def test_one_that_exceeds_its_time_limit_has_failed_once_and_its_thread_goes_on(self, crew):
+        # More than there are threads.
+        sequences = [Overtime() for _ in range(5)]
+        for sequence in sequences:
+            assert_once(sequence, "takes_long", "last")
+            failure = sequence.run.failures.get()
+            assert failure.error == "dramatiq.middleware.time_limit.TimeLimitExceeded"
+            assert step_of(sequence, "takes_long").attempts == 1
+
+
+class TestDirectHandoff:
+    def test_one_thread_performs_all_up_to_a_failure_and_another_may_go_on(self, crew):
+        sequences = [Direct() for _ in range(4)]
+        for sequence in sequences:
+            assert_once(sequence, "one", "two", "three", "four")
+            one, two, three, four = sequence.run.steps.order_by("pk")
+            assert one.worker == two.worker
+            assert three.worker == four.worker
+            assert three.attempts == 1
+            assert sequence.run.failures.get().worker == one.worker
+
+
+#: What tells one performance of the same sequence from another.
+INCIDENTAL = {"id", "run_id", "step_run_id", "token", "worker"}
+
+
+def rows_of(sequence):
+    """All that is stored of a run, but for ids, times, tokens and workers."""
+    sequence.run.refresh_from_db()
+    rows = {
+        "run": [sequence.run],
+        "steps": sequence.run.steps.order_by("pk"),
+        "failures": sequence.run.failures.order_by("pk"),
+        "operations": sequence.run.operations.order_by("pk"),
+    }
+    return {name: [columns(row) for row in found] for name, found in rows.items()}
+
+
+def columns(row):
+    names = [field.attname for field in row._meta.concrete_fields]
+    return {
+        name: getattr(row, name)
+        for name in names
+        if name not in INCIDENTAL and not name.endswith("_at")
+    }
+
+
+class TestInline:
+    @pytest.mark.parametrize(
+        ("cls", "status"), [(Everything, "succeeded"), (GivesUp, "failed"), (Aborts, "failed")]
+    )
+    def test_it_leaves_the_same_rows_as_a_real_worker(self, cls, status, crew):
+        by_worker = cls()
+        ended(by_worker, status)
+        with crew.aside():
+            inline = run(cls)
+        assert rows_of(inline) == rows_of(by_worker)
+        assert entries(inline) == entries(by_worker)

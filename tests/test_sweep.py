@@ -1,0 +1,481 @@
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from io import StringIO
+from types import SimpleNamespace
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.test import override_settings
+
+from sequences import Sequence, dispatching, step
+from sequences.exceptions import SequenceError
+from sequences.models import StepRun, StoredPlan
+from sequences.sweep import Overdue, Sweeper, sweep
+from sequences.testing import clock, isolate_sequences
+from sequences.traffic import DRAINED, Traffic
+from sequences.transitions import due, failures
+from tests.engine import change, claim, fail, fresh, ledger, messages, now, overdue, perform, row
+
+pytestmark = pytest.mark.django_db
+
+USING = "default"
+GRACE = timedelta(seconds=15)
+
+
+@pytest.fixture(autouse=True)
+def _isolated(monkeypatch):
+    monkeypatch.setattr(dispatching, "_breaker", dispatching._Breaker())
+    with isolate_sequences():
+        yield
+
+
+def chain():
+    class Chain(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def one(self):
+            pass
+
+        @step
+        def two(self):
+            pass
+
+    return Chain
+
+
+@pytest.fixture
+def run():
+    return chain().start().run
+
+
+class Never(Overdue):
+    """No message is lost: it is only late."""
+
+    def is_lost(self, queue, sent_at, now):
+        return False
+
+
+def down(broker, monkeypatch):
+    def refuse(message, *, delay=None):
+        raise ConnectionError("the broker is down")
+
+    monkeypatch.setattr(broker, "enqueue", refuse)
+    # The pauses between attempts are tested with the dispatches.
+    monkeypatch.setattr(dispatching._breaker, "is_open", lambda: False)
+
+
+# --- what is dispatched
+
+
+def test_a_step_that_was_never_dispatched_is(run):
+    assert messages() == []
+    overdue(run, "one")
+    assert sweep(Overdue(), USING) == 1
+    (message,) = messages()
+    assert message.actor_name == "shop.Chain.one"
+    assert message.args == (str(run.pk), row(run, "one").pk)
+    assert message.options == {}
+    assert claim(run, "one") is not None
+
+
+def test_a_step_that_is_not_overdue_is_left_alone(run):
+    assert sweep(Overdue(), USING) == 0
+    assert messages() == []
+
+
+def test_a_step_whose_message_was_lost_after_a_commit_is_dispatched(run):
+    perform(claim(run, "one"))
+    overdue(run, "two")
+    assert sweep(Overdue(), USING) == 1
+    assert [message.actor_name for message in messages()] == ["shop.Chain.two"]
+
+
+def test_a_retry_is_dispatched_with_the_attempts_that_have_failed(run):
+    fail(claim(run, "one"), final=False)
+    overdue(run, "one")
+    assert sweep(Never(), USING) == 0
+    overdue(run, "one")
+    assert sweep(Overdue(), USING) == 1
+    assert [message.options["retries"] for message in messages()] == [1]
+
+
+def test_a_delay_that_is_over_needs_no_evidence_of_a_loss():
+    run = chain().start({}, delay=timedelta(days=40)).run
+    with clock() as moving:
+        assert sweep(Never(), USING) == 0
+        moving.move(timedelta(days=40))
+        assert sweep(Never(), USING) == 1
+        assert ledger(run) == {"one": "queued"}
+        assert len(messages()) == 1
+
+
+def test_a_step_of_a_lost_worker_is_taken_back_and_dispatched(run):
+    claim(run, "one")
+    overdue(run, "one")
+    assert sweep(Never(), USING) == 1
+    assert (row(run, "one").status, row(run, "one").lost) == ("queued", 1)
+    assert len(messages()) == 1
+
+
+def test_a_held_step_is_not_dispatched(run):
+    overdue(run, "one")
+    run.pause()
+    assert sweep(Overdue(), USING) == 0
+    assert messages() == []
+
+
+def test_all_that_is_due_is_done_in_one_sweep(monkeypatch):
+    monkeypatch.setattr(due, "BATCH", 2)
+    for sequence in chain().start_many([{}] * 5):
+        overdue(sequence.run, "one")
+    assert sweep(Overdue(), USING) == 5
+    assert len({message.args for message in messages()}) == 5
+
+
+def test_a_row_that_cannot_be_taken_back_does_not_stop_the_sweep(run, monkeypatch):
+    broken, other = run, chain().start().run
+    reap = failures.reap
+
+    def unless_broken(found, using):
+        if found.run_id == broken.pk:
+            raise SequenceError("no")
+        return reap(found, using)
+
+    monkeypatch.setattr(failures, "reap", unless_broken)
+    for one in (broken, other):
+        claim(one, "one")
+        overdue(one, "one")
+    assert sweep(Overdue(), USING) == 1
+    assert row(other, "one").status == "queued"
+
+
+def test_a_plan_of_a_later_format_waits_for_workers_that_read_it(run):
+    later = run.plan
+    later.pk, later.fingerprint, later.graph = None, "x", {"format": 99, "steps": []}
+    later.save()
+    type(run).objects.filter(pk=run.pk).update(plan=later)
+    overdue(run, "one")
+    assert sweep(Overdue(), USING) == 0
+    assert ledger(run) == {"one": "queued"}
+    assert row(run, "one").wake_at > now()
+
+
+# --- backoff
+
+
+def test_the_pause_between_dispatches_grows(run):
+    for times in range(3):
+        overdue(run, "one")
+        assert sweep(Overdue(), USING) == 1
+        left = row(run, "one").wake_at - now()
+        assert GRACE * 2**times - timedelta(seconds=10) < left <= GRACE * 2**times
+
+
+def test_a_dispatch_that_the_broker_refuses_does_not_grow_it(run, broker, monkeypatch):
+    down(broker, monkeypatch)
+    for _ in range(3):
+        overdue(run, "one")
+        assert sweep(Overdue(), USING) == 0
+        assert row(run, "one").dispatches == 0
+        assert row(run, "one").wake_at - now() <= GRACE
+    monkeypatch.undo()
+    overdue(run, "one")
+    assert sweep(Overdue(), USING) == 1
+
+
+def test_a_claim_of_a_message_that_was_sent_twice_is_harmless(run):
+    overdue(run, "one")
+    sweep(Overdue(), USING)
+    overdue(run, "one")
+    sweep(Overdue(), USING)
+    assert len(messages()) == 2
+    assert claim(run, "one") is not None
+    assert claim(run, "one") is None
+
+
+# --- what a worker sees of its queues
+
+
+class Time:
+    """The monotonic clock of `traffic`, moved by a test."""
+
+    def __init__(self, monkeypatch):
+        self.seconds = 1000.0
+        fake = SimpleNamespace(monotonic=lambda: self.seconds)
+        monkeypatch.setattr("sequences.traffic.time", fake)
+
+    def passes(self, seconds):
+        self.seconds += seconds
+
+
+@pytest.fixture
+def passing(monkeypatch):
+    return Time(monkeypatch)
+
+
+class Consumer:
+    def __init__(self, prefetch=2):
+        self.prefetch, self.alive = prefetch, True
+
+    def is_alive(self):
+        return self.alive
+
+
+def worker(*queues, waiting=()):
+    queued = [SimpleNamespace(message=SimpleNamespace(queue_name=name)) for name in waiting]
+    return SimpleNamespace(
+        consumers={name: Consumer() for name in queues},
+        work_queue=SimpleNamespace(queue=queued),
+    )
+
+
+def milliseconds(moment):
+    return int(moment.timestamp() * 1000)
+
+
+NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
+
+
+def test_nothing_is_lost_in_a_queue_that_the_worker_does_not_consume(passing):
+    traffic = Traffic(worker("default"))
+    traffic.look()
+    passing.passes(1000)
+    traffic.look()
+    assert not traffic.is_lost("mails", NOON, NOON)
+    assert traffic.is_lost("default", NOON, NOON)
+
+
+def test_nothing_is_lost_without_a_worker():
+    assert not Traffic().is_lost("default", NOON, NOON)
+
+
+def test_delay_queues_are_not_looked_after():
+    assert set(Traffic(worker("default", "default.DQ")).queues()) == {"default"}
+
+
+def test_a_worker_that_has_just_begun_knows_nothing(passing):
+    traffic = Traffic(worker("default"))
+    traffic.look()
+    assert not traffic.is_lost("default", NOON, NOON)
+
+
+def test_a_message_is_lost_when_one_that_was_sent_a_grace_later_has_arrived(passing):
+    traffic = Traffic(worker("default"))
+    traffic.look()
+    traffic.began("default", milliseconds(NOON + timedelta(seconds=14)), first=True)
+    assert not traffic.is_lost("default", NOON, NOON)
+    traffic.began("default", milliseconds(NOON + timedelta(seconds=15)), first=True)
+    assert traffic.is_lost("default", NOON, NOON)
+    assert not traffic.is_lost("default", NOON + timedelta(seconds=1), NOON)
+
+
+def test_an_older_message_that_arrives_afterwards_changes_nothing(passing):
+    traffic = Traffic(worker("default"))
+    traffic.began("default", milliseconds(NOON + timedelta(seconds=15)), first=True)
+    traffic.began("default", milliseconds(NOON), first=True)
+    assert traffic.is_lost("default", NOON, NOON)
+
+
+def test_a_retry_proves_nothing_for_it_was_delayed(passing):
+    traffic = Traffic(worker("default"))
+    traffic.began("default", milliseconds(NOON + timedelta(hours=1)), first=False)
+    assert not traffic.is_lost("default", NOON, NOON)
+
+
+def test_a_message_of_another_queue_proves_nothing(passing):
+    traffic = Traffic(worker("default", "mails"))
+    traffic.began("mails", milliseconds(NOON + timedelta(hours=1)), first=True)
+    assert not traffic.is_lost("default", NOON, NOON)
+
+
+def test_a_message_is_lost_when_the_queue_has_given_nothing_for_a_while(passing):
+    traffic = Traffic(worker("default"))
+    traffic.look()
+    passing.passes(DRAINED - 0.1)
+    traffic.look()
+    assert not traffic.is_lost("default", NOON, NOON)
+    passing.passes(0.2)
+    traffic.look()
+    assert traffic.is_lost("default", NOON, NOON)
+    traffic.began("default", milliseconds(NOON), first=True)
+    assert not traffic.is_lost("default", NOON, NOON)
+
+
+def test_a_queue_whose_worker_has_its_hands_full_may_hold_anything(passing):
+    traffic = Traffic(worker("default"))
+    for _ in range(2):
+        traffic.began("default", milliseconds(NOON), first=True)
+    for _ in range(600):
+        traffic.look()
+        passing.passes(1)
+    traffic.look()
+    assert not traffic.is_lost("default", NOON, NOON)
+    traffic.ended("default")
+    traffic.look()
+    assert not traffic.is_lost("default", NOON, NOON)
+    passing.passes(DRAINED)
+    traffic.look()
+    assert traffic.is_lost("default", NOON, NOON)
+
+
+def test_a_queue_with_messages_that_wait_in_the_worker_may_hold_anything(passing):
+    busy = worker("default", "mails", waiting=["default"])
+    traffic = Traffic(busy)
+    traffic.look()
+    passing.passes(DRAINED)
+    traffic.look()
+    assert not traffic.is_lost("default", NOON, NOON)
+    assert traffic.is_lost("mails", NOON, NOON)
+
+
+def test_a_queue_whose_consumer_is_not_connected_may_hold_anything(passing):
+    cut_off = worker("default")
+    cut_off.consumers["default"].alive = False
+    traffic = Traffic(cut_off)
+    traffic.look()
+    passing.passes(1000)
+    traffic.look()
+    assert not traffic.is_lost("default", NOON, NOON)
+
+
+def test_a_backlog_is_not_amplified(passing):
+    """Many messages wait for longer than the grace, and all threads are busy for ten minutes."""
+    traffic = Traffic(worker("default"))
+    began_at = now() - timedelta(minutes=10)
+    for _ in range(2):
+        traffic.began("default", milliseconds(began_at), first=True)
+    runs = [sequence.run for sequence in chain().start_many([{}] * 20)]
+    for _ in range(40):
+        StepRun.objects.update(queued_at=began_at, wake_at=now() - timedelta(seconds=1))
+        passing.passes(15)
+        traffic.look()
+        assert sweep(traffic, USING) == 0
+    assert messages() == []
+    assert all(ledger(run) == {"one": "queued"} for run in runs)
+
+
+def test_what_a_drained_queue_has_lost_is_dispatched(passing):
+    traffic = Traffic(worker("default"))
+    traffic.look()
+    run = chain().start().run
+    with clock() as moving:
+        moving.move(GRACE)
+        passing.passes(15)
+        traffic.look()
+        assert sweep(traffic, USING) == 1
+    assert len(messages()) == 1
+    assert fresh(run).status == "running"
+
+
+# --- the thread and the command
+
+
+def wait_until(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "it did not come about in a minute"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def _at_once(monkeypatch):
+    """A worker's sweep begins without looking around first."""
+    monkeypatch.setattr("sequences.traffic.DRAINED", 0.0)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("_at_once")
+def test_the_thread_of_a_worker_sweeps_until_it_is_stopped_also_after_errors():
+    looks = []
+
+    class Evidence(Overdue):
+        def look(self):
+            looks.append(threading.current_thread())
+            if len(looks) < 3:
+                raise ConnectionError("the database is away")
+
+    run = chain().start().run
+    before = len(messages())
+    sweeper = Sweeper(Evidence(), 0.01)
+    sweeper.start()
+    try:
+        wait_until(lambda: len(looks) > 3)
+        overdue(run, "one")
+        wait_until(lambda: len(messages()) > before)
+    finally:
+        sweeper.stop()
+    assert not sweeper.is_alive()
+    assert set(looks) == {sweeper}
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("_at_once")
+def test_the_thread_stores_the_plans_of_its_release():
+    cls = chain()
+    done = threading.Event()
+
+    class Evidence(Overdue):
+        def look(self):
+            done.set()
+
+    sweeper = Sweeper(Evidence(), 0.01)
+    sweeper.start()
+    try:
+        assert done.wait(60)
+    finally:
+        sweeper.stop()
+    stored = StoredPlan.objects.get(sequence="shop.Chain")
+    assert stored.fingerprint == cls._definition.plan.fingerprint
+
+
+def test_the_command_sweeps_once_and_says_how_much(run):
+    overdue(run, "one")
+    out = StringIO()
+    call_command("sequences", "sweep", stdout=out)
+    assert out.getvalue() == "1 dispatched\n"
+    out = StringIO()
+    call_command("sequences", "sweep", stdout=out)
+    assert out.getvalue() == "0 dispatched\n"
+
+
+def test_the_command_sweeps_until_it_is_interrupted(run, monkeypatch):
+    pauses = []
+
+    def sleep(seconds):
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            raise KeyboardInterrupt
+        overdue(run, "one")
+
+    monkeypatch.setattr("sequences.sweep.time", SimpleNamespace(sleep=sleep))
+    out = StringIO()
+    with override_settings(SEQUENCES={"SWEEP_INTERVAL": 7}):
+        call_command("sequences", "sweep", "--loop", stdout=out)
+    assert out.getvalue() == "Stopped.\n"
+    assert pauses == [7, 7]
+    assert len(messages()) == 1
+
+
+def test_the_command_asks_with_growing_pauses(run):
+    change(run, "one", queued_at=now() - timedelta(hours=1), dispatches=3)
+    overdue(run, "one")
+    call_command("sequences", "sweep", stdout=StringIO())
+    assert row(run, "one").dispatches == 4
+    assert row(run, "one").wake_at - now() > timedelta(seconds=100)
+
+
+def test_the_command_needs_a_task():
+    with pytest.raises(CommandError, match="task"):
+        call_command("sequences", stdout=StringIO())
+
+
+def test_a_sweep_finds_nothing_among_finished_steps(run):
+    perform(claim(run, "one"))
+    perform(claim(run, "two"))
+    assert not StepRun.objects.filter(wake_at__isnull=False).exists()
+    with clock() as moving:
+        moving.move(timedelta(days=400))
+        assert sweep(Overdue(), USING) == 0

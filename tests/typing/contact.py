@@ -1,0 +1,117 @@
+"""Code as users write it. Nobody runs it: mypy and pyright check that they understand it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any, assert_type
+
+import dramatiq
+
+from sequences import Abort, Sequence, finish, get, repeat, step
+from sequences.models import SequenceRun, StepRun
+from sequences.steps import Finish, Repeat, Step
+from sequences.testing import assert_ledger, build, clock, drain, isolate_sequences, run
+
+
+def notify(sequence: Sequence) -> int:
+    return len(sequence.data)
+
+
+class Render:
+    def perform(self, sequence: Sequence) -> str:
+        return ""
+
+
+@dramatiq.actor(max_retries=3)
+def convert(pages: int) -> float:
+    return 1.0
+
+
+class ContactForm(Sequence):
+    class Meta:
+        max_retries = 3
+        handoff = "direct"
+        retention = timedelta(days=30)
+
+    @step
+    def create(self) -> int:
+        assert_type(self.data, dict[str, Any])
+        assert_type(self.run, SequenceRun)
+        assert_type(self.step_run, StepRun)
+        assert_type(self.attempt, int)
+        assert_type(self.idempotency_key, str)
+        self.progress(1, 2, "half")
+        return 1
+
+    @step(after=create, delay=timedelta(days=1), when=lambda self: True, max_retries=5)
+    def assign(self) -> Repeat | None:
+        if self.create() > 1:
+            raise Abort("too many")
+        return repeat(after=timedelta(seconds=3))
+
+    @step(after=[create, "assign"], delay=lambda self: timedelta(days=self.data["days"]))
+    def end(self) -> Finish:
+        assert_type(self.result(ContactForm.create, 0), Any)
+        assert_type(self.results("create"), Iterator[Any])
+        return finish()
+
+    notified = step(notify, after="create")
+    rendered = step(Render)
+    converted = step(convert, args=lambda self: (self.data["pages"],))
+
+    def of_instances(self) -> None:
+        assert_type(self.create(), int)
+        assert_type(self.notified(), int)
+        assert_type(self.rendered(), str)
+        assert_type(self.converted(), float)
+
+
+class GiftForm(ContactForm):
+    assign = None  # type: ignore[assignment]
+
+    @step
+    def create(self) -> int:
+        return super().create() + 1
+
+
+def view() -> None:
+    sequence = ContactForm(name="Joel", key="data too", self="also", cls="this")
+    assert_type(sequence, ContactForm)
+    assert_type(sequence.created, bool)
+    assert_type(ContactForm.start({"name": "Joel"}, key="a", unique="unfinished"), ContactForm)
+    assert_type(ContactForm.start_many([{}, ({}, {"key": "a"})]), list[ContactForm])
+    assert_type(ContactForm.create, Step[int])
+    assert_type(ContactForm.rendered, Step[str])
+    assert_type(get("shop.ContactForm"), type[Sequence])
+
+    ContactForm.start({}, kay=1)  # type: ignore[call-arg]
+    ContactForm.start({}, unique="never")  # type: ignore[arg-type]
+    ContactForm.start([1])  # type: ignore[arg-type]
+
+
+def steer(run: SequenceRun) -> None:
+    run.pause(by="me", reason="let me see")
+    run.skip(ContactForm.assign, reason="not needed")
+    run.restart_from("create")
+    run.edit({"name": "Joel"})
+    for one in ContactForm.runs.unfinished().waiting_for(ContactForm.end):
+        one.cancel()
+    run.skip(5)  # type: ignore[arg-type]
+
+
+async def asynchronous_view() -> None:
+    sequence = await ContactForm.astart({})
+    assert_type(sequence, ContactForm)
+    assert_type(await ContactForm.astart_many([{}]), list[ContactForm])
+    await sequence.run.apause()
+
+
+@isolate_sequences()
+def test() -> None:
+    assert_type(run(ContactForm, name="Joel"), ContactForm)
+    assert_type(build(ContactForm).create(), int)
+    assert_type(drain(), int)
+    with clock() as moving:
+        moving.move(timedelta(days=1))
+    assert_ledger(run(ContactForm), [("create", "succeeded")])
