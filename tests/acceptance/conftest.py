@@ -11,6 +11,10 @@ def hire(request, tmp_path, transactional_db, settings):
     crews = []
 
     def make(kind, gateway=None, **changed):
+        # Workers of another broker would sweep this test's rows to it.
+        standing = getattr(request.module, "standing", None)
+        if standing:
+            standing.dismiss()
         crew = Crew(kind, request.getfixturevalue(f"{kind}_url"), tmp_path, **changed)
         if gateway:
             crew.connect_to(gateway.url)
@@ -24,14 +28,14 @@ def hire(request, tmp_path, transactional_db, settings):
     yield make
     for crew in reversed(crews):
         crew.__exit__()
-        crew.dismiss()
         crew.show()
+        crew.dismiss()
 
 
 @pytest.fixture(scope="module")
 def standing_crew(request, django_db_setup, tmp_path_factory, redis_url):
-    """Two workers on Redis that every test of the module may use that leaves them alive."""
-    crew = Crew("redis", redis_url, tmp_path_factory.mktemp("crew"))
+    """Two workers on Redis for all tests that leave them alive."""
+    crew = request.module.standing = Crew("redis", redis_url, tmp_path_factory.mktemp("crew"))
     yield crew
     crew.dismiss()
 

@@ -156,36 +156,9 @@ class TestStall:
         assert not sequence.run.failures.exists()
 
 
-class TestMessages:
-    def test_one_that_is_delivered_several_times_at_once_is_performed_once(self, crew):
-        with dispatching.caught() as dispatches:
-            sequences = [Tiny() for _ in range(10)]
-        before = crew.skipped()
-        for message in [dispatching.message_for(one) for one in dispatches]:
-            for _ in range(4):
-                crew.broker.enqueue(message)
-        for sequence in sequences:
-            assert_once(sequence, "only")
-            assert_no_failure(sequence)
-        wait_for(lambda: crew.skipped() == before + 30, "the skipping of each duplicate")
-        assert Entry.objects.count() == 10
-
-    def test_one_that_comes_again_while_its_step_runs_changes_nothing(self, crew, gate):
-        with dispatching.caught() as dispatches:
-            sequence = Busy(gate=str(gate))
-        message = dispatching.message_for(dispatches[0])
-        crew.broker.enqueue(message)
-        wait_for(gate.visitors)
-        before = crew.skipped()
-        crew.broker.enqueue(message)
-        wait_for(lambda: crew.skipped() > before)
-        gate.open()
-        assert_once(sequence, "only")
-        assert_no_failure(sequence)
-        assert len(gate.visitors()) == 1
-
+class TestQueue:
     @pytest.mark.parametrize("kind", BROKERS)
-    def test_all_of_them_may_be_lost(self, kind, hire):
+    def test_all_messages_may_be_lost(self, kind, hire):
         crew = hire(kind)
         sequences = [Held(gate=str(opened(crew))) for _ in range(3)]
         crew.lose_messages()
@@ -194,7 +167,7 @@ class TestMessages:
             assert_once(sequence, "first", "held", "last")
             assert_no_failure(sequence)
 
-    def test_a_long_queue_gets_next_to_no_duplicates(self, hire, gate):
+    def test_a_long_one_gets_next_to_no_duplicates(self, hire, gate):
         crew = hire("redis", GRACE=1)
         crew.start(1)
         busy = [Busy(gate=str(gate)) for _ in range(2)]
@@ -255,6 +228,42 @@ class TestBrokerDown:
             gateway.open()
             assert_once(sequence, "only")
             assert_no_failure(sequence)
+
+
+# From here on all tests share one crew.
+
+
+class TestMessages:
+    def test_one_that_is_delivered_several_times_at_once_is_performed_once(self, crew):
+        with dispatching.caught() as dispatches:
+            sequences = [Tiny() for _ in range(10)]
+        before = crew.skipped()
+        for worker in crew.workers:
+            worker.freeze()
+        for message in [dispatching.message_for(one) for one in dispatches]:
+            for _ in range(4):
+                crew.broker.enqueue(message)
+        for worker in crew.workers:
+            worker.thaw()
+        for sequence in sequences:
+            assert_once(sequence, "only")
+            assert_no_failure(sequence)
+        wait_for(lambda: crew.skipped() == before + 30, "the skipping of each duplicate")
+        assert Entry.objects.count() == 10
+
+    def test_one_that_comes_again_while_its_step_runs_changes_nothing(self, crew, gate):
+        with dispatching.caught() as dispatches:
+            sequence = Busy(gate=str(gate))
+        message = dispatching.message_for(dispatches[0])
+        crew.broker.enqueue(message)
+        wait_for(gate.visitors)
+        before = crew.skipped()
+        crew.broker.enqueue(message)
+        wait_for(lambda: crew.skipped() > before)
+        gate.open()
+        assert_once(sequence, "only")
+        assert_no_failure(sequence)
+        assert len(gate.visitors()) == 1
 
 
 class TestLongSteps:

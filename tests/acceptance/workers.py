@@ -104,7 +104,7 @@ class Crew:
         self.kind, self.directory, self.server_url = kind, directory, url
         self.settings = {**SETTINGS, **settings}
         self.namespace = f"acceptance-{uuid4().hex[:12]}"
-        self.workers = []
+        self.workers, self.hired = [], 0
         self.connect_to(url)
 
     def connect_to(self, url):
@@ -136,7 +136,8 @@ class Crew:
         return started
 
     def _start(self, environment, threads):
-        log = self.directory / f"worker-{len(self.workers) + 1}.log"
+        self.hired += 1
+        log = self.directory / f"worker-{self.hired}.log"
         self.workers.append(Worker(environment, log, threads))
         return self.workers[-1]
 
@@ -188,6 +189,7 @@ class Crew:
         """Kill them all, and leave nothing on the server."""
         for worker in self.workers:
             worker.kill()
+        self.workers = []
         self._clean()
 
     @contextmanager

@@ -1,0 +1,100 @@
+"""The examples in the documents do what they say."""
+
+import re
+import sys
+import unittest
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from django.test import TestCase
+
+from sequences import definition
+from sequences.testing import isolate_sequences
+from testproject.contact import models
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+HEADING = re.compile(r"^##+ (.+)$", re.MULTILINE)
+
+
+def sections(name):
+    """Every section that has examples: its heading, and its code on the lines that it has there.
+
+    What stands in one section is one module.
+    """
+    text = (DOCS / name).read_text()
+    starts = [match.start() for match in HEADING.finditer(text)]
+    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
+        section = text[start:end]
+        blocks = list(BLOCK.finditer(section))
+        if blocks:
+            offset = text.count("\n", 0, start)
+            yield HEADING.match(section)[1], code_of(section, blocks, offset)
+
+
+def code_of(section, blocks, offset):
+    lines = [""] * (offset + section.count("\n") + 1)
+    for block in blocks:
+        first = offset + section.count("\n", 0, block.start(1))
+        code = block[1].splitlines()
+        lines[first : first + len(code)] = code
+    return "\n".join(lines)
+
+
+@pytest.fixture
+def shop(monkeypatch, settings):
+    """The reader's app: all its modules are one, but its models."""
+    module = ModuleType("shop.sequences")
+    models_module = ModuleType("shop.models")
+    vars(models_module).update(vars(models))
+    for name in ("shop", "shop.sequences", "shop.urls"):
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(sys.modules, "shop.models", models_module)
+    monkeypatch.setattr(definition, "_containing_app_label", lambda cls: "shop")
+    monkeypatch.setattr(models.Message, "__module__", "shop.models")
+    settings.ROOT_URLCONF = "shop.urls"
+    with isolate_sequences():
+        yield module
+
+
+SECTIONS = dict(sections("writing.md"))
+
+
+TESTS = {heading for heading, code in SECTIONS.items() if "(TestCase)" in code}
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("heading", [heading for heading in SECTIONS if heading not in TESTS])
+def test_the_examples_run(shop, heading):
+    execute(heading, shop)
+
+
+@pytest.mark.usefixtures("django_db_setup")
+@pytest.mark.parametrize("heading", sorted(TESTS))
+def test_the_tests_among_the_examples_pass(shop, heading, django_db_blocker):
+    execute(heading, shop)
+    found = [value for value in vars(shop).values() if isinstance(value, type)]
+    with django_db_blocker.unblock():
+        for test_case in found:
+            if issubclass(test_case, TestCase) and test_case is not TestCase:
+                perform(test_case)
+
+
+def execute(heading, module):
+    exec(compile(SECTIONS[heading], DOCS / "writing.md", "exec"), vars(module))
+
+
+def perform(test_case):
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(test_case).run(result)
+    assert result.testsRun > 0
+    assert not [text for _, text in (*result.errors, *result.failures)]
+
+
+def test_every_heading_is_said_once_and_every_link_inside_leads_to_one():
+    text = (DOCS / "writing.md").read_text()
+    headings = [heading.lower() for heading in HEADING.findall(text)]
+    anchors = [re.sub(r"[^\w -]", "", heading).replace(" ", "-") for heading in headings]
+    assert len(set(anchors)) == len(anchors)
+    assert set(re.findall(r"\]\(#([\w-]+)\)", text)) <= set(anchors)
