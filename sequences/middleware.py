@@ -66,7 +66,7 @@ class SequencesMiddleware(Middleware):
         step_run_id = int(message.args[1])
         if message.failed:
             given_up = failures.give_up(step_run_id, delivery.attempts + 1, None, conf.using())
-            dispatching.send(given_up)
+            dispatching.send(given_up or [])
         else:
             delay = delivery.retry_delay or 0 if delivery.retried else 0
             failures.set_due(step_run_id, delivery.attempts + 1, delay, conf.using())
@@ -82,7 +82,7 @@ class SequencesMiddleware(Middleware):
             attempts = int(message.options.get("retries", 0))
             failure = failures.Failure.of(error)
             given_up = failures.give_up(int(message.args[1]), attempts, failure, conf.using())
-            dispatching.send(given_up)
+            dispatching.send(given_up or [])
 
     def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
         """Start the heartbeat and the sweep."""

@@ -45,7 +45,7 @@ def perform(claim):
 def fail(claim, *, final=True, error=None):
     """The claimed step fails: for good, or to be retried."""
     failure = Failure.of(error or ValueError("broken"))
-    return failures.record(claim, failure, final=final, using=conf.using())
+    return failures.record(claim, failure, final=final, using=conf.using()) is not None
 
 
 def sent(act):

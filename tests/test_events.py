@@ -252,7 +252,9 @@ def test_beside_a_failed_branch_a_delivery_is_kept_for_the_retry():
 
 def test_only_events_of_the_plan_can_be_delivered():
     run = waiting(order())
-    with pytest.raises(UnknownStep, match=r"Step 'ship' of shop\.Order waits for no event\. There are: approval"):
+    with pytest.raises(
+        UnknownStep, match=r"Step 'ship' of shop\.Order waits for no event\. There are: approval"
+    ):
         run.deliver("ship")
     with pytest.raises(UnknownStep, match=r"shop\.Order has no step 'aproval'\. Did you mean"):
         run.deliver("aproval")

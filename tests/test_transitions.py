@@ -276,7 +276,7 @@ def test_a_beat_for_a_step_that_is_not_ours_any_more_changes_nothing(run):
 def test_a_step_whose_lease_has_run_out_is_given_to_another(run):
     claim(run, "one")
     overdue(run, "one")
-    dispatch = failures.reap(row(run, "one"), USING)
+    (dispatch,) = failures.reap(row(run, "one"), USING)
     found = row(run, "one")
     assert (found.status, found.token, found.lost, found.attempts) == ("queued", None, 1, 0)
     assert dispatch.step_run_id == found.pk
@@ -290,7 +290,7 @@ def test_a_lease_that_was_extended_meanwhile_is_not_reaped(run):
     seen = row(run, "one")
     claims.beat(held, None, USING)
     before = stored(run)
-    assert failures.reap(seen, USING) is None
+    assert failures.reap(seen, USING) == []
     assert stored(run) == before
 
 
@@ -302,7 +302,7 @@ def test_a_step_that_another_has_claimed_meanwhile_is_not_reaped(run):
     claim(run, "one")
     overdue(run, "one")
     before = stored(run)
-    assert failures.reap(seen, USING) is None
+    assert failures.reap(seen, USING) == []
     assert stored(run) == before
 
 
@@ -310,7 +310,7 @@ def test_a_lost_step_of_a_paused_run_is_held(run):
     claim(run, "one")
     run.pause()
     overdue(run, "one")
-    assert failures.reap(row(run, "one"), USING) is None
+    assert failures.reap(row(run, "one"), USING) == []
     found = row(run, "one")
     assert (found.status, found.lost, found.wake_at) == ("queued", 1, None)
 
@@ -439,7 +439,7 @@ def test_the_time_of_a_retry_is_set_in_a_pause_and_stays_held(run):
 
 def test_a_retry_that_is_given_up_fails_the_step(run):
     pk = retrying(run)
-    assert failures.give_up(pk, 1, None, USING) is True
+    assert failures.give_up(pk, 1, None, USING) == []
     assert ledger(run) == {"one": "failed"}
     assert fresh(run).status == "failed"
     assert fresh(run).failures.count() == 1
@@ -449,7 +449,7 @@ def test_a_retry_that_is_given_up_fails_the_step(run):
 def test_a_message_of_another_attempt_gives_nothing_up(run, attempts):
     pk = retrying(run)
     before = stored(run)
-    assert failures.give_up(pk, attempts, None, USING) is False
+    assert failures.give_up(pk, attempts, None, USING) is None
     assert stored(run) == before
 
 
@@ -457,23 +457,23 @@ def test_a_step_that_runs_again_already_is_not_given_up(run):
     pk = retrying(run)
     claim(run, "one")
     before = stored(run)
-    assert failures.give_up(pk, 1, Failure("E", "", ""), USING) is False
+    assert failures.give_up(pk, 1, Failure("E", "", ""), USING) is None
     assert stored(run) == before
     assert fresh(run).status == "running"
 
 
 def test_a_queued_step_is_given_up_only_with_a_failure_to_show(run):
     pk = row(run, "one").pk
-    assert failures.give_up(pk, 0, None, USING) is False
+    assert failures.give_up(pk, 0, None, USING) is None
     assert ledger(run) == {"one": "queued"}
-    assert failures.give_up(pk, 0, Failure("Expired", "too old", ""), USING) is True
+    assert failures.give_up(pk, 0, Failure("Expired", "too old", ""), USING) == []
     assert ledger(run) == {"one": "failed"}
     failure = fresh(run).failures.get()
     assert (failure.error, failure.message, failure.attempt) == ("Expired", "too old", 1)
 
 
 def test_a_step_that_does_not_exist_is_not_given_up():
-    assert failures.give_up(10**9, 0, None, USING) is False
+    assert failures.give_up(10**9, 0, None, USING) is None
 
 
 # --- what the sweep takes

@@ -16,7 +16,7 @@ from ..models import RunStatus, SequenceRun, StepRun, StepStatus
 from ..plan import Plan
 from . import fanout, plans, sql, starts, times, undoing
 from .locks import lock_run
-from .runs import end, is_failing, save, skip_unfinished, states_of, unfinished
+from .runs import end, save, skip_unfinished, states_of, unfinished
 from .values import Change, Claim, ClaimLost, Dispatch, dispatch_of, new_row
 
 #: A delay up to this is waited for in the broker too, which is more precise than a sweep.
@@ -183,7 +183,8 @@ def divert(run: SequenceRun, plan: Plan, name: str, now: datetime, using: str) -
     handler = plan.node(plan.node(name).on_error)
     ready = []
     if handler.name not in states:
-        held = run.status == RunStatus.PAUSED or is_failing(run, plan, using)
+        others_fail = plan.is_failing({**states, handler.name: StepStatus.QUEUED})
+        held = run.status == RunStatus.PAUSED or others_fail
         row = new_row(run.pk, handler, now, None if held else now + times.grace())
         starts.insert([row], using)
         ready = [] if held else [dispatch_of(row, plan)]

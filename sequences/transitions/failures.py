@@ -130,8 +130,10 @@ def _set_due(step_run_id: int, attempts: int, delay: int, using: str) -> None:
     rows.filter(wake_at__isnull=False).update(wake_at=due + times.grace())
 
 
-def give_up(step_run_id: int, attempts: int, failure: Failure | None, using: str) -> list[Dispatch]:
-    """Dramatiq will not try this step again: it has finally failed.
+def give_up(
+    step_run_id: int, attempts: int, failure: Failure | None, using: str
+) -> list[Dispatch] | None:
+    """Dramatiq will not try this step again: it has finally failed. None: it had not.
 
     `failure` is given where no attempt of its own recorded one: a message too old to run.
     """
@@ -140,19 +142,19 @@ def give_up(step_run_id: int, attempts: int, failure: Failure | None, using: str
 
 def _give_up(
     step_run_id: int, attempts: int, failure: Failure | None, using: str
-) -> list[Dispatch]:
+) -> list[Dispatch] | None:
     rows = StepRun._base_manager.using(using).filter(pk=step_run_id)
     row = rows.first()
     run = None if row is None else lock_run(row.run_id, using)
     if row is None or run is None:
-        return []
+        return None
     now = times.now(using)
     states = [StepStatus.RETRYING, StepStatus.QUEUED] if failure else [StepStatus.RETRYING]
     failed = rows.filter(status__in=states, attempts=attempts).update(
         status=StepStatus.FAILED, wake_at=None, due_at=None, finished_at=now
     )
     if not failed:
-        return []
+        return None
     if failure:
         _append(row.pk, row, failure, attempts + 1, "", now, using)
     return _fail(run, row, now, using)

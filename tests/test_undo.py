@@ -1,0 +1,432 @@
+import pytest
+
+from sequences import Abort, Sequence, on_failure, step
+from sequences.exceptions import InvalidDefinition, InvalidTransition
+from sequences.models import StepFailure, StepRun
+from sequences.testing import assert_ledger, drain, isolate_sequences, run
+from tests.engine import claim, fail, fresh, ledger, overdue, perform, sent, steps_of
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def _isolated():
+    with isolate_sequences():
+        yield
+
+
+def saga(*, fails=("ship",), with_handler=True, **ship_options):
+    """Charge, pack, ship: each writes down what it did, and what it undid."""
+    failing = set(fails)
+
+    def act(sequence, what):
+        if what in failing:
+            raise ValueError(f"{what} is broken")
+        sequence.data["done"] = [*sequence.data.get("done", []), what]
+
+    class Saga(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 0
+
+        @step
+        def charge(self):
+            act(self, "charge")
+
+        @charge.undo
+        def refund(self):
+            act(self, "refund")
+
+        @step
+        def pack(self):
+            act(self, "pack")
+
+        @pack.undo
+        def unpack(self):
+            act(self, "unpack")
+
+        @step(**ship_options)
+        def ship(self):
+            act(self, "ship")
+
+        if with_handler:
+
+            @on_failure
+            def tell(self):
+                act(self, f"tell of {self.failure.step}: {self.failure.message}")
+
+    Saga.failing = failing
+    return Saga
+
+
+def test_a_run_that_succeeds_undoes_nothing_and_tells_nobody():
+    sequence = run(saga(fails=()))
+    assert sequence.data["done"] == ["charge", "pack", "ship"]
+    assert_ledger(sequence, [("charge", "succeeded"), ("pack", "succeeded"), ("ship", "succeeded")])
+
+
+def test_a_failed_run_undoes_what_it_did_newest_first_and_then_tells():
+    sequence = run(saga())
+    assert sequence.run.status == "failed"
+    assert sequence.data["done"] == [
+        "charge",
+        "pack",
+        "unpack",
+        "refund",
+        "tell of ship: ship is broken",
+    ]
+    assert_ledger(
+        sequence,
+        [
+            ("charge", "succeeded"),
+            ("pack", "succeeded"),
+            ("ship", "failed"),
+            ("unpack", "succeeded"),
+            ("refund", "succeeded"),
+            ("tell", "succeeded"),
+        ],
+    )
+
+
+def test_only_what_succeeded_is_undone():
+    sequence = run(saga(fails=["pack"], with_handler=False))
+    assert sequence.data["done"] == ["charge", "refund"]
+
+
+def test_while_it_is_undone_the_run_says_so_and_is_not_finished():
+    run_ = saga()().run
+    perform(claim(run_, "charge"))
+    perform(claim(run_, "pack"))
+    fail(claim(run_, "ship"))
+    run_ = fresh(run_)
+    assert (run_.status, run_.is_finished, run_.finished_at) == ("undoing", False, None)
+    assert ledger(run_)["unpack"] == "queued"
+    assert "refund" not in ledger(run_)
+
+
+def test_the_undo_after_next_is_inserted_in_the_commit_of_the_one_before():
+    run_ = saga()().run
+    perform(claim(run_, "charge"))
+    perform(claim(run_, "pack"))
+    fail(claim(run_, "ship"))
+    assert steps_of(perform(claim(run_, "unpack"))) == ["refund"]
+    assert steps_of(perform(claim(run_, "refund"))) == ["tell"]
+    assert perform(claim(run_, "tell")) == []
+    assert fresh(run_).status == "failed"
+
+
+def test_an_undo_whose_message_was_lost_is_dispatched_by_the_sweep():
+    from sequences.sweep import Overdue, sweep
+
+    run_ = saga()().run
+    perform(claim(run_, "charge"))
+    fail(claim(run_, "pack"))
+    overdue(run_, "refund")
+    assert steps_of(sent(lambda: sweep(Overdue(), "default"))) == ["refund"]
+
+
+def test_an_undo_whose_worker_died_is_begun_again():
+    from sequences.sweep import Overdue, sweep
+
+    run_ = saga()().run
+    perform(claim(run_, "charge"))
+    fail(claim(run_, "pack"))
+    claim(run_, "refund")
+    overdue(run_, "refund")
+    assert steps_of(sent(lambda: sweep(Overdue(), "default"))) == ["refund"]
+    drain()
+    assert fresh(run_).status == "failed"
+    assert ledger(run_)["refund"] == "succeeded"
+
+
+def test_a_failed_undo_is_seen_and_a_retry_goes_on_with_it():
+    cls = saga(fails=["ship", "unpack"])
+    sequence = run(cls)
+    assert sequence.run.status == "failed"
+    assert ledger(sequence.run)["unpack"] == "failed"
+    assert "refund" not in ledger(sequence.run)
+    assert sequence.data["done"][-1] == "tell of ship: ship is broken"
+    cls.failing.discard("unpack")
+    sequence.run.retry()
+    assert sequence.run.status == "undoing"
+    drain()
+    assert fresh(sequence.run).status == "failed"
+    assert fresh(sequence.run).data["done"][-2:] == ["unpack", "refund"]
+    assert list(ledger(sequence.run).values()).count("succeeded") == 5
+
+
+def test_a_failed_undo_can_be_skipped():
+    sequence = run(saga(fails=["ship", "unpack"]))
+    sequence.run.skip("unpack", reason="done by hand")
+    drain()
+    assert ledger(sequence.run)["unpack"] == "skipped"
+    assert ledger(sequence.run)["refund"] == "succeeded"
+    assert fresh(sequence.run).status == "failed"
+
+
+def test_a_run_that_was_undone_is_not_retried_but_restarted():
+    cls = saga()
+    sequence = run(cls)
+    with pytest.raises(InvalidTransition, match=r"not undone: restart_from\(\) begins again"):
+        sequence.run.retry()
+    with pytest.raises(InvalidTransition, match=r"not undone: restart_from\(\) begins again"):
+        sequence.run.skip("ship")
+    cls.failing.clear()
+    sequence.run.restart_from("charge")
+    drain()
+    assert fresh(sequence.run).status == "succeeded"
+    assert ledger(sequence.run) == {
+        "charge": "succeeded",
+        "pack": "succeeded",
+        "ship": "succeeded",
+    }
+    assert fresh(sequence.run).data["done"][-3:] == ["charge", "pack", "ship"]
+
+
+def test_a_restart_from_behind_an_undone_step_is_refused():
+    sequence = run(saga())
+    with pytest.raises(InvalidTransition, match="without undone steps that are not done again: ch"):
+        sequence.run.restart_from("pack")
+    assert fresh(sequence.run).status == "failed"
+
+
+def test_a_run_with_nothing_to_undo_can_be_retried():
+    cls = saga(fails=["charge"])
+    sequence = run(cls)
+    assert sequence.data["done"] == ["tell of charge: charge is broken"]
+    cls.failing.clear()
+    sequence.run.retry()
+    drain()
+    assert fresh(sequence.run).status == "succeeded"
+    assert "tell" not in ledger(sequence.run)
+
+
+def test_a_cancelled_run_is_undone_only_if_that_is_asked_for():
+    run_ = saga()().run
+    perform(claim(run_, "charge"))
+    run_.cancel()
+    drain()
+    assert ledger(run_) == {"charge": "succeeded", "pack": "cancelled"}
+    other = saga()().run
+    perform(claim(other, "charge"))
+    running = claim(other, "pack")
+    other.cancel(undo=True, by="ann")
+    with pytest.raises(Exception, match="taken away while it ran"):
+        perform(running)
+    drain()
+    assert fresh(other).status == "cancelled"
+    assert fresh(other).data["done"] == ["charge", "refund"]
+    assert "tell" not in ledger(other)
+
+
+def test_an_attempted_step_is_undone_where_that_is_declared():
+    def attempts(**options):
+        class Attempted(Sequence):
+            class Meta:
+                app_label = "shop"
+                max_retries = 0
+
+            @step(atomic=options.pop("atomic", True))
+            def charge(self):
+                raise Abort("the bank says no")
+
+            @charge.undo(**options)
+            def refund(self):
+                self.data["refunded"] = self.failure.message
+
+        return Attempted
+
+    assert run(attempts()).data == {}
+    assert run(attempts(attempted=True)).data == {"refunded": "the bank says no"}
+    assert run(attempts(atomic=False)).data == {"refunded": "the bank says no"}
+    assert run(attempts(atomic=False, attempted=False)).data == {}
+
+
+def test_each_item_of_a_fan_out_is_undone_with_its_result():
+    class Items(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 0
+
+        @step(each="amounts")
+        def charge(self, amount):
+            if amount == 2:
+                raise ValueError("no")
+            return f"charge-{amount}"
+
+        @charge.undo
+        def refund(self, amount, result):
+            self.data.setdefault("refunded", []).append([amount, result])
+
+    sequence = run(Items, amounts=[1, 2, 3])
+    assert sequence.run.status == "failed"
+    assert sequence.data["refunded"] == [[3, "charge-3"], [1, "charge-1"]]
+    rows = StepRun.objects.filter(run=sequence.run, step="refund").order_by("pk")
+    assert [row.item for row in rows] == [2, 0]
+
+
+def test_a_failure_of_a_branch_cancels_what_waits_and_undoes_the_other():
+    class Branches(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 0
+
+        @step(after=[])
+        def left(self):
+            self.data["left"] = 1
+
+        @left.undo
+        def unleft(self):
+            del self.data["left"]
+
+        @step(after=[])
+        def right(self):
+            raise ValueError("broken")
+
+        @step(after=left)
+        def later(self): ...
+
+    sequence = run(Branches)
+    assert sequence.run.status == "failed"
+    assert sequence.data == {}
+    assert ledger(sequence.run)["later"] == "cancelled"
+
+
+def test_a_failed_on_failure_leaves_the_run_failed():
+    sequence = run(saga(fails=["ship", "tell of ship: ship is broken"]))
+    assert sequence.run.status == "failed"
+    assert ledger(sequence.run)["tell"] == "failed"
+
+
+def test_an_undo_is_retried_with_options_of_its_own():
+    class Saga(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def charge(self): ...
+
+        @charge.undo(max_retries=3)
+        def refund(self):
+            if self.attempt < 3:
+                raise ValueError("busy")
+            self.data["refunded"] = self.attempt
+
+        @step
+        def ship(self):
+            raise Abort("no")
+
+    sequence = run(Saga)
+    assert sequence.data == {"refunded": 3}
+    assert StepFailure.objects.filter(run=sequence.run, step="refund").count() == 2
+
+
+# on_error
+
+
+def flow(*, fails=(), handler_after=None):
+    failing = set(fails)
+
+    class Flow(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 0
+
+        @step(on_error="mend")
+        def search(self):
+            if "search" in failing:
+                raise ValueError("broken")
+
+        @step
+        def fetch(self): ...
+
+        @step(after=handler_after)
+        def mend(self):
+            if "mend" in failing:
+                raise ValueError("broken too")
+            self.data["mended"] = True
+
+    Flow.failing = failing
+    return Flow
+
+
+def test_a_handler_runs_only_after_the_error():
+    assert ledger(run(flow()).run) == {"search": "succeeded", "fetch": "succeeded"}
+
+
+def test_after_an_error_the_run_goes_on_with_the_handler_and_succeeds():
+    sequence = run(flow(fails=["search"]))
+    assert sequence.run.status == "succeeded"
+    assert ledger(sequence.run) == {"search": "failed", "fetch": "skipped", "mend": "succeeded"}
+    assert sequence.data == {"mended": True}
+
+
+def test_a_handler_of_the_main_line_is_jumped_to():
+    cls = flow(fails=["search"], handler_after="fetch")
+    sequence = run(cls)
+    assert sequence.run.status == "succeeded"
+    assert ledger(sequence.run) == {"search": "failed", "fetch": "skipped", "mend": "succeeded"}
+    cls.failing.clear()
+    assert list(ledger(run(cls).run)) == ["search", "fetch", "mend"]
+
+
+def test_a_handler_that_fails_fails_the_run_and_a_retry_goes_on_with_it():
+    cls = flow(fails=["search", "mend"])
+    sequence = run(cls)
+    assert sequence.run.status == "failed"
+    cls.failing.discard("mend")
+    sequence.run.retry()
+    drain()
+    assert fresh(sequence.run).status == "succeeded"
+    assert ledger(sequence.run)["search"] == "failed"
+
+
+def test_a_restart_forgets_the_handler():
+    cls = flow(fails=["search"])
+    sequence = run(cls)
+    cls.failing.clear()
+    sequence.run.restart_from("search")
+    drain()
+    assert ledger(sequence.run) == {"search": "succeeded", "fetch": "succeeded"}
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("on_error", "its on_error is 'lost', which is not a step of it"),
+        ("itself", "its on_error is 'one'. Name another step"),
+        ("second undo", "it undoes 'one', which has an undo already"),
+        ("second on_failure", "it is a second @on_failure, beside 'tell'"),
+        ("after", "after is not for a step that only a failure begins"),
+    ],
+)
+def test_what_cannot_be_is_refused_when_the_class_is_created(body, message):
+    with pytest.raises(InvalidDefinition, match=message):
+
+        class Wrong(Sequence):
+            class Meta:
+                app_label = "shop"
+
+            @step(on_error={"on_error": "lost", "itself": "one"}.get(body))
+            def one(self): ...
+
+            if body == "second undo":
+
+                @one.undo
+                def first(self): ...
+
+                @one.undo
+                def second(self): ...
+
+            if body == "after":
+
+                @one.undo(after=[])
+                def first(self): ...
+
+            if body == "second on_failure":
+
+                @on_failure
+                def tell(self): ...
+
+                @on_failure
+                def shout(self): ...
