@@ -235,9 +235,7 @@ class Bound:
         self.claim, self.performance, self.using = claim, performance, using
         self.before: dict[str, Any] = json_data.loads(claim.data)
         self.sequence = definition.cls._bind(
-            run=_run_of(claim, using),
             data=json_data.loads(claim.data),
-            step_run=_step_run_of(claim, using),
             attempt=claim.attempts + 1,
             context=self,
         )
@@ -290,6 +288,16 @@ class Bound:
             f"The delay of step {self.claim.step!r} is {value!r}: it must be a timedelta, an int "
             "of milliseconds, or an aware datetime."
         )
+
+    @property
+    def run(self) -> SequenceRun:
+        """Built only for those who ask: it costs as much as the rest of this class."""
+        return _run_of(self.claim, self.using)
+
+    @property
+    def step_run(self) -> StepRun:
+        """The same."""
+        return _step_run_of(self.claim, self.using)
 
     @property
     def idempotency_key(self) -> str:
