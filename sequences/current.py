@@ -44,13 +44,14 @@ def delivery() -> Delivery | None:
     return _thread.deliveries[-1] if _thread.deliveries else None
 
 
-def end(message: Any) -> Delivery | None:
+def end(message: Any) -> list[Delivery]:
     """The message is done with; so is what was begun inside of it and never ended."""
     for index, one in enumerate(_thread.deliveries):
         if one.message.message_id == message.message_id:
+            ended = _thread.deliveries[index:]
             del _thread.deliveries[index:]
-            return one
-    return None
+            return ended
+    return []
 
 
 def worker() -> str:

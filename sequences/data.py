@@ -83,11 +83,12 @@ def normalise(
 def merge(base: dict[str, Any], theirs: dict[str, Any], mine: dict[str, Any]) -> dict[str, Any]:
     """Both changes to ``base``: key by key, into nested dicts.
 
-    A list or a scalar is one value. The same change twice is no conflict; a deletion against a
-    change is one. Types count: True, 1 and 1.0 differ. The arguments are not changed, and the
-    result may share values with them.
+    A list or a scalar is one value. A deletion against a change is a conflict, and so is the same
+    change twice: two steps that each add one to 5 both leave 6, and one of them would be lost.
+    The same deletion twice is none. Types count: True, 1 and 1.0 differ. The arguments are not
+    changed, and the result may share values with them.
 
-    Raises MergeConflict, with the ``path`` of the first key that both changed differently.
+    Raises MergeConflict, with the ``path`` of the first key that both changed.
     """
     return _merge(base, theirs, mine, ())
 
@@ -264,8 +265,10 @@ def _merge(
 def _settle(path: Path, base: Any, theirs: Any, mine: Any) -> Any:
     if same(mine, base):
         return theirs
-    if same(theirs, base) or same(theirs, mine):
+    if same(theirs, base):
         return mine
+    if theirs is mine is _MISSING:
+        return _MISSING
     start = {} if base is _MISSING else base
     if isinstance(start, dict) and isinstance(theirs, dict) and isinstance(mine, dict):
         return _merge(start, theirs, mine, path)

@@ -125,6 +125,10 @@ class StepContext(Protocol):
     """What a step that is being performed can ask the engine for."""
 
     @property
+    def run(self) -> SequenceRun: ...
+    @property
+    def step_run(self) -> StepRun: ...
+    @property
     def idempotency_key(self) -> str: ...
     def result(self, name: str, default: Any) -> Any: ...
     def results(self, name: str) -> Iterator[Any]: ...
@@ -195,13 +199,10 @@ class Sequence(metaclass=SequenceType):
     """
 
     _definition: Definition | None = None
-    _step_run: StepRun | None
     _context: StepContext | None
 
     data: dict[str, Any]
     """What the steps share: JSON. What a step changes in it is saved when the step commits."""
-    run: SequenceRun
-    """The row of this run."""
     attempt: int
     """Which attempt at the step this is: 1, 2, …; 0 outside a step."""
     created: bool
@@ -262,24 +263,28 @@ class Sequence(metaclass=SequenceType):
     def _bind(
         cls,
         *,
-        run: SequenceRun,
         data: dict[str, Any],
+        run: SequenceRun | None = None,
         created: bool = False,
-        step_run: StepRun | None = None,
         attempt: int = 0,
         context: StepContext | None = None,
     ) -> Self:
         sequence = object.__new__(cls)
-        sequence.run, sequence.data, sequence.created = run, data, created
-        sequence._step_run, sequence.attempt, sequence._context = step_run, attempt, context
+        if run is not None:
+            sequence.run = run
+        sequence.data, sequence.created = data, created
+        sequence.attempt, sequence._context = attempt, context
         return sequence
 
-    @property
+    @cached_property
+    def run(self) -> SequenceRun:
+        """The row of this run."""
+        return self._in_step("run").run
+
+    @cached_property
     def step_run(self) -> StepRun:
         """The row of the step that is being performed."""
-        if self._step_run is None:
-            raise _outside_a_step(self, "step_run")
-        return self._step_run
+        return self._in_step("step_run").step_run
 
     @property
     def idempotency_key(self) -> str:

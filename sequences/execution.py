@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
 
-from django.db import connections, transaction
+from django.db import Error, connections, transaction
 from django.utils import timezone
 from dramatiq.middleware import Shutdown, SkipMessage
 
@@ -62,43 +62,69 @@ class Life:
         self.token = secrets.randbits(63)
         self.claim: Claim | None = None
 
+    @interrupts.revealed
     def live(self) -> list[Dispatch]:
         """All of it but the handing over: that is the caller's, with what this returns.
 
         Raises what the step raised, after it was recorded, for Dramatiq's retries;
-        `SkipMessage` if there was nothing to claim, or the claim was lost.
+        `SkipMessage` if there was nothing to claim, or the claim was lost. An `Interrupt` may
+        come out of any point of it: then `recover`.
         """
-        try:
-            self.claim = claims.claim(
-                self.step_run_id, self.attempts, self.token, current.worker(), self.using
-            )
-            if self.claim is None:
-                raise SkipMessage(f"Step run {self.step_run_id} is not to be had.")
-            return Attempt(self.claim, self.using).make()
-        except Interrupt as interrupt:
-            return self._recover(interrupt)
+        self.claim = claims.claim(
+            self.step_run_id, self.attempts, self.token, current.worker(), self.using
+        )
+        if self.claim is None:
+            raise SkipMessage(f"Step run {self.step_run_id} is not to be had.")
+        return Attempt(self.claim, self.using).make()
+
+    def recover(self, interrupt: Interrupt) -> list[Dispatch]:
+        """A time limit or a shutdown has struck in `live`, or later. The row says where.
+
+        Returns what is to be dispatched. Raises the interrupt, for Dramatiq's retries, if it is
+        a time limit that has ended an attempt.
+        """
+        while True:
+            try:
+                return self._recover(interrupt)
+            except Interrupt as another:
+                # A time limit and a shutdown may strike both, the one while we see to the other.
+                if another is interrupt:
+                    raise
+            except Error as error:
+                if interrupts.behind(error) in (None, interrupt):
+                    raise
 
     def _recover(self, interrupt: Interrupt) -> list[Dispatch]:
-        """A time limit or a shutdown has struck somewhere in here. The row says where."""
         interrupts.disarm()
+        heartbeat.forget(self.token)
         interrupts.discard_connection(self.using)
         row = claims.find(self.step_run_id, self.using)
-        if row is None:
-            return []
-        plan = plans.load(row.run.plan_id, self.using)
-        if row.token != self.token:
-            # Not claimed yet; or lost, and then this message harms nobody.
-            queued = row.status in (StepStatus.QUEUED, StepStatus.RETRYING)
-            return [dispatch_of(row, plan)] if queued and row.wake_at else []
-        if row.status != StepStatus.RUNNING:
-            following = [node.name for node in plan.successors(row.step)]
-            return claims.queued_after(row.run_id, [row.step, *following], self.using)
-        claim = self.claim or claims.found(row, self.token)
+        if row is not None and row.status == StepStatus.RUNNING and row.token == self.token:
+            claim = self.claim or claims.found(row, self.token)
+            if self._end_attempt(claim, interrupt):
+                raise interrupt
+            # It is released; or a commit that was under way came first.
+            row = claims.find(self.step_run_id, self.using)
+        return self._queued_from(row) if row is not None else []
+
+    def _end_attempt(self, claim: Claim, interrupt: Interrupt) -> bool:
+        """Whether it was recorded as a failed one. A shutdown's is given back instead."""
         if isinstance(interrupt, Shutdown):
-            released = claims.release(claim, self.using)
-            return [released] if released else []
-        failures.record(claim, failures.Failure.of(interrupt), final=False, using=self.using)
-        raise interrupt
+            claims.release(claim, self.using)
+            return False
+        failure = failures.Failure.of(interrupt)
+        return failures.record(claim, failure, final=False, using=self.using)
+
+    def _queued_from(self, row: StepRun) -> list[Dispatch]:
+        """What is queued of this step and of all that comes after it, not only next.
+
+        Steps that were handed over directly may have committed too.
+        """
+        plan = plans.load(row.run.plan_id, self.using)
+        if row.status in (StepStatus.QUEUED, StepStatus.RETRYING):
+            return [dispatch_of(row, plan)] if row.wake_at else []
+        steps = [row.step, *plan.descendants(row.step)]
+        return claims.queued_after(row.run_id, steps, self.using)
 
 
 class Attempt:
@@ -124,6 +150,7 @@ class Attempt:
                 "nothing of it is stored."
             ) from None
         except BaseException as error:
+            interrupts.reveal(error)
             self._record(error)
             raise
 
@@ -155,6 +182,7 @@ class Attempt:
             except ClaimLost:
                 raise
             except Exception as error:
+                interrupts.reveal(error)
                 committed = self._committed(error)
                 if committed is not None:
                     return committed
@@ -260,15 +288,17 @@ class Bound:
         self.claim, self.performance, self.using = claim, performance, using
         self.before: dict[str, Any] = json_data.loads(claim.data)
         self.sequence = definition.cls._bind(
-            run=_run_of(claim, using),
             data=json_data.loads(claim.data),
-            step_run=_step_run_of(claim, using),
             attempt=claim.attempts + 1,
             context=self,
         )
 
     def perform(self, step: Step[Any]) -> Change:
         """Its own delay, then `when`, then the user's code."""
+        if self.claim.is_item:
+            return self._perform_item(step)
+        if step.each is not None and self.claim.payload is not None:
+            return self._gather(step)
         if step.delay is not None and not self.claim.delayed:
             due = self._due(step.delay)
             self.claim.delayed = True
@@ -278,8 +308,6 @@ class Bound:
             return Change(status=StepStatus.SKIPPED)
         if isinstance(step, Event):
             return self._receive(step)
-        if self.claim.is_item:
-            return self._perform_item(step)
         if self.claim.kind == "undo" and self.claim.item != PLAIN:
             of = self.claim.payload
             return self._change(step.perform(self.sequence, of["item"], of["result"]))
@@ -312,12 +340,13 @@ class Bound:
         return change
 
     def _fan_out(self, step: Step[Any]) -> Change:
-        """Expand it; or, when its items have ended, count them."""
-        if self.claim.payload is None:
-            total = fanout.insert(self.claim, self._items(step), self.using)
-            if total:
-                return Change(items=FanOut(total, step.concurrency or fanout.WINDOW))
-            return Change()
+        total = fanout.insert(self.claim, self._items(step), self.using)
+        if total:
+            return Change(items=FanOut(total, step.concurrency or fanout.WINDOW))
+        return Change()
+
+    def _gather(self, step: Step[Any]) -> Change:
+        """The items have ended: it succeeds, unless too many of them have failed."""
         total, failed = fanout.counts(self.claim, self.using)
         allowed = fanout.Allowance(step.allow_failed).of(total)
         if failed > allowed:
@@ -389,6 +418,16 @@ class Bound:
             f"The delay of step {self.claim.step!r} is {value!r}: it must be a timedelta, an int "
             "of milliseconds, or an aware datetime."
         )
+
+    @property
+    def run(self) -> SequenceRun:
+        """Built only for those who ask: it costs as much as the rest of this class."""
+        return _run_of(self.claim, self.using)
+
+    @property
+    def step_run(self) -> StepRun:
+        """The same."""
+        return _step_run_of(self.claim, self.using)
 
     @property
     def idempotency_key(self) -> str:

@@ -26,16 +26,16 @@ DIRECTLY = 10.0
 
 def perform(step_run_id: int, label: str) -> None:
     """What the actor of every step does with its message."""
-    using = conf.using()
-    interrupts.own_connection(using)
-    ready = Life(step_run_id, attempts_so_far(), using).live()
+    life: Life | None = None
     try:
-        hand_over(ready, label, using)
-    except Interrupt:
-        # It has committed. A message too many is harmless, a lost one costs time.
-        interrupts.disarm()
-        interrupts.discard_connection(using)
-        dispatching.send(ready)
+        using = conf.using()
+        life = Life(step_run_id, attempts_so_far(), using)
+        interrupts.own_connection(using)
+        hand_over(life.live(), label, using)
+    except Interrupt as interrupt:
+        # A message too many is harmless, a lost one costs time.
+        life = life or Life(step_run_id, attempts_so_far(), conf.using())
+        dispatching.send(life.recover(interrupt))
 
 
 def hand_over(ready: list[Dispatch], label: str, using: str) -> None:
@@ -74,14 +74,17 @@ def _perform_directly(dispatch: Dispatch, using: str) -> list[Dispatch]:
 def process(dispatch: Dispatch, broker: dramatiq.Broker, using: str) -> list[Dispatch]:
     """Process a message of its own, with its hooks, as Dramatiq's worker does."""
     message = MessageProxy(dispatching.message_for(dispatch))
+    life = Life(dispatch.step_run_id, dispatch.attempts, using)
     try:
-        broker.emit_before("process_message", message)
-        ready = Life(dispatch.step_run_id, dispatch.attempts, using).live()
-        broker.emit_after("process_message", message, result=None)
-        return ready
+        try:
+            broker.emit_before("process_message", message)
+            ready = life.live()
+        except Interrupt as interrupt:
+            ready = life.recover(interrupt)
     except SkipMessage as skip:
         logger.debug("Not performed: %s", skip)
         broker.emit_after("skip_message", message)
+        return []
     except BaseException as error:
         message.stuff_exception(error)
         logger.error(
@@ -89,6 +92,8 @@ def process(dispatch: Dispatch, broker: dramatiq.Broker, using: str) -> list[Dis
             dispatch.step_run_id, dispatch.actor, exc_info=error,
         )  # fmt: skip
         broker.emit_after("process_message", message, exception=error)
+        return []
     finally:
         message.clear_exception()
-    return []
+    broker.emit_after("process_message", message, result=None)
+    return ready

@@ -41,6 +41,11 @@ def performing(claim: Claim) -> Iterator[Performance]:
         _performing.pop(claim.token, None)
 
 
+def forget(token: int) -> None:
+    """No lease of this claim is extended any more: an interrupt may have kept it from its end."""
+    _performing.pop(token, None)
+
+
 def beat(using: str) -> None:
     """Extend the leases of the long ones, and store the progress of all that have some."""
     long_ago = time.monotonic() - conf.settings.heartbeat

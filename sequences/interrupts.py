@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import dramatiq
-from django.db import connections
+from django.db import Error, connections
 from dramatiq.middleware import ShutdownNotifications, TimeLimit
 from dramatiq.middleware.threading import Interrupt
 
 from . import current
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 logger = logging.getLogger("sequences")
 
-__all__ = ["Interrupt", "disarm", "discard_connection", "own_connection"]
+__all__ = [
+    "Interrupt",
+    "behind",
+    "disarm",
+    "discard_connection",
+    "own_connection",
+    "reveal",
+    "revealed",
+]
 
 
 def disarm() -> None:
@@ -33,9 +46,44 @@ def disarm() -> None:
             disarm(broker, delivery.message)
 
 
+def revealed(function: Callable[P, T]) -> Callable[P, T]:
+    """The same, but an error of the database that hides an interrupt never comes out of it."""
+
+    @wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except Error as error:
+            reveal(error)
+            raise
+
+    return wrapped
+
+
+def reveal(error: BaseException) -> None:
+    """Raise the interrupt that an error of the database hides."""
+    interrupt = behind(error)
+    if interrupt is not None:
+        raise interrupt
+
+
+def behind(error: BaseException) -> Interrupt | None:
+    """The interrupt in whose place an error of the database has come.
+
+    One in the end of a transaction leaves the connection in a state in which the rest of that
+    end fails. Any other error that a step makes of an interrupt is meant so.
+    """
+    context = error.__context__ if isinstance(error, Error) else None
+    while context is not None and not isinstance(context, Interrupt):
+        context = context.__context__
+    return context
+
+
 def own_connection(using: str) -> None:
     """Begin outside of any transaction: one that was left open here is not ours."""
-    if connections[using].in_atomic_block:
+    connection = connections[using]
+    open_still = connection.connection is not None and not connection.autocommit
+    if connection.in_atomic_block or open_still:
         discard_connection(using)
 
 

@@ -107,10 +107,10 @@ class SequencesMiddleware(Middleware):
             self._heart.stop()
 
     def _ended(self, message: MessageProxy) -> current.Delivery | None:
-        delivery = current.end(message)
-        if delivery is not None:
-            self._traffic.ended(message.queue_name)
-        return delivery
+        ended = current.end(message)
+        for delivery in ended:
+            self._traffic.ended(delivery.message.queue_name)
+        return ended[0] if ended else None
 
 
 def _is_step(message: MessageProxy) -> bool:

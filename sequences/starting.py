@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from copy import deepcopy
 from datetime import timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -122,7 +121,7 @@ def _wanted(
 ) -> Start:
     _check_key(definition, key, unique)
     checked, _ = json_data.normalise(
-        {**deepcopy(definition.defaults), **_mapping(definition, data)},
+        {**definition.defaults, **_mapping(definition, data)},
         encoder=conf.settings.encoder,
         max_bytes=conf.settings.max_data_bytes,
     )

@@ -143,19 +143,17 @@ def build(cls: type[S], /, **data: Any) -> S:
     """An instance with this data, without a row: to call one step's method by itself."""
     definition = cls._definition
     data = {**deepcopy(definition.defaults if definition else {}), **data}
-    return cls._bind(
-        run=SequenceRun(sequence=definition.label if definition else "", data=data),
-        data=data,
-        step_run=StepRun(),
-        attempt=1,
-        context=_Alone(),
-    )
+    run = SequenceRun(sequence=definition.label if definition else "", data=data)
+    return cls._bind(data=data, attempt=1, context=_Alone(run))
 
 
 class _Alone:
     """What a step that is called by itself can ask for."""
 
     idempotency_key = "test"
+
+    def __init__(self, run: SequenceRun) -> None:
+        self.run, self.step_run = run, StepRun()
 
     def result(self, name: str, default: Any) -> Any:
         return default

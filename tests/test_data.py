@@ -201,9 +201,16 @@ class TestMerge:
         assert same(merge(base, changed, base), changed)
         assert same(merge(base, base, changed), changed)
 
-    @given(datas, datas)
-    def test_takes_the_same_change_twice(self, base, changed):
-        assert same(merge(base, changed, copy.deepcopy(changed)), changed)
+    @pytest.mark.parametrize(
+        ("base", "both"),
+        [({"n": 5}, {"n": 6}), ({}, {"n": 1}), ({"a": []}, {"a": ["x"]}), ({"a": 1}, {"a": None})],
+    )
+    def test_refuses_the_same_change_twice_for_it_may_have_been_an_addition(self, base, both):
+        with pytest.raises(MergeConflict):
+            merge(base, both, copy.deepcopy(both))
+
+    def test_takes_the_same_deletion_twice(self):
+        assert merge({"a": 1, "b": {"c": 2}}, {"b": {}}, {"b": {}}) == {"b": {}}
 
     @given(datas, datas, datas)
     def test_comes_to_the_same_whoever_is_first(self, base, one, other):
@@ -252,7 +259,7 @@ class TestMerge:
             ({"a": {"b": {}}}, {"a": {"b": {"c": 1}}}, {"a": {"b": {"c": 2}}}, ("a", "b", "c")),
         ],
     )
-    def test_refuses_two_different_changes_of_one_key(self, base, theirs, mine, path):
+    def test_refuses_two_changes_of_one_key(self, base, theirs, mine, path):
         with pytest.raises(MergeConflict) as caught:
             merge(base, theirs, mine)
         assert caught.value.path == path

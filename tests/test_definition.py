@@ -43,6 +43,7 @@ class Starter:
 
 class Context:
     idempotency_key = "key-1"
+    step_run = "the row"
 
     def __init__(self):
         self.seen = []
@@ -460,7 +461,7 @@ def test_a_copy_of_an_instance_starts_nothing(starter, duplicate):
 def test_inside_a_step_the_engine_answers():
     context = Context()
     cls = declare(pay=step(work))
-    order = bound(cls, step_run="the row", attempt=2, context=context)
+    order = bound(cls, attempt=2, context=context)
     assert (order.step_run, order.attempt, order.idempotency_key) == ("the row", 2, "key-1")
     assert order.result(cls.pay, 7) == order.result("pay", 7) == ("result of pay", 7)
     assert list(order.results(cls.pay)) == ["results of pay"]

@@ -1,3 +1,4 @@
+from datetime import timedelta
 from itertools import count
 
 import pytest
@@ -360,6 +361,27 @@ def test_the_step_of_a_fan_out_takes_an_item():
 
             @step(each="numbers")
             def one(self): ...
+
+
+def test_delay_and_when_are_the_steps_own_and_not_its_items():
+    asked = []
+
+    class Delayed(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step(
+            each=lambda sequence: [1, 2],
+            delay=lambda sequence: asked.append("delay") or timedelta(hours=1),
+            when=lambda sequence: asked.append("when") or True,
+        )
+        def square(self, item):
+            return item
+
+    sequence = run(Delayed)
+    assert sequence.run.status == "succeeded"
+    assert asked == ["delay", "when"]
+    assert [row.delayed for row in items(sequence.run)] == [False, False]
 
 
 def test_a_claim_of_the_own_row_takes_nothing_while_items_run():

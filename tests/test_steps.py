@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import dramatiq
 import pytest
-from django.db import IntegrityError, connection, transaction
+from django.db import IntegrityError, OperationalError, connection, transaction
 from django.utils import timezone
 from dramatiq.broker import MessageProxy
 from dramatiq.middleware import Middleware
@@ -301,6 +301,62 @@ def test_a_step_that_marks_its_transaction_for_rollback_does_not_succeed():
     assert run(Marks).run.status == "failed"
 
 
+def test_what_the_database_gives_up_for_anothers_sake_is_no_failed_attempt():
+    performed = []
+
+    class Deadlocks(Sequence):
+        @step
+        def one(self):
+            performed.append((self.attempt, self.idempotency_key))
+            Message.objects.create(name="once")
+            self.data["n"] += 1
+            if len(performed) < 3:
+                raise OperationalError("database is locked")
+
+    sequence = run(Deadlocks, n=0)
+
+    assert (sequence.run.status, sequence.data) == ("succeeded", {"n": 1})
+    assert Message.objects.count() == 1
+    assert not sequence.run.failures.exists()
+    assert len(performed) == 3
+    assert len(set(performed)) == 1
+
+
+def test_a_database_that_gives_up_again_and_again_fails_the_attempt(monkeypatch):
+    monkeypatch.setattr("sequences.execution.back_off", lambda replay: None)
+    performed = []
+
+    class Deadlocks(Sequence):
+        @step(max_retries=1)
+        def one(self):
+            performed.append(self.attempt)
+            raise OperationalError("database is locked")
+
+    sequence = run(Deadlocks)
+
+    assert_ledger(sequence, [("one", "failed")])
+    assert [failure[1:] for failure in failures(sequence)] == [
+        (attempt, "django.db.utils.OperationalError", "database is locked") for attempt in (1, 2)
+    ]
+    assert 2 < performed.count(1) == performed.count(2) < 20
+
+
+def test_a_step_without_a_transaction_is_not_performed_again_before_its_retry():
+    class Deadlocks(Sequence):
+        @step(atomic=False, max_retries=1)
+        def one(self):
+            Message.objects.create(name=f"attempt {self.attempt}")
+            if self.attempt == 1:
+                raise OperationalError("database is locked")
+
+    sequence = run(Deadlocks)
+
+    assert sequence.run.status == "succeeded"
+    names = Message.objects.order_by("pk").values_list("name", flat=True)
+    assert list(names) == ["attempt 1", "attempt 2"]
+    assert sequence.run.failures.count() == 1
+
+
 # on_commit
 
 
@@ -479,6 +535,23 @@ def test_a_delay_is_asked_once_however_often_the_step_is_tried():
     def delay(self):
         asked.append(self.attempt)
         return timedelta(days=1)
+
+    class Waits(Sequence):
+        @step(delay=delay, max_retries=3)
+        def one(self):
+            if self.attempt < 3:
+                raise ValueError
+
+    assert run(Waits).run.status == "succeeded"
+    assert asked == [1]
+
+
+def test_a_delay_that_is_over_is_asked_once_too():
+    asked = []
+
+    def delay(self):
+        asked.append(self.attempt)
+        return 0
 
     class Waits(Sequence):
         @step(delay=delay, max_retries=3)
@@ -1069,6 +1142,18 @@ def test_an_error_that_the_step_throws_is_not_retried(throws):
     assert_ledger(sequence, [("one", "failed")])
     assert sequence.run.status == "failed"
     assert failures(sequence) == [("one", 1, "KeyError", "'gone'")]
+
+
+def test_what_all_steps_throw_may_be_a_default_of_the_class():
+    class Throws(Sequence):
+        class Meta:
+            throws = LookupError
+
+        @step
+        def one(self):
+            raise KeyError("gone")
+
+    assert run(Throws).run.failures.count() == 1
 
 
 def test_an_error_that_the_step_throws_after_a_retry_is_not_retried():

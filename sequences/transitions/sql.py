@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -37,11 +39,11 @@ WITH quick AS MATERIALIZED (
     UPDATE {_STEPS} SET
         status = 'running', token = %(token)s, worker = %(worker)s, started_at = {{now}},
         wake_at = CASE
-            WHEN wake_at < {{now}} + %(shortest)s OR wake_at > {{now}} + %(longest)s
-            THEN {{now}} + %(lease)s ELSE wake_at END
+            WHEN wake_at < {{now}} + {{shortest}} OR wake_at > {{now}} + {{longest}}
+            THEN {{now}} + {{lease}} ELSE wake_at END
     WHERE id = %(id)s AND attempts = %(attempts)s AND wake_at IS NOT NULL
         AND (status IN ('queued', 'retrying')
-            OR status = 'waiting' AND due_at <= {{now}} + %(early)s)
+            OR status = 'waiting' AND due_at <= {{now}} + {{early}})
     RETURNING id, run_id, step, item, kind, attempts, repeats, delayed, ready_at, due_at, payload
 )
 SELECT taken.id, run_id, run.sequence, run.plan_id, step, item, kind, attempts, repeats, delayed,
@@ -54,17 +56,8 @@ def claim(step_run_id: int, attempts: int, token: int, worker: str, using: str) 
     """See `claims.claim`."""
     row = _fetch(
         using,
-        _CLAIM.format(now=times.sql()),
-        {
-            "id": step_run_id,
-            "attempts": attempts,
-            "token": token,
-            "worker": worker,
-            "shortest": times.shortest_lease(),
-            "longest": times.longest_lease(),
-            "lease": times.lease(),
-            "early": times.EARLY,
-        },
+        _CLAIM,
+        {"id": step_run_id, "attempts": attempts, "token": token, "worker": worker},
     )
     if row is None:
         return None
@@ -98,7 +91,7 @@ INSERT INTO {_STEPS} (
     run_id, step, item, kind, status, attempts, lost, repeats, dispatches, delayed, worker,
     ready_at, queued_at, wake_at)
 SELECT %(run)s, %(next)s, {PLAIN}, %(kind)s, 'queued', 0, 0, 0, 0, false, '',
-    {{now}}, {{now}}, {{now}} + %(grace)s
+    {{now}}, {{now}}, {{now}} + {{grace}}
 FROM done
 RETURNING id
 """
@@ -122,7 +115,7 @@ def commit_in_chain(claim: Claim, change: Change, plan: Plan, using: str) -> lis
     following = plan.successors(claim.step)
     row = _fetch(
         using,
-        (_ADVANCE if following else _SUCCEED).format(now=times.sql()),
+        _ADVANCE if following else _SUCCEED,
         {
             "run": claim.run_id,
             "version": claim.version,
@@ -134,7 +127,6 @@ def commit_in_chain(claim: Claim, change: Change, plan: Plan, using: str) -> lis
             "data": change.data,
             "next": following[0].name if following else None,
             "kind": following[0].kind if following else None,
-            "grace": times.grace(),
         },
     )
     if row is None:
@@ -149,6 +141,35 @@ def _message(step_run_id: int, run_id: UUID, node: Node) -> Dispatch:
 def _fetch(using: str, statement: str, values: dict[str, Any]) -> tuple[Any, ...] | None:
     # Django's own cursor: it refuses a transaction that is broken already.
     with connections[using].cursor() as cursor:
-        cursor.execute(statement, values)
+        cursor.execute(_with_times(statement), values)
         row: tuple[Any, ...] | None = cursor.fetchone()
     return row
+
+
+def _with_times(statement: str) -> str:
+    settings = times.shortest_lease(), times.longest_lease(), times.lease(), times.grace()
+    return _written(statement, times.sql(), *settings)
+
+
+@lru_cache
+def _written(
+    statement: str,
+    now: str,
+    shortest: timedelta,
+    longest: timedelta,
+    lease: timedelta,
+    grace: timedelta,
+) -> str:
+    # What hardly ever changes is no parameter: each costs more than it does to look this up.
+    return statement.format(
+        now=now,
+        shortest=_interval(shortest),
+        longest=_interval(longest),
+        lease=_interval(lease),
+        grace=_interval(grace),
+        early=_interval(times.EARLY),
+    )
+
+
+def _interval(duration: timedelta) -> str:
+    return f"INTERVAL '{duration.total_seconds():.6f} seconds'"

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 60  # seconds for anything that is waited for
 
 #: Short enough to wait for, long enough for a machine that is busy with other things.
-SETTINGS = {"GRACE": 3, "LEASE": 3, "HEARTBEAT": 0.8, "SWEEP_INTERVAL": 0.3}
+SETTINGS = {"GRACE": 3, "LEASE": 5, "HEARTBEAT": 1.2, "SWEEP_INTERVAL": 0.3}
 
 
 def wait_for(condition, what="", limit=LIMIT):

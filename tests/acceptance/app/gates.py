@@ -16,9 +16,9 @@ class Gate:
     def __str__(self):
         return str(self.directory)
 
-    def open(self):
-        """Let all pass that wait, and that will come."""
-        (self.directory / "open").touch()
+    def open(self, pid="all"):
+        """Let all pass that wait, and that will come; or only those of this process."""
+        (self.directory / f"open-{pid}").touch()
 
     def visitors(self):
         """The process ids of those that have come, in their order."""
@@ -30,6 +30,7 @@ class Gate:
         with (self.directory / "visitors").open("a") as book:
             book.write(f"{os.getpid()}\n")
         deadline = time.monotonic() + LIMIT
-        while not (self.directory / "open").exists():
+        keys = [self.directory / f"open-{pid}" for pid in ("all", os.getpid())]
+        while not any(key.exists() for key in keys):
             assert time.monotonic() < deadline, "the test has forgotten this gate"
             time.sleep(0.02)

@@ -88,6 +88,15 @@ class Held(Recorded):
         self.record()
 
 
+class HeldTwice(Held):
+    """The last step waits as well, at a gate of its own."""
+
+    @step
+    def last(self):
+        self.record()
+        Gate(self.data["last_gate"]).pass_through()
+
+
 class Released(Held):
     """A worker that shuts down interrupts it."""
 
