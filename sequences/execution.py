@@ -113,7 +113,7 @@ class Life:
             claims.release(claim, self.using)
             return False
         failure = failures.Failure.of(interrupt)
-        return failures.record(claim, failure, final=False, using=self.using)
+        return failures.record(claim, failure, final=False, using=self.using) is not None
 
     def _queued_from(self, row: StepRun) -> list[Dispatch]:
         """What is queued of this step and of all that comes after it, not only next.
@@ -123,6 +123,8 @@ class Life:
         plan = plans.load(row.run.plan_id, self.using)
         if row.status in (StepStatus.QUEUED, StepStatus.RETRYING):
             return [dispatch_of(row, plan)] if row.wake_at else []
+        if row.kind == "item":
+            return fanout.after_item(row.run_id, row.step, row.item, self.using)
         steps = [row.step, *plan.descendants(row.step)]
         return claims.queued_after(row.run_id, steps, self.using)
 
