@@ -1,6 +1,6 @@
 """Durable job sequences for Django, on Dramatiq."""
 
-from .definition import Sequence, event, finish, on_failure, repeat, step
+from .definition import Sequence, event, finish, on_failure, repeat, step, subsequence
 from .exceptions import Abort
 from .registry import get
 
@@ -10,6 +10,7 @@ __all__ = [  # noqa: RUF022 (grouped)
     "event",
     "on_failure",
     "step",
+    "subsequence",
     # inside a step
     "Abort",
     "finish",

@@ -24,6 +24,7 @@ from .steps import (
     OnFailure,
     Repeat,
     Step,
+    Subsequence,
     Undo,
     as_tuple,
     event,
@@ -32,6 +33,7 @@ from .steps import (
     on_failure,
     repeat,
     step,
+    subsequence,
 )
 from .validation import (
     MAX_LABEL,
@@ -60,6 +62,7 @@ __all__ = [
     "Starter",
     "Step",
     "StepContext",
+    "Subsequence",
     "Undo",
     "event",
     "finish",
@@ -67,6 +70,7 @@ __all__ = [
     "on_failure",
     "repeat",
     "step",
+    "subsequence",
 ]
 
 S = TypeVar("S", bound="Sequence")

@@ -9,6 +9,7 @@ from typing import Any
 
 __all__ = [
     "Abort",
+    "ChildrenFailed",
     "DataConflict",
     "EventTimeout",
     "InvalidData",
@@ -113,6 +114,15 @@ class ItemsFailed(SequenceError):
     failed: int
     total: int
     allowed: int
+
+
+class ChildrenFailed(SequenceError):
+    """{failed} of {total} runs that step {step!r} has started did not succeed: {runs}."""
+
+    step: str
+    failed: int
+    total: int
+    runs: str
 
 
 class ReadOnlyData(SequenceError):

@@ -9,20 +9,21 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 from django.db import Error, connections, transaction
 from django.utils import timezone
 from dramatiq.middleware import Shutdown, SkipMessage
 
-from . import conf, current, dispatching, heartbeat, interrupts, registry
+from . import conf, current, dispatching, heartbeat, interrupts, registry, starting
 from . import data as json_data
-from .definition import Definition, Event, Failure, Finish, Repeat, Step
+from .definition import Definition, Event, Failure, Finish, Repeat, Step, Subsequence
 from .exceptions import (
     Abort,
+    ChildrenFailed,
     DataConflict,
     EventTimeout,
     InvalidData,
@@ -34,8 +35,8 @@ from .exceptions import (
     did_you_mean,
 )
 from .interrupts import Interrupt
-from .models import PLAIN, SequenceRun, StepRun, StepStatus
-from .transitions import claims, commits, failures, fanout, plans, times
+from .models import PLAIN, RunStatus, SequenceRun, StepRun, StepStatus
+from .transitions import children, claims, commits, failures, fanout, plans, times
 from .transitions.locks import REPLAYS, back_off, is_transient
 from .transitions.values import Change, Claim, ClaimLost, Dispatch, FanOut, dispatch_of
 
@@ -44,6 +45,7 @@ logger = logging.getLogger("sequences")
 #: Errors that no other attempt mends: the step fails at once.
 FATAL = (
     Abort,
+    ChildrenFailed,
     InvalidData,
     DataConflict,
     EventTimeout,
@@ -299,6 +301,8 @@ class Bound:
         """Its own delay, then `when`, then the user's code."""
         if self.claim.is_item:
             return self._perform_item(step)
+        if isinstance(step, Subsequence) and self.claim.payload is not None:
+            return self._gather_children(step)
         if step.each is not None and self.claim.payload is not None:
             return self._gather(step)
         if step.delay is not None and not self.claim.delayed:
@@ -310,6 +314,8 @@ class Bound:
             return Change(status=StepStatus.SKIPPED)
         if isinstance(step, Event):
             return self._receive(step)
+        if isinstance(step, Subsequence):
+            return self._start_children(step)
         if self.claim.kind == "undo" and self.claim.item != PLAIN:
             of = self.claim.payload
             return self._change(step.perform(self.sequence, of["item"], of["result"]))
@@ -331,6 +337,39 @@ class Bound:
             return Change()
         due = None if event.timeout is None else claim.ready_at + event.timeout
         return Change(receive=True, again=due)
+
+    def _start_children(self, step: Subsequence) -> Change:
+        cls = registry.get(step.sequence) if isinstance(step.sequence, str) else step.sequence
+        child = cast(Definition, cls._definition)
+        parent = self.claim.step_run_id
+        wanted = [starting.wanted_by(child, data, parent) for data in self._child_data(step)]
+        if not wanted:
+            return Change()
+        labels = [child.label, *child.aliases]
+        ready = children.start(self.claim, child.plan, wanted, labels, self.using)
+        return Change(children=len(wanted), dispatches=ready)
+
+    def _child_data(self, step: Subsequence) -> Iterator[Mapping[str, Any]]:
+        if step.each is None:
+            yield self.sequence.data if step.child_data is None else step.child_data(self.sequence)
+            return
+        for item in self._items(step):
+            yield item if step.child_data is None else step.child_data(self.sequence, item)
+
+    def _gather_children(self, step: Subsequence) -> Change:
+        """The children have ended: it succeeds, unless too many of them did not."""
+        ended = children.ended(self.claim.step_run_id, self.using)
+        failed = [child for child in ended if child.status != RunStatus.SUCCEEDED]
+        if len(failed) > fanout.Allowance(step.allow_failed).of(len(ended)):
+            some = ", ".join(f"{child.pk} ({child.status})" for child in failed[:5])
+            raise ChildrenFailed(
+                step=self.claim.step, failed=len(failed), total=len(ended), runs=some
+            )
+        if step.each is not None:
+            return Change()
+        (child,) = ended
+        self.sequence.data[self.claim.step] = child.data
+        return self._change(child.data)
 
     def _perform_item(self, step: Step[Any]) -> Change:
         change = self._change(step.perform(self.sequence, self.claim.payload))
@@ -444,7 +483,12 @@ class Bound:
     def results(self, name: str) -> Iterator[Any]:
         """What its items returned, or it itself, in order."""
         rows = self._rows(name).filter(status=StepStatus.SUCCEEDED).order_by("item")
-        if plans.load(self.claim.plan_id, self.using).node(name).kind == "each":
+        kind = plans.load(self.claim.plan_id, self.using).node(name).kind
+        if kind == "subsequence":
+            parents = [row.pk for row in rows]
+            found = (child for pk in parents for child in children.ended(pk, self.using))
+            return (child.data for child in found if child.status == RunStatus.SUCCEEDED)
+        if kind == "each":
             rows = rows.filter(item__gt=PLAIN)
         return (row.result for row in rows.iterator(chunk_size=1000))
 

@@ -16,6 +16,7 @@ from dramatiq.middleware import SkipMessage
 from . import conf, current, dispatching, interrupts, registry
 from .execution import Life, attempts_so_far
 from .interrupts import Interrupt
+from .transitions import children
 from .transitions.values import Dispatch
 
 logger = logging.getLogger("sequences")
@@ -45,6 +46,11 @@ def hand_over(ready: list[Dispatch], label: str, using: str) -> None:
         chosen = _chosen(ready, label, until)
         dispatching.send(dispatch for dispatch in ready if dispatch is not chosen)
         ready = _perform_directly(chosen, using) if chosen else []
+
+
+def child_ended(parent: int, using: str) -> None:
+    """The parent's step may have waited for the last of its children."""
+    dispatching.send(children.look(parent, using))
 
 
 def _chosen(ready: list[Dispatch], label: str, until: float) -> Dispatch | None:

@@ -128,6 +128,13 @@ def _wanted(
     return Start(checked, key, unique, _delay(definition, delay))
 
 
+def wanted_by(definition: Definition, data: Any, parent: int) -> Start:
+    """A child of this step run."""
+    wanted = _wanted(definition, data, None, "ever", None)
+    wanted.parent = parent
+    return wanted
+
+
 def _mapping(definition: Definition, data: Any) -> Mapping[str, Any]:
     if data is None:
         return {}

@@ -175,7 +175,7 @@ class Undo(_Other):
     @property
     def takes_item(self) -> bool:
         """Whether it is called for each item of a fan-out, with the item and its result."""
-        return self.undoes.each is not None
+        return bool(self.undoes.kind == "each")
 
 
 class OnFailure(_Other):
@@ -258,6 +258,65 @@ def step(target: Any = None, /, **declared: Any) -> Any:
     if target is None:
         return lambda function: Step(function, declared)
     return Step(target, declared)
+
+
+class Subsequence(_Other):
+    """A step that starts other sequences and waits for them, made by `subsequence`."""
+
+    sequence: Any  # a Sequence class, or its label
+    child_data: Callable[..., Mapping[str, Any]] | None
+
+    def __init__(self, function: Callable[..., Any], declared: Mapping[str, Any]) -> None:
+        super().__init__(function, declared)
+        self.sequence = self.options.pop("sequence")
+        self.child_data = self.options.pop("data", None)
+
+    @property
+    def kind(self) -> str:
+        """Its row waits for the runs that it has started."""
+        return "subsequence"
+
+
+def subsequence(
+    sequence: Any,
+    /,
+    *,
+    data: Callable[..., Mapping[str, Any]] | None = None,
+    each: Each | None = None,
+    allow_failed: bool | int | float = False,
+    after: Step[Any] | str | Iterable[Step[Any] | str] | None = None,
+    when: Callable[[Any], Any] | None = None,
+    delay: Delay | None = None,
+    on_error: Step[Any] | str | None = None,
+    aliases: Iterable[str] = (),
+    label: str = "",
+    **options: Any,
+) -> Subsequence:
+    """Declare a step that starts a run of another sequence, and waits for it without a worker.
+
+    ``sequence`` is its class or label. ``data`` is a callable that takes this sequence and returns
+    the child's data; without it the child begins with a copy of this one's. The child's final data
+    is the step's result, and stands in ``data`` under the step's name, too. With ``each`` (a key of
+    ``data``, or a callable that gives items) there is a child for each item: ``data`` is called
+    with the item, too, and without it the items are the children's data; `Sequence.results` gives
+    the children's data in order. A child that fails or is cancelled fails the step, unless
+    ``allow_failed`` says otherwise. What is done to the parent is done to its children: they are
+    cancelled, and the failed ones retried, with it.
+    """
+    declared = {
+        "sequence": sequence,
+        "data": data,
+        "each": each,
+        "allow_failed": allow_failed,
+        "after": after,
+        "when": when,
+        "delay": delay,
+        "on_error": on_error,
+        "aliases": aliases,
+        "label": label,
+        **options,
+    }
+    return Subsequence(_wait, declared)
 
 
 def event(

@@ -14,7 +14,7 @@ from django.db import connections
 from . import conf, dispatching, registry, traffic
 from .execution import unknown_step
 from .models import StepRun
-from .transitions import due, failures, fanout, plans
+from .transitions import children, due, failures, fanout, plans
 from .transitions.values import Dispatch
 
 logger = logging.getLogger("sequences")
@@ -50,7 +50,7 @@ def sweep(evidence: Evidence, using: str) -> int:
         dispatches = [one for row in found.expired for one in _reap(row, using)]
         unknown = {row.pk for row in found.rows if _fails_as_unknown(row, using)}
         dispatches += [one for one in found.dispatches if one.step_run_id not in unknown]
-        dispatches += [one for row in found.fan_outs for one in _look(row, using)]
+        dispatches += [one for row in found.waiting for one in _look(row, using)]
         accepted = dispatching.send(dispatches)
         due.accepted([one.step_run_id for one in accepted], using)
         sent += len(accepted)
@@ -67,6 +67,8 @@ def _reap(row: StepRun, using: str) -> list[Dispatch]:
 
 
 def _look(row: StepRun, using: str) -> list[Dispatch]:
+    if row.kind == "subsequence":
+        return children.look(row.pk, using)
     return fanout.look(row.run_id, row.step, using)
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from datetime import timedelta
 from typing import Any, TypeVar
+from uuid import UUID
 
 import dramatiq
 from django.db.models import Q
@@ -21,7 +22,7 @@ from . import conf, dispatching, handover, registry
 from .definition import Sequence
 from .middleware import SequencesMiddleware
 from .models import SequenceRun, StepRun, StepStatus
-from .transitions import plans, times
+from .transitions import children, plans, times
 from .transitions.values import dispatch_of
 
 __all__ = ["Clock", "assert_ledger", "build", "clock", "drain", "isolate_sequences", "run"]
@@ -64,24 +65,43 @@ def _drain(run: SequenceRun | None, limit: int) -> int:
     using = conf.using()
     broker = _InlineBroker(dramatiq.get_broker())
     performed = 0
-    while (row := _next(run, using)) is not None:
+    while (row := _next(run, using) or _parent(using)) is not None:
         assert performed < limit, f"There seems to be no end: step {row} of {row.run} is due still"
         plan = plans.load(row.run.plan_id, using)
         if row.status == StepStatus.WAITING:
             # The clock may stand some milliseconds before what the database shows.
             StepRun.objects.using(using).filter(pk=row.pk).update(wake_at=row.due_at)
         handover.process(dispatch_of(row, plan), broker, using)
-        performed += 1
+        performed += row.kind != "item"
     return performed
 
 
 def _next(run: SequenceRun | None, using: str) -> StepRun | None:
     rows = StepRun.objects.using(using).filter(wake_at__isnull=False).select_related("run")
     if run is not None:
-        rows = rows.filter(run=run.pk)
+        rows = rows.filter(run__in=_family(run, using))
     ready = Q(status__in=(StepStatus.QUEUED, StepStatus.RETRYING))
     due = Q(status=StepStatus.WAITING, due_at__lte=times.now(using))
     return rows.filter(ready | due).order_by("pk").first()
+
+
+def _family(run: SequenceRun, using: str) -> list[UUID]:
+    """The run, and all that its steps have started."""
+    found, newest = [run.pk], [run.pk]
+    while newest:
+        children = SequenceRun.objects.using(using).filter(parent__run__in=newest)
+        newest = list(children.values_list("pk", flat=True))
+        found += newest
+    return found
+
+
+def _parent(using: str) -> StepRun | None:
+    """A step whose last child has ended: nobody is told of that before a commit."""
+    waiting = StepRun.objects.using(using).filter(kind="subsequence", status=StepStatus.WAITING)
+    for row in waiting.filter(payload__isnull=False, wake_at__isnull=False):
+        if children.look(row.pk, using):
+            return StepRun.objects.using(using).select_related("run").get(pk=row.pk)
+    return None
 
 
 class _InlineBroker(Broker):
@@ -116,7 +136,10 @@ class Clock:
         """Move it to the next due time of this run; false if it waits for no time."""
         using = conf.using()
         waiting = StepRun.objects.using(using).filter(
-            run=run.pk, status=StepStatus.WAITING, due_at__isnull=False, wake_at__isnull=False
+            run__in=_family(run, using),
+            status=StepStatus.WAITING,
+            due_at__isnull=False,
+            wake_at__isnull=False,
         )
         row = waiting.order_by("due_at").first()
         if row is None or row.due_at is None:

@@ -18,6 +18,7 @@ from .steps import (
     FAN_OUT_OPTIONS,
     STEP_OPTIONS,
     Step,
+    Subsequence,
     Undo,
     as_tuple,
     duration_problem,
@@ -177,6 +178,9 @@ def _argument_problems(step: Step[Any]) -> Iterator[Problem]:
             yield "its actor takes arguments", "Give them with args= or kwargs=, callables."
     elif step.args is not None or step.kwargs is not None:
         yield "args and kwargs are for a Dramatiq actor", "Read what you need from self.data."
+    elif isinstance(step, Subsequence):
+        if not _is_sequence(step.sequence):
+            yield f"{step.sequence!r} is no sequence", "Give a Sequence class, or its label."
     elif isinstance(step, Undo) and step.takes_item:
         if not inspect.isclass(step.function) and not _accepts(step.function, None, None, None):
             yield "it cannot be called with an item and its result", "Take self, item and result."
@@ -193,8 +197,14 @@ def _fan_out_problems(step: Step[Any]) -> Iterator[Problem]:
             if step.declared[name] is not None:
                 yield f"{name} is not for a step that only a failure begins", "Leave it out."
     for name in sorted(FAN_OUT_OPTIONS - {"each"}):
-        if step.each is None and step.declared.get(name) is not None:
+        if step.each is None and step.declared.get(name) not in (None, False):
             yield f"{name} is for a step with each", "Give it each=, or leave it out."
+
+
+def _is_sequence(value: object) -> bool:
+    return (isinstance(value, type) and hasattr(value, "_definition")) or (
+        isinstance(value, str) and value.count(".") == 1
+    )
 
 
 def _is_each(value: object) -> bool:
@@ -283,6 +293,7 @@ _STEP_RULES: Rules = {
     "concurrency": (_is_count, "a positive int"),
     "batch": (_is_count, "a positive int"),
     "allow_failed": (_is_allowance, "True, a number of items, or a part of them such as 0.01"),
+    "data": (lambda value: value is None or _is_function(value), "a function of the sequence"),
     "on_error": (
         lambda value: value is None or isinstance(value, Step | str),
         "a step, or its name",

@@ -14,9 +14,9 @@ from typing import Any
 from .. import data as json_data
 from ..models import RunStatus, SequenceRun, StepRun, StepStatus
 from ..plan import Plan
-from . import fanout, plans, sql, starts, times, undoing
+from . import children, fanout, plans, sql, starts, times, undoing
 from .locks import lock_run
-from .runs import end, save, skip_unfinished, states_of, unfinished
+from .runs import end, save, skip_unfinished, states_of, steps_of, unfinished
 from .values import Change, Claim, ClaimLost, Dispatch, dispatch_of, new_row
 
 #: A delay up to this is waited for in the broker too, which is more precise than a sweep.
@@ -30,8 +30,8 @@ def commit_quickly(claim: Claim, change: Change, using: str) -> list[Dispatch] |
 
     None: nothing is stored, this is a case for `commit`.
     """
-    special = change.again is not None or change.receive or change.items is not None
-    if not sql.is_fast(using) or special or change.finish:
+    waits = change.receive or change.items is not None or change.children is not None
+    if not sql.is_fast(using) or change.again is not None or waits or change.finish:
         return None
     plan = plans.load(claim.plan_id, using)
     return sql.commit_in_chain(claim, change, plan, using) if plan.is_chain else None
@@ -51,6 +51,7 @@ def commit(claim: Claim, change: Change, using: str) -> list[Dispatch]:
     _write_row(claim, change, run, now, using)
     _merge_data(run, claim, change)
     if change.finish:
+        children.cancel(steps_of(run, using), now, using)
         skip_unfinished(run, now, using)
         end(run, RunStatus.SUCCEEDED, now)
         ready = []
@@ -60,7 +61,9 @@ def commit(claim: Claim, change: Change, using: str) -> list[Dispatch]:
         ready = _again(claim, change, plan, now, using)
     else:
         ready = advance(run, plan, now, using)
-        if change.items is not None:
+        if change.children is not None:
+            ready += change.dispatches
+        elif change.items is not None:
             ready += fanout.go_on(run, plan, claim.step, now, using)
         elif change.again is not None or change.receive:
             ready += _again(claim, change, plan, now, using)
@@ -77,7 +80,9 @@ def _write_row(claim: Claim, change: Change, run: SequenceRun, now: datetime, us
     values: dict[str, Any] = {"status": change.status, "lost": 0, "wake_at": None, "due_at": None}
     if change.progress is not None:
         values["progress"] = json.loads(change.progress)
-    if change.items is not None:
+    if change.children is not None:
+        values.update(children.waits(change.children, run, now))
+    elif change.items is not None:
         values.update(fanout.waits(change.items, run, now))
     elif change.receive:
         values.update(_receive(claim, change, run, now))

@@ -37,8 +37,8 @@ class Due:
     dispatches: list[Dispatch] = field(default_factory=list)
     #: All rows to be dispatched, for what is to be known of them beside their messages.
     rows: list[StepRun] = field(default_factory=list)
-    #: Fan-outs that wait for their items, to be looked after.
-    fan_outs: list[StepRun] = field(default_factory=list)
+    #: Those that wait for their items or children, to be looked after.
+    waiting: list[StepRun] = field(default_factory=list)
     #: Whether more may be due.
     more: bool = False
 
@@ -81,8 +81,8 @@ def _sort(row: StepRun, due: Due, is_lost: IsLost, now: datetime, using: str) ->
         logger.warning("Step run %s waits for a worker that reads its plan: %s", row.pk, error)
         row.wake_at = now + times.grace()
         return
-    if row.kind == "each" and row.status == StepStatus.WAITING and row.payload:
-        due.fan_outs.append(row)
+    if row.kind in ("each", "subsequence") and row.status == StepStatus.WAITING and row.payload:
+        due.waiting.append(row)
         row.wake_at = now + min(max(times.grace(), now - row.queued_at), LONGEST)
         return
     if row.status == StepStatus.WAITING:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import datetime
+from functools import partial
 from typing import Any
+
+from django.db import DEFAULT_DB_ALIAS, transaction
+from django.db.models import QuerySet
 
 from ..models import (
     PLAIN,
@@ -28,16 +32,40 @@ def stops(run: SequenceRun, plan: Plan, using: str) -> bool:
     return run.status != RunStatus.UNDOING and is_failing(run, plan, using)
 
 
+def steps_of(run: SequenceRun, using: str) -> QuerySet[StepRun]:
+    """All its step runs."""
+    return StepRun._base_manager.using(using).filter(run=run.pk)
+
+
 def states_of(run: SequenceRun, using: str) -> dict[str, str]:
     """The state of each step that the run has reached."""
     rows = StepRun._base_manager.using(using).filter(run=run.pk, item=PLAIN)
     return dict(rows.values_list("step", "status"))
 
 
+#: Called with the parent's step run of a child that has ended, and the alias, once that is
+#: committed. Its row cannot be written here: no transaction locks a child, then its parent.
+_listeners: list[Callable[[int, str], None]] = []
+
+
+def when_a_child_ends(listener: Callable[[int, str], None]) -> None:
+    """Have this called at the end of every child; a call that is lost is the sweep's to repeat."""
+    if listener not in _listeners:
+        _listeners.append(listener)
+
+
+def _tell(parent: int, using: str) -> None:
+    for listener in _listeners:
+        listener(parent, using)
+
+
 def end(run: SequenceRun, status: RunStatus, now: datetime) -> None:
     """The run has come to its end; its key is free if it was started so."""
     run.status = status
     run.finished_at = now
+    if run.parent_id is not None:
+        tell = partial(_tell, run.parent_id, run._state.db or DEFAULT_DB_ALIAS)
+        transaction.on_commit(tell, using=run._state.db, robust=True)
     if run.frees_key:
         run.held_key = None
 

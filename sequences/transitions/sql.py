@@ -73,7 +73,8 @@ def claim(step_run_id: int, attempts: int, token: int, worker: str, using: str) 
 _GUARD = f"""
 WITH ours AS MATERIALIZED (
     SELECT id FROM {_RUNS}
-    WHERE id = %(run)s AND version = %(version)s AND status = 'running' FOR UPDATE
+    WHERE id = %(run)s AND version = %(version)s AND status = 'running'
+        AND (parent_id IS NULL OR %(next)s::text IS NOT NULL) FOR UPDATE
 ), done AS (
     UPDATE {_STEPS} SET
         status = %(status)s, result = %(result)s::jsonb, lost = 0, wake_at = NULL, due_at = NULL,
@@ -109,8 +110,8 @@ RETURNING 0
 def commit_in_chain(claim: Claim, change: Change, plan: Plan, using: str) -> list[Dispatch] | None:
     """Commit a step of a chain, whose successor waits for this step alone.
 
-    None: nothing was changed; the run is paused, or `data` was changed, or the claim is lost.
-    The slow path finds out which.
+    None: nothing was changed; the run is paused, or `data` was changed, or the claim is lost, or
+    it is the end of a child, which its parent is to hear of. The slow path finds out which.
     """
     following = plan.successors(claim.step)
     row = _fetch(

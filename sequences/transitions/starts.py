@@ -32,6 +32,7 @@ class Start:
     key: str | None = None
     unique: str = "ever"
     delay: timedelta | None = None
+    parent: int | None = None
     id: UUID = field(default_factory=uuid7)
 
 
@@ -118,6 +119,7 @@ def _row(plan: Plan, plan_id: int, wanted: Start, now: datetime.datetime) -> Seq
         held_key=wanted.key,
         frees_key=wanted.unique == "unfinished",
         data=wanted.data,
+        parent_id=wanted.parent,
         created_at=now,
         updated_at=now,
     )

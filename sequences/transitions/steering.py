@@ -28,7 +28,7 @@ from ..models import (
 )
 from ..plan import ASIDE, Plan
 from ..redaction import redact
-from . import commits, fanout, plans, runs, starts, times, undoing
+from . import children, commits, fanout, plans, runs, starts, times, undoing
 from .locks import lock_run, transact
 from .values import Dispatch, dispatch_of, new_row
 
@@ -94,11 +94,15 @@ class _Locked:
             elif due is not None:
                 held.filter(pk=row.pk).update(**self._queued())
         held.filter(status=StepStatus.QUEUED).update(**self._queued())
+        ended = []
+        for own in children.waiting(self.run, self.using):
+            self.steps(pk=own.pk).update(wake_at=self.now + times.grace())
+            ended += children.look(own.pk, self.using)
         for own in fanout.waiting(self.run, self.using):
             self.steps(pk=own.pk).update(wake_at=self.now + times.grace())
             fanout.go_on(self.run, self.plan, own.step, self.now, self.using)
         woken = self.steps(status=StepStatus.QUEUED, queued_at=self.now)
-        return [dispatch_of(row, self.plan) for row in woken.order_by("pk")]
+        return ended + [dispatch_of(row, self.plan) for row in woken.order_by("pk")]
 
     def wake_retries(self) -> list[Dispatch]:
         """Let go only the retries: beside a step that has finally failed nothing else goes on."""
@@ -133,15 +137,50 @@ class _Locked:
             wake_at=None, due_at=None, finished_at=None,
         )  # fmt: skip
 
-    def reopen(self) -> None:
-        """Begin the failed steps again, and the retrying; of a fan-out its failed items only."""
-        if self.run.status == RunStatus.FAILED:  # what has not begun was held, or cancelled
+    def begin_failed_again(self) -> list[Dispatch]:
+        """This run, and those of its children that did not succeed."""
+        self.forget_failure()
+        failed = self._reopen()
+        return [one for child in failed for one in self._begin_child_again(child)] + self.go_on()
+
+    def _begin_child_again(self, child: SequenceRun) -> list[Dispatch]:
+        run = lock_run(child.pk, self.using)
+        if run is None or not run.is_finished or run.status == RunStatus.SUCCEEDED:
+            return []
+        act = Act(self.act.action, self.act.by, reason=f"so is its parent {self.run.pk}")
+        locked = _Locked(run, act, self.using)
+        if locked.undone():  # it begins from nothing
+            every = frozenset(locked.plan.names)
+            undoing.forget(run, locked.plan, every, self.using)
+            runs.remove(run, every, self.using)
+        dispatches = locked.begin_failed_again()
+        locked.done()
+        return dispatches
+
+    def _reopen(self) -> list[SequenceRun]:
+        """Hold the failed steps, and the retrying, to begin again; of a fan-out its failed items.
+
+        Returns the children that are to begin again, too.
+        """
+        if self.run.is_finished:  # what has not begun was held, or cancelled
             self.requeue(self.steps(status=StepStatus.CANCELLED))
         failed = self.plan.failed(runs.states_of(self.run, self.using))
         rows = self.steps(item=PLAIN, status=StepStatus.FAILED, step__in=failed)
         fanout.reopen(rows, self.using)
+        failed_children = self._reopen_parents(rows)
         self.requeue(rows)
         self.requeue(self.steps(status=StepStatus.RETRYING))
+        return failed_children
+
+    def _reopen_parents(self, rows: QuerySet[StepRun]) -> list[SequenceRun]:
+        """Of those that wait for children: the failed children are begun again, not the wait."""
+        failed: list[SequenceRun] = []
+        for own in rows.filter(kind="subsequence", payload__isnull=False):
+            failed += children.unsuccessful(self.steps(pk=own.pk), self.using)
+            self.steps(pk=own.pk).update(
+                status=StepStatus.WAITING, attempts=0, lost=0, finished_at=None
+            )
+        return failed
 
     def undone(self) -> frozenset[str]:
         return undoing.undone(self.run, self.plan, self.using)
@@ -255,6 +294,7 @@ def cancel(run_id: UUID, act: Act, using: str, *, undo: bool = False) -> list[Di
         locked.allow(*UNFINISHED_RUN)
         if undo and locked.run.status == RunStatus.UNDOING:
             locked.refuse("running or paused: it is being undone")
+        children.cancel(locked.steps(), locked.now, using)
         runs.end_unfinished(locked.run, StepStatus.CANCELLED, locked.now, using)
         if undo:
             return undoing.begin(locked.run, locked.plan, RunStatus.CANCELLED, locked.now, using)
@@ -269,6 +309,7 @@ def finish(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
 
     def function(locked: _Locked) -> list[Dispatch]:
         locked.allow(*UNFINISHED_RUN)
+        children.cancel(locked.steps(), locked.now, using)
         runs.skip_unfinished(locked.run, locked.now, using)
         runs.end(locked.run, RunStatus.SUCCEEDED, locked.now)
         return []
@@ -289,9 +330,7 @@ def retry(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
         if not locked.is_failing() and not retrying.exists():
             locked.refuse("failed, or with a step that is retrying")
         locked.allow(RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FAILED)
-        locked.forget_failure()
-        locked.reopen()
-        return locked.go_on()
+        return locked.begin_failed_again()
 
     return _act(run_id, act, using, function)
 
@@ -311,6 +350,7 @@ def skip(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
         rows = locked.steps(step=act.step)
         if not rows.filter(item=PLAIN, status__in=_SKIPPABLE).exists():
             _refuse_step(locked, "failed, waiting, queued or retrying")
+        children.cancel(rows, locked.now, using)
         running_items = Q(item__gt=PLAIN, status=StepStatus.RUNNING)
         rows.filter(Q(status__in=_SKIPPABLE) | running_items).update(
             status=StepStatus.SKIPPED, token=None, wake_at=None, due_at=None,
@@ -348,6 +388,8 @@ def restart_from(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
         if kept := locked.undone() - again:
             locked.refuse(f"without undone steps that are not done again: {', '.join(kept)}")
         undoing.forget(locked.run, locked.plan, again, using)
+        children.cancel(locked.steps(step__in=again), locked.now, using)
+        children.part(locked.steps(step__in=again), using)
         runs.remove(locked.run, again, using)
         locked.requeue(locked.steps(status=StepStatus.CANCELLED))
         if locked.is_failing():

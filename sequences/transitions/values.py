@@ -90,6 +90,9 @@ class Change:
     repeat: bool = False
     #: Wait for the event of this step, until `again` if that is a time.
     receive: bool = False
+    #: Wait for so many children, whose first messages are these.
+    children: int | None = None
+    dispatches: list[Dispatch] = field(default_factory=list)
     #: Wait for the items of a fan-out.
     items: FanOut | None = None
 

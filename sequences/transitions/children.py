@@ -1,0 +1,136 @@
+"""Subsequences: runs that a step has started, and waits for.
+
+Locks go from the parent to its children, never back. So the end of a child is told after its
+commit: by a look that writes the parent's waiting row if no child is left, and that the sweep
+repeats, by the row's `wake_at`, where a process died before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from django.db.models import Exists, OuterRef, QuerySet
+
+from ..exceptions import SequenceError
+from ..models import (
+    PLAIN,
+    UNFINISHED_RUN,
+    RunStatus,
+    SequenceRun,
+    StepRun,
+    StepStatus,
+)
+from ..plan import Plan
+from . import plans, runs, starts, times
+from .locks import lock_run, transact
+from .starts import Labels, Start
+from .values import Claim, Dispatch, dispatch_of
+
+#: How many runs may stand above one another.
+MAX_DEPTH = 10
+#: Children that are inserted together.
+BATCH = 1000
+
+
+def start(
+    claim: Claim, plan: Plan, wanted: Sequence[Start], labels: Labels, using: str
+) -> list[Dispatch]:
+    """Start the children, in the transaction of the step's attempt."""
+    _check_depth(claim, using)
+    dispatches: list[Dispatch] = []
+    for index in range(0, len(wanted), BATCH):
+        _, more = starts.start_many(plan, wanted[index : index + BATCH], labels, using)
+        dispatches += more
+    return dispatches
+
+
+def _check_depth(claim: Claim, using: str) -> None:
+    run_id, depth = claim.run_id, 1
+    rows = SequenceRun._base_manager.using(using)
+    while (above := rows.filter(pk=run_id).values_list("parent__run", flat=True).get()) is not None:
+        run_id, depth = above, depth + 1
+        if depth >= MAX_DEPTH:
+            raise SequenceError(
+                f"Step {claim.step!r} of run {claim.run_id} would start a run below {depth} "
+                f"others, and {MAX_DEPTH} may stand above one another: a sequence starts itself."
+            )
+
+
+def waits(count: int, run: SequenceRun, now: datetime) -> dict[str, Any]:
+    """What the step's row becomes while its children run."""
+    held = run.status == RunStatus.PAUSED
+    return {
+        "status": StepStatus.WAITING,
+        "payload": {"children": count},
+        "delayed": True,
+        "wake_at": None if held else now + times.grace(),
+    }
+
+
+def look(step_run_id: int, using: str) -> list[Dispatch]:
+    """End the wait, if no child is left and the run is not held."""
+    return transact(using, lambda: _look(step_run_id, using))
+
+
+def _look(step_run_id: int, using: str) -> list[Dispatch]:
+    now = times.now(using)
+    rows = _waiting(using).filter(pk=step_run_id, wake_at__isnull=False)
+    ended = rows.filter(~Exists(_of(OuterRef("pk"), using))).update(
+        status=StepStatus.QUEUED, queued_at=now, dispatches=0, wake_at=now + times.grace()
+    )
+    if not ended:
+        return []
+    row = StepRun._base_manager.using(using).select_related("run").get(pk=step_run_id)
+    return [dispatch_of(row, plans.load(row.run.plan_id, using))]
+
+
+def waiting(run: SequenceRun, using: str) -> QuerySet[StepRun]:
+    """The rows of this run that wait for children."""
+    return _waiting(using).filter(run=run.pk)
+
+
+def _waiting(using: str) -> QuerySet[StepRun]:
+    rows = StepRun._base_manager.using(using).filter(kind="subsequence", item=PLAIN)
+    return rows.filter(status=StepStatus.WAITING, payload__isnull=False)
+
+
+def _of(step_run: Any, using: str) -> QuerySet[SequenceRun]:
+    """The children of a step run that have not ended."""
+    rows = SequenceRun._base_manager.using(using)
+    return rows.filter(parent=step_run, status__in=UNFINISHED_RUN)
+
+
+def ended(step_run_id: int, using: str) -> list[SequenceRun]:
+    """The children of a step run, in the order of their starts."""
+    rows = SequenceRun._base_manager.using(using).filter(parent=step_run_id)
+    return list(rows.order_by("pk"))
+
+
+def cancel(rows: QuerySet[StepRun], now: datetime, using: str) -> None:
+    """Cancel the children of these step runs, and theirs. Their parent is locked."""
+    found = SequenceRun._base_manager.using(using).filter(
+        parent__in=rows.filter(kind="subsequence").values("pk"), status__in=UNFINISHED_RUN
+    )
+    for run_id in list(found.order_by("pk").values_list("pk", flat=True)):
+        child = lock_run(run_id, using)
+        if child is None or child.is_finished:
+            continue
+        cancel(runs.steps_of(child, using), now, using)
+        runs.end_unfinished(child, StepStatus.CANCELLED, now, using)
+        runs.end(child, RunStatus.CANCELLED, now)
+        runs.save(child, now, using)
+
+
+def part(rows: QuerySet[StepRun], using: str) -> None:
+    """These step runs begin anew, with children of their own: the former ones stay alone."""
+    SequenceRun._base_manager.using(using).filter(parent__in=rows.values("pk")).update(parent=None)
+
+
+def unsuccessful(rows: QuerySet[StepRun], using: str) -> list[SequenceRun]:
+    """The children of these step runs that have failed, or were cancelled."""
+    found = SequenceRun._base_manager.using(using).filter(
+        parent__in=rows.values("pk"), status__in=(RunStatus.FAILED, RunStatus.CANCELLED)
+    )
+    return list(found.order_by("pk"))
