@@ -45,7 +45,7 @@ def run(cls: type[S], /, **data: Any) -> S:
         performed = _drain(sequence.run, RUN_LIMIT)
         while moving.move_to_next(sequence.run):
             performed += _drain(sequence.run, RUN_LIMIT - performed)
-    sequence.run.refresh_from_db()
+    sequence.run.refresh_from_db(using=conf.using())
     sequence.data = sequence.run.data
     return sequence
 
@@ -189,10 +189,11 @@ def assert_ledger(run: SequenceRun | Sequence, expected: Iterable[tuple[str, str
     shown with the failures.
     """
     row = run.run if isinstance(run, Sequence) else run
-    steps = row.steps.order_by("pk")
+    using = conf.using()
+    steps = row.steps.using(using).order_by("pk")
     found = [(str(step), str(step.status)) for step in steps]
     wanted = list(expected)
-    failures = "\n".join(f"  {one}: {one.message}" for one in row.failures.all())
+    failures = "\n".join(f"  {one}: {one.message}" for one in row.failures.using(using))
     assert found == wanted, (
         f"The ledger of run {row.pk} is\n  {found}\nand not\n  {wanted}\nFailures:\n{failures}"
     )
