@@ -1785,3 +1785,57 @@ def test_without_direct_handoff_the_next_step_goes_through_the_broker(worker_thr
 
     assert_ledger(sequence, [("one", "succeeded"), ("two", "queued")])
     assert [dispatch.actor for dispatch in sent] == ["tests.Plain.two"]
+
+
+# Routers
+
+
+class NoReads:
+    """A router that sends reads to a replica, which is not there."""
+
+    def db_for_read(self, model, **hints):
+        raise AssertionError(f"{model} is read by the router's choice")
+
+
+@pytest.mark.parametrize("atomic", [False, True])
+def test_nothing_is_read_from_where_the_router_sends_reads(settings, atomic):
+    class Reads(Sequence):
+        Meta = type("Meta", (), {"atomic": atomic})
+
+        @step(delay=timedelta(days=1))
+        def one(self):
+            self.data["n"] += 1
+            return repeat() if self.data["n"] < 2 else "one"
+
+        @step(after=one, max_retries=1)
+        def left(self):
+            self.data["left"] = self.result("one")
+            if self.attempt == 1:
+                raise ValueError
+
+        @step(after=one)
+        def right(self):
+            self.data["right"] = list(self.results("one"))
+
+        @step
+        def join(self):
+            if self.data["n"] < 3:
+                raise Abort("mend me")
+
+    settings.DATABASE_ROUTERS = [NoReads()]
+    sequence = run(Reads, n=0)
+    row = sequence.run
+    assert (row.status, row.data["n"]) == ("failed", 2)
+    row.edit({**row.data, "n": 3})
+    row.retry()
+    drain()
+    again = Reads.start({"n": 0}, key="a")
+    assert Reads.start({"n": 0}, key="a").run.pk == again.run.pk
+    (many,) = Reads.start_many([({"n": 0}, {"key": "a"})])
+    assert not many.created
+    again.run.cancel()
+
+    settings.DATABASE_ROUTERS = []
+    row.refresh_from_db()
+    assert row.status == "succeeded"
+    assert row.data == {"n": 3, "left": "one", "right": ["one"]}
