@@ -6,7 +6,6 @@ row says so to the sweep; or all of it is, and what comes next is queued in the 
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,6 +30,7 @@ from .exceptions import (
     ReadOnlyData,
     SequenceError,
     StepExpired,
+    UnknownSequence,
     UnknownStep,
     did_you_mean,
 )
@@ -51,6 +51,7 @@ FATAL = (
     EventTimeout,
     ItemsFailed,
     ReadOnlyData,
+    UnknownSequence,
     UnknownStep,
     StepExpired,
 )
@@ -149,14 +150,26 @@ class Attempt:
         except (Interrupt, SkipMessage):
             raise
         except ClaimLost:
-            raise SkipMessage(
-                f"Step run {self.claim.step_run_id} was taken away while it ran; "
-                "nothing of it is stored."
-            ) from None
+            raise self._lost() from None
         except BaseException as error:
             interrupts.reveal(error)
             self._record(error)
             raise
+
+    def _lost(self) -> Exception:
+        row = claims.find(self.claim.step_run_id, self.using)
+        if row is None or row.token != self.claim.token or row.run.is_finished:
+            return SkipMessage(
+                f"Step run {self.claim.step_run_id} was taken away while it ran; "
+                "nothing of it is stored."
+            )
+        # It is ours still: what took it away stood in its own transaction, and is rolled back.
+        error = Abort(
+            f"Step {self.claim.step!r} has cancelled, finished or restarted its own run, and with "
+            "it its own commit. Return finish(), or raise Abort."
+        )
+        self._record(error)
+        return error
 
     def _find(self) -> tuple[Definition, Step[Any]]:
         definition = registry.get(self.claim.sequence)._definition
@@ -509,7 +522,8 @@ class Bound:
 
     def progress(self, done: float | None, total: float | None, text: str) -> None:
         """Keep it; the heartbeat stores it, outside of the step's transaction."""
-        self.performance.progress = json.dumps({"done": done, "total": total, "text": text})
+        told = {"done": done, "total": total, "text": text}
+        _, self.performance.progress = _normalise(told, "progress")
 
 
 def _read_only(claim: Claim, before: dict[str, Any], after: dict[str, Any]) -> ReadOnlyData:

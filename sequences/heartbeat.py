@@ -50,10 +50,11 @@ def beat(using: str) -> None:
     """Extend the leases of the long ones, and store the progress of all that have some."""
     long_ago = time.monotonic() - conf.settings.heartbeat
     for performance in list(_performing.values()):
-        news = performance.progress != performance.shown
+        progress = performance.progress  # which its own thread may change at any time
+        news = progress != performance.shown
         if performance.since <= long_ago or news:
-            claims.beat(performance.claim, performance.progress if news else None, using)
-            performance.shown = performance.progress if news else performance.shown
+            claims.beat(performance.claim, progress if news else None, using)
+            performance.shown = progress
 
 
 class Heart(threading.Thread):

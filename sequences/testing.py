@@ -21,7 +21,7 @@ from dramatiq.middleware import Middleware, Retries
 from . import conf, dispatching, handover, registry
 from .definition import Sequence
 from .middleware import SequencesMiddleware
-from .models import SequenceRun, StepRun, StepStatus
+from .models import SequenceRun, StepFailure, StepRun, StepStatus
 from .transitions import children, plans, times
 from .transitions.values import dispatch_of
 
@@ -46,7 +46,7 @@ def run(cls: type[S], /, **data: Any) -> S:
         performed = _drain(sequence.run, RUN_LIMIT)
         while moving.move_to_next(sequence.run):
             performed += _drain(sequence.run, RUN_LIMIT - performed)
-    sequence.run.refresh_from_db()
+    sequence.run.refresh_from_db(using=conf.using())
     sequence.data = sequence.run.data
     return sequence
 
@@ -89,8 +89,8 @@ def _family(run: SequenceRun, using: str) -> list[UUID]:
     """The run, and all that its steps have started."""
     found, newest = [run.pk], [run.pk]
     while newest:
-        children = SequenceRun.objects.using(using).filter(parent__run__in=newest)
-        newest = list(children.values_list("pk", flat=True))
+        below = SequenceRun.objects.using(using).filter(parent__run__in=newest)
+        newest = list(below.values_list("pk", flat=True))
         found += newest
     return found
 
@@ -215,10 +215,13 @@ def assert_ledger(run: SequenceRun | Sequence, expected: Iterable[tuple[str, str
     shown with the failures.
     """
     row = run.run if isinstance(run, Sequence) else run
-    steps = row.steps.order_by("pk")
+    using = conf.using()
+    # Not by the run's own managers: those ask the router where to read.
+    steps = StepRun.objects.using(using).filter(run=row.pk).order_by("pk")
     found = [(str(step), str(step.status)) for step in steps]
     wanted = list(expected)
-    failures = "\n".join(f"  {one}: {one.message}" for one in row.failures.all())
+    failed = StepFailure.objects.using(using).filter(run=row.pk)
+    failures = "\n".join(f"  {one}: {one.message}" for one in failed)
     assert found == wanted, (
         f"The ledger of run {row.pk} is\n  {found}\nand not\n  {wanted}\nFailures:\n{failures}"
     )

@@ -891,6 +891,79 @@ def test_progress_is_stored_with_the_commit():
     assert two.progress is None
 
 
+@pytest.mark.parametrize(
+    ("progress", "message"),
+    [
+        ({"done": float("nan")}, 'progress["done"] is nan. Use None, or text.'),
+        ({"text": "a\0"}, 'progress["text"] contains U+0000. Remove or replace it.'),
+        ({"total": {1}}, 'progress["total"] is of type set, which is not JSON. Use a list.'),
+    ],
+)
+def test_progress_that_cannot_be_stored_fails_the_step_that_tells_it(progress, message):
+    class Progress(Sequence):
+        @step(max_retries=10)
+        def one(self):
+            self.progress(**progress)
+
+    assert only_failure(run(Progress)).message == message
+
+
+@pytest.mark.parametrize("act", ["cancel", "finish", "restart_from"])
+def test_a_step_that_ends_or_restarts_its_own_run_fails_and_says_what_to_do_instead(act):
+    class Ends(Sequence):
+        @step(max_retries=10)
+        def one(self):
+            Message.objects.create(name="gone")
+            getattr(self.run, act)(*(["one"] if act == "restart_from" else []))
+
+        @step
+        def two(self): ...
+
+    sequence = run(Ends)
+
+    assert_ledger(sequence, [("one", "failed")])
+    assert sequence.run.status == "failed"
+    assert only_failure(sequence).message == (
+        "Step 'one' has cancelled, finished or restarted its own run, and with it its own commit. "
+        "Return finish(), or raise Abort."
+    )
+    assert not sequence.run.operations.exists()
+    assert not Message.objects.exists()
+
+
+def test_a_step_may_pause_its_own_run_and_is_committed():
+    class Pauses(Sequence):
+        @step
+        def one(self):
+            self.data["n"] = 1
+            self.run.pause(by="the step", reason="somebody must look")
+
+        @step
+        def two(self): ...
+
+    sequence = run(Pauses)
+
+    assert_ledger(sequence, [("one", "succeeded"), ("two", "queued")])
+    assert (sequence.run.status, sequence.data) == ("paused", {"n": 1})
+    sequence.run.resume()
+    drain()
+    sequence.run.refresh_from_db()
+    assert sequence.run.status == "succeeded"
+
+
+def test_a_step_without_a_transaction_that_cancels_its_own_run_has_cancelled_it():
+    class Ends(Sequence):
+        @step(atomic=False)
+        def one(self):
+            self.run.cancel()
+
+    sequence = run(Ends)
+
+    assert_ledger(sequence, [("one", "cancelled")])
+    assert sequence.run.status == "cancelled"
+    assert not sequence.run.failures.exists()
+
+
 # Parallel steps
 
 
@@ -1712,3 +1785,57 @@ def test_without_direct_handoff_the_next_step_goes_through_the_broker(worker_thr
 
     assert_ledger(sequence, [("one", "succeeded"), ("two", "queued")])
     assert [dispatch.actor for dispatch in sent] == ["tests.Plain.two"]
+
+
+# Routers
+
+
+class NoReads:
+    """A router that sends reads to a replica, which is not there."""
+
+    def db_for_read(self, model, **hints):
+        raise AssertionError(f"{model} is read by the router's choice")
+
+
+@pytest.mark.parametrize("atomic", [False, True])
+def test_nothing_is_read_from_where_the_router_sends_reads(settings, atomic):
+    class Reads(Sequence):
+        Meta = type("Meta", (), {"atomic": atomic})
+
+        @step(delay=timedelta(days=1))
+        def one(self):
+            self.data["n"] += 1
+            return repeat() if self.data["n"] < 2 else "one"
+
+        @step(after=one, max_retries=1)
+        def left(self):
+            self.data["left"] = self.result("one")
+            if self.attempt == 1:
+                raise ValueError
+
+        @step(after=one)
+        def right(self):
+            self.data["right"] = list(self.results("one"))
+
+        @step
+        def join(self):
+            if self.data["n"] < 3:
+                raise Abort("mend me")
+
+    settings.DATABASE_ROUTERS = [NoReads()]
+    sequence = run(Reads, n=0)
+    row = sequence.run
+    assert (row.status, row.data["n"]) == ("failed", 2)
+    row.edit({**row.data, "n": 3})
+    row.retry()
+    drain()
+    again = Reads.start({"n": 0}, key="a")
+    assert Reads.start({"n": 0}, key="a").run.pk == again.run.pk
+    (many,) = Reads.start_many([({"n": 0}, {"key": "a"})])
+    assert not many.created
+    again.run.cancel()
+
+    settings.DATABASE_ROUTERS = []
+    row.refresh_from_db()
+    assert row.status == "succeeded"
+    assert row.data == {"n": 3, "left": "one", "right": ["one"]}

@@ -171,6 +171,18 @@ class DrainTests(SequenceTestCase):
         with self.assertRaisesRegex(AssertionError, "step assign"):
             drain(limit=1)
 
+    def test_a_run_whose_class_is_gone_fails(self):
+        with isolate_sequences():
+
+            class Gone(Sequence):
+                @step
+                def one(self): ...
+
+            sequence = Gone()
+        assert drain() == 1
+        assert_ledger(sequence, [("one", "failed")])
+        assert "There is no sequence 'tests.Gone'" in sequence.run.failures.get().message
+
     def test_what_is_paused_is_not_performed(self):
         sequence = self.Contact(name="Joel")
         sequence.run.pause()

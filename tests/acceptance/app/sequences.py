@@ -180,6 +180,7 @@ class Direct(Recorded):
     @step
     def one(self):
         self.record()
+        self.wait()
 
     @step
     def two(self):

@@ -1,0 +1,336 @@
+"""What a step costs the database, and where it is never read."""
+
+import os
+import re
+import tempfile
+from contextlib import contextmanager
+from datetime import timedelta
+
+import pytest
+from django.db import connection, transaction
+from django.test import override_settings
+
+from sequences import Sequence, conf, dispatching, repeat, step
+from sequences.execution import Life
+from sequences.models import SequenceRun, StepFailure, StepRun, StoredPlan
+from sequences.sweep import Overdue, store_plans, sweep
+from sequences.testing import assert_ledger, clock, drain, isolate_sequences
+from sequences.testing import run as run_all
+from sequences.transitions import claims, failures
+from tests.broken_reads import Router
+from tests.engine import claim, fresh, ledger, now, perform, row, take
+
+pytestmark = pytest.mark.django_db(transaction=True)
+on_postgresql = pytest.mark.only_on("postgresql")
+fast = pytest.mark.skipif(
+    bool(os.environ.get("SEQUENCES_PORTABLE")), reason="of the statements for PostgreSQL"
+)
+
+
+@pytest.fixture(autouse=True)
+def _isolated():
+    with isolate_sequences():
+        yield
+
+
+@contextmanager
+def statements():
+    """The first word of every statement that goes over the wire to PostgreSQL."""
+    sent = []
+    with tempfile.TemporaryFile() as file:
+        connection.ensure_connection()
+        raw = connection.connection.pgconn
+        raw.trace(file.fileno())
+        try:
+            yield sent
+        finally:
+            raw.untrace()
+        file.seek(0)
+        sent += re.findall(r'\tF\t\d+\t(?:Query|Parse)\t[^"]*"\s*(\w+)', file.read().decode())
+
+
+def chain():
+    class Chain(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def one(self):
+            self.data["one"] = 1
+
+        @step
+        def two(self):
+            self.data["two"] = 2
+
+    return Chain
+
+
+@pytest.fixture
+def run():
+    chain_run = chain().start({"n": 1}).run
+    # The plan is known to every worker from its first step on.
+    perform(claim(chain().start().run, "one"))
+    return chain_run
+
+
+def live(run, name):
+    return Life(row(run, name).pk, 0, "default").live()
+
+
+@on_postgresql
+def test_the_trace_sees_what_is_sent():
+    with statements() as sent, transaction.atomic():
+        StoredPlan.objects.count()
+    assert sent == ["BEGIN", "SELECT", "COMMIT"]
+
+
+@on_postgresql
+@fast
+def test_a_claim_is_one_statement(run):
+    pk = row(run, "one").pk
+    with statements() as sent:
+        assert take(pk) is not None
+    assert sent == ["WITH"]
+
+
+@on_postgresql
+@fast
+def test_a_claim_of_nothing_is_one_statement(run):
+    with statements() as sent:
+        assert take(10**9) is None
+    assert sent == ["WITH"]
+
+
+@on_postgresql
+@fast
+def test_a_step_that_touches_no_table_is_two_statements_and_no_transaction_of_its_own(run):
+    following = row(run, "one").pk
+    for _ in ("one", "two"):
+        with statements() as sent:
+            ready = Life(following, 0, "default").live()
+        assert sent == ["WITH", "WITH"]
+        following = ready[0].step_run_id if ready else None
+    assert fresh(run).status == "succeeded"
+    assert fresh(run).data == {"n": 1, "one": 1, "two": 2}
+
+
+@on_postgresql
+@fast
+def test_a_step_that_writes_commits_all_in_one_transaction():
+    class Writing(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def one(self):
+            StoredPlan.objects.filter(pk=0).update(fingerprint="")
+
+        @step
+        def two(self):
+            StoredPlan.objects.filter(pk=0).update(fingerprint="")
+
+    run = Writing.start().run
+    perform(claim(Writing.start().run, "one"))
+    pk = row(run, "one").pk
+    with statements() as sent:
+        Life(pk, 0, "default").live()
+    assert sent == ["WITH", "BEGIN", "UPDATE", "WITH", "COMMIT"]
+    assert ledger(run) == {"one": "succeeded", "two": "queued"}
+
+
+def updates(model):
+    """How many rows of the table were updated, and how many of them in place."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_stat_force_next_flush()")
+        cursor.execute("SELECT 1")
+        cursor.execute("SELECT pg_stat_clear_snapshot()")
+        cursor.execute(
+            "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = %s",
+            [model._meta.db_table],
+        )
+        return cursor.fetchone()
+
+
+def change_of(before, after):
+    return tuple(new - old for old, new in zip(before, after, strict=True))
+
+
+@on_postgresql
+def test_a_claim_updates_its_row_in_place():
+    with override_settings(SEQUENCES={"HEARTBEAT": 20, "LEASE": 600, "GRACE": 600}):
+        runs = [sequence.run for sequence in chain().start_many([{}] * 30)]
+        before = updates(StepRun)
+        for run in runs:
+            assert claim(run, "one") is not None
+        assert change_of(before, updates(StepRun)) == (30, 30)
+
+
+@on_postgresql
+def test_a_commit_in_the_middle_of_a_run_updates_the_run_in_place():
+    runs = [sequence.run for sequence in chain().start_many([{}] * 30)]
+    held_by_us = [claim(run, "one") for run in runs]
+    before = updates(SequenceRun)
+    for held in held_by_us:
+        perform(held)
+    assert change_of(before, updates(SequenceRun)) == (30, 30)
+
+
+@on_postgresql
+def test_the_tables_leave_room_in_their_pages():
+    with connection.cursor() as cursor:
+        for model in (SequenceRun, StepRun):
+            cursor.execute(
+                "SELECT reloptions FROM pg_class WHERE relname = %s", [model._meta.db_table]
+            )
+            assert cursor.fetchone() == (["fillfactor=70"],)
+
+
+def synchronous_commit():
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW synchronous_commit")
+        return cursor.fetchone()[0]
+
+
+@on_postgresql
+@fast
+def test_only_the_claim_does_not_wait_for_the_disk():
+    seen = []
+
+    class Looking(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def one(self):
+            seen.append(synchronous_commit())
+
+        @step
+        def two(self):
+            seen.append(synchronous_commit())
+
+    run = Looking.start().run
+    assert synchronous_commit() == "on"
+    with transaction.atomic():
+        held = claim(run, "one")
+        assert synchronous_commit() == "off"
+    assert synchronous_commit() == "on"
+    perform(held)
+    live(run, "two")
+    assert seen == ["on", "on"]
+    assert synchronous_commit() == "on"
+
+
+# --- nothing is read where a replica might be
+
+
+@pytest.fixture
+def _no_reads():
+    Router.reads.clear()
+    with override_settings(DATABASE_ROUTERS=["tests.broken_reads.Router"]):
+        yield
+    assert Router.reads == []
+
+
+def steps_in(run):
+    rows = StepRun.objects.using("default").filter(run=run.pk).order_by("pk")
+    return dict(rows.values_list("step", "status"))
+
+
+def status_of(run):
+    return SequenceRun.objects.using("default").get(pk=run.pk).status
+
+
+@pytest.mark.usefixtures("_no_reads")
+def test_a_whole_sequence_reads_only_where_it_writes():
+    class Everything(Sequence):
+        class Meta:
+            app_label = "shop"
+            handoff = "direct"
+
+        @step(when=lambda sequence: True)
+        def first(self):
+            self.data["seen"] = self.run.sequence
+            self.progress(1, 2, "half")
+            return 5
+
+        @step(after=first, max_retries=3)
+        def flaky(self):
+            if self.attempt < 3:
+                raise ValueError("not yet")
+            return self.result("first")
+
+        @step(after=first, delay=timedelta(hours=1))
+        def later(self):
+            return repeat(timedelta(hours=1)) if self.step_run.repeats == 0 else None
+
+        @step(atomic=False)
+        def join(self):
+            self.data["results"] = [*self.results("first"), *self.results("flaky")]
+
+    sequence = run_all(Everything, n=1)
+    assert_ledger(
+        sequence,
+        [
+            ("first", "succeeded"),
+            ("flaky", "succeeded"),
+            ("later", "succeeded"),
+            ("join", "succeeded"),
+        ],
+    )
+    assert sequence.data == {"n": 1, "seen": "shop.Everything", "results": [5, 5]}
+
+
+@pytest.mark.usefixtures("_no_reads")
+def test_starts_read_only_where_they_write():
+    cls = chain()
+    first = cls.start({}, key="a")
+    assert cls.start({}, key="a").run.pk == first.run.pk
+    started = cls.start_many([({}, {"key": "a"}), ({}, {"key": "b"}), {}])
+    assert [one.created for one in started] == [False, True, True]
+    assert cls.runs.unfinished().count() == 3
+    assert cls.runs.waiting_for("one").count() == 0
+    assert cls.runs.get(key="b").pk == started[1].run.pk
+
+
+@pytest.mark.usefixtures("_no_reads")
+def test_steering_reads_only_where_it_writes():
+    with dispatching.caught():
+        run = chain().start({}, key="a", unique="unfinished").run
+        run.pause(by="ada")
+        run.resume()
+        run.edit({"n": 2})
+        run.skip("one")
+        run.restart_from("one")
+        run.finish()
+        run.restart_from("one")
+        run.cancel()
+        run.restart_from("one")
+        fail_one(run)
+        run.retry()
+        drain()
+        run.refresh_from_db(using="default")
+        run.erase()
+    assert status_of(run) == "succeeded"
+
+
+def fail_one(run):
+    pk = StepRun.objects.using("default").get(run=run.pk, step="one").pk
+    held = claims.claim(pk, 0, 1, "w", conf.using())
+    failures.record(held, failures.Failure.of(ValueError()), final=True, using=conf.using())
+    assert status_of(run) == "failed"
+
+
+@pytest.mark.usefixtures("_no_reads")
+def test_the_sweep_reads_only_where_it_writes():
+    cls = chain()
+    queued, taken = cls.start().run, cls.start().run
+    delayed = cls.start({}, delay=timedelta(hours=1)).run
+    pk = StepRun.objects.using("default").get(run=taken.pk).pk
+    claims.claim(pk, 0, 1, "w", conf.using())
+    StepRun.objects.using("default").update(wake_at=now() - timedelta(seconds=1))
+    with dispatching.caught() as caught, clock() as moving:
+        moving.move(timedelta(hours=2))
+        store_plans(conf.using())
+        assert sweep(Overdue(), conf.using()) == 3
+    assert {dispatch.run_id for dispatch in caught} == {queued.pk, taken.pk, delayed.pk}
+    assert not StepFailure.objects.using("default").exists()
