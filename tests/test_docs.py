@@ -58,22 +58,21 @@ def shop(monkeypatch, settings):
         yield module
 
 
-SECTIONS = dict(sections("writing.md"))
-
-
-TESTS = {heading for heading, code in SECTIONS.items() if "(TestCase)" in code}
+FILES = ["writing.md", "orchestration.md"]
+SECTIONS = {(name, heading): code for name in FILES for heading, code in sections(name)}
+TESTS = {section for section, code in SECTIONS.items() if "(TestCase)" in code}
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("heading", [heading for heading in SECTIONS if heading not in TESTS])
-def test_the_examples_run(shop, heading):
-    execute(heading, shop)
+@pytest.mark.parametrize("section", [section for section in SECTIONS if section not in TESTS])
+def test_the_examples_run(shop, section):
+    execute(section, shop)
 
 
 @pytest.mark.usefixtures("django_db_setup")
-@pytest.mark.parametrize("heading", sorted(TESTS))
-def test_the_tests_among_the_examples_pass(shop, heading, django_db_blocker):
-    execute(heading, shop)
+@pytest.mark.parametrize("section", sorted(TESTS))
+def test_the_tests_among_the_examples_pass(shop, section, django_db_blocker):
+    execute(section, shop)
     found = [value for value in vars(shop).values() if isinstance(value, type)]
     with django_db_blocker.unblock():
         for test_case in found:
@@ -81,8 +80,8 @@ def test_the_tests_among_the_examples_pass(shop, heading, django_db_blocker):
                 perform(test_case)
 
 
-def execute(heading, module):
-    exec(compile(SECTIONS[heading], DOCS / "writing.md", "exec"), vars(module))
+def execute(section, module):
+    exec(compile(SECTIONS[section], DOCS / section[0], "exec"), vars(module))
 
 
 def perform(test_case):
@@ -92,8 +91,9 @@ def perform(test_case):
     assert not [text for _, text in (*result.errors, *result.failures)]
 
 
-def test_every_heading_is_said_once_and_every_link_inside_leads_to_one():
-    text = (DOCS / "writing.md").read_text()
+@pytest.mark.parametrize("name", FILES)
+def test_every_heading_is_said_once_and_every_link_inside_leads_to_one(name):
+    text = (DOCS / name).read_text()
     headings = [heading.lower() for heading in HEADING.findall(text)]
     anchors = [re.sub(r"[^\w -]", "", heading).replace(" ", "-") for heading in headings]
     assert len(set(anchors)) == len(anchors)
