@@ -27,14 +27,14 @@ def problems() -> list[tuple[str, str]]:
     return list(_problems)
 
 
-def _bind_or_note(cls: type[Sequence]) -> None:
+def _bind_or_note(cls: type[Sequence[Any]]) -> None:
     try:
         bind(cls)
     except InvalidDefinition as error:
         _problems.append((f"{error.where}: {error.problem}.", error.mend))
 
 
-def bind(cls: type[Sequence]) -> None:
+def bind(cls: type[Sequence[Any]]) -> None:
     """Declare the actors of one sequence; raises `InvalidDefinition` for an unknown option."""
     definition = cls._definition
     assert definition is not None

@@ -8,14 +8,15 @@ from copy import deepcopy
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.apps import apps
 from django.utils.functional import Promise
 from django.utils.text import camel_case_to_spaces
 
-from . import registry
+from . import data as json_data
+from . import registry, typed
 from .exceptions import InvalidDefinition, SequenceError
 from .plan import ASIDE, Node, Plan
 from .steps import (
@@ -73,7 +74,13 @@ __all__ = [
     "subsequence",
 ]
 
-S = TypeVar("S", bound="Sequence")
+S = TypeVar("S", bound="Sequence[Any]")
+if TYPE_CHECKING:  # a default, which Python has from 3.13 on, and type checkers know already
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    D = TypeVarWithDefault("D", default=dict[str, Any])
+else:
+    D = TypeVar("D")
 
 Unique = Literal["ever", "unfinished"]
 
@@ -84,7 +91,7 @@ class Definition:
 
     label: str
     app_label: str
-    cls: type[Sequence]
+    cls: type[Sequence[Any]]
     steps: dict[str, Step[Any]]
     plan: Plan
     aliases: tuple[str, ...]
@@ -102,6 +109,19 @@ class Definition:
     def step(self, name: str) -> Step[Any] | None:
         """The step of that name or alias, if there is one."""
         return self.steps.get(name) or self._by_alias.get(name)
+
+    def admit(self, data: Any) -> dict[str, Any]:
+        """What a run begins with: this data over the defaults, as JSON if it is typed.
+
+        Raises `InvalidData` if it is not of the declared type.
+        """
+        if self.cls._codec is not None:
+            return self.cls._codec.admit(data, self.defaults)
+        if data is None or isinstance(data, Mapping):
+            return {**self.defaults, **(data or {})}
+        raise SequenceError(
+            f"{self.label}.start: data is a {type(data).__name__}, not a dict: {data!r:.100}"
+        )
 
     def options(self, step: Step[Any]) -> dict[str, Any]:
         """The Dramatiq options of a step: those of Meta, and over them its own."""
@@ -146,14 +166,14 @@ class Starter(Protocol):
     def start(
         self,
         cls: type[S],
-        data: Mapping[str, Any] | None,
+        data: Any,
         *,
         key: str | None,
         unique: Unique,
         delay: timedelta | int | None,
     ) -> S: ...
     def start_many(self, cls: type[S], iterable: Iterable[Any]) -> list[S]: ...
-    def runs(self, cls: type[Sequence]) -> SequenceRunQuerySet: ...
+    def runs(self, cls: type[Sequence[Any]]) -> SequenceRunQuerySet: ...
 
 
 _starter: Starter | None = None
@@ -187,26 +207,38 @@ class SequenceType(type):
 
     if not TYPE_CHECKING:
         # Not __new__ of the class: copying or unpickling an instance calls that one too.
-        def __call__(cls, /, **data: Any) -> Sequence:
+        def __call__(cls, /, **data: Any) -> Sequence[Any]:
             return cls.start(data)
 
 
 class _Runs:
-    def __get__(self, instance: object | None, owner: type[Sequence]) -> SequenceRunQuerySet:
+    def __get__(self, instance: object | None, owner: type[Sequence[Any]]) -> SequenceRunQuerySet:
         return _starter_for(owner).runs(owner)
 
 
-class Sequence(metaclass=SequenceType):
+class Sequence(Generic[D], metaclass=SequenceType):
     """A durable sequence of steps.
 
     ``ContactForm(name="Joel")`` writes a run with that data, and starts it on commit.
+    ``class Checkout(Sequence[Order])`` has data of that type: a pydantic model, a dataclass or a
+    TypedDict.
     """
 
     _definition: Definition | None = None
+    _codec: typed.Codec | None = None  # of typed data
+    _stored: typed.Stored
     _context: StepContext | None
 
-    data: dict[str, Any]
-    """What the steps share: JSON. What a step changes in it is saved when the step commits."""
+    if TYPE_CHECKING:
+        data: D
+        """What the steps share. What a step changes in it is saved when the step commits."""
+    else:
+
+        @cached_property
+        def data(self) -> Any:
+            """Of typed data only: the rest is a dict in the instance."""
+            return self._stored.read()
+
     attempt: int
     """Which attempt at the step this is: 1, 2, …; 0 outside a step."""
     created: bool
@@ -225,7 +257,7 @@ class Sequence(metaclass=SequenceType):
     @classmethod
     def start(
         cls,
-        data: Mapping[str, Any] | None = None,
+        data: D | Mapping[str, Any] | None = None,
         /,
         *,
         key: str | None = None,
@@ -248,7 +280,7 @@ class Sequence(metaclass=SequenceType):
     @classmethod
     async def astart(
         cls,
-        data: Mapping[str, Any] | None = None,
+        data: D | Mapping[str, Any] | None = None,
         /,
         *,
         key: str | None = None,
@@ -267,7 +299,7 @@ class Sequence(metaclass=SequenceType):
     def _bind(
         cls,
         *,
-        data: dict[str, Any],
+        data: Any,
         run: SequenceRun | None = None,
         created: bool = False,
         attempt: int = 0,
@@ -276,9 +308,21 @@ class Sequence(metaclass=SequenceType):
         sequence = object.__new__(cls)
         if run is not None:
             sequence.run = run
-        sequence.data, sequence.created = data, created
-        sequence.attempt, sequence._context = attempt, context
+        if cls._codec is None:
+            sequence.data = data
+        else:
+            sequence._hold(data)
+        sequence.created, sequence.attempt, sequence._context = created, attempt, context
         return sequence
+
+    def _hold(self, data: Any) -> None:
+        """Have this data from now on: a dict of JSON, or the `Stored` of typed data."""
+        if self._codec is None:
+            self.data = data
+        else:
+            is_read = isinstance(data, typed.Stored)
+            self._stored = data if is_read else typed.Stored(self._codec, json_data.dumps(data))
+            vars(self).pop("data", None)
 
     @cached_property
     def run(self) -> SequenceRun:
@@ -328,10 +372,11 @@ RESERVED = frozenset(
 )
 
 
-def _declare(cls: type[Sequence]) -> None:
+def _declare(cls: type[Sequence[Any]]) -> None:
     """Validate the class, and register its definition, unless it is abstract."""
     cls._definition = None
     check_body(cls)
+    cls._codec = typed.codec_of(cls, Sequence)
     meta = _Meta.of(cls)
     steps = {name: step.with_defaults(meta.step_defaults) for name, step in _collect(cls).items()}
     check_names(cls, [*vars(cls), *steps], RESERVED)
@@ -348,14 +393,14 @@ def _declare(cls: type[Sequence]) -> None:
         registry.when_apps_are_loaded(partial(_register, cls, meta, steps))
 
 
-def _register(cls: type[Sequence], meta: _Meta, steps: dict[str, Step[Any]]) -> None:
+def _register(cls: type[Sequence[Any]], meta: _Meta, steps: dict[str, Step[Any]]) -> None:
     app_label = meta.app_label or _containing_app_label(cls)
     cls._definition = _define(cls, meta, steps, app_label=app_label)
     registry.register(cls)
 
 
 def _define(
-    cls: type[Sequence], meta: _Meta, steps: dict[str, Step[Any]], *, app_label: str
+    cls: type[Sequence[Any]], meta: _Meta, steps: dict[str, Step[Any]], *, app_label: str
 ) -> Definition:
     label = f"{app_label}.{cls.__name__}"
     if len(label) > MAX_LABEL:
@@ -375,7 +420,7 @@ def _define(
     )
 
 
-def _containing_app_label(cls: type[Sequence]) -> str:
+def _containing_app_label(cls: type[Sequence[Any]]) -> str:
     if config := apps.get_containing_app_config(cls.__module__):
         return config.label
     raise invalid(
@@ -401,7 +446,7 @@ def _collect(cls: type) -> dict[str, Step[Any]]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _nodes(cls: type[Sequence], label: str, steps: dict[str, Step[Any]]) -> Iterator[Node]:
+def _nodes(cls: type[Sequence[Any]], label: str, steps: dict[str, Step[Any]]) -> Iterator[Node]:
     open_ends: list[str] = []
     handlers = {name_of(found.on_error) for found in steps.values() if found.on_error is not None}
     for name, found in steps.items():
@@ -436,7 +481,7 @@ class _Meta:
     step_defaults: dict[str, Any]
 
     @classmethod
-    def of(cls, owner: type[Sequence]) -> _Meta:
+    def of(cls, owner: type[Sequence[Any]]) -> _Meta:
         options = _meta_options(owner)
         raise_first(f"{path_of(owner)}.Meta", meta_problems(options))
         return cls(
@@ -472,7 +517,7 @@ def _without_own(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in META_OWN}
 
 
-def _starter_for(cls: type[Sequence]) -> Starter:
+def _starter_for(cls: type[Sequence[Any]]) -> Starter:
     if _starter is None:
         raise SequenceError(
             f"{path_of(cls)} cannot be used before Django is ready."
@@ -483,5 +528,5 @@ def _starter_for(cls: type[Sequence]) -> Starter:
     return _starter
 
 
-def _outside_a_step(sequence: Sequence, name: str) -> SequenceError:
+def _outside_a_step(sequence: Sequence[Any], name: str) -> SequenceError:
     return SequenceError(f"{path_of(type(sequence))}.{name} is only there inside a step.")

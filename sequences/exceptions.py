@@ -44,6 +44,8 @@ class InvalidDefinition(SequenceError):
 class InvalidData(SequenceError):
     """{path} {problem}. {mend}"""
 
+    #: Of typed data: pairs of a path and what is wrong there.
+    errors: list[tuple[str, str]] | None = None
     path: str
     problem: str
     mend: str

@@ -17,7 +17,7 @@ from django.db import Error, connections, transaction
 from django.utils import timezone
 from dramatiq.middleware import Shutdown, SkipMessage
 
-from . import conf, current, dispatching, heartbeat, interrupts, registry, starting
+from . import conf, current, dispatching, heartbeat, interrupts, registry, starting, typed
 from . import data as json_data
 from .definition import Definition, Event, Failure, Finish, Repeat, Step, Subsequence
 from .exceptions import (
@@ -304,8 +304,10 @@ class Bound:
     ) -> None:
         self.claim, self.performance, self.using = claim, performance, using
         self.before: dict[str, Any] = json_data.loads(claim.data)
+        codec = definition.cls._codec
+        self.stored = None if codec is None else typed.Stored(codec, claim.data)
         self.sequence = definition.cls._bind(
-            data=json_data.loads(claim.data),
+            data=self.stored or json_data.loads(claim.data),
             attempt=claim.attempts + 1,
             context=self,
         )
@@ -342,7 +344,7 @@ class Bound:
         inbox = claims.inbox(claim.run_id, self.using)
         if name in inbox:
             if inbox[name] is not None:
-                self.sequence.data[name] = inbox[name]
+                self._copy(name, inbox[name])
             return self._change(inbox[name])
         if claim.due_at is not None and claim.due_at <= claim.now + times.EARLY:
             if event.on_timeout == "fail":
@@ -364,7 +366,7 @@ class Bound:
 
     def _child_data(self, step: Subsequence) -> Iterator[Mapping[str, Any]]:
         if step.each is None:
-            yield self.sequence.data if step.child_data is None else step.child_data(self.sequence)
+            yield self._json if step.child_data is None else step.child_data(self.sequence)
             return
         for item in self._items(step):
             yield item if step.child_data is None else step.child_data(self.sequence, item)
@@ -381,7 +383,7 @@ class Bound:
         if step.each is not None:
             return Change()
         (child,) = ended
-        self.sequence.data[self.claim.step] = child.data
+        self._copy(self.claim.step, child.data)
         return self._change(child.data)
 
     def _perform_item(self, step: Step[Any]) -> Change:
@@ -417,8 +419,8 @@ class Bound:
     def _declared_items(self, each: Any) -> Iterable[Any]:
         if callable(each):
             found = each(self.sequence)
-        elif each in self.sequence.data:
-            found = self.sequence.data[each]
+        elif each in self._json:
+            found = self._json[each]
         else:
             raise InvalidData(
                 path=f"data[{each!r}]",
@@ -445,19 +447,37 @@ class Bound:
 
     def seal(self, change: Change) -> Change:
         """Take `data` as the step left it, and the progress that it told last."""
-        if not isinstance(self.sequence.data, dict):
-            raise InvalidData(
-                path="data",
-                problem=f"is a {type(self.sequence.data).__name__}, not a dict",
-                mend="Put values into self.data; do not put another object in its place.",
-            )
-        after, text = _normalise(self.sequence.data, "data")
+        after, text = _normalise(self._left(), "data")
         if not json_data.same(self.before, after):
             if self.claim.is_item:
                 raise _read_only(self.claim, self.before, after)
             change.data, change.before, change.after = text, self.before, after
         change.progress = self.performance.progress
         return change
+
+    def _left(self) -> dict[str, Any]:
+        """What the step left as `data`, as something like JSON."""
+        if self.stored is not None:
+            # Typed data that was not asked for is not in the instance.
+            left = vars(self.sequence).get("data", self.stored)
+            return self.before if left is self.stored else self.stored.after(left)
+        data = self.sequence.data
+        if not isinstance(data, dict):
+            raise InvalidData(
+                path="data",
+                problem=f"is a {type(data).__name__}, not a dict",
+                mend="Put values into self.data; do not put another object in its place.",
+            )
+        return data
+
+    @property
+    def _json(self) -> dict[str, Any]:
+        return self.sequence.data if self.stored is None else self.stored.baseline
+
+    def _copy(self, name: str, value: Any) -> None:
+        """What came from outside stands in `data` too, unless its type decides what does."""
+        if self.stored is None:
+            self.sequence.data[name] = value
 
     def _due(self, delay: Any) -> datetime:
         value = delay(self.sequence) if callable(delay) else delay

@@ -14,7 +14,7 @@ from .exceptions import InvalidDefinition, UnknownSequence, did_you_mean
 if TYPE_CHECKING:
     from .definition import Definition, Sequence
 
-    SequenceClass = type[Sequence]
+    SequenceClass = type[Sequence[Any]]
     Listener = Callable[[SequenceClass], Any]
 
 _by_label: dict[str, SequenceClass] = {}

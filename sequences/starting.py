@@ -21,7 +21,7 @@ from .transitions.starts import Start
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
-S = TypeVar("S", bound=Sequence)
+S = TypeVar("S", bound=Sequence[Any])
 
 #: Runs that are inserted together.
 BATCH = 1000
@@ -34,7 +34,7 @@ class Starter:
     def start(
         self,
         cls: type[S],
-        data: Mapping[str, Any] | None,
+        data: Any,
         *,
         key: str | None,
         unique: Unique,
@@ -57,7 +57,7 @@ class Starter:
         wanted = [_wanted_of(definition, item) for item in iterable]
         return [one for batch in _batches(wanted) for one in _start_batch(cls, definition, batch)]
 
-    def runs(self, cls: type[Sequence]) -> SequenceRunQuerySet:
+    def runs(self, cls: type[Sequence[Any]]) -> SequenceRunQuerySet:
         """The runs of this class, under its earlier names too."""
         definition = _definition(cls)
         runs = SequenceRunQuerySet(SequenceRun, using=conf.using())
@@ -80,7 +80,7 @@ def _batches(wanted: list[Start]) -> Iterator[list[Start]]:
         yield batch
 
 
-def _definition(cls: type[Sequence]) -> Definition:
+def _definition(cls: type[Sequence[Any]]) -> Definition:
     assert cls._definition is not None  # the caller has refused an abstract class
     return cls._definition
 
@@ -114,14 +114,14 @@ def _wanted_of(definition: Definition, item: Any) -> Start:
 
 def _wanted(
     definition: Definition,
-    data: Mapping[str, Any] | None,
+    data: Any,
     key: str | None,
     unique: Unique,
     delay: timedelta | int | None,
 ) -> Start:
     _check_key(definition, key, unique)
     checked, _ = json_data.normalise(
-        {**definition.defaults, **_mapping(definition, data)},
+        definition.admit(data),
         encoder=conf.settings.encoder,
         max_bytes=conf.settings.max_data_bytes,
     )
@@ -133,16 +133,6 @@ def wanted_by(definition: Definition, data: Any, parent: int) -> Start:
     wanted = _wanted(definition, data, None, "ever", None)
     wanted.parent = parent
     return wanted
-
-
-def _mapping(definition: Definition, data: Any) -> Mapping[str, Any]:
-    if data is None:
-        return {}
-    if isinstance(data, Mapping):
-        return data
-    raise SequenceError(
-        f"{definition.label}.start: data is a {type(data).__name__}, not a dict: {data!r:.100}"
-    )
 
 
 def _check_key(definition: Definition, key: Any, unique: Any) -> None:

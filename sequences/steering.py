@@ -53,6 +53,9 @@ class Steering:
         checked, _ = json_data.normalise(
             data, encoder=conf.settings.encoder, max_bytes=conf.settings.max_data_bytes
         )
+        definition = registry.definition_of(run.sequence)
+        if definition is not None and definition.cls._codec is not None:
+            definition.cls._codec.check(checked)
         act = Act("edit", by=_name(by), reason=reason)
         dispatches = steering.edit(run.pk, run.version, checked, _redacted(run), act, using)
         _send_and_reload(run, dispatches, using)

@@ -27,7 +27,7 @@ from .transitions.values import dispatch_of
 
 __all__ = ["Clock", "assert_ledger", "build", "clock", "drain", "isolate_sequences", "run"]
 
-S = TypeVar("S", bound=Sequence)
+S = TypeVar("S", bound=Sequence[Any])
 
 #: How many steps `drain` performs before it says that there is no end, and how many `run` does.
 LIMIT = 10_000
@@ -47,7 +47,7 @@ def run(cls: type[S], /, **data: Any) -> S:
         while moving.move_to_next(sequence.run):
             performed += _drain(sequence.run, RUN_LIMIT - performed)
     sequence.run.refresh_from_db(using=conf.using())
-    sequence.data = sequence.run.data
+    sequence._hold(sequence.run.data)
     return sequence
 
 
@@ -166,6 +166,7 @@ def build(cls: type[S], /, **data: Any) -> S:
     """An instance with this data, without a row: to call one step's method by itself."""
     definition = cls._definition
     data = {**deepcopy(definition.defaults if definition else {}), **data}
+    data = data if cls._codec is None else cls._codec.admit(data, {})
     run = SequenceRun(sequence=definition.label if definition else "", data=data)
     return cls._bind(data=data, attempt=1, context=_Alone(run))
 
@@ -208,7 +209,7 @@ def isolate_sequences() -> Iterator[None]:
         broker.actors.update(actors)
 
 
-def assert_ledger(run: SequenceRun | Sequence, expected: Iterable[tuple[str, str]]) -> None:
+def assert_ledger(run: SequenceRun | Sequence[Any], expected: Iterable[tuple[str, str]]) -> None:
     """Check which steps the run has reached, in the order of their beginnings, and their states.
 
     ``assert_ledger(sequence, [("charge", "succeeded"), ("ship", "failed")])``. What differs is

@@ -3,7 +3,7 @@ import signal
 import time
 from uuid import uuid4
 
-from sequences import Abort, Sequence, finish, repeat, step
+from sequences import Abort, Sequence, event, finish, on_failure, repeat, step, subsequence
 
 from .gates import Gate
 from .models import Entry
@@ -49,6 +49,78 @@ class DirectBooking(Booking):
 
     class Meta:
         handoff = "direct"
+
+
+class Leg(Sequence):
+    """A part of a tour, in a run of its own."""
+
+    @step
+    def drive(self):
+        Entry.objects.create(run=self.data["tour"], step="drive", note="")
+
+    @step
+    def arrive(self):
+        self.data["arrived"] = True
+
+
+class Tour(Sequence):
+    """A delay, an event, a fan-out and a subsequence side by side, and a join of all."""
+
+    class Meta:
+        max_retries = 5
+        min_backoff = max_backoff = 20
+
+    def record(self, note=""):
+        Entry.objects.create(run=self.run.pk, step=self.step_run.step, note=note)
+
+    @step
+    def begin(self):
+        self.data["begun"] = True
+
+    @step(after=begin, delay=20)
+    def pack(self):
+        self.record()
+        self.data["packed"] = True
+
+    @step(after=begin)
+    def approve(self):
+        self.run.deliver("approval", "yes")
+        self.record()
+
+    approval = event(after=begin, timeout=60_000)
+
+    @step(each=lambda self: range(3), concurrency=2, after=begin)
+    def invite(self, guest):
+        self.record(str(guest))
+        return guest * 10
+
+    leg = subsequence(Leg, after=begin, data=lambda self: {"tour": str(self.run.pk)})
+
+    @step
+    def end(self):
+        self.record()
+        self.data["sum"] = sum(self.results("invite"))
+
+
+class FailedTour(Tour):
+    """The same, but it fails in the end, and is taken back."""
+
+    @step
+    def end(self):
+        raise Abort("it rains")
+
+    @Tour.pack.undo
+    def unpack(self):
+        self.record()
+        del self.data["packed"]
+
+    @Tour.invite.undo
+    def uninvite(self, guest, result):
+        self.record(f"{guest}: {result}")
+
+    @on_failure
+    def tell(self):
+        self.record(self.failure.message)
 
 
 # Workers.
