@@ -48,6 +48,7 @@ def main() -> int:
             "DATABASE_URL": database_url,
             "REDIS_NAMESPACE": f"benchmark-{uuid4().hex[:12]}",
             "DJANGO_SETTINGS_MODULE": "testproject.settings",
+            "PREPARE": "1" if options.prepare else "",
         }
         command = [sys.executable, __file__, *sys.argv[1:], "--role", "driver"]
         return subprocess.run(command, env=environment).returncode
@@ -59,6 +60,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--alone", type=int, default=40, help="sequences that run alone")
     parser.add_argument("--threads", type=int, default=THREADS, help="of the worker process")
+    parser.add_argument(
+        "--prepare", action="store_true", help='with OPTIONS["prepare_threshold"], for all of them'
+    )
     parser.add_argument("--only", choices=CONTENDERS, help="this contender")
     parser.add_argument("--role", choices=["driver", "worker"], help=argparse.SUPPRESS)
     parser.add_argument("--queue", help=argparse.SUPPRESS)
@@ -108,6 +112,8 @@ def declare() -> dict[str, Contender]:
     from django.conf import settings
 
     settings.DEBUG = False  # Django would keep every statement
+    if os.environ.get("PREPARE"):
+        settings.DATABASES["default"]["OPTIONS"]["prepare_threshold"] = 5
     django.setup()
     return {FLOOR: declare_floor(), **declare_sequences()}
 
@@ -361,6 +367,7 @@ def report_throughput(rates: dict[str, list[Rate]], options: argparse.Namespace)
     print(
         f"\nThroughput: sequences of {STEPS} steps, {options.sequences} in a round, "
         f"{options.rounds} rounds, one process of {options.threads} threads"
+        + (", prepared statements" if options.prepare else "")
     )
     for name, values in rates.items():
         typical = Rate(*map(statistics.median, zip(*values, strict=True)))

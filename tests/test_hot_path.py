@@ -90,7 +90,7 @@ def test_a_claim_is_one_statement(run):
     pk = row(run, "one").pk
     with statements() as sent:
         assert take(pk) is not None
-    assert sent == ["WITH"]
+    assert sent == ["UPDATE"]
 
 
 @on_postgresql
@@ -98,7 +98,7 @@ def test_a_claim_is_one_statement(run):
 def test_a_claim_of_nothing_is_one_statement(run):
     with statements() as sent:
         assert take(10**9) is None
-    assert sent == ["WITH"]
+    assert sent == ["UPDATE"]
 
 
 @on_postgresql
@@ -108,7 +108,7 @@ def test_a_step_that_touches_no_table_is_two_statements_and_no_transaction_of_it
     for _ in ("one", "two"):
         with statements() as sent:
             ready = Life(following, 0, "default").live()
-        assert sent == ["WITH", "WITH"]
+        assert sent == ["UPDATE", "WITH"]
         following = ready[0].step_run_id if ready else None
     assert fresh(run).status == "succeeded"
     assert fresh(run).data == {"n": 1, "one": 1, "two": 2}
@@ -134,7 +134,7 @@ def test_a_step_that_writes_commits_all_in_one_transaction():
     pk = row(run, "one").pk
     with statements() as sent:
         Life(pk, 0, "default").live()
-    assert sent == ["WITH", "BEGIN", "UPDATE", "WITH", "COMMIT"]
+    assert sent == ["UPDATE", "BEGIN", "UPDATE", "WITH", "COMMIT"]
     assert ledger(run) == {"one": "succeeded", "two": "queued"}
 
 

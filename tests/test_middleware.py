@@ -202,11 +202,14 @@ def test_another_message_that_a_failing_step_sends_is_not_taken_for_its_retry():
     broker = dramatiq.get_broker()
     broker.declare_queue("default")
 
+    def raising(retries, error):
+        raise ZeroDivisionError
+
     class Sending(Sequence):
         class Meta:
             app_label = "shop"
 
-        @step(min_backoff=1, max_backoff=1)
+        @step(retry_when=raising)
         def fails(self):
             other = dramatiq.Message("default", "some.actor", (), {}, {})
             broker.enqueue(other, delay=86_400_000)
@@ -214,7 +217,7 @@ def test_another_message_that_a_failing_step_sends_is_not_taken_for_its_retry():
 
     run = start(Sending)
     deliver_next()
-    assert row(run, "fails").due_at < now() + timedelta(hours=1)
+    assert row(run, "fails").due_at <= now()
 
 
 def test_a_failure_after_the_step_was_taken_away_is_neither_counted_nor_retried():

@@ -198,6 +198,18 @@ def test_a_start_for_ever_finds_a_run_that_has_freed_its_key(contact):
     assert contact.start({}, key="sync").run == running.run
 
 
+def test_a_run_that_holds_a_key_again_goes_before_one_that_has_freed_it(contact):
+    first = contact.start({}, key="sync", unique="unfinished")
+    drain()
+    second = contact.start({}, key="sync", unique="unfinished")
+    drain()
+    assert second.created
+    first.run.restart_from("two")
+
+    assert contact.start({}, key="sync").run == first.run
+    assert contact.start({}, key="sync", unique="unfinished").run == first.run
+
+
 def test_each_sequence_has_keys_of_its_own(contact):
     class Other(Sequence):
         @step

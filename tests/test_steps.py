@@ -8,13 +8,14 @@ from datetime import UTC, datetime, timedelta
 import dramatiq
 import pytest
 from django.db import IntegrityError, OperationalError, connection, transaction
+from django.db.models import F
 from django.utils import timezone
 from dramatiq.broker import MessageProxy
 from dramatiq.middleware import Middleware
 
 from sequences import Abort, Sequence, current, dispatching, finish, handover, repeat, step
 from sequences.exceptions import SequenceError
-from sequences.models import StepRun
+from sequences.models import SequenceRun, StepRun
 from sequences.testing import assert_ledger, clock, drain, isolate_sequences, run
 from testproject.contact.models import Message, Team
 
@@ -1035,6 +1036,22 @@ def test_what_others_committed_meanwhile_is_merged():
     assert sequence.run.status == "succeeded"
     assert sequence.run.data == {"shared": {"base": 0, "outer": 1, "inner": 2}}
     assert not sequence.run.failures.exists()
+
+
+def test_an_edit_that_did_not_yet_see_the_claim_is_not_lost():
+    class Edited(Sequence):
+        @step(atomic=False)
+        def one(self):
+            self.data["mine"] = 1
+            self.data["tags"].append(self.data["theirs"])
+            if self.data["theirs"] == 0:
+                rows = SequenceRun.objects.filter(pk=self.run.pk)
+                rows.update(data={"theirs": 5, "tags": ["new"]}, version=F("version") + 1)
+
+    sequence = run(Edited, theirs=0, tags=[])
+
+    assert sequence.run.status == "succeeded"
+    assert sequence.data == {"theirs": 5, "mine": 1, "tags": ["new", 5]}
 
 
 def test_two_different_changes_of_one_key_have_the_later_step_performed_again():

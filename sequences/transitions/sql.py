@@ -33,22 +33,19 @@ def is_fast(using: str) -> bool:
 # The claim need not survive a crash of the database: a step whose claim is lost is simply
 # queued still, so this one transaction does not wait for the disk.
 _CLAIM = f"""
-WITH quick AS MATERIALIZED (
-    SELECT set_config('synchronous_commit', 'off', true)
-), taken AS (
-    UPDATE {_STEPS} SET
-        status = 'running', token = %(token)s, worker = %(worker)s, started_at = {{now}},
-        wake_at = CASE
-            WHEN wake_at < {{now}} + {{shortest}} OR wake_at > {{now}} + {{longest}}
-            THEN {{now}} + {{lease}} ELSE wake_at END
-    WHERE id = %(id)s AND attempts = %(attempts)s AND wake_at IS NOT NULL
-        AND (status IN ('queued', 'retrying')
-            OR status = 'waiting' AND due_at <= {{now}} + {{early}})
-    RETURNING id, run_id, step, item, kind, attempts, repeats, delayed, ready_at, due_at, payload
-)
-SELECT taken.id, run_id, run.sequence, run.plan_id, step, item, kind, attempts, repeats, delayed,
-    ready_at, due_at, {{now}}, run.data, run.version, payload
-FROM taken JOIN {_RUNS} run ON run.id = run_id, quick
+UPDATE {_STEPS} mine SET
+    status = 'running', token = %(token)s, worker = %(worker)s, started_at = {{now}},
+    wake_at = CASE
+        WHEN wake_at < {{now}} + {{shortest}} OR wake_at > {{now}} + {{longest}}
+        THEN {{now}} + {{lease}} ELSE wake_at END
+FROM {_RUNS} run
+WHERE mine.id = %(id)s AND attempts = %(attempts)s AND wake_at IS NOT NULL
+    AND (mine.status IN ('queued', 'retrying')
+        OR mine.status = 'waiting' AND due_at <= {{now}} + {{early}})
+    AND run.id = mine.run_id
+RETURNING mine.id, mine.run_id, run.sequence, run.plan_id, mine.step, item, mine.kind, attempts,
+    repeats, delayed, ready_at, due_at, {{now}}, run.data, run.version, payload,
+    set_config('synchronous_commit', 'off', true)
 """
 
 
@@ -62,7 +59,7 @@ def claim(step_run_id: int, attempts: int, token: int, worker: str, using: str) 
     if row is None:
         return None
     (pk, run_id, sequence, plan_id, step, item, kind, attempts, *rest) = row
-    repeats, delayed, ready_at, due_at, now, data, version, payload = rest
+    repeats, delayed, ready_at, due_at, now, data, version, payload, _ = rest
     return Claim(
         pk, run_id, sequence, plan_id, step, item, kind, token, attempts,
         repeats, delayed, ready_at, due_at, now, data, version,
@@ -136,15 +133,29 @@ def commit_in_chain(claim: Claim, change: Change, plan: Plan, using: str) -> lis
 
 
 def _message(step_run_id: int, run_id: UUID, node: Node) -> Dispatch:
-    return Dispatch(step_run_id, run_id, node.actor, node.queue)
+    return Dispatch(step_run_id, run_id, node.actor, node.queue, options=node.options)
 
 
 def _fetch(using: str, statement: str, values: dict[str, Any]) -> tuple[Any, ...] | None:
-    # Django's own cursor: it refuses a transaction that is broken already.
-    with connections[using].cursor() as cursor:
+    with _cursor(connections[using]) as cursor:
         cursor.execute(_with_times(statement), values)
         row: tuple[Any, ...] | None = cursor.fetchone()
     return row
+
+
+def _cursor(connection: Any) -> Any:
+    """Django's own cursor: it refuses a transaction that is broken already.
+
+    Where the project has set ``prepare_threshold`` it stands on one of psycopg that binds on the
+    server, as only those prepare. Planning costs these statements more than all the rest.
+    """
+    connection.ensure_connection()
+    raw = connection.connection
+    if raw.prepare_threshold is None:
+        return connection.cursor()
+    import psycopg  # only where there is PostgreSQL
+
+    return connection.make_cursor(psycopg.Cursor(raw))
 
 
 def _with_times(statement: str) -> str:

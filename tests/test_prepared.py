@@ -1,0 +1,75 @@
+"""Where the project lets psycopg prepare, the two statements of the hot path are prepared."""
+
+import pytest
+from django.db import connection, transaction
+from django.db.transaction import TransactionManagementError
+
+from sequences import Sequence, step
+from sequences.models import StepRun
+from sequences.testing import assert_ledger, isolate_sequences, run
+from sequences.transitions import claims
+
+pytestmark = [pytest.mark.django_db, pytest.mark.only_on("postgresql")]
+
+
+@pytest.fixture(autouse=True)
+def _prepares(monkeypatch):
+    monkeypatch.delenv("SEQUENCES_PORTABLE", raising=False)
+    connection.ensure_connection()
+    connection.connection.prepare_threshold = 0  # what OPTIONS["prepare_threshold"] sets
+    yield
+    connection.connection.prepare_threshold = None
+
+
+@pytest.fixture
+def order():
+    with isolate_sequences():
+
+        class Order(Sequence):
+            class Meta:
+                app_label = "shop"
+
+            @step(max_retries=3, min_backoff=10)
+            def pay(self):
+                if self.attempt == 1:
+                    raise ValueError("once")
+                self.data["paid"] = ["é", 1.5, None]
+                return {"price": 7}
+
+            @step
+            def ship(self):
+                self.data["price"] = self.result("pay")["price"]
+
+        yield Order
+
+
+def prepared():
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT statement FROM pg_prepared_statements")
+        return [statement for (statement,) in cursor.fetchall()]
+
+
+def test_a_sequence_runs_on_prepared_statements(order):
+    done = run(order, name="Joel")
+    assert_ledger(done, [("pay", "succeeded"), ("ship", "succeeded")])
+    assert done.data == {"name": "Joel", "paid": ["é", 1.5, None], "price": 7}
+    assert done.run.failures.count() == 1
+    assert sum("UPDATE job_sequences_steprun" in statement for statement in prepared()) >= 3
+
+
+def test_without_the_wish_nothing_is_prepared(order):
+    connection.connection.prepare_threshold = None
+    before = prepared()
+    run(order)
+    assert prepared() == before
+
+
+def test_a_broken_transaction_is_refused(order):
+    order(name="Joel")
+    row = StepRun.objects.get()
+    with transaction.atomic():
+        transaction.set_rollback(True)
+        with pytest.raises(TransactionManagementError):
+            claims.claim(row.pk, 0, 1, "worker", "default")
+    row.refresh_from_db()
+    assert row.status == "queued"

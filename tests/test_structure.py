@@ -1,0 +1,161 @@
+"""Data goes one way through the house, and so do dependencies."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import sequences
+
+ROOT = Path(sequences.__file__).parent
+
+#: From the bottom to the top. A module imports from its own layer and from those below.
+LAYERS = [
+    {"exceptions", "ids", "plan", "data", "redaction"},
+    {"conf"},
+    {"steps", "validation", "registry", "definition", "__init__"},
+    {"steerable", "models", "transitions"},
+    {
+        "current",
+        "dispatching",
+        "starting",
+        "interrupts",
+        "heartbeat",
+        "traffic",
+        "execution",
+        "handover",
+        "sweep",
+        "middleware",
+        "binding",
+    },
+    {"steering"},
+    {"testing", "checks", "admin", "apps", "tasks", "management", "migrations"},
+]
+PURE = LAYERS[0]
+MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
+#: Methods of managers, querysets and instances that write.
+WRITES = {
+    "save",
+    "create",
+    "get_or_create",
+    "update_or_create",
+    "bulk_create",
+    "bulk_update",
+    "delete",
+    "_raw_delete",
+}
+
+
+def name_of(path):
+    """The dotted name below the package: ``transitions.claims``."""
+    parts = path.with_suffix("").parts
+    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
+
+
+def layer_of(module):
+    top = module.split(".")[0]
+    found = [index for index, layer in enumerate(LAYERS) if top in layer]
+    assert len(found) == 1, f"{module} stands in no layer: give it one in {Path(__file__).name}"
+    return found[0]
+
+
+def tree_of(path):
+    return ast.parse((ROOT / path).read_text())
+
+
+def is_for_types(node):
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def imports_of(tree):
+    """Every import that is executed: at the top and in functions, not those for type checkers."""
+    if is_for_types(tree):
+        for child in tree.orelse:
+            yield from imports_of(child)
+        return
+    if isinstance(tree, ast.Import | ast.ImportFrom):
+        yield tree
+    for child in ast.iter_child_nodes(tree):
+        yield from imports_of(child)
+
+
+def imported(path, node):
+    """The absolute names of the modules that a statement may import."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    package = ["sequences", *path.parts[:-1]]
+    base = package[: len(package) - node.level + 1] if node.level else []
+    module = ".".join([*base, *([node.module] if node.module else [])])
+    return [f"{module}.{alias.name}" for alias in node.names]
+
+
+def module_of(dotted):
+    """The longest beginning of a name that is a module of the package: ``transitions.claims``."""
+    parts = dotted.split(".")[1:]
+    known = {name_of(path) for path in MODULES}
+    while parts and ".".join(parts) not in known:
+        parts.pop()
+    return ".".join(parts) or "__init__"
+
+
+def dependencies(path):
+    """Which modules of the package this one imports."""
+    names = [name for node in imports_of(tree_of(path)) for name in imported(path, node)]
+    own = {module_of(name) for name in names if name.split(".")[0] == "sequences"}
+    return own - {name_of(path)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_module_imports_only_from_its_layer_and_below(path):
+    module = name_of(path)
+    above = {found for found in dependencies(path) if layer_of(found) > layer_of(module)}
+    assert not above, f"{module} imports {', '.join(sorted(above))} from a layer above its own"
+
+
+def test_no_imports_go_round_in_a_circle():
+    graph = {name_of(path): dependencies(path) for path in MODULES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"circular: {' <- '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if name_of(path) in PURE], ids=name_of)
+def test_a_pure_module_knows_neither_django_nor_dramatiq(path):
+    names = [name for node in imports_of(tree_of(path)) for name in imported(path, node)]
+    assert not {name for name in names if name.split(".")[0] in ("django", "dramatiq")}
+
+
+def writes_of(path):
+    for node in ast.walk(tree_of(path)):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        receiver, method = ast.unparse(node.func.value), node.func.attr
+        queried = any(name in receiver for name in ("objects", "_base_manager", ".filter("))
+        if method in WRITES or (method == "update" and queried):
+            yield f"{receiver}.{method}"
+
+
+# `testing` sets scenes, as the tests of a project do; it is no part of what runs in production.
+@pytest.mark.parametrize(
+    "path",
+    [p for p in MODULES if name_of(p).split(".")[0] not in ("transitions", "testing")],
+    ids=name_of,
+)
+def test_all_writes_of_state_are_transitions(path):
+    assert list(writes_of(path)) == []
+
+
+def test_the_rules_see_what_breaks_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.test_structure.ROOT", tmp_path)
+    (tmp_path / "plan.py").write_text(
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    from . import admin\n"
+        "from .transitions import claims\n"
+        "def f():\n    from . import steering as s\n    import sequences.sweep\n"
+        "    Row.objects.filter(pk=1).update(a=1)\n    {}.update(a=1)\n"
+    )
+    path = Path("plan.py")
+    assert dependencies(path) == {"transitions.claims", "steering", "sweep"}
+    assert list(writes_of(path)) == ["Row.objects.filter(pk=1).update"]
