@@ -65,10 +65,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(part) for part in value]
     if isinstance(value, set | frozenset):
-        # In the same order in each process.
-        return sorted(
-            (plain(part) for part in value), key=lambda part: (str(type(part)), str(part))
-        )
+        return sorted(map(plain, value), key=repr)  # in the same order in each process
     return _as_text(value)
 
 

@@ -63,7 +63,8 @@ class Codec(ABC):
 
     def of_the_type(self, value: Any) -> Any:
         """Refuse what is no instance, and keys of a TypedDict that it does not have."""
-        if not isinstance(value, dict if is_typed_dict(self.cls) else self.cls):
+        expected: Any = dict if is_typed_dict(self.cls) else self.cls
+        if not isinstance(value, expected):
             raise InvalidData(
                 path="data",
                 problem=f"is a {type(value).__name__}, and must be of the type {self.name}",

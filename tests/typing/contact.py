@@ -83,7 +83,7 @@ def view() -> None:
     assert_type(ContactForm.start_many([{}, ({}, {"key": "a"})]), list[ContactForm])
     assert_type(ContactForm.create, Step[int])
     assert_type(ContactForm.rendered, Step[str])
-    assert_type(get("shop.ContactForm"), type[Sequence])
+    assert_type(get("shop.ContactForm"), type[Sequence[Any]])
 
     ContactForm.start({}, kay=1)  # type: ignore[call-arg]
     ContactForm.start({}, unique="never")  # type: ignore[arg-type]
