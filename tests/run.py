@@ -1,8 +1,9 @@
-"""The whole suite, on one database after the other: `make test ARGS="[--only VENDOR] [pytest's]"`.
+"""The suite, on one database after the other: `make test ARGS="[--only NAME] [pytest's own]"`.
 
 PostgreSQL and Valkey are started here unless DATABASE_URL and REDIS_URL name others. MariaDB or
-MySQL (MYSQL_URL) and RabbitMQ (AMQP_URL) are used where they answer. Ends with the first failing
-database, so that the last line tells how it went.
+MySQL (MYSQL_URL) and RabbitMQ (AMQP_URL) are used where they answer. `portable` is PostgreSQL with
+the statements that every other database gets. Ends with the first that fails, so that the last line
+tells how it went.
 """
 
 import argparse
@@ -25,14 +26,17 @@ from testproject import databases, services
 
 MYSQL_URL = "mysql://root@127.0.0.1:3306/mysql"
 AMQP_URL = "amqp://guest:guest@127.0.0.1:5672"
-VENDORS = ("sqlite", "postgresql", "mysql")
+#: What each leaves out. Workers are tested on PostgreSQL, which several of them can share, and
+#: the death of one on SQLite too. The last is the whole suite.
+ENGINE = ["-m", "not slow", "--ignore=tests/acceptance", "--ignore=tests/testproject"]
+CHOICES = {"sqlite": [], "mysql": ENGINE, "portable": ENGINE, "postgresql": []}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--only", choices=VENDORS, help="this database only")
+    parser.add_argument("--only", choices=CHOICES, help="this one only")
     options, arguments = parser.parse_known_args()
-    vendors = [options.only] if options.only else list(VENDORS)
+    vendors = [options.only] if options.only else list(CHOICES)
     absent = {}
     if "mysql" in vendors and (reason := unusable(connect_mysql)):
         vendors.remove("mysql")
@@ -49,23 +53,26 @@ def main() -> int:
 
 def run_all(vendors: list[str], arguments: list[str], *, amqp: bool) -> int:
     names = ["REDIS_URL"]
-    if "postgresql" in vendors and not given_postgresql():
+    if {"postgresql", "portable"} & set(vendors) and not given_postgresql():
         os.environ.pop("DATABASE_URL", None)
         names.append("DATABASE_URL")
     with services.running(*names) as urls, tempfile.TemporaryDirectory() as directory:
         environment = {**os.environ, "TEST_REDIS_URL": urls["REDIS_URL"]}
         if amqp:
             environment["TEST_AMQP_URL"] = amqp_url()
+        postgresql = urls.get("DATABASE_URL") or given_postgresql()
         database_urls = {
             "sqlite": f"sqlite:///{directory}/main.sqlite3",
-            "postgresql": urls.get("DATABASE_URL") or given_postgresql(),
             "mysql": mysql_url(),
+            "portable": postgresql,
+            "postgresql": postgresql,
         }
         for vendor in vendors:
             name = f"test_sequences_{uuid4().hex[:12]}"
             url, environment["TEST_DATABASE_NAME"] = database_urls[vendor], name
             if vendor == "sqlite":
                 environment["TEST_DATABASE_NAME"] = f"{directory}/{name}"
+            environment["SEQUENCES_PORTABLE"] = "1" if vendor == "portable" else ""
             print(f"\nOn {vendor}:", flush=True)
             with dropped_afterwards(url, name):
                 status = run_pytest([*CHOICES[vendor], *arguments], environment, url)
@@ -73,10 +80,6 @@ def run_all(vendors: list[str], arguments: list[str], *, amqp: bool) -> int:
             if status and not nothing_asked_for:
                 return status
     return 0
-
-
-# SQLite has one writer at a time: it is for development, not for several workers.
-CHOICES = {"sqlite": ["--ignore=tests/acceptance"], "postgresql": [], "mysql": []}
 
 
 def run_pytest(arguments: list[str], environment: dict[str, str], database_url: str) -> int:
