@@ -14,7 +14,7 @@ ROOT = Path(sequences.__file__).parent
 LAYERS = [
     {"exceptions", "ids", "plan", "data", "redaction"},
     {"conf"},
-    {"steps", "validation", "registry", "definition", "__init__"},
+    {"steps", "validation", "reading", "typed", "registry", "definition", "__init__"},
     {"steerable", "models", "transitions"},
     {
         "current",
