@@ -721,3 +721,13 @@ def test_the_runs_of_earlier_names_are_its_runs_too(contact):
 
 def test_a_class_is_found_by_its_name(contact):
     assert sequences.get("tests.Contact") is contact
+
+
+def test_each_of_a_batch_looks_for_its_key_in_its_own_way(contact):
+    former = contact.start({}, key="a", unique="unfinished").run
+    former.cancel()
+    ever, unfinished = contact.start_many(
+        [({}, {"key": "a", "unique": "ever"}), ({}, {"key": "a", "unique": "unfinished"})]
+    )
+    assert (ever.run, ever.created) == (former, False)
+    assert unfinished.created

@@ -19,6 +19,8 @@ from . import plans, times
 from .values import Dispatch, dispatch_of, new_row
 
 Labels = Sequence[str]
+#: The runs that stand in the way of starts, by their key and its `unique`.
+Holders = dict[tuple[str, str], SequenceRun]
 
 #: How often a start looks for its key's holder and inserts, in turn.
 _CHANCES = 5
@@ -35,6 +37,11 @@ class Start:
     parent: int | None = None
     id: UUID = field(default_factory=uuid7)
 
+    @property
+    def name(self) -> tuple[str, str]:
+        """What it must share with another run to find that one. Empty without a key."""
+        return (self.key or "", self.unique)
+
 
 def start(
     plan: Plan, wanted: Start, labels: Labels, using: str
@@ -47,7 +54,7 @@ def start(
     if wanted.key is None:
         return _insert_one(plan, wanted, using)
     for chance in range(_CHANCES):
-        existing = _holders(labels, [wanted], using).get(wanted.key)
+        existing = _holders(labels, [wanted], using).get(wanted.name)
         if existing is not None:
             return existing, []
         try:
@@ -73,10 +80,10 @@ def start_many(
     taken = _holders(labels, wanted, using)
     fresh: dict[UUID, SequenceRun] = {}
     for one in wanted:
-        if one.key is None or one.key not in taken:
+        if one.name not in taken:
             run = fresh[one.id] = _row(plan, plan_id, one, now)
             if one.key is not None:
-                taken[one.key] = run
+                taken |= {(one.key, unique): run for unique in ("ever", "unfinished")}
     # A key that another process has taken meanwhile: its run is found by the look below.
     SequenceRun._base_manager.using(using).bulk_create(fresh.values(), ignore_conflicts=bool(taken))
     ours = _inserted(fresh, using)
@@ -86,7 +93,7 @@ def start_many(
     steps = _first_steps(plan, started, now, using)
     runs = []
     for one in wanted:
-        known = fresh[one.id] if one.id in ours else taken.get(one.key or "")
+        known = fresh[one.id] if one.id in ours else taken.get(one.name)
         if known is None:  # its key was freed since the insert met it
             known, more = start(plan, one, labels, using)
             steps += more
@@ -158,14 +165,16 @@ def insert(rows: list[StepRun], using: str) -> None:
             row.pk = pk
 
 
-def _holders(labels: Labels, wanted: Sequence[Start], using: str) -> dict[str, SequenceRun]:
+def _holders(labels: Labels, wanted: Sequence[Start], using: str) -> Holders:
     """The runs that stand in the way of these starts, by key."""
     runs = SequenceRun._base_manager.using(using).filter(sequence__in=labels)
     ever = [one.key for one in wanted if one.key is not None and one.unique == "ever"]
     rest = [one.key for one in wanted if one.key is not None and one.unique != "ever"]
-    found: dict[str, SequenceRun] = {}
+    found: Holders = {}
     for run in runs.filter(Q(key__in=ever) | Q(held_key__in=rest)).order_by("created_at"):
         # A run that has freed its key counts only where no other holds it.
-        if run.key is not None and (run.held_key is not None or run.key not in found):
-            found[run.key] = run
+        if run.held_key is not None:
+            found[run.held_key, "unfinished"] = found[run.held_key, "ever"] = run
+        elif run.key is not None:
+            found.setdefault((run.key, "ever"), run)
     return found
