@@ -83,12 +83,13 @@ def start_many(
         if one.name not in taken:
             run = fresh[one.id] = _row(plan, plan_id, one, now)
             if one.key is not None:
-                taken |= {(one.key, unique): run for unique in ("ever", "unfinished")}
+                taken[one.key, "unfinished"] = run
+                taken.setdefault((one.key, "ever"), run)
     # A key that another process has taken meanwhile: its run is found by the look below.
     SequenceRun._base_manager.using(using).bulk_create(fresh.values(), ignore_conflicts=bool(taken))
     ours = _inserted(fresh, using)
     if len(ours) < len(fresh):
-        taken.update(_holders(labels, wanted, using))
+        taken |= _holders(labels, wanted, using)
     started = [(fresh[one.id], one.delay) for one in wanted if one.id in ours]
     steps = _first_steps(plan, started, now, using)
     runs = []
