@@ -1,7 +1,11 @@
 """Durable job sequences for Django, on Dramatiq."""
 
+from .compose import chain, group
 from .definition import Sequence, event, finish, on_failure, repeat, step, subsequence
 from .exceptions import Abort
+from .flows import start_definition
+from .jobs import job
+from .loading import load
 from .registry import get
 
 __all__ = [  # noqa: RUF022 (grouped)
@@ -15,6 +19,12 @@ __all__ = [  # noqa: RUF022 (grouped)
     "Abort",
     "finish",
     "repeat",
+    # as data
+    "chain",
+    "group",
+    "job",
+    "load",
+    "start_definition",
     # by name
     "get",
 ]

@@ -11,6 +11,7 @@ from . import handover, registry
 from .definition import Definition, Sequence, Step
 from .exceptions import InvalidDefinition, did_you_mean
 from .execution import FATAL
+from .validation import path_of
 
 _problems: list[tuple[str, str]] = []
 
@@ -100,7 +101,7 @@ def _check_options(definition: Definition, step: Step[Any], broker: dramatiq.Bro
     for name in definition.options(step):
         if name not in known:
             raise InvalidDefinition(
-                where=f"{definition.cls.__module__}.{definition.cls.__qualname__}.{step.name}",
+                where=f"{path_of(definition.cls)}.{step.name}",
                 problem=f"{name!r} is no option of a step, nor of an actor of this broker",
                 mend=f"{did_you_mean(name, known)} If a middleware gives it, add that to "
                 "DRAMATIQ_BROKER.",

@@ -323,7 +323,7 @@ def _unfinished_runs(connection: BaseDatabaseWrapper) -> Messages:
 
 
 def _unfinished_runs_of(stored: StoredPlan) -> Messages:
-    definition = _definition(stored.sequence)
+    definition = _definition(stored)
     known = definition.step if definition else _unknown
     missing = [name for name in stored.plan.names if known(name) is None]
     count = _count_without(stored, missing) if missing else 0
@@ -340,11 +340,10 @@ def _unfinishable(message: str, hint: str) -> CheckMessage:
     return Warning(message, hint=hint, id="sequences.W004")
 
 
-def _definition(sequence: str) -> Definition | None:
-    from . import registry
+def _definition(stored: StoredPlan) -> Definition | None:
+    from . import flows
 
-    cls = registry.find(sequence)
-    return cls._definition if cls else None
+    return flows.definition_for(stored.sequence, stored.plan)
 
 
 def _unknown(step: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import timedelta
@@ -185,6 +186,15 @@ def install(starter: Starter) -> None:
     _starter = starter
 
 
+_builder: Callable[..., Any] | None = None
+
+
+def install_builder(builder: Callable[..., Any]) -> None:
+    """Let definitions that are data become classes: the code of that stands above this module."""
+    global _builder
+    _builder = builder
+
+
 class _Body(dict[str, Any]):
     """The namespace of a class body, in which a step cannot be hidden by a second one."""
 
@@ -225,6 +235,7 @@ class Sequence(Generic[D], metaclass=SequenceType):
     """
 
     _definition: Definition | None = None
+    _file: str | None = None  # that declares it, if no Python does
     _codec: typed.Codec | None = None  # of typed data
     _stored: typed.Stored
     _context: StepContext | None
@@ -294,6 +305,20 @@ class Sequence(Generic[D], metaclass=SequenceType):
     async def astart_many(cls, iterable: Iterable[Any], /) -> list[Self]:
         """`start_many`, for asynchronous code."""
         return await sync_to_async(cls.start_many)(iterable)
+
+    @classmethod
+    def from_definition(
+        cls, definition: Mapping[str, Any] | Composed, /, *, name: str | None = None
+    ) -> type[Self]:
+        """A sequence that is data: a mapping whose steps name registered jobs, or a `chain`.
+
+        ``name`` is its label (``"shop.Import"``), if the mapping has none. It is registered and
+        bound as any class, and inherits from this one. Raises `InvalidDefinition`.
+        """
+        assert _builder is not None  # importing the package has installed it
+        module = sys._getframe(1).f_globals["__name__"]
+        built: type[Self] = _builder(cls, definition, name=name, module=module)
+        return built
 
     @classmethod
     def _bind(
@@ -370,6 +395,19 @@ class Sequence(Generic[D], metaclass=SequenceType):
 RESERVED = frozenset(
     name for name in (*vars(Sequence), *Sequence.__annotations__) if not name.startswith("_")
 )
+
+
+class Composed(Protocol):
+    """What makes a definition: what `chain` and `group` return."""
+
+    def definition(self) -> dict[str, Any]: ...
+
+
+def define(cls: type[Sequence[Any]]) -> Definition:
+    """What an abstract class declares, which is not registered: it is kept with a run."""
+    meta = _Meta.of(cls)
+    steps = {name: step.with_defaults(meta.step_defaults) for name, step in _collect(cls).items()}
+    return _define(cls, meta, steps, app_label=meta.app_label or "-")
 
 
 def _declare(cls: type[Sequence[Any]]) -> None:

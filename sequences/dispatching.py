@@ -107,7 +107,11 @@ def message_for(dispatch: Dispatch) -> Message[None]:
         actor_name=dispatch.actor,
         args=(str(dispatch.run_id), dispatch.step_run_id),
         kwargs={},
-        options={MARK: FORMAT} | ({"retries": dispatch.attempts} if dispatch.attempts else {}),
+        options={
+            **dispatch.options,
+            MARK: FORMAT,
+            **({"retries": dispatch.attempts} if dispatch.attempts else {}),
+        },
     )
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "ReadOnlyData",
     "SequenceError",
     "StepExpired",
+    "UnknownJob",
     "UnknownSequence",
     "UnknownStep",
     "WorkerLost",
@@ -65,6 +66,13 @@ class UnknownStep(SequenceError, LookupError):
 
     sequence: str
     step: str
+    mend: str
+
+
+class UnknownJob(SequenceError, LookupError):
+    """There is no job {job!r}. {mend}"""
+
+    job: str
     mend: str
 
 

@@ -17,7 +17,7 @@ from django.db import Error, connections, transaction
 from django.utils import timezone
 from dramatiq.middleware import Shutdown, SkipMessage
 
-from . import conf, current, dispatching, heartbeat, interrupts, registry, starting, typed
+from . import conf, current, dispatching, flows, heartbeat, interrupts, registry, starting, typed
 from . import data as json_data
 from .definition import Definition, Event, Failure, Finish, Repeat, Step, Subsequence
 from .exceptions import (
@@ -174,6 +174,9 @@ class Attempt:
     def _find(self) -> tuple[Definition, Step[Any]]:
         definition = registry.get(self.claim.sequence)._definition
         assert definition is not None
+        if definition.label == flows.FLOW:
+            plan = plans.load(self.claim.plan_id, self.using)
+            definition = flows.definition_for(self.claim.sequence, plan) or definition
         step = definition.step(self.claim.step)
         if step is None:
             raise unknown_step(definition, self.claim.step)

@@ -6,13 +6,11 @@ Nothing in a definition is imported or evaluated: it names jobs, keys of `data` 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from difflib import get_close_matches
-from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import dramatiq
 from django.apps import apps
@@ -21,13 +19,20 @@ from django.utils.dateparse import parse_duration
 
 from . import conf, jobs
 from . import data as json_data
-from .definition import Definition, Sequence, Unique, define
+from .definition import (
+    Composed,
+    Definition,
+    Sequence,
+    SequenceType,
+    Unique,
+    define,
+    install_builder,
+)
 from .exceptions import InvalidData, InvalidDefinition, SequenceError, did_you_mean
 from .plan import Node, Plan
 from .registry import definition_of as registered
 from .steps import Event, Finish, OnFailure, Repeat, Step, Subsequence, Undo, event, subsequence
 from .steps import step as declare
-from .validation import path_of
 
 #: What a definition may have, and what of it one that is kept with its run may not.
 CLASS_KEYS = ("name", "handoff", "retention", "redact", "verbose_name", "aliases")
@@ -58,27 +63,25 @@ CLASS_NAME = re.compile(r"(?:([A-Za-z_]\w*)\.)?([A-Za-z_]\w*)")
 MISSING = object()
 
 
-class Composed(Protocol):
-    """What `chain` and `group` return."""
-
-    def definition(self) -> dict[str, Any]: ...
-
-
 Data = Mapping[str, Any] | Composed
 
 
 def from_definition(
-    cls: type[Sequence], definition: Data, *, name: str | None, module: str, file: str = ""
-) -> type[Sequence]:
+    cls: type[Sequence[Any]], definition: Data, *, name: str | None, module: str, file: str = ""
+) -> type[Sequence[Any]]:
     """See `Sequence.from_definition`; ``file`` is where it stands, for the errors."""
     where = file or module
-    mapping = _normalised(definition, where)
-    app_label, class_name = _label(name or mapping.get("name"), where)
+    given = _given(definition, where)
+    app_label, class_name = _label(name or given.get("name"), where)
     where = file or f"{module}.{class_name}"
+    mapping = _normalised(given, where)
     parsed = _Parser(where).parse(mapping)
     if app_label:
         parsed.meta["app_label"] = app_label
     return _class(cls, class_name, parsed, module=module, where=where, file=file)
+
+
+install_builder(from_definition)
 
 
 # Definitions that are kept with their run
@@ -114,7 +117,7 @@ def start_definition(
     name: str = "flow",
     unique: Unique = "ever",
     delay: timedelta | int | None = None,
-) -> Sequence:
+) -> Sequence[Any]:
     """Start a run of a definition that is kept with it: a mapping, a `chain` or a `group`.
 
     Every worker can perform it, whatever it has imported, if it has the jobs. ``name`` is what
@@ -127,7 +130,7 @@ def start_definition(
     if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
         mend = f"Give a text of 1 to {MAX_NAME} characters."
         raise InvalidDefinition(where="start_definition", problem=f"name is {name!r}", mend=mend)
-    mapping = _normalised(definition, where)
+    mapping = _normalised(_given(definition, where), where)
     for refused in CLASS_KEYS:
         if refused in mapping:
             problem = f"it has {refused}, which is for a definition that is declared"
@@ -348,7 +351,8 @@ class _Parser:
         self._check_kinds()
         order = self._order()
         steps: dict[str, Step[Any]] = {}
-        for self.step in order:
+        for name in order:
+            self.step = name
             steps |= self._declared(self.step, self.specs[self.step])
         self.step = ""
         if "on_failure" in mapping:
@@ -369,19 +373,18 @@ class _Parser:
             raise self._error("it has no steps", "Add steps: a mapping of names to steps.")
         if not pairs:
             raise self._error("its steps are empty", "Add a step.")
-        seen = set()
-        for self.step, spec in pairs:
+        seen: set[str] = set()
+        for name, spec in pairs:
+            self.step = name
             if not NAME.fullmatch(self.step):
                 mend = "Use letters, digits, underscores and hyphens; begin with a letter."
                 raise self._error("its name is not allowed", mend)
-            if self.step in seen or self.step in {"outputs", "on_failure"} & self._reserved:
+            if self.step in (*seen, "outputs", "on_failure"):
                 raise self._error("this name is taken already", "Rename the step.")
             seen.add(self.step)
             self._mapping(spec, "the step")
             yield self.step, {key: value for key, value in spec.items() if key != "name"}
         self.step = ""
-
-    _reserved = frozenset({"outputs", "on_failure"})
 
     def _named(self, spec: Any) -> str:
         self._mapping(spec, "a step")
@@ -390,7 +393,8 @@ class _Parser:
         return str(spec["name"])
 
     def _check_kinds(self) -> None:
-        for self.step, spec in self.specs.items():
+        for name, spec in self.specs.items():
+            self.step = name
             kinds = [kind for kind in KINDS if kind in spec]
             if len(kinds) != 1:
                 problem = f"it has {' and '.join(kinds)}" if kinds else "it has nothing to do"
@@ -424,7 +428,8 @@ class _Parser:
         beside = {spec.get("on_error") for spec in self.specs.values()}
         self.beside = {name for name in self.specs if name in beside and not self._after(name)[0]}
         main: list[str] = []
-        for self.step in self.specs:
+        for name in self.specs:
+            self.step = name
             said, after = self._after(self.step)
             for other in after:
                 if other not in self.specs:
@@ -468,7 +473,8 @@ class _Parser:
             yield name, self._subsequence(spec, options)
         else:
             call = self._call(spec, each="each" in spec)
-            yield name, (found := Step(call, options))
+            found: Step[Any] = Step(call, options)
+            yield name, found
             if "undo" in spec:
                 yield self._undo(name, spec["undo"], found)
 
@@ -607,9 +613,7 @@ class _Parser:
             text = f"data.{text}"
         return self._ref(what, text, ())
 
-    def _ref(
-        self, what: str, text: Any, given: tuple[str, ...], *, anywhere: bool = False
-    ) -> Ref:
+    def _ref(self, what: str, text: Any, given: tuple[str, ...], *, anywhere: bool = False) -> Ref:
         parts = text.split(".") if isinstance(text, str) else []
         roots = ("data", "steps", *given)
         if not parts or not all(parts) or parts[0] not in roots:
@@ -628,8 +632,9 @@ class _Parser:
         if name not in self.specs:
             problem = f"{what} reads {name!r}, which is not a step of it"
             raise self._error(problem, did_you_mean(name, self.specs))
-        aside = self.step in self.beside or self.above[self.step] & self.beside
-        if not (anywhere or aside or name in self.above[self.step]):
+        above = self.above.get(self.step, set())
+        aside = self.step in self.beside or above & self.beside
+        if not (anywhere or aside or name in above):
             problem = f"{what} reads step {name!r}, for which it does not wait"
             raise self._error(problem, f"Add {name!r} to its after.")
 
@@ -701,7 +706,10 @@ def duration(value: Any) -> timedelta | None:
         if not isinstance(value, str):
             return None
         if value.startswith("P"):
-            return parse_duration(value)
+            found = (
+                parse_duration(value) if value[-1].isupper() and value not in ("P", "PT") else None
+            )
+            return found if found is None or found >= timedelta() else None
         return _sum_of_amounts(value.strip().lower())
     except OverflowError:
         return None
@@ -725,18 +733,21 @@ def _milliseconds(wait: timedelta) -> int:
 # The class
 
 
-def _normalised(definition: Data, where: str) -> dict[str, Any]:
+def _given(definition: Data, where: str) -> dict[str, Any]:
+    if isinstance(definition, Mapping):
+        return dict(definition)
+    if callable(getattr(definition, "definition", None)):
+        return definition.definition()
+    problem = f"a definition is a mapping, and this is a {type(definition).__name__}"
+    mend = "Give a mapping, or what chain() or group() returns."
+    raise InvalidDefinition(where=where, problem=problem, mend=mend)
+
+
+def _normalised(given: dict[str, Any], where: str) -> dict[str, Any]:
     """JSON, with its steps in a list: databases do not keep the order of keys."""
-    found: Any = definition if isinstance(definition, Mapping) else None
-    if found is None and callable(getattr(definition, "definition", None)):
-        found = definition.definition()  # type: ignore[union-attr]
-    if found is None:
-        problem = f"a definition is a mapping, and this is a {type(definition).__name__}"
-        mend = "Give a mapping, or what chain() or group() returns."
-        raise InvalidDefinition(where=where, problem=problem, mend=mend)
     try:
         mapping, _ = json_data.normalise(
-            dict(found), encoder=DjangoJSONEncoder, path="definition",
+            given, encoder=DjangoJSONEncoder, path="definition",
             max_bytes=conf.settings.max_data_bytes,
         )  # fmt: skip
     except InvalidData as error:
@@ -770,19 +781,21 @@ def _label(name: Any, where: str) -> tuple[str | None, str]:
 
 
 def _class(
-    base: type[Sequence], name: str, parsed: Parsed, *, module: str, where: str, file: str
-) -> type[Sequence]:
+    base: type[Sequence[Any]], name: str, parsed: Parsed, *, module: str, where: str, file: str
+) -> type[Sequence[Any]]:
     body = {
         "__module__": module,
         "__qualname__": name,
-        "_source": file or None,
+        "_file": file or None,
         "Meta": type("Meta", (), parsed.meta),
         **parsed.steps,
     }
     try:
-        return type(base)(name, (base,), body)
+        cls: Any = SequenceType(name, (base,), body)
     except InvalidDefinition as error:
         raise _placed(error, file or f"{module}.{name}", where) from None
+    found: type[Sequence[Any]] = cls
+    return found
 
 
 def _placed(error: InvalidDefinition, path: str, where: str) -> InvalidDefinition:

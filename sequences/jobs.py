@@ -173,6 +173,11 @@ def find(name: str) -> Job[Any, Any] | None:
     return _by_name.get(name)
 
 
+def names() -> list[str]:
+    """Of all jobs."""
+    return sorted(_by_name)
+
+
 @contextmanager
 def isolated() -> Iterator[None]:
     """What is registered inside is forgotten afterwards."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from typing import Any, Literal
@@ -20,7 +20,7 @@ EXECUTING = frozenset({"running", "retrying"})
 
 
 #: What most nodes lack, and a plan without it does not name.
-_RARE = ("undoes", "attempted", "on_error", "aside")
+_RARE = ("undoes", "attempted", "on_error", "aside", "options")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,8 @@ class Node:
     on_error: str = ""
     #: Whether it stands beside the main line, and is begun only by a failure.
     aside: bool = False
+    #: Of a step whose actor has no options of its own: those of its messages.
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -68,6 +70,8 @@ class Plan:
 
     sequence: str
     nodes: tuple[Node, ...]
+    #: What its steps do, if no class says that.
+    definition: Mapping[str, Any] | None = field(default=None, hash=False)
 
     @classmethod
     def build(cls, sequence: str, nodes: Iterable[Node], *, where: str | None = None) -> Plan:
@@ -85,10 +89,17 @@ class Plan:
                 f"A plan of {sequence} has format {graph['format']}, and this release knows formats"
                 f" up to {FORMAT}. Upgrade this process to the release that wrote it."
             )
-        return cls(sequence, tuple(map(Node.from_json, graph["steps"])))
+        nodes = tuple(map(Node.from_json, graph["steps"]))
+        return cls(sequence, nodes, graph.get("definition"))
 
     def to_json(self) -> dict[str, Any]:
-        return {"format": FORMAT, "steps": [node.to_json() for node in self.nodes]}
+        kept = {} if self.definition is None else {"definition": dict(self.definition)}
+        return {"format": FORMAT, "steps": [node.to_json() for node in self.nodes], **kept}
+
+    @cached_property
+    def memo(self) -> dict[str, Any]:
+        """What others have made of this plan, to be kept as long as it is."""
+        return {}
 
     @cached_property
     def fingerprint(self) -> str:

@@ -31,7 +31,11 @@ def get(label: str) -> SequenceClass:
 
 
 def find(label: str) -> SequenceClass | None:
-    """The sequence of that label or alias, if there is one."""
+    """The sequence of that label or alias, if there is one.
+
+    What stands behind a colon is a name of the run's own: its definition is kept with it.
+    """
+    label = label.partition(":")[0]
     return _by_label.get(label) or _by_alias.get(label)
 
 
@@ -123,4 +127,4 @@ def _definition(cls: SequenceClass) -> Definition:
 
 
 def _path(cls: SequenceClass) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
+    return vars(cls).get("_file") or f"{cls.__module__}.{cls.__qualname__}"

@@ -13,6 +13,7 @@ from django.db import connections
 
 from . import conf, dispatching, registry, traffic
 from .execution import unknown_step
+from .flows import FLOW
 from .models import StepRun
 from .transitions import children, due, failures, fanout, plans
 from .transitions.values import Dispatch
@@ -79,6 +80,8 @@ def _fails_as_unknown(row: StepRun, using: str) -> bool:
     """
     definition = registry.definition_of(row.run.sequence)
     if definition is None or definition.step(row.step) is not None:
+        return False
+    if definition.label == FLOW:  # its definition is kept with the run
         return False
     if plans.store(definition.plan, using) < row.run.plan_id:
         return False

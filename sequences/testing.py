@@ -18,7 +18,7 @@ from django.db.models import Q
 from dramatiq import Broker, Message
 from dramatiq.middleware import Middleware, Retries
 
-from . import conf, dispatching, handover, registry
+from . import conf, dispatching, handover, jobs, registry
 from .definition import Sequence
 from .middleware import SequencesMiddleware
 from .models import SequenceRun, StepFailure, StepRun, StepStatus
@@ -202,7 +202,7 @@ def isolate_sequences() -> Iterator[None]:
     broker = dramatiq.get_broker()
     actors = dict(broker.actors)
     try:
-        with registry.isolated():
+        with registry.isolated(), jobs.isolated():
             yield
     finally:
         broker.actors.clear()

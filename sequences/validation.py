@@ -336,4 +336,4 @@ def invalid(cls: type, problem: str, mend: str, *, step: str = "") -> InvalidDef
 
 
 def path_of(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
+    return vars(cls).get("_file") or f"{cls.__module__}.{cls.__qualname__}"

@@ -14,7 +14,8 @@ ROOT = Path(sequences.__file__).parent
 LAYERS = [
     {"exceptions", "ids", "plan", "data", "redaction"},
     {"conf"},
-    {"steps", "validation", "reading", "typed", "registry", "definition", "__init__"},
+    {"steps", "validation", "reading", "typed", "registry", "definition", "__init__"}
+    | {"jobs", "flows", "loading", "compose"},
     {"steerable", "models", "transitions"},
     {
         "current",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -21,6 +22,7 @@ class Dispatch:
     queue: str
     attempts: int = 0
     delay: int | None = None  # milliseconds
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(slots=True)
@@ -104,7 +106,7 @@ class ClaimLost(Exception):
 def dispatch_of(row: StepRun, plan: Plan, delay: int | None = None) -> Dispatch:
     """The message for this row."""
     node = plan.node(row.step)
-    return Dispatch(row.pk, row.run_id, node.actor, node.queue, row.attempts, delay)
+    return Dispatch(row.pk, row.run_id, node.actor, node.queue, row.attempts, delay, node.options)
 
 
 def new_row(

@@ -1,0 +1,508 @@
+"""Definitions as data: what they can say, and what each error says."""
+
+from datetime import timedelta
+
+import pytest
+
+import sequences
+from sequences import Abort, Sequence, job
+from sequences.exceptions import InvalidDefinition
+from sequences.flows import duration
+from sequences.models import SequenceRun, StepFailure, StepRun
+from sequences.testing import assert_ledger, drain, isolate_sequences, run
+from tests.engine import fresh, ledger
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def calls():
+    """What the jobs were called with."""
+    called = []
+    with isolate_sequences():
+        declare_jobs(called)
+        yield called
+
+
+def declare_jobs(called):
+    @job("fetch")
+    def fetch(url: str, times: int = 1):
+        called.append(("fetch", url, times))
+        return {"pages": [f"{url}/{number}" for number in range(times)], "url": url}
+
+    @job("count")
+    def count(pages: list[str]) -> int:
+        called.append(("count", pages))
+        return len(pages)
+
+    @job("visit")
+    def visit(item):
+        called.append(("visit", item))
+        return len(item)
+
+    @job("shout")
+    def shout(text, sequence):
+        called.append(("shout", text))
+        sequence.data["shouted"] = text.upper()
+
+    @job("fail")
+    def fail():
+        raise Abort("broken")
+
+    @job("note")
+    def note(**anything):
+        called.append(("note", anything))
+
+
+def declare(steps, **keys):
+    return Sequence.from_definition({"name": "shop.Flow", "steps": steps, **keys})
+
+
+def refused(steps, **keys):
+    with pytest.raises(InvalidDefinition) as caught:
+        declare(steps, **keys)
+    return str(caught.value)
+
+
+def test_a_mapping_becomes_a_sequence_whose_steps_run_jobs(calls):
+    cls = Sequence.from_definition(
+        {
+            "steps": {
+                "fetch": {"job": "fetch", "args": {"times": 2}},
+                "count": {"job": "count", "inputs": {"pages": "steps.fetch.pages"}},
+            },
+            "outputs": {"total": "steps.count", "first": "steps.fetch.pages.0"},
+        },
+        name="shop.Import",
+    )
+    assert sequences.get("shop.Import") is cls
+    assert issubclass(cls, Sequence)
+    sequence = run(cls, url="a")
+    assert sequence.run.status == "succeeded"
+    assert sequence.data == {"url": "a", "total": 2, "first": "a/0"}
+    assert calls == [("fetch", "a", 2), ("count", ["a/0", "a/1"])]
+
+
+def test_a_class_that_is_inherited_gives_its_options():
+    class Base(Sequence):
+        class Meta:
+            abstract = True
+            max_retries = 3
+
+    cls = Base.from_definition({"steps": {"fetch": {"job": "fetch"}}}, name="shop.Import")
+    assert cls._definition.options(cls.fetch) == {"max_retries": 3}
+
+
+def test_steps_without_after_run_in_their_order_and_others_may_stand_in_any():
+    cls = declare(
+        {
+            "last": {"job": "note", "after": ["left", "right"]},
+            "left": {"job": "note", "after": "first"},
+            "right": {"job": "note", "after": "first"},
+            "first": {"job": "note", "after": []},
+            "end": {"job": "note"},
+        }
+    )
+    plan = cls._definition.plan
+    assert plan.names == ("first", "left", "right", "last", "end")
+    assert [node.after for node in plan.nodes] == [
+        (), ("first",), ("first",), ("left", "right"), ("last",),
+    ]  # fmt: skip
+
+
+def test_each_item_of_a_result_is_one_call(calls):
+    cls = declare(
+        {
+            "fetch": {"job": "fetch", "args": {"times": 3}},
+            "visit": {"job": "visit", "each": "steps.fetch.pages", "concurrency": 2},
+            "count": {"job": "count", "inputs": {"pages": "steps.fetch.pages"}},
+        },
+        outputs={"sizes": "steps.visit"},
+    )
+    assert run(cls, url="a").data["sizes"] == [3, 3, 3]
+    assert [call for call in calls if call[0] == "visit"] == [
+        ("visit", "a/0"), ("visit", "a/1"), ("visit", "a/2"),
+    ]  # fmt: skip
+
+
+def test_each_reads_a_key_of_data_and_an_input_reads_a_part_of_the_item(calls):
+    steps = {"fetch": {"job": "fetch", "each": "sites", "inputs": {"url": "item.url"}}}
+    sequence = run(declare(steps), sites=[{"url": "a"}, {"url": "b"}])
+    assert sequence.run.status == "succeeded"
+    assert calls == [("fetch", "a", 1), ("fetch", "b", 1)]
+
+
+def test_batches_are_lists(calls):
+    steps = {"count": {"job": "count", "each": "urls", "batch": 2, "inputs": {"pages": "item"}}}
+    run(declare(steps), urls=["a", "b", "c"])
+    assert calls == [("count", ["a", "b"]), ("count", ["c"])]
+
+
+@pytest.mark.parametrize(
+    ("when", "data", "status"),
+    [
+        ("paid", {"paid": True}, "succeeded"),
+        ("paid", {"paid": 0}, "skipped"),
+        ("paid", {}, "skipped"),
+        ("data.order.paid", {"order": {"paid": 1}}, "succeeded"),
+        ("not paid", {}, "succeeded"),
+        ("not paid", {"paid": True}, "skipped"),
+        ({"kind": "gift"}, {"kind": "gift"}, "succeeded"),
+        ({"kind": "gift"}, {"kind": "sale"}, "skipped"),
+        ({"count": 1}, {"count": True}, "skipped"),
+        ({"kind": "gift", "data.paid": True}, {"kind": "gift"}, "skipped"),
+    ],
+)
+def test_when_decides_by_data(when, data, status):
+    sequence = run(declare({"note": {"job": "note", "when": when}}), **data)
+    assert_ledger(sequence, [("note", status)])
+
+
+def test_when_decides_by_a_result():
+    steps = {
+        "count": {"job": "count"},
+        "note": {"job": "note", "when": {"steps.count": 2}},
+        "never": {"job": "note", "when": {"steps.count": 3}},
+    }
+    sequence = run(declare(steps), pages=["a", "b"])
+    assert_ledger(sequence, [("count", "succeeded"), ("note", "succeeded"), ("never", "skipped")])
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [
+        (1500, 1.5),
+        ("3 days", 259200),
+        ("15 min", 900),
+        ("1 h 30 min", 5400),
+        ("1 hour, 30 minutes and 5 s", 5405),
+        ("1.5 hours", 5400),
+        ("2w", 1209600),
+        ("250 ms", 0.25),
+        ("PT1H30M", 5400),
+        ("P3D", 259200),
+        ("P3DT12H", 302400),
+    ],
+)
+def test_a_duration_is_milliseconds_or_a_text(written, seconds):
+    assert duration(written) == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [True, -1, 1.5, None, "", "15", "3 dayz", "soon", "-3 days", "-P1D", "P", "9" * 30 + " days"],
+)
+def test_what_is_no_duration_is_refused(written):
+    assert duration(written) is None
+
+
+def test_a_delay_waits_and_options_may_be_written_as_durations():
+    cls = declare(
+        {"note": {"job": "note", "delay": "3 days", "time_limit": "5 min", "max_retries": 2}},
+        options={"max_age": "1 day", "queue_name": "slow"},
+    )
+    node = cls._definition.plan.node("note")
+    assert node.queue == "slow"
+    options = {"max_age": 86_400_000, "queue_name": "slow", "time_limit": 300_000, "max_retries": 2}
+    assert cls._definition.options(cls.note) == options
+    started = cls()
+    drain()
+    row = StepRun.objects.get(run=started.run.pk)
+    assert row.status == "waiting"
+    assert abs(row.due_at - row.ready_at - timedelta(days=3)) < timedelta(seconds=1)
+
+
+def test_an_event_waits_and_its_payload_can_be_read(calls):
+    steps = {
+        "approval": {"event": {"timeout": "3 days", "on_timeout": "continue"}},
+        "shout": {"job": "shout", "inputs": {"text": "steps.approval.by"}},
+    }
+    started = declare(steps)()
+    drain()
+    assert ledger(started.run) == {"approval": "waiting"}
+    started.run.deliver("approval", {"by": "joel"})
+    drain()
+    assert fresh(started.run).data["shouted"] == "JOEL"
+    assert declare({"approval": {"event": {}}}, name="shop.Other")._definition.plan.names
+
+
+def test_an_undo_and_on_failure_run_jobs(calls):
+    steps = {
+        "fetch": {
+            "job": "fetch",
+            "undo": {"job": "note", "inputs": {"url": "steps.fetch.url"}, "max_retries": 2},
+        },
+        "fail": {"job": "fail"},
+    }
+    cls = declare(steps, on_failure={"job": "note", "args": {"mail": "ops"}})
+    sequence = run(cls, url="a")
+    expected = [
+        ("fetch", "succeeded"),
+        ("fail", "failed"),
+        ("undo_fetch", "succeeded"),
+        ("on_failure", "succeeded"),
+    ]
+    assert_ledger(sequence, expected)
+    assert calls == [("fetch", "a", 1), ("note", {"url": "a"}), ("note", {"mail": "ops"})]
+
+
+def test_the_undo_of_a_fan_out_gets_the_item_and_its_result(calls):
+    steps = {
+        "visit": {
+            "job": "visit",
+            "each": "urls",
+            "undo": {"job": "note", "inputs": {"url": "item", "size": "result"}},
+        },
+        "fail": {"job": "fail"},
+    }
+    run(declare(steps), urls=["a", "bb"])
+    undone = [call[1] for call in calls if call[0] == "note"]
+    assert undone == [{"url": "bb", "size": 2}, {"url": "a", "size": 1}]
+
+
+def test_on_error_goes_on_with_another_step(calls):
+    steps = {
+        "mend": {"job": "note"},
+        "fail": {"job": "fail", "on_error": "mend"},
+        "end": {"job": "note", "after": "fail"},
+    }
+    sequence = run(declare(steps))
+    assert sequence.run.status == "succeeded"
+    assert ledger(sequence.run) == {"fail": "failed", "mend": "succeeded", "end": "skipped"}
+
+
+def test_a_subsequence_gets_its_inputs_and_gives_its_data(calls):
+    Sequence.from_definition({"steps": {"shout": {"job": "shout"}}}, name="shop.Child")
+    steps = {
+        "child": {
+            "subsequence": "shop.Child",
+            "inputs": {"text": "data.word"},
+            "args": {"loud": True},
+        }
+    }
+    cls = declare(steps, outputs={"answer": "steps.child.shouted"})
+    sequence = run(cls, word="hello")
+    assert sequence.data["answer"] == "HELLO"
+    child = SequenceRun.objects.get(sequence="shop.Child")
+    assert child.data == {"text": "hello", "loud": True, "shouted": "HELLO"}
+
+
+def test_a_subsequence_for_each_item(calls):
+    Sequence.from_definition({"steps": {"shout": {"job": "shout"}}}, name="shop.Child")
+    child = {"subsequence": "shop.Child", "each": "words", "inputs": {"text": "item"}}
+    sequence = run(declare({"child": child}, outputs={"all": "steps.child"}), words=["a", "b"])
+    assert [one["shouted"] for one in sequence.data["all"]] == ["A", "B"]
+
+
+def test_save_keeps_a_result_in_data_for_the_jobs_that_come(calls):
+    steps = {
+        "fetch": {"job": "fetch", "save": "fetched"},
+        "count": {"job": "count", "inputs": {"pages": "data.fetched.pages"}},
+    }
+    assert run(declare(steps), url="a").data["fetched"]["url"] == "a"
+    assert calls[-1] == ("count", ["a/0"])
+
+
+def test_defaults_and_the_options_of_a_class(calls):
+    cls = declare(
+        {"fetch": {"job": "fetch"}},
+        defaults={"url": "b", "times": 2},
+        handoff="direct",
+        retention="90 days",
+        redact=["url"],
+        verbose_name="Import of pages",
+        aliases=["shop.Old"],
+    )
+    definition = cls._definition
+    assert definition.handoff == "direct"
+    assert definition.retention == timedelta(days=90)
+    assert definition.redact == ("url",)
+    assert definition.verbose_name == "Import of pages"
+    assert sequences.get("shop.Old") is cls
+    run(cls, times=3)
+    assert calls == [("fetch", "b", 3)]
+
+
+def test_an_output_of_a_skipped_step_is_none_and_one_that_is_not_there_fails():
+    steps = {"fetch": {"job": "fetch", "when": "wanted"}}
+    cls = declare(steps, outputs={"pages": "steps.fetch.pages"})
+    assert run(cls).data == {"pages": None}
+    cls = declare(steps, outputs={"pages": "steps.fetch.sites"})
+    sequence = run(cls, wanted=True, url="a")
+    failure = StepFailure.objects.get(run=sequence.run)
+    text = "steps.fetch.sites is not there. Mend the outputs, or what the step returns."
+    assert failure.message == text
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("step", "text"),
+    [
+        (
+            {"job": "fetsh"},
+            "there is no job 'fetsh'. Did you mean 'fetch'? Jobs are registered when the module "
+            "with their @job is imported.",
+        ),
+        ({}, "it has nothing to do. Give it one of job, event and subsequence."),
+        (
+            {"job": "fetch", "event": {}},
+            "it has job and event. Give it one of job, event and subsequence.",
+        ),
+        (
+            {"job": "fetch", "afer": []},
+            "'afer' is no key of a step, nor an option of Dramatiq's. Did you mean 'after'?",
+        ),
+        (
+            {"job": "fetch", "after": "firts"},
+            "after names 'firts', which is not a step of it. Did you mean 'first'?",
+        ),
+        ({"job": "fetch", "after": 3}, "after is 3. Give the name of a step, or a list of names."),
+        (
+            {"job": "fetch", "after": "two"},
+            "after goes in a circle: two → two. Remove one of these.",
+        ),
+        (
+            {"job": "fetch", "inputs": {"ulr": "data.url"}},
+            "job 'fetch' has no parameter 'ulr'. Did you mean 'url'?",
+        ),
+        (
+            {"job": "fetch", "inputs": {"url": "http://a"}},
+            "inputs.url is 'http://a'. Write data.key or steps.name, or give a literal value with "
+            "args.",
+        ),
+        (
+            {"job": "fetch", "inputs": {"url": "steps.firts"}},
+            "inputs.url reads 'firts', which is not a step of it. Did you mean 'first'?",
+        ),
+        (
+            {"job": "fetch", "after": [], "inputs": {"url": "steps.first"}},
+            "inputs.url reads step 'first', for which it does not wait. Add 'first' to its after.",
+        ),
+        (
+            {"job": "fetch", "inputs": {"url": "data.url"}, "args": {"url": "a"}},
+            "'url' is in inputs and in args. Leave out one of them.",
+        ),
+        (
+            {"job": "fetch", "delay": "soon"},
+            'delay is \'soon\'. Give milliseconds, or a text such as "15 min", "3 days" or '
+            '"PT1H30M".',
+        ),
+        (
+            {"job": "fetch", "when": []},
+            'when is []. Give a key of data, "not key", or a mapping of keys to the values that '
+            "they need.",
+        ),
+        (
+            {"job": "fetch", "each": "urls"},
+            "job 'fetch' would not get the item. Add inputs, such as url: item.",
+        ),
+        (
+            {"job": "visit", "each": "urls", "save": "sizes"},
+            "items cannot change data, and save would. Give a key of data, and only to a step "
+            "without each.",
+        ),
+        (
+            {"job": "fetch", "throws": "ValueError"},
+            "the option throws is refused: it is a class, and a definition is data. Leave it out, "
+            "or declare the sequence as a class.",
+        ),
+        (
+            {"job": "fetch", "on_success": "other"},
+            "the option on_success is refused: Dramatiq loses it if the broker is down at that "
+            "moment. Declare a step after this one.",
+        ),
+        ({"event": {}, "args": {}}, "args is not for a step with event. Leave it out."),
+        ({"event": {"timout": 3}}, "'timout' is no key of event. Did you mean 'timeout'?"),
+        (
+            {"event": {"on_timeout": "stop"}},
+            'on_timeout is \'stop\'. It must be "fail" or "continue".',
+        ),
+        (
+            {"subsequence": "Child"},
+            "subsequence is 'Child'. Give the label of a sequence, such as \"shop.ShipOrder\".",
+        ),
+        (
+            {"job": "fetch", "undo": {"job": "fetsh"}},
+            "there is no job 'fetsh'. Did you mean 'fetch'? Jobs are registered when the module "
+            "with their @job is imported.",
+        ),
+        (
+            {"job": "fetch", "on_error": "nowhere"},
+            "its on_error is 'nowhere', which is not a step of it. There are: first, two.",
+        ),
+        ({"job": "fetch", "atomic": "no"}, "atomic is 'no'. It must be True or False."),
+        ("fetch", "the step is 'fetch'. Give a mapping, such as {job: fetch_data}."),
+    ],
+)
+def test_an_error_of_a_step_names_it_and_the_mend(step, text):
+    found = refused({"first": {"job": "note"}, "two": step})
+    assert found == f"tests.test_flows.Flow: step 'two': {text}"
+
+
+@pytest.mark.parametrize(
+    ("definition", "text"),
+    [
+        ({"name": "shop.A"}, "shop.A: it has no steps. Add steps: a mapping of names to steps."),
+        ({"name": "shop.A", "steps": {}}, "shop.A: its steps are empty. Add a step."),
+        (
+            {"name": "shop.A", "steps": {"x": {"job": "note"}}, "output": {}},
+            "shop.A: 'output' is no key of a definition. Did you mean 'outputs'?",
+        ),
+        (
+            {"name": "shop.A", "steps": {"x y": {"job": "note"}}},
+            "shop.A: step 'x y': its name is not allowed. Use letters, digits, underscores and "
+            "hyphens; begin with a letter.",
+        ),
+        (
+            {"name": "shop.A", "steps": {"data": {"job": "note"}}},
+            "shop.A: step 'data': this name is reserved: every sequence has an attribute of that "
+            "name. Rename it.",
+        ),
+        (
+            {"name": "shop.A", "steps": {"outputs": {"job": "note"}}},
+            "shop.A: step 'outputs': this name is taken already. Rename the step.",
+        ),
+        (
+            {"name": "shop.A", "steps": {"x": {"job": "note"}}, "handoff": "fast"},
+            "shop.A: handoff is 'fast'. It must be \"broker\" or \"direct\".",
+        ),
+        (
+            {"name": "shop.A", "steps": {"x": {"job": "note"}}, "on_failure": {"job": "x"}},
+            "shop.A: step 'on_failure': there is no job 'x'.",
+        ),
+        (
+            {"name": "shop.A", "steps": {"x": {"job": "note"}}, "outputs": {"a": "steps.y"}},
+            "shop.A: step 'outputs': a reads 'y', which is not a step of it. There are: x.",
+        ),
+        (
+            {"steps": {"x": {"job": "note"}}},
+            ": it has no name. Add name: an app's label and a name, such as \"shop.Import\".",
+        ),
+        (
+            {"name": "a.b.c", "steps": {}},
+            ": its name is 'a.b.c'. Add name: an app's label and a name, such as \"shop.Import\".",
+        ),
+        (
+            {"name": "shop.A", "steps": {"x": {"job": "note", "args": {"x": {1, 2}}}}},
+            'shop.A: definition["steps"]["x"]["args"]["x"] is of type set, which is not JSON. '
+            "Use a list.",
+        ),
+    ],
+)  # fmt: skip
+def test_an_error_of_a_definition_names_it_and_the_mend(definition, text):
+    with pytest.raises(InvalidDefinition) as caught:
+        Sequence.from_definition(definition)
+    expected = "tests.test_flows" + text.removeprefix("shop")
+    assert str(caught.value).startswith(expected)
+
+
+def test_a_circle_is_shown_as_it_goes():
+    steps = {
+        "a": {"job": "note", "after": "c"},
+        "b": {"job": "note", "after": "a"},
+        "c": {"job": "note", "after": "b"},
+    }
+    text = "step 'a': after goes in a circle: a → b → c → a. Remove one of these."
+    assert refused(steps).endswith(text)
