@@ -218,6 +218,8 @@ def _mend(value: Any) -> str:
         return "Store its pk."
     if hasattr(value, "values_list"):
         return "Store a list of its pks."
+    if hasattr(value, "model_dump"):
+        return 'Store a dict: model_dump(mode="json").'
     if is_dataclass(value):
         return "Store a dict: dataclasses.asdict()."
     if isinstance(value, Enum):

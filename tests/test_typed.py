@@ -519,3 +519,11 @@ def test_an_old_pydantic_is_as_none(monkeypatch):
     assert isinstance(codec(Order), PlainCodec)
     with pytest.raises(InvalidDefinition, match=r"Install pydantic 2.11 or newer"):
         codec(Cart)
+
+
+def test_a_model_where_there_is_no_typed_data_is_refused_with_the_mend():
+    product = Product(sku="book", price=Decimal(1))
+    with pytest.raises(
+        InvalidData, match=r'which is not JSON. Store a dict: model_dump\(mode="json"'
+    ):
+        normalise({"product": product})
