@@ -77,6 +77,11 @@ def _perform_directly(dispatch: Dispatch, using: str) -> list[Dispatch]:
     return process(dispatch, dramatiq.get_broker(), using)
 
 
+def perform_here(dispatch: Dispatch, label: str, using: str) -> None:
+    """Perform a step outside of the worker's own threads, and hand over what comes next."""
+    hand_over(_perform_directly(dispatch, using), label, using)
+
+
 def process(dispatch: Dispatch, broker: dramatiq.Broker, using: str) -> list[Dispatch]:
     """Process a message of its own, with its hooks, as Dramatiq's worker does."""
     message = MessageProxy(dispatching.message_for(dispatch))

@@ -17,6 +17,7 @@ from . import conf, current, dispatching
 from .exceptions import StepExpired
 from .heartbeat import Heart
 from .sweep import Sweeper
+from .timers import Timers
 from .traffic import Traffic
 from .transitions import failures
 
@@ -38,6 +39,7 @@ class SequencesMiddleware(Middleware):
         self._traffic = Traffic()
         self._heart: Heart | None = None
         self._sweeper: Sweeper | None = None
+        self._timers: Timers | None = None
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         """Remember what this thread does."""
@@ -85,7 +87,7 @@ class SequencesMiddleware(Middleware):
             dispatching.send(given_up or [])
 
     def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
-        """Start the heartbeat and the sweep."""
+        """Start the heartbeat, the sweep and the timers."""
         current.stopping.clear()
         self._traffic = Traffic(worker)
         self._heart = Heart()
@@ -94,12 +96,18 @@ class SequencesMiddleware(Middleware):
         if interval is not None:
             self._sweeper = Sweeper(self._traffic, interval)
             self._sweeper.start()
+            self._timers = Timers(worker)
+            self._timers.start()
+            dispatching.wait_here(self._timers.take)
 
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         """Sweep no more. The heart beats on: the last steps are still running."""
         current.stopping.set()
         if self._sweeper is not None:
             self._sweeper.stop()
+        if self._timers is not None:
+            dispatching.wait_here(None)
+            self._timers.stop()
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         """The last step has ended."""
