@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import dramatiq
 from django.db import transaction
@@ -81,6 +82,8 @@ def _send(dispatch: Dispatch) -> bool:
     if _thread.caught is not None:
         _thread.caught.append(dispatch)
         return True
+    if dispatch.delay is not None and _waits_here is not None and _waits_here(dispatch):
+        return True
     if _breaker.is_open():
         return False
     try:
@@ -98,6 +101,21 @@ def _send(dispatch: Dispatch) -> bool:
         return False
     _breaker.succeeded()
     return True
+
+
+#: What waits for a short delay in this process, where there is a worker.
+_waits_here: Callable[[Dispatch], bool] | None = None
+
+
+def wait_here(take: Callable[[Dispatch], bool] | None) -> None:
+    """Offer delayed messages to this first; None: to the broker only."""
+    global _waits_here
+    _waits_here = take
+
+
+def delayed(dispatch: Dispatch, delay: int | None) -> Dispatch:
+    """The same with another delay."""
+    return replace(dispatch, delay=delay)
 
 
 def message_for(dispatch: Dispatch) -> Message[None]:

@@ -27,6 +27,7 @@ LAYERS = [
         "execution",
         "handover",
         "sweep",
+        "timers",
         "middleware",
         "binding",
     },
