@@ -68,15 +68,11 @@ def run_all(vendors: list[str], arguments: list[str], *, amqp: bool) -> int:
                 environment["TEST_DATABASE_NAME"] = f"{directory}/{name}"
             print(f"\nOn {vendor}:", flush=True)
             with dropped_afterwards(url, name):
-                status = run_pytest([*CHOICES[vendor], *arguments], environment, url)
+                status = run_pytest(arguments, environment, url)
             nothing_asked_for = arguments and status == pytest.ExitCode.NO_TESTS_COLLECTED
             if status and not nothing_asked_for:
                 return status
     return 0
-
-
-# SQLite has one writer at a time: it is for development, not for several workers.
-CHOICES = {"sqlite": ["--ignore=tests/acceptance"], "postgresql": [], "mysql": []}
 
 
 def run_pytest(arguments: list[str], environment: dict[str, str], database_url: str) -> int:
