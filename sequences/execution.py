@@ -128,8 +128,11 @@ class Attempt:
             self._refuse_if_expired(definition, step)
             with heartbeat.performing(self.claim) as performance:
                 return self._play(definition, step, performance)
-        except (Interrupt, SkipMessage):
+        except Interrupt:
             raise
+        except SkipMessage as skip:
+            # The step's own. Dramatiq would acknowledge its message, and nobody end its claim.
+            raise self._aborted("raised SkipMessage. Return, or raise Abort.") from skip
         except ClaimLost:
             raise self._lost() from None
         except BaseException as error:
@@ -145,10 +148,13 @@ class Attempt:
                 "nothing of it is stored."
             )
         # It is ours still: what took it away stood in its own transaction, and is rolled back.
-        error = Abort(
-            f"Step {self.claim.step!r} has cancelled, finished or restarted its own run, and with "
-            "it its own commit. Return finish(), or raise Abort."
+        return self._aborted(
+            "has cancelled, finished or restarted its own run, and with it its own commit. "
+            "Return finish(), or raise Abort."
         )
+
+    def _aborted(self, why: str) -> Abort:
+        error = Abort(f"Step {self.claim.step!r} {why}")
         self._record(error)
         return error
 
