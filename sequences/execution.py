@@ -10,6 +10,7 @@ import logging
 import secrets
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from itertools import count
 from typing import Any
 
 from django.db import Error, connections, transaction
@@ -176,11 +177,11 @@ class Attempt:
     def _play(
         self, definition: Definition, step: Step[Any], performance: heartbeat.Performance
     ) -> list[Dispatch]:
-        for replay in range(REPLAYS + 1):
+        for replay in count():
             try:
                 return self._try(definition, step, performance)
             except json_data.MergeConflict as conflict:
-                if replay == REPLAYS:
+                if replay >= self._most_conflicts():
                     raise self._conflict(conflict) from conflict
                 self.change = None
             except ClaimLost:
@@ -190,11 +191,16 @@ class Attempt:
                 committed = self._committed(error)
                 if committed is not None:
                     return committed
-                if replay == REPLAYS or not self._may_replay(step, error):
+                if replay >= REPLAYS or not self._may_replay(step, error):
                     raise
             back_off(replay)
             claims.refresh(self.claim, self.using)
         raise AssertionError("not reached")
+
+    def _most_conflicts(self) -> int:
+        # Each is with a step that has committed meanwhile, and every other one may: they all get
+        # through, however many there are. Those that repeat themselves have an end here.
+        return REPLAYS + len(plans.load(self.claim.plan_id, self.using).names)
 
     def _may_replay(self, step: Step[Any], error: Exception) -> bool:
         # Without a transaction around it, what the user's code has done stands already.
