@@ -224,17 +224,20 @@ def strike_twice(label, samples):
     files = OURS + THEIRS
     counter = Striker(files, ALL)
     play(label, counter)
-    struck = 0
+    struck = swept = 0
     for number in range(samples):
         first = 1 + number * counter.passed // samples
         # From the very beginning of the recovery from the first one on.
-        second = 1 + number * 137 % 2500
+        second = 1 + number * 211 % 9000
         kinds = KINDS if number % 2 else KINDS[::-1]
         striker = Striker(files, ALL, zip((first, second), kinds, strict=True))
-        run, _ = play(label, striker)
+        run, sweeps = play(label, striker)
         assert what_is_wrong(run, striker) is None, (first, second)
         struck += len(striker.places) == 2
+        swept += bool(sweeps)
     assert struck > samples / 4
+    # The recovery begins again, and leaves nothing to the sweep.
+    assert swept <= samples / 10
 
 
 @pytest.mark.parametrize("label", HANDOFFS)
