@@ -53,7 +53,7 @@ class InvalidData(SequenceError):
 
 
 class DataConflict(SequenceError):
-    """Step {step!r} of run {run} changed {key}, and so did, meanwhile and differently: {other}."""
+    """Step {step!r} of run {run} changed {key}, and so did, meanwhile: {other}."""
 
     key: str
     step: str

@@ -10,7 +10,7 @@ import logging
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
-from itertools import islice
+from itertools import count, islice
 from typing import Any, cast
 
 from django.db import Error, connections, transaction
@@ -147,8 +147,11 @@ class Attempt:
             with heartbeat.performing(self.claim) as performance:
                 ready = self._play(definition, step, performance)
             return ready + self._after_item()
-        except (Interrupt, SkipMessage):
+        except Interrupt:
             raise
+        except SkipMessage as skip:
+            # The step's own. Dramatiq would acknowledge its message, and nobody end its claim.
+            raise self._aborted("raised SkipMessage. Return, or raise Abort.") from skip
         except ClaimLost:
             raise self._lost() from None
         except BaseException as error:
@@ -164,10 +167,13 @@ class Attempt:
                 "nothing of it is stored."
             )
         # It is ours still: what took it away stood in its own transaction, and is rolled back.
-        error = Abort(
-            f"Step {self.claim.step!r} has cancelled, finished or restarted its own run, and with "
-            "it its own commit. Return finish(), or raise Abort."
+        return self._aborted(
+            "has cancelled, finished or restarted its own run, and with it its own commit. "
+            "Return finish(), or raise Abort."
         )
+
+    def _aborted(self, why: str) -> Abort:
+        error = Abort(f"Step {self.claim.step!r} {why}")
         self._record(error)
         return error
 
@@ -192,11 +198,11 @@ class Attempt:
     def _play(
         self, definition: Definition, step: Step[Any], performance: heartbeat.Performance
     ) -> list[Dispatch]:
-        for replay in range(REPLAYS + 1):
+        for replay in count():
             try:
                 return self._try(definition, step, performance)
             except json_data.MergeConflict as conflict:
-                if replay == REPLAYS:
+                if replay >= self._most_conflicts():
                     raise self._conflict(conflict) from conflict
                 self.change = None
             except ClaimLost:
@@ -206,7 +212,7 @@ class Attempt:
                 committed = self._committed(error)
                 if committed is not None:
                     return committed
-                if replay == REPLAYS or not self._may_replay(step, error):
+                if replay >= REPLAYS or not self._may_replay(step, error):
                     raise
             back_off(replay)
             claims.refresh(self.claim, self.using)
@@ -217,6 +223,11 @@ class Attempt:
         if not claim.is_item:
             return []
         return fanout.after_item(claim.run_id, claim.step, claim.item, self.using)
+
+    def _most_conflicts(self) -> int:
+        # Each is with a step that has committed meanwhile, and every other one may: they all get
+        # through, however many there are. Those that repeat themselves have an end here.
+        return REPLAYS + len(plans.load(self.claim.plan_id, self.using).names)
 
     def _may_replay(self, step: Step[Any], error: Exception) -> bool:
         # Without a transaction around it, what the user's code has done stands already.

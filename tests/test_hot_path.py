@@ -16,7 +16,7 @@ from sequences.models import SequenceRun, StepFailure, StepRun, StoredPlan
 from sequences.sweep import Overdue, store_plans, sweep
 from sequences.testing import assert_ledger, clock, drain, isolate_sequences
 from sequences.testing import run as run_all
-from sequences.transitions import claims, failures
+from sequences.transitions import claims, failures, plans
 from tests.broken_reads import Router
 from tests.engine import claim, fresh, ledger, now, perform, row, take
 
@@ -46,7 +46,9 @@ def statements():
         finally:
             raw.untrace()
         file.seek(0)
-        sent += re.findall(r'\tF\t\d+\t(?:Query|Parse)\t[^"]*"\s*(\w+)', file.read().decode())
+        sent += re.findall(
+            r'\tF\t\d+\t(?:Query\t |Parse\t "[^"]*" )"\s*(\w+)', file.read().decode()
+        )
 
 
 def chain():
@@ -224,7 +226,10 @@ def test_only_the_claim_does_not_wait_for_the_disk():
 
 
 @pytest.fixture
-def _no_reads():
+def _no_reads(monkeypatch):
+    # Nothing is remembered, so that plans are read as by a process that has just begun.
+    plans.forget()
+    monkeypatch.setattr(plans, "_remember", lambda *_: None)
     Router.reads.clear()
     with override_settings(DATABASE_ROUTERS=["tests.broken_reads.Router"]):
         yield

@@ -782,6 +782,31 @@ def test_abort_fails_the_step_at_once_and_rolls_back():
     assert not Message.objects.exists()
 
 
+def test_a_step_that_skips_its_own_message_fails_and_is_not_left_running():
+    class Skips(Sequence):
+        @step(max_retries=10)
+        def one(self):
+            raise dramatiq.middleware.SkipMessage
+
+    sequence = run(Skips)
+
+    assert_ledger(sequence, [("one", "failed")])
+    assert only_failure(sequence).message == (
+        "Step 'one' raised SkipMessage. Return, or raise Abort."
+    )
+
+
+def test_a_step_that_exits_is_a_failed_attempt():
+    class Exits(Sequence):
+        @step(max_retries=1)
+        def one(self):
+            raise SystemExit(1)
+
+    sequence = run(Exits)
+    assert_ledger(sequence, [("one", "failed")])
+    assert [failure[2] for failure in failures(sequence)] == ["SystemExit"] * 2
+
+
 # results, and what else a step can ask
 
 

@@ -37,7 +37,7 @@ def is_transient(error: BaseException) -> bool:
 
 def back_off(replay: int) -> None:
     """Sleep a moment, longer for each replay, so that two do not meet again."""
-    time.sleep(random.uniform(0, 0.01 * 2**replay))
+    time.sleep(random.uniform(0, min(0.01 * 2**replay, 1.0)))
 
 
 def transact(using: str, function: Callable[[], T]) -> T:

@@ -1,7 +1,5 @@
 import pytest
 
-from sequences.transitions import plans
-
 from .workers import SETTINGS, Crew
 
 
@@ -23,8 +21,6 @@ def hire(request, tmp_path, transactional_db, settings):
         crews.append(crew.__enter__())
         return crew
 
-    # The ids of the last test's plans are gone with its rows.
-    plans.forget()
     yield make
     for crew in reversed(crews):
         crew.__exit__()
@@ -43,7 +39,6 @@ def standing_crew(request, django_db_setup, tmp_path_factory, redis_url):
 @pytest.fixture
 def crew(standing_crew, transactional_db, settings):
     settings.SEQUENCES = SETTINGS
-    plans.forget()
     if not standing_crew.workers:
         standing_crew.start(2)
     with standing_crew:

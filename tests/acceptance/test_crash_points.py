@@ -15,7 +15,12 @@ from testproject.databases import to_url
 
 from .app.models import Entry
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.timeout(300),
+    # Hundreds of runs: elsewhere each commit waits for the disk.
+    pytest.mark.only_on("postgresql", "sqlite"),
+]
 
 HANDOFFS = ["acceptance.Booking", "acceptance.DirectBooking"]
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from sequences import registry
 from sequences.models import SequenceRun, StoredPlan
 from sequences.testing import assert_ledger
 
@@ -19,11 +20,18 @@ def gate(tmp_path):
 
 @pytest.fixture
 def crew(hire):
-    return hire("redis")
+    return hire("redis", GRACE=1.5)
 
 
-def start(crew, label, release, gate):
-    return SequenceRun.objects.get(pk=crew.start_run(label, release, gate=str(gate)))
+def start(gate):
+    """As a web process of the first release does: this process is one."""
+    return registry.get("acceptance.Order").start({"gate": str(gate)}).run
+
+
+def start_elsewhere(crew, release, gate):
+    """As a web process of another release does."""
+    pk = crew.start_run("acceptance.Order", release, gate=str(gate))
+    return SequenceRun.objects.get(pk=pk)
 
 
 def ended(run, status="succeeded"):
@@ -44,7 +52,7 @@ def test_an_old_worker_that_gets_a_new_step_leaves_it_to_a_new_one(crew, gate):
     gate.open()
     (old,) = crew.start(1, release="1")
     wait_for(StoredPlan.objects.filter(sequence="acceptance.Order").exists)
-    run = start(crew, "acceptance.Order", "2", gate)
+    run = start_elsewhere(crew, "2", gate)
     wait_for(lambda: crew.dead_letters() >= 2, "the new step's message, and its repetition")
     assert_ledger(run, [("reserve", "succeeded"), ("charge", "succeeded"), ("pack", "queued")])
     crew.start(1, release="2")
@@ -57,14 +65,14 @@ def test_an_old_worker_that_gets_a_new_step_leaves_it_to_a_new_one(crew, gate):
 
 def test_a_run_of_the_old_release_keeps_its_shape_on_new_workers(crew, gate):
     crew.start(1, release="2")
-    run = start(crew, "acceptance.Order", "1", gate)
+    run = start(gate)
     ended(run)
     assert entries(run) == run.data["log"] == ["reserve", "charge", "ship"]
 
 
 def test_runs_in_flight_survive_new_names_and_the_loss_of_a_step_is_told(crew, gate):
     (first,) = crew.start(1, release="1")
-    runs = [start(crew, "acceptance.Order", "1", gate) for _ in range(2)]
+    runs = [start(gate) for _ in range(2)]
     wait_for(lambda: len(gate.visitors()) == 2)
     # Both stand in `charge`, which is interrupted by the deploy of a release that calls it `pay`.
     (third,) = crew.start(1, release="3")
