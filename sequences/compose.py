@@ -72,7 +72,7 @@ class _Drawing:
         name = self._free(str(keys.pop("name", re.sub(r"[^A-Za-z0-9_-]", "_", use.job))))
         if delay is not None:
             if "delay" in keys:
-                problem = "it has a delay, and so has what it begins"
+                problem = "it has a delay, and so has what begins with it"
                 raise InvalidDefinition(
                     where=f"step {name!r}", problem=problem, mend="Leave out one of them."
                 )
@@ -92,7 +92,7 @@ class _Drawing:
 def _longer(part: Composition, delay: Delay | None) -> Delay | None:
     if part.delay is not None and delay is not None:
         what = "group" if part.parallel else "chain"
-        problem = "it has a delay, and so has what it begins"
+        problem = "it has a delay, and so has what begins with it"
         raise InvalidDefinition(where=f"a {what}", problem=problem, mend="Leave out one of them.")
     return delay if part.delay is None else part.delay
 

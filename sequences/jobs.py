@@ -209,7 +209,7 @@ def _problems(name: str, function: Any) -> Iterator[tuple[str, str]]:
     other = _by_name.get(name)
     # A reloaded module registers its functions again, and the new ones count.
     if other is not None and _path(other.function) != _path(function):
-        problem = f"{_path(function)} and {_path(other.function)} have this name both"
+        problem = f"{_path(function)} and {_path(other.function)} both have this name"
         yield problem, "Rename one of them."
 
 
@@ -249,12 +249,12 @@ def _adapter(hint: Any) -> Any:
 def _build_adapter(hint: Any) -> Any:
     try:
         from pydantic import TypeAdapter
-        from pydantic.errors import PydanticSchemaGenerationError
+        from pydantic.errors import PydanticUserError
     except ImportError:
         return None
     try:
         return TypeAdapter(hint)
-    except PydanticSchemaGenerationError:
+    except PydanticUserError:
         return None
 
 

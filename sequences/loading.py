@@ -81,8 +81,12 @@ def _yaml(text: str, file: str) -> Any:
     try:
         return yaml.load(text, Loader=_loader())  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
-        problem = f"it is not the YAML that we read: {' '.join(str(error).split())}"
-        raise _invalid(file, problem, "Mend it there.") from None
+        raise _invalid(file, f"it is not YAML: {_told(error)}", "Mend it there.") from None
+
+
+def _told(error: Any) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f"line {mark.line + 1}: {error.problem}" if mark else " ".join(str(error).split())
 
 
 @cache
@@ -94,9 +98,10 @@ def _loader() -> Any:
 
         def compose_mapping_node(self, anchor: Any) -> Any:
             node: Any = super().compose_mapping_node(anchor)
-            for key in _twice(str(key.value) for key, _ in node.value):
+            marks = [(str(key.value), key.start_mark) for key, _ in node.value]
+            for key in _twice(key for key, _ in marks):
                 problem = f"{key!r} stands in one mapping twice"
-                raise yaml.MarkedYAMLError(None, None, problem, node.start_mark)
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=dict(marks)[key])
             return node
 
     Loader.yaml_implicit_resolvers = {

@@ -1,16 +1,19 @@
 """Definitions as data: what they can say, and what each error says."""
 
+import json
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
 import sequences
-from sequences import Abort, Sequence, job
+from sequences import Abort, Sequence, dispatching, job, jobs, load, start_definition
 from sequences.exceptions import InvalidDefinition
 from sequences.flows import duration
-from sequences.models import SequenceRun, StepFailure, StepRun
+from sequences.models import SequenceRun, StepFailure, StepRun, StoredPlan
 from sequences.testing import assert_ledger, drain, isolate_sequences, run
-from tests.engine import fresh, ledger
+from sequences.transitions import plans
+from tests.engine import fresh, ledger, sent
 
 pytestmark = pytest.mark.django_db
 
@@ -506,3 +509,275 @@ def test_a_circle_is_shown_as_it_goes():
     }
     text = "step 'a': after goes in a circle: a → b → c → a. Remove one of these."
     assert refused(steps).endswith(text)
+
+
+# Files
+
+
+YAML = """
+name: shop.Import
+steps:
+  fetch: {job: fetch, args: {url: "2026-01-02"}}
+  count:
+    job: count
+    inputs: {pages: steps.fetch.pages}
+outputs: {total: steps.count}
+"""
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Write a file; `load` finds it below the module's folder, which is this one."""
+    monkeypatch.setitem(globals(), "__file__", str(tmp_path / "sequences.py"))
+    monkeypatch.chdir(tmp_path)
+
+    def write(name, text):
+        path = tmp_path / "flows" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+    return write
+
+
+def load_error(pattern="flows/*"):
+    with pytest.raises(InvalidDefinition) as caught:
+        load(pattern)
+    return str(caught.value)
+
+
+def test_yaml_and_json_files_beside_the_module_become_sequences(write):
+    write("b.yaml", YAML)
+    write("a.json", json.dumps({"name": "shop.Count", "steps": {"count": {"job": "count"}}}))
+    count, import_ = load("flows/*")
+    assert sequences.get("shop.Count") is count
+    assert run(import_).data == {"total": 1}
+    assert run(count, pages=[]).run.status == "succeeded"
+
+
+def test_a_file_that_is_loaded_again_replaces_and_another_with_its_name_is_refused(write):
+    write("a.yaml", YAML)
+    first = load("flows/a.yaml")
+    second = load("flows/a.yaml")
+    assert first != second
+    assert sequences.get("shop.Import") is second[0]
+    write("b.yaml", YAML)
+    assert load_error("flows/b.yaml") == (
+        "flows/b.yaml: 'shop.Import' is the label or an alias of flows/a.yaml already. Rename one "
+        "of the classes, or set another app_label in its Meta."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        (
+            "a.yaml",
+            "name: shop.A\nsteps:\n  x: {job: ftch}",
+            "flows/a.yaml: step 'x': there is no job 'ftch'. Did you mean 'fetch'? Jobs are "
+            "registered when the module with their @job is imported.",
+        ),
+        (
+            "a.yaml",
+            "name: shop.A\nsteps:\n  x: {job: note, max_retries: 1}\n  x: {job: note}",
+            "flows/a.yaml: it is not YAML: line 4: 'x' stands in one mapping twice. Mend it there.",
+        ),
+        (
+            "a.json",
+            '{"name": "shop.A", "name": "shop.B"}',
+            "flows/a.json: 'name' stands in one mapping twice. Rename one.",
+        ),
+        (
+            "a.json",
+            "{",
+            "flows/a.json: it is not JSON: Expecting property name enclosed in double quotes: "
+            "line 1 column 2 (char 1). Mend it there.",
+        ),
+        ("a.yaml", "- x", "flows/a.yaml: it holds no mapping. Begin with name: and steps:."),
+        (
+            "a.yaml",
+            "steps: {x: {job: note}}",
+            'flows/a.yaml: it has no name. Add name: an app\'s label and a name, such as '
+            '"shop.Import".',
+        ),
+        (
+            "a.yaml",
+            "name: shop.A\nsteps:\n  x: {job: note, atomic: 3}",
+            "flows/a.yaml: step 'x': atomic is 3. It must be True or False.",
+        ),
+        (
+            "a.yaml",
+            "name: shop.A\nhandoff: 3\nsteps:\n  x: {job: note}",
+            'flows/a.yaml: handoff is 3. It must be "broker" or "direct".',
+        ),
+        (
+            "a.yaml",
+            "name: shop.A\nsteps: {x: {job: note}}\ndefaults: {1: 2}",
+            'flows/a.yaml: definition["defaults"] has the key 1 of type int. Keys must be strings.',
+        ),
+        (
+            "a.txt",
+            "",
+            "flows/a.txt: its suffix is '.txt'. Name it with one of .json, .yaml, .yml.",
+        ),
+        ("a.yaml", "a: !!python/object:os.system {}", "flows/a.yaml: it is not YAML: line 1: "),
+    ],
+)  # fmt: skip
+def test_an_error_in_a_file_names_it(write, name, text, expected):
+    write(name, text)
+    assert load_error().startswith(expected)
+
+
+def test_a_pattern_that_finds_nothing_is_an_error(write):
+    assert load_error("flows/*.yml") == (
+        "load('flows/*.yml'): finds no file. Mend the pattern: it is looked up beside the module "
+        "that calls load()."
+    )
+
+
+def test_an_option_that_only_the_broker_knows_is_named_with_its_file(write):
+    write("a.yaml", "name: shop.A\nsteps:\n  x: {job: note, quite_unknown: 3}")
+    assert load_error().startswith("flows/a.yaml: step 'x': 'quite_unknown' is no key of a step")
+
+
+# Kept with the run
+
+
+STEPS = {
+    "fetch": {"job": "fetch", "args": {"times": 2}, "max_retries": 1, "time_limit": "1 min"},
+    "visit": {"job": "visit", "each": "steps.fetch.pages"},
+    "approval": {"event": {}, "after": []},
+    "end": {"job": "note", "when": {"steps.approval": "yes"}},
+}
+
+
+def test_a_definition_is_kept_with_its_run(calls):
+    sequence = start_definition({"steps": STEPS, "outputs": {"sizes": "steps.visit"}}, {"url": "a"})
+    assert sequence.run.sequence == "job_sequences.Flow:flow"
+    drain()
+    sequence.run.deliver("approval", "yes")
+    forget_flows()
+    drain()
+    assert fresh(sequence.run).status == "succeeded"
+    assert fresh(sequence.run).data["sizes"] == [3, 3]
+    assert calls[-1] == ("note", {})
+    assert sequences.registry.find("job_sequences.Flow:flow") is sequences.flows.Flow
+
+
+def forget_flows():
+    """As in another process, which reads what is stored."""
+    plans.forget()
+
+
+def test_its_messages_carry_the_options_of_their_steps(calls):
+    first, *_ = sent(lambda: start_definition({"steps": STEPS}, {"url": "a"}))
+    message = dispatching.message_for(first)
+    assert message.actor_name == "job_sequences.Flow.job"
+    assert message.options["max_retries"] == 1
+    assert message.options["time_limit"] == 60_000
+
+
+def test_its_steps_are_retried_as_their_options_say():
+    @job("break")
+    def broken():
+        raise ValueError("broken")
+
+    sequence = start_definition({"steps": {"x": {"job": "break", "max_retries": 2}}})
+    drain()
+    assert fresh(sequence.run).status == "failed"
+    assert StepFailure.objects.filter(run=sequence.run).count() == 3
+
+
+def test_an_undo_and_on_failure_are_kept_too(calls):
+    steps = {
+        "fetch": {"job": "fetch", "undo": {"job": "note", "args": {"undone": True}}},
+        "fail": {"job": "fail"},
+    }
+    sequence = start_definition({"steps": steps, "on_failure": "note"}, {"url": "a"})
+    forget_flows()
+    drain()
+    assert ledger(sequence.run) == {
+        "fetch": "succeeded",
+        "fail": "failed",
+        "undo_fetch": "succeeded",
+        "on_failure": "succeeded",
+    }
+
+
+def test_a_key_is_unique_for_the_name(calls):
+    definition = {"steps": {"x": {"job": "note"}}}
+    first = start_definition(definition, key="1", name="a")
+    again = start_definition(definition, key="1", name="a")
+    other = start_definition(definition, key="1", name="b")
+    assert (first.created, again.created, other.created) == (True, False, True)
+    assert first.run == again.run != other.run
+
+
+def test_a_definition_that_is_the_same_is_stored_once():
+    definition = {"steps": {"x": {"job": "note"}}}
+    for number in range(3):
+        start_definition(definition, {"number": number})
+    assert StoredPlan.objects.filter(sequence="job_sequences.Flow:flow").count() == 1
+    start_definition({"steps": {"x": {"job": "note", "args": {"y": 1}}}})
+    assert StoredPlan.objects.filter(sequence="job_sequences.Flow:flow").count() == 2
+
+
+def test_a_job_that_a_worker_does_not_know_is_tried_again(calls):
+    sequence = start_definition({"steps": {"x": {"job": "note", "max_retries": 0}}})
+    forget_flows()
+    with jobs.isolated():
+        jobs._by_name.clear()
+        drain()
+    failure = StepFailure.objects.get(run=sequence.run)
+    assert failure.message == "There is no job 'note'. There are none."
+    sequence.run.retry()
+    drain()
+    assert fresh(sequence.run).status == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("definition", "options", "text"),
+    [
+        (
+            {"steps": {"x": {"job": "ntoe"}}},
+            {"name": "mine"},
+            "start_definition, 'mine': step 'x': there is no job 'ntoe'. Did you mean 'note'? Jobs "
+            "are registered when the module with their @job is imported.",
+        ),
+        (
+            {"steps": {"x": {"job": "note"}}, "handoff": "direct"},
+            {},
+            "start_definition, 'flow': it has handoff, which is for a definition that is declared. "
+            "Leave it out, or declare it with Sequence.from_definition.",
+        ),
+        (
+            {"steps": {"x": {"job": "note", "queue_name": "defualt"}}},
+            {},
+            "start_definition, 'flow': step 'x': no worker of this project consumes the queue "
+            "'defualt'. Did you mean 'default'?",
+        ),
+        (
+            {"steps": {"x": {"job": "note", "priority": 3}}},
+            {},
+            "start_definition, 'flow': step 'x': it has a priority, which Dramatiq has for each "
+            "actor, not each message. Leave it out, or give the step a queue_name.",
+        ),
+        (
+            {"steps": {"x": {"job": "note", "atomic": 0}}},
+            {},
+            "start_definition, 'flow': step 'x': atomic is 0. It must be True or False.",
+        ),
+        (
+            3,
+            {},
+            "start_definition, 'flow': a definition is a mapping, and this is a int. Give a "
+            "mapping, or what chain() or group() returns.",
+        ),
+        ({}, {"name": ""}, "start_definition: name is ''. Give a text of 1 to 150 characters."),
+    ],
+)
+def test_a_wrong_definition_is_refused_at_the_start(definition, options, text):
+    with pytest.raises(InvalidDefinition) as caught:
+        start_definition(definition, **options)
+    assert str(caught.value) == text
+    assert not SequenceRun.objects.exists()

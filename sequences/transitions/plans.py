@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import partial
 
 from django.db import connections, transaction
@@ -12,6 +13,10 @@ from . import times
 
 _ids: dict[tuple[str, str, str], int] = {}
 _plans: dict[tuple[str, int], Plan] = {}
+_lock = threading.Lock()
+
+#: How many a process keeps.
+MOST = 2000
 
 
 def forget() -> None:
@@ -55,5 +60,9 @@ def _once_committed(plan: Plan, plan_id: int, using: str) -> None:
 def _remember(plan: Plan, plan_id: int, using: str) -> None:
     if connections[using].in_atomic_block:
         return  # a test that plays the hooks of a transaction that it will roll back
-    _ids[using, plan.sequence, plan.fingerprint] = plan_id
-    _plans[using, plan_id] = plan
+    with _lock:
+        # Definitions that are kept with their runs have no end.
+        if len(_plans) >= MOST:
+            forget()
+        _ids[using, plan.sequence, plan.fingerprint] = plan_id
+        _plans[using, plan_id] = plan
