@@ -234,6 +234,42 @@ class Tiny(Recorded):
         self.record()
 
 
+class JourneyLeg(Recorded):
+    """A child of `Journey`."""
+
+    @step
+    def drive(self):
+        self.record()
+
+
+class Journey(Recorded):
+    """All that waits for others: a fan-out, an event, a child; then a join, and short delays."""
+
+    @step
+    def begin(self):
+        self.record()
+
+    @step(each=lambda self: range(20), concurrency=5, after=begin)
+    def invite(self, guest):
+        return guest * guest
+
+    approval = event(after=begin)
+
+    leg = subsequence(JourneyLeg, after=begin, data=lambda self: {})
+
+    @step
+    def join(self):
+        self.data["sum"] = sum(self.results("invite"))
+
+    @step(delay=300)
+    def soon(self):
+        self.record()
+
+    @step(delay=300)
+    def end(self):
+        self.record()
+
+
 class Busy(Recorded):
     """One step that keeps a thread busy."""
 
