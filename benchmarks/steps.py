@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,7 +138,7 @@ def declare_floor() -> Contender:
     @dramatiq.actor(actor_name="floor", queue_name=FLOOR)
     def perform(pk: int, number: int) -> None:
         run = FloorRun.objects.get(pk=pk)
-        run.data[f"step_{number}"] = number
+        run.data[f"step_{number}"] = time.time()
         if number == STEPS:
             run.finished_at = timezone.now()
             run.save(update_fields=["data", "finished_at"])
@@ -168,23 +168,23 @@ def declare_sequences() -> dict[str, Contender]:
 
         @step
         def step_1(self):
-            self.data["step_1"] = 1
+            self.data["step_1"] = time.time()
 
         @step
         def step_2(self):
-            self.data["step_2"] = 2
+            self.data["step_2"] = time.time()
 
         @step
         def step_3(self):
-            self.data["step_3"] = 3
+            self.data["step_3"] = time.time()
 
         @step
         def step_4(self):
-            self.data["step_4"] = 4
+            self.data["step_4"] = time.time()
 
         @step
         def step_5(self):
-            self.data["step_5"] = 5
+            self.data["step_5"] = time.time()
 
     class Direct(Broker):
         class Meta:
@@ -336,8 +336,9 @@ def duration(act: Callable[[], Any]) -> float:
 
 def alone(
     name: str, contender: Contender, options: argparse.Namespace
-) -> tuple[float, list[float]]:
-    """Queries of a step; and the milliseconds from its start to its end of each sequence."""
+) -> tuple[float, list[tuple[float, float]]]:
+    """Queries of a step; and of each sequence the milliseconds to its end, from its start and
+    from its first step."""
     import dramatiq
 
     dramatiq.get_broker().flush_all()
@@ -351,8 +352,11 @@ def alone(
         output, _ = worker.communicate()
     ended = contender.runs().filter(finished_at__isnull=False).order_by("-pk")
     # Without the first one, which has waited for the worker to start.
-    rows = ended.values_list("created_at", "finished_at")[: options.alone]
-    times = [(finished - created).total_seconds() * 1000 for created, finished in rows]
+    rows = ended.values_list("created_at", "finished_at", "data")[: options.alone]
+    times = [
+        ((end - start).total_seconds() * 1000, (end.timestamp() - data["step_1"]) * 1000)
+        for start, end, data in rows
+    ]
     return json.loads(output)["queries"] / (options.alone + 1) / STEPS, times
 
 
@@ -392,17 +396,21 @@ def report_starts(times: dict[str, tuple[float, float]]) -> None:
         print(f"  {name:8}{one:8.2f} ms   {many:6.3f} ms each of 1,000 at once")
 
 
-def report_alone(results: dict[str, tuple[float, list[float]]]) -> None:
-    print("\nOne sequence alone, from its start to its end")
+def report_alone(results: dict[str, tuple[float, list[tuple[float, float]]]]) -> None:
+    print("\nOne sequence alone: milliseconds, median and 95th percentile")
     for name, (queries, times) in results.items():
-        median, late = statistics.median(times), percentile(times, 95)
+        whole, performing = map(spread, zip(*times, strict=True))
         print(
-            f"  {name:8}{median:8.1f} ms median   {late:8.1f} ms 95th percentile   "
+            f"  {name:8}{whole} from its start   {performing} from its first step   "
             f"{queries:.1f} queries a step"
         )
 
 
-def percentile(values: Iterable[float], percent: int) -> float:
+def spread(times: Sequence[float]) -> str:
+    return f"{statistics.median(times):7.1f} {percentile(times, 95):7.1f}"
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
