@@ -500,10 +500,16 @@ def _nodes(cls: type[Sequence[Any]], label: str, steps: dict[str, Step[Any]]) ->
             queue=found.options.get("queue_name", "default"),
             kind=found.kind,
             undoes=name_of(found.undoes) if isinstance(found, Undo) else "",
-            attempted=isinstance(found, Undo) and found.attempted,
+            attempted=isinstance(found, Undo) and _undoes_attempted(found, steps),
             on_error="" if found.on_error is None else name_of(found.on_error),
             aside=aside,
         )
+
+
+def _undoes_attempted(undo: Undo, steps: dict[str, Step[Any]]) -> bool:
+    if undo.attempted is None:
+        return not steps[name_of(undo.undoes)].atomic
+    return undo.attempted
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ class StoredPlan(models.Model):
         return Plan.from_json(self.sequence, self.graph)
 
 
-class SequenceRunQuerySet(models.QuerySet):  # type: ignore[type-arg]
+class SequenceRunQuerySet(models.QuerySet["SequenceRun"]):
     """Runs, to be read. Never writes."""
 
     def unfinished(self) -> SequenceRunQuerySet:

@@ -88,8 +88,8 @@ class Step(Generic[R]):
     @overload
     def __get__(self, instance: None, owner: type) -> Self: ...
     @overload
-    def __get__(self, instance: object, owner: type) -> Callable[[], R]: ...
-    def __get__(self, instance: object | None, owner: type) -> Self | Callable[[], R]:
+    def __get__(self, instance: object, owner: type) -> Callable[..., R]: ...
+    def __get__(self, instance: object | None, owner: type) -> Self | Callable[..., R]:
         if instance is None:
             return self
         if inspect.isfunction(self.function):
@@ -133,6 +133,12 @@ class Step(Generic[R]):
         resolved.name = self.name
         return resolved
 
+    @overload
+    def undo(self, target: Callable[..., Any], /) -> Undo: ...
+    @overload
+    def undo(
+        self, /, *, attempted: bool | None = None, **options: Any
+    ) -> Callable[[Callable[..., Any]], Undo]: ...
     def undo(self, target: Any = None, /, **declared: Any) -> Any:
         """Declare how this step is undone: ``@charge.undo`` on a method.
 
@@ -160,12 +166,12 @@ class Undo(_Other):
     """A step that undoes another, made by `Step.undo`."""
 
     undoes: Any  # a Step; as such the class would give its bound method
+    attempted: bool | None  # None: if what it undoes is not atomic, which Meta has a say in
 
     def __init__(self, function: Callable[..., Any], declared: Mapping[str, Any]) -> None:
         super().__init__(function, declared)
         self.undoes = self.options.pop("undoes")
-        attempted = self.options.pop("attempted", None)
-        self.attempted = not self.undoes.atomic if attempted is None else attempted
+        self.attempted = self.options.pop("attempted", None)
 
     @property
     def kind(self) -> str:
@@ -218,6 +224,10 @@ def step(
 def step(target: type[Performer[R]], /, **options: Any) -> Step[R]: ...
 @overload
 def step(target: Callable[[Any], R], /, **options: Any) -> Step[R]: ...
+@overload
+def step(target: Callable[[Any, Any], R], /, *, each: Each, **options: Any) -> Step[R]: ...
+@overload
+def step(*, each: Each, **options: Any) -> Callable[[Callable[[Any, Any], R]], Step[R]]: ...
 @overload
 def step(
     *,

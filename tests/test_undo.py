@@ -242,6 +242,23 @@ def test_an_attempted_step_is_undone_where_that_is_declared():
     assert run(attempts(atomic=False, attempted=False)).data == {}
 
 
+def test_an_attempted_step_is_undone_where_its_meta_says_that_it_is_not_atomic():
+    class Attempted(Sequence):
+        class Meta:
+            app_label = "shop"
+            atomic = False
+
+        @step
+        def charge(self):
+            raise Abort("the bank says no")
+
+        @charge.undo
+        def refund(self):
+            self.data["refunded"] = self.failure.message
+
+    assert run(Attempted).data == {"refunded": "the bank says no"}
+
+
 def test_each_item_of_a_fan_out_is_undone_with_its_result():
     class Items(Sequence):
         class Meta:
