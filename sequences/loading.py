@@ -22,7 +22,8 @@ def load(pattern: str, /) -> list[type[Sequence[Any]]]:
     order of the files' names. Raises `InvalidDefinition`, which names the file and the step.
     """
     caller = sys._getframe(1).f_globals
-    folder = Path(caller.get("__file__") or "").resolve().parent
+    file = caller.get("__file__")  # a shell has none
+    folder = Path(file).resolve().parent if file else Path.cwd()
     found = sorted(Path(folder.anchor).glob(_inside(folder / pattern)))
     if not found:
         mend = "Mend the pattern: it is looked up beside the module that calls load()."

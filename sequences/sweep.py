@@ -21,10 +21,14 @@ from .transitions.values import Dispatch
 logger = logging.getLogger("sequences")
 
 
+#: Batches of one sweep. What is due still then has the next one.
+ROUNDS = 50
+
+
 class Evidence(Protocol):
     """What decides whether the message of a queued step run is lost."""
 
-    def is_lost(self, queue: str, queued_at: datetime, now: datetime) -> bool: ...
+    def is_lost(self, queue: str, queued_at: datetime, now: datetime) -> bool | None: ...
     def look(self) -> None: ...
 
 
@@ -45,8 +49,7 @@ class Overdue:
 def sweep(evidence: Evidence, using: str) -> int:
     """Do all that is due, and return how many messages the broker took."""
     sent = 0
-    more = True
-    while more:
+    for _ in range(ROUNDS):
         found = due.take(evidence.is_lost, using)
         dispatches = [one for row in found.expired for one in _reap(row, using)]
         unknown = {row.pk for row in found.rows if _fails_as_unknown(row, using)}
@@ -55,7 +58,8 @@ def sweep(evidence: Evidence, using: str) -> int:
         accepted = dispatching.send(dispatches)
         due.accepted([one.step_run_id for one in accepted], using)
         sent += len(accepted)
-        more = found.more
+        if not found.more:
+            break
     return sent
 
 

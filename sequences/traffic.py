@@ -48,13 +48,14 @@ class Traffic:
             if not self._could_take_more(queue):
                 self._last[queue] = now
 
-    def is_lost(self, queue: str, queued_at: datetime, now: datetime) -> bool:
+    def is_lost(self, queue: str, queued_at: datetime, now: datetime) -> bool | None:
         """Whether a message dispatched then would have arrived, here or at another worker.
 
         Either one that was dispatched a grace later has arrived, or the queue has nothing more.
+        None: this worker does not consume the queue.
         """
         if queue not in self.queues():
-            return False
+            return None
         newest = self._newest.get(queue)
         if newest is not None and newest + times.moved() >= queued_at + times.grace():
             return True

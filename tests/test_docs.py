@@ -14,6 +14,7 @@ from sequences.testing import isolate_sequences
 from testproject.contact import models
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
+FILE = re.compile(r"^```yaml\n# (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^##+ (.+)$", re.MULTILINE)
 
@@ -43,9 +44,13 @@ def code_of(section, blocks, offset):
 
 
 @pytest.fixture
-def shop(monkeypatch, settings):
+def shop(monkeypatch, settings, tmp_path):
     """The reader's app: all its modules are one, but its models."""
     module = ModuleType("shop.sequences")
+    module.__file__ = str(tmp_path / "sequences.py")
+    for name, text in FILE.findall((DOCS / "flows.md").read_text()):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
     models_module = ModuleType("shop.models")
     vars(models_module).update(vars(models))
     for name in ("shop", "shop.sequences", "shop.urls"):
@@ -58,7 +63,7 @@ def shop(monkeypatch, settings):
         yield module
 
 
-FILES = ["writing.md", "orchestration.md"]
+FILES = ["writing.md", "orchestration.md", "flows.md"]
 SECTIONS = {(name, heading): code for name in FILES for heading, code in sections(name)}
 TESTS = {section for section, code in SECTIONS.items() if "(TestCase)" in code}
 

@@ -1,13 +1,16 @@
 """Definitions as data: what they can say, and what each error says."""
 
 import json
+import re
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import yaml
+from jsonschema import Draft202012Validator
 
 import sequences
-from sequences import Abort, Sequence, dispatching, job, jobs, load, start_definition
+from sequences import Abort, Sequence, dispatching, flows, job, jobs, load, start_definition
 from sequences.exceptions import InvalidDefinition
 from sequences.flows import duration
 from sequences.models import SequenceRun, StepFailure, StepRun, StoredPlan
@@ -58,12 +61,22 @@ def declare_jobs(called):
 
 
 def declare(steps, **keys):
-    return Sequence.from_definition({"name": "shop.Flow", "steps": steps, **keys})
+    definition = {"name": "shop.Flow", "steps": steps, **keys}
+    assert fits(definition), "the schema refuses what we take"
+    return Sequence.from_definition(definition)
+
+
+SCHEMA = json.loads(Path(sequences.__file__).with_name("definition.schema.json").read_text())
+
+
+def fits(definition):
+    """Whether the schema that we ship takes it."""
+    return Draft202012Validator(SCHEMA).is_valid(definition)
 
 
 def refused(steps, **keys):
     with pytest.raises(InvalidDefinition) as caught:
-        declare(steps, **keys)
+        Sequence.from_definition({"name": "shop.Flow", "steps": steps, **keys})
     return str(caught.value)
 
 
@@ -781,3 +794,73 @@ def test_a_wrong_definition_is_refused_at_the_start(definition, options, text):
         start_definition(definition, **options)
     assert str(caught.value) == text
     assert not SequenceRun.objects.exists()
+
+
+# The schema
+
+
+def test_the_schema_is_one_and_has_every_key():
+    Draft202012Validator.check_schema(SCHEMA)
+    assert set(SCHEMA["properties"]) == set(flows.KEYS)
+    assert set(SCHEMA["$defs"]["step"]["properties"]) == set(flows.STEP_KEYS)
+    assert set(SCHEMA["$defs"]["call"]["properties"]) == {*flows.CALL_KEYS, "aliases", "label"}
+    assert set(SCHEMA["$defs"]["event"]["oneOf"][1]["properties"]) == set(flows.EVENT_KEYS)
+    assert set(flows.DURATIONS) < set(SCHEMA["$defs"]["dramatiq"]["properties"])
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {},
+        {"job": ""},
+        {"job": "a", "event": {}},
+        {"job": "a", "name": "b"},
+        {"job": "a", "after": 3},
+        {"job": "a", "inputs": {"url": "http://a"}},
+        {"job": "a", "inputs": {"url": "steps"}},
+        {"job": "a", "inputs": {"url": 3}},
+        {"job": "a", "delay": "soon"},
+        {"job": "a", "delay": -1},
+        {"job": "a", "when": []},
+        {"job": "a", "concurrency": 0},
+        {"job": "a", "throws": "ValueError"},
+        {"job": "a", "undo": {"inputs": {}}},
+        {"event": {}, "args": {}},
+        {"event": {"timout": 3}},
+        {"event": {"on_timeout": "stop"}},
+        {"subsequence": "Child"},
+        {"subsequence": "shop.Child", "save": "x"},
+        "a",
+    ],
+)
+def test_the_schema_refuses_a_wrong_step(step):
+    assert not fits({"steps": {"x": step}})
+
+
+@pytest.mark.parametrize(
+    "definition",
+    [
+        {},
+        {"steps": {}},
+        {"steps": []},
+        {"steps": {"a b": {"job": "a"}}},
+        {"steps": {"outputs": {"job": "a"}}},
+        {"steps": [{"job": "a"}]},
+        {"steps": {"a": {"job": "a"}}, "output": {}},
+        {"steps": {"a": {"job": "a"}}, "outputs": {"a": "b"}},
+        {"steps": {"a": {"job": "a"}}, "handoff": "fast"},
+        {"steps": {"a": {"job": "a"}}, "name": "a.b.c"},
+        {"steps": {"a": {"job": "a"}}, "on_failure": {}},
+        {"steps": {"a": {"job": "a"}}, "options": {"retry_when": "x"}},
+    ],
+)
+def test_the_schema_refuses_a_wrong_definition(definition):
+    assert not fits(definition)
+
+
+def test_the_schema_takes_steps_in_a_list_and_the_examples_of_the_docs():
+    assert fits({"steps": [{"name": "a", "job": "a"}, {"name": "b", "event": True}]})
+    text = Path(__file__).parent.parent.joinpath("docs", "flows.md").read_text()
+    blocks = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    assert all(fits(yaml.safe_load(block)) for block in blocks)

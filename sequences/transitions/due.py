@@ -23,8 +23,9 @@ BATCH = 500
 #: The longest time between two looks at a queued row, and between two dispatches of it.
 LONGEST = timedelta(minutes=5)
 
-#: Decides whether the message of a row, dispatched at `queued_at` to this queue, is lost.
-IsLost = Callable[[str, datetime, datetime], bool]
+#: Decides whether the message of a row, dispatched at a time to this queue, is lost by another.
+#: None: who asks does not see that queue.
+IsLost = Callable[[str, datetime, datetime], bool | None]
 
 
 @dataclass(slots=True)
@@ -87,13 +88,16 @@ def _sort(row: StepRun, due: Due, is_lost: IsLost, now: datetime, using: str) ->
         return
     if row.status == StepStatus.WAITING:
         row.status, row.queued_at, row.dispatches = StepStatus.QUEUED, now, 0
-        lost = True
+        lost: bool | None = True
     else:
         lost = is_lost(plan.node(row.step).queue, _sent_at(row), now)
     if lost:
         row.wake_at = now + min(times.grace() * 2**row.dispatches, LONGEST)
         due.rows.append(row)
         due.dispatches.append(dispatch_of(row, plan))
+    elif lost is None:
+        # Soon again, until a worker of that queue is the first to look.
+        row.wake_at = now + times.grace()
     else:
         # Its message waits in a long queue: look again when it has waited as long once more.
         row.wake_at = now + min(max(times.grace(), now - row.queued_at), LONGEST)

@@ -130,6 +130,12 @@ class _Locked:
         self.steps(pk=row.pk, status=StepStatus.WAITING).update(**values, due_at=None)
         return [] if held else [dispatch_of(row, self.plan)]
 
+    def requeue_cancelled(self) -> None:
+        """Begin again what was cancelled; a delay that was not over begins again, too."""
+        cancelled = self.steps(status=StepStatus.CANCELLED)
+        cancelled.filter(attempts=0).update(delayed=False)
+        self.requeue(cancelled)
+
     def requeue(self, rows: QuerySet[StepRun]) -> None:
         """Begin these again, held until `wake`: no failed attempt counts any more."""
         rows.update(
@@ -163,7 +169,7 @@ class _Locked:
         Returns the children that are to begin again, too.
         """
         if self.run.is_finished:  # what has not begun was held, or cancelled
-            self.requeue(self.steps(status=StepStatus.CANCELLED))
+            self.requeue_cancelled()
         failed = self.plan.failed(runs.states_of(self.run, self.using))
         rows = self.steps(item=PLAIN, status=StepStatus.FAILED, step__in=failed)
         fanout.reopen(rows, self.using)
@@ -391,7 +397,7 @@ def restart_from(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
         children.cancel(locked.steps(step__in=again), locked.now, using)
         children.part(locked.steps(step__in=again), using)
         runs.remove(locked.run, again, using)
-        locked.requeue(locked.steps(status=StepStatus.CANCELLED))
+        locked.requeue_cancelled()
         if locked.is_failing():
             locked.refuse("without another failed step: retry() or skip() that one")
         row = new_row(run_id, locked.plan.node(act.step), locked.now, None)
