@@ -921,3 +921,31 @@ def test_a_worker_lost_beside_a_failed_step_leaves_its_step_held():
     drain()
     assert fresh(run).status == "succeeded"
     assert Operation.objects.filter(run=run.pk).count() == 1
+
+
+def test_a_delay_that_a_cancel_has_cut_short_begins_again_at_the_restart():
+    class Delayed(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def one(self): ...
+
+        @step(after=[], delay=timedelta(days=1))
+        def later(self): ...
+
+    run = Delayed().run
+    drain()
+    run.cancel()
+    run.restart_from("one")
+    drain()
+    assert ledger(run) == {"later": "waiting", "one": "succeeded"}
+
+
+def test_an_edit_of_a_run_whose_class_is_gone_keeps_no_value_in_sight():
+    run = chain()(secret="x", n=1).run
+    SequenceRun.objects.filter(pk=run.pk).update(sequence="gone.Chain")
+    run = fresh(run)
+    run.edit({"n": 2})
+    operation = Operation.objects.get(run=run)
+    assert (operation.before, operation.after) == ({"n": "***", "secret": "***"}, {"n": "***"})

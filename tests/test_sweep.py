@@ -11,7 +11,7 @@ from django.test import override_settings
 from sequences import Sequence, dispatching, step
 from sequences.exceptions import SequenceError
 from sequences.models import StepRun, StoredPlan
-from sequences.sweep import Overdue, Sweeper, sweep
+from sequences.sweep import ROUNDS, Overdue, Sweeper, sweep
 from sequences.testing import clock, isolate_sequences
 from sequences.traffic import DRAINED, Traffic
 from sequences.transitions import due, failures
@@ -479,3 +479,25 @@ def test_a_sweep_finds_nothing_among_finished_steps(run):
     with clock() as moving:
         moving.move(timedelta(days=400))
         assert sweep(Overdue(), USING) == 0
+
+
+def test_a_row_of_a_queue_that_is_not_consumed_here_is_left_to_its_workers_soon_again():
+    run = chain()().run
+    change(run, "one", queued_at=now() - timedelta(hours=1))
+    overdue(run, "one")
+    sweep(Traffic(worker("mails")), USING)
+    left = row(run, "one")
+    assert left.status == "queued"
+    assert timedelta(0) < left.wake_at - now() <= GRACE
+
+
+def test_a_sweep_that_gets_nowhere_ends(monkeypatch):
+    looks = []
+
+    def endless(is_lost, using):
+        looks.append(1)
+        return due.Due(more=True)
+
+    monkeypatch.setattr(due, "take", endless)
+    assert sweep(Overdue(), USING) == 0
+    assert len(looks) == ROUNDS
