@@ -28,11 +28,13 @@ from .definition import (
     define,
     install_builder,
 )
-from .exceptions import InvalidData, InvalidDefinition, SequenceError, did_you_mean
+from .exceptions import Abort, InvalidData, InvalidDefinition, did_you_mean
 from .plan import Node, Plan
+from .registry import KEPT
 from .registry import definition_of as registered
 from .steps import Event, Finish, OnFailure, Repeat, Step, Subsequence, Undo, event, subsequence
 from .steps import step as declare
+from .validation import path_of
 
 #: What a definition may have, and what of it one that is kept with its run may not.
 CLASS_KEYS = ("name", "handoff", "retention", "redact", "verbose_name", "aliases")
@@ -58,8 +60,21 @@ NOT_DATA = {
     "retry_when": "it is a function, and a definition is data",
 }
 
+#: Options that a definition cannot have that is kept with its run.
+NOT_KEPT = {
+    "priority": (
+        "it has a priority, which Dramatiq has for each actor, not each message",
+        "Leave it out, or give the step a queue_name.",
+    ),
+    "on_retry_exhausted": (
+        "it has on_retry_exhausted, which could name any actor",
+        "Give the definition on_failure, with a job.",
+    ),
+}
+
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 CLASS_NAME = re.compile(r"(?:([A-Za-z_]\w*)\.)?([A-Za-z_]\w*)")
+MAX_STEPS = 500
 MISSING = object()
 
 
@@ -74,6 +89,9 @@ def from_definition(
     given = _given(definition, where)
     app_label, class_name = _label(name or given.get("name"), where)
     where = file or f"{module}.{class_name}"
+    if cls._codec is not None and not cls._codec.is_dict:
+        problem = f"{path_of(cls)} has data of the type {cls._codec.name}, and jobs read a dict"
+        raise InvalidDefinition(where=where, problem=problem, mend="Make it a TypedDict.")
     mapping = _normalised(given, where)
     parsed = _Parser(where).parse(mapping)
     if app_label:
@@ -100,10 +118,10 @@ class Flow(Sequence):
     @declare
     def job(self) -> None:
         """Stands for every step."""
-        raise SequenceError("Start a flow with sequences.start_definition(definition, data).")
+        raise Abort("Start a flow with sequences.start_definition(definition, data).")
 
 
-FLOW = "job_sequences.Flow"
+FLOW = KEPT
 ACTOR = f"{FLOW}.job"
 MAX_NAME = 150
 
@@ -180,9 +198,8 @@ def _check_queues(definition: Definition, where: str) -> None:
                 where=place, problem=problem, mend=did_you_mean(node.queue, sorted(queues))
             )
         for name in node.options:
-            if name == "priority":
-                problem = "it has a priority, which Dramatiq has for each actor, not each message"
-                mend = "Leave it out, or give the step a queue_name."
+            if name in NOT_KEPT:
+                problem, mend = NOT_KEPT[name]
                 raise InvalidDefinition(where=place, problem=problem, mend=mend)
             if name not in broker.actor_options:
                 problem = f"{name!r} is no option of a step, nor of an actor of this broker"
@@ -373,6 +390,9 @@ class _Parser:
             raise self._error("it has no steps", "Add steps: a mapping of names to steps.")
         if not pairs:
             raise self._error("its steps are empty", "Add a step.")
+        if len(pairs) > MAX_STEPS:
+            problem = f"it has {len(pairs)} steps, and {MAX_STEPS} at most fit"
+            raise self._error(problem, "Use each, or subsequences.")
         seen: set[str] = set()
         for name, spec in pairs:
             self.step = name
@@ -409,20 +429,15 @@ class _Parser:
     def _order(self) -> list[str]:
         """Each step below what it waits for; as they are declared, where that is open."""
         needs = dict(self._needs())
-        placed: list[str] = []
-        while len(placed) < len(needs):
-            ready = (
-                name
-                for name, wanted in needs.items()
-                if name not in placed and wanted.issubset(placed)
-            )
+        while needs:
+            # What is placed has what is above it.
+            ready = (name for name, wanted in needs.items() if wanted <= self.above.keys())
             name = next(ready, None)
             if name is None:
-                raise self._circle(needs, placed)
-            placed.append(name)
-            reached = (self.above[other] | {other} for other in needs[name])
+                raise self._circle(needs)
+            reached = (self.above[other] | {other} for other in needs.pop(name))
             self.above[name] = set().union(*reached)
-        return placed
+        return list(self.above)
 
     def _needs(self) -> Iterator[tuple[str, set[str]]]:
         beside = {spec.get("on_error") for spec in self.specs.values()}
@@ -452,12 +467,12 @@ class _Parser:
             raise self._error(f"after is {after!r}", "Give the name of a step, or a list of names.")
         return True, names
 
-    def _circle(self, needs: dict[str, set[str]], placed: list[str]) -> InvalidDefinition:
-        name = next(name for name in needs if name not in placed)
+    def _circle(self, needs: dict[str, set[str]]) -> InvalidDefinition:
+        name = next(iter(needs))
         way: list[str] = []
         while name not in way:
             way.append(name)
-            name = next(other for other in needs[name] if other not in placed)
+            name = next(other for other in needs[name] if other in needs)
         circle = [*way[way.index(name) :], name]
         self.step = name
         text = " → ".join(reversed(circle))
@@ -496,8 +511,11 @@ class _Parser:
                 mend = "Leave it out, or declare the sequence as a class."
                 raise self._error(f"the option {name} is refused: {why}", mend)
         for name in DURATIONS:
-            if isinstance(options.get(name), str):
+            if options.get(name) is not None:
                 options[name] = _milliseconds(self._duration(name, options[name]))
+        retries = options.get("max_retries")
+        if retries is not None and (type(retries) is not int or retries < 0):
+            raise self._error(f"max_retries is {retries!r}", "Give a number, or null for no end.")
         return options
 
     def _event(self, spec: Any, options: dict[str, Any]) -> Event:

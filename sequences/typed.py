@@ -29,7 +29,7 @@ class Codec(ABC):
     """Between a type and JSON. It validates whatever it reads."""
 
     def __init__(self, cls: type) -> None:
-        self.cls, self.name = cls, cls.__name__
+        self.cls, self.name, self.is_dict = cls, cls.__name__, is_typed_dict(cls)
 
     @abstractmethod
     def load(self, text: str) -> Any:
@@ -63,14 +63,14 @@ class Codec(ABC):
 
     def of_the_type(self, value: Any) -> Any:
         """Refuse what is no instance, and keys of a TypedDict that it does not have."""
-        expected: Any = dict if is_typed_dict(self.cls) else self.cls
+        expected: Any = dict if self.is_dict else self.cls
         if not isinstance(value, expected):
             raise InvalidData(
                 path="data",
                 problem=f"is a {type(value).__name__}, and must be of the type {self.name}",
                 mend=f"Give an instance of {self.name}.",
             )
-        if is_typed_dict(self.cls):
+        if self.is_dict:
             self.refuse_unknown(value)
         return value
 

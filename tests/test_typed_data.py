@@ -8,8 +8,8 @@ import pytest
 import typing_extensions
 from pydantic import BaseModel, ConfigDict, Field
 
-from sequences import Sequence, event, step, subsequence
-from sequences.exceptions import InvalidData
+from sequences import Sequence, event, job, step, subsequence
+from sequences.exceptions import InvalidData, InvalidDefinition
 from sequences.models import SequenceRun, StepFailure
 from sequences.testing import assert_ledger, build, drain, isolate_sequences, run
 from tests.engine import fresh, perform, row, take
@@ -412,3 +412,25 @@ def test_a_child_may_be_typed_as_its_parent_or_not_at_all():
     sequence = run(Parent, lines=[Line(sku="a")])
     assert sequence.run.status == "succeeded"
     assert sequence.data == Cart(lines=[Line(sku="a")])
+
+
+def test_a_definition_may_have_a_typed_dict_as_data_and_nothing_else():
+    @job("shout")
+    def shout(city: str) -> str:
+        return city.upper()
+
+    def base(declared):
+        class Base(Sequence[declared]):
+            class Meta:
+                app_label = "shop"
+                abstract = True
+
+        return Base
+
+    flow = {"steps": {"shout": {"job": "shout"}}}
+    cls = base(Address).from_definition(flow, name="shop.Shout")
+    assert run(cls, city="Berlin").run.steps.get().result == "BERLIN"
+    with pytest.raises(InvalidData, match=r'data\["city"\]'):
+        cls(city=1)
+    with pytest.raises(InvalidDefinition, match="data of the type Order, and jobs read a dict"):
+        base(Order).from_definition(flow, name="shop.Other")
