@@ -422,6 +422,8 @@ class _Parser:
             for key in sorted(NOT_FOR.get(kinds[0], set()) & spec.keys()):
                 raise self._error(f"{key} is not for a step with {kinds[0]}", "Leave it out.")
             self._check_keys(spec, STEP_KEYS)
+            if not isinstance(spec.get("on_error", ""), str | None):
+                raise self._error(f"on_error is {spec['on_error']!r}", "Give the name of a step.")
         self.step = ""
 
     # the order

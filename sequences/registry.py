@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     SequenceClass = type[Sequence[Any]]
     Listener = Callable[[SequenceClass], Any]
 
+#: The sequence that stands for all runs that keep their definitions.
+KEPT = "job_sequences.Flow"
+
 _by_label: dict[str, SequenceClass] = {}
 _by_alias: dict[str, SequenceClass] = {}
 _listeners: list[Listener] = []
@@ -33,9 +36,10 @@ def get(label: str) -> SequenceClass:
 def find(label: str) -> SequenceClass | None:
     """The sequence of that label or alias, if there is one.
 
-    What stands behind a colon is a name of the run's own: its definition is kept with it.
+    The runs that keep their definitions have names of their own behind that of their class.
     """
-    label = label.partition(":")[0]
+    if label.startswith(f"{KEPT}:"):
+        label = KEPT
     return _by_label.get(label) or _by_alias.get(label)
 
 

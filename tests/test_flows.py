@@ -2,11 +2,14 @@
 
 import json
 import re
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 import sequences
@@ -524,6 +527,51 @@ def test_a_circle_is_shown_as_it_goes():
     assert refused(steps).endswith(text)
 
 
+def test_a_definition_is_bounded():
+    steps = {f"s{number}": {"job": "note"} for number in range(501)}
+    assert refused(steps).endswith(
+        "it has 501 steps, and 500 at most fit. Use each, or subsequences."
+    )
+    steps.popitem()
+    assert len(declare(dict(reversed(steps.items())))._definition.plan.nodes) == 500
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+STEP_JUNK = st.dictionaries(
+    st.sampled_from([*flows.STEP_KEYS, "max_retries", "queue_name", "priority", "time_limit"]),
+    JUNK | st.sampled_from(["steps.a", "data.a", "item", "note", "a", {"job": "note"}, ["a"]]),
+    max_size=4,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    step=STEP_JUNK,
+    job=st.booleans(),
+    top=st.dictionaries(
+        st.sampled_from([key for key in flows.KEYS if key != "steps"]), JUNK, max_size=2
+    ),
+)
+def test_whatever_is_wrong_is_an_invalid_definition(step, job, top):
+    with isolate_sequences(), suppress(InvalidDefinition):
+        steps = {"a": {"job": "note"}, "b": {"job": "note", **step} if job else step}
+        Sequence.from_definition({**top, "steps": steps}, name="shop.Junk")
+
+
+@settings(max_examples=100, deadline=None)
+@given(JUNK)
+def test_what_is_no_definition_at_all_is_an_invalid_definition(junk):
+    for definition in (junk, {"steps": junk}, {"steps": {"a": junk}}, {"steps": [junk]}):
+        with pytest.raises(InvalidDefinition):
+            Sequence.from_definition(definition, name="shop.Junk")
+
+
 # Files
 
 
@@ -774,6 +822,18 @@ def test_a_job_that_a_worker_does_not_know_is_tried_again(calls):
             {},
             "start_definition, 'flow': step 'x': it has a priority, which Dramatiq has for each "
             "actor, not each message. Leave it out, or give the step a queue_name.",
+        ),
+        (
+            {"steps": {"x": {"job": "note", "on_retry_exhausted": "any"}}},
+            {},
+            "start_definition, 'flow': step 'x': it has on_retry_exhausted, which could name any "
+            "actor. Give the definition on_failure, with a job.",
+        ),
+        (
+            {"steps": {"x": {"job": "note", "max_retries": "3"}}},
+            {},
+            "start_definition, 'flow': step 'x': max_retries is '3'. Give a number, or null for no "
+            "end.",
         ),
         (
             {"steps": {"x": {"job": "note", "atomic": 0}}},
