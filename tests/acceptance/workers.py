@@ -43,10 +43,10 @@ def wait_for(condition, what="", limit=LIMIT):
 class Worker:
     """One worker process under Dramatiq's own command, in a process group of its own."""
 
-    def __init__(self, environment, log, threads):
+    def __init__(self, environment, log, threads, queues):
         self.log_path = log
         command = [sys.executable, "-m", "dramatiq", "--processes=1", f"--threads={threads}"]
-        command += ["django_dramatiq.setup", "sequences.tasks", "--queues", QUEUE]
+        command += ["django_dramatiq.setup", "sequences.tasks", "--queues", *queues]
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 command,
@@ -127,18 +127,18 @@ class Crew:
             "TEST_SEQUENCES": json.dumps(self.settings),
         }
 
-    def start(self, count=1, *, threads=2, release="1"):
+    def start(self, count=1, *, threads=2, release="1", queues=(QUEUE,)):
         """Start workers, and return them when they are ready."""
         environment = {**self.environment, "RELEASE": release}
-        started = [self._start(environment, threads) for _ in range(count)]
+        started = [self._start(environment, threads, queues) for _ in range(count)]
         for worker in started:
             wait_for(worker.is_ready, "a worker that is ready")
         return started
 
-    def _start(self, environment, threads):
+    def _start(self, environment, threads, queues):
         self.hired += 1
         log = self.directory / f"worker-{self.hired}.log"
-        self.workers.append(Worker(environment, log, threads))
+        self.workers.append(Worker(environment, log, threads, queues))
         return self.workers[-1]
 
     def start_run(self, label, release, **data):

@@ -1,3 +1,5 @@
+from importlib import import_module
+
 from django.apps import AppConfig
 
 
@@ -7,3 +9,7 @@ class AcceptanceConfig(AppConfig):
     name = "tests.acceptance.app"
     label = "acceptance"
     default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self):
+        """What the module `sequences` declares is found; this stands beside it."""
+        import_module("tests.acceptance.app.field_examples")
