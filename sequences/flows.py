@@ -31,6 +31,7 @@ from .definition import (
 from .exceptions import Abort, InvalidData, InvalidDefinition, did_you_mean
 from .plan import Node, Plan
 from .registry import KEPT
+from .registry import all as every_class
 from .registry import definition_of as registered
 from .steps import Event, Finish, OnFailure, Repeat, Step, Subsequence, Undo, event, subsequence
 from .steps import step as declare
@@ -155,7 +156,7 @@ def start_definition(
             mend = "Leave it out, or declare it with Sequence.from_definition."
             raise InvalidDefinition(where=where, problem=problem, mend=mend)
     built = _kept(mapping, f"{FLOW}:{name}", where, strict=True)
-    _check_queues(built, where)
+    _check_messages(built, where)
     return built.cls.start(data, key=key, unique=unique, delay=delay)
 
 
@@ -187,24 +188,25 @@ def _kept_node(node: Node, step: Step[Any]) -> Node:
     return replace(node, actor=ACTOR, options=options)
 
 
-def _check_queues(definition: Definition, where: str) -> None:
-    broker = dramatiq.get_broker()
-    queues = {"default", *broker.get_declared_queues()}
+def _check_messages(definition: Definition, where: str) -> None:
+    """What their one actor cannot do for each of its messages."""
+    declared = dramatiq.get_broker().get_declared_queues()
+    queues = sorted({"default", *declared, *_queues_of_classes()})
     for node in definition.plan.nodes:
         place = f"{where}: step {node.name!r}"
         if node.queue not in queues:
             problem = f"no worker of this project consumes the queue {node.queue!r}"
-            raise InvalidDefinition(
-                where=place, problem=problem, mend=did_you_mean(node.queue, sorted(queues))
-            )
-        for name in node.options:
-            if name in NOT_KEPT:
-                problem, mend = NOT_KEPT[name]
-                raise InvalidDefinition(where=place, problem=problem, mend=mend)
-            if name not in broker.actor_options:
-                problem = f"{name!r} is no option of a step, nor of an actor of this broker"
-                mend = did_you_mean(name, sorted({*broker.actor_options, *STEP_KEYS}))
-                raise InvalidDefinition(where=place, problem=problem, mend=mend)
+            mend = did_you_mean(node.queue, queues)
+            raise InvalidDefinition(where=place, problem=problem, mend=mend)
+        for name in NOT_KEPT.keys() & node.options.keys():
+            problem, mend = NOT_KEPT[name]
+            raise InvalidDefinition(where=place, problem=problem, mend=mend)
+
+
+def _queues_of_classes() -> Iterator[str]:
+    for cls in every_class():
+        if cls._definition is not None:
+            yield from (node.queue for node in cls._definition.plan.nodes)
 
 
 # From a mapping to steps

@@ -3,7 +3,7 @@ import signal
 import time
 from uuid import uuid4
 
-from sequences import Abort, Sequence, event, finish, on_failure, repeat, step, subsequence
+from sequences import Abort, Sequence, event, finish, job, on_failure, repeat, step, subsequence
 
 from .gates import Gate
 from .models import Entry
@@ -380,6 +380,17 @@ class Aborts(Recorded):
     def only(self):
         self.record()
         raise Abort("enough")
+
+
+# Definitions that are kept with their runs.
+
+
+@job("noted")
+def noted(number: int, fails: list[int], sequence: Sequence):
+    """Fails as often as its number stands in `fails`."""
+    if sequence.attempt <= fails.count(number):
+        raise Rejected
+    Entry.objects.create(run=sequence.run.pk, step=f"note{number}", note="")
 
 
 # Deploys: this code is that of one of several releases.
