@@ -1,0 +1,300 @@
+"""Races of branches, items, children, deliveries and acts, on real threads."""
+
+import random
+import time
+
+import pytest
+
+from sequences import Sequence, event, step, subsequence
+from sequences.exceptions import InvalidTransition
+from sequences.models import SequenceRun, StepRun
+from sequences.testing import drain, isolate_sequences
+from tests.engine import claim, fresh, ledger, perform, row, take
+from tests.test_races import Crew
+
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.only_on("postgresql", "mysql"),
+]
+
+ROUNDS = 12
+
+
+@pytest.fixture(autouse=True)
+def _isolated():
+    with isolate_sequences():
+        yield
+
+
+@pytest.fixture
+def together():
+    crew = Crew()
+    yield crew.together
+    crew.dismiss()
+
+
+def soon(function, *arguments):
+    """The same, a moment later: so that each side wins some of the rounds."""
+
+    def call():
+        time.sleep(random.uniform(0, 0.004))
+        return function(*arguments)
+
+    return call
+
+
+def refused(outcome):
+    return isinstance(outcome, InvalidTransition)
+
+
+def claim_item(run, index):
+    found = items(run).get(item=index)
+    return take(found.pk, found.attempts)
+
+
+def items(run):
+    return StepRun.objects.filter(run=run.pk, item__gte=0)
+
+
+def fan_out(count, **options):
+    class FanOut(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step(each=lambda self: range(count), **options)
+        def square(self, item):
+            return item * item
+
+        @step
+        def add_up(self):
+            self.data["sum"] = sum(self.results("square"))
+
+    return FanOut
+
+
+def expanded(cls):
+    run = cls().run
+    perform(claim_own(run))
+    return run
+
+
+def claim_own(run):
+    found = StepRun.objects.get(run=run.pk, step="square", item=-1)
+    return take(found.pk, found.attempts)
+
+
+@pytest.mark.parametrize("count", [2, 8, 20, 50])
+def test_a_join_of_branches_that_end_at_once_is_ready_once(together, count):
+    class Meta:
+        app_label = "shop"
+
+    def body(self):
+        pass
+
+    names = [f"branch_{index}" for index in range(count)]
+    steps = {name: step(after=[])(lambda self: None) for name in names}
+    cls = type(Sequence)("Wide", (Sequence,), {"Meta": Meta, **steps, "join": step(body)})
+    run = cls().run
+    # A crew has 32 threads; more branches than that end in turns.
+    held = [claim(run, name) for name in names]
+    outcomes = []
+    for start in range(0, count, 25):
+        part = held[start : start + 25]
+        outcomes += together(*[lambda one=one: perform(one) for one in part])
+    assert [one for one in outcomes if not isinstance(one, list)] == []
+    assert len([dispatch for outcome in outcomes for dispatch in outcome]) == 1
+    assert StepRun.objects.filter(run=run.pk, step="join").count() == 1
+    perform(claim(run, "join"))
+    assert fresh(run).status == "succeeded"
+
+
+def test_the_last_items_of_a_fan_out_may_end_at_once_and_one_of_them_ends_the_step(together):
+    cls = fan_out(2)
+    for _ in range(ROUNDS):
+        run = expanded(cls)
+        outcomes = together(*[soon(perform, claim_item(run, index)) for index in (0, 1)])
+        woken = [dispatch for outcome in outcomes for dispatch in outcome]
+        assert [one.step_run_id for one in woken] == [row_of(run).pk]
+        drain()
+        assert fresh(run).data == {"sum": 1}
+
+
+def row_of(run):
+    return StepRun.objects.get(run=run.pk, step="square", item=-1)
+
+
+def test_items_that_end_at_once_never_have_more_in_flight_than_may_be(together):
+    run = expanded(fan_out(30, concurrency=5))
+    while queued := list(items(run).filter(status="queued")):
+        assert len(queued) <= 5
+        held = [take(one.pk) for one in queued]
+        together(*[soon(perform, one) for one in held])
+        busy = items(run).filter(status__in=("queued", "running", "retrying")).count()
+        assert busy <= 5
+    drain()
+    assert fresh(run).data == {"sum": sum(index * index for index in range(30))}
+
+
+@pytest.mark.parametrize("act", ["cancel", "finish", "pause"])
+def test_an_act_beside_items_that_end_leaves_nothing_half(together, act):
+    cls = fan_out(3)
+    for _ in range(ROUNDS):
+        run = expanded(cls)
+        held = [claim_item(run, index) for index in range(3)]
+        *_, outcome = together(*[soon(perform, one) for one in held], soon(getattr(run, act)))
+        assert outcome is None
+        if act == "pause":
+            fresh(run).resume()
+            drain()
+            assert fresh(run).data == {"sum": 5}
+        else:
+            drain()
+            expected = {"cancel": "cancelled", "finish": "succeeded"}[act]
+            assert fresh(run).status == expected
+            assert fresh(run).data == {}
+            states = set(items(run).values_list("status", flat=True))
+            assert states <= {"succeeded", "cancelled" if act == "cancel" else "skipped"}
+
+
+def test_a_restart_beside_items_that_end_begins_from_nothing(together):
+    cls = fan_out(3)
+    for _ in range(ROUNDS):
+        run = expanded(cls)
+        held = [claim_item(run, index) for index in range(3)]
+        *_, outcome = together(
+            *[soon(perform, one) for one in held], soon(run.restart_from, "square")
+        )
+        assert outcome is None
+        drain()
+        assert fresh(run).status == "succeeded"
+        assert fresh(run).data == {"sum": 5}
+        assert items(run).count() == 3
+
+
+def parent_of(count):
+    class Child(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def work(self):
+            self.data["worked"] = True
+
+    class Parent(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        children = subsequence(
+            Child, each=lambda self: range(count), data=lambda self, item: {"item": item}
+        )
+
+        @step
+        def join(self):
+            self.data["items"] = [child["item"] for child in self.results("children")]
+
+    return Parent
+
+
+def begun(cls):
+    run = cls().run
+    perform(claim(run, "children"))
+    return run, list(SequenceRun.objects.filter(parent__run=run.pk).order_by("pk"))
+
+
+def test_children_that_end_at_once_wake_their_parent_once(together):
+    cls = parent_of(4)
+    for _ in range(ROUNDS):
+        run, children = begun(cls)
+        held = [claim(child, "work") for child in children]
+        outcomes = together(*[soon(perform, one) for one in held])
+        assert [one for one in outcomes if not isinstance(one, list)] == []
+        assert row(run, "children").status == "queued"
+        drain()
+        assert fresh(run).data == {"items": [0, 1, 2, 3]}
+
+
+@pytest.mark.parametrize("act", ["cancel", "finish", "restart_from"])
+def test_an_act_on_a_parent_beside_children_that_end_leaves_none_running(together, act):
+    cls = parent_of(3)
+    for _ in range(ROUNDS):
+        run, children = begun(cls)
+        held = [claim(child, "work") for child in children]
+        arguments = ("children",) if act == "restart_from" else ()
+        *_, outcome = together(
+            *[soon(perform, one) for one in held], soon(getattr(run, act), *arguments)
+        )
+        assert outcome is None
+        drain()
+        assert {fresh(child).status for child in children} <= {"succeeded", "cancelled"}
+        if act == "restart_from":
+            assert fresh(run).data == {"items": [0, 1, 2]}
+        else:
+            assert fresh(run).status == {"cancel": "cancelled", "finish": "succeeded"}[act]
+
+
+def test_a_delivery_beside_the_beginning_of_its_wait_is_never_lost(together):
+    class Order(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        approval = event()
+
+        @step
+        def ship(self): ...
+
+    for number in range(ROUNDS):
+        run = Order().run
+        beginning = claim(run, "approval")
+        _, delivered = together(
+            soon(perform, beginning),
+            soon(lambda: run.deliver("approval", number)),  # noqa: B023
+        )
+        assert delivered is True
+        drain()
+        assert fresh(run).status == "succeeded"
+        assert fresh(run).data == {"approval": number}
+
+
+def test_of_deliveries_at_once_one_counts(together):
+    class Order(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        approval = event()
+
+    for _ in range(ROUNDS):
+        run = Order().run
+        drain()
+        counted = together(*[soon(fresh(run).deliver, "approval", who) for who in "abc"])
+        assert sorted(counted) == [False, False, True]
+        drain()
+        assert fresh(run).data == {"approval": "abc"[counted.index(True)]}
+
+
+def test_an_undo_beside_a_cancel_ends_one_way_or_the_other(together):
+    class Saga(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 0
+
+        @step
+        def charge(self): ...
+
+        @charge.undo
+        def refund(self):
+            self.data["refunded"] = True
+
+        @step
+        def ship(self):
+            raise ValueError("broken")
+
+    for _ in range(ROUNDS):
+        run = Saga().run
+        perform(claim(run, "charge"))
+        failing = claim(run, "ship")
+        _, outcome = together(soon(perform, failing), soon(run.cancel))
+        assert outcome is None or refused(outcome)
+        drain()
+        assert fresh(run).status in ("cancelled", "failed")
+        assert fresh(run).is_finished
+        assert "running" not in ledger(run).values()
