@@ -289,6 +289,8 @@ class Attempt:
             "Step %s of run %s has committed, and then failed: %r",
             row.step, row.run_id, error, exc_info=error,
         )  # fmt: skip
+        if self.claim.is_item:
+            return []
         plan = plans.load(self.claim.plan_id, self.using)
         following = [node.name for node in plan.successors(row.step)]
         return claims.queued_after(row.run_id, [row.step, *following], self.using)
