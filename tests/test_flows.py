@@ -13,10 +13,19 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 import sequences
-from sequences import Abort, Sequence, dispatching, flows, job, jobs, load, start_definition
+from sequences import (
+    Abort,
+    Sequence,
+    dispatching,
+    job,
+    jobs,
+    load,
+    parsing,
+    start_definition,
+)
 from sequences.exceptions import InvalidDefinition
-from sequences.flows import duration
 from sequences.models import SequenceRun, StepFailure, StepRun, StoredPlan
+from sequences.parsing import duration
 from sequences.testing import assert_ledger, drain, isolate_sequences, run
 from sequences.transitions import plans
 from tests.engine import fresh, ledger, sent
@@ -544,7 +553,7 @@ JUNK = st.recursive(
     max_leaves=4,
 )
 STEP_JUNK = st.dictionaries(
-    st.sampled_from([*flows.STEP_KEYS, "max_retries", "queue_name", "priority", "time_limit"]),
+    st.sampled_from([*parsing.STEP_KEYS, "max_retries", "queue_name", "priority", "time_limit"]),
     JUNK | st.sampled_from(["steps.a", "data.a", "item", "note", "a", {"job": "note"}, ["a"]]),
     max_size=4,
 )
@@ -555,7 +564,7 @@ STEP_JUNK = st.dictionaries(
     step=STEP_JUNK,
     job=st.booleans(),
     top=st.dictionaries(
-        st.sampled_from([key for key in flows.KEYS if key != "steps"]), JUNK, max_size=2
+        st.sampled_from([key for key in parsing.KEYS if key != "steps"]), JUNK, max_size=2
     ),
 )
 def test_whatever_is_wrong_is_an_invalid_definition(step, job, top):
@@ -861,11 +870,11 @@ def test_a_wrong_definition_is_refused_at_the_start(definition, options, text):
 
 def test_the_schema_is_one_and_has_every_key():
     Draft202012Validator.check_schema(SCHEMA)
-    assert set(SCHEMA["properties"]) == set(flows.KEYS)
-    assert set(SCHEMA["$defs"]["step"]["properties"]) == set(flows.STEP_KEYS)
-    assert set(SCHEMA["$defs"]["call"]["properties"]) == {*flows.CALL_KEYS, "aliases", "label"}
-    assert set(SCHEMA["$defs"]["event"]["oneOf"][1]["properties"]) == set(flows.EVENT_KEYS)
-    assert set(flows.DURATIONS) < set(SCHEMA["$defs"]["dramatiq"]["properties"])
+    assert set(SCHEMA["properties"]) == set(parsing.KEYS)
+    assert set(SCHEMA["$defs"]["step"]["properties"]) == set(parsing.STEP_KEYS)
+    assert set(SCHEMA["$defs"]["call"]["properties"]) == {*parsing.CALL_KEYS, "aliases", "label"}
+    assert set(SCHEMA["$defs"]["event"]["oneOf"][1]["properties"]) == set(parsing.EVENT_KEYS)
+    assert set(parsing.DURATIONS) < set(SCHEMA["$defs"]["dramatiq"]["properties"])
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ LAYERS = [
     {"exceptions", "ids", "plan", "data", "redaction"},
     {"conf"},
     {"steps", "validation", "reading", "typed", "registry", "definition", "__init__"}
-    | {"jobs", "flows", "loading", "compose"},
+    | {"jobs", "calls", "parsing", "flows", "loading", "compose"},
     {"steerable", "models", "transitions"},
     {
         "current",
