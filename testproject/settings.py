@@ -27,6 +27,7 @@ INSTALLED_APPS = [
     "django_dramatiq",
     "sequences",
     "testproject.contact",
+    "testproject.orders",
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
@@ -40,6 +41,7 @@ MIDDLEWARE = [
 TEMPLATES = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "testproject" / "templates"],
         "APP_DIRS": True,
         "OPTIONS": {
             "context_processors": [
@@ -100,3 +102,5 @@ else:
 DEFAULT_FROM_EMAIL = "hello@example.com"
 # How often the contact form's last step fails before it succeeds, so that the demo shows retries.
 CONTACT_MAIL_FAILURES = 2
+# How long it takes to pack one thing, so that the demo shows them packed side by side.
+ORDERS_PACKING_SECONDS = 0.5
