@@ -23,9 +23,11 @@ from sequences import (
     parsing,
     start_definition,
 )
+from sequences.checks import check_unfinished_runs
 from sequences.exceptions import InvalidDefinition
 from sequences.models import SequenceRun, StepFailure, StepRun, StoredPlan
 from sequences.parsing import duration
+from sequences.sweep import Overdue, sweep
 from sequences.testing import assert_ledger, drain, isolate_sequences, run
 from sequences.transitions import plans
 from tests.engine import fresh, ledger, sent
@@ -803,6 +805,20 @@ def test_a_job_that_a_worker_does_not_know_is_tried_again(calls):
     sequence.run.retry()
     drain()
     assert fresh(sequence.run).status == "succeeded"
+
+
+def test_a_run_that_keeps_its_definition_can_be_steered_swept_and_checked(calls):
+    sequence = start_definition({"steps": {"fail": {"job": "fail"}, "end": {"job": "note"}}})
+    assert not list(check_unfinished_runs(None))
+    StepRun.objects.update(wake_at="2000-01-01T00:00Z")
+    sweep(Overdue(), "default")
+    assert ledger(sequence.run) == {"fail": "queued"}
+    drain()
+    assert fresh(sequence.run).status == "failed"
+    sequence.run.skip("fail")
+    drain()
+    assert fresh(sequence.run).status == "succeeded"
+    assert ledger(sequence.run) == {"fail": "skipped", "end": "succeeded"}
 
 
 @pytest.mark.parametrize(
