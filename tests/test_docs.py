@@ -44,11 +44,12 @@ def code_of(section, blocks, offset):
 
 
 @pytest.fixture
-def shop(monkeypatch, settings, tmp_path):
+def shop(request, monkeypatch, settings, tmp_path):
     """The reader's app: all its modules are one, but its models."""
     module = ModuleType("shop.sequences")
     module.__file__ = str(tmp_path / "sequences.py")
-    for name, text in FILE.findall((DOCS / "flows.md").read_text()):
+    document, _ = request.node.callspec.params["section"]
+    for name, text in FILE.findall((DOCS / document).read_text()):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     models_module = ModuleType("shop.models")
@@ -63,7 +64,7 @@ def shop(monkeypatch, settings, tmp_path):
         yield module
 
 
-FILES = ["writing.md", "orchestration.md", "flows.md"]
+FILES = ["writing.md", "orchestration.md", "flows.md", "coming-from.md"]
 SECTIONS = {(name, heading): code for name in FILES for heading, code in sections(name)}
 TESTS = {section for section, code in SECTIONS.items() if "(TestCase)" in code}
 

@@ -99,7 +99,8 @@ def test_kiqchestra():
         ("d_job", "13"),
     ]
     assert began_after(flow, "b_job", "a_job")
-    assert began_after(flow, "d_job", "c_job")
+    assert began_after(flow, "c_job", "a_job")
+    assert began_after(flow, "d_job", "b_job", "c_job")
     progress = {one.step: one.progress for one in flow.run.steps.all()}
     assert progress["a_job"] == {"done": 3, "total": 3, "text": "added 3"}
     assert {name: (one["done"], one["total"]) for name, one in progress.items()} == {

@@ -87,10 +87,10 @@ KIQCHESTRA = {
     "steps": {
         "a_job": {"job": "kiqchestra_a", "after": [], "args": {"numbers": [1, 2, 3]}},
         "b_job": {"job": "kiqchestra_b", "after": ["a_job"], "args": {"numbers": [4, 5]}},
-        "c_job": {"job": "kiqchestra_c", "after": [], "args": {"numbers": [6]}},
+        "c_job": {"job": "kiqchestra_c", "after": ["a_job"], "args": {"numbers": [6]}},
         "d_job": {
             "job": "kiqchestra_d",
-            "after": ["c_job"],
+            "after": ["b_job", "c_job"],
             "args": {"numbers": [7]},
             "inputs": {"total": "steps.c_job"},
         },
