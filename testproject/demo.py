@@ -1,8 +1,9 @@
-"""`make demo`: a contact form, its sequences, and a real worker that performs them.
+"""`make demo`: a contact form and a shop, their sequences, and a real worker that performs them.
 
 Starts the servers that the environment does not name, the web server and a worker; writes messages
-through the form as a visitor would; shows what becomes of them. Stays until Ctrl-C; with --once it
-ends when every sequence has, with exit status 0 only if all succeeded.
+and orders through the forms as a visitor would, and approves the large order as the staff would;
+shows what becomes of them. Stays until Ctrl-C; with --once it ends when every sequence has, with
+exit status 0 only if all ended as they should.
 """
 
 import argparse
@@ -14,19 +15,23 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import django
 from django.core.management import call_command
+from django.utils import timezone
 
 from testproject import services
-from testproject.visitor import MESSAGES, Visitor
+from testproject.visitor import MESSAGES, ORDERS, Visitor
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / ".demo"
 STOP_SECONDS = 20
+#: How long the large order waits before the staff approves it.
+SEEN_SECONDS = 1
 
 
 def main() -> int:
@@ -69,19 +74,21 @@ def demonstrate(options: argparse.Namespace, stack: ExitStack) -> int:
     # A second Ctrl-C must not keep us from stopping what runs.
     stack.callback(signal.signal, signal.SIGINT, signal.SIG_IGN)
     address = f"http://127.0.0.1:{port}/"
-    visitor = Visitor(address)
+    visitor, staff = Visitor(address), Visitor(address)
     visitor.wait(30)
     print(GUIDE.format(address=address, home=HOME), flush=True)
-    return Show(visitor, processes).run(options.timeout if options.once else None)
+    return Show(visitor, staff, processes).run(options.timeout if options.once else None)
 
 
 GUIDE = """
-  The form    {address}
-  The admin   {address}admin/   user admin, password admin
-  The mails   {home}/mail
-  The logs    {home}/worker.log, {home}/web.log
+  Write to us     {address}contact/
+  The shop        {address}orders/
+  The admin       {address}admin/   user admin, password admin
+  The mails       {home}/mail
+  The logs        {home}/worker.log, {home}/web.log
 
 The mail server pretends to be down twice for each message: see send_mail being retried.
+Alan's order waits until the staff approves it, and Hedy's fails: what she wants is out of stock.
 Ctrl-C ends everything.
 """
 
@@ -138,30 +145,54 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
 
 
 class Show:
-    """The messages that are written, and the runs that they start."""
+    """The messages and orders that are written, and the runs that they start."""
 
-    def __init__(self, visitor: Visitor, processes: list["subprocess.Popen[bytes]"]) -> None:
+    def __init__(
+        self, visitor: Visitor, staff: Visitor, processes: list["subprocess.Popen[bytes]"]
+    ) -> None:
         from sequences.ids import uuid7
         from testproject.display import Display
 
-        self.visitor = visitor
+        self.visitor, self.staff = visitor, staff
         self.processes = processes
         self.display = Display()
         self.before = uuid7()  # ids grow with time: every later run's is greater
-        self.written: set[UUID] = set()
+        self.written: dict[UUID, Ending] = {}  # by the id of the run
+        self.to_approve: dict[UUID, UUID] = {}  # the order, by the id of the run
 
     def run(self, timeout: float | None) -> int:
-        """Until every message's sequence has ended; without a time limit until Ctrl-C."""
+        """Until every sequence has ended; without a time limit until Ctrl-C."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        for message in MESSAGES:
-            self.written.add(self.visitor.write(message))
-            self.look()
+        self.write()
         while deadline is None or time.monotonic() < deadline:
             runs = self.look()
+            self.approve(runs)
             if timeout is not None and all(run.finished_at for run in runs):
                 break
             time.sleep(0.1)
         return self.result()
+
+    def write(self) -> None:
+        from testproject.orders.sequences import FulfilOrder
+
+        self.staff.log_in("admin", "admin")
+        for order, ending in zip(ORDERS, (SHIPPED, APPROVED, COMPENSATED), strict=True):
+            order_id = self.visitor.order(order)
+            run = FulfilOrder.runs.get(key=str(order_id))
+            self.written[run.pk] = ending
+            if ending is APPROVED:
+                self.to_approve[run.pk] = order_id
+            self.look()
+        for message in MESSAGES:
+            self.written[self.visitor.write(message)] = MAILED
+            self.look()
+
+    def approve(self, runs: list[Any]) -> None:
+        """Press the button of what has waited long enough to be seen."""
+        for run in runs:
+            waits = any(step.step == "approval" and has_waited(step) for step in run.steps.all())
+            if waits and run.pk in self.to_approve:
+                self.staff.approve(self.to_approve.pop(run.pk))
 
     def look(self) -> list[Any]:
         from sequences.models import SequenceRun
@@ -175,9 +206,48 @@ class Show:
         return [run for run in runs if run.pk in self.written]
 
     def result(self) -> int:
-        succeeded = sum(run.status == "succeeded" for run in self.look())
-        print(f"{succeeded} of {len(self.written)} sequences succeeded.")
-        return 0 if succeeded == len(self.written) else 1
+        runs = self.look()
+        met = [self.written[run.pk] for run in runs if self.written[run.pk].is_met(run)]
+        wanted = list(self.written.values())
+        for ending in ENDINGS:
+            print(f"{ending.says}: {met.count(ending)} of {wanted.count(ending)}.")
+        print(f"{len(met)} of {len(wanted)} sequences ended as they should.")
+        return 0 if len(met) == len(wanted) else 1
+
+
+def has_waited(step: Any) -> bool:
+    since = step.started_at or step.queued_at
+    return step.status == "waiting" and (timezone.now() - since).total_seconds() > SEEN_SECONDS
+
+
+@dataclass(frozen=True, eq=False)
+class Ending:
+    """How runs should end."""
+
+    says: str
+    status: str
+    steps: dict[str, str]
+
+    def is_met(self, run: Any) -> bool:
+        found = {str(step): step.status for step in run.steps.all()}
+        return run.status == self.status and self.steps.items() <= found.items()
+
+
+MAILED = Ending("Contact forms that were mailed", "succeeded", {"send_mail": "succeeded"})
+SHIPPED = Ending(
+    "Small orders that were shipped", "succeeded", {"approval": "skipped", "thank": "succeeded"}
+)
+APPROVED = Ending(
+    "Large orders that were approved by the staff, and shipped",
+    "succeeded",
+    {"approval": "succeeded", "thank": "succeeded"},
+)
+COMPENSATED = Ending(
+    "Orders out of stock that failed, and were paid back",
+    "failed",
+    {"pack": "failed", "refund": "succeeded", "inform": "succeeded"},
+)
+ENDINGS = (MAILED, SHIPPED, APPROVED, COMPENSATED)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""The progress of runs in a terminal: a table that is drawn again, or a line for each change."""
+"""The progress of runs in a terminal: tables that are drawn again, or a line for each change."""
 
 import shutil
 import sys
 import time
+from itertools import groupby
 from typing import TextIO
 
-from sequences.models import SequenceRun
+from sequences.models import PLAIN, SequenceRun, StepRun
 
 State = dict[str, str]
+SIGNS = {"succeeded": "✓", "failed": "✗", "skipped": "-", "cancelled": "-"}
 
 
 class Display:
@@ -23,16 +25,15 @@ class Display:
         if states == self.shown:
             return
         if self.out.isatty():
-            self.draw(runs, states)
+            self.draw(runs)
         else:
             self.tell(runs, states)
         self.out.flush()
         self.shown = states
 
-    def draw(self, runs: list[SequenceRun], states: dict[str, State]) -> None:
+    def draw(self, runs: list[SequenceRun]) -> None:
         columns, lines = shutil.get_terminal_size()
-        recent = runs[-max(lines - 4, 1) :]
-        table = [header(recent)] + [row(run, states[str(run.pk)]) for run in recent]
+        table = tables(runs)[-max(lines - 2, 1) :]
         if self.height:
             self.out.write(f"\x1b[{self.height}F\x1b[J")
         # A line that wraps would be two, and the next drawing would begin at the wrong one.
@@ -50,27 +51,48 @@ class Display:
 
 def state_of(run: SequenceRun) -> State:
     steps = sorted(run.steps.all(), key=lambda step: step.pk)
-    states = {step.step: step_state(step.status, step.attempts) for step in steps}
-    return states | {"sequence": run.status}
+    states = {str(step): step_state(step.status, step.attempts) for step in steps}
+    return states | {title(run): run.status}
 
 
 def step_state(status: str, failed: int) -> str:
     return f"{status} ({failed} failed)" if failed else status
 
 
+def title(run: SequenceRun) -> str:
+    return run.sequence.rpartition(".")[-1]
+
+
 def who(run: SequenceRun) -> str:
     return str(run.data.get("name", run.pk))
 
 
-def header(runs: list[SequenceRun]) -> str:
-    return line("from", "sequence", *(runs[-1].plan.plan.names if runs else ()))
+def tables(runs: list[SequenceRun]) -> list[str]:
+    """A table for each sequence, in the order of their first runs."""
+    order = list(dict.fromkeys(run.sequence for run in runs))
+    ordered = sorted(runs, key=lambda run: order.index(run.sequence))
+    grouped = groupby(ordered, key=lambda run: run.sequence)
+    return [line for _, group in grouped for line in ["", *table_of(list(group))]][1:]
 
 
-def row(run: SequenceRun, state: State) -> str:
-    names = run.plan.plan.names
-    steps = [state.get(name, "").replace("succeeded", "✓").ljust(len(name)) for name in names]
-    return line(who(run), state["sequence"], *steps)
+def table_of(runs: list[SequenceRun]) -> list[str]:
+    names = runs[-1].plan.plan.names
+    rows = [["from", title(runs[-1]), *names], *(row(run, names) for run in runs)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, cells, widths)) for cells in rows]
 
 
-def line(name: str, status: str, *steps: str) -> str:
-    return "  ".join([f"{name[:12]:12}", f"{status:9}", *steps])
+def row(run: SequenceRun, names: tuple[str, ...]) -> list[str]:
+    steps = list(run.steps.all())
+    return [who(run)[:12], run.status, *(cell(name, steps) for name in names)]
+
+
+def cell(name: str, steps: list[StepRun]) -> str:
+    """A sign for what has ended; of a fan-out how many items have."""
+    items = [step for step in steps if step.step == name and step.item != PLAIN]
+    own = [step for step in steps if step.step == name and step.item == PLAIN]
+    if not own:
+        return ""
+    if items and own[0].status == "waiting":
+        return f"{sum(item.status in SIGNS for item in items)}/{len(items)}"
+    return SIGNS.get(own[0].status) or step_state(own[0].status, own[0].attempts)

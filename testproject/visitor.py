@@ -1,4 +1,4 @@
-"""Somebody who fills in the contact form, over HTTP."""
+"""Somebody who fills in the forms, over HTTP."""
 
 import re
 import time
@@ -8,7 +8,9 @@ from urllib.parse import urlencode, urlsplit
 from urllib.request import HTTPCookieProcessor, build_opener
 from uuid import UUID
 
-MESSAGES = [
+Form = dict[str, str | list[str]]
+
+MESSAGES: list[Form] = [
     {
         "name": "Ada",
         "email": "ada@example.com",
@@ -40,6 +42,12 @@ MESSAGES = [
         "body": "Please send three & a half more.\n\nThank you!",
     },
 ]
+#: A small one, a large one that waits for an approval, and one that cannot be packed.
+ORDERS: list[Form] = [
+    {"name": "Joan", "email": "joan@example.com", "products": ["tea", "pot"]},
+    {"name": "Alan", "email": "alan@example.com", "products": ["clock", "tea"]},
+    {"name": "Hedy", "email": "hedy@example.com", "products": ["pot", "lamp"]},
+]
 TOKEN = re.compile(r'name="csrfmiddlewaretoken" value="(\w+)"')
 
 
@@ -47,7 +55,7 @@ class Visitor:
     """A browser with cookies of its own."""
 
     def __init__(self, address: str) -> None:
-        self.address = address
+        self.address = address.rstrip("/")
         self.browser = build_opener(HTTPCookieProcessor(CookieJar()))
 
     def wait(self, seconds: float) -> None:
@@ -55,24 +63,47 @@ class Visitor:
         deadline = time.monotonic() + seconds
         while True:
             try:
-                self.read()
+                self.read("/")
                 return
             except URLError:
                 if time.monotonic() > deadline:
                     raise
             time.sleep(0.1)
 
-    def write(self, message: dict[str, str]) -> UUID:
-        """Send the form; the id of the run that this started."""
-        token = TOKEN.search(self.read())
-        assert token, "The form has no CSRF token."
-        form = urlencode(message | {"csrfmiddlewaretoken": token[1]}).encode()
-        with self.browser.open(self.address, form, timeout=10) as answer:
-            page, path = answer.read().decode(), urlsplit(answer.url).path
-        if not path.startswith("/thanks/"):
-            raise ValueError(f"The form was not accepted:\n{page}")
-        return UUID(path.strip("/").split("/")[-1])
+    def write(self, message: Form) -> UUID:
+        """Send the contact form; the id of the run that this started."""
+        return identifier(self.send("/contact/", message, leads_to="/contact/thanks/"))
 
-    def read(self) -> str:
-        with self.browser.open(self.address, timeout=10) as answer:
+    def order(self, order: Form) -> UUID:
+        """Order and pay; the id of the order."""
+        return identifier(self.send("/orders/", order, leads_to="/orders/"))
+
+    def log_in(self, username: str, password: str) -> None:
+        """As somebody of the staff."""
+        form = {"username": username, "password": password, "next": "/orders/"}
+        self.send("/admin/login/", form, leads_to="/orders/")
+
+    def approve(self, order: UUID) -> None:
+        """Press the button on the order's page."""
+        page = f"/orders/{order}/"
+        self.send(page, {}, to=f"{page}approve/", leads_to=page)
+
+    def send(self, page: str, form: Form, *, leads_to: str, to: str = "") -> str:
+        """Fill in the form on this page; the path of the page that comes after it."""
+        token = TOKEN.search(self.read(page))
+        assert token, f"{page} has no form with a CSRF token."
+        body = urlencode(form | {"csrfmiddlewaretoken": token[1]}, doseq=True).encode()
+        with self.browser.open(self.address + (to or page), body, timeout=10) as answer:
+            text, path = answer.read().decode(), urlsplit(answer.url).path
+        if not path.startswith(leads_to) or (path == page and not to):
+            raise ValueError(f"The form of {page} was not accepted:\n{text}")
+        return path
+
+    def read(self, page: str) -> str:
+        with self.browser.open(self.address + page, timeout=10) as answer:
             return answer.read().decode()
+
+
+def identifier(path: str) -> UUID:
+    """The one that a path ends with."""
+    return UUID(path.strip("/").split("/")[-1])

@@ -70,7 +70,7 @@ class FulfilOrder(Sequence):
 
     @on_failure
     def inform(self):
-        missing = OrderItem.objects.filter(order=self.data["order"], packed_at=None)
+        missing = OrderItem.objects.filter(order=self.data["order"], product__in_stock=False)
         self.mail("We are sorry", "orders/sorry.txt", missing=missing)
 
     def mail(self, subject, template, **context):

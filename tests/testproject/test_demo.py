@@ -35,14 +35,28 @@ def started(directory: Path, *arguments):
         process.stdout.close()
 
 
-def test_every_message_is_mailed_and_no_process_is_left(tmp_path):
+ENDED_WELL = """
+Contact forms that were mailed: 5 of 5.
+Small orders that were shipped: 1 of 1.
+Large orders that were approved by the staff, and shipped: 1 of 1.
+Orders out of stock that failed, and were paid back: 1 of 1.
+8 of 8 sequences ended as they should.
+"""
+
+
+def test_every_sequence_ends_as_it_should_and_no_process_is_left(tmp_path):
     with started(tmp_path, "--once") as process:
         output, _ = process.communicate()
 
-    assert output.endswith("5 of 5 sequences succeeded.\n")
+    assert output.endswith(ENDED_WELL)
     assert output.count("send_mail retrying (2 failed)") == 5
+    assert "Alan          approval waiting" in output
+    assert "Hedy          pack[1] failed (1 failed)" in output
     assert process.returncode == 0
-    assert sum(path.read_text().count("Message-ID:") for path in tmp_path.iterdir()) == 5
+    letters = [path.read_text() for path in tmp_path.iterdir()]
+    assert sum(text.count("Message-ID:") for text in letters) == 8
+    assert sum(text.count("Your parcel is on its way") for text in letters) == 2
+    assert sum(text.count("You have your 100 ") for text in letters) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -65,5 +79,5 @@ def test_too_little_time_is_a_failure(tmp_path):
     with started(tmp_path, "--once", "--timeout", "0") as process:
         output, _ = process.communicate()
 
-    assert output.endswith(" of 5 sequences succeeded.\n")
+    assert output.endswith(" of 8 sequences ended as they should.\n")
     assert process.returncode == 1
