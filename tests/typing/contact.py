@@ -10,7 +10,7 @@ import dramatiq
 
 from sequences import Abort, Sequence, finish, get, repeat, step
 from sequences.models import SequenceRun, StepRun
-from sequences.steps import Finish, Repeat, Step
+from sequences.steps import Finish, Repeat, Step, Undo
 from sequences.testing import assert_ledger, build, clock, drain, isolate_sequences, run
 
 
@@ -67,6 +67,37 @@ class ContactForm(Sequence):
         assert_type(self.converted(), float)
 
 
+def resize(sequence: Sequence, page: str) -> int:
+    return len(page)
+
+
+class Album(Sequence):
+    def pages(self) -> Iterator[str]:
+        yield from self.data["pages"]
+
+    @step(each=pages, concurrency=3, batch=2, allow_failed=0.1)
+    def fetch(self, pages: list[str]) -> int:
+        return len(pages)
+
+    @fetch.undo
+    def forget(self, pages: list[str], result: int) -> None: ...
+
+    resized = step(resize, each="pages", after=fetch)
+
+    @step
+    def publish(self) -> None: ...
+
+    @publish.undo(attempted=True, max_retries=3)
+    def withdraw(self) -> None: ...
+
+    def of_instances(self) -> None:
+        assert_type(self.fetch(["a", "b"]), int)
+        assert_type(Album.fetch, Step[int])
+        assert_type(Album.resized, Step[int])
+        assert_type(Album.forget, Undo)
+        assert_type(Album.withdraw, Undo)
+
+
 class GiftForm(ContactForm):
     assign = None  # type: ignore[assignment]
 
@@ -96,7 +127,9 @@ def steer(run: SequenceRun) -> None:
     run.restart_from("create")
     run.edit({"name": "Joel"})
     for one in ContactForm.runs.unfinished().waiting_for(ContactForm.end):
+        assert_type(one, SequenceRun)
         one.cancel()
+    assert_type(ContactForm.runs.get(key="a").deliver("approval", {"by": "me"}), bool)
     run.skip(5)  # type: ignore[arg-type]
 
 
