@@ -27,12 +27,12 @@ from .definition import (
 from .exceptions import Abort, InvalidData, InvalidDefinition, did_you_mean
 from .parsing import CLASS_KEYS, CLASS_NAME, Parsed, Parser
 from .plan import Node, Plan
-from .registry import KEPT
+from .registry import KEPT, find
 from .registry import all as every_class
 from .registry import definition_of as registered
-from .steps import Step
+from .steps import Step, Subsequence
 from .steps import step as declare
-from .validation import path_of
+from .validation import path_of, raise_first
 
 #: Options that a definition cannot have that is kept with its run.
 NOT_KEPT = {
@@ -116,6 +116,7 @@ def start_definition(
     if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
         mend = f"Give a text of 1 to {MAX_NAME} characters."
         raise InvalidDefinition(where="start_definition", problem=f"name is {name!r}", mend=mend)
+    json_data.normalise(name, path="name")
     mapping = _normalised(_given(definition, where), where)
     for refused in CLASS_KEYS:
         if refused in mapping:
@@ -123,7 +124,7 @@ def start_definition(
             mend = "Leave it out, or declare it with Sequence.from_definition."
             raise InvalidDefinition(where=where, problem=problem, mend=mend)
     built = _kept(mapping, f"{FLOW}:{name}", where, strict=True)
-    _check_messages(built, where)
+    _check_kept(built, where)
     return built.cls.start(data, key=key, unique=unique, delay=delay)
 
 
@@ -155,25 +156,26 @@ def _kept_node(node: Node, step: Step[Any]) -> Node:
     return replace(node, actor=ACTOR, options=options)
 
 
-def _check_messages(definition: Definition, where: str) -> None:
-    """What their one actor cannot do for each of its messages."""
+def _check_kept(definition: Definition, where: str) -> None:
+    """What their one actor cannot do for each of its messages, and what is not there."""
+    classes = [cls._definition for cls in every_class() if cls._definition is not None]
+    labels = [one.label for one in classes]
     declared = dramatiq.get_broker().get_declared_queues()
-    queues = sorted({"default", *declared, *_queues_of_classes()})
+    queues = {"default", *declared, *(node.queue for one in classes for node in one.plan.nodes)}
     for node in definition.plan.nodes:
-        place = f"{where}: step {node.name!r}"
-        if node.queue not in queues:
-            problem = f"no worker of this project consumes the queue {node.queue!r}"
-            mend = did_you_mean(node.queue, queues)
-            raise InvalidDefinition(where=place, problem=problem, mend=mend)
-        for name in NOT_KEPT.keys() & node.options.keys():
-            problem, mend = NOT_KEPT[name]
-            raise InvalidDefinition(where=place, problem=problem, mend=mend)
+        problems = _problems(node, definition.steps[node.name], sorted(queues), labels)
+        raise_first(f"{where}: step {node.name!r}", problems)
 
 
-def _queues_of_classes() -> Iterator[str]:
-    for cls in every_class():
-        if cls._definition is not None:
-            yield from (node.queue for node in cls._definition.plan.nodes)
+def _problems(
+    node: Node, step: Step[Any], queues: list[str], labels: list[str]
+) -> Iterator[tuple[str, str]]:
+    if isinstance(step, Subsequence) and find(step.sequence) is None:
+        yield f"there is no sequence {step.sequence!r}", did_you_mean(step.sequence, labels)
+    if node.queue not in queues:
+        problem = f"no worker of this project consumes the queue {node.queue!r}"
+        yield problem, did_you_mean(node.queue, queues)
+    yield from (NOT_KEPT[name] for name in NOT_KEPT.keys() & node.options.keys())
 
 
 # The class

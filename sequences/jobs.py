@@ -141,7 +141,14 @@ class Job(Generic[P, R]):
     @cached_property
     def _hints(self) -> dict[str, Any]:
         # Not when it is registered: the names in its annotations may be defined below it.
-        return typing.get_type_hints(inspect.unwrap(self.function), include_extras=True)
+        try:
+            return typing.get_type_hints(inspect.unwrap(self.function), include_extras=True)
+        except NameError as error:
+            problem = f"its annotations cannot be read: {error}"
+            mend = "Annotate it with what its module has when it is called."
+            raise InvalidDefinition(
+                where=f"job {self.name!r}", problem=problem, mend=mend
+            ) from None
 
 
 def job(name: str, /) -> Callable[[Callable[P, R]], Job[P, R]]:

@@ -240,11 +240,14 @@ class Parser:
         return subsequence(label, data=ChildData(arguments) if given else None, **options)
 
     def _undo(self, name: str, spec: Any, of: Step[Any]) -> tuple[str, Step[Any]]:
+        if (own := f"undo_{name}") in self.specs:
+            problem = f"its undo would be the step {own!r}, and there is one"
+            raise self._error(problem, f"Rename the step {own!r}.")
         options = {"undoes": of}
         if isinstance(spec, Mapping) and "attempted" in spec:
             options["attempted"] = spec["attempted"]
         found = self._aside(spec, Undo, options, given=("item", "result") if of.each else ())
-        return f"undo_{name}", found
+        return own, found
 
     def _aside(
         self,
@@ -385,10 +388,12 @@ class Parser:
                 raise self._error(f"{key!r} is no {what}", did_you_mean(key, known))
 
     def _check_keys(self, spec: Mapping[str, Any], ours: tuple[str, ...]) -> None:
-        """Refuse what is no option of Dramatiq's. Other middleware may bring options of its own,
-        which only a broker knows that is there already."""
+        """Refuse what is no option of Dramatiq's, unless it was one at the run's start.
+
+        Middleware may bring options of its own, which only a broker knows that is there already.
+        """
         known = {*_DRAMATIQ, *ours}
-        for key in spec:
+        for key in spec if self.strict else ():
             if key in known or not (apps.ready or get_close_matches(key, known, n=1)):
                 continue
             if apps.ready and key in dramatiq.get_broker().actor_options:

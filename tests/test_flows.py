@@ -24,7 +24,7 @@ from sequences import (
     start_definition,
 )
 from sequences.checks import check_unfinished_runs
-from sequences.exceptions import InvalidDefinition
+from sequences.exceptions import InvalidData, InvalidDefinition
 from sequences.models import SequenceRun, StepFailure, StepRun, StoredPlan
 from sequences.parsing import duration
 from sequences.sweep import Overdue, sweep
@@ -443,6 +443,10 @@ def test_an_output_of_a_skipped_step_is_none_and_one_that_is_not_there_fails():
             "the option on_success is refused: Dramatiq loses it if the broker is down at that "
             "moment. Declare a step after this one.",
         ),
+        (
+            {"job": "fetch", "undo": "note", "after": "undo_two"},
+            "its undo would be the step 'undo_two', and there is one. Rename the step 'undo_two'.",
+        ),
         ({"event": {}, "args": {}}, "args is not for a step with event. Leave it out."),
         ({"event": {"timout": 3}}, "'timout' is no key of event. Did you mean 'timeout'?"),
         (
@@ -467,7 +471,10 @@ def test_an_output_of_a_skipped_step_is_none_and_one_that_is_not_there_fails():
     ],
 )
 def test_an_error_of_a_step_names_it_and_the_mend(step, text):
-    found = refused({"first": {"job": "note"}, "two": step})
+    steps = {"first": {"job": "note"}, "two": step}
+    if "undo_two" in str(step):
+        steps["undo_two"] = {"job": "note", "after": []}
+    found = refused(steps)
     assert found == f"tests.test_flows.Flow: step 'two': {text}"
 
 
@@ -785,6 +792,11 @@ def test_a_key_is_unique_for_the_name(calls):
     assert first.run == again.run != other.run
 
 
+def test_a_name_that_a_database_refuses_is_refused():
+    with pytest.raises(InvalidData):
+        start_definition({"steps": {"x": {"job": "note"}}}, name="a\x00b")
+
+
 def test_a_definition_that_is_the_same_is_stored_once():
     definition = {"steps": {"x": {"job": "note"}}}
     for number in range(3):
@@ -849,6 +861,12 @@ def test_a_run_that_keeps_its_definition_can_be_steered_swept_and_checked(calls)
             "actor, not each message. Leave it out, or give the step a queue_name.",
         ),
         (
+            {"steps": {"x": {"subsequence": "shop.Chlid"}}},
+            {},
+            "start_definition, 'flow': step 'x': there is no sequence 'shop.Chlid'. Did you mean "
+            "'shop.Child'?",
+        ),
+        (
             {"steps": {"x": {"job": "note", "on_retry_exhausted": "any"}}},
             {},
             "start_definition, 'flow': step 'x': it has on_retry_exhausted, which could name any "
@@ -875,6 +893,7 @@ def test_a_run_that_keeps_its_definition_can_be_steered_swept_and_checked(calls)
     ],
 )
 def test_a_wrong_definition_is_refused_at_the_start(definition, options, text):
+    declare({"x": {"job": "note"}}, name="shop.Child")
     with pytest.raises(InvalidDefinition) as caught:
         start_definition(definition, **options)
     assert str(caught.value) == text

@@ -146,6 +146,19 @@ def test_a_job_without_a_name_is_refused():
     assert str(caught.value) == expected + 'Write @job("fetch_data"), with a name of your own.'
 
 
+def test_annotations_that_cannot_be_read_are_an_error_of_the_job():
+    def x(a):
+        pass
+
+    x.__annotations__ = {"a": "Nowhere"}
+    with pytest.raises(InvalidDefinition) as caught:
+        perform(job("x")(x), a=1)
+    assert str(caught.value) == (
+        "job 'x': its annotations cannot be read: name 'Nowhere' is not defined. Annotate it with "
+        "what its module has when it is called."
+    )
+
+
 def test_what_is_registered_in_a_test_is_forgotten():
     with isolate_sequences():
         job("inside")(lambda: 1)
