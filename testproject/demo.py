@@ -209,6 +209,7 @@ class Show:
         runs = self.look()
         met = [self.written[run.pk] for run in runs if self.written[run.pk].is_met(run)]
         wanted = list(self.written.values())
+        print()
         for ending in ENDINGS:
             print(f"{ending.says}: {met.count(ending)} of {wanted.count(ending)}.")
         print(f"{len(met)} of {len(wanted)} sequences ended as they should.")

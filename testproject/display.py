@@ -76,13 +76,15 @@ def tables(runs: list[SequenceRun]) -> list[str]:
 
 
 def table_of(runs: list[SequenceRun]) -> list[str]:
-    names = runs[-1].plan.plan.names
+    plan = runs[-1].plan.plan
+    aside = [node for node in plan.nodes if node.aside]
+    names = [node.name for node in (*plan.main, *aside)]
     rows = [["from", title(runs[-1]), *names], *(row(run, names) for run in runs)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, cells, widths)) for cells in rows]
 
 
-def row(run: SequenceRun, names: tuple[str, ...]) -> list[str]:
+def row(run: SequenceRun, names: list[str]) -> list[str]:
     steps = list(run.steps.all())
     return [who(run)[:12], run.status, *(cell(name, steps) for name in names)]
 
@@ -95,4 +97,5 @@ def cell(name: str, steps: list[StepRun]) -> str:
         return ""
     if items and own[0].status == "waiting":
         return f"{sum(item.status in SIGNS for item in items)}/{len(items)}"
-    return SIGNS.get(own[0].status) or step_state(own[0].status, own[0].attempts)
+    failed = f" ({own[0].attempts})" if own[0].attempts else ""
+    return SIGNS.get(own[0].status) or own[0].status + failed

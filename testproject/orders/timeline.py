@@ -19,23 +19,31 @@ class Row:
 
 
 def of(run: SequenceRun) -> list[Row]:
-    """What has happened and what will, in the order of the plan."""
+    """What has happened and what will, in the plan's order; what a failure brought last."""
     return list(rows_of(run, is_part=False))
 
 
 def rows_of(run: SequenceRun, *, is_part: bool) -> Iterator[Row]:
-    notes = {failure.step_run_id: failure.message for failure in run.failures.order_by("pk")}
+    failures = {failure.step_run_id: failure.message for failure in run.failures.order_by("pk")}
     steps: dict[str, list[StepRun]] = {}
     for step in run.steps.order_by("item").prefetch_related("children__plan"):
         steps.setdefault(step.step, []).append(step)
-    for node in run.plan.plan.nodes:
-        label = node.name.replace("_", " ")
+    for node in sorted(run.plan.plan.nodes, key=lambda node: node.aside):
         if node.name not in steps and not node.aside and not run.is_finished:
-            yield Row(node.name, label, "", is_part=is_part)
+            yield Row(node.name, label_of(node.name), "", is_part=is_part)
         for step in steps.get(node.name, ()):
-            is_item = step.item != PLAIN
-            name = step.payload["product"] if is_item and step.payload else label
-            note = notes.get(step.pk, "") if step.status in ("failed", "retrying") else ""
-            yield Row(node.name, name, step.status, note, is_part=is_part or is_item)
+            yield row_of(step, failures.get(step.pk, ""), is_part=is_part)
             for child in step.children.all():
                 yield from rows_of(child, is_part=True)
+
+
+def row_of(step: StepRun, failure: str, *, is_part: bool) -> Row:
+    is_item = step.item != PLAIN
+    label = step.payload["product"] if is_item and step.payload else label_of(step.step)
+    # Of a fan-out the items below say why they failed.
+    tells = step.status in ("failed", "retrying") and step.kind != "each"
+    return Row(step.step, label, step.status, failure if tells else "", is_part or is_item)
+
+
+def label_of(name: str) -> str:
+    return name.replace("_", " ")

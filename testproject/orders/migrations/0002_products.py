@@ -1,10 +1,10 @@
 from django.db import migrations
 
 PRODUCTS = [
-    {"slug": "tea", "name": "A tin of tea", "price": 8},
-    {"slug": "pot", "name": "A tea pot", "price": 40},
-    {"slug": "lamp", "name": "A moon lamp", "price": 60, "in_stock": False},
-    {"slug": "clock", "name": "A grandfather clock", "price": 950},
+    {"slug": "tea", "name": "Tin of tea", "price": 8},
+    {"slug": "pot", "name": "Tea pot", "price": 40},
+    {"slug": "lamp", "name": "Moon lamp", "price": 60, "in_stock": False},
+    {"slug": "clock", "name": "Grandfather clock", "price": 950},
 ]
 
 
