@@ -194,7 +194,7 @@ class _Alone:
 
 @contextmanager
 def isolate_sequences() -> Iterator[None]:
-    """Sequences that are declared inside are forgotten afterwards, with their actors.
+    """Sequences and jobs that are declared inside are forgotten afterwards, with their actors.
 
     A context manager and a decorator. Such a class needs ``app_label`` in its Meta where its
     module belongs to no app.

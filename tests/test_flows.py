@@ -301,6 +301,13 @@ def test_on_error_goes_on_with_another_step(calls):
     assert ledger(sequence.run) == {"fail": "failed", "mend": "succeeded", "end": "skipped"}
 
 
+def test_outputs_are_left_out_with_what_comes_after_a_failed_step():
+    steps = {"mend": {"job": "note"}, "fail": {"job": "fail", "on_error": "mend"}}
+    sequence = run(declare(steps, outputs={"a": "steps.mend"}))
+    assert sequence.run.status == "succeeded"
+    assert ledger(sequence.run)["outputs"] == "skipped"
+
+
 def test_a_subsequence_gets_its_inputs_and_gives_its_data(calls):
     Sequence.from_definition({"steps": {"shout": {"job": "shout"}}}, name="shop.Child")
     steps = {
