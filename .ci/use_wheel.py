@@ -25,7 +25,7 @@ django.setup()
 call_command("migrate", verbosity=0)
 
 import sequences  # noqa: E402
-from sequences import Sequence, step, testing  # noqa: E402
+from sequences import Sequence, job, step, testing  # noqa: E402
 
 
 class Sum(Sequence):
@@ -40,5 +40,18 @@ class Sum(Sequence):
 run = testing.run(Sum, numbers=[1, 2, 3]).run
 run.refresh_from_db()
 assert (run.status, run.data["sum"]) == ("succeeded", 6), (run.status, run.data)
-assert (files(sequences) / "py.typed").is_file()
+
+
+@job("double")
+def double(number: int) -> int:
+    return 2 * number
+
+
+Double = Sequence.from_definition(
+    {"steps": {"double": {"job": "double", "save": "number"}}}, name="auth.Double"
+)
+assert testing.run(Double, number=4).data == {"number": 8}
+
+for name in ("py.typed", "definition.schema.json"):
+    assert (files(sequences) / name).is_file(), name
 print(f"It works: {sequences.__file__}")
