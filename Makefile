@@ -8,7 +8,7 @@ DJANGO ?=
 
 .PHONY: help demo test lint ci clean
 help:
-	@echo "make demo   a contact form, its sequences and a real worker (ARGS=--once: ends by itself)"
+	@echo "make demo   a contact form and a shop, their sequences and a real worker (ARGS=--once: ends by itself)"
 	@echo "make test   the whole suite on every database that is here"
 	@echo "make lint   formatting, lint and types"
 	@echo "make ci     everything that CI runs"

@@ -80,7 +80,7 @@ class Visitor:
 
     def log_in(self, username: str, password: str) -> None:
         """As somebody of the staff."""
-        form = {"username": username, "password": password, "next": "/orders/"}
+        form: Form = {"username": username, "password": password, "next": "/orders/"}
         self.send("/admin/login/", form, leads_to="/orders/")
 
     def approve(self, order: UUID) -> None:

@@ -10,7 +10,7 @@ class ProductsField(forms.ModelMultipleChoiceField):
 
     widget = forms.CheckboxSelectMultiple
 
-    def label_from_instance(self, product: Product) -> str:  # type: ignore[override]
+    def label_from_instance(self, product: Product) -> str:
         return f"{product}, €{product.price}" + ("" if product.in_stock else " (out of stock)")
 
 

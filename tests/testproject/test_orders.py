@@ -3,6 +3,7 @@ from django.core import mail
 from django.urls import reverse
 
 from sequences import testing
+from testproject import demo
 from testproject.orders.models import Order, OrderItem, Payment, Product
 from testproject.orders.sequences import FulfilOrder
 
@@ -66,7 +67,9 @@ def test_a_large_order_waits_until_somebody_of_the_staff_presses_the_button(clie
     assert run.status == "running"
     assert states(run)["approval"] == "waiting"
     assert not mail.outbox
-    assert "Approve the order" in page_of(admin_client, order)
+    page = page_of(admin_client, order)
+    assert "Approve the order" in page
+    assert reverse("admin:job_sequences_sequencerun_change", args=[run.pk]) in page
 
     answer = admin_client.post(reverse("approve_order", args=[order.pk]))
     testing.drain()
@@ -169,6 +172,28 @@ def test_the_start_page_leads_to_both_demonstrations_and_the_admin(client):
 
     for name in ("write", "place_order", "admin:index"):
         assert f'href="{reverse(name)}"' in page
+
+
+@pytest.mark.parametrize(
+    ("products", "ending"),
+    [
+        (["tea"], demo.SHIPPED),
+        (["clock"], demo.APPROVED),
+        (["lamp"], demo.COMPENSATED),
+    ],
+)
+def test_the_demo_knows_an_order_that_ended_as_it_should_from_the_others(client, products, ending):
+    _, run = place(client, *products)
+    if ending is demo.APPROVED:
+        assert not ending.is_met(run)
+        run.deliver("approval")
+        testing.drain()
+        run.refresh_from_db()
+
+    assert [one for one in demo.ENDINGS if one.is_met(run)] == [ending]
+    if ending is demo.COMPENSATED:
+        run.steps.filter(step="refund").update(status="failed")
+        assert not ending.is_met(run)
 
 
 @pytest.mark.parametrize("model", ["order", "product"])
