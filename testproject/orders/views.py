@@ -33,7 +33,7 @@ def accept(form: OrderForm) -> Order:
 
 def show(request: HttpRequest, order_id: UUID) -> HttpResponse:
     order = get_object_or_404(Order, pk=order_id)
-    run = FulfilOrder.runs.select_related("plan").get(key=str(order_id))
+    run = get_object_or_404(FulfilOrder.runs.select_related("plan"), key=str(order_id))
     rows = timeline.of(run)
     waits = any(row.step == "approval" and row.status == "waiting" for row in rows)
     return render(

@@ -167,6 +167,12 @@ def test_an_incomplete_order_writes_and_starts_nothing(client, form):
     assert not FulfilOrder.runs.exists()
 
 
+def test_an_order_that_nobody_fulfils_has_no_page(client):
+    order = Order.objects.create(**CUSTOMER)
+
+    assert client.get(reverse("order", args=[order.pk])).status_code == 404
+
+
 def test_the_start_page_leads_to_both_demonstrations_and_the_admin(client):
     page = client.get(reverse("start")).text
 
