@@ -13,7 +13,7 @@ from math import ceil
 from typing import Any
 from uuid import UUID
 
-from django.db.models import Q, QuerySet
+from django.db.models import QuerySet
 
 from ..exceptions import InvalidTransition
 from ..models import (
@@ -354,14 +354,14 @@ def skip(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
         if locked.undone():
             locked.refuse("not undone: restart_from() begins again")
         rows = locked.steps(step=act.step)
-        if not rows.filter(item=PLAIN, status__in=_SKIPPABLE).exists():
+        ended = {"status": StepStatus.SKIPPED, "finished_at": locked.now}
+        ended |= {"token": None, "wake_at": None, "due_at": None}
+        # The write decides, not a look before it: a claim may come in between.
+        if not rows.filter(item=PLAIN, status__in=_SKIPPABLE).update(**ended):
             _refuse_step(locked, "failed, waiting, queued or retrying")
         children.cancel(rows, locked.now, using)
-        running_items = Q(item__gt=PLAIN, status=StepStatus.RUNNING)
-        rows.filter(Q(status__in=_SKIPPABLE) | running_items).update(
-            status=StepStatus.SKIPPED, token=None, wake_at=None, due_at=None,
-            finished_at=locked.now,
-        )  # fmt: skip
+        items = rows.filter(item__gt=PLAIN)
+        items.filter(status__in=(*_SKIPPABLE, StepStatus.RUNNING)).update(**ended)
         locked.forget_failure()
         return locked.go_on()
 
