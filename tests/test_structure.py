@@ -24,6 +24,7 @@ LAYERS = [
         "interrupts",
         "heartbeat",
         "traffic",
+        "performing",
         "execution",
         "handover",
         "sweep",
