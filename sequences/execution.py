@@ -136,6 +136,7 @@ class Attempt:
     def __init__(self, claim: Claim, using: str) -> None:
         self.claim, self.using = claim, using
         self.change: Change | None = None  # set once the user's code is done
+        self.looks = False  # whether an item has ended so that others are to be looked after
 
     def make(self) -> list[Dispatch]:
         """Play it until it commits or fails, and return what became ready."""
@@ -218,7 +219,7 @@ class Attempt:
 
     def _after_item(self) -> list[Dispatch]:
         claim = self.claim
-        if not claim.is_item:
+        if not claim.is_item or not self.looks:
             return []
         return fanout.after_item(claim.run_id, claim.step, claim.item, self.using)
 
@@ -267,7 +268,7 @@ class Attempt:
     def _commit(self, *, savepoint: bool = False) -> list[Dispatch]:
         assert self.change is not None
         if self.claim.is_item and self.change.again is None:
-            fanout.commit_item(self.claim, self.change, self.using)
+            self.looks = fanout.commit_item(self.claim, self.change, self.using)
             return []
         ready = commits.commit_quickly(self.claim, self.change, self.using)
         if ready is None:
@@ -288,6 +289,7 @@ class Attempt:
             row.step, row.run_id, error, exc_info=error,
         )  # fmt: skip
         if self.claim.is_item:
+            self.looks = row.status == StepStatus.SUCCEEDED
             return []
         plan = plans.load(self.claim.plan_id, self.using)
         following = [node.name for node in plan.successors(row.step)]

@@ -198,6 +198,23 @@ def test_no_more_items_are_in_flight_than_may_be():
     assert fresh(run).data["results"] == [0, 1, 4, 9, 16]
 
 
+def test_an_item_that_repeats_itself_keeps_its_place():
+    class Repeats(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step(each="numbers", concurrency=1)
+        def square(self, item):
+            return repeat() if self.step_run.repeats == 0 else item
+
+    run = started(Repeats, numbers=[0, 1])
+    (again,) = perform(claim_item(run, 0))
+    assert again.step_run_id == items(run).get(item=0).pk
+    assert items(run).get(item=1).status == "waiting"
+    drain()
+    assert [row.result for row in items(run)] == [0, 1]
+
+
 def test_a_retrying_item_keeps_its_place():
     run = started(fan_out(concurrency=1, max_retries=3), numbers=[0, 1])
     items(run, item=0).update(status="retrying")

@@ -19,7 +19,7 @@ from django.db.models import Q, QuerySet
 
 from ..models import PLAIN, UNFINISHED_STEP, RunStatus, SequenceRun, StepRun, StepStatus
 from ..plan import Plan
-from . import plans, times
+from . import plans, sql, times
 from .locks import lock_run, transact
 from .runs import is_failing
 from .values import Change, Claim, ClaimLost, Dispatch, FanOut, dispatch_of
@@ -30,6 +30,10 @@ WINDOW = 1000
 CHUNK = 100
 #: Rows of one INSERT.
 BATCH = 1000
+
+#: Of a fan-out's own row: the `total` of items, the `window` of those that may be in flight, and
+#: the `next` one to be released.
+State = dict[str, int]
 
 _IN_FLIGHT = (StepStatus.QUEUED, StepStatus.RUNNING, StepStatus.RETRYING)
 
@@ -76,8 +80,16 @@ def waits(fan_out: FanOut, run: SequenceRun, now: datetime) -> dict[str, Any]:
     }
 
 
-def commit_item(claim: Claim, change: Change, using: str) -> None:
-    """Store an item's result. Raises `ClaimLost` if it is not ours any more."""
+def commit_item(claim: Claim, change: Change, using: str) -> bool:
+    """Store an item's result. Raises `ClaimLost` if it is not ours any more.
+
+    Returns whether somebody has to look after the others, once this is committed.
+    """
+    if sql.is_fast(using):
+        row = sql.commit_item(claim, change, using)
+        if row is None:
+            raise ClaimLost
+        return _calls_for_a_look(row[0], claim.item)
     values: dict[str, Any] = {"status": change.status, "lost": 0, "wake_at": None, "due_at": None}
     if change.progress is not None:
         values["progress"] = json.loads(change.progress)
@@ -87,46 +99,49 @@ def commit_item(claim: Claim, change: Change, using: str) -> None:
     rows = rows.filter(pk=claim.step_run_id, token=claim.token, status=StepStatus.RUNNING)
     if not rows.update(**values, finished_at=times.now(using)):
         raise ClaimLost
+    return _calls_for_a_look(_state_of(claim.run_id, claim.step, using), claim.item)
 
 
 def after_item(run_id: UUID, step: str, item: int, using: str) -> list[Dispatch]:
     """An item has ended: release others, and end the wait when it was the last."""
-    own = _own(run_id, step, using)
-    if own is None or own.status != StepStatus.WAITING or not own.payload:
+    state = _state_of(run_id, step, using)
+    if state is None or not _calls_for_a_look(state, item):
         return []
-    if _releases(own) and not _share(own, item):
+    if not _releases(state) and has_unfinished(run_id, step, using):
         return []
-    if not _releases(own) and has_unfinished(run_id, step, using):
-        return []
-    return look(run_id, step, using, _share(own, item))
+    return look(run_id, step, using, _share(state, item))
+
+
+def _calls_for_a_look(state: State | None, item: int) -> bool:
+    # Before all are released most ends call for none: those that are released later come later.
+    return state is not None and (not _releases(state) or _share(state, item) > 0)
 
 
 def ended(
     run: SequenceRun, plan: Plan, step: str, item: int, now: datetime, using: str
 ) -> list[Dispatch]:
     """The same under the run's lock, in the transaction that fails the item."""
-    own = _own(run.pk, step, using)
-    if own is None or own.status != StepStatus.WAITING or not own.payload:
+    state = _state_of(run.pk, step, using)
+    if state is None or not _calls_for_a_look(state, item):
         return []
-    if _releases(own) and not _share(own, item):
-        return []
-    return go_on(run, plan, step, now, using, _share(own, item))
+    return go_on(run, plan, step, now, using, _share(state, item))
 
 
-def _releases(own: StepRun) -> bool:
-    state = _state(own)
-    return state["next"] < state["total"]
-
-
-def _state(own: StepRun) -> dict[str, int]:
-    """How far a fan-out is: items in all, how many may be in flight, the next to be released."""
-    state: dict[str, int] = own.payload or {"total": 0, "window": WINDOW, "next": 0}
+def _state_of(run_id: UUID, step: str, using: str) -> State | None:
+    """How far a fan-out is that waits for its items."""
+    rows = StepRun._base_manager.using(using).filter(run=run_id, step=step, item=PLAIN)
+    waiting = rows.filter(status=StepStatus.WAITING, payload__isnull=False)
+    state: State | None = waiting.values_list("payload", flat=True).first()
     return state
 
 
-def _share(own: StepRun, item: int) -> int:
+def _releases(state: State) -> bool:
+    return state["next"] < state["total"]
+
+
+def _share(state: State, item: int) -> int:
     """How many items the end of this one releases."""
-    if _state(own)["window"] != WINDOW:
+    if state["window"] != WINDOW:
         return 1
     return CHUNK if item % CHUNK == CHUNK - 1 else 0
 
@@ -153,7 +168,7 @@ def go_on(
     own = _own(run.pk, step, using)
     if own is None or own.status != StepStatus.WAITING or not own.payload:
         return []
-    if _releases(own):
+    if _releases(own.payload):
         return _release(own, plan, now, using, more)
     if has_unfinished(run.pk, step, using):
         return []
@@ -166,7 +181,8 @@ def go_on(
 def _release(
     own: StepRun, plan: Plan, now: datetime, using: str, more: int | None
 ) -> list[Dispatch]:
-    items, state = _items(own.run_id, own.step, using), _state(own)
+    items = _items(own.run_id, own.step, using)
+    state: State = own.payload or {}
     if more is None:
         busy = items.filter(_is_in_flight()).count()
         more = max(state["window"] - busy, 0)
@@ -196,7 +212,7 @@ def reopen(rows: QuerySet[StepRun], using: str) -> None:
             status=StepStatus.WAITING, token=None, attempts=0, lost=0, wake_at=None,
             due_at=None, finished_at=None,
         )  # fmt: skip
-        own.payload = {**_state(own), "next": 0}
+        own.payload = {**(own.payload or {}), "next": 0}
         own.status, own.attempts, own.lost, own.finished_at = StepStatus.WAITING, 0, 0, None
         fields = ["payload", "status", "attempts", "lost", "finished_at"]
         own.save(using=using, update_fields=fields)

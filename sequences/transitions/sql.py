@@ -132,6 +132,39 @@ def commit_in_chain(claim: Claim, change: Change, plan: Plan, using: str) -> lis
     return [_message(row[0], claim.run_id, node) for node in following]
 
 
+# A result of None stays NULL. What is told of the fan-out is as it was at this statement.
+_ITEM = f"""
+UPDATE {_STEPS} SET
+    status = %(status)s, result = %(result)s::jsonb, lost = 0, wake_at = NULL, due_at = NULL,
+    progress = COALESCE(%(progress)s::jsonb, progress), finished_at = {{now}}
+WHERE id = %(id)s AND token = %(token)s AND status = 'running'
+RETURNING (
+    SELECT own.payload FROM {_STEPS} own
+    WHERE own.run_id = %(run)s AND own.step = %(step)s AND own.item = {PLAIN}
+        AND own.status = 'waiting')
+"""
+
+
+def commit_item(claim: Claim, change: Change, using: str) -> tuple[Any] | None:
+    """Commit an item of a fan-out; returns the state of that. None: it is not ours any more."""
+    row = _fetch(
+        using,
+        _ITEM,
+        {
+            "run": claim.run_id,
+            "step": claim.step,
+            "id": claim.step_run_id,
+            "token": claim.token,
+            "status": change.status,
+            "result": change.result,
+            "progress": change.progress,
+        },
+    )
+    if row is None:
+        return None
+    return (None if row[0] is None else json.loads(row[0]),)
+
+
 def _message(step_run_id: int, run_id: UUID, node: Node) -> Dispatch:
     return Dispatch(step_run_id, run_id, node.actor, node.queue, options=node.options)
 

@@ -1,0 +1,126 @@
+"""Whether a fan-out's time per item and memory are flat: `python benchmarks/fan_out.py`.
+
+See benchmarks/README.md.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from uuid import uuid4
+
+from steps import THREADS, temporary_database
+
+ROOT = Path(__file__).resolve().parent.parent
+QUEUE = "fan_out"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--items", type=int, nargs="+", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--threads", type=int, default=THREADS, help="of the worker process")
+    parser.add_argument("--role", choices=["driver", "worker"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.role == "worker":
+        return work(options.items[0], options.threads)
+    if options.role == "driver":
+        return drive(options.items, options.threads)
+    from testproject import services
+
+    with (
+        services.running("DATABASE_URL", "REDIS_URL") as urls,
+        temporary_database(urls["DATABASE_URL"]) as database_url,
+    ):
+        environment = {
+            **os.environ,
+            "AMQP_URL": "",
+            "REDIS_URL": urls["REDIS_URL"],
+            "DATABASE_URL": database_url,
+            "REDIS_NAMESPACE": f"benchmark-{uuid4().hex[:12]}",
+            "DJANGO_SETTINGS_MODULE": "testproject.settings",
+        }
+        command = [sys.executable, __file__, *sys.argv[1:], "--role", "driver"]
+        return subprocess.run(command, env=environment).returncode
+
+
+def declare():
+    """Set Django up, and declare the sequence."""
+    import django
+    from django.conf import settings
+
+    settings.DEBUG = False  # Django would keep every statement
+    django.setup()
+    from sequences import Sequence, step
+
+    class FanOut(Sequence):
+        class Meta:
+            app_label = "benchmark"
+            queue_name = QUEUE
+
+        @step(each=lambda self: range(self.data["items"]))
+        def work(self, item):
+            return item
+
+        @step
+        def gather(self):
+            self.data["sum"] = sum(self.results("work"))
+
+    return FanOut
+
+
+def drive(sizes: list[int], threads: int) -> int:
+    declare()
+    from django.core.management import call_command
+
+    call_command("migrate", verbosity=0)
+    base = None
+    print(
+        f"{'items':>10} {'seconds':>9} {'ms each':>9} {'ratio':>7} {'CPU ms each':>12} {'MiB':>6}"
+    )
+    for size in sizes:
+        command = [sys.executable, __file__, "--role", "worker", "--items", str(size)]
+        command += ["--threads", str(threads)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            print(done.stderr[-3000:])
+            return 1
+        seconds, cpu, memory = map(float, done.stdout.splitlines()[-1].split())
+        each = seconds / size * 1000
+        base = base or each
+        print(
+            f"{size:>10,} {seconds:>9.1f} {each:>9.2f} {each / base:>7.2f} "
+            f"{cpu / size * 1000:>12.2f} {memory:>6.0f}",
+            flush=True,
+        )
+    return 0
+
+
+def work(size: int, threads: int) -> int:
+    """Be a worker until the one sequence has ended; print seconds, CPU seconds and peak MiB."""
+    import resource
+
+    fan_out = declare()
+    import dramatiq
+    from dramatiq import Worker
+
+    run = fan_out(items=size).run
+    worker = Worker(dramatiq.get_broker(), worker_threads=threads, queues={QUEUE})
+    began, cpu = time.monotonic(), time.process_time()
+    worker.start()
+    while not run.is_finished:
+        time.sleep(0.05)
+        run.refresh_from_db(fields=["status"])
+    seconds, used = time.monotonic() - began, time.process_time() - cpu
+    worker.stop()
+    run.refresh_from_db()
+    if run.data.get("sum") != size * (size - 1) // 2:
+        raise SystemExit(f"It is {run.status}, with {run.data}: {list(run.failures.all()[:3])}")
+    print(seconds, used, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    sys.exit(main())
