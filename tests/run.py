@@ -75,7 +75,7 @@ def run_all(vendors: list[str], arguments: list[str], *, amqp: bool) -> int:
             environment["SEQUENCES_PORTABLE"] = "1" if vendor == "portable" else ""
             print(f"\nOn {vendor}:", flush=True)
             with dropped_afterwards(url, name):
-                status = run_pytest(arguments, environment, url)
+                status = run_pytest([*CHOICES[vendor], *arguments], environment, url)
             nothing_asked_for = arguments and status == pytest.ExitCode.NO_TESTS_COLLECTED
             if status and not nothing_asked_for:
                 return status
