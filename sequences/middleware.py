@@ -33,7 +33,7 @@ def install(broker: Broker) -> None:
 
 
 class SequencesMiddleware(Middleware):
-    """Follows the messages of steps, and keeps the worker's two threads of this app."""
+    """Follows the messages of steps, and keeps the threads that a worker has of this app."""
 
     def __init__(self) -> None:
         self._traffic = Traffic()

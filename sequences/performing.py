@@ -84,12 +84,13 @@ class Bound:
             if inbox[name] is not None:
                 self._copy(name, inbox[name])
             return self._change(inbox[name])
-        if claim.due_at is not None and claim.due_at <= claim.now + times.EARLY:
+        waits = claim.payload is not None
+        if waits and claim.due_at is not None and claim.due_at <= claim.now + times.EARLY:
             if event.on_timeout == "fail":
                 raise EventTimeout(step=name, run=claim.run_id, timeout=event.timeout)
             return Change()
-        due = None if event.timeout is None else claim.ready_at + event.timeout
-        return Change(receive=True, again=due)
+        # Its `due_at` may be that of a delay or a retry before; the timeout counts from now on.
+        return Change(receive=True, again=claim.due_at if waits else event.timeout)
 
     def _start_children(self, step: Subsequence) -> Change:
         cls = registry.get(step.sequence) if isinstance(step.sequence, str) else step.sequence
@@ -112,17 +113,18 @@ class Bound:
     def _gather_children(self, step: Subsequence) -> Change:
         """The children have ended: it succeeds, unless too many of them did not."""
         ended = children.ended(self.claim.step_run_id, self.using)
-        failed = [child for child in ended if child.status != RunStatus.SUCCEEDED]
-        if len(failed) > fanout.Allowance(step.allow_failed).of(len(ended)):
-            some = ", ".join(f"{child.pk} ({child.status})" for child in failed[:5])
-            raise ChildrenFailed(
-                step=self.claim.step, failed=len(failed), total=len(ended), runs=some
+        failed = ended.exclude(status=RunStatus.SUCCEEDED)
+        total, failures = ended.count(), failed.count()
+        if failures > fanout.Allowance(step.allow_failed).of(total):
+            some = ", ".join(
+                f"{pk} ({status})" for pk, status in failed.values_list("pk", "status")[:5]
             )
+            raise ChildrenFailed(step=self.claim.step, failed=failures, total=total, runs=some)
         if step.each is not None:
             return Change()
-        (child,) = ended
-        self._copy(self.claim.step, child.data)
-        return self._change(child.data)
+        data = ended.get().data
+        self._copy(self.claim.step, data)
+        return self._change(data)
 
     def _perform_item(self, step: Step[Any]) -> Change:
         change = self._change(step.perform(self.sequence, self.claim.payload))
@@ -256,9 +258,9 @@ class Bound:
         rows = self._rows(name).filter(status=StepStatus.SUCCEEDED).order_by("item")
         kind = plans.load(self.claim.plan_id, self.using).node(name).kind
         if kind == "subsequence":
-            parents = [row.pk for row in rows]
-            found = (child for pk in parents for child in children.ended(pk, self.using))
-            return (child.data for child in found if child.status == RunStatus.SUCCEEDED)
+            parent = self._rows(name).filter(item=PLAIN).values_list("pk", flat=True).first()
+            ended = children.ended(parent, self.using).filter(status=RunStatus.SUCCEEDED)
+            return ended.values_list("data", flat=True).iterator(chunk_size=1000)
         if kind == "each":
             rows = rows.filter(item__gt=PLAIN)
         return (row.result for row in rows.iterator(chunk_size=1000))

@@ -78,7 +78,7 @@ class Steerable:
         _installed().act(self._run(), "retry", by=by, reason=reason)
 
     def skip(self, step: Named, *, reason: str = "", by: Any = "") -> None:
-        """Go on without this step, which has failed, waits, or has not begun.
+        """Go on without this step, which has failed, waits, or is queued; or without a failed undo.
 
         Raises `UnknownStep` if the run's plan has no such step.
         """

@@ -159,6 +159,63 @@ def test_a_retry_after_a_timeout_waits_anew():
     assert fresh(failed).status == "succeeded"
 
 
+def test_a_first_event_of_a_delayed_start_waits_from_its_own_beginning_on():
+    class Late(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        approval = event(timeout=timedelta(hours=1))
+
+    with clock() as moving:
+        run = Late.start({}, delay=timedelta(days=1)).run
+        moving.move(timedelta(days=1, minutes=1))
+        drain()
+        assert ledger(run) == {"approval": "waiting"}
+        moving.move(timedelta(minutes=50))
+        drain()
+        assert ledger(run) == {"approval": "waiting"}
+        moving.move(timedelta(minutes=20))
+        drain()
+        assert ledger(run) == {"approval": "failed"}
+
+
+def test_an_event_may_have_a_delay_before_it_waits_and_a_delivery_meanwhile_is_kept():
+    class Delayed(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        approval = event(delay=timedelta(days=1), timeout=timedelta(hours=1))
+
+    with clock() as moving:
+        waits, delivered = Delayed().run, Delayed().run
+        drain()
+        assert delivered.deliver("approval", 1) is True
+        drain()
+        assert ledger(delivered) == {"approval": "waiting"}
+        moving.move(timedelta(days=1, minutes=1))
+        drain()
+        assert ledger(waits) == {"approval": "waiting"}
+        assert fresh(delivered).status == "succeeded"
+        assert fresh(delivered).data == {"approval": 1}
+
+
+def test_a_retry_of_an_event_is_not_its_timeout():
+    asked = []
+
+    def asks(sequence):
+        asked.append(1)
+        if len(asked) == 1:
+            raise ConnectionError("busy")
+        return True
+
+    run = waiting(order(when=asks))
+    assert len(asked) == 2
+    assert ledger(run)["approval"] == "waiting"
+    run.deliver("approval")
+    drain()
+    assert fresh(run).status == "succeeded"
+
+
 def test_a_delivery_to_a_paused_run_waits_for_its_resume():
     run = waiting(order())
     run.pause()

@@ -95,12 +95,8 @@ def test_a_join_of_branches_that_end_at_once_is_ready_once(together, count):
     steps = {name: step(after=[])(lambda self: None) for name in names}
     cls = type(Sequence)("Wide", (Sequence,), {"Meta": Meta, **steps, "join": step(body)})
     run = cls().run
-    # A crew has 32 threads; more branches than that end in turns.
     held = [claim(run, name) for name in names]
-    outcomes = []
-    for start in range(0, count, 25):
-        part = held[start : start + 25]
-        outcomes += together(*[lambda one=one: perform(one) for one in part])
+    outcomes = together(*[lambda one=one: perform(one) for one in held])
     assert [one for one in outcomes if not isinstance(one, list)] == []
     assert len([dispatch for outcome in outcomes for dispatch in outcome]) == 1
     assert StepRun.objects.filter(run=run.pk, step="join").count() == 1
@@ -169,6 +165,50 @@ def test_a_restart_beside_items_that_end_begins_from_nothing(together):
         assert fresh(run).status == "succeeded"
         assert fresh(run).data == {"sum": 5}
         assert items(run).count() == 3
+
+
+@pytest.mark.parametrize("act", ["cancel", "finish", "restart_from"])
+def test_an_act_beside_branches_that_end_leaves_nothing_half(together, act):
+    class Branches(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def begin(self): ...
+
+        @step(after=begin)
+        def left(self):
+            self.data["left"] = self.data.get("left", 0) + 1
+
+        @step(after=begin)
+        def right(self):
+            self.data["right"] = self.data.get("right", 0) + 1
+
+        @step
+        def join(self):
+            self.data["joined"] = True
+
+    arguments = ("begin",) if act == "restart_from" else ()
+    for _ in range(ROUNDS):
+        run = Branches().run
+        perform(claim(run, "begin"))
+        held = [claim(run, name) for name in ("left", "right")]
+        *_, outcome = together(
+            *[soon(perform, one) for one in held], soon(getattr(run, act), *arguments)
+        )
+        assert outcome is None or refused(outcome)
+        drain()
+        run = fresh(run)
+        if act == "restart_from":
+            assert run.status == "succeeded"
+            assert run.data["joined"] is True
+            assert {run.data["left"], run.data["right"]} <= {1, 2}
+        elif act == "cancel":
+            assert run.status == "cancelled"
+            assert "joined" not in run.data
+        else:
+            assert run.status == "succeeded"
+        assert not run.steps.filter(status__in=("running", "queued", "waiting")).exists()
 
 
 def parent_of(count):

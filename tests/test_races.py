@@ -52,7 +52,7 @@ class Crew:
     """Threads that keep their connections from round to round."""
 
     def __init__(self):
-        self.pool, self.opened = ThreadPoolExecutor(32), set()
+        self.pool, self.opened = ThreadPoolExecutor(64), set()
 
     def together(self, *functions):
         """Call all at the same time; what each returned or raised comes in their order."""

@@ -115,7 +115,7 @@ ALLOWED = {
     "pause": ["running"],
     "resume": ["paused"],
     "cancel": ["running", "paused", "undoing"],
-    "finish": ["running", "paused", "undoing"],
+    "finish": ["running", "paused"],
     "retry": ["failed"],
     "skip": ["running", "paused", "failed"],
     "erase": ["succeeded", "failed", "cancelled"],

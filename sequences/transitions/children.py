@@ -102,10 +102,10 @@ def _of(step_run: Any, using: str) -> QuerySet[SequenceRun]:
     return rows.filter(parent=step_run, status__in=UNFINISHED_RUN)
 
 
-def ended(step_run_id: int, using: str) -> list[SequenceRun]:
+def ended(step_run_id: int | None, using: str) -> QuerySet[SequenceRun]:
     """The children of a step run, in the order of their starts."""
-    rows = SequenceRun._base_manager.using(using).filter(parent=step_run_id)
-    return list(rows.order_by("pk"))
+    rows = SequenceRun._base_manager.using(using).filter(parent=step_run_id, parent__isnull=False)
+    return rows.order_by("pk")
 
 
 def cancel(rows: QuerySet[StepRun], now: datetime, using: str) -> None:

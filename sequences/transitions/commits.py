@@ -117,7 +117,9 @@ def _receive(claim: Claim, change: Change, run: SequenceRun, now: datetime) -> d
     if claim.step in run.inbox:  # delivered since the step has looked
         values.update(status=StepStatus.QUEUED, wake_at=now + times.grace())
     else:
-        values.update(status=StepStatus.WAITING, due_at=change.again, wake_at=change.again)
+        due = now + change.again if isinstance(change.again, timedelta) else change.again
+        values.update(status=StepStatus.WAITING, due_at=due, wake_at=due)
+        values["payload"] = {"waiting_since": now.isoformat()}
     if run.status == RunStatus.PAUSED:
         values["wake_at"] = None
     return values

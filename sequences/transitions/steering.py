@@ -138,6 +138,7 @@ class _Locked:
 
     def requeue(self, rows: QuerySet[StepRun]) -> None:
         """Begin these again, held until `wake`: no failed attempt counts any more."""
+        rows.filter(kind="event").update(payload=None)
         rows.update(
             status=StepStatus.QUEUED, token=None, attempts=0, lost=0, ready_at=self.now,
             wake_at=None, due_at=None, finished_at=None,
@@ -314,7 +315,7 @@ def finish(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
     """Succeed the run as it is; what has not ended is skipped."""
 
     def function(locked: _Locked) -> list[Dispatch]:
-        locked.allow(*UNFINISHED_RUN)
+        locked.allow(RunStatus.RUNNING, RunStatus.PAUSED)
         children.cancel(locked.steps(), locked.now, using)
         runs.skip_unfinished(locked.run, locked.now, using)
         runs.end(locked.run, RunStatus.SUCCEEDED, locked.now)
@@ -437,7 +438,7 @@ def deliver(run_id: UUID, payload: Any, act: Act, using: str) -> tuple[list[Disp
         if row is not None and row.status not in _RECEIVES:
             _refuse_step(locked, "waiting, or not begun")
         locked.run.inbox = {**locked.run.inbox, act.step: payload}
-        if row is None or row.status != StepStatus.WAITING:
+        if row is None or row.status != StepStatus.WAITING or row.payload is None:
             return []  # it finds the payload when it looks, or when it commits its wait
         return locked.receive(row)
 
