@@ -230,7 +230,11 @@ class Attempt:
 
     def _may_replay(self, step: Step[Any], error: Exception) -> bool:
         # Without a transaction around it, what the user's code has done stands already.
-        return is_transient(error) and (step.atomic or self.change is not None)
+        return is_transient(error) and (self._is_atomic(step) or self.change is not None)
+
+    def _is_atomic(self, step: Step[Any]) -> bool:
+        # A fan-out is expanded in one transaction, whatever its items do.
+        return step.atomic or (step.each is not None and not self.claim.is_item)
 
     def _conflict(self, conflict: json_data.MergeConflict) -> DataConflict:
         others = commits.rivals(self.claim, self.using)
@@ -244,7 +248,7 @@ class Attempt:
     def _try(
         self, definition: Definition, step: Step[Any], performance: heartbeat.Performance
     ) -> list[Dispatch]:
-        if step.atomic:
+        if self._is_atomic(step):
             self.change = None
             with transaction.atomic(using=self.using):
                 self._perform(definition, step, performance)
@@ -300,7 +304,10 @@ class Attempt:
         _repair(self.using)
         failure = failures.Failure.of(error)
         final = isinstance(error, FATAL)
-        ready = failures.record(self.claim, failure, final=final, using=self.using)
+        timed_out = isinstance(error, EventTimeout)
+        ready = failures.record(
+            self.claim, failure, final=final, timed_out=timed_out, using=self.using
+        )
         if ready is None:
             raise SkipMessage(
                 f"Step run {self.claim.step_run_id} failed, but was not ours any more."

@@ -69,9 +69,8 @@ class Bound:
             return self._receive(step)
         if isinstance(step, Subsequence):
             return self._start_children(step)
-        if self.claim.kind == "undo" and self.claim.item != PLAIN:
-            of = self.claim.payload
-            return self._change(step.perform(self.sequence, of["item"], of["result"]))
+        if self.claim.is_aside:
+            return self._perform_aside(step)
         if step.each is not None:
             return self._fan_out(step)
         return self._change(step.perform(self.sequence))
@@ -88,7 +87,7 @@ class Bound:
         if waits and claim.due_at is not None and claim.due_at <= claim.now + times.EARLY:
             if event.on_timeout == "fail":
                 raise EventTimeout(step=name, run=claim.run_id, timeout=event.timeout)
-            return Change()
+            return Change(timed_out=True)
         # Its `due_at` may be that of a delay or a retry before; the timeout counts from now on.
         return Change(receive=True, again=claim.due_at if waits else event.timeout)
 
@@ -135,6 +134,18 @@ class Bound:
             )
         return change
 
+    def _perform_aside(self, step: Step[Any]) -> Change:
+        """An undo, of an item with that and its result; or `on_failure`."""
+        of = self.claim.payload
+        arguments = () if self.claim.item == PLAIN else (of["item"], of["result"])
+        change = self._change(step.perform(self.sequence, *arguments))
+        if change.finish:
+            raise SequenceError(
+                f"Step {self.claim.step!r} returned finish() while its run fails. Return nothing; "
+                "what has failed stays so."
+            )
+        return change
+
     def _fan_out(self, step: Step[Any]) -> Change:
         total = fanout.insert(self.claim, self._items(step), self.using)
         if total:
@@ -143,6 +154,8 @@ class Bound:
 
     def _gather(self, step: Step[Any]) -> Change:
         """The items have ended: it succeeds, unless too many of them have failed."""
+        if fanout.has_unfinished(self.claim.run_id, self.claim.step, self.using):
+            raise SequenceError(f"Step {self.claim.step!r} was woken before its items had ended.")
         total, failed = fanout.counts(self.claim, self.using)
         allowed = fanout.Allowance(step.allow_failed).of(total)
         if failed > allowed:

@@ -172,8 +172,15 @@ class Plan:
         return tuple(
             node
             for node in self.main
-            if node.name not in states and all(states.get(name) in DONE for name in node.after)
+            if node.name not in states and all(self._is_done(name, states) for name in node.after)
         )
+
+    def _is_done(self, name: str, states: Mapping[str, str]) -> bool:
+        """Whether what waits for it may begin: a handler of errors that do not come is done."""
+        if name in states or not self.node(name).aside:
+            return states.get(name) in DONE or self._is_handled(name, states)
+        of = [node.name for node in self.nodes if node.on_error == name]
+        return all(states.get(other) in DONE for other in of)
 
     def outcome(self, states: Mapping[str, str]) -> Literal["succeeded", "failed"] | None:
         """How a run with these states of its steps has ended; None: it has not."""

@@ -13,9 +13,9 @@ from django.db.models import Case, F, Q, When
 from .. import conf
 from ..models import RunStatus, SequenceRun, StepRun, StepStatus
 from . import plans, sql, times
-from .commits import stop
 from .locks import lock_run, transact
 from .runs import save, stops
+from .undoing import stop
 from .values import Claim, Dispatch, dispatch_of
 
 _CLAIMABLE = (StepStatus.QUEUED, StepStatus.RETRYING)

@@ -16,7 +16,7 @@ from ..models import RunStatus, SequenceRun, StepRun, StepStatus
 from ..plan import Plan
 from . import children, fanout, plans, sql, starts, times, undoing
 from .locks import lock_run
-from .runs import end, save, skip_unfinished, states_of, steps_of, unfinished
+from .runs import end, save, skip_unfinished, states_of, steps_of
 from .values import Change, Claim, ClaimLost, Dispatch, dispatch_of, new_row
 
 #: A delay up to this is waited for in the broker too, which is more precise than a sweep.
@@ -30,7 +30,12 @@ def commit_quickly(claim: Claim, change: Change, using: str) -> list[Dispatch] |
 
     None: nothing is stored, this is a case for `commit`.
     """
-    waits = change.receive or change.items is not None or change.children is not None
+    waits = (
+        change.receive
+        or change.timed_out
+        or change.items is not None
+        or change.children is not None
+    )
     if not sql.is_fast(using) or change.again is not None or waits or change.finish:
         return None
     plan = plans.load(claim.plan_id, using)
@@ -65,7 +70,7 @@ def commit(claim: Claim, change: Change, using: str) -> list[Dispatch]:
             ready += change.dispatches
         elif change.items is not None:
             ready += fanout.go_on(run, plan, claim.step, now, using)
-        elif change.again is not None or change.receive:
+        elif change.again is not None or change.receive or change.timed_out:
             ready += _again(claim, change, plan, now, using)
     save(run, now, using)
     return ready
@@ -84,7 +89,7 @@ def _write_row(claim: Claim, change: Change, run: SequenceRun, now: datetime, us
         values.update(children.waits(change.children, run, now))
     elif change.items is not None:
         values.update(fanout.waits(change.items, run, now))
-    elif change.receive:
+    elif change.receive or (change.timed_out and claim.step in run.inbox):
         values.update(_receive(claim, change, run, now))
     elif change.again is not None:
         values.update(_wait(claim, change, run, now))
@@ -161,24 +166,12 @@ def advance(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dis
     rows = [new_row(run.pk, node, now, wake_at) for node in plan.ready(states)]
     starts.insert(rows, using)
     if failing:
-        return stop(run, plan, now, using)
+        return undoing.stop(run, plan, now, using)
     states.update((row.step, row.status) for row in rows)
     outcome = plan.outcome(states)
     if outcome is not None:
         end(run, RunStatus(outcome), now)
     return [] if held else [dispatch_of(row, plan) for row in rows]
-
-
-def stop(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
-    """A step has finally failed: hold what has not begun; the run fails when nothing runs.
-
-    First held, then read: a step that was claimed just before is seen to run.
-    """
-    waiting = (StepStatus.QUEUED, StepStatus.WAITING)
-    unfinished(run, using).filter(status__in=waiting).update(wake_at=None)
-    if plan.outcome(states_of(run, using)) is None:
-        return []
-    return undoing.begin(run, plan, RunStatus.FAILED, now, using)
 
 
 def divert(run: SequenceRun, plan: Plan, name: str, now: datetime, using: str) -> list[Dispatch]:

@@ -13,9 +13,10 @@ from ..exceptions import WorkerLost
 from ..models import PLAIN, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
 from ..plan import ASIDE
 from . import fanout, plans, times, undoing
-from .commits import divert, stop
+from .commits import divert
 from .locks import lock_run, transact
 from .runs import save, stops
+from .undoing import stop
 from .values import Claim, Dispatch, dispatch_of
 
 #: What is kept of a traceback, in characters: the end says most.
@@ -56,19 +57,33 @@ def _clean(text: str) -> str:
     return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def record(claim: Claim, failure: Failure, *, final: bool, using: str) -> list[Dispatch] | None:
+def record(
+    claim: Claim, failure: Failure, *, final: bool, using: str, timed_out: bool = False
+) -> list[Dispatch] | None:
     """Count this attempt. None: the step is not ours any more, and nothing was stored.
 
     It is due again after a grace, until the retry's own time is known; `final` fails it for good.
     """
-    return transact(using, lambda: _record(claim, failure, final, using))
+    ready = transact(using, lambda: _record(claim, failure, final, timed_out, using))
+    return ready if ready is None or not final else ready + _after_item(claim, using)
 
 
-def _record(claim: Claim, failure: Failure, final: bool, using: str) -> list[Dispatch] | None:
+def _after_item(step: Claim | StepRun, using: str) -> list[Dispatch]:
+    """An item has finally failed: like any end of one, once that is committed."""
+    if step.kind != "item":
+        return []
+    return fanout.after_item(step.run_id, step.step, step.item, using)
+
+
+def _record(
+    claim: Claim, failure: Failure, final: bool, timed_out: bool, using: str
+) -> list[Dispatch] | None:
     run = lock_run(claim.run_id, using)
     if run is None:
         return None
     now = times.now(using)
+    if timed_out and claim.step in run.inbox:
+        return _received_after_all(claim, run, now, using)
     rows = StepRun._base_manager.using(using).filter(
         pk=claim.step_run_id, token=claim.token, status=StepStatus.RUNNING
     )
@@ -78,6 +93,24 @@ def _record(claim: Claim, failure: Failure, final: bool, using: str) -> list[Dis
         return None
     _append(claim.step_run_id, claim, failure, claim.attempts + 1, claim.worker, now, using)
     return _fail(run, claim, now, using) if final else []
+
+
+def _received_after_all(
+    claim: Claim, run: SequenceRun, now: datetime, using: str
+) -> list[Dispatch] | None:
+    """A delivery came between the look at the event's time and its end: it counts."""
+    held = run.status == RunStatus.PAUSED
+    rows = StepRun._base_manager.using(using).filter(
+        pk=claim.step_run_id, token=claim.token, status=StepStatus.RUNNING
+    )
+    queued = rows.update(
+        status=StepStatus.QUEUED, queued_at=now, dispatches=0, due_at=None,
+        wake_at=None if held else now + times.grace(),
+    )  # fmt: skip
+    if not queued:
+        return None
+    row = StepRun._base_manager.using(using).get(pk=claim.step_run_id)
+    return [] if held else [dispatch_of(row, plans.load(run.plan_id, using))]
 
 
 def _failed_or_due(run: SequenceRun, final: bool, now: datetime) -> dict[str, Any]:
@@ -137,7 +170,9 @@ def give_up(
 
     `failure` is given where no attempt of its own recorded one: a message too old to run.
     """
-    return transact(using, lambda: _give_up(step_run_id, attempts, failure, using))
+    ready = transact(using, lambda: _give_up(step_run_id, attempts, failure, using))
+    row = StepRun._base_manager.using(using).filter(pk=step_run_id).first()
+    return ready if ready is None or row is None else ready + _after_item(row, using)
 
 
 def _give_up(
@@ -162,7 +197,8 @@ def _give_up(
 
 def reap(row: StepRun, using: str) -> list[Dispatch]:
     """Its lease has run out: give the step to another, or fail it if it kills its workers."""
-    return transact(using, lambda: _reap(row, using))
+    ready = transact(using, lambda: _reap(row, using))
+    return ready if ready else _after_item(row, using)
 
 
 def _reap(row: StepRun, using: str) -> list[Dispatch]:
@@ -232,10 +268,12 @@ def _fail_unknown(row: StepRun, error: Exception, using: str) -> list[Dispatch]:
 def _fail(run: SequenceRun, step: Claim | StepRun, now: datetime, using: str) -> list[Dispatch]:
     """The run fails with a step, but not with an item: the others go on first."""
     plan = plans.load(run.plan_id, using)
+    if run.is_finished:
+        return []
     if step.kind in ASIDE:
         ready = undoing.go_on(run, plan, now, using)
     elif step.item != PLAIN:
-        return fanout.ended(run, plan, step.step, step.item, now, using)
+        return []
     elif plan.node(step.step).on_error:
         ready = divert(run, plan, step.step, now, using)
     else:

@@ -21,7 +21,8 @@ from ..models import PLAIN, UNFINISHED_STEP, RunStatus, SequenceRun, StepRun, St
 from ..plan import Plan
 from . import plans, sql, times
 from .locks import lock_run, transact
-from .runs import is_failing
+from .runs import is_failing, save, stops
+from .undoing import stop
 from .values import Change, Claim, ClaimLost, Dispatch, FanOut, dispatch_of
 
 #: Items in flight where a step names no `concurrency`.
@@ -107,24 +108,16 @@ def after_item(run_id: UUID, step: str, item: int, using: str) -> list[Dispatch]
     state = _state_of(run_id, step, using)
     if state is None or not _calls_for_a_look(state, item):
         return []
-    if not _releases(state) and has_unfinished(run_id, step, using):
+    if "stopping" not in state and not _releases(state) and has_unfinished(run_id, step, using):
         return []
     return look(run_id, step, using, _share(state, item))
 
 
 def _calls_for_a_look(state: State | None, item: int) -> bool:
     # Before all are released most ends call for none: those that are released later come later.
-    return state is not None and (not _releases(state) or _share(state, item) > 0)
-
-
-def ended(
-    run: SequenceRun, plan: Plan, step: str, item: int, now: datetime, using: str
-) -> list[Dispatch]:
-    """The same under the run's lock, in the transaction that fails the item."""
-    state = _state_of(run.pk, step, using)
-    if state is None or not _calls_for_a_look(state, item):
-        return []
-    return go_on(run, plan, step, now, using, _share(state, item))
+    if state is None:
+        return False
+    return not _releases(state) or _share(state, item) > 0 or "stopping" in state
 
 
 def _state_of(run_id: UUID, step: str, using: str) -> State | None:
@@ -155,8 +148,12 @@ def _look(run_id: UUID, step: str, using: str, more: int | None) -> list[Dispatc
     run = lock_run(run_id, using)
     if run is None:
         return []
-    plan = plans.load(run.plan_id, using)
-    return go_on(run, plan, step, times.now(using), using, more)
+    plan, now = plans.load(run.plan_id, using), times.now(using)
+    if not stops(run, plan, using):
+        return go_on(run, plan, step, now, using, more)
+    ready = stop(run, plan, now, using)
+    save(run, now, using)
+    return ready
 
 
 def go_on(
@@ -183,9 +180,11 @@ def _release(
 ) -> list[Dispatch]:
     items = _items(own.run_id, own.step, using)
     state: State = own.payload or {}
-    if more is None:
-        busy = items.filter(_is_in_flight()).count()
-        more = max(state["window"] - busy, 0)
+    if more is None or state["window"] != WINDOW:
+        # Whatever has called for this look: another may have released in its place.
+        busy = items.filter(_is_in_flight(), wake_at__isnull=False).count()
+        room = max(state["window"] - busy, 0)
+        more = room if more is None else min(more, room)
     if not more:
         return []
     held = items.filter(item__gte=state["next"], status=StepStatus.WAITING, due_at__isnull=True)
@@ -205,17 +204,22 @@ def _is_in_flight() -> Q:
 
 
 def reopen(rows: QuerySet[StepRun], using: str) -> None:
-    """Let these fan-outs, begun again, wait for their failed items: only those run again."""
+    """Let these fan-outs, begun again, wait for their items that failed or were cancelled."""
     for own in rows.filter(kind="each", payload__isnull=False):
-        failed = _items(own.run_id, own.step, using).filter(status=StepStatus.FAILED)
-        failed.update(
+        ended = (StepStatus.FAILED, StepStatus.CANCELLED)
+        _items(own.run_id, own.step, using).filter(status__in=ended).update(
             status=StepStatus.WAITING, token=None, attempts=0, lost=0, wake_at=None,
             due_at=None, finished_at=None,
         )  # fmt: skip
-        own.payload = {**(own.payload or {}), "next": 0}
+        own.payload = _begun_again(own)
         own.status, own.attempts, own.lost, own.finished_at = StepStatus.WAITING, 0, 0, None
         fields = ["payload", "status", "attempts", "lost", "finished_at"]
         own.save(using=using, update_fields=fields)
+
+
+def _begun_again(own: StepRun) -> State:
+    state: State = own.payload or {}
+    return {"total": state["total"], "window": state["window"], "next": 0}
 
 
 def waiting(run: SequenceRun, using: str) -> QuerySet[StepRun]:

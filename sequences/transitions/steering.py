@@ -130,11 +130,17 @@ class _Locked:
         self.steps(pk=row.pk, status=StepStatus.WAITING).update(**values, due_at=None)
         return [] if held else [dispatch_of(row, self.plan)]
 
-    def requeue_cancelled(self) -> None:
-        """Begin again what was cancelled; a delay that was not over begins again, too."""
+    def requeue_cancelled(self) -> list[SequenceRun]:
+        """Begin again what was cancelled; a delay that was not over begins again, too.
+
+        Returns the children that are to begin again.
+        """
         cancelled = self.steps(status=StepStatus.CANCELLED)
         cancelled.filter(attempts=0).update(delayed=False)
+        fanout.reopen(cancelled.filter(item=PLAIN), self.using)
+        ended = self._reopen_parents(cancelled.filter(item=PLAIN))
         self.requeue(cancelled)
+        return ended
 
     def requeue(self, rows: QuerySet[StepRun]) -> None:
         """Begin these again, held until `wake`: no failed attempt counts any more."""
@@ -148,7 +154,10 @@ class _Locked:
         """This run, and those of its children that did not succeed."""
         self.forget_failure()
         failed = self._reopen()
-        return [one for child in failed for one in self._begin_child_again(child)] + self.go_on()
+        return self.begin_children_again(failed) + self.go_on()
+
+    def begin_children_again(self, ended: list[SequenceRun]) -> list[Dispatch]:
+        return [one for child in ended for one in self._begin_child_again(child)]
 
     def _begin_child_again(self, child: SequenceRun) -> list[Dispatch]:
         run = lock_run(child.pk, self.using)
@@ -169,15 +178,16 @@ class _Locked:
 
         Returns the children that are to begin again, too.
         """
+        ended = []
         if self.run.is_finished:  # what has not begun was held, or cancelled
-            self.requeue_cancelled()
+            ended = self.requeue_cancelled()
         failed = self.plan.failed(runs.states_of(self.run, self.using))
         rows = self.steps(item=PLAIN, status=StepStatus.FAILED, step__in=failed)
         fanout.reopen(rows, self.using)
-        failed_children = self._reopen_parents(rows)
+        ended += self._reopen_parents(rows)
         self.requeue(rows)
         self.requeue(self.steps(status=StepStatus.RETRYING))
-        return failed_children
+        return ended
 
     def _reopen_parents(self, rows: QuerySet[StepRun]) -> list[SequenceRun]:
         """Of those that wait for children: the failed children are begun again, not the wait."""
@@ -289,7 +299,7 @@ def resume(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
         if not locked.is_failing():
             return locked.wake()
         retries = locked.wake_retries()
-        return retries + commits.stop(locked.run, locked.plan, locked.now, using)
+        return retries + undoing.stop(locked.run, locked.plan, locked.now, using)
 
     return _act(run_id, act, using, function)
 
@@ -357,14 +367,18 @@ def skip(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
         rows = locked.steps(step=act.step)
         ended = {"status": StepStatus.SKIPPED, "finished_at": locked.now}
         ended |= {"token": None, "wake_at": None, "due_at": None}
+        states = runs.states_of(locked.run, using)
+        if states.get(act.step) == StepStatus.FAILED and act.step not in locked.plan.failed(states):
+            _refuse_step(locked, "one in whose place no other goes on")
         # The write decides, not a look before it: a claim may come in between.
         if not rows.filter(item=PLAIN, status__in=_SKIPPABLE).update(**ended):
             _refuse_step(locked, "failed, waiting, queued or retrying")
         children.cancel(rows, locked.now, using)
         items = rows.filter(item__gt=PLAIN)
         items.filter(status__in=(*_SKIPPABLE, StepStatus.RUNNING)).update(**ended)
+        again = locked.requeue_cancelled() if locked.run.is_finished else []
         locked.forget_failure()
-        return locked.go_on()
+        return locked.begin_children_again(again) + locked.go_on()
 
     return _act(run_id, act, using, function)
 
@@ -398,12 +412,12 @@ def restart_from(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
         children.cancel(locked.steps(step__in=again), locked.now, using)
         children.part(locked.steps(step__in=again), using)
         runs.remove(locked.run, again, using)
-        locked.requeue_cancelled()
+        ended = locked.requeue_cancelled()
         if locked.is_failing():
             locked.refuse("without another failed step: retry() or skip() that one")
         row = new_row(run_id, locked.plan.node(act.step), locked.now, None)
         starts.insert([row], using)
-        return locked.go_on()
+        return locked.begin_children_again(ended) + locked.go_on()
 
     return _act(run_id, act, using, function)
 
@@ -438,8 +452,10 @@ def deliver(run_id: UUID, payload: Any, act: Act, using: str) -> tuple[list[Disp
         if row is not None and row.status not in _RECEIVES:
             _refuse_step(locked, "waiting, or not begun")
         locked.run.inbox = {**locked.run.inbox, act.step: payload}
-        if row is None or row.status != StepStatus.WAITING or row.payload is None:
+        if row is None or row.status != StepStatus.WAITING:
             return []  # it finds the payload when it looks, or when it commits its wait
+        if row.payload is None and row.due_at is not None:
+            return []  # its own delay is not over
         return locked.receive(row)
 
     return _act(run_id, act, using, function), counts

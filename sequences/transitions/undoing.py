@@ -12,8 +12,29 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from ..models import PLAIN, UNFINISHED_STEP, RunStatus, SequenceRun, StepRun, StepStatus
 from ..plan import ASIDE, Node, Plan
-from . import runs, starts, times
+from . import children, runs, starts, times
 from .values import Dispatch, dispatch_of, new_row
+
+
+def stop(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
+    """A step has finally failed: hold what has not begun; the run fails when nothing runs.
+
+    First held, then read: a step that was claimed just before is seen to run. Items that run end
+    first, too; the step that waits for them is looked after until then.
+    """
+    if run.is_finished:
+        return []
+    waiting = (StepStatus.QUEUED, StepStatus.WAITING)
+    runs.unfinished(run, using).filter(status__in=waiting).update(wake_at=None)
+    executing = runs.unfinished(run, using).exclude(status__in=waiting)
+    items = executing.filter(item__gt=PLAIN)
+    for own in _rows(run, using).filter(kind="each", step__in=items.values("step")):
+        own.payload = {**(own.payload or {}), "stopping": True}
+        own.wake_at = now + times.grace()
+        own.save(using=using, update_fields=["payload", "wake_at"])
+    if executing.exists() or plan.outcome(runs.states_of(run, using)) is None:
+        return []
+    return begin(run, plan, RunStatus.FAILED, now, using)
 
 
 def begin(
@@ -21,6 +42,7 @@ def begin(
 ) -> list[Dispatch]:
     """The run ends so, once all is undone. What has not begun never will."""
     if plan.undos or plan.on_failure:
+        children.cancel(runs.steps_of(run, using), now, using)
         runs.end_unfinished(run, StepStatus.CANCELLED, now, using)
         run.status, run.ending = RunStatus.UNDOING, ending
         return go_on(run, plan, now, using)

@@ -90,6 +90,8 @@ class Change:
     again: datetime.datetime | datetime.timedelta | None = None
     #: Whether that is a new beginning, and not the wait before the first.
     repeat: bool = False
+    #: The event's time is over. A delivery that comes before the commit counts all the same.
+    timed_out: bool = False
     #: Wait for the event of this step, until `again` if that is a time.
     receive: bool = False
     #: Wait for so many children, whose first messages are these.
