@@ -1,12 +1,21 @@
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from unittest.mock import patch
 
 import pytest
 
 from sequences import Sequence, event, step
-from sequences.exceptions import InvalidData, InvalidDefinition, InvalidTransition, UnknownStep
+from sequences.exceptions import (
+    EventTimeout,
+    InvalidData,
+    InvalidDefinition,
+    InvalidTransition,
+    UnknownStep,
+)
 from sequences.models import Operation, StepFailure
 from sequences.testing import assert_ledger, clock, drain, isolate_sequences, run
-from tests.engine import claim, fail, fresh, ledger, perform, row, sent, steps_of
+from sequences.transitions import claims
+from tests.engine import claim, fail, fresh, ledger, perform, row, sent, steps_of, take
 
 pytestmark = pytest.mark.django_db
 
@@ -96,8 +105,6 @@ def test_an_event_that_is_delivered_while_the_wait_begins_is_not_lost():
 
 
 def test_a_delivery_between_the_look_and_the_commit_is_not_lost(monkeypatch):
-    from sequences.transitions import claims
-
     run = order()().run
     perform(claim(run, "charge"))
     beginning = claim(run, "approval")
@@ -336,3 +343,33 @@ def test_a_payload_that_is_not_json_is_refused_and_changes_nothing():
 def test_a_wrong_option_is_refused_when_the_class_is_created(options, message):
     with pytest.raises(InvalidDefinition, match=message):
         order(**options)
+
+
+@pytest.mark.parametrize("on_timeout", ["fail", "continue"])
+def test_a_delivery_that_is_accepted_while_the_time_runs_out_counts(on_timeout):
+    with clock() as moving:
+        run = waiting(order(timeout=timedelta(hours=1), on_timeout=on_timeout))
+        moving.move(timedelta(hours=2))
+        found = row(run, "approval")
+        ending = take(found.pk, found.attempts)
+        run_ = fresh(run)
+        with looking_before(run_), suppress(EventTimeout):
+            perform(ending)
+        assert row(run, "approval").status == "queued"
+        drain()
+        assert fresh(run).status == "succeeded"
+        assert fresh(run).data["shipped_by"] == "joel"
+
+
+@contextmanager
+def looking_before(run):
+    """A delivery right after the event has looked for one."""
+    look = claims.inbox
+
+    def then_deliver(run_id, using):
+        found = look(run_id, using)
+        assert run.deliver("approval", {"by": "joel"}) is True
+        return found
+
+    with patch.object(claims, "inbox", then_deliver):
+        yield

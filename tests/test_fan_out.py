@@ -3,11 +3,11 @@ from itertools import count
 
 import pytest
 
-from sequences import Abort, Sequence, finish, repeat, step
+from sequences import Abort, Sequence, finish, on_failure, repeat, step
 from sequences.exceptions import InvalidDefinition
 from sequences.models import SequenceRun, StepFailure, StepRun
 from sequences.testing import assert_ledger, drain, isolate_sequences, run
-from sequences.transitions import fanout
+from sequences.transitions import failures, fanout
 from tests.engine import fresh, perform, sent, take
 
 pytestmark = pytest.mark.django_db
@@ -404,3 +404,115 @@ def test_delay_and_when_are_the_steps_own_and_not_its_items():
 def test_a_claim_of_the_own_row_takes_nothing_while_items_run():
     run = started(fan_out(), numbers=[1])
     assert claim_own(run) is None
+
+
+def test_a_fan_out_that_is_not_atomic_is_expanded_in_one_transaction_all_the_same():
+    tries = count()
+
+    def numbers(sequence):
+        yield from range(fanout.BATCH + 500)
+        if next(tries) == 0:
+            raise ConnectionError("at the very end")
+
+    sequence = run(fan_out(numbers, atomic=False, max_retries=1))
+    assert sequence.run.status == "succeeded"
+    assert items(sequence.run, status="succeeded").count() == fanout.BATCH + 500
+
+
+def failing_beside(**options):
+    """A fan-out beside a step that fails, and a join of both."""
+
+    class Beside(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 0
+
+        @step(each=lambda self: range(3), after=[], **options)
+        def square(self, item):
+            return item * item
+
+        @step(after=[])
+        def beside(self):
+            if not self.data.get("mended"):
+                raise ValueError("broken")
+
+        @step
+        def join(self):
+            self.data["results"] = list(self.results("square"))
+
+        @on_failure
+        def tell(self):
+            self.data["told"] = True
+
+    return Beside
+
+
+def beside_of(run):
+    return take(StepRun.objects.get(run=run.pk, step="beside").pk)
+
+
+def failed(claimed):
+    with pytest.raises(ValueError, match="broken"):
+        perform(claimed)
+    # What Dramatiq's middleware does when the attempts are over.
+    return failures.give_up(claimed.step_run_id, 1, None, "default")
+
+
+def test_a_failing_run_waits_for_the_items_that_run_and_begins_no_others():
+    run = started(failing_beside(concurrency=2))
+    running = claim_item(run, 0)
+    failed(beside_of(run))
+    assert fresh(run).status == "running"
+    assert own(run).wake_at is not None
+    ready = perform(running)
+    assert fresh(run).status == "undoing"
+    assert [row.status for row in items(run)] == ["succeeded", "cancelled", "cancelled"]
+    assert [one.actor for one in ready] == ["shop.Beside.tell"]
+    drain()
+    assert fresh(run).status == "failed"
+
+
+def test_the_end_of_the_last_item_of_a_failing_run_is_seen_by_the_sweep_too():
+    run = started(failing_beside())
+    claim_item(run, 0)
+    failed(beside_of(run))
+    items(run, item=0).update(status="succeeded", wake_at=None)
+    fanout.look(run.pk, "square", "default")
+    assert fresh(run).status == "undoing"
+
+
+def test_a_retry_after_a_failure_performs_the_items_before_what_waits_for_them():
+    run = started(failing_beside(concurrency=1))
+    failed(beside_of(run))
+    drain()
+    run = fresh(run)
+    assert run.status == "failed"
+    run.edit({"mended": True})
+    run.retry()
+    assert items(run, status="queued").count() == 1
+    drain()
+    run = fresh(run)
+    assert run.status == "succeeded"
+    assert run.data["results"] == [0, 1, 4]
+
+
+def test_the_last_items_may_end_one_well_and_one_badly_whichever_comes_first():
+    def body(item):
+        if item == 0:
+            raise Abort("no")
+        return item
+
+    run = started(fan_out(body=body), numbers=[0, 1])
+    bad, good = claim_item(run, 0), claim_item(run, 1)
+    perform(good)
+    with pytest.raises(Abort):
+        perform(bad)
+    assert own(run).status == "queued"
+
+
+def test_a_look_too_many_releases_no_more_than_there_is_room_for():
+    run = started(fan_out(concurrency=1), numbers=[0, 1, 2])
+    items(run, item=0).update(status="succeeded", wake_at=None)
+    assert len(fanout.look(run.pk, "square", "default")) == 1
+    assert fanout.look(run.pk, "square", "default", 1) == []
+    assert items(run, status="queued").count() == 1

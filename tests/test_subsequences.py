@@ -2,7 +2,7 @@ from datetime import timedelta
 
 import pytest
 
-from sequences import Abort, Sequence, event, step, subsequence
+from sequences import Abort, Sequence, event, on_failure, step, subsequence
 from sequences.exceptions import InvalidDefinition
 from sequences.models import Operation, SequenceRun, StepFailure
 from sequences.sweep import Overdue, sweep
@@ -370,3 +370,42 @@ def test_only_a_sequence_can_be_started(wrong):
                 app_label = "shop"
 
             child = subsequence(wrong)
+
+
+def test_a_parent_that_fails_and_undoes_cancels_its_children_and_a_retry_begins_them_again():
+    class Child(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def work(self): ...
+
+    class Parent(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 0
+
+        child = subsequence(Child, after=[])
+
+        @step(after=[])
+        def beside(self):
+            if not self.data.get("mended"):
+                raise Abort("broken")
+
+        @on_failure
+        def tell(self): ...
+
+    parent = Parent().run
+    perform(claim(parent, "child"))
+    (child,) = children_of(parent)
+    with pytest.raises(Abort):
+        perform(claim(parent, "beside"))
+    assert fresh(child).status == "cancelled"
+    drain()
+    parent = fresh(parent)
+    assert parent.status == "failed"
+    parent.edit({"mended": True})
+    parent.retry()
+    drain()
+    assert fresh(parent).status == "succeeded"
+    assert fresh(child).status == "succeeded"

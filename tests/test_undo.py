@@ -1,6 +1,6 @@
 import pytest
 
-from sequences import Abort, Sequence, on_failure, step
+from sequences import Abort, Sequence, event, finish, on_failure, step
 from sequences.exceptions import InvalidDefinition, InvalidTransition
 from sequences.models import StepFailure, StepRun
 from sequences.testing import assert_ledger, drain, isolate_sequences, run
@@ -447,3 +447,92 @@ def test_what_cannot_be_is_refused_when_the_class_is_created(body, message):
 
                 @on_failure
                 def shout(self): ...
+
+
+def test_finish_in_an_undo_ends_nothing():
+    class Saga(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 0
+
+        @step
+        def charge(self): ...
+
+        @charge.undo
+        def refund(self):
+            return finish()
+
+        @step
+        def ship(self):
+            raise Abort("no")
+
+    sequence = run(Saga)
+    assert sequence.run.status == "failed"
+    assert ledger(sequence.run)["refund"] == "failed"
+    message = StepFailure.objects.get(run=sequence.run, step="refund").message
+    assert message.startswith("Step 'refund' returned finish() while its run fails.")
+
+
+@pytest.mark.parametrize("fails", [[], ["search"]])
+@pytest.mark.parametrize("after", [["mend"], ["search", "mend"]])
+def test_what_comes_after_a_handler_comes_with_and_without_the_error(fails, after):
+    class Flow(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 0
+
+        @step(on_error="mend")
+        def search(self):
+            if fails:
+                raise ValueError("broken")
+
+        @step
+        def mend(self): ...
+
+        @step(after=after)
+        def tail(self):
+            self.data["tail"] = True
+
+    sequence = run(Flow)
+    assert sequence.run.status == "succeeded"
+    assert sequence.data == {"tail": True}
+    assert ("mend" in ledger(sequence.run)) == bool(fails)
+
+
+def test_a_step_in_whose_place_another_goes_on_cannot_be_skipped():
+    run_ = flow(fails=["search"])().run
+    fail(claim(run_, "search"))
+    assert ledger(run_)["mend"] == "queued"
+    with pytest.raises(InvalidTransition, match="one in whose place no other goes on"):
+        run_.skip("search")
+    drain()
+    assert fresh(run_).status == "succeeded"
+
+
+def test_after_a_skip_what_the_failure_has_cancelled_begins_again():
+    class Branches(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 0
+
+        approval = event(after=[])
+
+        @step(after=[])
+        def right(self):
+            raise ValueError("broken")
+
+        @on_failure
+        def tell(self): ...
+
+    run_ = Branches().run
+    perform(claim(run_, "approval"))
+    fail(claim(run_, "right"))
+    drain()
+    assert ledger(run_)["approval"] == "cancelled"
+    run_ = fresh(run_)
+    run_.skip("right", reason="by hand")
+    drain()
+    assert ledger(run_) == {"approval": "waiting", "right": "skipped"}
+    run_.deliver("approval")
+    drain()
+    assert fresh(run_).status == "succeeded"
