@@ -1,4 +1,4 @@
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import timedelta
 from unittest.mock import patch
 
@@ -14,7 +14,7 @@ from sequences.exceptions import (
 )
 from sequences.models import Operation, StepFailure
 from sequences.testing import assert_ledger, clock, drain, isolate_sequences, run
-from sequences.transitions import claims
+from sequences.transitions import claims, failures
 from tests.engine import claim, fail, fresh, ledger, perform, row, sent, steps_of, take
 
 pytestmark = pytest.mark.django_db
@@ -345,31 +345,30 @@ def test_a_wrong_option_is_refused_when_the_class_is_created(options, message):
         order(**options)
 
 
-@pytest.mark.parametrize("on_timeout", ["fail", "continue"])
-def test_a_delivery_that_is_accepted_while_the_time_runs_out_counts(on_timeout):
+@pytest.mark.parametrize(
+    ("on_timeout", "module", "name"),
+    [("continue", claims, "inbox"), ("fail", failures, "record")],
+)
+def test_a_delivery_that_is_accepted_while_the_time_runs_out_counts(on_timeout, module, name):
+    """It comes after the event has looked for one, and before its end is stored."""
     with clock() as moving:
         run = waiting(order(timeout=timedelta(hours=1), on_timeout=on_timeout))
         moving.move(timedelta(hours=2))
         found = row(run, "approval")
         ending = take(found.pk, found.attempts)
-        run_ = fresh(run)
-        with looking_before(run_), suppress(EventTimeout):
+        usual = getattr(module, name)
+
+        def beside(*arguments, **options):
+            if name == "inbox":
+                looked = usual(*arguments, **options)
+                assert fresh(run).deliver("approval", {"by": "joel"}) is True
+                return looked
+            assert fresh(run).deliver("approval", {"by": "joel"}) is True
+            return usual(*arguments, **options)
+
+        with patch.object(module, name, beside), suppress(EventTimeout):
             perform(ending)
         assert row(run, "approval").status == "queued"
         drain()
         assert fresh(run).status == "succeeded"
         assert fresh(run).data["shipped_by"] == "joel"
-
-
-@contextmanager
-def looking_before(run):
-    """A delivery right after the event has looked for one."""
-    look = claims.inbox
-
-    def then_deliver(run_id, using):
-        found = look(run_id, using)
-        assert run.deliver("approval", {"by": "joel"}) is True
-        return found
-
-    with patch.object(claims, "inbox", then_deliver):
-        yield
