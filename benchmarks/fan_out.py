@@ -4,14 +4,12 @@ See benchmarks/README.md.
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from uuid import uuid4
 
-from steps import THREADS, temporary_database
+from steps import THREADS, environment_of, temporary_database
 
 ROOT = Path(__file__).resolve().parent.parent
 QUEUE = "fan_out"
@@ -33,16 +31,8 @@ def main() -> int:
         services.running("DATABASE_URL", "REDIS_URL") as urls,
         temporary_database(urls["DATABASE_URL"]) as database_url,
     ):
-        environment = {
-            **os.environ,
-            "AMQP_URL": "",
-            "REDIS_URL": urls["REDIS_URL"],
-            "DATABASE_URL": database_url,
-            "REDIS_NAMESPACE": f"benchmark-{uuid4().hex[:12]}",
-            "DJANGO_SETTINGS_MODULE": "testproject.settings",
-        }
         command = [sys.executable, __file__, *sys.argv[1:], "--role", "driver"]
-        return subprocess.run(command, env=environment).returncode
+        return subprocess.run(command, env=environment_of(urls, database_url)).returncode
 
 
 def declare():

@@ -41,13 +41,7 @@ def main() -> int:
         services.running("DATABASE_URL", "REDIS_URL") as urls,
         temporary_database(urls["DATABASE_URL"]) as database_url,
     ):
-        environment = {
-            **os.environ,
-            "AMQP_URL": "",
-            "REDIS_URL": urls["REDIS_URL"],
-            "DATABASE_URL": database_url,
-            "REDIS_NAMESPACE": f"benchmark-{uuid4().hex[:12]}",
-            "DJANGO_SETTINGS_MODULE": "testproject.settings",
+        environment = environment_of(urls, database_url) | {
             "PREPARE": "1" if options.prepare else "",
         }
         command = [sys.executable, __file__, *sys.argv[1:], "--role", "driver"]
@@ -68,6 +62,18 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--queue", help=argparse.SUPPRESS)
     parser.add_argument("--until", type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def environment_of(urls: dict[str, str], database_url: str) -> dict[str, str]:
+    """That of the processes which measure: these servers, and a broker that is theirs alone."""
+    return {
+        **os.environ,
+        "AMQP_URL": "",
+        "REDIS_URL": urls["REDIS_URL"],
+        "DATABASE_URL": database_url,
+        "REDIS_NAMESPACE": f"benchmark-{uuid4().hex[:12]}",
+        "DJANGO_SETTINGS_MODULE": "testproject.settings",
+    }
 
 
 @contextmanager

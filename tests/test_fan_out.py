@@ -458,8 +458,9 @@ def failed(claimed):
     return failures.give_up(claimed.step_run_id, 1, None, "default")
 
 
-def test_a_failing_run_waits_for_the_items_that_run_and_begins_no_others():
-    run = started(failing_beside(concurrency=2))
+@pytest.mark.parametrize("options", [{}, {"concurrency": 2}])
+def test_a_failing_run_waits_for_the_items_that_run_and_begins_no_others(options):
+    run = started(failing_beside(**options))
     running = claim_item(run, 0)
     failed(beside_of(run))
     assert fresh(run).status == "running"
