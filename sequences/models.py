@@ -1,4 +1,4 @@
-"""The tables: what is stored of plans, runs, step runs, failed attempts and operations.
+"""The tables: what is stored of plans, runs, step runs, failed attempts, operations and workers.
 
 Reading is free to all; every write of state is in `sequences.transitions`.
 """
@@ -157,12 +157,26 @@ class SequenceRun(Steerable, models.Model):
     created_at = models.DateTimeField(_("created"))
     updated_at = models.DateTimeField(_("updated"))
     finished_at = models.DateTimeField(_("finished"), null=True, blank=True)
+    #: The W3C ``traceparent`` of its start, if its spans are recorded.
+    trace = models.CharField(max_length=55, blank=True, default="", db_default="", editable=False)
 
     objects = SequenceRunQuerySet.as_manager()
 
     class Meta:
         verbose_name = _("run")
         verbose_name_plural = _("runs")
+        permissions = [
+            ("retry_sequencerun", "Can retry runs"),
+            ("restart_sequencerun", "Can restart runs from a step"),
+            ("skip_sequencerun", "Can skip steps of runs"),
+            ("pause_sequencerun", "Can pause and resume runs"),
+            ("cancel_sequencerun", "Can cancel runs"),
+            ("finish_sequencerun", "Can finish runs"),
+            ("deliver_sequencerun", "Can deliver events to runs"),
+            ("edit_sequencerun", "Can edit the data of runs"),
+            ("run_now_sequencerun", "Can run delayed steps now"),
+            ("erase_sequencerun", "Can erase the data of runs"),
+        ]
         constraints = [
             models.UniqueConstraint(
                 fields=["sequence", "held_key"], name="job_sequences_run_key_once"
@@ -305,3 +319,23 @@ class Operation(models.Model):
 
     def __str__(self) -> str:
         return f"{self.action} {self.step}".strip()
+
+
+class WorkerProcess(models.Model):
+    """A worker process as it was last seen: its sweep thread writes the row every few seconds."""
+
+    id = models.BigAutoField(primary_key=True)
+    name = Exact(_("name"), max_length=100, unique=True)
+    queues = models.JSONField(_("queues"), default=list)
+    threads = models.PositiveIntegerField(_("threads"), default=0)
+    started_at = models.DateTimeField(_("started"))
+    seen_at = models.DateTimeField(_("seen"), db_index=True)
+    #: When its last sweep ended; None: it does not sweep.
+    swept_at = models.DateTimeField(_("swept"), null=True, blank=True)
+
+    class Meta:
+        verbose_name = _("worker process")
+        verbose_name_plural = _("worker processes")
+
+    def __str__(self) -> str:
+        return f"{self.name}"

@@ -7,6 +7,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 HIDDEN = "***"
+#: Shorter secrets are not looked for in other texts: they would hide half of them.
+SHORTEST = 4
 
 
 def redact(value: Any, patterns: Iterable[str]) -> Any:
@@ -32,3 +34,29 @@ def _member(key: str, value: Any, paths: Sequence[Sequence[str]]) -> Any:
     if not all(matching):
         return HIDDEN
     return _redact(value, matching)
+
+
+def secrets_of(value: Any, patterns: Iterable[str]) -> frozenset[str]:
+    """The texts that `redact` would hide in a JSON value, to be found again in other texts."""
+    found: set[str] = set()
+    _collect(value, redact(value, patterns), found)
+    return frozenset(found)
+
+
+def hide(text: str, secrets: Iterable[str]) -> str:
+    """The text without these secrets, such as the message of an error that quotes one."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    return text
+
+
+def _collect(value: Any, shown: Any, found: set[str]) -> None:
+    if isinstance(value, dict):
+        for key, member in value.items():
+            below = shown.get(key) if isinstance(shown, dict) else shown
+            _collect(member, below, found)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _collect(item, shown[index] if isinstance(shown, list) else shown, found)
+    elif shown == HIDDEN and not isinstance(value, bool) and len(str(value)) >= SHORTEST:
+        found.add(str(value))

@@ -12,7 +12,7 @@ ROOT = Path(sequences.__file__).parent
 
 #: From the bottom to the top. A module imports from its own layer and from those below.
 LAYERS = [
-    {"exceptions", "ids", "plan", "data", "redaction"},
+    {"exceptions", "ids", "plan", "data", "redaction", "drawing"},
     {"conf"},
     {"steps", "validation", "reading", "typed", "registry", "definition", "__init__"}
     | {"jobs", "calls", "parsing", "flows", "loading", "compose"},
@@ -32,8 +32,10 @@ LAYERS = [
         "middleware",
         "binding",
     },
-    {"steering"},
-    {"testing", "checks", "admin", "apps", "tasks", "management", "migrations"},
+    {"steering", "pruning", "health"},
+    {"portrait", "acts", "status"},
+    {"testing", "checks", "apps", "tasks", "migrations"}
+    | {"admin", "urls", "views", "templatetags", "cli", "management"},
 ]
 PURE = LAYERS[0]
 MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))

@@ -1,0 +1,309 @@
+"""What people are shown of runs: read in a constant number of queries, without secrets.
+
+The admin, the pages of a project and the command line all show what stands here.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import Any
+from uuid import UUID
+
+from django.db.models import Count, Max
+
+from . import conf, registry
+from .models import (
+    PLAIN,
+    UNFINISHED_STEP,
+    RunStatus,
+    SequenceRun,
+    StepFailure,
+    StepRun,
+    StepStatus,
+)
+from .plan import DONE, Node, Plan
+from .redaction import HIDDEN, hide, redact, secrets_of
+from .transitions import plans, times
+
+#: The status of a step that the run has not come to.
+NOT_BEGUN = ""
+#: Columns that may be large, and that no list shows.
+HEAVY = ("data", "inbox")
+
+
+@dataclass(frozen=True)
+class StepPortrait:
+    """One step of a run's plan, and how far it is."""
+
+    node: Node
+    #: Its step run; None: the run has not come to it.
+    row: StepRun | None
+    #: Of a fan-out, and of the undo of one: how many items there are of each status.
+    items: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """As the plan has it."""
+        return self.node.name
+
+    @property
+    def label(self) -> str:
+        """The name as people read it."""
+        return label_of(self.name)
+
+    @property
+    def status(self) -> str:
+        """One of `StepStatus`, or `NOT_BEGUN`."""
+        if self.row is not None:
+            return self.row.status
+        return self._status_of_items()
+
+    def _status_of_items(self) -> str:
+        # The undo of a fan-out has no row of its own.
+        order = ("failed", "running", "retrying", "queued", "waiting", "cancelled", "succeeded")
+        return next((status for status in order if self.items.get(status)), NOT_BEGUN)
+
+    @property
+    def is_delayed(self) -> bool:
+        """Whether it waits for a time of its own, or for its next attempt."""
+        row = self.row
+        if row is None or row.due_at is None:
+            return False
+        waits_for_time = row.status == StepStatus.WAITING and row.payload is None
+        return waits_for_time or row.status == StepStatus.RETRYING
+
+    @property
+    def is_awaiting_event(self) -> bool:
+        """Whether a delivery would end its wait."""
+        row = self.row
+        return self.node.kind == "event" and row is not None and row.status == StepStatus.WAITING
+
+    @property
+    def progress(self) -> tuple[float, float] | None:
+        """How much of how much is done: of the items, or what the step has told. None: unknown."""
+        if self.node.kind == "each" and self.items:
+            count = sum(self.items.values())
+            return count - sum(self.items.get(status, 0) for status in UNFINISHED_STEP), count
+        told = self._told
+        done, total = told.get("done"), told.get("total")
+        return (done, total) if done is not None and total else None
+
+    @property
+    def progress_text(self) -> str:
+        """What the step has told of itself."""
+        return str(self._told.get("text") or "")
+
+    @property
+    def _told(self) -> Mapping[str, Any]:
+        told = self.row.progress if self.row is not None else None
+        return told if isinstance(told, dict) else {}
+
+    def waited(self, now: datetime) -> timedelta | None:
+        """From when it was ready until it was last begun, or until now."""
+        if self.row is None:
+            return None
+        until = self.row.started_at or self.row.finished_at or now
+        return max(until - self.row.ready_at, timedelta(0))
+
+    def ran(self, now: datetime) -> timedelta | None:
+        """How long its last attempt took, or takes. Of a fan-out: until the last item ended."""
+        if self.row is None or self.row.started_at is None:
+            return None
+        ends = self.row.finished_at
+        if ends is None and self.row.status != StepStatus.RUNNING and not self.items:
+            return None
+        return max((ends or now) - self.row.started_at, timedelta(0))
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """One run as people are shown it."""
+
+    run: SequenceRun
+    plan: Plan
+    #: In the order of the plan; what only a failure begins comes last.
+    steps: tuple[StepPortrait, ...]
+    #: The newest failed attempt, without secrets where `data` was read.
+    failure: StepFailure | None
+    #: The database's time when it was read.
+    now: datetime
+
+    @cached_property
+    def title(self) -> str:
+        """What people call the sequence."""
+        definition = registry.definition_of(self.run.sequence)
+        name = definition.verbose_name if definition else self.run.sequence.rpartition(".")[-1]
+        return name[:1].upper() + name[1:]
+
+    @cached_property
+    def is_known(self) -> bool:
+        """Whether this code has its sequence."""
+        return registry.definition_of(self.run.sequence) is not None
+
+    def step(self, name: str) -> StepPortrait | None:
+        """The step of that name in its plan."""
+        return next((step for step in self.steps if step.name == name), None)
+
+    @cached_property
+    def states(self) -> dict[str, str]:
+        """The status of each step that the run has come to."""
+        return {step.name: step.status for step in self.steps if step.row is not None}
+
+    @cached_property
+    def is_failing(self) -> bool:
+        """Whether a step has finally failed, and no other goes on in its place."""
+        return self.plan.is_failing(self.states)
+
+    @cached_property
+    def at(self) -> tuple[StepPortrait, ...]:
+        """The steps that the run is at: those that failed it, else those that are unfinished."""
+        failed = set(self.plan.failed(self.states))
+        if failed and self.run.status in (RunStatus.FAILED, RunStatus.RUNNING, RunStatus.PAUSED):
+            return tuple(step for step in self.steps if step.name in failed)
+        return tuple(step for step in self.steps if step.status in UNFINISHED_STEP)
+
+    @cached_property
+    def done(self) -> int:
+        """How many steps of its main line have ended well, were skipped, or will not come."""
+        if self.run.status == RunStatus.SUCCEEDED:
+            return self.total
+        return sum(step.status in DONE for step in self.steps if not step.node.aside)
+
+    @cached_property
+    def total(self) -> int:
+        """How many steps its main line has."""
+        return len(self.plan.main)
+
+    @cached_property
+    def fraction(self) -> float:
+        """How far it is, from 0 to 1: what runs counts by its own progress."""
+        if not self.total or self.run.status == RunStatus.SUCCEEDED:
+            return 1.0
+        running = [step for step in self.steps if step.status in UNFINISHED_STEP]
+        parts = [step.progress for step in running if not step.node.aside]
+        share = sum(min(part[0] / part[1], 1.0) for part in parts if part)
+        return min((self.done + share) / self.total, 1.0)
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether it may change without anybody doing anything."""
+        return not self.run.is_finished
+
+    @property
+    def age(self) -> timedelta:
+        """Since its start."""
+        return self.now - self.run.created_at
+
+    @property
+    def duration(self) -> timedelta:
+        """From its start to its end, or until now."""
+        return (self.run.finished_at or self.now) - self.run.created_at
+
+
+def label_of(name: str) -> str:
+    """A step's name as people read it."""
+    return name.replace("_", " ")
+
+
+def of(run: SequenceRun) -> Portrait:
+    """This run, with the counts of its fan-outs' items. Four queries, and one for its plan."""
+    return of_many([run], items=True)[0]
+
+
+def of_many(runs: Collection[SequenceRun], *, items: bool = False) -> list[Portrait]:
+    """These runs, in a constant number of queries; ``items``: with the counts of items."""
+    using = conf.using()
+    now = times.now(using)
+    known = _plans({run.plan_id for run in runs}, using)
+    rows = _rows([run.pk for run in runs], using)
+    counts = _counts([run.pk for run in runs], using) if items else {}
+    failures = _newest_failures([run.pk for run in runs], using)
+    return [
+        Portrait(
+            run,
+            plan := known[run.plan_id],
+            _steps(plan, rows.get(run.pk, {}), counts.get(run.pk, {})),
+            without_secrets(failures.get(run.pk), run),
+            now,
+        )
+        for run in runs
+    ]
+
+
+def _plans(ids: Iterable[int], using: str) -> dict[int, Plan]:
+    return {pk: plans.load(pk, using) for pk in ids}
+
+
+def _rows(ids: Collection[UUID], using: str) -> dict[UUID, dict[str, StepRun]]:
+    rows = StepRun.objects.using(using).filter(run__in=ids, item=PLAIN).defer("result")
+    found: dict[UUID, dict[str, StepRun]] = defaultdict(dict)
+    for row in rows:
+        found[row.run_id][row.step] = row
+    return found
+
+
+def _counts(ids: Collection[UUID], using: str) -> dict[UUID, dict[str, dict[str, int]]]:
+    rows = StepRun.objects.using(using).filter(run__in=ids, item__gt=PLAIN)
+    found: dict[UUID, dict[str, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
+    grouped = rows.order_by().values_list("run", "step", "status").annotate(count=Count("pk"))
+    for run_id, step, status, count in grouped:
+        found[run_id][step][status] = count
+    return found
+
+
+def _newest_failures(ids: Collection[UUID], using: str) -> dict[UUID, StepFailure]:
+    rows = StepFailure.objects.using(using)
+    newest = rows.filter(run__in=ids).order_by().values("run").annotate(newest=Max("pk"))
+    found = rows.filter(pk__in=[one["newest"] for one in newest]).defer("traceback")
+    return {failure.run_id: failure for failure in found}
+
+
+def _steps(
+    plan: Plan, rows: Mapping[str, StepRun], items: Mapping[str, Mapping[str, int]]
+) -> tuple[StepPortrait, ...]:
+    ordered = sorted(plan.nodes, key=lambda node: node.aside)
+    return tuple(
+        StepPortrait(node, rows.get(node.name), items.get(node.name, {})) for node in ordered
+    )
+
+
+# Secrets
+
+
+def patterns_of(sequence: str) -> tuple[str, ...]:
+    """What a sequence hides. Of a class that is gone nobody knows what is secret: all of it."""
+    definition = registry.definition_of(sequence)
+    return definition.redact if definition else ("*",)
+
+
+def visible(value: Any, sequence: str, step: str = "") -> Any:
+    """A stored value without what its sequence hides.
+
+    A value of a step (``step``) is hidden as if it stood in `data` under the step's name, too.
+    """
+    patterns = patterns_of(sequence)
+    if patterns == ("*",) and value is not None and not isinstance(value, dict):
+        return HIDDEN
+    value = redact(value, patterns)
+    return redact({step: value}, patterns)[step] if step else value
+
+
+def visible_text(text: str, run: SequenceRun) -> str:
+    """A text of an error, or of a log, without the secrets that stand in the run's `data`."""
+    patterns = patterns_of(run.sequence)
+    if not patterns or "data" in run.get_deferred_fields():
+        return text
+    return hide(text, secrets_of(run.data, patterns))
+
+
+def without_secrets(failure: StepFailure | None, run: SequenceRun) -> StepFailure | None:
+    """The failed attempt, its texts changed in place: never to be saved."""
+    if failure is not None:
+        failure.message = visible_text(failure.message, run)
+        if "traceback" not in failure.get_deferred_fields():
+            failure.traceback = visible_text(failure.traceback, run)
+    return failure
