@@ -10,7 +10,7 @@ from django.urls import reverse
 from django.utils.html import escape
 
 from sequences import Abort, Sequence, step
-from sequences import admin as sequences_admin
+from sequences.admin import base
 from sequences.models import SequenceRun, StepFailure, StepRun
 from sequences.testing import isolate_sequences, run
 
@@ -205,7 +205,7 @@ def test_the_page_of_a_run_shows_the_newest_failures_only(admin_client, sequence
     now = started.run.created_at
     StepFailure.objects.bulk_create(
         StepFailure(run=started.run, step="ship", attempt=n, error=f"Error{n}.", failed_at=now)
-        for n in range(1, sequences_admin.NEWEST + 1)
+        for n in range(1, base.NEWEST + 1)
     )
     page = page_of(admin_client, change_url(started.run))
     assert "Error1." in page
@@ -214,7 +214,7 @@ def test_the_page_of_a_run_shows_the_newest_failures_only(admin_client, sequence
 
 
 def test_a_list_counts_no_further_than_it_must(admin_client, sequence, monkeypatch):
-    monkeypatch.setattr(sequences_admin, "COUNTED", 2)
+    monkeypatch.setattr(base, "COUNTED", 2)
     for _ in range(3):
         run(sequence)
     response = admin_client.get(RUNS)

@@ -1,0 +1,124 @@
+"""What the pages of this app in the admin share.
+
+They read from the database that holds the runs, and hide secrets: what `Meta.redact` names is
+shown as stars. A run whose class this code no longer has is shown without its values, as nobody
+knows what is secret in them.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, ClassVar
+from uuid import UUID
+
+from django.contrib import admin
+from django.contrib.admin.views.main import ChangeList
+from django.core.paginator import Paginator
+from django.db.models import QuerySet
+from django.forms.models import BaseInlineFormSet
+from django.http import HttpRequest
+from django.utils.functional import cached_property
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from .. import conf
+from ..portrait import visible
+
+#: Rows that are counted in a list: a table of millions would take seconds.
+COUNTED = 10_000
+#: Rows of one kind that a page shows, the newest.
+NEWEST = 100
+
+EMPTY = "-"
+
+
+def shown(value: Any, sequence: str, step: str = "") -> SafeString | str:
+    """A stored value as people may see it: indented, redacted, escaped."""
+    if value is None:
+        return EMPTY
+    return format_html("<pre>{}</pre>", _text(visible(value, sequence, step)))
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+class BoundedPaginator(Paginator):  # type: ignore[type-arg]
+    """Counts no further than it must to be useful."""
+
+    @cached_property
+    def count(self) -> int:
+        """The rows, or `COUNTED` if there are more."""
+        rows: Any = self.object_list[:COUNTED]
+        return int(rows.count())
+
+
+class Newest(BaseInlineFormSet):  # type: ignore[type-arg]
+    """The newest rows only, in the order in which they came into being."""
+
+    def get_queryset(self) -> Any:
+        if not hasattr(self, "_queryset"):
+            rows = super().get_queryset().order_by("-pk")
+            self._queryset = list(rows[:NEWEST])[::-1]
+        return self._queryset
+
+
+class LightChangeList(ChangeList):
+    """A list that does not load what may be large."""
+
+    model_admin: ReadOnlyAdmin
+
+    def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> Any:
+        rows = super().get_queryset(request, exclude_parameters)
+        return rows.defer(*self.model_admin.deferred)
+
+
+class ReadOnly:
+    """For admins and inlines: whoever may view, views; nobody changes anything here."""
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        """From the database that holds the runs, wherever a router reads from."""
+        rows: QuerySet[Any] = super().get_queryset(request)  # type: ignore[misc]
+        return rows.using(conf.using())
+
+
+class ReadOnlyAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
+    paginator = BoundedPaginator
+    show_full_result_count = False
+    list_per_page = 50
+    #: Columns that the list does not load.
+    deferred: ClassVar[tuple[str, ...]] = ()
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return LightChangeList
+
+
+class ReadOnlyInline(ReadOnly, admin.TabularInline):  # type: ignore[type-arg]
+    formset = Newest
+    extra = 0
+    can_delete = False
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        # Each row asks for its run's sequence.
+        return super().get_queryset(request).select_related("run").defer(*heavy("run__"))
+
+
+def heavy(prefix: str = "") -> tuple[str, ...]:
+    return f"{prefix}data", f"{prefix}inbox"
+
+
+def uuid_of(term: str) -> UUID | None:
+    """The id that this text is, if it is one."""
+    try:
+        return UUID(term.strip())
+    except ValueError:
+        return None
