@@ -205,8 +205,11 @@ def _inbox(portrait: Portrait) -> dict[str, Any]:
 
 
 def _may_run_now(portrait: Portrait, step: StepPortrait) -> bool:
-    running = _status(portrait, RunStatus.RUNNING, RunStatus.UNDOING)
-    return running and step.is_delayed and step.row is not None and step.row.wake_at is not None
+    if not _status(portrait, RunStatus.RUNNING, RunStatus.UNDOING):
+        return False
+    if step.items.get("retrying"):
+        return True
+    return step.is_delayed and step.row is not None and step.row.wake_at is not None
 
 
 _OF_RUN: dict[str, Callable[[Portrait], bool]] = {

@@ -88,6 +88,16 @@ class Steerable:
         """Perform this step again, and all that come after it. ``data`` stays as it is."""
         _installed().act_on_step(self._run(), "restart_from", step, by=by, reason=reason)
 
+    def run_now(self, step: Named, *, by: Any = "", reason: str = "") -> None:
+        """Let this step wait no longer for its time: a delay, a repeat, its next attempt.
+
+        Of a fan-out that concerns every item that waits so. A step whose start was delayed has
+        its own `delay` still before it, counted from now. Raises `UnknownStep` if the run's plan
+        has no such step, and `InvalidTransition` if nothing of it waits for a time: a wait for
+        an event, for items or for children is ended by those.
+        """
+        _installed().act_on_step(self._run(), "run_now", step, by=by, reason=reason)
+
     def deliver(self, event: Named, payload: Any = None, *, by: Any = "", reason: str = "") -> bool:
         """End the wait of an event with this payload; one that comes early is kept.
 
@@ -137,6 +147,10 @@ class Steerable:
     async def arestart_from(self, step: Named, *, by: Any = "", reason: str = "") -> None:
         """`restart_from`, for asynchronous code."""
         await sync_to_async(self.restart_from)(step, by=by, reason=reason)
+
+    async def arun_now(self, step: Named, *, by: Any = "", reason: str = "") -> None:
+        """`run_now`, for asynchronous code."""
+        await sync_to_async(self.run_now)(step, by=by, reason=reason)
 
     async def adeliver(
         self, event: Named, payload: Any = None, *, by: Any = "", reason: str = ""

@@ -27,7 +27,11 @@ _ACTS: dict[str, Callable[..., list[Dispatch]]] = {
     "retry": steering.retry,
     "erase": steering.erase,
 }
-_ACTS_ON_STEPS = {"skip": steering.skip, "restart_from": steering.restart_from}
+_ACTS_ON_STEPS = {
+    "skip": steering.skip,
+    "restart_from": steering.restart_from,
+    "run_now": steering.run_now,
+}
 
 
 class Steering:
@@ -42,7 +46,7 @@ class Steering:
     def act_on_step(
         self, run: SequenceRun, action: str, step: Named, *, by: Any, reason: str
     ) -> None:
-        """Skip, restart_from."""
+        """Skip, restart_from, run_now."""
         using = conf.using()
         done = Act(action, by=_name(by), step=_step(run, step, using), reason=reason)
         _send_and_reload(run, _ACTS_ON_STEPS[action](run.pk, done, using), using)

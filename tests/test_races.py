@@ -359,6 +359,49 @@ def test_a_join_is_ready_once_however_its_branches_end(together):
         assert fresh(run).status == "succeeded"
 
 
+# --- run_now
+
+
+def waiting(by):
+    """Runs whose first step waits for a time: it is due now, or has failed once."""
+    for run in rounds():
+        if by == "retry":
+            fail(claim(run, "one"), final=False)
+        else:
+            change(run, "one", status="waiting", due_at=now(), wake_at=now())
+        yield run
+
+
+@pytest.mark.parametrize("by", ["delay", "retry"])
+def test_of_run_now_and_a_claim_both_find_one_step_and_perform_it_once(together, by):
+    for run in waiting(by):
+        one = row(run, "one")
+        claimed, forced = together(
+            soon(lambda: take(one.pk, one.attempts)),  # noqa: B023
+            soon(lambda: run.run_now("one")),  # noqa: B023
+        )
+        assert not isinstance(claimed, BaseException), claimed
+        late = take(one.pk, one.attempts)
+        assert (claimed is None) != (late is None)  # one of the two claims, not both
+        assert refused(forced) == (run.operations.count() == 0)
+        perform(claimed or late)
+        assert ledger(run) == {"one": "succeeded", "two": "queued"}
+        assert wrote(run) == 1
+
+
+def test_of_run_now_and_a_sweep_one_queues_the_step(together, given_up):
+    for run in waiting("delay"):
+        swept, forced = together(
+            soon(lambda: sweep(Overdue(), "default")),
+            soon(lambda: run.run_now("one")),  # noqa: B023
+        )
+        assert swept == (1 if refused(forced) else 0)
+        assert row(run, "one").status == "queued"
+        perform(claim(run, "one"))
+        assert wrote(run) == 1
+    assert given_up == []
+
+
 # --- keys
 
 

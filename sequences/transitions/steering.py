@@ -13,7 +13,7 @@ from math import ceil
 from typing import Any
 from uuid import UUID
 
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 
 from ..exceptions import InvalidTransition
 from ..models import (
@@ -92,8 +92,8 @@ class _Locked:
                 # Its message, if it had one, may have come and gone during the pause.
                 held.filter(pk=row.pk).update(status=StepStatus.WAITING, wake_at=due)
             elif due is not None:
-                held.filter(pk=row.pk).update(**self._queued())
-        held.filter(status=StepStatus.QUEUED).update(**self._queued())
+                held.filter(pk=row.pk).update(**self.queued())
+        held.filter(status=StepStatus.QUEUED).update(**self.queued())
         ended = []
         for own in children.waiting(self.run, self.using):
             self.steps(pk=own.pk).update(wake_at=self.now + times.grace())
@@ -115,7 +115,7 @@ class _Locked:
         delay = ceil((due - self.now) / timedelta(milliseconds=1)) or None
         return dispatch_of(row, self.plan, delay)
 
-    def _queued(self) -> dict[str, Any]:
+    def queued(self) -> dict[str, Any]:
         return {
             "status": StepStatus.QUEUED,
             "queued_at": self.now,
@@ -126,7 +126,7 @@ class _Locked:
     def receive(self, row: StepRun) -> list[Dispatch]:
         """End the wait of an event's row: it is claimed like any other, unless it is held."""
         held = self.run.status != RunStatus.RUNNING or self.is_failing()
-        values = self._queued() | ({"wake_at": None} if held else {})
+        values = self.queued() | ({"wake_at": None} if held else {})
         self.steps(pk=row.pk, status=StepStatus.WAITING).update(**values, due_at=None)
         return [] if held else [dispatch_of(row, self.plan)]
 
@@ -383,8 +383,46 @@ def skip(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
     return _act(run_id, act, using, function)
 
 
+#: Whose wait is a time's only until they have begun: then they have a payload.
+_WAIT_FOR_OTHERS = ("event", "each", "subsequence")
+_TIMED = Q(status=StepStatus.RETRYING) | (
+    Q(status=StepStatus.WAITING, due_at__isnull=False)
+    & ~Q(kind__in=_WAIT_FOR_OTHERS, payload__isnull=False)
+)
+
+
+def run_now(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
+    """Let a step wait for its time no longer; of a fan-out every item that waits for one.
+
+    Their time is now, so that what counts from it counts on. The messages that were sent with
+    the delay come later: they find the rows claimed, or are as good as these.
+    """
+
+    def function(locked: _Locked) -> list[Dispatch]:
+        if locked.run.status == RunStatus.PAUSED:
+            locked.refuse("running: resume() it first")
+        locked.allow(RunStatus.RUNNING, RunStatus.UNDOING)
+        timed = locked.steps(step=act.step).filter(_TIMED)
+        # The write decides, not a look before it: a claim or a sweep may come in between.
+        due = locked.queued() | {"due_at": locked.now}
+        if not timed.filter(wake_at__isnull=False).update(**due):
+            _refuse_step(locked, _held_or_not_timed(timed))
+        # One of the same moment that was queued before gets a message too many, and no harm.
+        queued = locked.steps(step=act.step, status=StepStatus.QUEUED, queued_at=locked.now)
+        return [dispatch_of(row, locked.plan) for row in queued.order_by("pk")]
+
+    return _act(run_id, act, using, function)
+
+
+def _held_or_not_timed(timed: QuerySet[StepRun]) -> str:
+    if timed.exists():
+        return "in a run without a failed step, which holds it: retry() or skip() that one first"
+    return "waiting for its own time, or for its next attempt"
+
+
 def _refuse_step(locked: _Locked, allowed: str) -> None:
-    row = locked.steps(step=locked.act.step).first()
+    # Of a fan-out its own row tells, not an item.
+    row = locked.steps(step=locked.act.step).order_by("item").first()
     status = "not begun" if row is None else row.status
     raise InvalidTransition(
         f"Cannot {locked.act.action} step {locked.act.step!r} of run {locked.run.pk}: the step is "
