@@ -3,7 +3,7 @@
 from .compose import chain, group
 from .definition import Sequence, event, finish, on_failure, repeat, step, subsequence
 from .exceptions import Abort
-from .flows import start_definition
+from .flows import astart_definition, start_definition
 from .jobs import job
 from .loading import load
 from .registry import get
@@ -20,6 +20,7 @@ __all__ = [  # noqa: RUF022 (grouped)
     "finish",
     "repeat",
     # as data
+    "astart_definition",
     "chain",
     "group",
     "job",

@@ -419,7 +419,7 @@ def _declare(cls: type[Sequence[Any]]) -> None:
     steps = {name: step.with_defaults(meta.step_defaults) for name, step in _collect(cls).items()}
     check_names(cls, [*vars(cls), *steps], RESERVED)
     for name, found in steps.items():
-        raise_first(f"{path_of(cls)}.{name}", step_problems(name, found))
+        raise_first(f"{path_of(cls)}.{name}", step_problems(name, found, steps))
     check_step_aliases(cls, steps)
     check_references(cls, steps)
     if meta.abstract:

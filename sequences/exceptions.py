@@ -118,12 +118,14 @@ class EventTimeout(SequenceError):
 
 
 class ItemsFailed(SequenceError):
-    """{failed} of {total} items of step {step!r} failed, and {allowed} may."""
+    """{failed} of {total} items of step {step!r} failed, and {allowed} may. {first}"""
 
     step: str
     failed: int
     total: int
     allowed: int
+    #: Which item is the first that failed, and its error.
+    first: str
 
 
 class ChildrenFailed(SequenceError):

@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 import dramatiq
+from asgiref.sync import sync_to_async
 from django.core.serializers.json import DjangoJSONEncoder
 
 from . import conf
@@ -126,6 +127,21 @@ def start_definition(
     built = _kept(mapping, f"{FLOW}:{name}", where, strict=True)
     _check_kept(built, where)
     return built.cls.start(data, key=key, unique=unique, delay=delay)
+
+
+async def astart_definition(
+    definition: Data,
+    data: Mapping[str, Any] | None = None,
+    /,
+    *,
+    key: str | None = None,
+    name: str = "flow",
+    unique: Unique = "ever",
+    delay: timedelta | int | None = None,
+) -> Sequence[Any]:
+    """`start_definition`, for asynchronous code."""
+    start = sync_to_async(start_definition)
+    return await start(definition, data, key=key, name=name, unique=unique, delay=delay)
 
 
 def definition_for(sequence: str, plan: Plan) -> Definition | None:

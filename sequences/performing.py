@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any, cast
 
 from django.utils import timezone
+from django.utils.text import Truncator
 
 from . import conf, heartbeat, registry, starting, typed
 from . import data as json_data
@@ -25,9 +26,12 @@ from .exceptions import (
     UnknownStep,
     did_you_mean,
 )
-from .models import PLAIN, RunStatus, SequenceRun, StepRun, StepStatus
+from .models import PLAIN, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
 from .transitions import children, claims, failures, fanout, plans, times
 from .transitions.values import Change, Claim, FanOut
+
+#: Characters of an item's error that stand in the error of its step.
+QUOTED = 300
 
 
 class Bound:
@@ -159,7 +163,13 @@ class Bound:
         total, failed = fanout.counts(self.claim, self.using)
         allowed = fanout.Allowance(step.allow_failed).of(total)
         if failed > allowed:
-            raise ItemsFailed(step=self.claim.step, failed=failed, total=total, allowed=allowed)
+            raise ItemsFailed(
+                step=self.claim.step,
+                failed=failed,
+                total=total,
+                allowed=allowed,
+                first=_told(fanout.first_failure(self.claim, self.using)),
+            )
         return Change()
 
     def _items(self, step: Step[Any]) -> Iterator[Any]:
@@ -297,6 +307,14 @@ class Bound:
         """Keep it; the heartbeat stores it, outside of the step's transaction."""
         told = {"done": done, "total": total, "text": text}
         _, self.performance.progress = _normalise(told, "progress")
+
+
+def _told(failure: StepFailure | None) -> str:
+    """What an item failed with, short enough to stand in another message."""
+    if failure is None:  # somebody has deleted it
+        return ""
+    line = Truncator(failure.message.partition("\n")[0]).chars(QUOTED)
+    return f"The first is item {failure.item}: {failure.error}: {line}"
 
 
 def _read_only(claim: Claim, before: dict[str, Any], after: dict[str, Any]) -> ReadOnlyData:

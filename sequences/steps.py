@@ -178,10 +178,13 @@ class Undo(_Other):
         """It is begun only when its run is undone."""
         return "undo"
 
-    @property
-    def takes_item(self) -> bool:
-        """Whether it is called for each item of a fan-out, with the item and its result."""
-        return bool(self.undoes.kind == "each")
+    def takes_item(self, steps: Mapping[str, Step[Any]]) -> bool:
+        """Whether it is called for each item of a fan-out, with the item and its result.
+
+        ``steps`` are those of the class: it may have declared what is undone anew.
+        """
+        undone = steps.get(name_of(self.undoes))
+        return undone is not None and undone.kind == "each"
 
 
 class OnFailure(_Other):

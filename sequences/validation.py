@@ -117,10 +117,10 @@ def meta_problems(options: dict[str, Any]) -> Iterator[Problem]:
     yield from _option_problems(options)
 
 
-def step_problems(name: str, step: Step[Any]) -> Iterator[Problem]:
+def step_problems(name: str, step: Step[Any], steps: Mapping[str, Step[Any]]) -> Iterator[Problem]:
     yield from _name_problems(name, step)
     yield from _function_problems(step)
-    yield from _argument_problems(step)
+    yield from _argument_problems(step, steps)
     yield from _after_problems(step.after or ())
     yield from _rule_problems(_STEP_RULES, step.declared)
     yield from _fan_out_problems(step)
@@ -170,7 +170,7 @@ def _kind_problems(code: Any) -> Iterator[Problem]:
         yield "it is a generator function", "Return a value instead of yielding."
 
 
-def _argument_problems(step: Step[Any]) -> Iterator[Problem]:
+def _argument_problems(step: Step[Any], steps: Mapping[str, Step[Any]]) -> Iterator[Problem]:
     if isinstance(step.function, Actor):
         if step.each is not None:
             yield "an actor cannot be called for each item", "Call it from a method that takes one."
@@ -181,7 +181,7 @@ def _argument_problems(step: Step[Any]) -> Iterator[Problem]:
     elif isinstance(step, Subsequence):
         if not _is_sequence(step.sequence):
             yield f"{step.sequence!r} is no sequence", "Give a Sequence class, or its label."
-    elif isinstance(step, Undo) and step.takes_item:
+    elif isinstance(step, Undo) and step.takes_item(steps):
         if not inspect.isclass(step.function) and not _accepts(step.function, None, None, None):
             yield "it cannot be called with an item and its result", "Take self, item and result."
     elif step.each is not None:

@@ -113,13 +113,48 @@ def test_a_failed_item_fails_the_step_after_the_others_and_a_retry_runs_only_tha
     assert sequence.run.status == "failed"
     assert [row.status for row in items(sequence.run)] == ["succeeded", "failed", "succeeded"]
     newest = StepFailure.objects.filter(run=sequence.run).order_by("-pk")[0]
-    assert newest.message == "1 of 3 items of step 'square' failed, and 0 may."
+    assert newest.message == (
+        "1 of 3 items of step 'square' failed, and 0 may. The first is item 1: ValueError: broken"
+    )
     bad.clear()
     sequence.run.retry()
     drain()
     assert fresh(sequence.run).status == "succeeded"
     assert fresh(sequence.run).data["results"] == [1, 2, 3]
     assert done == [1, 3, 2]
+
+
+def test_the_failure_of_a_fan_out_quotes_the_first_item_that_has_failed():
+    class Import(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 0
+
+        @step(each=lambda self: range(4))
+        def read(self, row):
+            if row:
+                raise ValueError(f"row {row} is no number\n" + "x" * 9000)
+
+        @on_failure
+        def tell(self):
+            self.data["told"] = [self.failure.step, self.failure.error, self.failure.message]
+
+    step_name, error, message = run(Import).data["told"]
+    assert (step_name, error) == ("read", "sequences.exceptions.ItemsFailed")
+    assert message == (
+        "3 of 4 items of step 'read' failed, and 0 may. "
+        "The first is item 1: ValueError: row 1 is no number"
+    )
+
+
+def test_a_long_error_of_an_item_is_quoted_in_part():
+    def body(item):
+        raise ValueError("x" * 9000)
+
+    sequence = run(fan_out(body=body), numbers=[1])
+    newest = StepFailure.objects.filter(run=sequence.run).order_by("-pk")[0]
+    assert newest.message.endswith("x…")
+    assert len(newest.message) < 400
 
 
 def test_an_abort_fails_its_item_without_retries():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from asgiref.sync import async_to_sync
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
@@ -16,6 +17,7 @@ import sequences
 from sequences import (
     Abort,
     Sequence,
+    astart_definition,
     dispatching,
     job,
     jobs,
@@ -748,6 +750,15 @@ def test_a_definition_is_kept_with_its_run(calls):
     assert fresh(sequence.run).data["sizes"] == [3, 3]
     assert calls[-1] == ("note", {})
     assert sequences.registry.find("job_sequences.Flow:flow") is sequences.flows.Flow
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_definition_is_started_by_asynchronous_code(calls):
+    start = async_to_sync(astart_definition)
+    sequence = start({"steps": STEPS}, {"url": "a"}, key="one", name="mine")
+    assert sequence.run.sequence == "job_sequences.Flow:mine"
+    assert sequence.run.key == "one"
+    assert start({"steps": STEPS}, {"url": "b"}, key="one", name="mine").created is False
 
 
 def forget_flows():

@@ -449,6 +449,40 @@ def test_what_cannot_be_is_refused_when_the_class_is_created(body, message):
                 def shout(self): ...
 
 
+def test_an_undo_is_called_as_the_step_is_declared_that_it_undoes_in_its_own_class():
+    class Order(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def pack(self): ...
+
+    class ManyOrders(Order):
+        class Meta:
+            app_label = "shop"
+
+        @step(each=lambda self: [1, 2])
+        def pack(self, item):
+            return item * 10
+
+        @Order.pack.undo
+        def unpack(self, item, result):
+            self.data.setdefault("unpacked", []).append([item, result])
+
+        @step(max_retries=0)
+        def ship(self):
+            raise ValueError("no")
+
+    assert run(ManyOrders).data["unpacked"] == [[2, 20], [1, 10]]
+    with pytest.raises(InvalidDefinition, match="with an item and its result"):
+
+        class Wrong(Order):
+            pack = step(lambda self, item: item, each=lambda self: [1])
+
+            @Order.pack.undo
+            def unpack(self): ...
+
+
 def test_finish_in_an_undo_ends_nothing():
     class Saga(Sequence):
         class Meta:

@@ -15,9 +15,17 @@ from itertools import islice
 from typing import Any
 from uuid import UUID
 
-from django.db.models import Q, QuerySet
+from django.db.models import Q, QuerySet, Subquery
 
-from ..models import PLAIN, UNFINISHED_STEP, RunStatus, SequenceRun, StepRun, StepStatus
+from ..models import (
+    PLAIN,
+    UNFINISHED_STEP,
+    RunStatus,
+    SequenceRun,
+    StepFailure,
+    StepRun,
+    StepStatus,
+)
 from ..plan import Plan
 from . import plans, sql, times
 from .locks import lock_run, transact
@@ -232,6 +240,14 @@ def counts(claim: Claim, using: str) -> tuple[int, int]:
     """How many items there are, and how many of them have failed."""
     items = _items(claim.run_id, claim.step, using)
     return items.count(), items.filter(status=StepStatus.FAILED).count()
+
+
+def first_failure(claim: Claim, using: str) -> StepFailure | None:
+    """The newest failed attempt of the first item that has failed."""
+    items = _items(claim.run_id, claim.step, using).filter(status=StepStatus.FAILED)
+    first = items.order_by("item").values("pk")[:1]
+    rows = StepFailure._base_manager.using(using).filter(run=claim.run_id)
+    return rows.filter(step_run=Subquery(first)).order_by("-pk").first()
 
 
 def has_unfinished(run_id: UUID, step: str, using: str) -> bool:
