@@ -60,4 +60,14 @@ def worker() -> str:
     return f"{_host}:{os.getpid()}:{name}"[:100]
 
 
+def process() -> str:
+    """The name of this process: host and number."""
+    return f"{host()}:{os.getpid()}"
+
+
+def host() -> str:
+    """The name of this machine."""
+    return _host[:80]
+
+
 _host = socket.gethostname()

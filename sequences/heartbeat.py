@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from django.db import connections
 
 from . import conf
+from .presence import Presence
 from .transitions import claims
 from .transitions.values import Claim
 
@@ -60,8 +61,9 @@ def beat(using: str) -> None:
 class Heart(threading.Thread):
     """Beats until it is stopped: later than the worker, whose last steps still run."""
 
-    def __init__(self) -> None:
+    def __init__(self, presence: Presence) -> None:
         super().__init__(name="sequences-heartbeat", daemon=True)
+        self._presence = presence
         self._stopped = threading.Event()
 
     def run(self) -> None:
@@ -73,8 +75,12 @@ class Heart(threading.Thread):
             except Exception:
                 logger.exception("The heartbeat failed; the next one follows.")
                 connections.close_all()
+            self._presence.beat(conf.using())
+        self._presence.end(conf.using())
         connections.close_all()
 
     def stop(self) -> None:
-        """Beat no more."""
+        """Beat no more, and wait until the process is no longer shown as present."""
         self._stopped.set()
+        if self.is_alive() and threading.current_thread() is not self:
+            self.join(timeout=5)

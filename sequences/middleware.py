@@ -16,6 +16,7 @@ from dramatiq.middleware import Retries
 from . import conf, current, dispatching
 from .exceptions import StepExpired
 from .heartbeat import Heart
+from .presence import Presence
 from .sweep import Sweeper
 from .timers import Timers
 from .traffic import Traffic
@@ -90,11 +91,12 @@ class SequencesMiddleware(Middleware):
         """Start the heartbeat, the sweep and the timers."""
         current.stopping.clear()
         self._traffic = Traffic(worker)
-        self._heart = Heart()
+        presence = Presence(worker.worker_threads, self._traffic.queues)
+        self._heart = Heart(presence)
         self._heart.start()
         interval = conf.settings.sweep_interval
         if interval is not None:
-            self._sweeper = Sweeper(self._traffic, interval)
+            self._sweeper = Sweeper(self._traffic, interval, presence)
             self._sweeper.start()
             self._timers = Timers(worker)
             self._timers.start()

@@ -127,7 +127,7 @@ class Portrait:
     plan: Plan
     #: In the order of the plan; what only a failure begins comes last.
     steps: tuple[StepPortrait, ...]
-    #: The newest failed attempt, without secrets where `data` was read.
+    #: The newest failed attempt, without secrets.
     failure: StepFailure | None
     #: The database's time when it was read.
     now: datetime
@@ -218,24 +218,21 @@ def of_many(runs: Collection[SequenceRun], *, items: bool = False) -> list[Portr
     """These runs, in a constant number of queries; ``items``: with the counts of items."""
     using = conf.using()
     now = times.now(using)
-    known = _plans({run.plan_id for run in runs}, using)
+    known = plans.load_many((run.plan_id for run in runs), using)
     rows = _rows([run.pk for run in runs], using)
     counts = _counts([run.pk for run in runs], using) if items else {}
     failures = _newest_failures([run.pk for run in runs], using)
+    hide_secrets(failures.values(), runs, using)
     return [
         Portrait(
             run,
             plan := known[run.plan_id],
             _steps(plan, rows.get(run.pk, {}), counts.get(run.pk, {})),
-            without_secrets(failures.get(run.pk), run),
+            failures.get(run.pk),
             now,
         )
         for run in runs
     ]
-
-
-def _plans(ids: Iterable[int], using: str) -> dict[int, Plan]:
-    return {pk: plans.load(pk, using) for pk in ids}
 
 
 def _rows(ids: Collection[UUID], using: str) -> dict[UUID, dict[str, StepRun]]:
@@ -295,15 +292,36 @@ def visible(value: Any, sequence: str, step: str = "") -> Any:
 def visible_text(text: str, run: SequenceRun) -> str:
     """A text of an error, or of a log, without the secrets that stand in the run's `data`."""
     patterns = patterns_of(run.sequence)
-    if not patterns or "data" in run.get_deferred_fields():
-        return text
-    return hide(text, secrets_of(run.data, patterns))
+    return hide(text, secrets_of(run.data, patterns)) if patterns else text
 
 
 def without_secrets(failure: StepFailure | None, run: SequenceRun) -> StepFailure | None:
     """The failed attempt, its texts changed in place: never to be saved."""
     if failure is not None:
-        failure.message = visible_text(failure.message, run)
-        if "traceback" not in failure.get_deferred_fields():
-            failure.traceback = visible_text(failure.traceback, run)
+        _hide(failure, secrets_of(run.data, patterns_of(run.sequence)))
     return failure
+
+
+def hide_secrets(
+    failures: Collection[StepFailure], runs: Iterable[SequenceRun], using: str
+) -> None:
+    """The same for failed attempts of many runs: `data` is read, at once, of those that need it."""
+    wanted = {failure.run_id for failure in failures}
+    guarded = [run for run in runs if run.pk in wanted and patterns_of(run.sequence)]
+    data = _data_of(guarded, using)
+    secrets = {run.pk: secrets_of(data[run.pk], patterns_of(run.sequence)) for run in guarded}
+    for failure in failures:
+        _hide(failure, secrets.get(failure.run_id, frozenset()))
+
+
+def _data_of(runs: Collection[SequenceRun], using: str) -> dict[UUID, Any]:
+    deferred = [run.pk for run in runs if "data" in run.get_deferred_fields()]
+    rows = SequenceRun._base_manager.using(using).filter(pk__in=deferred)
+    read = dict(rows.values_list("pk", "data")) if deferred else {}
+    return read | {run.pk: run.data for run in runs if run.pk not in deferred}
+
+
+def _hide(failure: StepFailure, secrets: frozenset[str]) -> None:
+    failure.message = hide(failure.message, secrets)
+    if "traceback" not in failure.get_deferred_fields():
+        failure.traceback = hide(failure.traceback, secrets)

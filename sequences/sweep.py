@@ -11,10 +11,11 @@ from typing import Protocol
 
 from django.db import connections
 
-from . import conf, dispatching, registry, traffic
+from . import conf, current, dispatching, registry, traffic
 from .execution import unknown_step
 from .flows import FLOW
 from .models import StepRun
+from .presence import Presence
 from .transitions import children, due, failures, fanout, plans
 from .transitions.values import Dispatch
 
@@ -103,9 +104,12 @@ def store_plans(using: str) -> None:
 class Sweeper(threading.Thread):
     """Sweeps in a worker process until it is stopped."""
 
-    def __init__(self, traffic: Evidence, interval: float) -> None:
+    def __init__(
+        self, traffic: Evidence, interval: float, presence: Presence | None = None
+    ) -> None:
         super().__init__(name="sequences-sweep", daemon=True)
         self._traffic, self._interval = traffic, interval
+        self._presence = presence or Presence()
         self._stopped = threading.Event()
 
     def run(self) -> None:
@@ -139,6 +143,7 @@ class Sweeper(threading.Thread):
         self._store_plans()
         self._traffic.look()
         sweep(self._traffic, conf.using())
+        self._presence.swept()
 
     def _store_plans(self) -> None:
         if not self._stored:
@@ -152,8 +157,24 @@ class Sweeper(threading.Thread):
             self.join(timeout=5)
 
 
+def once() -> int:
+    """Sweep one time, as from cron; returns how many messages the broker took."""
+    sent = sweep(Overdue(), conf.using())
+    # One row for all of them: the next has another process.
+    presence = Presence(name=f"{current.host()}:sweep")
+    presence.swept()
+    presence.beat(conf.using())
+    return sent
+
+
 def run_forever(interval: float) -> None:
     """Sweep in this thread, as the command does."""
-    while True:
-        sweep(Overdue(), conf.using())
-        time.sleep(interval)
+    presence = Presence()
+    try:
+        while True:
+            sweep(Overdue(), conf.using())
+            presence.swept()
+            presence.beat(conf.using())
+            time.sleep(interval)
+    finally:
+        presence.end(conf.using())

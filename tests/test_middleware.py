@@ -347,6 +347,8 @@ def test_a_broker_without_retries_gets_it_at_the_end():
 
 
 class FakeWorker:
+    worker_threads = 8
+
     def __init__(self):
         self.consumers = {}
 

@@ -22,6 +22,7 @@ LAYERS = [
         "dispatching",
         "starting",
         "interrupts",
+        "presence",
         "heartbeat",
         "traffic",
         "performing",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from functools import partial
 
 from django.db import connections, transaction
@@ -47,6 +48,16 @@ def load(plan_id: int, using: str) -> Plan:
     plan = StoredPlan.objects.using(using).get(pk=plan_id).plan
     _once_committed(plan, plan_id, using)
     return plan
+
+
+def load_many(plan_ids: Iterable[int], using: str) -> dict[int, Plan]:
+    """The plans of these ids, in one query for all that are not known yet."""
+    wanted = set(plan_ids)
+    found = {pk: plan for pk in wanted if (plan := _plans.get((using, pk))) is not None}
+    for stored in StoredPlan.objects.using(using).filter(pk__in=wanted - found.keys()):
+        found[stored.pk] = stored.plan
+        _once_committed(stored.plan, stored.pk, using)
+    return found
 
 
 def _once_committed(plan: Plan, plan_id: int, using: str) -> None:

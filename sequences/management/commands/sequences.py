@@ -8,7 +8,7 @@ from typing import Any
 from django.core.management.base import BaseCommand
 
 from ... import conf
-from ...sweep import Overdue, run_forever, sweep
+from ...sweep import once, run_forever
 
 
 class Command(BaseCommand):
@@ -25,7 +25,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, task: str, loop: bool = False, **options: Any) -> None:
         """Sweep once, or for ever."""
         if not loop:
-            sent = sweep(Overdue(), conf.using())
+            sent = once()
             self.stdout.write(f"{sent} dispatched")
             return
         try:

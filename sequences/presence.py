@@ -1,0 +1,73 @@
+"""Each process that performs steps or sweeps tells the database that it is there.
+
+That is for people who look at it: nothing that is done to runs depends on it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection
+from datetime import timedelta
+
+from django.db import connections
+
+from . import current
+from .transitions import workers
+from .transitions.workers import Seen
+
+logger = logging.getLogger("sequences")
+
+#: Seconds between two rows of one process.
+INTERVAL = 10.0
+
+
+class Presence:
+    """Of this process. One thread calls `beat` and `end`; any may call `swept`."""
+
+    def __init__(
+        self, threads: int = 0, queues: Callable[[], Collection[str]] = tuple, name: str = ""
+    ) -> None:
+        self._threads, self._queues = threads, queues
+        self._name = name or current.process()
+        self._since = time.monotonic()
+        self._swept: float | None = None
+        self._told: float | None = None
+        self._fails = False
+
+    def swept(self) -> None:
+        """A sweep of this process has ended well."""
+        self._swept = time.monotonic()
+
+    def beat(self, using: str) -> None:
+        """Tell that it is there, if that was not told lately. Never raises."""
+        if self._told is None or time.monotonic() - self._told >= INTERVAL:
+            self._told = time.monotonic()
+            self._try(self._tell, using)
+
+    def end(self, using: str) -> None:
+        """It ends, and nobody need wonder where it is. Never raises."""
+        self._try(lambda using: workers.gone(self._name, using), using)
+
+    def _tell(self, using: str) -> None:
+        swept = None if self._swept is None else _ago(self._swept)
+        queues = tuple(self._queues())
+        workers.seen(Seen(self._name, queues, self._threads, _ago(self._since), swept), using)
+        if swept is not None:
+            workers.forget(using)
+
+    def _try(self, act: Callable[[str], None], using: str) -> None:
+        try:
+            act(using)
+        except Exception as error:
+            # Once, and not every few seconds: the table may not be there yet.
+            if not self._fails:
+                logger.warning("This worker could not be shown as present: %s", error)
+            self._fails = True
+            connections[using].close_if_unusable_or_obsolete()
+        else:
+            self._fails = False
+
+
+def _ago(moment: float) -> timedelta:
+    return timedelta(seconds=time.monotonic() - moment)

@@ -1,0 +1,295 @@
+"""Worker processes tell that they are there, and what is read of them and of the steps."""
+
+import logging
+import threading
+from datetime import timedelta
+from io import StringIO
+
+import pytest
+from django.core.management import call_command
+from django.db import DatabaseError, connection
+from django.test.utils import CaptureQueriesContext
+
+from sequences import Sequence, current, health, presence, step
+from sequences.health import Level
+from sequences.heartbeat import Heart
+from sequences.models import SequenceRun, StepRun, WorkerProcess
+from sequences.presence import Presence
+from sequences.sweep import Overdue, Sweeper, run_forever
+from sequences.testing import clock, isolate_sequences
+from sequences.transitions import workers
+from tests.engine import change, claim, fail, now, overdue, row
+
+pytestmark = pytest.mark.django_db
+
+USING = "default"
+
+
+@pytest.fixture(autouse=True)
+def _isolated():
+    with isolate_sequences():
+        yield
+
+
+@pytest.fixture
+def run():
+    class Order(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step(max_retries=5)
+        def pay(self): ...
+
+    return Order.start().run
+
+
+def ago(seconds):
+    return now() - timedelta(seconds=seconds)
+
+
+def process(name="box:1", seen=0, threads=8, swept=1):
+    return WorkerProcess.objects.create(
+        name=name,
+        threads=threads,
+        started_at=ago(7200),
+        seen_at=ago(seen),
+        swept_at=None if swept is None else ago(swept),
+    )
+
+
+def sign(name):
+    return next(sign for sign in health.read().signs if sign.name == name)
+
+
+# --- what is written
+
+
+def test_a_process_has_one_row_that_says_what_it_is_and_when_it_swept():
+    here = Presence(8, lambda: {"mail", "default"})
+    here.beat(USING)
+    first = WorkerProcess.objects.get()
+    assert first.name == current.process()
+    assert (first.queues, first.threads, first.swept_at) == (["default", "mail"], 8, None)
+    here.swept()
+    with clock() as moving:
+        moving.move(timedelta(minutes=1))
+        here.beat(USING)
+        assert WorkerProcess.objects.get().seen_at == first.seen_at, "it was told lately"
+        here._told -= presence.INTERVAL
+        here.beat(USING)
+        again = WorkerProcess.objects.get()
+        assert again.pk == first.pk
+        assert again.seen_at - first.seen_at > timedelta(seconds=59)
+        assert abs(again.swept_at - again.seen_at) < timedelta(seconds=5)
+    here.end(USING)
+    assert not WorkerProcess.objects.exists()
+
+
+def test_who_sweeps_removes_the_rows_of_those_that_were_not_seen_for_an_hour():
+    process("old:1", seen=3601)
+    process("new:1", seen=3599)
+    here = Presence(8)
+    here.beat(USING)
+    assert WorkerProcess.objects.count() == 3, "it does not sweep"
+    here.swept()
+    here._told = None
+    here.beat(USING)
+    assert set(WorkerProcess.objects.values_list("name", flat=True)) == {
+        "new:1",
+        current.process(),
+    }
+
+
+def test_what_cannot_be_written_is_said_once_and_hurts_nobody(monkeypatch, caplog):
+    def refuse(*_):
+        raise DatabaseError("no such table")
+
+    monkeypatch.setattr(workers, "seen", refuse)
+    here = Presence(8)
+    with caplog.at_level(logging.WARNING, "sequences"):
+        for _ in range(3):
+            here._told = None
+            here.beat(USING)
+    assert [record.getMessage() for record in caplog.records] == [
+        "This worker could not be shown as present: no such table"
+    ]
+
+
+class Noted(Presence):
+    """Notes what it is told, and raises nothing as the real one does."""
+
+    def __init__(self):
+        super().__init__(1)
+        self.beats, self.sweeps, self.ends = 0, 0, 0
+        self.has_beaten, self.has_swept = threading.Event(), threading.Event()
+
+    def beat(self, using):
+        self.beats += 1
+        self.has_beaten.set()
+
+    def swept(self):
+        self.sweeps += 1
+        self.has_swept.set()
+
+    def end(self, using):
+        self.ends += 1
+
+
+def test_the_heartbeat_shows_its_process_until_it_is_stopped(settings):
+    settings.SEQUENCES = {"HEARTBEAT": 0.02, "SWEEP_INTERVAL": None}
+    noted = Noted()
+    heart = Heart(noted)
+    heart.start()
+    assert noted.has_beaten.wait(10)
+    assert noted.ends == 0
+    heart.stop()
+    assert noted.ends == 1
+    assert not heart.is_alive()
+
+
+def test_a_sweep_counts_when_it_has_ended_well(monkeypatch):
+    outcomes = [DatabaseError("down"), 0]
+
+    def sweep(*_):
+        outcome = outcomes.pop(0) if outcomes else 0
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr("sequences.sweep.sweep", sweep)
+    monkeypatch.setattr("sequences.sweep.store_plans", lambda using: None)
+    monkeypatch.setattr("sequences.sweep.traffic.DRAINED", 0)
+    noted = Noted()
+    sweeper = Sweeper(Overdue(), 0.01, noted)
+    sweeper.start()
+    assert noted.has_swept.wait(10)
+    sweeper.stop()
+    assert outcomes == [], "the first had failed"
+
+
+def test_the_command_that_sweeps_for_ever_is_seen_and_says_good_bye(monkeypatch):
+    seen = []
+
+    def interrupted(seconds):
+        seen.extend(WorkerProcess.objects.all())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sequences.sweep.time.sleep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_forever(1)
+    assert [(one.threads, one.swept_at is not None) for one in seen] == [(0, True)]
+    assert not WorkerProcess.objects.exists()
+
+
+def test_a_sweep_from_cron_is_seen_however_often_it_comes():
+    for _ in range(2):
+        call_command("sequences", "sweep", stdout=StringIO())
+    assert WorkerProcess.objects.get().swept_at is not None
+    assert sign("sweep").level == Level.GOOD
+    assert sign("workers").level == Level.BAD, "who only sweeps performs nothing"
+
+
+# --- what is read
+
+
+def test_all_is_well_where_a_worker_sweeps_and_nothing_waits():
+    process()
+    found = health.read()
+    assert found.level == Level.GOOD
+    assert found.problems() == []
+    assert [sign.name for sign in found.signs] == [
+        "workers",
+        "sweep",
+        "queued",
+        "expired",
+        "overdue",
+    ]
+
+
+def test_no_worker_is_an_alarm_that_says_what_to_look_at():
+    assert "for an hour: is `rundramatiq` running?" in sign("workers").advice
+    process(seen=300)
+    assert sign("workers").level == Level.BAD
+    assert "No worker has been seen for 5\xa0minutes" in str(sign("workers"))
+    assert any("rundramatiq" in problem for problem in health.read().problems())
+
+
+def test_a_worker_that_went_without_a_word_is_named():
+    process("box:1")
+    process("box:2", seen=39)
+    assert sign("workers").says == "2 workers"
+    process("box:3", seen=120)
+    found = sign("workers")
+    assert (found.level, found.says) == (Level.WARNING, "2 workers, 1 missing")
+    assert "box:3 was last seen 2\xa0minutes ago" in found.advice
+
+
+@pytest.mark.parametrize(("swept", "level"), [(5, Level.GOOD), (70, Level.BAD), (None, Level.BAD)])
+def test_the_last_sweep_is_the_newest_of_all_processes(swept, level):
+    process(swept=swept)
+    process("box:2", swept=None)
+    assert sign("sweep").level == level
+
+
+@pytest.mark.parametrize(
+    ("seconds", "level"), [(1, Level.GOOD), (70, Level.WARNING), (400, Level.BAD)]
+)
+def test_what_is_queued_for_long_asks_for_more_workers(run, seconds, level):
+    change(run, "pay", queued_at=ago(seconds))
+    found = sign("queued")
+    assert found.level == level
+    assert found.says.startswith("1 queued, the oldest for ")
+    assert bool(found.advice) == (level > Level.GOOD)
+
+
+def test_a_step_past_its_lease_is_seen(run):
+    claim(run, "pay")
+    assert sign("expired").level == Level.GOOD
+    overdue(run, "pay")
+    assert (sign("expired").level, sign("expired").says) == (
+        Level.WARNING,
+        "1 step is past its lease",
+    )
+    overdue(run, "pay", timedelta(minutes=6))
+    assert sign("expired").level == Level.BAD
+
+
+def test_a_retry_that_nobody_begins_is_overdue_however_often_the_sweep_has_looked(run):
+    fail(claim(run, "pay"), final=False)
+    change(run, "pay", due_at=ago(5), wake_at=now() + timedelta(minutes=4))
+    assert sign("overdue").level == Level.GOOD, "a grace is left"
+    change(run, "pay", due_at=ago(20))
+    assert sign("overdue").says == "1 retry is overdue"
+
+
+def test_what_waits_for_days_is_nobodys_concern(run):
+    change(run, "pay", status="waiting", wake_at=now() + timedelta(days=3))
+    assert health.read().queued == 0
+    change(run, "pay", status="queued", wake_at=None, queued_at=ago(9999))
+    assert health.read().queued == 0, "its run is paused"
+
+
+def test_of_some_runs_only_their_steps_are_counted(run):
+    process()
+    assert health.read().queued == 1
+    found = health.read(runs=SequenceRun.objects.filter(sequence="shop.Other"))
+    assert (found.queued, len(found.workers)) == (0, 1)
+    assert health.read(runs=SequenceRun.objects.filter(sequence="shop.Order")).queued == 1
+
+
+def test_it_takes_three_queries_and_looks_at_so_many_rows_only(run, monkeypatch):
+    extra = [type(run)(plan_id=run.plan_id, sequence=run.sequence) for _ in range(3)]
+    for one in extra:
+        one.created_at = one.updated_at = now()
+    SequenceRun.objects.bulk_create(extra)
+    pay = row(run, "pay")
+    StepRun.objects.bulk_create(
+        StepRun(run=one, step="pay", ready_at=now(), queued_at=ago(70), wake_at=pay.wake_at)
+        for one in extra
+    )
+    with CaptureQueriesContext(connection) as queries:
+        assert health.read().queued == 4
+    # SQLite is not asked for the time.
+    assert len(queries) == (2 if connection.vendor == "sqlite" else 3)
+    monkeypatch.setattr(health, "LOOKED_AT", 2)
+    assert sign("queued").says.startswith("3+ queued")
