@@ -49,7 +49,9 @@ def check_project(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 
 def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     """The keys and values of SEQUENCES."""
-    return [Error(message, hint=hint, id="sequences.E002") for _, message, hint in conf.problems()]
+    found = conf.problems()
+    errors = [Error(message, hint=hint, id="sequences.E002") for _, message, hint in found]
+    return [*errors, *([] if found else _permissions())]
 
 
 def check_broker(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
@@ -144,6 +146,18 @@ def _other_app(config: AppConfig) -> CheckMessage:
         hint="Give that app another label, so that nobody takes its tables for these.",
         id="sequences.W005",
     )
+
+
+def _permissions() -> Messages:
+    wanted = conf.settings.status_permission
+    if isinstance(wanted, str) and wanted.partition(".")[0] not in apps.app_configs:
+        yield Error(
+            f"SEQUENCES['STATUS_PERMISSION'] is {wanted!r}, which is neither a callable nor a"
+            " permission of an installed app: nobody would have it.",
+            hint="Begin a permission with its app's label, as in 'shop.view_order', or correct the"
+            " path of the callable.",
+            id="sequences.E012",
+        )
 
 
 # The broker

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
-from typing import Any, Generic, NamedTuple, TypeVar, overload
+from typing import Any, Generic, NamedTuple, TypeVar, cast, overload
 
 from django.apps import apps
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.db import router
+from django.http import HttpRequest
 from django.utils.module_loading import import_string
 
 from .exceptions import did_you_mean
@@ -19,6 +22,9 @@ from .exceptions import did_you_mean
 __all__ = ["Problem", "problems", "settings", "using"]
 
 T = TypeVar("T")
+#: Says whether who makes this request may see that run.
+Guard = Callable[[HttpRequest, Any], bool]
+PERMISSION = re.compile(r"\w+\.\w+")
 
 
 class Problem(NamedTuple):
@@ -104,6 +110,26 @@ def _retention(value: Any) -> timedelta | None:
     raise ValueError("None, or a positive timedelta")
 
 
+def _permission(value: Any) -> str | Guard | None:
+    """A callable, or the path of one, or what looks like a permission."""
+    if value is None or callable(value):
+        return cast("Guard | None", value)
+    wanted = ValueError(
+        "None, a permission such as 'shop.view_order', or the path of a callable"
+        " that takes a request and a run"
+    )
+    if not isinstance(value, str):
+        raise wanted
+    with suppress(ImportError):
+        found = import_string(value)
+        if callable(found):
+            return cast(Guard, found)
+        raise wanted
+    if PERMISSION.fullmatch(value):
+        return value
+    raise wanted
+
+
 class Settings:
     """SEQUENCES as attributes. Reading a bad value raises ImproperlyConfigured."""
 
@@ -125,6 +151,8 @@ class Settings:
     encoder = Option("django.core.serializers.json.DjangoJSONEncoder", _encoder)
     #: How long finished runs are kept; None: for ever.
     retention = Option(None, _retention)
+    #: Who may see the status of a run by its id; None: nobody may.
+    status_permission = Option(None, _permission)
 
 
 settings = Settings()

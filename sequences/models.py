@@ -14,6 +14,7 @@ from django.utils.translation import gettext_lazy as _
 
 from . import conf
 from .ids import uuid7
+from .links import Linked
 from .plan import Plan
 from .steerable import Steerable
 
@@ -121,7 +122,7 @@ class SequenceRunQuerySet(models.QuerySet["SequenceRun"]):
         return self.unfinished().filter(pk__in=rows.values("run"))
 
 
-class SequenceRun(Steerable, models.Model):
+class SequenceRun(Steerable, Linked, models.Model):
     """One started sequence. `data` is shared by its steps."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)

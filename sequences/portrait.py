@@ -10,12 +10,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 from uuid import UUID
 
 from django.db.models import Count, Max
 
-from . import conf, registry
+from . import conf, flows, registry
+from .exceptions import SequenceError
 from .models import (
     PLAIN,
     UNFINISHED_STEP,
@@ -44,6 +45,8 @@ class StepPortrait:
     row: StepRun | None
     #: Of a fan-out, and of the undo of one: how many items there are of each status.
     items: Mapping[str, int] = field(default_factory=dict)
+    #: What its declaration calls it.
+    declared_label: str = ""
 
     @property
     def name(self) -> str:
@@ -52,8 +55,8 @@ class StepPortrait:
 
     @property
     def label(self) -> str:
-        """The name as people read it."""
-        return label_of(self.name)
+        """What people call it: what its declaration says, or its name with spaces."""
+        return self.declared_label or label_of(self.name)
 
     @property
     def status(self) -> str:
@@ -90,7 +93,9 @@ class StepPortrait:
             return count - sum(self.items.get(status, 0) for status in UNFINISHED_STEP), count
         told = self._told
         done, total = told.get("done"), told.get("total")
-        return (done, total) if done is not None and total else None
+        if _is_amount(done) and _is_amount(total) and total > 0:
+            return done, total
+        return None
 
     @property
     def progress_text(self) -> str:
@@ -204,35 +209,52 @@ class Portrait:
         return (self.run.finished_at or self.now) - self.run.created_at
 
 
+def _is_amount(value: Any) -> TypeGuard[float]:
+    # A Decimal that a step has told is a text by now.
+    return isinstance(value, int | float) and value >= 0
+
+
 def label_of(name: str) -> str:
     """A step's name as people read it."""
     return name.replace("_", " ")
 
 
-def of(run: SequenceRun) -> Portrait:
-    """This run, with the counts of its fan-outs' items. Four queries, and one for its plan."""
-    return of_many([run], items=True)[0]
+def of(run: SequenceRun, *, failures: bool = True) -> Portrait:
+    """This run, with the counts of its fan-outs' items.
+
+    Three queries: the time, its steps, its newest failure (which ``failures=False`` leaves out).
+    One more each for a failure that there is, the items of a fan-out, and a plan that is new to
+    this process.
+    """
+    return of_many([run], items=True, failures=failures)[0]
 
 
-def of_many(runs: Collection[SequenceRun], *, items: bool = False) -> list[Portrait]:
+def of_many(
+    runs: Collection[SequenceRun], *, items: bool = False, failures: bool = True
+) -> list[Portrait]:
     """These runs, in a constant number of queries; ``items``: with the counts of items."""
     using = conf.using()
     now = times.now(using)
     known = plans.load_many((run.plan_id for run in runs), using)
     rows = _rows([run.pk for run in runs], using)
-    counts = _counts([run.pk for run in runs], using) if items else {}
-    failures = _newest_failures([run.pk for run in runs], using)
-    hide_secrets(failures.values(), runs, using)
+    fanned = [run.pk for run in runs if items and _fans_out(known[run.plan_id])]
+    counts = _counts(fanned, using) if fanned else {}
+    newest = _newest_failures([run.pk for run in runs], using) if failures else {}
+    hide_secrets(newest.values(), runs, using)
     return [
         Portrait(
             run,
             plan := known[run.plan_id],
-            _steps(plan, rows.get(run.pk, {}), counts.get(run.pk, {})),
-            failures.get(run.pk),
+            _steps(run, plan, rows.get(run.pk, {}), counts.get(run.pk, {})),
+            newest.get(run.pk),
             now,
         )
         for run in runs
     ]
+
+
+def _fans_out(plan: Plan) -> bool:
+    return any(node.kind == "each" for node in plan.nodes)
 
 
 def _rows(ids: Collection[UUID], using: str) -> dict[UUID, dict[str, StepRun]]:
@@ -260,12 +282,26 @@ def _newest_failures(ids: Collection[UUID], using: str) -> dict[UUID, StepFailur
 
 
 def _steps(
-    plan: Plan, rows: Mapping[str, StepRun], items: Mapping[str, Mapping[str, int]]
+    run: SequenceRun,
+    plan: Plan,
+    rows: Mapping[str, StepRun],
+    items: Mapping[str, Mapping[str, int]],
 ) -> tuple[StepPortrait, ...]:
     ordered = sorted(plan.nodes, key=lambda node: node.aside)
+    labels = _labels(run, plan)
     return tuple(
-        StepPortrait(node, rows.get(node.name), items.get(node.name, {})) for node in ordered
+        StepPortrait(node, rows.get(node.name), items.get(node.name, {}), labels.get(node.name, ""))
+        for node in ordered
     )
+
+
+def _labels(run: SequenceRun, plan: Plan) -> dict[str, str]:
+    try:
+        definition = flows.definition_for(run.sequence, plan)
+    except SequenceError:  # kept with the run by a newer release
+        return {}
+    found = {name: definition.step(name) for name in plan.names} if definition else {}
+    return {name: step.label for name, step in found.items() if step is not None}
 
 
 # Secrets

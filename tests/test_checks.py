@@ -112,6 +112,20 @@ class TestSettings:
         assert ids(found) == ["E002", "E002"]
         assert "Did you mean 'GRACE'?" in [error.hint for error in found]
 
+    @pytest.mark.parametrize("value", ["shop.view_order", "contact.views.may_sea"])
+    def test_a_permission_that_nobody_can_have_is_an_error(self, settings, value):
+        settings.SEQUENCES = {"STATUS_PERMISSION": value}
+        error = only(checks.check_settings(None))
+        assert error.id == ("sequences.E002" if value.count(".") > 1 else "sequences.E012")
+        assert value in error.msg
+
+    @pytest.mark.parametrize(
+        "value", [None, "orders.view_order", "job_sequences.view_sequencerun", only]
+    )
+    def test_a_permission_of_an_installed_app_is_in_order(self, settings, value):
+        settings.SEQUENCES = {"STATUS_PERMISSION": value}
+        assert checks.check_settings(None) == []
+
 
 class TestBroker:
     def test_ours_before_retries_is_in_order(self, use_broker):

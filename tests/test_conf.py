@@ -28,6 +28,7 @@ def test_without_settings_the_defaults_hold(settings):
     assert conf.settings.database is None
     assert conf.settings.encoder is DjangoJSONEncoder
     assert conf.settings.retention is None
+    assert conf.settings.status_permission is None
     assert conf.problems() == []
 
 
@@ -45,12 +46,14 @@ def test_settings_change_while_they_are_overridden(settings):
         "ENCODER": f"{__name__}.Encoder",
         "RETENTION": timedelta(days=30),
         "DATABASE": "default",
+        "STATUS_PERMISSION": "sequences.conf.using",
     }
     assert conf.settings.grace == 0.5
     assert conf.settings.sweep_interval is None
     assert conf.settings.encoder is Encoder
     assert conf.settings.retention == timedelta(days=30)
     assert conf.settings.database == "default"
+    assert conf.settings.status_permission is conf.using
     settings.SEQUENCES = {"GRACE": 1}
     assert conf.settings.grace == 1
     assert conf.settings.encoder is DjangoJSONEncoder
@@ -79,6 +82,10 @@ def test_settings_change_while_they_are_overridden(settings):
         ("ENCODER", None),
         ("RETENTION", 30),
         ("RETENTION", timedelta(0)),
+        ("STATUS_PERMISSION", True),
+        ("STATUS_PERMISSION", "view_order"),
+        ("STATUS_PERMISSION", "shop.no.such_function"),
+        ("STATUS_PERMISSION", "sequences.links.LONGEST"),
     ],
 )
 def test_a_bad_value_is_named_with_what_it_must_be(settings, key, value):

@@ -16,7 +16,7 @@ LAYERS = [
     {"conf"},
     {"steps", "validation", "reading", "typed", "registry", "definition", "__init__"}
     | {"jobs", "calls", "parsing", "flows", "loading", "compose"},
-    {"steerable", "models", "transitions"},
+    {"links", "steerable", "models", "transitions"},
     {
         "current",
         "dispatching",

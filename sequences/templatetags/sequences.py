@@ -1,0 +1,76 @@
+"""``{% load sequences %}``: the progress of a run on a page of the project."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from django import template
+from django.http import HttpRequest
+from django.template import Context
+from django.utils.http import url_has_allowed_host_and_scheme
+
+from ..definition import Sequence
+from ..exceptions import SequenceError
+from ..links import DAY, address
+from ..models import SequenceRun
+from ..status import Shows, Status
+
+register = template.Library()
+
+
+@register.inclusion_tag("sequences/progress.html", takes_context=True)
+def sequence_progress(
+    context: Context,
+    run: SequenceRun | Sequence[Any],
+    *,
+    labels: Mapping[str, Any] | None = None,
+    done_url: Any = "",
+    done_text: Any = "",
+    failed_text: Any = "",
+    cancelled_text: Any = "",
+    redirect: bool = False,
+    expires: timedelta = DAY,
+) -> dict[str, Any]:
+    """A progress bar of this run, and in words the step that it is at; live until it has ended.
+
+    ``labels``: texts by the names of steps. ``done_url``: where its good end leads to, on this
+    site; with ``redirect`` the browser goes there by itself. ``expires``: how long the page, once
+    loaded, may ask for news.
+    """
+    row = _row(run)
+    request = context.get("request")
+    shows = Shows(
+        labels={str(name): str(text) for name, text in (labels or {}).items()},
+        done_url=_on_this_site(str(done_url or ""), request),
+        done_text=str(done_text or ""),
+        failed_text=str(failed_text or ""),
+        cancelled_text=str(cancelled_text or ""),
+        redirect=bool(redirect),
+    )
+    return {
+        "progress": Status(row, shows),
+        "url": address("progress", row, expires, **shows.as_json()),
+        "nonce": context.get("csp_nonce") or getattr(request, "csp_nonce", ""),
+    }
+
+
+def _row(run: object) -> SequenceRun:
+    row = run.run if isinstance(run, Sequence) else run
+    if isinstance(row, SequenceRun):
+        return row
+    raise SequenceError(
+        f"sequence_progress shows a run, or a sequence that was started, and not {run!r:.100}."
+    )
+
+
+def _on_this_site(url: str, request: HttpRequest | None) -> str:
+    host = {request.get_host()} if request is not None else None
+    secure = request is not None and request.is_secure()
+    if not url or url_has_allowed_host_and_scheme(url, host, require_https=secure):
+        return url
+    raise SequenceError(
+        f"sequence_progress leads to pages of this site only, and done_url is {url!r:.200}."
+        " Give it a path, such as that of {% url %}."
+    )

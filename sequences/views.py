@@ -1,0 +1,67 @@
+"""The pages of runs for the visitors of a project: how far something is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Concatenate, ParamSpec
+from uuid import UUID
+
+from django.contrib.auth.decorators import login_not_required
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.shortcuts import render
+from django.utils.cache import add_never_cache_headers, patch_vary_headers
+from django.views.decorators.http import require_safe
+
+from . import status
+from .status import NotShown, Status
+
+P = ParamSpec("P")
+View = Callable[Concatenate[HttpRequest, P], HttpResponse]
+
+
+def for_visitors(view: View[P]) -> View[P]:
+    """To be read only, by whom the view lets, never from a cache and by no search engine."""
+
+    @login_not_required  # the address, or the permission, is what lets in
+    @require_safe
+    @wraps(view)
+    def answer(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
+        response = view(request, *args, **kwargs)
+        add_never_cache_headers(response)
+        patch_vary_headers(response, ["Accept-Language", "Cookie"])
+        response["X-Robots-Tag"] = "noindex"
+        return response
+
+    return answer
+
+
+@for_visitors
+def run_status(request: HttpRequest, token: str) -> HttpResponse:
+    """The status of the run that a signed address is of, as JSON."""
+    return _json(lambda: status.by_token(token))
+
+
+@for_visitors
+def status_by_id(request: HttpRequest, pk: UUID) -> HttpResponse:
+    """The status of this run, as JSON, for whom the project lets see it."""
+    return _json(lambda: status.by_id(request, pk))
+
+
+@for_visitors
+def progress(request: HttpRequest, token: str) -> HttpResponse:
+    """The progress of the run that a signed address is of: a part of an HTML page."""
+    try:
+        found = status.by_token(token)
+    except NotShown as error:
+        context = {"text": error.text}
+        return render(request, "sequences/_gone.html", context, status=error.http_status)
+    return render(request, "sequences/_progress.html", {"progress": found})
+
+
+def _json(find: Callable[[], Status]) -> HttpResponse:
+    try:
+        return JsonResponse(find().as_json())
+    except NotShown as error:
+        content = {"error": error.code, "message": str(error.text)}
+        return JsonResponse(content, status=error.http_status)
