@@ -151,6 +151,8 @@ class Settings:
     encoder = Option("django.core.serializers.json.DjangoJSONEncoder", _encoder)
     #: How long finished runs are kept; None: for ever.
     retention = Option(None, _retention)
+    #: And those that have failed; None: for ever.
+    retention_failed = Option(None, _retention)
     #: Who may see the status of a run by its id; None: nobody may.
     status_permission = Option(None, _permission)
 
@@ -189,15 +191,17 @@ def _problems_of(option: Option[Any]) -> list[Problem]:
 
 
 def _contradictions() -> list[Problem]:
-    if settings.heartbeat < settings.lease:
-        return []
-    return [
-        Problem(
-            "HEARTBEAT",
-            "SEQUENCES['HEARTBEAT'] must be less than SEQUENCES['LEASE'].",
-            "A lease that ends before its first heartbeat is lost: a fifth of LEASE is good.",
-        )
-    ]
+    found = []
+    if settings.heartbeat >= settings.lease:
+        message = "SEQUENCES['HEARTBEAT'] must be less than SEQUENCES['LEASE']."
+        hint = "A lease that ends before its first heartbeat is lost: a fifth of LEASE is good."
+        found.append(Problem("HEARTBEAT", message, hint))
+    longest = settings.retention_failed
+    if longest is not None and (settings.retention is None or settings.retention > longest):
+        message = "SEQUENCES['RETENTION_FAILED'] must not be shorter than SEQUENCES['RETENTION']."
+        hint = "Failed runs are kept for as long as the others, or longer; None is for ever."
+        found.append(Problem("RETENTION_FAILED", message, hint))
+    return found
 
 
 def _given() -> Any:

@@ -97,7 +97,9 @@ class Definition:
     plan: Plan
     aliases: tuple[str, ...]
     handoff: Literal["broker", "direct"]
+    #: How long finished runs are kept, and failed ones; None: as the settings say.
     retention: timedelta | None
+    retention_failed: timedelta | None
     redact: tuple[str, ...]
     defaults: dict[str, Any]
     declared_name: str | Promise | None
@@ -452,6 +454,7 @@ def _define(
         aliases=meta.aliases,
         handoff=meta.handoff,
         retention=meta.retention,
+        retention_failed=meta.retention_failed,
         redact=meta.redact,
         defaults=meta.defaults,
         declared_name=meta.verbose_name,
@@ -520,6 +523,7 @@ class _Meta:
     verbose_name: str | Promise | None
     handoff: Literal["broker", "direct"]
     retention: timedelta | None
+    retention_failed: timedelta | None
     redact: tuple[str, ...]
     defaults: dict[str, Any]
     step_defaults: dict[str, Any]
@@ -534,11 +538,20 @@ class _Meta:
             aliases=as_tuple(options.pop("aliases", ())),
             verbose_name=options.pop("verbose_name", None),
             handoff=options.pop("handoff", "broker"),
-            retention=options.pop("retention", None),
+            retention=_kept_for(options, "retention"),
+            retention_failed=_kept_for(options, "retention_failed"),
             redact=as_tuple(options.pop("redact", ())),
             defaults=deepcopy(dict(options.pop("defaults", {}))),
             step_defaults=options,
         )
+
+
+def _kept_for(options: dict[str, Any], name: str) -> timedelta | None:
+    """What it says, where None is for ever; None: it says nothing."""
+    if name not in options:
+        return None
+    value = options.pop(name)
+    return timedelta.max if value is None else value
 
 
 def _meta_options(cls: type) -> dict[str, Any]:

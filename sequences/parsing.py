@@ -19,7 +19,8 @@ from .exceptions import InvalidDefinition, did_you_mean
 from .steps import Event, OnFailure, Step, Subsequence, Undo, event, subsequence
 
 #: What a definition may have, and what of it one that is kept with its run may not.
-CLASS_KEYS = ("name", "handoff", "retention", "redact", "verbose_name", "aliases")
+RETENTIONS = ("retention", "retention_failed")
+CLASS_KEYS = ("name", "handoff", *RETENTIONS, "redact", "verbose_name", "aliases")
 KEYS = (*CLASS_KEYS, "$schema", "steps", "outputs", "on_failure", "options", "defaults")
 
 KINDS = ("job", "event", "subsequence")
@@ -376,8 +377,9 @@ class Parser:
         meta = self._dramatiq_options(options, ())
         names = ("handoff", "redact", "verbose_name", "aliases", "defaults")
         meta |= {name: mapping[name] for name in names if mapping.get(name) is not None}
-        if mapping.get("retention") is not None:
-            meta["retention"] = self._duration("retention", mapping["retention"])
+        for name in RETENTIONS:
+            if mapping.get(name) is not None:
+                meta[name] = self._duration(name, mapping[name])
         return meta
 
     # errors

@@ -49,6 +49,12 @@ def definition_of(label: str) -> Definition | None:
     return None if cls is None else cls._definition
 
 
+def names_of(label: str) -> list[str]:
+    """What the runs of this sequence may be named: its label, and those that it has had."""
+    definition = None if label.startswith(f"{KEPT}:") else definition_of(label)
+    return [label] if definition is None else [definition.label, *definition.aliases]
+
+
 def all() -> list[SequenceClass]:  # noqa: A001 (read as registry.all)
     """Every registered sequence, by label."""
     return [_by_label[label] for label in sorted(_by_label)]

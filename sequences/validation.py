@@ -314,6 +314,7 @@ _META_RULES: Rules = {
     "verbose_name": (_is_text, "a text"),
     "handoff": (lambda value: value in ("broker", "direct"), '"broker" or "direct"'),
     "retention": (_is_retention, "a timedelta, or None to keep runs"),
+    "retention_failed": (_is_retention, "a timedelta, or None to keep runs"),
     "redact": (_are_names, "a list of names"),
     "defaults": (_is_data, "a dict with strings as keys"),
 }

@@ -82,6 +82,7 @@ def test_settings_change_while_they_are_overridden(settings):
         ("ENCODER", None),
         ("RETENTION", 30),
         ("RETENTION", timedelta(0)),
+        ("RETENTION_FAILED", 30),
         ("STATUS_PERMISSION", True),
         ("STATUS_PERMISSION", "view_order"),
         ("STATUS_PERMISSION", "shop.no.such_function"),
@@ -122,6 +123,15 @@ def test_a_heartbeat_that_comes_after_the_lease_is_a_problem(settings):
     settings.SEQUENCES = {"HEARTBEAT": 15, "LEASE": 15}
     (problem,) = conf.problems()
     assert "less than" in problem.message
+
+
+@pytest.mark.parametrize("others", [None, timedelta(days=31)])
+def test_failed_runs_that_are_kept_for_less_than_the_others_are_a_problem(settings, others):
+    settings.SEQUENCES = {"RETENTION": others, "RETENTION_FAILED": timedelta(days=30)}
+    (problem,) = conf.problems()
+    assert problem.setting == "RETENTION_FAILED"
+    settings.SEQUENCES = {"RETENTION": timedelta(days=30), "RETENTION_FAILED": None}
+    assert conf.problems() == []
 
 
 def test_the_database_is_the_one_that_is_set(settings):

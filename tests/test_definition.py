@@ -190,6 +190,14 @@ def test_the_name_for_people_is_translated_when_it_is_read():
     assert cls._definition.verbose_name == "Purchase"
 
 
+def test_a_retention_of_none_is_for_ever_and_none_at_all_leaves_it_to_the_settings():
+    silent = declare(meta={"app_label": "shop"}, pay=step(work))._definition
+    assert (silent.retention, silent.retention_failed) == (None, None)
+    meta = {"app_label": "shop", "retention": timedelta(days=1), "retention_failed": None}
+    said = declare(meta=meta, pay=step(work))._definition
+    assert (said.retention, said.retention_failed) == (timedelta(days=1), timedelta.max)
+
+
 def test_meta_sets_what_the_run_is_like():
     data = {"lines": []}
     found = declare(

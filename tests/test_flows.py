@@ -348,6 +348,7 @@ def test_defaults_and_the_options_of_a_class(calls):
         defaults={"url": "b", "times": 2},
         handoff="direct",
         retention="90 days",
+        retention_failed="365 days",
         redact=["url"],
         verbose_name="Import of pages",
         aliases=["shop.Old"],
@@ -355,6 +356,7 @@ def test_defaults_and_the_options_of_a_class(calls):
     definition = cls._definition
     assert definition.handoff == "direct"
     assert definition.retention == timedelta(days=90)
+    assert definition.retention_failed == timedelta(days=365)
     assert definition.redact == ("url",)
     assert definition.verbose_name == "Import of pages"
     assert sequences.get("shop.Old") is cls

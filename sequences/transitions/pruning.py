@@ -1,0 +1,227 @@
+"""Finished runs are removed: whole trees, from a run without a parent down to all its children.
+
+No foreign key of ours has a constraint in the database, so our own rows go by statements that
+load nothing. What a project's models have of them goes as Django would have it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from django.db import connections
+from django.db.models import Model, Q, QuerySet
+from django.db.models.deletion import Collector, get_candidate_relations_to_delete
+
+from ..models import UNFINISHED_RUN, Operation, SequenceRun, StepFailure, StepRun
+from .locks import transact
+
+#: Ids in one statement.
+CHUNK = 500
+#: What belongs to a run, in the order in which it is removed.
+_PARTS: tuple[type[Model], ...] = (Operation, StepFailure, StepRun)
+_MODELS: tuple[type[Model], ...] = (*_PARTS, SequenceRun)
+
+#: Where a page of candidates has ended: their start, and their id.
+Place = tuple[datetime, UUID]
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """Which runs are to be removed: those that ended so, long enough ago."""
+
+    status: str
+    #: Finished at this time or before it.
+    before: datetime
+    #: Of these sequences only. None: of all.
+    only: frozenset[str] | None = None
+    #: But not of these.
+    without: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True)
+class Removed:
+    """What one transaction did with some trees."""
+
+    #: How many runs of each sequence are gone.
+    runs: Counter[str] = field(default_factory=Counter)
+    #: How many trees that were.
+    trees: int = 0
+    #: The roots of those that stay: a child has not ended, or not long enough ago.
+    young: list[UUID] = field(default_factory=list)
+    #: Somebody else has locked them, or removed them, or begun them again.
+    taken: list[UUID] = field(default_factory=list)
+
+
+def due(wanted: Due, after: Place | None, limit: int, using: str) -> list[tuple[datetime, UUID]]:
+    """The next roots that seem to be due, in the order of their starts; nothing is locked.
+
+    Along the index of status and start: what began after `before` cannot have ended before it.
+    """
+    rows = SequenceRun._base_manager.using(using).filter(
+        status=wanted.status,
+        created_at__lte=wanted.before,
+        finished_at__lte=wanted.before,
+        parent__isnull=True,
+    )
+    if wanted.only is not None:
+        rows = rows.filter(sequence__in=wanted.only)
+    if wanted.without:
+        rows = rows.exclude(sequence__in=wanted.without)
+    if after is not None:
+        began, pk = after
+        rows = rows.filter(created_at__gte=began)
+        rows = rows.filter(Q(created_at__gt=began) | Q(pk__gt=pk))
+    return list(rows.order_by("created_at", "pk").values_list("created_at", "pk")[:limit])
+
+
+def remove(roots: Sequence[UUID], wanted: Due, using: str, *, dry: bool = False) -> Removed:
+    """Remove these trees, in one transaction: all that is due still once it is locked.
+
+    ``dry``: only say what would be removed. Raises `ProtectedError`, `RestrictedError` or
+    `IntegrityError` if something of the project keeps one of them; then nothing is removed.
+    """
+    return transact(using, lambda: _remove(roots, wanted, using, dry))
+
+
+def _remove(roots: Sequence[UUID], wanted: Due, using: str, dry: bool) -> Removed:
+    trees = _Trees(wanted, using)
+    trees.lock(roots)
+    members = trees.members()
+    users = _Users(using)
+    users.gather(list(members))
+    if not dry:
+        users.delete()
+        _delete(list(members), using)
+    return Removed(Counter(members.values()), len(trees.whole), trees.young, trees.taken)
+
+
+_Held = tuple[str, str, datetime | None]
+
+
+class _Trees:
+    """Trees that are locked from their roots down.
+
+    Under its lock a finished run starts no child, and is not begun again: `retry` and
+    `restart_from` wait, and find it gone. We wait for none: who holds a lock changes that run.
+    """
+
+    def __init__(self, wanted: Due, using: str) -> None:
+        self.wanted, self.using = wanted, using
+        #: The runs of each, with their sequences.
+        self.whole: dict[UUID, dict[UUID, str]] = {}
+        self.young: list[UUID] = []
+        self.taken: list[UUID] = []
+
+    def members(self) -> dict[UUID, str]:
+        return {pk: sequence for tree in self.whole.values() for pk, sequence in tree.items()}
+
+    def lock(self, roots: Sequence[UUID]) -> None:
+        held = _locked(roots, self.using, parent__isnull=True)
+        level = {pk: pk for pk in roots if self._plants(pk, held.get(pk))}
+        while below := _children(level, self.using):
+            held = _locked(list(below), self.using)
+            level = {pk: root for pk, root in below.items() if self._grows(pk, root, held.get(pk))}
+
+    def _plants(self, pk: UUID, held: _Held | None) -> bool:
+        if held is None or held[1] != self.wanted.status or not self._is_due(held):
+            self.taken.append(pk)
+            return False
+        self.whole[pk] = {pk: held[0]}
+        return True
+
+    def _grows(self, pk: UUID, root: UUID, held: _Held | None) -> bool:
+        if root not in self.whole:
+            return False
+        if held is None or not self._is_due(held):
+            (self.taken if held is None else self.young).append(root)
+            del self.whole[root]
+            return False
+        self.whole[root][pk] = held[0]
+        return True
+
+    def _is_due(self, held: _Held) -> bool:
+        _, status, ended = held
+        return status not in UNFINISHED_RUN and ended is not None and ended <= self.wanted.before
+
+
+def _locked(ids: Sequence[UUID], using: str, **conditions: Any) -> dict[UUID, _Held]:
+    skip = connections[using].features.has_select_for_update_skip_locked
+    rows = SequenceRun._base_manager.using(using).filter(**conditions)
+    rows = rows.select_for_update(skip_locked=skip).order_by("pk")
+    found: dict[UUID, _Held] = {}
+    for chunk in _chunks(ids):
+        some = rows.filter(pk__in=chunk).values_list("pk", "sequence", "status", "finished_at")
+        found |= {pk: (sequence, status, ended) for pk, sequence, status, ended in some}
+    return found
+
+
+def _children(level: dict[UUID, UUID], using: str) -> dict[UUID, UUID]:
+    """The children of these runs, each with its root."""
+    rows = SequenceRun._base_manager.using(using)
+    found: dict[UUID, UUID] = {}
+    for chunk in _chunks(list(level)):
+        below = rows.filter(parent__run__in=chunk).values_list("pk", "parent__run")
+        found |= {pk: level[above] for pk, above in below}
+    return found
+
+
+def _chunks(ids: Sequence[UUID]) -> Iterator[Sequence[UUID]]:
+    return (ids[index : index + CHUNK] for index in range(0, len(ids), CHUNK))
+
+
+def _delete(ids: Sequence[UUID], using: str) -> None:
+    for chunk in _chunks(ids):
+        for model in _PARTS:
+            model._base_manager.using(using).filter(run__in=chunk)._raw_delete(using)
+        SequenceRun._base_manager.using(using).filter(pk__in=chunk)._raw_delete(using)
+
+
+class _Users(Collector):
+    """What models of the project have of our rows: Django's own deletion, without our tables."""
+
+    def gather(self, ids: Sequence[UUID]) -> None:
+        """Find it. Raises `ProtectedError` or `RestrictedError` where it keeps one of them."""
+        found = [objects for model in _referred_to() for objects in self._objects(model, ids)]
+        for index, objects in enumerate(found, 1):
+            # What RESTRICT holds may go with a CASCADE: only the last one knows.
+            self.collect(objects, fail_on_restricted=index == len(found))
+        self._leave_ours()
+
+    def _objects(self, model: type[Model], ids: Sequence[UUID]) -> Iterator[list[Model]]:
+        name = "pk__in" if model is SequenceRun else "run__in"
+        for chunk in _chunks(ids):
+            rows = model._base_manager.using(self.using).filter(**{name: chunk})
+            if objects := list(rows.only("pk")):
+                yield objects
+
+    def related_objects(self, related_model: Any, related_fields: Any, objs: Any) -> QuerySet[Any]:
+        """None of our own tables."""
+        if related_model in _MODELS:
+            empty: QuerySet[Any] = related_model._base_manager.none()
+            return empty
+        return super().related_objects(related_model, related_fields, objs)
+
+    def _leave_ours(self) -> None:
+        for model in _MODELS:
+            self.data.pop(model, None)
+        self.fast_deletes = [rows for rows in self.fast_deletes if rows.model not in _MODELS]
+        for key in [key for key in self.field_updates if key[0].model in _MODELS]:
+            del self.field_updates[key]
+
+
+def _referred_to() -> list[type[Model]]:
+    """Our models that a model of the project refers to."""
+    return [
+        model
+        for model in _MODELS
+        if any(one.related_model not in _MODELS for one in _relations(model))
+    ]
+
+
+def _relations(model: type[Model]) -> Any:
+    return get_candidate_relations_to_delete(model._meta)
