@@ -182,9 +182,7 @@ def _may_restart(portrait: Portrait, step: StepPortrait) -> bool:
     if _status(portrait, RunStatus.UNDOING) or step.row is None or step.node.kind in ASIDE:
         return False
     plan = portrait.plan
-    again = plan.descendants(step.name) | {step.name}
-    handlers = {plan.node(name).on_error for name in again} - {""}
-    again |= handlers.union(*(plan.descendants(name) for name in handlers))
+    again = plan.again(step.name)
     if _undone(portrait) - again:
         return False
     states = {name: status for name, status in portrait.states.items() if name not in again}

@@ -163,6 +163,13 @@ class Plan:
                 found.add(node.name)
         return frozenset(found - {name})
 
+    def again(self, name: str) -> frozenset[str]:
+        """What begins anew with this step: it, all that come after it, and what went on in the
+        place of one of them."""
+        again = self.descendants(name) | {name}
+        handlers = {self.node(one).on_error for one in again} - {"", *again}
+        return frozenset(again.union(*(self.again(handler) for handler in handlers)))
+
     def predecessors(self, name: str) -> frozenset[str]:
         """The names of all steps that come before this one."""
         return frozenset(node.name for node in self.nodes if name in self.descendants(node.name))

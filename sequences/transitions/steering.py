@@ -443,7 +443,7 @@ def restart_from(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
             _refuse_step(locked, "begun")
         if locked.plan.node(act.step).kind in ASIDE:
             _refuse_step(locked, "of the main line: retry() goes on with an undo")
-        again = _from(locked.plan, act.step)
+        again = locked.plan.again(act.step)
         if kept := locked.undone() - again:
             locked.refuse(f"without undone steps that are not done again: {', '.join(kept)}")
         undoing.forget(locked.run, locked.plan, again, using)
@@ -458,13 +458,6 @@ def restart_from(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
         return locked.begin_children_again(ended) + locked.go_on()
 
     return _act(run_id, act, using, function)
-
-
-def _from(plan: Plan, step: str) -> frozenset[str]:
-    """This step, all that come after it, and what went on in the place of one of them."""
-    again = plan.descendants(step) | {step}
-    handlers = {plan.node(name).on_error for name in again} - {"", *again}
-    return frozenset(again.union(*(_from(plan, handler) for handler in handlers)))
 
 
 _RECEIVES = (
