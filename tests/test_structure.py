@@ -34,7 +34,7 @@ LAYERS = [
         "binding",
     },
     {"steering", "pruning", "health"},
-    {"portrait", "acts", "status"},
+    {"portrait", "acts", "status", "summary"},
     {"testing", "checks", "apps", "tasks", "migrations"}
     | {"admin", "urls", "views", "templatetags", "cli", "management"},
 ]
