@@ -210,7 +210,7 @@ def test_the_page_of_a_run_shows_the_newest_failures_only(admin_client, sequence
     page = page_of(admin_client, change_url(started.run))
     assert "Error1." in page
     assert "Abort" not in page, "it is older than the newest hundred"
-    assert page.index("Error1.") < page.index("Error2.")
+    assert page.index("Error2.") < page.index("Error1."), "the newest first"
 
 
 def test_a_list_counts_no_further_than_it_must(admin_client, sequence, monkeypatch):

@@ -1,40 +1,227 @@
-"""The page of one run."""
+"""The page of one run: what is the matter with it, and all that happened in it."""
 
 from __future__ import annotations
 
-from django.contrib import admin
-from django.utils.translation import gettext_lazy as _
+from collections.abc import Iterator
+from typing import Any
 
-from ..models import SequenceRun
-from .base import ReadOnlyAdmin, shown
-from .inlines import OperationInline, StepFailureInline, StepRunInline
+import django
+from django import forms
+from django.contrib.admin.utils import unquote
+from django.core.exceptions import PermissionDenied
+from django.core.paginator import Paginator
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path
+from django.utils.translation import gettext as _
+
+from .. import acts, conf, portrait
+from ..models import PLAIN, Operation, SequenceRun, StepFailure, StepRun
+from ..portrait import Portrait, visible, without_secrets
+from ..summary import span, summary
+from . import showing
+from .base import NEWEST, ReadOnlyAdmin, heavy
+from .showing import Button, Urls
+
+#: Milliseconds between two looks at what is moving.
+INTERVAL = 2_000
+#: Failed attempts of one page that shows nothing else.
+PER_PAGE = 50
 
 
 class RunPage(ReadOnlyAdmin):
     """The part of the runs' admin that shows one of them."""
 
-    inlines = (StepRunInline, StepFailureInline, OperationInline)
-    fields = readonly_fields = (
-        "id",
-        "sequence",
-        "key",
-        "status",
-        "shown_data",
-        "shown_inbox",
-        "version",
-        "plan",
-        "parent",
-        "created_at",
-        "updated_at",
-        "finished_at",
-    )
+    change_form_template = "admin/job_sequences/sequencerun/change_form.html"
 
-    @admin.display(description=_("data"))
-    def shown_data(self, run: SequenceRun) -> str:
-        """What its steps share."""
-        return shown(run.data, run.sequence)
+    def get_urls(self) -> list[URLPattern]:
+        """The pages below a run's own come before Django's, which take every address."""
+        return [
+            *self._paths(
+                ("failures/", self.failures_view, "failures"),
+                ("value/<str:what>/", self.value_view, "value"),
+            ),
+            *super().get_urls(),
+        ]
 
-    @admin.display(description=_("inbox"))
-    def shown_inbox(self, run: SequenceRun) -> str:
-        """Events that came early."""
-        return shown(run.inbox, run.sequence)
+    def _paths(self, *pages: tuple[str, Any, str]) -> list[URLPattern]:
+        return [
+            path(
+                f"<path:object_id>/{route}",
+                self.admin_site.admin_view(view),
+                name=f"job_sequences_sequencerun_{name}",
+            )
+            for route, view, name in pages
+        ]
+
+    # Who may
+
+    def has_act_permission(
+        self, request: HttpRequest, act: acts.Act, run: SequenceRun | None = None
+    ) -> bool:
+        """Whether this user may do this, with this run. For projects to restrict further."""
+        return acts.permitted(request.user, act)
+
+    def _sees(self, request: HttpRequest, model: type[Any]) -> bool:
+        name = model._meta.model_name
+        return request.user.has_perms([f"job_sequences.view_{name}"])
+
+    def _run(self, request: HttpRequest, object_id: str) -> SequenceRun:
+        """The run, of those that this user may see; or 403, or 404."""
+        run: SequenceRun | None = self.get_object(request, unquote(object_id))
+        if not self.has_view_permission(request, run):
+            raise PermissionDenied
+        if run is None:
+            raise Http404(_("There is no such run."))
+        return run
+
+    # The page
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """What is the matter with this run. There is nothing to be saved here."""
+        run = self.get_object(request, unquote(object_id))
+        if request.method not in ("GET", "HEAD") or not self.has_view_permission(request, run):
+            raise PermissionDenied
+        if run is None:
+            return self._get_obj_does_not_exist_redirect(  # type: ignore[attr-defined, no-any-return]
+                request, self.opts, object_id
+            )
+        context = self._page(request, portrait.of(run))
+        return self._show(request, run, self.change_form_template, context | (extra_context or {}))
+
+    def _show(
+        self,
+        request: HttpRequest,
+        run: SequenceRun,
+        template: str,
+        context: dict[str, Any],
+        **kwargs: Any,
+    ) -> TemplateResponse:
+        request.current_app = self.admin_site.name
+        shared = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "original": run,
+            "title": context.get("title") or str(run),
+            "media": self._media(),
+            "has_view_permission": True,
+            "preserved_filters": self.get_preserved_filters(request),
+            "has_list_crumbs": django.VERSION >= (6, 1),
+            "is_refresh": request.headers.get("X-Requested-With") == "sequences-live",
+        }
+        return TemplateResponse(request, template, shared | context, **kwargs)
+
+    def _media(self) -> forms.Media:
+        return forms.Media(
+            css={"all": ["sequences/states.css", "sequences/console.css"]},
+            js=["sequences/live.js"],
+        )
+
+    def _page(self, request: HttpRequest, shown: Portrait) -> dict[str, Any]:
+        run, urls = shown.run, Urls(self.admin_site.name, shown.run)
+        buttons = list(self._buttons(request, shown, urls))
+        last = Operation.objects.using(conf.using()).filter(run=run.pk).order_by("-pk")
+        family = self._family(request, run)
+        sees_rows = self._sees(request, StepRun)
+        steps = showing.lines_of(shown, urls, buttons, family["counts"], sees_rows=sees_rows)
+        return {
+            "portrait": shown,
+            "run": run,
+            "path": request.path,
+            "title": shown.title,
+            "summary": summary(shown, last.defer("before", "after").first()),
+            "age": span(shown.age),
+            "duration": span(shown.duration),
+            "live": str(INTERVAL) if shown.is_moving else "",
+            "buttons": [button for button in buttons if not button.step],
+            "at": [line for line in steps if line.portrait in shown.at and line.buttons][:3],
+            "steps": steps,
+            "urls": urls,
+            "data": showing.value_of(run.data, run.sequence, "", urls.value("data")),
+            "inbox": run.inbox
+            and showing.value_of(run.inbox, run.sequence, "", urls.value("inbox")),
+            "family": family,
+            **self._history(request, shown, urls),
+        }
+
+    def _history(self, request: HttpRequest, shown: Portrait, urls: Urls) -> dict[str, Any]:
+        """What needs a permission of its own."""
+        found: dict[str, Any] = {}
+        if self._sees(request, StepFailure):
+            attempts = showing.attempts_of(shown.run, shown.now)
+            found["attempts"] = attempts[:NEWEST]
+            found["more_attempts"] = len(attempts) > NEWEST
+        if self._sees(request, StepRun):
+            found["results"] = showing.results_of(shown, urls)
+        if self._sees(request, Operation):
+            found["operations"] = showing.operations_of(shown.run, shown.now)
+        return found
+
+    def _buttons(self, request: HttpRequest, shown: Portrait, urls: Urls) -> Iterator[Button]:
+        for act, step in acts.allowed(shown):
+            if not self.has_act_permission(request, act, shown.run):
+                continue
+            name = step.name if step else ""
+            yield Button(
+                act.name, act.label, act.explains, urls.act(act.name, name), name, act.is_dangerous
+            )
+
+    def _family(self, request: HttpRequest, run: SequenceRun) -> dict[str, Any]:
+        """The run above, and those below, as far as this user may see them."""
+        runs = self.get_queryset(request).defer(*heavy())
+        children = showing.children_of(runs, run)
+        above = runs.filter(steps=run.parent_id).first() if run.parent_id else None
+        newest = children.select_related("parent").defer(*heavy(), *_HEAVY_PARENT)
+        counts = showing.counts_of(children)
+        count = sum(sum(found.values()) for found in counts.values())
+        return {
+            "parent": above,
+            "children": newest.order_by("-pk")[: showing.CHILDREN],
+            "counts": counts,
+            "count": count,
+            "more": max(count - showing.CHILDREN, 0),
+        }
+
+    # Below it
+
+    def failures_view(self, request: HttpRequest, object_id: str) -> HttpResponseBase:
+        """Every failed attempt, with its traceback."""
+        run = self._run(request, object_id)
+        if not self._sees(request, StepFailure):
+            raise PermissionDenied
+        rows = StepFailure.objects.using(conf.using()).filter(run=run.pk).order_by("-pk")
+        page = Paginator(rows, PER_PAGE).get_page(request.GET.get("page"))
+        context = {
+            "page_title": _("Failed attempts"),
+            "page": page,
+            "failures": [without_secrets(failure, run) for failure in page],
+        }
+        return self._show(request, run, "admin/job_sequences/sequencerun/failures.html", context)
+
+    def value_view(self, request: HttpRequest, object_id: str, what: str) -> HttpResponse:
+        """A whole value as text, without its secrets."""
+        run = self._run(request, object_id)
+        if what not in ("data", "inbox", "result"):
+            raise Http404
+        step = request.GET.get("step", "") if what == "result" else ""
+        value = self._result(request, run, step) if what == "result" else getattr(run, what)
+        text = showing.text_of(visible(value, run.sequence, step))
+        headers = {"X-Content-Type-Options": "nosniff"}
+        return HttpResponse(text, content_type="text/plain; charset=utf-8", headers=headers)
+
+    def _result(self, request: HttpRequest, run: SequenceRun, step: str) -> Any:
+        if not self._sees(request, StepRun):
+            raise PermissionDenied
+        rows = StepRun.objects.using(conf.using()).filter(run=run.pk, step=step, item=PLAIN)
+        for result in rows.values_list("result", flat=True):
+            return result
+        raise Http404
+
+
+_HEAVY_PARENT = ("parent__payload", "parent__result", "parent__progress")

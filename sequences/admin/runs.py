@@ -7,9 +7,8 @@ from django.contrib import admin
 from ..models import SequenceRun
 from .acting import RunActs
 from .listing import RunListing
-from .page import RunPage
 
 
 @admin.register(SequenceRun)
-class SequenceRunAdmin(RunListing, RunPage, RunActs):
+class SequenceRunAdmin(RunListing, RunActs):
     """Runs: list, search, and one with all that happened in it."""

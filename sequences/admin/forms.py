@@ -1,0 +1,89 @@
+"""What the pages that ask for confirmation ask: a reason, a payload, other data."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from django import forms
+from django.core.exceptions import ValidationError
+from django.utils.translation import gettext_lazy as _
+
+
+class JSONText(forms.CharField):
+    """JSON that somebody has typed. Nothing is None."""
+
+    widget = forms.Textarea(attrs={"rows": 6, "spellcheck": "false", "class": "seq-json"})
+
+    def to_python(self, value: Any) -> Any:
+        """The value. Raises ValidationError for what is no JSON."""
+        text = (value or "").strip()
+        if not text:
+            return None
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise ValidationError(_("This is no JSON: %(error)s") % {"error": error}) from error
+        except RecursionError as error:
+            raise ValidationError(_("This is nested too deeply.")) from error
+
+    def validate(self, value: Any) -> None:
+        if self.required and value is None:
+            raise ValidationError(self.error_messages["required"], code="required")
+
+    def run_validators(self, value: Any) -> None:
+        """It is no text any more."""
+
+
+class ActForm(forms.Form):
+    """Why somebody does something."""
+
+    reason = forms.CharField(
+        label=_("Reason"),
+        required=False,
+        max_length=2_000,
+        widget=forms.Textarea(attrs={"rows": 2}),
+        help_text=_("It is kept with the run."),
+    )
+
+
+class SkipForm(ActForm):
+    """The reason is all that is left of a step that was skipped."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["reason"].required = True
+
+
+class CancelForm(ActForm):
+    """Whether to undo what was done."""
+
+    undo = forms.BooleanField(label=_("Undo what it has done, before it ends"), required=False)
+    field_order = ("undo", "reason")
+
+
+class DeliverForm(ActForm):
+    """What comes with the event."""
+
+    payload = JSONText(
+        label=_("Payload (JSON)"), required=False, help_text=_("It may be left empty.")
+    )
+    field_order = ("payload", "reason")
+
+
+class EditForm(ActForm):
+    """Other data, and the version of the run that it was made from."""
+
+    version = forms.IntegerField(widget=forms.HiddenInput)
+    text = JSONText(
+        label=_("Data (JSON)"),
+        widget=forms.Textarea(attrs={"rows": 24, "spellcheck": "false", "class": "seq-json"}),
+    )
+    field_order = ("text", "reason")
+
+    def clean_text(self) -> dict[str, Any]:
+        """What steps share is always an object."""
+        data = self.cleaned_data["text"]
+        if not isinstance(data, dict):
+            raise ValidationError(_("Data is a JSON object: {…}."))
+        return data

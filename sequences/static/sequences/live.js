@@ -1,0 +1,173 @@
+// Keeps a page up to date while something on it moves. The page works without it.
+//
+// [data-seq-live="2000"] with data-seq-url is fetched anew every 2000 ms; in it, each element with
+// an id and data-seq-region becomes that of the new page, if it differs. It ends when the new page
+// has no interval any more. What it says stands in data-seq-says-…, and goes to [data-seq-says].
+"use strict";
+
+(() => {
+    const LONGEST = 60000; // between two tries, if the server does not answer
+    const PATIENCE = 30000; // with one answer
+
+    class Live {
+        constructor(root) {
+            this.root = root;
+            this.says = root.querySelector("[data-seq-says]");
+            this.interval = Number(root.dataset.seqLive);
+            this.failures = 0;
+            this.timer = null;
+            this.shown = new Map(this.regions(root).map((region) => [region.id, this.textOf(region)]));
+            document.addEventListener("visibilitychange", () => this.look());
+            this.say("live");
+            this.look();
+        }
+
+        regions(root) {
+            return Array.from(root.querySelectorAll("[data-seq-region][id]"));
+        }
+
+        // The token of a form is another one in every answer.
+        textOf(region) {
+            return region.outerHTML.replace(/(name="csrfmiddlewaretoken" value=")[^"]*/g, "$1");
+        }
+
+        say(state) {
+            const text = this.root.dataset[`seqSays${state[0].toUpperCase()}${state.slice(1)}`] || "";
+            // A text that is set again would be read out again.
+            if (this.says && this.says.textContent !== text) this.says.textContent = text;
+            this.root.dataset.seqState = state;
+        }
+
+        // Sleep while nobody looks, and look at once when somebody does.
+        look() {
+            clearTimeout(this.timer);
+            if (this.interval <= 0) return;
+            if (document.hidden) return this.say("paused");
+            const woken = this.root.dataset.seqState === "paused";
+            if (woken) this.say("live");
+            this.wait(woken ? 0 : this.interval);
+        }
+
+        wait(time) {
+            clearTimeout(this.timer);
+            this.timer = setTimeout(() => this.refresh(), time);
+        }
+
+        async refresh() {
+            if (this.busy) return;
+            this.busy = true;
+            const begun = performance.now();
+            let pause = 0;
+            try {
+                const page = await this.fetch();
+                if (page) this.show(page);
+                this.failures = 0;
+                // A slow server is asked less often.
+                pause = Math.max(this.interval, 4 * (performance.now() - begun));
+            } catch (error) {
+                this.failures += 1;
+                pause = Math.min(this.interval * 2 ** this.failures, LONGEST);
+                if (this.failures > 1) this.say("trouble");
+            }
+            this.busy = false;
+            if (this.interval > 0 && !document.hidden) this.wait(pause);
+        }
+
+        async fetch() {
+            const control = new AbortController();
+            const alarm = setTimeout(() => control.abort(), PATIENCE);
+            try {
+                const response = await fetch(this.root.dataset.seqUrl, {
+                    credentials: "same-origin",
+                    headers: { "X-Requested-With": "sequences-live" },
+                    signal: control.signal,
+                });
+                if (response.status === 403 || response.status === 404) return this.stop("gone");
+                if (!response.ok) throw new Error(String(response.status));
+                const text = await response.text();
+                const page = new DOMParser().parseFromString(text, "text/html");
+                const root = page.querySelector("[data-seq-live]");
+                if (root) return root;
+                // Somebody has logged out: another page came in its place.
+                return this.stop(page.querySelector("input[type=password]") ? "login" : "gone");
+            } finally {
+                clearTimeout(alarm);
+            }
+        }
+
+        stop(why) {
+            this.interval = 0;
+            this.say(why);
+            return null;
+        }
+
+        show(root) {
+            this.regions(root).forEach((region) => this.replace(region));
+            this.interval = Number(root.dataset.seqLive);
+            this.say(this.interval > 0 ? "live" : "stopped");
+        }
+
+        replace(region) {
+            const old = document.getElementById(region.id);
+            const text = this.textOf(region);
+            if (!old || this.shown.get(region.id) === text) return;
+            this.shown.set(region.id, text);
+            morph(old, region);
+        }
+    }
+
+    // Make an element like another one, and leave alone what is alike: so whatever people have
+    // focused, typed, checked, marked, opened or scrolled stays, and so does what listens to it.
+    function morph(old, fresh) {
+        if (old.nodeType !== Node.ELEMENT_NODE) {
+            if (old.nodeValue !== fresh.nodeValue) old.nodeValue = fresh.nodeValue;
+            return;
+        }
+        morphAttributes(old, fresh);
+        const byId = new Map(Array.from(old.children).filter((one) => one.id).map((one) => [one.id, one]));
+        let next = old.firstChild;
+        for (const child of fresh.childNodes) {
+            const alike = next && !next.id && !child.id && next.nodeName === child.nodeName;
+            const match = child.id ? byId.get(child.id) : alike && next;
+            if (!match || match.nodeName !== child.nodeName) {
+                old.insertBefore(document.importNode(child, true), next);
+                continue;
+            }
+            // An element is not moved if those before it are gone: a move would take its focus.
+            while (next !== match && next && !fresh.querySelector(selectorOf(next))) next = removed(next);
+            if (next === match) next = next.nextSibling;
+            else old.insertBefore(match, next);
+            morph(match, child);
+        }
+        while (next) next = removed(next);
+    }
+
+    function removed(node) {
+        const next = node.nextSibling;
+        node.remove();
+        return next;
+    }
+
+    // What finds nothing, for a node without an id.
+    function selectorOf(node) {
+        return node.id ? `:scope > #${CSS.escape(node.id)}` : ":not(*)";
+    }
+
+    function morphAttributes(old, fresh) {
+        // Whether a fold-out is open, and a row of the list marked, is the reader's affair.
+        const kept = old.matches("details") ? "open" : null;
+        if (old.matches("tr.selected")) fresh.classList.add("selected");
+        for (const { name } of Array.from(old.attributes)) {
+            if (name !== kept && !fresh.hasAttribute(name)) old.removeAttribute(name);
+        }
+        for (const { name, value } of fresh.attributes) {
+            if (name !== kept && old.getAttribute(name) !== value) old.setAttribute(name, value);
+        }
+    }
+
+    const start = () => document.querySelectorAll("[data-seq-live]").forEach((root) => {
+        if (Number(root.dataset.seqLive) > 0) new Live(root);
+    });
+    if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
+    else start();
+})();
