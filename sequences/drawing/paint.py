@@ -1,0 +1,131 @@
+"""The strokes of a picture: elements, escaped; texts that fit; lines with round corners."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from functools import lru_cache
+from html import escape
+from importlib import resources
+
+Point = tuple[float, float]
+
+ELLIPSIS = "…"
+#: Parts of the size, in DejaVu Sans, which is wider than what most systems have.
+_WIDTHS = {"ijlI .,:;'`|!·": 0.34, "ftr()[]": 0.42, "csvxyzkJ": 0.59, "mwMW@%&—": 1.0}
+_EM = {char: width for chars, width in _WIDTHS.items() for char in chars}
+#: What XML 1.0 has no way to write.
+_FORBIDDEN = dict.fromkeys((*range(32), 65534, 65535), "�")
+_FORBIDDEN |= {9: " ", 10: "\n", 13: " "}
+_SURROGATES = range(0xD800, 0xE000)
+
+
+def clean(text: object) -> str:
+    """A text without characters that are not allowed in XML."""
+    found = str(text).translate(_FORBIDDEN)
+    return "".join("\N{REPLACEMENT CHARACTER}" if ord(c) in _SURROGATES else c for c in found)
+
+
+def element(name: str, *content: str, text: object = "", **attributes: object) -> str:
+    """An element. ``content`` is markup, ``text`` is not; ``class_`` is ``class``.
+
+    An attribute whose value is None or empty is left out.
+    """
+    inner = "".join(content) + escape(clean(text))
+    pairs = "".join(_attribute(key, value) for key, value in attributes.items())
+    return f"<{name}{pairs}>{inner}</{name}>" if inner else f"<{name}{pairs}/>"
+
+
+def _attribute(name: str, value: object) -> str:
+    if value is None or value == "":
+        return ""
+    shown = number(value) if isinstance(value, float) else clean(value)
+    return f' {name.rstrip("_").replace("_", "-")}="{escape(shown)}"'
+
+
+def number(value: float) -> str:
+    """As short as it can be, to a tenth of a pixel."""
+    return f"{round(value, 1) + 0.0:g}"
+
+
+def width_of(text: str, size: float, *, bold: bool = False) -> float:
+    """About how wide a text is in pixels, in the widest of the usual fonts."""
+    return sum(map(_em, text)) * size * (1.1 if bold else 1.0)
+
+
+@lru_cache(maxsize=4096)
+def _em(char: str) -> float:
+    if unicodedata.combining(char) or unicodedata.category(char) in ("Mn", "Me", "Cf"):
+        return 0.0
+    if unicodedata.east_asian_width(char) in ("W", "F"):
+        return 1.25 if ord(char) > 0xFFFF else 1.02
+    if char in _EM:
+        return _EM[char]
+    return 0.76 if char.isupper() or ord(char) > 0x5FF else 0.64
+
+
+def fitted(text: str, size: float, room: float, *, bold: bool = False) -> str:
+    """As much of a text as there is room for in pixels."""
+    text = " ".join(clean(text).splitlines())
+    if width_of(text, size, bold=bold) <= room:
+        return text
+    room -= width_of(ELLIPSIS, size, bold=bold)
+    kept = list[str]()
+    for char in text:
+        room -= width_of(char, size, bold=bold)
+        if room < 0:
+            break
+        kept.append(char)
+    return "".join(kept).rstrip() + ELLIPSIS
+
+
+def rounded(points: Iterable[Point], radius: float = 10) -> str:
+    """The path along these points, with round corners."""
+    way = _corners(points)
+    path = [f"M{_xy(way[0])}"]
+    for before, corner, after in zip(way, way[1:], way[2:], strict=False):
+        here = min(radius, _distance(before, corner) / 2, _distance(corner, after) / 2)
+        path.append(f"L{_xy(_towards(corner, before, here))}")
+        path.append(f"Q{_xy(corner)} {_xy(_towards(corner, after, here))}")
+    return " ".join([*path, f"L{_xy(way[-1])}"])
+
+
+def curve(start: Point, end: Point) -> str:
+    """A curve that leaves and arrives level, and stays between both ends."""
+    middle = (start[0] + end[0]) / 2
+    return f"M{_xy(start)} C{_xy((middle, start[1]))} {_xy((middle, end[1]))} {_xy(end)}"
+
+
+def _corners(points: Iterable[Point]) -> list[Point]:
+    """Without points that stand twice or on a straight line."""
+    way = list[Point]()
+    for point in points:
+        if way and _distance(way[-1], point) < 0.01:
+            continue
+        if len(way) > 1 and _straight(way[-2], way[-1], point):
+            way.pop()
+        way.append(point)
+    return way
+
+
+def _straight(first: Point, second: Point, third: Point) -> bool:
+    return any(first[axis] == second[axis] == third[axis] for axis in (0, 1))
+
+
+def _distance(one: Point, other: Point) -> float:
+    return float(abs(one[0] - other[0]) + abs(one[1] - other[1]))
+
+
+def _towards(corner: Point, other: Point, distance: float) -> Point:
+    part = distance / _distance(corner, other)
+    return (corner[0] + (other[0] - corner[0]) * part, corner[1] + (other[1] - corner[1]) * part)
+
+
+def _xy(point: Point) -> str:
+    return f"{number(point[0])},{number(point[1])}"
+
+
+@lru_cache(maxsize=1)
+def stylesheet() -> str:
+    """The style sheet of pages and pictures: there is one only."""
+    return (resources.files("sequences") / "static/sequences/states.css").read_text("utf-8")
