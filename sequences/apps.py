@@ -22,13 +22,23 @@ class SequencesConfig(AppConfig):
         """Find the sequences of every app, and bind their steps to the broker."""
         import dramatiq
 
-        from . import binding, checks, definition, handover, middleware, registry, steerable
+        from . import (
+            binding,
+            checks,
+            definition,
+            handover,
+            middleware,
+            registry,
+            signals,
+            steerable,
+        )
         from .starting import Starter
         from .steering import Steering
-        from .transitions import runs
+        from .transitions import news, runs
 
         definition.install(Starter())
         runs.when_a_child_ends(handover.child_ended)
+        news.listen(signals.Sender())
         steerable.install(Steering())
         checks.register()
         middleware.install(dramatiq.get_broker())

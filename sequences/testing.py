@@ -1,7 +1,8 @@
 """For tests: perform sequences in the caller's thread, without a worker and a broker.
 
 It is the engine itself that performs: the same claims, commits and retries on the same tables.
-All of it works in a plain `django.test.TestCase`.
+All of it works in a plain `django.test.TestCase`; there `run` and `drain` send the signals of
+`sequences.signals` too, as if each of the engine's transactions had been committed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from . import conf, dispatching, handover, jobs, registry
 from .definition import Sequence
 from .middleware import SequencesMiddleware
 from .models import SequenceRun, StepFailure, StepRun, StepStatus
-from .transitions import children, plans, times
+from .transitions import children, news, plans, times
 from .transitions.values import dispatch_of
 
 __all__ = ["Clock", "assert_ledger", "build", "clock", "drain", "isolate_sequences", "run"]
@@ -65,6 +66,7 @@ def _drain(run: SequenceRun | None, limit: int) -> int:
     using = conf.using()
     broker = _InlineBroker(dramatiq.get_broker())
     performed = 0
+    news.tell_pending(using)  # of the starts
     while (row := _next(run, using) or _parent(using)) is not None:
         assert performed < limit, f"There seems to be no end: step {row} of {row.run} is due still"
         plan = plans.load(row.run.plan_id, using)
@@ -72,6 +74,7 @@ def _drain(run: SequenceRun | None, limit: int) -> int:
             # The clock may stand some milliseconds before what the database shows.
             StepRun.objects.using(using).filter(pk=row.pk).update(wake_at=row.due_at)
         handover.process(dispatch_of(row, plan), broker, using)
+        news.tell_pending(using)
         performed += row.kind != "item"
     return performed
 

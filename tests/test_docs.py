@@ -64,7 +64,7 @@ def shop(request, monkeypatch, settings, tmp_path):
         yield module
 
 
-FILES = ["writing.md", "orchestration.md", "flows.md", "coming-from.md"]
+FILES = ["writing.md", "orchestration.md", "flows.md", "coming-from.md", "observing.md"]
 SECTIONS = {(name, heading): code for name in FILES for heading, code in sections(name)}
 TESTS = {section for section, code in SECTIONS.items() if "(TestCase)" in code}
 

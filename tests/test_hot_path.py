@@ -10,7 +10,7 @@ import pytest
 from django.db import connection, transaction
 from django.test import override_settings
 
-from sequences import Sequence, conf, dispatching, repeat, step
+from sequences import Sequence, conf, dispatching, repeat, signals, step
 from sequences.execution import Life
 from sequences.models import SequenceRun, StepFailure, StepRun, StoredPlan
 from sequences.sweep import Overdue, store_plans, sweep
@@ -114,6 +114,21 @@ def test_a_step_that_touches_no_table_is_two_statements_and_no_transaction_of_it
         following = ready[0].step_run_id if ready else None
     assert fresh(run).status == "succeeded"
     assert fresh(run).data == {"n": 1, "one": 1, "two": 2}
+
+
+@on_postgresql
+@fast
+def test_who_receives_a_signal_has_one_row_read_after_the_commit(run):
+    def receive(**kwargs):
+        pass
+
+    signals.step_succeeded.connect(receive)
+    try:
+        with statements() as sent:
+            Life(row(run, "one").pk, 0, "default").live()
+    finally:
+        signals.step_succeeded.disconnect(receive)
+    assert sent == ["UPDATE", "WITH", "SELECT"]
 
 
 @on_postgresql

@@ -30,11 +30,14 @@ LAYERS = [
         "handover",
         "sweep",
         "timers",
+        "tracing",
+        "telemetry",
         "middleware",
         "binding",
     },
     {"steering", "pruning", "health"},
     {"portrait", "acts", "status", "summary", "pictures"},
+    {"signals", "logs"},
     {"testing", "checks", "apps", "tasks", "migrations"}
     | {"admin", "urls", "views", "templatetags", "cli", "management"},
 ]

@@ -14,7 +14,7 @@ from typing import Any
 from .. import data as json_data
 from ..models import RunStatus, SequenceRun, StepRun, StepStatus
 from ..plan import Plan
-from . import children, fanout, plans, sql, starts, times, undoing
+from . import children, fanout, news, plans, sql, starts, times, undoing
 from .locks import lock_run
 from .runs import end, save, skip_unfinished, states_of, steps_of
 from .values import Change, Claim, ClaimLost, Dispatch, dispatch_of, new_row
@@ -99,6 +99,8 @@ def _write_row(claim: Claim, change: Change, run: SequenceRun, now: datetime, us
     rows = rows.filter(pk=claim.step_run_id, token=claim.token, status=StepStatus.RUNNING)
     if not rows.update(**values):
         raise ClaimLost
+    if "finished_at" in values:
+        news.succeeded(claim.step_run_id, change.status, claim.sequence, using)
 
 
 def _wait(claim: Claim, change: Change, run: SequenceRun, now: datetime) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from .. import conf
 from ..exceptions import WorkerLost
 from ..models import PLAIN, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
 from ..plan import ASIDE
-from . import fanout, plans, times, undoing
+from . import fanout, news, plans, times, undoing
 from .commits import divert
 from .locks import lock_run, transact
 from .runs import save, stops
@@ -92,7 +92,10 @@ def _record(
     if not rows.update(**values, **_failed_or_due(run, final, now)):
         return None
     _append(claim.step_run_id, claim, failure, claim.attempts + 1, claim.worker, now, using)
-    return _fail(run, claim, now, using) if final else []
+    if not final:
+        return []
+    news.failed(claim.step_run_id, claim.attempts + 1, claim.sequence, using)
+    return _fail(run, claim, now, using)
 
 
 def _received_after_all(
@@ -159,8 +162,10 @@ def _set_due(step_run_id: int, attempts: int, delay: int, using: str) -> None:
     rows = StepRun._base_manager.using(using)
     rows = rows.filter(pk=step_run_id, attempts=attempts, status=StepStatus.RETRYING)
     # A held row stays held: its run is paused.
-    rows.update(due_at=due)
+    known = rows.update(due_at=due)
     rows.filter(wake_at__isnull=False).update(wake_at=due + times.grace())
+    if known:
+        news.retrying(step_run_id, attempts, using)
 
 
 def give_up(
@@ -192,6 +197,7 @@ def _give_up(
         return None
     if failure:
         _append(row.pk, row, failure, attempts + 1, "", now, using)
+    news.failed(row.pk, attempts + 1 if failure else attempts, run.sequence, using)
     return _fail(run, row, now, using)
 
 
@@ -239,6 +245,7 @@ def _fail_lost(
         return []
     error = WorkerLost(step=row.step, run=run.pk, lost=lost, worker=row.worker)
     _append(row.pk, row, Failure.of(error), row.attempts + 1, row.worker, now, using)
+    news.failed(row.pk, row.attempts + 1, run.sequence, using)
     return _fail(run, row, now, using)
 
 
@@ -262,6 +269,7 @@ def _fail_unknown(row: StepRun, error: Exception, using: str) -> list[Dispatch]:
     if not failed:
         return []
     _append(row.pk, row, Failure.of(error), row.attempts + 1, "", now, using)
+    news.failed(row.pk, row.attempts + 1, run.sequence, using)
     return _fail(run, row, now, using)
 
 

@@ -27,7 +27,7 @@ from ..models import (
     StepStatus,
 )
 from ..plan import Plan
-from . import plans, sql, times
+from . import news, plans, sql, times
 from .locks import lock_run, transact
 from .runs import is_failing, save, stops
 from .undoing import stop
@@ -98,6 +98,7 @@ def commit_item(claim: Claim, change: Change, using: str) -> bool:
         row = sql.commit_item(claim, change, using)
         if row is None:
             raise ClaimLost
+        news.succeeded(claim.step_run_id, change.status, claim.sequence, using)
         return _calls_for_a_look(row[0], claim.item)
     values: dict[str, Any] = {"status": change.status, "lost": 0, "wake_at": None, "due_at": None}
     if change.progress is not None:
@@ -108,6 +109,7 @@ def commit_item(claim: Claim, change: Change, using: str) -> bool:
     rows = rows.filter(pk=claim.step_run_id, token=claim.token, status=StepStatus.RUNNING)
     if not rows.update(**values, finished_at=times.now(using)):
         raise ClaimLost
+    news.succeeded(claim.step_run_id, change.status, claim.sequence, using)
     return _calls_for_a_look(_state_of(claim.run_id, claim.step, using), claim.item)
 
 

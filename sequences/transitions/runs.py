@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from datetime import datetime
-from functools import partial
 from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, transaction
@@ -20,6 +19,7 @@ from ..models import (
     StepStatus,
 )
 from ..plan import Plan
+from . import news
 
 
 def is_failing(run: SequenceRun, plan: Plan, using: str) -> bool:
@@ -63,9 +63,11 @@ def end(run: SequenceRun, status: RunStatus, now: datetime) -> None:
     """The run has come to its end; its key is free if it was started so."""
     run.status = status
     run.finished_at = now
-    if run.parent_id is not None:
-        tell = partial(_tell, run.parent_id, run._state.db or DEFAULT_DB_ALIAS)
-        transaction.on_commit(tell, using=run._state.db, robust=True)
+    using = run._state.db or DEFAULT_DB_ALIAS
+    news.ended(run.pk, run.sequence, status, using)
+    if (parent := run.parent_id) is not None:
+        # No partial: Django wants the name of a hook that fails.
+        transaction.on_commit(lambda: _tell(parent, using), using=using, robust=True)
     if run.frees_key:
         run.held_key = None
 

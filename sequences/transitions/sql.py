@@ -16,9 +16,9 @@ from uuid import UUID
 
 from django.db import connections
 
-from ..models import PLAIN, SequenceRun, StepRun
+from ..models import PLAIN, RunStatus, SequenceRun, StepRun
 from ..plan import Node, Plan
-from . import times
+from . import news, times
 from .values import Change, Claim, Dispatch
 
 _STEPS = StepRun._meta.db_table
@@ -129,6 +129,9 @@ def commit_in_chain(claim: Claim, change: Change, plan: Plan, using: str) -> lis
     )
     if row is None:
         return None
+    news.succeeded(claim.step_run_id, change.status, claim.sequence, using)
+    if not following:
+        news.ended(claim.run_id, claim.sequence, RunStatus.SUCCEEDED, using)
     return [_message(row[0], claim.run_id, node) for node in following]
 
 

@@ -15,7 +15,7 @@ from django.db.models import Q
 from ..ids import uuid7
 from ..models import SequenceRun, StepRun, StepStatus
 from ..plan import Node, Plan
-from . import plans, times
+from . import news, plans, times
 from .values import Dispatch, dispatch_of, new_row
 
 Labels = Sequence[str]
@@ -92,6 +92,7 @@ def start_many(
         taken |= _holders(labels, wanted, using)
     started = [(fresh[one.id], one.delay) for one in wanted if one.id in ours]
     steps = _first_steps(plan, started, now, using)
+    news.started([run for run, _ in started], plan.sequence, using)
     runs = []
     for one in wanted:
         known = fresh[one.id] if one.id in ours else taken.get(one.name)
@@ -115,6 +116,7 @@ def _insert_one(plan: Plan, wanted: Start, using: str) -> tuple[SequenceRun, lis
     now = times.now(using)
     run = _row(plan, plan_id, wanted, now)
     run.save(using=using, force_insert=True)
+    news.started([run], plan.sequence, using)
     return run, _first_steps(plan, [(run, wanted.delay)], now, using)
 
 
