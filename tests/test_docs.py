@@ -8,13 +8,16 @@ from types import ModuleType
 
 import pytest
 from django.test import TestCase
+from django.urls import include, path
 
 from sequences import definition
 from sequences.testing import isolate_sequences
 from testproject.contact import models
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-FILE = re.compile(r"^```yaml\n# (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FILE = re.compile(
+    r"^```(?:yaml\n#|django\n\{#) (\S+)(?: #\})?\n(.*?)^```$", re.MULTILINE | re.DOTALL
+)
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^##+ (.+)$", re.MULTILINE)
 
@@ -54,17 +57,20 @@ def shop(request, monkeypatch, settings, tmp_path):
         (tmp_path / name).write_text(text)
     models_module = ModuleType("shop.models")
     vars(models_module).update(vars(models))
-    for name in ("shop", "shop.sequences", "shop.urls"):
+    module.views = module
+    module.urlpatterns = [path("sequences/", include("sequences.urls"))]
+    for name in ("shop", "shop.sequences", "shop.urls", "shop.views"):
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setitem(sys.modules, "shop.models", models_module)
     monkeypatch.setattr(definition, "_containing_app_label", lambda cls: "shop")
     monkeypatch.setattr(models.Message, "__module__", "shop.models")
     settings.ROOT_URLCONF = "shop.urls"
+    settings.TEMPLATES = [settings.TEMPLATES[0] | {"DIRS": [tmp_path]}]
     with isolate_sequences():
         yield module
 
 
-FILES = ["writing.md", "orchestration.md", "flows.md", "coming-from.md", "observing.md"]
+FILES = ["writing.md", "orchestration.md", "flows.md", "coming-from.md", "pages.md", "observing.md"]
 SECTIONS = {(name, heading): code for name in FILES for heading, code in sections(name)}
 TESTS = {section for section, code in SECTIONS.items() if "(TestCase)" in code}
 

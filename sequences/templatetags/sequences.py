@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
+from html import unescape
 from typing import Any
 
 from django import template
@@ -35,18 +36,18 @@ def sequence_progress(
 ) -> dict[str, Any]:
     """A progress bar of this run, and in words the step that it is at; live until it has ended.
 
-    ``labels``: texts by the names of steps. ``done_url``: where its good end leads to, on this
-    site; with ``redirect`` the browser goes there by itself. ``expires``: how long the page, once
-    loaded, may ask for news.
+    All texts are text, no HTML. ``labels``: texts by the names of steps. ``done_url``: where its
+    good end leads to, on this site; with ``redirect`` the browser goes there by itself.
+    ``expires``: how long the page, once loaded, may ask for news.
     """
     row = _row(run)
     request = context.get("request")
     shows = Shows(
-        labels={str(name): str(text) for name, text in (labels or {}).items()},
-        done_url=_on_this_site(str(done_url or ""), request),
-        done_text=str(done_text or ""),
-        failed_text=str(failed_text or ""),
-        cancelled_text=str(cancelled_text or ""),
+        labels={str(name): _text(label) for name, label in (labels or {}).items()},
+        done_url=_on_this_site(_text(done_url), request),
+        done_text=_text(done_text),
+        failed_text=_text(failed_text),
+        cancelled_text=_text(cancelled_text),
         redirect=bool(redirect),
     )
     return {
@@ -63,6 +64,13 @@ def _row(run: object) -> SequenceRun:
     raise SequenceError(
         f"sequence_progress shows a run, or a sequence that was started, and not {run!r:.100}."
     )
+
+
+def _text(value: Any) -> str:
+    """As it was before a template escaped it: it travels, and is escaped where it is shown."""
+    if hasattr(value, "__html__"):
+        return unescape(value.__html__() + "")  # a sum is no SafeString
+    return str(value or "")
 
 
 def _on_this_site(url: str, request: HttpRequest | None) -> str:

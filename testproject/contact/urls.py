@@ -5,4 +5,5 @@ from testproject.contact import views
 urlpatterns = [
     path("", views.write, name="write"),
     path("thanks/<uuid:run_id>/", views.thanks, name="thanks"),
+    path("message/<uuid:run_id>/", views.read, name="message"),
 ]

@@ -1,9 +1,19 @@
+from uuid import UUID
+
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 
-from sequences.models import SequenceRun
 from testproject.contact.forms import ContactMessageForm
+from testproject.contact.models import Message
 from testproject.contact.sequences import ContactForm
+
+#: What the visitor reads while a step is performed.
+LABELS = {
+    "create_message": "We are reading your message",
+    "assign_message": "We are looking for the right team",
+    "render_mail": "We are writing to them",
+    "send_mail": "Our mail is on its way to them",
+}
 
 
 def write(request: HttpRequest) -> HttpResponse:
@@ -14,6 +24,14 @@ def write(request: HttpRequest) -> HttpResponse:
     return render(request, "contact/write.html", {"form": form})
 
 
-def thanks(request: HttpRequest, run_id: str) -> HttpResponse:
-    run = get_object_or_404(SequenceRun, pk=run_id)
-    return render(request, "contact/thanks.html", {"run": run, "steps": run.steps.order_by("pk")})
+def thanks(request: HttpRequest, run_id: UUID) -> HttpResponse:
+    run = get_object_or_404(ContactForm.runs, pk=run_id)
+    return render(request, "contact/thanks.html", {"run": run, "labels": LABELS})
+
+
+def read(request: HttpRequest, run_id: UUID) -> HttpResponse:
+    """The message that a run has created."""
+    run = get_object_or_404(ContactForm.runs, pk=run_id)
+    messages = Message.objects.select_related("team")
+    message = get_object_or_404(messages, pk=run.data.get("message_id"))
+    return render(request, "contact/message.html", {"message": message})

@@ -37,16 +37,30 @@ def test_an_incomplete_form_starts_nothing_and_is_shown_again(client):
     assert not SequenceRun.objects.exists()
 
 
-def test_the_visitor_sees_what_became_of_the_message(client):
+def test_the_visitor_sees_how_far_it_is_and_in_the_end_who_answers(client):
     page = client.post(reverse("write"), FORM, follow=True).text
     assert "Ada &lt;b&gt;" in page
-    assert "<strong>running</strong>" in page
+    assert "We are reading your message" in page
+    assert '<noscript><meta http-equiv="refresh" content="2"></noscript>' in page
 
     testing.drain()
 
-    page = client.get(reverse("thanks", args=[SequenceRun.objects.get().pk])).text
-    assert "<strong>succeeded</strong>" in page
-    assert "<td>send_mail</td><td>succeeded</td><td>2</td>" in page
+    run_id = SequenceRun.objects.get().pk
+    page = client.get(reverse("thanks", args=[run_id])).text
+    message_url = reverse("message", args=[run_id])
+    assert f'<a href="{message_url}">See who answers it</a>' in page
+    assert '<meta http-equiv="refresh"' not in page
+    page = client.get(message_url).text
+    assert "<strong>Questions team</strong>" in page
+    assert "<p>Can your engine weave<br>algebraic patterns?</p>" in page
+
+
+def test_a_message_that_is_not_there_yet_has_no_page(client):
+    client.post(reverse("write"), FORM)
+
+    answer = client.get(reverse("message", args=[SequenceRun.objects.get().pk]))
+
+    assert answer.status_code == 404
 
 
 @pytest.mark.parametrize("model", ["message", "team"])
