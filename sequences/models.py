@@ -187,6 +187,8 @@ class SequenceRun(Steerable, Linked, models.Model):
             models.Index(fields=["sequence", "key"], name="job_sequences_run_key"),
             models.Index(fields=["status", "created_at"], name="job_sequences_run_status"),
             models.Index(fields=["created_at"], name="job_sequences_run_created"),
+            # For the list of one sequence's runs: none of the columns is ever changed.
+            models.Index(fields=["sequence", "created_at"], name="job_sequences_run_sequence"),
         ]
 
     def __str__(self) -> str:

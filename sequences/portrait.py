@@ -140,9 +140,7 @@ class Portrait:
     @cached_property
     def title(self) -> str:
         """What people call the sequence."""
-        definition = registry.definition_of(self.run.sequence)
-        name = definition.verbose_name if definition else self.run.sequence.rpartition(".")[-1]
-        return name[:1].upper() + name[1:]
+        return title_of(self.run.sequence)
 
     @cached_property
     def is_known(self) -> bool:
@@ -212,6 +210,13 @@ class Portrait:
 def _is_amount(value: Any) -> TypeGuard[float]:
     # A Decimal that a step has told is a text by now.
     return isinstance(value, int | float) and value >= 0
+
+
+def title_of(sequence: str) -> str:
+    """What people call the sequence of that label."""
+    definition = registry.definition_of(sequence)
+    name = definition.verbose_name if definition else sequence.rpartition(".")[-1]
+    return name[:1].upper() + name[1:]
 
 
 def label_of(name: str) -> str:

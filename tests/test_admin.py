@@ -132,7 +132,7 @@ def test_the_list_filters_by_sequence_status_and_creation(admin_client, sequence
     good, bad = run(sequence), run(sequence, fail=True)
     page = page_of(admin_client, RUNS)
     assert "?sequence=shop.Order" in page
-    assert "created_at__gte" in page
+    assert "created=day" in page
     for query, expected in [
         ("status__exact=failed", {bad.run.pk}),
         ("sequence=shop.Order", {good.run.pk, bad.run.pk}),
@@ -164,7 +164,8 @@ def test_runs_are_found_by_id_key_and_data(admin_client):
     assert found(admin_client, str(uuid4())) == set()
     assert found(admin_client, "100%") == set()
     assert found(admin_client, str(one), STEPS) == {StepRun.objects.get(run=one).pk}
-    assert found(admin_client, "7002", STEPS) == {StepRun.objects.get(run=two).pk}
+    assert found(admin_client, "order-7002", STEPS) == {StepRun.objects.get(run=two).pk}
+    assert found(admin_client, "7002", STEPS) == set(), "millions are not searched for a part"
 
 
 def test_a_search_does_not_find_what_is_redacted(admin_client, sequence):
@@ -176,16 +177,20 @@ def test_a_search_does_not_find_what_is_redacted(admin_client, sequence):
 def test_lists_need_a_constant_number_of_queries_and_leave_large_columns_alone(
     admin_client, sequence
 ):
-    run(sequence, name="Joel")
+    run(sequence, name="Joel", fail=True)
     before = [count_queries(admin_client, path)[0] for path in (RUNS, STEPS)]
     for _ in range(5):
         run(sequence, name="Joel", fail=True)
     after = [count_queries(admin_client, path) for path in (RUNS, STEPS)]
     assert [count for count, _ in after] == before
     quote = connection.ops.quote_name
-    for _, statements in after:
-        for column in ("data", "inbox", "result", "payload"):
+    for columns, (_, statements) in zip(
+        (("inbox", "result"), ("data", "inbox", "result", "payload")), after, strict=True
+    ):
+        for column in columns:
             assert f".{quote(column)}" not in statements
+    # Of the runs on the page that have failed it is read, for their secrets.
+    assert after[0][1].count(f".{quote('data')}") == 1
 
 
 def test_the_page_of_a_run_needs_a_constant_number_of_queries(admin_client, sequence):
@@ -218,8 +223,8 @@ def test_a_list_counts_no_further_than_it_must(admin_client, sequence, monkeypat
     for _ in range(3):
         run(sequence)
     response = admin_client.get(RUNS)
-    assert response.context["cl"].paginator.count == 2
-    assert response.context["cl"].full_result_count is None
+    assert str(response.context["cl"].result_count) == "2+"
+    assert "2+ runs" in response.content.decode()
 
 
 def test_operations_show_who_did_what_and_edits_are_redacted(admin_client, sequence):

@@ -1,102 +1,253 @@
-"""The list of runs: what it shows, its filters and its search."""
+"""The list of runs: what it shows, its tabs and its search."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, ClassVar
-from uuid import UUID
 
+from django import forms
 from django.contrib import admin
-from django.db.models import Q, QuerySet, TextField
-from django.db.models.functions import Cast, Lower
-from django.http import HttpRequest
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.utils.functional import Promise
+from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
-from .. import conf, registry
-from ..models import StoredPlan
-from ..portrait import visible
-from .base import ReadOnlyAdmin, heavy, uuid_of
+from .. import portrait
+from ..models import UNFINISHED_RUN, RunStatus, SequenceRun
+from ..portrait import Portrait
+from . import cells, paging
+from .base import heavy
+from .failures import RunFailures, list_media
+from .filters import CreatedFilter, FailureFilter, SequenceFilter, StepFilter
+from .health import LIVE, strip
+from .paging import KeysetChangeList
+from .searching import holding, named
 
-#: Runs whose hidden data a search looks through, the newest.
-SEARCHED = 1_000
-
-
-class SequenceFilter(admin.SimpleListFilter):
-    """By sequence. The few stored plans know them all, without a look at the runs."""
-
-    title = _("sequence")
-    parameter_name = "sequence"
-    field: ClassVar[str] = "sequence"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        labels = StoredPlan.objects.using(conf.using()).values_list("sequence", flat=True)
-        return [(label, label) for label in labels.distinct().order_by("sequence")]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        return queryset.filter(**{self.field: self.value()}) if self.value() else queryset
+#: Runs whose keys and data one search looks through, the newest.
+SEARCHED = 20_000
+STATUS, TEXT = "status", "text"
 
 
-class SequenceOfRunFilter(SequenceFilter):
-    field = "run__sequence"
+@dataclass(frozen=True)
+class Tab:
+    """One of the links above the list."""
+
+    name: str
+    label: str | Promise
+    statuses: tuple[str, ...]
+    #: None: it would take too long to count.
+    count: int | None = None
+    url: str = ""
+    is_current: bool = False
 
 
-class RunListing(ReadOnlyAdmin):
+TABS = (
+    ("", _("all"), ()),
+    ("unfinished", _("unfinished"), tuple(UNFINISHED_RUN)),
+    *((status.value, status.label, (status.value,)) for status in RunStatus),
+)
+
+
+class RunList(KeysetChangeList):
+    """Runs of one tab, a page of them with all that is shown of each."""
+
+    model_admin: RunListing
+    #: Whether the search has found ids or keys that are what was asked for.
+    is_exact = False
+
+    def get_filters_params(self, params: Any = None) -> dict[str, Any]:
+        found: dict[str, Any] = super().get_filters_params(params)
+        return {name: found[name] for name in found if name not in (STATUS, TEXT)}
+
+    def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> QuerySet[Any]:
+        query, self.query = self.query, ""
+        try:
+            self.of_any_status = super().get_queryset(request, exclude_parameters)
+        finally:
+            self.query = query
+        self.has_active_filters |= bool(self.statuses)
+        rows: QuerySet[Any] = self.of_any_status
+        if self.statuses:
+            rows = rows.filter(status__in=self.statuses)
+        return self._search(request, rows) if query.strip() else rows
+
+    @property
+    def tab(self) -> str:
+        """The name of the one that is chosen."""
+        wanted = self.params.get(STATUS, "")
+        return wanted if any(wanted == name for name, *_ in TABS) else ""
+
+    @property
+    def statuses(self) -> tuple[str, ...]:
+        """Those of its runs; none: all."""
+        return next(statuses for name, _label, statuses in TABS if name == self.tab)
+
+    def _search(self, request: HttpRequest, rows: QuerySet[Any]) -> QuerySet[Any]:
+        found = None if TEXT in self.params else named(rows, self.query)
+        if found is not None:
+            self.is_exact = True
+            return found
+        rows = self.newest(rows, rows, SEARCHED)
+        return self.model_admin.get_search_results(request, rows, self.query)[0]
+
+    def get_results(self, request: HttpRequest) -> None:
+        self.tabs = tuple(self._tabs())
+        super().get_results(request)
+        for run, seen in zip(self.result_list, portrait.of_many(self.result_list), strict=True):
+            run.__dict__["portrait"] = seen
+
+    def count_results(self) -> int:
+        current = next(tab for tab in self.tabs if tab.is_current)
+        return super().count_results() if current.count is None else current.count
+
+    def _tabs(self) -> Iterator[Tab]:
+        counts = {} if self.query else self._counts()
+        for name, label, statuses in TABS:
+            yield Tab(
+                name,
+                label,
+                statuses,
+                paging.total([counts[one] for one in statuses or counts]) if counts else None,
+                self.get_query_string({STATUS: name or None}),
+                name == self.tab,
+            )
+
+    def _counts(self) -> dict[str, int]:
+        rows = self.of_any_status
+        return {
+            status: paging.count(rows.filter(status=status), "status")
+            for status in RunStatus.values
+        }
+
+    @property
+    def everywhere_url(self) -> str:
+        """The same search, not for an id or a whole key alone."""
+        return self.get_query_string({TEXT: "1"})
+
+    @property
+    def live(self) -> int:
+        """Milliseconds until the page should be looked at again; 0: it stays as it is."""
+        is_moving = any(run_portrait(run).is_moving for run in self.result_list)
+        is_first = not self.newer_url and not self.query
+        return LIVE if is_first or is_moving else 0
+
+
+class RunListing(RunFailures):
     """The part of the runs' admin that lists and searches them."""
 
-    list_display = ("id", "sequence", "key", "status", "created_at", "updated_at", "finished_at")
-    list_filter = (SequenceFilter, "status", "created_at")
+    list_display = (
+        "shown_status",
+        "shown_sequence",
+        "shown_run",
+        "shown_steps",
+        "shown_progress",
+        "shown_start",
+        "shown_duration",
+        "shown_error",
+    )
+    list_display_links = ("shown_run",)
+    list_filter = (FailureFilter, SequenceFilter, StepFilter, CreatedFilter)
+    list_select_related = ()
     search_fields = ("key",)
-    search_help_text = _("An id, or a part of a key or of the data.")
+    search_help_text = _("An id or its beginning, a key, or a part of a key or of the data.")
     ordering = ("-created_at",)
+    sortable_by = ("shown_start",)
+    page_keys: ClassVar[tuple[str, ...]] = ("created_at", "id")
     deferred = heavy()
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[RunList]:
+        return RunList
+
+    def runs_for(self, request: HttpRequest) -> QuerySet[SequenceRun]:
+        """What this person may see of the runs: all that is shown here is of these."""
+        return self.get_queryset(request)
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        context = {} if request.method == "POST" else strip(self, request)
+        return super().changelist_view(
+            request,
+            {
+                "title": _("Runs"),
+                "sees_failures": self.sees_failures(request),
+                **context,
+                **(extra_context or {}),
+            },
+        )
+
+    def get_list_display(self, request: HttpRequest) -> list[Any]:
+        """Errors only for those who may read failed attempts."""
+        columns = list(super().get_list_display(request))
+        hidden = () if self.sees_failures(request) else ("shown_error",)
+        return [column for column in columns if column not in hidden]
+
+    @property
+    def media(self) -> forms.Media:
+        return super().media + list_media()
+
+    # Columns
+
+    @admin.display(description=_("status"))
+    def shown_status(self, run: SequenceRun) -> str:
+        """Its state."""
+        return cells.run_badge(run.status)
+
+    @admin.display(description=_("sequence"))
+    def shown_sequence(self, run: SequenceRun) -> str:
+        """What people call it."""
+        title = run_portrait(run).title
+        return format_html('<span title="{}">{}</span>', run.sequence, title)
+
+    @admin.display(description=_("key or id"))
+    def shown_run(self, run: SequenceRun) -> str:
+        """The name that people have given it, or its id."""
+        kind = "key" if run.key else "id"
+        return format_html(
+            '<span class="seq-{}" title="{}">{}</span>', kind, run.pk, run.key or run.pk
+        )
+
+    @admin.display(description=_("at"))
+    def shown_steps(self, run: SequenceRun) -> str:
+        """The steps that it is at, or that failed it."""
+        return cells.steps(run_portrait(run))
+
+    @admin.display(description=_("progress"))
+    def shown_progress(self, run: SequenceRun) -> str:
+        """How far it is."""
+        return cells.progress(run_portrait(run))
+
+    @admin.display(description=_("started"), ordering="created_at")
+    def shown_start(self, run: SequenceRun) -> str:
+        """How long ago."""
+        return cells.moment(run.created_at, run_portrait(run).now)
+
+    @admin.display(description=_("took"))
+    def shown_duration(self, run: SequenceRun) -> str:
+        """From its start to its end, or until now."""
+        return cells.brief(run_portrait(run).duration)
+
+    @admin.display(description=_("last error"))
+    def shown_error(self, run: SequenceRun) -> str:
+        """Of its newest failed attempt."""
+        return cells.error(run_portrait(run).failure)
+
+    # Search
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
     ) -> tuple[QuerySet[Any], bool]:
-        """By id if it is one; else a part of the key, or of what is shown of the data."""
+        """By id or key; else by a part of the key, or of what is shown of the data."""
         term = search_term.strip()
         if not term:
             return queryset, False
-        run_id = uuid_of(term)
-        if run_id and queryset.filter(pk=run_id).exists():
-            return queryset.filter(pk=run_id), False
-        runs = queryset.alias(data_text=Lower(Cast("data", TextField())))
-        return runs.filter(Q(key__icontains=term) | _with_data(runs, term)), False
+        found = None if TEXT in request.GET else named(queryset, term)
+        return holding(queryset, term) if found is None else found, False
 
 
-def _with_data(runs: QuerySet[Any], term: str) -> Q:
-    """Those whose data holds this text, where people may see it."""
-    found = Q()
-    for spelling in _spellings(term):
-        found |= Q(data_text__icontains=spelling)
-    open_to_all = Q(sequence__in=_labels_without_secrets())
-    guarded = runs.filter(~open_to_all & found).order_by("-created_at")
-    return found & open_to_all | Q(pk__in=_seen(guarded[:SEARCHED], term))
-
-
-def _spellings(term: str) -> set[str]:
-    """As it stands, as JSON writes it, and as JSON writes it in ASCII; in small letters too, for
-    databases that compare JSON letter by letter."""
-    spellings = {term, json.dumps(term, ensure_ascii=False)[1:-1], json.dumps(term)[1:-1]}
-    return spellings | {spelling.lower() for spelling in spellings}
-
-
-def _labels_without_secrets() -> list[str]:
-    definitions = [cls._definition for cls in registry.all()]
-    return [
-        label
-        for definition in definitions
-        if definition is not None and not definition.redact
-        for label in (definition.label, *definition.aliases)
-    ]
-
-
-def _seen(runs: QuerySet[Any], term: str) -> list[UUID]:
-    """Those that hold the text outside of what is redacted: a search must not tell secrets."""
-    spellings = _spellings(term)
-    found = []
-    for run in runs.only("sequence", "data"):
-        text = json.dumps(visible(run.data, run.sequence), ensure_ascii=False).lower()
-        if any(spelling in text for spelling in spellings):
-            found.append(run.pk)
-    return found
+def run_portrait(run: SequenceRun) -> Portrait:
+    """That which the list has read for all its rows at once."""
+    found: Portrait | None = run.__dict__.get("portrait")
+    return found or portrait.of_many([run])[0]

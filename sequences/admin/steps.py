@@ -5,38 +5,71 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib import admin
+from django.contrib.admin.views.main import ORDER_VAR
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
-from ..models import StepRun
-from .base import ReadOnlyAdmin, heavy, shown, uuid_of
+from .. import conf
+from ..models import SequenceRun, StepRun
+from . import cells
+from .base import heavy, shown
+from .filters import CreatedFilter, SequenceOfRunFilter, runs_for
 from .inlines import StepFailureInline
-from .listing import SequenceOfRunFilter
+from .paging import KeysetAdmin, KeysetChangeList
+from .searching import named
+
+#: Step runs that a filter looks through, the newest: there is no index for it.
+FILTERED = 20_000
+
+
+class ReadyFilter(CreatedFilter):
+    """By the time since it became ready."""
+
+    title = _("ready")
+    parameter_name = "ready"
+    field = "ready_at"
+
+
+class StepRunList(KeysetChangeList):
+    """Step runs of one run, or the newest."""
+
+    model_admin: StepRunAdmin
+
+    def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> QuerySet[Any]:
+        rows: QuerySet[Any] = super().get_queryset(request, exclude_parameters)
+        is_of_runs = self.query or any(
+            name.startswith(("run__id", "run_id")) for name in self.params
+        )
+        if not is_of_runs and set(self.params) - {ORDER_VAR}:
+            return self.newest(rows, self.root_queryset, FILTERED)
+        return rows
 
 
 @admin.register(StepRun)
-class StepRunAdmin(ReadOnlyAdmin):
-    """Step runs, whatever run they belong to."""
+class StepRunAdmin(KeysetAdmin):
+    """Step runs, whatever run they belong to: those that the runs' admin would show."""
 
     list_display = (
         "id",
         "run_link",
         "step",
         "item",
-        "status",
+        "shown_status",
         "attempts",
         "queued_at",
         "started_at",
         "finished_at",
     )
-    list_filter = (SequenceOfRunFilter, "status", ("ready_at", admin.DateFieldListFilter))
+    list_display_links = ("id", "step")
+    list_filter = (SequenceOfRunFilter, "status", ReadyFilter)
     list_select_related = ("run",)
-    search_fields = ("step", "run__key")
-    search_help_text = _("The id of a run, or a part of its key or of a step's name.")
+    search_fields = ("run__key",)
+    search_help_text = _("The id of a run or its beginning, or its key.")
     ordering = ("-id",)
+    sortable_by = ("id",)
     deferred = (*heavy("run__"), "payload", "result", "progress")
     inlines = (StepFailureInline,)
     fields = readonly_fields = (
@@ -45,7 +78,7 @@ class StepRunAdmin(ReadOnlyAdmin):
         "step",
         "item",
         "kind",
-        "status",
+        "shown_status",
         "attempts",
         "lost",
         "repeats",
@@ -61,16 +94,39 @@ class StepRunAdmin(ReadOnlyAdmin):
         "wake_at",
     )
 
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[StepRunList]:
+        return StepRunList
+
+    def runs_for(self, request: HttpRequest) -> QuerySet[SequenceRun]:
+        """What this person may see of the runs: what their admin on this site shows."""
+        if self.admin_site.is_registered(SequenceRun):
+            runs: QuerySet[SequenceRun] = self.admin_site.get_model_admin(SequenceRun).get_queryset(
+                request
+            )
+            return runs
+        return SequenceRun.objects.using(conf.using())
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        rows = super().get_queryset(request)
+        runs = runs_for(self, request)
+        return rows if runs is None else rows.filter(run__in=runs.values("pk"))
+
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
     ) -> tuple[QuerySet[Any], bool]:
-        """By the id of the run if it is one."""
-        run_id = uuid_of(search_term)
-        if run_id:
-            return queryset.filter(run=run_id), False
-        return super().get_search_results(request, queryset, search_term)
+        """Of the runs with this id, or one that begins so, or with this key."""
+        if not search_term.strip():
+            return queryset, False
+        found = named(SequenceRun.objects.using(queryset.db), search_term)
+        rows = queryset.none() if found is None else queryset.filter(run__in=found.values("pk"))
+        return rows, False
 
-    @admin.display(description=_("run"), ordering="run")
+    @admin.display(description=_("status"))
+    def shown_status(self, row: StepRun) -> str:
+        """Its state."""
+        return cells.step_badge(row.status)
+
+    @admin.display(description=_("run"))
     def run_link(self, row: StepRun) -> str:
         """To its run."""
         url = reverse(f"{self.admin_site.name}:job_sequences_sequencerun_change", args=[row.run_id])

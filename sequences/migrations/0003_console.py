@@ -53,4 +53,10 @@ class Migration(migrations.Migration):
                 blank=True, db_default="", default="", editable=False, max_length=55
             ),
         ),
+        migrations.AddIndex(
+            model_name="sequencerun",
+            index=models.Index(
+                fields=["sequence", "created_at"], name="job_sequences_run_sequence"
+            ),
+        ),
     ]

@@ -1,0 +1,192 @@
+"""What fails, where and how often: failed attempts of the last week, grouped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from urllib.parse import urlencode
+
+import django
+from django import forms
+from django.core.exceptions import PermissionDenied
+from django.db.models import Count, Max, Q, QuerySet
+from django.http import HttpRequest
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils.html import format_html
+from django.utils.translation import gettext_lazy as _
+
+from .. import conf
+from ..models import SequenceRun, StepFailure
+from ..portrait import hide_secrets, label_of, title_of
+from ..transitions import times
+from . import cells
+from .base import heavy
+from .filters import SPANS, runs_for
+from .health import LIVE, strip
+from .paging import KeysetAdmin
+
+#: Failed attempts that are counted, and groups that are shown.
+COUNTED, GROUPS = 50_000, 100
+#: The columns.
+WITHIN = ("hour", "day", "week")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The failed attempts of one step with one class of exception."""
+
+    sequence: str
+    step: str
+    error: str
+    counts: dict[str, int]
+    newest: StepFailure
+    now: datetime
+    list_url: str
+
+    @property
+    def title(self) -> str:
+        """What people call the sequence."""
+        return title_of(self.sequence)
+
+    @property
+    def step_label(self) -> str:
+        """The step's name as people read it."""
+        return label_of(self.step)
+
+    @property
+    def error_name(self) -> str:
+        """The class without its module."""
+        return cells.error_name(self.error)
+
+    @property
+    def message(self) -> str:
+        """The first line of the newest."""
+        return cells.first_line(self.newest.message)
+
+    @property
+    def last(self) -> str:
+        """When the newest happened."""
+        return cells.moment(self.newest.failed_at, self.now)
+
+    @property
+    def cells(self) -> list[str]:
+        """How many there are within each span, each a link to their runs."""
+        return [self._cell(span) for span in WITHIN]
+
+    def _cell(self, span: str) -> str:
+        if not self.counts[span]:
+            return "0"
+        query = {
+            "sequence": self.sequence,
+            "error": self.error,
+            "failed_step": self.step,
+            "since": span,
+        }
+        return format_html(
+            '<a href="{}?{}">{}</a>', self.list_url, urlencode(query), f"{self.counts[span]:,}"
+        )
+
+
+@dataclass(frozen=True)
+class Table:
+    """All of them, what fails most just now first."""
+
+    groups: tuple[Group, ...]
+    #: If there are more failed attempts than are counted: since when they are.
+    since: datetime | None
+    #: Whether there are more groups.
+    more: bool
+
+
+def read(runs: QuerySet[SequenceRun] | None, list_url: str, using: str) -> Table:
+    """The failed attempts of these runs, or of all. Four queries."""
+    now = times.now(using)
+    rows = StepFailure.objects.using(using).filter(failed_at__gte=now - SPANS["week"][0])
+    if runs is not None:
+        rows = rows.filter(run__in=runs.values("pk"))
+    newest_first = rows.order_by("-failed_at").values_list("failed_at", flat=True)
+    since = newest_first[COUNTED : COUNTED + 1].first()
+    if since is not None:
+        rows = rows.filter(failed_at__gt=since)
+    found = list(_grouped(rows, now)[: GROUPS + 1])
+    newest = _newest([one["newest"] for one in found[:GROUPS]], using)
+    groups = (
+        Group(
+            sequence=one["run__sequence"],
+            step=one["step"],
+            error=one["error"],
+            counts={span: one[span] for span in WITHIN},
+            newest=newest[one["newest"]],
+            now=now,
+            list_url=list_url,
+        )
+        for one in found[:GROUPS]
+        if one["newest"] in newest
+    )
+    return Table(tuple(groups), since, len(found) > GROUPS)
+
+
+def _grouped(rows: QuerySet[StepFailure], now: datetime) -> Any:
+    within: dict[str, Any] = {
+        span: Count("pk", filter=Q(failed_at__gte=now - length))
+        for span, (length, _label) in SPANS.items()
+        if span in WITHIN
+    }
+    grouped: Any = rows.order_by().values("run__sequence", "step", "error")
+    return grouped.annotate(**within, newest=Max("pk")).order_by("-hour", "-day", "-week", "newest")
+
+
+def _newest(ids: list[int], using: str) -> dict[int, StepFailure]:
+    rows = StepFailure.objects.using(using).filter(pk__in=ids).select_related("run")
+    found = list(rows.defer("traceback", *heavy("run__")))
+    hide_secrets(found, [failure.run for failure in found], using)
+    return {failure.pk: failure for failure in found}
+
+
+class RunFailures(KeysetAdmin):
+    """The part of the runs' admin that counts what fails."""
+
+    def get_urls(self) -> list[URLPattern]:
+        """Before Django's own, which take every address for the id of a run."""
+        page = path(
+            "failures/",
+            self.admin_site.admin_view(self.failure_groups_view),
+            name="job_sequences_sequencerun_failure_groups",
+        )
+        return [page, *super().get_urls()]
+
+    def sees_failures(self, request: HttpRequest) -> bool:
+        """Whether this person may read what went wrong: failed attempts have their permission."""
+        return request.user.has_perms(["job_sequences.view_stepfailure"])
+
+    def failure_groups_view(self, request: HttpRequest) -> TemplateResponse:
+        """Failed attempts by sequence, step and error."""
+        if not (self.has_view_permission(request) and self.sees_failures(request)):
+            raise PermissionDenied
+        request.current_app = self.admin_site.name
+        list_url = reverse(
+            "admin:job_sequences_sequencerun_changelist", current_app=self.admin_site.name
+        )
+        context = {
+            **self.admin_site.each_context(request),
+            **strip(self, request),
+            "opts": self.opts,
+            "title": _("Failures"),
+            "page_title": _("Failures"),
+            "table": read(runs_for(self, request), list_url, conf.using()),
+            "counted": COUNTED,
+            "media": self.media + list_media(),
+            "live": 4 * LIVE,
+            "has_list_crumbs": django.VERSION >= (6, 1),
+        }
+        template = "admin/job_sequences/sequencerun/failure_groups.html"
+        return TemplateResponse(request, template, context)
+
+
+def list_media() -> forms.Media:
+    """What the lists need beside the admin's own."""
+    return forms.Media(
+        css={"all": ["sequences/states.css", "sequences/listing.css"]}, js=["sequences/live.js"]
+    )

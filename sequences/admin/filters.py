@@ -1,0 +1,187 @@
+"""What the lists can be narrowed to. None of them looks through the runs for its choices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any, ClassVar
+
+from django.contrib import admin
+from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.http import HttpRequest
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
+
+from .. import conf
+from ..models import (
+    PLAIN,
+    UNFINISHED_RUN,
+    UNFINISHED_STEP,
+    RunStatus,
+    SequenceRun,
+    StepFailure,
+    StepRun,
+    StepStatus,
+    StoredPlan,
+)
+from ..portrait import label_of, title_of
+from ..transitions import times
+from .cells import error_name
+
+#: Sequences, and versions of one, whose names are offered.
+OFFERED = 200
+VERSIONS = 20
+
+SPANS = {
+    "hour": (timedelta(hours=1), _("the last hour")),
+    "day": (timedelta(days=1), _("the last 24 hours")),
+    "week": (timedelta(days=7), _("the last 7 days")),
+    "month": (timedelta(days=30), _("the last 30 days")),
+}
+
+
+def runs_for(model_admin: Any, request: HttpRequest) -> QuerySet[SequenceRun] | None:
+    """The runs that this person may see; None: all there are."""
+    rows: QuerySet[SequenceRun] = model_admin.runs_for(request)
+    query = rows.query
+    is_narrowed = query.where or len(query.alias_map) > 1 or query.is_sliced or query.combinator
+    return rows.order_by() if is_narrowed else None
+
+
+def labels_for(model_admin: Any, request: HttpRequest) -> list[str]:
+    """The sequences of these runs. The few stored plans know them all."""
+    stored = StoredPlan.objects.using(conf.using()).order_by("sequence")
+    runs = runs_for(model_admin, request)
+    if runs is not None:
+        stored = stored.filter(Exists(runs.filter(sequence=OuterRef("sequence"))))
+    return list(stored.values_list("sequence", flat=True).distinct()[:OFFERED])
+
+
+def since(name: str, using: str) -> Any:
+    """The moment at which one of the `SPANS` began."""
+    span, _label = SPANS.get(name, SPANS["week"])
+    return times.now(using) - span
+
+
+class SequenceFilter(admin.SimpleListFilter):
+    """By sequence."""
+
+    title = _("sequence")
+    parameter_name = "sequence"
+    field: ClassVar[str] = "sequence"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        labels = labels_for(model_admin, request)
+        titles = {label: title_of(label) for label in labels}
+        names = list(titles.values())
+        # Two of one name: only their labels tell them apart.
+        return [
+            (label, title if names.count(title) == 1 else label) for label, title in titles.items()
+        ]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(**{self.field: self.value()}) if self.value() else queryset
+
+
+class SequenceOfRunFilter(SequenceFilter):
+    field = "run__sequence"
+
+
+class StepFilter(admin.SimpleListFilter):
+    """Runs that are at this step, or have failed at it. Offered for a chosen sequence."""
+
+    title = _("the step it is at")
+    parameter_name = "step"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        names = self._names(request, model_admin)
+        if chosen := self.used_parameters.get(self.parameter_name):
+            names.setdefault(str(chosen))
+        return [(name, label_of(name)) for name in names]
+
+    def _names(self, request: HttpRequest, model_admin: Any) -> dict[str, None]:
+        label = request.GET.get(SequenceFilter.parameter_name)
+        if not label or label not in labels_for(model_admin, request):
+            return {}
+        stored = StoredPlan.objects.using(conf.using()).filter(sequence=label).order_by("-pk")
+        return {
+            node.name: None
+            for one in stored[:VERSIONS]
+            for node in sorted(one.plan.nodes, key=lambda node: node.aside)
+        }
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        name = self.value()
+        if not name:
+            return queryset
+        rows = StepRun.objects.using(conf.using()).filter(run=OuterRef("pk"), step=name, item=PLAIN)
+        failed = Q(Exists(rows.filter(status=StepStatus.FAILED)))
+        begun = Q(Exists(rows.filter(status__in=UNFINISHED_STEP)))
+        may_go_on = (*UNFINISHED_RUN, RunStatus.FAILED)
+        return queryset.filter(status__in=may_go_on).filter(
+            failed | Q(status__in=UNFINISHED_RUN) & begun
+        )
+
+
+class CreatedFilter(admin.SimpleListFilter):
+    """By the time that has passed since."""
+
+    title = _("start")
+    parameter_name = "created"
+    field: ClassVar[str] = "created_at"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        return [(name, label) for name, (_span, label) in SPANS.items()]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        if self.value() not in SPANS:
+            return queryset
+        moment = since(str(self.value()), conf.using())
+        return queryset.filter(**{f"{self.field}__gte": moment})
+
+
+class FailureFilter(admin.ListFilter):
+    """Runs with such a failed attempt, whatever became of them: where the failures page leads.
+
+    ``error`` is the path of the exception's class, ``failed_step`` a step, ``since`` one of the
+    `SPANS`; a week if it is not given.
+    """
+
+    title = _("failed attempt")
+    parameters = ("error", "failed_step", "since")
+
+    def __init__(self, request: HttpRequest, params: Any, model: Any, model_admin: Any) -> None:
+        super().__init__(request, params, model, model_admin)
+        for name in self.parameters:
+            if name in params:
+                self.used_parameters[name] = params.pop(name)[-1]
+
+    def has_output(self) -> bool:
+        return bool(self.used_parameters)
+
+    def expected_parameters(self) -> list[str | None]:
+        return list(self.parameters)
+
+    def choices(self, changelist: Any) -> Iterator[Any]:
+        everything = changelist.get_query_string(remove=list(self.parameters))
+        yield {"selected": False, "query_string": everything, "display": _("All")}
+        chosen = changelist.get_query_string(self.used_parameters)
+        yield {"selected": True, "query_string": chosen, "display": self._described()}
+
+    def _described(self) -> str:
+        error, step, span = (str(self.used_parameters.get(name, "")) for name in self.parameters)
+        _span, label = SPANS.get(span, SPANS["week"])
+        parts = [error_name(error) if error else gettext("any error")]
+        if step:
+            parts.append(gettext("at %(step)s") % {"step": label_of(step)})
+        return ", ".join([" ".join(parts), str(label)])
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        using = conf.using()
+        error, step, span = (str(self.used_parameters.get(name, "")) for name in self.parameters)
+        failures = StepFailure.objects.using(using).filter(failed_at__gte=since(span, using))
+        if error:
+            failures = failures.filter(error=error)
+        if step:
+            failures = failures.filter(step=step)
+        return queryset.filter(pk__in=failures.order_by().values("run"))
