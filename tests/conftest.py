@@ -5,6 +5,28 @@ import dramatiq
 import psutil
 import pytest
 from django.db import connection
+from django.test import TransactionTestCase
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--database-only", action="store_true", help="leave out what touches no database"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("database_only"):
+        config.hook.pytest_deselected(items=[one for one in items if not touches_database(one)])
+        items[:] = [one for one in items if touches_database(one)]
+
+
+def touches_database(item):
+    """pytest-django and Django let no other test do that."""
+    if item.get_closest_marker("django_db") or {"db", "transactional_db", "django_db_setup"} & {
+        *item.fixturenames
+    }:
+        return True
+    return issubclass(getattr(item, "cls", None) or object, TransactionTestCase)
 
 
 def pytest_runtest_setup(item):

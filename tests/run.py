@@ -2,8 +2,8 @@
 
 PostgreSQL and Valkey are started here unless DATABASE_URL and REDIS_URL name others. MariaDB or
 MySQL (MYSQL_URL) and RabbitMQ (AMQP_URL) are used where they answer. `portable` is PostgreSQL with
-the statements that every other database gets. Ends with the first that fails, so that the last line
-tells how it went.
+the statements that every other database gets. What starts no workers runs two at a time, what does
+runs alone, for its sake of time; the last is the whole suite. No other begins after one has failed.
 """
 
 import argparse
@@ -14,7 +14,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from uuid import uuid4
 
 import pika
@@ -26,15 +29,41 @@ from testproject import databases, services
 
 MYSQL_URL = "mysql://root@127.0.0.1:3306/mysql"
 AMQP_URL = "amqp://guest:guest@127.0.0.1:5672"
-#: What each leaves out. Workers are tested on PostgreSQL, which several of them can share, and
-#: the death of one on SQLite too. The last is the whole suite.
+#: Without what takes long, and without workers: those are tested on PostgreSQL, which several of
+#: them can share, and the death of one on SQLite too.
 ENGINE = ["-m", "not slow", "--ignore=tests/acceptance", "--ignore=tests/testproject"]
-CHOICES = {"sqlite": [], "mysql": ENGINE, "portable": ENGINE, "postgresql": []}
+#: What touches no database says the same beside each: SQLite and PostgreSQL have it.
+DATABASE = [*ENGINE, "--database-only"]
+CHOICES = {"mysql": DATABASE, "portable": DATABASE, "sqlite": [], "postgresql": []}
+QUICK = {"mysql", "portable"}
+AT_A_TIME = 2
+
+
+@dataclass(frozen=True)
+class Leg:
+    """The suite, or a part of it, on one database under one interpreter."""
+
+    vendor: str
+    arguments: list[str]
+    python: str = sys.executable
+    is_quick: bool = False
+
+    def __str__(self) -> str:
+        own = self.python == sys.executable
+        return self.vendor if own else f"{self.vendor}, {version_of(self.python)}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--only", choices=CHOICES, help="this one only")
+    parser.add_argument(
+        "--also", metavar="PYTHON", action="append", default=[],
+        help="another interpreter with the project: the quick part on SQLite there, too",
+    )  # fmt: skip
+    parser.add_argument(
+        "--also-database", metavar="PYTHON", action="append", default=[],
+        help="the same, without what touches no database",
+    )  # fmt: skip
     options, arguments = parser.parse_known_args()
     vendors = [options.only] if options.only else list(CHOICES)
     absent = {}
@@ -48,12 +77,15 @@ def main() -> int:
     if absent and os.environ.get("CI"):
         print("With CI set, a service that is missing is a failure.")
         return 1
-    return run_all(vendors, arguments, amqp="RabbitMQ" not in absent)
+    legs = [Leg("sqlite", ENGINE, python, is_quick=True) for python in options.also]
+    legs += [Leg("sqlite", DATABASE, python, is_quick=True) for python in options.also_database]
+    legs += [Leg(vendor, CHOICES[vendor], is_quick=vendor in QUICK) for vendor in vendors]
+    return run_all(legs, arguments, amqp="RabbitMQ" not in absent)
 
 
-def run_all(vendors: list[str], arguments: list[str], *, amqp: bool) -> int:
+def run_all(legs: list[Leg], arguments: list[str], *, amqp: bool) -> int:
     names = ["REDIS_URL"]
-    if {"postgresql", "portable"} & set(vendors) and not given_postgresql():
+    if {"postgresql", "portable"} & {leg.vendor for leg in legs} and not given_postgresql():
         os.environ.pop("DATABASE_URL", None)
         names.append("DATABASE_URL")
     with services.running(*names) as urls, tempfile.TemporaryDirectory() as directory:
@@ -67,28 +99,79 @@ def run_all(vendors: list[str], arguments: list[str], *, amqp: bool) -> int:
             "portable": postgresql,
             "postgresql": postgresql,
         }
-        for vendor in vendors:
-            name = f"test_sequences_{uuid4().hex[:12]}"
-            url, environment["TEST_DATABASE_NAME"] = database_urls[vendor], name
-            if vendor == "sqlite":
-                environment["TEST_DATABASE_NAME"] = f"{directory}/{name}"
-            environment["SEQUENCES_PORTABLE"] = "1" if vendor == "portable" else ""
-            print(f"\nOn {vendor}:", flush=True)
-            with dropped_afterwards(url, name):
-                status = run_pytest([*CHOICES[vendor], *arguments], environment, url)
-            nothing_asked_for = arguments and status == pytest.ExitCode.NO_TESTS_COLLECTED
-            if status and not nothing_asked_for:
-                return status
-    return 0
+        with interrupts_passed_on() as processes:
+            suite = Suite(environment, database_urls, Path(directory), arguments, processes)
+            quick = [leg for leg in legs if leg.is_quick]
+            slow = [leg for leg in legs if not leg.is_quick]
+            return suite.run_beside(quick) or suite.run_alone(slow)
 
 
-def run_pytest(arguments: list[str], environment: dict[str, str], database_url: str) -> int:
-    """pytest's exit status. Whatever interrupts us is for pytest to obey: it cleans up."""
-    command = [sys.executable, "-m", "pytest", *arguments]
-    with interrupts_passed_on() as processes:
-        process = subprocess.Popen(command, env={**environment, "DATABASE_URL": database_url})
-        processes.append(process)
-        return process.wait()
+@dataclass
+class Suite:
+    """Runs legs until one has failed."""
+
+    environment: dict[str, str]
+    database_urls: dict[str, str]
+    directory: Path
+    arguments: list[str]
+    processes: list["subprocess.Popen[bytes]"]
+    failed: int = field(default=0, init=False)
+
+    def run_alone(self, legs: list[Leg]) -> int:
+        for leg in legs:
+            if not self.failed:
+                print(f"\nOn {leg}:", flush=True)
+                self._run(leg, None)
+        return self.failed
+
+    def run_beside(self, legs: list[Leg]) -> int:
+        """Several at a time. What each has to say is held back until it has ended."""
+        at_a_time = min(AT_A_TIME, len(os.sched_getaffinity(0)))
+        if len(legs) < 2 or at_a_time < 2:
+            return self.run_alone(legs)
+        print(f"\n{at_a_time} at a time: {'; '.join(map(str, legs))}", flush=True)
+        with ThreadPoolExecutor(at_a_time) as pool:
+            for text in pool.map(self._run_quietly, legs):
+                print(text, end="", flush=True)
+        return self.failed
+
+    def _run_quietly(self, leg: Leg) -> str:
+        if self.failed:
+            return f"\nOn {leg}: not begun.\n"
+        with tempfile.TemporaryFile("w+", errors="replace") as output:
+            # Two that write the cache of the last failures at once would spoil it.
+            self._run(leg, output.fileno(), "-p", "no:cacheprovider")
+            output.seek(0)
+            return f"\nOn {leg}:\n{output.read()}"
+
+    def _run(self, leg: Leg, output: int | None, *more: str) -> None:
+        name = f"test_sequences_{uuid4().hex[:12]}"
+        url = self.database_urls[leg.vendor]
+        environment = {
+            **self.environment,
+            "DATABASE_URL": url,
+            "TEST_DATABASE_NAME": f"{self.directory}/{name}" if leg.vendor == "sqlite" else name,
+            "SEQUENCES_PORTABLE": "1" if leg.vendor == "portable" else "",
+        }
+        command = [leg.python, "-m", "pytest", *leg.arguments, *more, *self.arguments]
+        with dropped_afterwards(url, name):
+            process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+            self.processes.append(process)
+            # Whatever interrupts us is for pytest to obey: it cleans up.
+            status = process.wait()
+        nothing_asked_for = self.arguments and status == pytest.ExitCode.NO_TESTS_COLLECTED
+        if status and not nothing_asked_for:
+            self.failed = self.failed or status
+
+
+def version_of(python: str) -> str:
+    program = (
+        "import django, sys;"
+        "print('Python {}.{}'.format(*sys.version_info), 'with Django', django.__version__)"
+    )
+    return subprocess.run(
+        [python, "-c", program], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout.strip()
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from django.db import connection
 
 from sequences.models import SequenceRun
 from testproject.databases import to_url
+from tests.engine import is_postgresql
 
 from .app.models import Entry
 
@@ -137,8 +138,11 @@ def assert_nothing_is_lost_or_doubled(report, whole=WHOLE, what_is_left=what_is_
 
 @pytest.mark.parametrize("sequence", HANDOFFS)
 def test_a_worker_may_die_at_every_boundary(sequence):
-    report = die_everywhere(sequence)
-    assert report["died"] == list(range(1, len(report["boundaries"]) + 1))
+    # The direct handoff shares most of its statements with the other.
+    every = 1 if is_postgresql() or sequence == "acceptance.Booking" else 3
+    report = die_everywhere(sequence, f"--every={every}")
+    if every == 1:
+        assert report["died"] == list(range(1, len(report["boundaries"]) + 1))
     assert_nothing_is_lost_or_doubled(report)
 
 
