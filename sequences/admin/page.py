@@ -98,7 +98,7 @@ class RunPage(ReadOnlyAdmin):
     def _show(
         self,
         request: HttpRequest,
-        run: SequenceRun,
+        run: SequenceRun | None,
         template: str,
         context: dict[str, Any],
         **kwargs: Any,
@@ -108,7 +108,7 @@ class RunPage(ReadOnlyAdmin):
             **self.admin_site.each_context(request),
             "opts": self.opts,
             "original": run,
-            "title": context.get("title") or str(run),
+            "title": str(run or ""),
             "media": self._media(),
             "has_view_permission": True,
             "preserved_filters": self.get_preserved_filters(request),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from django.contrib import admin
 
 from ..models import SequenceRun
-from .acting import RunActs
 from .listing import RunListing
+from .many import ManyRuns
 
 
 @admin.register(SequenceRun)
-class SequenceRunAdmin(RunListing, RunActs):
+class SequenceRunAdmin(RunListing, ManyRuns):
     """Runs: list, search, and one with all that happened in it."""

@@ -1,0 +1,200 @@
+"""Acts on many runs at once, from the list: each run its own transaction, with a report."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+from uuid import UUID
+
+from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.core.exceptions import PermissionDenied
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect
+from django.urls import reverse
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext
+
+from .. import acts
+from ..exceptions import InvalidTransition, SequenceError
+from ..models import RunStatus, SequenceRun
+from .acting import FORMS, RunActs, perform
+from .base import heavy
+from .forms import ActForm
+
+#: Runs of one request. The rest is for another one, or for the command line.
+MOST = 1_000
+#: Runs that are read together.
+BATCH = 100
+#: Seconds after which a request begins no other run: a proxy would give it up.
+PATIENCE = 20
+#: Runs that a report links, of each reason.
+EXAMPLES = 3
+
+
+class ManyRuns(RunActs):
+    """The part of the runs' admin that does something to many of them."""
+
+    actions = ("retry_runs", "pause_runs", "resume_runs", "cancel_runs")
+
+    @admin.action(description=gettext_lazy("Retry the selected runs"), permissions=["retry"])
+    def retry_runs(self, request: HttpRequest, queryset: QuerySet[SequenceRun]) -> HttpResponseBase:
+        """Begin their failed steps again."""
+        return self._act_on_many(request, "retry", queryset)
+
+    @admin.action(description=gettext_lazy("Pause the selected runs"), permissions=["pause"])
+    def pause_runs(self, request: HttpRequest, queryset: QuerySet[SequenceRun]) -> HttpResponseBase:
+        """Hold them."""
+        return self._act_on_many(request, "pause", queryset)
+
+    @admin.action(description=gettext_lazy("Resume the selected runs"), permissions=["pause"])
+    def resume_runs(
+        self, request: HttpRequest, queryset: QuerySet[SequenceRun]
+    ) -> HttpResponseBase:
+        """Let them go on."""
+        return self._act_on_many(request, "resume", queryset)
+
+    @admin.action(description=gettext_lazy("Cancel the selected runs"), permissions=["cancel"])
+    def cancel_runs(
+        self, request: HttpRequest, queryset: QuerySet[SequenceRun]
+    ) -> HttpResponseBase:
+        """End them."""
+        return self._act_on_many(request, "cancel", queryset)
+
+    # As Django asks for the permissions of actions.
+
+    def has_retry_permission(self, request: HttpRequest) -> bool:
+        return self.has_act_permission(request, acts.ACTS["retry"])
+
+    def has_pause_permission(self, request: HttpRequest) -> bool:
+        return self.has_act_permission(request, acts.ACTS["pause"])
+
+    def has_cancel_permission(self, request: HttpRequest) -> bool:
+        return self.has_act_permission(request, acts.ACTS["cancel"])
+
+    def _act_on_many(
+        self, request: HttpRequest, action: str, runs: QuerySet[SequenceRun]
+    ) -> HttpResponseBase:
+        act = acts.ACTS[action]
+        if not self.has_view_permission(request) or not self.has_act_permission(request, act):
+            raise PermissionDenied
+        found = list(runs.values_list("pk", "status")[: MOST + 1])
+        is_confirmed = request.POST.get("confirm") == "yes"
+        form = FORMS.get(action, ActForm)(request.POST if is_confirmed else None)
+        if not is_confirmed or not form.is_valid():
+            return self._ask_about_many(request, act, found, form)
+        report = self._do_to_many(request, act, [pk for pk, _status in found], form.cleaned_data)
+        self._tell(request, act, report)
+        return HttpResponseRedirect(request.get_full_path())
+
+    def _ask_about_many(
+        self, request: HttpRequest, act: acts.Act, found: Sequence[tuple[UUID, str]], form: ActForm
+    ) -> HttpResponseBase:
+        counted = Counter(status for _pk, status in found[:MOST])
+        context = {
+            "page_title": _("%(act)s: many runs") % {"act": act.label},
+            "act": act,
+            "action": request.POST.get("action"),
+            "counts": [(status, status.label, counted[status]) for status in RunStatus],
+            "count": min(len(found), MOST),
+            "are_more": len(found) > MOST,
+            "most": MOST,
+            "form": form,
+            "checkbox": ACTION_CHECKBOX_NAME,
+            "selected": request.POST.getlist(ACTION_CHECKBOX_NAME),
+            "across": request.POST.get("select_across", "0"),
+            "back": request.get_full_path(),
+        }
+        template = "admin/job_sequences/sequencerun/confirm_many.html"
+        return self._show(request, None, template, context)
+
+    def _do_to_many(
+        self, request: HttpRequest, act: acts.Act, ids: Sequence[UUID], cleaned: dict[str, Any]
+    ) -> Report:
+        report = Report(left=max(len(ids) - MOST, 0))
+        until = monotonic() + PATIENCE
+        chosen = ids[:MOST]
+        for index, run in enumerate(self._one_by_one(request, chosen)):
+            if monotonic() > until:
+                report.left += len(chosen) - index
+                break
+            if not self.has_act_permission(request, act, run):
+                report.skipped[_("not allowed to you")].append(run)
+                continue
+            self._do_to_one(request, act, run, cleaned, report)
+        return report
+
+    def _one_by_one(self, request: HttpRequest, ids: Sequence[UUID]) -> Iterator[SequenceRun]:
+        for index in range(0, len(ids), BATCH):
+            batch = ids[index : index + BATCH]
+            yield from self.get_queryset(request).filter(pk__in=batch).defer(*heavy())
+
+    def _do_to_one(
+        self,
+        request: HttpRequest,
+        act: acts.Act,
+        run: SequenceRun,
+        cleaned: dict[str, Any],
+        report: Report,
+    ) -> None:
+        try:
+            perform(run, act, "", cleaned, request.user)
+        except InvalidTransition as error:
+            report.skipped[_reason(error)].append(run)
+        except SequenceError as error:
+            report.skipped[str(error)].append(run)
+        else:
+            reason = cleaned.get("reason")
+            told = f"{act.label} ({reason})" if reason else str(act.label)
+            self.log_change(request, run, told)
+            report.done += 1
+
+    def _tell(self, request: HttpRequest, act: acts.Act, report: Report) -> None:
+        if report.done:
+            told = ngettext("%(act)s: %(count)d run.", "%(act)s: %(count)d runs.", report.done)
+            told %= {"act": act.label, "count": report.done}
+            self.message_user(request, told, messages.SUCCESS)
+        for reason, runs in report.skipped.items():
+            self.message_user(request, self._skipped(reason, runs), messages.WARNING)
+        if report.left:
+            told = ngettext(
+                "%(count)d more run was left alone: do this again, or use manage.py sequences.",
+                "%(count)d or more runs were left alone: do this again, or use manage.py "
+                "sequences.",
+                report.left,
+            )
+            self.message_user(request, told % {"count": report.left}, messages.WARNING)
+
+    def _skipped(self, reason: str, runs: Sequence[SequenceRun]) -> SafeString:
+        told = ngettext("%(count)d run was skipped", "%(count)d runs were skipped", len(runs))
+        name = f"{self.admin_site.name}:job_sequences_sequencerun_change"
+        links = [(reverse(name, args=[run.pk]), str(run)) for run in runs[:EXAMPLES]]
+        return format_html(
+            "{}: {} ({}{})",
+            told % {"count": len(runs)},
+            reason,
+            format_html_join(", ", '<a href="{}">{}</a>', links),
+            ", …" if len(runs) > EXAMPLES else "",
+        )
+
+
+@dataclass
+class Report:
+    """What became of many."""
+
+    done: int = 0
+    #: Those to which it could not be done, by the reason.
+    skipped: dict[str, list[SequenceRun]] = field(default_factory=lambda: defaultdict(list))
+    #: How many, at least, are left for another request.
+    left: int = 0
+
+
+def _reason(error: InvalidTransition) -> str:
+    """Why not, in words that many runs share."""
+    values = {"status": error.status, "allowed": error.allowed}
+    return _("it is %(status)s, and must be %(allowed)s") % values

@@ -1,0 +1,335 @@
+"""What the buttons of a state promise is what the run's methods accept; no more, and no less."""
+
+import random
+from datetime import timedelta
+
+import pytest
+from django.contrib.auth.models import AnonymousUser, Permission, User
+from django.db import transaction
+from dramatiq.middleware import SkipMessage
+
+from sequences import (
+    Abort,
+    Sequence,
+    acts,
+    conf,
+    dispatching,
+    event,
+    on_failure,
+    portrait,
+    step,
+    subsequence,
+)
+from sequences.exceptions import ChildrenFailed, EventTimeout, InvalidTransition, ItemsFailed
+from sequences.models import RunStatus, SequenceRun, StepRun
+from sequences.testing import clock, isolate_sequences
+from sequences.transitions import children
+from tests.engine import claim, fail, fresh, perform, take
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def _isolated():
+    with isolate_sequences(), dispatching.caught():
+        yield
+
+
+class Undo(Exception):
+    """Ends an attempt without a trace."""
+
+
+def accepts(run, act, name):
+    """Whether the run's own method does it; nothing of it stays."""
+    arguments = [name] if name else [run.data] if act.name == "edit" else []
+    try:
+        with transaction.atomic():
+            did = getattr(fresh(run), act.name)(*arguments)
+            raise Undo
+    except InvalidTransition:
+        return False
+    except Undo:
+        return did is not False
+
+
+def disagreements(run):
+    """What is promised and refused, or accepted and not promised."""
+    shown = portrait.of(fresh(run))
+    promised = {(act.name, on.name if on else None) for act, on in acts.allowed(shown)}
+    wrong = []
+    for act in acts.ACTS.values():
+        for name in [one.name for one in shown.steps] if act.on_step else [None]:
+            if act.name == "deliver" and is_no_wait(shown.step(name)):
+                assert (act.name, name) not in promised
+                continue
+            if accepts(run, act, name) != ((act.name, name) in promised):
+                states = {one.name: (one.status, dict(one.items)) for one in shown.steps}
+                wrong.append((act.name, name, run.status, states))
+    return wrong
+
+
+def is_no_wait(found):
+    # One that comes early is kept; no button asks for that. Other steps have no such method.
+    return found.node.kind != "event" or found.status not in ("waiting", "failed")
+
+
+def order():
+    """Something of everything."""
+
+    class Child(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def carry(self): ...
+
+    class Order(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def first(self): ...
+
+        @step
+        def mend(self): ...
+
+        @step(after=first, on_error=mend)
+        def fragile(self): ...
+
+        @step(after=first, each="items", concurrency=2)
+        def pack(self, item): ...
+
+        @step(after=first, delay=timedelta(hours=1))
+        def later(self): ...
+
+        approval = event(after=first, timeout=timedelta(days=1))
+        ship = subsequence(Child, data=lambda self: {}, after=first)
+
+        @step
+        def last(self): ...
+
+    return Order
+
+
+def undoing():
+    class Undone(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def reserve(self): ...
+
+        @reserve.undo
+        def release(self): ...
+
+        @step(each="items", after=reserve)
+        def pack(self, item): ...
+
+        @pack.undo
+        def unpack(self, item, result): ...
+
+        @step(after=reserve)
+        def look(self): ...
+
+        @step
+        def pay(self): ...
+
+        @on_failure
+        def tell(self): ...
+
+    return Undone
+
+
+def linear():
+    class Linear(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def one(self): ...
+
+        @step(delay=60_000)
+        def two(self): ...
+
+    return Linear
+
+
+def wander(run, seed, moving):
+    """Go some way at random, as workers, people and time do."""
+    dice = random.Random(seed)
+    luck, running = dice.choice([0.5, 0.7, 0.95]), []
+    for _ in range(dice.randrange(30)):
+        chance = dice.random()
+        if running and chance < 0.4:
+            end(running.pop(dice.randrange(len(running))), luck, dice)
+        elif chance < 0.75:
+            running += begin(run, dice)
+        elif chance < 0.8:
+            moving.move(timedelta(hours=dice.choice([1, 30])))
+        elif chance < 0.85:
+            end_children(run)
+        elif chance < 0.95:
+            act(fresh(run), dice)
+    return run
+
+
+def begin(run, dice):
+    """A worker takes what it can get: one step run, or none."""
+    rows = StepRun.objects.filter(run=run.pk, wake_at__isnull=False).order_by("pk")
+    rows = list(rows.filter(status__in=("queued", "retrying", "waiting")))
+    chosen = dice.choice(rows) if rows else None
+    claimed = take(chosen.pk, chosen.attempts) if chosen else None
+    return [claimed] if claimed else []
+
+
+def end(claimed, luck, dice):
+    if dice.random() < luck:
+        try:
+            perform(claimed)
+        except SkipMessage:
+            pass  # somebody has ended, or restarted, its run meanwhile
+        except (EventTimeout, ItemsFailed, ChildrenFailed):
+            fail(claimed)
+    else:
+        fail(claimed, final=dice.random() < 0.6, error=Abort("broken"))
+
+
+def end_children(run):
+    for child in SequenceRun.objects.filter(parent__run=run.pk).unfinished():
+        child.cancel()
+        children.look(child.parent_id, conf.using())
+
+
+def act(run, dice):
+    found = list(acts.allowed(portrait.of(run)))
+    found = [one for one in found if one[0].name not in ("erase", "edit")]
+    if found:
+        chosen, on = dice.choice(found)
+        getattr(run, chosen.name)(*([on.name] if on else []))
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(5), *(pytest.param(n, marks=pytest.mark.slow) for n in range(5, 40))]
+)
+@pytest.mark.parametrize("declare", [linear, order, undoing])
+def test_what_is_promised_is_accepted_and_what_is_not_is_refused(declare, seed):
+    with clock() as moving:
+        run = declare().start({"items": [1, 2]}).run
+        wander(run, f"{declare.__name__} {seed}", moving)
+        assert disagreements(run) == []
+
+
+def run_that(cls, *moves, items=(1, 2)):
+    """A run that has come so far."""
+    run = cls.start({"items": list(items)}).run
+    for move in moves:
+        move(run)
+    return fresh(run)
+
+
+def succeeds(name):
+    return lambda run: perform(claim(run, name))
+
+
+def fails(name, *, final=True):
+    return lambda run: fail(claim(run, name), final=final)
+
+
+def does(name, *arguments):
+    return lambda run: getattr(fresh(run), name)(*arguments)
+
+
+def of_run(run):
+    return {act.name for act, on in acts.allowed(portrait.of(fresh(run))) if on is None}
+
+
+def of_step(run, name):
+    return {act.name for act, on in acts.allowed(portrait.of(fresh(run))) if on and on.name == name}
+
+
+@pytest.mark.parametrize(
+    ("moves", "expected", "of_one"),
+    [
+        ([], {"pause", "edit", "finish", "cancel"}, {"skip", "restart_from"}),
+        ([lambda run: claim(run, "one")], {"pause", "finish", "cancel"}, {"restart_from"}),
+        ([does("pause")], {"resume", "edit", "finish", "cancel"}, {"skip", "restart_from"}),
+        (
+            [fails("one", final=False)],
+            {"retry", "pause", "edit", "finish", "cancel"},
+            {"skip", "restart_from", "run_now"},
+        ),
+        ([fails("one")], {"retry", "edit", "erase"}, {"skip", "restart_from"}),
+        ([does("finish")], {"edit", "erase"}, {"restart_from"}),
+        ([does("cancel")], {"edit", "erase"}, {"restart_from"}),
+    ],
+    ids=["queued", "running", "paused", "retrying", "failed", "succeeded", "cancelled"],
+)
+def test_each_state_has_its_buttons(moves, expected, of_one):
+    run = run_that(linear(), *moves)
+    assert of_run(run) == expected
+    assert of_step(run, "one") == of_one
+    assert disagreements(run) == []
+
+
+def test_a_step_that_waits_for_its_time_can_be_run_now_unless_a_pause_holds_it():
+    run = run_that(linear(), succeeds("one"), succeeds("two"))
+    assert of_step(run, "two") == {"run_now", "skip", "restart_from"}
+    run.pause()
+    assert of_step(run, "two") == {"skip", "restart_from"}
+    assert disagreements(run) == []
+
+
+def test_an_event_is_delivered_while_it_waits_and_after_its_time_but_not_twice():
+    run = run_that(order(), succeeds("first"), succeeds("approval"))
+    assert of_step(run, "approval") == {"deliver", "skip", "restart_from"}
+    run.deliver("approval")
+    assert "deliver" not in of_step(run, "approval")
+    assert disagreements(run) == []
+
+
+def test_a_run_with_a_failed_undo_is_retried_and_not_restarted_in_its_middle():
+    run = run_that(
+        undoing(),
+        succeeds("reserve"),
+        succeeds("pack"),
+        fails("look"),
+        fails("release"),
+        succeeds("tell"),
+        items=(),
+    )
+    assert run.status == RunStatus.FAILED
+    assert of_run(run) == {"retry", "edit", "erase"}
+    assert of_step(run, "release") == {"skip"}
+    assert of_step(run, "reserve") == {"restart_from"}
+    assert of_step(run, "look") == set(), "its predecessor was undone"
+    assert disagreements(run) == []
+
+
+def test_a_failed_item_does_not_let_its_fan_out_be_edited_while_another_runs():
+    run = run_that(order(), succeeds("first"), succeeds("pack"))
+    one, two = (take(row.pk) for row in StepRun.objects.filter(run=run.pk, kind="item"))
+    fail(one)
+    assert "edit" not in of_run(run)
+    perform(two)
+    assert "edit" in of_run(run)
+    assert disagreements(run) == []
+
+
+def test_each_act_needs_a_permission_of_its_own_and_the_one_to_view_gives_none():
+    user = User.objects.create_user("mia")
+    user.user_permissions.add(Permission.objects.get(codename="view_sequencerun"))
+    assert not [name for name, act in acts.ACTS.items() if acts.permitted(user, act)]
+    user.user_permissions.add(Permission.objects.get(codename="pause_sequencerun"))
+    user = User.objects.get(pk=user.pk)
+    assert [name for name, act in acts.ACTS.items() if acts.permitted(user, act)] == [
+        "pause",
+        "resume",
+    ]
+    assert not acts.permitted(AnonymousUser(), acts.ACTS["pause"])
+    user.is_active = False
+    assert not acts.permitted(user, acts.ACTS["pause"])
+
+
+def test_every_act_has_a_permission_that_exists():
+    known = {f"job_sequences.{name}" for name, _ in SequenceRun._meta.permissions}
+    assert {act.permission for act in acts.ACTS.values()} == known
