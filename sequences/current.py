@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dramatiq.broker import MessageProxy
+
+from . import redaction, registry
+
+if TYPE_CHECKING:
+    # Logging asks this module, and is configured before there are models.
+    from .transitions.values import Change, Claim
 
 #: Set when the worker of this process shuts down.
 stopping = threading.Event()
@@ -23,6 +33,54 @@ class Delivery:
     attempts: int
     retry_delay: int | None = None
     retried: bool = False
+    #: The attempt that has failed: what is logged until the message is done with is about it.
+    failed: InHand | None = None
+
+
+@dataclass(slots=True)
+class InHand:
+    """An attempt of a step, as long as it is performed."""
+
+    claim: Claim
+    #: What its sequence hides; None: what the class of that name does.
+    redact: tuple[str, ...] | None = None
+    #: The instance that the user's code has.
+    sequence: Any = None
+    #: What the user's code has come to, once it is done.
+    change: Change | None = None
+    #: The claim's data of which they are, and the secrets in it.
+    _known: tuple[str, frozenset[str]] | None = None
+
+    def hide(self, text: str) -> str:
+        """The text without the secrets that the sequence hides in its data."""
+        secrets = self.secrets()
+        return redaction.hide(text, secrets) if secrets else text
+
+    def secrets(self) -> frozenset[str]:
+        """Those that the step has found, and those that it has put into `data` itself."""
+        patterns = self._patterns()
+        if not patterns:
+            return frozenset()
+        data = self.claim.data
+        if self._known is None or self._known[0] is not data:
+            self._known = data, self._claimed(patterns)
+        return self._known[1] | redaction.secrets_of(self._left(), patterns)
+
+    def _patterns(self) -> tuple[str, ...]:
+        if self.redact is None:
+            definition = registry.definition_of(self.claim.sequence)
+            self.redact = definition.redact if definition else ("*",)
+        return self.redact
+
+    def _claimed(self, patterns: tuple[str, ...]) -> frozenset[str]:
+        payload = self.claim.payload
+        # A value of a step is hidden as if it stood in `data` under the step's name, too.
+        found = (json.loads(self.claim.data), payload, {self.claim.step: payload})
+        return frozenset().union(*(redaction.secrets_of(value, patterns) for value in found))
+
+    def _left(self) -> Any:
+        # Typed data has no keys to go by until it is stored.
+        return vars(self.sequence).get("data") if self.sequence is not None else None
 
 
 class _Thread(threading.local):
@@ -52,6 +110,32 @@ def end(message: Any) -> list[Delivery]:
             del _thread.deliveries[index:]
             return ended
     return []
+
+
+#: Of a context, not of a thread: what a step awaits, or calls in another thread, is its own too.
+_in_hand: ContextVar[InHand | None] = ContextVar("sequences_in_hand", default=None)
+
+
+@contextmanager
+def performing(attempt: InHand) -> Iterator[None]:
+    """While this lasts the attempt is what this context does."""
+    token = _in_hand.set(attempt)
+    try:
+        yield
+    except BaseException:
+        if (message := delivery()) is not None:
+            message.failed = attempt
+        raise
+    finally:
+        _in_hand.reset(token)
+
+
+def in_hand() -> InHand | None:
+    """The attempt that is performed here, or whose failure is being seen to."""
+    attempt = _in_hand.get()
+    if attempt is None and (message := delivery()) is not None:
+        return message.failed
+    return attempt
 
 
 def worker() -> str:

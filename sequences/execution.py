@@ -135,13 +135,19 @@ class Attempt:
 
     def __init__(self, claim: Claim, using: str) -> None:
         self.claim, self.using = claim, using
+        self.in_hand = current.InHand(claim)  # what others see of it
         self.change: Change | None = None  # set once the user's code is done
         self.looks = False  # whether an item has ended so that others are to be looked after
 
     def make(self) -> list[Dispatch]:
         """Play it until it commits or fails, and return what became ready."""
+        with current.performing(self.in_hand):
+            return self._make()
+
+    def _make(self) -> list[Dispatch]:
         try:
             definition, step = self._find()
+            self.in_hand.redact = definition.redact
             self._refuse_if_expired(definition, step)
             with heartbeat.performing(self.claim) as performance:
                 ready = self._play(definition, step, performance)
@@ -265,6 +271,7 @@ class Attempt:
         self, definition: Definition, step: Step[Any], performance: heartbeat.Performance
     ) -> None:
         bound = Bound(definition, self.claim, performance, self.using)
+        self.in_hand.sequence = bound.sequence
         change = bound.perform(step)
         interrupts.disarm()
         self.change = bound.seal(change)

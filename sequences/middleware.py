@@ -48,6 +48,11 @@ class SequencesMiddleware(Middleware):
         retried = bool(message.options.get("retries"))
         self._traffic.began(message.queue_name, message.message_timestamp, first=not retried)
 
+    def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
+        """Ids are all that a message carries: what `Retries` adds of the error is kept already."""
+        if _is_step(message):
+            message.options.pop("traceback", None)
+
     def after_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
         """The copy of a message that this thread processes is its retry, and has the delay."""
         delivery = current.delivery()
@@ -123,5 +128,5 @@ class SequencesMiddleware(Middleware):
         return ended[0] if ended else None
 
 
-def _is_step(message: MessageProxy) -> bool:
+def _is_step(message: MessageProxy | Message[Any]) -> bool:
     return dispatching.MARK in message.options

@@ -131,10 +131,12 @@ def _hidden(value: Any, shown: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def secrets_of(value: Any, patterns: Iterable[str]) -> frozenset[str]:
-    """The texts that `redact` would hide in a JSON value, to be found again in other texts."""
-    found: set[str] = set()
-    _collect(value, redact(value, patterns), found)
-    return frozenset(found)
+    """The texts that `redact` would hide in a JSON value, to be found again in other texts.
+
+    As they are, and as Python and JSON quote them.
+    """
+    paths = [pattern.split(".") for pattern in patterns]
+    return frozenset(form for text in _texts(value, paths) for form in _forms(text))
 
 
 def hide(text: str, secrets: Iterable[str]) -> str:
@@ -144,13 +146,21 @@ def hide(text: str, secrets: Iterable[str]) -> str:
     return text
 
 
-def _collect(value: Any, shown: Any, found: set[str]) -> None:
+def _texts(value: Any, paths: Sequence[Sequence[str]]) -> Iterator[str]:
+    """What stands at the ends of these paths, and below. Nothing else is looked at."""
     if isinstance(value, dict):
-        for key, member in value.items():
-            below = shown.get(key) if isinstance(shown, dict) else shown
-            _collect(member, below, found)
+        for key, member in list(value.items()):
+            below = [path[1:] for path in paths if not path or fnmatchcase(str(key), path[0])]
+            if below:
+                yield from _texts(member, below)
     elif isinstance(value, list):
-        for index, item in enumerate(value):
-            _collect(item, shown[index] if isinstance(shown, list) else shown, found)
-    elif shown == HIDDEN and not isinstance(value, bool) and len(str(value)) >= SHORTEST:
-        found.add(str(value))
+        for item in list(value):
+            yield from _texts(item, paths)
+    elif not all(paths) and value is not None and not isinstance(value, bool):
+        text = str(value)
+        if len(text) >= SHORTEST:
+            yield text
+
+
+def _forms(text: str) -> tuple[str, str, str]:
+    return text, repr(text)[1:-1], json.dumps(text)[1:-1]

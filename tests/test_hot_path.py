@@ -122,10 +122,11 @@ def test_who_receives_a_signal_has_one_row_read_after_the_commit(run):
     def receive(**kwargs):
         pass
 
+    pk = row(run, "one").pk
     signals.step_succeeded.connect(receive)
     try:
         with statements() as sent:
-            Life(row(run, "one").pk, 0, "default").live()
+            Life(pk, 0, "default").live()
     finally:
         signals.step_succeeded.disconnect(receive)
     assert sent == ["UPDATE", "WITH", "SELECT"]

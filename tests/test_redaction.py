@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sequences.redaction import HIDDEN, NoSecret, changed_secrets, redact, restore
+from sequences.redaction import (
+    HIDDEN,
+    NoSecret,
+    changed_secrets,
+    hide,
+    redact,
+    restore,
+    secrets_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -188,3 +196,32 @@ def test_changed_secrets_are_named_and_not_shown():
     after = {**STORED, "token": "tok-2", "card": {"holder": "J"}, "name": "Ann"}
     assert changed_secrets(STORED, after, PATTERNS) == ["token", "card.number"]
     assert changed_secrets(STORED, {**STORED, "name": "Ann"}, PATTERNS) == []
+
+
+@pytest.mark.parametrize(
+    ("patterns", "value", "expected"),
+    [
+        (["token"], {"token": "abcd", "name": "Joel"}, {"abcd"}),
+        (["card.*"], {"card": {"number": 4111, "holders": ["Joel", "Ada K."]}},
+         {"4111", "Joel", "Ada K."}),
+        (["card"], {"card": {"numbers": [{"full": 4111}]}}, {"4111"}),
+        (["cards.pin"], {"cards": [{"pin": "1234", "name": "Joel"}, [{"pin": "5678"}]]},
+         {"1234", "5678"}),
+        (["pin"], {"pin": "123"}, set()),
+        (["gone"], {"gone": None}, set()),
+        (["yes"], {"yes": True}, set()),
+        (["a.b"], {"a": "text"}, set()),
+        (["token"], "text", set()),
+        ([], {"token": "abcd"}, set()),
+    ],
+)  # fmt: skip
+def test_the_secrets_are_the_texts_that_are_hidden(patterns, value, expected):
+    assert secrets_of(value, patterns) == expected
+
+
+def test_a_secret_is_found_as_it_is_quoted_too():
+    secret = 'Zoë said "hi"\n'
+    secrets = secrets_of({"token": secret}, ["token"])
+    for text in (secret, repr({"token": secret}), json.dumps([secret])):
+        assert "Zo" not in hide(text, secrets)
+        assert HIDDEN in hide(text, secrets)
