@@ -14,6 +14,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from . import conf
+from .durations import duration
 from .models import Operation, RunStatus, StepFailure, StepRun, StepStatus
 from .plan import ASIDE
 from .portrait import Portrait, StepPortrait
@@ -30,29 +31,6 @@ def summary(portrait: Portrait, last: Operation | None = None) -> str:
     The failure of the portrait tells the error.
     """
     return _OF[RunStatus(portrait.run.status)](portrait, last)
-
-
-def span(length: timedelta) -> str:
-    """A length of time for people, in its two largest units: ``2 d 22 h``, ``12 s``."""
-    seconds = round(length.total_seconds())
-    if seconds < 1:
-        return _("%(count)d ms") % {"count": max(length // timedelta(milliseconds=1), 0)}
-    for size, whole, below, part in _units():
-        if seconds >= size:
-            first, rest = divmod(seconds, size)
-            second = rest // below if below else 0
-            return f"{first} {whole}" + (f" {second} {part}" if second else "")
-    return f"{seconds} " + _("s")
-
-
-def _units() -> list[tuple[int, str, int, str]]:
-    day, hour, minute, second = _("d"), _("h"), _("min"), _("s")
-    return [
-        (86_400, day, 3_600, hour),
-        (3_600, hour, 60, minute),
-        (60, minute, 1, second),
-        (1, second, 0, ""),
-    ]
 
 
 def error_of(failure: StepFailure) -> str:
@@ -126,7 +104,7 @@ def _is_open(step: StepPortrait) -> bool:
 
 def _paused(portrait: Portrait, last: Operation | None) -> str:
     if last is not None and last.action == "pause":
-        ago = span(portrait.now - last.done_at)
+        ago = duration(portrait.now - last.done_at)
         by_whom, by_nobody = (
             _("Paused by %(by)s %(ago)s ago%(why)s."),
             _("Paused %(ago)s ago%(why)s."),
@@ -193,7 +171,7 @@ def _now(portrait: Portrait, step: StepPortrait) -> str:
 def _queued_step(portrait: Portrait, step: StepPortrait, row: StepRun) -> str:
     values = {
         "step": _name(step),
-        "ago": span(portrait.now - row.queued_at),
+        "ago": duration(portrait.now - row.queued_at),
         "queue": step.node.queue,
     }
     if portrait.now - row.queued_at > PATIENCE:
@@ -213,13 +191,13 @@ def _running_step(portrait: Portrait, step: StepPortrait, row: StepRun) -> str:
     silent = _silent(portrait, row)
     values: dict[str, Any] = {
         "step": _name(step),
-        "span": span(portrait.now - (row.started_at or portrait.now)),
+        "span": duration(portrait.now - (row.started_at or portrait.now)),
         "worker": row.worker,
     }
     if silent is None or row.wake_at is None:
         told = _("%(step)s has been running for %(span)s") % values
         return f"{told}{_progress(step)}."
-    values |= {"silent": span(silent), "left": span(row.wake_at - portrait.now)}
+    values |= {"silent": duration(silent), "left": duration(row.wake_at - portrait.now)}
     if row.wake_at > portrait.now:
         return (
             _(
@@ -228,7 +206,7 @@ def _running_step(portrait: Portrait, step: StepPortrait, row: StepRun) -> str:
             )
             % values
         )
-    values["left"] = span(portrait.now - row.wake_at)
+    values["left"] = duration(portrait.now - row.wake_at)
     return (
         _(
             "The worker of %(step)s was lost. Its lease ran out %(left)s ago, and no sweep has "
@@ -253,12 +231,12 @@ def _retrying_step(portrait: Portrait, step: StepPortrait, row: StepRun) -> str:
     tried = ngettext("%(count)d failed attempt", "%(count)d failed attempts", row.attempts)
     values = {"step": _name(step), "tried": tried % {"count": row.attempts}}
     if row.due_at is not None and row.due_at > portrait.now:
-        values["left"] = span(row.due_at - portrait.now)
+        values["left"] = duration(row.due_at - portrait.now)
         told = _("%(step)s is retried in %(left)s (%(tried)s)") % values
     else:
         told = _("%(step)s is about to be retried (%(tried)s)") % values
         if row.due_at is not None and portrait.now - row.due_at > PATIENCE:
-            values |= {"ago": span(portrait.now - row.due_at), "queue": step.node.queue}
+            values |= {"ago": duration(portrait.now - row.due_at), "queue": step.node.queue}
             told = (
                 _(
                     "%(step)s should have been retried %(ago)s ago (%(tried)s), and no worker "
@@ -292,14 +270,14 @@ def _awaiting(portrait: Portrait, step: StepPortrait, row: StepRun) -> str:
     if row.payload is None and row.due_at is not None:  # its own delay is not over
         return _delayed(portrait, step, row)
     since = _since(row) or row.queued_at
-    values = {"step": _name(step), "ago": span(portrait.now - since)}
+    values = {"step": _name(step), "ago": duration(portrait.now - since)}
     told = _("Waiting for the event %(step)s since %(ago)s") % values
     if row.due_at is None:
         return f"{told}. " + _("It may take for ever: it has no timeout.")
     left = row.due_at - portrait.now
     if left < timedelta(0):
         return f"{told}; " + _("its time is over.")
-    return f"{told}; " + _("it times out in %(left)s.") % {"left": span(left)}
+    return f"{told}; " + _("it times out in %(left)s.") % {"left": duration(left)}
 
 
 def _since(row: StepRun) -> datetime | None:
@@ -313,7 +291,7 @@ def _delayed(portrait: Portrait, step: StepPortrait, row: StepRun) -> str:
         return _("The time that %(step)s has waited for has come.") % {"step": _name(step)}
     return _("%(step)s waits for its time, in %(left)s.") % {
         "step": _name(step),
-        "left": span(left),
+        "left": duration(left),
     }
 
 
@@ -335,7 +313,7 @@ def _names(names: Any) -> str:
 
 def _times(portrait: Portrait) -> dict[str, str]:
     ended = portrait.run.finished_at or portrait.now
-    return {"ago": span(portrait.now - ended), "span": span(portrait.duration)}
+    return {"ago": duration(portrait.now - ended), "span": duration(portrait.duration)}
 
 
 def _attempts(step: StepPortrait) -> str:

@@ -16,9 +16,10 @@ from django.urls import URLPattern, path
 from django.utils.translation import gettext as _
 
 from .. import acts, conf, portrait
+from ..durations import duration
 from ..models import PLAIN, Operation, SequenceRun, StepFailure, StepRun
 from ..portrait import Portrait, visible, without_secrets
-from ..summary import span, summary
+from ..summary import summary
 from . import showing
 from .base import NEWEST, ReadOnlyAdmin, heavy
 from .showing import Button, Urls
@@ -136,8 +137,8 @@ class RunPage(ReadOnlyAdmin):
             "path": request.path,
             "title": shown.title,
             "summary": summary(shown, last.defer("before", "after").first()),
-            "age": span(shown.age),
-            "duration": span(shown.duration),
+            "age": duration(shown.age),
+            "duration": duration(shown.duration),
             "live": str(INTERVAL) if shown.is_moving else "",
             "buttons": [button for button in buttons if not button.step],
             "at": [line for line in steps if line.portrait in shown.at and line.buttons][:3],

@@ -18,9 +18,9 @@ from django.utils.translation import gettext_lazy as _
 
 from .. import conf
 from ..acts import ACTS
+from ..durations import duration
 from ..models import PLAIN, Operation, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
 from ..portrait import Portrait, StepPortrait, visible, visible_text, without_secrets
-from ..summary import span
 from .base import NEWEST
 
 #: What a page shows of one value, in characters; the rest is a link away.
@@ -144,13 +144,13 @@ class StepLine:
     def waited(self) -> str:
         """How long it had to wait."""
         waited = self.portrait.waited(self.now)
-        return "" if waited is None else span(waited)
+        return "" if waited is None else duration(waited)
 
     @property
     def ran(self) -> str:
         """How long its last attempt took."""
         ran = self.portrait.ran(self.now)
-        return "" if ran is None else span(ran)
+        return "" if ran is None else duration(ran)
 
     @property
     def due(self) -> datetime | None:
@@ -160,7 +160,7 @@ class StepLine:
     @property
     def due_in(self) -> str:
         """How long until then."""
-        return "" if self.due is None or self.due <= self.now else span(self.due - self.now)
+        return "" if self.due is None or self.due <= self.now else duration(self.due - self.now)
 
     @property
     def percent(self) -> int | None:
@@ -193,7 +193,7 @@ def attempts_of(run: SequenceRun, now: datetime) -> list[Attempt]:
         list(rows.defer("traceback")[TRACEBACKS : NEWEST + 1]) if len(newest) == TRACEBACKS else []
     )
     return [
-        Attempt(shown, span(now - failure.failed_at), index < TRACEBACKS, index == 0)
+        Attempt(shown, duration(now - failure.failed_at), index < TRACEBACKS, index == 0)
         for index, failure in enumerate(newest + older)
         if (shown := without_secrets(failure, run)) is not None
     ]
@@ -233,7 +233,7 @@ def _values_of(rows: QuerySet[Operation], ids: Collection[int]) -> dict[int, tup
 def _done(
     operation: Operation, run: SequenceRun, values: tuple[Any, Any] | None, now: datetime
 ) -> Done:
-    ago = span(now - operation.done_at)
+    ago = duration(now - operation.done_at)
     if values is None:
         return Done(operation, ago)
     before, after = (visible(value, run.sequence) for value in values)

@@ -1,0 +1,263 @@
+"""What is the matter with a run, in a sentence that answers why it is stuck."""
+
+from datetime import timedelta
+
+import pytest
+
+from sequences import Sequence, event, on_failure, portrait, step, subsequence
+from sequences.models import Operation
+from sequences.summary import LONGEST, error_of, summary
+from sequences.testing import clock, drain, isolate_sequences
+from tests.engine import change, claim, fail, fresh, now, perform, row, take
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def _isolated():
+    with isolate_sequences(), clock():
+        yield
+
+
+class CardError(Exception):
+    pass
+
+
+def order():
+    class Child(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def carry(self): ...
+
+    class Order(Sequence):
+        class Meta:
+            app_label = "shop"
+            redact = ("card",)
+
+        @step(queue_name="money")
+        def charge(self): ...
+
+        @step(each="items")
+        def pack(self, item): ...
+
+        approval = event(timeout=timedelta(days=3))
+        ship = subsequence(Child, data=lambda self: {})
+
+        @step(delay=timedelta(hours=2))
+        def thank(self): ...
+
+    return Order
+
+
+def started(cls=None, **data):
+    return (cls or order()).start({"items": [], **data}).run
+
+
+def told(run, last=None):
+    return summary(portrait.of(fresh(run)), last)
+
+
+def newest(run):
+    return Operation.objects.filter(run=run.pk).last()
+
+
+def shift(run, name, field, by):
+    change(run, name, **{field: now() + by})
+
+
+MINUTES = timedelta(minutes=1)
+
+
+def test_a_queued_step_that_no_worker_takes_asks_for_its_queue():
+    run = started()
+    assert told(run).startswith("“charge” is queued since ")
+    shift(run, "charge", "queued_at", -14 * MINUTES)
+    assert told(run) == (
+        "“charge” is queued since 14 min: no worker takes it. Is one running for the queue “money”?"
+    )
+
+
+def test_a_running_step_says_for_how_long_and_how_far_it_is():
+    run = started()
+    claim(run, "charge")
+    shift(run, "charge", "started_at", -5 * MINUTES)
+    shift(run, "charge", "wake_at", timedelta(seconds=15))
+    change(run, "charge", progress={"done": 3, "total": 10, "text": "page 3"})
+    assert told(run) == "“charge” has been running for 5 min: page 3 (3 of 10)."
+
+
+def test_a_worker_without_a_sign_of_life_is_told_before_and_after_its_lease():
+    run = started()
+    claim(run, "charge")
+    assert "has been running" in told(run)
+    shift(run, "charge", "started_at", -1 * MINUTES)
+    shift(run, "charge", "wake_at", timedelta(seconds=4.5))
+    text = told(run)
+    assert text.startswith("The worker of “charge” seems to be lost: no sign of life for 1")
+    assert "in 4" in text
+    shift(run, "charge", "wake_at", -2 * MINUTES)
+    assert "Its lease ran out 2 min ago, and no sweep has taken the step back yet" in told(run)
+
+
+def test_a_step_whose_worker_was_lost_is_taken_by_another():
+    run = started()
+    change(run, "charge", lost=1)
+    assert told(run) == "The worker of “charge” was lost; another one takes it."
+
+
+def test_a_retry_says_when_how_often_and_why():
+    run = started(card="4111-secret")
+    fail(claim(run, "charge"), final=False, error=CardError("no funds on 4111-secret\nmore"))
+    shift(run, "charge", "due_at", timedelta(seconds=12.5))
+    assert told(run) == (
+        "“charge” is retried in 12 s (1 failed attempt): CardError: no funds on ***."
+    )
+    shift(run, "charge", "due_at", -2 * MINUTES)
+    assert "should have been retried 2 min ago (1 failed attempt), and no worker" in told(run)
+
+
+def test_a_failed_run_says_where_when_why_and_what_is_held():
+    run = started()
+    fail(claim(run, "charge"), final=False)
+    fail(claim(run, "charge"), error=CardError("insufficient funds."))
+    with clock() as moving:
+        moving.move(5 * MINUTES)
+        assert told(run) == (
+            "Failed at “charge” 5 min ago after 2 attempts: CardError: insufficient funds. What "
+            "comes after it is held."
+        )
+
+
+def test_an_event_says_since_when_and_until_when():
+    with clock() as moving:
+        run = started()
+        drain()
+        moving.move(timedelta(hours=2))
+        text = told(run)
+    assert text.startswith("Waiting for the event “approval” since 2 h; it times out in 2 d 21 h")
+    change(run, "approval", due_at=None)
+    assert told(run).endswith("It may take for ever: it has no timeout.")
+
+
+def test_a_delay_says_how_long_it_is():
+    run = started()
+    drain()
+    fresh(run).deliver("approval")
+    drain()
+    drain()
+    assert told(run).startswith("“thank” waits for its time, in 1 h 59 min")
+
+
+def test_a_fan_out_says_how_far_it_is_and_how_many_failed():
+    run = started(items=[1, 2, 3, 4])
+    perform(claim(run, "charge"))
+    perform(claim(run, "pack"))
+    items = run.steps.filter(kind="item").order_by("pk")
+    fail(take(items[0].pk))
+    perform(take(items[1].pk))
+    assert told(run) == "“pack” is under way (2 of 4), 1 failed."
+
+
+def test_a_parent_waits_for_its_child():
+    run = started()
+    drain()
+    fresh(run).deliver("approval")
+    for name in ("approval", "ship"):
+        perform(claim(run, name))
+    assert told(run) == "“ship” waits for the run that it has started."
+
+
+def test_a_pause_says_who_and_why():
+    run = started()
+    claim(run, "charge")
+    fresh(run).pause(by="anna", reason="The shop is closed.\nUntil Monday.")
+    text = told(run, newest(run))
+    assert text.startswith("Paused by anna ")
+    assert text.endswith("ago: The shop is closed. “charge” may end still.")
+    assert told(run).startswith("Paused: nothing new begins until it is resumed.")
+
+
+def test_a_cancelled_and_a_finished_run_say_by_whom():
+    run = started()
+    run.cancel(by="anna", reason="a mistake")
+    assert told(run, newest(run)).endswith("By anna: a mistake.")
+    run = started()
+    run.finish(by="anna")
+    text = told(run, newest(run))
+    assert text.startswith("Succeeded ")
+    assert text.endswith("By anna.")
+    assert told(run).endswith(".")
+
+
+def undone():
+    class Undone(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def reserve(self): ...
+
+        @reserve.undo
+        def release(self): ...
+
+        @step(after=reserve)
+        def left(self): ...
+
+        @step(after=reserve)
+        def right(self): ...
+
+        @on_failure
+        def tell(self): ...
+
+    return Undone
+
+
+def test_beside_a_failed_step_the_others_end_first():
+    run = started(undone())
+    perform(claim(run, "reserve"))
+    claim(run, "left")
+    fail(claim(run, "right"), error=CardError("no"))
+    assert told(run) == ("“right” has failed: CardError: no. The run fails when “left” has ended.")
+
+
+def test_an_undoing_says_why_and_where_it_is():
+    run = started(undone())
+    perform(claim(run, "reserve"))
+    fail(claim(run, "right"))
+    assert told(run).startswith("“right” has failed, and what was done is undone. “release” is q")
+    fail(claim(run, "release"), error=CardError("gone"))
+    perform(claim(run, "tell"))
+    text = told(run)
+    assert "Its undo “release” has failed, too: CardError: gone." in text
+    run.refresh_from_db()
+    run.retry()
+    drain()
+    assert "What it had done is undone." in told(run)
+
+
+def test_other_open_steps_are_counted():
+    run = started(undone())
+    perform(claim(run, "reserve"))
+    claim(run, "left")
+    assert told(run).endswith("1 other step is open.")
+    fail(claim(run, "right"), final=False)
+    assert "“right” is about to be retried" in told(run), "what is in the way comes first"
+
+
+def test_an_error_is_its_name_and_its_first_line():
+    run = started()
+    fail(claim(run, "charge"), error=CardError("x" * 500 + "\nsecond"))
+    failure = portrait.of(fresh(run)).failure
+    assert error_of(failure) == f"CardError: {'x' * LONGEST}…"
+    failure.message = ""
+    assert error_of(failure) == "CardError"
+
+
+def test_every_state_of_a_step_has_its_words():
+    run = started()
+    for status in ("waiting", "queued", "running", "retrying"):
+        change(run, "charge", status=status, due_at=None, started_at=None)
+        assert "“charge”" in told(run)
+    assert row(run, "charge").status == "retrying"
