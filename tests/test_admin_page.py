@@ -1,0 +1,339 @@
+"""A run's page in the admin: what is the matter, what can be done, all that happened."""
+
+import json
+import re
+from datetime import timedelta
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+from django.utils.html import escape
+
+from sequences import Abort, Sequence, dispatching, event, step, subsequence
+from sequences.admin import showing
+from sequences.models import SequenceRun, StepFailure, StepRun
+from sequences.testing import drain, isolate_sequences
+from tests.engine import claim, fail, fresh, perform, take
+
+pytestmark = pytest.mark.django_db
+
+SCRIPT = "<script>alert(1)</script>"
+STEPS = reverse("admin:job_sequences_steprun_changelist")
+
+
+@pytest.fixture(autouse=True)
+def _isolated():
+    with isolate_sequences(), dispatching.caught():
+        yield
+
+
+class CardError(Exception):
+    pass
+
+
+def order():
+    class Child(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def carry(self): ...
+
+    class Order(Sequence):
+        class Meta:
+            app_label = "shop"
+            redact = ["card.*", "charge.token"]
+            verbose_name = f"order {SCRIPT}"
+
+        @step
+        def charge(self):
+            return {"token": "tok-secret", "ok": SCRIPT}
+
+        @step(each="items")
+        def pack(self, item): ...
+
+        ship = subsequence(Child, data=lambda self: {})
+        approval = event(timeout=timedelta(days=3))
+
+        @step
+        def thank(self): ...
+
+    return Order
+
+
+def started(**data):
+    key = data.pop("key", None)
+    return order().start({"items": [], **data}, key=key).run
+
+
+def url(run, page="change", *args):
+    return reverse(f"admin:job_sequences_sequencerun_{page}", args=[run.pk, *args])
+
+
+def page_of(client, run, **headers):
+    response = client.get(url(run), headers=headers)
+    assert response.status_code == 200
+    return response.content.decode()
+
+
+def words(html):
+    """The text of a page, its white space made one space."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
+
+
+def queries(client, path):
+    with CaptureQueriesContext(connection) as caught:
+        assert client.get(path).status_code == 200
+    return len(caught)
+
+
+def user_with(*codenames):
+    user = User.objects.create_user("mia", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
+    assert user.user_permissions.count() == len(codenames)
+    return user
+
+
+def test_the_head_says_what_why_and_what_can_be_done(admin_client):
+    run = started(key="order-7")
+    fail(claim(run, "charge"), error=CardError("insufficient funds"))
+    page = page_of(admin_client, run)
+    text = words(page)
+    assert "Failed at “charge”" in text
+    assert "CardError: insufficient funds. What comes after it is held." in text
+    assert "order-7" in text
+    assert str(run.pk) in text
+    assert '<span class="seq-state seq-failed">failed</span>' in page
+    assert url(run, "act", "retry") in page
+    assert f"{url(run, 'act', 'skip')}?step=charge" in page
+    assert url(run, "act", "pause") not in page, "it does not run"
+    assert "Deliver" not in page
+
+
+def test_every_text_of_a_run_is_shown_as_text(admin_client):
+    run = started(key=SCRIPT, name=SCRIPT)
+    fail(claim(run, "charge"), error=CardError(SCRIPT))
+    SequenceRun.objects.filter(pk=run.pk).update(inbox={"approval": SCRIPT})
+    StepRun.objects.filter(run=run.pk).update(worker=SCRIPT, progress={"text": SCRIPT})
+    StepRun.objects.filter(run=run.pk).update(result={"ok": SCRIPT})
+    run.refresh_from_db()
+    run.edit({"name": f"2{SCRIPT}"}, by=SCRIPT, reason=SCRIPT)
+    for path in (url(run), url(run, "failures"), url(run, "act", "retry"), url(run, "act", "edit")):
+        page = admin_client.get(path).content.decode()
+        assert SCRIPT not in page
+        assert escape(SCRIPT) in page
+    page = page_of(admin_client, run)
+    assert page.count(escape(SCRIPT)) > 10, "title, key, error, data, inbox, result, worker, acts"
+    whole = admin_client.get(url(run, "value", "data"))
+    assert whole["Content-Type"] == "text/plain; charset=utf-8"
+    assert whole["X-Content-Type-Options"] == "nosniff"
+
+
+def test_secrets_are_stars_wherever_they_stand(admin_client):
+    run = started(card={"number": "4111-secret"})
+    perform(claim(run, "charge"))
+    fail(claim(run, "pack"), error=CardError("refused 4111-secret"))
+    run.refresh_from_db()
+    run.edit({"card": {"number": "5222-secret"}, "items": []})
+    StepFailure.objects.update(message="5222-secret", traceback="card 5222-secret")
+    paths = [url(run), url(run, "failures"), url(run, "act", "edit"), url(run, "value", "data")]
+    for path in [*paths, f"{url(run, 'value', 'result')}?step=charge"]:
+        page = admin_client.get(path).content.decode()
+        assert "***" in page
+        assert "-secret" not in page
+
+
+def test_a_table_shows_each_step_and_links_to_its_items(admin_client):
+    run = started(items=[1, 2, 3])
+    perform(claim(run, "charge"))
+    perform(claim(run, "pack"))
+    one, two, _three = StepRun.objects.filter(run=run.pk, kind="item").order_by("pk")
+    perform(take(one.pk))
+    fail(take(two.pk), error=Abort("broken"))
+    page = page_of(admin_client, run)
+    for name in ("charge", "pack", "ship", "approval", "thank"):
+        assert f'<tr id="step-{name}"' in page
+    assert "not begun" in page
+    assert "67 %" in page
+    link = re.search(r'<a href="([^"]+)"><span class="seq-state seq-failed">1 failed', page)
+    rows = admin_client.get(link[1].replace("&amp;", "&"))
+    assert [row.pk for row in rows.context["cl"].result_list] == [two.pk]
+
+
+def test_the_newest_failed_attempt_is_open_and_comes_first(admin_client):
+    run = started()
+    fail(claim(run, "charge"), final=False, error=CardError("first"))
+    fail(claim(run, "charge"), error=CardError("second"))
+    page = page_of(admin_client, run)
+    attempts = re.findall(r'<details id="attempt-\d+" class="seq-attempt"( open)?>', page)
+    assert attempts == [" open", ""]
+    assert page.index("attempt 2") < page.index("attempt 1")
+
+
+def test_of_many_failed_attempts_the_older_ones_are_a_link_away(admin_client, monkeypatch):
+    monkeypatch.setattr(showing, "TRACEBACKS", 2)
+    run = started()
+    now = run.created_at
+    StepFailure.objects.bulk_create(
+        StepFailure(run=run, step="charge", attempt=n, error=f"E{n}", traceback=f"T{n}.",
+                    failed_at=now)
+        for n in range(1, 105)
+    )  # fmt: skip
+    page = page_of(admin_client, run)
+    assert "T104." in page
+    assert "T103." in page
+    assert "T102." not in page, "its traceback is on the page of all"
+    assert "E5:" in page
+    assert "E4:" not in page
+    assert url(run, "failures") in page
+    assert "T102." in admin_client.get(url(run, "failures")).content.decode()
+    assert "T1." in admin_client.get(f"{url(run, 'failures')}?page=3").content.decode()
+
+
+def test_large_values_are_cut_and_the_whole_is_a_link_away(admin_client):
+    run = started(text="x" * 300_000)
+    perform(claim(run, "charge"))
+    StepRun.objects.filter(run=run.pk, step="charge").update(result="y" * 50_000)
+    page = page_of(admin_client, run)
+    assert len(page) < 250_000
+    assert "yyyy" not in page
+    assert url(run, "value", "data") in page
+    whole = json.loads(admin_client.get(url(run, "value", "data")).content)
+    assert whole == run.data
+    result = admin_client.get(f"{url(run, 'value', 'result')}?step=charge")
+    assert json.loads(result.content) == "y" * 50_000
+
+
+def test_the_number_of_queries_does_not_grow(admin_client):
+    run = started(items=[1])
+    perform(claim(run, "charge"))
+    perform(claim(run, "pack"))
+    fail(take(StepRun.objects.get(run=run.pk, kind="item").pk), error=Abort("no"))
+    fresh(run).edit({"a": 1})
+    child = SequenceRun.objects.create(
+        plan=run.plan, sequence="shop.Child", created_at=run.created_at, updated_at=run.updated_at,
+        parent=StepRun.objects.get(run=run.pk, step="charge"),
+    )  # fmt: skip
+    before = queries(admin_client, url(run))
+    now = run.created_at
+    StepRun.objects.bulk_create(
+        StepRun(run=run, step="pack", item=n, kind="item", ready_at=now, queued_at=now)
+        for n in range(10, 200)
+    )
+    StepFailure.objects.bulk_create(
+        StepFailure(run=run, step="pack", item=n, attempt=1, error="E", failed_at=now)
+        for n in range(200)
+    )
+    for n in range(5):
+        fresh(run).edit({"a": n + 2})
+        SequenceRun.objects.create(
+            plan=run.plan, sequence="shop.Child", created_at=now, updated_at=now,
+            parent=child.parent,
+        )  # fmt: skip
+    assert queries(admin_client, url(run)) <= before + 1, "older attempts, without tracebacks"
+    assert before <= 20
+
+
+def test_acts_are_shown_with_who_why_and_what_changed(admin_client):
+    run = started(name="Joel")
+    run.edit({"name": "Ann", "items": []}, by="mia", reason="typo")
+    run.pause(by="anna")
+    page = page_of(admin_client, run)
+    assert words(page).index("Pause by anna") < words(page).index("Edit data by mia")
+    assert "typo" in page
+    assert re.search(r'seq-removed">-\s+&quot;name&quot;: &quot;Joel&quot;', page)
+    assert re.search(r'seq-added">\+\s+&quot;name&quot;: &quot;Ann&quot;', page)
+
+
+def test_parents_and_children_are_linked_as_far_as_the_user_may_see_them(admin_client):
+    run = started()
+    drain()
+    child = SequenceRun.objects.get(parent__run=run.pk)
+    assert url(child) in page_of(admin_client, run)
+    assert url(run) in page_of(admin_client, child)
+
+
+def test_a_page_is_live_only_while_something_moves(admin_client):
+    run = started()
+    page = page_of(admin_client, run)
+    assert 'data-seq-live="2000"' in page
+    assert f'data-seq-url="{url(run)}"' in page
+    assert "sequences/live.js" in page
+    run.cancel()
+    page = page_of(admin_client, run)
+    assert 'data-seq-live=""' in page
+    regions = re.findall(r'<(?:header|section) id="([\w-]+)"[^>]* data-seq-region', page)
+    assert len(regions) == len(set(regions)) > 5
+
+
+def test_a_refresh_leaves_the_messages_for_the_reader(admin_client):
+    run = started()
+    admin_client.post(url(run, "act", "pause"), {"confirm": "yes"})
+    page_of(admin_client, run, X_Requested_With="sequences-live")
+    assert "Done: Pause" in page_of(admin_client, run)
+    assert "Done: Pause" not in page_of(admin_client, run)
+
+
+def test_there_is_no_script_and_no_style_inside_of_the_page(admin_client):
+    run = started()
+    drain()
+    page = page_of(admin_client, run)
+    content = page[page.index('id="content-main"') : page.index('id="footer"')]
+    assert not re.search(r"<script|<style|\son\w+=|\sstyle=|javascript:", content)
+    assert not re.search(r"<script>", page)
+
+
+def test_what_a_user_may_not_view_is_left_out(client):
+    run = started()
+    fail(claim(run, "charge"), error=CardError("no funds"))
+    client.force_login(user_with("view_sequencerun"))
+    page = page_of(client, run)
+    assert "Failed at" in page
+    assert "Traceback" not in page
+    for region in ("failures", "results", "operations"):
+        assert f'id="{region}"' not in page
+    assert "/act/" not in page, "the permission to view gives no other"
+    assert client.get(url(run, "failures")).status_code == 403
+    assert client.get(f"{url(run, 'value', 'result')}?step=charge").status_code == 403
+    assert client.get(url(run, "value", "data")).status_code == 200
+
+
+def test_nobody_sees_a_run_without_the_permission(client):
+    run = started()
+    client.force_login(user_with("retry_sequencerun"))
+    for path in (url(run), url(run, "failures"), url(run, "value", "data")):
+        assert client.get(path).status_code == 403
+    client.logout()
+    assert client.get(url(run)).status_code == 302
+
+
+def test_a_run_that_is_not_there_is_said_so(admin_client):
+    gone = SequenceRun()
+    assert admin_client.get(url(gone)).status_code == 302
+    assert admin_client.get(url(gone, "failures")).status_code == 404
+    path = reverse("admin:job_sequences_sequencerun_change", args=["no-uuid"])
+    assert admin_client.get(path).status_code == 302
+
+
+def test_values_are_only_those_that_there_are(admin_client):
+    run = started()
+    assert admin_client.get(url(run, "value", "held_key")).status_code == 404
+    assert admin_client.get(f"{url(run, 'value', 'result')}?step=none").status_code == 404
+
+
+def test_a_run_of_a_class_that_is_gone_says_that_its_values_are_hidden(admin_client):
+    run = started(name="Joel")
+    SequenceRun.objects.update(sequence="shop.Removed")
+    page = page_of(admin_client, run)
+    assert "This code has no sequence shop.Removed" in page
+    assert "Joel" not in page
+
+
+def test_a_waiting_event_is_delivered_from_the_page_itself(admin_client):
+    run = started()
+    drain()
+    page = page_of(admin_client, run)
+    assert f'<form method="post" action="{url(run, "act", "deliver")}?step=approval"' in page
+    assert "Deliver “approval”" in page
