@@ -1,0 +1,483 @@
+"""Acts in the admin: asked for by GET, done by a POST that confirms, by whom it is allowed."""
+
+import json
+import re
+from datetime import timedelta
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Permission, User
+from django.test import Client
+from django.urls import reverse
+
+from sequences import Sequence, acts, dispatching, event, step
+from sequences.admin import SequenceRunAdmin, acting, many
+from sequences.models import Operation, SequenceRun
+from sequences.testing import drain, isolate_sequences
+from tests.engine import claim, fail, fresh, ledger, perform
+
+pytestmark = pytest.mark.django_db
+
+RUNS = reverse("admin:job_sequences_sequencerun_changelist")
+YES = {"confirm": "yes"}
+
+
+@pytest.fixture(autouse=True)
+def _isolated():
+    with isolate_sequences(), dispatching.caught():
+        yield
+
+
+def order():
+    class Order(Sequence):
+        class Meta:
+            app_label = "shop"
+            redact = ["card.number", "people.pin"]
+
+        @step
+        def charge(self): ...
+
+        @charge.undo
+        def refund(self): ...
+
+        approval = event(timeout=timedelta(days=3))
+
+        @step(delay=timedelta(hours=1))
+        def thank(self): ...
+
+    return Order
+
+
+def started(**data):
+    return order().start(data).run
+
+
+def url(run, action, name="", page="act"):
+    path = reverse(f"admin:job_sequences_sequencerun_{page}", args=[run.pk, action])
+    return f"{path}?step={name}" if name else path
+
+
+def page_url(run):
+    return reverse("admin:job_sequences_sequencerun_change", args=[run.pk])
+
+
+def user_with(*codenames):
+    user = User.objects.create_user("mia", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
+    assert user.user_permissions.count() == len(codenames)
+    return user
+
+
+def told(client, response):
+    """What the page says to which an answer leads."""
+    assert response.status_code == 302, response.content.decode()
+    page = client.get(response["Location"]).content.decode()
+    return " ".join(re.findall(r'<li class="\w+">(.*?)</li>', page, re.S))
+
+
+def scene(action):
+    """A run in a state that allows this act, and its step."""
+    run = started()
+    if action in ("deliver", "run_now"):
+        drain()
+    if action == "run_now":
+        fresh(run).deliver("approval")
+        drain()
+    if action == "resume":
+        run.pause()
+    if action == "retry":
+        fail(claim(run, "charge"), final=False)
+    if action == "erase":
+        run.cancel()
+    steps = {"deliver": "approval", "run_now": "thank", "skip": "charge", "restart_from": "charge"}
+    return fresh(run), steps.get(action, "")
+
+
+def data_for(action, run):
+    if action == "edit":
+        return {"text": '{"a": 1}', "version": run.version, **YES}
+    return {"reason": "because", **YES}
+
+
+def state_of(run):
+    stored = fresh(run)
+    return stored.status, stored.version, stored.data, ledger(run), stored.operations.count()
+
+
+BECOMES = {
+    "retry": "running",
+    "pause": "paused",
+    "resume": "running",
+    "cancel": "cancelled",
+    "finish": "succeeded",
+}
+
+
+@pytest.mark.parametrize("action", acts.ACTS)
+def test_an_act_is_explained_then_confirmed_then_done(admin_client, admin_user, action):
+    run, name = scene(action)
+    before = state_of(run)
+    asked = admin_client.get(url(run, action, name))
+    assert asked.status_code == 200
+    assert str(acts.ACTS[action].explains) in asked.content.decode()
+    assert "csrfmiddlewaretoken" in asked.content.decode()
+    assert state_of(run) == before, "a GET changes nothing"
+    response = admin_client.post(url(run, action, name), data_for(action, run))
+    assert "Done: " in told(admin_client, response)
+    done = fresh(run)
+    assert done.status == BECOMES.get(action, done.status)
+    assert done.version > run.version
+    operation = done.operations.last()
+    assert (operation.action, operation.by, operation.step) == (action, "admin", name)
+    assert operation.reason == ("" if action == "edit" else "because")
+    entry = LogEntry.objects.get(object_id=str(run.pk))
+    assert str(acts.ACTS[action].label) in entry.get_change_message()
+
+
+@pytest.mark.parametrize("action", acts.ACTS)
+def test_a_post_that_does_not_confirm_is_refused(admin_client, action):
+    run, name = scene(action)
+    before = state_of(run)
+    data = data_for(action, run) | {"confirm": ""}
+    response = admin_client.post(url(run, action, name), data)
+    assert response.status_code == (200 if action == "edit" else 400)
+    assert state_of(run) == before
+
+
+@pytest.mark.parametrize("action", acts.ACTS)
+def test_an_act_needs_its_own_permission_and_the_one_to_view(client, action):
+    run, name = scene(action)
+    before = state_of(run)
+    own = acts.ACTS[action].permission.removeprefix("job_sequences.")
+    others = [code for code, _ in SequenceRun._meta.permissions if code != own]
+    client.force_login(user := user_with("view_sequencerun", *others))
+    assert client.get(url(run, action, name)).status_code == 403
+    assert client.post(url(run, action, name), data_for(action, run)).status_code == 403
+    assert url(run, action) not in client.get(page_url(run)).content.decode()
+    user.user_permissions.set(Permission.objects.filter(codename=own))
+    assert client.post(url(run, action, name), data_for(action, run)).status_code == 403
+    assert state_of(run) == before
+    user.user_permissions.add(Permission.objects.get(codename="view_sequencerun"))
+    assert url(run, action) in client.get(page_url(run)).content.decode()
+    assert client.post(url(run, action, name), data_for(action, run)).status_code == 302
+    assert state_of(run) != before
+
+
+@pytest.mark.parametrize("action", acts.ACTS)
+def test_an_act_without_its_token_is_refused(admin_user, action):
+    run, name = scene(action)
+    before = state_of(run)
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(admin_user)
+    assert client.post(url(run, action, name), data_for(action, run)).status_code == 403
+    assert state_of(run) == before
+
+
+def test_a_state_that_has_changed_meanwhile_is_told_in_the_errors_own_words(admin_client):
+    run = started()
+    run.cancel()
+    response = admin_client.post(url(run, "pause"), YES)
+    assert "it is cancelled. Allowed while it is running." in told(admin_client, response)
+    response = admin_client.get(url(run, "pause"))
+    assert "does not allow this" in told(admin_client, response)
+    assert LogEntry.objects.count() == 0
+
+
+def test_acts_and_steps_that_there_are_not_are_not_found(admin_client):
+    run = started()
+    assert admin_client.get(url(run, "delete")).status_code == 404
+    assert admin_client.post(url(run, "skip", "none"), YES).status_code == 404
+    assert admin_client.post(url(run, "skip"), YES).status_code == 404
+    assert admin_client.post(url(SequenceRun(), "pause"), YES).status_code == 404
+
+
+def test_runs_outside_of_the_queryset_are_out_of_reach(admin_client, monkeypatch):
+    run = started()
+    rows = SequenceRunAdmin.get_queryset
+    monkeypatch.setattr(
+        SequenceRunAdmin, "get_queryset", lambda *args: rows(*args).exclude(pk=run.pk)
+    )
+    assert admin_client.get(url(run, "pause")).status_code == 404
+    assert admin_client.post(url(run, "pause"), YES).status_code == 404
+    post_many(admin_client, "pause_runs", run, confirm="yes")
+    assert fresh(run).status == "running"
+
+
+def test_a_project_can_restrict_who_does_what_to_which_run(admin_client, monkeypatch):
+    mine, other = started(), started()
+    monkeypatch.setattr(
+        SequenceRunAdmin,
+        "has_act_permission",
+        lambda self, request, act, run=None: run is None or run.pk == mine.pk,
+    )
+    assert admin_client.post(url(other, "pause"), YES).status_code == 403
+    response = post_many(admin_client, "pause_runs", mine, other, confirm="yes")
+    assert "not allowed to you" in told(admin_client, response)
+    assert (fresh(mine).status, fresh(other).status) == ("paused", "running")
+
+
+def test_a_skip_needs_a_reason(admin_client):
+    run = started()
+    response = admin_client.post(url(run, "skip", "charge"), {**YES, "reason": " "})
+    assert response.status_code == 200
+    assert "This field is required" in response.content.decode()
+    assert ledger(run) == {"charge": "queued"}
+
+
+def test_a_cancel_can_undo_where_something_is_declared_to_undo(admin_client):
+    run = started()
+    perform(claim(run, "charge"))
+    assert 'name="undo"' in admin_client.get(url(run, "cancel")).content.decode()
+    admin_client.post(url(run, "cancel"), {**YES, "undo": "on"})
+    assert fresh(run).status == "undoing"
+    assert 'name="undo"' not in admin_client.get(url(run, "cancel")).content.decode()
+    admin_client.post(url(run, "cancel"), {**YES, "undo": "on"})
+    assert fresh(run).status == "cancelled"
+
+
+# Events
+
+
+def waiting():
+    run = started()
+    drain()
+    return fresh(run)
+
+
+def test_an_approval_is_one_click(admin_client, admin_user):
+    run = waiting()
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(admin_user)
+    page = client.get(page_url(run)).content.decode()
+    form = re.search(
+        r'<form method="post" action="([^"]+)" class="seq-deliver">(.*?)</form>', page, re.S
+    )
+    assert "required" not in form[2]
+    fields = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', form[2]))
+    response = client.post(form[1], {**fields, "payload": "", "reason": ""})
+    assert "Done: Deliver" in told(client, response)
+    drain()
+    assert ledger(run)["approval"] == "succeeded"
+
+
+def test_a_payload_is_json(admin_client):
+    run = waiting()
+    page = admin_client.post(url(run, "deliver", "approval"), {**YES, "payload": "{nope"})
+    assert "This is no JSON" in page.content.decode()
+    assert "{nope" in page.content.decode(), "what was typed is kept"
+    assert fresh(run).inbox == {}
+    for typed in ("[" * 100_000, '"\\u0000"', "NaN"):
+        page = admin_client.post(url(run, "deliver", "approval"), {**YES, "payload": typed})
+        assert page.status_code == 200
+        assert "errorlist" in page.content.decode()
+    admin_client.post(url(run, "deliver", "approval"), {**YES, "payload": '{"by": ["Ann"]}'})
+    assert fresh(run).inbox == {"approval": {"by": ["Ann"]}}
+
+
+def test_a_second_delivery_is_told_that_it_does_not_count(admin_client):
+    run = waiting()
+    admin_client.post(url(run, "deliver", "approval"), {**YES, "payload": "1"})
+    response = admin_client.post(url(run, "deliver", "approval"), {**YES, "payload": "2"})
+    assert "the first delivery counts" in told(admin_client, response)
+    assert fresh(run).inbox == {"approval": 1}
+
+
+# Other data
+
+SECRETS = {
+    "name": "Joel",
+    "card": {"number": "4111-secret"},
+    "people": [{"n": 1, "pin": "9-secret"}],
+}
+
+
+def edit(client, run, text, **more):
+    data = {"text": text, "version": run.version, "reason": "typo", **more}
+    return client.post(url(run, "edit"), data)
+
+
+def form_of(client, run):
+    """The text that the form begins with."""
+    return client.get(url(run, "edit")).context["form"].initial["text"]
+
+
+def test_an_edit_shows_what_will_change_and_then_changes_it(admin_client):
+    run = started(**SECRETS)
+    text = form_of(admin_client, run).replace("Joel", "Ann")
+    preview = edit(admin_client, run, text)
+    page = preview.content.decode()
+    assert [
+        line.text for line in preview.context["lines"] if line.kind in ("added", "removed")
+    ] == [
+        '-  "name": "Joel",',
+        '+  "name": "Ann",',
+    ]
+    assert fresh(run).data == SECRETS, "nothing is stored before it is confirmed"
+    fields = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', page))
+    assert fields["version"] == str(run.version)
+    response = edit(admin_client, run, text, **YES)
+    assert "Done: Edit data" in told(admin_client, response)
+    assert fresh(run).data == {**SECRETS, "name": "Ann"}
+    assert fresh(run).operations.get().reason == "typo"
+
+
+def test_no_page_of_an_edit_shows_a_secret_and_none_is_lost(admin_client):
+    run = started(**SECRETS)
+    text = form_of(admin_client, run)
+    assert text.count("***") == 2
+    pages = [admin_client.get(url(run, "edit"))]
+    pages += [edit(admin_client, run, typed) for typed in (
+        text, text.replace("Joel", "A"), text.replace('"name"', '"n"'), "{", "[]",
+        text.replace('"number"', '"shown"'), text.replace("Joel", "***"),
+    )]  # fmt: skip
+    pages.append(admin_client.get(page_url(run)))
+    for page in pages:
+        assert page.status_code == 200
+        assert "-secret" not in page.content.decode()
+    edit(admin_client, run, text.replace("Joel", "A"), **YES)
+    assert fresh(run).data == {**SECRETS, "name": "A"}
+    assert "-secret" not in json.dumps(list(Operation.objects.values_list("before", "after")))
+
+
+def test_stars_in_another_place_are_refused(admin_client):
+    run = started(**SECRETS)
+    text = form_of(admin_client, run).replace('"number"', '"shown"')
+    for more in ({}, YES):
+        page = edit(admin_client, run, text, **more).content.decode()
+        assert "Stars stand at card.shown" in page
+    assert fresh(run).data == SECRETS
+
+
+def test_a_hidden_value_is_replaced_by_writing_another_one(admin_client):
+    run = started(**SECRETS)
+    text = form_of(admin_client, run).replace('"number": "***"', '"number": "5222-new"')
+    preview = edit(admin_client, run, text)
+    assert preview.context["secrets"] == ["card.number"]
+    assert preview.context["lines"] == []
+    edit(admin_client, run, text, **YES)
+    assert fresh(run).data == {**SECRETS, "card": {"number": "5222-new"}}
+
+
+def test_what_changed_meanwhile_is_not_overwritten(admin_client):
+    run = started(**SECRETS)
+    text = form_of(admin_client, run).replace("Joel", "Ann")
+    SequenceRun.objects.get(pk=run.pk).edit({**SECRETS, "name": "Zoe"})
+    page = edit(admin_client, run, text, **YES).content.decode()
+    assert "The run has changed since this form was made" in page
+    assert "Ann" in page, "what was typed is not lost"
+    assert "Zoe" in page, "and stands beside what is there now"
+    assert "-secret" not in page
+    assert fresh(run).data["name"] == "Zoe"
+
+
+def test_an_edit_without_a_change_has_nothing_to_confirm(admin_client):
+    run = started(**SECRETS)
+    page = edit(admin_client, run, form_of(admin_client, run)).content.decode()
+    assert "Nothing: the data is as it was." in page
+    assert 'name="confirm"' not in page
+
+
+def test_one_can_go_back_from_the_difference_to_the_text(admin_client):
+    run = started(**SECRETS)
+    page = edit(admin_client, run, '{"typed": 1}', again="yes", **YES)
+    assert "{&quot;typed&quot;: 1}" in page.content.decode()
+    assert fresh(run).data == SECRETS
+
+
+def test_while_a_step_runs_nothing_is_edited(admin_client):
+    run = started(**SECRETS)
+    claim(run, "charge")
+    response = edit(admin_client, run, "{}", **YES)
+    assert "without a running step" in told(admin_client, response)
+    assert fresh(run).data == SECRETS
+
+
+def test_data_that_is_too_large_for_a_form_is_edited_by_code(admin_client, monkeypatch):
+    monkeypatch.setattr(acting, "EDITABLE", 10)
+    page = admin_client.get(url(started(**SECRETS), "edit")).content.decode()
+    assert "too large for a form" in page
+    assert "<textarea" not in page
+
+
+# Many
+
+
+def post_many(client, action, *runs, query="", across="0", **more):
+    data = {"action": action, "_selected_action": [str(run.pk) for run in runs], "index": 0}
+    return client.post(f"{RUNS}{query}", {**data, "select_across": across, **more})
+
+
+def test_many_are_asked_for_with_their_states_and_then_done(admin_client, admin_user):
+    run, other, ended = started(), started(), started()
+    ended.cancel()
+    asked = post_many(admin_client, "pause_runs", run, other, ended)
+    assert asked.status_code == 200
+    page = asked.content.decode()
+    assert "3 runs" in page
+    assert "2 running" in page
+    assert "1 cancelled" in page
+    assert fresh(run).status == "running", "it only asks"
+    fields = re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', page)
+    data = {name: [value for key, value in fields if key == name] for name, _ in fields}
+    response = admin_client.post(RUNS, {**data, "reason": "closed"})
+    text = told(admin_client, response)
+    assert "Pause: 2 runs." in text
+    assert "1 run was skipped: it is cancelled, and must be running" in text
+    assert page_url(ended) in text
+    assert [fresh(one).status for one in (run, other, ended)] == ["paused", "paused", "cancelled"]
+    operation = fresh(run).operations.get()
+    assert (operation.by, operation.reason) == ("admin", "closed")
+    assert LogEntry.objects.filter(object_id__in=[str(run.pk), str(other.pk)]).count() == 2
+
+
+def test_all_that_match_the_filter_are_done_and_no_others(admin_client):
+    runs = [started() for _ in range(3)]
+    runs[0].pause()
+    query = "?status__exact=running"
+    page = post_many(admin_client, "cancel_runs", runs[1], query=query, across="1")
+    assert "2 runs" in page.content.decode()
+    post_many(admin_client, "cancel_runs", runs[1], query=query, across="1", confirm="yes")
+    assert [fresh(run).status for run in runs] == ["paused", "cancelled", "cancelled"]
+
+
+def test_a_request_does_so_many_and_says_that_there_are_more(admin_client, monkeypatch):
+    monkeypatch.setattr(many, "MOST", 2)
+    monkeypatch.setattr(many, "BATCH", 1)
+    runs = [started() for _ in range(3)]
+    assert "the first 2" in post_many(admin_client, "pause_runs", *runs).content.decode()
+    response = post_many(admin_client, "pause_runs", *runs, confirm="yes")
+    assert "Pause: 2 runs." in (text := told(admin_client, response))
+    assert "left alone" in text
+    assert sorted(fresh(run).status for run in runs) == ["paused", "paused", "running"]
+
+
+def test_a_request_ends_before_a_proxy_gives_it_up(admin_client, monkeypatch):
+    monkeypatch.setattr(many, "PATIENCE", -1)
+    run = started()
+    response = post_many(admin_client, "pause_runs", run, confirm="yes")
+    assert "1 more run was left alone" in told(admin_client, response)
+    assert fresh(run).status == "running"
+
+
+def test_many_are_refused_without_the_permission(client):
+    run = started()
+    client.force_login(user_with("view_sequencerun", "retry_sequencerun"))
+    assert "cancel_runs" not in client.get(RUNS).content.decode()
+    assert "retry_runs" in client.get(RUNS).content.decode()
+    post_many(client, "cancel_runs", run, confirm="yes")
+    assert fresh(run).status == "running"
+
+
+def test_each_of_many_is_a_transaction_of_its_own(admin_client, monkeypatch):
+    one, two = started(), started()
+    pause = SequenceRun.pause
+
+    def fails_at_the_second(run, **told):
+        if Operation.objects.exists():
+            raise RuntimeError("away")
+        pause(run, **told)
+
+    monkeypatch.setattr(SequenceRun, "pause", fails_at_the_second)
+    with pytest.raises(RuntimeError):
+        post_many(admin_client, "pause_runs", one, two, confirm="yes")
+    assert sorted([fresh(one).status, fresh(two).status]) == ["paused", "running"]
