@@ -26,6 +26,11 @@ def duration(value: timedelta | None, none: str = "") -> str:
     return " ".join(_parts(milliseconds, largest)) or "0 ms"
 
 
+def duration_of_seconds(seconds: float) -> str:
+    """The same of a number of seconds."""
+    return duration(timedelta(seconds=seconds))
+
+
 def _seconds(milliseconds: int) -> str:
     whole, tenth = divmod(milliseconds // 100, 10)
     return f"{whole}.{tenth} s" if tenth else f"{whole} s"

@@ -2,6 +2,7 @@
 
 import re
 from itertools import combinations, pairwise
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -15,6 +16,7 @@ from sequences.drawing.picture import BOX, STACK, _Painter
 from sequences.plan import Node, Plan
 
 SVG = "{http://www.w3.org/2000/svg}"
+ROOT = Path(__file__).parent.parent
 SCRIPT = '<script>alert("&")</script>'
 
 
@@ -324,3 +326,23 @@ def test_a_long_name_is_cut_and_told_in_full_where_the_pointer_rests():
 @given(st.text(max_size=60), st.integers(20, 300))
 def test_a_text_fits(text, room):
     assert width_of(fitted(text, 13, room), 13) <= max(room, width_of("…", 13))
+
+
+def test_the_picture_in_the_documents_is_what_is_drawn_today():
+    marks = {
+        "charge": Mark("succeeded", "0.3 s"),
+        "pack": Mark("running", count=37, total=100),
+        "invoice": Mark("retrying", "in 3 s"),
+    }
+    plan = build(
+        node("charge"),
+        node("refund", kind="undo", undoes="charge", aside=True),
+        node("pack", "charge", kind="each"),
+        node("invoice", "charge"),
+        node("approval", "pack", "invoice", kind="event"),
+        node("ship", "approval", kind="subsequence"),
+        node("thank", "ship"),
+        node("inform", kind="on_failure", aside=True),
+    )
+    picture = svg(plan, marks, label="An order that is being packed", standalone=True)
+    assert (ROOT / "docs/images/order.svg").read_text() == picture + "\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..plan import Node
+from ..plan import Node, Plan
 
 #: The states of runs and steps; ``pending`` is a step that its run has not come to.
 STATUSES = (
@@ -69,15 +69,30 @@ class Labels:
     kinds: Mapping[str, str] = field(default_factory=dict)
     pending: str = "not begun"
     count: str = "{count} of {total}"
+    #: What a step waits for, in a list.
+    after: str = "after {steps}"
+    #: What the bars of a timeline are.
+    spans: Mapping[str, str] = field(default_factory=dict)
 
     def status(self, status: str) -> str:
         """The word for a status."""
         return self.statuses.get(status) or (self.pending if status in ("", PENDING) else status)
 
     def kind(self, kind: str, step: str = "") -> str:
-        """The words for a kind of step; none for a plain one."""
+        """The words for a kind of step; ``step`` is the one that it concerns."""
         words = self.kinds.get(kind, KINDS.get(kind, ""))
         return words.replace("{step}", step)
+
+    def kind_of(self, plan: Plan, node: Node, marks: Mapping[str, Mark] | None = None) -> str:
+        """The words for what a step is; none for a plain one."""
+        kind, of = node.kind, plan.get(node.undoes)
+        if kind == "step" and node.aside:
+            kind, of = "on_error", next((n for n in plan.nodes if n.on_error == node.name), None)
+        return self.kind(kind, label_of(of, (marks or {}).get(of.name, NO_MARK)) if of else "")
+
+    def span(self, kind: str) -> str:
+        """The word for a kind of span."""
+        return self.spans.get(kind) or SPANS.get(kind, kind)
 
     def detail(self, mark: Mark) -> str:
         """What stands below a step's name: its state, and more about it."""
@@ -102,6 +117,10 @@ KINDS = {
     "on_error": "if {step} fails",
     "delay": "after a delay",
 }
+
+
+#: What each bar of a timeline is.
+SPANS = {"waited": "waited", "ran": "ran", "failed": "failed attempt", "held": "held"}
 
 
 def label_of(node: Node, mark: Mark) -> str:

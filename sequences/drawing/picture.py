@@ -405,11 +405,7 @@ class _Painter:
         return ": ".join(filter(None, (label_of(node, mark), told)))
 
     def _kind(self, node: Node) -> str:
-        if node.kind == "step" and node.aside:
-            of = next((one for one in self.plan.nodes if one.on_error == node.name), node)
-            return self.labels.kind("on_error", label_of(of, self.mark(of.name)))
-        step = self.plan.get(node.undoes)
-        return self.labels.kind(node.kind, label_of(step, self.mark(step.name)) if step else "")
+        return self.labels.kind_of(self.plan, node, self.marks)
 
     def _detail(self, node: Node) -> str:
         return self.labels.detail(self.mark(node.name)) if self.states else self._kind(node)

@@ -1,0 +1,216 @@
+"""A portrait becomes marks and lanes: what a picture says of a run is what its rows say."""
+
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone, translation
+
+from sequences import Abort, Sequence, event, on_failure, step
+from sequences.models import SequenceRun, StepFailure
+from sequences.pictures import (
+    labels,
+    lanes_of,
+    marks_of,
+    mermaid_of,
+    outline_of,
+    picture_of,
+    text_of,
+    timeline_of,
+)
+from sequences.portrait import of
+from sequences.testing import clock, drain, isolate_sequences, run
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def _isolated():
+    with isolate_sequences():
+        yield
+
+
+def begun(sequence, **data):
+    """Started, and as far as it comes without the clock."""
+    started = sequence(**data)
+    drain()
+    return started
+
+
+def portrait_of(started):
+    return of(SequenceRun.objects.get(pk=started.run.pk))
+
+
+def failures_of(started):
+    return StepFailure.objects.filter(run=started.run.pk)
+
+
+def kinds(lanes):
+    return {lane.name: [span.kind for span in lane.spans] for lane in lanes}
+
+
+@pytest.fixture
+def order():
+    class Order(Sequence):
+        class Meta:
+            app_label = "shop"
+            verbose_name = "order"
+
+        @step(label="Take <the> money")
+        def charge(self): ...
+
+        @charge.undo
+        def refund(self): ...
+
+        @step(after=charge, each="items", throws=Abort)
+        def pack(self, item):
+            if item == "gone":
+                raise Abort("<b>out of stock</b>")
+
+        @step(after=charge, delay=timedelta(hours=3))
+        def invoice(self): ...
+
+        approval = event(timeout=timedelta(days=3))
+
+        @on_failure
+        def inform(self): ...
+
+    return Order
+
+
+def test_each_step_has_a_mark_with_its_state_its_name_and_where_it_leads(order):
+    with clock():
+        portrait = portrait_of(begun(order, items=["a", "b"]))
+    marks = marks_of(portrait, lambda step: f"/steps/{step.name}/")
+    assert list(marks) == [found.name for found in portrait.steps]
+    assert marks["charge"].status == "succeeded"
+    assert marks["charge"].label == "Take <the> money"
+    assert marks["charge"].href == "/steps/charge/"
+    assert (marks["pack"].status, marks["pack"].count, marks["pack"].total) == ("succeeded", 2, 2)
+    assert (marks["approval"].status, marks["approval"].text) == ("", "")
+
+
+def test_what_waits_says_for_how_long(order):
+    with clock() as moving:
+        started = begun(order, items=[])
+        portrait = portrait_of(started)
+        assert marks_of(portrait)["invoice"].text.startswith("in 2 h 59 min")
+        assert marks_of(portrait)["invoice"].delayed
+        assert not marks_of(portrait)["charge"].delayed
+        moving.move_to_next(started.run)
+        drain()
+        portrait = portrait_of(started)
+        assert marks_of(portrait)["approval"].text in ("2 d 23 h left", "3 d left")
+
+
+def test_what_a_pause_holds_is_called_so(order):
+    with clock():
+        started = order(items=[])
+        started.run.pause()
+        drain()
+        portrait = portrait_of(started)
+    assert marks_of(portrait)["charge"].text == "held"
+    assert kinds(lanes_of(portrait)) == {"charge": ["held"]}
+
+
+def test_a_failure_is_told_in_titles_and_leads_to_what_is_beside_the_main_line(order):
+    with clock():
+        started = begun(order, items=["gone"])
+        portrait = portrait_of(started)
+    marks = marks_of(portrait)
+    assert marks["pack"].status == "failed"
+    assert marks["pack"].title == (
+        "Failed items: 1\nItemsFailed: 1 of 1 items of step 'pack' failed, and 0 may. "
+        "The first is item 0: sequences.exceptions.Abort: <b>out of stock</b>"
+    )
+    picture = picture_of(portrait)
+    assert "<b>" not in picture
+    assert "Take &lt;the&gt; …" in picture or "Take &lt;the&gt; money" in picture
+    for name in ("refund", "inform"):
+        assert f'aria-label="{name}: succeeded' in picture
+
+
+def test_the_timeline_has_a_lane_for_each_step_that_was_come_to():
+    class Flaky(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step(min_backoff=1000, max_backoff=1000)
+        def ask(self):
+            if self.attempt < 3:
+                raise ConnectionError("no <i>answer</i>")
+
+        @step
+        def tell(self): ...
+
+        approval = event()
+
+    with clock():
+        started = begun(Flaky)
+        portrait = portrait_of(started)
+    lanes = lanes_of(portrait, failures_of(started), lambda step: f"/{step.name}/")
+    assert [lane.name for lane in lanes] == ["ask", "tell", "approval"]
+    assert kinds(lanes)["ask"] == ["waited", "ran", "failed", "failed"]
+    assert kinds(lanes)["approval"] == ["waited"]
+    assert lanes[0].spans[2].title == "ConnectionError: no <i>answer</i>"
+    assert lanes[2].spans[0].ends is None
+    assert lanes[0].href == "/ask/"
+    picture = timeline_of(portrait, failures_of(started))
+    assert "no &lt;i&gt;answer&lt;/i&gt;" in picture
+
+
+@pytest.fixture
+def doomed():
+    class Doomed(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def ask(self):
+            raise Abort("never")
+
+    return run(Doomed)
+
+
+def test_the_last_failed_attempt_of_a_failed_step_has_a_length(doomed):
+    (lane,) = lanes_of(portrait_of(doomed), failures_of(doomed))
+    span = lane.spans[-1]
+    assert (span.kind, span.title) == ("failed", "Abort: never")
+    assert span.ends > span.begins
+
+
+def test_a_step_that_retries_has_failed_and_waits_for_its_next_attempt(doomed):
+    due = timezone.now() + timedelta(minutes=5, seconds=30)
+    doomed.run.steps.update(status="retrying", finished_at=None, due_at=due)
+    SequenceRun.objects.update(status="running")
+    portrait = portrait_of(doomed)
+    (lane,) = lanes_of(portrait, failures_of(doomed))
+    assert [span.kind for span in lane.spans][-2:] == ["failed", "waited"]
+    assert lane.spans[-1].ends is None
+    mark = marks_of(portrait)["ask"]
+    assert mark.title == "Failed attempts: 1\nAbort: never"
+    doomed.run.steps.update(wake_at=due)
+    assert marks_of(portrait_of(doomed))["ask"].text.startswith("in 5 min ")
+
+
+def test_a_plan_that_is_too_large_for_a_picture_is_a_list():
+    steps = {f"step_{index}": step(lambda self: None) for index in range(61)}
+    meta = type("Meta", (), {"app_label": "shop"})
+    long = type("Long", (Sequence,), {**steps, "Meta": meta, "__module__": __name__})
+    portrait = portrait_of(long())
+    assert picture_of(portrait) == ""
+    assert len(outline_of(portrait)) == 61
+    assert len(text_of(portrait).splitlines()) == 61
+
+
+def test_text_and_mermaid_have_the_same_words(order):
+    with clock():
+        portrait = portrait_of(begun(order, items=["a"]))
+    assert "├─ ✓ pack" in text_of(portrait)
+    assert "◷ invoice" in text_of(portrait)
+    assert "#60;the#62;" in mermaid_of(portrait)
+
+
+def test_states_are_told_in_the_language_of_the_moment():
+    with translation.override("de"):
+        assert set(labels().statuses) >= {"running", "failed"}
+        assert labels().pending
