@@ -51,7 +51,7 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     """The keys and values of SEQUENCES."""
     found = conf.problems()
     errors = [Error(message, hint=hint, id="sequences.E002") for _, message, hint in found]
-    return [*errors, *([] if found else _permissions())]
+    return [*errors, *([] if found else [*_permissions(), *_telemetry()])]
 
 
 def check_broker(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
@@ -157,6 +157,21 @@ def _permissions() -> Messages:
             hint="Begin a permission with its app's label, as in 'shop.view_order', or correct the"
             " path of the callable.",
             id="sequences.E012",
+        )
+
+
+def _telemetry() -> Messages:
+    if not conf.settings.telemetry:
+        return
+    try:
+        import opentelemetry.trace  # noqa: F401
+    except ImportError:
+        yield Error(
+            "SEQUENCES['TELEMETRY'] is True, and the package opentelemetry-api is not installed:"
+            " nothing is traced.",
+            hint="pip install 'django-dramatiq-sequences[opentelemetry]', and the SDK and an"
+            " exporter of your choice.",
+            id="sequences.E011",
         )
 
 

@@ -81,6 +81,12 @@ def _seconds_or_none(value: Any) -> float | None:
         raise ValueError(f"{error}, or None") from None
 
 
+def _boolean(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise ValueError("True or False")
+
+
 def _count(value: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
@@ -155,6 +161,8 @@ class Settings:
     retention_failed = Option(None, _retention)
     #: Who may see the status of a run by its id; None: nobody may.
     status_permission = Option(None, _permission)
+    #: Whether OpenTelemetry's spans are made of starts and attempts.
+    telemetry = Option(False, _boolean)
 
 
 settings = Settings()

@@ -15,7 +15,7 @@ from typing import Any
 from django.db import Error, connections, transaction
 from dramatiq.middleware import Shutdown, SkipMessage
 
-from . import current, dispatching, flows, heartbeat, interrupts, registry
+from . import current, dispatching, flows, heartbeat, interrupts, registry, tracing
 from . import data as json_data
 from .definition import Definition, Step
 from .exceptions import (
@@ -141,8 +141,10 @@ class Attempt:
 
     def make(self) -> list[Dispatch]:
         """Play it until it commits or fails, and return what became ready."""
-        with current.performing(self.in_hand):
-            return self._make()
+        with current.performing(self.in_hand), tracing.attempt(self.in_hand):
+            ready = self._make()
+            self.in_hand.change = self.change
+            return ready
 
     def _make(self) -> list[Dispatch]:
         try:

@@ -13,7 +13,7 @@ from typing import Any, cast
 from django.utils import timezone
 from django.utils.text import Truncator
 
-from . import conf, heartbeat, registry, starting, typed
+from . import conf, heartbeat, registry, starting, tracing, typed
 from . import data as json_data
 from .definition import Definition, Event, Failure, Finish, Repeat, Step, Subsequence
 from .exceptions import (
@@ -103,7 +103,8 @@ class Bound:
         if not wanted:
             return Change()
         labels = [child.label, *child.aliases]
-        ready = children.start(self.claim, child.plan, wanted, labels, self.using)
+        with tracing.starting(child.plan, wanted):
+            ready = children.start(self.claim, child.plan, wanted, labels, self.using)
         return Change(children=len(wanted), dispatches=ready)
 
     def _child_data(self, step: Subsequence) -> Iterator[Mapping[str, Any]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.utils import timezone
 
-from . import conf, dispatching
+from . import conf, dispatching, tracing
 from . import data as json_data
 from .definition import Definition, Sequence, Unique
 from .exceptions import SequenceError
@@ -45,9 +45,10 @@ class Starter:
         wanted = _wanted(definition, data, key, unique, delay)
         using = conf.using()
         labels = [definition.label, *definition.aliases]
-        run, dispatches = transact(
-            using, lambda: starts.start(definition.plan, wanted, labels, using)
-        )
+        with tracing.starting(definition.plan, [wanted]):
+            run, dispatches = transact(
+                using, lambda: starts.start(definition.plan, wanted, labels, using)
+            )
         dispatching.send_on_commit(dispatches, using)
         return _bound(cls, run, wanted)
 
@@ -67,9 +68,10 @@ class Starter:
 def _start_batch(cls: type[S], definition: Definition, wanted: SequenceOf[Start]) -> Iterator[S]:
     using = conf.using()
     labels = [definition.label, *definition.aliases]
-    runs, dispatches = transact(
-        using, lambda: starts.start_many(definition.plan, wanted, labels, using)
-    )
+    with tracing.starting(definition.plan, wanted):
+        runs, dispatches = transact(
+            using, lambda: starts.start_many(definition.plan, wanted, labels, using)
+        )
     dispatching.send_on_commit(dispatches, using)
     return (_bound(cls, run, one) for run, one in zip(runs, wanted, strict=True))
 

@@ -44,7 +44,7 @@ WHERE mine.id = %(id)s AND attempts = %(attempts)s AND wake_at IS NOT NULL
         OR mine.status = 'waiting' AND due_at <= {{now}} + {{early}})
     AND run.id = mine.run_id
 RETURNING mine.id, mine.run_id, run.sequence, run.plan_id, mine.step, item, mine.kind, attempts,
-    repeats, delayed, ready_at, due_at, {{now}}, run.data, run.version, payload,
+    repeats, delayed, ready_at, due_at, {{now}}, run.data, run.version, payload, run.trace,
     set_config('synchronous_commit', 'off', true)
 """
 
@@ -59,11 +59,11 @@ def claim(step_run_id: int, attempts: int, token: int, worker: str, using: str) 
     if row is None:
         return None
     (pk, run_id, sequence, plan_id, step, item, kind, attempts, *rest) = row
-    repeats, delayed, ready_at, due_at, now, data, version, payload, _ = rest
+    repeats, delayed, ready_at, due_at, now, data, version, payload, trace, _ = rest
     return Claim(
         pk, run_id, sequence, plan_id, step, item, kind, token, attempts,
         repeats, delayed, ready_at, due_at, now, data, version,
-        None if payload is None else json.loads(payload), worker,
+        None if payload is None else json.loads(payload), worker, trace,
     )  # fmt: skip
 
 

@@ -35,7 +35,10 @@ class Start:
     unique: str = "ever"
     delay: timedelta | None = None
     parent: int | None = None
+    trace: str = ""
     id: UUID = field(default_factory=uuid7)
+    #: The run that holds its key, and that it gets in place of one of its own.
+    found: UUID | None = None
 
     @property
     def name(self) -> tuple[str, str]:
@@ -56,6 +59,7 @@ def start(
     for chance in range(_CHANCES):
         existing = _holders(labels, [wanted], using).get(wanted.name)
         if existing is not None:
+            wanted.found = existing.pk
             return existing, []
         try:
             with transaction.atomic(using=using):
@@ -99,6 +103,8 @@ def start_many(
         if known is None:  # its key was freed since the insert met it
             known, more = start(plan, one, labels, using)
             steps += more
+        elif known.pk != one.id:
+            one.found = known.pk
         runs.append(known)
     return runs, steps
 
@@ -130,6 +136,7 @@ def _row(plan: Plan, plan_id: int, wanted: Start, now: datetime.datetime) -> Seq
         frees_key=wanted.unique == "unfinished",
         data=wanted.data,
         parent_id=wanted.parent,
+        trace=wanted.trace,
         created_at=now,
         updated_at=now,
     )

@@ -47,6 +47,7 @@ class Claim:
     version: int
     payload: Any = None  # of an item: the item; of a fan-out: how far it is
     worker: str = ""
+    trace: str = ""  # of the run, as W3C's traceparent
 
     @property
     def is_item(self) -> bool:
