@@ -129,6 +129,13 @@ def start_definition(
     return built.cls.start(data, key=key, unique=unique, delay=delay)
 
 
+def plan_of(definition: Data, where: str) -> Plan:
+    """The plan of a definition that nobody has started; ``where`` names it in errors."""
+    mapping = _normalised(_given(definition, where), where)
+    steps = {key: value for key, value in mapping.items() if key not in CLASS_KEYS}
+    return _kept(steps, str(mapping.get("name") or where), where, strict=True).plan
+
+
 async def astart_definition(
     definition: Data,
     data: Mapping[str, Any] | None = None,

@@ -36,9 +36,14 @@ def _inside(path: Path) -> str:
     return str(path.relative_to(path.anchor))
 
 
+def read(path: Path) -> dict[str, Any]:
+    """The mapping in one file. Raises `InvalidDefinition`, and `OSError`."""
+    return _read(path, _shown(path))
+
+
 def _load(path: Path, module: str) -> type[Sequence[Any]]:
     file = _shown(path)
-    return from_definition(Sequence, _read(path, file), name=None, module=module, file=file)
+    return from_definition(Sequence, read(path), name=None, module=module, file=file)
 
 
 def _shown(path: Path) -> str:

@@ -151,11 +151,11 @@ class Show:
         self, visitor: Visitor, staff: Visitor, processes: list["subprocess.Popen[bytes]"]
     ) -> None:
         from sequences.ids import uuid7
-        from testproject.display import Display
+        from testproject.display import Tables
 
         self.visitor, self.staff = visitor, staff
         self.processes = processes
-        self.display = Display()
+        self.display = Tables(sys.stdout)
         self.before = uuid7()  # ids grow with time: every later run's is greater
         self.written: dict[UUID, Ending] = {}  # by the id of the run
         self.to_approve: dict[UUID, UUID] = {}  # the order, by the id of the run
@@ -195,6 +195,7 @@ class Show:
                 self.staff.approve(self.to_approve.pop(run.pk))
 
     def look(self) -> list[Any]:
+        from sequences import portrait
         from sequences.models import SequenceRun
 
         for process in self.processes:
@@ -202,7 +203,7 @@ class Show:
                 raise SystemExit(f"{process.args[2]} ended by itself; its log is in {HOME}.")  # type: ignore[index]
         later = SequenceRun.objects.filter(pk__gt=self.before).order_by("pk")
         runs = list(later.select_related("plan").prefetch_related("steps"))
-        self.display.show(runs)
+        self.display.show(portrait.of_many(runs, items=True))
         return [run for run in runs if run.pk in self.written]
 
     def result(self) -> int:

@@ -1,101 +1,54 @@
-"""The progress of runs in a terminal: tables that are drawn again, or a line for each change."""
+"""The progress of the demo's runs: the command's own display, with a table for each sequence."""
 
-import shutil
-import sys
-import time
+from collections.abc import Collection
 from itertools import groupby
-from typing import TextIO
 
-from sequences.models import PLAIN, SequenceRun, StepRun
-
-State = dict[str, str]
-SIGNS = {"succeeded": "✓", "failed": "✗", "skipped": "-", "cancelled": "-"}
-
-
-class Display:
-    """Shows each run's name, its status and its steps' states."""
-
-    def __init__(self, out: TextIO = sys.stdout) -> None:
-        self.out = out
-        self.shown: dict[str, State] = {}
-        self.height = 0
-
-    def show(self, runs: list[SequenceRun]) -> None:
-        states = {str(run.pk): state_of(run) for run in runs}
-        if states == self.shown:
-            return
-        if self.out.isatty():
-            self.draw(runs)
-        else:
-            self.tell(runs, states)
-        self.out.flush()
-        self.shown = states
-
-    def draw(self, runs: list[SequenceRun]) -> None:
-        columns, lines = shutil.get_terminal_size()
-        table = tables(runs)[-max(lines - 2, 1) :]
-        if self.height:
-            self.out.write(f"\x1b[{self.height}F\x1b[J")
-        # A line that wraps would be two, and the next drawing would begin at the wrong one.
-        self.out.writelines(f"{line[: columns - 1].rstrip()}\n" for line in table)
-        self.height = len(table)
-
-    def tell(self, runs: list[SequenceRun], states: dict[str, State]) -> None:
-        now = time.strftime("%H:%M:%S")
-        for run in runs:
-            before = self.shown.get(str(run.pk), {})
-            for name, state in states[str(run.pk)].items():
-                if state != before.get(name):
-                    self.out.write(f"{now}  {who(run):12}  {name} {state}\n")
+from sequences.cli.display import SIGNS, Display, State, state_of, step_state
+from sequences.cli.words import Cell, table
+from sequences.models import SequenceRun
+from sequences.portrait import Portrait, StepPortrait
 
 
-def state_of(run: SequenceRun) -> State:
-    steps = sorted(run.steps.all(), key=lambda step: step.pk)
-    states = {str(step): step_state(step.status, step.attempts) for step in steps}
-    return states | {title(run): run.status}
+class Tables(Display):
+    """Runs by the names of those who have started them, and their steps beside each other."""
 
+    def who(self, portrait: Portrait) -> str:
+        return str(portrait.run.data.get("name", portrait.run.pk))
 
-def step_state(status: str, failed: int) -> str:
-    return f"{status} ({failed} failed)" if failed else status
+    def states(self, portrait: Portrait) -> State:
+        """Items one by one: the demo has few."""
+        rows = sorted(portrait.run.steps.all(), key=lambda row: row.pk)
+        states = {str(row): step_state(row.status, row.attempts) for row in rows}
+        return states | {title(portrait.run): portrait.run.status}
+
+    def lines(self, portraits: Collection[Portrait], width: int) -> list[str]:
+        """A table for each sequence, in the order of their first runs."""
+        order = list(dict.fromkeys(one.run.sequence for one in portraits))
+        ordered = sorted(portraits, key=lambda one: order.index(one.run.sequence))
+        grouped = groupby(ordered, key=lambda one: one.run.sequence)
+        tables = [["", *self.table_of(list(group), width)] for _, group in grouped]
+        return [line for lines in tables for line in lines][1:]
+
+    def table_of(self, portraits: list[Portrait], width: int) -> list[str]:
+        newest = portraits[-1]
+        heads = ["from", title(newest.run), *(step.name for step in newest.steps)]
+        rows = [[Cell(head) for head in heads], *(self.row(one, newest) for one in portraits)]
+        return [line[:width] for line in table(rows, None)]
+
+    def row(self, portrait: Portrait, newest: Portrait) -> list[Cell]:
+        steps = [portrait.step(step.name) for step in newest.steps]
+        cells = [self.who(portrait)[:12], portrait.run.status, *map(cell, steps)]
+        return [Cell(text) for text in cells]
 
 
 def title(run: SequenceRun) -> str:
     return run.sequence.rpartition(".")[-1]
 
 
-def who(run: SequenceRun) -> str:
-    return str(run.data.get("name", run.pk))
-
-
-def tables(runs: list[SequenceRun]) -> list[str]:
-    """A table for each sequence, in the order of their first runs."""
-    order = list(dict.fromkeys(run.sequence for run in runs))
-    ordered = sorted(runs, key=lambda run: order.index(run.sequence))
-    grouped = groupby(ordered, key=lambda run: run.sequence)
-    return [line for _, group in grouped for line in ["", *table_of(list(group))]][1:]
-
-
-def table_of(runs: list[SequenceRun]) -> list[str]:
-    plan = runs[-1].plan.plan
-    aside = [node for node in plan.nodes if node.aside]
-    names = [node.name for node in (*plan.main, *aside)]
-    rows = [["from", title(runs[-1]), *names], *(row(run, names) for run in runs)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, cells, widths)) for cells in rows]
-
-
-def row(run: SequenceRun, names: list[str]) -> list[str]:
-    steps = list(run.steps.all())
-    return [who(run)[:12], run.status, *(cell(name, steps) for name in names)]
-
-
-def cell(name: str, steps: list[StepRun]) -> str:
+def cell(step: StepPortrait | None) -> str:
     """A sign for what has ended; of a fan-out how many items have."""
-    items = [step for step in steps if step.step == name and step.item != PLAIN]
-    own = [step for step in steps if step.step == name and step.item == PLAIN]
-    if not own:
+    if step is None or step.row is None:
         return ""
-    if items and own[0].status == "waiting":
-        return f"{sum(item.status in SIGNS for item in items)}/{len(items)}"
-    failed = f" ({own[0].attempts})" if own[0].attempts else ""
-    return SIGNS.get(own[0].status) or own[0].status + failed
+    if step.status == "waiting" and step.items and step.progress:
+        return f"{step.progress[0]:g}/{step.progress[1]:g}"
+    return SIGNS.get(step.status) or state_of(step, counts=False)

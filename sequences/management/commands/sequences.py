@@ -1,34 +1,64 @@
-"""``manage.py sequences``: sequences from the command line."""
+"""``manage.py sequences``: sequences from the command line. What it does is in `sequences.cli`."""
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+import os
+import sys
+from argparse import SUPPRESS, ArgumentParser, Namespace
 from typing import Any
 
-from django.core.management.base import BaseCommand
+from django.core.management.base import BaseCommand, CommandError
 
-from ... import conf
-from ...sweep import once, run_forever
+from ...cli import acting, looking, starting, upkeep
+from ...cli.tasks import mended
+from ...exceptions import SequenceError
+
+TASKS = [
+    looking.List,
+    looking.Show,
+    starting.Start,
+    looking.Watch,
+    *acting.TASKS,
+    looking.Graph,
+    upkeep.Sweep,
+    upkeep.Prune,
+]
 
 
 class Command(BaseCommand):
-    """Sweeps, where no worker does."""
+    """One word a task."""
 
-    help = "Dispatch what is due and what was lost."
+    help = "See, start, steer, sweep and prune sequences."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """One word a task."""
-        tasks = parser.add_subparsers(dest="task", required=True)
-        sweeping = tasks.add_parser("sweep", help=self.help)
-        sweeping.add_argument("--loop", action="store_true", help="go on until interrupted")
+        """Those of each task, and Django's own behind the task, too."""
+        self.tasks = {task.name: task for task in (make(self) for make in TASKS)}
+        parsers = parser.add_subparsers(dest="task", required=True, metavar="task")
+        for name, task in self.tasks.items():
+            below = parsers.add_parser(name, help=task.help, description=task.help)
+            task.add_arguments(below)
+            _add_djangos(below)
 
-    def handle(self, *args: Any, task: str, loop: bool = False, **options: Any) -> None:
-        """Sweep once, or for ever."""
-        if not loop:
-            sent = once()
-            self.stdout.write(f"{sent} dispatched")
-            return
+    def handle(self, *args: Any, task: str, **options: Any) -> None:
+        """Do it."""
+        self.is_forced = options.get("force_color", False)
+        if self.stdout._out is sys.stdout and hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="replace")  # a terminal that knows no ✓ gets a ?
         try:
-            run_forever(conf.settings.sweep_interval or 1)
-        except KeyboardInterrupt:
-            self.stdout.write("Stopped.")
+            self.tasks[task].run(Namespace(**options))
+        except CommandError:
+            raise
+        except SequenceError as error:
+            raise mended(error) from None
+        except BrokenPipeError:
+            # Whoever has read has enough, as `head` has. Nothing is left to be flushed.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _add_djangos(parser: ArgumentParser) -> None:
+    """Taken behind the task as before it: `sequences list --no-color`."""
+    for flag in ("--no-color", "--force-color", "--traceback"):
+        parser.add_argument(flag, action="store_true", default=SUPPRESS, help=SUPPRESS)
+    for option in ("--settings", "--pythonpath"):
+        parser.add_argument(option, default=SUPPRESS, help=SUPPRESS)
+    parser.add_argument("-v", "--verbosity", type=int, default=SUPPRESS, help=SUPPRESS)

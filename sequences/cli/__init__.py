@@ -1,0 +1,1 @@
+"""``manage.py sequences``: what it can do, a class for each word that may follow it."""

@@ -1,0 +1,910 @@
+import json
+import re
+from argparse import ArgumentTypeError
+from datetime import timedelta
+from io import StringIO
+from itertools import count
+from types import SimpleNamespace
+from uuid import UUID
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from sequences import Abort, Sequence, event, job, portrait, step
+from sequences.cli import finding, tasks, values, waiting, words
+from sequences.cli.display import Display
+from sequences.models import Operation, SequenceRun
+from sequences.testing import clock, drain, isolate_sequences
+from sequences.transitions import times
+from tests.engine import claim, fresh, ledger, now, perform, row
+from tests.models import Receipt
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def _isolated():
+    with isolate_sequences():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _user(monkeypatch):
+    monkeypatch.setattr(tasks.getpass, "getuser", lambda: "ada")
+
+
+@pytest.fixture
+def performs(monkeypatch):
+    """While the command waits, a worker performs what is due."""
+    pauses = []
+
+    def sleep(seconds):
+        pauses.append(seconds)
+        drain()
+
+    monkeypatch.setattr(waiting, "sleep", sleep)
+    return pauses
+
+
+class Terminal(StringIO):
+    def isatty(self):
+        return True
+
+
+def sequences(*arguments, out=None, **options):
+    """What the command writes."""
+    out = out or StringIO()
+    call_command("sequences", *map(str, arguments), stdout=out, **options)
+    return out.getvalue()
+
+
+def refused(*arguments, status=None, err=None, **options):
+    """What the command says instead of doing it."""
+    with pytest.raises(CommandError) as caught:
+        sequences(*arguments, stderr=err or StringIO(), **options)
+    if status is not None:
+        assert caught.value.returncode == status
+    return str(caught.value)
+
+
+def as_json(*arguments, **options):
+    return json.loads(sequences(*arguments, "--json", **options))
+
+
+def order():
+    class Order(Sequence):
+        class Meta:
+            app_label = "shop"
+            redact = ("card.*", "token")
+            verbose_name = "order"
+
+        @step
+        def charge(self):
+            if self.data.get("broken"):
+                raise Abort(f"no money on {self.data['card']['number']}\nand a second line")
+            return {"token": "abcdefgh", "paid": 3}
+
+        @step
+        def ship(self):
+            self.data["shipped"] = True
+
+    return Order
+
+
+def failed(cls=None, key=None):
+    run = (cls or order()).start({"broken": True, "card": {"number": "4111-1111"}}, key=key).run
+    drain()
+    run.refresh_from_db()
+    assert run.status == "failed"
+    return run
+
+
+def approval():
+    class Approval(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        approved = event(timeout=timedelta(days=3))
+
+        @step(delay=timedelta(hours=5))
+        def tell(self): ...
+
+    return Approval
+
+
+# --- what people type
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("90s", timedelta(seconds=90)),
+        ("15m", timedelta(minutes=15)),
+        ("15 min", timedelta(minutes=15)),
+        ("24h", timedelta(days=1)),
+        ("7d", timedelta(days=7)),
+        ("2w", timedelta(days=14)),
+        ("1h30m", timedelta(minutes=90)),
+        ("0.5s", timedelta(milliseconds=500)),
+        ("250ms", timedelta(milliseconds=250)),
+    ],
+)
+def test_a_duration_is(text, expected):
+    assert values.duration(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "5", "h", "5x", "-5m", "5m later", "9" * 30 + "d"])
+def test_a_duration_is_not(text):
+    with pytest.raises(ArgumentTypeError, match="such as 90s, 15m, 24h or 7d"):
+        values.duration(text)
+
+
+def test_a_moment_is_a_duration_or_a_date(settings):
+    settings.TIME_ZONE = "Europe/Berlin"
+    assert values.moment("24h") == timedelta(days=1)
+    assert values.moment("2026-11-21").isoformat() == "2026-11-21T00:00:00+01:00"
+    assert values.moment("2026-11-21T08:00Z").utcoffset() == timedelta()
+    for wrong in ("yesterday", "2026-13-01"):
+        with pytest.raises(ArgumentTypeError, match="neither a duration such as 24h nor a date"):
+            values.moment(wrong)
+
+
+def test_data_is_json_or_a_file_or_the_standard_input(tmp_path, monkeypatch):
+    file = tmp_path / "in.json"
+    file.write_text('{"a": 1}')
+    monkeypatch.setattr("sys.stdin", StringIO('{"b": 2}'))
+    assert values.json_object('{"c": 3}') == {"c": 3}
+    assert values.json_object(f"@{file}") == {"a": 1}
+    assert values.json_object("-") == {"b": 2}
+    assert values.assignment("n=1") == ("n", 1)
+    assert values.assignment("name=Joel") == ("name", "Joel")
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ("{", "'{' is not JSON"),
+        ("@/nowhere.json", "/nowhere.json cannot be read: No such file"),
+        ("[1]", "data is a JSON object, and this is [1]"),
+    ],
+)
+def test_data_that_is_none_is_refused_with_its_mend(data, says):
+    order()
+    assert says in refused("start", "shop.Order", "--data", data)
+    assert not SequenceRun.objects.exists()
+
+
+def test_a_text_cannot_steer_the_terminal():
+    assert words.plain("a\x1b[2Jb\r\nc\u202e") == "a\\x1b[2Jb\\r\\nc\\u202e"
+    assert words.plain("a\n\tb\x1b", lines=True) == "a\n\tb\\x1b"
+    assert words.plain("Zoë 注文") == "Zoë 注文"
+
+
+def test_a_table_fits_the_terminal_by_cutting_what_is_widest():
+    cells = [[words.Cell("x" * 40), words.Cell("id"), words.Cell("注文" * 10)]]
+    (line,) = words.table(cells, 40, narrowing=[0, 2])
+    assert words.columns_of(line) <= 40
+    assert line.count("…") == 2
+    assert "  id  " in line
+    assert words.table(cells, None) == [f"{'x' * 40}  id  {'注文' * 10}"]
+    assert len(words.table(cells, 5, narrowing=[0, 2])[0]) >= 2 * words.NARROWEST - 4
+
+
+def test_ids_are_cut_only_as_far_as_they_differ():
+    ids = [UUID(int=n << 80) for n in (1, 2)]
+    assert {len(text) for text in words.shortened(ids).values()} == {18}
+    close = [UUID(int=1), UUID(int=2)]
+    assert words.shortened(close) == {one: str(one) for one in close}
+
+
+# --- which run
+
+
+def test_a_run_is_found_by_its_id_its_beginning_and_its_key():
+    cls = order()
+    run = cls.start({}, key="a:b").run
+    other = cls.start({}).run
+    assert finding.find(str(run.pk)) == run
+    assert finding.find(run.pk.hex.upper()) == run
+    assert finding.find("shop.Order:a:b") == run
+    different = next(n for n in range(36) if str(run.pk)[n] != str(other.pk)[n])
+    assert finding.find(str(run.pk)[: different + 1]) == run
+
+
+def test_a_beginning_of_several_ids_is_refused_with_some_of_them():
+    cls = order()
+    first, second = (cls.start({}).run for _ in range(2))
+    message = refused("show", str(first.pk)[:8], status=2)
+    assert str(first.pk) in message
+    assert str(second.pk) in message
+
+
+@pytest.mark.parametrize("text", ["nothing", "shop.Order:none", "0000", "", "ab", ":"])
+def test_a_run_that_is_not_there_is_refused_with_the_mend(text):
+    order().start({}, key="some")
+    assert "Give its id, the beginning of its id, or label:key" in refused("show", text, status=2)
+
+
+def test_of_runs_that_had_one_key_the_holder_is_meant():
+    cls = order()
+    first = cls.start({}, key="k", unique="unfinished").run
+    drain()
+    second = cls.start({}, key="k", unique="unfinished").run
+    drain()
+    assert finding.find("shop.Order:k") == second
+    third = cls.start({}, key="k", unique="unfinished").run
+    assert finding.find("shop.Order:k") == third
+    assert first != third
+
+
+def test_a_definition_that_is_kept_with_its_run_has_a_colon_in_its_name(tmp_path):
+    job("greet")(lambda: None)
+    file = tmp_path / "hello.json"
+    file.write_text('{"steps": {"greet": {"job": "greet"}}}')
+    sequences("start", "--file", file, "--key", "k1")
+    assert finding.find("job_sequences.Flow:hello:k1").key == "k1"
+
+
+# --- list
+
+
+def test_list_shows_the_newest_first_and_where_they_are():
+    cls = order()
+    mended = cls.start({}, key="o-1").run
+    drain()
+    bad = failed(cls, "o-2")
+    lines = sequences("list").splitlines()
+    assert lines[0].split() == [
+        "RUN", "SEQUENCE", "KEY", "STATUS", "AT", "DONE", "AGE", "ERROR",
+    ]  # fmt: skip
+    assert re.split(r"  +", lines[1])[:6] == [
+        str(bad.pk), "shop.Order", "o-2", "failed", "charge", "0/2",
+    ]  # fmt: skip
+    assert lines[1].endswith("Abort: no money on ***")
+    assert lines[2].startswith(str(mended.pk))
+    assert "succeeded" in lines[2]
+
+
+def test_list_without_a_run_says_so():
+    assert sequences("list") == "There is no such run.\n"
+    assert as_json("list") == []
+
+
+def test_list_as_json_has_what_a_script_needs():
+    bad = failed(key="o-2")
+    (found,) = as_json("list")
+    assert found["id"] == str(bad.pk)
+    assert (found["sequence"], found["key"], found["status"]) == ("shop.Order", "o-2", "failed")
+    assert (found["at"], found["done"], found["total"]) == (["charge"], 0, 2)
+    assert found["error"] == {
+        "step": "charge",
+        "item": None,
+        "attempt": 1,
+        "error": "sequences.exceptions.Abort",
+        "message": "no money on ***\nand a second line",
+    }
+    assert "data" not in found
+    assert set(found) == {
+        "id", "sequence", "key", "status", "at", "done", "total", "fraction", "created_at",
+        "finished_at", "duration", "error",
+    }  # fmt: skip
+
+
+def test_list_is_filtered():
+    cls, other = order(), approval()
+    bad = failed(cls, "o-1")
+    waits = other.start({}, key="a-1").run
+    drain()
+    old = cls.start({}).run
+    SequenceRun.objects.filter(pk=old.pk).update(created_at=now() - timedelta(days=2))
+
+    def ids(*arguments):
+        return {UUID(one["id"]) for one in as_json("list", *arguments)}
+
+    assert ids("--sequence", "shop.Order") == {bad.pk, old.pk}
+    assert ids("--status", "failed") == {bad.pk}
+    assert ids("--status", "unfinished") == {waits.pk, old.pk}
+    assert ids("--status", "finished") == {bad.pk}
+    assert ids("--key", "a-1") == {waits.pk}
+    assert ids("--step", "approved") == {waits.pk}
+    assert ids("--step", "charge") == {bad.pk, old.pk}
+    assert ids("--since", "24h") == {bad.pk, waits.pk}
+    assert ids("--since", (timezone.now() - timedelta(days=9)).isoformat()) == {
+        bad.pk, waits.pk, old.pk,
+    }  # fmt: skip
+    assert len(ids("--limit", "1")) == 1
+
+
+def test_list_of_an_unknown_sequence_names_the_nearest():
+    order()
+    assert refused("list", "--sequence", "shop.Oder", status=2) == (
+        "There is no sequence 'shop.Oder', and no run of it. Did you mean 'shop.Order'?"
+    )
+
+
+def test_list_of_a_sequence_that_is_gone_shows_its_runs_without_their_secrets():
+    run = failed()
+    SequenceRun.objects.filter(pk=run.pk).update(sequence="gone.Order")
+    (found,) = as_json("list", "--sequence", "gone.Order")
+    assert "4111" not in json.dumps(found)
+
+
+def test_list_takes_the_same_queries_for_one_run_as_for_many():
+    cls = order()
+    failed(cls)
+    sequences("list")  # learns the plan
+    with CaptureQueriesContext(connection) as one:
+        sequences("list")
+    for _ in range(5):
+        failed(cls)
+    with CaptureQueriesContext(connection) as many:
+        sequences("list")
+    assert 0 < len(many) == len(one) < 8
+
+
+def test_list_fits_a_terminal_and_is_coloured_there_only(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "90")
+    failed(key="\x1b[31mkey" * 20)
+    out = sequences("list", out=Terminal(), force_color=True)
+    assert "\x1b[31;1mfailed" in out or "\x1b[1;31mfailed" in out
+    bare = re.sub(r"\x1b\[[0-9;]*m", "", out)
+    assert "\x1b" not in bare
+    assert {len(line) <= 90 for line in bare.splitlines()} == {True}
+    assert "\x1b" not in sequences("list", out=Terminal(), no_color=True)
+    assert "\x1b" not in sequences("list")
+
+
+# --- show
+
+
+def test_show_tells_all_about_a_run_and_no_secret():
+    run = failed(key="o-1")
+    run.edit({**run.data, "note": "x"}, by="ada", reason="a note")
+    out = sequences("show", "shop.Order:o-1")
+    assert out.startswith("Order: o-1\n")
+    assert f"id        {run.pk}" in out
+    assert "Failed at “charge”" in out
+    assert re.search(r"charge +failed +1 ", out)
+    assert '"number": "***"' in out
+    assert "#1  Abort: no money on ***" in out
+    assert "edit by ada: a note" in out
+    assert "4111" not in out
+    assert "Traceback" not in out
+    with_tracebacks = sequences("show", run.pk, "--tracebacks")
+    assert "    Traceback (most recent call last):" in with_tracebacks
+    assert "4111" not in with_tracebacks
+
+
+def test_show_as_json_has_stable_keys_and_no_secret():
+    cls = order()
+    run = cls.start({"card": {"number": "4111-1111"}}).run
+    drain()
+    found = as_json("show", run.pk)
+    assert found["data"] == {"card": {"number": "***"}, "shipped": True}
+    charge, ship = found["steps"]
+    assert set(charge) == {
+        "name", "label", "kind", "after", "status", "attempts", "items", "progress", "text",
+        "waited", "ran", "due_at", "worker", "result",
+    }  # fmt: skip
+    assert charge["result"] == {"token": "***", "paid": 3}
+    assert (ship["after"], ship["status"]) == (["charge"], "succeeded")
+    assert (found["version"], found["parent"], found["children"]) == (fresh(run).version, None, [])
+    assert (found["failures"], found["operations"], found["error"]) == ([], [], None)
+    assert found["summary"].startswith("Succeeded ")
+    (failure,) = as_json("show", failed(cls).pk)["failures"]
+    assert "traceback" not in failure
+    (failure,) = as_json("show", failed(cls).pk, "--tracebacks")["failures"]
+    assert failure["traceback"].startswith("Traceback")
+
+
+# --- start
+
+
+def test_start_starts_with_data_and_a_key():
+    order()
+    out = sequences("start", "shop.Order", "--data", '{"n": 1}', "--key", "k")
+    run = SequenceRun.objects.get()
+    assert out == f"Started shop.Order {run.pk}\n"
+    assert (run.data, run.key, run.status) == ({"n": 1}, "k", "running")
+    again = sequences("start", "shop.Order", "--key", "k")
+    assert again == f"There was already shop.Order {run.pk}\n"
+    sequences("start", "shop.Order", "--delay", "5m")
+    assert row(SequenceRun.objects.get(key=None), "charge").due_at > now() + timedelta(minutes=4)
+
+
+def test_start_as_json_is_the_run():
+    order()
+    found = as_json("start", "shop.Order", "--data", '{"token": "abcdef"}', "--key", "k")
+    assert (found["created"], found["status"], found["data"]) == (True, "running", {"token": "***"})
+    assert as_json("start", "shop.Order", "--key", "k")["created"] is False
+
+
+def test_start_refuses_what_is_not_there_or_not_so():
+    order()
+    assert "Did you mean 'shop.Order'?" in refused("start", "shop.Odrer", status=2)
+    assert refused("start", status=2) == "Give the label of a sequence, or --file flow.yaml."
+    assert "key is ''" in refused("start", "shop.Order", "--key", "", status=2)
+    assert "give both" in refused("start", "shop.Order", "--timeout", "5s", status=2)
+    assert "contains U+0000. Remove" in refused(
+        "start", "shop.Order", "--data", '{"a": "\\u0000"}', status=2
+    )
+    assert "no duration" in refused("start", "shop.Order", "--delay", "soon")
+    assert not SequenceRun.objects.exists()
+
+
+def test_start_runs_a_flow_file_that_is_kept_with_the_run(tmp_path, performs):
+    job("double")(lambda number: number * 2)
+    file = tmp_path / "doubling.yaml"
+    file.write_text("steps: {double: {job: double}}\noutputs: {number: steps.double}\n")
+    out = sequences("start", "--file", file, "--data", '{"number": 3}', "--wait")
+    run = SequenceRun.objects.get()
+    assert (run.sequence, run.data) == ("job_sequences.Flow:doubling", {"number": 6})
+    assert "Started job_sequences.Flow:doubling" in out
+    named = tmp_path / "other.yaml"
+    named.write_text("name: shop.Import\nsteps: {double: {job: double}}\n")
+    sequences("start", "--file", named)
+    assert SequenceRun.objects.filter(sequence="job_sequences.Flow:shop.Import").exists()
+
+
+def test_a_flow_file_that_cannot_be_run_says_what_is_wrong_in_it(tmp_path):
+    file = tmp_path / "flow.yaml"
+    assert refused("start", "--file", file, status=2) == (
+        f"{file} cannot be read: No such file or directory."
+    )
+    file.write_text("steps: {double: {job: dobule}}")
+    assert "dobule" in refused("start", "--file", file, status=2)
+    file.write_text("steps: [")
+    assert "it is not YAML" in refused("start", "--file", file, status=2)
+    file.write_text("redact: [a]\nsteps: {double: {job: double}}")
+    assert "it has redact, which is for a definition that is declared" in refused(
+        "start", "--file", file, status=2
+    )
+
+
+def test_start_and_wait_ends_when_the_run_has_succeeded(performs):
+    order()
+    out = sequences("start", "shop.Order", "--wait")
+    assert SequenceRun.objects.get().status == "succeeded"
+    assert re.search(r"\nSucceeded after .+\.\n$", out)
+
+
+def test_start_and_wait_ends_as_a_failed_run_and_says_why(performs):
+    order()
+    data = '{"broken": true, "card": {"number": "4111-1111"}}'
+    message = refused("start", "shop.Order", "--data", data, "--wait", status=1)
+    run = SequenceRun.objects.get()
+    assert "Failed at “charge”" in message
+    assert "Abort: no money on ***" in message
+    assert f"manage.py sequences show {run.pk} --tracebacks" in message
+
+
+def test_start_and_wait_as_json_is_the_run_as_it_has_ended(performs):
+    order()
+    out = StringIO()
+    data = '{"broken": true, "card": {"number": "4111-1111"}}'
+    with pytest.raises(CommandError):
+        sequences("start", "shop.Order", "--data", data, "--wait", "--json", out=out)
+    assert json.loads(out.getvalue())["status"] == "failed"
+
+
+def test_start_and_wait_of_a_cancelled_run_has_a_status_of_its_own(monkeypatch):
+    order()
+    monkeypatch.setattr(waiting, "sleep", lambda _: SequenceRun.objects.get().cancel())
+    assert "has not succeeded. Cancelled" in refused("start", "shop.Order", "--wait", status=3)
+
+
+def test_start_and_wait_gives_up_when_its_time_is_over_and_the_run_goes_on(monkeypatch):
+    order()
+    ticks = count(step=4)
+    fake = SimpleNamespace(monotonic=lambda: next(ticks), sleep=None)
+    monkeypatch.setattr(waiting, "time", fake)
+    slept = []
+    monkeypatch.setattr(waiting, "sleep", slept.append)
+    message = refused("start", "shop.Order", "--wait", "--timeout", "10s", status=124)
+    run = SequenceRun.objects.get()
+    assert "has not ended within 10 s. It goes on" in message
+    assert f"watch {run.pk}" in message
+    assert run.status == "running"
+    assert slept
+    assert max(slept) <= waiting.LONGEST
+
+
+def test_an_interrupt_ends_the_wait_and_not_the_run(monkeypatch):
+    order()
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(waiting, "sleep", interrupt)
+    message = refused("start", "shop.Order", "--wait", status=130)
+    assert "is not waited for any more. It goes on" in message
+    assert SequenceRun.objects.get().status == "running"
+
+
+def test_who_waits_is_told_once_if_no_worker_begins(monkeypatch):
+    order()
+    err = StringIO()
+    rounds = count()
+
+    def sleep(_):
+        times.move(timedelta(seconds=20))
+        if next(rounds) == 3:
+            drain()
+
+    monkeypatch.setattr(waiting, "sleep", sleep)
+    with clock():
+        out = StringIO()
+        call_command("sequences", "start", "shop.Order", "--wait", stdout=out, stderr=err)
+    assert err.getvalue().count("No worker has begun it yet: does one run for the queue") == 1
+
+
+# --- watch
+
+
+def test_watch_tells_each_change_and_ends_as_the_run_does(performs):
+    run = approval().start({}).run
+    drain()
+    run.deliver("approved", {"yes": True})
+    with clock() as moving:
+        drain()
+        moving.move(timedelta(hours=6))
+        out = sequences("watch", run.pk)
+    told = [line.split("  ")[-1] for line in out.splitlines()]
+    assert told == [
+        "approved succeeded", "tell waiting", "Approval running", "tell succeeded",
+        "Approval succeeded",
+    ]  # fmt: skip
+    assert "Failed at “charge”" in refused("watch", failed().pk, status=1)
+
+
+def test_watch_as_json_is_a_line_for_each_change(performs):
+    run = order().start({}).run
+    lines = [json.loads(line) for line in sequences("watch", run.pk, "--json").splitlines()]
+    assert [line["status"] for line in lines] == ["running", "succeeded"]
+    assert lines[0]["steps"] == {"charge": "queued"}
+    assert lines[1]["steps"] == {"charge": "succeeded", "ship": "succeeded"}
+
+
+def test_watch_draws_again_in_its_place_on_a_terminal(performs, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    run = order().start({}, key="o-1").run
+    drawn = sequences("watch", run.pk, out=Terminal(), no_color=True)
+    first, second = drawn.split("\x1b[3F\x1b[J")
+    assert first.splitlines()[0].startswith("Order  o-1  running  [          ")
+    assert re.search(r"^  •  charge +queued$", first, re.M)
+    assert re.search(r"^     ship$", first, re.M)
+    assert re.search(r"^Order  o-1  succeeded  \[####################\]  2/2  ", second, re.M)
+    assert second.count("✓") == 2
+    assert {len(line) < 60 for line in (first + second).splitlines()} == {True}
+
+
+def test_a_large_fan_out_is_shown_by_count(performs):
+    class Pages(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step(each="pages", allow_failed=True)
+        def fetch(self, page):
+            if page == 3:
+                raise Abort("gone")
+
+    run = Pages.start({"pages": list(range(50))}).run
+    perform(claim(run, "fetch"))
+    for _ in range(3):
+        items = run.steps.filter(item__gte=0, status="queued").order_by("item")
+        run.steps.filter(pk=items.first().pk).update(status="succeeded")
+    run.steps.filter(item=3).update(status="failed")
+    out = StringIO()
+    shown = Display(out)
+    found = portrait.of(fresh(run))
+    shown.show([found])
+    assert "fetch waiting 4/50, 1 failed\n" in out.getvalue()
+    assert any("4/50, 1 failed" in line for line in shown.lines([found], 100))
+
+
+def test_a_run_that_is_pruned_while_it_is_watched_is_gone(monkeypatch):
+    run = order().start({}).run
+    monkeypatch.setattr(waiting, "sleep", lambda _: SequenceRun.objects.all().delete())
+    assert refused("watch", run.pk) == f"Run {run.pk} is gone: somebody has pruned it."
+
+
+# --- acts
+
+
+def test_an_act_is_done_by_the_user_of_the_shell_for_a_reason():
+    run = failed(key="o-1")
+    out = sequences("retry", "shop.Order:o-1", "--reason", "the bank is up")
+    assert out == "retry: shop.Order o-1 is running\n"
+    operation = run.operations.get()
+    assert (operation.action, operation.by, operation.reason) == (
+        "retry", "command line: ada", "the bank is up",
+    )  # fmt: skip
+    sequences("pause", run.pk, "--by", "cron")
+    assert run.operations.last().by == "cron"
+
+
+def test_a_user_without_a_name_is_the_command_line(monkeypatch):
+    def getuser():
+        raise OSError("no username set in the environment")
+
+    monkeypatch.setattr(tasks.getpass, "getuser", getuser)
+    assert tasks.caller() == "command line"
+
+
+@pytest.mark.parametrize(
+    ("words", "action", "status"),
+    [
+        (["pause"], "pause", "paused"),
+        (["cancel"], "cancel", "cancelled"),
+        (["cancel", "--undo"], "cancel_and_undo", "cancelled"),
+        (["finish"], "finish", "succeeded"),
+    ],
+)
+def test_an_act_is_the_method_of_that_name(words, action, status):
+    run = order().start({}).run
+    sequences(words[0], run.pk, *words[1:])
+    assert fresh(run).status == status
+    assert run.operations.get().action == action
+
+
+def test_resume_and_erase_are_there_too():
+    run = order().start({"n": 1}).run
+    run.pause()
+    sequences("resume", run.pk)
+    drain()
+    sequences("erase", run.pk)
+    assert (fresh(run).status, fresh(run).data) == ("succeeded", {})
+
+
+def test_an_act_that_is_refused_says_why_and_ends_with_one():
+    cls = order()
+    bad, run = failed(cls), cls.start({}).run
+    err, out = StringIO(), StringIO()
+    with pytest.raises(CommandError) as caught:
+        call_command("sequences", "retry", str(bad.pk), str(run.pk), stdout=out, stderr=err)
+    assert caught.value.returncode == 1
+    assert str(caught.value) == "retry was refused for 1 of 2."
+    assert out.getvalue().endswith("1 done, 1 refused.\n")
+    assert err.getvalue() == (
+        f"Cannot retry run {run.pk}: it is running. Allowed while it is failed, or with a step "
+        "that is retrying.\n"
+    )
+    assert fresh(bad).status == "running"
+
+
+def test_an_act_as_json_lists_done_and_refused():
+    cls = order()
+    bad, run = failed(cls), cls.start({}).run
+    out = StringIO()
+    with pytest.raises(CommandError):
+        sequences("retry", bad.pk, run.pk, "--json", out=out)
+    found = json.loads(out.getvalue())
+    assert (found["action"], found["done"]) == ("retry", [str(bad.pk)])
+    assert [one["run"] for one in found["refused"]] == [str(run.pk)]
+    assert found["refused"][0]["why"].startswith("Cannot retry run")
+
+
+def test_many_runs_are_chosen_by_filters_and_only_with_all():
+    cls, other = order(), approval()
+    bad = [failed(cls) for _ in range(3)]
+    waits = other.start({}).run
+    assert "Add --all" in refused("retry", "--sequence", "shop.Order", status=2)
+    assert "Name the RUN" in refused("retry", status=2)
+    assert "Name the RUN" in refused("cancel", "--all", status=2)
+    assert "not both" in refused("retry", bad[0].pk, "--sequence", "shop.Order", "--all", status=2)
+    dry = sequences("retry", "--sequence", "shop.Order", "--dry-run")
+    assert dry.splitlines()[-1] == "retry would be tried on 3 runs."
+    assert not Operation.objects.exists()
+    out = sequences("retry", "--sequence", "shop.Order", "--all")
+    assert out.endswith("3 done, 0 refused.\n")
+    assert {fresh(run).status for run in bad} == {"running"}
+    sequences("cancel", "--status", "unfinished", "--all")
+    assert fresh(waits).status == "cancelled"
+
+
+def test_an_interrupt_tells_what_was_done_before_it(monkeypatch):
+    cls = order()
+    first, second = failed(cls), failed(cls)
+    retry, calls = SequenceRun.retry, []
+
+    def interrupted(self, **options):
+        calls.append(self.pk)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        retry(self, **options)
+
+    monkeypatch.setattr(SequenceRun, "retry", interrupted)
+    out = StringIO()
+    with pytest.raises(CommandError) as caught:
+        sequences("retry", first.pk, second.pk, "--json", out=out)
+    assert caught.value.returncode == 130
+    assert json.loads(out.getvalue())["done"] == [str(first.pk)]
+    assert fresh(second).status == "failed"
+
+
+def test_skip_and_restart_from_take_the_step_last():
+    run = failed()
+    sequences("skip", run.pk, "charge", "--reason", "paid by cheque")
+    drain()
+    assert ledger(run) == {"charge": "skipped", "ship": "succeeded"}
+    sequences("restart-from", run.pk, "ship")
+    assert ledger(run) == {"charge": "skipped", "ship": "queued"}
+    err = StringIO()
+    assert "was refused" in refused("skip", run.pk, "shpi", status=1, err=err)
+    assert "Did you mean 'ship'?" in err.getvalue()
+
+
+def test_an_act_on_a_step_takes_every_run_that_is_at_it():
+    cls = order()
+    bad, fine = failed(cls), cls.start({}).run
+    perform(claim(fine, "charge"))
+    sequences("skip", "charge", "--sequence", "shop.Order", "--all")
+    assert ledger(bad)["charge"] == "skipped"
+    assert ledger(fine) == {"charge": "succeeded", "ship": "queued"}
+
+
+def test_run_now_does_not_wait():
+    run = order().start({}, delay=timedelta(days=2)).run
+    assert "is running" in sequences("run-now", run.pk, "charge")
+    assert row(run, "charge").status == "queued"
+
+
+def test_deliver_ends_the_wait_with_a_payload_and_the_first_one_counts():
+    run = approval().start({}).run
+    drain()
+    sequences("deliver", run.pk, "approved", "--payload", '{"yes": true}', "--reason", "phone")
+    assert fresh(run).inbox == {"approved": {"yes": True}}
+    err = StringIO()
+    refused("deliver", run.pk, "approved", status=1, err=err)
+    assert "has a delivery of 'approved' already" in err.getvalue()
+    assert "is not JSON" in refused("deliver", run.pk, "approved", "--payload", "{")
+
+
+def test_edit_puts_other_data_in_place_and_leaves_what_is_shown_as_stars():
+    run = failed()
+    shown = as_json("show", run.pk)
+    data = {**shown["data"], "broken": False}
+    assert data["card"] == {"number": "***"}
+    arguments = ["--if-version", shown["version"], "--reason", "mended"]
+    out = sequences("edit", run.pk, "--data", json.dumps(data), *arguments)
+    assert fresh(run).data == {"broken": False, "card": {"number": "4111-1111"}}
+    assert out == f"edit: shop.Order {run.pk} has version {fresh(run).version}\n"
+    message = refused("edit", run.pk, "--data", json.dumps(data), *arguments, status=1)
+    assert "it has changed since it was read" in message
+    assert run.operations.get().by == "command line: ada"
+
+
+def test_edit_refuses_stars_that_stand_for_nothing():
+    run = failed()
+    message = refused("edit", run.pk, "--data", '{"token": "***"}', status=2)
+    assert message.startswith("token is *** in this data")
+    assert fresh(run).data["card"]["number"] == "4111-1111"
+
+
+def test_edit_sets_single_keys():
+    run = failed()
+    sequences("edit", run.pk, "--set", "broken=false", "--set", "note=by hand")
+    assert fresh(run).data == {
+        "broken": False, "note": "by hand", "card": {"number": "4111-1111"},
+    }  # fmt: skip
+    assert "Give --data" in refused("edit", run.pk, status=2)
+    held = claim(failed_again(run), "charge")
+    assert held is not None
+    assert "without a running step" in refused("edit", run.pk, "--set", "a=1", status=1)
+
+
+def failed_again(run):
+    run = fresh(run)
+    run.retry()
+    return run
+
+
+# --- graph
+
+
+def test_graph_draws_a_sequence_a_run_and_a_file(tmp_path):
+    order()
+    run = failed()
+    picture = sequences("graph", "shop.Order", "--format", "svg")
+    assert picture.startswith(("<svg", "<?xml"))
+    assert "seq-node seq-failed" not in picture
+    of_run = sequences("graph", run.pk, "--format", "svg")
+    assert "seq-node seq-failed" in of_run
+    job("greet")(lambda: None)
+    flow, out = tmp_path / "flow.yaml", tmp_path / "flow.svg"
+    flow.write_text("name: shop.Hello\nredact: [a]\nsteps: {greet_them: {job: greet}}")
+    assert sequences("graph", "--file", flow, "--format", "svg", "-o", out) == ""
+    assert "greet them" in out.read_text()
+
+
+@pytest.mark.parametrize("form", ["svg"])
+def test_graph_writes(form):
+    order()
+    assert "charge" in sequences("graph", "shop.Order", "--format", form)
+    assert "ship" in sequences("graph", failed().pk, "--format", form)
+
+
+def test_graph_refuses_what_it_cannot_draw_or_write(tmp_path):
+    order()
+    assert "Give the label" in refused("graph", status=2)
+    assert "There is no run 'shop.Oder'" in refused("graph", "shop.Oder", status=2)
+    message = refused("graph", "shop.Order", "--format", "svg", "-o", tmp_path, status=2)
+    assert "cannot be written: Is a directory" in message
+
+
+# --- prune
+
+
+def old(cls, status="succeeded"):
+    run = cls.start({}).run if status == "succeeded" else failed(cls)
+    drain()
+    began = now() - timedelta(days=60)
+    SequenceRun.objects.filter(pk=run.pk).update(created_at=began, finished_at=began)
+    return run
+
+
+def test_prune_says_what_it_has_removed():
+    cls = order()
+    old(cls), old(cls)
+    kept = old(cls, "failed")
+    assert sequences("prune").startswith('All are kept: set SEQUENCES["RETENTION"]')
+    dry = sequences("prune", "--older-than", "30d", "--dry-run")
+    assert dry == "shop.Order: 2\n2 runs in 2 trees would be pruned.\n"
+    out = sequences("prune", "--older-than", "30d", "--batch", "1")
+    assert out == "shop.Order: 2\n2 runs in 2 trees pruned.\n"
+    assert list(SequenceRun.objects.all()) == [kept]
+    sequences("prune", "--sequence", "shop.Order", "--failed-older-than", "30d")
+    assert not SequenceRun.objects.exists()
+
+
+def test_prune_says_what_it_has_kept_and_why():
+    run = old(order())
+    Receipt.objects.create(protects=run)
+    out = sequences("prune", "--older-than", "30d")
+    assert out == (
+        "0 runs in 0 trees pruned.\n"
+        f"1 kept, objects of the project refer to it (tests.Receipt): {run.pk}\n"
+    )
+    assert as_json("prune", "--older-than", "30d") == {
+        "dry_run": False,
+        "pruned": {},
+        "runs": 0,
+        "trees": 0,
+        "kept": [
+            {
+                "run": str(run.pk),
+                "why": "objects of the project refer to it",
+                "by": {"tests.Receipt": 1},
+            }
+        ],
+    }
+
+
+def test_prune_of_an_unknown_sequence_is_refused():
+    order()
+    assert "Did you mean 'shop.Order'?" in refused("prune", "--sequence", "shop.Oder", status=2)
+
+
+# --- all of them
+
+
+def test_djangos_own_options_may_stand_behind_the_task():
+    order().start({})
+    assert "shop.Order" in sequences("list", "--no-color", "-v", "0", "--settings", "any.thing")
+
+
+def test_options_can_be_given_by_name_from_code():
+    order().start({})
+    out = StringIO()
+    call_command("sequences", "list", json=True, limit=1, stdout=out)
+    assert len(json.loads(out.getvalue())) == 1
+
+
+def test_every_task_explains_itself(capsys):
+    for task in ("list", "show", "start", "watch", "retry", "skip", "edit", "graph", "prune"):
+        with pytest.raises(SystemExit):
+            sequences(task, "--help")
+        assert "usage: " in capsys.readouterr().out
