@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import sequences
-from sequences import conf, definition, exceptions, models, signals, testing, urls
+from sequences import conf, definition, exceptions, logs, models, signals, testing, urls
 from sequences.links import Linked
 from sequences.steerable import Steerable
 from sequences.steps import STEP_OPTIONS
@@ -66,6 +66,7 @@ DRAMATIQ = {"priority", "queue_name"}
         ("Other rows", fields_of(models.WorkerProcess) | {"WorkerProcess"}),
         ("Exceptions", set(exceptions.__all__)),
         ("Signals", set(signals.__all__)),
+        ("Logging", set(logs.__all__)),
         ("Settings", {one.key for one in vars(conf.Settings).values() if hasattr(one, "key")}),
         ("In templates", parameters(sequence_progress) - {"context"}),
         ("URLs", {pattern.name for pattern in urls.urlpatterns}),
