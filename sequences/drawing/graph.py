@@ -8,6 +8,9 @@ from graphlib import TopologicalSorter
 
 from ..plan import Node, Plan
 
+#: More steps that are side by side, and alike in what they wait for, stand in a frame.
+MOST_IN_COLUMN = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Edge:
@@ -16,6 +19,11 @@ class Edge:
     source: str
     target: str
     aside: bool = False
+
+    def between(self, groups: Mapping[str, str]) -> Edge:
+        """The same between the groups of its ends."""
+        source, target = (groups.get(name, name) for name in (self.source, self.target))
+        return Edge(source, target, self.aside)
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,9 @@ class Graph:
     edges: tuple[Edge, ...]
     #: What stands right below a step: what undoes it.
     below: Mapping[str, tuple[Node, ...]]
+    #: Many steps side by side that wait for the same, and for which the same waits: they stand in
+    #: one frame, in the place of the first of them.
+    groups: Mapping[str, tuple[Node, ...]]
 
     @classmethod
     def of(cls, plan: Plan, states: Mapping[str, str]) -> Graph:
@@ -42,7 +53,18 @@ class Graph:
         placed = tuple(node for node in shown if node.undoes not in names)
         kept = {node.name for node in placed}
         edges = [*_solid(plan, placed), *_aside(plan, states, kept)]
-        return cls(placed, tuple(_without_circles(edges)), below)
+        return cls(placed, tuple(_without_circles(edges)), below, {})
+
+    def grouped(self) -> Graph:
+        """The same with a frame around the many that are alike."""
+        groups = _groups(self.nodes, self.edges, self.below)
+        first = {node.name: name for name, nodes in groups.items() for node in nodes}
+        return Graph(
+            tuple(node for node in self.nodes if first.get(node.name, node.name) == node.name),
+            tuple(dict.fromkeys(edge.between(first) for edge in self.edges)),
+            self.below,
+            groups,
+        )
 
     def layers(self) -> list[list[Node]]:
         """The steps by the length of the longest way that leads to them."""
@@ -114,6 +136,23 @@ def _without_circles(edges: Sequence[Edge]) -> list[Edge]:
             after[edge.source].add(edge.target)
             kept.append(edge)
     return kept
+
+
+def _groups(
+    nodes: Sequence[Node], edges: Sequence[Edge], below: Mapping[str, tuple[Node, ...]]
+) -> dict[str, tuple[Node, ...]]:
+    before: dict[str, set[str]] = {node.name: set() for node in nodes}
+    after: dict[str, set[str]] = {node.name: set() for node in nodes}
+    for edge in edges:
+        if not edge.aside:
+            before[edge.target].add(edge.source)
+            after[edge.source].add(edge.target)
+    alike: dict[tuple[frozenset[str], frozenset[str]], list[Node]] = {}
+    for node in nodes:
+        if not node.aside and node.name not in below:
+            key = (frozenset(before[node.name]), frozenset(after[node.name]))
+            alike.setdefault(key, []).append(node)
+    return {one[0].name: tuple(one) for one in alike.values() if len(one) > MOST_IN_COLUMN}
 
 
 def _leads(after: Mapping[str, set[str]], start: str, end: str) -> bool:

@@ -11,12 +11,14 @@ from bisect import bisect_right, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from math import floor
+from math import ceil, floor
 
 from ..plan import Node
-from .graph import Edge, Graph
+from .graph import MOST_IN_COLUMN, Edge, Graph
 
 SWEEPS = 6
+#: Columns of a frame.
+WIDEST_FRAME = 3
 
 
 @dataclass(eq=False)
@@ -29,7 +31,9 @@ class Slot:
     aside: bool
     #: How many boxes stand right below it.
     below: int = 0
-    #: In rows; set when all are placed.
+    #: How many rows of boxes it has, if they stand in a frame.
+    rows: int = 1
+    #: Of its middle, in rows; set when all are placed.
     y: float = 0.0
     before: list[Slot] = field(default_factory=list)
     after: list[Slot] = field(default_factory=list)
@@ -46,8 +50,14 @@ class Slot:
 
     def to(self, other: Slot) -> float:
         """How far below it the next slot stands, at least: in rows, a multiple of a half."""
-        halves = (0.5 if self.node else 0.0) + (0.5 if other.node else 0.0)
-        return max(halves + self.below, 0.5)
+        return max(self.half + self.below + other.half, 0.5)
+
+    @property
+    def half(self) -> float:
+        """Half of its height, in rows; a frame has an edge."""
+        if not self.node:
+            return 0.0
+        return self.rows / 2 if self.rows == 1 else (self.rows + 1) / 2
 
 
 @dataclass(frozen=True)
@@ -82,8 +92,7 @@ def layout_of(graph: Graph) -> Layout:
 
 def _slots(graph: Graph) -> Layout:
     layers = [
-        [Slot(index, node, node.aside, len(graph.below.get(node.name, ()))) for node in nodes]
-        for index, nodes in enumerate(graph.layers())
+        [_slot(index, node, graph) for node in nodes] for index, nodes in enumerate(graph.layers())
     ]
     of = {slot.node.name: slot for layer in layers for slot in layer if slot.node}
     pieces: list[list[Step]] = [[] for _ in layers]
@@ -100,6 +109,21 @@ def _slots(graph: Graph) -> Layout:
     for layer in layers:
         layer.sort(key=lambda slot: slot.aside)
     return Layout(layers, pieces)
+
+
+def _slot(layer: int, node: Node, graph: Graph) -> Slot:
+    rows = rows_of(len(graph.groups.get(node.name, (node,))))
+    return Slot(layer, node, node.aside, len(graph.below.get(node.name, ())), rows)
+
+
+def columns_of(count: int) -> int:
+    """In how many columns so many boxes of one frame stand."""
+    return 1 if count <= MOST_IN_COLUMN else min(ceil(count / MOST_IN_COLUMN), WIDEST_FRAME)
+
+
+def rows_of(count: int) -> int:
+    """And in how many rows."""
+    return ceil(count / columns_of(count))
 
 
 def _sort(layers: Sequence[list[Slot]], *, downwards: bool) -> None:
@@ -144,10 +168,10 @@ def place(layers: Sequence[Sequence[Slot]]) -> float:
             _put(layer, [_wish(slot, here, downwards=downwards) for slot in layer])
     for layer in layers:
         _put(layer, [_wish(slot, here, downwards=True) for slot in layer])
-    top = min(slot.y for slot in here)
+    top = min(slot.y - max(slot.half, 0.5) for slot in here) + 0.5
     for slot in here:
         slot.y -= top
-    return max(slot.y + slot.below for slot in here) + 1
+    return max(slot.y + slot.below + max(slot.half, 0.5) for slot in here) + 0.5
 
 
 def _wish(slot: Slot, here: set[Slot], *, downwards: bool) -> float:

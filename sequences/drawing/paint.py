@@ -90,10 +90,11 @@ def rounded(points: Iterable[Point], radius: float = 10) -> str:
     return " ".join([*path, f"L{_xy(way[-1])}"])
 
 
-def curve(start: Point, end: Point) -> str:
-    """A curve that leaves and arrives level, and stays between both ends."""
-    middle = (start[0] + end[0]) / 2
-    return f"M{_xy(start)} C{_xy((middle, start[1]))} {_xy((middle, end[1]))} {_xy(end)}"
+def curve(start: Point, end: Point, edge: float) -> str:
+    """A line that is level up to ``edge``, and then a curve that leaves and arrives level."""
+    middle = (edge + end[0]) / 2
+    level = f" L{_xy((edge, start[1]))}" if edge > start[0] else ""
+    return f"M{_xy(start)}{level} C{_xy((middle, start[1]))} {_xy((middle, end[1]))} {_xy(end)}"
 
 
 def _corners(points: Iterable[Point]) -> list[Point]:

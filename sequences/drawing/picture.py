@@ -10,7 +10,7 @@ from typing import Any
 from ..plan import DONE, Node, Plan
 from .graph import Graph
 from .icons import kind_icon, state_icon
-from .layout import Layout, Slot, Step, bands, components, is_complete, layout_of, place
+from .layout import Layout, Slot, Step, bands, columns_of, components, is_complete, layout_of, place
 from .marks import NO_MARK, Labels, Mark, label_of
 from .paint import Point, curve, element, fitted, rounded, stylesheet, width_of
 
@@ -26,6 +26,8 @@ NAME, DETAIL = 13.0, 11.5
 #: How far the sheets of a fan-out stand out behind its box.
 STACK = 6.0
 ARROW = 7.0
+#: Around the boxes in a frame.
+INSIDE = 12.0
 #: What is left and right of a box's name.
 _LEFT, _RIGHT = 35.0, 10.0
 _SIGN = 18.0
@@ -47,6 +49,16 @@ class Box:
 
 
 @dataclass(frozen=True)
+class Frame:
+    """What holds many boxes that are alike."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True)
 class Line:
     """One line of a picture, and the edges that it stands for."""
 
@@ -63,6 +75,7 @@ class Drawing:
     boxes: tuple[Box, ...]
     lines: tuple[Line, ...]
     arrows: tuple[tuple[Point, str], ...]
+    frames: tuple[Frame, ...]
     width: float
     height: float
 
@@ -106,7 +119,25 @@ class _Draughtsman:
         x = self.left
         for index in row:
             yield index, x
-            x += self.width + self._gap(self.layout.pieces[index])
+            x += self._column(index) + self._gap(self.layout.pieces[index])
+
+    def _column(self, layer: int) -> float:
+        """How wide a layer is."""
+        return max(map(self._wide, self.layout.layers[layer]))
+
+    def _wide(self, slot: Slot) -> float:
+        """How wide a slot is, with its frame."""
+        members = self._members(slot)
+        if len(members) < 2:
+            return self.width
+        return columns_of(len(members)) * (self.width + INSIDE) + INSIDE
+
+    def _members(self, slot: Slot) -> tuple[Node, ...]:
+        return self.graph.groups.get(slot.node.name, ()) if slot.node else ()
+
+    def _right(self, layer: int) -> float:
+        """Where a layer ends, and the room for lines begins."""
+        return self.band_of[layer].columns[layer] + self._column(layer)
 
     def _gap(self, pieces: Sequence[Step]) -> float:
         """Where lines cross there is more room between the layers."""
@@ -126,10 +157,11 @@ class _Draughtsman:
         boxes = tuple(self._boxes())
         lines = tuple(line for pieces in self.layout.pieces for line in self._lines(pieces))
         lines += tuple(self._passages()) + tuple(self._bonds())
-        right = max(box.x + box.width for box in boxes) + PAD
+        right = max(map(self._right, self.band_of)) + PAD
         right += GUTTER if len(self.bands) > 1 else STACK
         bottom = self.bands[-1].bottom + PAD + STACK
-        return Drawing(boxes, lines, tuple(self._arrows()), right, bottom)
+        arrows, frames = tuple(self._arrows()), tuple(self._frames())
+        return Drawing(boxes, lines, arrows, frames, right, bottom)
 
     def _below(self, slot: Slot) -> Iterable[tuple[int, Node]]:
         """What stands below it, with the row: 1, 2, …"""
@@ -144,9 +176,27 @@ class _Draughtsman:
             if slot.node is None:
                 continue
             x, y = self.x(slot), self.y(slot) - BOX / 2
+            if members := self._members(slot):
+                yield from self._grid(slot, members)
+                continue
             yield Box(slot.node, x, y, self.width)
             for index, node in self._below(slot):
                 yield Box(node, x, y + index * ROW, self.width)
+
+    def _grid(self, slot: Slot, members: Sequence[Node]) -> Iterator[Box]:
+        """From left to right, then down."""
+        top = self.y(slot) - (slot.rows - 1) * ROW / 2 - BOX / 2
+        for index, node in enumerate(members):
+            row, column = divmod(index, columns_of(len(members)))
+            x = self.x(slot) + INSIDE + column * (self.width + INSIDE)
+            yield Box(node, x, top + row * ROW, self.width)
+
+    def _frames(self) -> Iterator[Frame]:
+        for slot in self._slots():
+            if self._members(slot):
+                height = (slot.rows - 1) * ROW + BOX + 2 * INSIDE
+                y = self.y(slot) - height / 2
+                yield Frame(self.x(slot), y, self._wide(slot), height)
 
     def _arrows(self) -> Iterator[tuple[Point, str]]:
         for slot in self._slots():
@@ -159,7 +209,7 @@ class _Draughtsman:
             for piece in pieces:
                 if piece.end.node is None:
                     x, y = self.x(piece.end), self.y(piece.end)
-                    yield _line(rounded([(x, y), (x + self.width, y)]), [piece])
+                    yield _line(rounded([(x, y), (self._right(piece.end.layer), y)]), [piece])
 
     def _bonds(self) -> Iterator[Line]:
         """Between a step and what undoes it."""
@@ -186,20 +236,23 @@ class _Draughtsman:
                 yield from self._bus(group)
 
     def _start(self, slot: Slot) -> Point:
-        stack = STACK if slot.node and slot.node.kind == "each" else 0.0
-        return self.x(slot) + self.width + stack, self.y(slot)
+        if slot.node is None:
+            return self._right(slot.layer), self.y(slot)
+        stack = STACK if slot.node.kind == "each" and not self._members(slot) else 0.0
+        return self.x(slot) + self._wide(slot) + stack, self.y(slot)
 
     def _end(self, slot: Slot) -> Point:
         return self.x(slot) - (ARROW - 1 if slot.node else 0), self.y(slot)
 
     def _curve(self, piece: Step) -> Line:
         start, end = self._start(piece.start), self._end(piece.end)
-        return _line(curve(start, end), [piece])
+        edge = max(self._right(piece.start.layer), start[0])
+        return _line(curve(start, end, edge), [piece])
 
     def _bus(self, pieces: Sequence[Step]) -> Iterator[Line]:
         """All of a group share one upright line: each of its starts leads to each of its ends."""
         starts, ends = _both(pieces)
-        left = max(self.x(slot) + self.width for slot in starts) + STACK
+        left = self._right(starts[0].layer) + STACK
         right = min(self._end(slot)[0] for slot in ends)
         if len(starts) > 1 and len(ends) > 1:
             yield from self._hub(pieces, left + (right - left) / 3, left + (right - left) * 2 / 3)
@@ -227,7 +280,7 @@ class _Draughtsman:
         """From the end of one row to the beginning of the next, as a reader's eye goes."""
         starts, ends = _both(pieces)
         above = self.band_of[starts[0].layer]
-        right = max(above.columns.values()) + self.width + STACK + GUTTER / 2
+        right = max(map(self._right, above.layers)) + STACK + GUTTER / 2
         left = PAD + GUTTER / 2
         level = above.bottom + BETWEEN_BANDS / 2 + STACK / 2
         centre = ((left + right) / 2, level)
@@ -310,6 +363,7 @@ class _Painter:
     def __init__(self, plan: Plan, marks: Mapping[str, Mark], labels: Labels) -> None:
         self.plan, self.marks, self.labels = plan, marks, labels
         self.states = {name: mark.status for name, mark in marks.items() if mark.status}
+        self.graph = Graph.of(plan, self.states).grouped()
 
     def mark(self, name: str) -> Mark:
         return self.marks.get(name, NO_MARK)
@@ -337,8 +391,7 @@ class _Painter:
         )
 
     def drawing(self, page: float) -> Drawing:
-        graph = Graph.of(self.plan, self.states)
-        return _Draughtsman(graph, layout_of(graph), self._width(), page).drawing()
+        return _Draughtsman(self.graph, layout_of(self.graph), self._width(), page).drawing()
 
     def _width(self) -> float:
         """All boxes are as wide as the widest name needs, within limits.
@@ -359,6 +412,8 @@ class _Painter:
 
     def _lines(self, drawing: Drawing) -> Iterator[str]:
         """What was passed lies above what was not."""
+        for frame in drawing.frames:
+            yield element("rect", **vars(frame), rx=12, class_="seq-frame")
         for line in sorted(drawing.lines, key=self._was_passed):
             yield element("path", d=line.path, class_=self._class(line))
         for (x, y), name in drawing.arrows:
@@ -371,10 +426,14 @@ class _Painter:
         return begun and any(map(self._was_begun, line.targets))
 
     def _was_done(self, name: str) -> bool:
-        return self.states.get(name) in DONE
+        return all(self.states.get(member) in DONE for member in self._members(name))
 
     def _was_begun(self, name: str) -> bool:
-        return self.states.get(name, "cancelled") != "cancelled"
+        states = [self.states.get(member, "cancelled") for member in self._members(name)]
+        return any(state != "cancelled" for state in states)
+
+    def _members(self, name: str) -> list[str]:
+        return [node.name for node in self.graph.groups.get(name, ())] or [name]
 
     def _class(self, line: Line) -> str:
         aside = " seq-aside" if line.aside else ""
