@@ -162,6 +162,24 @@ def test_a_table_shows_each_step_and_links_to_its_items(admin_client):
     assert [row.pk for row in rows.context["cl"].result_list] == [two.pk]
 
 
+def test_a_picture_and_a_timeline_lead_to_the_rows_of_the_steps(admin_client):
+    run = started()
+    fail(claim(run, "charge"), error=CardError(SCRIPT))
+    page = page_of(admin_client, run)
+    assert len(re.findall("<svg", page[page.index('id="picture"') : page.index('id="data"')])) >= 2
+    assert 'href="#step-charge"' in page
+    assert SCRIPT not in page
+
+
+def test_beyond_some_dozens_of_steps_the_table_takes_the_place_of_the_picture(admin_client):
+    steps = {f"step_{n}": step(lambda self: None) for n in range(70)}
+    meta = type("Meta", (), {"app_label": "shop"})
+    long = type("Long", (Sequence,), {"__module__": __name__, "Meta": meta, **steps})
+    page = page_of(admin_client, long.start({}).run)
+    assert "Where it is" not in page
+    assert '<tr id="step-step_69"' in page
+
+
 def test_the_newest_failed_attempt_is_open_and_comes_first(admin_client):
     run = started()
     fail(claim(run, "charge"), final=False, error=CardError("first"))

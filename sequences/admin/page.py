@@ -15,10 +15,10 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils.translation import gettext as _
 
-from .. import acts, conf, portrait
+from .. import acts, conf, pictures, portrait
 from ..durations import duration
 from ..models import PLAIN, Operation, SequenceRun, StepFailure, StepRun
-from ..portrait import Portrait, visible, without_secrets
+from ..portrait import Portrait, StepPortrait, visible, without_secrets
 from ..summary import summary
 from . import showing
 from .base import NEWEST, ReadOnlyAdmin, heavy
@@ -129,6 +129,8 @@ class RunPage(ReadOnlyAdmin):
         buttons = list(self._buttons(request, shown, urls))
         last = Operation.objects.using(conf.using()).filter(run=run.pk).order_by("-pk")
         family = self._family(request, run)
+        history = self._history(request, shown, urls)
+        failures = [attempt.failure for attempt in history.get("attempts", ())]
         sees_rows = self._sees(request, StepRun)
         steps = showing.lines_of(shown, urls, buttons, family["counts"], sees_rows=sees_rows)
         return {
@@ -148,7 +150,9 @@ class RunPage(ReadOnlyAdmin):
             "inbox": run.inbox
             and showing.value_of(run.inbox, run.sequence, "", urls.value("inbox")),
             "family": family,
-            **self._history(request, shown, urls),
+            "picture": pictures.picture_of(shown, _row_of),
+            "timeline": pictures.timeline_of(shown, failures, _row_of),
+            **history,
         }
 
     def _history(self, request: HttpRequest, shown: Portrait, urls: Urls) -> dict[str, Any]:
@@ -223,6 +227,11 @@ class RunPage(ReadOnlyAdmin):
         for result in rows.values_list("result", flat=True):
             return result
         raise Http404
+
+
+def _row_of(step: StepPortrait) -> str:
+    """Where the picture leads: to the step's row in the table."""
+    return f"#step-{step.name}"
 
 
 _HEAVY_PARENT = ("parent__payload", "parent__result", "parent__progress")
