@@ -9,6 +9,7 @@ from sequences import Sequence, event, step, subsequence
 from sequences.exceptions import InvalidTransition
 from sequences.models import SequenceRun, StepRun
 from sequences.testing import drain, isolate_sequences
+from sequences.transitions import failures
 from tests.engine import claim, fresh, ledger, perform, row, take
 from tests.test_races import Crew
 
@@ -113,6 +114,30 @@ def test_the_last_items_of_a_fan_out_may_end_at_once_and_one_of_them_ends_the_st
         assert [one.step_run_id for one in woken] == [row_of(run).pk]
         drain()
         assert fresh(run).data == {"sum": 1}
+
+
+@pytest.mark.parametrize(
+    ("allowed", "status", "data"), [(1, "succeeded", {"sum": 0}), (0, "failed", {})]
+)
+def test_of_the_last_two_items_one_may_fail_as_the_other_succeeds(together, allowed, status, data):
+    cls = fan_out(2, allow_failed=allowed)
+    for _ in range(ROUNDS):
+        run = expanded(cls)
+        succeeding, failing = claim_item(run, 0), claim_item(run, 1)
+        outcomes = together(soon(perform, succeeding), soon(give_up, failing))
+        woken = [dispatch for outcome in outcomes for dispatch in outcome]
+        assert [one.step_run_id for one in woken] == [row_of(run).pk]
+        drain()
+        assert fresh(run).status == status
+        assert fresh(run).data == data
+        states = items(run).order_by("item").values_list("status", flat=True)
+        assert list(states) == ["succeeded", "failed"]
+
+
+def give_up(claim):
+    """It fails for good; what that makes ready."""
+    failure = failures.Failure.of(ValueError("broken"))
+    return failures.record(claim, failure, final=True, using="default")
 
 
 def row_of(run):
