@@ -3,7 +3,20 @@ import signal
 import time
 from uuid import uuid4
 
-from sequences import Abort, Sequence, event, finish, job, on_failure, repeat, step, subsequence
+from sequences import (
+    Abort,
+    Sequence,
+    chain,
+    event,
+    finish,
+    group,
+    job,
+    on_failure,
+    repeat,
+    start_definition,
+    step,
+    subsequence,
+)
 
 from .gates import Gate
 from .models import Entry
@@ -121,6 +134,34 @@ class FailedTour(Tour):
     @on_failure
     def tell(self):
         self.record(self.failure.message)
+
+
+class Detour(Sequence):
+    """A step that is performed three times, and one whose failure another one mends."""
+
+    @step
+    def collect(self):
+        Entry.objects.create(run=self.run.pk, step="collect", note="")
+        self.data["log"].append("collect")
+        return repeat() if self.data["log"].count("collect") < 3 else "enough"
+
+    @step(on_error="mend", max_retries=0)
+    def deliver(self):
+        Entry.objects.create(run=self.run.pk, step="deliver", note="never")
+        raise Rejected
+
+    @step
+    def never(self):
+        Entry.objects.create(run=self.run.pk, step="never", note="")
+
+    @step(after=[])
+    def mend(self):
+        Entry.objects.create(run=self.run.pk, step="mend", note="")
+        self.data["log"].append("mend")
+
+    @step(after=mend)
+    def end(self):
+        self.data["log"].append("end")
 
 
 # Workers.
@@ -382,6 +423,50 @@ class Aborts(Recorded):
         raise Abort("enough")
 
 
+# The console.
+
+SCRIPT = "<script>window.struck = true</script><img src=x onerror='window.struck = true'>"
+
+
+class Delivery(Recorded):
+    """Waits for an approval, and fails without an address."""
+
+    class Meta:
+        max_retries = 0
+
+    approval = event()
+
+    @step
+    def send(self):
+        self.data["sent_to"] = self.data["address"]
+
+
+class Parallel(Recorded):
+    """Waits for an approval, and works meanwhile."""
+
+    approval = event(after=[])
+
+    @step(after=[])
+    def work(self):
+        self.wait()
+
+    @step
+    def end(self):
+        self.record()
+
+
+class Struck(Recorded):
+    """Whatever people can put into it is a script."""
+
+    class Meta:
+        max_retries = 0
+
+    @step(label=SCRIPT)
+    def fails(self):
+        self.progress(1, 2, SCRIPT)
+        raise ValueError(SCRIPT)
+
+
 # Definitions that are kept with their runs.
 
 
@@ -391,6 +476,15 @@ def noted(number: int, fails: list[int], sequence: Sequence):
     if sequence.attempt <= fails.count(number):
         raise Rejected
     Entry.objects.create(run=sequence.run.pk, step=f"note{number}", note="")
+
+
+def start_kept(data):
+    """A run whose definition is kept with it, on the queue of every project."""
+    one, two, three, four = (
+        noted.with_({"number": number}, name=f"note{number}", min_backoff=20, max_backoff=20)
+        for number in (1, 2, 3, 4)
+    )
+    return start_definition(chain(one, group(two, three), four), data | {"fails": [2]}, name="kept")
 
 
 # Deploys: this code is that of one of several releases.
