@@ -37,6 +37,8 @@ class Presence:
 
     def swept(self) -> None:
         """A sweep of this process has ended well."""
+        if self._swept is None:
+            self._told = None  # the first is news
         self._swept = time.monotonic()
 
     def beat(self, using: str) -> None:

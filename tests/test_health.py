@@ -71,6 +71,10 @@ def test_a_process_has_one_row_that_says_what_it_is_and_when_it_swept():
     assert first.name == current.process()
     assert (first.queues, first.threads, first.swept_at) == (["default", "mail"], 8, None)
     here.swept()
+    here.beat(USING)
+    first = WorkerProcess.objects.get()
+    assert first.swept_at is not None, "the first sweep is told at once"
+    here.swept()
     with clock() as moving:
         moving.move(timedelta(minutes=1))
         here.beat(USING)

@@ -59,11 +59,9 @@ def moment(when: datetime, now: datetime) -> SafeString:
     )
 
 
-def steps(portrait: Portrait) -> SafeString | str:
+def steps(portrait: Portrait) -> SafeString:
     """The steps that a run is at, each with how it is doing there."""
     at = sorted(portrait.at, key=lambda step: _ORDER.get(step.status, 9))
-    if not at:
-        return EMPTY
     lines = [(step.name, step.label, doing(step, portrait.now)) for step in at[:NAMED]]
     named = format_html_join(
         "", '<span class="seq-at"><b title="{}">{}</b> <span>{}</span></span>', lines

@@ -12,6 +12,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils.functional import Promise
 from django.utils.html import format_html
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from .. import portrait
@@ -139,12 +140,9 @@ class RunListing(RunFailures):
 
     list_display = (
         "shown_status",
-        "shown_sequence",
         "shown_run",
-        "shown_steps",
         "shown_progress",
         "shown_start",
-        "shown_duration",
         "shown_error",
     )
     list_display_links = ("shown_run",)
@@ -178,12 +176,6 @@ class RunListing(RunFailures):
             },
         )
 
-    def get_list_display(self, request: HttpRequest) -> list[Any]:
-        """Errors only for those who may read failed attempts."""
-        columns = list(super().get_list_display(request))
-        hidden = () if self.sees_failures(request) else ("shown_error",)
-        return [column for column in columns if column not in hidden]
-
     @property
     def media(self) -> forms.Media:
         return super().media + list_media()
@@ -195,39 +187,33 @@ class RunListing(RunFailures):
         """Its state."""
         return cells.run_badge(run.status)
 
-    @admin.display(description=_("sequence"))
-    def shown_sequence(self, run: SequenceRun) -> str:
-        """What people call it."""
-        title = run_portrait(run).title
-        return format_html('<span title="{}">{}</span>', run.sequence, title)
-
-    @admin.display(description=_("key or id"))
+    @admin.display(description=_("run"))
     def shown_run(self, run: SequenceRun) -> str:
-        """The name that people have given it, or its id."""
-        kind = "key" if run.key else "id"
+        """What people call its sequence, and its key, or the beginning of its id."""
+        name, kind = (run.key, "key") if run.key else (f"{str(run.pk)[:13]}…", "id")
         return format_html(
-            '<span class="seq-{}" title="{}">{}</span>', kind, run.pk, run.key or run.pk
+            '<span title="{}">{}</span> <span class="seq-{}" title="{}">{}</span>',
+            run.sequence,
+            run_portrait(run).title,
+            kind,
+            run.pk,
+            name,
         )
-
-    @admin.display(description=_("at"))
-    def shown_steps(self, run: SequenceRun) -> str:
-        """The steps that it is at, or that failed it."""
-        return cells.steps(run_portrait(run))
 
     @admin.display(description=_("progress"))
     def shown_progress(self, run: SequenceRun) -> str:
-        """How far it is."""
-        return cells.progress(run_portrait(run))
+        """How far it is, and the steps that it is at, or that failed it."""
+        return cells.progress(run_portrait(run)) + cells.steps(run_portrait(run))
 
     @admin.display(description=_("started"), ordering="created_at")
     def shown_start(self, run: SequenceRun) -> str:
-        """How long ago."""
-        return cells.moment(run.created_at, run_portrait(run).now)
-
-    @admin.display(description=_("took"))
-    def shown_duration(self, run: SequenceRun) -> str:
-        """From its start to its end, or until now."""
-        return cells.brief(run_portrait(run).duration)
+        """How long ago, and how long it took."""
+        seen = run_portrait(run)
+        ago = cells.moment(run.created_at, seen.now)
+        if seen.is_moving:
+            return ago
+        took = gettext("took %(span)s") % {"span": cells.brief(seen.duration)}
+        return format_html("{}<small>{}</small>", ago, took)
 
     @admin.display(description=_("last error"))
     def shown_error(self, run: SequenceRun) -> str:

@@ -85,7 +85,8 @@ def _seen(runs: QuerySet[Any], term: str) -> list[UUID]:
     """Those that hold the text outside of what is redacted: a search must not tell secrets."""
     spellings = _spellings(term)
     found = []
-    for run in runs.only("sequence", "data"):
+    # What is deferred already would be loaded row by row.
+    for run in runs.defer(None).only("sequence", "data"):
         text = json.dumps(visible(run.data, run.sequence), ensure_ascii=False).lower()
         if any(spelling in text for spelling in spellings):
             found.append(run.pk)

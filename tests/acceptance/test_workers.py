@@ -5,14 +5,15 @@ from datetime import timedelta
 import pytest
 from django.db.models import F, Sum
 
-from sequences import dispatching
+from sequences import dispatching, health
 from sequences.models import StepRun
 from sequences.sweep import Overdue, sweep
-from sequences.testing import run
+from sequences.testing import clock, run
 
 from .app.gates import Gate
 from .app.models import Entry
 from .app.sequences import (
+    QUEUE,
     Aborts,
     Busy,
     Deadly,
@@ -138,6 +139,24 @@ class TestShutdown:
         # What came next was left to the other, the directly handed over too.
         for row in (step_of(patient, "last"), step_of(direct, "two")):
             assert new.has(int(row.worker.split(":")[1]))
+
+
+class TestPresence:
+    def test_a_worker_is_seen_until_it_ends_and_missed_when_it_was_killed(self, hire):
+        crew = hire("redis")
+        first, second = crew.start(2)
+        wait_for(lambda: len(health.read().workers) == 2, "rows of two workers")
+        wait_for(lambda: health.read().swept_at, "a sweep that is told of")
+        assert {tuple(one.queues) for one in health.read().workers} == {(QUEUE,)}
+        first.terminate()
+        assert first.process.wait(60) == 0
+        (left,) = health.read().processes
+        assert second.has(int(left.name.rpartition(":")[2]))
+        second.kill()
+        with clock() as moving:
+            moving.move(timedelta(minutes=2))
+            assert [one.name for one in health.read().stale] == [left.name]
+            assert "No worker has been seen for 2" in health.read().problems()[0]
 
 
 class TestStall:
