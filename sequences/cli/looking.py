@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -148,26 +148,37 @@ class Graph(Task):
         what = parser.add_mutually_exclusive_group()
         what.add_argument("what", nargs="?", metavar="LABEL|RUN", help="a sequence, or a run")
         what.add_argument("--file", type=Path, help="a definition in YAML or JSON")
-        parser.add_argument("--format", choices=_FORMATS, default="svg")
+        parser.add_argument("--format", choices=_FORMATS, default="text")
         parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write it there")
 
     def run(self, options: Namespace) -> None:
         if (options.what is None) == (options.file is None):
             raise wrong("Give the label of a sequence, a run, or --file flow.yaml.")
         plan, marks = _marked(options)
-        picture = _FORMATS[options.format](plan, marks)
+        picture = self._picture(options, plan, marks)
         if options.output is None:
             self.write(picture)
             return
         try:
-            options.output.write_text(f"{picture}\n", encoding="utf-8")
+            options.output.write_text(f"{picture.rstrip()}\n", encoding="utf-8")
         except OSError as error:
             raise wrong(f"{options.output} cannot be written: {error.strerror}.") from None
 
+    def _picture(self, options: Namespace, plan: Plan, marks: Mapping[str, drawing.Mark]) -> str:
+        if options.format == "svg":
+            return drawing.svg(plan, marks, standalone=True)
+        if options.format == "mermaid":
+            return drawing.mermaid(plan, marks)
+        if options.output is not None:
+            return drawing.text(plan, marks, width=WIDE)
+        encoding = getattr(self.command.stdout, "encoding", None) or "utf-8"
+        is_unicode = encoding.lower().startswith("utf")
+        return drawing.text(plan, marks, width=self.width or WIDE, unicode=is_unicode)
 
-_FORMATS: dict[str, Callable[[Plan, Mapping[str, drawing.Mark]], str]] = {
-    "svg": lambda plan, marks: drawing.svg(plan, marks, standalone=True),
-}
+
+#: Columns of a text that no terminal limits.
+WIDE = 100
+_FORMATS = ("text", "mermaid", "svg")
 
 
 def _marked(options: Namespace) -> tuple[Plan, dict[str, drawing.Mark]]:
