@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from .. import conf
 from ..pruning import BATCH, Kept, Report, prune
-from ..sweep import Overdue, run_forever, sweep
+from ..sweep import once, run_forever
 from .finding import known_names
 from .tasks import Task
 from .values import count
@@ -29,8 +29,7 @@ class Sweep(Task):
 
     def run(self, options: Namespace) -> None:
         if not options.loop:
-            sent = sweep(Overdue(), conf.using())
-            self.write(f"{sent} dispatched")
+            self.write(f"{once()} dispatched")
             return
         try:
             run_forever(conf.settings.sweep_interval or 1)
