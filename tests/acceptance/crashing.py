@@ -32,6 +32,7 @@ if __name__ == "__main__":
 
 from sequences import conf, registry, traffic  # (Django is ready now)
 from sequences.models import SequenceRun
+from tests.acceptance.app.sequences import start_kept
 
 DIED = 9
 #: Seconds for anything that is waited for.
@@ -160,7 +161,8 @@ def perform(label: str, k: int) -> list[str]:
     conf.settings.sweep_interval = None
     broker = broker_of(k)
     boundaries.last = k or None
-    registry.get(label).start({"k": k, "log": []})
+    start = start_kept if label == "kept" else registry.get(label).start
+    start({"k": k, "log": []})
     boundaries.passes("started")
     worker = Worker(broker, worker_threads=1, worker_timeout=20)
     worker.start()

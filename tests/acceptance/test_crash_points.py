@@ -163,6 +163,43 @@ def test_a_worker_may_die_in_a_join_a_fan_out_a_wait_a_child_or_an_undo(sequence
     assert_nothing_is_lost_or_doubled(report, TOURS[sequence], what_is_left_of_a_tour)
 
 
+DETOUR = {
+    "status": "succeeded",
+    "data": {"log": ["collect", "collect", "collect", "mend", "end"]},
+    "steps": {
+        "collect": "succeeded",
+        "deliver": "failed",
+        "never": "skipped",
+        "mend": "succeeded",
+        "end": "succeeded",
+    },
+    "entries": [("collect", "")] * 3 + [("mend", "")],
+}
+KEPT_RUN = {
+    "status": "succeeded",
+    "data": {"log": [], "fails": [2]},
+    "steps": {f"note{number}": "succeeded" for number in (1, 2, 3, 4)},
+    "entries": [(f"note{number}", "") for number in (1, 2, 3, 4)],
+}
+
+
+def what_is_left(run):
+    """Its branches commit in any order, and a commit may have been asked for twice."""
+    return {
+        "status": run.status,
+        "data": {key: value for key, value in run.data.items() if key != "k"},
+        "steps": dict(run.steps.values_list("step", "status")),
+        "entries": sorted(Entry.objects.filter(run=run.pk).values_list("step", "note")),
+    }
+
+
+@pytest.mark.only_on("postgresql")
+@pytest.mark.parametrize(("sequence", "whole"), [("acceptance.Detour", DETOUR), ("kept", KEPT_RUN)])
+def test_a_worker_may_die_in_a_repetition_a_detour_or_a_kept_definition(sequence, whole):
+    report = die_everywhere(sequence, "--every=7")
+    assert_nothing_is_lost_or_doubled(report, whole, what_is_left)
+
+
 def test_the_workers_that_go_on_may_die_too_in_the_sweep_or_anywhere():
     report = die_everywhere("acceptance.Booking", "--every=4", "--deaths=6")
     assert report["deaths"] >= 4

@@ -154,7 +154,7 @@ class Detour(Sequence):
     def never(self):
         Entry.objects.create(run=self.run.pk, step="never", note="")
 
-    @step(after=[])
+    @step
     def mend(self):
         Entry.objects.create(run=self.run.pk, step="mend", note="")
         self.data["log"].append("mend")
