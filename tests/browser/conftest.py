@@ -9,21 +9,11 @@ import pytest
 from django.test import Client
 from playwright.sync_api import expect, sync_playwright
 
+from testproject.browser import FLAGS, NAMES, chromium
 from tests.acceptance.app.gates import Gate
 from tests.acceptance.app.sequences import QUEUE
 from tests.acceptance.workers import SETTINGS, Crew
 
-from . import NAMES, chromium
-
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 LIMIT = 20_000  # milliseconds for anything that is waited for
 
 
