@@ -315,7 +315,7 @@ def _told(failure: StepFailure | None) -> str:
     if failure is None:  # somebody has deleted it
         return ""
     line = Truncator(failure.message.partition("\n")[0]).chars(QUOTED)
-    return f"The first is item {failure.item}: {failure.error}: {line}"
+    return f"The first is item {failure.item}: {failure.error.rpartition('.')[2]}: {line}"
 
 
 def _read_only(claim: Claim, before: dict[str, Any], after: dict[str, Any]) -> ReadOnlyData:
