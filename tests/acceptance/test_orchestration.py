@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 from django.db.models import F
 
-from .app.sequences import Journey
+from .app.sequences import Delayed, Journey
 from .test_workers import ended, entries
 from .workers import wait_for
 
@@ -31,13 +31,18 @@ def test_fan_outs_events_children_and_delays_come_to_their_end_side_by_side(crew
         assert run.steps.filter(lost__gt=0).count() == run.failures.count() == 0
 
 
+def lateness():
+    """By how much short delays were exceeded; the shortest first."""
+    rows = ended(Delayed()).steps.annotate(late=F("started_at") - F("ready_at"))
+    return sorted(row.late - timedelta(milliseconds=200) for row in rows)
+
+
 def test_a_short_delay_is_waited_for_to_the_point(crew):
     """Not to the second, in which a consumer of the broker looks for delayed messages."""
-    late = []
-    for one in journeys(3):
-        ended(one)
-        rows = one.run.steps.filter(step__in=("soon", "end"))
-        late += [row.late for row in rows.annotate(late=F("started_at") - F("ready_at"))]
-    late = sorted(each - timedelta(milliseconds=300) for each in late)
-    assert late[0] >= timedelta(milliseconds=-50)
-    assert late[len(late) // 2] < timedelta(milliseconds=250), late
+    for _ in range(3):  # the machine may be busy with something else
+        late = lateness()
+        assert len(late) == 7
+        assert late[0] >= timedelta(milliseconds=-50)
+        if late[len(late) // 2] < timedelta(milliseconds=100):
+            break
+    assert late[len(late) // 2] < timedelta(milliseconds=100), late

@@ -311,6 +311,15 @@ class Journey(Recorded):
         self.record()
 
 
+class Delayed(Recorded):
+    """Seven steps, each after a short delay."""
+
+    class Meta:
+        delay = 200
+
+    one, two, three, four, five, six, seven = (step(lambda self: None) for _ in range(7))
+
+
 class Busy(Recorded):
     """One step that keeps a thread busy."""
 
