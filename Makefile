@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 # A version of Django other than the newest that this Python runs, such as 5.2
 DJANGO ?=
 
-.PHONY: help demo test lint ci clean
+.PHONY: help demo test lint pictures ci clean
 help:
 	@echo "make demo   a contact form and a shop, their sequences and a real worker (ARGS=--once: ends by itself)"
 	@echo "make test   the whole suite on every database that is here"
 	@echo "make lint   formatting, lint and types"
+	@echo "make pictures   the console's pages for docs/images, from the demo; needs chromium"
 	@echo "make ci     everything that CI runs"
 	@echo "make clean  remove what these commands made"
 
@@ -24,6 +25,9 @@ lint: $(VENV)/installed
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+pictures: $(VENV)/installed
+	@$(BIN)/python -m testproject.screenshots $(ARGS)
 
 ci:
 	@bash .ci/run

@@ -1,0 +1,118 @@
+"""The pictures of the console in `docs/images`: `python -m testproject.screenshots [--into DIR]`.
+
+The demo's forms are filled in, a real worker does what it can, and a browser looks at the pages:
+light and dark.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from django.urls import reverse
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from testproject import browser, services
+from testproject.demo import HOME, ROOT, free_port, managed, prepare
+from testproject.visitor import MESSAGES, ORDERS, Visitor
+
+WIDTH, HEIGHT = 1280, 800
+TALLEST = 1400
+SECONDS = 120
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--into", type=Path, default=ROOT / "docs" / "images")
+    options = parser.parse_args()
+    if not browser.chromium():
+        raise SystemExit(f"No browser is here: none of {', '.join(browser.NAMES)}.")
+    options.into.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        prepare(stack.enter_context(services.running("DATABASE_URL", "REDIS_URL")))
+        address = f"http://127.0.0.1:{free_port(8000)}"
+        worker = ["rundramatiq", "--processes", "1", "--threads", "4"]
+        web = ["runserver", "--noreload", address.removeprefix("http://")]
+        stack.enter_context(managed(*worker, log=HOME / "worker.log"))
+        stack.enter_context(managed(*web, log=HOME / "web.log"))
+        pages = play(address)
+        for scheme in ("light", "dark"):
+            with opened(address, scheme) as page:
+                for name, path in pages.items():
+                    take(page, path, options.into / f"{name}-{scheme}.png")
+    return 0
+
+
+def play(address: str) -> dict[str, str]:
+    """Fill in the forms, wait until all has gone as far as it goes; the pages by their names."""
+    from sequences.models import SequenceRun
+    from testproject.orders.sequences import FulfilOrder
+
+    visitor = Visitor(address)
+    visitor.wait(30)
+    orders = [FulfilOrder.runs.get(key=str(visitor.order(order))) for order in ORDERS]
+    for message in MESSAGES:
+        visitor.write(message)
+    wait_until(lambda: SequenceRun.objects.unfinished().count() == 1)  # that waits for approval
+    _, waiting, failed = orders
+    page = "admin:job_sequences_sequencerun"
+    return {
+        "console-runs": reverse(f"{page}_changelist"),
+        "console-run": reverse(f"{page}_change", args=[waiting.pk]),
+        "console-failed-run": reverse(f"{page}_change", args=[failed.pk]),
+        "console-confirm": reverse(f"{page}_act", args=[waiting.pk, "cancel"]),
+        "console-failures": reverse(f"{page}_failure_groups"),
+        "progress": "/contact/",
+    }
+
+
+def wait_until(condition: Any) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"The demo does not come to rest; the logs are in {HOME}.")
+        time.sleep(0.2)
+
+
+@contextmanager
+def opened(address: str, scheme: Any) -> Iterator[Page]:
+    """A page of somebody who may see all."""
+    with sync_playwright() as playwright:
+        launched: Browser = playwright.chromium.launch(
+            executable_path=browser.chromium(), args=browser.FLAGS
+        )
+        page = launched.new_page(
+            base_url=address, viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme
+        )
+        page.goto("/admin/login/")
+        page.fill("#id_username", "admin")
+        page.fill("#id_password", "admin")
+        page.click("input[type=submit]")
+        yield page
+        launched.close()
+
+
+def take(page: Page, path: str, into: Path) -> None:
+    page.goto(path)
+    if path == "/contact/":
+        write(page)
+    height = min(page.evaluate("document.documentElement.scrollHeight"), TALLEST)
+    clip = {"x": 0, "y": 0, "width": WIDTH, "height": height}
+    page.screenshot(path=into, full_page=True, clip=clip)  # type: ignore[arg-type]
+    print(f"{into} ({into.stat().st_size // 1024} KiB)")
+
+
+def write(page: Page) -> None:
+    """Fill in the contact form, and look at what becomes of it."""
+    page.fill("#id_name", "Ada")
+    page.fill("#id_email", "ada@example.com")
+    page.locator("#id_topic").select_option(index=1)
+    page.fill("#id_body", "Can your engine weave algebraic patterns?")
+    page.get_by_role("button", name="Send").click()
+    page.locator("progress[value='75']").wait_for()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
