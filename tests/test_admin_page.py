@@ -112,6 +112,31 @@ def test_the_head_says_what_why_and_what_can_be_done(admin_client):
     assert "Deliver" not in page
 
 
+def test_a_run_that_was_undone_can_begin_again_from_its_head(admin_client):
+    class Undone(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def reserve(self): ...
+
+        @reserve.undo
+        def release(self): ...
+
+        @step
+        def pay(self): ...
+
+    run = Undone.start({}).run
+    perform(claim(run, "reserve"))
+    fail(claim(run, "pay"))
+    drain()
+    page = page_of(admin_client, run)
+    head = page[page.index('id="head"') : page.index('id="steps"')]
+    assert url(run, "act", "retry") not in page
+    assert f"{url(run, 'act', 'restart_from')}?step=reserve" in head
+    assert "Restart from here “reserve”" in words(head)
+
+
 def test_every_text_of_a_run_is_shown_as_text(admin_client):
     run = started(key=SCRIPT, name=SCRIPT)
     fail(claim(run, "charge"), error=CardError(SCRIPT))

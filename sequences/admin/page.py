@@ -17,7 +17,7 @@ from django.utils.translation import gettext as _
 
 from .. import acts, conf, pictures, portrait
 from ..durations import duration
-from ..models import PLAIN, Operation, SequenceRun, StepFailure, StepRun
+from ..models import PLAIN, Operation, RunStatus, SequenceRun, StepFailure, StepRun
 from ..portrait import Portrait, StepPortrait, visible, without_secrets
 from ..summary import summary
 from . import showing
@@ -144,6 +144,7 @@ class RunPage(ReadOnlyAdmin):
             "live": str(INTERVAL) if shown.is_moving else "",
             "buttons": [button for button in buttons if not button.step],
             "at": [line for line in steps if line.portrait in shown.at and line.buttons][:3],
+            "restart": _way_out(shown, buttons),
             "steps": steps,
             "urls": urls,
             "data": showing.value_of(run.data, run.sequence, "", urls.value("data")),
@@ -227,6 +228,13 @@ class RunPage(ReadOnlyAdmin):
         for result in rows.values_list("result", flat=True):
             return result
         raise Http404
+
+
+def _way_out(shown: Portrait, buttons: list[Button]) -> Button | None:
+    """Of a run that has failed and cannot be retried, for it was undone: to begin again."""
+    if shown.run.status != RunStatus.FAILED or any(one.name == "retry" for one in buttons):
+        return None
+    return next((one for one in buttons if one.name == "restart_from"), None)
 
 
 def _row_of(step: StepPortrait) -> str:

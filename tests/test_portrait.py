@@ -1,0 +1,169 @@
+"""A run as people are shown it: how far it is, where it is, and nothing that is secret."""
+
+from datetime import timedelta
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+
+from sequences import Abort, Sequence, event, portrait, step
+from sequences.models import SequenceRun, StepRun
+from sequences.testing import drain, isolate_sequences
+from tests.engine import change, claim, fail, fresh, now, perform, take
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def _isolated():
+    with isolate_sequences():
+        yield
+
+
+def order():
+    class Order(Sequence):
+        class Meta:
+            app_label = "shop"
+            redact = ["card.*", "charge.token"]
+            verbose_name = "big order"
+
+        @step
+        def charge(self): ...
+
+        @charge.undo
+        def refund(self): ...
+
+        @step(each="items")
+        def pack_all(self, item): ...
+
+        approval = event(timeout=timedelta(days=3))
+
+        @step
+        def thank(self): ...
+
+    return Order
+
+
+def started(**data):
+    return order().start({"items": [], **data}).run
+
+
+def of(run):
+    return portrait.of(fresh(run))
+
+
+def test_a_run_that_has_begun_is_at_its_first_step():
+    shown = of(started())
+    assert shown.title == "Big order"
+    assert [one.name for one in shown.steps][-1] == "refund", "what a failure begins comes last"
+    assert [one.name for one in shown.at] == ["charge"]
+    assert (shown.done, shown.total, shown.fraction) == (0, 4, 0.0)
+    assert shown.is_moving
+    assert not shown.is_failing
+    assert shown.step("pack_all").label == "pack all"
+    assert shown.step("pack_all").status == portrait.NOT_BEGUN
+    assert shown.step("none") is None
+
+
+def test_a_fan_out_counts_by_its_items():
+    run = started(items=[1, 2, 3, 4])
+    perform(claim(run, "charge"))
+    perform(claim(run, "pack_all"))
+    one, two = StepRun.objects.filter(run=run.pk, kind="item").order_by("pk")[:2]
+    perform(take(one.pk))
+    fail(take(two.pk), error=Abort("no"))
+    shown = of(run)
+    packed = shown.step("pack_all")
+    assert packed.items == {"queued": 2, "succeeded": 1, "failed": 1}
+    assert packed.progress == (2, 4)
+    assert shown.fraction == (1 + 0.5) / 4
+
+
+@pytest.mark.parametrize(
+    ("told", "progress"),
+    [
+        ({"done": 3, "total": 4}, (3, 4)),
+        ({"done": 9, "total": 4}, (9, 4)),
+        ({"done": 3}, None),
+        ({"done": 3, "total": 0}, None),
+        ({"done": "3", "total": "4"}, None),
+        ("text", None),
+        (None, None),
+    ],
+)
+def test_a_step_tells_its_progress_and_what_is_none_is_no_error(told, progress):
+    run = started()
+    claim(run, "charge")
+    change(run, "charge", progress=told)
+    shown = of(run)
+    assert shown.step("charge").progress == progress
+    assert 0 <= shown.fraction <= 1 / 4
+
+
+def test_a_failed_run_is_where_it_failed():
+    run = started(card={"number": "4111-secret"})
+    drain()
+    run.refresh_from_db()
+    run.deliver("approval")
+    perform(claim(run, "approval"))
+    fail(claim(run, "thank"), error=ValueError("refused 4111-secret"))
+    shown = of(run)
+    assert [one.name for one in shown.at] == ["refund"]
+    assert shown.run.status == "undoing"
+    assert shown.failure.message == "refused ***"
+    drain()
+    shown = of(run)
+    assert [one.name for one in shown.at] == ["thank"]
+    assert not shown.is_moving
+    assert shown.is_failing
+
+
+def test_waits_and_lengths_are_never_negative():
+    run = started()
+    step_run = of(run).step("charge")
+    assert step_run.ran(now()) is None
+    claim(run, "charge")
+    step_run = of(run).step("charge")
+    before = step_run.row.ready_at - timedelta(hours=1)
+    assert step_run.waited(before) >= timedelta(0)
+    assert step_run.ran(before) == timedelta(0)
+    assert of(run).step("thank").waited(now()) is None
+
+
+def test_an_event_waits_for_a_delivery_and_not_for_its_time():
+    run = started()
+    drain()
+    waiting = of(run).step("approval")
+    assert waiting.is_awaiting_event
+    assert not waiting.is_delayed
+    assert waiting.row.due_at is not None
+
+
+def test_many_are_read_in_a_constant_number_of_queries():
+    cls = order()
+    runs = [cls.start({"items": []}).run for _ in range(6)]
+    for run in runs[:3]:
+        fail(claim(run, "charge"))
+
+    def count(chosen):
+        with CaptureQueriesContext(connection) as queries:
+            portrait.of_many(list(SequenceRun.objects.filter(pk__in=[one.pk for one in chosen])))
+        return len(queries)
+
+    count(runs)  # the plan is known from now on
+    assert count(runs) == count(runs[:1]) <= 5
+
+
+def test_of_a_class_that_is_gone_everything_is_secret():
+    assert portrait.visible({"a": {"b": 1}}, "shop.Gone") == {"a": "***"}
+    assert portrait.visible([1], "shop.Gone") == "***"
+    assert portrait.visible(None, "shop.Gone") is None
+
+
+def test_a_result_is_hidden_as_if_it_stood_in_data_under_its_step():
+    cls = order()
+    label = cls._definition.label
+    result = {"token": "secret", "card": {"number": 1}, "ok": 1}
+    shown = {"token": "***", "card": {"number": "***"}, "ok": 1}
+    assert portrait.visible(result, label, "charge") == shown
+    assert portrait.visible(result, label, "thank")["token"] == "secret"
