@@ -36,6 +36,7 @@ from .models import StepRun, StepStatus
 from .performing import Bound
 from .transitions import claims, commits, failures, fanout, plans
 from .transitions.locks import REPLAYS, back_off, is_transient
+from .transitions.news import News
 from .transitions.values import Change, Claim, ClaimLost, Dispatch, dispatch_of
 
 logger = logging.getLogger("sequences")
@@ -350,7 +351,21 @@ def _is_untouched(using: str) -> bool:
 def _let_no_hook_fail(using: str) -> None:
     """An error in an `on_commit` hook is logged, and neither fails the step nor drops others."""
     connection: Any = connections[using]
-    connection.run_on_commit = [(sids, hook, True) for sids, hook, _ in connection.run_on_commit]
+    connection.run_on_commit = [
+        (sids, _named(hook), True) for sids, hook, _ in connection.run_on_commit
+    ]
+
+
+def _named(hook: Any) -> Any:
+    # Django logs a hook that fails by its name, and without one raises in the middle of that.
+    if hasattr(hook, "__qualname__") or isinstance(hook, News):
+        return hook
+
+    def call() -> None:
+        hook()
+
+    call.__qualname__ = repr(hook)
+    return call
 
 
 def _repair(using: str) -> None:

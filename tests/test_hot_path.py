@@ -169,8 +169,14 @@ def updates(model):
         return cursor.fetchone()
 
 
-def change_of(before, after):
-    return tuple(new - old for old, new in zip(before, after, strict=True))
+def are_in_place(before, after, count):
+    """Whether so many rows were updated, and in place: all but a few.
+
+    Something else that reads the table just then, such as autovacuum, may keep an old version of
+    a row alive, and with it the room for a new one. An index in the way would leave none.
+    """
+    updated, in_place = (new - old for old, new in zip(before, after, strict=True))
+    return updated == count and in_place >= count * 0.8
 
 
 @on_postgresql
@@ -180,7 +186,7 @@ def test_a_claim_updates_its_row_in_place():
         before = updates(StepRun)
         for run in runs:
             assert claim(run, "one") is not None
-        assert change_of(before, updates(StepRun)) == (30, 30)
+        assert are_in_place(before, updates(StepRun), 30)
 
 
 @on_postgresql
@@ -190,7 +196,7 @@ def test_a_commit_in_the_middle_of_a_run_updates_the_run_in_place():
     before = updates(SequenceRun)
     for held in held_by_us:
         perform(held)
-    assert change_of(before, updates(SequenceRun)) == (30, 30)
+    assert are_in_place(before, updates(SequenceRun), 30)
 
 
 @on_postgresql

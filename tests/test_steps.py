@@ -4,6 +4,7 @@ import logging
 import threading
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import dramatiq
 import pytest
@@ -362,17 +363,20 @@ def test_a_step_without_a_transaction_is_not_performed_again_before_its_retry():
 
 
 @pytest.mark.django_db(transaction=True)
-def test_hooks_run_after_the_commit_and_one_that_raises_fails_nothing(caplog):
+@pytest.mark.parametrize("is_named", [True, False])
+def test_hooks_run_after_the_commit_and_one_that_raises_fails_nothing(caplog, is_named):
     seen = []
 
     def broken():
         raise RuntimeError("the hook is broken")
 
+    hook = broken if is_named else partial(broken)
+
     class Hooks(Sequence):
         @step
         def one(self):
             row = StepRun.objects.get(pk=self.step_run.pk)
-            transaction.on_commit(broken)
+            transaction.on_commit(hook)
             transaction.on_commit(lambda: seen.append(StepRun.objects.get(pk=row.pk).status))
 
         @step

@@ -78,7 +78,7 @@ def _is_wanted(what: str, sequence: str | None) -> bool:
 
 
 @dataclass(slots=True)
-class _News:
+class News:
     """A hook of a transaction: reads what is stored by then, and tells of it, once."""
 
     what: str
@@ -98,7 +98,7 @@ class _News:
 
 
 @dataclass(slots=True)
-class _OfRuns(_News):
+class _OfRuns(News):
     run_ids: list[UUID]
 
     def tell(self, what: str, listener: Listener) -> None:
@@ -109,7 +109,7 @@ class _OfRuns(_News):
 
 
 @dataclass(slots=True)
-class _OfStep(_News):
+class _OfStep(News):
     step_run_id: int
     attempt: int = 0
 
@@ -127,12 +127,12 @@ class _OfStep(_News):
         return rows.order_by("-pk").first()
 
 
-def _tell(news: _News) -> None:
+def _tell(news: News) -> None:
     transaction.on_commit(news, using=news.using, robust=True)
 
 
 def tell_pending(using: str) -> None:
     """Tell what a transaction holds back that a test will never commit."""
     for _, hook, *_ in list(connections[using].run_on_commit):
-        if isinstance(hook, _News):
+        if isinstance(hook, News):
             hook()

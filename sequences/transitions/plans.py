@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from functools import partial
 
 from django.db import connections, transaction
 
@@ -63,7 +62,8 @@ def load_many(plan_ids: Iterable[int], using: str) -> dict[int, Plan]:
 def _once_committed(plan: Plan, plan_id: int, using: str) -> None:
     # A transaction that rolls back takes the row's id with it.
     if connections[using].in_atomic_block:
-        transaction.on_commit(partial(_remember, plan, plan_id, using), using=using, robust=True)
+        # No partial: Django wants the name of a hook that fails.
+        transaction.on_commit(lambda: _remember(plan, plan_id, using), using=using, robust=True)
     else:
         _remember(plan, plan_id, using)
 
