@@ -2,13 +2,17 @@
 
 The start's span is the parent of every attempt's; a child's start is a child of the attempt that
 has started it. Imported only where it is wanted.
+
+The project's own samplers and processors run in here. What they raise is logged: it fails no start,
+and no step that has committed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from dramatiq.middleware import Shutdown, SkipMessage
 from opentelemetry import trace
@@ -30,28 +34,50 @@ from .transitions.failures import Failure
 from .transitions.starts import Start
 from .transitions.values import Change, Claim
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+logger = logging.getLogger("sequences")
+
 _tracer = trace.get_tracer("sequences")
 #: What is stored is the W3C's, whatever the project's own propagators are.
 _w3c = TraceContextTextMapPropagator()
 _SPAN_IDS = 2**64
+_NO_SPAN: Span = trace.INVALID_SPAN
+
+
+def _safely(otherwise: T, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    try:
+        return act(*args, **kwargs)
+    except Exception:
+        logger.exception("OpenTelemetry has failed; a span may be missing.")
+        return otherwise
 
 
 @contextmanager
 def starting(plan: Plan, wanted: Sequence[Start]) -> Iterator[None]:
     """A span for each run that is started, in the context that this thread is in."""
-    spans = [_start_of(plan, one) for one in wanted]
+    spans = [_safely(_NO_SPAN, _start_of, plan, one) for one in wanted]
     try:
         yield
     except BaseException as error:
         for span in spans:
-            span.set_attribute("error.type", type(error).__qualname__)
-            span.set_status(StatusCode.ERROR, "The run was not started.")
+            _safely(None, _not_started, span, error)
         raise
     finally:
         for one, span in zip(wanted, spans, strict=True):
-            if one.found is not None:
-                span.set_attributes({"sequences.run": str(one.found), "sequences.created": False})
-            span.end()
+            _safely(None, _end_start, one, span)
+
+
+def _not_started(span: Span, error: BaseException) -> None:
+    span.set_attribute("error.type", type(error).__qualname__)
+    span.set_status(StatusCode.ERROR, "The run was not started.")
+
+
+def _end_start(wanted: Start, span: Span) -> None:
+    if wanted.found is not None:
+        span.set_attributes({"sequences.run": str(wanted.found), "sequences.created": False})
+    span.end()
 
 
 def _start_of(plan: Plan, wanted: Start) -> Span:
@@ -72,21 +98,26 @@ def _start_of(plan: Plan, wanted: Start) -> Span:
 @contextmanager
 def attempt(in_hand: InHand) -> Iterator[None]:
     """The span of an attempt, which is the current one while the step is performed."""
-    claim = in_hand.claim
-    with _tracer.start_as_current_span(
+    span = _safely(_NO_SPAN, _attempt_of, in_hand.claim)
+    try:
+        with trace.use_span(span, record_exception=False, set_status_on_exception=False):
+            yield
+    except BaseException as error:
+        _safely(None, _tell, span, error, in_hand)
+        raise
+    else:
+        _safely(None, span.set_attribute, "sequences.outcome", _outcome(in_hand.change))
+    finally:
+        _safely(None, span.end)
+
+
+def _attempt_of(claim: Claim) -> Span:
+    return _tracer.start_span(
         f"{claim.sequence}.{claim.step}",
         context=_parent(claim),
         kind=SpanKind.CONSUMER,
         attributes=_attributes(claim),
-        record_exception=False,
-        set_status_on_exception=False,
-    ) as span:
-        try:
-            yield
-        except BaseException as error:
-            _tell(span, error, in_hand)
-            raise
-        span.set_attribute("sequences.outcome", _outcome(in_hand.change))
+    )
 
 
 def _parent(claim: Claim) -> Context:

@@ -37,7 +37,7 @@ def attempt(in_hand: InHand) -> AbstractContextManager[None]:
 def _load() -> Any:
     try:
         from . import telemetry
-    except ImportError as error:  # whatever is wrong with it, runs go on
+    except Exception as error:  # whatever is wrong with it, runs go on
         logger.error("SEQUENCES['TELEMETRY'] is True, but nothing is traced: %s", error)
         return None
     return telemetry

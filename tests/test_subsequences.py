@@ -409,3 +409,50 @@ def test_a_parent_that_fails_and_undoes_cancels_its_children_and_a_retry_begins_
     drain()
     assert fresh(parent).status == "succeeded"
     assert fresh(child).status == "succeeded"
+
+
+def test_a_child_that_was_undone_begins_anew_and_parts_from_the_children_that_it_had():
+    class Youngest(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def work(self): ...
+
+    class Middle(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 0
+
+        @step
+        def charge(self): ...
+
+        @charge.undo
+        def refund(self): ...
+
+        below = subsequence(Youngest)
+
+        @step
+        def breaks(self):
+            if "breaks" in failing:
+                raise ValueError
+
+    class Eldest(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        below = subsequence(Middle)
+
+    failing.add("breaks")
+    eldest = run(Eldest).run
+    (middle,) = children_of(eldest)
+    (former,) = children_of(middle)
+    assert fresh(middle).status == "failed"
+    failing.clear()
+    eldest.retry()
+    drain()
+    assert fresh(eldest).status == "succeeded"
+    (later,) = children_of(middle)
+    assert later != former
+    # With a parent that is not there it would be in no tree, and never be pruned.
+    assert fresh(former).parent_id is None

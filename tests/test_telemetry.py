@@ -11,7 +11,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from dramatiq.middleware import Shutdown, SkipMessage, TimeLimitExceeded
 from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased
@@ -44,11 +44,31 @@ class Sampler(ParentBased):
 SAMPLER = Sampler()
 
 
+class Breaking(SpanProcessor):
+    """Raises where a test says so."""
+
+    at = ""
+
+    def on_start(self, span, parent_context=None):
+        self._break("start")
+
+    def on_end(self, span):
+        self._break("end")
+
+    def _break(self, at):
+        if at == self.at:
+            raise ZeroDivisionError("in a processor")
+
+
+BREAKING = Breaking()
+
+
 @pytest.fixture(scope="module")
 def exporter():
     exporter = InMemorySpanExporter()
     provider = TracerProvider(sampler=SAMPLER)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
+    provider.add_span_processor(BREAKING)
     trace.set_tracer_provider(provider)
     return exporter
 
@@ -375,6 +395,48 @@ def test_a_start_that_fails_says_so_without_values(spans, monkeypatch):
     assert span.status.description == "The run was not started."
     assert span.attributes["error.type"] == "ZeroDivisionError"
     assert "4111" not in span.to_json()
+
+
+@pytest.mark.parametrize("at", ["start", "end"])
+def test_a_processor_that_raises_is_logged_and_fails_no_start_and_no_step(
+    spans, monkeypatch, caplog, at
+):
+    class Contact(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 1
+
+        @step
+        def create(self):
+            if self.attempt == 1:
+                raise ValueError
+
+        @step
+        def mail(self):
+            pass
+
+    monkeypatch.setattr(BREAKING, "at", at)
+    run = run_all(Contact).run
+    assert run.status == "succeeded"
+    assert [one.error for one in run.failures.all()] == ["ValueError"]
+    lost = [one for one in caplog.records if "OpenTelemetry has failed" in one.getMessage()]
+    assert len(lost) == 4
+    assert trace.get_current_span() is trace.INVALID_SPAN
+
+
+def test_what_cannot_be_told_of_an_error_takes_no_interrupt_away(spans, monkeypatch):
+    class Long(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def one(self):
+            raise Shutdown("now")
+
+    monkeypatch.setattr("sequences.telemetry._tell", None)
+    run = Long.start().run
+    work()
+    assert row(run, "one").status == "queued"  # given back, and not left to its lease
 
 
 # --- what it costs

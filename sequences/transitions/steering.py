@@ -168,6 +168,7 @@ class _Locked:
         if locked.undone():  # it begins from nothing
             every = frozenset(locked.plan.names)
             undoing.forget(run, locked.plan, every, self.using)
+            children.part(locked.steps(), self.using)
             runs.remove(run, every, self.using)
         dispatches = locked.begin_failed_again()
         locked.done()
