@@ -83,6 +83,10 @@ class InHand:
         return vars(self.sequence).get("data") if self.sequence is not None else None
 
 
+#: Of a context, not of a thread: what a step awaits, or calls in another thread, is its own too.
+_in_hand: ContextVar[InHand | None] = ContextVar("sequences_in_hand", default=None)
+
+
 class _Thread(threading.local):
     def __init__(self) -> None:
         # A stack: a step that is handed over directly has its message inside another's.
@@ -108,12 +112,10 @@ def end(message: Any) -> list[Delivery]:
         if one.message.message_id == message.message_id:
             ended = _thread.deliveries[index:]
             del _thread.deliveries[index:]
+            if not index:
+                _in_hand.set(None)  # an interrupt may have kept an attempt from its end
             return ended
     return []
-
-
-#: Of a context, not of a thread: what a step awaits, or calls in another thread, is its own too.
-_in_hand: ContextVar[InHand | None] = ContextVar("sequences_in_hand", default=None)
 
 
 @contextmanager

@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from django.db import connections
-
 from . import conf
-from .presence import Presence
+from .presence import Presence, close_all
 from .transitions import claims
 from .transitions.values import Claim
 
@@ -70,14 +68,18 @@ class Heart(threading.Thread):
         # Twice in each HEARTBEAT, so that a step that has run for one has its lease extended
         # before two are over.
         while not self._stopped.wait(conf.settings.heartbeat / 2):
-            try:
-                beat(conf.using())
-            except Exception:
-                logger.exception("The heartbeat failed; the next one follows.")
-                connections.close_all()
-            self._presence.beat(conf.using())
-        self._presence.end(conf.using())
-        connections.close_all()
+            self._try(beat)
+            self._try(self._presence.beat)
+        self._try(self._presence.end)
+        close_all()
+
+    def _try(self, part: Callable[[str], None]) -> None:
+        # Whatever happens, it beats on: without it every long step loses its lease.
+        try:
+            part(conf.using())
+        except Exception:
+            logger.exception("The heartbeat failed; the next one follows.")
+            close_all()
 
     def stop(self) -> None:
         """Beat no more, and wait until the process is no longer shown as present."""

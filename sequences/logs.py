@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+import threading
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
 from . import current
-from .redaction import hide
+from .redaction import HIDDEN, hide
 
 __all__ = ["JSONFormatter", "StepFilter"]
 
@@ -28,7 +29,7 @@ class StepFilter(logging.Filter):
 
     Hidden are the texts that the sequence's ``Meta.redact`` names in the run's `data`: in the
     message, its arguments, the traceback, and in fields of ``extra``. A field of ``extra`` that
-    has the name of one of the five stays as it is.
+    has the name of one of the five stays.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -85,14 +86,39 @@ def _describe(record: logging.LogRecord) -> None:
         return
     vars(record)[_DESCRIBED] = True
     attempt = current.in_hand()
+    given = _extra(record).keys()
     for name, value in _fields_of(attempt).items():
         vars(record).setdefault(name, value)
     if attempt is not None:
         try:
-            _hide(record, attempt.secrets())
+            _hide(record, given, _secrets(attempt))
         except Exception:  # logging must not fail a step, nor let out what it has not seen
-            record.msg, record.args = "A message that could not be searched for secrets.", ()
-            record.exc_info = record.exc_text = record.stack_info = None
+            _blank(record, given)
+
+
+def _blank(record: logging.LogRecord, given: Collection[str]) -> None:
+    record.msg, record.args = "A message that could not be searched for secrets.", ()
+    record.exc_info = record.exc_text = record.stack_info = None
+    for name in given:
+        setattr(record, name, HIDDEN)
+
+
+class _Thread(threading.local):
+    searches = False
+
+
+_thread = _Thread()
+
+
+def _secrets(attempt: current.InHand) -> Iterable[str]:
+    """Those of the attempt. A value of `data` whose text is asked for may log in its turn."""
+    if _thread.searches:
+        raise RecursionError
+    try:
+        _thread.searches = True
+        return attempt.secrets()
+    finally:
+        _thread.searches = False
 
 
 def _fields_of(attempt: current.InHand | None) -> dict[str, Any]:
@@ -104,7 +130,7 @@ def _fields_of(attempt: current.InHand | None) -> dict[str, Any]:
     return dict(zip(FIELDS, values, strict=True))
 
 
-def _hide(record: logging.LogRecord, secrets: Iterable[str]) -> None:
+def _hide(record: logging.LogRecord, given: Collection[str], secrets: Iterable[str]) -> None:
     if not secrets:
         return
     text = _message(record)
@@ -112,7 +138,7 @@ def _hide(record: logging.LogRecord, secrets: Iterable[str]) -> None:
         record.msg, record.args = hidden, ()
     if record.exc_info and not record.exc_text:
         record.exc_text = logging.Formatter().formatException(record.exc_info)
-    for name in ("exc_text", "stack_info", *(_extra(record).keys() - set(FIELDS))):
+    for name in ("exc_text", "stack_info", *given):
         _hide_field(record, name, secrets)
 
 
@@ -125,5 +151,18 @@ def _message(record: logging.LogRecord) -> str:
 
 def _hide_field(record: logging.LogRecord, name: str, secrets: Iterable[str]) -> None:
     value = vars(record)[name]
-    if value is not None and (hidden := hide(str(value), secrets)) != str(value):
-        setattr(record, name, hidden)
+    if value is None:
+        return
+    # A formatter may write it as JSON, in which what is inside of it looks otherwise.
+    texts = _as_json(value), str(value)
+    if any(hide(text, secrets) != text for text in texts):
+        setattr(record, name, hide(texts[0], secrets))
+
+
+def _as_json(value: Any) -> str:
+    if not isinstance(value, dict | list | tuple):
+        return str(value)
+    try:
+        return json.dumps(value, default=str)
+    except (TypeError, ValueError):
+        return str(value)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from datetime import timedelta
 
 from django.db import connections
@@ -20,6 +21,12 @@ logger = logging.getLogger("sequences")
 
 #: Seconds between two rows of one process.
 INTERVAL = 10.0
+
+
+def close_all() -> None:
+    """Close what this thread has of connections. Never raises: its thread is to go on."""
+    with suppress(Exception):  # of one that cannot even be closed
+        connections.close_all()
 
 
 class Presence:
@@ -66,7 +73,8 @@ class Presence:
             if not self._fails:
                 logger.warning("This worker could not be shown as present: %s", error)
             self._fails = True
-            connections[using].close_if_unusable_or_obsolete()
+            with suppress(Exception):
+                connections[using].close_if_unusable_or_obsolete()
         else:
             self._fails = False
 

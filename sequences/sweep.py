@@ -9,13 +9,11 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Protocol
 
-from django.db import connections
-
 from . import conf, current, dispatching, registry, traffic
 from .execution import unknown_step
 from .flows import FLOW
 from .models import StepRun
-from .presence import Presence
+from .presence import Presence, close_all
 from .transitions import children, due, failures, fanout, plans
 from .transitions.values import Dispatch
 
@@ -120,7 +118,7 @@ class Sweeper(threading.Thread):
         self._succeeds(self._look_around)
         while not self._stopped.wait(self._interval * min(2**failed, 30)):
             failed = 0 if self._succeeds(self._sweep) else failed + 1
-        connections.close_all()
+        close_all()
 
     def _look_around(self) -> None:
         # Of what it has not seen yet a worker cannot say that it is lost: a sweep now would put
@@ -135,7 +133,7 @@ class Sweeper(threading.Thread):
             part()
         except Exception:
             logger.exception("The sweep failed; the next one follows.")
-            connections.close_all()
+            close_all()
             return False
         return True
 

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from datetime import timedelta
 from io import StringIO
 
@@ -149,6 +150,50 @@ def test_the_heartbeat_shows_its_process_until_it_is_stopped(settings):
     heart.stop()
     assert noted.ends == 1
     assert not heart.is_alive()
+
+
+class Broken:
+    """In the place of all connections, or of one: it cannot even be closed."""
+
+    def close_all(self):
+        raise DatabaseError("half open")
+
+    def __getitem__(self, alias):
+        return self
+
+    close_if_unusable_or_obsolete = close_all
+
+
+def test_a_connection_that_does_not_close_stops_no_heart_and_no_sweep(settings, monkeypatch):
+    settings.SEQUENCES = {"HEARTBEAT": 0.02}
+    monkeypatch.setattr("sequences.presence.connections", Broken())
+    beats, sweeps, here = [], [], Presence()
+
+    def beat(using):
+        beats.append(using)
+        here._told = None
+        raise DatabaseError("gone")
+
+    def sweep(*_):
+        sweeps.append(_)
+        raise DatabaseError("gone")
+
+    monkeypatch.setattr("sequences.heartbeat.beat", beat)
+    monkeypatch.setattr("sequences.sweep.sweep", sweep)
+    monkeypatch.setattr("sequences.sweep.store_plans", lambda using: None)
+    monkeypatch.setattr("sequences.sweep.traffic.DRAINED", 0)
+    monkeypatch.setattr(workers, "seen", beat)
+    monkeypatch.setattr(workers, "gone", beat)
+    threads = [Heart(here), Sweeper(Overdue(), 0.01, here)]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + 10
+    while (len(beats) < 4 or len(sweeps) < 2) and time.monotonic() < until:
+        threading.Event().wait(0.01)
+    assert all(thread.is_alive() for thread in threads)
+    for thread in threads:
+        thread.stop()
+    assert not any(thread.is_alive() for thread in threads)
 
 
 def test_a_sweep_counts_when_it_has_ended_well(monkeypatch):

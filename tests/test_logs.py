@@ -8,7 +8,7 @@ import queue
 import subprocess
 import sys
 import threading
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from logging.handlers import QueueHandler
 from types import SimpleNamespace
 
@@ -282,18 +282,59 @@ def test_a_secret_that_the_step_has_removed_is_hidden_still(log):
     assert lines(log)[0].endswith("|is ***")
 
 
-def test_secrets_that_cannot_be_looked_for_take_the_whole_line_with_them(log):
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"details": {"born": date(1990, 1, 2)}},
+        {"details": [{"born": "1990-01-02"}]},
+        {"item": "1990-01-02"},
+    ],
+    ids=["as JSON", "nested", "field"],
+)
+def test_extra_hides_secrets_in_whatever_way_it_is_written(log, json_log, extra):
+    cls = logging_step(lambda self: theirs.info("is", extra=extra), redact=["born"])
+    run_all(cls, born="1990-01-02")
+    assert "1990" not in log.getvalue() + json_log.getvalue()
+    assert "datetime.date" not in json_log.getvalue()
+
+
+def test_a_value_whose_text_logs_in_its_turn_is_asked_once(log):
+    class Talks:
+        def __str__(self):
+            theirs.info("SELECT 4111")
+            return "4111"
+
+    def act(self):
+        self.data["pin"] = Talks()
+        theirs.info("is 4111")
+        raise Abort
+
+    act_on_card(act)
+    told = [line.split("|")[-1] for line in lines(log)[:2]]
+    assert told == ["A message that could not be searched for secrets.", "is ***"]
+    assert "4111" not in log.getvalue()
+
+
+def test_an_attempt_that_an_interrupt_left_in_hand_ends_with_its_message(log):
+    current._in_hand.set(current.InHand(claim(logging_step(fails).start().run, "one")))
+    logging_step(lambda self: None).start()
+    process_next()
+    assert current.in_hand() is None
+
+
+def test_secrets_that_cannot_be_looked_for_take_the_whole_line_with_them(log, json_log):
     class Broken:
         def __str__(self):
             raise ZeroDivisionError
 
     def act(self):
         self.data["pin"] = Broken()
-        theirs.info("is 4111")
+        theirs.info("is 4111", extra={"card": "4111"})
         raise Abort
 
     act_on_card(act)
     assert lines(log)[0].endswith("|one||1|A message that could not be searched for secrets.")
+    assert objects(json_log)[0]["card"] == "***"
 
 
 def test_a_sequence_that_hides_nothing_has_its_data_looked_at_by_nobody(log, monkeypatch):
