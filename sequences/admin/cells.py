@@ -12,8 +12,8 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
 
-from ..models import RunStatus, StepFailure, StepStatus
-from ..portrait import Portrait, StepPortrait
+from ..models import RunStatus, SequenceRun, StepFailure, StepStatus
+from ..portrait import Portrait, StepPortrait, title_of
 from .base import EMPTY
 
 #: Steps that a cell names; the others are counted.
@@ -35,6 +35,19 @@ def run_badge(status: str) -> SafeString:
 def step_badge(status: str) -> SafeString:
     """The state of a step run."""
     return badge(status, StepStatus(status).label)
+
+
+def run_name(run: SequenceRun) -> SafeString:
+    """What people call its sequence, and its key, or the beginning of its id."""
+    name, kind = (run.key, "key") if run.key else (f"{str(run.pk)[:13]}…", "id")
+    return format_html(
+        '<span title="{}">{}</span> <span class="seq-{}" title="{}">{}</span>',
+        run.sequence,
+        title_of(run.sequence),
+        kind,
+        run.pk,
+        name,
+    )
 
 
 def brief(span: timedelta) -> str:

@@ -190,15 +190,7 @@ class RunListing(RunFailures):
     @admin.display(description=_("run"))
     def shown_run(self, run: SequenceRun) -> str:
         """What people call its sequence, and its key, or the beginning of its id."""
-        name, kind = (run.key, "key") if run.key else (f"{str(run.pk)[:13]}…", "id")
-        return format_html(
-            '<span title="{}">{}</span> <span class="seq-{}" title="{}">{}</span>',
-            run.sequence,
-            run_portrait(run).title,
-            kind,
-            run.pk,
-            name,
-        )
+        return cells.run_name(run)
 
     @admin.display(description=_("progress"))
     def shown_progress(self, run: SequenceRun) -> str:

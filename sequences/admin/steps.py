@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from django import forms
 from django.contrib import admin
 from django.contrib.admin.views.main import ORDER_VAR
 from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
 from .. import conf
-from ..models import SequenceRun, StepRun
+from ..models import PLAIN, SequenceRun, StepRun
 from . import cells
-from .base import heavy, shown
+from .base import EMPTY, heavy, shown
+from .failures import list_media
 from .filters import CreatedFilter, SequenceOfRunFilter, runs_for
 from .inlines import StepFailureInline
 from .paging import KeysetAdmin, KeysetChangeList
@@ -56,7 +58,7 @@ class StepRunAdmin(KeysetAdmin):
         "id",
         "run_link",
         "step",
-        "item",
+        "shown_item",
         "shown_status",
         "attempts",
         "queued_at",
@@ -106,6 +108,15 @@ class StepRunAdmin(KeysetAdmin):
             return runs
         return SequenceRun.objects.using(conf.using())
 
+    @property
+    def media(self) -> forms.Media:
+        return super().media + list_media()
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        return super().changelist_view(request, {"title": _("Step runs"), **(extra_context or {})})
+
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         rows = super().get_queryset(request)
         runs = runs_for(self, request)
@@ -130,7 +141,12 @@ class StepRunAdmin(KeysetAdmin):
     def run_link(self, row: StepRun) -> str:
         """To its run."""
         url = reverse(f"{self.admin_site.name}:job_sequences_sequencerun_change", args=[row.run_id])
-        return format_html('<a href="{}">{}</a>', url, row.run)
+        return format_html('<a href="{}">{}</a>', url, cells.run_name(row.run))
+
+    @admin.display(description=_("item"))
+    def shown_item(self, row: StepRun) -> str:
+        """Which of a fan-out."""
+        return EMPTY if row.item == PLAIN else str(row.item)
 
     @admin.display(description=_("progress"))
     def shown_progress(self, row: StepRun) -> str:
