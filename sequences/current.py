@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.broker import MessageProxy
@@ -18,6 +18,7 @@ from . import redaction, registry
 
 if TYPE_CHECKING:
     # Logging asks this module, and is configured before there are models.
+    from .transitions.failures import Failure
     from .transitions.values import Change, Claim
 
 #: Set when the worker of this process shuts down.
@@ -55,6 +56,19 @@ class InHand:
         """The text without the secrets that the sequence hides in its data."""
         secrets = self.secrets()
         return redaction.hide(text, secrets) if secrets else text
+
+    def without_secrets(self, failure: Failure) -> Failure:
+        """What is kept of an error: a secret that it quotes may soon be gone from `data`."""
+        try:
+            secrets = self.secrets()
+        except Exception:  # data that holds itself, say: the failure must be recorded all the same
+            secrets = self._claimed(self._patterns())
+        if not secrets:
+            return failure
+        message = redaction.hide(failure.message, secrets)
+        return replace(
+            failure, message=message, traceback=redaction.hide(failure.traceback, secrets)
+        )
 
     def secrets(self) -> frozenset[str]:
         """Those that the step has found, and those that it has put into `data` itself."""

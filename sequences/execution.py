@@ -312,7 +312,7 @@ class Attempt:
     def _record(self, error: BaseException) -> None:
         interrupts.disarm()
         _repair(self.using)
-        failure = failures.Failure.of(error)
+        failure = self.in_hand.without_secrets(failures.Failure.of(error))
         final = isinstance(error, FATAL)
         timed_out = isinstance(error, EventTimeout)
         ready = failures.record(

@@ -6,7 +6,7 @@ The admin, the pages of a project and the command line all show what stands here
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -28,6 +28,7 @@ from .models import (
 )
 from .plan import DONE, Node, Plan
 from .redaction import HIDDEN, hide, redact, secrets_of
+from .steps import Undo, name_of
 from .transitions import plans, times
 
 #: The status of a step that the run has not come to.
@@ -47,6 +48,8 @@ class StepPortrait:
     items: Mapping[str, int] = field(default_factory=dict)
     #: What its declaration calls it.
     declared_label: str = ""
+    #: What the text of its progress must not tell.
+    secrets: frozenset[str] = field(default=frozenset(), repr=False)
 
     @property
     def name(self) -> str:
@@ -99,8 +102,8 @@ class StepPortrait:
 
     @property
     def progress_text(self) -> str:
-        """What the step has told of itself."""
-        return str(self._told.get("text") or "")
+        """What the step has told of itself, without secrets."""
+        return hide(str(self._told.get("text") or ""), self.secrets)
 
     @property
     def _told(self) -> Mapping[str, Any]:
@@ -245,12 +248,14 @@ def of_many(
     fanned = [run.pk for run in runs if items and _fans_out(known[run.plan_id])]
     counts = _counts(fanned, using) if fanned else {}
     newest = _newest_failures([run.pk for run in runs], using) if failures else {}
-    hide_secrets(newest.values(), runs, using)
+    secrets = _secrets_of(runs, newest.keys() | _telling(rows), using)
+    for failure in newest.values():
+        _hide(failure, secrets[failure.run_id])
     return [
         Portrait(
             run,
             plan := known[run.plan_id],
-            _steps(run, plan, rows.get(run.pk, {}), counts.get(run.pk, {})),
+            _steps(run, plan, rows.get(run.pk, {}), counts.get(run.pk, {}), secrets[run.pk]),
             newest.get(run.pk),
             now,
         )
@@ -291,13 +296,25 @@ def _steps(
     plan: Plan,
     rows: Mapping[str, StepRun],
     items: Mapping[str, Mapping[str, int]],
+    secrets: frozenset[str],
 ) -> tuple[StepPortrait, ...]:
     ordered = sorted(plan.nodes, key=lambda node: node.aside)
     labels = _labels(run, plan)
     return tuple(
-        StepPortrait(node, rows.get(node.name), items.get(node.name, {}), labels.get(node.name, ""))
+        StepPortrait(
+            node,
+            rows.get(node.name),
+            items.get(node.name, {}),
+            labels.get(node.name, ""),
+            secrets,
+        )
         for node in ordered
     )
+
+
+def _telling(rows: Mapping[UUID, Mapping[str, StepRun]]) -> set[UUID]:
+    """The runs of which a step tells its progress."""
+    return {run_id for run_id, of in rows.items() if any(row.progress for row in of.values())}
 
 
 def _labels(run: SequenceRun, plan: Plan) -> dict[str, str]:
@@ -321,13 +338,45 @@ def patterns_of(sequence: str) -> tuple[str, ...]:
 def visible(value: Any, sequence: str, step: str = "") -> Any:
     """A stored value without what its sequence hides.
 
-    A value of a step (``step``) is hidden as if it stood in `data` under the step's name, too.
+    A value of a step (``step``) is hidden as if it stood in `data` under the step's name, too, and
+    under the key that its items come from.
     """
     patterns = patterns_of(sequence)
     if patterns == ("*",) and value is not None and not isinstance(value, dict):
         return HIDDEN
     value = redact(value, patterns)
-    return redact({step: value}, patterns)[step] if step else value
+    for key in _keys_of(sequence, step):
+        value = redact({key: value}, patterns)[key]
+    return value
+
+
+def visible_payload(row: StepRun) -> Any:
+    """What a step run was given. The undo of an item has that item, and its result."""
+    sequence = row.run.sequence
+    undone = _undone_by(sequence, row.step)
+    if not undone or not isinstance(row.payload, dict):
+        return visible(row.payload, sequence, row.step)
+    return {name: visible(value, sequence, undone) for name, value in row.payload.items()}
+
+
+def visible_inbox(run: SequenceRun) -> dict[str, Any]:
+    """What was delivered, by the names of the events."""
+    return {name: visible(payload, run.sequence, name) for name, payload in run.inbox.items()}
+
+
+def _keys_of(sequence: str, step: str) -> Iterator[str]:
+    if step:
+        yield step
+    definition = registry.definition_of(sequence)
+    declared = definition.step(step) if definition and step else None
+    if declared is not None and isinstance(declared.each, str):
+        yield declared.each
+
+
+def _undone_by(sequence: str, step: str) -> str:
+    definition = registry.definition_of(sequence)
+    declared = definition.step(step) if definition else None
+    return name_of(declared.undoes) if isinstance(declared, Undo) else ""
 
 
 def visible_text(text: str, run: SequenceRun) -> str:
@@ -347,12 +396,21 @@ def hide_secrets(
     failures: Collection[StepFailure], runs: Iterable[SequenceRun], using: str
 ) -> None:
     """The same for failed attempts of many runs: `data` is read, at once, of those that need it."""
-    wanted = {failure.run_id for failure in failures}
-    guarded = [run for run in runs if run.pk in wanted and patterns_of(run.sequence)]
-    data = _data_of(guarded, using)
-    secrets = {run.pk: secrets_of(data[run.pk], patterns_of(run.sequence)) for run in guarded}
+    secrets = _secrets_of(runs, {failure.run_id for failure in failures}, using)
     for failure in failures:
-        _hide(failure, secrets.get(failure.run_id, frozenset()))
+        _hide(failure, secrets[failure.run_id])
+
+
+def _secrets_of(
+    runs: Iterable[SequenceRun], wanted: Collection[UUID], using: str
+) -> Mapping[UUID, frozenset[str]]:
+    """Of those that are wanted, the texts that their sequences hide."""
+    of = {run.pk: run for run in runs if run.pk in wanted}
+    guarded = [run for run in of.values() if patterns_of(run.sequence)]
+    data = _data_of(guarded, using)
+    found: dict[UUID, frozenset[str]] = defaultdict(frozenset)
+    found |= {run.pk: secrets_of(data[run.pk], patterns_of(run.sequence)) for run in guarded}
+    return found
 
 
 def _data_of(runs: Collection[SequenceRun], using: str) -> dict[UUID, Any]:

@@ -169,8 +169,7 @@ class Status:
         }
 
     def _told(self, step: StepPortrait) -> str:
-        text = step.progress_text
-        return portrait.visible_text(text, self.run) if text else ""
+        return step.progress_text
 
     def _ending(self) -> str:
         if self._has_failed:

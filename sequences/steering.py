@@ -76,7 +76,8 @@ class Steering:
             path="payload",
         )
         name = _event(run, event, using)
-        shown = redact({name: checked}, _redacted(run))[name]
+        hidden = _redacted(run)
+        shown = redact({name: redact(checked, hidden)}, hidden)[name]
         act = Act("deliver", by=_name(by), step=name, reason=reason, after=shown)
         dispatches, counted = steering.deliver(run.pk, checked, act, using)
         _send_and_reload(run, dispatches, using)

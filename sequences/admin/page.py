@@ -18,7 +18,7 @@ from django.utils.translation import gettext as _
 from .. import acts, conf, pictures, portrait
 from ..durations import duration
 from ..models import PLAIN, Operation, RunStatus, SequenceRun, StepFailure, StepRun
-from ..portrait import Portrait, StepPortrait, visible, without_secrets
+from ..portrait import Portrait, StepPortrait, hide_secrets, visible, visible_inbox
 from ..summary import summary
 from . import showing
 from .base import NEWEST, ReadOnlyAdmin, heavy
@@ -149,7 +149,7 @@ class RunPage(ReadOnlyAdmin):
             "urls": urls,
             "data": showing.value_of(run.data, run.sequence, "", urls.value("data")),
             "inbox": run.inbox
-            and showing.value_of(run.inbox, run.sequence, "", urls.value("inbox")),
+            and showing.value_of(visible_inbox(run), run.sequence, "", urls.value("inbox")),
             "family": family,
             "picture": pictures.picture_of(shown, _row_of),
             "timeline": pictures.timeline_of(shown, failures, _row_of),
@@ -203,11 +203,9 @@ class RunPage(ReadOnlyAdmin):
             raise PermissionDenied
         rows = StepFailure.objects.using(conf.using()).filter(run=run.pk).order_by("-pk")
         page = Paginator(rows, PER_PAGE).get_page(request.GET.get("page"))
-        context = {
-            "page_title": _("Failed attempts"),
-            "page": page,
-            "failures": [without_secrets(failure, run) for failure in page],
-        }
+        failures = list(page)
+        hide_secrets(failures, [run], conf.using())
+        context = {"page_title": _("Failed attempts"), "page": page, "failures": failures}
         return self._show(request, run, "admin/job_sequences/sequencerun/failures.html", context)
 
     def value_view(self, request: HttpRequest, object_id: str, what: str) -> HttpResponse:
@@ -217,6 +215,7 @@ class RunPage(ReadOnlyAdmin):
             raise Http404
         step = request.GET.get("step", "") if what == "result" else ""
         value = self._result(request, run, step) if what == "result" else getattr(run, what)
+        value = visible_inbox(run) if what == "inbox" else value
         text = showing.text_of(visible(value, run.sequence, step))
         headers = {"X-Content-Type-Options": "nosniff"}
         return HttpResponse(text, content_type="text/plain; charset=utf-8", headers=headers)

@@ -20,7 +20,7 @@ from .. import conf
 from ..acts import ACTS
 from ..durations import duration
 from ..models import PLAIN, Operation, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
-from ..portrait import Portrait, StepPortrait, visible, visible_text, without_secrets
+from ..portrait import Portrait, StepPortrait, hide_secrets, visible
 from .base import NEWEST
 
 #: What a page shows of one value, in characters; the rest is a link away.
@@ -116,7 +116,6 @@ class StepLine:
     portrait: StepPortrait
     now: datetime
     url: str = ""
-    progress_text: str = ""
     counts: tuple[Tally, ...] = ()
     buttons: tuple[Button, ...] = ()
 
@@ -192,10 +191,10 @@ def attempts_of(run: SequenceRun, now: datetime) -> list[Attempt]:
     older = (
         list(rows.defer("traceback")[TRACEBACKS : NEWEST + 1]) if len(newest) == TRACEBACKS else []
     )
+    hide_secrets(newest + older, [run], conf.using())
     return [
-        Attempt(shown, duration(now - failure.failed_at), index < TRACEBACKS, index == 0)
+        Attempt(failure, duration(now - failure.failed_at), index < TRACEBACKS, index == 0)
         for index, failure in enumerate(newest + older)
-        if (shown := without_secrets(failure, run)) is not None
     ]
 
 
@@ -236,7 +235,8 @@ def _done(
     ago = duration(now - operation.done_at)
     if values is None:
         return Done(operation, ago)
-    before, after = (visible(value, run.sequence) for value in values)
+    step = operation.step if operation.action == "deliver" else ""
+    before, after = (visible(value, run.sequence, step) for value in values)
     if operation.action != "edit":
         return Done(operation, ago, payload=text_of(after))
     return Done(operation, ago, differences(sorted_text(before), sorted_text(after)))
@@ -320,7 +320,6 @@ def lines_of(
             step,
             portrait.now,
             url=urls.step_run(step.row) if sees_rows and step.row is not None else "",
-            progress_text=visible_text(step.progress_text, portrait.run),
             counts=tuple(_counts(step, urls, children.get(step.name, {}), sees_rows)),
             buttons=tuple(of_step[step.name]),
         )

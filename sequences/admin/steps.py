@@ -15,6 +15,7 @@ from django.utils.translation import gettext_lazy as _
 
 from .. import conf
 from ..models import PLAIN, SequenceRun, StepRun
+from ..portrait import visible_payload
 from . import cells
 from .base import EMPTY, heavy, shown
 from .failures import list_media
@@ -156,7 +157,7 @@ class StepRunAdmin(KeysetAdmin):
     @admin.display(description=_("payload"))
     def shown_payload(self, row: StepRun) -> str:
         """What it was given."""
-        return shown(row.payload, row.run.sequence, row.step)
+        return shown(visible_payload(row), row.run.sequence)
 
     @admin.display(description=_("result"))
     def shown_result(self, row: StepRun) -> str:

@@ -127,7 +127,7 @@ class Described:
             "attempts": row.attempts if row is not None else 0,
             "items": dict(step.items),
             "progress": list(step.progress) if step.progress else None,
-            "text": portrait.visible_text(step.progress_text, self.run),
+            "text": step.progress_text,
             "waited": _seconds(step.waited(now)),
             "ran": _seconds(step.ran(now)),
             "due_at": row.due_at if row is not None and step.is_delayed else None,
@@ -236,7 +236,7 @@ def remark(step: StepPortrait, shown: Portrait) -> str:
     if failed := step.items.get("failed"):
         found.append(f"{failed} failed")
     if step.progress_text:
-        found.append(plain(portrait.visible_text(step.progress_text, shown.run)))
+        found.append(plain(step.progress_text))
     row = step.row
     if row is not None and row.due_at is not None and row.due_at > shown.now:
         ends = "times out in" if step.is_awaiting_event and not step.is_delayed else "in"

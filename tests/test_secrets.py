@@ -1,0 +1,196 @@
+"""What `Meta.redact` names is told nowhere: no page, no filter, no text of an error tells it."""
+
+from datetime import timedelta
+from urllib.parse import urlencode
+
+import pytest
+from django.core.management import call_command
+from django.urls import reverse
+
+from sequences import Abort, Sequence, dispatching, event, step
+from sequences.models import Operation, SequenceRun, StepFailure, StepRun
+from sequences.testing import isolate_sequences
+from tests.engine import change, claim, fail, fresh, perform, row, take
+
+pytestmark = pytest.mark.django_db
+
+SECRET = "tok-77-secret"
+LIST = reverse("admin:job_sequences_sequencerun_changelist")
+STEPS = reverse("admin:job_sequences_steprun_changelist")
+
+
+@pytest.fixture(autouse=True)
+def _isolated():
+    with isolate_sequences(), dispatching.caught():
+        yield
+
+
+class Order(Sequence):
+    """Declared anew in every test, for it is registered then."""
+
+    class Meta:
+        abstract = True
+        redact = ("token", "cards.number", "pay.token", "pack.code", "approval.pin")
+
+    @step
+    def pay(self):
+        return {"token": SECRET}
+
+    @step(each="cards")
+    def pack(self, item):
+        return {"code": SECRET}
+
+    @pack.undo
+    def unpack(self, item, result): ...
+
+    approval = event(timeout=timedelta(days=3))
+
+
+def order():
+    return type("Order", (Order,), {"Meta": type("Meta", (), {"app_label": "shop"})})
+
+
+def started(**data):
+    return order().start({"cards": [{"number": SECRET, "owner": "Joan"}], **data}).run
+
+
+def url(run, page="change", *args):
+    return reverse(f"admin:job_sequences_sequencerun_{page}", args=[run.pk, *args])
+
+
+def page_of(client, address):
+    response = client.get(address)
+    assert response.status_code == 200
+    return response.content.decode()
+
+
+def page_of_row(client, row):
+    return page_of(client, reverse("admin:job_sequences_steprun_change", args=[row.pk]))
+
+
+def item_of(run):
+    perform(claim(run, "pay"))
+    perform(claim(run, "pack"))
+    return StepRun.objects.get(run=run.pk, step="pack", item=0)
+
+
+def test_the_text_of_a_progress_is_told_without_secrets(admin_client, capsys):
+    run = started(token=SECRET)
+    claim(run, "pay")
+    change(run, "pay", progress={"text": f"Asking with {SECRET}"})
+    call_command("sequences", "show", str(run.pk))
+    for told in (page_of(admin_client, url(run)), capsys.readouterr().out):
+        assert "Asking with ***" in told
+        assert SECRET not in told
+
+
+@pytest.mark.parametrize(
+    "lookup", ["data__token", "data__token__startswith", "data__icontains", "inbox__icontains"]
+)
+def test_runs_cannot_be_filtered_by_what_is_in_them(admin_client, lookup):
+    started(token=SECRET)
+    assert admin_client.get(f"{LIST}?{urlencode({lookup: 'tok'})}").status_code == 400
+
+
+@pytest.mark.parametrize(
+    "lookup", ["result__token__startswith", "payload__icontains", "run__data__token"]
+)
+def test_step_runs_cannot_be_filtered_by_what_is_in_them(admin_client, lookup):
+    perform(claim(started(), "pay"))
+    assert admin_client.get(f"{STEPS}?{urlencode({lookup: 'tok'})}").status_code == 400
+
+
+def test_an_item_is_hidden_as_in_the_list_that_it_comes_from(admin_client):
+    item = item_of(started())
+    perform(take(item.pk))
+    page = page_of_row(admin_client, item)
+    assert "Joan" in page
+    assert SECRET not in page
+
+
+def test_an_undo_hides_what_its_item_and_its_result_hide(admin_client):
+    run = started()
+    perform(take(item_of(run).pk))
+    fresh(run).cancel(undo=True)
+    undo = row(run, "unpack")
+    assert undo.payload == {
+        "item": {"number": SECRET, "owner": "Joan"},
+        "result": {"code": SECRET},
+    }
+    page = page_of_row(admin_client, undo)
+    assert "Joan" in page
+    assert SECRET not in page
+
+
+def test_a_delivery_is_hidden_as_a_result_is(admin_client):
+    run = started()
+    fresh(run).deliver("approval", {"token": SECRET, "pin": SECRET, "by": "Mia"})
+    assert Operation.objects.get().after == {"token": "***", "pin": "***", "by": "Mia"}
+    for address in (url(run), url(run, "value", "inbox")):
+        page = page_of(admin_client, address)
+        assert "Mia" in page
+        assert SECRET not in page
+
+
+def test_failed_attempts_below_a_step_run_are_told_without_secrets(admin_client):
+    run = started(token=SECRET)
+    fail(claim(run, "pay"), error=ValueError(f"bad {SECRET}"))
+    page = page_of_row(admin_client, row(run, "pay"))
+    assert "ValueError: bad ***" in page
+    assert SECRET not in page
+
+
+def failing(act):
+    class Asks(Sequence):
+        class Meta:
+            app_label = "shop"
+            redact = ("token", "loop.token")
+
+        @step
+        def ask(self):
+            act(self)
+
+    run = Asks.start({"token": SECRET}).run
+    with pytest.raises(Abort):
+        perform(claim(run, "ask"))
+    return run
+
+
+def test_an_error_keeps_no_secret_that_is_replaced_later(admin_client):
+    def act(self):
+        raise Abort(f"{self.data['token']} is refused")
+
+    run = failing(act)
+    fresh(run).edit({"token": "another-one"})
+    page = page_of(admin_client, url(run))
+    assert "*** is refused" in page
+    assert SECRET not in page
+    assert SECRET not in StepFailure.objects.get().traceback
+
+
+def test_an_error_keeps_no_secret_that_its_step_has_put_into_data():
+    def act(self):
+        self.data["token"] = "new-secret"
+        raise Abort(f"{self.data['token']} is refused")
+
+    failing(act)
+    assert StepFailure.objects.get().message == "*** is refused"
+
+
+def test_an_error_is_recorded_also_of_data_that_cannot_be_looked_through():
+    def act(self):
+        self.data["loop"] = self.data
+        self.data["loop"]["token"] = self.data["loop"]
+        raise Abort(f"{SECRET} is refused")
+
+    failing(act)
+    assert StepFailure.objects.get().message == "*** is refused"
+
+
+def test_of_a_class_that_is_gone_deliveries_and_payloads_are_hidden(admin_client):
+    run = started()
+    item = item_of(run)
+    SequenceRun.objects.update(sequence="gone.Order", inbox={"approval": SECRET})
+    assert SECRET not in page_of(admin_client, url(run))
+    assert SECRET not in page_of(admin_client, url(run, "value", "inbox"))
+    assert SECRET not in page_of_row(admin_client, item)
