@@ -31,7 +31,8 @@ MYSQL_URL = "mysql://root@127.0.0.1:3306/mysql"
 AMQP_URL = "amqp://guest:guest@127.0.0.1:5672"
 #: Without what takes long, and without workers: those are tested on PostgreSQL, which several of
 #: them can share, and the death of one on SQLite too.
-ENGINE = ["-m", "not slow", "--ignore=tests/acceptance", "--ignore=tests/testproject"]
+ENGINE = ["-m", "not slow"]
+ENGINE += [f"--ignore=tests/{name}" for name in ("acceptance", "browser", "testproject")]
 #: What touches no database says the same beside each: SQLite and PostgreSQL have it.
 DATABASE = [*ENGINE, "--database-only"]
 CHOICES = {"mysql": DATABASE, "portable": DATABASE, "sqlite": [], "postgresql": []}
