@@ -18,6 +18,7 @@ from . import redaction, registry
 
 if TYPE_CHECKING:
     # Logging asks this module, and is configured before there are models.
+    from .definition import Definition
     from .transitions.failures import Failure
     from .transitions.values import Change, Claim
 
@@ -43,12 +44,14 @@ class InHand:
     """An attempt of a step, as long as it is performed."""
 
     claim: Claim
-    #: What its sequence hides; None: what the class of that name does.
-    redact: tuple[str, ...] | None = None
+    #: What its sequence declares; None: what the class of that name does.
+    definition: Definition | None = None
     #: The instance that the user's code has.
     sequence: Any = None
     #: What the user's code has come to, once it is done.
     change: Change | None = None
+    #: What its sequence hides, once somebody has asked.
+    _hidden: tuple[str, ...] | None = None
     #: The claim's data of which they are, and the secrets in it.
     _known: tuple[str, frozenset[str]] | None = None
 
@@ -81,10 +84,11 @@ class InHand:
         return self._known[1] | redaction.secrets_of(self._left(), patterns)
 
     def _patterns(self) -> tuple[str, ...]:
-        if self.redact is None:
-            definition = registry.definition_of(self.claim.sequence)
-            self.redact = definition.redact if definition else ("*",)
-        return self.redact
+        if self.definition is None:  # not found yet, or not there
+            return registry.hidden_by(self.claim.sequence)
+        if self._hidden is None:
+            self._hidden = registry.hidden(self.definition)
+        return self._hidden
 
     def _claimed(self, patterns: tuple[str, ...]) -> frozenset[str]:
         payload = self.claim.payload

@@ -150,7 +150,7 @@ class Attempt:
     def _make(self) -> list[Dispatch]:
         try:
             definition, step = self._find()
-            self.in_hand.redact = definition.redact
+            self.in_hand.definition = definition
             self._refuse_if_expired(definition, step)
             with heartbeat.performing(self.claim) as performance:
                 ready = self._play(definition, step, performance)

@@ -330,9 +330,8 @@ def _labels(run: SequenceRun, plan: Plan) -> dict[str, str]:
 
 
 def patterns_of(sequence: str) -> tuple[str, ...]:
-    """What a sequence hides. Of a class that is gone nobody knows what is secret: all of it."""
-    definition = registry.definition_of(sequence)
-    return definition.redact if definition else ("*",)
+    """What a sequence hides, and what its children do where their data stands in its own."""
+    return registry.hidden_by(sequence)
 
 
 def visible(value: Any, sequence: str, step: str = "") -> Any:

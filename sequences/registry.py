@@ -49,6 +49,30 @@ def definition_of(label: str) -> Definition | None:
     return None if cls is None else cls._definition
 
 
+def hidden_by(label: str) -> tuple[str, ...]:
+    """What the sequence of that label hides. Of one that is gone that is all: nobody knows."""
+    definition = definition_of(label)
+    return ("*",) if definition is None else hidden(definition)
+
+
+def hidden(definition: Definition, above: frozenset[str] = frozenset()) -> tuple[str, ...]:
+    """What it hides in `data`, and what its children hide in theirs, which stands in it, too."""
+    found = list(definition.redact)
+    above |= {definition.label}
+    for step in definition.steps.values():
+        child = getattr(step, "sequence", None)
+        if child is None:
+            continue
+        below = definition_of(child) if isinstance(child, str) else child._definition
+        if below is None:
+            patterns: tuple[str, ...] = ("*",)
+        else:
+            patterns = () if below.label in above else hidden(below, above)
+        names = (step.name, *step.aliases)
+        found += [f"{name}.{pattern}" for name in names for pattern in patterns]
+    return tuple(found)
+
+
 def names_of(label: str) -> list[str]:
     """What the runs of this sequence may be named: its label, and those that it has had."""
     definition = None if label.startswith(f"{KEPT}:") else definition_of(label)

@@ -61,7 +61,8 @@ class Steering:
         if definition is not None and definition.cls._codec is not None:
             definition.cls._codec.check(checked)
         act = Act("edit", by=_name(by), reason=reason)
-        dispatches = steering.edit(run.pk, run.version, checked, _redacted(run), act, using)
+        hidden = registry.hidden_by(run.sequence)
+        dispatches = steering.edit(run.pk, run.version, checked, hidden, act, using)
         _send_and_reload(run, dispatches, using)
 
     def deliver(
@@ -76,7 +77,7 @@ class Steering:
             path="payload",
         )
         name = _event(run, event, using)
-        hidden = _redacted(run)
+        hidden = registry.hidden_by(run.sequence)
         shown = redact({name: redact(checked, hidden)}, hidden)[name]
         act = Act("deliver", by=_name(by), step=name, reason=reason, after=shown)
         dispatches, counted = steering.deliver(run.pk, checked, act, using)
@@ -115,12 +116,6 @@ def _event(run: SequenceRun, event: Named, using: str) -> str:
         step=name,
         mend=did_you_mean(name, events),
     )
-
-
-def _redacted(run: SequenceRun) -> tuple[str, ...]:
-    definition = registry.definition_of(run.sequence)
-    # Of a class that is gone nobody knows what is secret.
-    return definition.redact if definition else ("*",)
 
 
 def _name(by: Any) -> str:

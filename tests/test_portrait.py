@@ -6,10 +6,11 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from sequences import Abort, Sequence, event, portrait, step
+from sequences import Abort, Sequence, event, portrait, step, subsequence
 from sequences.models import SequenceRun, StepRun
 from sequences.testing import drain, isolate_sequences
-from tests.engine import change, claim, fail, fresh, now, perform, take
+from sequences.testing import run as run_all
+from tests.engine import change, claim, fail, fresh, now, perform, row, take
 
 pytestmark = pytest.mark.django_db
 
@@ -167,3 +168,52 @@ def test_a_result_is_hidden_as_if_it_stood_in_data_under_its_step():
     shown = {"token": "***", "card": {"number": "***"}, "ok": 1}
     assert portrait.visible(result, label, "charge") == shown
     assert portrait.visible(result, label, "thank")["token"] == "secret"
+
+
+def test_what_a_child_hides_is_hidden_where_its_data_stands_in_its_parents():
+    class Pay(Sequence):
+        class Meta:
+            app_label = "shop"
+            redact = ["token"]
+
+        @step
+        def ask(self):
+            self.data["token"] = "tok-4711"
+
+    class Order(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 0
+
+        pay = subsequence(Pay)
+        again = subsequence("shop.Order", when=lambda self: False)
+
+        @step
+        def thank(self):
+            raise ValueError(f"no thanks for {self.data['pay']['token']}")
+
+    run = run_all(Order).run
+    assert run.data == {"pay": {"token": "tok-4711"}}
+    assert portrait.visible(run.data, run.sequence) == {"pay": {"token": "***"}}
+    result = row(run, "pay").result
+    assert portrait.visible(result, run.sequence, "pay") == {"token": "***"}
+    assert of(run).failure.message == "no thanks for ***"
+    run.edit({"pay": {"token": "tok-0815"}})
+    operation = run.operations.get()
+    assert "tok-" not in f"{operation.before}{operation.after}"
+
+
+def test_the_error_of_a_fan_out_quotes_no_secret_of_its_items_nor_half_of_one():
+    class Charges(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 0
+            redact = ["charge.card"]
+
+        @step(each=lambda self: [{"card": "4111-1111-" + "2" * 300}])
+        def charge(self, given):
+            raise ValueError(f"refused {given['card']}")
+
+    for failure in run_all(Charges).run.failures.all():
+        assert "refused ***" in failure.message
+        assert "4111" not in failure.message + failure.traceback

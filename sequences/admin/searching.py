@@ -76,7 +76,7 @@ def _labels_without_secrets() -> list[str]:
     return [
         label
         for definition in definitions
-        if definition is not None and not definition.redact
+        if definition is not None and not registry.hidden(definition)
         for label in (definition.label, *definition.aliases)
     ]
 
