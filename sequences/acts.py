@@ -121,6 +121,8 @@ ACTS: dict[str, Act] = {
 
 def allowed(portrait: Portrait) -> Iterator[tuple[Act, StepPortrait | None]]:
     """What the state of this run allows; with the step, of what concerns one."""
+    if not portrait.is_readable:
+        return
     for name, is_allowed in _OF_RUN.items():
         if is_allowed(portrait):
             yield ACTS[name], None

@@ -118,12 +118,14 @@ class EventTimeout(SequenceError):
 
 
 class ItemsFailed(SequenceError):
-    """{failed} of {total} items of step {step!r} failed, and {allowed} may. {first}"""
+    """{failed} of {total} items of step {step!r} failed, and {may} may. {first}"""
 
     step: str
     failed: int
     total: int
     allowed: int
+    #: The same in words.
+    may: str
     #: Which item is the first that failed, and its error.
     first: str
 

@@ -169,6 +169,7 @@ class Bound:
                 failed=failed,
                 total=total,
                 allowed=allowed,
+                may=str(allowed or "none"),
                 first=_told(fanout.first_failure(self.claim, self.using)),
             )
         return Change()

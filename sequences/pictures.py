@@ -119,6 +119,10 @@ def _text(portrait: Portrait, step: StepPortrait) -> str:
         return _time_left(step, row.due_at - portrait.now)
     if step.status == StepStatus.RUNNING and row.attempts and step.progress is None:
         return _("attempt %(number)d") % {"number": row.attempts + 1}
+    if step.status == StepStatus.FAILED and step.items.get("failed"):
+        # Not how many have ended: beside the state it would say that all of them have failed.
+        counts = {"failed": step.items["failed"], "total": sum(step.items.values())}
+        return _("%(failed)d of %(total)d") % counts
     if step.status == StepStatus.FAILED and row.attempts > 1 and step.progress is None:
         return _("%(count)d attempts") % {"count": row.attempts}
     if step.status == StepStatus.SUCCEEDED and step.node.kind != "event" and not step.progress:

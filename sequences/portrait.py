@@ -150,6 +150,11 @@ class Portrait:
         """Whether this code has its sequence."""
         return registry.definition_of(self.run.sequence) is not None
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether this release knows the format of its plan; if not, no step is shown."""
+        return bool(self.plan.nodes)
+
     def step(self, name: str) -> StepPortrait | None:
         """The step of that name in its plan."""
         return next((step for step in self.steps if step.name == name), None)
@@ -187,8 +192,10 @@ class Portrait:
     @cached_property
     def fraction(self) -> float:
         """How far it is, from 0 to 1: what runs counts by its own progress."""
-        if not self.total or self.run.status == RunStatus.SUCCEEDED:
+        if self.run.status == RunStatus.SUCCEEDED:
             return 1.0
+        if not self.is_readable:
+            return 0.0
         running = [step for step in self.steps if step.status in UNFINISHED_STEP]
         parts = [step.progress for step in running if not step.node.aside]
         share = sum(min(part[0] / part[1], 1.0) for part in parts if part)

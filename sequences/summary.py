@@ -30,6 +30,8 @@ def summary(portrait: Portrait, last: Operation | None = None) -> str:
 
     The failure of the portrait tells the error.
     """
+    if not portrait.is_readable:
+        return _("A newer release has started this run: this one can neither show nor change it.")
     return _OF[RunStatus(portrait.run.status)](portrait, last)
 
 

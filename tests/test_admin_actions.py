@@ -10,9 +10,9 @@ from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.urls import reverse
 
-from sequences import Sequence, acts, dispatching, event, step
+from sequences import Sequence, acts, dispatching, event, portrait, step
 from sequences.admin import SequenceRunAdmin, acting, many
-from sequences.models import Operation, SequenceRun
+from sequences.models import Operation, SequenceRun, StepRun
 from sequences.testing import drain, isolate_sequences
 from tests.engine import claim, fail, fresh, ledger, perform
 
@@ -481,3 +481,27 @@ def test_each_of_many_is_a_transaction_of_its_own(admin_client, monkeypatch):
     with pytest.raises(RuntimeError):
         post_many(admin_client, "pause_runs", one, two, confirm="yes")
     assert sorted([fresh(one).status, fresh(two).status]) == ["paused", "running"]
+
+
+@pytest.mark.parametrize("action", ["edit", "deliver"])
+def test_half_of_a_character_is_refused_in_the_form(admin_client, action):
+    run = waiting()
+    broken = {"text": '{"a": "\\ud800"}', "payload": '{"a": "\\ud800"}', "version": run.version}
+    answer = admin_client.post(url(run, action, "approval"), {**YES, **broken})
+    assert "Half of a surrogate pair is no character." in answer.content.decode()
+    assert fresh(run).version == run.version
+
+
+def test_an_act_on_a_run_that_is_gone_meanwhile_is_told(admin_client, monkeypatch):
+    run = started()
+    real = portrait.of
+
+    def and_prune(found):
+        shown = real(found)
+        StepRun.objects.all().delete()
+        SequenceRun.objects.all().delete()
+        return shown
+
+    monkeypatch.setattr(portrait, "of", and_prune)
+    answer = admin_client.post(url(run, "pause"), YES)
+    assert answer.status_code in (302, 404)

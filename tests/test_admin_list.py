@@ -581,3 +581,31 @@ def test_a_subclass_decides_what_is_seen_everywhere(admin_client, support_urls, 
     ]
     link = re.search(rf'href="({runs}\?[^"]*)"', page_of(admin_client, groups).content.decode())
     assert link
+
+
+def test_an_error_that_a_run_has_got_over_is_no_news(admin_client, order):
+    run = order.start({}).run
+    fail(claim(run, "charge_card"), final=False, error=ValueError("insufficient funds"))
+    assert "insufficient funds" in text_of(admin_client)
+    SequenceRun.objects.get().cancel()
+    assert "insufficient funds" not in text_of(admin_client)
+
+
+def test_a_run_of_a_newer_release_is_listed_without_its_steps(admin_client, order, letter):
+    order.start({}, key="order-7")
+    letter.start({}, key="letter-7")
+    stored = StoredPlan.objects.get(sequence="shop.Order")
+    StoredPlan.objects.filter(pk=stored.pk).update(graph={**stored.graph, "format": 99})
+    plans.forget()
+    text = text_of(admin_client)
+    assert "order-7" in text
+    assert "0 of 1 write" in text, "the others are as ever"
+    assert ids(admin_client, sequence="shop.Order")
+
+
+@override_settings(USE_THOUSAND_SEPARATOR=True)
+def test_a_number_for_the_script_has_no_separators(admin_client, letter):
+    letter.start({})
+    for address in (RUNS, FAILURES):
+        page = page_of(admin_client, address).content.decode()
+        assert re.search(r'data-seq-live="\d{4,5}"', page)

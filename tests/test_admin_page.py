@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 from django.contrib.auth.models import Permission, User
+from django.core.management import call_command
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
@@ -13,8 +14,9 @@ from django.utils.html import escape
 
 from sequences import Abort, Sequence, dispatching, event, step, subsequence
 from sequences.admin import showing
-from sequences.models import SequenceRun, StepFailure, StepRun
+from sequences.models import SequenceRun, StepFailure, StepRun, StoredPlan
 from sequences.testing import drain, isolate_sequences
+from sequences.transitions import plans
 from tests.engine import claim, fail, fresh, perform, take
 
 pytestmark = pytest.mark.django_db
@@ -229,7 +231,7 @@ def test_of_many_failed_attempts_the_older_ones_are_a_link_away(admin_client, mo
     assert "T104." in page
     assert "T103." in page
     assert "T102." not in page, "its traceback is on the page of all"
-    assert "E5:" in page
+    assert ">E5<" in page
     assert "E4:" not in page
     assert url(run, "failures") in page
     assert "T102." in admin_client.get(url(run, "failures")).content.decode()
@@ -381,3 +383,28 @@ def test_a_waiting_event_is_delivered_from_the_page_itself(admin_client):
     page = page_of(admin_client, run)
     assert f'<form method="post" action="{url(run, "act", "deliver")}?step=approval"' in page
     assert "Deliver “approval”" in page
+
+
+def test_a_run_of_a_newer_release_says_so_and_cannot_be_changed_here(admin_client, capsys):
+    run = started()
+    stored = StoredPlan.objects.get()
+    StoredPlan.objects.update(graph={**stored.graph, "format": 99})
+    plans.forget()
+    page = page_of(admin_client, run)
+    assert "A newer release has started this run" in page
+    assert url(run, "act", "pause") not in page
+    answer = admin_client.post(url(run, "act", "finish"), {"confirm": "yes"}, follow=True)
+    assert "Upgrade this process to the release that wrote it." in answer.content.decode()
+    assert fresh(run).status == "running"
+    call_command("sequences", "show", str(run.pk))
+    assert "A newer release has started this run" in capsys.readouterr().out
+
+
+def test_the_text_of_a_progress_on_the_page_of_its_step_has_no_secrets(admin_client):
+    run = started(card={"number": "4111-secret"})
+    claim(run, "charge")
+    StepRun.objects.update(progress={"done": 1, "text": "With 4111-secret"})
+    address = reverse("admin:job_sequences_steprun_change", args=[StepRun.objects.get().pk])
+    page = admin_client.get(address).content.decode()
+    assert "With ***" in page
+    assert "4111-secret" not in page

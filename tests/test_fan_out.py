@@ -114,7 +114,8 @@ def test_a_failed_item_fails_the_step_after_the_others_and_a_retry_runs_only_tha
     assert [row.status for row in items(sequence.run)] == ["succeeded", "failed", "succeeded"]
     newest = StepFailure.objects.filter(run=sequence.run).order_by("-pk")[0]
     assert newest.message == (
-        "1 of 3 items of step 'square' failed, and 0 may. The first is item 1: ValueError: broken"
+        "1 of 3 items of step 'square' failed, and none may. "
+        "The first is item 1: ValueError: broken"
     )
     bad.clear()
     sequence.run.retry()
@@ -142,7 +143,7 @@ def test_the_failure_of_a_fan_out_quotes_the_first_item_that_has_failed():
     step_name, error, message = run(Import).data["told"]
     assert (step_name, error) == ("read", "sequences.exceptions.ItemsFailed")
     assert message == (
-        "3 of 4 items of step 'read' failed, and 0 may. "
+        "3 of 4 items of step 'read' failed, and none may. "
         "The first is item 1: ValueError: row 1 is no number"
     )
 

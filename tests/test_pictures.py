@@ -118,9 +118,10 @@ def test_a_failure_is_told_in_titles_and_leads_to_what_is_beside_the_main_line(o
         portrait = portrait_of(started)
     marks = marks_of(portrait)
     assert marks["pack"].status == "failed"
+    assert marks["pack"].text == "1 of 1"
     assert marks["pack"].title == (
-        "Failed items: 1\nItemsFailed: 1 of 1 items of step 'pack' failed, and 0 may. "
-        "The first is item 0: sequences.exceptions.Abort: <b>out of stock</b>"
+        "Failed items: 1\nItemsFailed: 1 of 1 items of step 'pack' failed, and none may. "
+        "The first is item 0: Abort: <b>out of stock</b>"
     )
     picture = picture_of(portrait)
     assert "<b>" not in picture

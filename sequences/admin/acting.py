@@ -14,7 +14,7 @@ from django.urls import URLPattern
 from django.utils.translation import gettext as _
 
 from .. import acts, portrait
-from ..exceptions import InvalidData, InvalidTransition
+from ..exceptions import InvalidData, SequenceError
 from ..models import RunStatus, SequenceRun
 from ..portrait import Portrait, StepPortrait, patterns_of, visible
 from ..redaction import NoSecret, changed_secrets, hide, redact, restore, secrets_of
@@ -148,11 +148,11 @@ class _Asked:
     def _do(self, cleaned: dict[str, Any]) -> HttpResponseBase:
         try:
             counts = perform(self.run, self.act, self._name(), cleaned, self.request.user)
-        except InvalidTransition as error:
-            return self._refused(str(error))
         except InvalidData as error:
             self.form.add_error(None, self._without_secrets(str(error), cleaned))
             return self._ask()
+        except SequenceError as error:
+            return self._refused(str(error))
         if not counts:
             return self._refused(_("It was delivered before: the first delivery counts."))
         self.admin.log_change(self.request, self.run, self._told(cleaned))

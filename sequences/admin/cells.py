@@ -14,7 +14,6 @@ from django.utils.translation import gettext, ngettext
 
 from ..models import RunStatus, SequenceRun, StepFailure, StepStatus
 from ..portrait import Portrait, StepPortrait, title_of
-from .base import EMPTY
 
 #: Steps that a cell names; the others are counted.
 NAMED = 2
@@ -147,7 +146,7 @@ def progress(portrait: Portrait) -> SafeString:
 def error(failure: StepFailure | None) -> SafeString | str:
     """The last error: its class, and the beginning of its message. Without secrets already."""
     if failure is None:
-        return EMPTY
+        return ""
     return format_html(
         '<span class="seq-error" title="{}"><b>{}</b> {}</span>',
         failure.error,

@@ -25,7 +25,7 @@ from ..models import (
     StoredPlan,
 )
 from ..portrait import label_of, title_of
-from ..transitions import times
+from ..transitions import plans, times
 from .cells import error_name
 
 #: Sequences, and versions of one, whose names are offered.
@@ -104,10 +104,11 @@ class StepFilter(admin.SimpleListFilter):
         if not label or label not in labels_for(model_admin, request):
             return {}
         stored = StoredPlan.objects.using(conf.using()).filter(sequence=label).order_by("-pk")
+        known = plans.load_many(stored.values_list("pk", flat=True)[:VERSIONS], conf.using())
         return {
             node.name: None
-            for one in stored[:VERSIONS]
-            for node in sorted(one.plan.nodes, key=lambda node: node.aside)
+            for pk in sorted(known, reverse=True)
+            for node in sorted(known[pk].nodes, key=lambda node: node.aside)
         }
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:

@@ -21,11 +21,16 @@ class JSONText(forms.CharField):
         if not text:
             return None
         try:
-            return json.loads(text)
+            value = json.loads(text)
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            # It would not even be shown: no encoding has it.
+            raise ValidationError(_("Half of a surrogate pair is no character.")) from error
         except ValueError as error:
             raise ValidationError(_("This is no JSON: %(error)s") % {"error": error}) from error
         except RecursionError as error:
             raise ValidationError(_("This is nested too deeply.")) from error
+        return value
 
     def validate(self, value: Any) -> None:
         if self.required and value is None:

@@ -209,8 +209,9 @@ class RunListing(RunFailures):
 
     @admin.display(description=_("last error"))
     def shown_error(self, run: SequenceRun) -> str:
-        """Of its newest failed attempt."""
-        return cells.error(run_portrait(run).failure)
+        """Of its newest failed attempt. One that the run has got over is no news."""
+        is_over = run.status in (RunStatus.SUCCEEDED, RunStatus.CANCELLED)
+        return "" if is_over else cells.error(run_portrait(run).failure)
 
     # Search
 

@@ -15,7 +15,7 @@ from django.utils.translation import gettext_lazy as _
 
 from .. import conf
 from ..models import PLAIN, SequenceRun, StepRun
-from ..portrait import visible_payload
+from ..portrait import visible_payload, visible_text
 from . import cells
 from .base import EMPTY, heavy, shown
 from .failures import list_media
@@ -152,7 +152,10 @@ class StepRunAdmin(KeysetAdmin):
     @admin.display(description=_("progress"))
     def shown_progress(self, row: StepRun) -> str:
         """What it told last."""
-        return shown(row.progress, row.run.sequence, row.step)
+        told = row.progress
+        if isinstance(told, dict):
+            told = {**told, "text": visible_text(str(told.get("text") or ""), row.run)}
+        return shown(told, row.run.sequence, row.step)
 
     @admin.display(description=_("payload"))
     def shown_payload(self, row: StepRun) -> str:

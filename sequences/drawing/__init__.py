@@ -16,7 +16,7 @@ MOST = 60
 
 def is_drawable(plan: Plan) -> bool:
     """Whether a picture of it would still be one. If not: `outline`."""
-    return len(plan.main) <= MOST
+    return 0 < len(plan.main) <= MOST
 
 
 __all__ = [

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from django.db import connections, transaction
 
+from ..exceptions import SequenceError
 from ..models import StoredPlan
 from ..plan import Plan
 from . import times
@@ -50,12 +51,19 @@ def load(plan_id: int, using: str) -> Plan:
 
 
 def load_many(plan_ids: Iterable[int], using: str) -> dict[int, Plan]:
-    """The plans of these ids, in one query for all that are not known yet."""
+    """The plans of these ids, in one query for all that are not known yet.
+
+    One that only a newer release can read is there without its steps.
+    """
     wanted = set(plan_ids)
     found = {pk: plan for pk in wanted if (plan := _plans.get((using, pk))) is not None}
     for stored in StoredPlan.objects.using(using).filter(pk__in=wanted - found.keys()):
-        found[stored.pk] = stored.plan
-        _once_committed(stored.plan, stored.pk, using)
+        try:
+            found[stored.pk] = stored.plan
+        except SequenceError:
+            found[stored.pk] = Plan(stored.sequence, ())
+        else:
+            _once_committed(stored.plan, stored.pk, using)
     return found
 
 
