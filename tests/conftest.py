@@ -6,6 +6,11 @@ import psutil
 import pytest
 from django.db import connection
 from django.test import TransactionTestCase
+from hypothesis import settings
+
+# What failed once fails again, here and in CI; `--hypothesis-profile=default` looks for more.
+settings.register_profile("steady", derandomize=True, deadline=None)
+settings.load_profile("steady")
 
 
 def pytest_addoption(parser):

@@ -127,6 +127,11 @@ def test_ticks_are_round(total, expected):
     assert min(gaps) >= 60
 
 
+def test_a_tick_that_stands_just_behind_the_end_stands_at_it():
+    ticks = list(Scale(0.99999, [], 100, 600).ticks())
+    assert (ticks[-1].x, ticks[-1].text) == (700, "1 s")
+
+
 def test_behind_a_break_ticks_count_from_its_end():
     scale = Scale(DAY, [(0, 10), (DAY - 10, DAY)], 0, 800)
     texts = [tick.text for tick in scale.ticks()]

@@ -81,7 +81,8 @@ class Scale:
             for count in range(first, ceil((piece.end - piece.begin) / step) + 1):
                 x = piece.at(piece.begin + count * step)
                 if x <= room + 0.5:
-                    yield Tick(x, _told(count * step, since_start=piece.begin == 0))
+                    end = piece.x + piece.width
+                    yield Tick(min(x, end), _told(count * step, since_start=piece.begin == 0))
 
     def _step(self) -> float:
         shown = [piece for piece in self.pieces if not piece.left_out]
