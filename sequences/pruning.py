@@ -19,7 +19,7 @@ from .transitions.pruning import Due
 
 __all__ = ["BATCH", "Kept", "Report", "prune"]
 
-#: Trees of one transaction.
+#: Trees of one transaction; fewer, if they have many children.
 BATCH = 500
 
 #: Why a tree is kept.
@@ -156,19 +156,24 @@ class _Work:
     def remove(self, roots: list[UUID], wanted: Due) -> None:
         try:
             removed = pruning.remove(roots, wanted, self.using, dry=self.dry)
+        except pruning.TooMany:
+            self.halve(roots, wanted)
+            return
         except (ProtectedError, RestrictedError, IntegrityError) as error:
             if len(roots) == 1:
                 self.report.kept.append(_kept(roots[0], error))
-                return
-            # One of them is kept: halve them, until it is alone.
-            middle = len(roots) // 2
-            self.remove(roots[:middle], wanted)
-            self.remove(roots[middle:], wanted)
+            else:  # one of them is kept, and then alone
+                self.halve(roots, wanted)
             return
         self.report.runs.update(removed.runs)
         self.report.trees += removed.trees
         self.report.kept += [Kept(pk, YOUNG) for pk in removed.young]
         self.report.kept += [Kept(pk, TAKEN) for pk in removed.taken]
+
+    def halve(self, roots: list[UUID], wanted: Due) -> None:
+        middle = len(roots) // 2
+        self.remove(roots[:middle], wanted)
+        self.remove(roots[middle:], wanted)
 
 
 def _kept(root: UUID, error: IntegrityError) -> Kept:

@@ -269,6 +269,25 @@ def test_children_that_a_restart_has_parted_go_by_themselves():
     assert run.pk in left()
 
 
+def test_trees_with_many_children_go_in_transactions_of_their_own(monkeypatch):
+    eldest, cls = family(), chain()
+    runs = [ended(eldest, 3 * MONTH) for _ in range(3)] + [ended(cls) for _ in range(4)]
+    sizes = []
+    delete = transitions._delete
+
+    def note(ids, using):
+        sizes.append(len(ids))
+        delete(ids, using)
+
+    monkeypatch.setattr(transitions, "_delete", note)
+    monkeypatch.setattr(transitions, "MOST", 3)
+    assert len(members(runs[0])) == 5  # one tree may have more: it goes whole
+    assert prune(dry_run=True).trees == 7
+    assert prune().trees == 7
+    assert sizes == [5, 5, 5, 4]
+    assert (left(), orphans()) == (set(), [])
+
+
 def test_a_crash_in_the_midst_of_a_batch_leaves_the_earlier_ones_done_and_no_half(monkeypatch):
     cls = chain()
     runs = sorted(ended(cls, 3 * MONTH - timedelta(hours=n)).pk for n in range(4))

@@ -17,11 +17,13 @@ from django.db import connections
 from django.db.models import Model, Q, QuerySet
 from django.db.models.deletion import Collector, get_candidate_relations_to_delete
 
-from ..models import UNFINISHED_RUN, Operation, SequenceRun, StepFailure, StepRun
+from ..models import PLAIN, UNFINISHED_RUN, Operation, SequenceRun, StepFailure, StepRun
 from .locks import transact
 
 #: Ids in one statement.
 CHUNK = 500
+#: Children that go in one transaction, but for those of a single tree.
+MOST = 5_000
 #: What belongs to a run, in the order in which it is removed.
 _PARTS: tuple[type[Model], ...] = (Operation, StepFailure, StepRun)
 _MODELS: tuple[type[Model], ...] = (*_PARTS, SequenceRun)
@@ -57,6 +59,10 @@ class Removed:
     taken: list[UUID] = field(default_factory=list)
 
 
+class TooMany(Exception):
+    """These trees have more than `MOST` children together: remove fewer of them at once."""
+
+
 def due(wanted: Due, after: Place | None, limit: int, using: str) -> list[tuple[datetime, UUID]]:
     """The next roots that seem to be due, in the order of their starts; nothing is locked.
 
@@ -83,7 +89,8 @@ def remove(roots: Sequence[UUID], wanted: Due, using: str, *, dry: bool = False)
     """Remove these trees, in one transaction: all that is due still once it is locked.
 
     ``dry``: only say what would be removed. Raises `ProtectedError`, `RestrictedError` or
-    `IntegrityError` if something of the project keeps one of them; then nothing is removed.
+    `IntegrityError` if something of the project keeps one of them, and `TooMany`, but not for a
+    single tree; then nothing is removed.
     """
     return transact(using, lambda: _remove(roots, wanted, using, dry))
 
@@ -123,7 +130,9 @@ class _Trees:
     def lock(self, roots: Sequence[UUID]) -> None:
         held = _locked(roots, self.using, parent__isnull=True)
         level = {pk: pk for pk in roots if self._plants(pk, held.get(pk))}
-        while below := _children(level, self.using):
+        room = MOST if len(roots) > 1 else None
+        while below := _children(level, self.using, room):
+            room = None if room is None else room - len(below)
             held = _locked(list(below), self.using)
             level = {pk: root for pk, root in below.items() if self._grows(pk, root, held.get(pk))}
 
@@ -160,13 +169,16 @@ def _locked(ids: Sequence[UUID], using: str, **conditions: Any) -> dict[UUID, _H
     return found
 
 
-def _children(level: dict[UUID, UUID], using: str) -> dict[UUID, UUID]:
-    """The children of these runs, each with its root."""
-    rows = SequenceRun._base_manager.using(using)
+def _children(level: dict[UUID, UUID], using: str, room: int | None = None) -> dict[UUID, UUID]:
+    """The children of these runs, each with its root. Raises `TooMany` if there is no room."""
+    # Not of items: there may be a million of those.
+    rows = SequenceRun._base_manager.using(using).filter(parent__item=PLAIN)
     found: dict[UUID, UUID] = {}
     for chunk in _chunks(list(level)):
         below = rows.filter(parent__run__in=chunk).values_list("pk", "parent__run")
-        found |= {pk: level[above] for pk, above in below}
+        found |= {pk: level[above] for pk, above in below[: None if room is None else room + 1]}
+        if room is not None and len(found) > room:
+            raise TooMany
     return found
 
 
