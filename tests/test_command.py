@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connection
+from django.db import OperationalError, connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -510,6 +510,40 @@ def test_start_and_wait_gives_up_when_its_time_is_over_and_the_run_goes_on(monke
     assert run.status == "running"
     assert slept
     assert max(slept) <= waiting.LONGEST
+
+
+def breaks_for(monkeypatch, times):
+    """The database is away for so many looks, from the second one on."""
+    looks = count()
+    again = waiting._again
+
+    def broken(run):
+        if 0 < next(looks) <= times:
+            raise OperationalError("server closed the connection")
+        return again(run)
+
+    monkeypatch.setattr(waiting, "_again", broken)
+
+
+def test_a_database_that_is_restarted_is_no_outcome_of_the_run(monkeypatch):
+    order()
+    breaks_for(monkeypatch, 3)
+    rounds = count()
+    monkeypatch.setattr(waiting, "sleep", lambda _: drain() if next(rounds) == 2 else None)
+    assert "Succeeded" in sequences("start", "shop.Order", "--wait")
+    assert next(rounds) == 4
+
+
+def test_a_database_that_stays_away_ends_the_wait_and_nobody_takes_the_run_for_failed(monkeypatch):
+    order()
+    breaks_for(monkeypatch, 99)
+    ticks = count(step=25)
+    fake = SimpleNamespace(monotonic=lambda: next(ticks), sleep=None)
+    monkeypatch.setattr(waiting, "time", fake)
+    monkeypatch.setattr(waiting, "sleep", lambda _: None)
+    message = refused("start", "shop.Order", "--wait", status=124)
+    assert "cannot be seen any more: server closed the connection. It goes on" in message
+    assert next(ticks) == 100
 
 
 def test_an_interrupt_ends_the_wait_and_not_the_run(monkeypatch):

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from django.core.management.base import CommandError
+from django.db import InterfaceError, OperationalError, connections
 
-from .. import portrait
+from .. import conf, portrait
 from ..durations import duration
 from ..models import RunStatus, SequenceRun
 from ..portrait import Portrait
@@ -18,6 +19,8 @@ from .tasks import INTERRUPTED, OUTCOMES, TIMEOUT
 
 #: Seconds between two looks, at first and at most.
 SHORTEST, LONGEST = 0.1, 1.0
+#: Seconds for which a database that is away is waited for, as while it is restarted.
+PATIENCE = 60.0
 
 Look = Callable[[Portrait], None]
 
@@ -28,12 +31,11 @@ def until_ended(
     """Look at it until it has ended. Raises `CommandError` with another status if nobody waits."""
     deadline = None if timeout is None else time.monotonic() + timeout.total_seconds()
     pause = interval or SHORTEST
+    looks = _Looks(run, look)
     try:
         while True:
-            found = portrait.of(_again(run))
-            if look is not None:
-                look(found)
-            if found.run.is_finished:
+            found = looks.once_more()
+            if found is not None and found.run.is_finished:
                 return found
             left = pause if deadline is None else deadline - time.monotonic()
             if left <= 0:
@@ -42,6 +44,36 @@ def until_ended(
             pause = interval or min(pause * 1.5, LONGEST)
     except KeyboardInterrupt:
         raise _left(run, "is not waited for any more", INTERRUPTED) from None
+
+
+class _Looks:
+    """At one run, for longer than a connection may last: that it breaks is not how the run ends."""
+
+    def __init__(self, run: SequenceRun, look: Look | None) -> None:
+        self.run, self.look = run, look
+        self.away_since: float | None = None
+
+    def once_more(self) -> Portrait | None:
+        """What is seen; None: the database is away."""
+        try:
+            found = portrait.of(_again(self.run))
+            if self.look is not None:
+                self.look(found)
+        except (OperationalError, InterfaceError) as error:
+            self._bear(error)
+            return None
+        self.away_since = None
+        return found
+
+    def _bear(self, error: Exception) -> None:
+        connection = connections[conf.using()]
+        if not connection.in_atomic_block:
+            connection.close_if_unusable_or_obsolete()
+        now = time.monotonic()
+        if self.away_since is None:
+            self.away_since = now
+        elif now - self.away_since > PATIENCE:
+            raise _left(self.run, f"cannot be seen any more: {error}".strip(), TIMEOUT) from error
 
 
 def sleep(seconds: float) -> None:
