@@ -10,6 +10,8 @@ from typing import Any
 HIDDEN = "***"
 #: Shorter secrets are not looked for in other texts: they would hide half of them.
 SHORTEST = 4
+#: So many are not all looked for: those that begin like no part of a text are left out before.
+MANY = 100
 
 
 def redact(value: Any, patterns: Iterable[str]) -> Any:
@@ -141,9 +143,17 @@ def secrets_of(value: Any, patterns: Iterable[str]) -> frozenset[str]:
 
 def hide(text: str, secrets: Iterable[str]) -> str:
     """The text without these secrets, such as the message of an error that quotes one."""
-    for secret in sorted(secrets, key=len, reverse=True):
+    for secret in sorted(_near(text, list(secrets)), key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     return text
+
+
+def _near(text: str, secrets: list[str]) -> list[str]:
+    """Those that may stand in the text. To look for each of fifty thousand takes a second."""
+    if len(secrets) < MANY:
+        return secrets
+    parts = {text[index : index + SHORTEST] for index in range(len(text))}
+    return [one for one in secrets if one[:SHORTEST] in parts or len(one) < SHORTEST]
 
 
 def _texts(value: Any, paths: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -5,6 +5,7 @@ import re
 from datetime import timedelta
 
 import pytest
+from django.contrib.admin import AdminSite
 from django.contrib.auth.models import Permission, User
 from django.core.management import call_command
 from django.db import connection
@@ -13,7 +14,7 @@ from django.urls import reverse
 from django.utils.html import escape
 
 from sequences import Abort, Sequence, dispatching, event, step, subsequence
-from sequences.admin import showing
+from sequences.admin import SequenceRunAdmin, StepRunAdmin, showing
 from sequences.models import SequenceRun, StepFailure, StepRun, StoredPlan
 from sequences.testing import drain, isolate_sequences
 from sequences.transitions import plans
@@ -408,3 +409,16 @@ def test_the_text_of_a_progress_on_the_page_of_its_step_has_no_secrets(admin_cli
     page = admin_client.get(address).content.decode()
     assert "With ***" in page
     assert "4111-secret" not in page
+
+
+def test_a_site_may_have_runs_without_step_runs_and_the_other_way_round(rf, admin_user):
+    run = started()
+    only_runs, only_steps = AdminSite("admin"), AdminSite("admin")
+    only_runs.register(SequenceRun, SequenceRunAdmin)
+    only_steps.register(StepRun, StepRunAdmin)
+    request = rf.get("/")
+    request.user = admin_user
+    page = only_runs.get_model_admin(SequenceRun).change_view(request, str(run.pk))
+    assert not [line for line in page.context_data["steps"] if line.url]
+    row = StepRun.objects.select_related("run").get()
+    assert only_steps.get_model_admin(StepRun).run_link(row) == str(run)

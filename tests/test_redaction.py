@@ -225,3 +225,12 @@ def test_a_secret_is_found_as_it_is_quoted_too():
     for text in (secret, repr({"token": secret}), json.dumps([secret])):
         assert "Zo" not in hide(text, secrets)
         assert HIDDEN in hide(text, secrets)
+
+
+def test_of_many_secrets_each_is_hidden(monkeypatch):
+    secrets = {f"secret-{number}" for number in range(1_000)} | {"abc", "ö" * 4}
+    text = "secret-7, secret-77 secret-77x abc öööö secret-"
+    hidden = "***, *** ***x *** *** secret-"
+    assert hide(text, secrets) == hidden
+    monkeypatch.setattr("sequences.redaction.MANY", 10_000)
+    assert hide(text, secrets) == hidden

@@ -67,6 +67,10 @@ class RunPage(ReadOnlyAdmin):
         name = model._meta.model_name
         return request.user.has_perms([f"job_sequences.view_{name}"])
 
+    def _links_rows(self, request: HttpRequest) -> bool:
+        """Whether the pages of step runs are there to be linked, and for this user."""
+        return self.admin_site.is_registered(StepRun) and self._sees(request, StepRun)
+
     def _run(self, request: HttpRequest, object_id: str) -> SequenceRun:
         """The run, of those that this user may see; or 403, or 404."""
         run: SequenceRun | None = self.get_object(request, unquote(object_id))
@@ -131,7 +135,7 @@ class RunPage(ReadOnlyAdmin):
         family = self._family(request, run)
         history = self._history(request, shown, urls)
         failures = [attempt.failure for attempt in history.get("attempts", ())]
-        sees_rows = self._sees(request, StepRun)
+        sees_rows = self._links_rows(request)
         steps = showing.lines_of(shown, urls, buttons, family["counts"], sees_rows=sees_rows)
         return {
             "portrait": shown,

@@ -141,6 +141,8 @@ class StepRunAdmin(KeysetAdmin):
     @admin.display(description=_("run"))
     def run_link(self, row: StepRun) -> str:
         """To its run."""
+        if not self.admin_site.is_registered(SequenceRun):
+            return str(row.run)
         url = reverse(f"{self.admin_site.name}:job_sequences_sequencerun_change", args=[row.run_id])
         return format_html('<a href="{}">{}</a>', url, cells.run_name(row.run))
 
