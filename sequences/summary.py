@@ -179,14 +179,14 @@ def _queued_step(portrait: Portrait, step: StepPortrait, row: StepRun) -> str:
     if portrait.now - row.queued_at > PATIENCE:
         return (
             _(
-                "%(step)s is queued since %(ago)s: no worker takes it. Is one running for the "
+                "%(step)s has been queued for %(ago)s: no worker takes it. Is one running for the "
                 "queue “%(queue)s”?"
             )
             % values
         )
     if row.lost:
         return _("The worker of %(step)s was lost; another one takes it.") % values
-    return _("%(step)s is queued since %(ago)s.") % values
+    return _("%(step)s has been queued for %(ago)s.") % values
 
 
 def _running_step(portrait: Portrait, step: StepPortrait, row: StepRun) -> str:
@@ -273,7 +273,7 @@ def _awaiting(portrait: Portrait, step: StepPortrait, row: StepRun) -> str:
         return _delayed(portrait, step, row)
     since = _since(row) or row.queued_at
     values = {"step": _name(step), "ago": duration(portrait.now - since)}
-    told = _("Waiting for the event %(step)s since %(ago)s") % values
+    told = _("Waiting for the event %(step)s for %(ago)s") % values
     if row.due_at is None:
         return f"{told}. " + _("It may take for ever: it has no timeout.")
     left = row.due_at - portrait.now

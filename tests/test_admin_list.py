@@ -609,3 +609,9 @@ def test_a_number_for_the_script_has_no_separators(admin_client, letter):
     for address in (RUNS, FAILURES):
         page = page_of(admin_client, address).content.decode()
         assert re.search(r'data-seq-live="\d{4,5}"', page)
+
+
+@pytest.mark.parametrize("name", ["error", "failed_step", "sequence", "step", "before", "key"])
+def test_a_filter_that_no_database_takes_leads_to_the_list(admin_client, name):
+    answer = admin_client.get(RUNS, {name: "a\0b", "sequence": "shop.Letter\0"})
+    assert (answer.status_code, answer.headers["Location"]) == (302, f"{RUNS}?e=1")

@@ -16,6 +16,7 @@ from django.utils import timezone
 from sequences import Abort, Sequence, event, job, portrait, step
 from sequences.cli import finding, tasks, values, waiting, words
 from sequences.cli.display import Display
+from sequences.flows import start_definition
 from sequences.models import Operation, SequenceRun
 from sequences.testing import clock, drain, isolate_sequences
 from sequences.transitions import times
@@ -942,3 +943,13 @@ def test_every_task_explains_itself(capsys):
         with pytest.raises(SystemExit):
             sequences(task, "--help")
         assert "usage: " in capsys.readouterr().out
+
+
+def test_neither_a_key_nor_the_name_of_a_flow_steers_the_terminal():
+    run = failed(key="\x1b[2J")
+    assert "\x1b" not in refused("watch", str(run.pk), status=1)
+    flow = start_definition({"steps": {"wait": {"event": {}}}}, name="\x1b[2J").run
+    out = StringIO()
+    Display(out).show([portrait.of(flow)])
+    assert "\\x1b[2J running" in out.getvalue()
+    assert "\x1b" not in out.getvalue()

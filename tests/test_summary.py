@@ -72,10 +72,11 @@ MINUTES = timedelta(minutes=1)
 
 def test_a_queued_step_that_no_worker_takes_asks_for_its_queue():
     run = started()
-    assert told(run).startswith("“charge” is queued since ")
+    assert told(run).startswith("“charge” has been queued for ")
     shift(run, "charge", "queued_at", -14 * MINUTES)
     assert told(run) == (
-        "“charge” is queued since 14 min: no worker takes it. Is one running for the queue “money”?"
+        "“charge” has been queued for 14 min: no worker takes it. "
+        "Is one running for the queue “money”?"
     )
 
 
@@ -136,7 +137,7 @@ def test_an_event_says_since_when_and_until_when():
         drain()
         moving.move(timedelta(hours=2))
         text = told(run)
-    assert text.startswith("Waiting for the event “approval” since 2 h; it times out in 2 d 21 h")
+    assert text.startswith("Waiting for the event “approval” for 2 h; it times out in 2 d 21 h")
     change(run, "approval", due_at=None)
     assert told(run).endswith("It may take for ever: it has no timeout.")
 
@@ -226,7 +227,7 @@ def test_an_undoing_says_why_and_where_it_is():
     run = started(undone())
     perform(claim(run, "reserve"))
     fail(claim(run, "right"))
-    assert told(run).startswith("“right” has failed, and what was done is undone. “release” is q")
+    assert told(run).startswith("“right” has failed, and what was done is undone. “release” has been q")
     fail(claim(run, "release"), error=CardError("gone"))
     perform(claim(run, "tell"))
     text = told(run)

@@ -227,6 +227,7 @@ class RunPage(ReadOnlyAdmin):
     def _result(self, request: HttpRequest, run: SequenceRun, step: str) -> Any:
         if not self._sees(request, StepRun):
             raise PermissionDenied
+        step = step.replace("\0", "")  # PostgreSQL has none, and would not even look for it
         rows = StepRun.objects.using(conf.using()).filter(run=run.pk, step=step, item=PLAIN)
         for result in rows.values_list("result", flat=True):
             return result

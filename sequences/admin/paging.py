@@ -78,6 +78,8 @@ class KeysetChangeList(LightChangeList):
     looked_to: Any = None
 
     def get_filters(self, request: HttpRequest) -> Any:
+        if any("\0" in text for text in request.GET.values()):
+            raise IncorrectLookupParameters("No row has it, and PostgreSQL would not even look.")
         for side in (BEFORE, AFTER):
             if text := self.params.pop(side, ""):
                 self.place = Place(side, self._values(text))

@@ -159,7 +159,9 @@ class Described:
         yield ""
         yield from table(list(self._rows(task)), task.width, narrowing=[6, 5, 0])
         yield from self._section(task, "Data", self._data())
-        children = [f"{pk}  {sequence}  {status}" for pk, sequence, status in self._children[:MOST]]
+        children = [
+            plain(f"{pk}  {sequence}  {status}") for pk, sequence, status in self._children[:MOST]
+        ]
         yield from self._section(task, "Children", children)
         yield from self._section(task, "Failed attempts", list(self._told_failures()))
         yield from self._section(task, "Operations", list(self._told_operations()))

@@ -61,7 +61,9 @@ class Display:
             self.shown[portrait.run.pk] = states = self.states(portrait)
             for name, state in states.items():
                 if state != before.get(name):
-                    self.out.write(f"{now}  {plain(self.who(portrait)):12}  {name} {state}\n")
+                    self.out.write(
+                        f"{now}  {plain(self.who(portrait)):12}  {plain(name)} {state}\n"
+                    )
 
     # What a project may show in another way
 

@@ -16,6 +16,7 @@ from ..portrait import Portrait
 from ..summary import summary
 from .finding import runs
 from .tasks import INTERRUPTED, OUTCOMES, TIMEOUT
+from .words import plain
 
 #: Seconds between two looks, at first and at most.
 SHORTEST, LONGEST = 0.1, 1.0
@@ -90,7 +91,7 @@ def _again(run: SequenceRun) -> SequenceRun:
 
 def _left(run: SequenceRun, why: str, status: int) -> CommandError:
     return CommandError(
-        f"{run} {why}. It goes on: `manage.py sequences watch {run.pk}` waits for it.",
+        f"{plain(run)} {why}. It goes on: `manage.py sequences watch {run.pk}` waits for it.",
         returncode=status,
     )
 
@@ -100,7 +101,7 @@ def outcome(ended: Portrait) -> None:
     run = ended.run
     if status := OUTCOMES[RunStatus(run.status)]:
         raise CommandError(
-            f"{run} has not succeeded. {summary(ended)} "
+            f"{plain(run)} has not succeeded. {plain(summary(ended))} "
             f"More: `manage.py sequences show {run.pk} --tracebacks`.",
             returncode=status,
         )
