@@ -227,7 +227,7 @@ def test_an_undoing_says_why_and_where_it_is():
     run = started(undone())
     perform(claim(run, "reserve"))
     fail(claim(run, "right"))
-    assert told(run).startswith("“right” has failed, and what was done is undone. “release” has been q")
+    assert told(run).startswith("“right” has failed, and what was done is undone. “release” has")
     fail(claim(run, "release"), error=CardError("gone"))
     perform(claim(run, "tell"))
     text = told(run)
