@@ -213,9 +213,9 @@ class Attempt:
                 if replay >= self._most_conflicts():
                     raise self._conflict(conflict) from conflict
                 self.change = None
-            except ClaimLost:
+            except (ClaimLost, Interrupt):
                 raise
-            except Exception as error:
+            except BaseException as error:  # a receiver of a signal may call sys.exit()
                 interrupts.reveal(error)
                 committed = self._committed(error)
                 if committed is not None:
@@ -237,7 +237,7 @@ class Attempt:
         # through, however many there are. Those that repeat themselves have an end here.
         return REPLAYS + len(plans.load(self.claim.plan_id, self.using).names)
 
-    def _may_replay(self, step: Step[Any], error: Exception) -> bool:
+    def _may_replay(self, step: Step[Any], error: BaseException) -> bool:
         # Without a transaction around it, what the user's code has done stands already.
         return is_transient(error) and (self._is_atomic(step) or self.change is not None)
 
@@ -290,7 +290,7 @@ class Attempt:
                 ready = commits.commit(self.claim, self.change, self.using)
         return ready
 
-    def _committed(self, error: Exception) -> list[Dispatch] | None:
+    def _committed(self, error: BaseException) -> list[Dispatch] | None:
         """What became ready, if the row says that we have committed: an error never tells."""
         if self.change is None:
             return None

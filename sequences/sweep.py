@@ -131,7 +131,7 @@ class Sweeper(threading.Thread):
     def _succeeds(self, part: Callable[[], None]) -> bool:
         try:
             part()
-        except Exception:
+        except BaseException:  # a receiver of a signal may call sys.exit(), and we sweep on
             logger.exception("The sweep failed; the next one follows.")
             close_all()
             return False

@@ -3,10 +3,12 @@
 import logging
 from datetime import timedelta
 
+import dramatiq
 import pytest
 from django.db import connection, transaction
 from django.test import TestCase
 from django.test.utils import CaptureQueriesContext
+from dramatiq.middleware import Shutdown, TimeLimitExceeded
 
 from sequences import (
     Abort,
@@ -22,11 +24,12 @@ from sequences import (
 )
 from sequences.execution import Life
 from sequences.models import SequenceRun, StepRun
-from sequences.sweep import Overdue, sweep
+from sequences.sweep import Overdue, Sweeper, sweep
 from sequences.testing import clock, drain, isolate_sequences
 from sequences.testing import run as run_all
 from sequences.transitions import failures
-from tests.engine import claim, fail, overdue, perform, row
+from tests.engine import claim, fail, fresh, messages, overdue, perform, row
+from tests.test_middleware import deliver
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -79,10 +82,9 @@ def heard():
     heard.forget()
 
 
-def two_steps(**options):
+def two_steps(handoff="broker", **options):
     class Chain(Sequence):
-        class Meta:
-            app_label = "shop"
+        Meta = type("Meta", (), {"app_label": "shop", "handoff": handoff})
 
         @step(**options)
         def one(self):
@@ -430,6 +432,46 @@ def test_what_a_receiver_raises_is_logged_and_hinders_nobody(heard, caplog):
     assert "in a receiver" in caplog.text
 
 
+@pytest.mark.parametrize("error", [SystemExit, TimeLimitExceeded, Shutdown])
+@pytest.mark.parametrize("handoff", ["broker", "direct"])
+def test_what_comes_out_of_a_receiver_keeps_no_next_step_from_its_worker(error, handoff):
+    def leaves(**kwargs):
+        raise error("now")
+
+    run = two_steps(handoff=handoff).start().run
+    signals.step_succeeded.connect(leaves)
+    try:
+        while waiting := messages():
+            dramatiq.get_broker().queues["default"].get_nowait()
+            deliver(waiting[0])
+    finally:
+        signals.step_succeeded.disconnect(leaves)
+    assert fresh(run).status == "succeeded"
+    assert not run.failures.exists()
+
+
+def test_a_receiver_that_leaves_stops_no_sweep(settings):
+    settings.SEQUENCES = {"MAX_LOST_WORKERS": 1}
+    heard, sweeper = [], Sweeper(Overdue(), 1)
+    sweeper._stored = True
+
+    def leaves(step_run, **kwargs):
+        heard.append(step_run.run_id)
+        raise SystemExit
+
+    runs = [two_steps().start().run for _ in range(2)]
+    for run in runs:
+        claim(run, "one")
+        overdue(run, "one")
+    signals.step_failed.connect(leaves)
+    try:
+        done = [sweeper._succeeds(sweeper._sweep) for _ in range(3)]
+    finally:
+        signals.step_failed.disconnect(leaves)
+    assert done == [False, False, True]
+    assert sorted(heard) == sorted(run.pk for run in runs)
+
+
 def test_what_cannot_be_read_any_more_is_logged_and_fails_no_step(heard, caplog, monkeypatch):
     heard.listen("run_started")
     monkeypatch.setattr(SequenceRun._base_manager, "using", None)
@@ -594,3 +636,26 @@ class InTestCaseTests(TestCase):
             run_all(Starts)
         assert self.heard.count("run_started") == 2
         assert self.heard.count("step_retrying start_another 1") == 1
+
+    def test_what_a_receiver_does_is_told_too(self):
+        cls = two_steps()
+        first = cls.start().run
+
+        def start_another(run, **_):
+            if run == first:
+                cls.start().run.cancel()
+
+        signals.run_succeeded.connect(start_another)
+        self.addCleanup(signals.run_succeeded.disconnect, start_another)
+        drain()
+        assert self.heard[-2:] == ["run_started", "run_cancelled"]
+
+    def test_a_receiver_with_a_wrong_statement_breaks_no_test(self):
+        def wrong(**_):
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT what FROM nowhere")
+
+        signals.step_succeeded.connect(wrong)
+        self.addCleanup(signals.step_succeeded.disconnect, wrong)
+        assert run_all(two_steps()).run.status == "succeeded"
+        assert self.heard[-1] == "run_succeeded"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
-from django.db import connections, transaction
+from django.db import DatabaseError, connections, transaction
 
 from ..models import RunStatus, SequenceRun, StepFailure, StepRun
 
@@ -133,6 +133,19 @@ def _tell(news: News) -> None:
 
 def tell_pending(using: str) -> None:
     """Tell what a transaction holds back that a test will never commit."""
-    for _, hook, *_ in list(connections[using].run_on_commit):
-        if isinstance(hook, News):
+    while pending := [hook for hook in _hooks(using) if hook.what]:
+        for hook in pending:
+            _tell_inside(hook)
+
+
+def _hooks(using: str) -> list[News]:
+    hooks = (hook for _, hook, *_ in connections[using].run_on_commit)
+    return [hook for hook in hooks if isinstance(hook, News)]
+
+
+def _tell_inside(hook: News) -> None:
+    try:
+        with transaction.atomic(using=hook.using):
             hook()
+    except DatabaseError:  # after a commit it would have broken its own statement alone
+        logger.exception("A receiver has broken the transaction that it was called in.")
