@@ -459,6 +459,57 @@ def test_a_request_ends_before_a_proxy_gives_it_up(admin_client, monkeypatch):
     assert fresh(run).status == "running"
 
 
+def test_what_concerns_a_step_asks_for_one_that_many_have(admin_client):
+    waiting, other = started(), started()
+    drain()
+    page = post_many(admin_client, "deliver_runs", waiting, other).content.decode()
+    assert '<option value="approval">approval (2 runs)</option>' in page
+    assert fresh(waiting).inbox == {}, "it only asks"
+    payload = {"step": "approval", "payload": '{"ok": true}', "confirm": "yes"}
+    waiting.deliver("approval", {"ok": False})
+    response = post_many(admin_client, "deliver_runs", waiting, other, **payload)
+    text = told(admin_client, response)
+    assert "Deliver: 1 run." in text
+    assert "1 run was skipped: it was delivered before" in text
+    assert fresh(waiting).inbox == {"approval": {"ok": False}}
+    assert fresh(other).inbox == {"approval": {"ok": True}}
+    entry = LogEntry.objects.get(object_id=str(other.pk))
+    assert "Deliver: approval" in entry.change_message
+
+
+def test_a_step_that_none_of_many_has_is_not_asked_for(admin_client):
+    run = started()
+    for action in ("deliver_runs", "run_now_runs"):
+        response = post_many(admin_client, action, run)
+        assert "None of these runs has a step" in told(admin_client, response)
+
+
+def test_many_are_restarted_and_skipped_at_a_chosen_step(admin_client):
+    runs = [started() for _ in range(2)]
+    drain()
+    refused = post_many(admin_client, "skip_runs", *runs, step="approval", confirm="yes")
+    assert refused.status_code == 200, "it asks for a reason"
+    chosen = {"step": "approval", "reason": "told by phone", "confirm": "yes"}
+    post_many(admin_client, "skip_runs", *runs, **chosen)
+    assert [ledger(run)["approval"] for run in runs] == ["skipped", "skipped"]
+    drain()
+    chosen = {"step": "approval", "confirm": "yes"}
+    post_many(admin_client, "restart_from_runs", *runs, **chosen)
+    drain()
+    assert [ledger(run)["approval"] for run in runs] == ["waiting", "waiting"]
+
+
+def test_what_waits_for_its_time_is_run_now_in_many(admin_client):
+    runs = [started() for _ in range(2)]
+    for run in runs:
+        run.deliver("approval")
+    drain()
+    assert [ledger(run)["thank"] for run in runs] == ["waiting", "waiting"]
+    post_many(admin_client, "run_now_runs", *runs, step="thank", confirm="yes")
+    drain()
+    assert [fresh(run).status for run in runs] == ["succeeded", "succeeded"]
+
+
 def test_many_are_refused_without_the_permission(client):
     run = started()
     client.force_login(user_with("view_sequencerun", "retry_sequencerun"))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.core.exceptions import PermissionDenied
-from django.db.models import QuerySet
+from django.db.models import Count, Min, Q, QuerySet
 from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect
 from django.urls import reverse
 from django.utils.html import format_html, format_html_join
@@ -20,13 +21,20 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from .. import acts
+from .. import acts, conf
 from ..exceptions import InvalidTransition, SequenceError
-from ..models import RunStatus, SequenceRun
+from ..models import PLAIN, RunStatus, SequenceRun, StepRun
+from ..plan import ASIDE
+from ..portrait import label_of
 from .acting import FORMS, RunActs, perform
 from .base import heavy
 from .forms import ActForm
 
+if TYPE_CHECKING:
+    from django.utils.functional import _StrPromise
+
+#: What can be done to many at once: all but to edit, which is about the data of one.
+ON_MANY = tuple(name for name in acts.ACTS if name != "edit")
 #: Runs of one request. The rest is for another one, or for the command line.
 MOST = 1_000
 #: Runs that are read together.
@@ -37,45 +45,48 @@ PATIENCE = 20
 EXAMPLES = 3
 
 
+Action = Callable[["ManyRuns", HttpRequest, "QuerySet[SequenceRun]"], HttpResponseBase]
+
+
+def _on_many(name: str, description: _StrPromise) -> Action:
+    """An entry of the list of actions."""
+
+    @admin.action(description=description)
+    def action(
+        self: ManyRuns, request: HttpRequest, queryset: QuerySet[SequenceRun]
+    ) -> HttpResponseBase:
+        return self._act_on_many(request, name, queryset)
+
+    return action
+
+
 class ManyRuns(RunActs):
     """The part of the runs' admin that does something to many of them."""
 
-    actions = ("retry_runs", "pause_runs", "resume_runs", "cancel_runs")
+    actions = tuple(f"{name}_runs" for name in ON_MANY)
 
-    @admin.action(description=gettext_lazy("Retry the selected runs"), permissions=["retry"])
-    def retry_runs(self, request: HttpRequest, queryset: QuerySet[SequenceRun]) -> HttpResponseBase:
-        """Begin their failed steps again."""
-        return self._act_on_many(request, "retry", queryset)
+    retry_runs = _on_many("retry", gettext_lazy("Retry the selected runs"))
+    restart_from_runs = _on_many(
+        "restart_from", gettext_lazy("Restart the selected runs from a step")
+    )
+    skip_runs = _on_many("skip", gettext_lazy("Skip a step of the selected runs"))
+    run_now_runs = _on_many("run_now", gettext_lazy("Run a delayed step of the selected runs now"))
+    deliver_runs = _on_many("deliver", gettext_lazy("Deliver an event to the selected runs"))
+    pause_runs = _on_many("pause", gettext_lazy("Pause the selected runs"))
+    resume_runs = _on_many("resume", gettext_lazy("Resume the selected runs"))
+    finish_runs = _on_many("finish", gettext_lazy("Finish the selected runs"))
+    cancel_runs = _on_many("cancel", gettext_lazy("Cancel the selected runs"))
+    erase_runs = _on_many("erase", gettext_lazy("Erase the data of the selected runs"))
 
-    @admin.action(description=gettext_lazy("Pause the selected runs"), permissions=["pause"])
-    def pause_runs(self, request: HttpRequest, queryset: QuerySet[SequenceRun]) -> HttpResponseBase:
-        """Hold them."""
-        return self._act_on_many(request, "pause", queryset)
-
-    @admin.action(description=gettext_lazy("Resume the selected runs"), permissions=["pause"])
-    def resume_runs(
-        self, request: HttpRequest, queryset: QuerySet[SequenceRun]
-    ) -> HttpResponseBase:
-        """Let them go on."""
-        return self._act_on_many(request, "resume", queryset)
-
-    @admin.action(description=gettext_lazy("Cancel the selected runs"), permissions=["cancel"])
-    def cancel_runs(
-        self, request: HttpRequest, queryset: QuerySet[SequenceRun]
-    ) -> HttpResponseBase:
-        """End them."""
-        return self._act_on_many(request, "cancel", queryset)
-
-    # As Django asks for the permissions of actions.
-
-    def has_retry_permission(self, request: HttpRequest) -> bool:
-        return self.has_act_permission(request, acts.ACTS["retry"])
-
-    def has_pause_permission(self, request: HttpRequest) -> bool:
-        return self.has_act_permission(request, acts.ACTS["pause"])
-
-    def has_cancel_permission(self, request: HttpRequest) -> bool:
-        return self.has_act_permission(request, acts.ACTS["cancel"])
+    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
+        """Without what this user may not do."""
+        refused = {
+            f"{name}_runs"
+            for name in ON_MANY
+            if not self.has_act_permission(request, acts.ACTS[name])
+        }
+        found = super().get_actions(request)
+        return {name: action for name, action in found.items() if name not in refused}
 
     def _act_on_many(
         self, request: HttpRequest, action: str, runs: QuerySet[SequenceRun]
@@ -86,6 +97,9 @@ class ManyRuns(RunActs):
         found = list(runs.values_list("pk", "status")[: MOST + 1])
         is_confirmed = request.POST.get("confirm") == "yes"
         form = FORMS.get(action, ActForm)(request.POST if is_confirmed else None)
+        if act.on_step and not _ask_for_step(form, act, [pk for pk, _status in found[:MOST]]):
+            self.message_user(request, _no_step(), messages.WARNING)
+            return HttpResponseRedirect(request.get_full_path())
         if not is_confirmed or not form.is_valid():
             return self._ask_about_many(request, act, found, form)
         report = self._do_to_many(request, act, [pk for pk, _status in found], form.cleaned_data)
@@ -143,15 +157,16 @@ class ManyRuns(RunActs):
         report: Report,
     ) -> None:
         try:
-            perform(run, act, "", cleaned, request.user)
+            counts = perform(run, act, cleaned.get("step", ""), cleaned, request.user)
         except InvalidTransition as error:
             report.skipped[_reason(error)].append(run)
         except SequenceError as error:
             report.skipped[str(error)].append(run)
         else:
-            reason = cleaned.get("reason")
-            told = f"{act.label} ({reason})" if reason else str(act.label)
-            self.log_change(request, run, told)
+            if not counts:
+                report.skipped[_("it was delivered before")].append(run)
+                return
+            self.log_change(request, run, _told(act, cleaned))
             report.done += 1
 
     def _tell(self, request: HttpRequest, act: acts.Act, report: Report) -> None:
@@ -198,3 +213,36 @@ def _reason(error: InvalidTransition) -> str:
     """Why not, in words that many runs share."""
     values = {"status": error.status, "allowed": error.allowed}
     return _("it is %(status)s, and must be %(allowed)s") % values
+
+
+def _told(act: acts.Act, cleaned: dict[str, Any]) -> str:
+    title = f"{act.label}: {cleaned['step']}" if act.on_step else str(act.label)
+    reason = cleaned.get("reason")
+    return f"{title} ({reason})" if reason else title
+
+
+def _no_step() -> str:
+    return _("None of these runs has a step to which this can be done.")
+
+
+#: The step runs that an act on a step may find something to do with.
+_STEPS = {
+    "skip": Q(item=PLAIN, status__in=("failed", "waiting", "queued", "retrying")),
+    "run_now": Q(due_at__isnull=False, status__in=("waiting", "retrying")),
+    "deliver": Q(kind="event", status__in=("waiting", "failed")),
+    "restart_from": Q(item=PLAIN) & ~Q(kind__in=ASIDE),
+}
+
+
+def _ask_for_step(form: ActForm, act: acts.Act, ids: Sequence[UUID]) -> bool:
+    """Let people choose a step that these runs have. False: there is none."""
+    rows = StepRun.objects.using(conf.using()).filter(_STEPS[act.name], run__in=ids)
+    counted = rows.order_by().values_list("step").annotate(Count("run", distinct=True), Min("pk"))
+    choices = [
+        (step, ngettext("%(step)s (%(count)d run)", "%(step)s (%(count)d runs)", count)
+            % {"step": label_of(step), "count": count})
+        for step, count, _first in sorted(counted, key=lambda one: one[2])
+    ]  # fmt: skip
+    form.fields["step"] = forms.ChoiceField(label=_("Step"), choices=choices)
+    form.order_fields(["step"])
+    return bool(choices)
