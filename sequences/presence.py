@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from datetime import timedelta
+from secrets import token_hex
 
 from django.db import connections
 
@@ -37,6 +38,8 @@ class Presence:
     ) -> None:
         self._threads, self._queues = threads, queues
         self._name = name or current.process()
+        # Containers that have their host's name have processes of the same numbers, too.
+        self._is_known = bool(name)
         self._since = time.monotonic()
         self._swept: float | None = None
         self._told: float | None = None
@@ -56,12 +59,18 @@ class Presence:
 
     def end(self, using: str) -> None:
         """It ends, and nobody need wonder where it is. Never raises."""
-        self._try(lambda using: workers.gone(self._name, using), using)
+        if self._is_known:
+            self._try(lambda using: workers.gone(self._name, using), using)
 
     def _tell(self, using: str) -> None:
         swept = None if self._swept is None else _ago(self._swept)
         queues = tuple(self._queues())
-        workers.seen(Seen(self._name, queues, self._threads, _ago(self._since), swept), using)
+        told = Seen(self._name, queues, self._threads, _ago(self._since), swept, self._is_known)
+        if not workers.seen(told, using):
+            self._name = f"{current.process()}~{token_hex(2)}"
+            self._told = None
+            return
+        self._is_known = True
         if swept is not None:
             workers.forget(using)
 

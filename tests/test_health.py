@@ -90,6 +90,30 @@ def test_a_process_has_one_row_that_says_what_it_is_and_when_it_swept():
     assert not WorkerProcess.objects.exists()
 
 
+def test_processes_of_one_name_have_a_row_each():
+    # Containers with the name of their host, whose workers have the same numbers.
+    one, other = Presence(8, lambda: {"default"}), Presence(4, lambda: {"mail"})
+    other.end(USING)
+    one.beat(USING)
+    other.end(USING)
+    for _ in range(2):
+        for presence_ in (one, other):
+            presence_._told = None
+            presence_.beat(USING)
+    rows = WorkerProcess.objects.order_by("pk")
+    assert [(row.threads, row.queues) for row in rows] == [(8, ["default"]), (4, ["mail"])]
+    assert rows[0].name == current.process()
+    assert rows[1].name.startswith(f"{current.process()}~")
+    one.end(USING)
+    assert WorkerProcess.objects.get().threads == 4
+
+
+def test_a_process_takes_the_row_of_one_of_its_name_that_is_gone():
+    process(current.process(), seen=30)
+    Presence(8).beat(USING)
+    assert WorkerProcess.objects.get().name == current.process()
+
+
 def test_who_sweeps_removes_the_rows_of_those_that_were_not_seen_for_an_hour():
     process("old:1", seen=3601)
     process("new:1", seen=3599)

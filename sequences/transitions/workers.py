@@ -13,6 +13,8 @@ from . import times
 
 #: After this long without a word a process is forgotten.
 FORGOTTEN = timedelta(hours=1)
+#: A row that was written within this time is that of a process that is there.
+FRESH = timedelta(seconds=20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +29,12 @@ class Seen:
     age: timedelta = timedelta(0)
     #: How long ago its last sweep ended; None: it has not swept.
     swept: timedelta | None = None
+    #: Whether the row of its name is known to be its own.
+    is_known: bool = True
 
 
-def seen(worker: Seen, using: str) -> None:
-    """Write that this process is there now."""
+def seen(worker: Seen, using: str) -> bool:
+    """Write that this process is there now. False: so is another one of its name."""
     now = times.now(using)
     values = {
         "queues": sorted(worker.queues),
@@ -41,14 +45,17 @@ def seen(worker: Seen, using: str) -> None:
         "swept_at": None if worker.swept is None else now - worker.swept,
     }
     rows = WorkerProcess.objects.using(using)
-    if rows.filter(name=worker.name).update(**values):
-        return
+    own = rows.filter(name=worker.name)
+    if not worker.is_known:
+        own = own.filter(seen_at__lt=now - FRESH)
+    if own.update(**values):
+        return True
     try:
         with transaction.atomic(using=using):
             rows.create(name=worker.name, **values)
     except IntegrityError:
-        # It was written meanwhile, by what looks like the same process; the next beat updates it.
-        return
+        return worker.is_known  # it was written meanwhile; the next beat updates it
+    return True
 
 
 def gone(name: str, using: str) -> None:
