@@ -137,7 +137,7 @@ def test_a_run_that_was_undone_can_begin_again_from_its_head(admin_client):
     head = page[page.index('id="head"') : page.index('id="steps"')]
     assert url(run, "act", "retry") not in page
     assert f"{url(run, 'act', 'restart_from')}?step=reserve" in head
-    assert "Restart from here “reserve”" in words(head)
+    assert "Restart from “reserve”" in words(head)
 
 
 def test_every_text_of_a_run_is_shown_as_text(admin_client):

@@ -207,7 +207,7 @@ class RunListing(RunFailures):
         took = gettext("took %(span)s") % {"span": cells.brief(seen.duration)}
         return format_html("{}<small>{}</small>", ago, took)
 
-    @admin.display(description=_("last error"))
+    @admin.display(description=_("last error"), empty_value="")
     def shown_error(self, run: SequenceRun) -> str:
         """Of its newest failed attempt. One that the run has got over is no news."""
         is_over = run.status in (RunStatus.SUCCEEDED, RunStatus.CANCELLED)
