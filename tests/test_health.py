@@ -1,13 +1,16 @@
 """Worker processes tell that they are there, and what is read of them and of the steps."""
 
+import json
 import logging
+import os
+import signal
 import threading
 import time
 from datetime import timedelta
 from io import StringIO
 
 import pytest
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.db import DatabaseError, connection
 from django.test.utils import CaptureQueriesContext
 
@@ -277,6 +280,35 @@ def test_all_is_well_where_a_worker_sweeps_and_nothing_waits():
         "expired",
         "overdue",
     ]
+
+
+def test_the_command_tells_monitoring_how_it_stands():
+    with pytest.raises(CommandError) as caught:
+        call_command("sequences", "health", stdout=(out := StringIO()))
+    assert caught.value.returncode == 1
+    assert out.getvalue().startswith("bad      No worker. No worker has been seen")
+    process()
+    call_command("sequences", "health", "--json", stdout=(out := StringIO()))
+    told = json.loads(out.getvalue())
+    assert (told["level"], told["workers"]) == ("good", ["box:1"])
+    assert told["signs"][0] == {
+        "name": "workers",
+        "level": "good",
+        "says": "1 worker",
+        "advice": "",
+    }
+
+
+def test_a_command_that_sweeps_takes_leave_when_it_is_terminated(monkeypatch):
+    def terminated(interval):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr("sequences.cli.upkeep.run_forever", terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    call_command("sequences", "sweep", "--loop", stdout=(out := StringIO()))
+    assert out.getvalue() == "Stopped.\n"
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_no_worker_is_an_alarm_that_says_what_to_look_at():

@@ -1,16 +1,21 @@
-"""Words for cron: sweep and prune."""
+"""Words for cron and for monitoring: sweep, prune, health."""
 
 from __future__ import annotations
 
+import signal
 from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
-from .. import conf
+from django.core.management.base import CommandError
+
+from .. import conf, health
+from ..health import Level
 from ..pruning import BATCH, Kept, Report, prune
 from ..sweep import once, run_forever
 from .finding import known_names
-from .tasks import Task
+from .tasks import REFUSED, Task
 from .values import count
 from .values import duration as length
 from .words import plain
@@ -31,10 +36,52 @@ class Sweep(Task):
         if not options.loop:
             self.write(f"{once()} dispatched")
             return
+        before = signal.signal(signal.SIGTERM, _interrupt)
         try:
             run_forever(conf.settings.sweep_interval or 1)
         except KeyboardInterrupt:
             self.write("Stopped.")
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(*_: Any) -> None:
+    # As Ctrl-C: it takes leave, and health does not miss it for an hour.
+    raise KeyboardInterrupt
+
+
+class Health(Task):
+    """Whether steps are performed as they should be."""
+
+    name, help = "health", "Whether workers and sweeps are there, and what waits for them."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--json", action="store_true", help="a JSON object")
+
+    def run(self, options: Namespace) -> None:
+        found = health.read()
+        if options.json:
+            self.write_json(_health_as_json(found))
+        else:
+            for sign in found.signs:
+                self.write(f"{self.paint(_PAINTS[sign.level])(_WORDS[sign.level]):8} {sign}")
+        if found.level is Level.BAD:
+            raise CommandError("Steps are not performed as they should be.", returncode=REFUSED)
+
+
+_WORDS = {Level.GOOD: "good", Level.WARNING: "warning", Level.BAD: "bad"}
+_PAINTS = {Level.GOOD: "succeeded", Level.WARNING: "retrying", Level.BAD: "failed"}
+
+
+def _health_as_json(found: health.Health) -> dict[str, object]:
+    return {
+        "level": _WORDS[found.level],
+        "signs": [
+            {"name": one.name, "level": _WORDS[one.level], "says": one.says, "advice": one.advice}
+            for one in found.signs
+        ],
+        "workers": [one.name for one in found.workers],
+    }
 
 
 class Prune(Task):

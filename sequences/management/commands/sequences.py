@@ -22,13 +22,14 @@ TASKS = [
     looking.Graph,
     upkeep.Sweep,
     upkeep.Prune,
+    upkeep.Health,
 ]
 
 
 class Command(BaseCommand):
     """One word a task."""
 
-    help = "See, start, steer, sweep and prune sequences."
+    help = "See, start, steer, sweep and prune sequences; see whether all is well."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Those of each task, and Django's own behind the task, too."""
