@@ -114,7 +114,7 @@ class Life:
         if isinstance(interrupt, Shutdown):
             claims.release(claim, self.using)
             return False
-        failure = failures.Failure.of(interrupt)
+        failure = _in_hand(claim).without_secrets(failures.Failure.of(interrupt))
         return failures.record(claim, failure, final=False, using=self.using) is not None
 
     def _queued_from(self, row: StepRun) -> list[Dispatch]:
@@ -129,6 +129,12 @@ class Life:
             return fanout.after_item(row.run_id, row.step, row.item, self.using)
         steps = [row.step, *plan.descendants(row.step)]
         return claims.queued_after(row.run_id, steps, self.using)
+
+
+def _in_hand(claim: Claim) -> current.InHand:
+    """The attempt of this claim, if this thread knows it still."""
+    known = current.in_hand()
+    return known if known and known.claim.token == claim.token else current.InHand(claim)
 
 
 class Attempt:

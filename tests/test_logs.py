@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import dramatiq
 import pytest
+from dramatiq.middleware import TimeLimitExceeded
 from dramatiq.worker import _WorkerThread
 
 from sequences import Abort, Sequence, current, step
@@ -255,6 +256,21 @@ def test_a_logged_exception_keeps_its_secrets(log, json_log):
     assert "LookupError: nothing at ***" in log.getvalue()
     assert "LookupError: nothing at ***" in objects(json_log)[0]["exception"]
     assert "4111" not in log.getvalue() + json_log.getvalue()
+
+
+def test_what_a_time_limit_strikes_in_is_stored_without_secrets():
+    def act(self):
+        self.data["later"] = "a new secret"
+        try:
+            raise LookupError(f"{self.data['card']} and {self.data['later']}")
+        except LookupError as error:
+            raise TimeLimitExceeded from error
+
+    run = logging_step(act, redact=["card", "later"]).start({"card": "4111"}).run
+    process_next()
+    failure = run.failures.get()
+    assert "LookupError: *** and ***" in failure.traceback
+    assert "4111" not in failure.traceback
 
 
 def test_a_line_with_wrong_arguments_lets_no_secret_out(log, capsys):
