@@ -31,6 +31,8 @@ def for_visitors(view: View[P]) -> View[P]:
         add_never_cache_headers(response)
         patch_vary_headers(response, ["Accept-Language", "Cookie"])
         response["X-Robots-Tag"] = "noindex"
+        # Where a link of the page leads must not learn its address.
+        response["Referrer-Policy"] = "no-referrer"
         return response
 
     return answer

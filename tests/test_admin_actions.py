@@ -451,6 +451,15 @@ def test_a_request_does_so_many_and_says_that_there_are_more(admin_client, monke
     assert sorted(fresh(run).status for run in runs) == ["paused", "paused", "running"]
 
 
+def test_those_to_which_something_can_be_done_come_first(admin_client, monkeypatch):
+    monkeypatch.setattr(many, "MOST", 2)
+    older, *newer = [started() for _ in range(3)]
+    for run in newer:
+        run.cancel()
+    post_many(admin_client, "pause_runs", older, *newer, confirm="yes")
+    assert fresh(older).status == "paused", "however often, the newer ones would be skipped again"
+
+
 def test_a_request_ends_before_a_proxy_gives_it_up(admin_client, monkeypatch):
     monkeypatch.setattr(many, "PATIENCE", -1)
     run = started()

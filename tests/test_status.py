@@ -330,6 +330,7 @@ def test_it_is_read_only_and_never_kept_by_a_cache(client, order, name):
     assert {"no-store", "private"} <= set(head["Cache-Control"].split(", "))
     assert {"Cookie", "Accept-Language"} <= set(head["Vary"].split(", "))
     assert head["X-Robots-Tag"] == "noindex"
+    assert head["Referrer-Policy"] == "no-referrer"
     assert "Access-Control-Allow-Origin" not in head
 
 

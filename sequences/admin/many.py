@@ -43,6 +43,17 @@ BATCH = 100
 PATIENCE = 20
 #: Runs that a report links, of each reason.
 EXAMPLES = 3
+#: The states in which there is something to do, the likeliest first: those runs come first. Else
+#: doing it again would begin with those that were skipped before.
+ABLE = {
+    "pause": (RunStatus.RUNNING,),
+    "resume": (RunStatus.PAUSED,),
+    "run_now": (RunStatus.RUNNING, RunStatus.UNDOING),
+    "finish": (RunStatus.RUNNING, RunStatus.PAUSED),
+    "cancel": (RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.UNDOING),
+    "erase": (RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED),
+}
+OTHERS = (RunStatus.FAILED, RunStatus.RUNNING, RunStatus.PAUSED)
 
 
 Action = Callable[["ManyRuns", HttpRequest, "QuerySet[SequenceRun]"], HttpResponseBase]
@@ -94,7 +105,7 @@ class ManyRuns(RunActs):
         act = acts.ACTS[action]
         if not self.has_view_permission(request) or not self.has_act_permission(request, act):
             raise PermissionDenied
-        found = list(runs.values_list("pk", "status")[: MOST + 1])
+        found = _first(runs, action)
         is_confirmed = request.POST.get("confirm") == "yes"
         form = FORMS.get(action, ActForm)(request.POST if is_confirmed else None)
         if act.on_step and not _ask_for_step(form, act, [pk for pk, _status in found[:MOST]]):
@@ -207,6 +218,15 @@ class Report:
     skipped: dict[str, list[SequenceRun]] = field(default_factory=lambda: defaultdict(list))
     #: How many, at least, are left for another request.
     left: int = 0
+
+
+def _first(runs: QuerySet[SequenceRun], action: str) -> list[tuple[UUID, str]]:
+    """Those of one request, with their states; one more, if there are more."""
+    found: list[tuple[UUID, str]] = []
+    for status in dict.fromkeys([*ABLE.get(action, OTHERS), *RunStatus]):
+        if room := MOST + 1 - len(found):
+            found += runs.filter(status=status).values_list("pk", "status")[:room]
+    return found
 
 
 def _reason(error: InvalidTransition) -> str:
