@@ -152,7 +152,7 @@ def test_many_are_read_in_a_constant_number_of_queries():
         return len(queries)
 
     count(runs)  # the plan is known from now on
-    assert count(runs) == count(runs[:1]) <= 5
+    assert count(runs) == count(runs[:1]) <= 6  # one is for the time, where that is a query
 
 
 def test_of_a_class_that_is_gone_everything_is_secret():
