@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
-from django.db import models
+from django.db import connections, models
 from django.utils.functional import cached_property
 from django.utils.translation import gettext_lazy as _
 
@@ -120,6 +121,15 @@ class SequenceRunQuerySet(models.QuerySet["SequenceRun"]):
         name = step if isinstance(step, str) else step.name
         rows = StepRun.objects.using(self.db).filter(step=name, status=StepStatus.WAITING)
         return self.unfinished().filter(pk__in=rows.values("run"))
+
+    def whose_id_begins(self, digits: str) -> SequenceRunQuerySet:
+        """Those whose id begins with these hexadecimal digits, 32 at most, in small letters."""
+        first, last = UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
+        if connections[self.db].vendor != "mysql":
+            return self.filter(pk__range=(first, last))
+        # MariaDB orders its ids by other bytes first.
+        dashes = sum(len(digits) > before for before in (8, 12, 16, 20))
+        return self.filter(pk__startswith=str(first)[: len(digits) + dashes])
 
 
 class SequenceRun(Steerable, Linked, models.Model):

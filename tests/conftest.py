@@ -1,5 +1,6 @@
 import os
 from contextlib import suppress
+from pathlib import Path
 
 import dramatiq
 import psutil
@@ -12,17 +13,34 @@ from hypothesis import settings
 settings.register_profile("steady", derandomize=True, deadline=None)
 settings.load_profile("steady")
 
+#: The folders of tests that start other processes.
+REST = ("acceptance", "browser", "testproject")
+
 
 def pytest_addoption(parser):
     parser.addoption(
         "--database-only", action="store_true", help="leave out what touches no database"
     )
+    parser.addoption(
+        "--rest", action="store_true", help="only what takes long, or starts other processes"
+    )
 
 
 def pytest_collection_modifyitems(config, items):
     if config.getoption("database_only"):
-        config.hook.pytest_deselected(items=[one for one in items if not touches_database(one)])
-        items[:] = [one for one in items if touches_database(one)]
+        keep(config, items, touches_database)
+    if config.getoption("rest"):
+        keep(config, items, is_of_the_rest)
+
+
+def keep(config, items, wanted):
+    config.hook.pytest_deselected(items=[one for one in items if not wanted(one)])
+    items[:] = [one for one in items if wanted(one)]
+
+
+def is_of_the_rest(item):
+    folder = item.path.relative_to(Path(__file__).parent).parts[0]
+    return folder in REST or item.get_closest_marker("slow") is not None
 
 
 def touches_database(item):

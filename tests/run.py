@@ -2,8 +2,8 @@
 
 PostgreSQL and Valkey are started here unless DATABASE_URL and REDIS_URL name others. MariaDB or
 MySQL (MYSQL_URL) and RabbitMQ (AMQP_URL) are used where they answer. `portable` is PostgreSQL with
-the statements that every other database gets. What starts no workers runs two at a time, what does
-runs alone, for its sake of time; the last is the whole suite. No other begins after one has failed.
+the statements that every other database gets. What starts no workers runs two at a time, then what
+does runs alone. No other begins after one has failed.
 """
 
 import argparse
@@ -29,14 +29,25 @@ from testproject import databases, services
 
 MYSQL_URL = "mysql://root@127.0.0.1:3306/mysql"
 AMQP_URL = "amqp://guest:guest@127.0.0.1:5672"
-#: Without what takes long, and without workers: those are tested on PostgreSQL, which several of
-#: them can share, and the death of one on SQLite too.
-ENGINE = ["-m", "not slow"]
-ENGINE += [f"--ignore=tests/{name}" for name in ("acceptance", "browser", "testproject")]
+#: What neither takes long nor starts workers: two of these at a time.
+QUICK = ["-m", "not slow", *(f"--ignore=tests/{one}" for one in ("acceptance", "browser"))]
+QUICK += ["--ignore=tests/testproject"]
+#: All the rest, alone, for its sake of time: with workers, on PostgreSQL, which several of them can
+#: share; the death of one on SQLite too.
+REST = ["--rest"]
 #: What touches no database says the same beside each: SQLite and PostgreSQL have it.
-DATABASE = [*ENGINE, "--database-only"]
-CHOICES = {"mysql": DATABASE, "portable": DATABASE, "sqlite": [], "postgresql": []}
-QUICK = {"mysql", "portable"}
+DATABASE = [*QUICK, "--database-only"]
+#: What shows runs to people writes none, and asks the same of PostgreSQL in either way.
+SHOWN = ("admin*", "acts", "command", "docs", "drawing*", "pages", "pictures", "quickstart")
+SHOWN += ("reference", "secrets", "status", "summary")
+ENGINE = [*DATABASE, *(f"--ignore-glob=tests/test_{name}.py" for name in SHOWN)]
+#: The longest first.
+CHOICES = {
+    "mysql": [DATABASE],
+    "postgresql": [QUICK, REST],
+    "sqlite": [QUICK, REST],
+    "portable": [ENGINE],
+}
 AT_A_TIME = 2
 
 
@@ -47,11 +58,15 @@ class Leg:
     vendor: str
     arguments: list[str]
     python: str = sys.executable
-    is_quick: bool = False
+
+    @property
+    def is_quick(self) -> bool:
+        return self.arguments is not REST
 
     def __str__(self) -> str:
+        part = "" if self.is_quick else ", with workers"
         own = self.python == sys.executable
-        return self.vendor if own else f"{self.vendor}, {version_of(self.python)}"
+        return f"{self.vendor}{part}" if own else f"{self.vendor}, {version_of(self.python)}"
 
 
 def main() -> int:
@@ -59,11 +74,11 @@ def main() -> int:
     parser.add_argument("--only", choices=CHOICES, help="this one only")
     parser.add_argument(
         "--also", metavar="PYTHON", action="append", default=[],
-        help="another interpreter with the project: the quick part on SQLite there, too",
+        help="another interpreter with the project: the quick part on SQLite is run there",
     )  # fmt: skip
     parser.add_argument(
         "--also-database", metavar="PYTHON", action="append", default=[],
-        help="the same, without what touches no database",
+        help="another one, where the engine is tested on SQLite, too",
     )  # fmt: skip
     options, arguments = parser.parse_known_args()
     vendors = [options.only] if options.only else list(CHOICES)
@@ -78,9 +93,11 @@ def main() -> int:
     if absent and os.environ.get("CI"):
         print("With CI set, a service that is missing is a failure.")
         return 1
-    legs = [Leg("sqlite", ENGINE, python, is_quick=True) for python in options.also]
-    legs += [Leg("sqlite", DATABASE, python, is_quick=True) for python in options.also_database]
-    legs += [Leg(vendor, CHOICES[vendor], is_quick=vendor in QUICK) for vendor in vendors]
+    legs = [Leg(vendor, part) for vendor in vendors for part in CHOICES[vendor]]
+    if options.also:  # its quick part runs there
+        legs.remove(Leg("sqlite", QUICK))
+    legs += [Leg("sqlite", QUICK, python) for python in options.also]
+    legs += [Leg("sqlite", ENGINE, python) for python in options.also_database]
     return run_all(legs, arguments, amqp="RabbitMQ" not in absent)
 
 

@@ -6,12 +6,11 @@ import json
 from typing import Any
 from uuid import UUID
 
-from django.db import connections
 from django.db.models import Q, QuerySet, TextField
 from django.db.models.functions import Cast, Lower
 
 from .. import registry
-from ..models import StoredPlan
+from ..models import SequenceRunQuerySet, StoredPlan
 from ..portrait import visible
 from .base import prefix_of, uuid_of
 
@@ -19,7 +18,7 @@ from .base import prefix_of, uuid_of
 SEARCHED_HERE = 1_000
 
 
-def named(runs: QuerySet[Any], search_term: str) -> QuerySet[Any] | None:
+def named(runs: Any, search_term: str) -> QuerySet[Any] | None:
     """Those with this id, or one that begins so, or with exactly this key, if there are any."""
     term = search_term.strip()
     wanted = [_with_id(runs, term), runs.filter(sequence__in=_labels(runs), key=term)]
@@ -37,21 +36,11 @@ def _labels(runs: QuerySet[Any]) -> QuerySet[Any]:
     return StoredPlan.objects.using(runs.db).values("sequence")
 
 
-def _with_id(runs: QuerySet[Any], term: str) -> QuerySet[Any] | None:
+def _with_id(runs: SequenceRunQuerySet, term: str) -> QuerySet[Any] | None:
     if run_id := uuid_of(term):
         return runs.filter(pk=run_id)
-    bounds = prefix_of(term)
-    if bounds is None:
-        return None
-    if connections[runs.db].vendor == "mysql":
-        # MariaDB orders its ids by other bytes first.
-        return runs.filter(pk__startswith=_beginning(bounds[0], len(term.replace("-", ""))))
-    return runs.filter(pk__range=bounds)
-
-
-def _beginning(first: UUID, digits: int) -> str:
-    """As many digits of an id, with the dashes between them."""
-    return str(first)[: digits + sum(digits > before for before in (8, 12, 16, 20))]
+    digits = prefix_of(term)
+    return runs.whose_id_begins(digits) if digits else None
 
 
 def _with_data(runs: QuerySet[Any], term: str) -> Q:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from uuid import UUID
 
-from django.db import connections
 from django.db.models import Q
 
 from .. import conf, registry
@@ -59,14 +57,7 @@ def _by_id(text: str) -> list[SequenceRun]:
     digits = text.replace("-", "").lower()
     if not SHORTEST <= len(digits) <= 32 or not set(digits) <= set("0123456789abcdef"):
         return []
-    return list(runs().filter(_begins(digits)).order_by("pk")[: NAMED + 1])
-
-
-def _begins(digits: str) -> Q:
-    if len(digits) < 32 and connections[conf.using()].vendor == "mysql":
-        # MariaDB's own type of UUIDs need not sort as their texts do.
-        return Q(pk__startswith=digits)
-    return Q(pk__gte=UUID(digits.ljust(32, "0")), pk__lte=UUID(digits.ljust(32, "f")))
+    return list(runs().whose_id_begins(digits).order_by("pk")[: NAMED + 1])
 
 
 def _by_key(text: str) -> list[SequenceRun]:
