@@ -62,13 +62,24 @@ Action = Callable[["ManyRuns", HttpRequest, "QuerySet[SequenceRun]"], HttpRespon
 def _on_many(name: str, description: _StrPromise) -> Action:
     """An entry of the list of actions."""
 
-    @admin.action(description=description)
+    act = acts.ACTS[name]
+
+    @admin.action(description=description, permissions=[act.needs or name])
     def action(
         self: ManyRuns, request: HttpRequest, queryset: QuerySet[SequenceRun]
     ) -> HttpResponseBase:
         return self._act_on_many(request, name, queryset)
 
     return action
+
+
+def _may(name: str) -> Callable[[ManyRuns, HttpRequest], bool]:
+    """Whether somebody may do it to some runs at all."""
+
+    def has_permission(self: ManyRuns, request: HttpRequest) -> bool:
+        return self.has_act_permission(request, acts.ACTS[name])
+
+    return has_permission
 
 
 class ManyRuns(RunActs):
@@ -89,15 +100,16 @@ class ManyRuns(RunActs):
     cancel_runs = _on_many("cancel", gettext_lazy("Cancel the selected runs"))
     erase_runs = _on_many("erase", gettext_lazy("Erase the data of the selected runs"))
 
-    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
-        """Without what this user may not do."""
-        refused = {
-            f"{name}_runs"
-            for name in ON_MANY
-            if not self.has_act_permission(request, acts.ACTS[name])
-        }
-        found = super().get_actions(request)
-        return {name: action for name, action in found.items() if name not in refused}
+    # As Django asks for the permissions of actions.
+    has_retry_permission = _may("retry")
+    has_restart_permission = _may("restart_from")
+    has_skip_permission = _may("skip")
+    has_run_now_permission = _may("run_now")
+    has_deliver_permission = _may("deliver")
+    has_pause_permission = _may("pause")
+    has_finish_permission = _may("finish")
+    has_cancel_permission = _may("cancel")
+    has_erase_permission = _may("erase")
 
     def _act_on_many(
         self, request: HttpRequest, action: str, runs: QuerySet[SequenceRun]
