@@ -156,7 +156,7 @@ def test_a_worker_may_die_at_every_boundary_of_the_portable_way(sequence):
 
 @pytest.mark.only_on("postgresql")
 @pytest.mark.parametrize(
-    ("sequence", "every"), [("acceptance.Tour", 61), ("acceptance.FailedTour", 23)]
+    ("sequence", "every"), [("acceptance.Tour", 61), ("acceptance.FailedTour", 41)]
 )
 def test_a_worker_may_die_in_a_join_a_fan_out_a_wait_a_child_or_an_undo(sequence, every):
     report = die_everywhere(sequence, f"--every={every}")
