@@ -12,7 +12,7 @@ from .exceptions import UnknownStep, did_you_mean
 from .models import SequenceRun
 from .redaction import redact
 from .transitions import plans, steering
-from .transitions.steering import Act
+from .transitions.steering import Deed
 from .transitions.values import Dispatch
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Steering:
     def act(self, run: SequenceRun, action: str, *, by: Any, reason: str) -> None:
         """Pause, resume, cancel, finish, retry, erase."""
         using = conf.using()
-        done = Act(action, by=_name(by), reason=reason)
+        done = Deed(action, by=_name(by), reason=reason)
         _send_and_reload(run, _ACTS[action](run.pk, done, using), using)
 
     def act_on_step(
@@ -48,7 +48,7 @@ class Steering:
     ) -> None:
         """Skip, restart_from, run_now."""
         using = conf.using()
-        done = Act(action, by=_name(by), step=_step(run, step, using), reason=reason)
+        done = Deed(action, by=_name(by), step=_step(run, step, using), reason=reason)
         _send_and_reload(run, _ACTS_ON_STEPS[action](run.pk, done, using), using)
 
     def edit(self, run: SequenceRun, data: dict[str, Any], *, by: Any, reason: str) -> None:
@@ -60,9 +60,9 @@ class Steering:
         definition = registry.definition_of(run.sequence)
         if definition is not None and definition.cls._codec is not None:
             definition.cls._codec.check(checked)
-        act = Act("edit", by=_name(by), reason=reason)
+        deed = Deed("edit", by=_name(by), reason=reason)
         hidden = registry.hidden_by(run.sequence)
-        dispatches = steering.edit(run.pk, run.version, checked, hidden, act, using)
+        dispatches = steering.edit(run.pk, run.version, checked, hidden, deed, using)
         _send_and_reload(run, dispatches, using)
 
     def deliver(
@@ -79,8 +79,8 @@ class Steering:
         name = _event(run, event, using)
         hidden = registry.hidden_by(run.sequence)
         shown = redact({name: redact(checked, hidden)}, hidden)[name]
-        act = Act("deliver", by=_name(by), step=name, reason=reason, after=shown)
-        dispatches, counted = steering.deliver(run.pk, checked, act, using)
+        deed = Deed("deliver", by=_name(by), step=name, reason=reason, after=shown)
+        dispatches, counted = steering.deliver(run.pk, checked, deed, using)
         _send_and_reload(run, dispatches, using)
         return counted
 

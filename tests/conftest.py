@@ -9,6 +9,8 @@ from django.db import connection
 from django.test import TransactionTestCase
 from hypothesis import settings
 
+from sequences.testing import isolate_sequences
+
 # What failed once fails again, here and in CI; `--hypothesis-profile=default` looks for more.
 settings.register_profile("steady", derandomize=True, deadline=None)
 settings.load_profile("steady")
@@ -67,6 +69,13 @@ def broker():
     broker.flush_all()
 
 
+@pytest.fixture(autouse=True)
+def _isolated():
+    """What a test declares is gone after it: the next may use the same names."""
+    with isolate_sequences():
+        yield
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _no_process_is_left_behind():
     before = set(psutil.Process().children(recursive=True))
@@ -84,10 +93,12 @@ def service_url(variable):
     url = os.environ.get(variable)
     if url:
         return url
-    reason = f"{variable} is not set: `make test` sets it"
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    return pytest.skip(reason)
+    return missing(f"{variable} is not set: `make test` sets it")
+
+
+def missing(reason):
+    """What a test needs is not here: it skips, and in CI it fails."""
+    return pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

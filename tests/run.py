@@ -95,7 +95,7 @@ def main() -> int:
         return 1
     legs = [Leg(vendor, part) for vendor in vendors for part in CHOICES[vendor]]
     if options.also:  # its quick part runs there
-        legs.remove(Leg("sqlite", QUICK))
+        legs = [leg for leg in legs if leg != Leg("sqlite", QUICK)]
     legs += [Leg("sqlite", QUICK, python) for python in options.also]
     legs += [Leg("sqlite", ENGINE, python) for python in options.also_database]
     return run_all(legs, arguments, amqp="RabbitMQ" not in absent)

@@ -22,7 +22,7 @@ from sequences import (
 )
 from sequences.exceptions import ChildrenFailed, EventTimeout, InvalidTransition, ItemsFailed
 from sequences.models import RunStatus, SequenceRun, StepRun
-from sequences.testing import clock, isolate_sequences
+from sequences.testing import clock
 from sequences.transitions import children
 from tests.engine import claim, fail, fresh, perform, take
 
@@ -30,8 +30,8 @@ pytestmark = pytest.mark.django_db
 
 
 @pytest.fixture(autouse=True)
-def _isolated():
-    with isolate_sequences(), dispatching.caught():
+def _caught():
+    with dispatching.caught():
         yield
 
 

@@ -12,19 +12,13 @@ from django.utils.html import escape
 from sequences import Abort, Sequence, step
 from sequences.admin import base
 from sequences.models import SequenceRun, StepFailure, StepRun
-from sequences.testing import isolate_sequences, run
+from sequences.testing import run
 
 pytestmark = pytest.mark.django_db
 
 SCRIPT = "<script>alert(1)</script>"
 RUNS = reverse("admin:job_sequences_sequencerun_changelist")
 STEPS = reverse("admin:job_sequences_steprun_changelist")
-
-
-@pytest.fixture(autouse=True)
-def _isolated():
-    with isolate_sequences():
-        yield
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from django.urls import reverse
 from sequences import Sequence, acts, dispatching, event, portrait, step
 from sequences.admin import SequenceRunAdmin, acting, many
 from sequences.models import Operation, SequenceRun, StepRun
-from sequences.testing import drain, isolate_sequences
+from sequences.testing import drain
 from tests.engine import claim, fail, fresh, ledger, perform
 
 pytestmark = pytest.mark.django_db
@@ -23,8 +23,8 @@ YES = {"confirm": "yes"}
 
 
 @pytest.fixture(autouse=True)
-def _isolated():
-    with isolate_sequences(), dispatching.caught():
+def _caught():
+    with dispatching.caught():
         yield
 
 
@@ -525,6 +525,18 @@ def test_many_are_refused_without_the_permission(client):
     assert "cancel_runs" not in client.get(RUNS).content.decode()
     assert "retry_runs" in client.get(RUNS).content.decode()
     post_many(client, "cancel_runs", run, confirm="yes")
+    assert fresh(run).status == "running"
+
+
+def test_many_are_refused_where_a_project_offers_all_acts_to_everybody(client, monkeypatch):
+    def every(self, request, actions):
+        return actions
+
+    monkeypatch.setattr(SequenceRunAdmin, "_filter_actions_by_permissions", every)
+    run = started()
+    client.force_login(user_with("view_sequencerun"))
+    assert post_many(client, "cancel_runs", run).status_code == 403
+    assert post_many(client, "cancel_runs", run, confirm="yes").status_code == 403
     assert fresh(run).status == "running"
 
 

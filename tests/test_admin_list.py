@@ -14,7 +14,7 @@ from django.urls import clear_url_caches, path, reverse
 from sequences import Sequence, event, step
 from sequences.admin import SequenceRunAdmin, StepRunAdmin, base, failures, listing, steps
 from sequences.models import SequenceRun, StepFailure, StepRun, StoredPlan
-from sequences.testing import clock, isolate_sequences
+from sequences.testing import clock
 from sequences.transitions import plans
 from tests.engine import change, claim, fail, now, perform, row
 
@@ -23,12 +23,6 @@ pytestmark = pytest.mark.django_db
 RUNS = reverse("admin:job_sequences_sequencerun_changelist")
 FAILURES = reverse("admin:job_sequences_sequencerun_failure_groups")
 STEPS = reverse("admin:job_sequences_steprun_changelist")
-
-
-@pytest.fixture(autouse=True)
-def _isolated():
-    with isolate_sequences():
-        yield
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from django.utils.html import escape
 from sequences import Abort, Sequence, dispatching, event, step, subsequence
 from sequences.admin import SequenceRunAdmin, StepRunAdmin, showing
 from sequences.models import SequenceRun, StepFailure, StepRun, StoredPlan
-from sequences.testing import drain, isolate_sequences
+from sequences.testing import drain
 from sequences.transitions import plans
 from tests.engine import claim, fail, fresh, perform, take
 
@@ -27,8 +27,8 @@ STEPS = reverse("admin:job_sequences_steprun_changelist")
 
 
 @pytest.fixture(autouse=True)
-def _isolated():
-    with isolate_sequences(), dispatching.caught():
+def _caught():
+    with dispatching.caught():
         yield
 
 

@@ -18,18 +18,12 @@ from sequences.cli import finding, tasks, values, waiting, words
 from sequences.cli.display import Display
 from sequences.flows import start_definition
 from sequences.models import Operation, SequenceRun
-from sequences.testing import clock, drain, isolate_sequences
+from sequences.testing import clock, drain
 from sequences.transitions import times
 from tests.engine import claim, fresh, ledger, now, perform, row
 from tests.models import Receipt
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture(autouse=True)
-def _isolated():
-    with isolate_sequences():
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -13,17 +13,11 @@ from sequences.exceptions import (
     UnknownStep,
 )
 from sequences.models import Operation, StepFailure
-from sequences.testing import assert_ledger, clock, drain, isolate_sequences, run
+from sequences.testing import assert_ledger, clock, drain, run
 from sequences.transitions import claims, failures
 from tests.engine import claim, fail, fresh, ledger, perform, row, sent, steps_of, take
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture(autouse=True)
-def _isolated():
-    with isolate_sequences():
-        yield
 
 
 def order(**options):

@@ -6,17 +6,11 @@ import pytest
 from sequences import Abort, Sequence, finish, on_failure, repeat, step
 from sequences.exceptions import InvalidDefinition
 from sequences.models import SequenceRun, StepFailure, StepRun
-from sequences.testing import assert_ledger, drain, isolate_sequences, run
+from sequences.testing import assert_ledger, drain, run
 from sequences.transitions import failures, fanout
 from tests.engine import fresh, perform, sent, take
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture(autouse=True)
-def _isolated():
-    with isolate_sequences():
-        yield
 
 
 def fan_out(each="numbers", body=lambda item: item * item, **options):

@@ -20,19 +20,13 @@ from sequences.heartbeat import Heart
 from sequences.models import SequenceRun, StepRun, WorkerProcess
 from sequences.presence import Presence
 from sequences.sweep import Overdue, Sweeper, run_forever
-from sequences.testing import clock, isolate_sequences
+from sequences.testing import clock
 from sequences.transitions import workers
 from tests.engine import change, claim, fail, now, overdue, row
 
 pytestmark = pytest.mark.django_db
 
 USING = "default"
-
-
-@pytest.fixture(autouse=True)
-def _isolated():
-    with isolate_sequences():
-        yield
 
 
 @pytest.fixture
@@ -91,6 +85,12 @@ def test_a_process_has_one_row_that_says_what_it_is_and_when_it_swept():
         assert abs(again.swept_at - again.seen_at) < timedelta(seconds=5)
     here.end(USING)
     assert not WorkerProcess.objects.exists()
+
+
+def test_who_was_never_shown_takes_no_row_of_its_name_with_it():
+    process(current.process())
+    Presence().end("default")
+    assert WorkerProcess.objects.count() == 1
 
 
 def test_processes_of_one_name_have_a_row_each():

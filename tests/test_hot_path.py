@@ -14,7 +14,7 @@ from sequences import Sequence, conf, dispatching, repeat, signals, step
 from sequences.execution import Life
 from sequences.models import SequenceRun, StepFailure, StepRun, StoredPlan
 from sequences.sweep import Overdue, store_plans, sweep
-from sequences.testing import assert_ledger, clock, drain, isolate_sequences
+from sequences.testing import assert_ledger, clock, drain
 from sequences.testing import run as run_all
 from sequences.transitions import claims, failures, plans
 from tests.broken_reads import Router
@@ -25,12 +25,6 @@ on_postgresql = pytest.mark.only_on("postgresql")
 fast = pytest.mark.skipif(
     bool(os.environ.get("SEQUENCES_PORTABLE")), reason="of the statements for PostgreSQL"
 )
-
-
-@pytest.fixture(autouse=True)
-def _isolated():
-    with isolate_sequences():
-        yield
 
 
 @contextmanager

@@ -13,12 +13,6 @@ from sequences.models import StepFailure
 from sequences.testing import isolate_sequences, run
 
 
-@pytest.fixture(autouse=True)
-def _isolated():
-    with isolate_sequences():
-        yield
-
-
 @pytest.fixture(params=["pydantic", "plain"])
 def validator(request, monkeypatch):
     """With pydantic, and as if it were not installed."""

@@ -20,19 +20,12 @@ from dramatiq.worker import _WorkerThread
 from sequences import Abort, Sequence, current, step
 from sequences.execution import Attempt
 from sequences.logs import JSONFormatter, StepFilter
-from sequences.testing import isolate_sequences
 from sequences.testing import run as run_all
 from tests.engine import claim, messages, perform
 
 pytestmark = pytest.mark.django_db(transaction=True)
 theirs = logging.getLogger("shop")
 FORMAT = "{sequence}|{run}|{step}|{item}|{attempt}|{message}"
-
-
-@pytest.fixture(autouse=True)
-def _isolated():
-    with isolate_sequences():
-        yield
 
 
 @pytest.fixture

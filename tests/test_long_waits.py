@@ -6,7 +6,7 @@ import pytest
 from django.utils import timezone
 
 from sequences import Sequence, event, repeat, step
-from sequences.testing import clock, drain, isolate_sequences
+from sequences.testing import clock, drain
 from tests.engine import claim, fresh, messages, now, perform, row, sent
 
 pytestmark = pytest.mark.django_db
@@ -14,12 +14,6 @@ pytestmark = pytest.mark.django_db
 YEAR = timedelta(days=365)
 #: What a database server may be behind or ahead of this process, and what a test takes.
 ABOUT = timedelta(seconds=30)
-
-
-@pytest.fixture(autouse=True)
-def _isolated():
-    with isolate_sequences():
-        yield
 
 
 def waiting(**options):

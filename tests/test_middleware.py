@@ -12,16 +12,9 @@ from dramatiq.middleware import Retries, SkipMessage, TimeLimit
 from sequences import Sequence, current, middleware, step
 from sequences.middleware import SequencesMiddleware
 from sequences.sweep import Overdue, sweep
-from sequences.testing import isolate_sequences
 from tests.engine import claim, fail, fresh, ledger, messages, now, overdue, row
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture(autouse=True)
-def _isolated():
-    with isolate_sequences():
-        yield
 
 
 def broken(error=ValueError, **options):

@@ -8,7 +8,7 @@ import pytest
 from sequences import Sequence, event, step, subsequence
 from sequences.exceptions import InvalidTransition
 from sequences.models import SequenceRun, StepRun
-from sequences.testing import drain, isolate_sequences
+from sequences.testing import drain
 from sequences.transitions import failures
 from tests.engine import claim, fresh, ledger, perform, row, take
 from tests.test_races import Crew
@@ -19,12 +19,6 @@ pytestmark = [
 ]
 
 ROUNDS = 12
-
-
-@pytest.fixture(autouse=True)
-def _isolated():
-    with isolate_sequences():
-        yield
 
 
 @pytest.fixture

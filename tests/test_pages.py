@@ -14,18 +14,12 @@ from sequences import Abort, Sequence, event, links, step
 from sequences.exceptions import SequenceError
 from sequences.models import SequenceRun
 from sequences.portrait import HEAVY
-from sequences.testing import drain, isolate_sequences
+from sequences.testing import drain
 from tests.engine import change, claim, fail, fresh
 
 pytestmark = pytest.mark.django_db
 SCRIPT = "<script>alert(1)</script>"
 BEGIN = "{% load sequences %}"
-
-
-@pytest.fixture(autouse=True)
-def _isolated():
-    with isolate_sequences():
-        yield
 
 
 @pytest.fixture

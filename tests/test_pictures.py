@@ -18,15 +18,9 @@ from sequences.pictures import (
     timeline_of,
 )
 from sequences.portrait import of
-from sequences.testing import clock, drain, isolate_sequences, run
+from sequences.testing import clock, drain, run
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture(autouse=True)
-def _isolated():
-    with isolate_sequences():
-        yield
 
 
 def begun(sequence, **data):

@@ -8,17 +8,11 @@ from django.test.utils import CaptureQueriesContext
 
 from sequences import Abort, Sequence, event, portrait, step, subsequence
 from sequences.models import SequenceRun, StepRun
-from sequences.testing import drain, isolate_sequences
+from sequences.testing import drain
 from sequences.testing import run as run_all
 from tests.engine import change, claim, fail, fresh, now, perform, row, take
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture(autouse=True)
-def _isolated():
-    with isolate_sequences():
-        yield
 
 
 def order():

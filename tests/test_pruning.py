@@ -15,7 +15,7 @@ from sequences.models import (
     StoredPlan,
 )
 from sequences.pruning import REFERRED_TO, REFUSED, TAKEN, YOUNG, prune
-from sequences.testing import drain, isolate_sequences
+from sequences.testing import drain
 from sequences.transitions import pruning as transitions
 from sequences.transitions.locks import lock_run
 from tests.engine import claim, fail, fresh, now
@@ -25,12 +25,6 @@ from tests.test_races import Crew
 pytestmark = pytest.mark.django_db
 MONTH = timedelta(days=30)
 TABLES = (SequenceRun, StepRun, StepFailure, Operation)
-
-
-@pytest.fixture(autouse=True)
-def _isolated():
-    with isolate_sequences():
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from sequences import Sequence, execution, step
 from sequences.exceptions import InvalidTransition
 from sequences.models import SequenceRun, StepRun, StoredPlan
 from sequences.sweep import Overdue, sweep
-from sequences.testing import drain, isolate_sequences
+from sequences.testing import drain
 from sequences.transitions import failures, locks
 from tests.engine import change, claim, fail, fresh, ledger, now, perform, row, take
 
@@ -23,12 +23,6 @@ pytestmark = [
 ]
 
 ROUNDS = 20
-
-
-@pytest.fixture(autouse=True)
-def _isolated():
-    with isolate_sequences():
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ from django.urls import reverse
 
 from sequences import Abort, Sequence, dispatching, event, step
 from sequences.models import Operation, SequenceRun, StepFailure, StepRun
-from sequences.testing import isolate_sequences
 from tests.engine import change, claim, fail, fresh, perform, row, take
 
 pytestmark = pytest.mark.django_db
@@ -20,8 +19,8 @@ STEPS = reverse("admin:job_sequences_steprun_changelist")
 
 
 @pytest.fixture(autouse=True)
-def _isolated():
-    with isolate_sequences(), dispatching.caught():
+def _caught():
+    with dispatching.caught():
         yield
 
 

@@ -34,12 +34,6 @@ from tests.test_middleware import deliver
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-@pytest.fixture(autouse=True)
-def _isolated():
-    with isolate_sequences():
-        yield
-
-
 class Heard(list):
     """What was received: names of signals, with the step's where there is one."""
 

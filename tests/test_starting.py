@@ -18,17 +18,11 @@ from sequences import Sequence, dispatching, step
 from sequences.exceptions import InvalidData, SequenceError
 from sequences.models import SequenceRun, StepRun
 from sequences.starting import BATCH
-from sequences.testing import clock, drain, isolate_sequences
+from sequences.testing import clock, drain
 from sequences.transitions import starts
 from testproject.contact.models import Message, Team
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture(autouse=True)
-def _isolated():
-    with isolate_sequences():
-        yield
 
 
 @pytest.fixture(autouse=True)

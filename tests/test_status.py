@@ -14,18 +14,12 @@ from django.urls import reverse
 from sequences import Abort, Sequence, event, links, on_failure, step
 from sequences.exceptions import SequenceError
 from sequences.models import SequenceRun, StepRun
-from sequences.testing import drain, isolate_sequences, run
+from sequences.testing import drain, run
 from tests.engine import change, fail, fresh, perform
 from tests.engine import claim as claim_step
 
 pytestmark = pytest.mark.django_db
 SECRET = "s3cr3t-4111"
-
-
-@pytest.fixture(autouse=True)
-def _isolated():
-    with isolate_sequences():
-        yield
 
 
 @pytest.fixture

@@ -27,12 +27,6 @@ from tests.engine import (
 pytestmark = pytest.mark.django_db
 
 
-@pytest.fixture(autouse=True)
-def _isolated():
-    with isolate_sequences():
-        yield
-
-
 def chain():
     class Chain(Sequence):
         class Meta:

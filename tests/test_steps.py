@@ -17,16 +17,10 @@ from dramatiq.middleware import Middleware
 from sequences import Abort, Sequence, current, dispatching, finish, handover, repeat, step
 from sequences.exceptions import SequenceError
 from sequences.models import SequenceRun, StepRun
-from sequences.testing import assert_ledger, clock, drain, isolate_sequences, run
+from sequences.testing import assert_ledger, clock, drain, run
 from testproject.contact.models import Message, Team
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture(autouse=True)
-def _isolated():
-    with isolate_sequences():
-        yield
 
 
 def failures(sequence):

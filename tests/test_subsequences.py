@@ -6,7 +6,7 @@ from sequences import Abort, Sequence, event, on_failure, step, subsequence
 from sequences.exceptions import InvalidDefinition
 from sequences.models import Operation, SequenceRun, StepFailure
 from sequences.sweep import Overdue, sweep
-from sequences.testing import assert_ledger, drain, isolate_sequences, run
+from sequences.testing import assert_ledger, drain, run
 from sequences.transitions import children
 from tests.engine import change, claim, fresh, ledger, overdue, perform, row, sent, steps_of
 
@@ -16,10 +16,8 @@ failing: set[str] = set()
 
 
 @pytest.fixture(autouse=True)
-def _isolated():
+def _none_fails():
     failing.clear()
-    with isolate_sequences():
-        yield
 
 
 def shop(**options):

@@ -7,15 +7,15 @@ import pytest
 from sequences import Sequence, event, on_failure, portrait, step, subsequence
 from sequences.models import Operation
 from sequences.summary import LONGEST, error_of, summary
-from sequences.testing import clock, drain, isolate_sequences
+from sequences.testing import clock, drain
 from tests.engine import change, claim, fail, fresh, now, perform, row, take
 
 pytestmark = pytest.mark.django_db
 
 
 @pytest.fixture(autouse=True)
-def _isolated():
-    with isolate_sequences(), clock():
+def _clock():
+    with clock():
         yield
 
 

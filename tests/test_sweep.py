@@ -12,7 +12,7 @@ from sequences import Sequence, dispatching, step
 from sequences.exceptions import SequenceError
 from sequences.models import StepRun, StoredPlan
 from sequences.sweep import ROUNDS, Overdue, Sweeper, sweep
-from sequences.testing import clock, isolate_sequences
+from sequences.testing import clock
 from sequences.traffic import DRAINED, Traffic
 from sequences.transitions import due, failures
 from tests.engine import change, claim, fail, fresh, ledger, messages, now, overdue, perform, row
@@ -24,10 +24,8 @@ GRACE = timedelta(seconds=15)
 
 
 @pytest.fixture(autouse=True)
-def _isolated(monkeypatch):
+def _broker_that_has_not_failed(monkeypatch):
     monkeypatch.setattr(dispatching, "_breaker", dispatching._Breaker())
-    with isolate_sequences():
-        yield
 
 
 def chain():

@@ -20,7 +20,6 @@ from opentelemetry.trace import SpanKind, StatusCode, TraceFlags
 from sequences import Sequence, on_failure, repeat, step, subsequence, tracing
 from sequences.execution import Life
 from sequences.models import SequenceRun
-from sequences.testing import isolate_sequences
 from sequences.testing import run as run_all
 from tests.engine import claim, fresh, messages, perform, row
 from tests.test_middleware import deliver
@@ -78,8 +77,7 @@ def spans(exporter, settings):
     """The spans that have ended, by their names."""
     settings.SEQUENCES = {"TELEMETRY": True}
     exporter.clear()
-    with isolate_sequences():
-        yield Spans(exporter)
+    return Spans(exporter)
 
 
 class Spans:

@@ -20,12 +20,6 @@ USING = "default"
 HOUR = timedelta(hours=1)
 
 
-@pytest.fixture(autouse=True)
-def _isolated():
-    with isolate_sequences():
-        yield
-
-
 def chain():
     class Chain(Sequence):
         class Meta:

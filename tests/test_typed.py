@@ -15,17 +15,10 @@ from sequences import Sequence, step
 from sequences.data import dumps, normalise
 from sequences.exceptions import InvalidData, InvalidDefinition
 from sequences.reading import plain
-from sequences.testing import isolate_sequences
 from sequences.typed import PlainCodec, PydanticCodec, Stored, overlay
 
 T = TypeVar("T")
 UTC = dt.UTC
-
-
-@pytest.fixture(autouse=True)
-def _isolated():
-    with isolate_sequences():
-        yield
 
 
 @pytest.fixture

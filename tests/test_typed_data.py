@@ -11,16 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from sequences import Sequence, event, job, step, subsequence
 from sequences.exceptions import InvalidData, InvalidDefinition
 from sequences.models import SequenceRun, StepFailure
-from sequences.testing import assert_ledger, build, drain, isolate_sequences, run
+from sequences.testing import assert_ledger, build, drain, run
 from tests.engine import fresh, perform, row, take
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture(autouse=True)
-def _isolated():
-    with isolate_sequences():
-        yield
 
 
 class Order(BaseModel):

@@ -3,16 +3,10 @@ import pytest
 from sequences import Abort, Sequence, event, finish, on_failure, step
 from sequences.exceptions import InvalidDefinition, InvalidTransition
 from sequences.models import StepFailure, StepRun
-from sequences.testing import assert_ledger, drain, isolate_sequences, run
+from sequences.testing import assert_ledger, drain, run
 from tests.engine import claim, fail, fresh, ledger, overdue, perform, sent, steps_of
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture(autouse=True)
-def _isolated():
-    with isolate_sequences():
-        yield
 
 
 def saga(*, fails=("ship",), with_handler=True, **ship_options):

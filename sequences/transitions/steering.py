@@ -1,6 +1,6 @@
 """What people and programs do to a run from outside.
 
-Each act locks the run and writes every step run that it concerns: a step that is running just
+Each deed locks the run and writes every step run that it concerns: a step that is running just
 then meets its own row changed when it commits, and rolls back.
 """
 
@@ -36,7 +36,7 @@ _FINISHED_RUN = tuple(status for status in RunStatus if status not in UNFINISHED
 
 
 @dataclass(frozen=True, slots=True)
-class Act:
+class Deed:
     """Who does what, and why: what an `Operation` row keeps."""
 
     action: str
@@ -48,10 +48,10 @@ class Act:
 
 
 class _Locked:
-    """A run under its lock, and what every act does with it."""
+    """A run under its lock, and what every deed does with it."""
 
-    def __init__(self, run: SequenceRun, act: Act, using: str) -> None:
-        self.run, self.act, self.using = run, act, using
+    def __init__(self, run: SequenceRun, deed: Deed, using: str) -> None:
+        self.run, self.deed, self.using = run, deed, using
         self.now: datetime = times.now(using)
         self.plan: Plan = plans.load(run.plan_id, using)
 
@@ -59,13 +59,13 @@ class _Locked:
         return StepRun._base_manager.using(self.using).filter(run=self.run.pk, **conditions)
 
     def allow(self, *states: str) -> None:
-        """Refuse the act in any other state than these."""
+        """Refuse the deed in any other state than these."""
         if self.run.status not in states:
             self.refuse(" or ".join(states))
 
     def refuse(self, allowed: str) -> None:
         raise InvalidTransition(
-            action=self.act.action, run=self.run.pk, status=self.run.status, allowed=allowed
+            action=self.deed.action, run=self.run.pk, status=self.run.status, allowed=allowed
         )
 
     def done(self) -> None:
@@ -73,12 +73,12 @@ class _Locked:
         runs.save(self.run, self.now, self.using)
         Operation._base_manager.using(self.using).create(
             run=self.run,
-            action=self.act.action,
-            step=self.act.step,
-            reason=self.act.reason,
-            by=self.act.by,
-            before=self.act.before,
-            after=self.act.after,
+            action=self.deed.action,
+            step=self.deed.step,
+            reason=self.deed.reason,
+            by=self.deed.by,
+            before=self.deed.before,
+            after=self.deed.after,
             done_at=self.now,
         )
 
@@ -163,8 +163,8 @@ class _Locked:
         run = lock_run(child.pk, self.using)
         if run is None or not run.is_finished or run.status == RunStatus.SUCCEEDED:
             return []
-        act = Act(self.act.action, self.act.by, reason=f"so is its parent {self.run.pk}")
-        locked = _Locked(run, act, self.using)
+        deed = Deed(self.deed.action, self.deed.by, reason=f"so is its parent {self.run.pk}")
+        locked = _Locked(run, deed, self.using)
         if locked.undone():  # it begins from nothing
             every = frozenset(locked.plan.names)
             undoing.forget(run, locked.plan, every, self.using)
@@ -248,9 +248,9 @@ class _Locked:
         other = rivals.filter(sequence=self.run.sequence, held_key=key).first()
         if other is not None:
             raise InvalidTransition(
-                f"Cannot {self.act.action} run {self.run.pk}: run {other.pk} holds its key "
+                f"Cannot {self.deed.action} run {self.run.pk}: run {other.pk} holds its key "
                 f"{key!r} now. Finish or cancel that one first.",
-                action=self.act.action,
+                action=self.deed.action,
                 run=self.run.pk,
                 status=self.run.status,
                 allowed="the holder of its key",
@@ -262,15 +262,15 @@ class _Locked:
 
 
 def _act(
-    run_id: UUID, act: Act, using: str, function: Callable[[_Locked], list[Dispatch]]
+    run_id: UUID, deed: Deed, using: str, function: Callable[[_Locked], list[Dispatch]]
 ) -> list[Dispatch]:
     def locked() -> list[Dispatch]:
         run = lock_run(run_id, using)
         if run is None:
             raise InvalidTransition(
-                action=act.action, run=run_id, status="gone", allowed="any other"
+                action=deed.action, run=run_id, status="gone", allowed="any other"
             )
-        subject = _Locked(run, act, using)
+        subject = _Locked(run, deed, using)
         dispatches = function(subject)
         subject.done()
         return dispatches
@@ -278,7 +278,7 @@ def _act(
     return transact(using, locked)
 
 
-def pause(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
+def pause(run_id: UUID, deed: Deed, using: str) -> list[Dispatch]:
     """Hold what has not begun; the step in hand may commit."""
 
     def function(locked: _Locked) -> list[Dispatch]:
@@ -288,10 +288,10 @@ def pause(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
         locked.steps(status__in=states).update(wake_at=None)
         return []
 
-    return _act(run_id, act, using, function)
+    return _act(run_id, deed, using, function)
 
 
-def resume(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
+def resume(run_id: UUID, deed: Deed, using: str) -> list[Dispatch]:
     """Let go what a pause holds."""
 
     def function(locked: _Locked) -> list[Dispatch]:
@@ -302,10 +302,10 @@ def resume(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
         retries = locked.wake_retries()
         return retries + undoing.stop(locked.run, locked.plan, locked.now, using)
 
-    return _act(run_id, act, using, function)
+    return _act(run_id, deed, using, function)
 
 
-def cancel(run_id: UUID, act: Act, using: str, *, undo: bool = False) -> list[Dispatch]:
+def cancel(run_id: UUID, deed: Deed, using: str, *, undo: bool = False) -> list[Dispatch]:
     """End the run; nothing of it is committed any more. Before that, perhaps, undo it."""
 
     def function(locked: _Locked) -> list[Dispatch]:
@@ -319,10 +319,10 @@ def cancel(run_id: UUID, act: Act, using: str, *, undo: bool = False) -> list[Di
         runs.end(locked.run, RunStatus.CANCELLED, locked.now)
         return []
 
-    return _act(run_id, act, using, function)
+    return _act(run_id, deed, using, function)
 
 
-def finish(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
+def finish(run_id: UUID, deed: Deed, using: str) -> list[Dispatch]:
     """Succeed the run as it is; what has not ended is skipped."""
 
     def function(locked: _Locked) -> list[Dispatch]:
@@ -332,10 +332,10 @@ def finish(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
         runs.end(locked.run, RunStatus.SUCCEEDED, locked.now)
         return []
 
-    return _act(run_id, act, using, function)
+    return _act(run_id, deed, using, function)
 
 
-def retry(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
+def retry(run_id: UUID, deed: Deed, using: str) -> list[Dispatch]:
     """Begin the failed steps again, and let go what their failure holds.
 
     A step whose retry has a time of its own is retried now.
@@ -350,26 +350,28 @@ def retry(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
         locked.allow(RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FAILED)
         return locked.begin_failed_again()
 
-    return _act(run_id, act, using, function)
+    return _act(run_id, deed, using, function)
 
 
 _SKIPPABLE = (StepStatus.FAILED, StepStatus.WAITING, StepStatus.QUEUED, StepStatus.RETRYING)
 
 
-def skip(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
+def skip(run_id: UUID, deed: Deed, using: str) -> list[Dispatch]:
     """Go on without this step."""
 
     def function(locked: _Locked) -> list[Dispatch]:
         locked.allow(RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FAILED)
-        if locked.plan.node(act.step).kind in ASIDE:
-            return locked.skip_aside(act.step)
+        if locked.plan.node(deed.step).kind in ASIDE:
+            return locked.skip_aside(deed.step)
         if locked.undone():
             locked.refuse("not undone: restart_from() begins again")
-        rows = locked.steps(step=act.step)
+        rows = locked.steps(step=deed.step)
         ended = {"status": StepStatus.SKIPPED, "finished_at": locked.now}
         ended |= {"token": None, "wake_at": None, "due_at": None}
         states = runs.states_of(locked.run, using)
-        if states.get(act.step) == StepStatus.FAILED and act.step not in locked.plan.failed(states):
+        if states.get(deed.step) == StepStatus.FAILED and deed.step not in locked.plan.failed(
+            states
+        ):
             _refuse_step(locked, "one in whose place no other goes on")
         # The write decides, not a look before it: a claim may come in between.
         if not rows.filter(item=PLAIN, status__in=_SKIPPABLE).update(**ended):
@@ -381,7 +383,7 @@ def skip(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
         locked.forget_failure()
         return locked.begin_children_again(again) + locked.go_on()
 
-    return _act(run_id, act, using, function)
+    return _act(run_id, deed, using, function)
 
 
 #: Whose wait is a time's only until they have begun: then they have a payload.
@@ -392,7 +394,7 @@ _TIMED = Q(status=StepStatus.RETRYING) | (
 )
 
 
-def run_now(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
+def run_now(run_id: UUID, deed: Deed, using: str) -> list[Dispatch]:
     """Let a step wait for its time no longer; of a fan-out every item that waits for one.
 
     Their time is now, so that what counts from it counts on. The messages that were sent with
@@ -403,16 +405,16 @@ def run_now(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
         if locked.run.status == RunStatus.PAUSED:
             locked.refuse("running: resume() it first")
         locked.allow(RunStatus.RUNNING, RunStatus.UNDOING)
-        timed = locked.steps(step=act.step).filter(_TIMED)
+        timed = locked.steps(step=deed.step).filter(_TIMED)
         # The write decides, not a look before it: a claim or a sweep may come in between.
         due = locked.queued() | {"due_at": locked.now}
         if not timed.filter(wake_at__isnull=False).update(**due):
             _refuse_step(locked, _held_or_not_timed(timed))
         # One of the same moment that was queued before gets a message too many, and no harm.
-        queued = locked.steps(step=act.step, status=StepStatus.QUEUED, queued_at=locked.now)
+        queued = locked.steps(step=deed.step, status=StepStatus.QUEUED, queued_at=locked.now)
         return [dispatch_of(row, locked.plan) for row in queued.order_by("pk")]
 
-    return _act(run_id, act, using, function)
+    return _act(run_id, deed, using, function)
 
 
 def _held_or_not_timed(timed: QuerySet[StepRun]) -> str:
@@ -423,28 +425,29 @@ def _held_or_not_timed(timed: QuerySet[StepRun]) -> str:
 
 def _refuse_step(locked: _Locked, allowed: str) -> None:
     # Of a fan-out its own row tells, not an item.
-    row = locked.steps(step=locked.act.step).order_by("item").first()
+    row = locked.steps(step=locked.deed.step).order_by("item").first()
     status = "not begun" if row is None else row.status
+    deed = locked.deed
     raise InvalidTransition(
-        f"Cannot {locked.act.action} step {locked.act.step!r} of run {locked.run.pk}: the step is "
+        f"Cannot {deed.action} step {deed.step!r} of run {locked.run.pk}: the step is "
         f"{status}; it must be {allowed}.",
-        action=locked.act.action,
+        action=deed.action,
         run=locked.run.pk,
         status=status,
         allowed=allowed,
     )
 
 
-def restart_from(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
+def restart_from(run_id: UUID, deed: Deed, using: str) -> list[Dispatch]:
     """Begin again with this step, and do again all that comes after it."""
 
     def function(locked: _Locked) -> list[Dispatch]:
         locked.allow(RunStatus.RUNNING, RunStatus.PAUSED, *_FINISHED_RUN)
-        if not locked.steps(step=act.step).exists():
+        if not locked.steps(step=deed.step).exists():
             _refuse_step(locked, "begun")
-        if locked.plan.node(act.step).kind in ASIDE:
+        if locked.plan.node(deed.step).kind in ASIDE:
             _refuse_step(locked, "of the main line: retry() goes on with an undo")
-        again = locked.plan.again(act.step)
+        again = locked.plan.again(deed.step)
         if kept := locked.undone() - again:
             locked.refuse(f"without undone steps that are not done again: {', '.join(kept)}")
         undoing.forget(locked.run, locked.plan, again, using)
@@ -454,11 +457,11 @@ def restart_from(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
         ended = locked.requeue_cancelled()
         if locked.is_failing():
             locked.refuse("without another failed step: retry() or skip() that one")
-        row = new_row(run_id, locked.plan.node(act.step), locked.now, None)
+        row = new_row(run_id, locked.plan.node(deed.step), locked.now, None)
         starts.insert([row], using)
         return locked.begin_children_again(ended) + locked.go_on()
 
-    return _act(run_id, act, using, function)
+    return _act(run_id, deed, using, function)
 
 
 _RECEIVES = (
@@ -470,27 +473,27 @@ _RECEIVES = (
 )
 
 
-def deliver(run_id: UUID, payload: Any, act: Act, using: str) -> tuple[list[Dispatch], bool]:
+def deliver(run_id: UUID, payload: Any, deed: Deed, using: str) -> tuple[list[Dispatch], bool]:
     """Keep a payload for an event, and end its wait. False: there was one already."""
     counts = True
 
     def function(locked: _Locked) -> list[Dispatch]:
         nonlocal counts
         locked.allow(RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FAILED)
-        row = locked.steps(step=act.step).first()
-        counts = act.step not in locked.run.inbox
+        row = locked.steps(step=deed.step).first()
+        counts = deed.step not in locked.run.inbox
         if not counts:
             return []
         if row is not None and row.status not in _RECEIVES:
             _refuse_step(locked, "waiting, or not begun")
-        locked.run.inbox = {**locked.run.inbox, act.step: payload}
+        locked.run.inbox = {**locked.run.inbox, deed.step: payload}
         if row is None or row.status != StepStatus.WAITING:
             return []  # it finds the payload when it looks, or when it commits its wait
         if row.payload is None and row.due_at is not None:
             return []  # its own delay is not over
         return locked.receive(row)
 
-    return _act(run_id, act, using, function), counts
+    return _act(run_id, deed, using, function), counts
 
 
 def edit(
@@ -498,7 +501,7 @@ def edit(
     version: int,
     data: dict[str, Any],
     hidden: tuple[str, ...],
-    act: Act,
+    deed: Deed,
     using: str,
 ) -> list[Dispatch]:
     """Put other data in the place of the run's, while no step runs."""
@@ -510,21 +513,21 @@ def edit(
             raise InvalidTransition(
                 f"Cannot edit run {run_id}: it has changed since it was read (version "
                 f"{version}, now {locked.run.version}); call refresh_from_db() and look again.",
-                action=act.action,
+                action=deed.action,
                 run=run_id,
                 status=locked.run.status,
                 allowed="as it was read",
             )
         # What is stored, not what the caller's instance shows: that may be changed in place.
         before, after = redact(locked.run.data, hidden), redact(data, hidden)
-        locked.act = replace(act, before=before, after=after)
+        locked.deed = replace(deed, before=before, after=after)
         locked.run.data = data
         return []
 
-    return _act(run_id, act, using, function)
+    return _act(run_id, deed, using, function)
 
 
-def erase(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
+def erase(run_id: UUID, deed: Deed, using: str) -> list[Dispatch]:
     """Blank what the run has stored of its data, for good."""
 
     def function(locked: _Locked) -> list[Dispatch]:
@@ -537,4 +540,4 @@ def erase(run_id: UUID, act: Act, using: str) -> list[Dispatch]:
         operations.update(before=None, after=None)
         return []
 
-    return _act(run_id, act, using, function)
+    return _act(run_id, deed, using, function)

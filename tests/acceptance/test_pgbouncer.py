@@ -18,6 +18,7 @@ from django.db import connection
 
 from sequences.models import SequenceRun
 from testproject.databases import to_url
+from tests.conftest import missing
 
 from .app.models import Entry
 
@@ -55,7 +56,7 @@ def pgbouncer():
     """The URL of this test's database, through a PgBouncer of its own."""
     binary = shutil.which("pgbouncer", path=f"{os.environ.get('PATH')}:/usr/sbin")
     if not binary:
-        pytest.skip("pgbouncer is not installed: apt-get install pgbouncer")
+        missing("pgbouncer is not installed: apt-get install pgbouncer")
     port = free_port()
     settings = connection.settings_dict
     url = to_url(settings | {"HOST": "127.0.0.1", "PORT": str(port)})

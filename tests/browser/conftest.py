@@ -3,8 +3,6 @@
 Debian's chromium is found by its name, or by CHROMIUM. Without it the tests skip; in CI they fail.
 """
 
-import os
-
 import pytest
 from django.test import Client
 from playwright.sync_api import expect, sync_playwright
@@ -13,16 +11,14 @@ from testproject.browser import FLAGS, NAMES, chromium
 from tests.acceptance.app.gates import Gate
 from tests.acceptance.app.sequences import QUEUE
 from tests.acceptance.workers import SETTINGS, Crew
+from tests.conftest import missing
 
 LIMIT = 20_000  # milliseconds for anything that is waited for
 
 
 def the_browser():
-    found = chromium()
-    if found:
-        return found
-    reason = f"no browser: none of {', '.join(NAMES)} is installed, and CHROMIUM names none"
-    return pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    names = ", ".join(NAMES)
+    return chromium() or missing(f"no browser: none of {names} is installed, nor named by CHROMIUM")
 
 
 # Playwright's loop runs in this thread as long as this lives: not beyond the tests that need it.
