@@ -16,6 +16,8 @@ from .models import UNFINISHED_RUN, RunStatus, StepStatus
 from .plan import ASIDE
 from .portrait import Portrait, StepPortrait
 
+_GOING = (RunStatus.FAILED, RunStatus.RUNNING, RunStatus.PAUSED)
+
 
 @dataclass(frozen=True, slots=True)
 class Act:
@@ -32,6 +34,8 @@ class Act:
     is_dangerous: bool = False
     #: The permission that it needs, if not one of its own name.
     needs: str = ""
+    #: Of many runs those that it is for, by their states: the likeliest first.
+    meant_for: tuple[RunStatus, ...] = ()
 
     @property
     def permission(self) -> str:
@@ -49,6 +53,7 @@ ACTS: dict[str, Act] = {
                 "The failed steps begin again, with all their attempts; what waits for its next "
                 "attempt is tried now. Steps that have succeeded are not performed again."
             ),
+            meant_for=(RunStatus.FAILED,),
         ),
         Act(
             "restart_from",
@@ -60,6 +65,7 @@ ACTS: dict[str, Act] = {
             on_step=True,
             is_dangerous=True,
             needs="restart",
+            meant_for=(*_GOING, RunStatus.CANCELLED),
         ),
         Act(
             "skip",
@@ -67,29 +73,34 @@ ACTS: dict[str, Act] = {
             _("The run goes on without this step, as if it had nothing to do."),
             on_step=True,
             is_dangerous=True,
+            meant_for=_GOING,
         ),
         Act(
             "run_now",
             _("Run now"),
             _("The step does not wait for its time any longer."),
             on_step=True,
+            meant_for=(RunStatus.RUNNING, RunStatus.UNDOING),
         ),
         Act(
             "deliver",
             _("Deliver"),
             _("The event that this step waits for has come, with this payload."),
             on_step=True,
+            meant_for=_GOING,
         ),
         Act(
             "pause",
             _("Pause"),
             _("A running step may end; nothing new begins until it is resumed."),
+            meant_for=(RunStatus.RUNNING,),
         ),
         Act(
             "resume",
             _("Resume"),
             _("What the pause holds goes on; what fell due meanwhile is performed now."),
             needs="pause",
+            meant_for=(RunStatus.PAUSED,),
         ),
         Act(
             "edit",
@@ -102,18 +113,21 @@ ACTS: dict[str, Act] = {
             _("Finish"),
             _("The run succeeds as it is now; what has not ended is skipped."),
             is_dangerous=True,
+            meant_for=(RunStatus.RUNNING, RunStatus.PAUSED),
         ),
         Act(
             "cancel",
             _("Cancel"),
             _("The run ends here; a step that runs just now loses its commit."),
             is_dangerous=True,
+            meant_for=UNFINISHED_RUN,
         ),
         Act(
             "erase",
             _("Erase"),
             _("Data, payloads, results and the texts of failures are blanked, for good."),
             is_dangerous=True,
+            meant_for=(RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED),
         ),
     )
 }
@@ -142,7 +156,7 @@ def _status(portrait: Portrait, *statuses: str) -> bool:
 
 
 def _goes(portrait: Portrait) -> bool:
-    return _status(portrait, RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FAILED)
+    return _status(portrait, *_GOING)
 
 
 def _undone(portrait: Portrait) -> frozenset[str]:

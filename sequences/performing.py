@@ -11,7 +11,6 @@ from itertools import islice
 from typing import Any, cast
 
 from django.utils import timezone
-from django.utils.text import Truncator
 
 from . import conf, heartbeat, registry, starting, tracing, typed
 from . import data as json_data
@@ -27,6 +26,7 @@ from .exceptions import (
     did_you_mean,
 )
 from .models import PLAIN, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
+from .texts import class_name, first_line
 from .transitions import children, claims, failures, fanout, plans, times
 from .transitions.values import Change, Claim, FanOut
 
@@ -315,8 +315,8 @@ def _told(failure: StepFailure | None) -> str:
     """What an item failed with, short enough to stand in another message."""
     if failure is None:  # somebody has deleted it
         return ""
-    line = Truncator(failure.message.partition("\n")[0]).chars(QUOTED)
-    return f"The first is item {failure.item}: {failure.error.rpartition('.')[2]}: {line}"
+    line = first_line(failure.message, QUOTED)
+    return f"The first is item {failure.item}: {class_name(failure.error)}: {line}"
 
 
 def _read_only(claim: Claim, before: dict[str, Any], after: dict[str, Any]) -> ReadOnlyData:

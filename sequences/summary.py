@@ -18,6 +18,7 @@ from .durations import duration
 from .models import Operation, RunStatus, StepFailure, StepRun, StepStatus
 from .plan import ASIDE
 from .portrait import Portrait, StepPortrait
+from .texts import class_name, first_line
 
 #: How much of an error's message stands in the sentence, in characters.
 LONGEST = 200
@@ -37,9 +38,7 @@ def summary(portrait: Portrait, last: Operation | None = None) -> str:
 
 def error_of(failure: StepFailure) -> str:
     """The error and the first line of its message: ``CardError: insufficient funds``."""
-    name = failure.error.rpartition(".")[-1]
-    line = next(iter(failure.message.strip().splitlines()), "")
-    line = line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
+    name, line = class_name(failure.error), first_line(failure.message, LONGEST + 1)
     return f"{name}: {line}" if line else name
 
 

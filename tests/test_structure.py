@@ -12,7 +12,7 @@ ROOT = Path(sequences.__file__).parent
 
 #: From the bottom to the top. A module imports from its own layer and from those below.
 LAYERS = [
-    {"exceptions", "ids", "plan", "data", "redaction", "drawing", "durations"},
+    {"exceptions", "ids", "plan", "data", "redaction", "drawing", "texts", "durations"},
     {"conf"},
     {"steps", "validation", "reading", "typed", "registry", "definition", "__init__"}
     | {"jobs", "calls", "parsing", "flows", "loading", "compose"},

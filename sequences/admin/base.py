@@ -122,6 +122,11 @@ def _asks_for_content(model: type[Model], lookup: str) -> bool:
     return False
 
 
+def is_refresh(request: HttpRequest) -> bool:
+    """Whether the script of a page asks for it again: nobody would see the messages then."""
+    return request.headers.get("X-Requested-With") == "sequences-live"
+
+
 def heavy(prefix: str = "") -> tuple[str, ...]:
     return f"{prefix}data", f"{prefix}inbox"
 

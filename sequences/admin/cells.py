@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -14,6 +14,7 @@ from django.utils.translation import gettext, ngettext
 
 from ..models import RunStatus, SequenceRun, StepFailure, StepStatus
 from ..portrait import Portrait, StepPortrait, title_of
+from ..texts import class_name, first_line
 
 #: Steps that a cell names; the others are counted.
 NAMED = 2
@@ -150,18 +151,6 @@ def error(failure: StepFailure | None) -> SafeString | str:
     return format_html(
         '<span class="seq-error" title="{}"><b>{}</b> {}</span>',
         failure.error,
-        error_name(failure.error),
-        first_line(failure.message),
+        class_name(failure.error),
+        first_line(failure.message, CUT),
     )
-
-
-def error_name(path: str) -> str:
-    """The class without its module."""
-    return path.rpartition(".")[2] or path
-
-
-def first_line(text: str) -> str:
-    """What fits into a cell."""
-    lines: Iterable[str] = (line.strip() for line in text.splitlines())
-    line = next((line for line in lines if line), "")
-    return line if len(line) <= CUT else f"{line[: CUT - 1]}…"

@@ -20,6 +20,7 @@ from django.utils.translation import gettext_lazy as _
 from .. import conf
 from ..models import SequenceRun, StepFailure
 from ..portrait import hide_secrets, label_of, title_of
+from ..texts import class_name, first_line
 from ..transitions import times
 from . import cells
 from .base import heavy
@@ -58,12 +59,12 @@ class Group:
     @property
     def error_name(self) -> str:
         """The class without its module."""
-        return cells.error_name(self.error)
+        return class_name(self.error)
 
     @property
     def message(self) -> str:
         """The first line of the newest."""
-        return cells.first_line(self.newest.message)
+        return first_line(self.newest.message, cells.CUT)
 
     @property
     def last(self) -> str:

@@ -25,8 +25,8 @@ from ..models import (
     StoredPlan,
 )
 from ..portrait import label_of, title_of
+from ..texts import class_name
 from ..transitions import plans, times
-from .cells import error_name
 
 #: Sequences, and versions of one, whose names are offered.
 OFFERED = 200
@@ -172,7 +172,7 @@ class FailureFilter(admin.ListFilter):
     def _described(self) -> str:
         error, step, span = (str(self.used_parameters.get(name, "")) for name in self.parameters)
         _span, label = SPANS.get(span, SPANS["week"])
-        parts = [error_name(error) if error else gettext("any error")]
+        parts = [class_name(error) if error else gettext("any error")]
         if step:
             parts.append(gettext("at %(step)s") % {"step": label_of(step)})
         return ", ".join([" ".join(parts), str(label)])

@@ -7,10 +7,9 @@ from typing import Any
 from django.http import HttpRequest
 
 from .. import conf, health
+from .base import is_refresh
 from .filters import runs_for
 
-#: How the page is asked for by its own script.
-LIVE_HEADER = "sequences-live"
 #: Milliseconds between two looks of a page that may change.
 LIVE = 5_000
 
@@ -19,6 +18,6 @@ def strip(model_admin: Any, request: HttpRequest) -> dict[str, Any]:
     """For the templates: the health of what this person may see, and how the page is asked for."""
     return {
         "health": health.read(conf.using(), runs_for(model_admin, request)),
-        "is_refresh": request.headers.get("X-Requested-With") == LIVE_HEADER,
+        "is_refresh": is_refresh(request),
         "page_url": request.get_full_path(),
     }

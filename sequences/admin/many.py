@@ -43,19 +43,6 @@ BATCH = 100
 PATIENCE = 20
 #: Runs that a report links, of each reason.
 EXAMPLES = 3
-#: The states in which there is something to do, the likeliest first: those runs come first. Else
-#: doing it again would begin with those that were skipped before.
-ABLE = {
-    "pause": (RunStatus.RUNNING,),
-    "resume": (RunStatus.PAUSED,),
-    "run_now": (RunStatus.RUNNING, RunStatus.UNDOING),
-    "finish": (RunStatus.RUNNING, RunStatus.PAUSED),
-    "cancel": (RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.UNDOING),
-    "erase": (RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED),
-}
-OTHERS = (RunStatus.FAILED, RunStatus.RUNNING, RunStatus.PAUSED)
-
-
 Action = Callable[["ManyRuns", HttpRequest, "QuerySet[SequenceRun]"], HttpResponseBase]
 
 
@@ -235,7 +222,8 @@ class Report:
 def _first(runs: QuerySet[SequenceRun], action: str) -> list[tuple[UUID, str]]:
     """Those of one request, with their states; one more, if there are more."""
     found: list[tuple[UUID, str]] = []
-    for status in dict.fromkeys([*ABLE.get(action, OTHERS), *RunStatus]):
+    # Else doing it again would begin with those that were skipped before.
+    for status in dict.fromkeys([*acts.ACTS[action].meant_for, *RunStatus]):
         if room := MOST + 1 - len(found):
             found += runs.filter(status=status).values_list("pk", "status")[:room]
     return found

@@ -21,7 +21,7 @@ from ..models import PLAIN, Operation, RunStatus, SequenceRun, StepFailure, Step
 from ..portrait import Portrait, StepPortrait, hide_secrets, visible, visible_inbox
 from ..summary import summary
 from . import showing
-from .base import NEWEST, ReadOnlyAdmin, heavy
+from .base import NEWEST, ReadOnlyAdmin, heavy, is_refresh
 from .showing import Button, Urls
 
 #: Milliseconds between two looks at what is moving.
@@ -118,7 +118,7 @@ class RunPage(ReadOnlyAdmin):
             "has_view_permission": True,
             "preserved_filters": self.get_preserved_filters(request),
             "has_list_crumbs": django.VERSION >= (6, 1),
-            "is_refresh": request.headers.get("X-Requested-With") == "sequences-live",
+            "is_refresh": is_refresh(request),
         }
         return TemplateResponse(request, template, shared | context, **kwargs)
 

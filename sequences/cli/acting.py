@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -13,28 +13,12 @@ from django.core.management.base import BaseCommand, CommandError
 from .. import portrait
 from ..acts import ACTS
 from ..exceptions import SequenceError
-from ..models import UNFINISHED_RUN, RunStatus, SequenceRun
+from ..models import SequenceRun
 from ..redaction import NoSecret, restore
 from .finding import RUN, RUN_HELP, add_filters, at_step, filtered, find, is_filtered, runs
 from .tasks import INTERRUPTED, REFUSED, Task, caller, wrong
 from .values import assignment, json_object, json_value
 from .words import plain
-
-_GOES = (RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FAILED)
-_FINISHED = tuple(status for status in RunStatus if status not in UNFINISHED_RUN)
-#: Of many runs, those that an act is for, where no ``--status`` says which.
-MEANT: dict[str, Iterable[RunStatus]] = {
-    "retry": (RunStatus.FAILED,),
-    "pause": (RunStatus.RUNNING,),
-    "resume": (RunStatus.PAUSED,),
-    "cancel": UNFINISHED_RUN,
-    "finish": (RunStatus.RUNNING, RunStatus.PAUSED),
-    "skip": _GOES,
-    "run_now": (RunStatus.RUNNING, RunStatus.UNDOING),
-    "deliver": _GOES,
-    "restart_from": (*_GOES, RunStatus.CANCELLED),
-    "erase": _FINISHED,
-}
 
 
 @dataclass
@@ -124,7 +108,7 @@ class Acting(Task):
             raise wrong("Add --all to do it to every run of these filters, --dry-run to see them.")
         found = filtered(options)
         if options.status is None:
-            found = found.filter(status__in=[str(one) for one in MEANT[self.action]])
+            found = found.filter(status__in=ACTS[self.action].meant_for)
         if step is not None and self.action != "restart_from":
             found = at_step(found, step)
         return list(found.values_list("pk", flat=True))

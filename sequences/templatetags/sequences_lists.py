@@ -7,13 +7,12 @@ from typing import Any
 
 from django import template
 
+from ..texts import class_name
+
 register = template.Library()
 
 
-@register.filter
-def short_name(path: str) -> str:
-    """Of the class of an error: without its module."""
-    return path.rpartition(".")[2] or path
+register.filter("class_name", class_name)
 
 
 @register.filter
