@@ -7,7 +7,7 @@ from typing import Any
 
 import dramatiq
 
-from . import handover, registry
+from . import dispatching, handover, registry
 from .definition import Definition, Sequence, Step
 from .exceptions import InvalidDefinition, did_you_mean
 from .execution import FATAL
@@ -64,6 +64,8 @@ def _declare(name: str, definition: Definition, step: Step[Any], broker: dramati
     options = definition.options(step)
     queue_name = options.pop("queue_name", "default")
     priority = options.pop("priority", 0)
+    # The age of the row counts, by the database's clock: see `execution`.
+    options["max_age"] = None
     options["throws"] = (*_as_tuple(options.get("throws")), *FATAL)
     known = broker.actors.pop(name, None)
     try:
@@ -82,8 +84,8 @@ def _declare(name: str, definition: Definition, step: Step[Any], broker: dramati
 
 
 def _performer(label: str, module: str) -> Callable[..., None]:
-    def perform(run_id: str, step_run_id: int) -> None:
-        handover.perform(step_run_id, label)
+    def perform(*args: Any, **kwargs: Any) -> None:
+        handover.perform(dispatching.step_run_in(args), label)
 
     # Dramatiq names the actor's logger by it.
     perform.__module__ = module
@@ -97,7 +99,7 @@ def _as_tuple(throws: Any) -> tuple[type[BaseException], ...]:
 
 
 def _check_options(definition: Definition, step: Step[Any], broker: dramatiq.Broker) -> None:
-    known = broker.actor_options | {"queue_name", "priority"}
+    known = broker.actor_options | {"queue_name", "priority", "max_age"}
     for name in definition.options(step):
         if name not in known:
             raise InvalidDefinition(

@@ -114,9 +114,12 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 
-def begin(message: MessageProxy) -> None:
+def begin(message: MessageProxy) -> Delivery:
     """This thread begins to process a message."""
-    _thread.deliveries.append(Delivery(message, int(message.options.get("retries", 0))))
+    retries = message.options.get("retries") if isinstance(message.options, dict) else None
+    begun = Delivery(message, retries if type(retries) is int else 0)
+    _thread.deliveries.append(begun)
+    return begun
 
 
 def delivery() -> Delivery | None:
@@ -143,11 +146,16 @@ def performing(attempt: InHand) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if (message := delivery()) is not None:
-            message.failed = attempt
+        failed(attempt)
         raise
     finally:
         _in_hand.reset(token)
+
+
+def failed(attempt: InHand) -> None:
+    """The attempt was recorded as failed: what Dramatiq decides of this message is about it."""
+    if (message := delivery()) is not None:
+        message.failed = attempt
 
 
 def in_hand() -> InHand | None:

@@ -12,8 +12,9 @@ from datetime import timedelta
 from itertools import count
 from typing import Any
 
+import dramatiq
 from django.db import Error, connections, transaction
-from dramatiq.middleware import Shutdown, SkipMessage
+from dramatiq.middleware import AgeLimit, Shutdown, SkipMessage
 
 from . import current, dispatching, flows, heartbeat, interrupts, registry, tracing
 from . import data as json_data
@@ -77,7 +78,21 @@ class Life:
         )
         if self.claim is None:
             raise SkipMessage(f"Step run {self.step_run_id} is not to be had.")
+        self._check_message(self.claim)
         return Attempt(self.claim, self.using).make()
+
+    def _check_message(self, claim: Claim) -> None:
+        """Only the step's own actor performs it, for its options are those of the step."""
+        delivery = current.delivery()
+        node = plans.load(claim.plan_id, self.using).node(claim.step)
+        if delivery is None:
+            return
+        if delivery.message.actor_name != node.actor:
+            released = claims.release(claim, self.using)
+            # Its own message may have come meanwhile, and found it taken.
+            dispatching.send([released] if released else [])
+            raise SkipMessage(f"Step run {claim.step_run_id} is performed by {node.actor}.")
+        dispatching.options_of(delivery.message, node)
 
     def recover(self, interrupt: Interrupt) -> list[Dispatch]:
         """A time limit or a shutdown has struck in `live`, or later. The row says where.
@@ -114,7 +129,9 @@ class Life:
         if isinstance(interrupt, Shutdown):
             claims.release(claim, self.using)
             return False
-        failure = _in_hand(claim).without_secrets(failures.Failure.of(interrupt))
+        in_hand = _in_hand(claim)
+        current.failed(in_hand)
+        failure = in_hand.without_secrets(failures.Failure.of(interrupt))
         return failures.record(claim, failure, final=False, using=self.using) is not None
 
     def _queued_from(self, row: StepRun) -> list[Dispatch]:
@@ -203,7 +220,7 @@ class Attempt:
         return definition, step
 
     def _refuse_if_expired(self, definition: Definition, step: Step[Any]) -> None:
-        max_age = definition.options(step).get("max_age")
+        max_age = definition.options(step).get("max_age", _max_age_of_all())
         age = self.claim.now - self.claim.first_due
         if max_age is not None and age > timedelta(milliseconds=max_age):
             limit = timedelta(milliseconds=max_age)
@@ -329,6 +346,12 @@ class Attempt:
                 f"Step run {self.claim.step_run_id} failed, but was not ours any more."
             ) from error
         dispatching.send(ready)
+
+
+def _max_age_of_all() -> int | None:
+    """What the project's age limit says of every message. Of a step its row's age counts."""
+    found = (one for one in dramatiq.get_broker().middleware if isinstance(one, AgeLimit))
+    return next((one.max_age for one in found), None)
 
 
 def unknown_step(definition: Definition, step: str) -> UnknownStep:

@@ -175,7 +175,8 @@ def _kept(mapping: Mapping[str, Any], label: str, where: str, *, strict: bool) -
 
 def _kept_node(node: Node, step: Step[Any]) -> Node:
     """Its options go with its messages: the actor has none of its own."""
-    options = {name: value for name, value in step.options.items() if name != "queue_name"}
+    ours = ("queue_name", "max_age")
+    options = {name: value for name, value in step.options.items() if name not in ours}
     return replace(node, actor=ACTOR, options=options)
 
 

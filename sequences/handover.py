@@ -11,6 +11,7 @@ import time
 
 import dramatiq
 from dramatiq.broker import MessageProxy
+from dramatiq.errors import RateLimitExceeded, Retry
 from dramatiq.middleware import SkipMessage
 
 from . import conf, current, dispatching, interrupts, registry
@@ -98,13 +99,23 @@ def process(dispatch: Dispatch, broker: dramatiq.Broker, using: str) -> list[Dis
         return []
     except BaseException as error:
         message.stuff_exception(error)
-        logger.error(
-            "Step run %s (actor %s) failed.",
-            dispatch.step_run_id, dispatch.actor, exc_info=error,
-        )  # fmt: skip
+        _log(error, dispatch, broker)
         broker.emit_after("process_message", message, exception=error)
         return []
     finally:
         message.clear_exception()
     broker.emit_after("process_message", message, result=None)
     return ready
+
+
+def _log(error: BaseException, dispatch: Dispatch, broker: dramatiq.Broker) -> None:
+    """As loud as Dramatiq's worker: what is expected is no error."""
+    what = dispatch.step_run_id, dispatch.actor
+    actor = broker.actors.get(dispatch.actor)
+    throws = actor.options.get("throws") if actor is not None else None
+    if isinstance(error, RateLimitExceeded | Retry):
+        logger.debug("Step run %s (actor %s) is tried again: %s", *what, type(error).__name__)
+    elif throws and isinstance(error, throws):
+        logger.info("Step run %s (actor %s) failed with %s.", *what, type(error).__name__)
+    else:
+        logger.error("Step run %s (actor %s) failed.", *what, exc_info=error)

@@ -14,7 +14,6 @@ from dramatiq.broker import MessageProxy
 from dramatiq.middleware import Retries
 
 from . import conf, current, dispatching
-from .exceptions import StepExpired
 from .heartbeat import Heart
 from .presence import Presence
 from .sweep import Sweeper
@@ -44,8 +43,9 @@ class SequencesMiddleware(Middleware):
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         """Remember what this thread does."""
-        current.begin(message)
-        retried = bool(message.options.get("retries"))
+        if _is_step(message):
+            dispatching.distrust(message)
+        retried = bool(current.begin(message).attempts)
         self._traffic.began(message.queue_name, message.message_timestamp, first=not retried)
 
     def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
@@ -69,9 +69,10 @@ class SequencesMiddleware(Middleware):
     ) -> None:
         """A failed attempt was recorded: say when its retry is due, or that there is none."""
         delivery = self._ended(message)
-        if exception is None or delivery is None or not _is_step(message):
+        # What the message names is not asked: it may name a step that another worker performs.
+        if exception is None or delivery is None or delivery.failed is None:
             return
-        step_run_id = int(message.args[1])
+        step_run_id = delivery.failed.claim.step_run_id
         if message.failed:
             given_up = failures.give_up(step_run_id, delivery.attempts + 1, None, conf.using())
             dispatching.send(given_up or [])
@@ -80,17 +81,8 @@ class SequencesMiddleware(Middleware):
             failures.set_due(step_run_id, delivery.attempts + 1, delay, conf.using())
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
-        """Dramatiq's own age limit fails a message without a step's attempt."""
+        """Nothing was claimed, or the claim was lost: the row has its own time and age."""
         self._ended(message)
-        if message.failed and _is_step(message):
-            max_age = message.options.get("max_age") or "its limit"
-            error = StepExpired(
-                step=message.actor_name, run=message.args[0], max_age=f"{max_age} ms"
-            )
-            attempts = int(message.options.get("retries", 0))
-            failure = failures.Failure.of(error)
-            given_up = failures.give_up(int(message.args[1]), attempts, failure, conf.using())
-            dispatching.send(given_up or [])
 
     def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
         """Start the heartbeat, the sweep and the timers."""
@@ -129,4 +121,4 @@ class SequencesMiddleware(Middleware):
 
 
 def _is_step(message: MessageProxy | Message[Any]) -> bool:
-    return dispatching.MARK in message.options
+    return isinstance(message.options, dict) and dispatching.MARK in message.options

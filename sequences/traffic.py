@@ -31,7 +31,7 @@ class Traffic:
         with self._lock:
             self._in_hand[queue] += 1
             self._last[queue] = time.monotonic()
-            sent = datetime.fromtimestamp(sent_at / 1000, UTC)
+            sent = _moment(sent_at)
             if first and sent > self._newest.get(queue, sent.min.replace(tzinfo=UTC)):
                 self._newest[queue] = sent
 
@@ -79,3 +79,12 @@ class Traffic:
         if waiting or consumer is None:
             return False
         return bool(consumer.is_alive()) and self._in_hand[queue] < consumer.prefetch
+
+
+def _moment(sent_at: Any) -> datetime:
+    """When a message says that it was sent: never later than now, or all others would seem lost."""
+    now = datetime.now(UTC)
+    try:
+        return min(datetime.fromtimestamp(sent_at / 1000, UTC), now)
+    except (TypeError, ValueError, OverflowError, OSError):
+        return datetime.min.replace(tzinfo=UTC)

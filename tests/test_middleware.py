@@ -1,5 +1,6 @@
 """The hooks, called by Dramatiq's own emitters as its worker does, without a worker's threads."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import dramatiq
@@ -7,12 +8,13 @@ import pytest
 from django.test import override_settings
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.errors import Retry
-from dramatiq.middleware import Retries, SkipMessage, TimeLimit
+from dramatiq.middleware import AgeLimit, Retries, SkipMessage, TimeLimit
 
-from sequences import Sequence, current, middleware, step
+from sequences import Sequence, current, job, middleware, start_definition, step
 from sequences.middleware import SequencesMiddleware
 from sequences.sweep import Overdue, sweep
-from tests.engine import claim, fail, fresh, ledger, messages, now, overdue, row
+from sequences.traffic import Traffic
+from tests.engine import change, claim, fail, fresh, ledger, messages, now, overdue, row
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -266,16 +268,152 @@ def test_a_message_that_was_delivered_twice_performs_its_step_once():
     assert run.failures.count() == 0
 
 
-def test_a_message_older_than_its_age_limit_fails_its_step():
-    run = start(broken(max_age=60_000))
+def older(message, **changes):
+    return message.copy(message_timestamp=message.message_timestamp - 120_000, **changes)
+
+
+def test_a_steps_age_is_that_of_its_row_and_not_of_its_message():
+    run = start(broken(max_age=60_000, max_retries=0))
     (message,) = messages()
-    old = message.copy(message_timestamp=message.message_timestamp - 120_000)
-    assert deliver(old).failed
-    assert ledger(run) == {"fails": "failed"}
+    deliver(older(message, options={"max_age": 1}))  # Dramatiq skips it
+    assert ledger(run) == {"fails": "queued"}
+    deliver(older(message))
+    assert run.failures.get().error == "ValueError"
+
+
+def test_a_step_older_than_its_age_limit_fails_unperformed():
+    run = start(broken(max_age=60_000))
+    change(run, "fails", ready_at=now() - timedelta(minutes=2))
+    assert deliver_next().failed
+    assert fresh(run).status == "failed"
     failure = run.failures.get()
     assert failure.error == "sequences.exceptions.StepExpired"
     assert str(run.pk) in failure.message
+
+
+def test_the_projects_age_limit_is_one_of_rows_too(broker, monkeypatch):
+    (limit,) = (one for one in broker.middleware if isinstance(one, AgeLimit))
+    monkeypatch.setattr(limit, "max_age", 60_000)
+    runs = [start(broken(max_retries=0)), start(broken(max_retries=0))]
+    change(runs[1], "fails", ready_at=now() - timedelta(minutes=2))
+    for message in messages():
+        deliver(older(message))
+    errors = [run.failures.get().error for run in runs]
+    assert errors == ["ValueError", "sequences.exceptions.StepExpired"]
+
+
+# --- messages that somebody else has written
+
+
+RUN = "00000000-0000-0000-0000-000000000001"
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"args": ()},
+        {"args": (RUN,)},
+        {"args": (RUN, "one")},
+        {"args": (RUN, None)},
+        {"args": (RUN, True)},
+        {"args": (RUN, 1.5)},
+        {"args": (RUN, -1)},
+        {"args": (RUN, 2**70)},
+        {"args": (RUN, [1])},
+        {"args": (RUN, 1, 2)},
+        {"kwargs": {"step_run_id": 1}, "args": ()},
+        {"options": {"sequences": 1, "retries": "many"}},
+        {"options": {"sequences": 1, "retries": -1}},
+        {"options": {"sequences": 1, "retries": 2**70}},
+        {"options": {"sequences": 1, "retries": None}},
+        {"options": {"sequences": 1, "retries": [1]}},
+        {"options": {"sequences": 1, "throws": "no class"}},
+        {"options": {}},
+        {"message_timestamp": "yesterday"},
+        {"message_timestamp": None},
+        {"message_timestamp": 10**30},
+        {"message_timestamp": -(10**30)},
+    ],
+    ids=repr,
+)
+def test_a_forged_message_raises_in_no_hook_and_takes_nothing_from_its_step(forged, caplog):
+    run = start(broken(max_retries=1, min_backoff=1, max_backoff=1))
+    (message,) = messages()
+    deliver(replace(message, **forged))
+    assert not [one for one in caplog.records if one.levelname == "CRITICAL"]
+    assert current.delivery() is None
+    if ledger(run) == {"fails": "queued"}:
+        deliver(message)
+    assert ledger(run) == {"fails": "retrying"}
+    deliver_next("default.DQ")
     assert fresh(run).status == "failed"
+    assert run.failures.count() == 2
+
+
+def test_a_message_of_other_arguments_leaves_one_line(caplog):
+    start(broken())
+    (message,) = messages()
+    assert not deliver(replace(message, args=("x" * 10_000, "y"))).failed
+    (record,) = (one for one in caplog.records if one.name == "sequences")
+    assert (record.levelname, record.exc_info) == ("WARNING", None)
+    assert len(record.getMessage()) < 500
+
+
+def test_options_that_others_give_a_message_do_not_count():
+    run = start(broken(max_retries=1, min_backoff=600_000, max_backoff=600_000))
+    (message,) = messages()
+    forged = {"max_retries": 0, "min_backoff": 1, "max_backoff": 1}
+    assert not deliver(message.copy(options=forged)).failed
+    found = row(run, "fails")
+    assert (found.status, found.attempts) == ("retrying", 1)
+    assert found.due_at > now() + timedelta(minutes=3)
+
+
+def test_the_options_of_a_definition_that_is_data_are_those_of_its_plan():
+    @job("always_fails")
+    def always_fails():
+        raise ValueError
+
+    fails = {"job": "always_fails", "max_retries": 1, "min_backoff": 1, "max_backoff": 1}
+    run = start_definition({"steps": {"fails": fails}}).run
+    (message,) = messages()
+    assert message.options["max_retries"] == 1
+    assert not deliver(message.copy(options={"max_retries": 0})).failed
+    assert ledger(run) == {"fails": "retrying"}
+    assert deliver_next("default.DQ").failed
+    assert ledger(run) == {"fails": "failed"}
+
+
+def test_a_message_that_names_the_step_of_another_actor_neither_performs_nor_fails_it():
+    class Patient(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step(max_retries=5)
+        def waits(self):
+            raise ValueError
+
+    run, other = start(Patient), start(broken(max_retries=0))
+    own, foreign = messages()
+    pk = row(run, "waits").pk
+    broker = dramatiq.get_broker()
+    broker.flush_all()
+    assert not deliver(foreign.copy(args=(str(other.pk), pk))).failed
+    assert (ledger(run), run.failures.count()) == ({"waits": "queued"}, 0)
+    deliver_next()  # the one that may have been lost meanwhile
+    assert (ledger(run), run.failures.count()) == ({"waits": "retrying"}, 1)
+    # A verdict on its own attempt says nothing about a step that it only names.
+    assert not deliver(foreign.copy(args=(str(other.pk), pk, 0), options={"max_retries": 0})).failed
+    assert ledger(run) == {"waits": "retrying"}
+
+
+def test_a_message_from_the_future_makes_no_other_one_look_lost():
+    run = start(broken())
+    traffic = Traffic(FakeWorker())
+    traffic._worker.consumers["default"] = None
+    traffic.began("default", (now() + timedelta(days=1)).timestamp() * 1000, first=True)
+    queued = row(run, "fails").queued_at
+    assert not traffic.is_lost("default", queued, now())
 
 
 def test_messages_of_other_actors_pass_through():

@@ -12,6 +12,7 @@ from django.db import IntegrityError, OperationalError, connection, transaction
 from django.db.models import F
 from django.utils import timezone
 from dramatiq.broker import MessageProxy
+from dramatiq.errors import RateLimitExceeded, Retry
 from dramatiq.middleware import Middleware
 
 from sequences import Abort, Sequence, current, dispatching, finish, handover, repeat, step
@@ -121,7 +122,6 @@ OPTIONS = {
     "retry_when": retry_always,
     "on_retry_exhausted": "alarm",
     "time_limit": 1000,
-    "max_age": 5000,
     "notify_shutdown": True,
 }
 
@@ -140,6 +140,14 @@ def test_every_option_of_an_actor_reaches_it_from_the_step_and_from_meta(name, v
 
     assert options_of("tests.Own.one")[name] == value
     assert options_of("tests.Default.one")[name] == value
+
+
+def test_dramatiq_asks_no_message_of_a_step_for_its_age():
+    class Aged(Sequence):
+        @step(max_age=5000)
+        def one(self): ...
+
+    assert options_of("tests.Aged.one")["max_age"] is None
 
 
 def test_the_options_of_a_step_go_over_those_of_meta_in_its_actor():
@@ -1879,3 +1887,67 @@ def test_nothing_is_read_from_where_the_router_sends_reads(settings, atomic):
     row.refresh_from_db()
     assert row.status == "succeeded"
     assert row.data == {"n": 3, "left": "one", "right": ["one"]}
+
+
+class Expected(Exception):
+    pass
+
+
+def _after_another(error, **options):
+    class Direct(Sequence):
+        class Meta:
+            handoff = "direct"
+
+        @step
+        def one(self): ...
+
+        @step(max_retries=1, min_backoff=1, max_backoff=1, **options)
+        def two(self):
+            raise error
+
+    return Direct
+
+
+def _directly(sequence, worker_thread):
+    worker_thread(first_message(sequence))
+
+
+def _by_a_timer(sequence, worker_thread):
+    with dispatching.caught() as sent:
+        worker_thread(first_message(sequence))
+    sequence.run.steps.filter(step="two").update(due_at=timezone.now())
+    handover.perform_here(dispatching.delayed(sent[-1], None), "tests.Direct", "default")
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("handed_over", [_directly, _by_a_timer])
+@pytest.mark.parametrize(
+    ("error", "options", "level"),
+    [
+        (Expected(), {"throws": Expected}, "INFO"),
+        (Expected(), {"throws": (KeyError, Expected)}, "INFO"),
+        (Abort("no"), {}, "INFO"),
+        (Retry("later", delay=1), {}, "DEBUG"),
+        (RateLimitExceeded("full"), {}, "DEBUG"),
+        (Expected(), {}, "ERROR"),
+    ],
+    ids=["throws", "one of throws", "abort", "retry", "rate limit", "unexpected"],
+)
+def test_what_is_expected_is_logged_as_dramatiqs_worker_does(
+    worker_thread, caplog, handed_over, error, options, level
+):
+    caplog.set_level(logging.DEBUG)
+    delay = {"delay": 60_000} if handed_over is _by_a_timer else {}
+    handed_over(_after_another(error, **options, **delay)(), worker_thread)
+    told = [one for one in caplog.records if one.name == "sequences" and "Step run" in one.msg]
+    assert [one.levelname for one in told] == [level]
+    assert bool(told[0].exc_info) == (level == "ERROR")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_step_that_is_not_to_be_had_any_more_is_logged_at_most_as_debug(worker_thread, caplog):
+    caplog.set_level(logging.DEBUG)
+    sequence = _after_another(Expected())()
+    gone = dispatching.Dispatch(10**9, sequence.run.pk, "tests.Direct.two", "default")
+    handover.perform_here(gone, "tests.Direct", "default")
+    assert {one.levelname for one in caplog.records if one.name == "sequences"} == {"DEBUG"}
