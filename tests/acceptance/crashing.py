@@ -1,11 +1,14 @@
 """A worker that dies at every boundary in turn, and a fresh one that goes on: a program.
 
-`python -m tests.acceptance.crashing app.Sequence` performs the sequence once, counting the
-boundaries that it passes: before and after each SQL statement, commit and rollback, each publish,
-each acknowledgement. For each of them it performs the sequence anew, in a process of its own that
-dies right there. At last a fresh worker with a sweep ends what they have left.
+`python -m tests.acceptance.crashing app.Sequence` performs the sequence again and again, each time
+in a process of its own, which dies at the first boundary that none before it has passed: before or
+after an SQL statement, a commit or rollback, a publish, an acknowledgement. The path varies (a
+delay may be over before its step is claimed, branches commit in any order), so a boundary has no
+fixed number: it is named by its step, by what is done there, and by how often that was done
+before. The walk ends when several processes have met no new one, and live. At last a fresh worker
+with a sweep ends what the dead have left.
 
-It prints the boundaries as JSON. The run that died at number k has `data["k"] == k`.
+It prints what it did as JSON. The run of process k has `data["k"] == k`.
 """
 
 import argparse
@@ -15,7 +18,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 from uuid import uuid4
 
@@ -30,23 +35,31 @@ from dramatiq.brokers.stub import StubBroker
 if __name__ == "__main__":
     django.setup()
 
-from sequences import conf, registry, traffic  # (Django is ready now)
+from sequences import conf, current, registry, traffic  # (Django is ready now)
 from sequences.models import SequenceRun
 from tests.acceptance.app.sequences import start_kept
 
 DIED = 9
+#: So many processes, one after the other, must live: each may have taken another path.
+ALIVE = 3
 #: Seconds for anything that is waited for.
 LIMIT = 60
 
 
+#: The step, what is done, and how often it was done before.
+Boundary = tuple[str, str, int]
+
+
 class Boundaries(Middleware):
-    """Counts the boundaries that this process passes, and dies at number `last`."""
+    """The boundaries that this process passes, and the one at which it dies."""
 
     def __init__(self) -> None:
-        self.last: int | None = None
-        # The heartbeat comes when it comes: all else happens in the same order every time.
+        # The heartbeat comes when it comes: its boundaries belong to no step.
         self.ignored = "sequences-"
-        self.passed: list[str] = []
+        self.passed: list[Boundary] = []
+        self.is_last: Callable[[Boundary], bool] = lambda boundary: False
+        self.die: Callable[[], None] = lambda: os._exit(DIED)
+        self._times: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
 
     def install(self) -> None:
@@ -58,10 +71,14 @@ class Boundaries(Middleware):
     def passes(self, name: str) -> None:
         if threading.current_thread().name.startswith(self.ignored):
             return
+        attempt = current.in_hand()
+        step = attempt.claim.step if attempt else ""
         with self._lock:
-            self.passed.append(name)
-            if len(self.passed) == self.last:
-                os._exit(DIED)
+            boundary = (step, name, self._times[step, name])
+            self._times[step, name] += 1
+            self.passed.append(boundary)
+            if self.is_last(boundary):
+                self.die()
 
     def _wrap(self, connection, **kwargs) -> None:
         if self._statement not in connection.execute_wrappers:
@@ -95,6 +112,40 @@ class Boundaries(Middleware):
         self.passes(f"after acknowledge of {message.queue_name}")
 
 
+class Walk:
+    """Processes that die at one boundary after the other, until some meet no new one and live."""
+
+    def __init__(self, sequence: str, kind: Callable[[str], bool], every: int) -> None:
+        self._sequence, self._kind, self._every = sequence, kind, every
+        self._known: set[Boundary] = set()
+        self._new = 0
+
+    def go(self, numbers: Iterator[int]) -> Iterator[dict[str, Any]]:
+        alive = 0
+        while alive < ALIVE:
+            k = next(numbers)
+            process = Forked(perform, self._sequence, k, self._is_last)
+            passed = process.end()
+            self._known.update(passed)
+            yield {"k": k, "died": process.died, "passed": passed}
+            alive = 0 if process.died else alive + 1
+
+    def _is_last(self, boundary: Boundary) -> bool:
+        """Asked in the process, whose copy of this counts what is new to all before it."""
+        if boundary in self._known or not self._kind(boundary[1]):
+            return False
+        self._new += 1
+        return self._new == self._every
+
+
+def is_message(name: str) -> bool:
+    return "publish" in name or "acknowledge" in name
+
+
+def is_statement(name: str) -> bool:
+    return not is_message(name)
+
+
 boundaries = Boundaries()
 
 
@@ -106,61 +157,66 @@ def main() -> int:
     options = parser.parse_args()
     connections.close_all()
     boundaries.install()
-    # The first run writes the plan, too.
-    names = [Forked(perform, options.sequence, 0).end() for _ in range(2)][1]
-    died = chosen(names, options.every)
-    for k in died:
-        Forked(perform, options.sequence, k).end()
-    deaths = sum(not Forked(recover, 0, 10 * 2**n).end() for n in range(options.deaths))
+    Forked(perform, options.sequence, 0, boundaries.is_last).end()  # it writes the plan, too
+    numbers = count(1)
+    walks = [Walk(options.sequence, is_message, 1)]
+    walks += [Walk(options.sequence, is_statement, options.every)]
+    processes = [process for walk in walks for process in walk.go(numbers)]
+    deaths = sum(Forked(recover, 0, 10 * 2**n).has_died() for n in range(options.deaths))
     # A broker in memory has died with each of them; in Redis each has left its own messages.
     in_memory = isinstance(dramatiq.get_broker(), StubBroker)
-    fresh = [Forked(recover, k) for k in ([0] if in_memory else died)]
+    dead = [process["k"] for process in processes if process["died"]]
+    fresh = [Forked(recover, k) for k in ([0] if in_memory else dead)]
     for worker in fresh:
         worker.end()
-    json.dump({"boundaries": names, "died": died, "deaths": deaths}, sys.stdout)
+    json.dump({"processes": processes, "deaths": deaths}, sys.stdout)
     return 0
-
-
-def chosen(names: list[str], every: int) -> list[int]:
-    return [
-        number
-        for number, name in enumerate(names, start=1)
-        if number % every == 0 or "publish" in name or "acknowledge" in name
-    ]
 
 
 class Forked:
     """A process of its own that does this, and ends."""
 
-    def __init__(self, play: Callable[..., list[str]], *arguments: Any) -> None:
+    def __init__(self, play: Callable[..., None], *arguments: Any) -> None:
+        self.died = False
         self._pipe, writing = os.pipe()
         self._child = os.fork()
         if not self._child:
             status = 1
             try:
-                os.write(writing, json.dumps(play(*arguments)).encode())
+                boundaries.die = lambda: exit_with(DIED, writing)
+                play(*arguments)
                 status = 0
             except BaseException:
                 traceback.print_exc()
             finally:
-                os._exit(status)
+                exit_with(status, writing)
         os.close(writing)
 
-    def end(self) -> list[str]:
-        """What it returned; nothing if it died at its boundary."""
+    def end(self) -> list[Boundary]:
+        """The boundaries that it has passed."""
         with os.fdopen(self._pipe) as pipe:
             text = pipe.read()
         status = os.waitstatus_to_exitcode(os.waitpid(self._child, 0)[1])
         if status not in (0, DIED):
             raise SystemExit(f"A process ended with status {status}.")
-        return json.loads(text) if text else []
+        self.died = status == DIED
+        return [(step, name, times) for step, name, times in json.loads(text)]
+
+    def has_died(self) -> bool:
+        self.end()
+        return self.died
 
 
-def perform(label: str, k: int) -> list[str]:
-    """Start the sequence, and perform it until its end, or its death at boundary `k`."""
+def exit_with(status: int, pipe: int) -> None:
+    os.write(pipe, json.dumps(boundaries.passed).encode())
+    os._exit(status)
+
+
+def perform(label: str, k: int, is_last: Callable[[Boundary], bool]) -> None:
+    """Start the sequence, and perform it until its end, or its death at its last boundary."""
     conf.settings.sweep_interval = None
     broker = broker_of(k)
-    boundaries.last = k or None
+    boundaries.is_last = is_last
     start = start_kept if label == "kept" else registry.get(label).start
     start({"k": k, "log": []})
     boundaries.passes("started")
@@ -168,15 +224,13 @@ def perform(label: str, k: int) -> list[str]:
     worker.start()
     broker.join("default", timeout=LIMIT * 1000)
     worker.stop()
-    if k:
-        raise SystemExit(f"It passed {len(boundaries.passed)} boundaries, and not {k}.")
-    return boundaries.passed
 
 
-def recover(k: int, last: int | None = None) -> list[str]:
-    """Be a fresh worker until every run has ended, or until death at boundary `last`."""
+def recover(k: int, last: int | None = None) -> None:
+    """Be a fresh worker until every run has ended, or until its death at the `last` boundary."""
     broker = broker_of(k)
-    boundaries.last, boundaries.ignored = last, threading.main_thread().name
+    boundaries.ignored = threading.main_thread().name
+    boundaries.is_last = lambda boundary: len(boundaries.passed) == last
     traffic.DRAINED = 0.3 if isinstance(broker, StubBroker) else 1.5
     worker = Worker(broker, worker_threads=1, worker_timeout=20)
     worker.start()
@@ -184,7 +238,6 @@ def recover(k: int, last: int | None = None) -> list[str]:
     while SequenceRun.objects.unfinished().exists() and time.monotonic() < until:
         time.sleep(0.05)
     worker.stop()
-    return ["alive"]
 
 
 def broker_of(k: int) -> dramatiq.Broker:

@@ -120,20 +120,31 @@ def what_is_left_of_a_tour(run):
 
 
 def assert_nothing_is_lost_or_doubled(report, whole=WHOLE, what_is_left=what_is_stored):
-    names, died, runs = report["boundaries"], report["died"], runs_by_boundary()
-    committed = next(
-        number for number, name in enumerate(names, start=1) if name == "after _commit"
-    )
-    wrong = {}
-    for k in died:
-        if k not in runs:
-            if k >= committed:
-                wrong[k, names[k - 1]] = "the run is lost"
-        elif (stored := what_is_left(runs[k])) != whole:
-            wrong[k, names[k - 1]] = stored
+    runs, wrong = runs_by_boundary(), {}
+    for process in report["processes"]:
+        k, passed = process["k"], process["passed"]
+        if k in runs:
+            stored = what_is_left(runs[k])
+        else:  # a start that did not commit has left nothing at all
+            stored = whole if "after _commit" not in names_of(passed) else "the run is lost"
+        if stored != whole:
+            wrong[k, *passed[-1]] = stored
     assert not wrong
-    # A start that did not commit has left nothing at all.
-    assert runs.keys() >= {k for k in died if k >= committed}
+
+
+def assert_died_wherever_a_whole_run_passes(report):
+    whole = [process for process in report["processes"] if not process["died"]]
+    assert whole
+    passed = {tuple(boundary) for process in whole for boundary in process["passed"]}
+    assert passed <= {tuple(boundary) for boundary in deaths_of(report)}
+
+
+def deaths_of(report):
+    return [process["passed"][-1] for process in report["processes"] if process["died"]]
+
+
+def names_of(boundaries):
+    return {name for _, name, _ in boundaries}
 
 
 @pytest.mark.parametrize("sequence", HANDOFFS)
@@ -142,8 +153,15 @@ def test_a_worker_may_die_at_every_boundary(sequence):
     every = 1 if is_postgresql() or sequence == "acceptance.Booking" else 3
     report = die_everywhere(sequence, f"--every={every}")
     if every == 1:
-        assert report["died"] == list(range(1, len(report["boundaries"]) + 1))
+        assert_died_wherever_a_whole_run_passes(report)
     assert_nothing_is_lost_or_doubled(report)
+
+
+def test_a_worker_may_die_at_every_boundary_of_every_path():
+    report = die_everywhere("acceptance.Fickle")
+    assert_died_wherever_a_whole_run_passes(report)
+    assert {"long", "short"} <= {step for step, _, _ in deaths_of(report)}
+    assert_nothing_is_lost_or_doubled(report, "succeeded", lambda run: run.status)
 
 
 @pytest.mark.only_on("postgresql")
@@ -212,6 +230,6 @@ def test_a_worker_may_die_around_every_publish_and_acknowledge_on_redis(sequence
     namespace = f"crash-{uuid4().hex}"
     report = die_everywhere(sequence, "--every=25", REDIS_URL=redis_url, REDIS_NAMESPACE=namespace)
     forget(redis_url, namespace)
-    died_at = {report["boundaries"][k - 1] for k in report["died"]}
+    died_at = names_of(deaths_of(report))
     assert {"before acknowledge of default", "after publish to default"} <= died_at
     assert_nothing_is_lost_or_doubled(report)

@@ -64,6 +64,19 @@ class DirectBooking(Booking):
         handoff = "direct"
 
 
+class Fickle(Sequence):
+    """Every second run takes a longer path."""
+
+    @step(when=lambda self: self.data["k"] % 2)
+    def long(self):
+        Entry.objects.create(run=self.run.pk, step="long", note="")
+        self.data["log"].append("long")
+
+    @step(when=lambda self: self.data["k"] % 2 == 0)
+    def short(self):
+        self.data["log"].append("short")
+
+
 class Leg(Sequence):
     """A part of a tour, in a run of its own."""
 
