@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from django.db import DataError
+
 from . import conf
 from .presence import Presence, close_all
 from .transitions import claims
-from .transitions.values import Claim
+from .transitions.values import Beat, Claim
 
 logger = logging.getLogger("sequences")
 
@@ -48,12 +50,30 @@ def forget(token: int) -> None:
 def beat(using: str) -> None:
     """Extend the leases of the long ones, and store the progress of all that have some."""
     long_ago = time.monotonic() - conf.settings.heartbeat
+    beats: dict[int, tuple[Performance, str | None]] = {}
     for performance in list(_performing.values()):
         progress = performance.progress  # which its own thread may change at any time
-        news = progress != performance.shown
-        if performance.since <= long_ago or news:
-            claims.beat(performance.claim, progress if news else None, using)
-            performance.shown = progress
+        if performance.since <= long_ago or progress != performance.shown:
+            beats[performance.claim.token] = performance, progress
+    extended = _extend([_beat_of(*each) for each in beats.values()], using) if beats else set()
+    for token in extended:
+        performance, progress = beats[token]
+        performance.shown = progress
+
+
+def _beat_of(performance: Performance, progress: str | None) -> Beat:
+    claim = performance.claim
+    news = progress if progress != performance.shown else None
+    return Beat(claim.step_run_id, claim.token, news)
+
+
+def _extend(beats: list[Beat], using: str) -> set[int]:
+    try:
+        return claims.beat(beats, using)
+    except DataError:  # of one progress: no lease depends on another's
+        logger.exception("The progress of a step could not be stored.")
+        leases = [Beat(each.step_run_id, each.token) for each in beats]
+        return claims.beat(leases, using)
 
 
 class Heart(threading.Thread):

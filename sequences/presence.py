@@ -16,6 +16,7 @@ from django.db import connections
 
 from . import current
 from .transitions import workers
+from .transitions.locks import no_wait
 from .transitions.workers import Seen
 
 logger = logging.getLogger("sequences")
@@ -76,7 +77,8 @@ class Presence:
 
     def _try(self, act: Callable[[str], None], using: str) -> None:
         try:
-            act(using)
+            with no_wait():  # leases are extended by the same thread
+                act(using)
         except Exception as error:
             # Once, and not every few seconds: the table may not be there yet.
             if not self._fails:

@@ -7,14 +7,18 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Protocol
+
+from django.db import DatabaseError, connections
 
 from . import conf, current, dispatching, registry, traffic
 from .execution import unknown_step
 from .flows import FLOW
 from .models import StepRun
+from .plan import Plan
 from .presence import Presence, close_all
-from .transitions import children, due, failures, fanout, plans
+from .transitions import children, due, failures, fanout, locks, plans
 from .transitions.values import Dispatch
 
 logger = logging.getLogger("sequences")
@@ -28,6 +32,7 @@ class Evidence(Protocol):
     """What decides whether the message of a queued step run is lost."""
 
     def is_lost(self, queue: str, queued_at: datetime, now: datetime) -> bool | None: ...
+    def knows(self, actor: str) -> bool: ...
     def look(self) -> None: ...
 
 
@@ -41,33 +46,81 @@ class Overdue:
         """Always."""
         return True
 
+    def knows(self, actor: str) -> bool:
+        """Of nothing."""
+        return False
+
     def look(self) -> None:
         """There is nothing to see."""
 
 
 def sweep(evidence: Evidence, using: str) -> int:
-    """Do all that is due, and return how many messages the broker took."""
-    sent = 0
+    """Do all that is due, and return how many messages the broker took.
+
+    It waits for no lock: a row that another transaction has locked, or whose run it has, keeps its
+    time and has its turn at the next sweep. An error of one row harms no other.
+    """
+    sent, place = 0, None
     for _ in range(ROUNDS):
-        found = due.take(evidence.is_lost, using)
-        dispatches = [one for row in found.expired for one in _reap(row, using)]
-        unknown = {row.pk for row in found.rows if _fails_as_unknown(row, using)}
-        dispatches += [one for one in found.dispatches if one.step_run_id not in unknown]
-        dispatches += [one for row in found.waiting for one in _look(row, using)]
-        accepted = dispatching.send(dispatches)
-        due.accepted([one.step_run_id for one in accepted], using)
-        sent += len(accepted)
-        if not found.more:
+        found = due.take(evidence.is_lost, using, knows=evidence.knows, after=place)
+        # First what needs no more of the database: nothing keeps it from its message.
+        sent += _dispatch(_known(found, using), using)
+        for row in found.expired:
+            sent += _dispatch(_look_after(row, failures.reap, found, using), using)
+        for row in found.waiting:
+            sent += _dispatch(_look_after(row, _look, found, using), using)
+        if (place := found.more) is None:
             break
     return sent
 
 
-def _reap(row: StepRun, using: str) -> list[Dispatch]:
+def _dispatch(dispatches: list[Dispatch], using: str) -> int:
+    accepted = dispatching.send(dispatches)
+    if accepted:
+        due.accepted([each.step_run_id for each in accepted], using)
+    return len(accepted)
+
+
+def _known(found: due.Due, using: str) -> list[Dispatch]:
+    """The messages of all but those that no release knows any more."""
+    pairs = zip(found.rows, found.dispatches, strict=True)
+    return [
+        each
+        for row, dispatch in pairs
+        for each in _look_after(row, partial(_unless_unknown, dispatch), found, using)
+    ]
+
+
+def _unless_unknown(dispatch: Dispatch, row: StepRun, using: str) -> list[Dispatch]:
+    return [] if _fails_as_unknown(row, using) else [dispatch]
+
+
+def _look_after(
+    row: StepRun, act: Callable[[StepRun, str], list[Dispatch]], found: due.Due, using: str
+) -> list[Dispatch]:
     try:
-        return failures.reap(row, using)
-    except Exception:  # one row must not keep the sweep from the others
-        logger.exception("The lost step run %s could not be taken back.", row.pk)
-        return []
+        with locks.no_wait():
+            return act(row, using)
+    except locks.Locked:
+        if row.wake_at != found.times[row.pk]:
+            due.give_back(row, found.times[row.pk], using)
+    except Exception as error:
+        if _is_away(error, using):
+            raise
+        logger.exception(
+            "The sweep could not look after step %s of run %s; it tries again in a while.",
+            row.step, row.run_id,
+        )  # fmt: skip
+        due.put_off(row, using)
+    return []
+
+
+def _is_away(error: Exception, using: str) -> bool:
+    """Whether it is the whole database that fails, and not one row."""
+    connection = connections[using]
+    return isinstance(error, DatabaseError) and (
+        connection.connection is None or not connection.is_usable()
+    )
 
 
 def _look(row: StepRun, using: str) -> list[Dispatch]:
@@ -92,11 +145,20 @@ def _fails_as_unknown(row: StepRun, using: str) -> bool:
     return True
 
 
-def store_plans(using: str) -> None:
-    """Write this release's plans, so that their ids tell its age."""
-    for cls in registry.all():
-        if cls._definition is not None:
-            plans.store(cls._definition.plan, using)
+def store_plans(using: str) -> bool:
+    """Write this release's plans, so that their ids tell its age. False: not all could be yet."""
+    declared = [cls._definition.plan for cls in registry.all() if cls._definition is not None]
+    missing = [plan for plan in declared if not _stores(plan, using)]
+    return not missing
+
+
+def _stores(plan: Plan, using: str) -> bool:
+    try:
+        with locks.no_wait():
+            plans.store(plan, using)
+    except locks.Locked:  # by the first start of this release, which has not committed yet
+        return False
+    return True
 
 
 class Sweeper(threading.Thread):
@@ -138,15 +200,14 @@ class Sweeper(threading.Thread):
         return True
 
     def _sweep(self) -> None:
-        self._store_plans()
         self._traffic.look()
         sweep(self._traffic, conf.using())
         self._presence.swept()
+        self._store_plans()
 
     def _store_plans(self) -> None:
         if not self._stored:
-            store_plans(conf.using())
-            self._stored = True
+            self._stored = store_plans(conf.using())
 
     def stop(self) -> None:
         """Sweep no more, and wait for the sweep that is under way."""

@@ -61,6 +61,10 @@ class Traffic:
             return True
         return self._is_drained(queue)
 
+    def knows(self, actor: str) -> bool:
+        """Whether a message of this actor that comes here is taken up: others are dropped."""
+        return self._worker is not None and actor in self._worker.broker.actors
+
     def queues(self) -> Collection[str]:
         """Those that the worker consumes, without the ones for delayed messages."""
         if self._worker is None:

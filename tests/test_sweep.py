@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from io import StringIO
 from types import SimpleNamespace
 
+import dramatiq
 import pytest
 from django.core.management import CommandError, call_command
 from django.test import override_settings
@@ -225,6 +226,7 @@ class Consumer:
 def worker(*queues, waiting=()):
     queued = [SimpleNamespace(message=SimpleNamespace(queue_name=name)) for name in waiting]
     return SimpleNamespace(
+        broker=dramatiq.get_broker(),
         consumers={name: Consumer() for name in queues},
         work_queue=SimpleNamespace(queue=queued),
     )
@@ -368,6 +370,101 @@ def test_what_a_drained_queue_has_lost_is_dispatched(passing):
     assert fresh(run).status == "running"
 
 
+def test_what_the_evidence_shows_as_lost_is_dispatched_after_each_grace(passing):
+    """Growing pauses are for those who see nothing."""
+    traffic = Traffic(worker("default"))
+    traffic.look()
+    run = chain().start().run
+    with clock() as moving:
+        for times in range(1, 6):
+            moving.move(GRACE)
+            passing.passes(15)
+            traffic.look()
+            assert sweep(traffic, USING) == 1
+            assert len(messages()) == times
+            assert row(run, "one").wake_at - now() <= GRACE
+
+
+def test_a_step_that_no_worker_here_knows_is_asked_for_with_growing_pauses(passing):
+    # The broker keeps each message that nobody knows: its pauses are all that bounds them.
+    traffic = Traffic(worker("default"))
+    traffic._worker.broker = SimpleNamespace(actors={})
+    traffic.look()
+    passing.passes(15)
+    traffic.look()
+    run = chain().start().run
+    for times in range(3):
+        overdue(run, "one")
+        assert sweep(traffic, USING) == 1
+        assert row(run, "one").wake_at - now() > GRACE * 2**times - timedelta(seconds=10)
+
+
+def test_what_shows_that_the_first_message_is_lost_shows_nothing_of_the_second(passing):
+    """The second waits at the end of a long queue, as all that was sent after the first."""
+    traffic = Traffic(worker("default"))
+    run = chain().start().run
+    began = row(run, "one").queued_at
+    with clock() as moving:
+        moving.move(2 * GRACE)
+        traffic.began("default", milliseconds(began + 1.1 * GRACE - 2 * GRACE), first=True)
+        assert sweep(traffic, USING) == 1
+        moving.move(GRACE)
+        assert sweep(traffic, USING) == 0, "its message was sent a grace ago, and may be late"
+        assert row(run, "one").status == "queued"
+
+
+# --- one row among others
+
+
+def test_a_row_whose_plan_cannot_be_read_harms_no_other(run, caplog):
+    broken = run.plan
+    broken.pk, broken.fingerprint, broken.graph = None, "x", {"format": 1}
+    broken.save()
+    type(run).objects.filter(pk=run.pk).update(plan=broken)
+    other = chain().start().run
+    overdue(run, "one", timedelta(minutes=1))
+    overdue(other, "one")
+    assert sweep(Overdue(), USING) == 1
+    assert [message.args[0] for message in messages()] == [str(other.pk)]
+    assert f"step one of run {run.pk}" in caplog.text
+    assert row(run, "one").status == "queued"
+    assert timedelta(0) < row(run, "one").wake_at - now() <= GRACE
+
+
+@pytest.mark.parametrize("fails", ["reap", "look", "unknown"])
+def test_an_error_of_one_row_is_logged_with_its_run_and_step_and_harms_no_other(
+    fails, monkeypatch, caplog
+):
+    runs = [chain().start().run for _ in range(3)]
+    for one in runs:
+        overdue(one, "one")
+    broken = runs[1]
+
+    def unless_broken(usual):
+        def call(found, using):
+            if found.run_id == broken.pk:
+                raise KeyError("next")
+            return usual(found, using)
+
+        return call
+
+    if fails == "reap":
+        claim(broken, "one")
+        overdue(broken, "one")
+        monkeypatch.setattr(failures, "reap", unless_broken(failures.reap))
+    elif fails == "look":
+        change(broken, "one", status="waiting", kind="each", payload={"children": 1})
+    else:
+        monkeypatch.setattr(
+            "sequences.sweep._fails_as_unknown", unless_broken(lambda row, using: False)
+        )
+    assert sweep(Overdue(), USING) == 2
+    sent = {message.args[0] for message in messages()}
+    assert sent == {str(runs[0].pk), str(runs[2].pk)}
+    assert f"step one of run {broken.pk}" in caplog.text
+    assert timedelta(0) < row(broken, "one").wake_at - now() <= GRACE
+
+
 # --- the thread and the command
 
 
@@ -492,9 +589,9 @@ def test_a_row_of_a_queue_that_is_not_consumed_here_is_left_to_its_workers_soon_
 def test_a_sweep_that_gets_nowhere_ends(monkeypatch):
     looks = []
 
-    def endless(is_lost, using):
+    def endless(is_lost, using, **options):
         looks.append(1)
-        return due.Due(more=True)
+        return due.Due(more=(now(), 1))
 
     monkeypatch.setattr(due, "take", endless)
     assert sweep(Overdue(), USING) == 0

@@ -11,7 +11,7 @@ from sequences.sweep import Overdue, sweep
 from sequences.testing import assert_ledger, drain, isolate_sequences
 from sequences.transitions import claims, commits, due, failures, locks, plans
 from sequences.transitions.failures import Failure
-from sequences.transitions.values import Change, ClaimLost
+from sequences.transitions.values import Beat, Change, ClaimLost
 from tests.engine import change, claim, fail, fresh, ledger, now, overdue, perform, row, take
 
 pytestmark = pytest.mark.django_db
@@ -244,14 +244,18 @@ def test_a_step_that_is_released_in_a_pause_is_held(run):
 # --- the heartbeat
 
 
+def beat(claim, progress=None):
+    return claims.beat([Beat(claim.step_run_id, claim.token, progress)], USING)
+
+
 def test_a_beat_extends_the_lease_and_shows_the_progress(run):
     held = claim(run, "one")
     overdue(run, "one")
-    assert claims.beat(held, '{"done": 1}', USING) is True
+    assert beat(held, '{"done": 1}') == {held.token}
     found = row(run, "one")
     assert found.wake_at > now() + timedelta(seconds=10)
     assert found.progress == {"done": 1}
-    assert claims.beat(held, None, USING) is True
+    assert beat(held) == {held.token}
     assert row(run, "one").progress == {"done": 1}
 
 
@@ -260,7 +264,7 @@ def test_a_beat_for_a_step_that_is_not_ours_any_more_changes_nothing(run):
     for values in ({"token": 5}, {"token": held.token, "status": "succeeded"}):
         change(run, "one", **values)
         before = stored(run)
-        assert claims.beat(held, '{"done": 1}', USING) is False
+        assert beat(held, '{"done": 1}') == set()
         assert stored(run) == before
 
 
@@ -282,7 +286,7 @@ def test_a_lease_that_was_extended_meanwhile_is_not_reaped(run):
     held = claim(run, "one")
     overdue(run, "one")
     seen = row(run, "one")
-    claims.beat(held, None, USING)
+    beat(held)
     before = stored(run)
     assert failures.reap(seen, USING) == []
     assert stored(run) == before

@@ -24,7 +24,7 @@ from ..models import (
 )
 from ..plan import Plan
 from . import plans, runs, starts, times
-from .locks import lock_run, transact
+from .locks import lock_free, lock_run, transact
 from .starts import Labels, Start
 from .values import Claim, Dispatch, dispatch_of
 
@@ -70,18 +70,23 @@ def waits(count: int, run: SequenceRun, now: datetime) -> dict[str, Any]:
 
 
 def look(step_run_id: int, using: str) -> list[Dispatch]:
-    """End the wait, if no child is left and the run is not held."""
+    """End the wait, if no child is left and the run is not held.
+
+    Nothing waits here for a lock: who has it looks itself, or leaves that to the sweep.
+    """
     return transact(using, lambda: _look(step_run_id, using))
 
 
 def _look(step_run_id: int, using: str) -> list[Dispatch]:
     now = times.now(using)
     rows = _waiting(using).filter(pk=step_run_id, wake_at__isnull=False)
-    ended = rows.filter(~Exists(_of(OuterRef("pk"), using))).update(
-        status=StepStatus.QUEUED, queued_at=now, dispatches=0, wake_at=now + times.grace()
-    )
+    # Only a row that is to be written is locked: a look for nothing keeps no other from it.
+    ended = lock_free(rows.filter(~Exists(_of(OuterRef("pk"), using))), using)
     if not ended:
         return []
+    rows.filter(pk__in=ended).update(
+        status=StepStatus.QUEUED, queued_at=now, dispatches=0, wake_at=now + times.grace()
+    )
     row = StepRun._base_manager.using(using).select_related("run").get(pk=step_run_id)
     return [dispatch_of(row, plans.load(row.run.plan_id, using))]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -13,10 +13,10 @@ from django.db.models import Case, F, Q, When
 from .. import conf
 from ..models import RunStatus, SequenceRun, StepRun, StepStatus
 from . import plans, sql, times
-from .locks import lock_run, transact
+from .locks import lock_free, lock_run, transact
 from .runs import save, stops
 from .undoing import stop
-from .values import Claim, Dispatch, dispatch_of
+from .values import Beat, Claim, Dispatch, dispatch_of
 
 _CLAIMABLE = (StepStatus.QUEUED, StepStatus.RETRYING)
 
@@ -97,14 +97,28 @@ def find(step_run_id: int, using: str) -> StepRun | None:
     return rows.filter(pk=step_run_id).first()
 
 
-def beat(claim: Claim, progress: str | None, using: str) -> bool:
-    """Extend the lease, and store news of the progress. False: the step is not ours any more."""
-    values: dict[str, Any] = {"wake_at": times.now(using) + times.lease()}
-    if progress is not None:
-        values["progress"] = json.loads(progress)
+def beat(beats: Sequence[Beat], using: str) -> set[int]:
+    """Extend these leases, store what is new of their progress, and return their tokens.
+
+    Left out is what is not ours any more, and what another transaction has locked: the others
+    would lose their leases if this waited for it.
+    """
+    if sql.is_fast(using):
+        return sql.beat(beats, using)
+    return transact(using, lambda: _beat(beats, using))
+
+
+def _beat(beats: Sequence[Beat], using: str) -> set[int]:
     rows = StepRun._base_manager.using(using)
-    rows = rows.filter(pk=claim.step_run_id, token=claim.token, status=StepStatus.RUNNING)
-    return bool(rows.update(**values))
+    ours = Q()
+    for each in beats:
+        ours |= Q(pk=each.step_run_id, token=each.token)
+    locked = rows.filter(pk__in=lock_free(rows.filter(ours, status=StepStatus.RUNNING), using))
+    locked.update(wake_at=times.now(using) + times.lease())
+    for each in beats:
+        if each.progress is not None:
+            locked.filter(token=each.token).update(progress=json.loads(each.progress))
+    return {token for token in locked.values_list("token", flat=True) if token is not None}
 
 
 def release(claim: Claim, using: str) -> Dispatch | None:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from django.db import connections
-from django.db.models import F, QuerySet
+from django.db import DatabaseError, connections
+from django.db.models import F, Q, QuerySet
 
 from ..exceptions import SequenceError
 from ..models import StepRun, StepStatus
 from . import plans, times
-from .locks import transact
+from .locks import lock_free, transact
 from .values import Dispatch, dispatch_of
 
 logger = logging.getLogger("sequences")
@@ -26,6 +26,15 @@ LONGEST = timedelta(minutes=5)
 #: Decides whether the message of a row, dispatched at a time to this queue, is lost by another.
 #: None: who asks does not see that queue.
 IsLost = Callable[[str, datetime, datetime], bool | None]
+#: Whether that decision rests on evidence for the steps of this actor.
+Knows = Callable[[str], bool]
+#: Where a batch has ended, in the order of their times: its last time and id.
+Place = tuple[datetime, int]
+
+
+def guesses(actor: str) -> bool:
+    """Who asks has no evidence of anything."""
+    return False
 
 
 @dataclass(slots=True)
@@ -40,21 +49,30 @@ class Due:
     rows: list[StepRun] = field(default_factory=list)
     #: Those that wait for their items or children, to be looked after.
     waiting: list[StepRun] = field(default_factory=list)
-    #: Whether more may be due.
-    more: bool = False
+    #: The times at which these, by their ids, were to be looked after.
+    times: dict[int, datetime] = field(default_factory=dict)
+    #: Where this batch has ended, if more may be due.
+    more: Place | None = None
 
 
-def take(is_lost: IsLost, using: str) -> Due:
-    """Move on what is due, so that no other sweep takes it for now."""
-    return transact(using, lambda: _take(is_lost, using))
+def take(is_lost: IsLost, using: str, *, knows: Knows = guesses, after: Place | None = None) -> Due:
+    """Move on what is due, so that no other sweep takes it for now.
+
+    What another transaction has locked keeps its time, and has its turn at the next sweep.
+    ``after``: only what comes after this place, so that a sweep does not meet again what it has
+    left as it is.
+    """
+    return transact(using, lambda: _take(is_lost, knows, after, using))
 
 
-def _take(is_lost: IsLost, using: str) -> Due:
+def _take(is_lost: IsLost, knows: Knows, after: Place | None, using: str) -> Due:
     now = times.now(using)
-    rows = list(_locked(now, using))
-    due = Due(more=len(rows) == BATCH)
+    rows = list(_locked(now, after, using))
+    due = Due(times={row.pk: row.wake_at for row in rows if row.wake_at})
+    if len(rows) == BATCH:
+        due.more = due.times[rows[-1].pk], rows[-1].pk
     for row in rows:
-        _sort(row, due, is_lost, now, using)
+        _sort(row, due, is_lost, knows, now, using)
     StepRun._base_manager.using(using).bulk_update(
         [row for row in rows if row.status != StepStatus.RUNNING],
         ["status", "wake_at", "queued_at", "dispatches"],
@@ -62,24 +80,37 @@ def _take(is_lost: IsLost, using: str) -> Due:
     return due
 
 
-def _locked(now: datetime, using: str) -> QuerySet[StepRun]:
+def _locked(now: datetime, after: Place | None, using: str) -> QuerySet[StepRun]:
     rows = StepRun._base_manager.using(using).filter(wake_at__lte=now)
-    rows = rows.select_related("run").order_by("wake_at")
+    if after is not None:
+        moment, pk = after
+        rows = rows.filter(wake_at__gte=moment).filter(Q(wake_at__gt=moment) | Q(pk__gt=pk))
+    rows = rows.select_related("run").order_by("wake_at", "pk")
     features = connections[using].features
     of = ("self",) if features.has_select_for_update_of else ()
     skip = features.has_select_for_update_skip_locked
     return rows.select_for_update(skip_locked=skip, of=of)[:BATCH]
 
 
-def _sort(row: StepRun, due: Due, is_lost: IsLost, now: datetime, using: str) -> None:
+def _sort(row: StepRun, due: Due, is_lost: IsLost, knows: Knows, now: datetime, using: str) -> None:
     if row.status == StepStatus.RUNNING:
         due.expired.append(row)
         return
     try:
         plan = plans.load(row.run.plan_id, using)
+        node = plan.node(row.step)
     except SequenceError as error:
         # A later release's plan: that release's workers sweep too.
-        logger.warning("Step run %s waits for a worker that reads its plan: %s", row.pk, error)
+        logger.warning(
+            "Step %s of run %s waits for a worker that reads its plan: %s",
+            row.step, row.run_id, error,
+        )  # fmt: skip
+        row.wake_at = now + times.grace()
+        return
+    except DatabaseError:
+        raise
+    except Exception:  # of a plan that somebody has written by hand, or removed
+        logger.exception("The plan of step %s of run %s cannot be read.", row.step, row.run_id)
         row.wake_at = now + times.grace()
         return
     if row.kind in ("each", "subsequence") and row.status == StepStatus.WAITING and row.payload:
@@ -90,9 +121,9 @@ def _sort(row: StepRun, due: Due, is_lost: IsLost, now: datetime, using: str) ->
         row.status, row.queued_at, row.dispatches = StepStatus.QUEUED, now, 0
         lost: bool | None = True
     else:
-        lost = is_lost(plan.node(row.step).queue, _sent_at(row), now)
+        lost = is_lost(node.queue, _sent_at(row), now)
     if lost:
-        row.wake_at = now + min(times.grace() * 2**row.dispatches, LONGEST)
+        row.wake_at = now + (times.grace() if knows(node.actor) else _pause(row))
         due.rows.append(row)
         due.dispatches.append(dispatch_of(row, plan))
     elif lost is None:
@@ -103,9 +134,38 @@ def _sort(row: StepRun, due: Due, is_lost: IsLost, now: datetime, using: str) ->
         row.wake_at = now + min(max(times.grace(), now - row.queued_at), LONGEST)
 
 
+def _pause(row: StepRun) -> timedelta:
+    """Until the next dispatch, where nobody sees what became of the last one."""
+    return min(times.grace() * (1 << row.dispatches), LONGEST)
+
+
 def _sent_at(row: StepRun) -> datetime:
-    """When its message could be had: a retry's is, when the retry is due."""
-    return max(row.queued_at, row.due_at or row.queued_at)
+    """When its message could be had: a retry's is, when the retry is due.
+
+    One that the sweep has sent again was sent a grace before `wake_at` at the latest: what proves
+    the loss of the first message proves nothing about that one.
+    """
+    sent_at = max(row.queued_at, row.due_at or row.queued_at)
+    if not row.dispatches or row.wake_at is None:
+        return sent_at
+    return max(sent_at, row.wake_at - times.grace())
+
+
+def put_off(row: StepRun, using: str) -> None:
+    """Look after this row in a while: it could not be done now, for a reason that may last."""
+    later = times.now(using) + times.grace()
+    transact(using, lambda: _move(row, later, using))
+
+
+def give_back(row: StepRun, wake_at: datetime, using: str) -> None:
+    """Leave this row to the next sweep, at the time that it had: another has locked its run."""
+    transact(using, lambda: _move(row, wake_at, using))
+
+
+def _move(row: StepRun, wake_at: datetime, using: str) -> None:
+    rows = StepRun._base_manager.using(using)
+    rows = rows.filter(pk=row.pk, status=row.status, token=row.token, wake_at=row.wake_at)
+    rows.filter(pk__in=lock_free(rows, using)).update(wake_at=wake_at)
 
 
 def accepted(step_run_ids: Iterable[int], using: str) -> None:
@@ -115,5 +175,9 @@ def accepted(step_run_ids: Iterable[int], using: str) -> None:
         status__in=(StepStatus.QUEUED, StepStatus.RETRYING),
         dispatches__lt=10,
     )
-    # Many rows at once: an act on one of their runs may hold them in another order.
-    transact(using, lambda: rows.update(dispatches=F("dispatches") + 1))
+    # One that another has locked keeps its count.
+    transact(using, lambda: _count(rows, using))
+
+
+def _count(rows: QuerySet[StepRun], using: str) -> None:
+    rows.filter(pk__in=lock_free(rows, using)).update(dispatches=F("dispatches") + 1)

@@ -11,6 +11,7 @@ from ..exceptions import SequenceError
 from ..models import StoredPlan
 from ..plan import Plan
 from . import times
+from .locks import transact
 
 _ids: dict[tuple[str, str, str], int] = {}
 _plans: dict[tuple[str, int], Plan] = {}
@@ -31,12 +32,17 @@ def store(plan: Plan, using: str) -> int:
     known = _ids.get((using, plan.sequence, plan.fingerprint))
     if known is not None:
         return known
+    plan_id = transact(using, lambda: _store(plan, using))
+    _once_committed(plan, plan_id, using)
+    return plan_id
+
+
+def _store(plan: Plan, using: str) -> int:
     stored, _ = StoredPlan.objects.using(using).get_or_create(
         sequence=plan.sequence,
         fingerprint=plan.fingerprint,
         defaults={"graph": plan.to_json(), "created_at": times.now(using)},
     )
-    _once_committed(plan, stored.pk, using)
     return stored.pk
 
 

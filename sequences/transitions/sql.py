@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any
@@ -19,7 +20,7 @@ from django.db import connections
 from ..models import PLAIN, RunStatus, SequenceRun, StepRun
 from ..plan import Node, Plan
 from . import news, times
-from .values import Change, Claim, Dispatch
+from .values import Beat, Change, Claim, Dispatch
 
 _STEPS = StepRun._meta.db_table
 _RUNS = SequenceRun._meta.db_table
@@ -133,6 +134,35 @@ def commit_in_chain(claim: Claim, change: Change, plan: Plan, using: str) -> lis
     if not following:
         news.ended(claim.run_id, claim.sequence, RunStatus.SUCCEEDED, using)
     return [_message(row[0], claim.run_id, node) for node in following]
+
+
+# The rows are locked in the order that all transactions keep; one that another has is left out.
+_BEAT = f"""
+WITH mine AS MATERIALIZED (
+    SELECT steps.id, beats.progress
+    FROM {_STEPS} steps
+    JOIN unnest(%(ids)s::bigint[], %(tokens)s::bigint[], %(progress)s::text[])
+        AS beats(id, token, progress) ON steps.id = beats.id AND steps.token = beats.token
+    WHERE steps.status = 'running'
+    ORDER BY steps.id FOR NO KEY UPDATE OF steps SKIP LOCKED
+)
+UPDATE {_STEPS} steps SET
+    wake_at = {{now}} + {{lease}}, progress = COALESCE(mine.progress::jsonb, steps.progress)
+FROM mine WHERE steps.id = mine.id
+RETURNING steps.token
+"""
+
+
+def beat(beats: Sequence[Beat], using: str) -> set[int]:
+    """See `claims.beat`."""
+    values: dict[str, Any] = {
+        "ids": [each.step_run_id for each in beats],
+        "tokens": [each.token for each in beats],
+        "progress": [each.progress for each in beats],
+    }
+    with connections[using].cursor() as cursor:
+        cursor.execute(_with_times(_BEAT), values)
+        return {token for (token,) in cursor.fetchall()}
 
 
 # A result of None stays NULL. What is told of the fan-out is as it was at this statement.

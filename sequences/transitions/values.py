@@ -66,6 +66,15 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Beat:
+    """A claim whose lease is to be extended, and its progress as JSON if that is new."""
+
+    step_run_id: int
+    token: int
+    progress: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class FanOut:
     """How many items there are, and how many may be in flight."""
 

@@ -10,6 +10,7 @@ from django.db import IntegrityError, transaction
 
 from ..models import WorkerProcess
 from . import times
+from .locks import lock_free, transact
 
 #: After this long without a word a process is forgotten.
 FORGOTTEN = timedelta(hours=1)
@@ -35,6 +36,10 @@ class Seen:
 
 def seen(worker: Seen, using: str) -> bool:
     """Write that this process is there now. False: so is another one of its name."""
+    return transact(using, lambda: _seen(worker, using))
+
+
+def _seen(worker: Seen, using: str) -> bool:
     now = times.now(using)
     values = {
         "queues": sorted(worker.queues),
@@ -60,10 +65,16 @@ def seen(worker: Seen, using: str) -> bool:
 
 def gone(name: str, using: str) -> None:
     """The process has ended as it should."""
-    WorkerProcess.objects.using(using).filter(name=name).delete()
+    rows = WorkerProcess.objects.using(using).filter(name=name)
+    transact(using, lambda: rows.delete())
 
 
 def forget(using: str) -> None:
     """Remove those that were not seen for long: they were killed."""
-    long_ago = times.now(using) - FORGOTTEN
-    WorkerProcess.objects.using(using).filter(seen_at__lt=long_ago).delete()
+    transact(using, lambda: _forget(using))
+
+
+def _forget(using: str) -> None:
+    rows = WorkerProcess.objects.using(using)
+    gone = rows.filter(seen_at__lt=times.now(using) - FORGOTTEN)
+    rows.filter(pk__in=lock_free(gone, using)).delete()
