@@ -85,12 +85,12 @@ def declare() -> list[str]:
 # The database. All of it in a few statements: rows made one by one would take hours.
 
 RUNS = """
-INSERT INTO job_sequences_sequencerun (id, plan_id, sequence, key, held_key, frees_key, status,
-    ending, data, version, inbox, created_at, updated_at, finished_at, trace)
+INSERT INTO job_sequences_sequencerun (id, plan_id, sequence, key, held_key, key_scope,
+    frees_key, status, ending, data, version, inbox, created_at, updated_at, finished_at, trace)
 SELECT (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0')
         || '7' || substr(md5(n::text), 1, 3) || '8' || substr(md5(n::text), 4, 15))::uuid,
     plan.id, plan.sequence, CASE WHEN n %% 2 = 0 THEN 'order-' || n END,
-    CASE WHEN n %% 2 = 0 THEN 'order-' || n END, false, status, '',
+    CASE WHEN n %% 2 = 0 THEN 'order-' || n END, plan.sequence, false, status, '',
     jsonb_build_object('order', n, 'name', 'Customer ' || n, 'email', 'c' || n || '@example.com',
         'card', jsonb_build_object('number', '4111-' || n), 'note', md5(n::text) || md5('n' || n),
         'items', jsonb_build_array('book', 'lamp', n %% 97)),

@@ -78,6 +78,7 @@ class Life:
         )
         if self.claim is None:
             raise SkipMessage(f"Step run {self.step_run_id} is not to be had.")
+        plans.forget_unless_of(self.claim.sequence, self.claim.plan_id, self.using)
         self._check_message(self.claim)
         return Attempt(self.claim, self.using).make()
 

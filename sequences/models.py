@@ -147,6 +147,8 @@ class SequenceRun(Steerable, Linked, models.Model):
     key = Exact(_("key"), max_length=255, null=True, blank=True)
     #: The key as long as it keeps others from starting with it.
     held_key = Exact(max_length=255, null=True, blank=True, editable=False)
+    #: The name under which it holds it: one that all releases have that start such runs.
+    key_scope = Exact(max_length=200, blank=True, default="", db_default="", editable=False)
     frees_key = models.BooleanField(default=False, editable=False)
     status = models.CharField(
         _("status"), max_length=16, choices=RunStatus.choices, default=RunStatus.RUNNING
@@ -190,7 +192,7 @@ class SequenceRun(Steerable, Linked, models.Model):
         ]
         constraints = [
             models.UniqueConstraint(
-                fields=["sequence", "held_key"], name="job_sequences_run_key_once"
+                fields=["key_scope", "held_key"], name="job_sequences_run_key_once"
             )
         ]
         indexes = [

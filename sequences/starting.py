@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
-from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.utils import timezone
@@ -56,7 +55,12 @@ class Starter:
         """See `Sequence.start_many`."""
         definition = _definition(cls)
         wanted = [_wanted_of(definition, item) for item in iterable]
-        return [one for batch in _batches(wanted) for one in _start_batch(cls, definition, batch)]
+        started = {
+            one.id: sequence
+            for batch in _batches(wanted)
+            for one, sequence in zip(batch, _start_batch(cls, definition, batch), strict=True)
+        }
+        return [started[one.id] for one in wanted]
 
     def runs(self, cls: type[Sequence[Any]]) -> SequenceRunQuerySet:
         """The runs of this class, under its earlier names too."""
@@ -77,9 +81,11 @@ def _start_batch(cls: type[S], definition: Definition, wanted: SequenceOf[Start]
 
 
 def _batches(wanted: list[Start]) -> Iterator[list[Start]]:
-    iterator = iter(wanted)
-    while batch := list(islice(iterator, BATCH)):
-        yield batch
+    if len(wanted) > BATCH:
+        # In one transaction of the caller's the locks of each batch are kept for the next.
+        wanted = sorted(wanted, key=starts.in_order_of_keys)
+    for index in range(0, len(wanted), BATCH):
+        yield wanted[index : index + BATCH]
 
 
 def _definition(cls: type[Sequence[Any]]) -> Definition:

@@ -139,7 +139,8 @@ def _fails_as_unknown(row: StepRun, using: str) -> bool:
         return False
     if definition.label == FLOW:  # its definition is kept with the run
         return False
-    if plans.store(definition.plan, using) < row.run.plan_id:
+    own, _ = plans.store_now(definition.plan, using)
+    if own < row.run.plan_id:
         return False
     failures.fail_unknown(row, unknown_step(definition, row.step), using)
     return True

@@ -16,10 +16,12 @@ from django.urls import path
 import sequences
 from sequences import Sequence, dispatching, step
 from sequences.exceptions import InvalidData, SequenceError
-from sequences.models import SequenceRun, StepRun
+from sequences.execution import Life
+from sequences.models import SequenceRun, StepRun, StoredPlan
 from sequences.starting import BATCH
 from sequences.testing import clock, drain
-from sequences.transitions import starts
+from sequences.transitions import starts, times
+from sequences.transitions.values import new_row
 from testproject.contact.models import Message, Team
 
 pytestmark = pytest.mark.django_db
@@ -725,3 +727,87 @@ def test_each_of_a_batch_looks_for_its_key_in_its_own_way(contact):
     )
     assert (ever.run, ever.created) == (former, False)
     assert unfinished.created
+
+
+# Tables that were emptied under this process
+
+
+def empty_the_tables():
+    """As a test case does that inhibits Django's signal, or a person with TRUNCATE."""
+    with connection.cursor() as cursor:
+        for model in (StepRun, SequenceRun, StoredPlan):
+            cursor.execute(f"DELETE FROM {model._meta.db_table}")
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("how", ["start", "start_many", "key"])
+def test_a_start_after_the_tables_were_emptied_stores_its_plan_again(contact, how):
+    contact.start()
+    empty_the_tables()
+
+    if how == "start_many":
+        run = contact.start_many([{}, {}])[0].run
+    else:
+        run = contact.start({}, key="a" if how == "key" else None).run
+
+    assert StoredPlan.objects.get().pk == SequenceRun.objects.get(pk=run.pk).plan_id
+    drain()
+    assert contact.runs.get(pk=run.pk).status == "succeeded"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_start_does_not_take_the_plan_of_another_that_has_got_its_id(contact):
+    class Other(Sequence):
+        @step
+        def another(self): ...
+
+    contact.start()
+    before = StoredPlan.objects.get()
+    empty_the_tables()
+    now = times.now("default")
+    other = StoredPlan.objects.create(
+        pk=before.pk,
+        sequence=Other._definition.label,
+        fingerprint=Other._definition.plan.fingerprint,
+        graph=Other._definition.plan.to_json(),
+        created_at=now,
+    )
+
+    run = contact.start().run
+
+    assert run.plan_id != other.pk
+    started = Other.start().run
+    assert started.plan_id == other.pk
+    drain()
+    assert contact.runs.get().status == Other.runs.get().status == "succeeded"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_worker_reads_a_plan_again_whose_id_another_sequence_had(contact):
+    class Other(Sequence):
+        @step
+        def another(self): ...
+
+    old = contact.start().run
+    plan_id = old.plan_id
+    drain()  # this process, as a worker, knows the plan
+    empty_the_tables()
+    definition = Other._definition
+    # What another process starts on the emptied tables.
+    StoredPlan.objects.create(
+        pk=plan_id,
+        sequence=definition.label,
+        fingerprint=definition.plan.fingerprint,
+        graph=definition.plan.to_json(),
+        created_at=times.now("default"),
+    )
+    run = SequenceRun.objects.create(
+        plan_id=plan_id, sequence=definition.label,
+        created_at=times.now("default"), updated_at=times.now("default"),
+    )  # fmt: skip
+    row = new_row(run.pk, definition.plan.node("another"), times.now("default"), run.created_at)
+    row.save()
+    ready = Life(row.pk, 0, "default").live()
+    assert ready == []
+    run.refresh_from_db()
+    assert run.status == "succeeded"

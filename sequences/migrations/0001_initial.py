@@ -37,6 +37,12 @@ class Migration(migrations.Migration):
                     "held_key",
                     sequences.models.Exact(blank=True, editable=False, max_length=255, null=True),
                 ),
+                (
+                    "key_scope",
+                    sequences.models.Exact(
+                        blank=True, db_default="", default="", editable=False, max_length=200
+                    ),
+                ),
                 ("frees_key", models.BooleanField(default=False, editable=False)),
                 (
                     "status",
@@ -322,7 +328,7 @@ class Migration(migrations.Migration):
         migrations.AddConstraint(
             model_name="sequencerun",
             constraint=models.UniqueConstraint(
-                fields=("sequence", "held_key"), name="job_sequences_run_key_once"
+                fields=("key_scope", "held_key"), name="job_sequences_run_key_once"
             ),
         ),
     ]

@@ -96,6 +96,7 @@ def _sort(row: StepRun, due: Due, is_lost: IsLost, knows: Knows, now: datetime, 
     if row.status == StepStatus.RUNNING:
         due.expired.append(row)
         return
+    plans.forget_unless_of(row.run.sequence, row.run.plan_id, using)
     try:
         plan = plans.load(row.run.plan_id, using)
         node = plan.node(row.step)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 
 from django.db import connections, transaction
 
@@ -46,6 +47,37 @@ def _store(plan: Plan, using: str) -> int:
     return stored.pk
 
 
+_ROW = f"FROM {StoredPlan._meta.db_table} WHERE id = %s AND sequence = %s AND fingerprint = %s"
+
+
+def store_now(plan: Plan, using: str) -> tuple[int, datetime]:
+    """The id of this plan's row, which is there at the time that comes with it.
+
+    Somebody may have emptied the tables under this process: the statement that asks for the time
+    looks whether the row that is remembered is there still.
+    """
+    known = _ids.get((using, plan.sequence, plan.fingerprint))
+    if known is not None:
+        now = times.now_beside(_ROW, (known, plan.sequence, plan.fingerprint), using)
+        if now is not None:
+            return known, now
+        forget()
+    return store(plan, using), times.now(using)
+
+
+def key_scope(labels: Sequence[str], using: str) -> str:
+    """The name under which runs of a sequence with these names hold their keys.
+
+    An older release has only some of the names. All have the oldest, whose plan was the first:
+    what each holds under that one name no other can hold beside it.
+    """
+    own, *earlier = labels
+    if len(earlier) < 2:
+        return earlier[0] if earlier else own
+    stored = StoredPlan.objects.using(using).filter(sequence__in=earlier).order_by("pk")
+    return stored.values_list("sequence", flat=True).first() or earlier[-1]
+
+
 def load(plan_id: int, using: str) -> Plan:
     """The plan of this id."""
     known = _plans.get((using, plan_id))
@@ -54,6 +86,13 @@ def load(plan_id: int, using: str) -> Plan:
     plan = StoredPlan.objects.using(using).get(pk=plan_id).plan
     _once_committed(plan, plan_id, using)
     return plan
+
+
+def forget_unless_of(sequence: str, plan_id: int, using: str) -> None:
+    """Forget what is remembered if another sequence's plan has this id: the tables are new ones."""
+    known = _plans.get((using, plan_id))
+    if known is not None and known.sequence != sequence:
+        forget()
 
 
 def load_many(plan_ids: Iterable[int], using: str) -> dict[int, Plan]:

@@ -55,7 +55,7 @@ def start(
     the names that the sequence has had: runs that hold the key may have an earlier one.
     """
     if wanted.key is None:
-        return _insert_one(plan, wanted, using)
+        return _insert_one(plan, wanted, labels, using)
     for chance in range(_CHANCES):
         existing = _holders(labels, [wanted], using).get(wanted.name)
         if existing is not None:
@@ -63,7 +63,7 @@ def start(
             return existing, []
         try:
             with transaction.atomic(using=using):
-                return _insert_one(plan, wanted, using)
+                return _insert_one(plan, wanted, labels, using)
         except IntegrityError:
             # Another start with the key committed between the look and the insert; or one that
             # has ended meanwhile, and freed the key: then the next chance inserts.
@@ -79,34 +79,49 @@ def start_many(
 
     The runs come in the order of `wanted`; those that existed are those whose pk differs.
     """
-    plan_id = plans.store(plan, using)
-    now = times.now(using)
+    plan_id, now = plans.store_now(plan, using)
+    scope = _scope(labels, wanted, using)
     taken = _holders(labels, wanted, using)
     fresh: dict[UUID, SequenceRun] = {}
     for one in wanted:
         if one.name not in taken:
-            run = fresh[one.id] = _row(plan, plan_id, one, now)
+            run = fresh[one.id] = _row(plan, plan_id, one, scope, now)
             if one.key is not None:
                 taken[one.key, "unfinished"] = run
                 taken.setdefault((one.key, "ever"), run)
-    # A key that another process has taken meanwhile: its run is found by the look below.
-    SequenceRun._base_manager.using(using).bulk_create(fresh.values(), ignore_conflicts=bool(taken))
+    _insert_many(fresh.values(), ignore_conflicts=bool(taken), using=using)
     ours = _inserted(fresh, using)
     if len(ours) < len(fresh):
         taken |= _holders(labels, wanted, using)
     started = [(fresh[one.id], one.delay) for one in wanted if one.id in ours]
     steps = _first_steps(plan, started, now, using)
     news.started([run for run, _ in started], plan.sequence, using)
-    runs = []
-    for one in wanted:
+    runs: dict[UUID, SequenceRun] = {}
+    for one in sorted(wanted, key=in_order_of_keys):
         known = fresh[one.id] if one.id in ours else taken.get(one.name)
         if known is None:  # its key was freed since the insert met it
             known, more = start(plan, one, labels, using)
             steps += more
         elif known.pk != one.id:
             one.found = known.pk
-        runs.append(known)
-    return runs, steps
+        runs[one.id] = known
+    return [runs[one.id] for one in wanted], steps
+
+
+def in_order_of_keys(wanted: Start) -> str:
+    """The order in which many are inserted, by whoever does.
+
+    A key that another transaction inserts is waited for: two that took the same keys in different
+    orders would wait for each other.
+    """
+    return wanted.key or ""
+
+
+def _insert_many(runs: Iterable[SequenceRun], *, ignore_conflicts: bool, using: str) -> None:
+    # A key that another process has taken meanwhile: its run is found by the look after this.
+    SequenceRun._base_manager.using(using).bulk_create(
+        sorted(runs, key=lambda run: run.key or ""), ignore_conflicts=ignore_conflicts
+    )
 
 
 def _inserted(fresh: dict[UUID, SequenceRun], using: str) -> set[UUID]:
@@ -117,22 +132,31 @@ def _inserted(fresh: dict[UUID, SequenceRun], using: str) -> set[UUID]:
     return (fresh.keys() - set(keyed)) | set(found.values_list("pk", flat=True))
 
 
-def _insert_one(plan: Plan, wanted: Start, using: str) -> tuple[SequenceRun, list[Dispatch]]:
-    plan_id = plans.store(plan, using)
-    now = times.now(using)
-    run = _row(plan, plan_id, wanted, now)
+def _insert_one(
+    plan: Plan, wanted: Start, labels: Labels, using: str
+) -> tuple[SequenceRun, list[Dispatch]]:
+    plan_id, now = plans.store_now(plan, using)
+    run = _row(plan, plan_id, wanted, _scope(labels, [wanted], using), now)
     run.save(using=using, force_insert=True)
     news.started([run], plan.sequence, using)
     return run, _first_steps(plan, [(run, wanted.delay)], now, using)
 
 
-def _row(plan: Plan, plan_id: int, wanted: Start, now: datetime.datetime) -> SequenceRun:
+def _scope(labels: Labels, wanted: Sequence[Start], using: str) -> str:
+    is_keyed = any(one.key is not None for one in wanted)
+    return plans.key_scope(labels, using) if is_keyed else ""
+
+
+def _row(
+    plan: Plan, plan_id: int, wanted: Start, scope: str, now: datetime.datetime
+) -> SequenceRun:
     return SequenceRun(
         id=wanted.id,
         plan_id=plan_id,
         sequence=plan.sequence,
         key=wanted.key,
         held_key=wanted.key,
+        key_scope=scope if wanted.key is not None else "",
         frees_key=wanted.unique == "unfinished",
         data=wanted.data,
         parent_id=wanted.parent,
@@ -177,11 +201,15 @@ def insert(rows: list[StepRun], using: str) -> None:
 
 def _holders(labels: Labels, wanted: Sequence[Start], using: str) -> Holders:
     """The runs that stand in the way of these starts, by key."""
-    runs = SequenceRun._base_manager.using(using).filter(sequence__in=labels)
+    keys = [one.key for one in wanted if one.key is not None]
     ever = [one.key for one in wanted if one.key is not None and one.unique == "ever"]
-    rest = [one.key for one in wanted if one.key is not None and one.unique != "ever"]
+    # A later release holds its keys under one of these names, too: an earlier one knows no other.
+    held = Q(key_scope__in=labels, held_key__in=keys)
+    runs = SequenceRun._base_manager.using(using).filter(
+        held | Q(sequence__in=labels, key__in=ever)
+    )
     found: Holders = {}
-    for run in runs.filter(Q(key__in=ever) | Q(held_key__in=rest)).order_by("created_at"):
+    for run in runs.order_by("created_at"):
         # A run that has freed its key counts only where no other holds it.
         if run.held_key is not None:
             found[run.held_key, "unfinished"] = found[run.held_key, "ever"] = run

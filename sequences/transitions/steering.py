@@ -13,8 +13,10 @@ from math import ceil
 from typing import Any
 from uuid import UUID
 
+from django.db import IntegrityError
 from django.db.models import Q, QuerySet
 
+from .. import registry
 from ..exceptions import InvalidTransition
 from ..models import (
     PLAIN,
@@ -53,6 +55,7 @@ class _Locked:
     def __init__(self, run: SequenceRun, deed: Deed, using: str) -> None:
         self.run, self.deed, self.using = run, deed, using
         self.now: datetime = times.now(using)
+        plans.forget_unless_of(run.sequence, run.plan_id, using)
         self.plan: Plan = plans.load(run.plan_id, using)
 
     def steps(self, **conditions: Any) -> QuerySet[StepRun]:
@@ -219,6 +222,7 @@ class _Locked:
         failed = self.steps(step=step, status=StepStatus.FAILED)
         if not failed.update(status=StepStatus.SKIPPED):
             _refuse_step(self, "failed")
+        self._begin_again()
         self.run.status = RunStatus.UNDOING
         return undoing.go_on(self.run, self.plan, self.now, self.using)
 
@@ -244,8 +248,7 @@ class _Locked:
             self._hold_key(self.run.key)
 
     def _hold_key(self, key: str) -> None:
-        rivals = SequenceRun._base_manager.using(self.using)
-        other = rivals.filter(sequence=self.run.sequence, held_key=key).first()
+        other = self._holder(key)
         if other is not None:
             raise InvalidTransition(
                 f"Cannot {self.deed.action} run {self.run.pk}: run {other.pk} holds its key "
@@ -256,6 +259,13 @@ class _Locked:
                 allowed="the holder of its key",
             )
         self.run.held_key = key
+
+    def _holder(self, key: str) -> SequenceRun | None:
+        """The run that holds the key, under whichever name the sequence had at its start."""
+        names = registry.names_of(self.run.sequence)
+        held = Q(sequence__in=names) | Q(key_scope__in=[self.run.key_scope, *names])
+        rivals = SequenceRun._base_manager.using(self.using).exclude(pk=self.run.pk)
+        return rivals.filter(held, held_key=key).first()
 
     def is_failing(self) -> bool:
         return runs.is_failing(self.run, self.plan, self.using)
@@ -275,7 +285,11 @@ def _act(
         subject.done()
         return dispatches
 
-    return transact(using, locked)
+    try:
+        return transact(using, locked)
+    except IntegrityError:
+        # Another run has taken its key between the look and the write: the next look meets it.
+        return transact(using, locked)
 
 
 def pause(run_id: UUID, deed: Deed, using: str) -> list[Dispatch]:

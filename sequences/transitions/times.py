@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 from django.db import connections
 from django.utils import timezone
@@ -27,19 +29,27 @@ def moved() -> timedelta:
     return _moved
 
 
+_CLOCKS = {"postgresql": "STATEMENT_TIMESTAMP()", "mysql": "UTC_TIMESTAMP(6)"}
+
+
 def now(using: str) -> datetime.datetime:
     """The time of the database at this statement, aware, in UTC."""
-    connection = connections[using]
-    if connection.vendor == "sqlite":
+    if connections[using].vendor == "sqlite":
         return timezone.now() + _moved
-    sql = (
-        "SELECT UTC_TIMESTAMP(6)"
-        if connection.vendor == "mysql"
-        else "SELECT STATEMENT_TIMESTAMP()"
-    )
+    current = now_beside("", (), using)
+    assert current is not None
+    return current
+
+
+def now_beside(rows: str, values: Sequence[Any], using: str) -> datetime.datetime | None:
+    """The same, where ``FROM … WHERE …`` finds a row; None: it finds none. One statement."""
+    connection = connections[using]
     with connection.cursor() as cursor:
-        cursor.execute(sql)
-        (value,) = cursor.fetchone()
+        cursor.execute(f"SELECT {_CLOCKS.get(connection.vendor, 1)} {rows}", values)
+        found = cursor.fetchone()
+    if found is None:
+        return None
+    value = timezone.now() if connection.vendor == "sqlite" else found[0]
     if timezone.is_naive(value):
         value = value.replace(tzinfo=datetime.UTC)
     current: datetime.datetime = value + _moved
