@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ from dramatiq.middleware import Middleware, Retries
 
 from . import conf
 from .exceptions import SequenceError
+from .redaction import Path, path_of
+from .typed import reaches
 
 if TYPE_CHECKING:
     from .definition import Definition
@@ -65,7 +68,11 @@ def check_broker(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
                 id="sequences.E003",
             )
         ]
-    return [*_middleware(broker.middleware), *_confirmation(broker)]
+    return [
+        *_middleware(broker.middleware),
+        *_texts_kept(broker.middleware),
+        *_confirmation(broker),
+    ]
 
 
 def check_database(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
@@ -87,10 +94,13 @@ def check_server(
 
 
 def check_sequences(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    """What only the broker knows of the declared sequences: the options of actors."""
+    """What only the broker knows of the declared sequences, and secrets that they would show."""
     from . import binding
 
-    return [Error(message, hint=hint, id="sequences.E009") for message, hint in binding.problems()]
+    errors = [
+        Error(message, hint=hint, id="sequences.E009") for message, hint in binding.problems()
+    ]
+    return [*errors, *_shown_secrets()]
 
 
 def check_unfinished_runs(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
@@ -210,6 +220,23 @@ def _place(middleware: list[Middleware], kind: type[Middleware]) -> int | None:
     return next(places, None)
 
 
+def _texts_kept(middleware: list[Middleware]) -> Messages:
+    from django_dramatiq.middleware import AdminMiddleware
+
+    keeps = AdminMiddleware.after_process_message
+    if not any(getattr(type(one), "after_process_message", None) is keeps for one in middleware):
+        return
+    guarded = [one.label for one in _definitions() if one.redact]
+    if guarded:
+        yield Warning(
+            "The broker has AdminMiddleware of django_dramatiq, whose table keeps the tracebacks "
+            f"of failed messages with what Meta.redact hides (in {', '.join(guarded)}).",
+            hint="Leave it out of DRAMATIQ_BROKER['MIDDLEWARE'], or put a subclass there whose "
+            "after_process_message stores no traceback.",
+            id="sequences.W011",
+        )
+
+
 def _confirmation(broker: Broker) -> Messages:
     # Only RabbitmqBroker has the attribute; its module cannot be imported without pika.
     if getattr(broker, "confirm_delivery", True) is False:
@@ -219,6 +246,51 @@ def _confirmation(broker: Broker) -> Messages:
             hint="Set 'confirm_delivery': True in DRAMATIQ_BROKER['OPTIONS'].",
             id="sequences.W002",
         )
+
+
+# The sequences
+
+
+def _definitions() -> list[Definition]:
+    from . import registry
+
+    found = (cls._definition for cls in registry.all())
+    return [definition for definition in found if definition is not None]
+
+
+def _shown_secrets() -> Messages:
+    for definition in _definitions():
+        for pattern, mend in _unmatched(definition):
+            yield Warning(
+                f"{definition.label}: Meta.redact has {pattern!r}, which can never match: nothing "
+                "is hidden by it.",
+                hint=mend,
+                id="sequences.W010",
+            )
+
+
+def _unmatched(definition: Definition) -> Iterator[tuple[str, str]]:
+    """Each pattern that names nothing in `data` nor in what a step is given, and its mend."""
+    steps = definition.steps.values()
+    names = {name for step in steps for name in (step.name, *step.aliases)}
+    for pattern in definition.redact:
+        path = path_of(pattern)
+        # What a step is given, and gives, stands under its name.
+        is_of_step = any(fnmatchcase(name, path[0]) for name in names)
+        mend = "" if is_of_step else _why_unmatched(definition, pattern, path)
+        if mend:
+            yield pattern, mend
+
+
+def _why_unmatched(definition: Definition, pattern: str, path: Path) -> str:
+    codec = definition.cls._codec
+    if pattern.startswith("/"):
+        return f"Write dots between its parts: {'.'.join(pattern.strip('/').split('/'))!r}."
+    if codec is not None:
+        return "" if reaches(codec.cls, path) else f"Name a field of {codec.name}."
+    if path[0] == "data" and len(path) > 1 and "data" not in definition.defaults:
+        return f"A pattern begins inside of data: {'.'.join(path[1:])!r}."
+    return ""
 
 
 # The database

@@ -55,11 +55,6 @@ class InHand:
     #: The claim's data of which they are, and the secrets in it.
     _known: tuple[str, frozenset[str]] | None = None
 
-    def hide(self, text: str) -> str:
-        """The text without the secrets that the sequence hides in its data."""
-        secrets = self.secrets()
-        return redaction.hide(text, secrets) if secrets else text
-
     def without_secrets(self, failure: Failure) -> Failure:
         """What is kept of an error: a secret that it quotes may soon be gone from `data`."""
         try:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import html
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from base64 import b64decode
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from functools import lru_cache, partial
+from html.entities import codepoint2name
+from typing import Any, TypeAlias
+from urllib.parse import quote, quote_plus
 
 HIDDEN = "***"
 #: Shorter secrets are not looked for in other texts: they would hide half of them.
@@ -14,29 +20,53 @@ SHORTEST = 4
 MANY = 100
 
 
+#: The names on the way to a value.
+Path: TypeAlias = tuple[str, ...]
+
+
+def path_of(pattern: str) -> Path:
+    """The parts of a pattern, also of one that has an item's place in brackets."""
+    # As JSONPath and others write it: $.cards[*].number, cards[].number, cards[0].number
+    dotted = re.sub(r"\[(\*?|\d+)\]", lambda place: f".{place[1] or '*'}", pattern)
+    parts = (part.strip() for part in dotted.split("."))
+    return tuple(part for part in parts if part not in ("", "$")) or ("*",)
+
+
 def redact(value: Any, patterns: Iterable[str]) -> Any:
     """A copy of a JSON value without what the patterns name.
 
     A pattern is a path of keys with dots between, in which ``*`` stands for any part of a key:
-    ``"card.*"`` hides every value of ``card``. A list's items stand under the list's own key.
+    ``"card.*"`` hides every value of ``card``. A list's items stand under the list's own key, and
+    under their places below it: ``"cards.number"``, ``"cards.*.number"`` and ``"cards[].number"``
+    hide the same, ``"cards.0.number"`` that of the first.
     """
-    paths = [pattern.split(".") for pattern in patterns]
+    paths = _paths(patterns)
     return _redact(value, paths) if paths else value
 
 
-def _redact(value: Any, paths: Sequence[Sequence[str]]) -> Any:
+def _paths(patterns: Iterable[str]) -> list[Path]:
+    return [path_of(pattern) for pattern in patterns]
+
+
+def _redact(value: Any, paths: Sequence[Path]) -> Any:
     if isinstance(value, dict):
-        return {key: _member(key, member, paths) for key, member in value.items()}
+        return {key: _part(member, _below(key, paths)) for key, member in value.items()}
     if isinstance(value, list):
-        return [_redact(item, paths) for item in value]
+        return [_part(item, _of_item(place, paths)) for place, item in enumerate(value)]
     return value
 
 
-def _member(key: str, value: Any, paths: Sequence[Sequence[str]]) -> Any:
-    matching = [path[1:] for path in paths if fnmatchcase(key, path[0])]
-    if not all(matching):
-        return HIDDEN
-    return _redact(value, matching)
+def _part(value: Any, paths: Sequence[Path]) -> Any:
+    return _redact(value, paths) if all(paths) else HIDDEN
+
+
+def _below(name: str, paths: Iterable[Path]) -> list[Path]:
+    return [path[1:] for path in paths if path and fnmatchcase(name, path[0])]
+
+
+def _of_item(place: int, paths: Sequence[Path]) -> list[Path]:
+    # Once each: lists in lists would double them at every level.
+    return list(dict.fromkeys([*paths, *_below(str(place), paths)]))
 
 
 class NoSecret(ValueError):
@@ -58,20 +88,28 @@ def restore(edited: Any, stored: Any, patterns: Iterable[str]) -> Any:
     return _restore(edited, stored, redact(stored, patterns), "")
 
 
+_NOTHING = object()
+
+
 def _restore(edited: Any, stored: Any, shown: Any, path: str) -> Any:
     # What was not touched stays, also a text that has always been three stars.
-    if _same(edited, shown):
+    if shown is not _NOTHING and _same(edited, shown):
         return stored
     if edited == HIDDEN:
         raise NoSecret(path)
     if isinstance(edited, dict):
-        stored, shown = (value if isinstance(value, dict) else {} for value in (stored, shown))
+        stored, shown = (stored, shown) if isinstance(shown, dict) else ({}, {})
         return {
-            key: _restore(value, stored.get(key), shown.get(key), f"{path}.{key}".lstrip("."))
+            key: _restore(
+                value,
+                stored.get(key, _NOTHING),
+                shown.get(key, _NOTHING),
+                f"{path}.{key}".lstrip("."),
+            )
             for key, value in edited.items()
         }
     if isinstance(edited, list):
-        stored, shown = (value if isinstance(value, list) else [] for value in (stored, shown))
+        stored, shown = (stored, shown) if isinstance(shown, list) else ([], [])
         return _restore_items(edited, stored, shown, path)
     return edited
 
@@ -95,7 +133,8 @@ def _found(edited: list[Any], stored: list[Any], shown: list[Any], path: str) ->
             continue
         alike = [place for place, other in enumerate(shown) if _same(item, other)]
         after = [place for place in alike if place > last]
-        if not after or not all(_same(stored[place], stored[alike[0]]) for place in alike):
+        # Whether those that look alike are the same must not be told, not even by taking them.
+        if not after or sum(_same(item, other) for other in edited) != len(alike):
             raise NoSecret(f"{path}[{index}]")
         last = after[0]
         yield stored[last]
@@ -112,13 +151,15 @@ def _same(one: Any, other: Any) -> bool:
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
-def changed_secrets(before: Any, after: Any, patterns: Iterable[str]) -> list[str]:
-    """Where another value stands, or one came or went, of what is hidden. Without the values."""
+def changed_secrets(stored: Any, edited: Any, patterns: Iterable[str]) -> list[str]:
+    """Where people have written something in the place of stars, or have removed them.
+
+    Not whether that is another value than the stored one: it would tell them if they have guessed.
+    """
     patterns = tuple(patterns)
-    hidden = [_hidden(value, redact(value, patterns), "") for value in (before, after)]
-    one, other = (dict(found) for found in hidden)
-    paths = {**one, **other}
-    return [path for path in paths if not _same(one.get(path), other.get(path))]
+    before, after = (dict(_hidden(one, redact(one, patterns), "")) for one in (stored, edited))
+    written = [path for path, value in after.items() if value != HIDDEN or path not in before]
+    return [*(path for path in before if path not in after), *written]
 
 
 def _hidden(value: Any, shown: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -133,44 +174,187 @@ def _hidden(value: Any, shown: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def secrets_of(value: Any, patterns: Iterable[str]) -> frozenset[str]:
-    """The texts that `redact` would hide in a JSON value, to be found again in other texts.
-
-    As they are, and as Python and JSON quote them.
-    """
-    paths = [pattern.split(".") for pattern in patterns]
-    return frozenset(form for text in _texts(value, paths) for form in _forms(text))
+    """The texts that `redact` would hide in a JSON value, to be found again in other texts."""
+    return frozenset(_texts(value, _paths(patterns)))
 
 
 def hide(text: str, secrets: Iterable[str]) -> str:
-    """The text without these secrets, such as the message of an error that quotes one."""
-    for secret in sorted(_near(text, list(secrets)), key=len, reverse=True):
-        text = text.replace(secret, HIDDEN)
+    """The text without these secrets, such as the message of an error that quotes one.
+
+    Each is found as it is, as Python, JSON, HTML and URLs quote it, also one in the other, and
+    inside of what is base64 or hexadecimal.
+    """
+    known = list(secrets)
+    text = _hide_encoded(text, known)
+    for secret in sorted(_near(text, known), key=len, reverse=True):
+        text = _hide_quoted(text, secret)
     return text
 
 
 def _near(text: str, secrets: list[str]) -> list[str]:
     """Those that may stand in the text. To look for each of fifty thousand takes a second."""
     if len(secrets) < MANY:
-        return secrets
-    parts = {text[index : index + SHORTEST] for index in range(len(text))}
-    return [one for one in secrets if one[:SHORTEST] in parts or len(one) < SHORTEST]
+        return [secret for secret in secrets if _anchor(secret) in text]
+    parts = _parts(text)
+    anchors = ((secret, _anchor(secret)) for secret in secrets)
+    return [one for one, anchor in anchors if anchor[:SHORTEST] in parts or len(anchor) < SHORTEST]
 
 
-def _texts(value: Any, paths: Sequence[Sequence[str]]) -> Iterator[str]:
+def _parts(text: str | bytes) -> set[str | bytes]:
+    return {text[index : index + SHORTEST] for index in range(len(text))}
+
+
+_LONG_ENOUGH = re.compile(rf"[A-Za-z0-9]{{{SHORTEST},}}")
+_PLAIN = re.compile(r"[A-Za-z0-9]+")
+
+
+def _anchor(secret: str) -> str:
+    """A part of it that nobody quotes, or nothing."""
+    if found := _LONG_ENOUGH.search(secret):
+        return found[0]
+    return max(_PLAIN.findall(secret), key=len, default="")
+
+
+# As it is quoted
+
+#: A longer text is looked for only as a few libraries quote the whole of it.
+LONGEST_PATTERN = 2_000
+_LETTERS = {"\n": "n", "\r": "r", "\t": "t", "\b": "b", "\f": "f", "\v": "v", "\a": "a"}
+#: Backslashes before a character, each doubled by every text in which it is quoted again.
+_BACKSLASHES = r"\\{%d,16}+"
+
+
+def _hide_quoted(text: str, secret: str) -> str:
+    is_plain = secret.isascii() and secret.isalnum()
+    if not is_plain and len(secret) <= LONGEST_PATTERN:
+        return _pattern(secret).sub(HIDDEN, text)
+    for form in (secret,) if is_plain else _forms(secret):
+        text = text.replace(form, HIDDEN)
+    return text
+
+
+def _forms(text: str) -> tuple[str, ...]:
+    quoted = html.escape(text), quote(text), quote_plus(text)
+    return text, repr(text)[1:-1], json.dumps(text)[1:-1], *quoted
+
+
+@lru_cache(1_000)
+def _pattern(secret: str) -> re.Pattern[str]:
+    """Matches the text with each of its characters quoted in one way or another."""
+    parts, after_backslash = [], False
+    for part in re.findall(r"\\+|[^\\]", secret):
+        parts.append(_quoted(part, after_backslash))
+        after_backslash = part[0] == "\\"
+    return re.compile("".join(parts))
+
+
+def _quoted(char: str, after_backslash: bool) -> str:
+    if char.isascii() and char.isalnum():
+        return char
+    if char[0] == "\\":
+        # Possessive, all of them: what comes next would share them in a thousand ways.
+        return rf"(?:\\|{_in_url(char[0])}|{_in_html(char[0])}){{{len(char)},}}+"
+    forms = [
+        _in_html(char),
+        _in_url(char),
+        *([r"\+", _in_url("+")] if char == " " else []),
+        rf"{_BACKSLASHES % (0 if after_backslash else 1)}(?:{_escaped(char)})",
+        rf"{_BACKSLASHES % 0}{re.escape(char)}",
+    ]
+    return f"(?:{'|'.join(forms)})"
+
+
+def _escaped(char: str) -> str:
+    """What comes after the backslash, or the first of them, in Python and JSON."""
+    code = ord(char)
+    forms = [f"u{code:04x}", f"U{code:08x}", f"u\\{{{code:x}\\}}"]
+    forms += [f"x{code:02x}"] if code < 256 else []
+    if code > 0xFFFF:
+        high, low = divmod(code - 0x10000, 0x400)
+        forms.append(rf"u{0xD800 + high:04x}{_BACKSLASHES % 1}u{0xDC00 + low:04x}")
+    if code > 127:  # the bytes of UTF-8
+        forms.append((_BACKSLASHES % 1).join(f"x{byte:02x}" for byte in _bytes(char)))
+    text = f"(?i:{'|'.join(forms)})"
+    return f"{text}|{_LETTERS[char]}" if char in _LETTERS else text
+
+
+def _in_url(char: str) -> str:
+    # A URL in another's query has its percent signs quoted, too.
+    utf8 = "".join(f"%(?:25)*{byte:02x}" for byte in _bytes(char))
+    return f"(?i:{utf8})"
+
+
+def _in_html(char: str) -> str:
+    names = [codepoint2name[ord(char)]] if ord(char) in codepoint2name else []
+    names += ["apos"] if char == "'" else []
+    forms = [f"#0*{ord(char)}", f"(?i:#x0*{ord(char):x})", *names]
+    return f"&(?:amp;)*(?:{'|'.join(forms)});"
+
+
+def _bytes(char: str) -> bytes:
+    return char.encode("utf-8", "surrogatepass")
+
+
+# As it is encoded
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{6,}={0,2}")
+_HEX = re.compile(r"(?:[0-9a-fA-F]{2}){4,}")
+_STANDARD = str.maketrans("-_", "+/")
+
+
+def _hide_encoded(text: str, secrets: list[str]) -> str:
+    """Without what is base64 or hexadecimal of something that has a secret in it.
+
+    All of it, such as the credentials of a header: its ends tell of the secret's.
+    """
+    for pattern, decode in ((_BASE64, _base64), (_HEX, _hexadecimal)):
+        found = _near_bytes(b"\n".join(map(decode, pattern.findall(text))), secrets)
+        if found:
+            text = pattern.sub(partial(_without, decode, found), text)
+    return text
+
+
+def _without(decode: Callable[[str], bytes], secrets: Sequence[bytes], match: re.Match[str]) -> str:
+    decoded = decode(match[0])
+    return HIDDEN if any(secret in decoded for secret in secrets) else match[0]
+
+
+def _near_bytes(decoded: bytes, secrets: list[str]) -> list[bytes]:
+    if not decoded:
+        return []
+    found = [secret.encode("utf-8", "surrogatepass") for secret in secrets]
+    if len(secrets) >= MANY:
+        parts = _parts(decoded)
+        found = [secret for secret in found if secret[:SHORTEST] in parts]
+    return [secret for secret in found if secret in decoded]
+
+
+def _base64(text: str) -> bytes:
+    """What it may be: where it begins is told by nothing but what it is."""
+    text = text.rstrip("=").translate(_STANDARD)
+    starts = (text[start:] for start in range(4))
+    return b"\n".join(b64decode(one[: len(one) - (len(one) % 4 == 1)] + "===") for one in starts)
+
+
+def _hexadecimal(text: str) -> bytes:
+    return bytes.fromhex(text)
+
+
+def _texts(value: Any, paths: Sequence[Path]) -> Iterator[str]:
     """What stands at the ends of these paths, and below. Nothing else is looked at."""
-    if isinstance(value, dict):
-        for key, member in list(value.items()):
-            below = [path[1:] for path in paths if not path or fnmatchcase(str(key), path[0])]
+    if isinstance(value, dict | list):
+        for part, below in list(_parts_of(value, paths)):
             if below:
-                yield from _texts(member, below)
-    elif isinstance(value, list):
-        for item in list(value):
-            yield from _texts(item, paths)
+                yield from _texts(part, below)
     elif not all(paths) and value is not None and not isinstance(value, bool):
         text = str(value)
         if len(text) >= SHORTEST:
             yield text
 
 
-def _forms(text: str) -> tuple[str, str, str]:
-    return text, repr(text)[1:-1], json.dumps(text)[1:-1]
+def _parts_of(value: Any, paths: Sequence[Path]) -> Iterator[tuple[Any, list[Path]]]:
+    ends = [path for path in paths if not path][:1]
+    if isinstance(value, list):
+        yield from ((item, _of_item(place, paths)) for place, item in enumerate(value))
+    else:
+        yield from ((part, ends + _below(str(key), paths)) for key, part in value.items())

@@ -165,19 +165,18 @@ def _tell(span: Span, error: BaseException, in_hand: InHand) -> None:
         span.set_status(StatusCode.ERROR, str(error))
     else:
         span.set_attribute("sequences.outcome", "failed")
-        _record(span, Failure.of(error), in_hand)
+        _record(span, in_hand.without_secrets(Failure.of(error)).cut())
 
 
-def _record(span: Span, failure: Failure, in_hand: InHand) -> None:
-    message = in_hand.hide(failure.message)
+def _record(span: Span, failure: Failure) -> None:
     details = {
         "exception.type": failure.error,
-        "exception.message": message,
-        "exception.stacktrace": in_hand.hide(failure.traceback),
+        "exception.message": failure.message,
+        "exception.stacktrace": failure.traceback,
     }
     span.add_event("exception", details)
     span.set_attribute("error.type", failure.error)
-    span.set_status(StatusCode.ERROR, f"{failure.error}: {message}")
+    span.set_status(StatusCode.ERROR, f"{failure.error}: {failure.message}")
 
 
 def _outcome(change: Change | None) -> str:

@@ -6,17 +6,35 @@ left is turned into JSON, validated, and laid over what was stored.
 
 from __future__ import annotations
 
+import datetime
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
+from collections.abc import Sequence as Items
 from copy import deepcopy
 from dataclasses import fields, is_dataclass
-from types import ModuleType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from decimal import Decimal
+from enum import Enum
+from fnmatch import fnmatchcase
+from types import ModuleType, NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,
+    Required,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+from uuid import UUID
 
 from . import data as json_data
 from .exceptions import InvalidData, did_you_mean
 from .reading import MISSING, Misfit, Reader, Unreadable, is_typed_dict, plain, reader_of
+from .redaction import Path
 from .validation import invalid
 
 #: The first pydantic that reads by field names whatever the aliases are.
@@ -327,3 +345,59 @@ def _has_alias(hint: Any) -> bool:
 
 def _path(location: Iterator[str | int]) -> str:
     return "data" + "".join(f"[{json.dumps(part)}]" for part in location)
+
+
+# What may stand where
+
+_SCALARS = (str, bytes, int, float, Decimal, UUID, Enum, NoneType)
+_TIMES = (datetime.date, datetime.time, datetime.timedelta)
+_WRAPPERS = (Annotated, NotRequired, Required)
+
+
+def reaches(hint: Any, path: Path) -> bool:
+    """Whether a value of this type may have something there. Of types unknown here: yes."""
+    if not path:
+        return True
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(reaches(arg, path) for arg in args)
+    if origin in _WRAPPERS:
+        return reaches(args[0], path)
+    if origin is Literal:
+        return False
+    if isinstance(origin, type):
+        return _reaches_parts(origin, args, path)
+    if isinstance(hint, type):
+        return _reaches_fields(hint, path)
+    return True
+
+
+def _reaches_parts(origin: type, args: tuple[Any, ...], path: Path) -> bool:
+    if issubclass(origin, Mapping):
+        return reaches(args[-1], path[1:])
+    if not issubclass(origin, (Items, Set)):
+        return True
+    is_place = path[0].isdecimal() or any(fnmatchcase(str(place), path[0]) for place in range(10))
+    below = [path, path[1:]] if is_place else [path]
+    return any(reaches(arg, rest) for arg in args if arg is not ... for rest in below)
+
+
+def _reaches_fields(hint: type, path: Path) -> bool:
+    if issubclass(hint, (*_SCALARS, *_TIMES)):
+        return False
+    found = _stored_fields(hint)
+    if found is None:
+        return True
+    return any(
+        reaches(field, path[1:]) for name, field in found.items() if fnmatchcase(name, path[0])
+    )
+
+
+def _stored_fields(hint: type) -> Mapping[str, Any] | None:
+    """Those that are stored under these names; None: it may have others."""
+    found: Mapping[str, Any] | None = getattr(hint, "model_fields", None)
+    if found is not None:
+        config: Mapping[str, Any] = getattr(hint, "model_config", {})
+        may_have_more = config.get("extra") == "allow"
+        return None if may_have_more else {name: one.annotation for name, one in found.items()}
+    return get_type_hints(hint) if is_dataclass(hint) or is_typed_dict(hint) else None

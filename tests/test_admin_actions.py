@@ -358,6 +358,26 @@ def test_a_hidden_value_is_replaced_by_writing_another_one(admin_client):
     assert fresh(run).data == {**SECRETS, "card": {"number": "5222-new"}}
 
 
+def test_no_answer_tells_whether_a_hidden_value_was_guessed(admin_client):
+    run = started(**SECRETS)
+    text = form_of(admin_client, run)
+
+    def answers(guess):
+        texts = [
+            text.replace('"number": "***"', f'"number": "{guess}"'),
+            text.replace('"name"', f'"{guess}\\u0000": 1, "name"'),
+            text.replace('"n": 1', f'"n": 1, "{guess}": ' + "[" * 40 + "]" * 40),
+            text.replace('"pin": "***"}', f'"pin": "***"}}, {{"n": 1, "pin": "{guess}"}}'),
+        ]
+        pages = (edit(admin_client, run, typed).content.decode() for typed in texts)
+        saved = edit(admin_client, run, texts[2], **YES).content.decode()
+        return [re.sub(r'csrf\w+" value="\w+"', "", page).replace(guess, "?")
+                for page in (*pages, saved)]  # fmt: skip
+
+    assert answers("4111-secret") == answers("4111-mistake")
+    assert fresh(run).data == SECRETS
+
+
 def test_what_changed_meanwhile_is_not_overwritten(admin_client):
     run = started(**SECRETS)
     text = form_of(admin_client, run).replace("Joel", "Ann")

@@ -1,9 +1,12 @@
 import re
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, Literal
 from uuid import uuid4
 
+import pydantic
 import pytest
 from django.apps import apps
 from django.core import checks as django_checks
@@ -11,9 +14,10 @@ from django.core.checks import Tags
 from django.core.exceptions import ImproperlyConfigured
 from django.db import OperationalError, connection
 from django.utils import timezone
-from django_dramatiq.middleware import DbConnectionsMiddleware
+from django_dramatiq.middleware import AdminMiddleware, DbConnectionsMiddleware
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import AgeLimit, Retries
+from typing_extensions import TypedDict
 
 from sequences import Sequence, binding, checks, conf, registry, step
 from sequences.middleware import SequencesMiddleware
@@ -354,3 +358,81 @@ class TestUnfinishedRuns:
 def test_the_checks_look_at_the_database_of_the_runs(settings):
     settings.SEQUENCES = {"DATABASE": "default"}
     assert checks._connection().alias == conf.using() == "default"
+
+
+class Card(TypedDict):
+    number: str
+    holder: str | None
+
+
+@dataclass
+class Wallet:
+    token: str
+    cards: list[Card]
+    by_name: dict[str, Card]
+    note: str = ""
+    size: Literal["s", "l"] = "s"
+    pair: tuple[Card, int] | None = None
+    anything: Any = None
+
+
+class WalletModel(pydantic.BaseModel):
+    cards: list[Card] = []
+    token: pydantic.SecretStr | None = None
+
+
+class OpenModel(pydantic.BaseModel, extra="allow"):
+    name: str = ""
+
+
+class TestPatterns:
+    def warnings(self, data, *patterns):
+        class Guarded(Sequence if data is None else Sequence[data]):
+            class Meta:
+                redact = patterns
+
+            @step
+            def pay(self): ...
+
+        return checks.check_sequences(None)
+
+    @pytest.mark.parametrize(
+        "pattern",
+        ["token", "tok*", "*", "cards", "cards.number", "cards.*.number", "cards[].number",
+         "cards[0].number", "cards.*", "by_name.*", "by_name.ann.number", "by_name.*.num*",
+         "pair.0.number", "pair.number", "anything.at.all", "pay.receipt", "pay"],
+    )  # fmt: skip
+    def test_what_may_match_is_right(self, pattern):
+        assert self.warnings(Wallet, pattern) == []
+
+    @pytest.mark.parametrize(
+        "pattern",
+        ["tokens", "card.number", "cards.numbers", "cards.*.*.number", "cards.number.last",
+         "by_name.number.x.y", "note.x", "size.s", "pair.x", "data.token", "/token", "Token"],
+    )  # fmt: skip
+    def test_what_no_data_of_its_type_has_is_warned_of(self, pattern):
+        warning = only(self.warnings(Wallet, "token", pattern))
+        assert warning.id == "sequences.W010"
+        assert repr(pattern) in warning.msg
+
+    def test_of_a_model_the_fields_are_known_unless_it_takes_others(self):
+        assert ids(self.warnings(WalletModel, "token", "cards.*.number", "name")) == ["W010"]
+        assert self.warnings(OpenModel, "token.x", "name") == []
+
+    @pytest.mark.parametrize(("pattern", "mend"), [("data.card.pin", "'card.pin'"),
+                                                   ("/card/pin", "'card.pin'")])  # fmt: skip
+    def test_of_untyped_data_a_path_in_another_language_is_warned_of(self, pattern, mend):
+        assert mend in only(self.warnings(None, "data", "cards.*.number", pattern)).hint
+
+    def test_tracebacks_that_another_middleware_keeps_are_warned_of(self, use_broker):
+        class Careful(AdminMiddleware):
+            def after_process_message(self, *args, **kwargs):
+                pass
+
+        others = SequencesMiddleware(), Retries(), DbConnectionsMiddleware()
+        use_broker(*others, AdminMiddleware())
+        assert "W011" not in ids(checks.check_broker(None))
+        self.warnings(None, "token")
+        assert ids(checks.check_broker(None)) == ["W011"]
+        use_broker(*others, Careful())
+        assert ids(checks.check_broker(None)) == []

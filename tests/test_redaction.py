@@ -1,7 +1,14 @@
+import html
 import json
+import re
+import time
+from base64 import b64encode, urlsafe_b64encode
 from copy import deepcopy
+from urllib.parse import quote, urlencode
+from xml.sax import saxutils
 
 import pytest
+from django.utils.html import json_script
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,6 +44,23 @@ from sequences.redaction import (
         ([], {"a": 1}, {"a": 1}),
         (["a"], "text", "text"),
         (["a"], [{"a": 1}], [{"a": HIDDEN}]),
+        *(
+            ([pattern], {"cards": [{"number": 1, "owner": 2}, [{"number": 3}]]},
+             {"cards": [{"number": HIDDEN, "owner": 2}, [{"number": HIDDEN}]]})
+            for pattern in ("cards.*.number", "cards[].number", "cards[*].number",
+                            "$.cards[*].number", "cards.number", "car*.*.num*", " cards.number ")
+        ),
+        (["cards.*.number"], {"cards": {"a": {"number": 1}}}, {"cards": {"a": {"number": HIDDEN}}}),
+        (["cards.1.pin"], {"cards": [{"pin": 1}, {"pin": 2}]},
+         {"cards": [{"pin": 1}, {"pin": HIDDEN}]}),
+        (["cards[0].pin"], {"cards": [{"pin": 1}, {"pin": 2}]},
+         {"cards": [{"pin": HIDDEN}, {"pin": 2}]}),
+        (["tokens.*"], {"tokens": ["a", ["b"]]}, {"tokens": [HIDDEN, HIDDEN]}),
+        (["tokens[]"], {"tokens": ["a", "b"], "c": 1}, {"tokens": [HIDDEN, HIDDEN], "c": 1}),
+        (["tokens[1]"], {"tokens": ["a", "b"]}, {"tokens": ["a", HIDDEN]}),
+        (["rows.*.*"], {"rows": [["a", 1], ["b", 2]]}, {"rows": [[HIDDEN] * 2] * 2}),
+        (["a..b", "."], {"a": {"b": 1}, "c": 2}, {"a": HIDDEN, "c": HIDDEN}),
+        (["$"], {"a": 1}, {"a": HIDDEN}),
         (["a"], None, None),
     ],
 )  # fmt: skip
@@ -94,7 +118,8 @@ def test_a_hidden_value_can_be_replaced_or_removed():
         ({"token": ["***"]}, "token[0]"),
         ({"card": {"number": "***", "pin": "***"}}, "card.pin"),
         ({"tags": ["***", "x"]}, None),
-        ({"tags": ["***", "***"]}, "tags[1]"),
+        ({"tags": ["***", "***"]}, "tags[0]"),
+        ({"token": {"a": None}, "note": "***"}, "note"),
     ],
 )
 def test_stars_where_no_secret_is_stored_are_refused(changes, path):
@@ -192,10 +217,25 @@ def mark(value, hidden=False):
     return f"secret {value}" if hidden else value
 
 
-def test_changed_secrets_are_named_and_not_shown():
-    after = {**STORED, "token": "tok-2", "card": {"holder": "J"}, "name": "Ann"}
-    assert changed_secrets(STORED, after, PATTERNS) == ["token", "card.number"]
-    assert changed_secrets(STORED, {**STORED, "name": "Ann"}, PATTERNS) == []
+@pytest.mark.parametrize("token", ["tok-1", "tok-2"], ids=["right", "wrong"])
+def test_whether_a_hidden_value_was_guessed_is_not_told(token):
+    typed = edited(token=token, card={"holder": "J"}, name="Ann")
+    assert sorted(changed_secrets(STORED, typed, PATTERNS)) == ["card.number", "token"]
+    assert changed_secrets(STORED, edited(name="Ann"), PATTERNS) == []
+
+
+@pytest.mark.parametrize("pin", ["1", "2"], ids=["right", "wrong"])
+@pytest.mark.parametrize("left", [0, 1])
+def test_nor_by_an_item_beside_that_looks_the_same(pin, left):
+    stored = {"people": [person("a", "1"), person("a", pin)]}
+    with pytest.raises(NoSecret):
+        restore({"people": [redact(stored, PATTERNS)["people"][left]]}, stored, PATTERNS)
+
+
+def test_what_is_hidden_whole_has_nothing_below_that_could_be_kept():
+    stored = {"token": {"a": 1}}
+    assert restore({"token": {"a": None}}, stored, PATTERNS) == {"token": {"a": None}}
+    assert restore({"token": {"b": [None]}}, stored, PATTERNS) == {"token": {"b": [None]}}
 
 
 @pytest.mark.parametrize(
@@ -207,6 +247,10 @@ def test_changed_secrets_are_named_and_not_shown():
         (["card"], {"card": {"numbers": [{"full": 4111}]}}, {"4111"}),
         (["cards.pin"], {"cards": [{"pin": "1234", "name": "Joel"}, [{"pin": "5678"}]]},
          {"1234", "5678"}),
+        (["cards.*.pin"], {"cards": [{"pin": "1234", "name": "Joel"}, [{"pin": "5678"}]]},
+         {"1234", "5678"}),
+        (["tokens[]"], {"tokens": ["1234", ["5678"]], "name": "Joel"}, {"1234", "5678"}),
+        (["tokens.1"], {"tokens": ["1234", "5678"]}, {"5678"}),
         (["pin"], {"pin": "123"}, set()),
         (["gone"], {"gone": None}, set()),
         (["yes"], {"yes": True}, set()),
@@ -225,6 +269,92 @@ def test_a_secret_is_found_as_it_is_quoted_too():
     for text in (secret, repr({"token": secret}), json.dumps([secret])):
         assert "Zo" not in hide(text, secrets)
         assert HIDDEN in hide(text, secrets)
+
+
+SECRETS = [
+    "s3cretT0ken",
+    'p@ss w&rd/"x"\'<y>+=?%',
+    "a.b-c_d~e!f*g(h)",
+    "back\\slash\\\\twice",
+    "two\nlines\tand\ra bell\a",
+    "Zoë & Ælfrēd / 东京",
+    "😀 emoji 🎉",
+    "C:\\new\\table",
+    "----",
+    "\\\\\\\\",
+]
+QUOTES = {
+    "repr": repr,
+    "ascii": ascii,
+    "bytes": lambda text: repr(text.encode()),
+    "json": json.dumps,
+    "json, as it is": lambda text: json.dumps(text, ensure_ascii=False),
+    "json of JavaScript": lambda text: json.dumps(text).replace("/", "\\/"),
+    "json in HTML": lambda text: str(json_script(text)),
+    "json in json": lambda text: json.dumps(json.dumps({"a": text})),
+    "json in repr": lambda text: repr([json.dumps({"a": text})]),
+    "repr in json": lambda text: json.dumps(repr({"a": text})),
+    "urlencode": lambda text: urlencode({"a": text}),
+    "quote": quote,
+    "quote all": lambda text: quote(text, safe=""),
+    "quote in lower case": lambda text: re.sub("%..", lambda one: one[0].lower(), quote(text)),
+    "encodeURIComponent": lambda text: quote(text, safe="!'()*~-_."),
+    "a URL in a URL": lambda text: quote(f"https://e.org/?{urlencode({'a': text})}", safe=""),
+    "a URL in json": lambda text: json.dumps(urlencode({"a": text})),
+    "html": html.escape,
+    "html, some": lambda text: html.escape(text, quote=False),
+    "html in html": lambda text: html.escape(html.escape(text)),
+    "jinja": lambda text: html.escape(text).replace("&#x27;", "&#39;").replace("&quot;", "&#34;"),
+    "xml": lambda text: saxutils.escape(text, {"'": "&apos;", '"': "&quot;"}),
+    "basic auth": lambda text: "Basic " + b64encode(f"api:{text}".encode()).decode(),
+    "basic auth, one more": lambda text: "Basic " + b64encode(f"ap:{text}".encode()).decode(),
+    "basic auth, two more": lambda text: "Basic " + b64encode(f"a:{text}:b".encode()).decode(),
+    "urlsafe base64": lambda text: urlsafe_b64encode(text.encode()).decode().rstrip("="),
+    "a token of json": lambda text: urlsafe_b64encode(
+        json.dumps({"a": text}, ensure_ascii=False).encode()).decode(),
+    "hex": lambda text: text.encode().hex(),
+    "HEX": lambda text: text.encode().hex().upper(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+@pytest.mark.parametrize("name", QUOTES)
+@pytest.mark.parametrize("others", [0, 1_000])
+def test_a_secret_is_hidden_in_whatever_form_clients_quote_it(secret, name, others):
+    quoted = QUOTES[name](secret)
+    if name == "a token of json" and json.dumps(secret, ensure_ascii=False) != f'"{secret}"':
+        pytest.skip("it is quoted inside of what is encoded")
+    secrets = {secret, *(f"other-{number}" for number in range(others))}
+    hidden = hide(f"GET /x?y=1 failed: {quoted} (500)", secrets)
+    assert hidden.startswith("GET /x?y=1 failed: ")
+    assert hidden.endswith(" (500)")
+    assert HIDDEN in hidden
+    for part in re.findall(r"[a-zA-Z0-9]{4,}", secret):
+        assert part not in hidden
+    assert quoted not in hidden
+
+
+@pytest.mark.parametrize("name", QUOTES)
+def test_a_text_without_the_secret_stays_as_it_is(name):
+    text = QUOTES[name]('nothing "secret" in here & so on / 100%')
+    assert hide(text, SECRETS) == text
+
+
+def test_what_is_quoted_long_is_hidden_too():
+    secret = "-----BEGIN KEY-----\n" + "\n".join("ab+/cd&<" * 8 for _ in range(60)) + "\n"
+    for quote_it in (repr, json.dumps, quote, html.escape, str):
+        assert "ab" not in hide(f"({quote_it(secret)})", {secret})
+
+
+@pytest.mark.parametrize(
+    "secret", ["\\" * 400 + "x" * 4, "\n" * 400, "&" * 400, " " * 400, "%25" * 200], ids=repr
+)
+def test_no_secret_makes_the_search_take_long(secret):
+    secrets = {secret}
+    began = time.monotonic()
+    for char in ("\\", "\n", "&", "&amp;", "%25", " ", "+", "\\\\n"):
+        hide((char * 20_000)[:20_000] + "y", secrets)
+    assert time.monotonic() - began < 5
 
 
 def test_of_many_secrets_each_is_hidden(monkeypatch):

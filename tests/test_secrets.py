@@ -1,7 +1,10 @@
 """What `Meta.redact` names is told nowhere: no page, no filter, no text of an error tells it."""
 
+import json
+from base64 import b64encode
 from datetime import timedelta
-from urllib.parse import urlencode
+from html import escape
+from urllib.parse import quote_plus, urlencode
 
 import pytest
 from django.core.management import call_command
@@ -139,7 +142,7 @@ def test_failed_attempts_below_a_step_run_are_told_without_secrets(admin_client)
     assert SECRET not in page
 
 
-def failing(act):
+def failing(act, token=SECRET):
     class Asks(Sequence):
         class Meta:
             app_label = "shop"
@@ -149,10 +152,17 @@ def failing(act):
         def ask(self):
             act(self)
 
-    run = Asks.start({"token": SECRET}).run
+    run = Asks.start({"token": token}).run
     with pytest.raises(Abort):
         perform(claim(run, "ask"))
     return run
+
+
+def failing_with(text, token=SECRET):
+    def act(self):
+        raise Abort(text)
+
+    return failing(act, token)
 
 
 def test_an_error_keeps_no_secret_that_is_replaced_later(admin_client):
@@ -165,6 +175,37 @@ def test_an_error_keeps_no_secret_that_is_replaced_later(admin_client):
     assert "*** is refused" in page
     assert SECRET not in page
     assert SECRET not in StepFailure.objects.get().traceback
+
+
+@pytest.mark.parametrize("before", range(4_980, 5_001))
+def test_no_part_of_a_secret_is_left_where_a_message_is_cut(before):
+    run = failing_with("x" * before + SECRET)
+    message = run.failures.get().message
+    assert message == ("x" * before + "***")[:5_000]
+
+
+@pytest.mark.parametrize("after", range(19_975, 20_001))
+def test_no_part_of_a_secret_is_left_where_a_traceback_is_cut(after):
+    trace = failing_with(SECRET + "x" * after).failures.get().traceback
+    assert trace.endswith(f"{'*' * (20_000 - after - 1)}{'x' * after}\n"[-20_000:][-after - 4 :])
+    assert not [part for part in ("tok-", "77-", "secretx", "retx", "tx") if part in trace]
+
+
+@pytest.mark.parametrize(
+    "form", [quote_plus, repr, escape, json.dumps], ids=lambda one: one.__name__
+)
+def test_an_error_keeps_no_secret_that_a_client_has_quoted(form):
+    token = "p@ss w/<rd>&"
+    run = failing_with(
+        f"GET https://pay.example/?t={form(token).strip(chr(34) + chr(39))}&a=1", token
+    )
+    assert run.failures.get().message == "GET https://pay.example/?t=***&a=1"
+
+
+def test_an_error_keeps_no_credentials_of_basic_authentication():
+    credentials = b64encode(f"shop:{SECRET}".encode()).decode()
+    run = failing_with(f"401 for {{'Authorization': 'Basic {credentials}'}}")
+    assert run.failures.get().message == "401 for {'Authorization': 'Basic ***'}"
 
 
 def test_an_error_keeps_no_secret_that_its_step_has_put_into_data():

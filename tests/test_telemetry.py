@@ -241,6 +241,23 @@ def test_an_error_is_recorded_without_secrets(spans):
     assert "4111" not in span.to_json()
 
 
+def test_no_part_of_a_secret_is_left_where_an_error_is_cut(spans):
+    class Pays(Sequence):
+        class Meta:
+            app_label = "shop"
+            redact = ["card"]
+            max_retries = 0
+
+        @step
+        def pay(self):
+            card = self.data["card"]
+            raise ValueError(f"{'x' * 4990}{card}{'y' * 15_000}{card}{'z' * 19_970}")
+
+    run_all(Pays, card="4111-1111-2222-3333")
+    text = spans["shop.Pays.pay"].to_json()
+    assert not [digits for digits in ("4111", "1111", "3333", "33zz") if digits in text]
+
+
 def test_children_go_on_with_their_parents_trace(spans):
     child = two_steps()
 

@@ -149,7 +149,7 @@ class _Asked:
         try:
             counts = perform(self.run, self.act, self._name(), cleaned, self.request.user)
         except InvalidData as error:
-            self.form.add_error(None, self._without_secrets(str(error), cleaned))
+            self.form.add_error(None, self._without_secrets(str(error)))
             return self._ask()
         except SequenceError as error:
             return self._refused(str(error))
@@ -173,9 +173,14 @@ class _Asked:
             "status": status,
         }
 
-    def _without_secrets(self, text: str, cleaned: dict[str, Any]) -> str:
-        values = (self.run.data, cleaned.get("data", {}))
-        return hide(text, {one for value in values for one in secrets_of(value, self.patterns)})
+    def _without_secrets(self, text: str) -> str:
+        """What was typed is quoted as it is: stars in its place would tell that it was guessed."""
+        secrets = secrets_of(self.run.data, self.patterns)
+        if hide(text, secrets) == text:
+            return text
+        typed = "\n".join(map(str, self.request.POST.values()))
+        quoted = (secret for secret in secrets if hide(text, [secret]) != text)
+        return hide(text, [secret for secret in quoted if hide(typed, [secret]) == typed])
 
     # Other data
 
@@ -196,7 +201,7 @@ class _Asked:
             return self._ask()
         if self.request.POST.get("confirm") == "yes":
             return self._do(cleaned | {"data": data})
-        return self._preview(data)
+        return self._preview(data, cleaned["text"])
 
     def _changed_meanwhile(self) -> HttpResponseBase:
         error = _(
@@ -207,11 +212,11 @@ class _Asked:
         now = showing.value_of(self.run.data, self.run.sequence, "", self.urls.value("data"))
         return self._ask(data_now=now, version_now=self.run.version)
 
-    def _preview(self, data: dict[str, Any]) -> HttpResponseBase:
+    def _preview(self, data: dict[str, Any], typed: Any) -> HttpResponseBase:
         before, after = (
             showing.sorted_text(redact(one, self.patterns)) for one in (self.run.data, data)
         )
-        secrets = changed_secrets(self.run.data, data, self.patterns)
+        secrets = changed_secrets(self.run.data, typed, self.patterns)
         lines = showing.differences(before, after)
         return self._ask(is_preview=True, lines=lines, secrets=secrets)
 

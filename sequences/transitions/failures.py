@@ -26,7 +26,7 @@ MESSAGE = 5_000
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What is kept of an exception."""
+    """What is known of an exception; `cut` is what is kept of it."""
 
     error: str
     message: str
@@ -38,7 +38,11 @@ class Failure:
         kind = type(error)
         name = kind.__qualname__ if kind.__module__ == "builtins" else _full_name(kind)
         trace = "".join(traceback.format_exception(error))
-        return cls(name[:200], _clean(_text(error))[:MESSAGE], _clean(trace)[-TRACEBACK:])
+        return cls(name[:200], _clean(_text(error)), _clean(trace))
+
+    def cut(self) -> Failure:
+        """As long as it may be. After secrets were hidden: half of one would not be found."""
+        return Failure(self.error, self.message[:MESSAGE], self.traceback[-TRACEBACK:])
 
 
 def _full_name(kind: type[BaseException]) -> str:
@@ -138,6 +142,7 @@ def _append(
     now: datetime,
     using: str,
 ) -> None:
+    failure = failure.cut()
     StepFailure._base_manager.using(using).create(
         run_id=step.run_id,
         step_run_id=step_run_id,
