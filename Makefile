@@ -1,16 +1,17 @@
 # Needs python3 (3.11 or newer) and a package index. ARGS goes to what is run:
-#   make demo ARGS=--once      make test ARGS="--only sqlite -k plan"
+#   make demo ARGS=--once      make test ARGS=--quick      make test ARGS="--only sqlite -k plan"
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # A version of Django other than the newest that this Python runs, such as 5.2
 DJANGO ?=
 
-.PHONY: help demo test lint pictures ci clean
+.PHONY: help demo test lint docs pictures ci clean
 help:
 	@echo "make demo   a contact form and a shop, their sequences and a real worker (ARGS=--once: ends by itself)"
-	@echo "make test   the whole suite on every database that is here"
+	@echo "make test   the whole suite on every database that is here (ARGS=--quick: in two minutes)"
 	@echo "make lint   formatting, lint and types"
+	@echo "make docs   the documentation as a site, in build/site"
 	@echo "make pictures   the console's pages for docs/images, from the demo; needs chromium"
 	@echo "make ci     everything that CI runs"
 	@echo "make clean  remove what these commands made"
@@ -26,6 +27,11 @@ lint: $(VENV)/installed
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+docs: $(VENV)/docs-installed
+	@$(BIN)/python -m sphinx --builder html --fresh-env --fail-on-warning --keep-going --quiet docs build/site
+	@$(BIN)/python .ci/check_site.py build/site
+	@echo "The site is build/site/index.html"
+
 pictures: $(VENV)/installed
 	@$(BIN)/python -m testproject.screenshots $(ARGS)
 
@@ -33,11 +39,15 @@ ci:
 	@bash .ci/run
 
 clean:
-	rm -rf .venv* .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv* .coverage .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist htmlcov
 
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	@echo "Setting up $(VENV), once"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' $(if $(DJANGO),'django==$(DJANGO).*')
+	@touch $@
+
+$(VENV)/docs-installed: $(VENV)/installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	@touch $@
