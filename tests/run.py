@@ -1,9 +1,15 @@
-"""The suite, on one database after the other: `make test ARGS="[--only NAME] [pytest's own]"`.
+"""The suite, on one database after the other.
+
+    make test ARGS="[--quick] [--only NAME] [pytest's own]"
 
 PostgreSQL and Valkey are started here unless DATABASE_URL and REDIS_URL name others. MariaDB or
 MySQL (MYSQL_URL) and RabbitMQ (AMQP_URL) are used where they answer. `portable` is PostgreSQL with
 the statements that every other database gets. What starts no workers runs two at a time, then what
-does runs alone. No other begins after one has failed.
+does runs alone. No other begins after one has failed. `--quick` is what a change needs while it is
+made: no workers, SQLite, and the engine on PostgreSQL.
+
+One part, the quick one on PostgreSQL, measures which lines and branches of the package the tests
+reach. The whole suite fails where that is less than `fail_under` in pyproject.toml.
 """
 
 import argparse
@@ -17,6 +23,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
@@ -26,28 +33,47 @@ import pymysql
 import pytest
 
 from testproject import databases, services
+from tests.progress import Progress, minutes
 
 MYSQL_URL = "mysql://root@127.0.0.1:3306/mysql"
 AMQP_URL = "amqp://guest:guest@127.0.0.1:5672"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the tests, by the arguments that pytest takes for them."""
+
+    arguments: tuple[str, ...]
+    starts_workers: bool = False
+
+
+def ignored(*names: str) -> tuple[str, ...]:
+    return tuple(f"--ignore-glob=tests/{name}" for name in names)
+
+
 #: What neither takes long nor starts workers: two of these at a time.
-QUICK = ["-m", "not slow", *(f"--ignore=tests/{one}" for one in ("acceptance", "browser"))]
-QUICK += ["--ignore=tests/testproject"]
+QUICK = Part(("-m", "not slow", *ignored("acceptance", "browser", "testproject")))
 #: All the rest, alone, for its sake of time: with workers, on PostgreSQL, which several of them can
 #: share; the death of one on SQLite too.
-REST = ["--rest"]
+REST = Part(("--rest",), starts_workers=True)
 #: What touches no database says the same beside each: SQLite and PostgreSQL have it.
-DATABASE = [*QUICK, "--database-only"]
+DATABASE = Part((*QUICK.arguments, "--database-only"))
 #: What shows runs to people writes none, and asks the same of PostgreSQL in either way.
 SHOWN = ("admin*", "acts", "command", "docs", "drawing*", "pages", "pictures", "quickstart")
 SHOWN += ("reference", "secrets", "status", "summary")
-ENGINE = [*DATABASE, *(f"--ignore-glob=tests/test_{name}.py" for name in SHOWN)]
-#: The longest first.
+ENGINE = Part((*DATABASE.arguments, *ignored(*(f"test_{name}.py" for name in SHOWN))))
+#: The longest first, with the seconds that each takes on two cores that do nothing else.
 CHOICES = {
-    "mysql": [DATABASE],
-    "postgresql": [QUICK, REST],
-    "sqlite": [QUICK, REST],
-    "portable": [ENGINE],
+    "mysql": {DATABASE: 330},
+    "postgresql": {QUICK: 200, REST: 240},
+    "sqlite": {QUICK: 90, REST: 60},
+    "portable": {ENGINE: 100},
 }
+#: What a change needs while it is made; with `--only`, all that this database has without workers.
+QUICK_CHOICES = {"postgresql": {ENGINE: 100}, "sqlite": {QUICK: 90}}
+ALSO = {QUICK: 90, ENGINE: 60}
+#: The part that measures: the fast statements and nearly all else are in it.
+MEASURED = ("postgresql", QUICK)
 AT_A_TIME = 2
 
 
@@ -56,22 +82,30 @@ class Leg:
     """The suite, or a part of it, on one database under one interpreter."""
 
     vendor: str
-    arguments: list[str]
+    part: Part
+    seconds: int
     python: str = sys.executable
 
     @property
-    def is_quick(self) -> bool:
-        return self.arguments is not REST
+    def is_measured(self) -> bool:
+        return (self.vendor, self.part) == MEASURED
 
     def __str__(self) -> str:
-        part = "" if self.is_quick else ", with workers"
+        part = ", with workers" if self.part.starts_workers else ""
         own = self.python == sys.executable
         return f"{self.vendor}{part}" if own else f"{self.vendor}, {version_of(self.python)}"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--only", choices=CHOICES, help="this one only")
+    parser.add_argument(
+        "--quick", action="store_true", help="about two minutes: no workers, SQLite and PostgreSQL"
+    )
     parser.add_argument(
         "--also", metavar="PYTHON", action="append", default=[],
         help="another interpreter with the project: the quick part on SQLite is run there",
@@ -81,24 +115,40 @@ def main() -> int:
         help="another one, where the engine is tested on SQLite, too",
     )  # fmt: skip
     options, arguments = parser.parse_known_args()
-    vendors = [options.only] if options.only else list(CHOICES)
-    absent = {}
-    if "mysql" in vendors and (reason := unusable(connect_mysql)):
-        vendors.remove("mysql")
-        absent["MariaDB"] = reason
-    if reason := unusable(connect_rabbitmq):
-        absent["RabbitMQ"] = reason
+    choices = choices_for(options.only, quick=options.quick)
+    vendors = list(choices)
+    absent = absent_services(vendors, workers=not options.quick)
     for service, reason in absent.items():
         print(f"Skipped: what needs {service}: {reason}", flush=True)
     if absent and os.environ.get("CI"):
         print("With CI set, a service that is missing is a failure.")
         return 1
-    legs = [Leg(vendor, part) for vendor in vendors for part in CHOICES[vendor]]
-    if options.also:  # its quick part runs there
-        legs = [leg for leg in legs if leg != Leg("sqlite", QUICK)]
-    legs += [Leg("sqlite", QUICK, python) for python in options.also]
-    legs += [Leg("sqlite", ENGINE, python) for python in options.also_database]
+    if "MariaDB" in absent:
+        vendors.remove("mysql")
+    legs = [
+        Leg(vendor, part, seconds)
+        for vendor in vendors
+        for part, seconds in choices[vendor].items()
+        if (vendor, part) != ("sqlite", QUICK) or not options.also  # it is run there
+    ]
+    legs += [Leg("sqlite", QUICK, ALSO[QUICK], python) for python in options.also]
+    legs += [Leg("sqlite", ENGINE, ALSO[ENGINE], python) for python in options.also_database]
     return run_all(legs, arguments, amqp="RabbitMQ" not in absent)
+
+
+def choices_for(only: str | None, *, quick: bool) -> dict[str, dict[Part, int]]:
+    if only is None:
+        return QUICK_CHOICES if quick else CHOICES
+    parts = CHOICES[only].items()
+    return {only: {part: seconds for part, seconds in parts if not quick or part is not REST}}
+
+
+def absent_services(vendors: list[str], *, workers: bool) -> dict[str, str]:
+    """What is needed and does not answer, and why."""
+    needs = {"MariaDB": connect_mysql} if "mysql" in vendors else {}
+    needs |= {"RabbitMQ": connect_rabbitmq} if workers else {}
+    reasons = {service: unusable(connect) for service, connect in needs.items()}
+    return {service: reason for service, reason in reasons.items() if reason}
 
 
 def run_all(legs: list[Leg], arguments: list[str], *, amqp: bool) -> int:
@@ -106,6 +156,11 @@ def run_all(legs: list[Leg], arguments: list[str], *, amqp: bool) -> int:
     if {"postgresql", "portable"} & {leg.vendor for leg in legs} and not given_postgresql():
         os.environ.pop("DATABASE_URL", None)
         names.append("DATABASE_URL")
+    beside = [leg for leg in legs if not leg.part.starts_workers]
+    alone = [leg for leg in legs if leg.part.starts_workers]
+    if not arguments:
+        seconds = expected(beside, alone)
+        print(f"The suite takes about {minutes(seconds)} on two cores with nothing else to do.")
     with services.running(*names) as urls, tempfile.TemporaryDirectory() as directory:
         environment = {**os.environ, "TEST_REDIS_URL": urls["REDIS_URL"]}
         if amqp:
@@ -119,9 +174,15 @@ def run_all(legs: list[Leg], arguments: list[str], *, amqp: bool) -> int:
         }
         with interrupts_passed_on() as processes:
             suite = Suite(environment, database_urls, Path(directory), arguments, processes)
-            quick = [leg for leg in legs if leg.is_quick]
-            slow = [leg for leg in legs if not leg.is_quick]
-            return suite.run_beside(quick) or suite.run_alone(slow)
+            return suite.run_beside(beside) or suite.run_alone(alone) or suite.check_coverage(legs)
+
+
+def expected(beside: list[Leg], alone: list[Leg]) -> float:
+    return sum(leg.seconds for leg in beside) / at_a_time() + sum(leg.seconds for leg in alone)
+
+
+def at_a_time() -> int:
+    return min(AT_A_TIME, len(os.sched_getaffinity(0)))
 
 
 @dataclass
@@ -136,31 +197,33 @@ class Suite:
     failed: int = field(default=0, init=False)
 
     def run_alone(self, legs: list[Leg]) -> int:
-        for leg in legs:
+        for number, leg in enumerate(legs):
             if not self.failed:
-                print(f"\nOn {leg}:", flush=True)
+                left = sum(each.seconds for each in legs[number:])
+                print(f"\nOn {leg} (about {minutes(left)} to the end):", flush=True)
                 self._run(leg, None)
         return self.failed
 
     def run_beside(self, legs: list[Leg]) -> int:
         """Several at a time. What each has to say is held back until it has ended."""
-        at_a_time = min(AT_A_TIME, len(os.sched_getaffinity(0)))
-        if len(legs) < 2 or at_a_time < 2:
+        if len(legs) < 2 or at_a_time() < 2:
             return self.run_alone(legs)
-        print(f"\n{at_a_time} at a time: {'; '.join(map(str, legs))}", flush=True)
-        with ThreadPoolExecutor(at_a_time) as pool:
-            for text in pool.map(self._run_quietly, legs):
-                print(text, end="", flush=True)
+        progress = Progress(legs, at_a_time())
+        print(f"\n{at_a_time()} at a time: {'; '.join(map(str, legs))}", flush=True)
+        with ThreadPoolExecutor(at_a_time()) as pool, progress.shown():
+            for text in pool.map(lambda leg: self._run_quietly(leg, progress), legs):
+                progress.say(text)
         return self.failed
 
-    def _run_quietly(self, leg: Leg) -> str:
+    def _run_quietly(self, leg: Leg, progress: Progress) -> str:
         if self.failed:
             return f"\nOn {leg}: not begun.\n"
-        with tempfile.TemporaryFile("w+", errors="replace") as output:
+        output = progress.outputs[leg] = self.directory / f"{uuid4().hex}.txt"
+        with output.open("w") as file:
             # Two that write the cache of the last failures at once would spoil it.
-            self._run(leg, output.fileno(), "-p", "no:cacheprovider")
-            output.seek(0)
-            return f"\nOn {leg}:\n{output.read()}"
+            self._run(leg, file.fileno(), "-p", "no:cacheprovider")
+        progress.ended.add(leg)
+        return f"\nOn {leg}:\n{output.read_text(errors='replace')}"
 
     def _run(self, leg: Leg, output: int | None, *more: str) -> None:
         name = f"test_sequences_{uuid4().hex[:12]}"
@@ -171,7 +234,10 @@ class Suite:
             "TEST_DATABASE_NAME": f"{self.directory}/{name}" if leg.vendor == "sqlite" else name,
             "SEQUENCES_PORTABLE": "1" if leg.vendor == "portable" else "",
         }
-        command = [leg.python, "-m", "pytest", *leg.arguments, *more, *self.arguments]
+        modules = ["-m", "pytest"]
+        if leg.is_measured and not self.arguments:
+            modules = ["-m", "coverage", "run", *modules]
+        command = [leg.python, *modules, *leg.part.arguments, *more, *self.arguments]
         with dropped_afterwards(url, name):
             process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
             self.processes.append(process)
@@ -181,7 +247,16 @@ class Suite:
         if status and not nothing_asked_for:
             self.failed = self.failed or status
 
+    def check_coverage(self, legs: list[Leg]) -> int:
+        """Only of a whole part: a few tests reach little."""
+        if self.arguments or not any(leg.is_measured for leg in legs):
+            return 0
+        print("\nBranch coverage (`.venv/bin/coverage html` shows which lines):", flush=True)
+        report = [sys.executable, "-m", "coverage", "report", "--format=total"]
+        return subprocess.run(report).returncode
 
+
+@cache
 def version_of(python: str) -> str:
     program = (
         "import django, sys;"
