@@ -1,11 +1,10 @@
-"""Every exception of the package; one root. The docstring of each is its message."""
+"""Every exception of the package; one root."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, ClassVar
 
 __all__ = [
     "Abort",
@@ -27,7 +26,9 @@ __all__ = [
 
 
 class SequenceError(Exception):
-    """Something is wrong with a sequence."""
+    """Something is wrong with a sequence. ``template`` is its message, with the details in it."""
+
+    template: ClassVar[str] = "Something is wrong with a sequence."
 
     def __init__(self, message: str | None = None, **details: Any) -> None:
         super().__init__(_format(type(self), details) if message is None else message)
@@ -35,7 +36,9 @@ class SequenceError(Exception):
 
 
 class InvalidDefinition(SequenceError):
-    """{where}: {problem}. {mend}"""
+    """A class or a definition cannot be what it is meant to be."""
+
+    template = "{where}: {problem}. {mend}"
 
     where: str
     problem: str
@@ -43,7 +46,9 @@ class InvalidDefinition(SequenceError):
 
 
 class InvalidData(SequenceError):
-    """{path} {problem}. {mend}"""
+    """Data cannot be stored, or is not of its type."""
+
+    template = "{path} {problem}. {mend}"
 
     #: Of typed data: pairs of a path and what is wrong there.
     errors: list[tuple[str, str]] | None = None
@@ -53,7 +58,9 @@ class InvalidData(SequenceError):
 
 
 class DataConflict(SequenceError):
-    """Step {step!r} of run {run} changed {key}, and so did, meanwhile: {other}."""
+    """Parallel steps changed the same key again and again."""
+
+    template = "Step {step!r} of run {run} changed {key}, and so did, meanwhile: {other}."
 
     key: str
     step: str
@@ -62,7 +69,9 @@ class DataConflict(SequenceError):
 
 
 class UnknownStep(SequenceError, LookupError):
-    """{sequence} has no step {step!r}. {mend}"""
+    """The plan of the run has no such step."""
+
+    template = "{sequence} has no step {step!r}. {mend}"
 
     sequence: str
     step: str
@@ -70,21 +79,27 @@ class UnknownStep(SequenceError, LookupError):
 
 
 class UnknownJob(SequenceError, LookupError):
-    """There is no job {job!r}. {mend}"""
+    """No job is registered under that name."""
+
+    template = "There is no job {job!r}. {mend}"
 
     job: str
     mend: str
 
 
 class UnknownSequence(SequenceError, LookupError):
-    """There is no sequence {name!r}. {mend}"""
+    """No sequence is registered under that label."""
+
+    template = "There is no sequence {name!r}. {mend}"
 
     name: str
     mend: str
 
 
 class InvalidTransition(SequenceError):
-    """Cannot {action} run {run}: it is {status}. Allowed while it is {allowed}."""
+    """The state of the run does not allow this."""
+
+    template = "Cannot {action} run {run}: it is {status}. Allowed while it is {allowed}."
 
     action: str
     run: Any
@@ -93,7 +108,9 @@ class InvalidTransition(SequenceError):
 
 
 class WorkerLost(SequenceError):
-    """Step {step!r} of run {run} lost {lost} workers in a row, the last one {worker}."""
+    """Too many workers died in a step, one after the other."""
+
+    template = "Step {step!r} of run {run} lost {lost} workers in a row, the last one {worker}."
 
     step: str
     run: Any
@@ -102,7 +119,11 @@ class WorkerLost(SequenceError):
 
 
 class StepExpired(SequenceError):
-    """Step {step!r} of run {run} was first queued longer ago than its max_age of {max_age}."""
+    """A step has become older than its ``max_age``."""
+
+    template = (
+        "Step {step!r} of run {run} was first queued longer ago than its max_age of {max_age}."
+    )
 
     step: str
     run: Any
@@ -110,7 +131,9 @@ class StepExpired(SequenceError):
 
 
 class EventTimeout(SequenceError):
-    """Event {step!r} of run {run} was not delivered within {timeout}."""
+    """An event was not delivered in time."""
+
+    template = "Event {step!r} of run {run} was not delivered within {timeout}."
 
     step: str
     run: Any
@@ -118,7 +141,9 @@ class EventTimeout(SequenceError):
 
 
 class ItemsFailed(SequenceError):
-    """{failed} of {total} items of step {step!r} failed, and {may} may. {first}"""
+    """More items of a fan-out failed than may."""
+
+    template = "{failed} of {total} items of step {step!r} failed, and {may} may. {first}"
 
     step: str
     failed: int
@@ -131,7 +156,9 @@ class ItemsFailed(SequenceError):
 
 
 class ChildrenFailed(SequenceError):
-    """{failed} of {total} runs that step {step!r} has started did not succeed: {runs}."""
+    """More child runs failed than may."""
+
+    template = "{failed} of {total} runs that step {step!r} has started did not succeed: {runs}."
 
     step: str
     failed: int
@@ -140,7 +167,9 @@ class ChildrenFailed(SequenceError):
 
 
 class ReadOnlyData(SequenceError):
-    """An item of step {step!r} changed {path}, but items cannot change data. {mend}"""
+    """An item of a fan-out changed ``data``."""
+
+    template = "An item of step {step!r} changed {path}, but items cannot change data. {mend}"
 
     step: str
     path: str
@@ -168,6 +197,4 @@ class _Details(dict[str, Any]):
 
 
 def _format(cls: type[SequenceError], details: dict[str, Any]) -> str:
-    # python -OO strips docstrings: the details are what is left to say.
-    template = inspect.getdoc(cls) or " ".join(f"{{{key}}}" for key in details) or cls.__name__
-    return template.format_map(_Details(details))
+    return cls.template.format_map(_Details(details))

@@ -68,7 +68,8 @@ def _drain(run: SequenceRun | None, limit: int) -> int:
     performed = 0
     news.tell_pending(using)  # of the starts
     while (row := _next(run, using) or _parent(using)) is not None:
-        assert performed < limit, f"There seems to be no end: step {row} of {row.run} is due still"
+        if performed >= limit:  # not by assert, which python -O leaves out
+            raise AssertionError(f"There seems to be no end: step {row} of {row.run} is due still")
         plan = plans.load(row.run.plan_id, using)
         if row.status == StepStatus.WAITING:
             # The clock may stand some milliseconds before what the database shows.
@@ -226,6 +227,7 @@ def assert_ledger(run: SequenceRun | Sequence[Any], expected: Iterable[tuple[str
     wanted = list(expected)
     failed = StepFailure.objects.using(using).filter(run=row.pk)
     failures = "\n".join(f"  {one}: {one.message}" for one in failed)
-    assert found == wanted, (
-        f"The ledger of run {row.pk} is\n  {found}\nand not\n  {wanted}\nFailures:\n{failures}"
-    )
+    if found != wanted:  # not by assert, which python -O leaves out
+        raise AssertionError(
+            f"The ledger of run {row.pk} is\n  {found}\nand not\n  {wanted}\nFailures:\n{failures}"
+        )

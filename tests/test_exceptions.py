@@ -1,5 +1,4 @@
 import copy
-import inspect
 import pickle
 
 import pytest
@@ -7,7 +6,6 @@ import pytest
 from sequences import exceptions
 from sequences.exceptions import (
     Abort,
-    InvalidDefinition,
     InvalidTransition,
     SequenceError,
     UnknownSequence,
@@ -19,7 +17,7 @@ EVERY = [getattr(exceptions, name) for name in exceptions.__all__]
 TRANSITION = {"action": "skip", "run": 7, "status": "running", "allowed": "failed"}
 
 
-def test_the_docstring_is_the_message():
+def test_the_template_is_the_message():
     error = InvalidTransition(**TRANSITION)
     assert str(error) == "Cannot skip run 7: it is running. Allowed while it is failed."
 
@@ -29,7 +27,7 @@ def test_the_details_are_attributes():
     assert (error.action, error.run, error.status, error.allowed) == tuple(TRANSITION.values())
 
 
-def test_a_message_of_ones_own_replaces_the_docstring_and_keeps_the_details():
+def test_a_message_of_ones_own_replaces_the_template_and_keeps_the_details():
     error = InvalidTransition("Not now.", run=7)
     assert str(error) == "Not now."
     assert error.run == 7
@@ -49,7 +47,7 @@ def test_braces_in_a_message_or_a_detail_are_kept():
 @pytest.mark.parametrize("cls", EVERY)
 def test_each_has_one_root_and_a_message(cls):
     assert issubclass(cls, SequenceError)
-    assert inspect.getdoc(cls)
+    assert cls.__doc__
     assert str(cls())
 
 
@@ -77,12 +75,6 @@ def test_an_abort_of_a_users_class_does_not_format_its_docstring():
 @pytest.mark.parametrize("cls", [UnknownStep, UnknownSequence])
 def test_what_is_unknown_is_a_lookup_error(cls):
     assert issubclass(cls, LookupError)
-
-
-def test_without_docstrings_the_details_are_the_message(monkeypatch):
-    monkeypatch.setattr(inspect, "getdoc", lambda cls: None)  # as python -OO does
-    error = InvalidDefinition(where="shop.Form", problem="it has no steps", mend="Declare one.")
-    assert str(error) == "shop.Form it has no steps Declare one."
 
 
 def test_the_mend_for_a_name_is_the_nearest_or_all_of_them():
