@@ -5,10 +5,11 @@ from __future__ import annotations
 import datetime
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from enum import Enum
 from itertools import chain
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
 from .exceptions import InvalidData, SequenceError
@@ -23,7 +24,9 @@ Path: TypeAlias = tuple[str, ...]
 
 
 class MergeConflict(SequenceError):
-    """{key} was changed in two different ways."""
+    """Two changes of one key cannot be merged."""
+
+    template = "{key} was changed in two different ways."
 
     path: Path
     key: str
@@ -74,7 +77,8 @@ def normalise(
     if max_bytes is not None and size > max_bytes:
         raise InvalidData(
             path=path,
-            problem=f"takes {size:,} bytes as JSON, and the limit is {max_bytes:,}",
+            problem=f"takes {size:,} bytes as JSON, and the limit is {max_bytes:,}"
+            + _largest_part(result, path),
             mend="Store it elsewhere and keep a reference, or raise MAX_DATA_BYTES.",
         )
     return result, text
@@ -107,6 +111,26 @@ def same(a: Any, b: Any) -> bool:
 
 
 # What normalise refuses
+
+
+def _largest_part(value: Any, path: str) -> str:
+    """Which part of it is the large one: the largest, and in that what has most of it."""
+    place, size = path, 0
+    while parts := list(_parts(value, place)):
+        part, part_size, part_place = max(parts, key=itemgetter(1))
+        if part_size * 2 <= size:
+            break
+        value, size, place = part, part_size, part_place
+    return "" if place == path else f"; the largest part, {place}, takes {size:,}"
+
+
+def _parts(value: Any, path: str) -> Iterator[tuple[Any, int, str]]:
+    """What a dict or a list holds, with its bytes and its path."""
+    if not isinstance(value, dict | list):
+        return
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, part in pairs:
+        yield part, len(dumps(part).encode()), f"{path}[{_quote(key)}]"
 
 
 class Trouble(NamedTuple):

@@ -191,6 +191,25 @@ class TestNormalise:
         assert f"{size} bytes" in str(error)
         assert f"{size - 1}" in str(error)
 
+    @pytest.mark.parametrize(
+        ("data", "part"),
+        [
+            ({"a": 1, "b": "x" * 500}, 'data["b"], takes 502'),
+            ({"a": {"pages": ["x", "x" * 500]}}, 'data["a"]["pages"][1], takes 502'),
+            ({"a": "x" * 200, "b": "x" * 201}, 'data["b"], takes 203'),
+            ({"a": ["x" * 99] * 9}, 'data["a"], takes 919'),
+            ({"k" * 1000: 1}, "takes 1"),
+            ({"a": "é" * 250}, 'data["a"], takes 502'),
+        ],
+    )
+    def test_says_which_part_is_the_large_one(self, data, part):
+        text = str(refused(data, max_bytes=100))
+        assert f"the limit is 100; the largest part, {part}." in text or part == "takes 1"
+        assert len(text) < 250
+
+    def test_of_a_text_no_part_is_the_large_one(self):
+        assert "the limit is 100. Store it" in str(refused("x" * 200, max_bytes=100))
+
     def test_cuts_a_long_key_short(self):
         assert len(refused({"k" * 1000: set()}).path) < 100
 
