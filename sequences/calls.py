@@ -146,4 +146,5 @@ class Outputs:
             if value is MISSING and (ref.root != "steps" or ref.has_root(sequence)):
                 mend = "Mend the outputs, or what the step returns."
                 raise InvalidData(path=ref.text, problem="is not there", mend=mend)
-            sequence.data[name] = None if value is MISSING else value
+            if value is not MISSING:  # of a step that was skipped there is nothing to put out
+                sequence.data[name] = value

@@ -6,7 +6,7 @@ All of it in the step's own claim and transaction. What comes out is a `Change`,
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from . import conf, heartbeat, registry, starting, tracing, typed
 from . import data as json_data
 from .definition import Definition, Event, Failure, Finish, Repeat, Step, Subsequence
 from .exceptions import (
+    Abort,
     ChildrenFailed,
     EventTimeout,
     InvalidData,
@@ -84,14 +85,14 @@ class Bound:
         name, claim = self.claim.step, self.claim
         inbox = claims.inbox(claim.run_id, self.using)
         if name in inbox:
-            if inbox[name] is not None:
-                self._copy(name, inbox[name])
+            self._copy(name, inbox[name])
             return self._change(inbox[name])
         waits = claim.payload is not None
         if waits and claim.due_at is not None and claim.due_at <= claim.now + times.EARLY:
             if event.on_timeout == "fail":
                 raise EventTimeout(step=name, run=claim.run_id, timeout=event.timeout)
-            return Change(timed_out=True)
+            # What was never delivered is no result, not even None.
+            return Change(timed_out=True, status=StepStatus.SKIPPED)
         # Its `due_at` may be that of a delay or a retry before; the timeout counts from now on.
         return Change(receive=True, again=claim.due_at if waits else event.timeout)
 
@@ -99,7 +100,9 @@ class Bound:
         cls = registry.get(step.sequence) if isinstance(step.sequence, str) else step.sequence
         child = cast(Definition, cls._definition)
         parent = self.claim.step_run_id
-        wanted = [starting.wanted_by(child, data, parent) for data in self._child_data(step)]
+        wanted = [
+            starting.wanted_by(child, self._given(data), parent) for data in self._child_data(step)
+        ]
         if not wanted:
             return Change()
         labels = [child.label, *child.aliases]
@@ -113,6 +116,16 @@ class Bound:
             return
         for item in self._items(step):
             yield item if step.child_data is None else step.child_data(self.sequence, item)
+
+    def _given(self, data: Any) -> Any:
+        """The data of a child; None, of a function without a return, say, is a slip."""
+        if data is None:
+            raise InvalidData(
+                path=f"The data for a run that step {self.claim.step!r} starts",
+                problem="is None",
+                mend="Return a dict; {} if the child needs no data.",
+            )
+        return data
 
     def _gather_children(self, step: Subsequence) -> Change:
         """The children have ended: it succeeds, unless too many of them did not."""
@@ -133,7 +146,7 @@ class Bound:
     def _perform_item(self, step: Step[Any]) -> Change:
         change = self._change(step.perform(self.sequence, self.claim.payload))
         if change.finish:
-            raise SequenceError(
+            raise Abort(
                 f"An item of step {self.claim.step!r} returned finish(), which would end its "
                 "siblings. Return a result, and finish in a later step."
             )
@@ -145,7 +158,7 @@ class Bound:
         arguments = () if self.claim.item == PLAIN else (of["item"], of["result"])
         change = self._change(step.perform(self.sequence, *arguments))
         if change.finish:
-            raise SequenceError(
+            raise Abort(
                 f"Step {self.claim.step!r} returned finish() while its run fails. Return nothing; "
                 "what has failed stays so."
             )
@@ -246,16 +259,20 @@ class Bound:
 
     def _due(self, delay: Any) -> datetime:
         value = delay(self.sequence) if callable(delay) else delay
-        base = self.claim.first_due
-        if isinstance(value, timedelta):
-            return base + value
-        if isinstance(value, int) and not isinstance(value, bool):
-            return base + timedelta(milliseconds=value)
-        if isinstance(value, datetime) and timezone.is_aware(value):
-            return value
-        raise SequenceError(
-            f"The delay of step {self.claim.step!r} is {value!r}: it must be a timedelta, an int "
-            "of milliseconds, or an aware datetime."
+        try:
+            due = _moment(value, self.claim.first_due)
+        except OverflowError:
+            raise self._invalid_delay(value, "it goes beyond the calendar") from None
+        if due is None:
+            problem = "it must be a timedelta, an int of milliseconds, or an aware datetime"
+            raise self._invalid_delay(value, problem)
+        return due
+
+    def _invalid_delay(self, value: Any, problem: str) -> InvalidData:
+        path = f"The delay of step {self.claim.step!r}"
+        mend = "Return another one."
+        return InvalidData(
+            f"{path} is {value!r}: {problem}.", path=path, problem=problem, mend=mend
         )
 
     @property
@@ -275,8 +292,10 @@ class Bound:
 
     def result(self, name: str, default: Any) -> Any:
         """What that step returned."""
-        row = self._rows(name).filter(item=PLAIN).first()
-        return default if row is None or row.result is None else row.result
+        row = self._rows(name).filter(item=PLAIN, status=StepStatus.SUCCEEDED).first()
+        if row is None or (row.result is None and row.kind in ("each", "subsequence")):
+            return default  # of many items or children, `results` has what they came to
+        return row.result
 
     def results(self, name: str) -> Iterator[Any]:
         """What its items returned, or it itself, in order."""
@@ -309,6 +328,17 @@ class Bound:
         """Keep it; the heartbeat stores it, outside of the step's transaction."""
         told = {"done": done, "total": total, "text": text}
         _, self.performance.progress = _normalise(told, "progress")
+
+
+def _moment(value: Any, base: datetime) -> datetime | None:
+    """When a delay is over: in UTC, whose calendar is the database's. None: it is no delay."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = timedelta(milliseconds=value)
+    if isinstance(value, timedelta):
+        return base + value
+    if isinstance(value, datetime) and timezone.is_aware(value):
+        return value.astimezone(UTC)
+    return None
 
 
 def _told(failure: StepFailure | None) -> str:

@@ -117,7 +117,43 @@ def test_a_payload_of_none_ends_the_wait_too():
     drain()
     run = fresh(run)
     assert run.status == "succeeded"
-    assert run.data == {"charged": True, "shipped_by": None}
+    assert run.data == {"charged": True, "approval": None, "shipped_by": None}
+
+
+def test_a_payload_of_none_is_told_from_a_timeout():
+    class Order(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        approval = event(timeout=timedelta(hours=1), on_timeout="continue")
+
+        @step
+        def ship(self):
+            return [self.result("approval", "nothing"), "approval" in self.data]
+
+    delivered = waiting(Order)
+    delivered.deliver("approval", None)
+    drain()
+    assert row(delivered, "ship").result == [None, True]
+    assert ledger(delivered) == {"approval": "succeeded", "ship": "succeeded"}
+
+    timed_out = run(Order).run
+    assert row(timed_out, "ship").result == ["nothing", False]
+    assert ledger(timed_out) == {"approval": "skipped", "ship": "succeeded"}
+
+
+def test_a_timeout_leaves_a_default_of_its_data_as_it_is():
+    class Order(Sequence):
+        class Meta:
+            app_label = "shop"
+            defaults = {"approval": {"by": "nobody"}}
+
+        approval = event(timeout=timedelta(hours=1), on_timeout="continue")
+
+        @step
+        def ship(self): ...
+
+    assert run(Order).data == {"approval": {"by": "nobody"}}
 
 
 def test_an_event_that_is_not_delivered_in_time_fails_and_says_so():

@@ -364,15 +364,33 @@ def test_defaults_and_the_options_of_a_class(calls):
     assert calls == [("fetch", "b", 3)]
 
 
-def test_an_output_of_a_skipped_step_is_none_and_one_that_is_not_there_fails():
+def test_an_output_of_a_skipped_step_is_left_out_and_one_that_is_not_there_fails():
     steps = {"fetch": {"job": "fetch", "when": "wanted"}}
     cls = declare(steps, outputs={"pages": "steps.fetch.pages"})
-    assert run(cls).data == {"pages": None}
+    assert run(cls).data == {}
     cls = declare(steps, outputs={"pages": "steps.fetch.sites"})
     sequence = run(cls, wanted=True, url="a")
     failure = StepFailure.objects.get(run=sequence.run)
     text = "steps.fetch.sites is not there. Mend the outputs, or what the step returns."
     assert failure.message == text
+
+
+def test_a_result_of_none_is_told_from_none_at_all(calls):
+    @job("find")
+    def find() -> None: ...
+
+    @job("take")
+    def take(found: str | None = "nothing"):
+        calls.append(found)
+
+    steps = {
+        "find": {"job": "find", "when": "wanted"},
+        "take": {"job": "take", "inputs": {"found": "steps.find"}},
+    }
+    cls = declare(steps, outputs={"found": "steps.find"})
+    assert run(cls, wanted=True).data == {"wanted": True, "found": None}
+    assert run(cls).data == {}
+    assert calls == [None, "nothing"]
 
 
 # Errors
@@ -929,7 +947,7 @@ def test_the_schema_is_one_and_has_every_key():
     assert set(SCHEMA["$defs"]["step"]["properties"]) == set(parsing.STEP_KEYS)
     assert set(SCHEMA["$defs"]["call"]["properties"]) == {*parsing.CALL_KEYS, "aliases", "label"}
     assert set(SCHEMA["$defs"]["event"]["oneOf"][1]["properties"]) == set(parsing.EVENT_KEYS)
-    assert set(parsing.DURATIONS) < set(SCHEMA["$defs"]["dramatiq"]["properties"])
+    assert set(parsing.DURATION_OPTIONS) < set(SCHEMA["$defs"]["dramatiq"]["properties"])
 
 
 @pytest.mark.parametrize(
