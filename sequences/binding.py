@@ -11,7 +11,7 @@ from . import dispatching, handover, registry
 from .definition import Definition, Sequence, Step
 from .exceptions import InvalidDefinition, did_you_mean
 from .execution import FATAL
-from .validation import path_of
+from .validation import META_OPTIONS, own_options, path_of, refusal
 
 _problems: list[tuple[str, str]] = []
 
@@ -42,9 +42,15 @@ def bind(cls: type[Sequence[Any]]) -> None:
     broker = dramatiq.get_broker()
     for step in definition.steps.values():
         _check_options(definition, step, broker)
-    for step in definition.steps.values():
-        for name in _names(definition, step):
-            _declare(name, definition, step, broker)
+    actors = dict(broker.actors)
+    try:
+        for step in definition.steps.values():
+            for name in _names(definition, step):
+                _declare(name, definition, step, broker)
+    except BaseException:
+        broker.actors.clear()
+        broker.actors.update(actors)
+        raise
 
 
 def unbind(names: set[str]) -> None:
@@ -67,20 +73,15 @@ def _declare(name: str, definition: Definition, step: Step[Any], broker: dramati
     # The age of the row counts, by the database's clock: see `execution`.
     options["max_age"] = None
     options["throws"] = (*_as_tuple(options.get("throws")), *FATAL)
-    known = broker.actors.pop(name, None)
-    try:
-        dramatiq.Actor(
-            _performer(definition.label, definition.cls.__module__),
-            broker=broker,
-            actor_name=name,
-            queue_name=queue_name,
-            priority=priority,
-            options=options,
-        )
-    except BaseException:
-        if known is not None:
-            broker.actors[name] = known
-        raise
+    broker.actors.pop(name, None)
+    dramatiq.Actor(
+        _performer(definition.label, definition.cls.__module__),
+        broker=broker,
+        actor_name=name,
+        queue_name=queue_name,
+        priority=priority,
+        options=options,
+    )
 
 
 def _performer(label: str, module: str) -> Callable[..., None]:
@@ -99,12 +100,17 @@ def _as_tuple(throws: Any) -> tuple[type[BaseException], ...]:
 
 
 def _check_options(definition: Definition, step: Step[Any], broker: dramatiq.Broker) -> None:
-    known = broker.actor_options | {"queue_name", "priority", "max_age"}
+    of_broker = broker.actor_options | {"queue_name", "priority", "max_age"}
     for name in definition.options(step):
-        if name not in known:
-            raise InvalidDefinition(
-                where=f"{path_of(definition.cls)}.{step.name}",
-                problem=f"{name!r} is no option of a step, nor of an actor of this broker",
-                mend=f"{did_you_mean(name, known)} If a middleware gives it, add that to "
-                "DRAMATIQ_BROKER.",
-            )
+        if name in of_broker:
+            continue
+        in_meta = name in definition.step_defaults
+        place, ours = ("Meta", META_OPTIONS) if in_meta else (step.name, own_options(step))
+        known = sorted({one for one in of_broker if not refusal(one)} | ours)
+        raise InvalidDefinition(
+            where=f"{path_of(definition.cls)}.{place}",
+            problem=f"{name!r} is no option of {'Meta' if in_meta else 'a step'}, nor of an actor "
+            "of this broker",
+            mend=f"{did_you_mean(name, known)} If a middleware gives it, add that to "
+            "DRAMATIQ_BROKER.",
+        )

@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from .exceptions import InvalidDefinition
 from .jobs import Job, Use
+from .steps import no_attribute
 
 Delay = timedelta | int | str
 Part = Job[..., Any] | Use | str | Any  # or a chain or a group
@@ -23,6 +24,14 @@ class Composition:
     parts: tuple[Any, ...]
     parallel: bool
     delay: Delay | None = None
+
+    is_step_elsewhere: ClassVar[bool] = True  # in a definition, not in a class
+
+    if not TYPE_CHECKING:  # lest a type checker believes in every attribute
+
+        def __getattr__(self, name: str) -> NoReturn:
+            mend = "Start it with start_definition(…, data)."
+            raise no_attribute("A chain or group", name, mend)
 
     def with_(self, *, delay: Delay | None = None) -> Composition:
         """The same, begun only after a while."""

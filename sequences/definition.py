@@ -9,7 +9,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Protocol, Self, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.apps import apps
@@ -32,6 +32,7 @@ from .steps import (
     event,
     finish,
     name_of,
+    no_attribute,
     on_failure,
     repeat,
     step,
@@ -103,6 +104,8 @@ class Definition:
     redact: tuple[str, ...]
     defaults: dict[str, Any]
     declared_name: str | Promise | None
+    #: The options of its Meta that are defaults of all steps.
+    step_defaults: frozenset[str]
 
     @property
     def verbose_name(self) -> str:
@@ -198,7 +201,29 @@ def install_builder(builder: Callable[..., Any]) -> None:
 
 
 class _Body(dict[str, Any]):
-    """The namespace of a class body, in which a step cannot be hidden by a second one."""
+    """The namespace of a class body, in which no step is lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.declared: list[Step[Any]] = []
+
+    def note_step(self, step: Step[Any]) -> None:
+        """It is declared here; under which name is seen when the body ends."""
+        self.declared.append(step)
+
+    def refuse_lost_steps(self) -> None:
+        """A decorator above ``@step`` has put something else in the place of a step."""
+        steps = [value for value in self.values() if isinstance(value, Step)]
+        # What other steps name has errors of its own.
+        known = {id(one) for step in steps for one in (step, *_references(step))}
+        for lost in self.declared:
+            if id(lost) not in known:
+                name = getattr(lost.function, "__name__", "a step")
+                raise InvalidDefinition(
+                    where=f"{self['__module__']}.{self['__qualname__']}.{name}",
+                    problem="it is declared as a step, and the class has no such step",
+                    mend="Write @step above all other decorators, and give each step a name.",
+                )
 
     def __setitem__(self, name: str, value: Any) -> None:
         if isinstance(self.get(name), Step):
@@ -210,6 +235,12 @@ class _Body(dict[str, Any]):
         super().__setitem__(name, value)
 
 
+def _references(step: Step[Any]) -> Iterator[Any]:
+    yield from step.after or ()
+    yield step.on_error
+    yield getattr(step, "undoes", None)
+
+
 class SequenceType(type):
     """The type of `Sequence` classes: calling one starts a sequence."""
 
@@ -217,10 +248,32 @@ class SequenceType(type):
     def __prepare__(cls, name: str, bases: tuple[type, ...], /, **kwargs: Any) -> _Body:
         return _Body()
 
+    def __new__(
+        cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], /, **kwargs: Any
+    ) -> SequenceType:
+        if isinstance(namespace, _Body):
+            namespace.refuse_lost_steps()
+        return super().__new__(cls, name, bases, namespace, **kwargs)
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        if isinstance(value, Step) and not value.name:
+            problem = "a step is added to a class that is there already"
+            raise invalid(cls, problem, "Declare it in the class, or in a subclass.", step=name)
+        super().__setattr__(name, value)
+
     if not TYPE_CHECKING:
         # Not __new__ of the class: copying or unpickling an instance calls that one too.
-        def __call__(cls, /, **data: Any) -> Sequence[Any]:
+        def __call__(cls, /, *args: Any, **data: Any) -> Sequence[Any]:
+            if args:
+                raise SequenceError(
+                    f"{path_of(cls)}(…) takes its data as keywords. Data in one value is for "
+                    f"start: {cls.__name__}.start(data)."
+                )
             return cls.start(data)
+
+        def __getattr__(cls, name: str) -> NoReturn:
+            mend = f"Start it with {cls.__name__}(…), or {cls.__name__}.start(data, delay=…)."
+            raise no_attribute(f"The sequence {path_of(cls)}", name, mend)
 
 
 class _Runs:
@@ -367,7 +420,11 @@ class Sequence(Generic[D], metaclass=SequenceType):
         return self._in_step("idempotency_key").idempotency_key
 
     def result(self, step: Step[Any] | str, default: Any = None) -> Any:
-        """What an earlier step returned, as JSON; ``default`` if it returned nothing."""
+        """What an earlier step returned, as JSON; of an event, what was delivered.
+
+        ``default`` if it has no result: it has not succeeded (yet), was skipped, or has timed out;
+        or it is a fan-out, whose items have `results`. A step that returned None has: None.
+        """
         return self._in_step("result").result(name_of(step), default)
 
     def results(self, step: Step[Any] | str) -> Iterator[Any]:
@@ -436,7 +493,11 @@ def _declare(cls: type[Sequence[Any]]) -> None:
 def _register(cls: type[Sequence[Any]], meta: _Meta, steps: dict[str, Step[Any]]) -> None:
     app_label = meta.app_label or _containing_app_label(cls)
     cls._definition = _define(cls, meta, steps, app_label=app_label)
-    registry.register(cls)
+    try:
+        registry.register(cls)
+    except BaseException:
+        cls._definition = None  # it was refused, and starts nothing
+        raise
 
 
 def _define(
@@ -458,6 +519,7 @@ def _define(
         redact=meta.redact,
         defaults=meta.defaults,
         declared_name=meta.verbose_name,
+        step_defaults=frozenset(meta.step_defaults),
     )
 
 

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache, cached_property
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, ParamSpec, TypeVar
 
 from .exceptions import InvalidData, InvalidDefinition, UnknownJob, did_you_mean
-from .steps import Finish, Repeat
+from .steps import Finish, Repeat, no_attribute
+from .validation import innermost
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,6 +32,8 @@ class Use:
     job: str
     keys: Mapping[str, Any] = field(default_factory=dict)
 
+    is_step_elsewhere: ClassVar[bool] = True  # in a definition, not in a class
+
 
 @dataclass(frozen=True, eq=False)
 class Job(Generic[P, R]):
@@ -38,6 +41,14 @@ class Job(Generic[P, R]):
 
     name: str
     function: Callable[P, R]
+
+    is_step_elsewhere: ClassVar[bool] = True  # in a definition, not in a class
+
+    if not TYPE_CHECKING:  # lest a type checker believes in every attribute
+
+        def __getattr__(self, name: str) -> NoReturn:
+            mend = "Start it as a definition: start_definition(chain(job), data)."
+            raise no_attribute("A job", name, mend)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.function(*args, **kwargs)
@@ -206,9 +217,10 @@ def _register(name: str, function: Callable[P, R]) -> Job[P, R]:
 def _problems(name: str, function: Any) -> Iterator[tuple[str, str]]:
     if not inspect.isroutine(function):
         yield f"{function!r} is not a function", "Decorate a function."
-    if inspect.iscoroutinefunction(function):
+    code = innermost(function)
+    if inspect.iscoroutinefunction(code):
         yield "it is a coroutine function", "Define it without async."
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+    if inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code):
         yield "it is a generator function", "Return a list instead of yielding."
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL):

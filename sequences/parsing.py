@@ -16,7 +16,8 @@ from django.utils.dateparse import parse_duration
 from . import jobs
 from .calls import Arguments, Call, ChildData, Conditions, Items, Outputs, Ref
 from .exceptions import InvalidDefinition, did_you_mean
-from .steps import Event, OnFailure, Step, Subsequence, Undo, event, subsequence
+from .steps import DURATION_OPTIONS, Event, OnFailure, Step, Subsequence, Undo, event, subsequence
+from .validation import refusal
 
 #: What a definition may have, and what of it one that is kept with its run may not.
 RETENTIONS = ("retention", "retention_failed")
@@ -36,8 +37,6 @@ NOT_FOR = {
     "event": {"inputs", "args", "save", "undo"},
     "subsequence": {"save", "undo"},
 }
-#: Options of Dramatiq that are milliseconds.
-DURATIONS = ("max_age", "max_backoff", "min_backoff", "time_limit")
 NOT_DATA = {
     "throws": "it is a class, and a definition is data",
     "retry_when": "it is a function, and a definition is data",
@@ -215,7 +214,7 @@ class Parser:
             if name in options:
                 mend = "Leave it out, or declare the sequence as a class."
                 raise self._error(f"the option {name} is refused: {why}", mend)
-        for name in DURATIONS:
+        for name in DURATION_OPTIONS:
             if options.get(name) is not None:
                 options[name] = _milliseconds(self._duration(name, options[name]))
         retries = options.get("max_retries")
@@ -401,7 +400,8 @@ class Parser:
             if apps.ready and key in dramatiq.get_broker().actor_options:
                 continue
             problem = f"{key!r} is no key of a step, nor an option of Dramatiq's"
-            raise self._error(problem, did_you_mean(key, sorted(known)))
+            choices = sorted(name for name in known if not (refusal(name) or name in NOT_DATA))
+            raise self._error(problem, did_you_mean(key, choices))
 
     def _mapping(self, value: Any, what: str) -> None:
         if not isinstance(value, Mapping):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     SequenceClass = type[Sequence[Any]]
     Listener = Callable[[SequenceClass], Any]
+    Saved = tuple[dict[str, SequenceClass], dict[str, SequenceClass]]
 
 #: The sequence that stands for all runs that keep their definitions.
 KEPT = "job_sequences.Flow"
@@ -109,23 +110,36 @@ def register(cls: SequenceClass) -> None:
     definition = _definition(cls)
     for name in (definition.label, *definition.aliases):
         _check_free(cls, name)
+    before = _saved()
     _forget(definition.label)
     _by_label[definition.label] = cls
     _by_alias.update(dict.fromkeys(definition.aliases, cls))
-    for listener in _listeners:
-        listener(cls)
+    try:
+        for listener in _listeners:
+            listener(cls)
+    except BaseException:
+        _restore(before)  # a class that a listener refuses keeps no name
+        raise
 
 
 @contextmanager
 def isolated() -> Iterator[None]:
     """What is registered inside is forgotten afterwards."""
-    saved = dict(_by_label), dict(_by_alias)
+    before = _saved()
     try:
         yield
     finally:
-        for registered, before in zip((_by_label, _by_alias), saved, strict=True):
-            registered.clear()
-            registered.update(before)
+        _restore(before)
+
+
+def _saved() -> Saved:
+    return dict(_by_label), dict(_by_alias)
+
+
+def _restore(before: Saved) -> None:
+    for registered, saved in zip((_by_label, _by_alias), before, strict=True):
+        registered.clear()
+        registered.update(saved)
 
 
 def _check_free(cls: SequenceClass, name: str) -> None:

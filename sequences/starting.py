@@ -6,13 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from django.utils import timezone
-
 from . import conf, dispatching, tracing
 from . import data as json_data
 from .definition import Definition, Sequence, Unique
 from .exceptions import SequenceError
 from .models import SequenceRun, SequenceRunQuerySet
+from .steps import as_timedelta, duration_problem
 from .transitions import starts
 from .transitions.locks import transact
 from .transitions.starts import Start
@@ -166,16 +165,6 @@ def _check_key(definition: Definition, key: Any, unique: Any) -> None:
 def _delay(definition: Definition, delay: Any) -> timedelta | None:
     if delay is None:
         return None
-    if isinstance(delay, bool) or not isinstance(delay, int | timedelta):
-        raise SequenceError(
-            f"{definition.label}.start: delay is {delay!r}; it must be a timedelta or an int of "
-            "milliseconds."
-        )
-    try:
-        wait = delay if isinstance(delay, timedelta) else timedelta(milliseconds=delay)
-        timezone.now() + wait
-    except OverflowError:
-        raise SequenceError(
-            f"{definition.label}.start: delay is {delay!r}; that is longer than any calendar."
-        ) from None
-    return wait
+    if problem := duration_problem(delay):
+        raise SequenceError(f"{definition.label}.start: delay is {delay!r}; {problem}.")
+    return as_timedelta(delay)

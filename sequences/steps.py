@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from types import MethodType
-from typing import Any, Generic, Literal, Protocol, Self, TypeVar, overload
+from types import FrameType, MethodType
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    Literal,
+    NoReturn,
+    Protocol,
+    Self,
+    TypeVar,
+    overload,
+)
 
 from dramatiq import Actor
 
-from .exceptions import SequenceError
+from .exceptions import InvalidData, SequenceError
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -31,6 +42,10 @@ STEP_OPTIONS = FAN_OUT_OPTIONS | {
     "on_error",
     "when",
 }  # every other option is Dramatiq's
+#: Dramatiq's own options that are times, of which Dramatiq takes milliseconds only.
+DURATION_OPTIONS = frozenset({"max_age", "max_backoff", "min_backoff", "time_limit"})
+#: The longest time that anything may wait: added to any moment it stays within the calendar.
+MAX_WAIT = timedelta(days=365_000)
 Each = str | Callable[[Any], Iterable[Any]]
 
 
@@ -79,7 +94,11 @@ class Step(Generic[R]):
         self.concurrency = declared.get("concurrency")
         self.batch = declared.get("batch")
         self.allow_failed = declared.get("allow_failed", False)
-        self.options = {name: value for name, value in declared.items() if name not in STEP_OPTIONS}
+        self.options = {
+            name: _as_dramatiq(name, value)
+            for name, value in declared.items()
+            if name not in STEP_OPTIONS
+        }
         self.__doc__ = getattr(function, "__doc__", None)
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -92,12 +111,26 @@ class Step(Generic[R]):
     def __get__(self, instance: object | None, owner: type) -> Self | Callable[..., R]:
         if instance is None:
             return self
+        if getattr(instance, "_context", self) is None:
+            return partial(self._refuse_call, instance)
         if inspect.isfunction(self.function):
             return MethodType(self.function, instance)
         return partial(self.perform, instance)
 
     def __repr__(self) -> str:
         return f"<step {self.name or getattr(self.function, '__name__', self.function)}>"
+
+    if not TYPE_CHECKING:  # lest a type checker believes in every attribute
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise no_attribute("A step", name, "A worker runs it: start its sequence.")
+
+    def _refuse_call(self, sequence: Any, *args: Any, **kwargs: Any) -> NoReturn:
+        raise SequenceError(
+            f"{type(sequence).__qualname__}.{self.name} is a step: a worker runs it, and this call "
+            "would run its body here, beside the run. In a test, call it on an instance of "
+            "sequences.testing.build(…); put code that others need into a plain method."
+        )
 
     @property
     def kind(self) -> str:
@@ -147,9 +180,8 @@ class Step(Generic[R]):
         ``atomic=False``) also undoes a step that was tried and has failed. Of a fan-out each item
         is undone by itself: the method is called with the item and its result, too.
         """
-        if target is None:
-            return lambda function: Undo(function, {"undoes": self, **declared})
-        return Undo(target, {"undoes": self, **declared})
+        make = partial(_make, Undo, {"undoes": self, **declared})
+        return Decorator(make) if target is None else noted(make(target), sys._getframe(1))
 
 
 class _Other(Step[Any]):
@@ -205,7 +237,7 @@ class Event(_Other):
     def __init__(self, function: Callable[..., Any], declared: Mapping[str, Any]) -> None:
         super().__init__(function, declared)
         timeout = self.options.pop("timeout", None)
-        self.timeout = timedelta(milliseconds=timeout) if type(timeout) is int else timeout
+        self.timeout = timeout if duration_problem(timeout) else as_timedelta(timeout)
         self.on_timeout = self.options.pop("on_timeout", "fail")
 
     @property
@@ -268,9 +300,8 @@ def step(target: Any = None, /, **declared: Any) -> Any:
 
     Every other option is Dramatiq's own. Errors are found when the class is created.
     """
-    if target is None:
-        return lambda function: Step(function, declared)
-    return Step(target, declared)
+    make = partial(_make, Step, declared)
+    return Decorator(make) if target is None else noted(make(target), sys._getframe(1))
 
 
 class Subsequence(_Other):
@@ -329,7 +360,7 @@ def subsequence(
         "label": label,
         **options,
     }
-    return Subsequence(_wait, declared)
+    return noted(Subsequence(_wait, declared), sys._getframe(1))
 
 
 def event(
@@ -347,7 +378,8 @@ def event(
     It holds no worker. ``run.deliver("approval", payload)`` ends it; the payload is its result,
     and stands in ``data["approval"]`` too. One that is delivered early is kept. ``timeout`` is a
     timedelta or milliseconds from the beginning of the wait on; then the step fails, or with
-    ``on_timeout="continue"`` goes on with None. ``options`` are Dramatiq's.
+    ``on_timeout="continue"`` is skipped: it has no result, and ``data`` stays as it is. ``options``
+    are Dramatiq's.
     """
     declared = {
         "timeout": timeout,
@@ -358,7 +390,7 @@ def event(
         "label": label,
         **options,
     }
-    return Event(_wait, declared)
+    return noted(Event(_wait, declared), sys._getframe(1))
 
 
 @overload
@@ -371,9 +403,8 @@ def on_failure(target: Any = None, /, **options: Any) -> Any:
     A durable step with its own retries, after what is undone. ``self.failure`` names the step that
     has failed, and the error.
     """
-    if target is None:
-        return lambda function: OnFailure(function, options)
-    return OnFailure(target, options)
+    make = partial(_make, OnFailure, options)
+    return Decorator(make) if target is None else noted(make(target), sys._getframe(1))
 
 
 def _wait(sequence: Any) -> None:
@@ -399,13 +430,56 @@ def repeat(after: timedelta | int | None = None) -> Repeat:
     """
     wait = timedelta() if after is None else after
     if problem := duration_problem(wait):
-        raise SequenceError(f"repeat(after={after!r}): {problem}.")
-    return Repeat(wait if isinstance(wait, timedelta) else timedelta(milliseconds=wait))
+        call = f"repeat(after={after!r})"
+        mend = "Give a timedelta, or milliseconds."
+        raise InvalidData(f"{call}: {problem}.", path=call, problem=problem, mend=mend)
+    return Repeat(as_timedelta(wait))
 
 
 def finish() -> Finish:
     """Return this from a step to end the run now, as succeeded; what is unfinished is skipped."""
     return Finish()
+
+
+class Decorator:
+    """What ``step(…)`` and its like return before they have their method."""
+
+    def __init__(self, make: Callable[[Any], Step[Any]]) -> None:
+        self.make = make
+
+    def __call__(self, function: Any) -> Step[Any]:
+        return noted(self.make(function), sys._getframe(1))
+
+
+def _make(kind: type[Step[Any]], declared: Mapping[str, Any], function: Any) -> Step[Any]:
+    return kind(function, declared)
+
+
+S = TypeVar("S", bound=Step[Any])
+
+
+def noted(step: S, caller: FrameType) -> S:
+    """The step, known to the class in whose body it is declared.
+
+    There a decorator above it may put something else in its place, and nobody would miss it.
+    """
+    note = getattr(caller.f_locals, "note_step", None)
+    if note is not None:
+        note(step)
+    return step
+
+
+#: How other libraries start what they have; here it is the sequence that is started.
+FOREIGN_CALLS = frozenset(
+    {"apply_async", "delay", "enqueue", "message", "perform_async", "s", "send", "si"}
+    | {"send_with_options", "signature"}
+)
+
+
+def no_attribute(owner: str, name: str, mend: str) -> AttributeError:
+    """The error for an attribute that is missing, with the way out where it is a foreign call."""
+    text = f"{owner} has no attribute {name!r}."
+    return AttributeError(f"{text} {mend}" if name in FOREIGN_CALLS else text, name=name)
 
 
 def name_of(step: Step[Any] | str) -> str:
@@ -427,8 +501,28 @@ def _actor_options(function: object) -> dict[str, Any]:
 def duration_problem(value: object) -> str | None:
     if isinstance(value, bool) or not isinstance(value, int | timedelta):
         return "it must be a timedelta or an int of milliseconds"
-    length = value if isinstance(value, timedelta) else timedelta(milliseconds=value)
-    return "it cannot be negative" if length < timedelta() else None
+    length = value if isinstance(value, int) else _milliseconds(value)
+    if length < 0:
+        return "it cannot be negative"
+    return "it cannot be longer than 1,000 years" if length > _milliseconds(MAX_WAIT) else None
+
+
+def as_timedelta(value: timedelta | int) -> timedelta:
+    return value if isinstance(value, timedelta) else timedelta(milliseconds=value)
+
+
+def _milliseconds(length: timedelta) -> int:
+    return length // timedelta(milliseconds=1)
+
+
+def _as_dramatiq(name: str, value: Any) -> Any:
+    """An option as Dramatiq takes it. What is wrong with it is told later, by `validation`."""
+    if name == "time_limit" and value in (None, float("inf")):
+        # Dramatiq fails on None, and the messages of kept definitions are JSON.
+        return _milliseconds(MAX_WAIT)
+    if name in DURATION_OPTIONS and isinstance(value, timedelta):
+        return _milliseconds(value)
+    return value
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:

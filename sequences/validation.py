@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
+from asgiref.sync import AsyncToSync
 from django.utils.functional import Promise
 from dramatiq import Actor
 
@@ -17,12 +20,17 @@ from .plan import ASIDE
 from .steps import (
     FAN_OUT_OPTIONS,
     STEP_OPTIONS,
+    Decorator,
     Step,
     Subsequence,
     Undo,
     as_tuple,
     duration_problem,
+    event,
     name_of,
+    on_failure,
+    step,
+    subsequence,
 )
 
 Problem = tuple[str, str]  # what is wrong, and the mend
@@ -50,13 +58,59 @@ QUEUE_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9._-]*")  # Dramatiq's own rule
 def check_body(cls: type) -> None:
     if not isinstance(vars(cls).get("Meta", object), type):
         raise invalid(cls, "its Meta is not a class", "Write class Meta: and options in it.")
-    for name, value in vars(cls).items():
-        if name in ("__init__", "__new__"):
+    for name in ("__init__", "__new__"):
+        if name in vars(cls):
             problem = f"it defines {name}, and a sequence is created by its run, not by your code"
             raise invalid(cls, problem, "Put what it needs into data.")
-        if _wraps_step(value):
-            problem = f"a step cannot be a {type(value).__name__}"
-            raise invalid(cls, problem, "Make it a plain method.", step=name)
+    for owner in (cls, *_mixins(cls)):
+        for name, value in vars(owner).items():
+            for problem, mend in _lookalike_problems(value):
+                raise invalid(owner, problem, mend, step=name)
+
+
+def _mixins(cls: type) -> Iterator[type]:
+    """The plain classes among its bases: nobody has looked at them yet."""
+    return (base for base in cls.__mro__[1:] if not hasattr(base, "_definition"))
+
+
+def _lookalike_problems(value: object) -> Iterator[Problem]:
+    """What looks like a step in the body of a class, and would not run."""
+    if isinstance(value, staticmethod | classmethod | property) and hidden_step(value):
+        yield f"a step cannot be a {type(value).__name__}", "Make it a plain method."
+    elif hidden_step(value):
+        yield "a decorator hides the step below it", "Write @step above all other decorators."
+    elif isinstance(value, Decorator):
+        yield "it is a decorator of a step without a method", "Write it above a method."
+    elif any(value is declare for declare in (step, event, subsequence, on_failure)):
+        name = getattr(value, "__name__", "step")
+        yield f"it is the function {name}() itself", f"Call it: {name}(…)."
+    elif isinstance(value, Actor) or getattr(type(value), "is_step_elsewhere", False):
+        mend = "Make a step of it with step(…), or keep it outside of the class."
+        yield f"{value!r:.60} is no step", mend
+
+
+def hidden_step(value: object) -> Step[Any] | None:
+    """The step inside of what a decorator has made of it, if there is one."""
+    for _ in range(_MOST_DECORATORS):
+        inner = next(_inside(value), None)
+        if inner is None or isinstance(inner, Step):
+            return inner
+        value = inner
+    return None
+
+
+_MOST_DECORATORS = 20
+
+
+def _inside(value: object) -> Iterator[Any]:
+    for name in ("__wrapped__", "__func__", "fget", "func"):
+        if (inner := getattr(value, name, None)) is not None:
+            yield inner
+    # Without functools.wraps. A step that has a name is one already, and only used here.
+    for cell in getattr(value, "__closure__", None) or ():
+        with suppress(ValueError):  # an empty cell
+            if isinstance(cell.cell_contents, Step) and not cell.cell_contents.name:
+                yield cell.cell_contents
 
 
 def check_names(cls: type, names: Iterable[str], reserved: frozenset[str]) -> None:
@@ -64,10 +118,6 @@ def check_names(cls: type, names: Iterable[str], reserved: frozenset[str]) -> No
         if name in reserved:
             problem = "this name is reserved: every sequence has an attribute of that name"
             raise invalid(cls, problem, "Rename it.", step=name)
-
-
-def _wraps_step(value: object) -> bool:
-    return any(isinstance(getattr(value, name, None), Step) for name in ("__func__", "fget"))
 
 
 def check_step_aliases(cls: type, steps: dict[str, Step[Any]]) -> None:
@@ -138,7 +188,7 @@ def _name_problems(name: str, step: Step[Any]) -> Iterator[Problem]:
 
 def _function_problems(step: Step[Any]) -> Iterator[Problem]:
     function: Any = step.function
-    if isinstance(function, Step):
+    if isinstance(function, Step) or hidden_step(function):
         yield "it is a step of a step", "Use @step once."
     elif isinstance(function, staticmethod | classmethod | property):
         yield f"a step cannot be a {type(function).__name__}", "Make it a plain method."
@@ -153,19 +203,31 @@ def _function_problems(step: Step[Any]) -> Iterator[Problem]:
 def _code(function: Any) -> Any:
     """What in the end is called: a function, where there is one."""
     if isinstance(function, Actor):
-        return inspect.unwrap(function.fn)  # Dramatiq wraps a coroutine function
+        return innermost(function.fn)  # Dramatiq wraps a coroutine function
     if inspect.isclass(function):
-        return function.perform  # type: ignore[attr-defined]
-    return (
-        function
-        if inspect.isroutine(function) or isinstance(function, partial)
-        else (type(function).__call__)
-    )
+        return innermost(function.perform)  # type: ignore[attr-defined]
+    if isinstance(function, AsyncToSync):
+        return type(function).__call__  # it runs the coroutine, and returns its result
+    if inspect.isroutine(function) or isinstance(function, partial):
+        return innermost(function)
+    return innermost(type(function).__call__)
+
+
+def innermost(function: Any) -> Any:
+    """The function inside of wrappers and partials: those that forward calls say nothing of it."""
+    while (inner := getattr(function, "__wrapped__", None) or _of_partial(function)) is not None:
+        function = inner
+    return function
+
+
+def _of_partial(function: Any) -> Any:
+    return function.func if isinstance(function, partial) else None
 
 
 def _kind_problems(code: Any) -> Iterator[Problem]:
     if inspect.iscoroutinefunction(code):
-        yield "it is a coroutine function", "Define it without async."
+        mend = "Define it without async, or wrap it in asgiref's async_to_sync()."
+        yield "it is a coroutine function", mend
     if inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code):
         yield "it is a generator function", "Return a value instead of yielding."
 
@@ -210,7 +272,10 @@ def _is_sequence(value: object) -> bool:
 def _is_each(value: object) -> bool:
     if isinstance(value, str):
         return bool(value)
-    return value is None or (callable(value) and not inspect.iscoroutinefunction(_code(value)))
+    if value is None or not callable(value):
+        return value is None
+    code = _code(value)
+    return not (inspect.iscoroutinefunction(code) or inspect.isasyncgenfunction(code))
 
 
 def _is_count(value: object) -> bool:
@@ -243,8 +308,27 @@ def _after_problems(after: Iterable[object]) -> Iterator[Problem]:
 
 def _option_problems(options: Mapping[str, Any]) -> Iterator[Problem]:
     for name in options:
-        if reason := REFUSED_OPTIONS.get(name) or (name.startswith("pipe_") and REFUSED_PIPE):
+        if reason := refusal(name):
             yield f"the option {name} is refused: {reason[0]}", reason[1]
+
+
+def refusal(name: str) -> Problem | None:
+    """Why this option of Dramatiq's is none of a step, if it is one of those."""
+    return REFUSED_OPTIONS.get(name) or (REFUSED_PIPE if name.startswith("pipe_") else None)
+
+
+def own_options(step: Step[Any]) -> frozenset[str]:
+    """The options of such a step that are this package's."""
+    return _OPTIONS_OF_KIND.get(step.kind, STEP_OPTIONS)
+
+
+_OF_ALL = frozenset({"aliases", "delay", "label", "when"})
+_OPTIONS_OF_KIND = {
+    "event": _OF_ALL | {"after", "on_timeout", "timeout"},
+    "subsequence": _OF_ALL | {"after", "allow_failed", "data", "each", "on_error"},
+    "undo": _OF_ALL | {"atomic", "attempted"},
+    "on_failure": _OF_ALL | {"atomic"},
+}
 
 
 def _is_delay(value: object) -> bool:
@@ -275,6 +359,29 @@ def _is_data(value: object) -> bool:
     return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
 
 
+def _is_duration(value: object) -> bool:
+    return not duration_problem(value)
+
+
+def _is_limit(value: object) -> bool:
+    """A time that is over at some time; shorter than Dramatiq's unit it would be none."""
+    if value is None:
+        return True
+    return _is_duration(value) and value >= (1 if isinstance(value, int) else _MILLISECOND)  # type: ignore[operator]
+
+
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+def _are_exceptions(value: object) -> bool:
+    found = value if isinstance(value, tuple) else (value,)
+    return value is None or all(
+        isinstance(one, type) and issubclass(one, BaseException) for one in found
+    )
+
+
+DURATION = "a timedelta, or an int of milliseconds, up to 1,000 years"
+LIMIT = f"{DURATION}; or None for no limit"
 Rules = dict[str, tuple[Callable[[Any], bool], str]]
 _STEP_RULES: Rules = {
     "atomic": (lambda value: isinstance(value, bool), "True or False"),
@@ -289,6 +396,19 @@ _STEP_RULES: Rules = {
         "a name of letters, digits, underscores, hyphens and dots",
     ),
     "priority": (lambda value: type(value) is int, "an int"),
+    "max_retries": (
+        lambda value: value is None or (type(value) is int and value >= 0),
+        "an int that is not negative, or None for no end",
+    ),
+    "retry_when": (
+        lambda value: value is None or _is_function(value),
+        "a function of the number of retries and the exception",
+    ),
+    "throws": (_are_exceptions, "a class of exceptions, or a tuple of them"),
+    "max_age": (_is_limit, LIMIT),
+    "time_limit": (lambda value: value == math.inf or _is_limit(value), LIMIT),
+    "max_backoff": (_is_duration, DURATION),
+    "min_backoff": (_is_duration, DURATION),
     "each": (_is_each, "a key of data, or a function of the sequence that gives items"),
     "concurrency": (_is_count, "a positive int"),
     "batch": (_is_count, "a positive int"),
@@ -300,8 +420,8 @@ _STEP_RULES: Rules = {
     ),
     "attempted": (lambda value: isinstance(value, bool), "True or False"),
     "timeout": (
-        lambda value: value is None or not duration_problem(value),
-        "a timedelta, or an int of milliseconds",
+        lambda value: value is None or _is_duration(value),
+        DURATION,
     ),
     "on_timeout": (lambda value: value in ("fail", "continue"), '"fail" or "continue"'),
 }
@@ -318,6 +438,9 @@ _META_RULES: Rules = {
     "redact": (_are_names, "a list of names"),
     "defaults": (_is_data, "a dict with strings as keys"),
 }
+_NOT_OF_META = {"attempted", "data", "on_timeout", "timeout"}
+#: Those of Meta that are this package's.
+META_OPTIONS = frozenset(_META_RULES) - _NOT_OF_META
 
 
 def _rule_problems(rules: Rules, options: Mapping[str, Any]) -> Iterator[Problem]:

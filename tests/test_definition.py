@@ -1,16 +1,31 @@
 import asyncio
 import copy
 import pickle
+from contextlib import contextmanager
 from datetime import timedelta
-from functools import partial
+from functools import cached_property, partial, wraps
 from types import SimpleNamespace
 
 import dramatiq
 import pytest
+from asgiref.sync import async_to_sync
+from django.db import transaction
 from django.utils.translation import gettext_lazy
 from dramatiq.brokers.stub import StubBroker
 
-from sequences import Sequence, definition, finish, registry, repeat, step
+from sequences import (
+    Sequence,
+    chain,
+    definition,
+    event,
+    finish,
+    job,
+    on_failure,
+    registry,
+    repeat,
+    step,
+    subsequence,
+)
 from sequences.definition import Finish, Repeat
 from sequences.exceptions import InvalidDefinition, SequenceError
 from sequences.validation import REFUSED_OPTIONS
@@ -89,6 +104,8 @@ def work(sequence):
 
 
 def bound(cls, **options):
+    """An instance inside of a step."""
+    options = {"context": Context(), **options}
     return cls._bind(run=SimpleNamespace(pk=1), data={"n": 1}, **options)
 
 
@@ -430,6 +447,47 @@ def test_start_takes_options_beside_the_data(starter):
     ]
 
 
+def test_a_step_of_a_started_sequence_does_not_run_where_it_is_called(starter):
+    calls = []
+
+    class Order(Sequence):
+        @step
+        def pay(self):
+            calls.append(self)
+
+        approval = event()
+        ship = step(work)
+
+        @pay.undo
+        def refund(self):
+            calls.append(self)
+
+    order = Order(n=1)
+    for call in (order.pay, order.approval, order.ship, order.refund):
+        with pytest.raises(SequenceError, match="is a step: a worker runs it"):
+            call()
+    assert not calls
+
+
+def test_data_that_is_no_keywords_is_refused_with_the_way_out(starter):
+    cls = declare(pay=step(work))
+    with pytest.raises(SequenceError, match=r"takes its data as keywords.*Order.start\("):
+        cls({"n": 1})
+    assert not starter.calls
+
+
+@pytest.mark.parametrize("name", ["delay", "send", "apply_async", "enqueue"])
+def test_the_calls_of_other_libraries_are_refused_with_the_way_out(name):
+    cls = declare(pay=step(work))
+    with pytest.raises(AttributeError, match=rf"no attribute '{name}'. Start it with Order\("):
+        getattr(cls, name)
+    assert not hasattr(cls, name)
+    with pytest.raises(AttributeError, match=r"'send'\. A worker runs it: start its sequence"):
+        cls.pay.send(1)
+    with pytest.raises(AttributeError, match=r"'missing'\.$"):
+        _ = cls.missing
+
+
 def test_many_are_started_in_one_call(starter):
     cls = declare(pay=step(work))
     assert [order.data for order in cls.start_many([{"n": 1}, {"n": 2}])] == [{"n": 1}, {"n": 2}]
@@ -490,7 +548,7 @@ def test_inside_a_step_the_engine_answers():
 )
 def test_outside_a_step_what_belongs_to_one_is_an_error(name, ask):
     with pytest.raises(SequenceError) as caught:
-        ask(bound(declare(pay=step(work))))
+        ask(bound(declare(pay=step(work)), context=None))
     assert str(caught.value) == f"{HERE}.{name} is only there inside a step."
 
 
@@ -568,6 +626,19 @@ async def both(self):
     yield
 
 
+def forwarding(function):
+    @wraps(function)
+    def call(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return call
+
+
+COROUTINE = (
+    "it is a coroutine function. Define it without async, or wrap it in asgiref's async_to_sync()."
+)
+
+
 class Generator:
     perform = generator
 
@@ -579,9 +650,16 @@ class Callable:
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        (coroutine, "it is a coroutine function. Define it without async."),
-        (partial(coroutine), "it is a coroutine function. Define it without async."),
-        (Callable(), "it is a coroutine function. Define it without async."),
+        (coroutine, COROUTINE),
+        (partial(coroutine), COROUTINE),
+        (Callable(), COROUTINE),
+        (forwarding(coroutine), COROUTINE),
+        (forwarding(partial(forwarding(coroutine))), COROUTINE),
+        (forwarding(generator), "it is a generator function. Return a value instead of yielding."),
+        (
+            contextmanager(generator),
+            "it is a generator function. Return a value instead of yielding.",
+        ),
         (generator, "it is a generator function. Return a value instead of yielding."),
         (both, "it is a generator function. Return a value instead of yielding."),
         (Generator, "it is a generator function. Return a value instead of yielding."),
@@ -614,6 +692,167 @@ def test_a_step_inside_a_wrapper_is_refused(wrapper):
     assert refused(pay=wrapper(step(work))) == (
         f"{HERE}.pay: a step cannot be a {wrapper.__name__}. Make it a plain method."
     )
+
+
+def test_a_wrapper_that_runs_the_coroutine_is_a_step():
+    order = bound(declare(pay=step(async_to_sync(coroutine))))
+    assert order.pay() is None
+
+
+@pytest.mark.parametrize("option", ["when", "delay", "each"])
+def test_a_function_of_the_sequence_cannot_be_a_coroutine_in_a_wrapper(option):
+    assert f"{option} is <function coroutine" in refused(
+        pay=step(lambda self, *item: 1, **{option: forwarding(coroutine)})
+    )
+
+
+# What looks like a step and is none
+
+
+def without_wraps(function):
+    def call(self):
+        return function(self)
+
+    return call
+
+
+class Holder:
+    def __init__(self, function):
+        self.function = function
+
+
+LOST = "it is declared as a step, and the class has no such step. Write @step above all other"
+
+
+@pytest.mark.parametrize(
+    "decorator",
+    [forwarding, without_wraps, Holder, cached_property, property, staticmethod, transaction.atomic,
+     lambda function: None, lambda function: [function]],
+)  # fmt: skip
+def test_a_decorator_above_step_is_refused_in_whatever_way_it_hides_it(decorator):
+    with pytest.raises(InvalidDefinition) as caught:
+
+        class Order(Sequence):
+            @decorator
+            @step
+            def pay(self): ...
+
+            @step
+            def ship(self): ...
+
+    assert "Order.pay: " in str(caught.value)
+    assert LOST in str(caught.value)
+
+
+def test_a_decorator_above_any_kind_of_step_is_refused():
+    def on_failure_(above):
+        class Order(Sequence):
+            charge = step(work)
+
+            @above
+            @on_failure
+            def pay(self): ...
+
+    def with_options(above):
+        class Order(Sequence):
+            charge = step(work)
+
+            @above
+            @step(max_retries=1)
+            def pay(self): ...
+
+    def undo(above):
+        class Order(Sequence):
+            charge = step(work)
+
+            @above
+            @charge.undo
+            def pay(self): ...
+
+    def undo_with_options(above):
+        class Order(Sequence):
+            charge = step(work)
+
+            @above
+            @charge.undo(attempted=True)
+            def pay(self): ...
+
+    def an_event(above):
+        class Order(Sequence):
+            charge = step(work)
+            pay = above(event())
+
+    def a_subsequence(above):
+        class Order(Sequence):
+            charge = step(work)
+            pay = above(subsequence("tests.Other"))
+
+    for declared in (on_failure_, with_options, undo, undo_with_options, an_event, a_subsequence):
+        with pytest.raises(InvalidDefinition, match="the class has no such step"):
+            declared(forwarding)
+
+
+@pytest.mark.parametrize("decorator", [forwarding, without_wraps])
+def test_a_decorator_above_step_in_a_mixin_is_refused(decorator):
+    class Payable:
+        @decorator
+        @step
+        def pay(self): ...
+
+    assert refused(Payable, Sequence, ship=step(work)).endswith(
+        "Payable.pay: a decorator hides the step below it. Write @step above all other decorators."
+    )
+
+
+def test_a_decorator_between_two_steps_is_refused():
+    assert refused(pay=step(forwarding(step(work)))) == (
+        f"{HERE}.pay: it is a step of a step. Use @step once."
+    )
+
+
+def test_a_decorator_around_a_step_of_the_parent_is_refused():
+    assert "hides the step below it" in refused(Parent, again=forwarding(Parent.pay))
+
+
+def test_a_method_may_use_the_step_of_another_class():
+    other = Parent.pay
+
+    class Order(Sequence):
+        pay = step(work)
+
+        def paid(self):
+            return self.result(other)
+
+    assert list(edges(Order)) == ["pay"]
+
+
+def test_a_decorator_without_its_method_is_refused():
+    mend = "it is a decorator of a step without a method. Write it above a method."
+    assert refused(pay=step(max_retries=3)) == f"{HERE}.pay: {mend}"
+    assert refused(pay=on_failure(max_retries=3)) == f"{HERE}.pay: {mend}"
+
+
+@pytest.mark.parametrize("function", [step, event, subsequence, on_failure])
+def test_the_function_that_declares_a_step_is_refused_in_place_of_one(function):
+    name = function.__name__
+    assert refused(pay=function, ship=step(work)) == (
+        f"{HERE}.pay: it is the function {name}() itself. Call it: {name}(…)."
+    )
+
+
+def test_an_actor_a_job_and_a_chain_in_a_class_are_refused(actor):
+    registered = job("definition.pay")(work)
+    for value in (actor(work), registered, registered.with_(), chain(registered)):
+        assert "is no step. Make a step of it with step(…)" in refused(pay=value, ship=step(work))
+
+
+def test_a_step_cannot_be_added_to_a_class_that_is_there():
+    cls = declare(pay=step(work))
+    with pytest.raises(InvalidDefinition, match="a step is added to a class that is there"):
+        cls.ship = step(work)
+    declared = cls.pay
+    cls.pay = None  # as a test's mock does
+    cls.pay = declared
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import sequences
 from sequences import conf, definition, exceptions, logs, models, signals, testing, urls
 from sequences.links import Linked
 from sequences.steerable import Steerable
-from sequences.steps import STEP_OPTIONS
+from sequences.steps import DURATION_OPTIONS, STEP_OPTIONS
 from sequences.templatetags.sequences import sequence_progress
-from sequences.validation import _META_RULES, META_STEP_OPTIONS
+from sequences.validation import META_OPTIONS, META_STEP_OPTIONS
 
 TEXT = (Path(__file__).parent.parent / "docs" / "reference.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.+)\n((?:(?!^## ).*\n)*)", TEXT, re.MULTILINE))
@@ -42,8 +42,10 @@ def fields_of(model):
     return {field.name for field in model._meta.fields if field.editable}
 
 
-META = set(_META_RULES) - META_STEP_OPTIONS - {"attempted", "data", "on_timeout", "timeout"}
-DRAMATIQ = {"priority", "queue_name"}
+META = META_OPTIONS - META_STEP_OPTIONS
+DRAMATIQ = {
+    *DURATION_OPTIONS, "max_retries", "priority", "queue_name", "retry_when", "throws",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(

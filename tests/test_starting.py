@@ -427,8 +427,9 @@ def test_a_hundred_thousand_are_started_with_keys_of_which_some_are_repeated(con
         ("a\0", 'data["user"] contains U+0000. Remove or replace it.'),
         ("\ud800", 'data["user"] contains the lone surrogate U+D800. Remove or replace it.'),
         ([{1: 2}], 'data["user"][0] has the key 1 of type int. Keys must be strings.'),
-        ("x" * 2_000_000, "data takes 2,000,011 bytes as JSON, and the limit is 1,048,576. Store "
-         "it elsewhere and keep a reference, or raise MAX_DATA_BYTES."),
+        ("x" * 2_000_000, "data takes 2,000,011 bytes as JSON, and the limit is 1,048,576; the "
+         'largest part, data["user"], takes 2,000,002. Store it elsewhere and '
+         "keep a reference, or raise MAX_DATA_BYTES."),
     ],
     ids=["model", "set", "NaN", "U+0000", "surrogate", "key", "large"],
 )  # fmt: skip
@@ -482,11 +483,19 @@ def test_data_that_cannot_be_stored_is_refused_in_the_caller_and_nothing_is_writ
         (
             lambda cls: cls.start({}, delay=timedelta.max),
             "tests.Contact.start: delay is datetime.timedelta(days=999999999, seconds=86399, "
-            "microseconds=999999); that is longer than any calendar.",
+            "microseconds=999999); it cannot be longer than 1,000 years.",
         ),
         (
             lambda cls: cls.start({}, delay=10**30),
-            f"tests.Contact.start: delay is {10**30}; that is longer than any calendar.",
+            f"tests.Contact.start: delay is {10**30}; it cannot be longer than 1,000 years.",
+        ),
+        (
+            lambda cls: cls.start({}, delay=timedelta(days=-1)),
+            "tests.Contact.start: delay is datetime.timedelta(days=-1); it cannot be negative.",
+        ),
+        (
+            lambda cls: cls.start_many([({}, {"delay": -1})]),
+            "tests.Contact.start: delay is -1; it cannot be negative.",
         ),
         (
             lambda cls: cls.start_many([{}, ({}, {"keys": "a"})]),

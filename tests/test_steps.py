@@ -1,6 +1,7 @@
 """What a step can be and do, on the engine itself, without a worker."""
 
 import logging
+import re
 import threading
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -10,14 +11,33 @@ import dramatiq
 import pytest
 from django.db import IntegrityError, OperationalError, connection, transaction
 from django.db.models import F
+from django.test import TestCase
 from django.utils import timezone
 from dramatiq.broker import MessageProxy
 from dramatiq.errors import RateLimitExceeded, Retry
 from dramatiq.middleware import Middleware
 
-from sequences import Abort, Sequence, current, dispatching, finish, handover, repeat, step
-from sequences.exceptions import SequenceError
+from sequences import (
+    Abort,
+    Sequence,
+    chain,
+    current,
+    dispatching,
+    event,
+    finish,
+    handover,
+    job,
+    jobs,
+    on_failure,
+    registry,
+    repeat,
+    start_definition,
+    step,
+    subsequence,
+)
+from sequences.exceptions import InvalidDefinition, SequenceError
 from sequences.models import SequenceRun, StepRun
+from sequences.steps import STEP_OPTIONS
 from sequences.testing import assert_ledger, clock, drain, run
 from testproject.contact.models import Message, Team
 
@@ -150,6 +170,147 @@ def test_dramatiq_asks_no_message_of_a_step_for_its_age():
     assert options_of("tests.Aged.one")["max_age"] is None
 
 
+TIMES = ["time_limit", "max_age", "min_backoff", "max_backoff"]
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_a_time_for_dramatiq_may_be_a_timedelta_wherever_it_stands(name, broker):
+    options = {name: timedelta(seconds=90)}
+
+    @dramatiq.actor(**options)
+    def clock(): ...
+
+    class Own(Sequence):
+        @step(**options)
+        def one(self): ...
+
+        @one.undo(**options)
+        def back(self): ...
+
+        approval = event(**options)
+        child = subsequence("tests.Own", **options)
+        tick = step(clock)
+
+        @on_failure(**options)
+        def tell(self): ...
+
+    class Default(Sequence):
+        Meta = type("Meta", (), options)
+
+        @step
+        def one(self): ...
+
+        approval = event()
+
+    Sequence.from_definition({"name": "tests.Data", "options": {name: "90 s"}, "steps": JOB})
+    names = [f"Own.{one}" for one in ("one", "back", "approval", "child", "tick", "tell")]
+    for actor in (*names, "Default.one", "Default.approval", "Data.one"):
+        definition = registry.get(f"tests.{actor.partition('.')[0]}")._definition
+        options = definition.options(definition.step(actor.partition(".")[2]))
+        assert options[name] == 90_000, actor
+        if name != "max_age":  # of which the row decides, and not Dramatiq
+            assert options_of(f"tests.{actor}")[name] == 90_000, actor
+
+
+@pytest.mark.parametrize("name", sorted({*TIMES} - {"max_age"}))  # of which the row decides
+def test_a_time_for_dramatiq_may_be_a_timedelta_in_a_definition_that_is_kept(name):
+    definition = chain(jobs.get("options.note").with_(**{name: timedelta(seconds=90)}))
+    with dispatching.caught() as caught, TestCase.captureOnCommitCallbacks(execute=True):
+        start_definition(definition)
+    assert [dispatch.options for dispatch in caught] == [{name: 90_000}]
+
+
+#: Each was taken, and then switched the limit off, or failed every attempt with a TypeError.
+NONSENSE = [timedelta(-1), timedelta.max, -1, 10**30, True, 1.5, "90 s", datetime(2030, 1, 1)]  # noqa: DTZ001
+
+
+@pytest.mark.parametrize("value", NONSENSE, ids=repr)
+@pytest.mark.parametrize("name", TIMES)
+def test_a_time_for_dramatiq_that_cannot_be_is_refused_with_the_class(name, value):
+    def of_step():
+        class Wrong(Sequence):
+            @step(**{name: value})
+            def one(self): ...
+
+    def of_event():
+        class Wrong(Sequence):
+            one = event(**{name: value})
+
+    def of_meta():
+        class Wrong(Sequence):
+            Meta = type("Meta", (), {name: value})
+
+            @step
+            def one(self): ...
+
+    for declare in (of_step, of_event, of_meta):
+        with pytest.raises(InvalidDefinition, match=rf"{name} is .*It must be a timedelta, or an"):
+            declare()
+
+
+@pytest.mark.parametrize("value", [-1, "-1 s", True, 10**30, "365001 days", "P-1D", 1.5])
+@pytest.mark.parametrize("name", TIMES)
+def test_a_time_for_dramatiq_that_cannot_be_is_refused_in_a_definition(name, value):
+    for definition in (
+        {"steps": {"one": {"job": "options.note", name: value}}},
+        {"steps": JOB, "options": {name: value}},
+    ):
+        with pytest.raises(InvalidDefinition, match=f"{name} is "):
+            Sequence.from_definition({"name": "tests.Data", **definition})
+
+
+JOB = {"one": {"job": "options.note"}}
+
+
+@pytest.fixture(autouse=True)
+def _job():
+    job("options.note")(note)
+
+
+def note(): ...
+
+
+def do_nothing(sequence): ...
+
+
+@pytest.mark.parametrize("name", ["time_limit", "max_age"])
+def test_a_limit_of_no_time_is_refused_and_none_is_no_limit(name):
+    for value in (0, timedelta(0), timedelta(microseconds=1)):
+        with pytest.raises(InvalidDefinition, match=f"{name} is "):
+
+            class Wrong(Sequence):
+                @step(**{name: value})
+                def one(self): ...
+
+    class Unlimited(Sequence):
+        @step(**{name: None})
+        def one(self): ...
+
+    assert run(Unlimited).run.status == "succeeded"
+    # Dramatiq adds it to a time: None would be a TypeError there.
+    assert options_of("tests.Unlimited.one")[name] != 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_retries": -1}, "max_retries is -1. It must be an int that is not negative"),
+        ({"max_retries": True}, "max_retries is True. It must be"),
+        ({"max_retries": "5"}, "max_retries is '5'. It must be"),
+        ({"throws": "ValueError"}, "throws is 'ValueError'. It must be a class of exceptions"),
+        ({"throws": [ValueError]}, "throws is [<class 'ValueError'>]. It must be"),
+        ({"retry_when": True}, "retry_when is True. It must be a function"),
+        ({"min_backoff": None}, "min_backoff is None. It must be a timedelta"),
+    ],
+)
+def test_an_option_that_dramatiq_would_stumble_over_is_refused_with_the_class(options, message):
+    with pytest.raises(InvalidDefinition, match=re.escape(message)):
+
+        class Wrong(Sequence):
+            @step(**options)
+            def one(self): ...
+
+
 def test_the_options_of_a_step_go_over_those_of_meta_in_its_actor():
     class Mixed(Sequence):
         class Meta:
@@ -192,6 +353,59 @@ def test_an_option_that_no_middleware_knows_is_refused():
         class Wrong(Sequence):
             @step(max_retris=3)
             def one(self): ...
+
+
+def options_offered(declare):
+    with pytest.raises(InvalidDefinition) as caught:
+        declare()
+    assert caught.value.mend.startswith("There are: ")
+    return caught.value.where, re.findall(r"\w+", caught.value.mend.partition(". If")[0])[2:]
+
+
+def test_the_options_that_are_offered_are_sorted_and_ours_too_and_not_those_that_are_refused():
+    def of_step():
+        class Wrong(Sequence):
+            @step(xyzzy=3)
+            def one(self): ...
+
+    def of_event():
+        class Wrong(Sequence):
+            one = event(xyzzy=3)
+
+    def of_meta():
+        class Wrong(Sequence):
+            class Meta:
+                xyzzy = 3
+
+            @step
+            def one(self): ...
+
+    places = {"one": (of_step, STEP_OPTIONS), "Meta": (of_meta, {"redact", "handoff", "atomic"})}
+    for place, (declare, ours) in places.items():
+        where, offered = options_offered(declare)
+        assert where.endswith(f"Wrong.{place}")
+        assert offered == sorted(offered)
+        assert {"max_retries", "queue_name"} | ours <= set(offered)
+        assert not {"on_success", "on_failure", "pipe_target", "pipe_ignore"} & set(offered)
+    _, offered = options_offered(of_event)
+    assert {"timeout", "on_timeout", "after"} <= set(offered)
+    assert not {"each", "args", "atomic"} & set(offered)
+
+
+def test_a_class_whose_option_is_refused_leaves_nothing_behind(broker):
+    def declare(name, *, aliases, **options):
+        meta = type("Meta", (), {"aliases": aliases})
+        body = {"__module__": __name__, "__qualname__": name, "Meta": meta}
+        return type(Sequence)(name, (Sequence,), {**body, "one": step(do_nothing, **options)})
+
+    taken = declare("Taken", aliases=["tests.Former"])
+    actors = dict(broker.actors)
+    for name in ("Wrong", "Taken"):  # the second as of a module that is reloaded
+        with pytest.raises(InvalidDefinition, match="max_retris"):
+            declare(name, aliases=["tests.Other"], max_retris=3)
+    assert registry.find("tests.Wrong") is registry.find("tests.Other") is None
+    assert registry.find("tests.Taken") is registry.find("tests.Former") is taken
+    assert broker.actors == actors
 
 
 # Transactions
@@ -513,6 +727,38 @@ def test_a_delay_that_is_none_fails_its_own_step(value, shown):
     )
 
 
+def test_a_delay_beyond_the_calendar_fails_its_own_step_at_once():
+    for value in (timedelta.max, 10**30, datetime.max.replace(tzinfo=BEHIND)):
+
+        class Waits(Sequence):
+            @step(delay=lambda self, value=value: value)
+            def one(self): ...
+
+        sequence = run(Waits)
+        assert sequence.run.status == "failed"
+        failure = only_failure(sequence)
+        assert failure.message == (
+            f"The delay of step 'one' is {value!r}: it goes beyond the calendar."
+        )
+        forget(Waits)
+
+
+#: Whose year 9999 ends after that of UTC.
+BEHIND = timezone.get_fixed_timezone(-720)
+
+
+@pytest.mark.parametrize("after", [timedelta.max, -1, "1 s"])
+def test_a_repeat_that_cannot_be_fails_its_step_at_once(after):
+    class Poll(Sequence):
+        @step
+        def one(self):
+            return repeat(after=after)
+
+    sequence = run(Poll)
+    assert failures(sequence)[0][:3] == ("one", 1, "sequences.exceptions.InvalidData")
+    assert len(failures(sequence)) == 1
+
+
 def test_an_error_in_a_delay_is_a_failed_attempt_of_its_own_step_and_it_is_asked_again():
     asked = []
 
@@ -825,6 +1071,12 @@ def test_results_of_earlier_steps_are_read_by_step_or_name():
         @step
         def nothing(self): ...
 
+        @step(when=lambda self: False)
+        def skipped(self): ...
+
+        @step(each=lambda self: [None, 1])
+        def each(self, item): ...
+
         @step
         def zero(self):
             return 0
@@ -835,7 +1087,10 @@ def test_results_of_earlier_steps_are_read_by_step_or_name():
             assert self.result("one")["list"] == [1, 2.5, None]
             assert self.result("one")["when"].startswith("2030-01-01")
             assert self.result("nothing") is None
-            assert self.result("nothing", 5) == 5
+            assert self.result("nothing", 5) is None
+            assert self.result("skipped", 5) == 5
+            assert self.result("each", 5) == 5
+            assert list(self.results("each")) == [None, None]
             assert self.result("zero", 5) == 0
             assert self.result("ask", "not yet") == "not yet"
             assert list(self.results("zero")) == [0]
@@ -1458,7 +1713,8 @@ def test_max_age_begins_anew_with_every_repeat():
         ),
         (
             "x" * 2_000_000,
-            "data takes 2,000,027 bytes as JSON, and the limit is 1,048,576. Store it elsewhere "
+            "data takes 2,000,027 bytes as JSON, and the limit is 1,048,576; the largest "
+            'part, data["user"]["value"], takes 2,000,002. Store it elsewhere '
             "and keep a reference, or raise MAX_DATA_BYTES.",
         ),
     ],
@@ -1617,7 +1873,7 @@ def test_a_run_goes_on_after_its_sequence_and_its_steps_were_renamed():
 
         @step(aliases=["two"])
         def second(self):
-            self.data["n"] += self.result("one", 1)
+            self.data["n"] += self.result("one") or 1
 
     with clock() as moving:
         moving.move(timedelta(days=1, minutes=1))

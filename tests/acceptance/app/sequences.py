@@ -1,6 +1,7 @@
 import os
 import signal
 import time
+from datetime import timedelta
 from uuid import uuid4
 
 from sequences import (
@@ -268,7 +269,7 @@ class Long(Recorded):
 class Overtime(Recorded):
     """The first attempt exceeds its time limit."""
 
-    @step(time_limit=500)
+    @step(time_limit=timedelta(milliseconds=500))
     def takes_long(self):
         self.record()
         deadline = time.monotonic() + 60
