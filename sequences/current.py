@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.broker import MessageProxy
@@ -162,9 +163,9 @@ def in_hand() -> InHand | None:
 
 
 def worker() -> str:
-    """The name of this worker: host, process, thread."""
-    name = threading.current_thread().name
-    return f"{_host}:{os.getpid()}:{name}"[:100]
+    """The name of this worker: host, process, thread, and the mark of the process."""
+    name = f"{process()}:{threading.current_thread().name}"
+    return f"{name[: 99 - len(_mark)]}~{_mark}"
 
 
 def process() -> str:
@@ -178,3 +179,14 @@ def host() -> str:
 
 
 _host = socket.gethostname()
+#: A container that is started again has the host's name and the number of the one before.
+_mark = token_hex(2)
+
+
+def _renew_mark() -> None:
+    global _mark
+    _mark = token_hex(2)
+
+
+if hasattr(os, "register_at_fork"):  # where a process begins without one, this module is imported
+    os.register_at_fork(after_in_child=_renew_mark)

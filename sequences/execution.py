@@ -16,7 +16,7 @@ import dramatiq
 from django.db import Error, connections, transaction
 from dramatiq.middleware import AgeLimit, Shutdown, SkipMessage
 
-from . import current, dispatching, flows, heartbeat, interrupts, registry, tracing
+from . import current, dispatching, flows, heartbeat, interrupts, registry, suspects, tracing
 from . import data as json_data
 from .definition import Definition, Step
 from .exceptions import (
@@ -35,7 +35,7 @@ from .exceptions import (
 from .interrupts import Interrupt
 from .models import StepRun, StepStatus
 from .performing import Bound
-from .transitions import claims, commits, failures, fanout, plans
+from .transitions import claims, commits, failures, fanout, losses, plans
 from .transitions.locks import REPLAYS, back_off, is_transient
 from .transitions.news import News
 from .transitions.values import Change, Claim, ClaimLost, Dispatch, dispatch_of
@@ -73,9 +73,18 @@ class Life:
         `SkipMessage` if there was nothing to claim, or the claim was lost. An `Interrupt` may
         come out of any point of it: then `recover`.
         """
-        self.claim = claims.claim(
-            self.step_run_id, self.attempts, self.token, current.worker(), self.using
-        )
+        try:
+            ready = self._live()
+        except Interrupt:
+            raise  # in whatever state the connection is now: `recover` makes room
+        except BaseException:
+            self._make_room()
+            raise
+        self._make_room()
+        return ready
+
+    def _live(self) -> list[Dispatch]:
+        self.claim = self._claim(suspects=False) or self._claim_suspect()
         if self.claim is None:
             raise SkipMessage(f"Step run {self.step_run_id} is not to be had.")
         plans.forget_unless_of(self.claim.sequence, self.claim.plan_id, self.using)
@@ -94,6 +103,28 @@ class Life:
             dispatching.send([released] if released else [])
             raise SkipMessage(f"Step run {claim.step_run_id} is performed by {node.actor}.")
         dispatching.options_of(delivery.message, node)
+
+    def _claim(self, *, suspects: bool) -> Claim | None:
+        worker = current.worker()
+        return claims.claim(
+            self.step_run_id, self.attempts, self.token, worker, self.using, suspects=suspects
+        )
+
+    def _claim_suspect(self) -> Claim | None:
+        """Its last worker was lost: it is taken if this process has no other such step."""
+        suspicion = losses.suspicion(self.step_run_id, self.attempts, self.using)
+        if suspicion is None:
+            return None
+        if not suspects.enter(self.token, alone=suspicion.alone):
+            raise SkipMessage(
+                f"Step run {self.step_run_id}, whose last worker was lost, waits for a process "
+                "that can tell whether it is to blame."
+            )
+        return self._claim(suspects=True)
+
+    def _make_room(self) -> None:
+        if suspects.leave(self.token):
+            suspects.call_next(self.using)
 
     def recover(self, interrupt: Interrupt) -> list[Dispatch]:
         """A time limit or a shutdown has struck in `live`, or later. The row says where.
@@ -116,6 +147,7 @@ class Life:
         interrupts.disarm()
         heartbeat.forget(self.token)
         interrupts.discard_connection(self.using)
+        self._make_room()
         row = claims.find(self.step_run_id, self.using)
         if row is not None and row.status == StepStatus.RUNNING and row.token == self.token:
             claim = self.claim or claims.found(row, self.token)

@@ -17,7 +17,8 @@ from django.utils.timesince import timesince
 from django.utils.translation import gettext, ngettext
 
 from . import conf
-from .models import SequenceRun, StepRun, StepStatus, WorkerProcess
+from .models import SequenceRun, StepLoss, StepRun, StepStatus, WorkerProcess
+from .neighbours import deaths, newest_losses
 from .presence import INTERVAL
 from .transitions import times
 from .transitions.due import LONGEST
@@ -26,6 +27,8 @@ from .transitions.due import LONGEST
 LOOKED_AT = 10_000
 #: Rows of worker processes that are read.
 WORKERS = 1_000
+#: Suspects that are named.
+SUSPECTS = 3
 #: A process that was not seen for so long is gone, or hangs.
 STALE = timedelta(seconds=4 * INTERVAL)
 #: What waits for so long for a free worker is worth a look; for so long, an alarm.
@@ -57,6 +60,22 @@ class Sign:
         return f"{self.says}. {self.advice}" if self.advice else self.says
 
 
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A step run that may be what its workers died of."""
+
+    row: StepRun
+    #: The newest of these deaths.
+    loss: StepLoss | None
+
+    def __str__(self) -> str:
+        values = {"step": self.row, "run": self.row.run_id}
+        return gettext("“%(step)s” of run %(run)s has %(deaths)s") % {
+            **values,
+            "deaths": deaths(self.row, self.loss),
+        }
+
+
 @dataclass(frozen=True)
 class Health:
     """What was seen of step runs and worker processes. The sentences come translated."""
@@ -72,6 +91,9 @@ class Health:
     #: Failed attempts whose next one should have begun, and since when the oldest.
     overdue: int
     overdue_since: datetime | None
+    #: Step runs whose last worker was lost, and some of them, those first that lost the most.
+    suspected: int
+    suspects: tuple[Suspect, ...]
     #: Whether there are more step runs than were looked at.
     capped: bool
     #: Worker processes, and those that only sweep, the last seen first.
@@ -95,7 +117,8 @@ class Health:
     @cached_property
     def signs(self) -> tuple[Sign, ...]:
         """What to look at, in the order of what causes what."""
-        return tuple(look(self) for look in _LOOKS)
+        looks = _LOOKS if self.suspected else _LOOKS[:-1]
+        return tuple(look(self) for look in looks)
 
     @property
     def level(self) -> Level:
@@ -150,9 +173,17 @@ def _steps(now: datetime, using: str, runs: QuerySet[SequenceRun] | None) -> dic
         expired_since=Min("wake_at", filter=expired),
         overdue=Count("pk", filter=overdue),
         overdue_since=Min("due_at", filter=overdue),
+        suspected=Count("pk", filter=Q(lost__gt=0)),
     )
     capped = seen.pop("looked_at") > LOOKED_AT
-    return {**seen, "capped": capped}
+    suspects = _suspects_of(rows, using) if seen["suspected"] else ()
+    return {**seen, "capped": capped, "suspects": suspects}
+
+
+def _suspects_of(rows: QuerySet[StepRun], using: str) -> tuple[Suspect, ...]:
+    suspects = list(rows.filter(lost__gt=0).order_by("-lost", "pk")[:SUSPECTS])
+    losses = newest_losses([row.pk for row in suspects], using)
+    return tuple(Suspect(row, losses.get(row.pk)) for row in suspects)
 
 
 def _for_how_long(span: timedelta) -> str:
@@ -240,4 +271,24 @@ def _overdue(health: Health) -> Sign:
     return Sign("overdue", max(Level.WARNING, health._level(health.overdue_since)), says, advice)
 
 
-_LOOKS: tuple[Callable[[Health], Sign], ...] = (_workers, _sweep, _queued, _expired, _overdue)
+def _suspects(health: Health) -> Sign:
+    says = ngettext(
+        "%(count)s step has lost its worker",
+        "%(count)s steps have lost their workers",
+        health.suspected,
+    ) % {"count": health._count(health.suspected)}
+    advice = gettext(
+        "%(suspects)s. No process takes two such steps at a time; the one that kills its workers "
+        "by itself fails."
+    ) % {"suspects": "; ".join(str(suspect) for suspect in health.suspects)}
+    return Sign("suspects", Level.WARNING, says, advice)
+
+
+_LOOKS: tuple[Callable[[Health], Sign], ...] = (
+    _workers,
+    _sweep,
+    _queued,
+    _expired,
+    _overdue,
+    _suspects,
+)

@@ -47,6 +47,11 @@ def forget(token: int) -> None:
     _performing.pop(token, None)
 
 
+def is_busy() -> bool:
+    """Whether this process performs a step."""
+    return bool(_performing)
+
+
 def beat(using: str) -> None:
     """Extend the leases of the long ones, and store the progress of all that have some."""
     long_ago = time.monotonic() - conf.settings.heartbeat

@@ -308,6 +308,41 @@ class StepFailure(models.Model):
         return f"{self.step} #{self.attempt}: {self.error}"
 
 
+class StepLoss(models.Model):
+    """A worker that died in a step run, and what else it had in hand. Only ever added."""
+
+    id = models.BigAutoField(primary_key=True)
+    run = models.ForeignKey(
+        SequenceRun,
+        models.CASCADE,
+        related_name="losses",
+        verbose_name=_("run"),
+        db_constraint=False,
+    )
+    step_run = models.ForeignKey(
+        StepRun,
+        models.SET_NULL,
+        null=True,
+        related_name="losses",
+        verbose_name=_("step run"),
+        db_constraint=False,
+    )
+    step = Exact(_("step"), max_length=100)
+    item = models.IntegerField(_("item"), default=PLAIN)
+    worker = models.CharField(_("worker"), max_length=100)
+    #: The other step runs of that process, by run, step and item; empty: it died alone.
+    beside = models.JSONField(_("beside"), default=list)
+    lost_at = models.DateTimeField(_("lost"), db_index=True)
+
+    class Meta:
+        verbose_name = _("lost worker")
+        verbose_name_plural = _("lost workers")
+        ordering = ["id"]
+
+    def __str__(self) -> str:
+        return f"{self.step}: {self.worker}"
+
+
 class Operation(models.Model):
     """One act of a person or a program on a run. Only ever added."""
 

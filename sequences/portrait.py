@@ -23,9 +23,11 @@ from .models import (
     RunStatus,
     SequenceRun,
     StepFailure,
+    StepLoss,
     StepRun,
     StepStatus,
 )
+from .neighbours import deaths, newest_losses
 from .plan import DONE, Node, Plan
 from .redaction import HIDDEN, hide, redact, secrets_of
 from .steps import Undo, name_of
@@ -48,6 +50,8 @@ class StepPortrait:
     items: Mapping[str, int] = field(default_factory=dict)
     #: What its declaration calls it.
     declared_label: str = ""
+    #: The newest loss of a worker in it, if it was lost since its last attempt has ended.
+    loss: StepLoss | None = None
     #: What the text of its progress must not tell.
     secrets: frozenset[str] = field(default=frozenset(), repr=False)
 
@@ -72,6 +76,11 @@ class StepPortrait:
         # The undo of a fan-out has no row of its own.
         order = ("failed", "running", "retrying", "queued", "waiting", "cancelled", "succeeded")
         return next((status for status in order if self.items.get(status)), NOT_BEGUN)
+
+    @property
+    def deaths(self) -> str:
+        """How many workers died in it since its last attempt has ended, and beside whom."""
+        return deaths(self.row, self.loss) if self.row is not None and self.row.lost else ""
 
     @property
     def is_delayed(self) -> bool:
@@ -255,6 +264,7 @@ def of_many(
     fanned = [run.pk for run in runs if items and _fans_out(known[run.plan_id])]
     counts = _counts(fanned, using) if fanned else {}
     newest = _newest_failures([run.pk for run in runs], using) if failures else {}
+    losses = _losses(rows, using)
     secrets = _secrets_of(runs, newest.keys() | _telling(rows), using)
     for failure in newest.values():
         _hide(failure, secrets[failure.run_id])
@@ -262,7 +272,9 @@ def of_many(
         Portrait(
             run,
             plan := known[run.plan_id],
-            _steps(run, plan, rows.get(run.pk, {}), counts.get(run.pk, {}), secrets[run.pk]),
+            _steps(
+                run, plan, rows.get(run.pk, {}), counts.get(run.pk, {}), losses, secrets[run.pk]
+            ),
             newest.get(run.pk),
             now,
         )
@@ -280,6 +292,11 @@ def _rows(ids: Collection[UUID], using: str) -> dict[UUID, dict[str, StepRun]]:
     for row in rows:
         found[row.run_id][row.step] = row
     return found
+
+
+def _losses(rows: Mapping[UUID, Mapping[str, StepRun]], using: str) -> dict[int, StepLoss]:
+    lost = [row.pk for steps in rows.values() for row in steps.values() if row.lost]
+    return newest_losses(lost, using) if lost else {}
 
 
 def _counts(ids: Collection[UUID], using: str) -> dict[UUID, dict[str, dict[str, int]]]:
@@ -303,6 +320,7 @@ def _steps(
     plan: Plan,
     rows: Mapping[str, StepRun],
     items: Mapping[str, Mapping[str, int]],
+    losses: Mapping[int, StepLoss],
     secrets: frozenset[str],
 ) -> tuple[StepPortrait, ...]:
     ordered = sorted(plan.nodes, key=lambda node: node.aside)
@@ -313,6 +331,7 @@ def _steps(
             rows.get(node.name),
             items.get(node.name, {}),
             labels.get(node.name, ""),
+            losses.get(row.pk) if (row := rows.get(node.name)) is not None else None,
             secrets,
         )
         for node in ordered

@@ -175,6 +175,15 @@ def _queued_step(portrait: Portrait, step: StepPortrait, row: StepRun) -> str:
         "ago": duration(portrait.now - row.queued_at),
         "queue": step.node.queue,
     }
+    if step.loss is not None:
+        values["deaths"] = step.deaths
+        return (
+            _(
+                "%(step)s has %(deaths)s. It waits for a process that has no other such step in "
+                "hand, for %(ago)s now."
+            )
+            % values
+        )
     if portrait.now - row.queued_at > PATIENCE:
         return (
             _(
@@ -197,7 +206,8 @@ def _running_step(portrait: Portrait, step: StepPortrait, row: StepRun) -> str:
     }
     if silent is None or row.wake_at is None:
         told = _("%(step)s has been running for %(span)s") % values
-        return f"{told}{_progress(step)}."
+        told += f"{_progress(step)}."
+        return told if step.loss is None else told + _(" It has %s.") % step.deaths
     values |= {"silent": duration(silent), "left": duration(row.wake_at - portrait.now)}
     if row.wake_at > portrait.now:
         return (

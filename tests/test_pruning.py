@@ -11,6 +11,7 @@ from sequences.models import (
     Operation,
     SequenceRun,
     StepFailure,
+    StepLoss,
     StepRun,
     StoredPlan,
 )
@@ -24,7 +25,7 @@ from tests.test_races import Crew
 
 pytestmark = pytest.mark.django_db
 MONTH = timedelta(days=30)
-TABLES = (SequenceRun, StepRun, StepFailure, Operation)
+TABLES = (SequenceRun, StepRun, StepFailure, StepLoss, Operation)
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +104,7 @@ def left():
 
 def orphans():
     """Rows of runs that are not there."""
-    rows = (StepRun, StepFailure, Operation)
+    rows = (StepRun, StepFailure, StepLoss, Operation)
     return [model for model in rows if model.objects.exclude(run__in=left()).exists()]
 
 

@@ -64,6 +64,7 @@ DRAMATIQ = {
         ("Step runs", fields_of(models.StepRun) - {"wake_at"}),
         ("Step runs", set(models.StepStatus.values)),
         ("Other rows", fields_of(models.StepFailure) | {"StepFailure"}),
+        ("Other rows", fields_of(models.StepLoss) | {"StepLoss"}),
         ("Other rows", fields_of(models.Operation) | {"Operation"}),
         ("Other rows", fields_of(models.WorkerProcess) | {"WorkerProcess"}),
         ("Exceptions", set(exceptions.__all__)),

@@ -24,6 +24,7 @@ LAYERS = [
         "interrupts",
         "presence",
         "heartbeat",
+        "suspects",
         "traffic",
         "performing",
         "execution",
@@ -35,7 +36,7 @@ LAYERS = [
         "middleware",
         "binding",
     },
-    {"steering", "pruning", "health"},
+    {"steering", "pruning", "health", "neighbours"},
     {"portrait", "acts", "status", "summary", "pictures"},
     {"signals", "logs"},
     {"testing", "checks", "apps", "tasks", "migrations"}

@@ -264,6 +264,43 @@ class Migration(migrations.Migration):
                 "ordering": ["id"],
             },
         ),
+        migrations.CreateModel(
+            name="StepLoss",
+            fields=[
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("step", sequences.models.Exact(max_length=100, verbose_name="step")),
+                ("item", models.IntegerField(default=-1, verbose_name="item")),
+                ("worker", models.CharField(max_length=100, verbose_name="worker")),
+                ("beside", models.JSONField(default=list, verbose_name="beside")),
+                ("lost_at", models.DateTimeField(db_index=True, verbose_name="lost")),
+                (
+                    "run",
+                    models.ForeignKey(
+                        db_constraint=False,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="losses",
+                        to="job_sequences.sequencerun",
+                        verbose_name="run",
+                    ),
+                ),
+                (
+                    "step_run",
+                    models.ForeignKey(
+                        db_constraint=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="losses",
+                        to="job_sequences.steprun",
+                        verbose_name="step run",
+                    ),
+                ),
+            ],
+            options={
+                "verbose_name": "lost worker",
+                "verbose_name_plural": "lost workers",
+                "ordering": ["id"],
+            },
+        ),
         migrations.AddField(
             model_name="sequencerun",
             name="parent",

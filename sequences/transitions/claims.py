@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from django.db.models import Case, F, Q, When
+from django.db.models import Case, F, Q, QuerySet, When
 
 from .. import conf
 from ..models import RunStatus, SequenceRun, StepRun, StepStatus
@@ -21,26 +21,34 @@ from .values import Beat, Claim, Dispatch, dispatch_of
 _CLAIMABLE = (StepStatus.QUEUED, StepStatus.RETRYING)
 
 
-def claim(step_run_id: int, attempts: int, token: int, worker: str, using: str) -> Claim | None:
+def claim(
+    step_run_id: int,
+    attempts: int,
+    token: int,
+    worker: str,
+    using: str,
+    *,
+    suspects: bool = True,
+) -> Claim | None:
     """Take a queued, retrying or due step run; None if it is not to be had.
 
     `attempts` is the count that the message carries: a message from before the last failed
     attempt takes nothing. A held row (`wake_at` is NULL: its run is paused or has failed) is
     taken by nobody. The row is the only guard, so claims of siblings never wait for each other.
+    `suspects=False` leaves a step alone whose last worker was lost.
     """
     if sql.is_fast(using):
-        return sql.claim(step_run_id, attempts, token, worker, using)
-    return transact(using, lambda: _claim(step_run_id, attempts, token, worker, using))
+        return sql.claim(step_run_id, attempts, token, worker, suspects, using)
+    return transact(using, lambda: _claim(step_run_id, attempts, token, worker, suspects, using))
 
 
-def _claim(step_run_id: int, attempts: int, token: int, worker: str, using: str) -> Claim | None:
+def _claim(
+    step_run_id: int, attempts: int, token: int, worker: str, suspects: bool, using: str
+) -> Claim | None:
     now = times.now(using)
-    rows = StepRun._base_manager.using(using).filter(
-        Q(status__in=_CLAIMABLE) | Q(status=StepStatus.WAITING, due_at__lte=now + times.EARLY),
-        pk=step_run_id,
-        attempts=attempts,
-        wake_at__isnull=False,
-    )
+    rows = claimable(step_run_id, attempts, now, using)
+    if not suspects:
+        rows = rows.filter(lost=0)
     lease = now + times.lease()
     taken = rows.update(
         status=StepStatus.RUNNING,
@@ -57,6 +65,16 @@ def _claim(step_run_id: int, attempts: int, token: int, worker: str, using: str)
         return None
     row = StepRun._base_manager.using(using).select_related("run").get(pk=step_run_id)
     return _claim_of(row, token, now)
+
+
+def claimable(step_run_id: int, attempts: int, now: datetime, using: str) -> QuerySet[StepRun]:
+    """This row, if a message that knows of so many failed attempts may take it."""
+    return StepRun._base_manager.using(using).filter(
+        Q(status__in=_CLAIMABLE) | Q(status=StepStatus.WAITING, due_at__lte=now + times.EARLY),
+        pk=step_run_id,
+        attempts=attempts,
+        wake_at__isnull=False,
+    )
 
 
 def _text(data: Any) -> str:
@@ -87,7 +105,7 @@ def _claim_of(row: StepRun, token: int, now: datetime) -> Claim:
         row.pk, run.pk, run.sequence, run.plan_id, row.step, row.item, row.kind, token,
         row.attempts,
         row.repeats, row.delayed, row.ready_at, row.due_at, now,
-        _text(run.data), run.version, row.payload, row.worker, run.trace,
+        _text(run.data), run.version, row.payload, row.worker, run.trace, row.lost,
     )  # fmt: skip
 
 

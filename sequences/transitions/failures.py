@@ -8,11 +8,10 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from .. import conf
 from ..exceptions import WorkerLost
 from ..models import PLAIN, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
 from ..plan import ASIDE
-from . import fanout, news, plans, times, undoing
+from . import fanout, losses, news, plans, times, undoing
 from .commits import divert
 from .locks import lock_run, transact
 from .runs import save, stops
@@ -220,14 +219,17 @@ def _reap(row: StepRun, using: str) -> list[Dispatch]:
     rows = StepRun._base_manager.using(using).filter(
         pk=row.pk, token=row.token, status=StepStatus.RUNNING, wake_at__lte=now
     )
-    if row.lost + 1 >= conf.settings.max_lost_workers:
-        return _fail_lost(row, run, rows, now, using)
+    beside = losses.beside(row, now, using)
+    if losses.is_guilty(row.lost + 1, beside):
+        return _fail_lost(row, run, rows, beside, now, using)
     held = run.status == RunStatus.PAUSED
     wake_at = None if held else now + times.grace()
     reaped = rows.update(
         status=StepStatus.QUEUED, token=None, lost=row.lost + 1, queued_at=now, dispatches=0,
         wake_at=wake_at,
     )  # fmt: skip
+    if reaped:
+        losses.append(row, beside, now, using)
     if not reaped or held:
         return []
     plan = plans.load(run.plan_id, using)
@@ -239,7 +241,12 @@ def _reap(row: StepRun, using: str) -> list[Dispatch]:
 
 
 def _fail_lost(
-    row: StepRun, run: SequenceRun, rows: Any, now: datetime, using: str
+    row: StepRun,
+    run: SequenceRun,
+    rows: Any,
+    beside: list[dict[str, Any]],
+    now: datetime,
+    using: str,
 ) -> list[Dispatch]:
     lost = row.lost + 1
     failed = rows.update(
@@ -248,6 +255,7 @@ def _fail_lost(
     )  # fmt: skip
     if not failed:
         return []
+    losses.append(row, beside, now, using)
     error = WorkerLost(step=row.step, run=run.pk, lost=lost, worker=row.worker)
     _append(row.pk, row, Failure.of(error), row.attempts + 1, row.worker, now, using)
     news.failed(row.pk, row.attempts + 1, run.sequence, using)

@@ -15,6 +15,7 @@ from ..models import (
     RunStatus,
     SequenceRun,
     StepFailure,
+    StepLoss,
     StepRun,
     StepStatus,
 )
@@ -111,5 +112,7 @@ def remove(run: SequenceRun, steps: Collection[str], using: str) -> None:
     """Remove all rows of these steps; their failures stay with the run."""
     failures = StepFailure._base_manager.using(using).filter(run=run.pk, step__in=steps)
     failures.update(step_run=None)
+    losses = StepLoss._base_manager.using(using).filter(run=run.pk, step__in=steps)
+    losses.update(step_run=None)
     rows = StepRun._base_manager.using(using).filter(run=run.pk, step__in=steps)
     rows._raw_delete(using)

@@ -41,30 +41,39 @@ UPDATE {_STEPS} mine SET
         THEN {{now}} + {{lease}} ELSE wake_at END
 FROM {_RUNS} run
 WHERE mine.id = %(id)s AND attempts = %(attempts)s AND wake_at IS NOT NULL
+    AND (lost = 0 OR %(suspects)s)
     AND (mine.status IN ('queued', 'retrying')
         OR mine.status = 'waiting' AND due_at <= {{now}} + {{early}})
     AND run.id = mine.run_id
 RETURNING mine.id, mine.run_id, run.sequence, run.plan_id, mine.step, item, mine.kind, attempts,
-    repeats, delayed, ready_at, due_at, {{now}}, run.data, run.version, payload, run.trace,
+    repeats, delayed, ready_at, due_at, {{now}}, run.data, run.version, payload, run.trace, lost,
     set_config('synchronous_commit', 'off', true)
 """
 
 
-def claim(step_run_id: int, attempts: int, token: int, worker: str, using: str) -> Claim | None:
+def claim(
+    step_run_id: int, attempts: int, token: int, worker: str, suspects: bool, using: str
+) -> Claim | None:
     """See `claims.claim`."""
     row = _fetch(
         using,
         _CLAIM,
-        {"id": step_run_id, "attempts": attempts, "token": token, "worker": worker},
+        {
+            "id": step_run_id,
+            "attempts": attempts,
+            "token": token,
+            "worker": worker,
+            "suspects": suspects,
+        },
     )
     if row is None:
         return None
     (pk, run_id, sequence, plan_id, step, item, kind, attempts, *rest) = row
-    repeats, delayed, ready_at, due_at, now, data, version, payload, trace, _ = rest
+    repeats, delayed, ready_at, due_at, now, data, version, payload, trace, lost, _ = rest
     return Claim(
         pk, run_id, sequence, plan_id, step, item, kind, token, attempts,
         repeats, delayed, ready_at, due_at, now, data, version,
-        None if payload is None else json.loads(payload), worker, trace,
+        None if payload is None else json.loads(payload), worker, trace, lost,
     )  # fmt: skip
 
 

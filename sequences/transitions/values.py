@@ -48,6 +48,7 @@ class Claim:
     payload: Any = None  # of an item: the item; of a fan-out: how far it is
     worker: str = ""
     trace: str = ""  # of the run, as W3C's traceparent
+    lost: int = 0  # workers that died in it, one after the other
 
     @property
     def is_item(self) -> bool:

@@ -2,6 +2,8 @@ import os
 import signal
 import time
 from datetime import timedelta
+
+from pathlib import Path
 from uuid import uuid4
 
 from sequences import (
@@ -252,6 +254,29 @@ class Deadly(Recorded):
     @step
     def kills(self):
         self.record()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KillsOnce(Recorded):
+    """Kills its worker when the gate opens, but once only."""
+
+    @step
+    def kills(self):
+        self.record()
+        self.wait()
+        has_killed = Path(self.data["gate"]) / self.run.pk.hex
+        if not has_killed.exists():
+            has_killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KillsLater(Recorded):
+    """Kills its worker each time, when the gate is open."""
+
+    @step
+    def kills(self):
+        self.record()
+        self.wait()
         os.kill(os.getpid(), signal.SIGKILL)
 
 
