@@ -425,6 +425,8 @@ def _unfinished_runs(connection: BaseDatabaseWrapper) -> Messages:
 
 def _unfinished_runs_of(stored: StoredPlan) -> Messages:
     definition = _definition(stored)
+    if definition is not None:
+        yield from _changed_kinds(stored, definition)
     known = definition.step if definition else _unknown
     missing = [name for name in stored.plan.names if known(name) is None]
     count = _count_without(stored, missing) if missing else 0
@@ -435,6 +437,19 @@ def _unfinished_runs_of(stored: StoredPlan) -> Messages:
             f"it has no {lacks} {', '.join(map(repr, missing))}.",
             _mend(stored.sequence, definition),
         )
+
+
+def _changed_kinds(stored: StoredPlan, definition: Definition) -> Messages:
+    for name in stored.plan.names:
+        change = definition.change_of_kind(name, stored.plan)
+        count = _count_without(stored, [name]) if change else 0
+        if change and count:
+            yield _unfinishable(
+                f"This code cannot finish {count} of the unfinished runs of {stored.sequence!r}: "
+                f"step {name!r} is {change[1]}, and was {change[0]} when they started.",
+                "Give the new step another name, and keep the old one until those runs are "
+                "finished; or skip it: run.skip(step).",
+            )
 
 
 def _unfinishable(message: str, hint: str) -> CheckMessage:

@@ -116,6 +116,14 @@ class Definition:
         """The step of that name or alias, if there is one."""
         return self.steps.get(name) or self._by_alias.get(name)
 
+    def change_of_kind(self, name: str, plan: Plan) -> tuple[str, str] | None:
+        """What this step is in a plan of another release, and here, if these are two kinds."""
+        step, node = self.step(name), plan.get(name)
+        if step is None or node is None:
+            return None
+        before, now = _kind_in(plan, node), _kind_in(self.plan, self.plan.node(step.name))
+        return None if before == now else (before, now)
+
     def admit(self, data: Any) -> dict[str, Any]:
         """What a run begins with: this data over the defaults, as JSON if it is typed.
 
@@ -136,6 +144,24 @@ class Definition:
     @cached_property
     def _by_alias(self) -> dict[str, Step[Any]]:
         return {alias: step for step in self.steps.values() for alias in step.aliases}
+
+
+#: How people are told of the kinds of steps.
+_KINDS = {
+    "step": "a plain step",
+    "each": "a fan-out",
+    "event": "an event",
+    "subsequence": "a subsequence",
+    "undo": "an undo",
+    "on_failure": "an on_failure",
+}
+
+
+def _kind_in(plan: Plan, node: Node) -> str:
+    undone = plan.get(node.undoes)
+    if undone is not None and undone.kind == "each":
+        return "an undo of items"  # it takes an item and its result
+    return _KINDS.get(node.kind, node.kind)
 
 
 @dataclass(frozen=True)

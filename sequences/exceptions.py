@@ -18,6 +18,7 @@ __all__ = [
     "ReadOnlyData",
     "SequenceError",
     "StepExpired",
+    "StepKindChanged",
     "UnknownJob",
     "UnknownSequence",
     "UnknownStep",
@@ -116,6 +117,16 @@ class WorkerLost(SequenceError):
     run: Any
     lost: int
     worker: str
+
+
+class StepKindChanged(SequenceError):
+    """Step {step!r} was {before} when run {run} started, and is {now} in this code. {mend}"""
+
+    step: str
+    run: Any
+    before: str
+    now: str
+    mend: str
 
 
 class StepExpired(SequenceError):

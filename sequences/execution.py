@@ -28,6 +28,7 @@ from .exceptions import (
     ItemsFailed,
     ReadOnlyData,
     StepExpired,
+    StepKindChanged,
     UnknownSequence,
     UnknownStep,
     did_you_mean,
@@ -54,7 +55,12 @@ FATAL = (
     UnknownSequence,
     UnknownStep,
     StepExpired,
+    StepKindChanged,
 )
+
+
+class _LaterRelease(Exception):
+    """The run was started by a later release, whose workers perform this step as they have it."""
 
 
 class Life:
@@ -218,6 +224,8 @@ class Attempt:
             raise self._aborted("raised SkipMessage. Return, or raise Abort.") from skip
         except ClaimLost:
             raise self._lost() from None
+        except _LaterRelease:
+            raise self._left_to_others() from None
         except BaseException as error:
             interrupts.reveal(error)
             self._record(error)
@@ -250,7 +258,30 @@ class Attempt:
         step = definition.step(self.claim.step)
         if step is None:
             raise unknown_step(definition, self.claim.step)
+        self._refuse_if_changed(definition)
         return definition, step
+
+    def _refuse_if_changed(self, definition: Definition) -> None:
+        """What its rows wait for is what the run's plan says: the code must say the same."""
+        plan = plans.load(self.claim.plan_id, self.using)
+        change = definition.change_of_kind(self.claim.step, plan)
+        if change is None:
+            return
+        if plans.store(definition.plan, self.using) < self.claim.plan_id:
+            raise _LaterRelease
+        before, now = change
+        raise StepKindChanged(
+            step=self.claim.step, run=self.claim.run_id, before=before, now=now,
+            mend=f"Retry the run with code in which it is {before}, or skip the step.",
+        )  # fmt: skip
+
+    def _left_to_others(self) -> SkipMessage:
+        # Not dispatched at once: we would be the ones to get it. The sweep does, after a grace.
+        claims.release(self.claim, self.using)
+        return SkipMessage(
+            f"Step run {self.claim.step_run_id} is left to the workers of a later release: its "
+            "step is of another kind there."
+        )
 
     def _refuse_if_expired(self, definition: Definition, step: Step[Any]) -> None:
         max_age = definition.options(step).get("max_age", _max_age_of_all())

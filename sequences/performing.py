@@ -23,10 +23,11 @@ from .exceptions import (
     ItemsFailed,
     ReadOnlyData,
     SequenceError,
+    StepKindChanged,
     UnknownStep,
     did_you_mean,
 )
-from .models import PLAIN, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
+from .models import PLAIN, UNFINISHED_RUN, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
 from .texts import class_name, first_line
 from .transitions import children, claims, failures, fanout, plans, times
 from .transitions.values import Change, Claim, FanOut
@@ -130,6 +131,9 @@ class Bound:
     def _gather_children(self, step: Subsequence) -> Change:
         """The children have ended: it succeeds, unless too many of them did not."""
         ended = children.ended(self.claim.step_run_id, self.using)
+        if ended.filter(status__in=UNFINISHED_RUN).exists():
+            # Whatever has woken it, or somebody has begun one of them again: it has not failed.
+            return Change(children=ended.count())
         failed = ended.exclude(status=RunStatus.SUCCEEDED)
         total, failures = ended.count(), failed.count()
         if failures > fanout.Allowance(step.allow_failed).of(total):
@@ -139,9 +143,22 @@ class Bound:
             raise ChildrenFailed(step=self.claim.step, failed=failures, total=total, runs=some)
         if step.each is not None:
             return Change()
+        if total != 1:
+            raise self._no_only_child(total)
         data = ended.get().data
         self._copy(self.claim.step, data)
         return self._change(data)
+
+    def _no_only_child(self, total: int) -> SequenceError:
+        if not total:  # somebody has deleted it
+            return SequenceError(f"The run that step {self.claim.step!r} has started is gone.")
+        return StepKindChanged(
+            step=self.claim.step,
+            run=self.claim.run_id,
+            before=f"a subsequence for each of {total} items",
+            now="one for all",
+            mend="Retry the run with code in which it has its `each`, or skip the step.",
+        )
 
     def _perform_item(self, step: Step[Any]) -> Change:
         change = self._change(step.perform(self.sequence, self.claim.payload))
