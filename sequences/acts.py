@@ -125,7 +125,10 @@ ACTS: dict[str, Act] = {
         Act(
             "erase",
             _("Erase"),
-            _("Data, payloads, results and the texts of failures are blanked, for good."),
+            _(
+                "Data, payloads, results, the texts of failures, earlier reasons and the key are "
+                "blanked, for good: of the run, and of all that it has started."
+            ),
             is_dangerous=True,
             meant_for=(RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED),
         ),

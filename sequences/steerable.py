@@ -116,9 +116,15 @@ class Steerable:
         """
         _installed().edit(self._run(), data, by=by, reason=reason)
 
-    def erase(self, *, by: Any = "", reason: str = "") -> None:
-        """Blank data, payloads, results and the texts of failures of a finished run, for good."""
-        _installed().act(self._run(), "erase", by=by, reason=reason)
+    def erase(self, *, keep_key: bool = False, by: Any = "", reason: str = "") -> None:
+        """Blank what a finished run has stored of its data, for good: of its children, too.
+
+        That is data, deliveries, payloads, results, the texts of failures, the reasons of what was
+        done to it before, and its key, which is free again then, unless ``keep_key``. Refused
+        while a run below it has not ended.
+        """
+        action = "erase_but_key" if keep_key else "erase"
+        _installed().act(self._run(), action, by=by, reason=reason)
 
     async def apause(self, *, by: Any = "", reason: str = "") -> None:
         """`pause`, for asynchronous code."""
@@ -162,9 +168,9 @@ class Steerable:
         """`edit`, for asynchronous code."""
         await sync_to_async(self.edit)(data, by=by, reason=reason)
 
-    async def aerase(self, *, by: Any = "", reason: str = "") -> None:
+    async def aerase(self, *, keep_key: bool = False, by: Any = "", reason: str = "") -> None:
         """`erase`, for asynchronous code."""
-        await sync_to_async(self.erase)(by=by, reason=reason)
+        await sync_to_async(self.erase)(keep_key=keep_key, by=by, reason=reason)
 
     def _run(self) -> SequenceRun:
         return self  # type: ignore[return-value]

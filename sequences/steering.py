@@ -26,6 +26,7 @@ _ACTS: dict[str, Callable[..., list[Dispatch]]] = {
     "finish": steering.finish,
     "retry": steering.retry,
     "erase": steering.erase,
+    "erase_but_key": partial(steering.erase, keep_key=True),
 }
 _ACTS_ON_STEPS = {
     "skip": steering.skip,

@@ -132,6 +132,9 @@ def test_an_act_is_explained_then_confirmed_then_done(admin_client, admin_user, 
     assert operation.reason == ("" if action == "edit" else "because")
     entry = LogEntry.objects.get(object_id=str(run.pk))
     assert str(acts.ACTS[action].label) in entry.get_change_message()
+    # What is erased must not stand there still.
+    assert "because" not in entry.change_message
+    assert entry.object_repr == f"{run.sequence} {run.pk}"
 
 
 @pytest.mark.parametrize("action", acts.ACTS)

@@ -688,6 +688,14 @@ def test_resume_and_erase_are_there_too():
     assert (fresh(run).status, fresh(run).data) == ("succeeded", {})
 
 
+@pytest.mark.parametrize(("words", "key"), [([], None), (["--keep-key"], "order-1")])
+def test_erase_frees_the_key_unless_it_is_kept(words, key):
+    run = order().start({"n": 1}, key="order-1").run
+    drain()
+    sequences("erase", run.pk, *words)
+    assert (fresh(run).key, fresh(run).data) == (key, {})
+
+
 def test_an_act_that_is_refused_says_why_and_ends_with_one():
     cls = order()
     bad, run = failed(cls), cls.start({}).run

@@ -1,3 +1,4 @@
+import json
 import uuid
 from datetime import timedelta
 
@@ -5,7 +6,7 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth import get_user_model
 
-from sequences import Abort, Sequence, event, repeat, step
+from sequences import Abort, Sequence, event, repeat, step, subsequence
 from sequences.exceptions import InvalidData, InvalidTransition, UnknownStep
 from sequences.models import Operation, RunStatus, SequenceRun, StepFailure, StepRun
 from sequences.testing import assert_ledger, clock, drain, isolate_sequences
@@ -1065,6 +1066,76 @@ def test_erase_blanks_all_that_a_run_has_stored_of_its_data():
         ("erase", None, None),
     ]
     assert ledger(run) == {"one": "succeeded", "two": "succeeded"}
+
+
+def family():
+    """A sequence whose child has a child, each with data and a reason of its own."""
+
+    class Inner(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def pay(self):
+            self.data["inner"] = "Ada"
+            return "Ada"
+
+    class Outer(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        inner = subsequence(Inner, data=lambda self: {"name": "Ada"})
+
+    class Family(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        outer = subsequence(Outer, data=lambda self: {"name": "Ada"})
+
+        @step(after=[], max_retries=0)
+        def beside(self):
+            raise ValueError("Ada")
+
+    return Family
+
+
+def everything():
+    """All that is stored of any run, as text."""
+    models = (SequenceRun, StepRun, StepFailure, Operation)
+    return json.dumps([list(model.objects.values()) for model in models], default=str)
+
+
+@pytest.mark.parametrize("keep_key", [False, True])
+def test_erase_leaves_nothing_in_children_keys_and_reasons(keep_key):
+    run = family().start({"name": "Ada"}, key="Ada", unique="ever").run
+    drain()
+    for one in SequenceRun.objects.all():
+        one.edit({**one.data, "more": "Ada"}, by="joan", reason="Ada has called")
+    fresh(run).erase(keep_key=keep_key, by="joan", reason="she has asked for it")
+    assert SequenceRun.objects.count() == 3
+    assert everything().count("Ada") == (2 if keep_key else 0)
+    assert fresh(run).key == ("Ada" if keep_key else None)
+    last = fresh(run).operations.last()
+    assert (last.by, last.reason) == ("joan", "she has asked for it")
+    below = Operation.objects.exclude(run=run.pk).filter(action=last.action)
+    assert set(below.values_list("by", "reason")) == {("joan", f"so is run {run.pk} above it")}
+    again = family().start({}, key="Ada", unique="ever").run
+    assert (again.pk == run.pk) == keep_key
+
+
+def test_nothing_is_erased_while_a_run_below_has_not_ended():
+    run = family().start({"name": "Ada"}).run
+    perform(claim(run, "outer"))
+    fail(claim(run, "beside"), error=ValueError("Ada"))
+    assert fresh(run).status == "failed"
+    before = everything()
+    with pytest.raises(InvalidTransition, match="below it is running"):
+        fresh(run).erase()
+    assert everything() == before
+    child = SequenceRun.objects.get(parent__run=run.pk)
+    child.cancel()
+    fresh(run).erase()
+    assert "Ada" not in everything()
 
 
 # --- beside a failed step

@@ -67,6 +67,15 @@ class CancelForm(ActForm):
     field_order = ("undo", "reason")
 
 
+class EraseForm(ActForm):
+    """Whether others may start with the key again."""
+
+    keep_key = forms.BooleanField(
+        label=_("Keep the key, so that no other run can be started with it"), required=False
+    )
+    field_order = ("keep_key", "reason")
+
+
 class DeliverForm(ActForm):
     """What comes with the event."""
 

@@ -176,7 +176,7 @@ class ManyRuns(RunActs):
             if not counts:
                 report.skipped[_("it was delivered before")].append(run)
                 return
-            self.log_change(request, run, _told(act, cleaned))
+            self.log_change(request, run, _title(act, cleaned))
             report.done += 1
 
     def _tell(self, request: HttpRequest, act: acts.Act, report: Report) -> None:
@@ -235,10 +235,8 @@ def _reason(error: InvalidTransition) -> str:
     return _("it is %(status)s, and must be %(allowed)s") % values
 
 
-def _told(act: acts.Act, cleaned: dict[str, Any]) -> str:
-    title = f"{act.label}: {cleaned['step']}" if act.on_step else str(act.label)
-    reason = cleaned.get("reason")
-    return f"{title} ({reason})" if reason else title
+def _title(act: acts.Act, cleaned: dict[str, Any]) -> str:
+    return f"{act.label}: {cleaned['step']}" if act.on_step else str(act.label)
 
 
 def _no_step() -> str:

@@ -190,6 +190,20 @@ class Deliver(Acting):
         return f"Run {run.pk} has a delivery of {given[0]!r} already, and the first one counts."
 
 
+class Erase(Acting):
+    """Erase, perhaps without its key."""
+
+    name, action = "erase", "erase"
+    help = "Blank data, results, texts of failures, reasons and the key, for good."
+
+    def add_options(self, parser: ArgumentParser) -> None:
+        keep = "keep the key, so that no other run starts with it"
+        parser.add_argument("--keep-key", action="store_true", help=keep)
+
+    def keywords(self, options: Namespace) -> dict[str, Any]:
+        return {**super().keywords(options), "keep_key": options.keep_key}
+
+
 def _acting(action: str, told: str) -> Callable[[BaseCommand], Acting]:
     """The class of an act that takes nothing of its own."""
     name = action.replace("_", "-")
@@ -259,5 +273,5 @@ TASKS: list[Callable[[BaseCommand], Task]] = [
     _acting("restart_from", "Perform a step again, and all that come after it."),
     Deliver,
     Edit,
-    _acting("erase", "Blank data, results and the texts of failures, for good."),
+    Erase,
 ]

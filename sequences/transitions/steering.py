@@ -24,13 +24,12 @@ from ..models import (
     Operation,
     RunStatus,
     SequenceRun,
-    StepFailure,
     StepRun,
     StepStatus,
 )
 from ..plan import ASIDE, Plan
 from ..redaction import redact
-from . import children, commits, fanout, plans, runs, starts, times, undoing
+from . import children, commits, erasing, fanout, plans, runs, starts, times, undoing
 from .locks import lock_run, transact
 from .values import Dispatch, dispatch_of, new_row
 
@@ -541,17 +540,36 @@ def edit(
     return _act(run_id, deed, using, function)
 
 
-def erase(run_id: UUID, deed: Deed, using: str) -> list[Dispatch]:
-    """Blank what the run has stored of its data, for good."""
+def erase(run_id: UUID, deed: Deed, using: str, *, keep_key: bool = False) -> list[Dispatch]:
+    """Blank what the run, and those that it has started, have stored of their data, for good."""
 
     def function(locked: _Locked) -> list[Dispatch]:
         locked.allow(*_FINISHED_RUN)
+        below = erasing.lock_below(run_id, using)
+        _refuse_unfinished(locked, below)
+        ids = [child.pk for child in below]
+        erasing.blank([run_id, *ids], locked.now, using, keep_key=keep_key)
         locked.run.data, locked.run.inbox = {}, {}
-        locked.steps().update(payload=None, result=None, progress=None)
-        failures = StepFailure._base_manager.using(using).filter(run=run_id)
-        failures.update(message="", traceback="")
-        operations = Operation._base_manager.using(using).filter(run=run_id)
-        operations.update(before=None, after=None)
+        if not keep_key:
+            locked.run.held_key = None
+        reason = f"so is run {run_id} above it"
+        Operation._base_manager.using(using).bulk_create(
+            Operation(run_id=pk, action=deed.action, by=deed.by, reason=reason, done_at=locked.now)
+            for pk in ids
+        )
         return []
 
     return _act(run_id, deed, using, function)
+
+
+def _refuse_unfinished(locked: _Locked, below: list[SequenceRun]) -> None:
+    child = next((child for child in below if not child.is_finished), None)
+    if child is not None:
+        raise InvalidTransition(
+            f"Cannot erase run {locked.run.pk}: run {child.pk} below it is {child.status}, and "
+            "would go on without its data. Cancel that one, or wait for its end.",
+            action=locked.deed.action,
+            run=locked.run.pk,
+            status=child.status,
+            allowed="above finished runs only",
+        )

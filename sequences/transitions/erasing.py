@@ -1,0 +1,62 @@
+"""What runs have stored of their data is blanked, and that of the runs that they have started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+from django.db.models import F
+
+from ..models import Operation, SequenceRun, StepFailure, StepRun
+
+T = TypeVar("T")
+
+#: Ids in one statement.
+CHUNK = 500
+
+
+def lock_below(run_id: UUID, using: str) -> list[SequenceRun]:
+    """Its children, and theirs, locked: from above, and each level in order of id."""
+    found: list[SequenceRun] = []
+    level = [run_id]
+    while level:
+        below = list(_children(level, using))
+        found += below
+        level = [run.pk for run in below]
+    return found
+
+
+def _children(above: Sequence[UUID], using: str) -> Iterator[SequenceRun]:
+    steps = StepRun._base_manager.using(using).filter(kind="subsequence")
+    runs = SequenceRun._base_manager.using(using).order_by("pk").only("status")
+    parents = [
+        pk
+        for part in _chunks(above)
+        for pk in steps.filter(run__in=part).values_list("pk", flat=True)
+    ]
+    # In order over all parts: two that lock the same runs must not wait for each other.
+    ids = [pk for part in _chunks(parents) for pk in runs.filter(parent__in=part).values_list("pk")]
+    for part in _chunks(sorted(pk for (pk,) in ids)):
+        yield from runs.filter(pk__in=part).select_for_update()
+
+
+def blank(run_ids: Sequence[UUID], now: datetime, using: str, *, keep_key: bool) -> None:
+    """Data, deliveries, payloads, results, progress, texts of failures, reasons; and keys."""
+    keys: dict[str, Any] = {} if keep_key else {"key": None, "held_key": None}
+    for part in _chunks(run_ids):
+        SequenceRun._base_manager.using(using).filter(pk__in=part).update(
+            data={}, inbox={}, version=F("version") + 1, updated_at=now, **keys
+        )
+        StepRun._base_manager.using(using).filter(run__in=part).update(
+            payload=None, result=None, progress=None
+        )
+        StepFailure._base_manager.using(using).filter(run__in=part).update(message="", traceback="")
+        Operation._base_manager.using(using).filter(run__in=part).update(
+            before=None, after=None, reason=""
+        )
+
+
+def _chunks(found: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (found[start : start + CHUNK] for start in range(0, len(found), CHUNK))
