@@ -208,7 +208,7 @@ def test_a_long_name_is_cut_to_its_column():
 
 
 def test_the_async_twins_do_the_same():
-    run = run_in("running")
+    run, reasons = run_in("running"), []
 
     async def acts():
         await run.apause(by="a")
@@ -218,7 +218,8 @@ def test_the_async_twins_do_the_same():
         await run.afinish(by="e")
         await run.arestart_from("one", by="f")
         await run.acancel(by="g")
-        await run.aerase(by="h")
+        reasons.append(await run.operations.aget(action="skip"))
+        await run.aerase(by="h", reason="gone")
 
     async_to_sync(acts)()
     done = run.operations.values_list("action", "by")
@@ -232,7 +233,8 @@ def test_the_async_twins_do_the_same():
         ("cancel", "g"),
         ("erase", "h"),
     ]
-    assert run.operations.get(action="skip").reason == "why"
+    assert [one.reason for one in reasons] == ["why"]
+    assert run.operations.get(action="erase").reason == "gone"
     failed = run_in("failed")
     async_to_sync(failed.aretry)(by="i")
     assert (failed.status, failed.operations.get().by) == ("running", "i")
