@@ -10,7 +10,7 @@ import pytest
 import yaml
 from django.db.backends.mysql.features import DatabaseFeatures as MySQLFeatures
 from django.db.backends.postgresql.features import DatabaseFeatures as PostgreSQLFeatures
-from django.db.backends.sqlite3.features import DatabaseFeatures as SQLiteFeatures
+from django.db.backends.sqlite3.base import DatabaseFeatures as SQLiteFeatures
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
