@@ -177,6 +177,18 @@ class Failure:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one ``item`` of a fan-out has ended: its ``status``, and its ``result`` if it succeeded.
+
+    Of a subsequence, ``item`` is the id of the child run and ``result`` is its data.
+    """
+
+    item: Any
+    status: str
+    result: Any
+
+
 class StepContext(Protocol):
     """What a step that is being performed can ask the engine for."""
 
@@ -188,6 +200,7 @@ class StepContext(Protocol):
     def idempotency_key(self) -> str: ...
     def result(self, name: str, default: Any) -> Any: ...
     def results(self, name: str) -> Iterator[Any]: ...
+    def outcomes(self, name: str) -> Iterator[Outcome]: ...
     def progress(self, done: float | None, total: float | None, text: str) -> None: ...
     def failure(self) -> Failure | None: ...
 
@@ -454,8 +467,12 @@ class Sequence(Generic[D], metaclass=SequenceType):
         return self._in_step("result").result(name_of(step), default)
 
     def results(self, step: Step[Any] | str) -> Iterator[Any]:
-        """What the items of an earlier step returned, in order."""
+        """What the items of an earlier step returned, in order; only those that succeeded."""
         return self._in_step("results").results(name_of(step))
+
+    def outcomes(self, step: Step[Any] | str) -> Iterator[Outcome]:
+        """The items of an earlier step with how each has ended, in order; none is left out."""
+        return self._in_step("outcomes").outcomes(name_of(step))
 
     def progress(
         self, done: float | None = None, total: float | None = None, text: str = ""

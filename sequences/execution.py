@@ -95,6 +95,7 @@ class Life:
             raise SkipMessage(f"Step run {self.step_run_id} is not to be had.")
         plans.forget_unless_of(self.claim.sequence, self.claim.plan_id, self.using)
         self._check_message(self.claim)
+        self._find_place(self.claim)
         return Attempt(self.claim, self.using).make()
 
     def _check_message(self, claim: Claim) -> None:
@@ -131,6 +132,18 @@ class Life:
     def _make_room(self) -> None:
         if suspects.leave(self.token):
             suspects.call_next(self.using)
+
+    def _find_place(self, claim: Claim) -> None:
+        """An item that has waited for a time of its own needs a place among the others again."""
+        if not claim.is_item or claim.due_at is None:
+            return
+        try:
+            if fanout.find_place(claim, self.using):
+                return
+        except ClaimLost:
+            raise SkipMessage(f"Step run {self.step_run_id} was taken away.") from None
+        dispatching.send(fanout.look(claim.run_id, claim.step, self.using))
+        raise SkipMessage(f"Step run {self.step_run_id} waits for a place among its siblings.")
 
     def recover(self, interrupt: Interrupt) -> list[Dispatch]:
         """A time limit or a shutdown has struck in `live`, or later. The row says where.
@@ -171,7 +184,9 @@ class Life:
         in_hand = _in_hand(claim)
         current.failed(in_hand)
         failure = in_hand.without_secrets(failures.Failure.of(interrupt))
-        return failures.record(claim, failure, final=False, using=self.using) is not None
+        ready = failures.record(claim, failure, final=False, using=self.using)
+        dispatching.send(ready or [])
+        return ready is not None
 
     def _queued_from(self, row: StepRun) -> list[Dispatch]:
         """What is queued of this step and of all that comes after it, not only next.

@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from . import conf, heartbeat, registry, starting, tracing, typed
 from . import data as json_data
-from .definition import Definition, Event, Failure, Finish, Repeat, Step, Subsequence
+from .definition import Definition, Event, Failure, Finish, Outcome, Repeat, Step, Subsequence
 from .exceptions import (
     Abort,
     ChildrenFailed,
@@ -28,6 +28,7 @@ from .exceptions import (
     did_you_mean,
 )
 from .models import PLAIN, UNFINISHED_RUN, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
+from .plan import Node
 from .texts import class_name, first_line
 from .transitions import children, claims, failures, fanout, plans, times
 from .transitions.values import Change, Claim, FanOut
@@ -316,22 +317,36 @@ class Bound:
 
     def results(self, name: str) -> Iterator[Any]:
         """What its items returned, or it itself, in order."""
-        rows = self._rows(name).filter(status=StepStatus.SUCCEEDED).order_by("item")
-        kind = plans.load(self.claim.plan_id, self.using).node(name).kind
-        if kind == "subsequence":
-            parent = self._rows(name).filter(item=PLAIN).values_list("pk", flat=True).first()
-            ended = children.ended(parent, self.using).filter(status=RunStatus.SUCCEEDED)
-            return ended.values_list("data", flat=True).iterator(chunk_size=1000)
-        if kind == "each":
-            rows = rows.filter(item__gt=PLAIN)
-        return (row.result for row in rows.iterator(chunk_size=1000))
+        succeeded = StepStatus.SUCCEEDED  # of a child, too
+        return (one.result for one in self._outcomes(name, status=succeeded))
 
-    def _rows(self, name: str) -> Any:
+    def outcomes(self, name: str) -> Iterator[Outcome]:
+        """How its items have ended, or it itself, in order."""
+        return self._outcomes(name)
+
+    def _outcomes(self, name: str, **conditions: Any) -> Iterator[Outcome]:
+        kind = self._node(name).kind
+        rows: Any = self._rows(name).order_by("item")
+        columns = ["payload", "status", "result"]
+        if kind == "subsequence":
+            parent = rows.filter(item=PLAIN).values_list("pk", flat=True).first()
+            rows, columns = children.ended(parent, self.using), ["pk", "status", "data"]
+        elif kind == "each":
+            rows = rows.filter(item__gt=PLAIN)
+        found = rows.filter(**conditions).values_list(*columns)
+        return (Outcome(*values) for values in found.iterator(chunk_size=1000))
+
+    def _node(self, name: str) -> Node:
         plan = plans.load(self.claim.plan_id, self.using)
-        if plan.get(name) is None:
+        node = plan.get(name)
+        if node is None:
             raise UnknownStep(
                 sequence=self.claim.sequence, step=name, mend=did_you_mean(name, plan.names)
             )
+        return node
+
+    def _rows(self, name: str) -> Any:
+        self._node(name)
         return StepRun._base_manager.using(self.using).filter(run=self.claim.run_id, step=name)
 
     def failure(self) -> Failure | None:

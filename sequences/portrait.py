@@ -6,7 +6,7 @@ The admin, the pages of a project and the command line all show what stands here
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -35,6 +35,10 @@ from .transitions import plans, times
 
 #: The status of a step that the run has not come to.
 NOT_BEGUN = ""
+#: How an item has ended that was performed; one that was cancelled, or skipped, was not.
+_PERFORMED = (StepStatus.SUCCEEDED, StepStatus.FAILED)
+#: Items whose own progress is read: more than this are rarely under way.
+MAX_TELLING_ITEMS = 1000
 #: Columns that may be large, and that no list shows.
 HEAVY = ("data", "inbox")
 
@@ -48,6 +52,8 @@ class StepPortrait:
     row: StepRun | None
     #: Of a fan-out, and of the undo of one: how many items there are of each status.
     items: Mapping[str, int] = field(default_factory=dict)
+    #: What the unfinished items of a fan-out have told of themselves, in their order.
+    told_by_items: tuple[Mapping[str, Any], ...] = ()
     #: What its declaration calls it.
     declared_label: str = ""
     #: The newest loss of a worker in it, if it was lost since its last attempt has ended.
@@ -100,19 +106,31 @@ class StepPortrait:
     @property
     def progress(self) -> tuple[float, float] | None:
         """How much of how much is done: of the items, or what the step has told. None: unknown."""
-        if self.node.kind == "each" and self.items:
-            count = sum(self.items.values())
-            return count - sum(self.items.get(status, 0) for status in UNFINISHED_STEP), count
-        told = self._told
-        done, total = told.get("done"), told.get("total")
-        if _is_amount(done) and _is_amount(total) and total > 0:
-            return done, total
-        return None
+        if self._counts_items:
+            return sum(self.items.get(status, 0) for status in _PERFORMED), self._item_count
+        return _amount_of(self._told)
+
+    @property
+    def fraction(self) -> float | None:
+        """The same as a part of one; items under way count by what they have told."""
+        if (amount := self.progress) is None:
+            return None
+        done, total = amount
+        return min((done + sum(map(_part_of, self.told_by_items))) / total, 1.0)
 
     @property
     def progress_text(self) -> str:
-        """What the step has told of itself, without secrets."""
-        return hide(str(self._told.get("text") or ""), self.secrets)
+        """What the step has told of itself, or its first item that is under way; no secrets."""
+        told = next((told for told in (self._told, *self.told_by_items) if told.get("text")), {})
+        return hide(str(told.get("text") or ""), self.secrets)
+
+    @property
+    def _counts_items(self) -> bool:
+        return self.node.kind == "each" and bool(self.items)
+
+    @property
+    def _item_count(self) -> int:
+        return sum(self.items.values())
 
     @property
     def _told(self) -> Mapping[str, Any]:
@@ -206,8 +224,7 @@ class Portrait:
         if not self.is_readable:
             return 0.0
         running = [step for step in self.steps if step.status in UNFINISHED_STEP]
-        parts = [step.progress for step in running if not step.node.aside]
-        share = sum(min(part[0] / part[1], 1.0) for part in parts if part)
+        share = sum(step.fraction or 0.0 for step in running if not step.node.aside)
         return min((self.done + share) / self.total, 1.0)
 
     @property
@@ -224,6 +241,18 @@ class Portrait:
     def duration(self) -> timedelta:
         """From its start to its end, or until now."""
         return (self.run.finished_at or self.now) - self.run.created_at
+
+
+def _amount_of(told: Mapping[str, Any]) -> tuple[float, float] | None:
+    done, total = told.get("done"), told.get("total")
+    if _is_amount(done) and _is_amount(total) and total > 0:
+        return done, total
+    return None
+
+
+def _part_of(told: Mapping[str, Any]) -> float:
+    done, total = _amount_of(told) or (0.0, 1.0)
+    return min(done / total, 1.0)
 
 
 def _is_amount(value: Any) -> TypeGuard[float]:
@@ -247,8 +276,8 @@ def of(run: SequenceRun, *, failures: bool = True) -> Portrait:
     """This run, with the counts of its fan-outs' items.
 
     Three queries: the time, its steps, its newest failure (which ``failures=False`` leaves out).
-    One more each for a failure that there is, the items of a fan-out, and a plan that is new to
-    this process.
+    One more each for a failure that there is, the items of a fan-out, what those have told that
+    are under way, and a plan that is new to this process.
     """
     return of_many([run], items=True, failures=failures)[0]
 
@@ -262,10 +291,11 @@ def of_many(
     known = plans.load_many((run.plan_id for run in runs), using)
     rows = _rows([run.pk for run in runs], using)
     fanned = [run.pk for run in runs if items and _fans_out(known[run.plan_id])]
-    counts = _counts(fanned, using) if fanned else {}
+    counts, telling = _counts(fanned, using) if fanned else ({}, set())
+    told = _told_by_items(telling, using) if telling else {}
     newest = _newest_failures([run.pk for run in runs], using) if failures else {}
     losses = _losses(rows, using)
-    secrets = _secrets_of(runs, newest.keys() | _telling(rows), using)
+    secrets = _secrets_of(runs, newest.keys() | _telling(rows) | told.keys(), using)
     for failure in newest.values():
         _hide(failure, secrets[failure.run_id])
     return [
@@ -273,7 +303,13 @@ def of_many(
             run,
             plan := known[run.plan_id],
             _steps(
-                run, plan, rows.get(run.pk, {}), counts.get(run.pk, {}), losses, secrets[run.pk]
+                run,
+                plan,
+                rows.get(run.pk, {}),
+                counts.get(run.pk, {}),
+                told.get(run.pk, {}),
+                losses,
+                secrets[run.pk],
             ),
             newest.get(run.pk),
             now,
@@ -299,12 +335,30 @@ def _losses(rows: Mapping[UUID, Mapping[str, StepRun]], using: str) -> dict[int,
     return newest_losses(lost, using) if lost else {}
 
 
-def _counts(ids: Collection[UUID], using: str) -> dict[UUID, dict[str, dict[str, int]]]:
+def _counts(
+    ids: Collection[UUID], using: str
+) -> tuple[dict[UUID, dict[str, dict[str, int]]], set[UUID]]:
+    """How many items there are of each status, and the runs where one under way has told of it."""
     rows = StepRun.objects.using(using).filter(run__in=ids, item__gt=PLAIN)
     found: dict[UUID, dict[str, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
-    grouped = rows.order_by().values_list("run", "step", "status").annotate(count=Count("pk"))
-    for run_id, step, status, count in grouped:
+    telling = set()
+    grouped = rows.order_by().values_list("run", "step", "status")
+    for run_id, step, status, count, told in grouped.annotate(Count("pk"), Count("progress")):
         found[run_id][step][status] = count
+        if told and status in UNFINISHED_STEP:
+            telling.add(run_id)
+    return found, telling
+
+
+def _told_by_items(
+    ids: Collection[UUID], using: str
+) -> dict[UUID, dict[str, list[Mapping[str, Any]]]]:
+    found: dict[UUID, dict[str, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    rows = StepRun.objects.using(using).filter(run__in=ids, item__gt=PLAIN, kind="item")
+    rows = rows.filter(status__in=UNFINISHED_STEP, progress__isnull=False).order_by("item")
+    for run_id, step, told in rows.values_list("run", "step", "progress")[:MAX_TELLING_ITEMS]:
+        if isinstance(told, dict):
+            found[run_id][step].append(told)
     return found
 
 
@@ -320,6 +374,7 @@ def _steps(
     plan: Plan,
     rows: Mapping[str, StepRun],
     items: Mapping[str, Mapping[str, int]],
+    told: Mapping[str, Sequence[Mapping[str, Any]]],
     losses: Mapping[int, StepLoss],
     secrets: frozenset[str],
 ) -> tuple[StepPortrait, ...]:
@@ -330,6 +385,7 @@ def _steps(
             node,
             rows.get(node.name),
             items.get(node.name, {}),
+            tuple(told.get(node.name, ())),
             labels.get(node.name, ""),
             losses.get(row.pk) if (row := rows.get(node.name)) is not None else None,
             secrets,

@@ -165,6 +165,7 @@ class Status:
             "label": self.label(step),
             "status": step.status,
             "progress": step.progress,
+            "fraction": None if step.fraction is None else round(step.fraction, 4),
             "text": self._told(step),
         }
 

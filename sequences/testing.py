@@ -20,7 +20,7 @@ from dramatiq import Broker, Message
 from dramatiq.middleware import Middleware, Retries
 
 from . import conf, dispatching, handover, jobs, registry
-from .definition import Sequence
+from .definition import Outcome, Sequence
 from .middleware import SequencesMiddleware
 from .models import SequenceRun, StepFailure, StepRun, StepStatus
 from .transitions import children, news, plans, times
@@ -187,6 +187,9 @@ class _Alone:
         return default
 
     def results(self, name: str) -> Iterator[Any]:
+        return iter(())
+
+    def outcomes(self, name: str) -> Iterator[Outcome]:
         return iter(())
 
     def failure(self) -> None:

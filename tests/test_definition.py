@@ -69,6 +69,9 @@ class Context:
     def results(self, name):
         return iter([f"results of {name}"])
 
+    def outcomes(self, name):
+        return iter([f"outcomes of {name}"])
+
     def progress(self, done, total, text):
         self.seen.append((done, total, text))
 
@@ -531,6 +534,7 @@ def test_inside_a_step_the_engine_answers():
     assert (order.step_run, order.attempt, order.idempotency_key) == ("the row", 2, "key-1")
     assert order.result(cls.pay, 7) == order.result("pay", 7) == ("result of pay", 7)
     assert list(order.results(cls.pay)) == ["results of pay"]
+    assert list(order.outcomes(cls.pay)) == ["outcomes of pay"]
     order.progress(1, 2, "half")
     order.progress()
     assert context.seen == [(1, 2, "half"), (None, None, "")]
@@ -543,6 +547,7 @@ def test_inside_a_step_the_engine_answers():
         ("idempotency_key", lambda order: order.idempotency_key),
         ("result", lambda order: order.result("pay")),
         ("results", lambda order: order.results("pay")),
+        ("outcomes", lambda order: order.outcomes("pay")),
         ("progress", lambda order: order.progress(1)),
     ],
 )

@@ -1,12 +1,16 @@
+from contextlib import suppress
 from datetime import timedelta
 from itertools import count
+from random import Random
 
 import pytest
+from dramatiq.middleware import SkipMessage
 
-from sequences import Abort, Sequence, finish, on_failure, repeat, step
+from sequences import Abort, Sequence, dispatching, finish, on_failure, repeat, step
 from sequences.exceptions import InvalidDefinition
+from sequences.execution import Life
 from sequences.models import SequenceRun, StepFailure, StepRun
-from sequences.testing import assert_ledger, drain, run
+from sequences.testing import assert_ledger, clock, drain, run
 from sequences.transitions import failures, fanout
 from tests.engine import fresh, perform, sent, take
 
@@ -177,6 +181,31 @@ def test_some_items_may_fail(allowed, status):
         assert sequence.data["results"] == list(range(2, 10))
 
 
+def test_outcomes_pair_each_item_with_its_result_where_some_have_failed():
+    class Album(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 0
+
+        @step(each="photos", allow_failed=True)
+        def resize(self, photo):
+            if photo == "b":
+                raise ValueError("broken")
+            return None if photo == "c" else photo.upper()
+
+        @step
+        def publish(self):
+            self.data["outcomes"] = [
+                [one.item, one.status, one.result] for one in self.outcomes(Album.resize)
+            ]
+
+    assert run(Album, photos=["a", "b", "c"]).data["outcomes"] == [
+        ["a", "succeeded", "A"],
+        ["b", "failed", None],
+        ["c", "succeeded", None],
+    ]
+
+
 def test_data_cannot_be_changed_in_an_item_and_a_write_says_so():
     class Writes(Sequence):
         class Meta:
@@ -228,7 +257,7 @@ def test_no_more_items_are_in_flight_than_may_be():
     assert fresh(run).data["results"] == [0, 1, 4, 9, 16]
 
 
-def test_an_item_that_repeats_itself_keeps_its_place():
+def test_an_item_that_repeats_itself_at_once_keeps_its_place():
     class Repeats(Sequence):
         class Meta:
             app_label = "shop"
@@ -245,11 +274,171 @@ def test_an_item_that_repeats_itself_keeps_its_place():
     assert [row.result for row in items(run)] == [0, 1]
 
 
-def test_a_retrying_item_keeps_its_place():
-    run = started(fan_out(concurrency=1, max_retries=3), numbers=[0, 1])
-    items(run, item=0).update(status="retrying")
-    assert fanout.look(run.pk, "square", "default") == []
-    assert items(run).get(item=1).status == "waiting"
+def polls(**options):
+    class Polls(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step(each="numbers", **options)
+        def square(self, item):
+            if self.step_run.repeats == 0:
+                return repeat(after=timedelta(hours=1))
+            return item * item
+
+        @step
+        def add_up(self):
+            self.data["results"] = list(self.results("square"))
+
+    return Polls
+
+
+def test_an_item_that_waits_to_repeat_itself_leaves_its_place_to_another():
+    run = started(polls(concurrency=1), numbers=[0, 1, 2])
+    (released,) = perform(claim_item(run, 0))
+    assert released.step_run_id == items(run).get(item=1).pk
+    (released,) = perform(claim_item(run, 1))
+    assert released.step_run_id == items(run).get(item=2).pk
+    assert [row.status for row in items(run)] == ["waiting", "waiting", "queued"]
+
+
+def test_an_item_that_comes_back_waits_for_a_place():
+    run = started(polls(concurrency=1), numbers=[0, 1])
+    with clock() as moving:
+        perform(claim_item(run, 0))
+        second = claim_item(run, 1)
+        moving.move(timedelta(hours=1))
+        first = items(run).get(item=0)
+        with pytest.raises(SkipMessage):
+            Life(first.pk, 0, "default").live()
+        first.refresh_from_db()
+        assert (first.status, first.due_at, first.wake_at) == ("waiting", None, None)
+        (released,) = perform(second)
+        assert released.step_run_id == first.pk
+        drain()
+        moving.move(timedelta(hours=1))
+        drain()
+    assert fresh(run).data["results"] == [0, 1]
+
+
+def test_an_item_that_finds_a_place_has_it():
+    run = started(polls(concurrency=1), numbers=[0, 1])
+    with clock() as moving:
+        perform(claim_item(run, 0))
+        perform(claim_item(run, 1))
+        moving.move(timedelta(hours=1))
+        first = items(run).get(item=0)
+        Life(first.pk, 0, "default").live()
+        second = items(run).get(item=1)
+        claimed = claim_item(run, 1)
+        assert fanout.find_place(claimed, "default")
+        second.refresh_from_db()
+        assert (second.status, second.due_at) == ("running", None)
+
+
+def test_a_place_that_became_free_meanwhile_is_found_by_the_look_that_follows(monkeypatch):
+    run = started(polls(concurrency=1), numbers=[0, 1])
+    find_place = fanout.find_place
+
+    def just_before_the_other_ends(claim, using):
+        found = find_place(claim, using)
+        items(run, item=1).update(status="succeeded", wake_at=None)  # it saw no item held
+        return found
+
+    with clock() as moving, dispatching.caught() as caught:
+        perform(claim_item(run, 0))
+        claim_item(run, 1)
+        moving.move(timedelta(hours=1))
+        monkeypatch.setattr(fanout, "find_place", just_before_the_other_ends)
+        with pytest.raises(SkipMessage):
+            Life(items(run).get(item=0).pk, 0, "default").live()
+    assert [one.step_run_id for one in caught] == [items(run).get(item=0).pk]
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 3])
+def test_no_more_items_are_performed_at_once_whoever_comes_back(concurrency):
+    """Each item fails once and then repeats itself twice, in an order of chance."""
+    chance = Random(concurrency)
+
+    class Flaky(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 5
+
+        @step(each=lambda self: range(5), concurrency=concurrency)
+        def square(self, item):
+            if self.attempt == 1:
+                raise ValueError("not yet")
+            return repeat(after=60_000) if self.step_run.repeats < 2 else item * item
+
+        @step
+        def add_up(self):
+            self.data["results"] = list(self.results("square"))
+
+    run = started(Flaky)
+    claimed = {}
+    with clock() as moving, dispatching.caught():
+        for _ in range(2000):
+            if own(run).status != "waiting":
+                break
+            due = items(run, wake_at__isnull=False).exclude(status="running")
+            rows = [row for row in due if row.pk not in claimed]
+            row = chance.choice([*rows, *claimed] or [None])
+            if row is None:
+                moving.move(timedelta(minutes=1))
+            elif isinstance(row, StepRun):
+                claim = take(row.pk, row.attempts)
+                if claim is None:
+                    moving.move(timedelta(minutes=1))
+                elif claim.due_at is None or fanout.find_place(claim, "default"):
+                    claimed[row.pk] = claim
+                else:
+                    fanout.look(run.pk, "square", "default")
+            else:
+                with suppress(ValueError):
+                    perform(claimed.pop(row))
+            assert len(claimed) <= concurrency
+        drain()
+    assert fresh(run).data["results"] == [0, 1, 4, 9, 16]
+
+
+def test_a_retrying_item_leaves_its_place_to_another():
+    def body(item):
+        if item == 0:
+            raise ValueError("not yet")
+        return item
+
+    run = started(fan_out(concurrency=1, max_retries=3, body=body), numbers=[0, 1])
+    first = claim_item(run, 0)
+    with dispatching.caught() as caught, pytest.raises(ValueError, match="not yet"):
+        perform(first)
+    assert [one.step_run_id for one in caught] == [items(run).get(item=1).pk]
+    assert [row.status for row in items(run)] == ["retrying", "queued"]
+
+
+def test_a_person_who_retries_the_waiting_items_gives_them_no_places():
+    def body(item):
+        raise ValueError("not yet")
+
+    run = started(fan_out(concurrency=1, max_retries=3, body=body), numbers=[0, 1, 2])
+    with dispatching.caught():
+        for index in (0, 1):
+            with pytest.raises(ValueError, match="not yet"):
+                perform(claim_item(run, index))
+    third = claim_item(run, 2)
+    run.retry()
+    assert [row.status for row in items(run)] == ["queued", "queued", "running"]
+    for index in (0, 1):
+        assert not fanout.find_place(claim_item(run, index), "default")
+    with dispatching.caught(), pytest.raises(ValueError, match="not yet"):
+        perform(third)
+    assert [row.status for row in items(run)] == ["queued", "waiting", "retrying"]
+
+
+def test_waiting_items_of_a_wide_fan_out_do_not_stop_the_release_of_others():
+    run = started(polls(), numbers=list(range(fanout.WINDOW + fanout.CHUNK)))
+    for index in range(fanout.CHUNK):
+        perform(claim_item(run, index))
+    assert not items(run, status="waiting", due_at=None).exists()
 
 
 def test_items_that_nobody_released_are_released_by_the_look():

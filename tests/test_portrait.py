@@ -74,6 +74,17 @@ def test_a_fan_out_counts_by_its_items():
     assert shown.fraction == (1 + 0.5) / 4
 
 
+def test_a_cancelled_item_is_not_done():
+    run = started(items=[1, 2, 3, 4])
+    perform(claim(run, "charge"))
+    perform(claim(run, "pack_all"))
+    one = StepRun.objects.filter(run=run.pk, kind="item").order_by("pk")[0]
+    perform(take(one.pk))
+    run.cancel()
+    assert of(run).step("pack_all").items == {"cancelled": 3, "succeeded": 1}
+    assert of(run).step("pack_all").progress == (1, 4)
+
+
 @pytest.mark.parametrize(
     ("told", "progress"),
     [

@@ -15,7 +15,7 @@ from sequences import Abort, Sequence, event, links, on_failure, step
 from sequences.exceptions import SequenceError
 from sequences.models import SequenceRun, StepRun
 from sequences.testing import drain, run
-from tests.engine import change, fail, fresh, perform
+from tests.engine import change, fail, fresh, perform, take
 from tests.engine import claim as claim_step
 
 pytestmark = pytest.mark.django_db
@@ -74,14 +74,23 @@ def test_a_run_that_was_just_started_says_what_comes_first(client, order):
                 "label": "Taking the money",
                 "status": "queued",
                 "progress": None,
+                "fraction": None,
                 "text": "",
             },
-            {"name": "approval", "label": "approval", "status": "", "progress": None, "text": ""},
+            {
+                "name": "approval",
+                "label": "approval",
+                "status": "",
+                "progress": None,
+                "fraction": None,
+                "text": "",
+            },
             {
                 "name": "ship_parcel",
                 "label": "ship parcel",
                 "status": "",
                 "progress": None,
+                "fraction": None,
                 "text": "",
             },
         ],
@@ -127,6 +136,36 @@ def test_what_a_step_tells_is_shown_without_what_is_hidden(client, order):
     assert answer["steps"][0]["progress"] == [3, 12]
     assert answer["steps"][0]["text"] == "Charging ***"
     assert answer["fraction"] == round(0.25 / 3, 4)
+
+
+def test_what_an_item_tells_reaches_the_bar_and_the_answer(client):
+    class Album(Sequence):
+        class Meta:
+            app_label = "shop"
+            redact = ("owner",)
+
+        @step(each=lambda self: ["a", "b", "c"])
+        def resize(self, photo): ...
+
+        @step
+        def publish(self): ...
+
+    run = Album(owner=SECRET).run
+    perform(claim_step(run, "resize"))
+    first, second, _ = run.steps.filter(kind="item").order_by("item")
+    perform(take(first.pk))
+    take(second.pk)
+    told = {"done": 3, "total": 4, "text": f"Resizing for {SECRET}"}
+    StepRun.objects.filter(pk=second.pk).update(progress=told)
+
+    answer = answer_of(client, run.status_url())
+    page = client.get(run.status_url().replace("status", "progress")).content.decode()
+
+    assert answer["steps"][0]["progress"] == [1, 3]
+    assert answer["steps"][0]["fraction"] == round(1.75 / 3, 4)
+    assert answer["steps"][0]["text"] == "Resizing for ***"
+    assert answer["fraction"] == round(1.75 / 3 / 2, 4)
+    assert f'value="{int(175 / 6)}"' in page
 
 
 def test_a_step_that_tells_no_numbers_has_no_amount(client, order):

@@ -187,8 +187,18 @@ def test_some_children_may_fail():
             allow_failed=0.5,
         )
 
+        @step
+        def tell(self):
+            self.data["outcomes"] = [
+                [one.status, one.result["box"]] for one in self.outcomes("parcels")
+            ]
+            self.data["results"] = [one["box"] for one in self.results("parcels")]
+
     failing.add("y")
-    assert run(Parcels).run.status == "succeeded"
+    sequence = run(Parcels)
+    assert sequence.run.status == "succeeded"
+    assert sequence.data["outcomes"] == [["succeeded", "x"], ["failed", "y"]]
+    assert sequence.data["results"] == ["x"]
 
 
 def test_cancelling_the_parent_cancels_its_children_and_theirs():

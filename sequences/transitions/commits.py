@@ -72,6 +72,8 @@ def commit(claim: Claim, change: Change, using: str) -> list[Dispatch]:
             ready += fanout.go_on(run, plan, claim.step, now, using)
         elif change.again is not None or change.receive or change.timed_out:
             ready += _again(claim, change, plan, now, using)
+            if claim.is_item:
+                ready += fanout.leave_place(run, plan, claim, now, using)
     save(run, now, using)
     return ready
 

@@ -96,9 +96,15 @@ def _record(
         return None
     _append(claim.step_run_id, claim, failure, claim.attempts + 1, claim.worker, now, using)
     if not final:
-        return []
+        return _leave_place(run, claim, now, using)
     news.failed(claim.step_run_id, claim.attempts + 1, claim.sequence, using)
     return _fail(run, claim, now, using)
+
+
+def _leave_place(run: SequenceRun, claim: Claim, now: datetime, using: str) -> list[Dispatch]:
+    if not claim.is_item:
+        return []
+    return fanout.leave_place(run, plans.load(run.plan_id, using), claim, now, using)
 
 
 def _received_after_all(

@@ -3,6 +3,10 @@
 An item's commit guards on its own row only, so items never wait for each other. After it, in a
 transaction of its own, somebody looks whether more can be released, or all have ended; a process
 that dies in between leaves the look to the sweep, by the `wake_at` of the step's own row.
+
+An item in flight has a place. One that waits for a time of its own (`repeat(after=…)`, backoff) has
+none, and its `due_at` says so until it has found another place: its claim looks for one, and where
+there is none the item is held, and is the next to be released.
 """
 
 from __future__ import annotations
@@ -40,11 +44,13 @@ CHUNK = 100
 #: Rows of one INSERT.
 BATCH = 1000
 
-#: Of a fan-out's own row: the `total` of items, the `window` of those that may be in flight, and
-#: the `next` one to be released.
+#: Of a fan-out's own row: the `total` of items, the `window` of those that may be in flight, the
+#: `next` one to be released, and how many of those before it are held, having lost their places.
 State = dict[str, int]
 
-_IN_FLIGHT = (StepStatus.QUEUED, StepStatus.RUNNING, StepStatus.RETRYING)
+_HAS_A_PLACE = Q(status=StepStatus.RUNNING) | Q(status=StepStatus.QUEUED, due_at__isnull=True)
+#: A row that is held: neither dispatched, nor waiting for a time.
+_HELD = Q(status=StepStatus.WAITING, due_at__isnull=True)
 
 
 def insert(claim: Claim, items: Iterable[Any], using: str) -> int:
@@ -123,6 +129,46 @@ def after_item(run_id: UUID, step: str, item: int, using: str) -> list[Dispatch]
     return look(run_id, step, using, _share(state, item))
 
 
+def leave_place(
+    run: SequenceRun, plan: Plan, step: Claim | StepRun, now: datetime, using: str
+) -> list[Dispatch]:
+    """This item waits for a time of its own: release another into its place. The run is locked."""
+    state = _state_of(run.pk, step.step, using)
+    if state is None or not _share(state, step.item):
+        return []
+    return go_on(run, plan, step.step, now, using)
+
+
+def find_place(claim: Claim, using: str) -> bool:
+    """Whether an item that comes back from a wait may be performed; if not, it is held.
+
+    Then somebody has to look once more: a place may have become free just before.
+    """
+    return transact(using, lambda: _find_place(claim, using))
+
+
+def _find_place(claim: Claim, using: str) -> bool:
+    state = _state_of(claim.run_id, claim.step, using)
+    if state is None or state["window"] == WINDOW:
+        return True
+    lock_run(claim.run_id, using)
+    own = _own(claim.run_id, claim.step, using)
+    if own is None or not own.payload:
+        raise ClaimLost
+    others = _items(claim.run_id, claim.step, using).exclude(pk=claim.step_run_id)
+    busy = others.filter(_HAS_A_PLACE, wake_at__isnull=False).count()
+    values: dict[str, Any] = {}
+    if held := busy >= own.payload["window"]:
+        own.payload["held"] = own.payload.get("held", 0) + 1
+        own.save(using=using, update_fields=["payload"])
+        values = {"status": StepStatus.WAITING, "token": None, "wake_at": None}
+    rows = StepRun._base_manager.using(using)
+    rows = rows.filter(pk=claim.step_run_id, token=claim.token, status=StepStatus.RUNNING)
+    if not rows.update(**values, due_at=None, ready_at=claim.first_due):
+        raise ClaimLost
+    return not held
+
+
 def _calls_for_a_look(state: State | None, item: int) -> bool:
     # Before all are released most ends call for none: those that are released later come later.
     if state is None:
@@ -139,7 +185,7 @@ def _state_of(run_id: UUID, step: str, using: str) -> State | None:
 
 
 def _releases(state: State) -> bool:
-    return state["next"] < state["total"]
+    return state["next"] < state["total"] or state.get("held", 0) > 0
 
 
 def _share(state: State, item: int) -> int:
@@ -176,7 +222,9 @@ def go_on(
     if own is None or own.status != StepStatus.WAITING or not own.payload:
         return []
     if _releases(own.payload):
-        return _release(own, plan, now, using, more)
+        ready = _release(own, plan, now, using, more)
+        if ready or _releases(own.payload):
+            return ready
     if has_unfinished(run.pk, step, using):
         return []
     own.status, own.queued_at, own.dispatches = StepStatus.QUEUED, now, 0
@@ -192,25 +240,38 @@ def _release(
     state: State = own.payload or {}
     if more is None or state["window"] != WINDOW:
         # Whatever has called for this look: another may have released in its place.
-        busy = items.filter(_is_in_flight(), wake_at__isnull=False).count()
+        busy = items.filter(_HAS_A_PLACE, wake_at__isnull=False).count()
         room = max(state["window"] - busy, 0)
         more = room if more is None else min(more, room)
     if not more:
         return []
-    held = items.filter(item__gte=state["next"], status=StepStatus.WAITING, due_at__isnull=True)
-    rows = list(held.order_by("item")[:more])
-    # Fewer than there was room for: that was the rest.
-    state["next"] = rows[-1].item + 1 if len(rows) == more else state["total"]
+    again = _held_again(items, state, more)
+    rows = _next(items, state, more - len(again))
     own.payload = state
     own.save(using=using, update_fields=["payload"])
-    released = items.filter(pk__in=[row.pk for row in rows])
-    wake_at = now + times.grace()
-    released.update(status=StepStatus.QUEUED, queued_at=now, ready_at=now, wake_at=wake_at)
-    return [dispatch_of(row, plan) for row in rows]
+    queued = {"status": StepStatus.QUEUED, "queued_at": now, "wake_at": now + times.grace()}
+    items.filter(pk__in=[row.pk for row in again]).update(**queued, dispatches=0)
+    items.filter(pk__in=[row.pk for row in rows]).update(**queued, ready_at=now)
+    return [dispatch_of(row, plan) for row in [*again, *rows]]
 
 
-def _is_in_flight() -> Q:
-    return Q(status__in=_IN_FLIGHT) | Q(status=StepStatus.WAITING, due_at__isnull=False)
+def _held_again(items: QuerySet[StepRun], state: State, more: int) -> list[StepRun]:
+    """Those that have been in flight before, and have lost their places since."""
+    if not state.get("held"):
+        return []
+    rows = list(items.filter(_HELD, item__lt=state["next"]).order_by("item")[:more])
+    # Fewer than there was room for: that was the rest. A skip may have ended others.
+    state["held"] = max(state["held"] - len(rows), 0) if len(rows) == more else 0
+    return rows
+
+
+def _next(items: QuerySet[StepRun], state: State, more: int) -> list[StepRun]:
+    if not more or state["next"] >= state["total"]:
+        return []
+    rows = list(items.filter(_HELD, item__gte=state["next"]).order_by("item")[:more])
+    # Likewise.
+    state["next"] = rows[-1].item + 1 if len(rows) == more else state["total"]
+    return rows
 
 
 def reopen(rows: QuerySet[StepRun], using: str) -> None:

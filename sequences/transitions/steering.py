@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from django.db import IntegrityError
-from django.db.models import Q, QuerySet
+from django.db.models import Case, Q, QuerySet, When
 
 from .. import registry
 from ..exceptions import InvalidTransition
@@ -149,7 +149,9 @@ class _Locked:
         rows.filter(kind="event").update(payload=None)
         rows.update(
             status=StepStatus.QUEUED, token=None, attempts=0, lost=0, ready_at=self.now,
-            wake_at=None, due_at=None, finished_at=None,
+            # An item may have lost its place: its claim finds it another.
+            wake_at=None, due_at=Case(When(kind="item", then=self.now), default=None),
+            finished_at=None,
         )  # fmt: skip
 
     def begin_failed_again(self) -> list[Dispatch]:

@@ -2,7 +2,6 @@ import os
 import signal
 import time
 from datetime import timedelta
-
 from pathlib import Path
 from uuid import uuid4
 
