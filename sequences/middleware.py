@@ -72,13 +72,12 @@ class SequencesMiddleware(Middleware):
         # What the message names is not asked: it may name a step that another worker performs.
         if exception is None or delivery is None or delivery.failed is None:
             return
-        step_run_id = delivery.failed.claim.step_run_id
+        claim = delivery.failed.claim
         if message.failed:
-            given_up = failures.give_up(step_run_id, delivery.attempts + 1, None, conf.using())
-            dispatching.send(given_up or [])
+            dispatching.send(failures.give_up(claim, conf.using()) or [])
         else:
             delay = delivery.retry_delay or 0 if delivery.retried else 0
-            failures.set_due(step_run_id, delivery.attempts + 1, delay, conf.using())
+            failures.set_due(claim, delay, conf.using())
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
         """Nothing was claimed, or the claim was lost: the row has its own time and age."""

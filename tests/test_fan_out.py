@@ -675,7 +675,7 @@ def failed(claimed):
     with pytest.raises(ValueError, match="broken"):
         perform(claimed)
     # What Dramatiq's middleware does when the attempts are over.
-    return failures.give_up(claimed.step_run_id, 1, None, "default")
+    return failures.give_up(claimed, "default")
 
 
 @pytest.mark.parametrize("options", [{}, {"concurrency": 2}])

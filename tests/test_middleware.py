@@ -33,8 +33,8 @@ def broken(error=ValueError, **options):
     return Broken
 
 
-def deliver(message):
-    """Process one message as a worker's thread does."""
+def deliver(message, stall=lambda: None):
+    """Process one message as a worker's thread does, which may stall before its last hooks."""
     broker = dramatiq.get_broker()
     proxy = dramatiq.MessageProxy(message)
     try:
@@ -45,6 +45,7 @@ def deliver(message):
         broker.emit_after("skip_message", proxy)
     except BaseException as error:
         proxy.stuff_exception(error)
+        stall()
         broker.emit_after("process_message", proxy, exception=error)
     return proxy
 
@@ -61,6 +62,37 @@ def start(cls):
 
 
 # --- retries
+
+
+class Declined(Exception):
+    pass
+
+
+def test_a_late_verdict_is_not_about_the_attempts_that_a_person_has_begun_meanwhile():
+    errors = iter([Declined, ValueError, Declined])
+
+    class Order(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step(throws=Declined, max_retries=3, min_backoff=600_000, max_backoff=600_000)
+        def charge(self):
+            raise next(errors)
+
+    run = start(Order)
+    broker = dramatiq.get_broker()
+    first = dramatiq.Message.decode(broker.queues["default"].get_nowait())
+
+    def a_person_retries():
+        fresh(run).retry()
+        deliver_next()
+
+    assert deliver(first, a_person_retries).failed, "Dramatiq gives the first attempt up"
+    found = row(run, "charge")
+    assert (found.status, found.attempts, fresh(run).status) == ("retrying", 1, "running")
+    assert found.due_at > now() + timedelta(minutes=3), "nor is its time another one's"
+    deliver(messages("default.DQ")[0].copy(queue_name="default"))
+    assert fresh(run).status == "failed", "its own verdict counts"
 
 
 def test_a_retry_is_due_when_the_broker_delivers_it():

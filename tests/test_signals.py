@@ -353,16 +353,6 @@ def test_a_worker_that_dies_too_often_fails_its_step(heard, settings):
     assert heard.details[0]["failure"].error == "sequences.exceptions.WorkerLost"
 
 
-def test_a_message_that_grew_too_old_fails_its_step_with_a_failure_of_its_own(heard):
-    run = two_steps().start().run
-    fail(claim(run, "one"), final=False)
-    heard.listen()
-    too_old = failures.Failure.of(TimeoutError("too old"))
-    failures.give_up(row(run, "one").pk, 1, too_old, "default")
-    assert heard == ["step_failed one 2", "run_failed"]
-    assert heard.details[0]["failure"].message == "too old"
-
-
 def test_a_step_that_nobody_will_ever_know_fails(heard):
     run = two_steps().start().run
     heard.listen()

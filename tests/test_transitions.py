@@ -10,7 +10,6 @@ from sequences.plan import Node, Plan
 from sequences.sweep import Overdue, sweep
 from sequences.testing import assert_ledger, drain, isolate_sequences
 from sequences.transitions import claims, commits, due, failures, locks, plans
-from sequences.transitions.failures import Failure
 from sequences.transitions.values import Beat, Change, ClaimLost
 from tests.engine import change, claim, fail, fresh, ledger, now, overdue, perform, row, take
 
@@ -402,76 +401,77 @@ def test_a_failure_is_kept_also_if_its_text_is_nothing_that_a_database_takes(run
 
 
 def retrying(run):
-    fail(claim(run, "one"), final=False)
-    return row(run, "one").pk
+    """The claim of an attempt that has failed, and is to be tried again."""
+    claimed = claim(run, "one")
+    assert fail(claimed, final=False)
+    return claimed
+
+
+def begun_again(run):
+    """The same after a retry by hand, whose first attempt has failed, too."""
+    run.retry()
+    return retrying(run)
 
 
 def test_the_time_of_a_retry_is_set_where_its_attempt_is_still_the_last(run):
-    pk = retrying(run)
-    before = stored(run)
-    failures.set_due(pk, 2, 60_000, USING)
-    failures.set_due(pk, 0, 60_000, USING)
-    assert stored(run) == before
-    failures.set_due(pk, 1, 60_000, USING)
+    claimed = retrying(run)
+    failures.set_due(claimed, 60_000, USING)
     found = row(run, "one")
     assert timedelta(seconds=50) < found.due_at - now() <= timedelta(seconds=60)
     assert found.wake_at == found.due_at + timedelta(seconds=15)
+    begun_again(run)
+    before = stored(run)
+    failures.set_due(claimed, 30_000, USING)
+    assert stored(run) == before
 
 
 def test_the_time_of_a_retry_that_has_been_claimed_already_is_not_set(run):
-    pk = retrying(run)
+    claimed = retrying(run)
     claim(run, "one")
     before = stored(run)
-    failures.set_due(pk, 1, 60_000, USING)
+    failures.set_due(claimed, 60_000, USING)
     assert stored(run) == before
 
 
 def test_the_time_of_a_retry_is_set_in_a_pause_and_stays_held(run):
-    pk = retrying(run)
+    claimed = retrying(run)
     run.pause()
-    failures.set_due(pk, 1, 60_000, USING)
+    failures.set_due(claimed, 60_000, USING)
     found = row(run, "one")
     assert found.wake_at is None
     assert found.due_at > now() + timedelta(seconds=50)
 
 
 def test_a_retry_that_is_given_up_fails_the_step(run):
-    pk = retrying(run)
-    assert failures.give_up(pk, 1, None, USING) == []
+    assert failures.give_up(retrying(run), USING) == []
     assert ledger(run) == {"one": "failed"}
     assert fresh(run).status == "failed"
     assert fresh(run).failures.count() == 1
 
 
-@pytest.mark.parametrize("attempts", [0, 2])
-def test_a_message_of_another_attempt_gives_nothing_up(run, attempts):
-    pk = retrying(run)
+def test_a_verdict_on_an_attempt_that_is_not_the_last_gives_nothing_up(run):
+    claimed = retrying(run)
+    newer = begun_again(run)
+    assert (newer.attempts, row(run, "one").attempts) == (claimed.attempts, 1)
     before = stored(run)
-    assert failures.give_up(pk, attempts, None, USING) is None
+    assert failures.give_up(claimed, USING) is None
     assert stored(run) == before
+    assert failures.give_up(newer, USING) == []
 
 
 def test_a_step_that_runs_again_already_is_not_given_up(run):
-    pk = retrying(run)
+    claimed = retrying(run)
     claim(run, "one")
     before = stored(run)
-    assert failures.give_up(pk, 1, Failure("E", "", ""), USING) is None
+    assert failures.give_up(claimed, USING) is None
     assert stored(run) == before
     assert fresh(run).status == "running"
 
 
-def test_a_queued_step_is_given_up_only_with_a_failure_to_show(run):
-    pk = row(run, "one").pk
-    assert failures.give_up(pk, 0, None, USING) is None
-    assert ledger(run) == {"one": "queued"}
-    assert failures.give_up(pk, 0, Failure("Expired", "too old", ""), USING) == []
-    assert ledger(run) == {"one": "failed"}
-    failure = fresh(run).failures.get()
-    assert (failure.error, failure.message, failure.attempt) == ("Expired", "too old", 1)
-
-
-def test_a_step_that_does_not_exist_is_not_given_up():
-    assert failures.give_up(10**9, 0, None, USING) is None
+def test_a_step_that_does_not_exist_is_not_given_up(run):
+    claimed = retrying(run)
+    run.delete()
+    assert failures.give_up(claimed, USING) is None
 
 
 # --- what the sweep takes
@@ -528,8 +528,7 @@ def test_the_queue_and_the_time_of_the_message_are_asked_for(run):
 
 
 def test_a_retry_is_late_only_from_its_own_time_on(run):
-    pk = retrying(run)
-    failures.set_due(pk, 1, 60_000, USING)
+    failures.set_due(retrying(run), 60_000, USING)
     due_at = row(run, "one").due_at
     overdue(run, "one")
     asked = []

@@ -8,6 +8,8 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from django.db.models import QuerySet
+
 from ..exceptions import WorkerLost
 from ..models import PLAIN, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
 from ..plan import ASIDE
@@ -162,53 +164,48 @@ def _append(
     )
 
 
-def set_due(step_run_id: int, attempts: int, delay: int, using: str) -> None:
-    """The retry after this many failed attempts comes in `delay` milliseconds."""
-    transact(using, lambda: _set_due(step_run_id, attempts, delay, using))
+def set_due(claim: Claim, delay: int, using: str) -> None:
+    """The retry after this attempt, which has failed, comes in `delay` milliseconds."""
+    transact(using, lambda: _set_due(claim, delay, using))
 
 
-def _set_due(step_run_id: int, attempts: int, delay: int, using: str) -> None:
+def _set_due(claim: Claim, delay: int, using: str) -> None:
     due = times.now(using) + timedelta(milliseconds=delay)
-    rows = StepRun._base_manager.using(using)
-    rows = rows.filter(pk=step_run_id, attempts=attempts, status=StepStatus.RETRYING)
+    rows = _retrying(claim, using)
     # A held row stays held: its run is paused.
     known = rows.update(due_at=due)
     rows.filter(wake_at__isnull=False).update(wake_at=due + times.grace())
     if known:
-        news.retrying(step_run_id, attempts, using)
+        news.retrying(claim.step_run_id, claim.attempts + 1, using)
 
 
-def give_up(
-    step_run_id: int, attempts: int, failure: Failure | None, using: str
-) -> list[Dispatch] | None:
-    """Dramatiq will not try this step again: it has finally failed. None: it had not.
-
-    `failure` is given where no attempt of its own recorded one: a message too old to run.
-    """
-    ready = transact(using, lambda: _give_up(step_run_id, attempts, failure, using))
-    row = StepRun._base_manager.using(using).filter(pk=step_run_id).first()
-    return ready if ready is None or row is None else ready + _after_item(row, using)
+def give_up(claim: Claim, using: str) -> list[Dispatch] | None:
+    """Dramatiq will not try this step again: it has finally failed. None: it had not."""
+    ready = transact(using, lambda: _give_up(claim, using))
+    return ready if ready is None else ready + _after_item(claim, using)
 
 
-def _give_up(
-    step_run_id: int, attempts: int, failure: Failure | None, using: str
-) -> list[Dispatch] | None:
-    rows = StepRun._base_manager.using(using).filter(pk=step_run_id)
-    row = rows.first()
-    run = None if row is None else lock_run(row.run_id, using)
-    if row is None or run is None:
+def _give_up(claim: Claim, using: str) -> list[Dispatch] | None:
+    run = lock_run(claim.run_id, using)
+    if run is None:
         return None
     now = times.now(using)
-    states = [StepStatus.RETRYING, StepStatus.QUEUED] if failure else [StepStatus.RETRYING]
-    failed = rows.filter(status__in=states, attempts=attempts).update(
+    failed = _retrying(claim, using).update(
         status=StepStatus.FAILED, wake_at=None, due_at=None, finished_at=now
     )
     if not failed:
         return None
-    if failure:
-        _append(row.pk, row, failure, attempts + 1, "", now, using)
-    news.failed(row.pk, attempts + 1 if failure else attempts, run.sequence, using)
-    return _fail(run, row, now, using)
+    news.failed(claim.step_run_id, claim.attempts + 1, run.sequence, using)
+    return _fail(run, claim, now, using)
+
+
+def _retrying(claim: Claim, using: str) -> QuerySet[StepRun]:
+    """The row, if this attempt is its last and has failed.
+
+    Only the token tells: after a retry by hand the attempts are counted anew.
+    """
+    rows = StepRun._base_manager.using(using)
+    return rows.filter(pk=claim.step_run_id, token=claim.token, status=StepStatus.RETRYING)
 
 
 def reap(row: StepRun, using: str) -> list[Dispatch]:
