@@ -20,8 +20,9 @@ from . import conf
 from .models import SequenceRun, StepLoss, StepRun, StepStatus, WorkerProcess
 from .neighbours import deaths, newest_losses
 from .presence import INTERVAL
-from .transitions import times
+from .transitions import holders, times
 from .transitions.due import LONGEST
+from .transitions.holders import Holder, Locked
 
 #: Step runs that are looked at, those first that should have been looked after first.
 LOOKED_AT = 10_000
@@ -94,6 +95,10 @@ class Health:
     #: Step runs whose last worker was lost, and some of them, those first that lost the most.
     suspected: int
     suspects: tuple[Suspect, ...]
+    #: Step runs that the sweep cannot look after, as another transaction has locked them for
+    #: more than a minute, and whose that is, if the database tells.
+    locked: Locked | None
+    holder: Holder | None
     #: Whether there are more step runs than were looked at.
     capped: bool
     #: Worker processes, and those that only sweep, the last seen first.
@@ -117,7 +122,8 @@ class Health:
     @cached_property
     def signs(self) -> tuple[Sign, ...]:
         """What to look at, in the order of what causes what."""
-        looks = _LOOKS if self.suspected else _LOOKS[:-1]
+        rare = ((_locked, self.locked), (_suspects, self.suspected))
+        looks = (*_LOOKS, *(look for look, seen in rare if seen))
         return tuple(look(self) for look in looks)
 
     @property
@@ -174,10 +180,18 @@ def _steps(now: datetime, using: str, runs: QuerySet[SequenceRun] | None) -> dic
         overdue=Count("pk", filter=overdue),
         overdue_since=Min("due_at", filter=overdue),
         suspected=Count("pk", filter=Q(lost__gt=0)),
+        unseen=Count("pk", filter=Q(wake_at__lt=now - LONG)),
     )
     capped = seen.pop("looked_at") > LOOKED_AT
     suspects = _suspects_of(rows, using) if seen["suspected"] else ()
-    return {**seen, "capped": capped, "suspects": suspects}
+    # A sweep looks after what is due within seconds: what is not, is locked, or nobody sweeps.
+    unseen = rows.filter(wake_at__lt=now - LONG) if seen.pop("unseen") else None
+    return {**seen, "capped": capped, "suspects": suspects, **_locked_of(unseen, using)}
+
+
+def _locked_of(unseen: QuerySet[StepRun] | None, using: str) -> dict[str, Any]:
+    locked = None if unseen is None else holders.locked(unseen, using)
+    return {"locked": locked, "holder": locked and holders.holder(locked, using)}
 
 
 def _suspects_of(rows: QuerySet[StepRun], using: str) -> tuple[Suspect, ...]:
@@ -271,6 +285,39 @@ def _overdue(health: Health) -> Sign:
     return Sign("overdue", max(Level.WARNING, health._level(health.overdue_since)), says, advice)
 
 
+def _locked(health: Health) -> Sign:
+    assert health.locked is not None
+    values = {"count": health.locked.count, "time": health._since(health.locked.since)}
+    says = ngettext(
+        "%(count)d due step has been locked for %(time)s",
+        "%(count)d due steps have been locked, the first for %(time)s",
+        health.locked.count,
+    )
+    level = max(Level.WARNING, health._level(health.locked.since))
+    return Sign("locked", level, says % values, _who_locks(health.locked, health.holder))
+
+
+def _who_locks(locked: Locked, holder: Holder | None) -> str:
+    advice = gettext(
+        "Another transaction has locked step “%(step)s” of run %(run)s or its run: the sweep "
+        "leaves it alone until that ends."
+    ) % {"step": locked.step, "run": locked.run}
+    if holder is None:
+        return advice
+    held_by = gettext("It is held by") if holder.is_certain else gettext("It is probably held by")
+    return f"{advice} {held_by} {_session(holder)}"
+
+
+def _session(holder: Holder) -> str:
+    details = ", ".join(filter(None, (holder.application, holder.state)))
+    return gettext("session %(pid)d of user %(user)s%(details)s, open for %(time)s.") % {
+        "pid": holder.pid,
+        "user": holder.user,
+        "details": f" ({details})" if details else "",
+        "time": _for_how_long(holder.age),
+    }
+
+
 def _suspects(health: Health) -> Sign:
     says = ngettext(
         "%(count)s step has lost its worker",
@@ -290,5 +337,4 @@ _LOOKS: tuple[Callable[[Health], Sign], ...] = (
     _queued,
     _expired,
     _overdue,
-    _suspects,
 )

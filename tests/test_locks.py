@@ -8,7 +8,8 @@ from datetime import timedelta
 import pytest
 from django.db import connection, transaction
 
-from sequences import Sequence, heartbeat, step, subsequence
+from sequences import Sequence, health, heartbeat, step, subsequence
+from sequences.health import Level
 from sequences.heartbeat import Heart
 from sequences.models import SequenceRun, StepRun, StoredPlan, WorkerProcess
 from sequences.presence import Presence
@@ -285,6 +286,43 @@ def test_the_sweep_begins_while_the_first_start_of_its_release_has_not_committed
         assert time.monotonic() < deadline, "the plan is never stored"
         time.sleep(0.02)
     sweeper.stop()
+
+
+# --- what people are told
+
+
+@each_lock
+def test_health_says_that_a_due_step_has_been_locked_for_long_and_by_whom(act):
+    locked, other = (one.run for one in order().start_many([{}] * 2))
+    overdue(locked, "pay", timedelta(minutes=6))
+    overdue(other, "pay", timedelta(seconds=5))
+    with held(act(locked)) as session, at_once():
+        found = sign("locked")
+        assert found.level == Level.BAD
+        assert found.says == "1 due step has been locked for 6\xa0minutes"
+        assert f"step “pay” of run {locked.pk}" in found.advice
+        assert f"held by session {session.pid} of user " in found.advice
+        assert sign("locked", SequenceRun.objects.filter(pk=other.pk)) is None
+    assert sign("locked") is None, "it is only late: nobody sweeps"
+
+
+@pytest.mark.only_on("postgresql")
+def test_the_one_that_holds_the_row_is_told_from_one_that_is_older():
+    run, other = (one.run for one in order().start_many([{}] * 2))
+    overdue(run, "pay", timedelta(minutes=2))
+    with held(lock(SequenceRun, pk=other.pk)), held(lock(SequenceRun, pk=run.pk)) as session:
+        assert f"It is held by session {session.pid} of user " in sign("locked").advice
+
+
+def test_what_is_locked_for_seconds_is_nobodys_concern():
+    run = order()().run
+    overdue(run, "pay", timedelta(seconds=50))
+    with held(lock(SequenceRun, pk=run.pk)):
+        assert sign("locked") is None
+
+
+def sign(name, runs=None):
+    return next((one for one in health.read(runs=runs).signs if one.name == name), None)
 
 
 # --- what is called after the commit
