@@ -26,6 +26,7 @@ class Steering(Protocol):
     def deliver(
         self, run: SequenceRun, event: Named, payload: Any, *, by: Any, reason: str
     ) -> bool: ...
+    def payload(self, run: SequenceRun, event: Named, default: Any) -> Any: ...
 
 
 _steering: Steering | None = None
@@ -45,10 +46,14 @@ def _installed() -> Steering:
     return _steering
 
 
-class Steerable:
-    """The acts on a run.
+#: What no payload is: None may be delivered.
+_NOTHING = object()
 
-    Each takes ``by`` (who: a user or a text) and ``reason``, leaves an `Operation` row, is safe
+
+class Steerable:
+    """The acts on a run, and what was delivered to it.
+
+    Each act takes ``by`` (who: a user or a text) and ``reason``, leaves an `Operation` row, is safe
     against steps that run at the same time, updates this instance, and raises `InvalidTransition`
     in a state that does not allow it. Messages are sent when the caller's transaction commits.
     """
@@ -108,6 +113,18 @@ class Steerable:
         """
         return _installed().deliver(self._run(), event, payload, by=by, reason=reason)
 
+    def delivered(self, event: Named) -> bool:
+        """Whether something was delivered for this event: true once `deliver` has returned.
+
+        Read from the database: however old this instance is. Raises `UnknownStep` for a step that
+        is no event of the run's plan.
+        """
+        return _installed().payload(self._run(), event, _NOTHING) is not _NOTHING
+
+    def payload(self, event: Named, default: Any = None) -> Any:
+        """What was delivered for this event; ``default`` if nothing was. Else as `delivered`."""
+        return _installed().payload(self._run(), event, default)
+
     def edit(self, data: dict[str, Any], *, by: Any = "", reason: str = "") -> None:
         """Put other data in the place of the run's.
 
@@ -163,6 +180,14 @@ class Steerable:
     ) -> bool:
         """`deliver`, for asynchronous code."""
         return await sync_to_async(self.deliver)(event, payload, by=by, reason=reason)
+
+    async def adelivered(self, event: Named) -> bool:
+        """`delivered`, for asynchronous code."""
+        return await sync_to_async(self.delivered)(event)
+
+    async def apayload(self, event: Named, default: Any = None) -> Any:
+        """`payload`, for asynchronous code."""
+        return await sync_to_async(self.payload)(event, default)
 
     async def aedit(self, data: dict[str, Any], *, by: Any = "", reason: str = "") -> None:
         """`edit`, for asynchronous code."""

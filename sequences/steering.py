@@ -11,7 +11,7 @@ from . import data as json_data
 from .exceptions import UnknownStep, did_you_mean
 from .models import SequenceRun
 from .redaction import redact
-from .transitions import plans, steering
+from .transitions import claims, plans, steering
 from .transitions.steering import Deed
 from .transitions.values import Dispatch
 
@@ -84,6 +84,11 @@ class Steering:
         dispatches, counted = steering.deliver(run.pk, checked, deed, using)
         _send_and_reload(run, dispatches, using)
         return counted
+
+    def payload(self, run: SequenceRun, event: Named, default: Any) -> Any:
+        """What was delivered for this event."""
+        using = conf.using()
+        return claims.inbox(run.pk, using).get(_event(run, event, using), default)
 
 
 def _send_and_reload(run: SequenceRun, dispatches: list[Dispatch], using: str) -> None:

@@ -3,6 +3,7 @@ from datetime import timedelta
 from unittest.mock import patch
 
 import pytest
+from asgiref.sync import async_to_sync
 
 from sequences import Sequence, event, step
 from sequences.exceptions import (
@@ -118,6 +119,52 @@ def test_a_payload_of_none_ends_the_wait_too():
     run = fresh(run)
     assert run.status == "succeeded"
     assert run.data == {"charged": True, "approval": None, "shipped_by": None}
+
+
+@pytest.mark.parametrize("state", ["not begun", "paused", "waiting"])
+def test_a_delivery_is_seen_at_once_in_whatever_state_the_run_is(state):
+    cls = order()
+    run = cls().run if state == "not begun" else waiting(cls)
+    if state == "paused":
+        run.pause()
+    before = fresh(run)
+    assert not run.delivered("approval")
+    assert run.payload("approval", "nothing") == "nothing"
+
+    fresh(run).deliver("approval", {"by": "ann"})
+    for instance in (before, run, fresh(run)):  # no worker has seen it
+        assert instance.delivered(cls.approval)
+        assert instance.payload("approval") == {"by": "ann"}
+    drain()
+    assert run.delivered("approval")
+
+
+def test_a_delivered_none_is_a_delivery():
+    run = waiting(order())
+    run.deliver("approval")
+    assert run.delivered("approval")
+    assert run.payload("approval", "nothing") is None
+
+
+def test_only_of_an_event_it_can_be_asked_whether_it_was_delivered():
+    run = waiting(order())
+    for ask in (run.delivered, run.payload):
+        with pytest.raises(UnknownStep, match="waits for no event"):
+            ask("charge")
+        with pytest.raises(UnknownStep, match="Did you mean 'approval'"):
+            ask("aproval")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_asynchronous_code_sees_a_delivery_too():
+    run = waiting(order())
+
+    async def sign():
+        assert not await run.adelivered("approval")
+        await run.adeliver("approval", {"by": "ann"})
+        return await run.adelivered("approval"), await run.apayload("approval")
+
+    assert async_to_sync(sign)() == (True, {"by": "ann"})
 
 
 def test_a_payload_of_none_is_told_from_a_timeout():

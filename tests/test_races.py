@@ -4,12 +4,13 @@ import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from django.db import connections
 from dramatiq.middleware import SkipMessage
 
-from sequences import Sequence, execution, step
+from sequences import Sequence, event, execution, step
 from sequences.exceptions import InvalidTransition
 from sequences.models import SequenceRun, StepRun, StoredPlan
 from sequences.sweep import Overdue, sweep
@@ -466,3 +467,34 @@ def test_all_at_once_nothing_deadlocks_or_is_lost(together, given_up):
         assert fresh(run).data == {"count": 8, **dict.fromkeys(names, 1)}
         assert ledger(run)["join"] == "queued"
     assert given_up == []
+
+
+def two_approvals():
+    class Contract(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        first = event(after=[])
+        second = event(after=[])
+
+    return Contract
+
+
+def approve(run, user):
+    """As the documentation has it: two people, and whether this approval counted."""
+    if run.deliver("first", {"by": user}):
+        return True
+    if run.payload("first")["by"] == user:
+        return False
+    return run.deliver("second", {"by": user})
+
+
+def test_one_person_who_approves_twice_at_once_does_so_once(together):
+    for _ in range(ROUNDS):
+        run = two_approvals()().run
+        twice = together(*[soon(partial(approve, fresh(run), "ann")) for _ in range(2)])
+        assert sorted(twice) == [False, True]
+        assert (run.delivered("first"), run.delivered("second")) == (True, False)
+        assert approve(fresh(run), "joel") is True
+        drain()
+        assert fresh(run).status == "succeeded"
