@@ -464,3 +464,21 @@ def test_a_child_that_was_undone_begins_anew_and_parts_from_the_children_that_it
     assert later != former
     # With a parent that is not there it would be in no tree, and never be pruned.
     assert fresh(former).parent_id is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"data": lambda self: None},
+        {"each": lambda self: [1], "data": lambda self, item: None},
+        {"each": lambda self: [None]},
+    ],
+)
+def test_none_is_no_data_for_a_child(options):
+    sequence = run(shop(**options))
+    assert ledger(sequence.run) == {"charge": "succeeded", "shipping": "failed"}
+    assert sequence.run.failures.get().message == (
+        "The data for a run that step 'shipping' starts is None. Return a dict; {} if the child "
+        "needs no data."
+    )
+    assert not children_of(sequence.run)
