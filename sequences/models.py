@@ -6,7 +6,7 @@ Reading is free to all; every write of state is in `sequences.transitions`.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from django.db import connections, models
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 PLAIN = -1
 
 
+M = TypeVar("M", bound=models.Model, covariant=True)
+
+
 class JSONEncoder(json.JSONEncoder):
     """`SEQUENCES["ENCODER"]`, looked up when it is used, so that a migration need not name it."""
 
@@ -43,6 +46,39 @@ class Exact(models.CharField):  # type: ignore[type-arg]
             exact = "utf8mb4_nopad_bin" if connection.mysql_is_mariadb else "utf8mb4_0900_bin"
             parameters["collation"] = exact
         return parameters
+
+
+class _Manager(models.Manager[M]):
+    """Reads what hangs on a row from the database that holds the row, whatever a router says.
+
+    A replica lags: it may not have the run of a step that is performed just now.
+    """
+
+    _alias: str | None = None
+
+    @property
+    def _db(self) -> str | None:
+        return self._alias or self._database_of_row()
+
+    @_db.setter
+    def _db(self, alias: str | None) -> None:
+        self._alias = alias
+
+    def _database_of_row(self) -> str | None:
+        # Django sets the one for the rows that refer to a row, the other for a row that one refers
+        # to, and for its deferred fields.
+        row = getattr(self, "instance", None) or getattr(self, "_hints", {}).get("instance")
+        return row._state.db if isinstance(row, _Row) else None
+
+
+class _Row(models.Model):
+    """What all tables have."""
+
+    objects = _Manager()
+
+    class Meta:
+        abstract = True
+        base_manager_name = "objects"
 
 
 class RunStatus(models.TextChoices):
@@ -78,7 +114,7 @@ UNFINISHED_STEP = (
 )
 
 
-class StoredPlan(models.Model):
+class StoredPlan(_Row):
     """One version of a sequence's shape that was ever started, or that a worker knew."""
 
     id = models.BigAutoField(primary_key=True)
@@ -132,7 +168,7 @@ class SequenceRunQuerySet(models.QuerySet["SequenceRun"]):
         return self.filter(pk__startswith=str(first)[: len(digits) + dashes])
 
 
-class SequenceRun(Steerable, Linked, models.Model):
+class SequenceRun(Steerable, Linked, _Row):
     """One started sequence. `data` is shared by its steps."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
@@ -173,7 +209,7 @@ class SequenceRun(Steerable, Linked, models.Model):
     #: The W3C ``traceparent`` of its start, if its spans are recorded.
     trace = models.CharField(max_length=55, blank=True, default="", db_default="", editable=False)
 
-    objects = SequenceRunQuerySet.as_manager()
+    objects = _Manager.from_queryset(SequenceRunQuerySet)()  # type: ignore[misc]
 
     class Meta:
         verbose_name = _("run")
@@ -212,7 +248,7 @@ class SequenceRun(Steerable, Linked, models.Model):
         return self.status not in UNFINISHED_RUN
 
 
-class StepRun(models.Model):
+class StepRun(_Row):
     """One step of one run, or one item of a fan-out step."""
 
     id = models.BigAutoField(primary_key=True)
@@ -271,7 +307,7 @@ class StepRun(models.Model):
         return f"{self.step}{item}"
 
 
-class StepFailure(models.Model):
+class StepFailure(_Row):
     """One failed attempt. Only ever added."""
 
     id = models.BigAutoField(primary_key=True)
@@ -308,7 +344,7 @@ class StepFailure(models.Model):
         return f"{self.step} #{self.attempt}: {self.error}"
 
 
-class StepLoss(models.Model):
+class StepLoss(_Row):
     """A worker that died in a step run, and what else it had in hand. Only ever added."""
 
     id = models.BigAutoField(primary_key=True)
@@ -343,7 +379,7 @@ class StepLoss(models.Model):
         return f"{self.step}: {self.worker}"
 
 
-class Operation(models.Model):
+class Operation(_Row):
     """One act of a person or a program on a run. Only ever added."""
 
     id = models.BigAutoField(primary_key=True)
@@ -371,7 +407,7 @@ class Operation(models.Model):
         return f"{self.action} {self.step}".strip()
 
 
-class WorkerProcess(models.Model):
+class WorkerProcess(_Row):
     """A worker process as it was last seen: its sweep thread writes the row every few seconds."""
 
     id = models.BigAutoField(primary_key=True)
