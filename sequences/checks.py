@@ -42,6 +42,7 @@ def register() -> None:
     for check in (check_project, check_settings, check_broker, check_database, check_sequences):
         checks.register(check, TAG)
     checks.register(check_server, Tags.database)
+    checks.register(check_character_sets, Tags.database)
     checks.register(check_unfinished_runs, TAG, deploy=True)
 
 
@@ -91,6 +92,16 @@ def check_server(
     if connection is None or connection.alias not in (databases or ()):
         return []
     return [*_version(connection), *_actual_isolation(connection)]
+
+
+def check_character_sets(
+    app_configs: Any, databases: Iterable[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """What that database can store of texts, and tells apart; when the server is asked, too."""
+    connection = _connection()
+    if connection is None or connection.alias not in (databases or ()):
+        return []
+    return [*_character_set(connection), *_collations(connection)]
 
 
 def check_sequences(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
@@ -403,6 +414,83 @@ def _actual_isolation(connection: BaseDatabaseWrapper) -> Messages:
         (level,) = cursor.fetchone()
     if level != "read committed":
         yield _wrong_isolation(connection, level)
+
+
+def _character_set(connection: BaseDatabaseWrapper) -> Messages:
+    asked = {"postgresql": _not_utf8_of_postgresql, "mysql": _not_utf8_of_mysql}
+    found = asked[connection.vendor](connection) if connection.vendor in asked else []
+    if found:
+        yield Warning(
+            f"The database {connection.alias!r} cannot store every character: {'; '.join(found)}.",
+            hint="Emoji in the texts of errors and reasons are stored escaped, and a key with one "
+            f"may be refused. {_CHARACTER_SETS[connection.vendor]}",
+            id="sequences.W016",
+        )
+
+
+_CHARACTER_SETS = {
+    "postgresql": "Create the database with ENCODING 'UTF8'.",
+    "mysql": "ALTER DATABASE … CHARACTER SET utf8mb4 before the first migrate; MODIFY the columns "
+    "that exist (CONVERT TO would change their collations); leave 'charset' out of OPTIONS.",
+}
+
+
+def _not_utf8_of_postgresql(connection: BaseDatabaseWrapper) -> list[str]:
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW server_encoding")
+        (encoding,) = cursor.fetchone()
+    return [] if encoding == "UTF8" else [f"its encoding is {encoding}"]
+
+
+def _not_utf8_of_mysql(connection: BaseDatabaseWrapper) -> list[str]:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT @@character_set_connection, @@character_set_database")
+        of_connection, of_database = cursor.fetchone()
+    columns = [
+        (f"{table}.{column}", character_set)
+        for table, column, character_set, _ in _text_columns(connection)
+    ]
+    names = [("its connection", of_connection), *columns]
+    if not columns:  # there are no tables yet, and they will have the database's
+        names.append(("the database's default", of_database))
+    return [f"{name} has {found}" for name, found in names if found != "utf8mb4"]
+
+
+def _collations(connection: BaseDatabaseWrapper) -> Messages:
+    """Those of the columns whose values differ by case, accents and spaces."""
+    from .models import Exact
+
+    collations = {
+        (model._meta.db_table, field.column): field.db_parameters(connection).get("collation")
+        for model in apps.get_app_config("job_sequences").get_models()
+        for field in model._meta.local_fields
+        if isinstance(field, Exact)
+    }
+    for table, column, _, collation in _text_columns(connection):
+        exact = collations.get((table, column), collation)
+        if collation != exact:
+            yield Warning(
+                f"{table}.{column} of the database {connection.alias!r} has the collation "
+                f"{collation}, in which different texts may be equal.",
+                hint=f"MODIFY the column, with CHARACTER SET utf8mb4 COLLATE {exact}.",
+                id="sequences.W017",
+            )
+
+
+def _text_columns(connection: BaseDatabaseWrapper) -> list[tuple[str, str, str, str]]:
+    """Table, column, character set and collation of each, on MySQL and MariaDB."""
+    if connection.vendor != "mysql":
+        return []
+    tables = [model._meta.db_table for model in apps.get_app_config("job_sequences").get_models()]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT table_name, column_name, character_set_name, collation_name "
+            "FROM information_schema.columns WHERE table_schema = DATABASE() "
+            "AND character_set_name IS NOT NULL AND table_name IN %s "
+            "ORDER BY table_name, ordinal_position",
+            [tables],
+        )
+        return list(cursor.fetchall())
 
 
 # Unfinished runs

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from itertools import count
 from typing import Any
@@ -112,10 +114,30 @@ class Life:
         dispatching.options_of(delivery.message, node)
 
     def _claim(self, *, suspects: bool) -> Claim | None:
+        """Take the step run: on a new connection if the old one has died while it was idle."""
+        was_connected = connections[self.using].connection is not None
+        try:
+            return self._take(suspects=suspects)
+        except Error as error:
+            interrupts.reveal(error)
+            if not (was_connected and interrupts.replace_connection(error, self.using)):
+                raise
+            logger.info("Step run %s is claimed again, on a new connection.", self.step_run_id)
+        # The first may have come through before its connection broke: the token tells.
+        return self._take(suspects=suspects) or self._taken()
+
+    def _take(self, *, suspects: bool) -> Claim | None:
         worker = current.worker()
         return claims.claim(
             self.step_run_id, self.attempts, self.token, worker, self.using, suspects=suspects
         )
+
+    def _taken(self) -> Claim | None:
+        row = claims.find(self.step_run_id, self.using)
+        return claims.found(row, self.token) if row is not None and self._holds(row) else None
+
+    def _holds(self, row: StepRun) -> bool:
+        return row.status == StepStatus.RUNNING and row.token == self.token
 
     def _claim_suspect(self) -> Claim | None:
         """Its last worker was lost: it is taken if this process has no other such step."""
@@ -168,7 +190,7 @@ class Life:
         interrupts.discard_connection(self.using)
         self._make_room()
         row = claims.find(self.step_run_id, self.using)
-        if row is not None and row.status == StepStatus.RUNNING and row.token == self.token:
+        if row is not None and self._holds(row):
             claim = self.claim or claims.found(row, self.token)
             if self._end_attempt(claim, interrupt):
                 raise interrupt
@@ -377,9 +399,30 @@ class Attempt:
     ) -> None:
         bound = Bound(definition, self.claim, performance, self.using)
         self.in_hand.sequence = bound.sequence
-        change = bound.perform(step)
+        with self._connection_stays_open():
+            change = bound.perform(step)
         interrupts.disarm()
         self.change = bound.seal(change)
+
+    @contextmanager
+    def _connection_stays_open(self) -> Iterator[None]:
+        """A step that closes the connection of its own transaction does so at each attempt."""
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, FATAL) and connections[self.using].closed_in_transaction:
+                raise self._closed() from error
+            raise
+        if connections[self.using].closed_in_transaction:
+            raise self._closed()
+
+    def _closed(self) -> Abort:
+        return Abort(
+            f"Step {self.claim.step!r} closed the database connection inside its own transaction, "
+            "and everything it wrote is rolled back. Remove close_old_connections(), "
+            "connection.close() or connections.close_all(): workers see to their connections "
+            "between steps. Or declare the step with atomic=False."
+        )
 
     def _commit(self, *, savepoint: bool = False) -> list[Dispatch]:
         assert self.change is not None

@@ -8,7 +8,7 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import dramatiq
-from django.db import Error, connections
+from django.db import Error, InterfaceError, OperationalError, connections
 from dramatiq.middleware import ShutdownNotifications, TimeLimit
 from dramatiq.middleware.threading import Interrupt
 
@@ -25,6 +25,7 @@ __all__ = [
     "disarm",
     "discard_connection",
     "own_connection",
+    "replace_connection",
     "reveal",
     "revealed",
 ]
@@ -85,6 +86,34 @@ def own_connection(using: str) -> None:
     open_still = connection.connection is not None and not connection.autocommit
     if connection.in_atomic_block or open_still:
         discard_connection(using)
+
+
+# Of MySQL and MariaDB: closed before a statement, or while one was executed.
+_LOST = {0, 1053, 1927, 2006, 2013, 2055, 4031}
+
+
+def replace_connection(error: Error, using: str) -> bool:
+    """Whether this thread has a new connection now, as the error says that the old one was dead.
+
+    In a transaction it has not: what was done in it before would be lost without a word.
+    """
+    connection: Any = connections[using]
+    if connection.in_atomic_block or not _is_of_connection(error, connection.vendor):
+        return False
+    discard_connection(using)
+    if pool := getattr(connections[using], "pool", None):
+        pool.check()  # its other connections died with this one
+    return True
+
+
+def _is_of_connection(error: Error, vendor: str) -> bool:
+    if not isinstance(error, OperationalError | InterfaceError):
+        return False
+    if vendor == "mysql":
+        return bool(error.args) and error.args[0] in _LOST
+    state = getattr(error.__cause__, "sqlstate", None)
+    # Without one it is libpq's own; else connection exceptions, and the server's farewells.
+    return vendor == "postgresql" and (state is None or state[:2] == "08" or state[:3] == "57P")
 
 
 def discard_connection(using: str) -> None:

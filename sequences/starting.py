@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from django.db import DatabaseError
 
 from . import conf, dispatching, tracing
 from . import data as json_data
@@ -14,12 +16,14 @@ from .models import SequenceRun, SequenceRunQuerySet
 from .steps import as_timedelta, duration_problem
 from .transitions import starts
 from .transitions.locks import transact
+from .transitions.refusals import is_of_characters
 from .transitions.starts import Start
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
 S = TypeVar("S", bound=Sequence[Any])
+T = TypeVar("T")
 
 #: Runs that are inserted together.
 BATCH = 1000
@@ -44,8 +48,8 @@ class Starter:
         using = conf.using()
         labels = [definition.label, *definition.aliases]
         with tracing.starting(definition.plan, [wanted]):
-            run, dispatches = transact(
-                using, lambda: starts.start(definition.plan, wanted, labels, using)
+            run, dispatches = _stored(
+                lambda: starts.start(definition.plan, wanted, labels, using), definition, using
             )
         dispatching.send_on_commit(dispatches, using)
         return _bound(cls, run, wanted)
@@ -72,11 +76,25 @@ def _start_batch(cls: type[S], definition: Definition, wanted: SequenceOf[Start]
     using = conf.using()
     labels = [definition.label, *definition.aliases]
     with tracing.starting(definition.plan, wanted):
-        runs, dispatches = transact(
-            using, lambda: starts.start_many(definition.plan, wanted, labels, using)
+        runs, dispatches = _stored(
+            lambda: starts.start_many(definition.plan, wanted, labels, using), definition, using
         )
     dispatching.send_on_commit(dispatches, using)
     return (_bound(cls, run, one) for run, one in zip(runs, wanted, strict=True))
+
+
+def _stored(start: Callable[[], T], definition: Definition, using: str) -> T:
+    try:
+        return transact(using, start)
+    except DatabaseError as error:
+        if not is_of_characters(error):
+            raise
+        # An escaped key would be another one: it could be that of another run.
+        raise SequenceError(
+            f"{definition.label}.start: the database {using!r} cannot store a character of the "
+            "key. Its character set must be utf8mb4 on MySQL and MariaDB, and UTF8 on PostgreSQL: "
+            f"see manage.py check --database={using}. The database's own message: {error}"
+        ) from error
 
 
 def _batches(wanted: list[Start]) -> Iterator[list[Start]]:

@@ -3,11 +3,13 @@
 import pytest
 from django.db import connection, transaction
 from django.db.transaction import TransactionManagementError
+from django.test.utils import CaptureQueriesContext
 
 from sequences import Sequence, step
 from sequences.models import StepRun
 from sequences.testing import assert_ledger, isolate_sequences, run
 from sequences.transitions import claims
+from tests.test_connections import kill_connection
 
 pytestmark = [pytest.mark.django_db, pytest.mark.only_on("postgresql")]
 
@@ -18,7 +20,8 @@ def _prepares(monkeypatch):
     connection.ensure_connection()
     connection.connection.prepare_threshold = 0  # what OPTIONS["prepare_threshold"] sets
     yield
-    connection.connection.prepare_threshold = None
+    if connection.connection is not None:
+        connection.connection.prepare_threshold = None
 
 
 @pytest.fixture
@@ -62,6 +65,30 @@ def test_without_the_wish_nothing_is_prepared(order):
     before = prepared()
     run(order)
     assert prepared() == before
+
+
+@pytest.mark.django_db(transaction=True)
+def test_health_checks_replace_a_connection_that_has_died(order, monkeypatch):
+    monkeypatch.setitem(connection.settings_dict, "CONN_HEALTH_CHECKS", True)
+    monkeypatch.setitem(connection.settings_dict, "OPTIONS", {"prepare_threshold": 0})
+    connection.close()
+    connection.ensure_connection()
+    run = order.start({}).run
+    row = StepRun.objects.get(run=run.pk)
+    connection.close_if_unusable_or_obsolete()  # as before each message
+    kill_connection()
+    connection.health_check_done = False
+    assert connection.connection.prepare_threshold == 0
+    assert claims.claim(row.pk, 0, 1, "worker", "default") is not None
+    connection.close()
+
+
+def test_the_statements_are_seen_where_queries_are_logged(order):
+    order(name="Joel")
+    row = StepRun.objects.get()
+    with CaptureQueriesContext(connection) as captured:
+        assert claims.claim(row.pk, 0, 1, "worker", "default") is not None
+    assert len(captured) == 1
 
 
 def test_a_broken_transaction_is_refused(order):

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 from asgiref.sync import async_to_sync
+from django.core.management import CommandError, call_command
 from django.db import IntegrityError, connection, connections, transaction
 from django.http import JsonResponse
 from django.test import AsyncClient, Client
@@ -820,3 +821,46 @@ def test_a_worker_reads_a_plan_again_whose_id_another_sequence_had(contact):
     assert ready == []
     run.refresh_from_db()
     assert run.status == "succeeded"
+
+
+# A database that lacks a migration
+
+
+@pytest.fixture(params=["table", "column"])
+def unmigrated(request, transactional_db):
+    """The tables as before a migration."""
+    table, old = SequenceRun._meta.db_table, "old_name"
+    there, back = {
+        "table": (f"{table} RENAME TO {old}", f"{old} RENAME TO {table}"),
+        "column": (
+            f"{table} RENAME COLUMN sequence TO {old}",
+            f"{table} RENAME COLUMN {old} TO sequence",
+        ),
+    }[request.param]
+    alter(there)
+    yield
+    alter(back)
+
+
+def alter(change):
+    with connection.cursor() as cursor:
+        cursor.execute(f"ALTER TABLE {change}")
+
+
+@pytest.mark.parametrize("how", ["call", "start", "start_many", "key"])
+def test_a_start_on_an_unmigrated_database_says_what_to_do(contact, unmigrated, how):
+    calls = {
+        "call": contact,
+        "start": lambda: contact.start({}),
+        "start_many": lambda: contact.start_many([{}]),
+        "key": lambda: contact.start({}, key="a"),
+    }
+    with pytest.raises(SequenceError, match=r"Run manage\.py migrate\.") as caught:
+        calls[how]()
+    assert "'default'" in str(caught.value)
+
+
+def test_the_command_on_an_unmigrated_database_says_what_to_do(contact, unmigrated):
+    for arguments in (["list"], ["start", "tests.Contact"]):
+        with pytest.raises(CommandError, match=r"Run manage\.py migrate\."):
+            call_command("sequences", *arguments)

@@ -16,6 +16,7 @@ from ..plan import ASIDE
 from . import fanout, losses, news, plans, times, undoing
 from .commits import divert
 from .locks import lock_run, transact
+from .refusals import with_text
 from .runs import save, stops
 from .undoing import stop
 from .values import Claim, Dispatch, dispatch_of
@@ -149,19 +150,21 @@ def _append(
     now: datetime,
     using: str,
 ) -> None:
-    failure = failure.cut()
-    StepFailure._base_manager.using(using).create(
-        run_id=step.run_id,
-        step_run_id=step_run_id,
-        step=step.step,
-        item=step.item,
-        attempt=attempt,
-        error=failure.error,
-        message=failure.message,
-        traceback=failure.traceback,
-        worker=worker,
-        failed_at=now,
-    )
+    def create(failure: Failure) -> None:
+        StepFailure._base_manager.using(using).create(
+            run_id=step.run_id,
+            step_run_id=step_run_id,
+            step=step.step,
+            item=step.item,
+            attempt=attempt,
+            error=failure.error[:200],
+            message=failure.message,
+            traceback=failure.traceback,
+            worker=worker,
+            failed_at=now,
+        )
+
+    with_text(create, failure.cut(), using)
 
 
 def set_due(claim: Claim, delay: int, using: str) -> None:

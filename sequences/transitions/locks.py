@@ -14,6 +14,7 @@ from django.db import DatabaseError, OperationalError, connections, transaction
 from django.db.models import QuerySet
 
 from ..models import SequenceRun
+from .refusals import is_unmigrated, unmigrated
 
 T = TypeVar("T")
 
@@ -107,6 +108,8 @@ def _transact(using: str, function: Callable[[], T]) -> T:
             with transaction.atomic(using=using):
                 return function()
         except DatabaseError as error:
+            if is_unmigrated(error):
+                raise unmigrated(error, using) from error
             if replay == replays or not is_transient(error):
                 raise
             back_off(replay)

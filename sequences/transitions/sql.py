@@ -219,18 +219,20 @@ def _fetch(using: str, statement: str, values: dict[str, Any]) -> tuple[Any, ...
 
 
 def _cursor(connection: Any) -> Any:
-    """Django's own cursor: it refuses a transaction that is broken already.
+    """Django's own cursor: it refuses a transaction that is broken already, and logs.
 
     Where the project has set ``prepare_threshold`` it stands on one of psycopg that binds on the
     server, as only those prepare. Planning costs these statements more than all the rest.
     """
+    # As cursor() begins: CONN_HEALTH_CHECKS may put another connection in the place of this one.
+    connection.close_if_health_check_failed()
     connection.ensure_connection()
     raw = connection.connection
     if raw.prepare_threshold is None:
         return connection.cursor()
     import psycopg  # only where there is PostgreSQL
 
-    return connection.make_cursor(psycopg.Cursor(raw))
+    return connection._prepare_cursor(psycopg.Cursor(raw))
 
 
 def _with_times(statement: str) -> str:

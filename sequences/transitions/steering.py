@@ -31,6 +31,7 @@ from ..plan import ASIDE, Plan
 from ..redaction import redact
 from . import children, commits, erasing, fanout, plans, runs, starts, times, undoing
 from .locks import lock_run, transact
+from .refusals import with_text
 from .values import Dispatch, dispatch_of, new_row
 
 _FINISHED_RUN = tuple(status for status in RunStatus if status not in UNFINISHED_RUN)
@@ -73,14 +74,17 @@ class _Locked:
     def done(self) -> None:
         """Store the run, and what was done to it."""
         runs.save(self.run, self.now, self.using)
+        with_text(self._log, self.deed, self.using)
+
+    def _log(self, deed: Deed) -> None:
         Operation._base_manager.using(self.using).create(
             run=self.run,
-            action=self.deed.action,
-            step=self.deed.step,
-            reason=self.deed.reason,
-            by=self.deed.by,
-            before=self.deed.before,
-            after=self.deed.after,
+            action=deed.action,
+            step=deed.step[:100],
+            reason=deed.reason,
+            by=deed.by[:150],
+            before=deed.before,
+            after=deed.after,
             done_at=self.now,
         )
 

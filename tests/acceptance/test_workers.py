@@ -1,8 +1,10 @@
 """Real worker processes, and all that can happen to them and to their messages."""
 
+import time
 from datetime import timedelta
 
 import pytest
+from django.db import connection
 from django.db.models import F, Sum
 
 from sequences import dispatching, health
@@ -90,6 +92,24 @@ class TestDeath:
         assert len(gate.visitors()) == 2
         assert [one.lost for one in sequence.run.steps.order_by("pk")] == [0, 0, 0]
         assert not sequence.run.failures.exists()
+
+    def test_connections_that_died_while_they_were_idle_cost_no_grace(self, hire):
+        crew = hire("redis", GRACE=60, LEASE=60)
+        crew.start(1, threads=4)
+        for sequence in [Tiny() for _ in range(16)]:
+            assert_once(sequence, "only")
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            assert cursor.fetchone()[0] >= 4
+        sequences = [Tiny() for _ in range(8)]
+        begun = time.monotonic()
+        for sequence in sequences:
+            assert_once(sequence, "only")
+            assert_no_failure(sequence)
+        assert time.monotonic() - begun < 30
 
     def test_a_step_that_kills_each_of_its_workers_fails_in_sight(self, hire):
         crew = hire("redis", GRACE=2, LEASE=2, HEARTBEAT=0.6)

@@ -8,10 +8,13 @@ from argparse import SUPPRESS, ArgumentParser, Namespace
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
+from django.db import DatabaseError
 
+from ... import conf
 from ...cli import acting, looking, starting, upkeep
 from ...cli.tasks import mended
 from ...exceptions import SequenceError
+from ...transitions.refusals import is_unmigrated, unmigrated
 
 TASKS = [
     looking.List,
@@ -51,6 +54,10 @@ class Command(BaseCommand):
             raise
         except SequenceError as error:
             raise mended(error) from None
+        except DatabaseError as error:
+            if not is_unmigrated(error):
+                raise
+            raise mended(unmigrated(error, conf.using())) from None
         except BrokenPipeError:
             # Whoever has read has enough, as `head` has. Nothing is left to be flushed.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,230 @@
+"""Connections that die while they are idle, and steps that close their own."""
+
+import pytest
+from django.db import OperationalError, close_old_connections, connection, connections, transaction
+
+from sequences import Sequence, step
+from sequences.execution import Life
+from sequences.models import StepRun
+from sequences.testing import drain
+from sequences.transitions import claims
+from tests.engine import fresh, row, take
+
+pytestmark = pytest.mark.django_db(transaction=True)
+on_servers = pytest.mark.only_on("postgresql", "mysql")
+
+
+def kill_connection(alias="default"):
+    """The server ends this thread's connection, as a restart or a timeout of its does."""
+    killed = connections[alias]
+    killed.ensure_connection()
+    with killed.cursor() as cursor:
+        on_mysql = killed.vendor == "mysql"
+        cursor.execute("SELECT CONNECTION_ID()" if on_mysql else "SELECT pg_backend_pid()")
+        (number,) = cursor.fetchone()
+    other = killed.copy()
+    with other.cursor() as cursor:
+        if on_mysql:
+            cursor.execute(f"KILL CONNECTION {number}")
+        else:
+            cursor.execute("SELECT pg_terminate_backend(%s, 10000)", [number])
+    other.close()
+
+
+@pytest.fixture
+def order():
+    class Order(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def pay(self):
+            self.data["paid"] = True
+
+    return Order
+
+
+def life(run):
+    return Life(row(run, "pay").pk, 0, "default")
+
+
+# --- claims
+
+
+@on_servers
+@pytest.mark.parametrize("portable", [False, True])
+def test_a_claim_on_a_connection_that_has_died_is_made_on_a_new_one(order, monkeypatch, portable):
+    if portable:
+        monkeypatch.setenv("SEQUENCES_PORTABLE", "1")
+    run = order.start().run
+    one = life(run)
+    kill_connection()
+    assert one.live() == []
+    assert (fresh(run).status, fresh(run).data) == ("succeeded", {"paid": True})
+    assert not run.failures.exists()
+
+
+@on_servers
+def test_a_claim_that_came_through_before_its_connection_broke_is_kept(order, monkeypatch):
+    run = order.start().run
+    one = life(run)
+    claim = claims.claim
+    calls = []
+
+    def breaking(*arguments, **options):
+        made = claim(*arguments, **options)
+        calls.append(made)
+        if len(calls) == 1:
+            kill_connection()
+            with connection.cursor() as cursor:  # the error of which the answer has died
+                cursor.execute("SELECT 1")
+        return made
+
+    monkeypatch.setattr(claims, "claim", breaking)
+    assert one.live() == []
+    assert calls[0].token == one.token
+    assert calls[1] is None
+    assert fresh(run).status == "succeeded"
+
+
+@on_servers
+def test_a_claim_in_a_transaction_of_the_caller_is_not_made_outside_of_it(order):
+    run = order.start().run
+    one = life(run)
+
+    def live_in_a_transaction():
+        with transaction.atomic():
+            kill_connection()
+            one.live()
+
+    with pytest.raises(OperationalError):
+        live_in_a_transaction()
+    connection.close()
+    assert row(run, "pay").status == "queued"
+
+
+@on_servers
+def test_a_database_that_is_away_is_not_asked_twice(order, monkeypatch):
+    run = order.start().run
+    one = life(run)
+    connection.close()
+    asked = []
+
+    def refuse(self):
+        asked.append(1)
+        raise OperationalError("the server is away")
+
+    monkeypatch.setattr(type(connections["default"]), "connect", refuse)
+    with pytest.raises(OperationalError, match="the server is away"):
+        one.live()
+    assert len(asked) == 1
+    monkeypatch.undo()
+    assert row(run, "pay").status == "queued"
+
+
+# --- steps that close their connection
+
+
+def old_habit():
+    close_old_connections()
+
+
+def by_hand():
+    connection.close()
+
+
+def all_of_them():
+    connections.close_all()
+
+
+def closing(close, *, then, atomic=True):
+    class Closing(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 20
+
+        @step(atomic=atomic)
+        def one(self):
+            StepRun.objects.filter(run=self.run.pk).count()
+            self.data["begun"] = True
+            close()
+            then()
+
+    return Closing
+
+
+def query():
+    StepRun.objects.count()
+
+
+def query_and_hide_the_error():
+    try:
+        StepRun.objects.count()
+    except Exception as error:
+        raise ValueError("something went wrong") from error
+
+
+def nothing(): ...
+
+
+@pytest.mark.parametrize("then", [query, query_and_hide_the_error, nothing])
+@pytest.mark.parametrize("close", [old_habit, by_hand, all_of_them])
+def test_a_step_that_closes_the_connection_of_its_transaction_fails_at_once_and_says_why(
+    close, then
+):
+    run = closing(close, then=then).start().run
+    drain()
+    assert fresh(run).status == "failed"
+    assert fresh(run).data == {}
+    failure = run.failures.get()
+    assert failure.error == "sequences.exceptions.Abort"
+    assert "'one' closed the database connection inside its own transaction" in failure.message
+    assert "close_old_connections()" in failure.message
+    assert "atomic=False" in failure.message
+
+
+def test_a_step_without_a_transaction_may_close_its_connection():
+    run = closing(old_habit, then=query, atomic=False).start().run
+    drain()
+    assert (fresh(run).status, fresh(run).data) == ("succeeded", {"begun": True})
+    run = closing(by_hand, then=query, atomic=False).start().run
+    drain()
+    assert fresh(run).status == "succeeded"
+
+
+@pytest.mark.parametrize("kind", ["when", "delay", "undo"])
+def test_whatever_closes_it_in_the_transaction_of_a_step_fails_at_once(kind):
+    def close(self):
+        query()
+        connection.close()
+        query()
+
+    class Kinds(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 20
+
+        @step(**({kind: close} if kind != "undo" else {}))
+        def one(self): ...
+
+        if kind == "undo":
+            one.undo(close)
+            refund = one.undo(close)
+
+            @step(max_retries=0)
+            def two(self):
+                raise ValueError("broken")
+
+    run = Kinds.start().run
+    drain()
+    assert fresh(run).status == "failed"
+    last = run.failures.last()
+    assert "closed the database connection inside its own transaction" in last.message
+    assert run.failures.filter(step=last.step).count() == 1
+
+
+def test_the_thread_goes_on_with_a_new_connection(order):
+    closing(old_habit, then=query).start()
+    drain()
+    run = order.start().run
+    assert take(row(run, "pay").pk) is not None
