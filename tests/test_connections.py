@@ -208,7 +208,6 @@ def test_whatever_closes_it_in_the_transaction_of_a_step_fails_at_once(kind):
         def one(self): ...
 
         if kind == "undo":
-            one.undo(close)
             refund = one.undo(close)
 
             @step(max_retries=0)
