@@ -32,7 +32,7 @@ def share_done(output: Path) -> float:
 
 
 def minutes(seconds: float) -> str:
-    return "less than a minute" if seconds < 60 else f"{round(seconds / 60)} min"
+    return "less than a minute" if seconds < 60 else f"about {round(seconds / 60)} min"
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Progress:
         legs = ", ".join(
             f"{leg} {self.share_of(leg):.0%}" for leg in self.outputs if leg not in self.ended
         )
-        return f"{self.share():4.0%}, about {minutes(self.seconds_left())} left: {legs}"
+        return f"{self.share():4.0%}, {minutes(self.seconds_left())} left: {legs}"
 
     def say(self, text: str) -> None:
         with self._lock:

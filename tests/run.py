@@ -160,7 +160,7 @@ def run_all(legs: list[Leg], arguments: list[str], *, amqp: bool) -> int:
     alone = [leg for leg in legs if leg.part.starts_workers]
     if not arguments:
         seconds = expected(beside, alone)
-        print(f"The suite takes about {minutes(seconds)} on two cores with nothing else to do.")
+        print(f"On two idle cores this takes {minutes(seconds)}.")
     with services.running(*names) as urls, tempfile.TemporaryDirectory() as directory:
         environment = {**os.environ, "TEST_REDIS_URL": urls["REDIS_URL"]}
         if amqp:
@@ -200,7 +200,7 @@ class Suite:
         for number, leg in enumerate(legs):
             if not self.failed:
                 left = sum(each.seconds for each in legs[number:])
-                print(f"\nOn {leg} (about {minutes(left)} to the end):", flush=True)
+                print(f"\nOn {leg} ({minutes(left)} left):", flush=True)
                 self._run(leg, None)
         return self.failed
 
