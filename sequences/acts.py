@@ -15,6 +15,7 @@ from django.utils.translation import gettext_lazy as _
 from .models import UNFINISHED_RUN, RunStatus, StepStatus
 from .plan import ASIDE
 from .portrait import Portrait, StepPortrait
+from .transitions.children import UNDONE, Undoing
 
 _GOING = (RunStatus.FAILED, RunStatus.RUNNING, RunStatus.PAUSED)
 
@@ -51,7 +52,8 @@ ACTS: dict[str, Act] = {
             _("Retry"),
             _(
                 "The failed steps begin again, with all their attempts; what waits for its next "
-                "attempt is tried now. Steps that have succeeded are not performed again."
+                "attempt is tried now. Steps that have succeeded are not performed again. Of a run "
+                "that was undone, the undos that have failed begin again."
             ),
             meant_for=(RunStatus.FAILED,),
         ),
@@ -118,7 +120,10 @@ ACTS: dict[str, Act] = {
         Act(
             "cancel",
             _("Cancel"),
-            _("The run ends here; a step that runs just now loses its commit."),
+            _(
+                "The run ends here; a step that runs just now loses its commit. If what was done "
+                "is undone first, the step ends before that."
+            ),
             is_dangerous=True,
             meant_for=UNFINISHED_RUN,
         ),
@@ -165,19 +170,23 @@ def _goes(portrait: Portrait) -> bool:
 def _undone(portrait: Portrait) -> frozenset[str]:
     """The steps that were undone, or tried to be."""
     undos = (step for step in portrait.steps if step.node.kind == "undo" and step.status)
-    return frozenset(step.node.undoes for step in undos)
+    below = (step.name for step in portrait.steps if step.undoing in UNDONE)
+    return frozenset({*(step.node.undoes for step in undos), *below})
 
 
 def _may_retry(portrait: Portrait) -> bool:
     if _undone(portrait):
-        undos = [step for step in portrait.steps if step.node.kind == "undo"]
-        return _status(portrait, RunStatus.FAILED) and any(
-            step.status == "failed" or step.items.get("failed") for step in undos
-        )
+        return _status(portrait, RunStatus.FAILED) and any(map(_has_failed, portrait.steps))
     retrying = any(
         step.status == "retrying" or step.items.get("retrying") for step in portrait.steps
     )
     return _goes(portrait) and (portrait.is_failing or retrying)
+
+
+def _has_failed(step: StepPortrait) -> bool:
+    """Whether it is an undo or `on_failure` that has failed, or its children's undos have."""
+    failed = step.status == "failed" or bool(step.items.get("failed"))
+    return (step.node.kind in ASIDE and failed) or step.undoing == Undoing.FAILED
 
 
 def _may_edit(portrait: Portrait) -> bool:
@@ -188,8 +197,7 @@ def _may_skip(portrait: Portrait, step: StepPortrait) -> bool:
     if not _goes(portrait):
         return False
     if step.node.kind in ASIDE:
-        failed = step.status == "failed" or bool(step.items.get("failed"))
-        return _status(portrait, RunStatus.FAILED) and failed
+        return _status(portrait, RunStatus.FAILED) and _has_failed(step)
     if _undone(portrait) or step.row is None:
         return False
     if step.status == StepStatus.FAILED:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 
 import dramatiq
 from dramatiq.broker import MessageProxy
@@ -17,7 +18,7 @@ from dramatiq.middleware import SkipMessage
 from . import conf, current, dispatching, interrupts, registry
 from .execution import Life, attempts_so_far
 from .interrupts import Interrupt
-from .transitions import children
+from .transitions import children, locks, undoing
 from .transitions.values import Dispatch
 
 logger = logging.getLogger("sequences")
@@ -50,8 +51,13 @@ def hand_over(ready: list[Dispatch], label: str, using: str) -> None:
 
 
 def child_ended(parent: int, using: str) -> None:
-    """The parent's step may have waited for the last of its children."""
-    dispatching.send(children.look(parent, using))
+    """The parent's step may have waited for the last of its children, or undoes them."""
+    ready = children.look(parent, using)
+    if not ready:
+        # Who has locked the parent looks itself, or leaves that to the sweep.
+        with suppress(locks.Locked), locks.no_wait():
+            ready = undoing.resume(parent, using)
+    dispatching.send(ready)
 
 
 def _chosen(ready: list[Dispatch], label: str, until: float) -> Dispatch | None:

@@ -35,7 +35,7 @@ STEP_KEYS = (
 #: What is no use to steps of these kinds.
 NOT_FOR = {
     "event": {"inputs", "args", "save", "undo"},
-    "subsequence": {"save", "undo"},
+    "subsequence": {"save"},
 }
 NOT_DATA = {
     "throws": "it is a class, and a definition is data",
@@ -188,14 +188,15 @@ class Parser:
         options = self._step_options(spec)
         if "event" in spec:
             yield name, self._event(spec["event"], options)
-        elif "subsequence" in spec:
-            yield name, self._subsequence(spec, options)
+            return
+        found: Step[Any]
+        if "subsequence" in spec:
+            found = self._subsequence(spec, options)
         else:
-            call = self._call(spec, each="each" in spec)
-            found: Step[Any] = Step(call, options)
-            yield name, found
-            if "undo" in spec:
-                yield self._undo(name, spec["undo"], found)
+            found = Step(self._call(spec, each="each" in spec), options)
+        yield name, found
+        if "undo" in spec:
+            yield self._undo(name, spec["undo"], found)
 
     def _step_options(self, spec: dict[str, Any]) -> dict[str, Any]:
         names = ("after", "aliases", "allow_failed", "atomic", "batch", "concurrency", "label")
@@ -246,7 +247,9 @@ class Parser:
         options = {"undoes": of}
         if isinstance(spec, Mapping) and "attempted" in spec:
             options["attempted"] = spec["attempted"]
-        found = self._aside(spec, Undo, options, given=("item", "result") if of.each else ())
+        # Of a subsequence the step is undone, and not each of its children.
+        given = ("item", "result") if of.kind == "each" else ()
+        found = self._aside(spec, Undo, options, given=given)
         return own, found
 
     def _aside(

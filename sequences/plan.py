@@ -124,6 +124,11 @@ class Plan:
         return tuple(node for node in self.nodes if node.kind == "undo")
 
     @cached_property
+    def subsequences(self) -> tuple[Node, ...]:
+        """The steps that start other runs."""
+        return tuple(node for node in self.nodes if node.kind == "subsequence")
+
+    @cached_property
     def on_failure(self) -> Node | None:
         """The step that runs once when a run has failed."""
         return next((node for node in self.nodes if node.kind == "on_failure"), None)

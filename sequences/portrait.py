@@ -104,6 +104,14 @@ class StepPortrait:
         return self.node.kind == "event" and row is not None and row.status == StepStatus.WAITING
 
     @property
+    def undoing(self) -> str:
+        """How far the undoing of its children is, one of `Undoing`; nothing if there is none."""
+        payload = self.row.payload if self.row is not None else None
+        if self.node.kind != "subsequence" or not isinstance(payload, dict):
+            return ""
+        return str(payload.get("undo", ""))
+
+    @property
     def progress(self) -> tuple[float, float] | None:
         """How much of how much is done: of the items, or what the step has told. None: unknown."""
         if self._counts_items:

@@ -69,7 +69,8 @@ class Steerable:
     def cancel(self, *, undo: bool = False, by: Any = "", reason: str = "") -> None:
         """End the run as cancelled. A step that runs just now loses its commit.
 
-        With ``undo`` the undos of what it has done come first.
+        With ``undo`` that step ends first, and is not tried again; then the undos of what the run
+        and its children have done run, newest first.
         """
         action = "cancel_and_undo" if undo else "cancel"
         _installed().act(self._run(), action, by=by, reason=reason)
@@ -79,7 +80,10 @@ class Steerable:
         _installed().act(self._run(), "finish", by=by, reason=reason)
 
     def retry(self, *, by: Any = "", reason: str = "") -> None:
-        """Begin the failed steps again, and retry now what waits for its next attempt."""
+        """Begin the failed steps again, and retry now what waits for its next attempt.
+
+        Of a run that was undone: the undos and the `on_failure` that have failed.
+        """
         _installed().act(self._run(), "retry", by=by, reason=reason)
 
     def skip(self, step: Named, *, reason: str = "", by: Any = "") -> None:

@@ -178,7 +178,8 @@ class Step(Generic[R]):
         If the run fails, the undo of every succeeded step runs, newest first, each a durable step
         of its own with its own retries. ``attempted=True`` (the default where the step has
         ``atomic=False``) also undoes a step that was tried and has failed. Of a fan-out each item
-        is undone by itself: the method is called with the item and its result, too.
+        is undone by itself: the method is called with the item and its result, too. Of a
+        subsequence it takes the place of its children's own undos.
         """
         make = partial(_make, Undo, {"undoes": self, **declared})
         return Decorator(make) if target is None else noted(make(target), sys._getframe(1))
@@ -345,7 +346,7 @@ def subsequence(
     with the item, too, and without it the items are the children's data; `Sequence.results` gives
     the children's data in order. A child that fails or is cancelled fails the step, unless
     ``allow_failed`` says otherwise. What is done to the parent is done to its children: they are
-    cancelled, and the failed ones retried, with it.
+    cancelled, undone, and the failed ones retried, with it.
     """
     declared = {
         "sequence": sequence,

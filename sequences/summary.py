@@ -19,6 +19,8 @@ from .models import Operation, RunStatus, StepFailure, StepRun, StepStatus
 from .plan import ASIDE
 from .portrait import Portrait, StepPortrait
 from .texts import class_name, first_line
+from .transitions.children import Undoing
+from .transitions.undoing import STANDSTILL
 
 #: How much of an error's message stands in the sentence, in characters.
 LONGEST = 200
@@ -62,11 +64,15 @@ def _failed(portrait: Portrait, last: Operation | None) -> str:
     if undo is not None:
         told += ". " + _("Its undo %(step)s has failed, too") % {"step": _name(undo)}
         return f"{told}{_error(portrait, undo)}."
+    below = next((step for step in portrait.steps if step.undoing == Undoing.FAILED), None)
+    if below is not None:
+        why = _("The undo of a run that %(step)s has started has failed, too.")
+        return f"{told}. " + why % {"step": _name(below)}
     if not names:
         return _("Failed %(ago)s ago") % _times(portrait) + f"{_error(portrait, None)}."
     failed = portrait.at[0]
     told += _attempts(failed) + _error(portrait, failed) + ". "
-    if portrait.plan.undos:
+    if portrait.plan.undos or any(step.undoing for step in portrait.steps):
         return told + _("What it had done is undone.")
     return told + _("What comes after it is held.") if _is_held(portrait) else told.strip()
 
@@ -89,18 +95,40 @@ _ENDED = ("succeeded", "failed", "skipped", "cancelled")
 
 def _undoing(portrait: Portrait, last: Operation | None) -> str:
     failed = portrait.plan.failed(portrait.states)
-    if portrait.run.ending == RunStatus.CANCELLED:
+    if not portrait.run.ending:
+        told = _("It is stopped with its parent, and is undone when its turn comes.")
+    elif portrait.run.ending == STANDSTILL:
+        told = _("It is cancelled with its parent, which has an undo for it.")
+    elif portrait.run.ending == RunStatus.CANCELLED:
         told = _by(_("It is cancelled, and undone before that."), last, "cancel_and_undo")
     elif failed:
         told = _("%(steps)s has failed, and what was done is undone.") % {"steps": _names(failed)}
     else:
         told = _("It is undone.")
+    return " ".join([told, *_undoing_now(portrait)])
+
+
+def _undoing_now(portrait: Portrait) -> list[str]:
+    """What an undoing is about, or waits for."""
+    running = [step.name for step in portrait.steps if _still_executes(step)]
+    if running:
+        return [_("First %(steps)s must end.") % {"steps": _names(running)}]
+    below = [step for step in portrait.steps if step.undoing == Undoing.RUNNING]
+    if below:
+        told = _("The runs that %(step)s has started are being undone.")
+        return [told % {"step": _name(below[0])}]
     aside = [step for step in portrait.steps if step.node.kind in ASIDE and _is_open(step)]
-    return " ".join([told, *(_now(portrait, step) for step in aside[:1])])
+    return [_now(portrait, step) for step in aside[:1]]
+
+
+def _still_executes(step: StepPortrait) -> bool:
+    running = step.status == StepStatus.RUNNING or bool(step.items.get("running"))
+    return running and step.node.kind not in ASIDE
 
 
 def _is_open(step: StepPortrait) -> bool:
-    return step.status in (*_OF_STEP, StepStatus.RUNNING)
+    is_held = step.row is not None and step.row.wake_at is None
+    return step.status in _OF_STEP and not is_held
 
 
 def _paused(portrait: Portrait, last: Operation | None) -> str:

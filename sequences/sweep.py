@@ -18,7 +18,7 @@ from .flows import FLOW
 from .models import StepRun
 from .plan import Plan
 from .presence import Presence, close_all
-from .transitions import children, due, failures, fanout, locks, plans
+from .transitions import due, failures, fanout, locks, plans, undoing
 from .transitions.values import Dispatch
 
 logger = logging.getLogger("sequences")
@@ -125,7 +125,7 @@ def _is_away(error: Exception, using: str) -> bool:
 
 def _look(row: StepRun, using: str) -> list[Dispatch]:
     if row.kind == "subsequence":
-        return children.look(row.pk, using)
+        return undoing.look(row.pk, using)
     return fanout.look(row.run_id, row.step, using)
 
 

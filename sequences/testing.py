@@ -22,8 +22,8 @@ from dramatiq.middleware import Middleware, Retries
 from . import conf, dispatching, handover, jobs, registry
 from .definition import Outcome, Sequence
 from .middleware import SequencesMiddleware
-from .models import SequenceRun, StepFailure, StepRun, StepStatus
-from .transitions import children, news, plans, times
+from .models import UNFINISHED_STEP, SequenceRun, StepFailure, StepRun, StepStatus
+from .transitions import news, plans, times, undoing
 from .transitions.values import dispatch_of
 
 __all__ = ["Clock", "assert_ledger", "build", "clock", "drain", "isolate_sequences", "run"]
@@ -100,12 +100,22 @@ def _family(run: SequenceRun, using: str) -> list[UUID]:
 
 
 def _parent(using: str) -> StepRun | None:
-    """A step whose last child has ended: nobody is told of that before a commit."""
-    waiting = StepRun.objects.using(using).filter(kind="subsequence", status=StepStatus.WAITING)
-    for row in waiting.filter(payload__isnull=False, wake_at__isnull=False):
-        if children.look(row.pk, using):
-            return StepRun.objects.using(using).select_related("run").get(pk=row.pk)
+    """What the end of children makes ready: nobody is told of that before a commit."""
+    for row in _parents(using):
+        if ready := undoing.look(row.pk, using):
+            found = StepRun.objects.using(using).select_related("run")
+            return found.get(pk=ready[0].step_run_id)
+        if row not in _parents(using):  # its run has ended so, and that may be a child, too
+            return _parent(using)
     return None
+
+
+def _parents(using: str) -> list[StepRun]:
+    """The step runs that wait for their children, or for the end of those that are undone."""
+    rows = StepRun.objects.using(using).filter(kind="subsequence", payload__isnull=False)
+    ended = ~Q(status__in=UNFINISHED_STEP)
+    waiting = rows.filter(Q(status=StepStatus.WAITING) | ended, wake_at__isnull=False)
+    return list(waiting.order_by("pk"))
 
 
 class _InlineBroker(Broker):

@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 from django.contrib.auth.models import AnonymousUser, Permission, User
 from django.db import transaction
+from django.db.models import Q
 from dramatiq.middleware import SkipMessage
 
 from sequences import (
@@ -23,7 +24,7 @@ from sequences import (
 from sequences.exceptions import ChildrenFailed, EventTimeout, InvalidTransition, ItemsFailed
 from sequences.models import RunStatus, SequenceRun, StepRun
 from sequences.testing import clock
-from sequences.transitions import children
+from sequences.transitions.undoing import look
 from tests.engine import claim, fail, fresh, perform, take
 
 pytestmark = pytest.mark.django_db
@@ -140,6 +141,41 @@ def undoing():
     return Undone
 
 
+def tree():
+    class Below(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def book(self): ...
+
+        @book.undo
+        def release(self): ...
+
+        @step
+        def confirm(self): ...
+
+    class Tree(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        below = subsequence(Below, each="items", data=lambda self, n: {"n": n}, after=[])
+
+        @step(after=[])
+        def beside(self): ...
+
+        @beside.undo
+        def back(self): ...
+
+        @step
+        def last(self): ...
+
+        @on_failure
+        def tell(self): ...
+
+    return Tree
+
+
 def linear():
     class Linear(Sequence):
         class Meta:
@@ -167,7 +203,7 @@ def wander(run, seed, moving):
         elif chance < 0.8:
             moving.move(timedelta(hours=dice.choice([1, 30])))
         elif chance < 0.85:
-            end_children(run)
+            end_children(run, dice)
         elif chance < 0.95:
             act(fresh(run), dice)
     return run
@@ -175,7 +211,8 @@ def wander(run, seed, moving):
 
 def begin(run, dice):
     """A worker takes what it can get: one step run, or none."""
-    rows = StepRun.objects.filter(run=run.pk, wake_at__isnull=False).order_by("pk")
+    family = Q(run=run.pk) | Q(run__parent__run=run.pk)
+    rows = StepRun.objects.filter(family, wake_at__isnull=False).order_by("pk")
     rows = list(rows.filter(status__in=("queued", "retrying", "waiting")))
     chosen = dice.choice(rows) if rows else None
     claimed = take(chosen.pk, chosen.attempts) if chosen else None
@@ -194,10 +231,11 @@ def end(claimed, luck, dice):
         fail(claimed, final=dice.random() < 0.6, error=Abort("broken"))
 
 
-def end_children(run):
-    for child in SequenceRun.objects.filter(parent__run=run.pk).unfinished():
-        child.cancel()
-        children.look(child.parent_id, conf.using())
+def end_children(run, dice):
+    for child in SequenceRun.objects.filter(parent__run=run.pk):
+        if not child.is_finished and dice.random() < 0.4:
+            child.cancel()
+        look(child.parent_id, conf.using())
 
 
 def act(run, dice):
@@ -205,13 +243,18 @@ def act(run, dice):
     found = [one for one in found if one[0].name not in ("erase", "edit")]
     if found:
         chosen, on = dice.choice(found)
-        getattr(run, chosen.name)(*([on.name] if on else []))
+        undo = {"undo": True} if chosen.name == "cancel" and may_undo(run, dice) else {}
+        getattr(run, chosen.name)(*([on.name] if on else []), **undo)
+
+
+def may_undo(run, dice):
+    return run.status in (RunStatus.RUNNING, RunStatus.PAUSED) and dice.random() < 0.8
 
 
 @pytest.mark.parametrize(
     "seed", [*range(5), *(pytest.param(n, marks=pytest.mark.slow) for n in range(5, 12))]
 )
-@pytest.mark.parametrize("declare", [linear, order, undoing])
+@pytest.mark.parametrize("declare", [linear, order, undoing, tree])
 def test_what_is_promised_is_accepted_and_what_is_not_is_refused(declare, seed):
     with clock() as moving:
         run = declare().start({"items": [1, 2]}).run
@@ -302,6 +345,21 @@ def test_a_run_with_a_failed_undo_is_retried_and_not_restarted_in_its_middle():
     assert of_step(run, "release") == {"skip"}
     assert of_step(run, "reserve") == {"restart_from"}
     assert of_step(run, "look") == set(), "its predecessor was undone"
+    assert disagreements(run) == []
+
+
+def test_a_run_with_a_failed_undo_below_is_retried_and_restarted_from_the_step_at_most():
+    run = run_that(tree(), succeeds("below"), items=[1])
+    (child,) = SequenceRun.objects.filter(parent__run=run.pk)
+    perform(claim(child, "book"))
+    run.cancel(undo=True)
+    fail(claim(child, "release"))
+    look(child.parent_id, conf.using())
+    perform(claim(run, "tell"))
+    assert fresh(run).status == RunStatus.FAILED
+    assert of_run(run) == {"retry", "edit", "erase"}
+    assert of_step(run, "below") == {"restart_from"}
+    assert of_step(run, "beside") == set()
     assert disagreements(run) == []
 
 

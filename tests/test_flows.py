@@ -278,6 +278,21 @@ def test_an_undo_and_on_failure_run_jobs(calls):
     assert calls == [("fetch", "a", 1), ("note", {"url": "a"}), ("note", {"mail": "ops"})]
 
 
+def test_the_undo_of_a_subsequence_takes_the_place_of_its_childrens(calls):
+    declare(
+        {"fetch": {"job": "fetch", "undo": {"job": "note", "args": {"of": "child"}}}},
+        name="shop.Below",
+    )
+    undo = {"job": "note", "args": {"of": "parent"}}
+    below = {"subsequence": "shop.Below", "each": "data.of", "inputs": {"url": "item"}}
+    fails = {"fail": {"job": "fail"}}
+    sequence = run(declare({"below": {**below, "undo": undo}, **fails}), of=["a", "b"])
+    assert ledger(sequence.run)["undo_below"] == "succeeded"
+    assert [call for call in calls if call[0] == "note"] == [("note", {"of": "parent"})]
+    run(declare({"below": below, **fails}, name="shop.Other"), of=["a", "b"])
+    assert [call for call in calls if call[0] == "note"][1:] == [("note", {"of": "child"})] * 2
+
+
 def test_the_undo_of_a_fan_out_gets_the_item_and_its_result(calls):
     steps = {
         "visit": {

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from sequences import Sequence, event, on_failure, portrait, step, subsequence
-from sequences.models import Operation
+from sequences.models import Operation, SequenceRun
 from sequences.summary import LONGEST, error_of, summary
 from sequences.testing import clock, drain
 from tests.engine import change, claim, fail, fresh, now, perform, row, take
@@ -236,6 +236,49 @@ def test_an_undoing_says_why_and_where_it_is():
     run.retry()
     drain()
     assert "What it had done is undone." in told(run)
+
+
+def test_a_cancelled_run_says_what_its_undos_wait_for():
+    run = started(undone())
+    perform(claim(run, "reserve"))
+    left = claim(run, "left")
+    run.cancel(undo=True, by="ann")
+    assert told(run, newest(run)) == (
+        "It is cancelled, and undone before that. By ann. First “left” must end."
+    )
+    perform(left)
+    assert "“release” has been queued for" in told(run)
+
+
+def test_a_parent_and_its_children_say_whose_turn_it_is_to_be_undone():
+    class Night(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def book(self): ...
+
+        @book.undo
+        def release(self): ...
+
+        stay = event()
+
+    class Holiday(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        nights = subsequence(Night, each=lambda self: [{}, {}])
+
+    run = started(Holiday)
+    drain()
+    run.cancel(undo=True)
+    first, second = SequenceRun.objects.filter(parent__run=run.pk).order_by("pk")
+    assert told(run).endswith("The runs that “nights” has started are being undone.")
+    assert told(first) == "It is stopped with its parent, and is undone when its turn comes."
+    assert f"Why: its parent {run.pk} is undone." in told(second, newest(second))
+    fail(claim(second, "release"))
+    drain()
+    assert "The undo of a run that “nights” has started has failed, too." in told(run)
 
 
 def test_other_open_steps_are_counted():

@@ -1,10 +1,28 @@
-import pytest
+from datetime import timedelta
 
-from sequences import Abort, Sequence, event, finish, on_failure, step
+import pytest
+from dramatiq.middleware import SkipMessage
+
+from sequences import Abort, Sequence, event, finish, on_failure, repeat, step
 from sequences.exceptions import InvalidDefinition, InvalidTransition
 from sequences.models import StepFailure, StepRun
+from sequences.sweep import Overdue, sweep
 from sequences.testing import assert_ledger, drain, run
-from tests.engine import claim, fail, fresh, ledger, overdue, perform, sent, steps_of
+from sequences.transitions import claims
+from tests.engine import (
+    change,
+    claim,
+    fail,
+    fresh,
+    ledger,
+    now,
+    overdue,
+    perform,
+    row,
+    sent,
+    steps_of,
+    take,
+)
 
 pytestmark = pytest.mark.django_db
 
@@ -110,8 +128,6 @@ def test_the_undo_after_next_is_inserted_in_the_commit_of_the_one_before():
 
 
 def test_an_undo_whose_message_was_lost_is_dispatched_by_the_sweep():
-    from sequences.sweep import Overdue, sweep
-
     run_ = saga()().run
     perform(claim(run_, "charge"))
     fail(claim(run_, "pack"))
@@ -120,8 +136,6 @@ def test_an_undo_whose_message_was_lost_is_dispatched_by_the_sweep():
 
 
 def test_an_undo_whose_worker_died_is_begun_again():
-    from sequences.sweep import Overdue, sweep
-
     run_ = saga()().run
     perform(claim(run_, "charge"))
     fail(claim(run_, "pack"))
@@ -203,14 +217,330 @@ def test_a_cancelled_run_is_undone_only_if_that_is_asked_for():
     assert ledger(run_) == {"charge": "succeeded", "pack": "cancelled"}
     other = saga()().run
     perform(claim(other, "charge"))
-    running = claim(other, "pack")
     other.cancel(undo=True, by="ann")
-    with pytest.raises(Exception, match="taken away while it ran"):
-        perform(running)
     drain()
     assert fresh(other).status == "cancelled"
     assert fresh(other).data["done"] == ["charge", "refund"]
     assert "tell" not in ledger(other)
+
+
+# What executes when its run is cancelled
+
+
+def test_the_undos_of_a_cancelled_run_wait_for_the_step_that_runs():
+    run_ = saga()().run
+    perform(claim(run_, "charge"))
+    running = claim(run_, "pack")
+    assert sent(lambda: run_.cancel(undo=True)) == []
+    assert fresh(run_).status == "undoing"
+    assert ledger(run_) == {"charge": "succeeded", "pack": "running"}
+    assert steps_of(perform(running)) == ["unpack"]
+    drain()
+    assert fresh(run_).status == "cancelled"
+    assert fresh(run_).data["done"] == ["charge", "pack", "unpack", "refund"]
+
+
+def test_a_step_that_fails_when_its_run_was_cancelled_is_not_tried_again():
+    class Saga(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 5
+
+        @step
+        def charge(self): ...
+
+        @charge.undo
+        def refund(self): ...
+
+        @step(atomic=False)
+        def pack(self): ...
+
+        @pack.undo
+        def unpack(self): ...
+
+    run_ = Saga().run
+    perform(claim(run_, "charge"))
+    running = claim(run_, "pack")
+    run_.cancel(undo=True)
+    assert fail(running, final=False)
+    # It may have reached the other side.
+    assert ledger(run_) == {"charge": "succeeded", "pack": "cancelled", "unpack": "queued"}
+    assert claim(run_, "pack") is None
+    drain()
+    assert fresh(run_).status == "cancelled"
+    assert StepFailure.objects.filter(run=run_, step="pack").count() == 1
+
+
+def test_what_waits_for_its_next_attempt_when_its_run_is_cancelled_has_none():
+    run_ = saga()().run
+    perform(claim(run_, "charge"))
+    fail(claim(run_, "pack"), final=False)
+    assert steps_of(sent(lambda: run_.cancel(undo=True))) == ["refund"]
+    assert ledger(run_)["pack"] == "cancelled"
+
+
+def test_the_undos_wait_for_the_lease_of_a_worker_that_has_died():
+    run_ = saga(with_handler=False)().run
+    perform(claim(run_, "charge"))
+    running = claim(run_, "pack")
+    run_.cancel(undo=True)
+    assert sent(lambda: sweep(Overdue(), "default")) == []
+    overdue(run_, "pack")
+    assert steps_of(sent(lambda: sweep(Overdue(), "default"))) == ["refund"]
+    assert ledger(run_)["pack"] == "cancelled"
+    # It was not dead at all, and comes too late.
+    with pytest.raises(SkipMessage, match="taken away while it ran"):
+        perform(running)
+    drain()
+    assert fresh(run_).data["done"] == ["charge", "refund"]
+
+
+def test_a_step_whose_workers_all_died_fails_and_the_undos_of_its_cancelled_run_begin():
+    run_ = saga(with_handler=False)().run
+    perform(claim(run_, "charge"))
+    claim(run_, "pack")
+    change(run_, "pack", lost=2)
+    run_.cancel(undo=True)
+    overdue(run_, "pack")
+    assert steps_of(sent(lambda: sweep(Overdue(), "default"))) == ["refund"]
+    assert ledger(run_)["pack"] == "failed"
+    drain()
+    assert fresh(run_).status == "cancelled"
+
+
+def test_a_step_that_its_worker_gives_back_is_not_begun_again_in_a_cancelled_run():
+    run_ = saga(with_handler=False)().run
+    perform(claim(run_, "charge"))
+    running = claim(run_, "pack")
+    run_.cancel(undo=True)
+    assert claims.release(running, "default") is None
+    assert ledger(run_) == {"charge": "succeeded", "pack": "cancelled", "refund": "queued"}
+
+
+@pytest.mark.parametrize("returned", [repeat(after=timedelta(hours=1)), repeat(), finish()])
+def test_a_step_of_a_cancelled_run_neither_repeats_nor_finishes(returned):
+    class Saga(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def charge(self): ...
+
+        @charge.undo
+        def refund(self): ...
+
+        @step(after=[])
+        def beside(self): ...
+
+        @step(after=[])
+        def poll(self):
+            return returned
+
+    run_ = Saga().run
+    perform(claim(run_, "charge"))
+    poll, beside = claim(run_, "poll"), claim(run_, "beside")
+    run_.cancel(undo=True)
+    assert perform(poll) == []
+    assert ledger(run_)["poll"] in ("cancelled", "succeeded")
+    assert ledger(run_)["beside"] == "running"
+    assert steps_of(perform(beside)) == ["refund"]
+    drain()
+    assert fresh(run_).status == "cancelled"
+
+
+def test_a_step_that_has_begun_to_wait_in_a_cancelled_run_ends_with_it():
+    class Saga(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def charge(self): ...
+
+        @charge.undo
+        def refund(self): ...
+
+        approval = event()
+
+        @step(after=charge, each=lambda self: [1, 2])
+        def pack(self, item): ...
+
+    run_ = Saga().run
+    perform(claim(run_, "charge"))
+    approval, pack = claim(run_, "approval"), claim(run_, "pack")
+    run_.cancel(undo=True)
+    assert perform(approval) == []
+    assert steps_of(perform(pack)) == ["refund"]
+    assert set(StepRun.objects.filter(run=run_).values_list("step", "status")) == {
+        ("charge", "succeeded"),
+        ("approval", "cancelled"),
+        ("pack", "cancelled"),
+        ("refund", "queued"),
+    }
+
+
+def items(**options):
+    class Items(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 3
+
+        @step(each="amounts", **options)
+        def charge(self, amount):
+            return f"charge-{amount}"
+
+        @charge.undo
+        def refund(self, amount, result):
+            self.data.setdefault("refunded", []).append([amount, result])
+
+    return Items
+
+
+def item(run_, number):
+    return take(StepRun.objects.get(run=run_.pk, step="charge", item=number).pk)
+
+
+def test_the_undos_of_a_cancelled_run_wait_for_the_items_that_run():
+    run_ = items()(amounts=[1, 2, 3, 4]).run
+    perform(claim(run_, "charge"))
+    perform(item(run_, 0))
+    second, third = item(run_, 1), item(run_, 2)
+    assert sent(lambda: run_.cancel(undo=True)) == []
+    assert take(StepRun.objects.get(run=run_.pk, item=3).pk) is None
+    assert perform(third) == []
+    assert steps_of(perform(second)) == ["refund"]
+    drain()
+    assert fresh(run_).status == "cancelled"
+    assert fresh(run_).data["refunded"] == [[3, "charge-3"], [2, "charge-2"], [1, "charge-1"]]
+
+
+def test_an_item_that_fails_in_a_cancelled_run_or_whose_worker_dies_is_the_last_to_wait_for():
+    run_ = items(atomic=False)(amounts=[1, 2, 3]).run
+    perform(claim(run_, "charge"))
+    perform(item(run_, 0))
+    second = item(run_, 1)
+    item(run_, 2)
+    run_.cancel(undo=True)
+    assert fail(second, final=False)
+    StepRun.objects.filter(run=run_.pk, item=2).update(wake_at=now() - timedelta(seconds=1))
+    assert steps_of(sent(lambda: sweep(Overdue(), "default"))) == ["refund"]
+    drain()
+    # Both may have reached the other side, and have no result.
+    assert fresh(run_).data["refunded"] == [[3, None], [2, None], [1, "charge-1"]]
+
+
+def test_the_end_of_the_last_item_that_nobody_looked_at_is_seen_by_the_sweep():
+    run_ = items()(amounts=[1]).run
+    perform(claim(run_, "charge"))
+    running = item(run_, 0)
+    run_.cancel(undo=True)
+    # As if its worker had died after the commit, before the look.
+    StepRun.objects.filter(pk=running.step_run_id).update(
+        status="succeeded", token=None, wake_at=None, finished_at=now(), result="charge-1"
+    )
+    StepRun.objects.filter(run=run_.pk, item=-1).update(wake_at=now() - timedelta(seconds=1))
+    assert steps_of(sent(lambda: sweep(Overdue(), "default"))) == ["refund"]
+
+
+def test_a_run_that_comes_to_its_standstill_can_be_cancelled_at_once_but_nothing_else():
+    run_ = saga()().run
+    perform(claim(run_, "charge"))
+    running = claim(run_, "pack")
+    run_.cancel(undo=True)
+    for act in ("pause", "resume", "retry", "finish"):
+        with pytest.raises(InvalidTransition):
+            getattr(run_, act)()
+    for act in ("skip", "restart_from"):
+        with pytest.raises(InvalidTransition):
+            getattr(run_, act)("charge")
+    with pytest.raises(InvalidTransition, match="it is being undone"):
+        run_.cancel(undo=True)
+    run_.cancel()
+    with pytest.raises(SkipMessage, match="taken away while it ran"):
+        perform(running)
+    assert ledger(run_) == {"charge": "succeeded", "pack": "cancelled"}
+
+
+def test_a_step_that_cancels_its_own_run_with_undo_is_undone_itself():
+    class Saga(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def charge(self):
+            self.run.cancel(undo=True, reason="a fraud")
+
+        @charge.undo
+        def refund(self):
+            self.data["refunded"] = True
+
+        @step
+        def ship(self): ...
+
+    sequence = run(Saga)
+    assert sequence.run.status == "cancelled"
+    assert sequence.data == {"refunded": True}
+    assert ledger(sequence.run) == {"charge": "succeeded", "refund": "succeeded"}
+
+
+# What a person does about a failed undoing
+
+
+def test_an_on_failure_that_has_failed_is_retried_after_all_undos():
+    cls = saga(fails=["ship", "tell of ship: ship is broken"])
+    sequence = run(cls)
+    key = row(sequence.run, "tell").pk
+    assert ledger(sequence.run)["tell"] == "failed"
+    cls.failing.discard("tell of ship: ship is broken")
+    sequence.run.retry()
+    assert sequence.run.status == "undoing"
+    drain()
+    assert fresh(sequence.run).status == "failed"
+    assert fresh(sequence.run).data["done"][-2:] == ["refund", "tell of ship: ship is broken"]
+    assert row(sequence.run, "tell").pk == key, "its idempotency key is the same"
+    with pytest.raises(InvalidTransition, match="not undone"):
+        sequence.run.retry()
+
+
+def test_a_retry_that_mends_an_undo_performs_a_failed_on_failure_again_once_all_is_undone():
+    cls = saga(fails=["ship", "unpack", "tell of ship: ship is broken"])
+    sequence = run(cls)
+    assert (ledger(sequence.run)["unpack"], ledger(sequence.run)["tell"]) == ("failed", "failed")
+    cls.failing.clear()
+    sequence.run.retry()
+    drain()
+    assert fresh(sequence.run).data["done"][-3:] == [
+        "unpack",
+        "refund",
+        "tell of ship: ship is broken",
+    ]
+    assert fresh(sequence.run).status == "failed"
+
+
+def test_a_retry_of_an_undo_that_fails_again_performs_a_failed_on_failure_again_too():
+    cls = saga(fails=["ship", "unpack", "tell of ship: ship is broken"])
+    sequence = run(cls)
+    cls.failing.discard("tell of ship: ship is broken")
+    sequence.run.retry()
+    drain()
+    assert (ledger(sequence.run)["unpack"], ledger(sequence.run)["tell"]) == ("failed", "succeeded")
+    assert fresh(sequence.run).status == "failed"
+
+
+def test_an_on_failure_that_has_succeeded_is_not_performed_again():
+    cls = saga(fails=["ship", "unpack"])
+    sequence = run(cls)
+    cls.failing.clear()
+    sequence.run.retry()
+    drain()
+    assert fresh(sequence.run).data["done"].count("tell of ship: ship is broken") == 1
+
+
+def test_a_failed_on_failure_can_be_skipped():
+    sequence = run(saga(fails=["ship", "tell of ship: ship is broken"]))
+    sequence.run.skip("tell", reason="by hand")
+    assert sequence.run.status == "failed"
+    with pytest.raises(InvalidTransition, match="not undone"):
+        sequence.run.retry()
 
 
 def test_an_attempted_step_is_undone_where_that_is_declared():

@@ -104,7 +104,10 @@ class _Asked:
         data = self.request.POST if self.request.method == "POST" else None
         form = FORMS.get(self.act.name, ActForm)(data, initial=self._initial())
         is_open = self.run.status in (RunStatus.RUNNING, RunStatus.PAUSED)
-        if self.act.name == "cancel" and not (self.shown.plan.undos and is_open):
+        plan = self.shown.plan
+        # Whether the runs below have undos their own plans tell: asked of nobody, it may be so.
+        may_undo = bool(plan.undos or plan.subsequences) and is_open
+        if self.act.name == "cancel" and not may_undo:
             del form.fields["undo"]
         return form
 

@@ -7,16 +7,18 @@ repeats, by the row's `wake_at`, where a process died before it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
-from django.db.models import Exists, OuterRef, QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from ..exceptions import SequenceError
 from ..models import (
     PLAIN,
     UNFINISHED_RUN,
+    UNFINISHED_STEP,
     RunStatus,
     SequenceRun,
     StepRun,
@@ -81,7 +83,7 @@ def _look(step_run_id: int, using: str) -> list[Dispatch]:
     now = times.now(using)
     rows = _waiting(using).filter(pk=step_run_id, wake_at__isnull=False)
     # Only a row that is to be written is locked: a look for nothing keeps no other from it.
-    ended = lock_free(rows.filter(~Exists(_of(OuterRef("pk"), using))), using)
+    ended = lock_free(rows.filter(~Exists(unfinished(OuterRef("pk"), using))), using)
     if not ended:
         return []
     rows.filter(pk__in=ended).update(
@@ -101,7 +103,7 @@ def _waiting(using: str) -> QuerySet[StepRun]:
     return rows.filter(status=StepStatus.WAITING, payload__isnull=False)
 
 
-def _of(step_run: Any, using: str) -> QuerySet[SequenceRun]:
+def unfinished(step_run: Any, using: str) -> QuerySet[SequenceRun]:
     """The children of a step run that have not ended."""
     rows = SequenceRun._base_manager.using(using)
     return rows.filter(parent=step_run, status__in=UNFINISHED_RUN)
@@ -115,17 +117,23 @@ def ended(step_run_id: int | None, using: str) -> QuerySet[SequenceRun]:
 
 def cancel(rows: QuerySet[StepRun], now: datetime, using: str) -> None:
     """Cancel the children of these step runs, and theirs. Their parent is locked."""
+    for child in lock_unfinished(rows, using):
+        cancel(runs.steps_of(child, using), now, using)
+        note_undoing(child, now, using)
+        runs.end_unfinished(child, StepStatus.CANCELLED, now, using)
+        runs.end(child, RunStatus.CANCELLED, now)
+        runs.save(child, now, using)
+
+
+def lock_unfinished(rows: QuerySet[StepRun], using: str) -> Iterator[SequenceRun]:
+    """The children of these step runs that have not ended, each locked. Their parent is, too."""
     found = SequenceRun._base_manager.using(using).filter(
         parent__in=rows.filter(kind="subsequence").values("pk"), status__in=UNFINISHED_RUN
     )
     for run_id in list(found.order_by("pk").values_list("pk", flat=True)):
         child = lock_run(run_id, using)
-        if child is None or child.is_finished:
-            continue
-        cancel(runs.steps_of(child, using), now, using)
-        runs.end_unfinished(child, StepStatus.CANCELLED, now, using)
-        runs.end(child, RunStatus.CANCELLED, now)
-        runs.save(child, now, using)
+        if child is not None and not child.is_finished:
+            yield child
 
 
 def part(rows: QuerySet[StepRun], using: str) -> None:
@@ -139,3 +147,67 @@ def unsuccessful(rows: QuerySet[StepRun], using: str) -> list[SequenceRun]:
         parent__in=rows.values("pk"), status__in=(RunStatus.FAILED, RunStatus.CANCELLED)
     )
     return list(found.order_by("pk"))
+
+
+class Undoing(StrEnum):
+    """How far the undoing of a step's children is: what ``payload["undo"]`` of its row says."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    #: None of them had anything to undo.
+    EMPTY = "empty"
+
+
+#: Of step runs whose children were undone, or are just now.
+UNDONE = (Undoing.RUNNING, Undoing.DONE, Undoing.FAILED)
+
+
+def note_undoing(run: SequenceRun, now: datetime, using: str) -> bool:
+    """Whether a run below this one is being undone; the rows of its steps say how that stands.
+
+    As long as one is, the sweep looks at the step's row: the end of a child may go untold.
+    """
+    rows = StepRun._base_manager.using(using).filter(run=run.pk, kind="subsequence")
+    busy = [_note(own, now, using) for own in rows.filter(payload__isnull=False)]
+    return any(busy)
+
+
+def _note(own: StepRun, now: datetime, using: str) -> bool:
+    is_busy = being_undone(own, using).exists()
+    payload, wake_at = dict(own.payload or {}), own.wake_at
+    if payload.get("undo") == Undoing.RUNNING and not is_busy:
+        payload["undo"] = _outcome(own, using)
+    if is_busy:
+        wake_at = wake_at or now + times.grace()
+    elif own.status not in UNFINISHED_STEP:
+        wake_at = None
+    if (payload, wake_at) != (own.payload, own.wake_at):
+        own.payload, own.wake_at = payload, wake_at
+        own.save(using=using, update_fields=["payload", "wake_at"])
+    return is_busy
+
+
+def being_undone(own: StepRun, using: str) -> QuerySet[SequenceRun]:
+    """Its children that are being undone; one that only waits for its turn has no `ending`."""
+    return of(own, using).filter(status=RunStatus.UNDOING).exclude(ending="")
+
+
+def of(own: StepRun, using: str) -> QuerySet[SequenceRun]:
+    """The runs that this step run has started."""
+    return SequenceRun._base_manager.using(using).filter(parent=own.pk)
+
+
+def _outcome(own: StepRun, using: str) -> Undoing:
+    below = StepRun._base_manager.using(using).filter(run__parent=own.pk)
+    if below.filter(failed_undo(), run__status=RunStatus.FAILED).exists():
+        return Undoing.FAILED
+    undone = Q(kind="undo") | Q(kind="subsequence", payload__undo=Undoing.DONE)
+    return Undoing.DONE if below.filter(undone).exists() else Undoing.EMPTY
+
+
+def failed_undo() -> Q:
+    """A step run whose undo has failed: it is one, or one of its children has it."""
+    return Q(kind="undo", status=StepStatus.FAILED) | Q(
+        kind="subsequence", payload__undo=Undoing.FAILED
+    )

@@ -15,7 +15,7 @@ from ..models import RunStatus, SequenceRun, StepRun, StepStatus
 from . import plans, sql, times
 from .locks import lock_free, lock_run, transact
 from .runs import save, stops
-from .undoing import stop
+from .undoing import proceed, stop, stops_here
 from .values import Beat, Claim, Dispatch, dispatch_of
 
 _CLAIMABLE = (StepStatus.QUEUED, StepStatus.RETRYING)
@@ -153,6 +153,10 @@ def _release(claim: Claim, using: str) -> Dispatch | None:
     rows = StepRun._base_manager.using(using).filter(
         pk=claim.step_run_id, token=claim.token, status=StepStatus.RUNNING
     )
+    if stops_here(run, claim):
+        if rows.update(status=StepStatus.CANCELLED, token=None, wake_at=None, finished_at=now):
+            proceed(run, now, using)
+        return None
     released = rows.update(
         status=StepStatus.QUEUED,
         token=None,

@@ -12,7 +12,7 @@ from math import ceil
 from typing import Any
 
 from .. import data as json_data
-from ..models import RunStatus, SequenceRun, StepRun, StepStatus
+from ..models import UNFINISHED_RUN, RunStatus, SequenceRun, StepRun, StepStatus
 from ..plan import Plan
 from . import children, fanout, news, plans, sql, starts, times, undoing
 from .locks import lock_run
@@ -55,7 +55,9 @@ def commit(claim: Claim, change: Change, using: str) -> list[Dispatch]:
     now = times.now(using)
     _write_row(claim, change, run, now, using)
     _merge_data(run, claim, change)
-    if change.finish:
+    if undoing.stops_here(run, claim):
+        ready = undoing.go_on(run, plan, now, using)
+    elif change.finish:
         children.cancel(steps_of(run, using), now, using)
         skip_unfinished(run, now, using)
         end(run, RunStatus.SUCCEEDED, now)
@@ -79,8 +81,11 @@ def commit(claim: Claim, change: Change, using: str) -> list[Dispatch]:
 
 
 def _commits_in(claim: Claim) -> tuple[RunStatus, ...]:
-    """The states of a run in which this step commits."""
-    return (RunStatus.UNDOING,) if claim.is_aside else (RunStatus.RUNNING, RunStatus.PAUSED)
+    """The states of a run in which this step commits.
+
+    One that executes when its run is to be undone ends first, and is undone then.
+    """
+    return (RunStatus.UNDOING,) if claim.is_aside else UNFINISHED_RUN
 
 
 def _write_row(claim: Claim, change: Change, run: SequenceRun, now: datetime, using: str) -> None:

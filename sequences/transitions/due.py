@@ -11,7 +11,7 @@ from django.db import DatabaseError, connections
 from django.db.models import F, Q, QuerySet
 
 from ..exceptions import SequenceError
-from ..models import StepRun, StepStatus
+from ..models import UNFINISHED_STEP, StepRun, StepStatus
 from . import plans, times
 from .locks import lock_free, transact
 from .values import Dispatch, dispatch_of
@@ -114,7 +114,7 @@ def _sort(row: StepRun, due: Due, is_lost: IsLost, knows: Knows, now: datetime, 
         logger.exception("The plan of step %s of run %s cannot be read.", row.step, row.run_id)
         row.wake_at = now + times.grace()
         return
-    if row.kind in ("each", "subsequence") and row.status == StepStatus.WAITING and row.payload:
+    if _waits_for_others(row):
         due.waiting.append(row)
         row.wake_at = now + min(max(times.grace(), now - row.queued_at), LONGEST)
         return
@@ -138,6 +138,14 @@ def _sort(row: StepRun, due: Due, is_lost: IsLost, knows: Knows, now: datetime, 
 def _pause(row: StepRun) -> timedelta:
     """Until the next dispatch, where nobody sees what became of the last one."""
     return min(times.grace() * (1 << row.dispatches), LONGEST)
+
+
+def _waits_for_others(row: StepRun) -> bool:
+    """Whether it waits for its items or children; of one that has ended those are undone."""
+    if row.kind == "subsequence" and row.status not in UNFINISHED_STEP:
+        return True
+    waits = row.kind in ("each", "subsequence") and row.status == StepStatus.WAITING
+    return waits and bool(row.payload)
 
 
 def _sent_at(row: StepRun) -> datetime:

@@ -88,17 +88,19 @@ def _record(
     if run is None:
         return None
     now = times.now(using)
-    if timed_out and claim.step in run.inbox:
+    if timed_out and claim.step in run.inbox and not undoing.stops_here(run, claim):
         return _received_after_all(claim, run, now, using)
     rows = StepRun._base_manager.using(using).filter(
         pk=claim.step_run_id, token=claim.token, status=StepStatus.RUNNING
     )
     values: dict[str, Any] = {"attempts": claim.attempts + 1, "lost": 0, "delayed": claim.delayed}
     values["ready_at"] = claim.first_due  # for the retry takes the place of its due time
-    if not rows.update(**values, **_failed_or_due(run, final, now)):
+    if not rows.update(**values, **_failed_or_due(run, claim, final, now)):
         return None
     _append(claim.step_run_id, claim, failure, claim.attempts + 1, claim.worker, now, using)
     if not final:
+        if undoing.stops_here(run, claim):
+            return undoing.proceed(run, now, using)
         return _leave_place(run, claim, now, using)
     news.failed(claim.step_run_id, claim.attempts + 1, claim.sequence, using)
     return _fail(run, claim, now, using)
@@ -128,9 +130,10 @@ def _received_after_all(
     return [] if held else [dispatch_of(row, plans.load(run.plan_id, using))]
 
 
-def _failed_or_due(run: SequenceRun, final: bool, now: datetime) -> dict[str, Any]:
-    if final:
-        return {"status": StepStatus.FAILED, "wake_at": None, "due_at": None, "finished_at": now}
+def _failed_or_due(run: SequenceRun, claim: Claim, final: bool, now: datetime) -> dict[str, Any]:
+    if final or undoing.stops_here(run, claim):
+        status = StepStatus.FAILED if final else StepStatus.CANCELLED
+        return {"status": status, "wake_at": None, "due_at": None, "finished_at": now}
     held = run.status == RunStatus.PAUSED
     return {
         "status": StepStatus.RETRYING,
@@ -228,6 +231,8 @@ def _reap(row: StepRun, using: str) -> list[Dispatch]:
     beside = losses.beside(row, now, using)
     if losses.is_guilty(row.lost + 1, beside):
         return _fail_lost(row, run, rows, beside, now, using)
+    if undoing.stops_here(run, row):
+        return _cancel_lost(row, run, rows, beside, now, using)
     held = run.status == RunStatus.PAUSED
     wake_at = None if held else now + times.grace()
     reaped = rows.update(
@@ -244,6 +249,24 @@ def _reap(row: StepRun, using: str) -> list[Dispatch]:
         save(run, now, using)
         return ready
     return [dispatch_of(row, plan)]
+
+
+def _cancel_lost(
+    row: StepRun,
+    run: SequenceRun,
+    rows: Any,
+    beside: list[dict[str, Any]],
+    now: datetime,
+    using: str,
+) -> list[Dispatch]:
+    """Its run is undone, and has waited for no more than the end of this lease."""
+    cancelled = rows.update(
+        status=StepStatus.CANCELLED, token=None, lost=row.lost + 1, wake_at=None, finished_at=now
+    )
+    if not cancelled:
+        return []
+    losses.append(row, beside, now, using)
+    return undoing.proceed(run, now, using)
 
 
 def _fail_lost(
@@ -297,7 +320,7 @@ def _fail(run: SequenceRun, step: Claim | StepRun, now: datetime, using: str) ->
     plan = plans.load(run.plan_id, using)
     if run.is_finished:
         return []
-    if step.kind in ASIDE:
+    if run.status == RunStatus.UNDOING:
         ready = undoing.go_on(run, plan, now, using)
     elif step.item != PLAIN:
         return []

@@ -34,7 +34,7 @@ from ..plan import Plan
 from . import news, plans, sql, times
 from .locks import lock_run, transact
 from .runs import is_failing, save, stops
-from .undoing import stop
+from .undoing import proceed, stop
 from .values import Change, Claim, ClaimLost, Dispatch, FanOut, dispatch_of
 
 #: Items in flight where a step names no `concurrency`.
@@ -205,6 +205,8 @@ def _look(run_id: UUID, step: str, using: str, more: int | None) -> list[Dispatc
     if run is None:
         return []
     plan, now = plans.load(run.plan_id, using), times.now(using)
+    if run.status == RunStatus.UNDOING:
+        return proceed(run, now, using)
     if not stops(run, plan, using):
         return go_on(run, plan, step, now, using, more)
     ready = stop(run, plan, now, using)

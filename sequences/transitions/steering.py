@@ -212,14 +212,12 @@ class _Locked:
         return undoing.undone(self.run, self.plan, self.using)
 
     def retry_undo(self) -> list[Dispatch]:
-        """Go on with the undo that has failed."""
+        """Go on with the undo that has failed, or with `on_failure`."""
         self.allow(RunStatus.FAILED)
-        if not undoing.retry(self.run, self.now, self.using):
+        if not undoing.can_retry(self.run, self.plan, self.using):
             self.refuse("not undone: restart_from() begins again")
         self._begin_again()
-        self.run.status = RunStatus.UNDOING
-        rows = self.steps(kind="undo", status=StepStatus.QUEUED)
-        return [dispatch_of(row, self.plan) for row in rows]
+        return undoing.retry(self.run, self.plan, self.now, self.using)
 
     def skip_aside(self, step: str) -> list[Dispatch]:
         """Go on with the undoing, without this undo."""
@@ -331,10 +329,11 @@ def cancel(run_id: UUID, deed: Deed, using: str, *, undo: bool = False) -> list[
         locked.allow(*UNFINISHED_RUN)
         if undo and locked.run.status == RunStatus.UNDOING:
             locked.refuse("running or paused: it is being undone")
-        children.cancel(locked.steps(), locked.now, using)
-        runs.end_unfinished(locked.run, StepStatus.CANCELLED, locked.now, using)
         if undo:
             return undoing.begin(locked.run, locked.plan, RunStatus.CANCELLED, locked.now, using)
+        children.cancel(locked.steps(), locked.now, using)
+        children.note_undoing(locked.run, locked.now, using)
+        runs.end_unfinished(locked.run, StepStatus.CANCELLED, locked.now, using)
         runs.end(locked.run, RunStatus.CANCELLED, locked.now)
         return []
 

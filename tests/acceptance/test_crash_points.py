@@ -181,6 +181,31 @@ def test_a_worker_may_die_in_a_join_a_fan_out_a_wait_a_child_or_an_undo(sequence
     assert_nothing_is_lost_or_doubled(report, TOURS[sequence], what_is_left_of_a_tour)
 
 
+UNDONE_HIKES = ["release 2", "release 1"]
+OUTINGS = {
+    "acceptance.FailedOuting": ("failed", [*UNDONE_HIKES, "unpack"]),
+    "acceptance.CancelledOuting": ("cancelled", ["rest", "rise", *UNDONE_HIKES, "unpack"]),
+}
+
+
+def what_is_left_of_an_outing(run):
+    """The hikes were under way side by side, and are taken back one after the other."""
+    entries = Entry.objects.filter(run=run.pk).order_by("pk").values_list("step", flat=True)
+    done, undone = list(entries)[:3], list(entries)[3:]
+    hikes = SequenceRun.objects.filter(parent__run=run.pk).values_list("status", flat=True)
+    return run.status, sorted(done), undone, list(hikes)
+
+
+@pytest.mark.only_on("postgresql")
+@pytest.mark.parametrize("sequence", OUTINGS)
+def test_a_worker_may_die_while_a_parent_undoes_its_children(sequence):
+    status, undone = OUTINGS[sequence]
+    done = ["pack", "reserve 1", "reserve 2"]
+    whole = (status, done, undone, ["cancelled"] * 2)
+    report = die_everywhere(sequence, "--every=31")
+    assert_nothing_is_lost_or_doubled(report, whole, what_is_left_of_an_outing)
+
+
 DETOUR = {
     "status": "succeeded",
     "data": {"log": ["collect", "collect", "collect", "mend", "end"]},

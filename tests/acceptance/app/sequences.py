@@ -151,6 +151,60 @@ class FailedTour(Tour):
         self.record(self.failure.message)
 
 
+class Hike(Sequence):
+    """A part of an outing, in a run of its own, which can be taken back."""
+
+    def record(self, note=""):
+        name = f"{self.step_run.step} {self.data['day']}"
+        Entry.objects.create(run=self.data["outing"], step=name, note=note)
+
+    @step
+    def reserve(self):
+        self.record()
+
+    @reserve.undo
+    def release(self):
+        self.record()
+
+
+class FailedOuting(Sequence):
+    """Two hikes that have succeeded are taken back, as what comes after them fails."""
+
+    def record(self):
+        Entry.objects.create(run=self.run.pk, step=self.step_run.step, note="")
+
+    @step
+    def pack(self):
+        self.record()
+
+    @pack.undo
+    def unpack(self):
+        self.record()
+
+    hikes = subsequence(
+        Hike,
+        each=lambda self: [1, 2],
+        data=lambda self, day: {"outing": str(self.run.pk), "day": day},
+    )
+
+    @step
+    def rest(self):
+        raise Abort("it rains")
+
+
+class CancelledOuting(FailedOuting):
+    """The same, but the last step cancels its own run, and is undone first."""
+
+    @step
+    def rest(self):
+        self.record()
+        self.run.cancel(undo=True)
+
+    @rest.undo
+    def rise(self):
+        self.record()
+
+
 class Detour(Sequence):
     """A step that is performed three times, and one whose failure another one mends."""
 

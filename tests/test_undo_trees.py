@@ -1,0 +1,555 @@
+"""A parent that is undone, and what becomes of the runs below it."""
+
+from datetime import timedelta
+
+import pytest
+
+from sequences import Abort, Sequence, event, on_failure, step, subsequence
+from sequences.exceptions import InvalidTransition
+from sequences.models import Operation, SequenceRun, StepRun
+from sequences.pruning import prune
+from sequences.sweep import Overdue, sweep
+from sequences.testing import drain, run
+from sequences.transitions import undoing
+from tests.engine import (
+    claim,
+    fail,
+    fresh,
+    ledger,
+    overdue,
+    perform,
+    row,
+    sent,
+    steps_of,
+)
+
+pytestmark = pytest.mark.django_db
+
+#: What was done and undone, in order, over all runs.
+done: list[str] = []
+failing: set[str] = set()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_done():
+    done.clear()
+    failing.clear()
+
+
+def act(what):
+    if what in failing:
+        raise Abort(f"{what} is broken")
+    done.append(what)
+
+
+def booking(*, waits=True):
+    """A child that books a seat and a meal, and waits then."""
+
+    class Booking(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 0
+
+        @step
+        def seat(self):
+            act(f"seat {self.data.get('n', '')}".strip())
+
+        @seat.undo
+        def unseat(self):
+            act(f"unseat {self.data.get('n', '')}".strip())
+
+        @step
+        def meal(self):
+            act(f"meal {self.data.get('n', '')}".strip())
+
+        @meal.undo
+        def unmeal(self):
+            act(f"unmeal {self.data.get('n', '')}".strip())
+
+        if waits:
+            ticket = event()
+
+    return Booking
+
+
+def trip(child=None, *, own=None, with_handler=False, **options):
+    """Charge, book by a child, and ship, which may fail."""
+
+    class Trip(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 0
+
+        @step
+        def charge(self):
+            act("charge")
+
+        @charge.undo
+        def refund(self):
+            act("refund")
+
+        book = subsequence(child or booking(waits=False), **options)
+
+        if own is not None:
+
+            @book.undo(**own)
+            def unbook(self):
+                act("unbook")
+
+        @step
+        def ship(self):
+            act("ship")
+
+        if with_handler:
+
+            @on_failure
+            def tell(self):
+                act("tell")
+
+    return Trip
+
+
+def children_of(run_):
+    return list(SequenceRun.objects.filter(parent__run=run_.pk).order_by("pk"))
+
+
+def child_of(run_):
+    (child,) = children_of(run_)
+    return child
+
+
+# What is under way
+
+
+def test_a_cancelled_parent_undoes_what_its_waiting_child_has_done_newest_first():
+    parent = trip(booking())().run
+    drain()
+    assert done == ["charge", "seat", "meal"]
+    parent.cancel(undo=True, by="ann")
+    drain()
+    assert done[3:] == ["unmeal", "unseat", "refund"]
+    child = child_of(parent)
+    assert (fresh(parent).status, child.status) == ("cancelled", "cancelled")
+    assert ledger(child) == {
+        "seat": "succeeded",
+        "meal": "succeeded",
+        "ticket": "cancelled",
+        "unmeal": "succeeded",
+        "unseat": "succeeded",
+    }
+    assert Operation.objects.get(run=child).reason == f"its parent {parent.pk} is undone"
+
+
+def test_the_undo_waits_for_what_executes_in_a_child():
+    parent = trip(booking())().run
+    perform(claim(parent, "charge"))
+    perform(claim(parent, "book"))
+    child = child_of(parent)
+    perform(claim(child, "seat"))
+    meal = claim(child, "meal")
+    assert sent(lambda: parent.cancel(undo=True)) == []
+    assert (fresh(parent).status, fresh(child).status) == ("undoing", "undoing")
+    assert steps_of(perform(meal)) == ["unmeal"]
+    drain()
+    assert done[3:] == ["unmeal", "unseat", "refund"]
+
+
+def test_each_child_has_its_turn_the_newest_first():
+    parent = trip(booking(), each=lambda self: [1, 2, 3], data=lambda self, n: {"n": n})().run
+    drain()
+    del done[:]
+    parent.cancel(undo=True)
+    eldest = children_of(parent)[0]
+    assert (fresh(eldest).status, fresh(eldest).ending) == ("undoing", "")
+    drain()
+    assert done == [
+        "unmeal 3",
+        "unseat 3",
+        "unmeal 2",
+        "unseat 2",
+        "unmeal 1",
+        "unseat 1",
+        "refund",
+    ]
+    assert [one.status for one in children_of(parent)] == ["cancelled"] * 3
+
+
+def test_the_children_of_children_are_undone_between_the_steps_of_their_parents():
+    class Middle(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def enter(self):
+            act("enter")
+
+        @enter.undo
+        def leave(self):
+            act("leave")
+
+        below = subsequence(booking())
+
+    parent = trip(Middle)().run
+    drain()
+    parent.cancel(undo=True)
+    drain()
+    assert done == ["charge", "enter", "seat", "meal", "unmeal", "unseat", "leave", "refund"]
+    assert set(SequenceRun.objects.values_list("status", flat=True)) == {"cancelled"}
+
+
+def test_a_failing_parent_undoes_its_children_too_and_then_tells():
+    failing.add("ship")
+    sequence = run(trip(with_handler=True))
+    assert done == ["charge", "seat", "meal", "unmeal", "unseat", "refund", "tell"]
+    assert sequence.run.status == "failed"
+    assert child_of(sequence.run).status == "cancelled"
+
+
+def test_a_failing_parent_stops_the_child_that_is_under_way():
+    class Branches(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        book = subsequence(booking(), after=[])
+
+        @step(after=[])
+        def beside(self):
+            raise Abort("broken")
+
+    parent = Branches().run
+    perform(claim(parent, "book"))
+    child = child_of(parent)
+    perform(claim(child, "seat"))
+    meal = claim(child, "meal")
+    fail(claim(parent, "beside"))
+    assert (fresh(parent).status, fresh(child).status) == ("undoing", "undoing")
+    perform(meal)
+    drain()
+    assert done == ["seat", "meal", "unmeal", "unseat"]
+    assert (fresh(parent).status, fresh(child).status) == ("failed", "cancelled")
+
+
+# What has succeeded
+
+
+def test_children_that_have_succeeded_are_undone_by_their_own_undos():
+    parent = trip(each=lambda self: [1, 2], data=lambda self, n: {"n": n})().run
+    perform(claim(parent, "charge"))
+    perform(claim(parent, "book"))
+    for child in children_of(parent):
+        perform(claim(child, "seat"))
+        perform(claim(child, "meal"))
+    undoing.look(row(parent, "book").pk, "default")
+    perform(claim(parent, "book"))
+    assert ledger(parent)["book"] == "succeeded"
+    del done[:]
+    parent.cancel(undo=True)
+    drain()
+    assert done == ["unmeal 2", "unseat 2", "unmeal 1", "unseat 1", "refund"]
+    assert [one.status for one in children_of(parent)] == ["cancelled"] * 2
+    assert ledger(parent)["book"] == "succeeded"
+
+
+@pytest.mark.parametrize("each", [None, lambda self: [1, 2]])
+def test_an_undo_that_the_step_declares_takes_the_place_of_its_childrens(each):
+    failing.add("ship")
+    sequence = run(trip(own={}, each=each, data=lambda self, n=0: {"n": n}))
+    assert done[-2:] == ["unbook", "refund"]
+    assert not [what for what in done if what.startswith(("unseat", "unmeal"))]
+    assert {one.status for one in children_of(sequence.run)} == {"succeeded"}
+
+
+def test_a_declared_undo_is_not_for_a_step_that_has_not_succeeded_and_its_children_have_theirs():
+    parent = trip(booking(), own={})().run
+    drain()
+    parent.cancel(undo=True)
+    drain()
+    assert done == ["charge", "seat", "meal", "unmeal", "unseat", "refund"]
+
+
+def test_a_declared_undo_of_an_attempt_waits_for_what_executes_below_and_undoes_alone():
+    parent = trip(booking(), own={"attempted": True})().run
+    perform(claim(parent, "charge"))
+    perform(claim(parent, "book"))
+    child = child_of(parent)
+    perform(claim(child, "seat"))
+    meal = claim(child, "meal")
+    assert sent(lambda: parent.cancel(undo=True)) == []
+    assert perform(meal) == []
+    assert fresh(child).status == "cancelled"
+    drain()
+    assert done == ["charge", "seat", "meal", "unbook", "refund"]
+
+
+def test_of_the_children_of_a_failed_step_those_that_succeeded_are_undone():
+    failing.add("meal 2")
+    parent = run(trip(each=lambda self: [1, 2], data=lambda self, n: {"n": n})).run
+    assert parent.status == "failed"
+    # The second has undone itself when it failed.
+    assert [what for what in done if what.startswith("un")] == ["unseat 2", "unmeal 1", "unseat 1"]
+    assert done[-1] == "refund"
+    assert [one.status for one in children_of(parent)] == ["cancelled", "failed"]
+
+
+def test_a_child_that_has_nothing_to_undo_stays_as_it_is_and_its_parent_can_be_retried():
+    class Plain(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def work(self): ...
+
+    class Parent(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        below = subsequence(Plain)
+
+        @step
+        def ship(self):
+            act("ship")
+
+    failing.add("ship")
+    parent = run(Parent).run
+    assert (parent.status, child_of(parent).status) == ("failed", "succeeded")
+    failing.clear()
+    parent.retry()
+    drain()
+    assert fresh(parent).status == "succeeded"
+
+
+def test_a_failed_parent_without_any_undo_lets_its_children_go_on():
+    class Plain(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def work(self): ...
+
+    class Middle(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        below = subsequence(Plain)
+
+    class Branches(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        middle = subsequence(Middle, after=[])
+
+        @step(after=[])
+        def beside(self):
+            act("beside")
+
+    parent = Branches().run
+    perform(claim(parent, "middle"))
+    fail(claim(parent, "beside"))
+    assert (fresh(parent).status, child_of(parent).status) == ("failed", "running")
+    drain()
+    assert child_of(parent).status == "succeeded"
+    parent.retry()
+    drain()
+    assert fresh(parent).status == "succeeded"
+
+
+def test_a_child_that_was_cancelled_by_somebody_stays_as_it_is():
+    parent = trip(booking(), allow_failed=True, each=lambda self: [{}])().run
+    drain()
+    child_of(parent).cancel()
+    failing.add("ship")
+    drain()
+    assert fresh(parent).status == "failed"
+    assert done == ["charge", "seat", "meal", "refund"]
+    assert ledger(child_of(parent))["ticket"] == "cancelled"
+
+
+# When an undo below fails
+
+
+def test_a_failed_undo_of_a_child_leaves_the_tree_failed_and_a_retry_goes_on_with_it():
+    failing.update(["ship", "unseat"])
+    parent = run(trip(with_handler=True)).run
+    child = child_of(parent)
+    assert (parent.status, child.status) == ("failed", "failed")
+    assert done == ["charge", "seat", "meal", "unmeal", "tell"]
+    with pytest.raises(InvalidTransition):
+        parent.skip("ship")
+    failing.clear()
+    parent.retry(by="ann")
+    assert (parent.status, fresh(child).status) == ("undoing", "undoing")
+    drain()
+    assert done == ["charge", "seat", "meal", "unmeal", "tell", "unseat", "refund"]
+    assert (fresh(parent).status, fresh(child).status) == ("failed", "failed")
+    with pytest.raises(InvalidTransition, match="not undone"):
+        parent.retry()
+
+
+def test_an_undo_of_a_child_that_a_person_has_mended_there_lets_the_retry_go_on():
+    failing.update(["ship", "unseat"])
+    parent = run(trip()).run
+    child = child_of(parent)
+    child.skip("unseat", reason="by hand")
+    drain()
+    assert fresh(parent).status == "failed", "a run that has ended goes on when somebody says so"
+    parent.retry()
+    drain()
+    assert done == ["charge", "seat", "meal", "unmeal", "refund"]
+    assert fresh(parent).status == "failed"
+
+
+def test_a_failed_undo_far_below_is_retried_from_the_top():
+    class Middle(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        below = subsequence(booking(waits=False))
+
+    failing.update(["ship", "unmeal"])
+    parent = run(trip(Middle)).run
+    assert set(SequenceRun.objects.values_list("status", flat=True)) == {"failed"}
+    failing.clear()
+    parent.retry()
+    drain()
+    assert done == ["charge", "seat", "meal", "unmeal", "unseat", "refund"]
+    assert fresh(parent).status == "failed"
+
+
+# Restart, cancel, and a process that dies
+
+
+def test_a_parent_whose_children_were_undone_is_restarted_from_the_step_and_not_from_behind_it():
+    failing.add("ship")
+    parent = run(trip(with_handler=True)).run
+    child = child_of(parent)
+    with pytest.raises(InvalidTransition, match="without undone steps that are not done again: "):
+        parent.restart_from("ship")
+    with pytest.raises(InvalidTransition, match="not undone"):
+        parent.retry()
+    failing.clear()
+    del done[:]
+    parent.restart_from("charge")
+    drain()
+    assert done == ["charge", "seat", "meal", "ship"]
+    assert fresh(parent).status == "succeeded"
+    assert (fresh(child).parent_id, fresh(child).status) == (None, "cancelled")
+    assert child_of(parent).status == "succeeded"
+
+
+def test_a_cancel_without_undo_ends_an_undoing_in_the_whole_tree():
+    parent = trip(booking(), each=lambda self: [1, 2], data=lambda self, n: {"n": n})().run
+    drain()
+    parent.cancel(undo=True)
+    second = children_of(parent)[1]
+    undo = claim(second, "unmeal")
+    parent.cancel()
+    assert [fresh(one).status for one in (parent, *children_of(parent))] == ["cancelled"] * 3
+    assert row(parent, "book").wake_at is None
+    with pytest.raises(Exception, match="taken away while it ran"):
+        perform(undo)
+    drain()
+    assert "refund" not in done
+
+
+def test_a_step_whose_children_were_undone_in_part_counts_as_undone():
+    class Branches(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        book = subsequence(booking(), after=[])
+
+        @step(after=[])
+        def beside(self): ...
+
+    parent = Branches().run
+    drain()
+    parent.cancel(undo=True)
+    perform(claim(child_of(parent), "unmeal"))
+    parent.cancel()
+    assert fresh(parent).status == "cancelled"
+    with pytest.raises(InvalidTransition, match="without undone steps that are not done again: bo"):
+        parent.restart_from("beside")
+
+
+def test_a_stopped_child_that_a_person_cancels_is_out_of_its_parents_hands():
+    parent = trip(booking(), each=lambda self: [1, 2], data=lambda self, n: {"n": n})().run
+    drain()
+    del done[:]
+    parent.cancel(undo=True)
+    first, _ = children_of(parent)
+    with pytest.raises(InvalidTransition):
+        first.cancel(undo=True)
+    first.cancel()
+    drain()
+    assert done == ["unmeal 2", "unseat 2", "refund"]
+    assert fresh(parent).status == "cancelled"
+
+
+def test_the_end_of_an_undone_child_that_nobody_told_of_is_seen_by_the_sweep():
+    parent = trip(booking())().run
+    drain()
+    parent.cancel(undo=True)
+    child = child_of(parent)
+    perform(claim(child, "unmeal"))
+    perform(claim(child, "unseat"))
+    assert (fresh(child).status, fresh(parent).status) == ("cancelled", "undoing")
+    assert sent(lambda: sweep(Overdue(), "default")) == []
+    overdue(parent, "book")
+    assert steps_of(sent(lambda: sweep(Overdue(), "default"))) == ["refund"]
+    assert row(parent, "book").wake_at is None
+    drain()
+    assert fresh(parent).status == "cancelled"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_end_of_an_undone_child_goes_on_with_its_parent_at_once():
+    parent = trip(booking())().run
+    drain()
+    parent.cancel(undo=True)
+    child = child_of(parent)
+    perform(claim(child, "unmeal"))
+    assert steps_of(sent(lambda: perform(claim(child, "unseat")))) == ["refund"]
+
+
+def test_a_sweep_of_a_tree_that_waits_for_a_child_dispatches_nothing():
+    parent = trip(booking())().run
+    drain()
+    parent.cancel(undo=True)
+    overdue(parent, "book")
+    assert sent(lambda: sweep(Overdue(), "default")) == []
+    assert row(parent, "book").wake_at is not None
+    drain()
+    assert done[-1] == "refund"
+
+
+def test_a_child_that_fails_by_itself_while_its_parent_is_cancelled_is_waited_for():
+    parent = trip(booking())().run
+    perform(claim(parent, "charge"))
+    perform(claim(parent, "book"))
+    child = child_of(parent)
+    perform(claim(child, "seat"))
+    fail(claim(child, "meal"))
+    assert fresh(child).status == "undoing"
+    assert sent(lambda: parent.cancel(undo=True)) == []
+    drain()
+    assert done == ["charge", "seat", "unseat", "refund"]
+    assert (fresh(parent).status, fresh(child).status) == ("cancelled", "failed")
+
+
+def test_pruning_leaves_a_tree_that_is_being_undone_and_removes_it_whole_afterwards():
+    parent = trip(booking())().run
+    drain()
+    parent.cancel(undo=True)
+    assert prune(older_than=timedelta(0)).runs == {}
+    drain()
+    assert prune(older_than=timedelta(0)).runs == {"shop.Trip": 1, "shop.Booking": 1}
+    assert not StepRun.objects.exists()
+
+
+def test_what_was_undone_is_remembered_after_an_erasure():
+    failing.add("ship")
+    parent = run(trip(with_handler=True)).run
+    parent.erase()
+    with pytest.raises(InvalidTransition, match="without undone steps that are not done again: "):
+        parent.restart_from("ship")
+    assert row(parent, "book").payload == {"children": 1, "undo": "done"}
