@@ -16,6 +16,7 @@ from typing import Any
 
 import dramatiq
 from django.db import Error, connections, transaction
+from dramatiq.errors import Retry
 from dramatiq.middleware import AgeLimit, Shutdown, SkipMessage
 
 from . import current, dispatching, flows, heartbeat, interrupts, registry, suspects, tracing
@@ -457,6 +458,7 @@ class Attempt:
     def _record(self, error: BaseException) -> None:
         interrupts.disarm()
         _repair(self.using)
+        _in_milliseconds(error)
         failure = self.in_hand.without_secrets(failures.Failure.of(error))
         final = isinstance(error, FATAL)
         timed_out = isinstance(error, EventTimeout)
@@ -474,6 +476,13 @@ def _max_age_of_all() -> int | None:
     """What the project's age limit says of every message. Of a step its row's age counts."""
     found = (one for one in dramatiq.get_broker().middleware if isinstance(one, AgeLimit))
     return next((one.max_age for one in found), None)
+
+
+def _in_milliseconds(error: BaseException) -> None:
+    """Dramatiq takes no other delay of its `Retry`."""
+    delay: Any = error.delay if isinstance(error, Retry) else None
+    if isinstance(error, Retry) and isinstance(delay, timedelta):
+        error.delay = delay // timedelta(milliseconds=1)
 
 
 def unknown_step(definition: Definition, step: str) -> UnknownStep:

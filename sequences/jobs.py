@@ -66,8 +66,9 @@ class Job(Generic[P, R]):
         step of a definition may have (``inputs``, ``when``, ``each``, …), Dramatiq's options, and
         ``name``, the name of the step.
         """
-        given = {"args": args, "delay": delay, **keys}
-        return Use(self.name, {name: value for name, value in given.items() if value is not None})
+        given = {"args": args, "delay": delay}
+        # Of the keys None is a value: max_retries=None is for ever.
+        return Use(self.name, {name: one for name, one in given.items() if one is not None} | keys)
 
     @cached_property
     def parameters(self) -> dict[str, inspect.Parameter]:

@@ -380,8 +380,9 @@ class Parser:
         names = ("handoff", "redact", "verbose_name", "aliases", "defaults")
         meta |= {name: mapping[name] for name in names if mapping.get(name) is not None}
         for name in RETENTIONS:
-            if mapping.get(name) is not None:
-                meta[name] = self._duration(name, mapping[name])
+            if name in mapping:
+                kept = mapping[name]
+                meta[name] = None if kept is None else self._duration(name, kept)
         return meta
 
     # errors

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import conf, dispatching, registry
 from . import data as json_data
-from .exceptions import UnknownStep, did_you_mean
+from .exceptions import InvalidData, UnknownStep, did_you_mean
 from .models import SequenceRun
 from .redaction import redact
 from .transitions import claims, plans, steering
@@ -58,6 +58,9 @@ class Steering:
         checked, _ = json_data.normalise(
             data, encoder=conf.settings.encoder, max_bytes=conf.settings.max_data_bytes
         )
+        if not isinstance(checked, dict):
+            problem = f"is a {type(data).__name__}, not a dict"
+            raise InvalidData(path="data", problem=problem, mend="Give all that it is to hold.")
         definition = registry.definition_of(run.sequence)
         if definition is not None and definition.cls._codec is not None:
             definition.cls._codec.check(checked)

@@ -18,6 +18,7 @@ from sequences import (
     Abort,
     Sequence,
     astart_definition,
+    chain,
     dispatching,
     job,
     jobs,
@@ -406,6 +407,15 @@ def test_a_result_of_none_is_told_from_none_at_all(calls):
     assert run(cls, wanted=True).data == {"wanted": True, "found": None}
     assert run(cls).data == {}
     assert calls == [None, "nothing"]
+
+
+def test_a_null_in_a_definition_is_none_and_not_nothing():
+    steps = {"fetch": {"job": "fetch", "max_retries": None}}
+    definition = declare(steps, retention=None)._definition
+    assert definition.retention == timedelta.max  # for ever, whatever the settings say
+    assert definition.options(definition.steps["fetch"])["max_retries"] is None
+    composed = chain(jobs.get("fetch").with_(max_retries=None)).definition()
+    assert composed["steps"]["fetch"]["max_retries"] is None
 
 
 # Errors

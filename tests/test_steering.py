@@ -1038,6 +1038,13 @@ def test_an_edit_of_a_run_that_has_changed_since_is_refused():
     assert fresh(run).data == {"n": 3}
 
 
+@pytest.mark.parametrize("data", [None, [1], "x"])
+def test_only_a_dict_takes_the_place_of_data(data):
+    run = run_in("running")
+    with pytest.raises(InvalidData, match=f"data is a {type(data).__name__}, not a dict"):
+        run.edit(data)
+
+
 def test_an_edit_with_what_cannot_be_stored_names_the_path():
     run = run_in("running")
     with pytest.raises(InvalidData, match=r'data\["who"\]'):

@@ -1573,11 +1573,12 @@ def test_a_retry_when_that_raises_loses_nothing(caplog):
     assert [failure[2] for failure in failures(sequence)] == ["ValueError"]
 
 
-def test_dramatiqs_own_retry_says_when():
+@pytest.mark.parametrize("delay", [3_600_000, timedelta(hours=1)])
+def test_dramatiqs_own_retry_says_when(delay):
     class Asks(Sequence):
         @step
         def one(self):
-            raise dramatiq.errors.Retry("busy", delay=3_600_000)
+            raise dramatiq.errors.Retry("busy", delay=delay)
 
     sequence = Asks()
     drain_once(sequence)
