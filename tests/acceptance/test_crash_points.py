@@ -18,7 +18,7 @@ from .app.models import Entry
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(900),
     # Hundreds of runs: elsewhere each commit waits for the disk.
     pytest.mark.only_on("postgresql", "sqlite"),
 ]
@@ -41,7 +41,7 @@ def die_everywhere(sequence, *arguments, **environment):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=880,
     )
     assert done.returncode == 0, done.stderr[-5000:]
     return json.loads(done.stdout)
