@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from importlib import metadata
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["TAG", "register"]
 
 TAG = "sequences"
+#: Of the connections of redis-py, in seconds.
+SOCKET_TIMEOUTS = ("socket_timeout", "socket_connect_timeout")
 VENDORS = ("postgresql", "mysql", "sqlite")
 
 Messages = Iterator[CheckMessage]
@@ -73,6 +76,7 @@ def check_broker(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         *_middleware(broker.middleware),
         *_texts_kept(broker.middleware),
         *_confirmation(broker),
+        *_socket_timeouts(broker),
     ]
 
 
@@ -302,6 +306,33 @@ def _why_unmatched(definition: Definition, pattern: str, path: Path) -> str:
     if path[0] == "data" and len(path) > 1 and "data" not in definition.defaults:
         return f"A pattern begins inside of data: {'.'.join(path[1:])!r}."
     return ""
+
+
+def _socket_timeouts(broker: Broker) -> Messages:
+    # Only RedisBroker has a client; its module cannot be imported without redis.
+    pool = getattr(getattr(broker, "client", None), "connection_pool", None)
+    if pool is None:
+        return
+    missing = [name for name in SOCKET_TIMEOUTS if _pool_option(pool, name) is None]
+    if missing:
+        yield Warning(
+            f"The Redis broker's client has no {' and no '.join(missing)}: a server that accepts "
+            "connections and answers nothing would block every start for good.",
+            hint="Add '?socket_timeout=5&socket_connect_timeout=5' to the url in "
+            "DRAMATIQ_BROKER['OPTIONS'].",
+            id="sequences.W012",
+        )
+
+
+def _pool_option(pool: Any, name: str) -> Any:
+    """What its connections will have: redis-py has a default of its own since version 8."""
+    if name in pool.connection_kwargs:
+        return pool.connection_kwargs[name]
+    for kind in pool.connection_class.__mro__:
+        parameter = inspect.signature(kind).parameters.get(name)
+        if parameter is not None:
+            return parameter.default
+    return None
 
 
 # The database

@@ -1,7 +1,7 @@
-"""Database URLs to Django's settings and back."""
+"""Database URLs to Django's settings and back, and the limits in a URL of Redis."""
 
 from typing import Any
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 ENGINES = {
     "postgres": "django.db.backends.postgresql",
@@ -58,3 +58,10 @@ def to_url(settings: dict[str, Any]) -> str:
         # Not a plus for a space: PostgreSQL's own reader of URLs leaves it as it is.
         return f"{scheme}://{login}@{port}/{name}?host={quote(settings['HOST'], safe='')}"
     return f"{scheme}://{login}@{settings['HOST']}{port}/{name}"
+
+
+def with_timeouts(url: str) -> str:
+    """A URL of Redis with limits for a server that answers nothing, unless it has its own."""
+    parts = urlsplit(url)
+    limits = {"socket_timeout": "5", "socket_connect_timeout": "5"}
+    return parts._replace(query=urlencode(limits | dict(parse_qsl(parts.query)))).geturl()

@@ -82,7 +82,7 @@ else:
     DRAMATIQ_BROKER = {
         "BROKER": "dramatiq.brokers.redis.RedisBroker",
         "OPTIONS": {
-            "url": os.environ.get("REDIS_URL") or "redis://127.0.0.1:6379",
+            "url": databases.with_timeouts(os.environ.get("REDIS_URL") or "redis://127.0.0.1:6379"),
             "namespace": os.environ.get("REDIS_NAMESPACE") or "dramatiq",
         },
         "MIDDLEWARE": DRAMATIQ_MIDDLEWARE,

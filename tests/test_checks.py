@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import pydantic
 import pytest
+import redis
 from django.apps import apps
 from django.core import checks as django_checks
 from django.core.checks import Tags
@@ -158,6 +159,33 @@ class TestBroker:
         error = only(checks.check_broker(None))
         assert error.id == "sequences.E005"
         assert "after Retries" in error.msg
+
+    @pytest.mark.parametrize(
+        ("given", "missing"),
+        [
+            ({"socket_timeout": 5, "socket_connect_timeout": 5}, ""),
+            ({"socket_timeout": None, "socket_connect_timeout": 5}, "no socket_timeout:"),
+            (
+                {"socket_timeout": None, "socket_connect_timeout": None},
+                "no socket_timeout and no socket_connect_timeout:",
+            ),
+        ],
+    )
+    def test_a_client_of_redis_that_waits_without_limit_is_warned_of(
+        self, use_broker, given, missing
+    ):
+        pool = redis.ConnectionPool.from_url("redis://127.0.0.1")
+        pool.connection_kwargs.update(given)
+        use_broker(SequencesMiddleware(), Retries()).client = redis.Redis(connection_pool=pool)
+        found = checks.check_broker(None)
+        assert ids(found) == (["W012"] if missing else [])
+        assert missing in "".join(message.msg for message in found)
+
+    def test_what_redis_py_sets_by_itself_counts(self, use_broker, monkeypatch):
+        pool = redis.ConnectionPool.from_url("redis://127.0.0.1")
+        use_broker(SequencesMiddleware(), Retries()).client = redis.Redis(connection_pool=pool)
+        default = pool.connection_class().socket_timeout
+        assert ids(checks.check_broker(None)) == ([] if default else ["W012"])
 
     @pytest.mark.parametrize(("confirms", "found"), [(False, ["W002"]), (True, [])])
     def test_a_broker_that_does_not_confirm_is_warned_of(self, use_broker, confirms, found):

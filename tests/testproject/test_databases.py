@@ -30,3 +30,14 @@ def test_a_socket_directory_is_the_host():
 def test_an_unknown_scheme_is_refused():
     with pytest.raises(ValueError, match="starts with one of postgres, postgresql"):
         databases.from_url("oracle://shop")
+
+
+@pytest.mark.parametrize(
+    ("url", "limited"),
+    [
+        ("redis://h:6379/0", "redis://h:6379/0?socket_timeout=5&socket_connect_timeout=5"),
+        ("redis://h?socket_timeout=9", "redis://h?socket_timeout=9&socket_connect_timeout=5"),
+    ],
+)
+def test_a_url_of_redis_gets_the_limits_that_it_lacks(url, limited):
+    assert databases.with_timeouts(url) == limited
