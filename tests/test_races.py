@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
-from django.db import connections
+from django.db import connections, transaction
 from dramatiq.middleware import SkipMessage
 
 from sequences import Sequence, event, execution, step
@@ -461,8 +461,17 @@ def test_all_at_once_nothing_deadlocks_or_is_lost(together, given_up):
             StepRun.objects.filter(status="queued", wake_at__isnull=False).update(wake_at=now())
             sweep(Overdue(), "default")
 
+    def hold_and_let_go():
+        while working:
+            for run in runs:
+                with transaction.atomic():
+                    fresh(run).pause()
+                    time.sleep(0.05)
+                    transaction.set_rollback(True)
+                time.sleep(0.01)
+
     workers = [lambda name=name: work(name) for name in names]
-    assert together(*workers, pause_and_resume, sweep_all) == [None] * 10
+    assert together(*workers, pause_and_resume, hold_and_let_go, sweep_all) == [None] * 11
     for run in runs:
         assert fresh(run).data == {"count": 8, **dict.fromkeys(names, 1)}
         assert ledger(run)["join"] == "queued"

@@ -1,6 +1,8 @@
 """Real worker processes, and all that can happen to them and to their messages."""
 
+import random
 import time
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -8,9 +10,11 @@ from django.db import connection
 from django.db.models import F, Sum
 
 from sequences import dispatching, health
-from sequences.models import StepRun
+from sequences.exceptions import InvalidTransition
+from sequences.models import SequenceRun, StepRun
 from sequences.sweep import Overdue, sweep
 from sequences.testing import clock, run
+from tests.locks import held
 
 from .app.gates import Gate
 from .app.models import Entry
@@ -26,6 +30,7 @@ from .app.sequences import (
     Held,
     HeldTwice,
     Long,
+    Outside,
     Overtime,
     Released,
     Tiny,
@@ -227,6 +232,96 @@ def wake(stalled, gate, pid):
     gate.open(pid)
     stalled.thaw()
     wait_for(lambda: stalled.log.count("was skipped") > before, "what the stalled worker did")
+
+
+class TestLocks:
+    """Somebody holds a run for long: a shell that was left open in a transaction."""
+
+    def test_the_other_steps_of_its_worker_keep_their_leases(self, hire, gate):
+        crew = hire("redis")
+        (first,) = crew.start(1, threads=3)
+        sequences = [Outside(gate=str(gate)) for _ in range(3)]
+        wait_for(lambda: len(gate.visitors()) == 3)
+        crew.start(1)
+        with held(sequences[0].run.cancel):
+            lease = timedelta(seconds=crew.settings["LEASE"])
+            others = [step_of(one, "only") for one in sequences[1:]]
+            wait_for(lambda: all(is_kept(row, 2 * lease) for row in others), "their leases")
+            assert len(gate.visitors()) == 3, "another worker performs one of them, too"
+        gate.open()
+        for sequence in sequences[1:]:
+            assert_once(sequence, "only")
+            assert_no_failure(sequence)
+            assert first.has(int(step_of(sequence, "only").worker.split(":")[1]))
+
+    def test_the_sweep_sees_to_all_other_runs_and_to_the_locked_one_afterwards(
+        self, hire, gate, tmp_path
+    ):
+        crew = hire("redis")
+        (dead,) = crew.start(1, threads=2)
+        other_gate = Gate(tmp_path / "other")
+        locked, other = Held(gate=str(gate)), Held(gate=str(other_gate))
+        wait_for(lambda: gate.visitors() and other_gate.visitors())
+        dead.kill()
+        with held(locked.run.pause):
+            crew.start(2)
+            delayed = Tiny.start({}, delay=timedelta(seconds=2))
+            lost = Tiny()
+            crew.lose_messages()
+            other_gate.open()
+            assert_once(other, "first", "held", "last")
+            assert_once(delayed, "only")
+            assert_once(lost, "only")
+            assert len(gate.visitors()) == 1
+            with clock() as moving:
+                moving.move(timedelta(minutes=2))
+                problems = [one for one in health.read().signs if one.name == "locked"]
+                assert [str(locked.run.pk) in one.advice for one in problems] == [True]
+        gate.open()
+        assert_once(locked, "first", "held", "last")
+        assert len(gate.visitors()) == 2
+
+    def test_locks_that_come_and_go_lose_nothing_and_double_nothing(self, hire, gate):
+        crew = hire("redis", GRACE=1.5)
+        crew.start(2, threads=3)
+        gate.open()
+        sequences = [Held(gate=str(gate)) for _ in range(12)]
+        chance = random.Random(8)
+        acts = [
+            lambda run: run.pause,
+            lambda run: run.cancel,
+            lambda run: lambda: list(SequenceRun.objects.select_for_update().filter(pk=run.pk)),
+            lambda run: lambda: list(StepRun.objects.select_for_update().filter(run=run.pk)),
+        ]
+        for index in range(24):
+            if index == 12:
+                crew.workers[0].kill()
+                crew.start(1, threads=3)
+            run = chance.choice(sequences).run
+            run.refresh_from_db()
+            if run.is_finished:
+                continue
+            with held(harmless(chance.choice(acts)(run))):
+                time.sleep(chance.uniform(0, 0.5))
+        for sequence in sequences:
+            assert_once(sequence, "first", "held", "last")
+            assert not sequence.run.failures.exists()
+
+
+def harmless(act):
+    """The same, though the run may have ended by now."""
+
+    def call():
+        with suppress(InvalidTransition):
+            act()
+
+    return call
+
+
+def is_kept(row, lease):
+    """Whether its lease was extended long after its first one has run out."""
+    row.refresh_from_db()
+    return row.status == "running" and row.wake_at > row.started_at + lease
 
 
 class TestQueue:

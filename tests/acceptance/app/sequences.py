@@ -421,6 +421,15 @@ class Busy(Recorded):
         self.wait()
 
 
+class Outside(Recorded):
+    """One step without a transaction around it: what it does cannot be rolled back."""
+
+    @step(atomic=False)
+    def only(self):
+        self.record()
+        self.wait()
+
+
 class Direct(Recorded):
     """Performed by one worker, without a trip through the broker between its steps."""
 
