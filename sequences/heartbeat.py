@@ -52,8 +52,11 @@ def is_busy() -> bool:
     return bool(_performing)
 
 
-def beat(using: str) -> None:
-    """Extend the leases of the long ones, and store the progress of all that have some."""
+def beat(using: str) -> set[int]:
+    """Extend the leases of the long ones, and store the progress of all that have some.
+
+    Returns the tokens of those that were left out.
+    """
     long_ago = time.monotonic() - conf.settings.heartbeat
     beats: dict[int, tuple[Performance, str | None]] = {}
     for performance in list(_performing.values()):
@@ -64,6 +67,7 @@ def beat(using: str) -> None:
     for token in extended:
         performance, progress = beats[token]
         performance.shown = progress
+    return beats.keys() - extended
 
 
 def _beat_of(performance: Performance, progress: str | None) -> Beat:
@@ -93,10 +97,13 @@ class Heart(threading.Thread):
         # Twice in each HEARTBEAT, so that a step that has run for one has its lease extended
         # before two are over.
         while not self._stopped.wait(conf.settings.heartbeat / 2):
-            self._try(beat)
+            self._try(self._beat)
             self._try(self._presence.beat)
         self._try(self._presence.end)
         close_all()
+
+    def _beat(self, using: str) -> None:
+        self._presence.leaves_out(beat(using))
 
     def _try(self, part: Callable[[str], None]) -> None:
         # Whatever happens, it beats on: without it every long step loses its lease.

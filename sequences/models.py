@@ -418,6 +418,8 @@ class WorkerProcess(_Row):
     seen_at = models.DateTimeField(_("seen"), db_index=True)
     #: When its last sweep ended; None: it does not sweep.
     swept_at = models.DateTimeField(_("swept"), null=True, blank=True)
+    #: The tokens of claims that it holds, and could not extend, as others had locked their rows.
+    left_out = models.JSONField(default=list, editable=False)
 
     class Meta:
         verbose_name = _("worker process")

@@ -44,6 +44,7 @@ class Presence:
         self._since = time.monotonic()
         self._swept: float | None = None
         self._told: float | None = None
+        self._left_out: Collection[int] = ()
         self._fails = False
 
     def swept(self) -> None:
@@ -51,6 +52,12 @@ class Presence:
         if self._swept is None:
             self._told = None  # the first is news
         self._swept = time.monotonic()
+
+    def leaves_out(self, tokens: Collection[int]) -> None:
+        """Of these claims it performs the steps, and could not extend the leases."""
+        if tokens or self._left_out:
+            self._told = None  # those who sweep are to know it at once
+        self._left_out = tokens
 
     def beat(self, using: str) -> None:
         """Tell that it is there, if that was not told lately. Never raises."""
@@ -66,7 +73,10 @@ class Presence:
     def _tell(self, using: str) -> None:
         swept = None if self._swept is None else _ago(self._swept)
         queues = tuple(self._queues())
-        told = Seen(self._name, queues, self._threads, _ago(self._since), swept, self._is_known)
+        told = Seen(
+            self._name, queues, self._threads, _ago(self._since), swept, self._is_known,
+            tuple(self._left_out),
+        )  # fmt: skip
         if not workers.seen(told, using):
             self._name = f"{current.process()}~{token_hex(2)}"
             self._told = None

@@ -133,6 +133,37 @@ def test_a_locked_row_of_its_process_keeps_no_worker_from_its_leases(settings):
     assert not heart.is_alive()
 
 
+def test_a_step_whose_row_was_locked_for_longer_than_its_lease_is_not_taken_for_lost():
+    run, other = (one.run for one in order().start_many([{}] * 2))
+    performances([run])
+    claim(other, "pay")
+    presence = Presence(1)
+    with held(lock(StepRun, run=run.pk)):
+        presence.leaves_out(heartbeat.beat(USING))
+        presence.beat(USING)
+    for one in (run, other):
+        overdue(one, "pay", timedelta(seconds=20))
+    assert sweep(Overdue(), USING) == 1, "the other one's worker says nothing of it"
+    assert (row(run, "pay").status, row(run, "pay").lost) == ("running", 0)
+    presence.leaves_out(heartbeat.beat(USING))
+    presence.beat(USING)
+    assert row(run, "pay").wake_at > now() + timedelta(seconds=10)
+    assert WorkerProcess.objects.get().left_out == []
+
+
+def test_a_worker_that_dies_while_its_step_is_locked_is_noticed():
+    run = order()().run
+    performances([run])
+    presence = Presence(1)
+    with held(lock(StepRun, run=run.pk)):
+        presence.leaves_out(heartbeat.beat(USING))
+        presence.beat(USING)
+    overdue(run, "pay")
+    WorkerProcess.objects.update(seen_at=now() - timedelta(seconds=7))
+    assert sweep(Overdue(), USING) == 1
+    assert row(run, "pay").lost == 1
+
+
 # --- the sweep
 
 

@@ -21,6 +21,7 @@ class Migration(migrations.Migration):
                 ("started_at", models.DateTimeField(verbose_name="started")),
                 ("seen_at", models.DateTimeField(db_index=True, verbose_name="seen")),
                 ("swept_at", models.DateTimeField(blank=True, null=True, verbose_name="swept")),
+                ("left_out", models.JSONField(default=list, editable=False)),
             ],
             options={
                 "verbose_name": "worker process",

@@ -13,7 +13,7 @@ from django.db.models import QuerySet
 from ..exceptions import WorkerLost
 from ..models import PLAIN, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
 from ..plan import ASIDE
-from . import fanout, losses, news, plans, times, undoing
+from . import fanout, losses, news, plans, times, undoing, workers
 from .commits import divert
 from .locks import lock_run, transact
 from .refusals import with_text
@@ -228,6 +228,8 @@ def _reap(row: StepRun, using: str) -> list[Dispatch]:
     rows = StepRun._base_manager.using(using).filter(
         pk=row.pk, token=row.token, status=StepStatus.RUNNING, wake_at__lte=now
     )
+    if row.token is not None and workers.holds(row.token, using):
+        return []
     beside = losses.beside(row, now, using)
     if losses.is_guilty(row.lost + 1, beside):
         return _fail_lost(row, run, rows, beside, now, using)

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 from django.db import IntegrityError, transaction
 
+from .. import conf
 from ..models import WorkerProcess
 from . import times
 from .locks import lock_free, transact
@@ -32,6 +33,8 @@ class Seen:
     swept: timedelta | None = None
     #: Whether the row of its name is known to be its own.
     is_known: bool = True
+    #: The tokens of claims that it holds, and could not extend.
+    left_out: Sequence[int] = ()
 
 
 def seen(worker: Seen, using: str) -> bool:
@@ -44,6 +47,7 @@ def _seen(worker: Seen, using: str) -> bool:
     values = {
         "queues": sorted(worker.queues),
         "threads": worker.threads,
+        "left_out": list(worker.left_out),
         # A later process may have the name of one that is gone: the same host and number.
         "started_at": now - worker.age,
         "seen_at": now,
@@ -61,6 +65,16 @@ def _seen(worker: Seen, using: str) -> bool:
     except IntegrityError:
         return worker.is_known  # it was written meanwhile; the next beat updates it
     return True
+
+
+def holds(token: int, using: str) -> bool:
+    """Whether a process has just told that it holds this claim, and could not extend its lease.
+
+    Somebody had locked the row: the worker is not lost, and extends it with its next heartbeat.
+    """
+    fresh = times.now(using) - 2 * timedelta(seconds=conf.settings.heartbeat)
+    rows = WorkerProcess.objects.using(using).filter(seen_at__gte=fresh)
+    return any(token in left_out for left_out in rows.values_list("left_out", flat=True))
 
 
 def gone(name: str, using: str) -> None:

@@ -248,8 +248,12 @@ class TestLocks:
             others = [step_of(one, "only") for one in sequences[1:]]
             wait_for(lambda: all(is_kept(row, 2 * lease) for row in others), "their leases")
             assert len(gate.visitors()) == 3, "another worker performs one of them, too"
+        # Nor the locked one, whose lease has run out: its worker has said that it holds it.
+        locked = step_of(sequences[0], "only")
+        wait_for(lambda: is_kept(locked, 2 * lease), "the lease of the one that was locked")
+        assert len(gate.visitors()) == 3
         gate.open()
-        for sequence in sequences[1:]:
+        for sequence in sequences:
             assert_once(sequence, "only")
             assert_no_failure(sequence)
             assert first.has(int(step_of(sequence, "only").worker.split(":")[1]))
