@@ -62,7 +62,7 @@ ACTS: dict[str, Act] = {
             _("Restart from here"),
             _(
                 "This step is performed again, and all that come after it. The data stays as it "
-                "is now."
+                "is now. Events among these steps ask again."
             ),
             on_step=True,
             is_dangerous=True,
@@ -214,6 +214,12 @@ def _may_restart(portrait: Portrait, step: StepPortrait) -> bool:
         return False
     states = {name: status for name, status in portrait.states.items() if name not in again}
     return not plan.is_failing(states)
+
+
+def asked_again(portrait: Portrait, step: StepPortrait) -> list[StepPortrait]:
+    """The events whose deliveries a restart from this step forgets, unless they are kept."""
+    again, inbox = portrait.plan.again(step.name), _inbox(portrait)
+    return [one for one in portrait.steps if one.name in again and one.name in inbox]
 
 
 def _may_deliver(portrait: Portrait, step: StepPortrait) -> bool:

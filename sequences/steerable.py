@@ -20,7 +20,7 @@ class Steering(Protocol):
 
     def act(self, run: SequenceRun, action: str, *, by: Any, reason: str) -> None: ...
     def act_on_step(
-        self, run: SequenceRun, action: str, step: Named, *, by: Any, reason: str
+        self, run: SequenceRun, action: str, step: Named, *, by: Any, reason: str, **options: Any
     ) -> None: ...
     def edit(self, run: SequenceRun, data: dict[str, Any], *, by: Any, reason: str) -> None: ...
     def deliver(
@@ -93,9 +93,17 @@ class Steerable:
         """
         _installed().act_on_step(self._run(), "skip", step, by=by, reason=reason)
 
-    def restart_from(self, step: Named, *, by: Any = "", reason: str = "") -> None:
-        """Perform this step again, and all that come after it. ``data`` stays as it is."""
-        _installed().act_on_step(self._run(), "restart_from", step, by=by, reason=reason)
+    def restart_from(
+        self, step: Named, *, keep_deliveries: bool = False, by: Any = "", reason: str = ""
+    ) -> None:
+        """Perform this step again, and all that come after it. ``data`` stays as it is.
+
+        The events among them ask again: what was delivered for them is forgotten, unless
+        ``keep_deliveries``.
+        """
+        _installed().act_on_step(
+            self._run(), "restart_from", step, by=by, reason=reason, keep_deliveries=keep_deliveries
+        )
 
     def run_now(self, step: Named, *, by: Any = "", reason: str = "") -> None:
         """Let this step wait no longer for its time: a delay, a repeat, its next attempt.
@@ -171,9 +179,13 @@ class Steerable:
         """`skip`, for asynchronous code."""
         await sync_to_async(self.skip)(step, reason=reason, by=by)
 
-    async def arestart_from(self, step: Named, *, by: Any = "", reason: str = "") -> None:
+    async def arestart_from(
+        self, step: Named, *, keep_deliveries: bool = False, by: Any = "", reason: str = ""
+    ) -> None:
         """`restart_from`, for asynchronous code."""
-        await sync_to_async(self.restart_from)(step, by=by, reason=reason)
+        await sync_to_async(self.restart_from)(
+            step, keep_deliveries=keep_deliveries, by=by, reason=reason
+        )
 
     async def arun_now(self, step: Named, *, by: Any = "", reason: str = "") -> None:
         """`run_now`, for asynchronous code."""

@@ -45,12 +45,12 @@ class Steering:
         _send_and_reload(run, _ACTS[action](run.pk, done, using), using)
 
     def act_on_step(
-        self, run: SequenceRun, action: str, step: Named, *, by: Any, reason: str
+        self, run: SequenceRun, action: str, step: Named, *, by: Any, reason: str, **options: Any
     ) -> None:
         """Skip, restart_from, run_now."""
         using = conf.using()
         done = Deed(action, by=_name(by), step=_step(run, step, using), reason=reason)
-        _send_and_reload(run, _ACTS_ON_STEPS[action](run.pk, done, using), using)
+        _send_and_reload(run, _ACTS_ON_STEPS[action](run.pk, done, using, **options), using)
 
     def edit(self, run: SequenceRun, data: dict[str, Any], *, by: Any, reason: str) -> None:
         """Put other data in the place of the run's."""

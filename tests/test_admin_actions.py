@@ -1,5 +1,6 @@
 """Acts in the admin: asked for by GET, done by a POST that confirms, by whom it is allowed."""
 
+import html
 import json
 import re
 from datetime import timedelta
@@ -526,6 +527,45 @@ def test_many_are_restarted_and_skipped_at_a_chosen_step(admin_client):
     assert [ledger(run)["approval"] for run in runs] == ["skipped", "skipped"]
     drain()
     chosen = {"step": "approval", "confirm": "yes"}
+    post_many(admin_client, "restart_from_runs", *runs, **chosen)
+    drain()
+    assert [ledger(run)["approval"] for run in runs] == ["waiting", "waiting"]
+
+
+def test_a_restart_names_the_events_that_are_asked_for_again_and_has_a_box_to_keep_them(
+    admin_client,
+):
+    run = started()
+    drain()
+    page = admin_client.get(url(run, "restart_from", "charge")).content.decode()
+    assert "keep_deliveries" not in page, "nothing was delivered"
+    fresh(run).deliver("approval", "yes")
+    drain()
+    page = admin_client.get(url(run, "restart_from", "charge")).content.decode()
+    assert "Otherwise these are asked for again: approval." in page
+    assert 'name="keep_deliveries"' in page
+    behind = admin_client.get(url(run, "restart_from", "thank")).content.decode()
+    assert "keep_deliveries" not in behind
+    admin_client.post(url(run, "restart_from", "charge"), {"keep_deliveries": "on", **YES})
+    drain()
+    assert ledger(run)["approval"] == "succeeded"
+    admin_client.post(url(run, "restart_from", "charge"), YES)
+    drain()
+    assert ledger(run)["approval"] == "waiting"
+    page = html.unescape(admin_client.get(page_url(run)).content.decode())
+    assert '"deliveries": []' in page
+
+
+def test_many_restarts_ask_again_unless_the_box_is_ticked(admin_client):
+    runs = [started() for _ in range(2)]
+    drain()
+    for run in runs:
+        fresh(run).deliver("approval", "yes")
+    drain()
+    chosen = {"step": "approval", "confirm": "yes"}
+    post_many(admin_client, "restart_from_runs", *runs, keep_deliveries="on", **chosen)
+    drain()
+    assert [ledger(run)["approval"] for run in runs] == ["succeeded", "succeeded"]
     post_many(admin_client, "restart_from_runs", *runs, **chosen)
     drain()
     assert [ledger(run)["approval"] for run in runs] == ["waiting", "waiting"]

@@ -762,6 +762,24 @@ def test_an_interrupt_tells_what_was_done_before_it(monkeypatch):
     assert fresh(second).status == "failed"
 
 
+def test_a_restart_asks_again_for_events_unless_their_deliveries_are_kept():
+    class Asks(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        approval = event()
+
+    run = Asks().run
+    run.deliver("approval", "yes")
+    drain()
+    sequences("restart-from", run.pk, "approval", "--keep-deliveries")
+    drain()
+    assert fresh(run).status == "succeeded"
+    sequences("restart-from", run.pk, "approval")
+    drain()
+    assert ledger(run) == {"approval": "waiting"}
+
+
 def test_skip_and_restart_from_take_the_step_last():
     run = failed()
     sequences("skip", run.pk, "charge", "--reason", "paid by cheque")

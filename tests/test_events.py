@@ -5,7 +5,7 @@ from unittest.mock import patch
 import pytest
 from asgiref.sync import async_to_sync
 
-from sequences import Sequence, event, step
+from sequences import Sequence, event, step, subsequence
 from sequences.exceptions import (
     EventTimeout,
     InvalidData,
@@ -13,7 +13,7 @@ from sequences.exceptions import (
     InvalidTransition,
     UnknownStep,
 )
-from sequences.models import Operation, StepFailure
+from sequences.models import Operation, SequenceRun, StepFailure
 from sequences.testing import assert_ledger, clock, drain, run
 from sequences.transitions import claims, failures
 from tests.engine import claim, fail, fresh, ledger, perform, row, sent, steps_of, take
@@ -338,13 +338,113 @@ def test_a_wait_can_be_left_out():
     assert ledger(sequence.run)["approval"] == "skipped"
 
 
-def test_a_restart_keeps_what_was_delivered():
+@pytest.mark.parametrize("place", ["charge", "approval"])
+def test_a_restart_from_an_event_or_from_before_it_asks_again(place):
     run = waiting(order())
     run.deliver("approval", {"by": "joel"})
     drain()
-    run.restart_from("charge")
+    run.restart_from(place, by="ann")
+    drain()
+    assert ledger(run)["approval"] == "waiting"
+    assert not run.delivered("approval")
+    operation = Operation.objects.filter(run=run, action="restart_from").get()
+    assert (operation.before, operation.after) == (
+        {"deliveries": ["approval"]},
+        {"deliveries": []},
+    )
+    assert run.deliver("approval", {"by": "ann"}) is True
+    drain()
+    assert fresh(run).data["shipped_by"] == "ann"
+
+
+def test_a_restart_keeps_what_was_delivered_if_that_is_asked_for():
+    run = waiting(order())
+    run.deliver("approval", {"by": "joel"})
+    drain()
+    run.restart_from("charge", keep_deliveries=True)
     drain()
     assert fresh(run).status == "succeeded"
+    operation = Operation.objects.filter(run=run, action="restart_from").get()
+    assert operation.before == operation.after == {"deliveries": ["approval"]}
+
+
+def test_a_restart_from_behind_an_event_does_not_ask_again():
+    run = waiting(order())
+    run.deliver("approval", {"by": "joel"})
+    drain()
+    run.restart_from("ship")
+    drain()
+    assert fresh(run).status == "succeeded"
+    operation = Operation.objects.filter(run=run, action="restart_from").get()
+    assert (operation.before, operation.after) == (None, None)
+
+
+def test_a_restart_forgets_what_came_early_for_an_event_after_it():
+    run = order()().run
+    run.deliver("approval", {"by": "joel"})
+    run.restart_from("charge")
+    drain()
+    assert ledger(run) == {"charge": "succeeded", "approval": "waiting"}
+
+
+def test_a_restart_that_is_refused_forgets_nothing():
+    run = waiting(order())
+    run.deliver("approval", {"by": "joel"})
+    with pytest.raises(InvalidTransition):
+        run.restart_from("ship")
+    assert fresh(run).delivered("approval")
+
+
+def test_a_child_that_begins_from_nothing_asks_again():
+    fails = {"on"}
+
+    class Child(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 0
+
+        approval = event()
+
+        @step
+        def pay(self): ...
+
+        @pay.undo
+        def refund(self): ...
+
+        @step
+        def ship(self):
+            if fails:
+                raise ValueError
+
+    class Parent(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        child = subsequence(Child)
+
+    parent = Parent().run
+    drain()
+    child = SequenceRun.objects.get(parent__run=parent)
+    child.deliver("approval", "yes")
+    drain()
+    assert fresh(parent).status == "failed"
+    fails.clear()
+    parent.retry()
+    drain()
+    assert ledger(child) == {"approval": "waiting"}
+    assert Operation.objects.filter(run=child).last().before == {"deliveries": ["approval"]}
+
+
+def test_a_restart_asks_again_in_asynchronous_code_too():
+    run = waiting(order())
+    run.deliver("approval", {"by": "joel"})
+    drain()
+    async_to_sync(run.arestart_from)("approval", keep_deliveries=True)
+    drain()
+    assert fresh(run).status == "succeeded"
+    async_to_sync(run.arestart_from)("approval")
+    drain()
+    assert ledger(run)["approval"] == "waiting"
 
 
 def test_a_branch_waits_while_the_other_goes_on_and_the_join_waits_for_both():

@@ -20,7 +20,7 @@ from ..portrait import Portrait, StepPortrait, patterns_of, visible
 from ..redaction import NoSecret, changed_secrets, hide, redact, restore, secrets_of
 from ..summary import summary
 from . import showing
-from .forms import ActForm, CancelForm, DeliverForm, EditForm, EraseForm, SkipForm
+from .forms import ActForm, CancelForm, DeliverForm, EditForm, EraseForm, RestartForm, SkipForm
 from .page import RunPage
 from .showing import Urls
 
@@ -29,6 +29,7 @@ EDITABLE = 500_000
 FORMS: dict[str, type[ActForm]] = {
     "skip": SkipForm,
     "cancel": CancelForm,
+    "restart_from": RestartForm,
     "deliver": DeliverForm,
     "edit": EditForm,
     "erase": EraseForm,
@@ -109,6 +110,8 @@ class _Asked:
         may_undo = bool(plan.undos or plan.subsequences) and is_open
         if self.act.name == "cancel" and not may_undo:
             del form.fields["undo"]
+        if self.act.name == "restart_from" and self.step:
+            _name_events(form, acts.asked_again(self.shown, self.step))
         return form
 
     def _initial(self) -> dict[str, Any]:
@@ -225,6 +228,16 @@ class _Asked:
         return self._ask(is_preview=True, lines=lines, secrets=secrets)
 
 
+def _name_events(form: ActForm, events: list[StepPortrait]) -> None:
+    """Say for which events people would be asked again; without any there is no box."""
+    if not events:
+        del form.fields["keep_deliveries"]
+        return
+    names = ", ".join(event.label for event in events)
+    told = _("Otherwise these are asked for again: %(events)s.")
+    form.fields["keep_deliveries"].help_text = told % {"events": names}
+
+
 def perform(run: SequenceRun, act: acts.Act, step: str, cleaned: dict[str, Any], by: Any) -> bool:
     """Call the run's own method. False: it was a delivery, and not the first."""
     told = {"by": by, "reason": cleaned.get("reason", "")}
@@ -236,6 +249,8 @@ def perform(run: SequenceRun, act: acts.Act, step: str, cleaned: dict[str, Any],
         run.cancel(undo=cleaned.get("undo", False), **told)
     elif act.name == "erase":
         run.erase(keep_key=cleaned.get("keep_key", False), **told)
+    elif act.name == "restart_from":
+        run.restart_from(step, keep_deliveries=cleaned.get("keep_deliveries", False), **told)
     elif act.on_step:
         getattr(run, act.name)(step, **told)
     else:

@@ -67,6 +67,15 @@ class CancelForm(ActForm):
     field_order = ("undo", "reason")
 
 
+class RestartForm(ActForm):
+    """Whether approvals and other events that are done again are asked for again."""
+
+    keep_deliveries = forms.BooleanField(
+        label=_("Keep what was delivered for events, and do not ask again"), required=False
+    )
+    field_order = ("keep_deliveries", "reason")
+
+
 class EraseForm(ActForm):
     """Whether others may start with the key again."""
 

@@ -237,7 +237,7 @@ def _done(
         return Done(operation, ago)
     step = operation.step if operation.action == "deliver" else ""
     before, after = (visible(value, run.sequence, step) for value in values)
-    if operation.action != "edit":
+    if operation.action != "edit" and (operation.action == "deliver" or before == after):
         return Done(operation, ago, payload=text_of(after))
     return Done(operation, ago, differences(sorted_text(before), sorted_text(after)))
 

@@ -190,6 +190,20 @@ class Deliver(Acting):
         return f"Run {run.pk} has a delivery of {given[0]!r} already, and the first one counts."
 
 
+class RestartFrom(Acting):
+    """Restart, perhaps with what was delivered before."""
+
+    name, action = "restart-from", "restart_from"
+    help = "Perform a step again, and all that come after it."
+
+    def add_options(self, parser: ArgumentParser) -> None:
+        keep = "keep what was delivered for the events among them, instead of asking again"
+        parser.add_argument("--keep-deliveries", action="store_true", help=keep)
+
+    def keywords(self, options: Namespace) -> dict[str, Any]:
+        return {**super().keywords(options), "keep_deliveries": options.keep_deliveries}
+
+
 class Erase(Acting):
     """Erase, perhaps without its key."""
 
@@ -270,7 +284,7 @@ TASKS: list[Callable[[BaseCommand], Task]] = [
     _acting("finish", "Succeed runs as they are."),
     _acting("skip", "Go on without a step."),
     _acting("run_now", "Let a step wait no longer for its time."),
-    _acting("restart_from", "Perform a step again, and all that come after it."),
+    RestartFrom,
     Deliver,
     Edit,
     Erase,

@@ -52,8 +52,11 @@ class Deed:
 class _Locked:
     """A run under its lock, and what every deed does with it."""
 
-    def __init__(self, run: SequenceRun, deed: Deed, using: str) -> None:
+    def __init__(
+        self, run: SequenceRun, deed: Deed, using: str, *, keep_deliveries: bool = False
+    ) -> None:
         self.run, self.deed, self.using = run, deed, using
+        self.keep_deliveries = keep_deliveries
         self.now: datetime = times.now(using)
         plans.forget_unless_of(run.sequence, run.plan_id, using)
         self.plan: Plan = plans.load(run.plan_id, using)
@@ -172,9 +175,10 @@ class _Locked:
         if run is None or not run.is_finished or run.status == RunStatus.SUCCEEDED:
             return []
         deed = Deed(self.deed.action, self.deed.by, reason=f"so is its parent {self.run.pk}")
-        locked = _Locked(run, deed, self.using)
+        locked = _Locked(run, deed, self.using, keep_deliveries=self.keep_deliveries)
         if locked.undone():  # it begins from nothing
             every = frozenset(locked.plan.names)
+            locked.forget_deliveries(every)
             undoing.forget(run, locked.plan, every, self.using)
             children.part(locked.steps(), self.using)
             runs.remove(run, every, self.using)
@@ -228,6 +232,16 @@ class _Locked:
         self._begin_again()
         self.run.status = RunStatus.UNDOING
         return undoing.go_on(self.run, self.plan, self.now, self.using)
+
+    def forget_deliveries(self, steps: frozenset[str]) -> None:
+        """Have the events among these steps ask again; the operation names those that had one."""
+        delivered = [name for name in self.run.inbox if name in steps]
+        if not delivered:
+            return
+        kept = delivered if self.keep_deliveries else []
+        self.deed = replace(self.deed, before={"deliveries": delivered}, after={"deliveries": kept})
+        inbox = self.run.inbox.items()
+        self.run.inbox = {name: value for name, value in inbox if name in kept or name not in steps}
 
     def forget_failure(self) -> None:
         """The run goes on: it will have another failure, or none."""
@@ -456,10 +470,13 @@ def _refuse_step(locked: _Locked, allowed: str) -> None:
     )
 
 
-def restart_from(run_id: UUID, deed: Deed, using: str) -> list[Dispatch]:
+def restart_from(
+    run_id: UUID, deed: Deed, using: str, *, keep_deliveries: bool = False
+) -> list[Dispatch]:
     """Begin again with this step, and do again all that comes after it."""
 
     def function(locked: _Locked) -> list[Dispatch]:
+        locked.keep_deliveries = keep_deliveries
         locked.allow(RunStatus.RUNNING, RunStatus.PAUSED, *_FINISHED_RUN)
         if not locked.steps(step=deed.step).exists():
             _refuse_step(locked, "begun")
@@ -468,6 +485,7 @@ def restart_from(run_id: UUID, deed: Deed, using: str) -> list[Dispatch]:
         again = locked.plan.again(deed.step)
         if kept := locked.undone() - again:
             locked.refuse(f"without undone steps that are not done again: {', '.join(kept)}")
+        locked.forget_deliveries(again)
         undoing.forget(locked.run, locked.plan, again, using)
         children.cancel(locked.steps(step__in=again), locked.now, using)
         children.part(locked.steps(step__in=again), using)
