@@ -20,6 +20,8 @@ class SequencesConfig(AppConfig):
 
     def ready(self) -> None:
         """Find the sequences of every app, and bind their steps to the broker."""
+        import logging
+
         import dramatiq
 
         from . import (
@@ -31,11 +33,13 @@ class SequencesConfig(AppConfig):
             registry,
             signals,
             steerable,
+            texts,
         )
         from .starting import Starter
         from .steering import Steering
         from .transitions import news, runs
 
+        logging.getLogger("sequences").addFilter(texts.Printable())
         definition.install(Starter())
         runs.when_a_child_ends(handover.child_ended)
         news.listen(signals.Sender())

@@ -19,7 +19,7 @@ from django.db import Error, connections, transaction
 from dramatiq.errors import Retry
 from dramatiq.middleware import AgeLimit, Shutdown, SkipMessage
 
-from . import current, dispatching, flows, heartbeat, interrupts, registry, suspects, tracing
+from . import current, dispatching, flows, heartbeat, interrupts, registry, suspects, texts, tracing
 from . import data as json_data
 from .definition import Definition, Step
 from .exceptions import (
@@ -39,6 +39,7 @@ from .exceptions import (
 from .interrupts import Interrupt
 from .models import StepRun, StepStatus
 from .performing import Bound
+from .texts import raises_printable
 from .transitions import claims, commits, failures, fanout, losses, plans
 from .transitions.locks import REPLAYS, back_off, is_transient
 from .transitions.news import News
@@ -517,14 +518,12 @@ def _let_no_hook_fail(using: str) -> None:
 
 
 def _named(hook: Any) -> Any:
-    # Django logs a hook that fails by its name, and without one raises in the middle of that.
-    if hasattr(hook, "__qualname__") or isinstance(hook, News):
+    # Django logs a hook that fails by its name, and its error with a traceback: without the one
+    # or the other it raises in the middle of that.
+    if isinstance(hook, News):
         return hook
-
-    def call() -> None:
-        hook()
-
-    call.__qualname__ = repr(hook)
+    call = raises_printable(lambda: hook())
+    call.__qualname__ = texts.name_of(hook)
     return call
 
 

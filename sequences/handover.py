@@ -18,6 +18,7 @@ from dramatiq.middleware import SkipMessage
 from . import conf, current, dispatching, interrupts, registry
 from .execution import Life, attempts_so_far
 from .interrupts import Interrupt
+from .texts import raises_printable
 from .transitions import children, locks, undoing
 from .transitions.values import Dispatch
 
@@ -27,6 +28,7 @@ logger = logging.getLogger("sequences")
 DIRECTLY = 10.0
 
 
+@raises_printable
 def perform(step_run_id: int, label: str) -> None:
     """What the actor of every step does with its message."""
     life: Life | None = None
@@ -92,13 +94,8 @@ def perform_here(dispatch: Dispatch, label: str, using: str) -> None:
 def process(dispatch: Dispatch, broker: dramatiq.Broker, using: str) -> list[Dispatch]:
     """Process a message of its own, with its hooks, as Dramatiq's worker does."""
     message = MessageProxy(dispatching.message_for(dispatch))
-    life = Life(dispatch.step_run_id, dispatch.attempts, using)
     try:
-        try:
-            broker.emit_before("process_message", message)
-            ready = life.live()
-        except Interrupt as interrupt:
-            ready = life.recover(interrupt)
+        ready = _live(dispatch, message, broker, using)
     except SkipMessage as skip:
         logger.debug("Not performed: %s", skip)
         broker.emit_after("skip_message", message)
@@ -112,6 +109,18 @@ def process(dispatch: Dispatch, broker: dramatiq.Broker, using: str) -> list[Dis
         message.clear_exception()
     broker.emit_after("process_message", message, result=None)
     return ready
+
+
+@raises_printable
+def _live(
+    dispatch: Dispatch, message: MessageProxy, broker: dramatiq.Broker, using: str
+) -> list[Dispatch]:
+    life = Life(dispatch.step_run_id, dispatch.attempts, using)
+    try:
+        broker.emit_before("process_message", message)
+        return life.live()
+    except Interrupt as interrupt:
+        return life.recover(interrupt)
 
 
 def _log(error: BaseException, dispatch: Dispatch, broker: dramatiq.Broker) -> None:

@@ -215,6 +215,8 @@ def _workers(health: Health) -> Sign:
     if not count:
         return Sign("workers", Level.BAD, gettext("No worker"), _no_worker(health))
     says = ngettext("%(count)d worker", "%(count)d workers", count) % {"count": count}
+    if dead := [one for one in health.workers if one.dead_threads]:
+        return _dead_threads(says, dead)
     if not health.stale:
         return Sign("workers", Level.GOOD, says)
     gone = len(health.stale)
@@ -224,6 +226,17 @@ def _workers(health: Health) -> Sign:
         "are taken over by the others."
     ) % {"name": health.stale[0].name, "time": health._since(health.stale[0].seen_at)}
     return Sign("workers", Level.WARNING, f"{says}, {missing}", advice)
+
+
+def _dead_threads(says: str, dead: list[WorkerProcess]) -> Sign:
+    count = sum(one.dead_threads for one in dead)
+    text = ngettext("%(count)d dead thread", "%(count)d dead threads", count) % {"count": count}
+    advice = gettext(
+        "%(dead)d of the %(threads)d threads of %(name)s have ended by an error that nobody "
+        "caught, and execute nothing any more: look for it in the log, and restart the worker."
+    ) % {"dead": dead[0].dead_threads, "threads": dead[0].threads, "name": dead[0].name}
+    is_useless = any(one.dead_threads >= one.threads for one in dead)
+    return Sign("workers", Level.BAD if is_useless else Level.WARNING, f"{says}, {text}", advice)
 
 
 def _no_worker(health: Health) -> str:

@@ -87,7 +87,9 @@ class SequencesMiddleware(Middleware):
         """Start the heartbeat, the sweep and the timers."""
         current.stopping.clear()
         self._traffic = Traffic(worker)
-        presence = Presence(worker.worker_threads, self._traffic.queues)
+        presence = Presence(
+            worker.worker_threads, self._traffic.queues, dead_threads=lambda: _dead_threads(worker)
+        )
         self._heart = Heart(presence)
         self._heart.start()
         interval = conf.settings.sweep_interval
@@ -117,6 +119,11 @@ class SequencesMiddleware(Middleware):
         for delivery in ended:
             self._traffic.ended(delivery.message.queue_name)
         return ended[0] if ended else None
+
+
+def _dead_threads(worker: Worker) -> int:
+    # One ends by what comes out of a middleware's hook, and Dramatiq starts no other.
+    return sum(not thread.is_alive() for thread in worker.workers)
 
 
 def _is_step(message: MessageProxy | Message[Any]) -> bool:

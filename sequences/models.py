@@ -414,6 +414,8 @@ class WorkerProcess(_Row):
     name = Exact(_("name"), max_length=100, unique=True)
     queues = models.JSONField(_("queues"), default=list)
     threads = models.PositiveIntegerField(_("threads"), default=0)
+    #: Of these, those that have ended, and perform nothing any more.
+    dead_threads = models.PositiveIntegerField(_("dead threads"), default=0)
     started_at = models.DateTimeField(_("started"))
     seen_at = models.DateTimeField(_("seen"), db_index=True)
     #: When its last sweep ended; None: it does not sweep.

@@ -35,9 +35,14 @@ class Presence:
     """Of this process. One thread calls `beat` and `end`; any may call `swept`."""
 
     def __init__(
-        self, threads: int = 0, queues: Callable[[], Collection[str]] = tuple, name: str = ""
+        self,
+        threads: int = 0,
+        queues: Callable[[], Collection[str]] = tuple,
+        name: str = "",
+        dead_threads: Callable[[], int] = int,
     ) -> None:
-        self._threads, self._queues = threads, queues
+        self._threads, self._dead_threads = threads, dead_threads
+        self._queues = queues
         self._name = name or current.process()
         # Containers that have their host's name have processes of the same numbers, too.
         self._is_known = bool(name)
@@ -74,8 +79,8 @@ class Presence:
         swept = None if self._swept is None else _ago(self._swept)
         queues = tuple(self._queues())
         told = Seen(
-            self._name, queues, self._threads, _ago(self._since), swept, self._is_known,
-            tuple(self._left_out),
+            self._name, queues, self._threads, self._dead_threads(), _ago(self._since), swept,
+            self._is_known, tuple(self._left_out),
         )  # fmt: skip
         if not workers.seen(told, using):
             self._name = f"{current.process()}~{token_hex(2)}"

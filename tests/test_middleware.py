@@ -510,7 +510,7 @@ def test_a_broker_without_retries_gets_it_at_the_end():
 
 
 class FakeWorker:
-    worker_threads = 8
+    worker_threads, workers = 8, ()
 
     def __init__(self):
         self.consumers = {}

@@ -18,6 +18,10 @@ class Migration(migrations.Migration):
                 ("name", sequences.models.Exact(max_length=100, unique=True, verbose_name="name")),
                 ("queues", models.JSONField(default=list, verbose_name="queues")),
                 ("threads", models.PositiveIntegerField(default=0, verbose_name="threads")),
+                (
+                    "dead_threads",
+                    models.PositiveIntegerField(default=0, verbose_name="dead threads"),
+                ),
                 ("started_at", models.DateTimeField(verbose_name="started")),
                 ("seen_at", models.DateTimeField(db_index=True, verbose_name="seen")),
                 ("swept_at", models.DateTimeField(blank=True, null=True, verbose_name="swept")),

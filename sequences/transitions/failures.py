@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -13,6 +12,7 @@ from django.db.models import QuerySet
 from ..exceptions import WorkerLost
 from ..models import PLAIN, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
 from ..plan import ASIDE
+from ..texts import text_of, trace_of
 from . import fanout, losses, news, plans, times, undoing, workers
 from .commits import divert
 from .locks import lock_run, transact
@@ -39,8 +39,7 @@ class Failure:
         """Of an exception, with the frames that it went through."""
         kind = type(error)
         name = kind.__qualname__ if kind.__module__ == "builtins" else _full_name(kind)
-        trace = "".join(traceback.format_exception(error))
-        return cls(name[:200], _clean(_text(error)), _clean(trace))
+        return cls(name[:200], _clean(text_of(error)), _clean(trace_of(error)))
 
     def cut(self) -> Failure:
         """As long as it may be. After secrets were hidden: half of one would not be found."""
@@ -49,13 +48,6 @@ class Failure:
 
 def _full_name(kind: type[BaseException]) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception as broken:  # an error whose __str__ fails is still a failed attempt
-        return f"<{type(broken).__name__} in __str__>"
 
 
 def _clean(text: str) -> str:

@@ -27,6 +27,8 @@ class Seen:
     queues: Sequence[str] = ()
     #: 0: it performs no steps, and only sweeps.
     threads: int = 0
+    #: How many of them have ended.
+    dead_threads: int = 0
     #: How long it has been running.
     age: timedelta = timedelta(0)
     #: How long ago its last sweep ended; None: it has not swept.
@@ -48,6 +50,7 @@ def _seen(worker: Seen, using: str) -> bool:
         "queues": sorted(worker.queues),
         "threads": worker.threads,
         "left_out": list(worker.left_out),
+        "dead_threads": worker.dead_threads,
         # A later process may have the name of one that is gone: the same host and number.
         "started_at": now - worker.age,
         "seen_at": now,
