@@ -64,6 +64,42 @@ def test_a_claim_on_a_connection_that_has_died_is_made_on_a_new_one(order, monke
     assert not run.failures.exists()
 
 
+@pytest.mark.only_on("postgresql")
+def test_where_all_connections_of_a_pool_have_died_a_claim_gets_a_living_one(order, monkeypatch):
+    pytest.importorskip("psycopg_pool")
+    usual, settings = connections["default"], connection.settings_dict
+    run = order.start().run
+    one = life(run)
+    connection.close()
+    monkeypatch.setitem(settings, "CONN_MAX_AGE", 0)
+    monkeypatch.setitem(settings, "OPTIONS", {"pool": {"min_size": 3, "max_size": 3}})
+    pool = connections["default"].pool
+    try:
+        pool.open()
+        pool.wait(30)
+        connection.ensure_connection()
+        kill_all_connections()
+        assert one.live() == []
+        assert fresh(run).status == "succeeded"
+    finally:
+        connections["default"].close()
+        connections["default"].close_pool()
+        connections["default"] = usual  # the new one has a copy of the settings
+
+
+def kill_all_connections():
+    import psycopg
+
+    settings = connection.settings_dict
+    names = {"dbname": "NAME", "user": "USER", "password": "PASSWORD", "host": "HOST"}
+    known = {name: settings[key] for name, key in names.items() if settings[key]}
+    with psycopg.connect(**known, port=settings["PORT"] or None) as other:
+        other.execute(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+
+
 @on_servers
 def test_a_claim_that_came_through_before_its_connection_broke_is_kept(order, monkeypatch):
     run = order.start().run
