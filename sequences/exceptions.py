@@ -120,7 +120,11 @@ class WorkerLost(SequenceError):
 
 
 class StepKindChanged(SequenceError):
-    """Step {step!r} was {before} when run {run} started, and is {now} in this code. {mend}"""
+    """A step is of another kind in this code than in the plan of its run."""
+
+    template = (
+        "Step {step!r} was {before} when run {run} started, and is {now} in this code. {mend}"
+    )
 
     step: str
     run: Any
