@@ -10,7 +10,7 @@ from sequences.exceptions import InvalidTransition
 from sequences.models import SequenceRun, StepRun
 from sequences.testing import drain
 from sequences.transitions import failures
-from tests.engine import claim, fresh, ledger, perform, row, take
+from tests.engine import claim, fail, fresh, ledger, perform, row, take
 from tests.test_races import Crew
 
 pytestmark = [
@@ -289,6 +289,93 @@ def test_an_act_on_a_parent_beside_children_that_end_leaves_none_running(togethe
             assert fresh(run).data == {"items": [0, 1, 2]}
         else:
             assert fresh(run).status == {"cancel": "cancelled", "finish": "succeeded"}[act]
+
+
+def undone_tree():
+    class Child(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 0
+
+        @step(after=[])
+        def left(self): ...
+
+        @left.undo
+        def unleft(self):
+            self.data["undone"] = [*self.data.get("undone", []), "left"]
+
+        @step(after=[])
+        def right(self): ...
+
+        @right.undo
+        def unright(self):
+            self.data["undone"] = [*self.data.get("undone", []), "right"]
+
+    class Parent(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 0
+
+        @step
+        def first(self): ...
+
+        @first.undo
+        def back(self):
+            self.data["back"] = True
+
+        below = subsequence(Child, each=lambda self: [{}, {}])
+
+    return Parent
+
+
+def test_a_cancel_with_undo_beside_steps_that_end_undoes_exactly_what_has_succeeded(together):
+    cls = undone_tree()
+    for _ in range(ROUNDS):
+        run = cls().run
+        perform(claim(run, "first"))
+        perform(claim(run, "below"))
+        children = list(SequenceRun.objects.filter(parent__run=run.pk).order_by("pk"))
+        held = [claim(child, name) for child in children for name in ("left", "right")]
+        *ends, failed, cancelled = together(
+            *[soon(perform, one) for one in held[:3]],
+            soon(fail, held[3]),
+            soon(lambda: run.cancel(undo=True)),  # noqa: B023
+        )
+        assert (cancelled, failed) == (None, True)
+        assert not [one for one in ends if not isinstance(one, list)]
+        drain()
+        assert fresh(run).status == "cancelled"
+        assert fresh(run).data == {"back": True}
+        first, second = (fresh(child) for child in children)
+        assert (first.status, first.data) == ("cancelled", {"undone": ["right", "left"]})
+        assert second.status in ("cancelled", "failed")
+        assert second.data == {"undone": ["left"]}
+
+
+@pytest.mark.parametrize("act", ["cancel", "retry"])
+def test_what_people_do_beside_the_end_of_an_undone_child_leaves_nothing_open(together, act):
+    cls = undone_tree()
+    for _ in range(ROUNDS):
+        run = cls().run
+        perform(claim(run, "first"))
+        perform(claim(run, "below"))
+        perform_all(run)
+        fresh(run).cancel(undo=True)
+        newest = SequenceRun.objects.filter(parent__run=run.pk).order_by("-pk")[0]
+        perform(claim(newest, "unright"))
+        last = claim(newest, "unleft")
+        together(soon(perform, last), soon(getattr(fresh(run), act)))
+        drain()
+        assert fresh(run).status == "cancelled"
+        assert not SequenceRun.objects.unfinished().exists()
+        assert row(run, "below").wake_at is None
+
+
+def perform_all(run):
+    """All steps of the runs below."""
+    for child in SequenceRun.objects.filter(parent__run=run.pk).order_by("pk"):
+        for name in ("left", "right"):
+            perform(claim(child, name))
 
 
 def test_a_delivery_beside_the_beginning_of_its_wait_is_never_lost(together):

@@ -1,15 +1,24 @@
 """What waits for others, on real workers."""
 
+import time
 from datetime import timedelta
 
 import pytest
 from django.db.models import F
 
-from .app.sequences import Delayed, Journey
+from sequences.models import SequenceRun
+
+from .app.gates import Gate
+from .app.sequences import ChargedBelow, Delayed, Journey
 from .test_workers import ended, entries
 from .workers import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.only_on("postgresql")]
+
+
+@pytest.fixture
+def gate(tmp_path):
+    return Gate(tmp_path / "gate")
 
 
 def journeys(count):
@@ -46,3 +55,25 @@ def test_a_short_delay_is_waited_for_to_the_point(crew):
         if late[len(late) // 2] < timedelta(milliseconds=100):
             break
     assert late[len(late) // 2] < timedelta(milliseconds=100), late
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_what_executes_in_a_cancelled_tree_ends_before_it_is_undone(hire, gate, dies):
+    crew = hire("redis")
+    crew.start(2)
+    one = ChargedBelow(gate=str(gate))
+    wait_for(gate.visitors)
+    one.run.cancel(undo=True)
+    time.sleep(1)  # several sweeps
+    assert entries(one) == ["reserve"]
+    if dies:
+        (child,) = SequenceRun.objects.filter(parent__run=one.run.pk)
+        crew.performer(child.steps.get(step="charge")).kill()
+    else:
+        gate.open()
+    run = ended(one, "cancelled")
+    # What a dead worker did in its last moment nobody knows: it may have charged.
+    charged = [] if dies else ["charge"]
+    assert entries(one) == ["reserve", *charged, "refund", "release"]
+    assert not SequenceRun.objects.unfinished().exists()
+    assert run.steps.get(step="charging").wake_at is None

@@ -286,6 +286,46 @@ class Released(Held):
         notify_shutdown = True
 
 
+class Charged(Sequence):
+    """Its step takes effect outside of any transaction, in the middle of which the test cancels."""
+
+    class Meta:
+        queue_name = QUEUE
+        max_retries = 0
+
+    def note(self, what):
+        Entry.objects.create(run=self.data["of"], step=what, note="")
+
+    @step(atomic=False)
+    def charge(self):
+        Gate(self.data["gate"]).pass_through()
+        self.note("charge")
+
+    @charge.undo(queue_name=QUEUE)
+    def refund(self):
+        self.note("refund")
+
+
+class ChargedBelow(Sequence):
+    """The same in a run below, after a step that is undone as well."""
+
+    class Meta:
+        queue_name = QUEUE
+        max_retries = 0
+
+    @step
+    def reserve(self):
+        Entry.objects.create(run=self.run.pk, step="reserve", note="")
+
+    @reserve.undo(queue_name=QUEUE)
+    def release(self):
+        Entry.objects.create(run=self.run.pk, step="release", note="")
+
+    charging = subsequence(
+        Charged, data=lambda self: {"of": str(self.run.pk), "gate": self.data["gate"]}
+    )
+
+
 class FailsOnce(Recorded):
     """The first attempt fails when the test lets it go on."""
 
