@@ -11,13 +11,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from datetime import timedelta
+from heapq import heappop, heappush
 from typing import Any, TypeVar
 from uuid import UUID
 
 import dramatiq
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 from dramatiq import Broker, Message
-from dramatiq.middleware import Middleware, Retries
+from dramatiq.middleware import CurrentMessage, Middleware, Retries
 
 from . import conf, dispatching, handover, jobs, registry
 from .definition import Outcome, Sequence
@@ -64,29 +65,69 @@ def drain(limit: int = LIMIT) -> int:
 
 def _drain(run: SequenceRun | None, limit: int) -> int:
     using = conf.using()
-    broker = _InlineBroker(dramatiq.get_broker())
+    due, broker = _Due(run, using), _InlineBroker(dramatiq.get_broker())
     performed = 0
     news.tell_pending(using)  # of the starts
-    while (row := _next(run, using) or _parent(using)) is not None:
+    while (row := due.next()) is not None:
         if performed >= limit:  # not by assert, which python -O leaves out
             raise AssertionError(f"There seems to be no end: step {row} of {row.run} is due still")
         plan = plans.load(row.run.plan_id, using)
         if row.status == StepStatus.WAITING:
             # The clock may stand some milliseconds before what the database shows.
             StepRun.objects.using(using).filter(pk=row.pk).update(wake_at=row.due_at)
-        handover.process(dispatch_of(row, plan), broker, using)
-        news.tell_pending(using)
+        with dispatching.caught() as dispatches:
+            ready = handover.process(dispatch_of(row, plan), broker, using)
+            news.tell_pending(using)
+        # Itself too: an attempt that fails has its next one at once.
+        due.add([row.pk, *(one.step_run_id for one in [*ready, *dispatches])])
         performed += row.kind != "item"
     return performed
 
 
-def _next(run: SequenceRun | None, using: str) -> StepRun | None:
-    rows = StepRun.objects.using(using).filter(wake_at__isnull=False).select_related("run")
-    if run is not None:
-        rows = rows.filter(run__in=_family(run, using))
-    ready = Q(status__in=(StepStatus.QUEUED, StepStatus.RETRYING))
-    due = Q(status=StepStatus.WAITING, due_at__lte=times.now(using))
-    return rows.filter(ready | due).order_by("pk").first()
+class _Due:
+    """The step runs that are due, the oldest first: of this run and its children, or of all.
+
+    What a step makes ready is known from its dispatches, so the table is asked only when no other
+    is left: however many runs there are, each step costs the same.
+    """
+
+    def __init__(self, run: SequenceRun | None, using: str) -> None:
+        self._run, self._using = run, using
+        self._family = frozenset[UUID]()
+        self._ids: list[int] = []
+
+    def add(self, ids: Iterable[int]) -> None:
+        """These may be due now."""
+        for pk in ids:
+            heappush(self._ids, pk)
+
+    def next(self) -> StepRun | None:
+        """The next one; None: there is none."""
+        while self._ids or self._look():
+            row = self._ready().filter(pk=heappop(self._ids)).first()
+            if row is not None and self._is_ours(row):
+                return row
+        return None
+
+    def _look(self) -> bool:
+        rows = self._ready()
+        if self._run is not None:
+            self._family = frozenset(_family(self._run, self._using))
+            rows = rows.filter(run__in=self._family)
+        self.add(rows.values_list("pk", flat=True) or _woken_parents(self._using))
+        return bool(self._ids)
+
+    def _ready(self) -> QuerySet[StepRun]:
+        rows = StepRun.objects.using(self._using).filter(wake_at__isnull=False)
+        ready = Q(status__in=(StepStatus.QUEUED, StepStatus.RETRYING))
+        due = Q(status=StepStatus.WAITING, due_at__lte=times.now(self._using))
+        return rows.filter(ready | due).select_related("run")
+
+    def _is_ours(self, row: StepRun) -> bool:
+        if self._run is None or row.run_id in self._family:
+            return True
+        self._family = frozenset(_family(self._run, self._using))
+        return row.run_id in self._family
 
 
 def _family(run: SequenceRun, using: str) -> list[UUID]:
@@ -99,15 +140,13 @@ def _family(run: SequenceRun, using: str) -> list[UUID]:
     return found
 
 
-def _parent(using: str) -> StepRun | None:
+def _woken_parents(using: str) -> list[int]:
     """What the end of children makes ready: nobody is told of that before a commit."""
-    for row in _parents(using):
-        if ready := undoing.look(row.pk, using):
-            found = StepRun.objects.using(using).select_related("run")
-            return found.get(pk=ready[0].step_run_id)
-        if row not in _parents(using):  # its run has ended so, and that may be a child, too
-            return _parent(using)
-    return None
+    rows = _parents(using)
+    woken = [one.step_run_id for row in rows for one in undoing.look(row.pk, using)]
+    if not woken and _parents(using) != rows:  # a run has ended so, and that may be a child, too
+        return _woken_parents(using)
+    return woken
 
 
 def _parents(using: str) -> list[StepRun]:
@@ -119,13 +158,13 @@ def _parents(using: str) -> list[StepRun]:
 
 
 class _InlineBroker(Broker):
-    """Has the project's actors, and of its middleware what decides on retries. Sends nothing."""
+    """Has the project's actors, and of its middleware what steps can tell. Sends nothing."""
 
     def __init__(self, project: Broker) -> None:
         ours: list[Middleware] = [
             middleware
             for middleware in project.middleware
-            if isinstance(middleware, SequencesMiddleware | Retries)
+            if isinstance(middleware, SequencesMiddleware | Retries | CurrentMessage)
         ]
         super().__init__(middleware=ours)
         self.actors = project.actors

@@ -541,3 +541,31 @@ def test_a_claim_of_a_retry_counts_on_from_the_row():
     run = start(broken())
     fail(claim(run, "fails"), final=False)
     assert claim(run, "fails").attempts == 1
+
+
+# --- a broker in memory, as projects have it in their own tests
+
+
+def test_a_join_waits_for_a_short_delay_too(broker):
+    class Soon(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def first(self): ...
+
+        @step(delay=300)
+        def later(self): ...
+
+    for name in ("default", "default.DQ"):  # other tests take messages that they never end
+        broker.queues.pop(name, None)
+    broker.declare_queue("default")
+    run = start(Soon)
+    worker = dramatiq.Worker(broker, worker_threads=1, worker_timeout=20)
+    worker.start()
+    try:
+        broker.join("default", timeout=60_000)
+        worker.join()
+        assert fresh(run).status == "succeeded"
+    finally:
+        worker.stop()

@@ -2,13 +2,16 @@
 
 # ruff: noqa: PT027 (in the way of such test cases)
 
+import re
 from datetime import timedelta
 from unittest import mock
 
 import dramatiq
-from django.db import transaction
+from django.db import connection, transaction
 from django.test import SimpleTestCase, TestCase, TransactionTestCase
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
+from dramatiq.middleware import CurrentMessage
 
 from sequences import Sequence, dispatching, registry, repeat, step
 from sequences.exceptions import InvalidData, UnknownSequence
@@ -329,3 +332,41 @@ class RealTransactionTests(TransactionTestCase):
 
     def the_plan_is_there(self, sequence):
         assert sequence.run.plan.plan.names == ("create", "remind")
+
+
+class CostTests(TestCase):
+    def setUp(self):
+        self.enterContext(isolate_sequences())
+
+        class Short(Sequence):
+            class Meta:
+                app_label = "contact"
+
+            @step
+            def one(self):
+                message = CurrentMessage.get_current_message()
+                self.data["actor"] = message.actor_name if message else None
+
+            @step
+            def two(self): ...
+
+        self.short = Short
+
+    def looks_for_all(self, count):
+        """How often the table is asked for all that is due, and not for one step run."""
+        self.short.start_many([{}] * count)
+        with CaptureQueriesContext(connection) as queries:
+            assert drain() == 2 * count
+        asked = [one["sql"] for one in queries if "wake_at" in one["sql"]]
+        selects = [sql for sql in asked if sql.startswith("SELECT") and " IS NOT NULL" in sql]
+        return len([sql for sql in selects if not re.search(r"steprun.?\..?id.? = ", sql)])
+
+    def test_a_step_costs_the_same_however_many_runs_there_are(self):
+        assert self.looks_for_all(30) == self.looks_for_all(3)
+
+    def test_a_step_sees_the_current_message(self):
+        broker = dramatiq.get_broker()
+        with mock.patch.object(broker, "middleware", [*broker.middleware, CurrentMessage()]):
+            sequence = run(self.short)
+        assert sequence.data["actor"] == "contact.Short.one"
+        assert CurrentMessage.get_current_message() is None
