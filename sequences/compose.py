@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from .exceptions import InvalidDefinition
 from .jobs import Job, Use
+from .parsing import MAX_STEPS
 from .steps import no_attribute
 
 Delay = timedelta | int | str
@@ -78,6 +80,13 @@ class _Drawing:
 
     def _add(self, use: Use, after: list[str], delay: Delay | None) -> str:
         keys = dict(use.keys)
+        if len(self.steps) >= MAX_STEPS:
+            # A group of the same group, again and again, would never come to its end.
+            raise InvalidDefinition(
+                where="a chain or group",
+                problem=f"it has more than {MAX_STEPS} steps",
+                mend="Use each, or subsequences.",
+            )
         name = self._free(str(keys.pop("name", re.sub(r"[^A-Za-z0-9_-]", "_", use.job))))
         if delay is not None:
             if "delay" in keys:
@@ -119,6 +128,6 @@ def _checked(what: str, parts: Iterable[Any]) -> tuple[Any, ...]:
     for part in found:
         if not isinstance(part, Composition | Use | Job | str):
             mend = "Give jobs, names of jobs, job.with_(…), chains and groups."
-            problem = f"{part!r} is no part of it"
+            problem = f"{reprlib.repr(part)} is no part of it"
             raise InvalidDefinition(where=f"{what}(…)", problem=problem, mend=mend)
     return found

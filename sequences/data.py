@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from enum import Enum
@@ -18,6 +19,8 @@ __all__ = ["MAX_DEPTH", "MergeConflict", "dumps", "loads", "merge", "normalise",
 
 #: How many lists and dicts may stand inside one another.
 MAX_DEPTH = 30
+#: Bytes that are written where no limit is given; and where one is, so many times that.
+MAX_WRITTEN, TIMES = 20_000_000, 10
 
 Encoder: TypeAlias = type[json.JSONEncoder]
 Path: TypeAlias = tuple[str, ...]
@@ -60,6 +63,7 @@ def normalise(
     surrogates) or change (keys that are not strings), for more than 30 levels of nesting, and
     for a text of more than ``max_bytes`` bytes of UTF-8.
     """
+    refuse_expansion(value, max_bytes, path)
     try:
         text = dumps(value, encoder)
         size = len(text) if text.isascii() else len(text.encode())
@@ -82,6 +86,23 @@ def normalise(
             mend="Store it elsewhere and keep a reference, or raise MAX_DATA_BYTES.",
         )
     return result, text
+
+
+def refuse_expansion(value: Any, max_bytes: int | None = None, path: str = "data") -> None:
+    """Raise InvalidData for a value whose JSON would take far too long to write.
+
+    What stands in it in two places is written twice, and what contains that four times: thirty
+    short lists can be more than any memory holds.
+    """
+    most = MAX_WRITTEN if max_bytes is None else max_bytes * TIMES
+    container = _container(value)
+    if container is not None and _measure(container, path, {})[0] > most:
+        raise InvalidData(
+            path=path,
+            problem=f"takes more than {most:,} bytes as JSON, in which a value that stands in many "
+            "places is written as often",
+            mend="Store each value once, or a reference to it.",
+        )
 
 
 def merge(base: dict[str, Any], theirs: dict[str, Any], mine: dict[str, Any]) -> dict[str, Any]:
@@ -111,6 +132,51 @@ def same(a: Any, b: Any) -> bool:
 
 
 # What normalise refuses
+
+
+def _measure(
+    value: Any, trail: Any, known: dict[int, tuple[int, int]], depth: int = 1
+) -> tuple[int, int]:
+    """The least number of bytes of its JSON, and its levels. Each container is looked at once."""
+    found = known.get(id(value))
+    if found is None:
+        if depth > MAX_DEPTH:
+            raise _too_deep(_path_of(trail))
+        found = known[id(value)] = _measure_parts(value, trail, known, depth)
+    elif depth + found[1] - 1 > MAX_DEPTH:
+        raise _too_deep(_path_of(trail))
+    return found
+
+
+def _measure_parts(
+    value: Any, trail: Any, known: dict[int, tuple[int, int]], depth: int
+) -> tuple[int, int]:
+    size, height = 0, 0
+    if isinstance(value, dict):
+        size += sum(len(key) for key in value if isinstance(key, str))
+    for name, part in value.items() if isinstance(value, dict) else enumerate(value):
+        size += 2
+        if isinstance(part, str):
+            size += len(part)
+        elif (container := _container(part)) is not None:
+            more, levels = _measure(container, (trail, name), known, depth + 1)
+            size, height = size + more, max(height, levels)
+    return size, height + 1
+
+
+def _container(part: Any) -> Any:
+    if isinstance(part, dict | list | tuple):
+        return part
+    is_record = is_dataclass(part) or hasattr(part, "__pydantic_fields__")
+    return getattr(part, "__dict__", None) if is_record else None
+
+
+def _path_of(trail: Any) -> str:
+    names = []
+    while isinstance(trail, tuple):
+        trail, name = trail
+        names.append(f"[{_quote(name)}]")
+    return "".join([trail, *reversed(names)])
 
 
 def _largest_part(value: Any, path: str) -> str:
@@ -182,13 +248,20 @@ def _find(value: Any, path: str, default: Callable[[Any], Any], depth: int = 1) 
     if not isinstance(value, dict | list | tuple):
         return _in_object(value, path, default, depth)
     if depth > MAX_DEPTH:
-        return Trouble(path, f"nests deeper than {MAX_DEPTH} levels", "Store it flat, or as text.")
+        return _TOO_DEEP._replace(path=path)
     found = (
         _find(part, f"{path}[{_quote(name)}]", default, depth + 1)
         for name, part in (value.items() if isinstance(value, dict) else enumerate(value))
     )
     keys = (_in_key(key, path) for key in value) if isinstance(value, dict) else ()
     return next(filter(None, chain(keys, found)), None)
+
+
+_TOO_DEEP = Trouble("", f"nests deeper than {MAX_DEPTH} levels", "Store it flat, or as text.")
+
+
+def _too_deep(path: str) -> InvalidData:
+    return InvalidData(**_TOO_DEEP._replace(path=path)._asdict())
 
 
 def _in_key(key: Any, path: str) -> Trouble | None:
@@ -267,7 +340,8 @@ def _type(value: Any) -> str:
 
 
 def _quote(key: Any) -> str:
-    text = json.dumps(key) if isinstance(key, str) else repr(key)
+    # A tuple of tuples may be longer than any memory.
+    text = json.dumps(key) if isinstance(key, str) else reprlib.repr(key)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -6,12 +6,16 @@ import json
 import sys
 from collections.abc import Iterator
 from functools import cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from .definition import Sequence
 from .exceptions import InvalidDefinition
 from .flows import from_definition
+
+#: Values in a YAML file, with what its aliases stand for: merged, each is written out.
+MAX_NODES = 200_000
 
 
 def load(pattern: str, /) -> list[type[Sequence[Any]]]:
@@ -59,6 +63,8 @@ def _read(path: Path, file: str) -> dict[str, Any]:
         raise _invalid(file, problem, f"Name it with one of {', '.join(readers)}.")
     try:
         found = read(path.read_text(encoding="utf-8"), file)
+    except RecursionError:
+        raise _invalid(file, "it is nested too deeply", "Write it flat.") from None
     except UnicodeDecodeError as error:
         raise _invalid(file, f"it is not UTF-8: {error}", "Save it as UTF-8.") from None
     if not isinstance(found, dict):
@@ -102,9 +108,17 @@ def _loader() -> Any:
     class Loader(yaml.SafeLoader):
         """Refuses a key that stands twice, and leaves dates the texts that JSON has for them."""
 
+        def get_single_node(self) -> Any:
+            node: Any = super().get_single_node()
+            if _nodes(node) > MAX_NODES:
+                problem = f"with what its aliases stand for it has more than {MAX_NODES:,} values"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+            return node
+
         def compose_mapping_node(self, anchor: Any) -> Any:
             node: Any = super().compose_mapping_node(anchor)
-            marks = [(str(key.value), key.start_mark) for key, _ in node.value]
+            scalars = (key for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            marks = [(str(key.value), key.start_mark) for key in scalars]
             for key in _twice(key for key, _ in marks):
                 problem = f"{key!r} stands in one mapping twice"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=dict(marks)[key])
@@ -115,6 +129,21 @@ def _loader() -> Any:
         for letter, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     return Loader
+
+
+def _nodes(node: Any) -> int:
+    """How many there are, an alias for all that it stands for; it is counted no further."""
+    count, level = 0, [node]
+    while level and count <= MAX_NODES:
+        count += len(level)
+        level = list(islice(chain.from_iterable(map(_below, level)), MAX_NODES + 1))
+    return count
+
+
+def _below(node: Any) -> Iterator[Any]:
+    parts = node.value if isinstance(getattr(node, "value", None), list) else ()
+    for part in parts:
+        yield from part if isinstance(part, tuple) else (part,)
 
 
 def _twice(keys: Iterator[str]) -> Iterator[str]:

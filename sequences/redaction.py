@@ -175,7 +175,7 @@ def _hidden(value: Any, shown: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 def secrets_of(value: Any, patterns: Iterable[str]) -> frozenset[str]:
     """The texts that `redact` would hide in a JSON value, to be found again in other texts."""
-    return frozenset(_texts(value, _paths(patterns)))
+    return frozenset(_texts(value, tuple(_paths(patterns)), set()))
 
 
 def hide(text: str, secrets: Iterable[str]) -> str:
@@ -340,12 +340,21 @@ def _hexadecimal(text: str) -> bytes:
     return bytes.fromhex(text)
 
 
-def _texts(value: Any, paths: Sequence[Path]) -> Iterator[str]:
-    """What stands at the ends of these paths, and below. Nothing else is looked at."""
+Seen: TypeAlias = set[tuple[int, tuple[Path, ...]]]
+
+
+def _texts(value: Any, paths: tuple[Path, ...], seen: Seen) -> Iterator[str]:
+    """What stands at the ends of these paths, and below. Nothing else is looked at.
+
+    A value of a step may stand in many places, or in itself: it is looked at once.
+    """
     if isinstance(value, dict | list):
+        if (visit := (id(value), paths)) in seen:
+            return
+        seen.add(visit)
         for part, below in list(_parts_of(value, paths)):
             if below:
-                yield from _texts(part, below)
+                yield from _texts(part, tuple(below), seen)
     elif not all(paths) and value is not None and not isinstance(value, bool):
         text = str(value)
         if len(text) >= SHORTEST:

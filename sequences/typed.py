@@ -31,6 +31,7 @@ from typing import (
 )
 from uuid import UUID
 
+from . import conf
 from . import data as json_data
 from .exceptions import InvalidData, did_you_mean
 from .reading import MISSING, Misfit, Reader, Unreadable, is_typed_dict, plain, reader_of
@@ -68,6 +69,7 @@ class Codec(ABC):
     def admit(self, given: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
         """The JSON of what a caller gives: an instance, or a mapping over the defaults."""
         if given is None or isinstance(given, Mapping):
+            _refuse_expansion(given)
             value = self.parse({**deepcopy(dict(defaults)), **(given or {})})
         else:
             value = given
@@ -75,6 +77,7 @@ class Codec(ABC):
 
     def validated(self, value: Any) -> dict[str, Any]:
         """The JSON of an instance. Raises InvalidData."""
+        _refuse_expansion([value])
         dumped = self.dump(self.of_the_type(value))
         self.check(dumped)
         return dumped
@@ -213,6 +216,7 @@ class Stored:
         got since, nor a key that it does not know, is a change that conflicts with another step's.
         """
         stored: dict[str, Any] = json_data.loads(self.text)
+        _refuse_expansion([value])
         dumped = self.codec.dump(self.codec.of_the_type(value))
         if json_data.same(dumped, self.baseline):
             return stored
@@ -325,6 +329,11 @@ def _argument(base: Any, root: type) -> Any:
 
 
 # Small things
+
+
+def _refuse_expansion(value: Any) -> None:
+    """Before a validator or a dump walks through it."""
+    json_data.refuse_expansion(value, conf.settings.max_data_bytes)
 
 
 def _names(cls: type) -> frozenset[str]:

@@ -973,3 +973,59 @@ def test_neither_a_key_nor_the_name_of_a_flow_steers_the_terminal():
     Display(out).show([portrait.of(flow)])
     assert "\\x1b[2J running" in out.getvalue()
     assert "\x1b" not in out.getvalue()
+
+
+STEERING = "\x1b[2J\x9b31m\x85\u202egnp\u2066\u200f\u061c\x07\x7f"
+
+
+@pytest.mark.parametrize("out", [StringIO, Terminal])
+@pytest.mark.parametrize(
+    "call",
+    [
+        ["list"],
+        ["list", "--json"],
+        ["show", "RUN", "--tracebacks"],
+        ["show", "RUN", "--tracebacks", "--json"],
+        ["watch", "RUN"],
+        ["watch", "RUN", "--json"],
+        ["graph", "RUN"],
+        ["graph", "RUN", "--format=mermaid"],
+        ["graph", "RUN", "--format=svg"],
+        ["retry", "RUN", "--json", "--reason", STEERING],
+        ["cancel", "RUN"],
+        ["edit", "RUN", "--data", "{}", "--reason", STEERING],
+        ["erase", "RUN"],
+        ["show", STEERING],
+        ["start", STEERING],
+        ["edit", "RUN", "--set", f"{STEERING}=[1"],
+        ["prune", "--sequence", STEERING],
+        ["health"],
+        ["health", "--json"],
+    ],
+    ids=" ".join,
+)
+def test_no_output_steers_a_terminal(call, out):
+    spec = {"job": "steers", "label": f"a{STEERING}", "max_retries": 0}
+
+    @job("steers")
+    def steers(sequence):
+        sequence.data[STEERING] = STEERING
+        sequence.progress(1, 2, STEERING)
+        raise Abort(STEERING)
+
+    run = start_definition({"steps": {"a": spec}}, {"x": STEERING}, key=STEERING, name=STEERING).run
+    drain()
+    fresh(run).edit(fresh(run).data, reason=STEERING)
+    stdout, stderr = out(), out()
+    try:
+        sequences(*(run.pk if word == "RUN" else word for word in call), out=stdout, stderr=stderr)
+    except CommandError as error:
+        stderr.write(str(error))
+    text = re.sub(r"\x1b\[\d*(;\d+)*[mFJ]", "", stdout.getvalue() + stderr.getvalue())
+    assert text
+    assert not [char for char in text if not char.isprintable() and char not in "\n\t"]
+
+
+def test_json_has_what_was_escaped():
+    run = failed(key=STEERING)
+    assert as_json("show", run.pk)["key"] == STEERING

@@ -84,6 +84,15 @@ def test_they_nest():
     }
 
 
+@pytest.mark.parametrize("compose", [chain, group])
+def test_what_contains_itself_over_and_over_is_refused_at_once(compose):
+    part = task(1)
+    for _ in range(60):
+        part = compose(part, part)
+    with pytest.raises(InvalidDefinition, match="more than 500 steps"):
+        part.definition()
+
+
 def test_a_delay_of_a_group_or_chain_is_one_of_its_first_steps():
     found = chain(
         task(1, delay="1 min"),

@@ -3,6 +3,7 @@ import dataclasses
 import datetime as dt
 import enum
 import json
+import time
 import uuid
 from collections import OrderedDict, UserDict
 from decimal import Decimal
@@ -320,3 +321,54 @@ def test_dumps_writes_compact_text_that_loads_reads():
 def test_dumps_writes_nothing_that_json_lacks():
     with pytest.raises(ValueError, match="JSON"):
         dumps(float("nan"))
+
+
+def doubled(value, times, wrap=lambda value: [value, value]):
+    for _ in range(times):
+        value = wrap(value)
+    return value
+
+
+class TestExpansion:
+    """A value that stands in many places is written as often: few bytes of memory, many of JSON."""
+
+    @pytest.mark.parametrize("max_bytes", [None, 2_000_000])
+    @pytest.mark.parametrize(
+        "wrap",
+        [
+            lambda value: [value, value],
+            lambda value: (value, value),
+            lambda value: {"a": value, "b": [value]},
+            lambda value: [[value], {"a": value}],
+        ],
+    )
+    def test_what_would_be_written_again_and_again_is_refused_at_once(self, wrap, max_bytes):
+        began = time.monotonic()
+        for value in (doubled("x", 29, wrap), doubled({}, 29, wrap), doubled(object(), 29, wrap)):
+            with pytest.raises(InvalidData, match=r"is written as often|nests deeper"):
+                normalise({"a": value}, max_bytes=max_bytes)
+        assert time.monotonic() - began < 60
+
+    def test_a_long_text_in_many_places_counts_each_time(self):
+        with pytest.raises(InvalidData, match="is written as often"):
+            normalise([["x" * 1_000_000] * 10_000] * 10_000)
+        with pytest.raises(InvalidData, match="is written as often"):
+            normalise([{"x" * 1_000_000: 1}] * 10_000)
+
+    def test_what_contains_itself_is_refused_as_before(self):
+        circle = []
+        circle.append(circle)
+        assert "nests deeper" in str(refused(circle))
+        circle *= 3
+        with pytest.raises(InvalidData):
+            normalise(circle)
+
+    def test_a_key_that_nobody_can_write_out_is_named_in_short(self):
+        began = time.monotonic()
+        with pytest.raises(InvalidData, match="Keys must be strings"):
+            normalise({doubled((), 26, lambda value: (value, value)): 1})
+        assert time.monotonic() - began < 5
+
+    def test_what_stands_in_two_places_and_is_small_is_written_twice(self):
+        shared = {"a": [1, 2]}
+        assert trip([shared, shared]) == [{"a": [1, 2]}, {"a": [1, 2]}]

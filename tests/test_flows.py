@@ -761,6 +761,58 @@ def test_an_error_in_a_file_names_it(write, name, text, expected):
     assert load_error().startswith(expected)
 
 
+def aliases(first, then, count=40):
+    """Each line twice what the one above it is."""
+    lines = [f"a0: &a0 {first}"]
+    lines += [f"a{n}: &a{n} {then.replace('*', f'*a{n - 1}')}" for n in range(1, count)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        aliases("[x, x]", "[*, *]"),
+        aliases("{k: v}", "{a: *, b: *}"),
+        aliases("{k: v}", "{<<: [*, *], x: y}"),
+        aliases("[x, x]", "[*, *]") + "\n? *a39\n: x",
+        "a: &a [*a, *a]",
+    ],
+    ids=["lists", "mappings", "merges", "a key", "itself"],
+)
+def test_aliases_that_stand_for_more_than_any_memory_holds_are_refused(write, text):
+    write("a.yaml", f"name: shop.A\nsteps: {{x: {{job: note}}}}\n{text}")
+    assert "with what its aliases stand for it has more than" in load_error()
+
+
+def test_aliases_as_people_use_them_are_read(write):
+    write("a.yaml", "name: shop.A\nsteps:\n  x: &x {job: note, max_retries: 1}\n  y: {<<: *x}")
+    (cls,) = load("flows/*")
+    assert cls._definition.steps["y"].options["max_retries"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.yaml", "a: " + "[" * 3_000 + "]" * 3_000),
+        ("a.yaml", "\n".join(" " * n + "a:" for n in range(1_500))),
+        ("a.json", '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}"),
+    ],
+)
+def test_a_file_that_is_nested_too_deeply_is_named(write, name, text):
+    write(name, text)
+    assert load_error() == f"flows/{name}: it is nested too deeply. Write it flat."
+
+
+def test_shared_values_of_a_definition_and_of_data_are_refused_at_once():
+    bomb = ["x"]
+    for _ in range(24):
+        bomb = [bomb, bomb]
+    with pytest.raises(InvalidDefinition, match="is written as often"):
+        start_definition({"steps": {"x": {"job": "note", "args": {"a": bomb}}}})
+    with pytest.raises(InvalidData, match="is written as often"):
+        start_definition({"steps": {"x": {"job": "note"}}}, {"a": bomb})
+
+
 def test_a_pattern_that_finds_nothing_is_an_error(write):
     assert load_error("flows/*.yml") == (
         "load('flows/*.yml'): finds no file. Mend the pattern: it is looked up beside the module "

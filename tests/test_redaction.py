@@ -357,6 +357,15 @@ def test_no_secret_makes_the_search_take_long(secret):
     assert time.monotonic() - began < 5
 
 
+def test_what_stands_in_many_places_or_in_itself_is_looked_at_once():
+    bomb = {"pin": "1234"}
+    for _ in range(60):
+        bomb = {"a": bomb, "b": [bomb]}
+    circle = {"token": ["5678"]}
+    circle["token"].append(circle)
+    assert secrets_of({"token": bomb, "in": circle}, ["token", "*.token"]) == {"1234", "5678"}
+
+
 def test_of_many_secrets_each_is_hidden(monkeypatch):
     secrets = {f"secret-{number}" for number in range(1_000)} | {"abc", "ö" * 4}
     text = "secret-7, secret-77 secret-77x abc öööö secret-"

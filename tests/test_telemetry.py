@@ -253,9 +253,9 @@ def test_no_part_of_a_secret_is_left_where_an_error_is_cut(spans):
             card = self.data["card"]
             raise ValueError(f"{'x' * 4990}{card}{'y' * 15_000}{card}{'z' * 19_970}")
 
-    run_all(Pays, card="4111-1111-2222-3333")
+    run_all(Pays, card="ghij-klmn-opqr-stuv")
     text = spans["shop.Pays.pay"].to_json()
-    assert not [digits for digits in ("4111", "1111", "3333", "33zz") if digits in text]
+    assert not [part for part in ("ghij", "klmn", "opqr", "stuv", "uvzz") if part in text]
 
 
 def test_children_go_on_with_their_parents_trace(spans):

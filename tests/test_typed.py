@@ -544,3 +544,21 @@ def test_a_set_is_stored_in_the_same_order_whatever_the_hashes_are():
 @pytest.mark.parametrize("price", ["NaN", "-Infinity", float("inf")])
 def test_a_decimal_is_finite(price):
     assert 'data["price"]: is no finite number' in refusal(codec(Line), {"sku": "", "price": price})
+
+
+@dataclass
+class Anything:
+    value: Any = None
+    parts: list[Any] = field(default_factory=list)
+
+
+@pytest.mark.usefixtures("either")
+def test_what_stands_in_too_many_places_is_refused_at_once():
+    bomb = ["x"]
+    for _ in range(24):
+        bomb = [bomb, bomb]
+    of = codec(Anything)
+    for given in ({"value": bomb}, {"parts": [Anything(bomb)]}, Anything(bomb),
+                  Anything(parts=[Anything(bomb)])):  # fmt: skip
+        with pytest.raises(InvalidData, match="is written as often"):
+            of.admit(given, {})

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-from django.core.serializers.json import DjangoJSONEncoder
 
 from .. import drawing, flows, portrait, registry
 from ..durations import duration
@@ -19,7 +16,7 @@ from . import waiting
 from .described import Described, brief
 from .display import Display, State
 from .finding import RUN, RUN_HELP, add_filters, filtered, find
-from .tasks import Task, wrong
+from .tasks import Task, json_text, wrong
 from .values import count, definition_in
 from .values import duration as seconds
 from .words import Cell, plain, shortened, table
@@ -131,7 +128,7 @@ class _Lines:
         if states != self.before:
             self.before = states
             line = {"time": shown.now, **brief(shown), "steps": _states(shown)}
-            self.task.write(json.dumps(line, cls=DjangoJSONEncoder, ensure_ascii=False))
+            self.task.write(json_text(line))
             self.task.command.stdout.flush()
 
 
@@ -157,7 +154,7 @@ class Graph(Task):
         plan, marks = _marked(options)
         picture = self._picture(options, plan, marks)
         if options.output is None:
-            self.write(picture)
+            self.write(_shown(picture, options.format))
             return
         try:
             options.output.write_text(f"{picture.rstrip()}\n", encoding="utf-8")
@@ -174,6 +171,15 @@ class Graph(Task):
         encoding = getattr(self.command.stdout, "encoding", None) or "utf-8"
         is_unicode = encoding.lower().startswith("utf")
         return drawing.text(plan, marks, width=self.width or WIDE, unicode=is_unicode)
+
+
+def _shown(picture: str, form: str) -> str:
+    """As a terminal may get it: labels are anybody's."""
+    if form != "svg":
+        return plain(picture, lines=True)
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else f"&#x{ord(char):x};" for char in picture
+    )
 
 
 #: Columns of a text that no terminal limits.

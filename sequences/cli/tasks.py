@@ -56,8 +56,7 @@ class Task:
 
     def write_json(self, value: Any) -> None:
         """The one document of a call with ``--json``."""
-        indent = 2 if self.is_terminal else None
-        self.write(json.dumps(value, cls=DjangoJSONEncoder, indent=indent, ensure_ascii=False))
+        self.write(json_text(value, indent=2 if self.is_terminal else None))
 
     def paint(self, status: str) -> Paint:
         """The colour of a status."""
@@ -84,6 +83,16 @@ _ROLES = {
     "cancelled": "HTTP_NOT_MODIFIED",
     "heading": "MIGRATE_HEADING",
 }
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """JSON in which nothing steers a terminal: such characters stand in it by their numbers."""
+    text = json.dumps(value, cls=DjangoJSONEncoder, indent=indent, ensure_ascii=False)
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text
+    )
 
 
 def wrong(message: str) -> CommandError:

@@ -64,7 +64,7 @@ class Health(Task):
             self.write_json(_health_as_json(found))
         else:
             for sign in found.signs:
-                self.write(f"{self.paint(_PAINTS[sign.level])(_WORDS[sign.level]):8} {sign}")
+                self.write(f"{self.paint(_PAINTS[sign.level])(_WORDS[sign.level]):8} {plain(sign)}")
         if found.level is Level.BAD:
             raise CommandError("Steps are not performed as they should be.", returncode=REFUSED)
 
@@ -115,7 +115,7 @@ class Prune(Task):
         if options.json:
             self.write_json(_as_json(report, options.dry_run))
         else:
-            self.write("\n".join(_lines(report, options.dry_run)))
+            self.write(plain("\n".join(_lines(report, options.dry_run)), lines=True))
 
 
 def _as_json(report: Report, dry_run: bool) -> dict[str, object]:

@@ -54,6 +54,8 @@ def json_value(text: str) -> Any:
     """JSON as it stands, of a file (``@in.json``), or of the standard input (``-``)."""
     try:
         return json.loads(_read(text))
+    except RecursionError:
+        raise ArgumentTypeError("the JSON is nested too deeply") from None
     except OSError as error:
         raise ArgumentTypeError(f"{text[1:]} cannot be read: {error.strerror}") from None
     except ValueError as error:
@@ -82,6 +84,8 @@ def assignment(text: str) -> tuple[str, Any]:
         return key, json_value(value)
     try:
         return key, json.loads(value)
+    except RecursionError:
+        raise ArgumentTypeError(f"the JSON of {key} is nested too deeply") from None
     except ValueError:
         return key, value
 

@@ -13,6 +13,7 @@ from django.db import DatabaseError
 from ... import conf
 from ...cli import acting, looking, starting, upkeep
 from ...cli.tasks import mended
+from ...cli.words import plain
 from ...exceptions import SequenceError
 from ...transitions.refusals import is_unmigrated, unmigrated
 
@@ -50,17 +51,22 @@ class Command(BaseCommand):
             sys.stdout.reconfigure(errors="replace")  # a terminal that knows no ✓ gets a ?
         try:
             self.tasks[task].run(Namespace(**options))
-        except CommandError:
-            raise
+        except CommandError as error:
+            raise _safe(error) from None
         except SequenceError as error:
-            raise mended(error) from None
+            raise _safe(mended(error)) from None
         except DatabaseError as error:
             if not is_unmigrated(error):
                 raise
-            raise mended(unmigrated(error, conf.using())) from None
+            raise _safe(mended(unmigrated(error, conf.using()))) from None
         except BrokenPipeError:
             # Whoever has read has enough, as `head` has. Nothing is left to be flushed.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _safe(error: CommandError) -> CommandError:
+    """It may quote a key, or what somebody has given as a reason."""
+    return CommandError(plain(error, lines=True), returncode=error.returncode)
 
 
 def _add_djangos(parser: ArgumentParser) -> None:
