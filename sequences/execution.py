@@ -37,8 +37,9 @@ from .exceptions import (
     did_you_mean,
 )
 from .interrupts import Interrupt
-from .models import StepRun, StepStatus
+from .models import RunStatus, StepRun, StepStatus
 from .performing import Bound
+from .plan import ASIDE
 from .texts import raises_printable
 from .transitions import claims, commits, failures, fanout, losses, plans
 from .transitions.locks import REPLAYS, back_off, is_transient
@@ -223,6 +224,8 @@ class Life:
         if row.kind == "item":
             return fanout.after_item(row.run_id, row.step, row.item, self.using)
         steps = [row.step, *plan.descendants(row.step)]
+        if row.run.status == RunStatus.UNDOING:
+            steps += [node.name for node in plan.nodes if node.kind in ASIDE]
         return claims.queued_after(row.run_id, steps, self.using)
 
 

@@ -11,7 +11,7 @@ from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.urls import reverse
 
-from sequences import Sequence, acts, dispatching, event, portrait, step
+from sequences import Sequence, acts, dispatching, event, portrait, step, subsequence
 from sequences.admin import SequenceRunAdmin, acting, many
 from sequences.models import Operation, SequenceRun, StepRun
 from sequences.testing import drain
@@ -226,6 +226,37 @@ def test_a_skip_needs_a_reason(admin_client):
     assert response.status_code == 200
     assert "This field is required" in response.content.decode()
     assert ledger(run) == {"charge": "queued"}
+
+
+def test_a_cancel_can_undo_what_only_the_runs_below_have_undos_for(admin_client):
+    class Below(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def charge(self): ...
+
+        @charge.undo
+        def refund(self): ...
+
+        approval = event()
+
+    class Above(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        below = subsequence(Below)
+
+    run = Above().run
+    drain()
+    assert 'name="undo"' in admin_client.get(url(run, "cancel")).content.decode()
+    admin_client.post(url(run, "cancel"), {**YES, "undo": "on"})
+    page = html.unescape(admin_client.get(page_url(run)).content.decode())
+    assert "The runs that “below” has started are being undone." in page
+    drain()
+    assert fresh(run).status == "cancelled"
+    child = SequenceRun.objects.get(parent__run=run.pk)
+    assert ledger(child)["refund"] == "succeeded"
 
 
 def test_a_cancel_can_undo_where_something_is_declared_to_undo(admin_client):

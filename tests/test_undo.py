@@ -1,10 +1,11 @@
 from datetime import timedelta
 
 import pytest
-from dramatiq.middleware import SkipMessage
+from dramatiq.middleware import Shutdown, SkipMessage
 
 from sequences import Abort, Sequence, event, finish, on_failure, repeat, step
 from sequences.exceptions import InvalidDefinition, InvalidTransition
+from sequences.execution import Life
 from sequences.models import StepFailure, StepRun
 from sequences.sweep import Overdue, sweep
 from sequences.testing import assert_ledger, drain, run
@@ -315,6 +316,17 @@ def test_a_step_that_its_worker_gives_back_is_not_begun_again_in_a_cancelled_run
     run_.cancel(undo=True)
     assert claims.release(running, "default") is None
     assert ledger(run_) == {"charge": "succeeded", "pack": "cancelled", "refund": "queued"}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_worker_that_shuts_down_in_a_cancelled_run_dispatches_the_undo_itself():
+    run_ = saga(with_handler=False)().run
+    perform(claim(run_, "charge"))
+    life = Life(row(run_, "pack").pk, 0, "default")
+    life.claim = claims.claim(life.step_run_id, 0, life.token, "worker", "default")
+    run_.cancel(undo=True)
+    assert steps_of(life.recover(Shutdown())) == ["refund"]
+    assert ledger(run_)["pack"] == "cancelled"
 
 
 @pytest.mark.parametrize("returned", [repeat(after=timedelta(hours=1)), repeat(), finish()])
