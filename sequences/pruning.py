@@ -14,7 +14,7 @@ from django.db.models import ProtectedError, RestrictedError
 from . import conf, registry
 from .definition import Definition
 from .models import RunStatus
-from .transitions import pruning, times
+from .transitions import locks, pruning, times
 from .transitions.pruning import Due
 
 __all__ = ["BATCH", "Kept", "Report", "prune"]
@@ -155,9 +155,16 @@ class _Work:
 
     def remove(self, roots: list[UUID], wanted: Due) -> None:
         try:
-            removed = pruning.remove(roots, wanted, self.using, dry=self.dry)
+            with locks.no_wait():  # a row of one tree that somebody holds keeps no other
+                removed = pruning.remove(roots, wanted, self.using, dry=self.dry)
         except pruning.TooMany:
             self.halve(roots, wanted)
+            return
+        except locks.Locked:
+            if len(roots) == 1:
+                self.report.kept.append(Kept(roots[0], TAKEN))
+            else:
+                self.halve(roots, wanted)
             return
         except (ProtectedError, RestrictedError, IntegrityError) as error:
             if len(roots) == 1:

@@ -13,6 +13,7 @@ from sequences.health import Level
 from sequences.heartbeat import Heart
 from sequences.models import SequenceRun, StepRun, StoredPlan, WorkerProcess
 from sequences.presence import Presence
+from sequences.pruning import TAKEN, prune
 from sequences.sweep import Overdue, Sweeper, sweep
 from sequences.transitions import due, locks, plans, sql
 from tests.engine import claim, fresh, ledger, messages, now, overdue, perform, row, take
@@ -317,6 +318,23 @@ def test_the_sweep_begins_while_the_first_start_of_its_release_has_not_committed
         assert time.monotonic() < deadline, "the plan is never stored"
         time.sleep(0.02)
     sweeper.stop()
+
+
+# --- pruning
+
+
+@pytest.mark.parametrize("model", [SequenceRun, StepRun])
+def test_a_tree_of_which_somebody_holds_a_row_is_left_for_the_next_time(model):
+    runs = [one.run for one in order().start_many([{}] * 5)]
+    for run in runs:
+        run.finish()
+    locked = runs[2]
+    column = "pk" if model is SequenceRun else "run"
+    with held(lock(model, **{column: locked.pk})), at_once(20):
+        report = prune(older_than=timedelta(0))
+        assert report.trees == 4
+        assert [(kept.run, kept.why) for kept in report.kept] == [(locked.pk, TAKEN)]
+    assert prune(older_than=timedelta(0)).trees == 1
 
 
 # --- what people are told
