@@ -110,7 +110,9 @@ class SequencesMiddleware(Middleware):
             self._timers.stop()
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
-        """The last step has ended."""
+        """The last step of the worker's own threads has ended."""
+        if self._timers is not None:
+            self._timers.finish()
         if self._heart is not None:
             self._heart.stop()
 

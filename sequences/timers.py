@@ -83,13 +83,18 @@ class Timers(threading.Thread):
             self._idle.release()
 
     def stop(self) -> None:
-        """Take no more; what waits goes to the broker, and steps in hand come to their end."""
+        """Take no more; what waits goes to the broker. Never waits for the steps in hand: until
+        this returns, the worker goes on taking new ones.
+        """
         with self._changed:
             self._stopped = True
             waiting, self._due = self._due, []
             self._changed.notify()
         now = time.monotonic()
         dispatching.send(_later(dispatch, at - now) for at, _, dispatch in waiting)
+
+    def finish(self) -> None:
+        """Wait until the steps in hand have come to their end."""
         for _ in range(THREADS):
             self._pool.submit(connections.close_all)
         self._pool.shutdown()

@@ -28,6 +28,7 @@ from .app.sequences import (
     FailsOnce,
     GivesUp,
     Held,
+    HeldLater,
     HeldTwice,
     Long,
     Outside,
@@ -164,6 +165,32 @@ class TestShutdown:
         # What came next was left to the other, the directly handed over too.
         for row in (step_of(patient, "last"), step_of(direct, "two")):
             assert new.has(int(row.worker.split(":")[1]))
+
+    def test_a_worker_that_was_told_to_stop_takes_nothing_new_while_a_delayed_step_runs(
+        self, hire, gate
+    ):
+        crew = hire("redis")
+        (old,) = crew.start(1)
+        held = HeldLater(gate=str(gate))
+        wait_for(gate.visitors)
+        assert "sequences-timer" in step_of(held, "held").worker
+        old.terminate()
+        wait_for(lambda: "Shutting down..." in old.log)
+        time.sleep(1)  # a thread that waits for a message does so for a second
+        after = [Tiny() for _ in range(5)]
+        time.sleep(2)
+        assert [entries(one) for one in after] == [[]] * 5
+        (new,) = crew.start(1)
+        for one in after:
+            assert_once(one, "only")
+            assert new.has(int(step_of(one, "only").worker.split(":")[1]))
+        assert old.is_alive()
+        time.sleep(2 * crew.settings["LEASE"])  # its lease is kept
+        gate.open()
+        assert_once(held, "first", "held", "last")
+        assert_no_failure(held)
+        assert len(gate.visitors()) == 1
+        assert old.process.wait(60) == 0
 
 
 class TestPresence:

@@ -270,6 +270,15 @@ class Held(Recorded):
         self.record()
 
 
+class HeldLater(Held):
+    """The same, after a short delay."""
+
+    @step(delay=300)
+    def held(self):
+        self.record()
+        self.wait()
+
+
 class HeldTwice(Held):
     """The last step waits as well, at a gate of its own."""
 
