@@ -78,8 +78,12 @@ def send(dispatches: Iterable[Dispatch]) -> list[Dispatch]:
 
 def send_on_commit(dispatches: list[Dispatch], using: str) -> None:
     """Send them when the transaction that this thread is in has committed."""
+
+    def send_messages() -> None:
+        send(dispatches)
+
     if dispatches:
-        transaction.on_commit(lambda: send(dispatches), using=using, robust=True)
+        transaction.on_commit(send_messages, using=using, robust=True)
 
 
 def _send(dispatch: Dispatch) -> bool:

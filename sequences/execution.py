@@ -19,7 +19,18 @@ from django.db import Error, connections, transaction
 from dramatiq.errors import Retry
 from dramatiq.middleware import AgeLimit, Shutdown, SkipMessage
 
-from . import current, dispatching, flows, heartbeat, interrupts, registry, suspects, texts, tracing
+from . import (
+    current,
+    dispatching,
+    flows,
+    heartbeat,
+    interrupts,
+    outages,
+    registry,
+    suspects,
+    texts,
+    tracing,
+)
 from . import data as json_data
 from .definition import Definition, Step
 from .exceptions import (
@@ -95,7 +106,14 @@ class Life:
         return ready
 
     def _live(self) -> list[Dispatch]:
-        self.claim = self._claim(suspects=False) or self._claim_suspect()
+        try:
+            self.claim = self._claim(suspects=False) or self._claim_suspect()
+        except Error as error:
+            interrupts.reveal(error)
+            if not outages.noted(error):
+                raise
+            # Which Dramatiq tries again, and writes no traceback of for each message.
+            raise Retry("The database cannot be used.") from error
         if self.claim is None:
             raise SkipMessage(f"Step run {self.step_run_id} is not to be had.")
         plans.forget_unless_of(self.claim.sequence, self.claim.plan_id, self.using)

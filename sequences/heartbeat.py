@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from django.db import DataError
 
-from . import conf
+from . import conf, outages
 from .presence import Presence, close_all
 from .transitions import claims
 from .transitions.values import Beat, Claim
@@ -109,8 +109,9 @@ class Heart(threading.Thread):
         # Whatever happens, it beats on: without it every long step loses its lease.
         try:
             part(conf.using())
-        except Exception:
-            logger.exception("The heartbeat failed; the next one follows.")
+        except Exception as error:
+            if not outages.noted(error):
+                logger.exception("The heartbeat failed; the next one follows.")
             close_all()
 
     def stop(self) -> None:

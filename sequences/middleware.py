@@ -9,17 +9,19 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from django.db import Error
 from dramatiq import Broker, Message, Middleware, Worker
 from dramatiq.broker import MessageProxy
 from dramatiq.middleware import Retries
 
-from . import conf, current, dispatching
+from . import conf, current, dispatching, outages
 from .heartbeat import Heart
 from .presence import Presence
 from .sweep import Sweeper
 from .timers import Timers
 from .traffic import Traffic
 from .transitions import failures
+from .transitions.values import Claim
 
 logger = logging.getLogger("sequences")
 
@@ -72,7 +74,14 @@ class SequencesMiddleware(Middleware):
         # What the message names is not asked: it may name a step that another worker performs.
         if exception is None or delivery is None or delivery.failed is None:
             return
-        claim = delivery.failed.claim
+        try:
+            self._decided(message, delivery, delivery.failed.claim)
+        except Error as error:
+            # The row says that the retry is due now, and the sweep looks at it after a grace.
+            if not outages.noted(error):
+                raise
+
+    def _decided(self, message: MessageProxy, delivery: current.Delivery, claim: Claim) -> None:
         if message.failed:
             dispatching.send(failures.give_up(claim, conf.using()) or [])
         else:

@@ -14,7 +14,7 @@ from secrets import token_hex
 
 from django.db import connections
 
-from . import current
+from . import current, outages
 from .transitions import workers
 from .transitions.locks import no_wait
 from .transitions.workers import Seen
@@ -96,12 +96,13 @@ class Presence:
                 act(using)
         except Exception as error:
             # Once, and not every few seconds: the table may not be there yet.
-            if not self._fails:
+            if not self._fails and not outages.noted(error):
                 logger.warning("This worker could not be shown as present: %s", error)
             self._fails = True
             with suppress(Exception):
                 connections[using].close_if_unusable_or_obsolete()
         else:
+            outages.over()
             self._fails = False
 
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from django.db import DatabaseError, connections
 
-from . import conf, current, dispatching, registry, traffic
+from . import conf, current, dispatching, outages, registry, traffic
 from .execution import unknown_step
 from .flows import FLOW
 from .models import StepRun
@@ -194,8 +194,9 @@ class Sweeper(threading.Thread):
     def _succeeds(self, part: Callable[[], None]) -> bool:
         try:
             part()
-        except BaseException:  # a receiver of a signal may call sys.exit(), and we sweep on
-            logger.exception("The sweep failed; the next one follows.")
+        except BaseException as error:  # a receiver of a signal may call sys.exit(), and we go on
+            if not outages.noted(error):
+                logger.exception("The sweep failed; the next one follows.")
             close_all()
             return False
         return True
@@ -203,6 +204,7 @@ class Sweeper(threading.Thread):
     def _sweep(self) -> None:
         self._traffic.look()
         sweep(self._traffic, conf.using())
+        outages.over()
         self._presence.swept()
         self._store_plans()
 

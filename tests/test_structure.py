@@ -25,6 +25,7 @@ LAYERS = [
         "presence",
         "heartbeat",
         "suspects",
+        "outages",
         "traffic",
         "performing",
         "execution",

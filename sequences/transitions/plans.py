@@ -116,7 +116,11 @@ def _once_committed(plan: Plan, plan_id: int, using: str) -> None:
     # A transaction that rolls back takes the row's id with it.
     if connections[using].in_atomic_block:
         # No partial: Django wants the name of a hook that fails.
-        transaction.on_commit(lambda: _remember(plan, plan_id, using), using=using, robust=True)
+
+        def remember_plan() -> None:
+            _remember(plan, plan_id, using)
+
+        transaction.on_commit(remember_plan, using=using, robust=True)
     else:
         _remember(plan, plan_id, using)
 

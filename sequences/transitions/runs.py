@@ -68,7 +68,11 @@ def end(run: SequenceRun, status: RunStatus, now: datetime) -> None:
     news.ended(run.pk, run.sequence, status, using)
     if (parent := run.parent_id) is not None:
         # No partial: Django wants the name of a hook that fails.
-        transaction.on_commit(lambda: _tell(parent, using), using=using, robust=True)
+
+        def tell_parent() -> None:
+            _tell(parent, using)
+
+        transaction.on_commit(tell_parent, using=using, robust=True)
     if run.frees_key:
         run.held_key = None
 

@@ -1,0 +1,137 @@
+"""While the database is away the log has one line of it, and one when it is back."""
+
+import logging
+from contextlib import contextmanager
+
+import dramatiq
+import pytest
+from django.db import OperationalError, connection, connections, transaction
+from django.db.backends.signals import connection_created
+
+from sequences import Sequence, outages, step
+from sequences.heartbeat import Heart
+from sequences.presence import Presence
+from sequences.sweep import Overdue, Sweeper, sweep
+from sequences.testing import clock
+from sequences.transitions import due
+from tests.engine import fresh, overdue
+from tests.test_unprintable import process_next
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture(autouse=True)
+def _there():
+    outages.over()
+    yield
+    outages.over()
+
+
+def refuse(*_):
+    raise OperationalError("server closed the connection unexpectedly")
+
+
+@contextmanager
+def away():
+    """No statement reaches the database, on new connections neither."""
+
+    def cut(connection, **kwargs):
+        connection.execute_wrappers.append(refuse)
+
+    connection_created.connect(cut)
+    cut(connections["default"])
+    try:
+        yield
+    finally:
+        connection_created.disconnect(cut)
+        connections["default"].execute_wrappers.clear()
+
+
+def order(steps=1, fails=lambda: None, **options):
+    class Order(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step(**options)
+        def pay(self):
+            fails()
+
+    return [Order.start().run for _ in range(steps)]
+
+
+def lines(caplog, level=logging.INFO):
+    return [record for record in caplog.records if record.levelno >= level and record.name != "x"]
+
+
+def loud(caplog):
+    """What has a traceback, or wakes somebody."""
+    return [one for one in lines(caplog) if one.exc_info or one.levelno >= logging.ERROR]
+
+
+def test_messages_sweeps_and_heartbeats_of_an_outage_leave_one_line_and_one_at_its_end(caplog):
+    runs = order(5)
+    presence = Presence()
+    sweeper, heart = Sweeper(Overdue(), 1, presence), Heart(presence)
+    sweeper._stored = True
+    caplog.set_level(logging.INFO)
+    with away():
+        for _ in runs:
+            process_next()
+        for _ in range(5):
+            assert not sweeper._succeeds(sweeper._sweep)
+            presence._told = None
+            heart._try(presence.beat)
+    (line,) = loud(caplog)
+    assert line.getMessage() == (
+        "The database cannot be used, and is tried again until it can: "
+        "server closed the connection unexpectedly"
+    )
+    assert line.exc_info is None
+    caplog.clear()
+    for _ in range(3):
+        assert sweeper._succeeds(sweeper._sweep)
+    (line,) = lines(caplog, logging.WARNING)
+    assert line.getMessage().startswith("The database can be used again, after ")
+    assert {fresh(run).steps.get().status for run in runs} == {"queued"}
+
+
+def test_a_hook_that_misses_the_database_is_quiet_and_the_row_is_retried_without_it(caplog):
+    errors = [ValueError("once")]
+    (run,) = order(fails=lambda: errors and throw(errors.pop()), max_retries=3)
+    broker = dramatiq.get_broker()
+    message = dramatiq.MessageProxy(
+        dramatiq.Message.decode(broker.queues["default"].get_nowait()).copy(queue_name="default")
+    )
+    broker.emit_before("process_message", message)
+    with pytest.raises(ValueError, match="once") as caught:
+        broker.get_actor(message.actor_name)(*message.args)
+    with away():
+        broker.emit_after("process_message", message, exception=caught.value)
+    assert [one for one in caplog.records if one.levelno >= logging.CRITICAL] == []
+    assert (run.steps.get().status, run.steps.get().attempts) == ("retrying", 1)
+    overdue(run, "pay")
+    broker.flush_all()
+    assert sweep(Overdue(), "default") == 1
+    process_next()
+    assert fresh(run).status == "succeeded"
+
+
+def throw(error):
+    raise error
+
+
+def test_an_error_of_another_kind_is_logged_with_its_traceback(caplog, monkeypatch):
+    sweeper = Sweeper(Overdue(), 1)
+    monkeypatch.setattr(due, "take", lambda *_, **__: throw(LookupError("a bug")))
+    assert not sweeper._succeeds(sweeper._sweep)
+    (line,) = loud(caplog)
+    assert line.exc_info[0] is LookupError
+
+
+def test_our_hooks_have_names(monkeypatch):
+    order()
+    with clock(), transaction.atomic():
+        order()
+        names = [hook.__qualname__ for _, hook, *_ in connection.run_on_commit]
+    assert names
+    assert not [name for name in names if "lambda" in name]
