@@ -9,7 +9,7 @@ from django.db.models import F
 from sequences.models import SequenceRun
 
 from .app.gates import Gate
-from .app.sequences import ChargedBelow, Delayed, Journey
+from .app.sequences import ChargedBelow, Delayed, Journey, Polls
 from .test_workers import ended, entries
 from .workers import wait_for
 
@@ -77,3 +77,13 @@ def test_what_executes_in_a_cancelled_tree_ends_before_it_is_undone(hire, gate, 
     assert entries(one) == ["reserve", *charged, "refund", "release"]
     assert not SequenceRun.objects.unfinished().exists()
     assert run.steps.get(step="charging").wake_at is None
+
+
+def test_items_that_come_back_are_never_more_at_once_than_may_be(crew, tmp_path):
+    book = tmp_path / "book"
+    sequence = Polls(book=str(book))
+    assert ended(sequence).data["numbers"] == list(range(8))
+    signs = book.read_text()
+    at_once = [signs[:end].count("+") - signs[:end].count("-") for end in range(len(signs) + 1)]
+    assert signs.count("+") >= 3 * 8
+    assert max(at_once) == 2

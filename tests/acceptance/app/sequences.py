@@ -452,6 +452,27 @@ class Journey(Recorded):
         self.record()
 
 
+class Polls(Recorded):
+    """Items that fail once and repeat themselves once; a book has when each of them is in hand."""
+
+    @step(each=lambda self: range(8), concurrency=2)
+    def ask(self, number):
+        self.note("+")
+        time.sleep(0.05)
+        self.note("-")
+        if self.attempt == 1 and self.step_run.repeats == 0:
+            raise ValueError("not yet")
+        return repeat(after=300) if self.step_run.repeats == 0 else number
+
+    def note(self, sign):
+        with Path(self.data["book"]).open("a") as book:
+            book.write(sign)
+
+    @step
+    def end(self):
+        self.data["numbers"] = list(self.results("ask"))
+
+
 class Delayed(Recorded):
     """Seven steps, each after a short delay."""
 
