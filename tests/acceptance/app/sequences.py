@@ -119,6 +119,8 @@ class Tour(Sequence):
 
     @step(each=lambda self: range(3), concurrency=2, after=begin)
     def invite(self, guest):
+        if guest == 0 and self.attempt == 1:  # it leaves its place, and needs one again
+            raise Rejected
         self.record(str(guest))
         return guest * 10
 
