@@ -215,8 +215,9 @@ def test_an_interrupt_may_strike_at_every_call_of_ours(label):
     samples = every if label == "acceptance.Booking" else 120
     swept = in_a_thread(strike_everywhere, label, OURS, CALLS, samples)
     if label == "acceptance.Booking":
-        # At its very first call the actor has no hold of the interrupt yet.
-        assert {place.rpartition(" ")[2] for place in swept} <= {"perform"}
+        # At its very first calls the actor has no hold of the interrupt yet.
+        first = {"perform", "raises_printable.<locals>.wrapped"}
+        assert {place.rpartition(" ")[2] for place in swept} <= first
 
 
 @pytest.mark.parametrize("label", HANDOFFS)
