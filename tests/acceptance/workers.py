@@ -67,8 +67,10 @@ class Worker:
         return self.log_path.read_text(errors="replace")
 
     def is_ready(self):
+        if "Worker process is ready for action." in self.log:
+            return True  # and its first step may have killed it since
         assert self.process.poll() is None, f"a worker did not start:\n{self.log}"
-        return "Worker process is ready for action." in self.log
+        return False
 
     def is_alive(self):
         return self.process.poll() is None
