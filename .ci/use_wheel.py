@@ -52,6 +52,6 @@ Double = Sequence.from_definition(
 )
 assert testing.run(Double, number=4).data == {"number": 8}
 
-for name in ("py.typed", "definition.schema.json"):
+for name in ("py.typed", "flows/definition.schema.json"):
     assert (files(sequences) / name).is_file(), name
 print(f"It works: {sequences.__file__}")

@@ -163,8 +163,8 @@ def fill(labels: list[str], runs: int) -> None:
     from django.contrib.auth.models import User
     from django.db import connection
 
-    from sequences import registry
-    from sequences.transitions import plans, workers
+    from sequences.definitions import registry
+    from sequences.transitions import plans, processes
 
     for label in labels:
         plans.store(registry.get(label)._definition.plan, "default")
@@ -183,7 +183,7 @@ def fill(labels: list[str], runs: int) -> None:
         cursor.execute("VACUUM ANALYZE")
         cursor.execute("RESET work_mem")
     for number in range(4):
-        workers.seen(workers.Seen(f"box:{number + 1}", ["default"], 8), "default")
+        processes.seen(processes.Seen(f"box:{number + 1}", ["default"], 8), "default")
     User.objects.create_superuser("admin", "admin@example.com", "admin")
 
 

@@ -1,12 +1,13 @@
 """Durable job sequences for Django, on Dramatiq."""
 
-from .compose import chain, group
-from .definition import Sequence, event, finish, on_failure, repeat, step, subsequence
+from .definitions.registry import get
+from .definitions.steps import event, finish, on_failure, repeat, step, subsequence
 from .exceptions import Abort
-from .flows import astart_definition, start_definition
-from .jobs import job
-from .loading import load
-from .registry import get
+from .flows.builder import astart_definition, start_definition
+from .flows.composition import chain, group
+from .flows.files import load
+from .flows.jobs import job
+from .sequence import Sequence
 
 __all__ = [  # noqa: RUF022 (grouped)
     # declaring

@@ -24,30 +24,24 @@ class SequencesConfig(AppConfig):
 
         import dramatiq
 
-        from . import (
-            binding,
-            checks,
-            definition,
-            handover,
-            middleware,
-            registry,
-            signals,
-            steerable,
-            texts,
-        )
-        from .starting import Starter
-        from .steering import Steering
-        from .transitions import news, runs
+        from . import checks, sequence, signals, steerable
+        from .definitions import registry
+        from .engine import actors, handoff
+        from .engine.operations import Steering
+        from .engine.start import Starter
+        from .transitions import notifications, runs
+        from .utils import text
+        from .worker import middleware
 
-        logging.getLogger("sequences").addFilter(texts.Printable())
-        definition.install(Starter())
-        runs.when_a_child_ends(handover.child_ended)
-        news.listen(signals.Sender())
+        logging.getLogger("sequences").addFilter(text.Printable())
+        sequence.install(Starter())
+        runs.when_a_child_ends(handoff.child_ended)
+        notifications.listen(signals.Sender())
         steerable.install(Steering())
         checks.register()
         middleware.install(dramatiq.get_broker())
         registry.autodiscover()
-        binding.bind_all()
+        actors.bind_all()
         post_migrate.connect(_forget_plans, sender=self)
 
 

@@ -22,12 +22,12 @@ from dramatiq import broker as dramatiq_broker
 from dramatiq.middleware import Middleware, Retries
 
 from . import conf
+from .data.redaction import Path, path_of
+from .data.typed import reaches
 from .exceptions import SequenceError
-from .redaction import Path, path_of
-from .typed import reaches
 
 if TYPE_CHECKING:
-    from .definition import Definition
+    from .definitions.definition import Definition
     from .models import StoredPlan
 
 __all__ = ["TAG", "register"]
@@ -110,11 +110,9 @@ def check_character_sets(
 
 def check_sequences(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     """What only the broker knows of the declared sequences, and secrets that they would show."""
-    from . import binding
+    from .engine import actors
 
-    errors = [
-        Error(message, hint=hint, id="sequences.E009") for message, hint in binding.problems()
-    ]
+    errors = [Error(message, hint=hint, id="sequences.E009") for message, hint in actors.problems()]
     return [*errors, *_shown_secrets()]
 
 
@@ -204,7 +202,7 @@ def _telemetry() -> Messages:
 
 
 def _middleware(middleware: list[Middleware]) -> Messages:
-    from .middleware import SequencesMiddleware
+    from .worker.middleware import SequencesMiddleware
 
     ours = _place(middleware, SequencesMiddleware)
     retries = _place(middleware, Retries)
@@ -267,7 +265,7 @@ def _confirmation(broker: Broker) -> Messages:
 
 
 def _definitions() -> list[Definition]:
-    from . import registry
+    from .definitions import registry
 
     found = (cls._definition for cls in registry.all())
     return [definition for definition in found if definition is not None]
@@ -576,9 +574,9 @@ def _unfinishable(message: str, hint: str) -> CheckMessage:
 
 
 def _definition(stored: StoredPlan) -> Definition | None:
-    from . import flows
+    from .flows import builder
 
-    return flows.definition_for(stored.sequence, stored.plan)
+    return builder.definition_for(stored.sequence, stored.plan)
 
 
 def _unknown(step: str) -> None:

@@ -13,8 +13,8 @@ from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from . import current
-from .redaction import HIDDEN, hide
+from .data.redaction import HIDDEN, hide
+from .engine import current
 
 __all__ = ["JSONFormatter", "StepFilter"]
 

@@ -14,13 +14,13 @@ from django.utils.functional import cached_property
 from django.utils.translation import gettext_lazy as _
 
 from . import conf
-from .ids import uuid7
+from .definitions.plan import Plan
 from .links import Linked
-from .plan import Plan
 from .steerable import Steerable
+from .utils.uuid7 import uuid7
 
 if TYPE_CHECKING:
-    from .definition import Step
+    from .definitions.steps import Step
 
 #: The item index of a step run that is no item of a fan-out. Not NULL, so that the unique
 #: constraint holds on every database.

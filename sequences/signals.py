@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from django.dispatch import Signal
 
-from . import registry
+from .definitions import registry
 
 if TYPE_CHECKING:
     from .models import SequenceRun, StepFailure, StepRun

@@ -9,7 +9,7 @@ from asgiref.sync import sync_to_async
 from .exceptions import SequenceError
 
 if TYPE_CHECKING:
-    from .definition import Step
+    from .definitions.steps import Step
     from .models import SequenceRun
 
     Named: TypeAlias = Step[Any] | str

@@ -20,12 +20,17 @@ from django.db.models import Q, QuerySet
 from dramatiq import Broker, Message
 from dramatiq.middleware import CurrentMessage, Middleware, Retries
 
-from . import conf, dispatching, handover, jobs, registry
-from .definition import Outcome, Sequence
-from .middleware import SequencesMiddleware
+from . import conf
+from .definitions import registry
+from .definitions.definition import Outcome
+from .engine import dispatcher, handoff
+from .flows import jobs
 from .models import UNFINISHED_STEP, SequenceRun, StepFailure, StepRun, StepStatus
-from .transitions import news, plans, times, undoing
-from .transitions.values import dispatch_of
+from .sequence import Sequence
+from .transitions import clock as database_clock
+from .transitions import compensation, notifications, plans
+from .transitions.types import dispatch_of
+from .worker.middleware import SequencesMiddleware
 
 __all__ = ["Clock", "assert_ledger", "build", "clock", "drain", "isolate_sequences", "run"]
 
@@ -43,7 +48,7 @@ def run(cls: type[S], /, **data: Any) -> S:
     nothing here: the run has failed then, and `assert_ledger` shows why. Raises AssertionError
     after a thousand steps, as of one that is repeated for ever.
     """
-    with dispatching.caught(), clock() as moving:
+    with dispatcher.caught(), clock() as moving:
         sequence = cls.start(data)
         performed = _drain(sequence.run, RUN_LIMIT)
         while moving.move_to_next(sequence.run):
@@ -59,7 +64,7 @@ def drain(limit: int = LIMIT) -> int:
     A retry is performed at once; a delay is over when the clock says so (see `clock`). Raises
     AssertionError after ``limit`` steps.
     """
-    with dispatching.caught():
+    with dispatcher.caught():
         return _drain(None, limit)
 
 
@@ -67,7 +72,7 @@ def _drain(run: SequenceRun | None, limit: int) -> int:
     using = conf.using()
     due, broker = _Due(run, using), _InlineBroker(dramatiq.get_broker())
     performed = 0
-    news.tell_pending(using)  # of the starts
+    notifications.tell_pending(using)  # of the starts
     while (row := due.next()) is not None:
         if performed >= limit:  # not by assert, which python -O leaves out
             raise AssertionError(f"There seems to be no end: step {row} of {row.run} is due still")
@@ -75,9 +80,9 @@ def _drain(run: SequenceRun | None, limit: int) -> int:
         if row.status == StepStatus.WAITING:
             # The clock may stand some milliseconds before what the database shows.
             StepRun.objects.using(using).filter(pk=row.pk).update(wake_at=row.due_at)
-        with dispatching.caught() as dispatches:
-            ready = handover.process(dispatch_of(row, plan), broker, using)
-            news.tell_pending(using)
+        with dispatcher.caught() as dispatches:
+            ready = handoff.process(dispatch_of(row, plan), broker, using)
+            notifications.tell_pending(using)
         # Itself too: an attempt that fails has its next one at once.
         due.add([row.pk, *(one.step_run_id for one in [*ready, *dispatches])])
         performed += row.kind != "item"
@@ -120,7 +125,7 @@ class _Due:
     def _ready(self) -> QuerySet[StepRun]:
         rows = StepRun.objects.using(self._using).filter(wake_at__isnull=False)
         ready = Q(status__in=(StepStatus.QUEUED, StepStatus.RETRYING))
-        due = Q(status=StepStatus.WAITING, due_at__lte=times.now(self._using))
+        due = Q(status=StepStatus.WAITING, due_at__lte=database_clock.now(self._using))
         return rows.filter(ready | due).select_related("run")
 
     def _is_ours(self, row: StepRun) -> bool:
@@ -143,7 +148,7 @@ def _family(run: SequenceRun, using: str) -> list[UUID]:
 def _woken_parents(using: str) -> list[int]:
     """What the end of children makes ready: nobody is told of that before a commit."""
     rows = _parents(using)
-    woken = [one.step_run_id for row in rows for one in undoing.look(row.pk, using)]
+    woken = [one.step_run_id for row in rows for one in compensation.look(row.pk, using)]
     if not woken and _parents(using) != rows:  # a run has ended so, and that may be a child, too
         return _woken_parents(using)
     return woken
@@ -179,11 +184,11 @@ class Clock:
     """The clock of the engine: the database's own, moved on by a test."""
 
     def __init__(self) -> None:
-        self._start = times.moved()
+        self._start = database_clock.moved()
 
     def move(self, by: timedelta) -> None:
         """Move it on; `drain` performs what has fallen due."""
-        times.move(by)
+        database_clock.move(by)
 
     def move_to_next(self, run: SequenceRun) -> bool:
         """Move it to the next due time of this run; false if it waits for no time."""
@@ -197,12 +202,14 @@ class Clock:
         row = waiting.order_by("due_at").first()
         if row is None or row.due_at is None:
             return False
-        times.move(max(row.due_at - times.now(using), timedelta(0)) + timedelta(milliseconds=1))
+        database_clock.move(
+            max(row.due_at - database_clock.now(using), timedelta(0)) + timedelta(milliseconds=1)
+        )
         return True
 
     def restore(self) -> None:
         """Back to where it stood when the test began."""
-        times.move(self._start - times.moved())
+        database_clock.move(self._start - database_clock.moved())
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from django.shortcuts import render
 from django.utils.cache import add_never_cache_headers, patch_vary_headers
 from django.views.decorators.http import require_safe
 
-from . import status
-from .status import NotShown, Status
+from .inspection import status
+from .inspection.status import NotShown, Status
 
 P = ParamSpec("P")
 View = Callable[Concatenate[HttpRequest, P], HttpResponse]

@@ -150,7 +150,7 @@ class Show:
     def __init__(
         self, visitor: Visitor, staff: Visitor, processes: list["subprocess.Popen[bytes]"]
     ) -> None:
-        from sequences.ids import uuid7
+        from sequences.utils.uuid7 import uuid7
         from testproject.display import Tables
 
         self.visitor, self.staff = visitor, staff
@@ -195,7 +195,7 @@ class Show:
                 self.staff.approve(self.to_approve.pop(run.pk))
 
     def look(self) -> list[Any]:
-        from sequences import portrait
+        from sequences.inspection import snapshot
         from sequences.models import SequenceRun
 
         for process in self.processes:
@@ -203,7 +203,7 @@ class Show:
                 raise SystemExit(f"{process.args[2]} ended by itself; its log is in {HOME}.")  # type: ignore[index]
         later = SequenceRun.objects.filter(pk__gt=self.before).order_by("pk")
         runs = list(later.select_related("plan").prefetch_related("steps"))
-        self.display.show(portrait.of_many(runs, items=True))
+        self.display.show(snapshot.of_many(runs, items=True))
         return [run for run in runs if run.pk in self.written]
 
     def result(self) -> int:

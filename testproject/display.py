@@ -3,10 +3,10 @@
 from collections.abc import Collection
 from itertools import groupby
 
-from sequences.cli.display import SIGNS, Display, State, state_of, step_state
-from sequences.cli.words import Cell, table
+from sequences.inspection.snapshot import Portrait, StepPortrait
+from sequences.management.cli.live import SIGNS, Display, State, state_of, step_state
+from sequences.management.cli.tables import Cell, table
 from sequences.models import SequenceRun
-from sequences.portrait import Portrait, StepPortrait
 
 
 class Tables(Display):

@@ -7,10 +7,11 @@ import dramatiq
 from django.db import connection
 from django.test import TestCase
 
-from sequences import conf, dispatching
-from sequences.execution import Attempt
+from sequences import conf
+from sequences.engine import dispatcher
+from sequences.engine.executor import Attempt
 from sequences.models import SequenceRun, StepRun
-from sequences.transitions import claims, failures, times
+from sequences.transitions import claims, clock, failures
 from sequences.transitions.failures import Failure
 
 
@@ -50,7 +51,7 @@ def fail(claim, *, final=True, error=None):
 
 def sent(act):
     """What an act dispatches once its transaction commits."""
-    with dispatching.caught() as caught, TestCase.captureOnCommitCallbacks(execute=True):
+    with dispatcher.caught() as caught, TestCase.captureOnCommitCallbacks(execute=True):
         act()
     return caught
 
@@ -72,7 +73,7 @@ def overdue(run, step, by=timedelta(seconds=1)):
 
 
 def now():
-    return times.now(conf.using())
+    return clock.now(conf.using())
 
 
 def messages(queue="default"):

@@ -9,22 +9,13 @@ from django.db import transaction
 from django.db.models import Q
 from dramatiq.middleware import SkipMessage
 
-from sequences import (
-    Abort,
-    Sequence,
-    acts,
-    conf,
-    dispatching,
-    event,
-    on_failure,
-    portrait,
-    step,
-    subsequence,
-)
+from sequences import Abort, Sequence, conf, event, on_failure, step, subsequence
+from sequences.engine import dispatcher
 from sequences.exceptions import ChildrenFailed, EventTimeout, InvalidTransition, ItemsFailed
+from sequences.inspection import actions, snapshot
 from sequences.models import RunStatus, SequenceRun, StepRun
 from sequences.testing import clock
-from sequences.transitions.undoing import look
+from sequences.transitions.compensation import look
 from tests.engine import claim, fail, fresh, perform, take
 
 pytestmark = pytest.mark.django_db
@@ -32,7 +23,7 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture(autouse=True)
 def _caught():
-    with dispatching.caught():
+    with dispatcher.caught():
         yield
 
 
@@ -55,10 +46,10 @@ def accepts(run, act, name):
 
 def disagreements(run):
     """What is promised and refused, or accepted and not promised."""
-    shown = portrait.of(fresh(run))
-    promised = {(act.name, on.name if on else None) for act, on in acts.allowed(shown)}
+    shown = snapshot.of(fresh(run))
+    promised = {(act.name, on.name if on else None) for act, on in actions.allowed(shown)}
     wrong = []
-    for act in acts.ACTS.values():
+    for act in actions.ACTS.values():
         for name in [one.name for one in shown.steps] if act.on_step else [None]:
             if act.name == "deliver" and is_no_wait(shown.step(name)):
                 assert (act.name, name) not in promised
@@ -239,7 +230,7 @@ def end_children(run, dice):
 
 
 def act(run, dice):
-    found = list(acts.allowed(portrait.of(run)))
+    found = list(actions.allowed(snapshot.of(run)))
     found = [one for one in found if one[0].name not in ("erase", "edit")]
     if found:
         chosen, on = dice.choice(found)
@@ -283,11 +274,13 @@ def does(name, *arguments):
 
 
 def of_run(run):
-    return {act.name for act, on in acts.allowed(portrait.of(fresh(run))) if on is None}
+    return {act.name for act, on in actions.allowed(snapshot.of(fresh(run))) if on is None}
 
 
 def of_step(run, name):
-    return {act.name for act, on in acts.allowed(portrait.of(fresh(run))) if on and on.name == name}
+    return {
+        act.name for act, on in actions.allowed(snapshot.of(fresh(run))) if on and on.name == name
+    }
 
 
 @pytest.mark.parametrize(
@@ -376,18 +369,18 @@ def test_a_failed_item_does_not_let_its_fan_out_be_edited_while_another_runs():
 def test_each_act_needs_a_permission_of_its_own_and_the_one_to_view_gives_none():
     user = User.objects.create_user("mia")
     user.user_permissions.add(Permission.objects.get(codename="view_sequencerun"))
-    assert not [name for name, act in acts.ACTS.items() if acts.permitted(user, act)]
+    assert not [name for name, act in actions.ACTS.items() if actions.permitted(user, act)]
     user.user_permissions.add(Permission.objects.get(codename="pause_sequencerun"))
     user = User.objects.get(pk=user.pk)
-    assert [name for name, act in acts.ACTS.items() if acts.permitted(user, act)] == [
+    assert [name for name, act in actions.ACTS.items() if actions.permitted(user, act)] == [
         "pause",
         "resume",
     ]
-    assert not acts.permitted(AnonymousUser(), acts.ACTS["pause"])
+    assert not actions.permitted(AnonymousUser(), actions.ACTS["pause"])
     user.is_active = False
-    assert not acts.permitted(user, acts.ACTS["pause"])
+    assert not actions.permitted(user, actions.ACTS["pause"])
 
 
 def test_every_act_has_a_permission_that_exists():
     known = {f"job_sequences.{name}" for name, _ in SequenceRun._meta.permissions}
-    assert {act.permission for act in acts.ACTS.values()} == known
+    assert {act.permission for act in actions.ACTS.values()} == known

@@ -11,8 +11,11 @@ from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.urls import reverse
 
-from sequences import Sequence, acts, dispatching, event, portrait, step, subsequence
-from sequences.admin import SequenceRunAdmin, acting, many
+from sequences import Sequence, event, step, subsequence
+from sequences.admin import SequenceRunAdmin, bulk_operations, operations
+from sequences.engine import dispatcher
+from sequences.inspection import actions as run_actions
+from sequences.inspection import snapshot
 from sequences.models import Operation, SequenceRun, StepRun
 from sequences.testing import drain
 from tests.engine import claim, fail, fresh, ledger, perform
@@ -25,7 +28,7 @@ YES = {"confirm": "yes"}
 
 @pytest.fixture(autouse=True)
 def _caught():
-    with dispatching.caught():
+    with dispatcher.caught():
         yield
 
 
@@ -114,13 +117,13 @@ BECOMES = {
 }
 
 
-@pytest.mark.parametrize("action", acts.ACTS)
+@pytest.mark.parametrize("action", run_actions.ACTS)
 def test_an_act_is_explained_then_confirmed_then_done(admin_client, admin_user, action):
     run, name = scene(action)
     before = state_of(run)
     asked = admin_client.get(url(run, action, name))
     assert asked.status_code == 200
-    assert str(acts.ACTS[action].explains) in asked.content.decode()
+    assert str(run_actions.ACTS[action].explains) in asked.content.decode()
     assert "csrfmiddlewaretoken" in asked.content.decode()
     assert state_of(run) == before, "a GET changes nothing"
     response = admin_client.post(url(run, action, name), data_for(action, run))
@@ -132,13 +135,13 @@ def test_an_act_is_explained_then_confirmed_then_done(admin_client, admin_user, 
     assert (operation.action, operation.by, operation.step) == (action, "admin", name)
     assert operation.reason == ("" if action == "edit" else "because")
     entry = LogEntry.objects.get(object_id=str(run.pk))
-    assert str(acts.ACTS[action].label) in entry.get_change_message()
+    assert str(run_actions.ACTS[action].label) in entry.get_change_message()
     # What is erased must not stand there still.
     assert "because" not in entry.change_message
     assert entry.object_repr == f"{run.sequence} {run.pk}"
 
 
-@pytest.mark.parametrize("action", acts.ACTS)
+@pytest.mark.parametrize("action", run_actions.ACTS)
 def test_a_post_that_does_not_confirm_is_refused(admin_client, action):
     run, name = scene(action)
     before = state_of(run)
@@ -148,11 +151,11 @@ def test_a_post_that_does_not_confirm_is_refused(admin_client, action):
     assert state_of(run) == before
 
 
-@pytest.mark.parametrize("action", acts.ACTS)
+@pytest.mark.parametrize("action", run_actions.ACTS)
 def test_an_act_needs_its_own_permission_and_the_one_to_view(client, action):
     run, name = scene(action)
     before = state_of(run)
-    own = acts.ACTS[action].permission.removeprefix("job_sequences.")
+    own = run_actions.ACTS[action].permission.removeprefix("job_sequences.")
     others = [code for code, _ in SequenceRun._meta.permissions if code != own]
     client.force_login(user := user_with("view_sequencerun", *others))
     assert client.get(url(run, action, name)).status_code == 403
@@ -167,7 +170,7 @@ def test_an_act_needs_its_own_permission_and_the_one_to_view(client, action):
     assert state_of(run) != before
 
 
-@pytest.mark.parametrize("action", acts.ACTS)
+@pytest.mark.parametrize("action", run_actions.ACTS)
 def test_an_act_without_its_token_is_refused(admin_user, action):
     run, name = scene(action)
     before = state_of(run)
@@ -448,7 +451,7 @@ def test_while_a_step_runs_nothing_is_edited(admin_client):
 
 
 def test_data_that_is_too_large_for_a_form_is_edited_by_code(admin_client, monkeypatch):
-    monkeypatch.setattr(acting, "EDITABLE", 10)
+    monkeypatch.setattr(operations, "EDITABLE", 10)
     page = admin_client.get(url(started(**SECRETS), "edit")).content.decode()
     assert "too large for a form" in page
     assert "<textarea" not in page
@@ -496,8 +499,8 @@ def test_all_that_match_the_filter_are_done_and_no_others(admin_client):
 
 
 def test_a_request_does_so_many_and_says_that_there_are_more(admin_client, monkeypatch):
-    monkeypatch.setattr(many, "MOST", 2)
-    monkeypatch.setattr(many, "BATCH", 1)
+    monkeypatch.setattr(bulk_operations, "MOST", 2)
+    monkeypatch.setattr(bulk_operations, "BATCH", 1)
     runs = [started() for _ in range(3)]
     assert "the first 2" in post_many(admin_client, "pause_runs", *runs).content.decode()
     response = post_many(admin_client, "pause_runs", *runs, confirm="yes")
@@ -507,7 +510,7 @@ def test_a_request_does_so_many_and_says_that_there_are_more(admin_client, monke
 
 
 def test_those_to_which_something_can_be_done_come_first(admin_client, monkeypatch):
-    monkeypatch.setattr(many, "MOST", 2)
+    monkeypatch.setattr(bulk_operations, "MOST", 2)
     older, *newer = [started() for _ in range(3)]
     for run in newer:
         run.cancel()
@@ -516,7 +519,7 @@ def test_those_to_which_something_can_be_done_come_first(admin_client, monkeypat
 
 
 def test_a_request_ends_before_a_proxy_gives_it_up(admin_client, monkeypatch):
-    monkeypatch.setattr(many, "PATIENCE", -1)
+    monkeypatch.setattr(bulk_operations, "PATIENCE", -1)
     run = started()
     response = post_many(admin_client, "pause_runs", run, confirm="yes")
     assert "1 more run was left alone" in told(admin_client, response)
@@ -660,7 +663,7 @@ def test_half_of_a_character_is_refused_in_the_form(admin_client, action):
 
 def test_an_act_on_a_run_that_is_gone_meanwhile_is_told(admin_client, monkeypatch):
     run = started()
-    real = portrait.of
+    real = snapshot.of
 
     def and_prune(found):
         shown = real(found)
@@ -668,6 +671,6 @@ def test_an_act_on_a_run_that_is_gone_meanwhile_is_told(admin_client, monkeypatc
         SequenceRun.objects.all().delete()
         return shown
 
-    monkeypatch.setattr(portrait, "of", and_prune)
+    monkeypatch.setattr(snapshot, "of", and_prune)
     answer = admin_client.post(url(run, "pause"), YES)
     assert answer.status_code in (302, 404)

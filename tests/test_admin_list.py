@@ -12,7 +12,8 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import clear_url_caches, path, reverse
 
 from sequences import Sequence, event, step
-from sequences.admin import SequenceRunAdmin, StepRunAdmin, base, failures, listing, steps
+from sequences.admin import SequenceRunAdmin, StepRunAdmin, base, failures, run_list
+from sequences.admin import step_runs as step_run_admin
 from sequences.models import SequenceRun, StepFailure, StepRun, StoredPlan
 from sequences.testing import clock
 from sequences.transitions import plans
@@ -420,7 +421,7 @@ def test_a_whole_key_is_all_that_is_looked_for_unless_one_asks_for_more(admin_cl
 def test_a_search_looks_through_the_newest_and_goes_on_from_there(
     admin_client, letter, monkeypatch
 ):
-    monkeypatch.setattr(listing, "SEARCHED", 4)
+    monkeypatch.setattr(run_list, "SEARCHED", 4)
     made = bulk(letter, 10)
     for index in (1, 5, 9):
         SequenceRun.objects.filter(pk=made[index].pk).update(data={"name": "needle"})
@@ -439,7 +440,7 @@ def test_a_search_looks_through_the_newest_and_goes_on_from_there(
 def test_a_filter_of_step_runs_looks_through_the_newest_and_those_of_a_run_are_all_found(
     admin_client, letter, monkeypatch
 ):
-    monkeypatch.setattr(steps, "FILTERED", 2)
+    monkeypatch.setattr(step_run_admin, "FILTERED", 2)
     bulk(letter, 5)
     oldest = StepRun.objects.order_by("pk").first()
     StepRun.objects.filter(pk=oldest.pk).update(status="failed")
@@ -502,7 +503,7 @@ def test_no_more_failures_are_counted_than_is_bearable_and_the_page_says_so(
 
 def test_the_list_says_when_to_look_again_and_which_parts_may_have_changed(admin_client, letter):
     page = page_of(admin_client, sequence="shop.Letter").content.decode()
-    assert f'data-seq-live="{listing.LIVE}" data-seq-url="{RUNS}?sequence=shop.Letter"' in page
+    assert f'data-seq-live="{run_list.LIVE}" data-seq-url="{RUNS}?sequence=shop.Letter"' in page
     regions = re.findall(r'id="(seq-[a-z]+)"[^>]* data-seq-region', page)
     assert regions == ["seq-health", "seq-tabs", "seq-rows", "seq-pager"]
     run = letter.start({"name": "x"}).run

@@ -13,8 +13,9 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils.html import escape
 
-from sequences import Abort, Sequence, dispatching, event, step, subsequence
-from sequences.admin import SequenceRunAdmin, StepRunAdmin, showing
+from sequences import Abort, Sequence, event, step, subsequence
+from sequences.admin import SequenceRunAdmin, StepRunAdmin, run_context
+from sequences.engine import dispatcher
 from sequences.models import SequenceRun, StepFailure, StepRun, StoredPlan
 from sequences.testing import drain
 from sequences.transitions import plans
@@ -28,7 +29,7 @@ STEPS = reverse("admin:job_sequences_steprun_changelist")
 
 @pytest.fixture(autouse=True)
 def _caught():
-    with dispatching.caught():
+    with dispatcher.caught():
         yield
 
 
@@ -220,7 +221,7 @@ def test_the_newest_failed_attempt_is_open_and_comes_first(admin_client):
 
 
 def test_of_many_failed_attempts_the_older_ones_are_a_link_away(admin_client, monkeypatch):
-    monkeypatch.setattr(showing, "TRACEBACKS", 2)
+    monkeypatch.setattr(run_context, "TRACEBACKS", 2)
     run = started()
     now = run.created_at
     StepFailure.objects.bulk_create(

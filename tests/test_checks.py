@@ -20,10 +20,12 @@ from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import AgeLimit, Retries
 from typing_extensions import TypedDict
 
-from sequences import Sequence, binding, checks, conf, registry, step
-from sequences.middleware import SequencesMiddleware
+from sequences import Sequence, checks, conf, step
+from sequences.definitions import registry
+from sequences.definitions.plan import Node, Plan
+from sequences.engine import actors
 from sequences.models import RunStatus, SequenceRun, StepRun, StepStatus, StoredPlan
-from sequences.plan import Node, Plan
+from sequences.worker.middleware import SequencesMiddleware
 
 SERIALIZABLE = 4  # as psycopg counts
 
@@ -276,7 +278,7 @@ class TestServer:
 
 class TestSequences:
     def test_what_the_broker_says_of_a_sequence_is_an_error(self, monkeypatch):
-        monkeypatch.setattr(binding, "problems", lambda: [("shop.Form.pay: no", "Do that.")])
+        monkeypatch.setattr(actors, "problems", lambda: [("shop.Form.pay: no", "Do that.")])
         error = only(checks.check_sequences(None))
         assert (error.id, error.msg, error.hint) == (
             "sequences.E009",

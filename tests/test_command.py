@@ -13,13 +13,14 @@ from django.db import OperationalError, connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from sequences import Abort, Sequence, event, job, portrait, step
-from sequences.cli import finding, tasks, values, waiting, words
-from sequences.cli.display import Display
-from sequences.flows import start_definition
+from sequences import Abort, Sequence, event, job, step
+from sequences.flows.builder import start_definition
+from sequences.inspection import snapshot
+from sequences.management.cli import argtypes, base, selectors, tables, wait
+from sequences.management.cli.live import Display
 from sequences.models import Operation, SequenceRun
 from sequences.testing import clock, drain
-from sequences.transitions import times
+from sequences.transitions import clock as database_clock
 from tests.engine import claim, fresh, ledger, now, perform, row
 from tests.models import Receipt
 
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture(autouse=True)
 def _user(monkeypatch):
-    monkeypatch.setattr(tasks.getpass, "getuser", lambda: "ada")
+    monkeypatch.setattr(base.getpass, "getuser", lambda: "ada")
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def performs(monkeypatch):
         pauses.append(seconds)
         drain()
 
-    monkeypatch.setattr(waiting, "sleep", sleep)
+    monkeypatch.setattr(wait, "sleep", sleep)
     return pauses
 
 
@@ -128,34 +129,34 @@ def approval():
     ],
 )
 def test_a_duration_is(text, expected):
-    assert values.duration(text) == expected
+    assert argtypes.duration(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "5", "h", "5x", "-5m", "5m later", "9" * 30 + "d"])
 def test_a_duration_is_not(text):
     with pytest.raises(ArgumentTypeError, match="such as 90s, 15m, 24h or 7d"):
-        values.duration(text)
+        argtypes.duration(text)
 
 
 def test_a_moment_is_a_duration_or_a_date(settings):
     settings.TIME_ZONE = "Europe/Berlin"
-    assert values.moment("24h") == timedelta(days=1)
-    assert values.moment("2026-11-21").isoformat() == "2026-11-21T00:00:00+01:00"
-    assert values.moment("2026-11-21T08:00Z").utcoffset() == timedelta()
+    assert argtypes.moment("24h") == timedelta(days=1)
+    assert argtypes.moment("2026-11-21").isoformat() == "2026-11-21T00:00:00+01:00"
+    assert argtypes.moment("2026-11-21T08:00Z").utcoffset() == timedelta()
     for wrong in ("yesterday", "2026-13-01"):
         with pytest.raises(ArgumentTypeError, match="neither a duration such as 24h nor a date"):
-            values.moment(wrong)
+            argtypes.moment(wrong)
 
 
 def test_data_is_json_or_a_file_or_the_standard_input(tmp_path, monkeypatch):
     file = tmp_path / "in.json"
     file.write_text('{"a": 1}')
     monkeypatch.setattr("sys.stdin", StringIO('{"b": 2}'))
-    assert values.json_object('{"c": 3}') == {"c": 3}
-    assert values.json_object(f"@{file}") == {"a": 1}
-    assert values.json_object("-") == {"b": 2}
-    assert values.assignment("n=1") == ("n", 1)
-    assert values.assignment("name=Joel") == ("name", "Joel")
+    assert argtypes.json_object('{"c": 3}') == {"c": 3}
+    assert argtypes.json_object(f"@{file}") == {"a": 1}
+    assert argtypes.json_object("-") == {"b": 2}
+    assert argtypes.assignment("n=1") == ("n", 1)
+    assert argtypes.assignment("name=Joel") == ("name", "Joel")
 
 
 @pytest.mark.parametrize(
@@ -173,26 +174,26 @@ def test_data_that_is_none_is_refused_with_its_mend(data, says):
 
 
 def test_a_text_cannot_steer_the_terminal():
-    assert words.plain("a\x1b[2Jb\r\nc\u202e") == "a\\x1b[2Jb\\r\\nc\\u202e"
-    assert words.plain("a\n\tb\x1b", lines=True) == "a\n\tb\\x1b"
-    assert words.plain("Zoë 注文") == "Zoë 注文"
+    assert tables.plain("a\x1b[2Jb\r\nc\u202e") == "a\\x1b[2Jb\\r\\nc\\u202e"
+    assert tables.plain("a\n\tb\x1b", lines=True) == "a\n\tb\\x1b"
+    assert tables.plain("Zoë 注文") == "Zoë 注文"
 
 
 def test_a_table_fits_the_terminal_by_cutting_what_is_widest():
-    cells = [[words.Cell("x" * 40), words.Cell("id"), words.Cell("注文" * 10)]]
-    (line,) = words.table(cells, 40, narrowing=[0, 2])
-    assert words.columns_of(line) <= 40
+    cells = [[tables.Cell("x" * 40), tables.Cell("id"), tables.Cell("注文" * 10)]]
+    (line,) = tables.table(cells, 40, narrowing=[0, 2])
+    assert tables.columns_of(line) <= 40
     assert line.count("…") == 2
     assert "  id  " in line
-    assert words.table(cells, None) == [f"{'x' * 40}  id  {'注文' * 10}"]
-    assert len(words.table(cells, 5, narrowing=[0, 2])[0]) >= 2 * words.NARROWEST - 4
+    assert tables.table(cells, None) == [f"{'x' * 40}  id  {'注文' * 10}"]
+    assert len(tables.table(cells, 5, narrowing=[0, 2])[0]) >= 2 * tables.NARROWEST - 4
 
 
 def test_ids_are_cut_only_as_far_as_they_differ():
     ids = [UUID(int=n << 80) for n in (1, 2)]
-    assert {len(text) for text in words.shortened(ids).values()} == {18}
+    assert {len(text) for text in tables.shortened(ids).values()} == {18}
     close = [UUID(int=1), UUID(int=2)]
-    assert words.shortened(close) == {one: str(one) for one in close}
+    assert tables.shortened(close) == {one: str(one) for one in close}
 
 
 # --- which run
@@ -202,11 +203,11 @@ def test_a_run_is_found_by_its_id_its_beginning_and_its_key():
     cls = order()
     run = cls.start({}, key="a:b").run
     other = cls.start({}).run
-    assert finding.find(str(run.pk)) == run
-    assert finding.find(run.pk.hex.upper()) == run
-    assert finding.find("shop.Order:a:b") == run
+    assert selectors.find(str(run.pk)) == run
+    assert selectors.find(run.pk.hex.upper()) == run
+    assert selectors.find("shop.Order:a:b") == run
     different = next(n for n in range(36) if str(run.pk)[n] != str(other.pk)[n])
-    assert finding.find(str(run.pk)[: different + 1]) == run
+    assert selectors.find(str(run.pk)[: different + 1]) == run
 
 
 def test_a_beginning_of_several_ids_is_refused_with_some_of_them():
@@ -229,9 +230,9 @@ def test_of_runs_that_had_one_key_the_holder_is_meant():
     drain()
     second = cls.start({}, key="k", unique="unfinished").run
     drain()
-    assert finding.find("shop.Order:k") == second
+    assert selectors.find("shop.Order:k") == second
     third = cls.start({}, key="k", unique="unfinished").run
-    assert finding.find("shop.Order:k") == third
+    assert selectors.find("shop.Order:k") == third
     assert first != third
 
 
@@ -240,7 +241,7 @@ def test_a_definition_that_is_kept_with_its_run_has_a_colon_in_its_name(tmp_path
     file = tmp_path / "hello.json"
     file.write_text('{"steps": {"greet": {"job": "greet"}}}')
     sequences("start", "--file", file, "--key", "k1")
-    assert finding.find("job_sequences.Flow:hello:k1").key == "k1"
+    assert selectors.find("job_sequences.Flow:hello:k1").key == "k1"
 
 
 # --- list
@@ -487,7 +488,7 @@ def test_start_and_wait_as_json_is_the_run_as_it_has_ended(performs):
 
 def test_start_and_wait_of_a_cancelled_run_has_a_status_of_its_own(monkeypatch):
     order()
-    monkeypatch.setattr(waiting, "sleep", lambda _: SequenceRun.objects.get().cancel())
+    monkeypatch.setattr(wait, "sleep", lambda _: SequenceRun.objects.get().cancel())
     assert "has not succeeded. Cancelled" in refused("start", "shop.Order", "--wait", status=3)
 
 
@@ -495,36 +496,36 @@ def test_start_and_wait_gives_up_when_its_time_is_over_and_the_run_goes_on(monke
     order()
     ticks = count(step=4)
     fake = SimpleNamespace(monotonic=lambda: next(ticks), sleep=None)
-    monkeypatch.setattr(waiting, "time", fake)
+    monkeypatch.setattr(wait, "time", fake)
     slept = []
-    monkeypatch.setattr(waiting, "sleep", slept.append)
+    monkeypatch.setattr(wait, "sleep", slept.append)
     message = refused("start", "shop.Order", "--wait", "--timeout", "10s", status=124)
     run = SequenceRun.objects.get()
     assert "has not ended within 10 s. It goes on" in message
     assert f"watch {run.pk}" in message
     assert run.status == "running"
     assert slept
-    assert max(slept) <= waiting.LONGEST
+    assert max(slept) <= wait.LONGEST
 
 
 def breaks_for(monkeypatch, times):
     """The database is away for so many looks, from the second one on."""
     looks = count()
-    again = waiting._again
+    again = wait._again
 
     def broken(run):
         if 0 < next(looks) <= times:
             raise OperationalError("server closed the connection")
         return again(run)
 
-    monkeypatch.setattr(waiting, "_again", broken)
+    monkeypatch.setattr(wait, "_again", broken)
 
 
 def test_a_database_that_is_restarted_is_no_outcome_of_the_run(monkeypatch):
     order()
     breaks_for(monkeypatch, 3)
     rounds = count()
-    monkeypatch.setattr(waiting, "sleep", lambda _: drain() if next(rounds) == 2 else None)
+    monkeypatch.setattr(wait, "sleep", lambda _: drain() if next(rounds) == 2 else None)
     assert "Succeeded" in sequences("start", "shop.Order", "--wait")
     assert next(rounds) == 4
 
@@ -534,8 +535,8 @@ def test_a_database_that_stays_away_ends_the_wait_and_nobody_takes_the_run_for_f
     breaks_for(monkeypatch, 99)
     ticks = count(step=25)
     fake = SimpleNamespace(monotonic=lambda: next(ticks), sleep=None)
-    monkeypatch.setattr(waiting, "time", fake)
-    monkeypatch.setattr(waiting, "sleep", lambda _: None)
+    monkeypatch.setattr(wait, "time", fake)
+    monkeypatch.setattr(wait, "sleep", lambda _: None)
     message = refused("start", "shop.Order", "--wait", status=124)
     assert "cannot be seen any more: server closed the connection. It goes on" in message
     assert next(ticks) == 100
@@ -547,7 +548,7 @@ def test_an_interrupt_ends_the_wait_and_not_the_run(monkeypatch):
     def interrupt(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(waiting, "sleep", interrupt)
+    monkeypatch.setattr(wait, "sleep", interrupt)
     message = refused("start", "shop.Order", "--wait", status=130)
     assert "is not waited for any more. It goes on" in message
     assert SequenceRun.objects.get().status == "running"
@@ -559,11 +560,11 @@ def test_who_waits_is_told_once_if_no_worker_begins(monkeypatch):
     rounds = count()
 
     def sleep(_):
-        times.move(timedelta(seconds=20))
+        database_clock.move(timedelta(seconds=20))
         if next(rounds) == 3:
             drain()
 
-    monkeypatch.setattr(waiting, "sleep", sleep)
+    monkeypatch.setattr(wait, "sleep", sleep)
     with clock():
         out = StringIO()
         call_command("sequences", "start", "shop.Order", "--wait", stdout=out, stderr=err)
@@ -628,7 +629,7 @@ def test_a_large_fan_out_is_shown_by_count(performs):
     run.steps.filter(item=3).update(status="failed")
     out = StringIO()
     shown = Display(out)
-    found = portrait.of(fresh(run))
+    found = snapshot.of(fresh(run))
     shown.show([found])
     assert "fetch waiting 4/50, 1 failed\n" in out.getvalue()
     assert any("4/50, 1 failed" in line for line in shown.lines([found], 100))
@@ -636,7 +637,7 @@ def test_a_large_fan_out_is_shown_by_count(performs):
 
 def test_a_run_that_is_pruned_while_it_is_watched_is_gone(monkeypatch):
     run = order().start({}).run
-    monkeypatch.setattr(waiting, "sleep", lambda _: SequenceRun.objects.all().delete())
+    monkeypatch.setattr(wait, "sleep", lambda _: SequenceRun.objects.all().delete())
     assert refused("watch", run.pk) == f"Run {run.pk} is gone: somebody has pruned it."
 
 
@@ -659,8 +660,8 @@ def test_a_user_without_a_name_is_the_command_line(monkeypatch):
     def getuser():
         raise OSError("no username set in the environment")
 
-    monkeypatch.setattr(tasks.getpass, "getuser", getuser)
-    assert tasks.caller() == "command line"
+    monkeypatch.setattr(base.getpass, "getuser", getuser)
+    assert base.caller() == "command line"
 
 
 @pytest.mark.parametrize(
@@ -970,7 +971,7 @@ def test_neither_a_key_nor_the_name_of_a_flow_steers_the_terminal():
     assert "\x1b" not in refused("watch", str(run.pk), status=1)
     flow = start_definition({"steps": {"wait": {"event": {}}}}, name="\x1b[2J").run
     out = StringIO()
-    Display(out).show([portrait.of(flow)])
+    Display(out).show([snapshot.of(flow)])
     assert "\\x1b[2J running" in out.getvalue()
     assert "\x1b" not in out.getvalue()
 

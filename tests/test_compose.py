@@ -4,8 +4,9 @@ from datetime import timedelta
 
 import pytest
 
-from sequences import Sequence, chain, group, job, jobs, start_definition
+from sequences import Sequence, chain, group, job, start_definition
 from sequences.exceptions import InvalidDefinition
+from sequences.flows import jobs
 from sequences.models import StepRun
 from sequences.testing import drain, isolate_sequences, run
 from tests.engine import fresh

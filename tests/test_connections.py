@@ -4,7 +4,7 @@ import pytest
 from django.db import OperationalError, close_old_connections, connection, connections, transaction
 
 from sequences import Sequence, step
-from sequences.execution import Life
+from sequences.engine.executor import Life
 from sequences.models import StepRun
 from sequences.testing import drain
 from sequences.transitions import claims

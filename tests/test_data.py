@@ -13,7 +13,15 @@ from django.core.serializers.json import DjangoJSONEncoder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sequences.data import MAX_DEPTH, MergeConflict, dumps, loads, merge, normalise, same
+from sequences.data.serialization import (
+    MAX_DEPTH,
+    MergeConflict,
+    dumps,
+    loads,
+    merge,
+    normalise,
+    same,
+)
 from sequences.exceptions import InvalidData, SequenceError
 
 text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)

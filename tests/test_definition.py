@@ -13,22 +13,12 @@ from django.db import transaction
 from django.utils.translation import gettext_lazy
 from dramatiq.brokers.stub import StubBroker
 
-from sequences import (
-    Sequence,
-    chain,
-    definition,
-    event,
-    finish,
-    job,
-    on_failure,
-    registry,
-    repeat,
-    step,
-    subsequence,
-)
-from sequences.definition import Finish, Repeat
+from sequences import Sequence, chain, event, finish, job, on_failure, repeat, step, subsequence
+from sequences import sequence as sequence_module
+from sequences.definitions import registry
+from sequences.definitions.steps import Finish, Repeat
+from sequences.definitions.validation import REFUSED_OPTIONS
 from sequences.exceptions import InvalidDefinition, SequenceError
-from sequences.validation import REFUSED_OPTIONS
 
 HERE = f"{__name__}.Order"
 
@@ -79,8 +69,8 @@ class Context:
 @pytest.fixture
 def starter(monkeypatch):
     starter = Starter()
-    monkeypatch.setattr(definition, "_starter", None)
-    definition.install(starter)
+    monkeypatch.setattr(sequence_module, "_starter", None)
+    sequence_module.install(starter)
     return starter
 
 
@@ -512,7 +502,7 @@ def test_asynchronous_code_starts_too(starter):
 
 
 def test_before_django_is_ready_nothing_starts(monkeypatch):
-    monkeypatch.setattr(definition, "_starter", None)
+    monkeypatch.setattr(sequence_module, "_starter", None)
     with pytest.raises(SequenceError, match=r"Order cannot be used before Django is ready\. Add"):
         declare(pay=step(work))(name="Joel")
 
@@ -617,7 +607,7 @@ def test_a_reserved_name_from_a_mixin_is_refused():
 
 def test_the_reserved_names_are_those_of_a_sequence():
     public = {name for name in (*dir(Sequence), *Sequence.__annotations__) if name[0] != "_"}
-    assert public | {"failure"} == definition.RESERVED
+    assert public | {"failure"} == sequence_module.RESERVED
 
 
 async def coroutine(self): ...

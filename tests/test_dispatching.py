@@ -5,10 +5,11 @@ from types import SimpleNamespace
 import pytest
 from django.db import transaction
 
-from sequences import Sequence, dispatching, step
-from sequences.sweep import Overdue, sweep
+from sequences import Sequence, step
+from sequences.engine import dispatcher
 from sequences.testing import isolate_sequences
-from sequences.transitions.values import Dispatch
+from sequences.transitions.types import Dispatch
+from sequences.worker.sweeper import Overdue, sweep
 from tests.engine import claim, fresh, ledger, messages, overdue, perform, row
 
 
@@ -17,14 +18,14 @@ def passing(monkeypatch):
     """The monotonic clock of the breaker, moved by a test."""
     clock = SimpleNamespace(seconds=1000.0)
     fake = SimpleNamespace(monotonic=lambda: clock.seconds)
-    monkeypatch.setattr("sequences.dispatching.time", fake)
+    monkeypatch.setattr("sequences.engine.dispatcher.time", fake)
     return clock
 
 
 @pytest.fixture(autouse=True)
 def breaker(monkeypatch, passing):
-    breaker = dispatching._Breaker()
-    monkeypatch.setattr(dispatching, "_breaker", breaker)
+    breaker = dispatcher._Breaker()
+    monkeypatch.setattr(dispatcher, "_breaker", breaker)
     with isolate_sequences():
         yield breaker
 
@@ -77,7 +78,7 @@ def chain():
 
 
 def test_a_message_carries_ids_and_nothing_of_the_data():
-    message = dispatching.message_for(dispatch())
+    message = dispatcher.message_for(dispatch())
     assert message.args == ("00000000-0000-0000-0000-000000000001", 7)
     assert message.kwargs == {}
     assert message.options == {"sequences": 1}  # the version of the message's format
@@ -85,12 +86,12 @@ def test_a_message_carries_ids_and_nothing_of_the_data():
 
 
 def test_a_message_carries_the_attempts_that_have_failed():
-    assert dispatching.message_for(dispatch(attempts=3)).options["retries"] == 3
+    assert dispatcher.message_for(dispatch(attempts=3)).options["retries"] == 3
 
 
 def test_what_is_sent_stands_in_its_queue(broker):
     broker.declare_queue("default")
-    assert dispatching.send([dispatch(), dispatch(step_run_id=8)]) == [
+    assert dispatcher.send([dispatch(), dispatch(step_run_id=8)]) == [
         dispatch(),
         dispatch(step_run_id=8),
     ]
@@ -99,25 +100,25 @@ def test_what_is_sent_stands_in_its_queue(broker):
 
 def test_a_delayed_dispatch_waits_in_the_broker(broker):
     broker.declare_queue("default")
-    dispatching.send([dispatch(delay=60_000)])
+    dispatcher.send([dispatch(delay=60_000)])
     assert messages() == []
     (message,) = messages("default.DQ")
     assert message.options["eta"] - message.message_timestamp >= 60_000
 
 
 def test_a_dispatch_to_a_queue_that_the_broker_does_not_know_is_logged_and_not_raised(caplog):
-    assert dispatching.send([dispatch(queue="nowhere")]) == []
+    assert dispatcher.send([dispatch(queue="nowhere")]) == []
     assert "step run 7" in caplog.text
     assert "shop.Chain.one" in caplog.text
 
 
 def test_what_is_caught_is_not_sent(broker):
     broker.declare_queue("default")
-    with dispatching.caught() as outer:
-        dispatching.send([dispatch()])
-        with dispatching.caught() as inner:
-            dispatching.send([dispatch(step_run_id=8)])
-        dispatching.send([dispatch(step_run_id=9)])
+    with dispatcher.caught() as outer:
+        dispatcher.send([dispatch()])
+        with dispatcher.caught() as inner:
+            dispatcher.send([dispatch(step_run_id=8)])
+        dispatcher.send([dispatch(step_run_id=9)])
     assert [one.step_run_id for one in outer] == [7, 9]
     assert [one.step_run_id for one in inner] == [8]
     assert messages() == []
@@ -128,46 +129,46 @@ def test_what_is_caught_is_not_sent(broker):
 
 def test_a_broker_that_is_down_is_logged_with_what_it_did_not_take(unreliable, caplog):
     caplog.set_level(logging.WARNING, "sequences")
-    assert dispatching.send([dispatch()]) == []
+    assert dispatcher.send([dispatch()]) == []
     assert "did not take the message of step run 7" in caplog.text
     assert "connection refused" in caplog.text
 
 
 def test_a_broker_that_has_refused_is_left_alone_for_a_moment(unreliable, passing, broker):
     broker.declare_queue("default")
-    dispatching.send([dispatch(), dispatch(), dispatch()])
+    dispatcher.send([dispatch(), dispatch(), dispatch()])
     assert unreliable.asked == 1
     unreliable.down = False
     passing.seconds += 0.9
-    assert dispatching.send([dispatch()]) == []
+    assert dispatcher.send([dispatch()]) == []
     assert unreliable.asked == 1
     passing.seconds += 0.2
-    assert dispatching.send([dispatch()]) == [dispatch()]
+    assert dispatcher.send([dispatch()]) == [dispatch()]
 
 
 def test_the_pauses_grow_up_to_half_a_minute_and_a_success_ends_them(unreliable, passing, broker):
     broker.declare_queue("default")
     pauses = []
     for _ in range(8):
-        dispatching.send([dispatch()])
+        dispatcher.send([dispatch()])
         asked = unreliable.asked
         pause = 0
         while unreliable.asked == asked:
             passing.seconds += 1
             pause += 1
-            dispatching.send([dispatch()])
+            dispatcher.send([dispatch()])
         pauses.append(pause)
     assert pauses[0] == 1
     assert sorted(pauses) == pauses
     assert pauses[-1] == 30
     unreliable.down = False
     passing.seconds += 31
-    assert dispatching.send([dispatch()])
+    assert dispatcher.send([dispatch()])
     unreliable.down = True
-    dispatching.send([dispatch()])
+    dispatcher.send([dispatch()])
     asked = unreliable.asked
     passing.seconds += 1.1
-    dispatching.send([dispatch()])
+    dispatcher.send([dispatch()])
     assert unreliable.asked == asked + 1
 
 

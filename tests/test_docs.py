@@ -10,7 +10,7 @@ import pytest
 from django.test import TestCase
 from django.urls import include, path
 
-from sequences import definition
+from sequences import sequence
 from sequences.testing import isolate_sequences
 from testproject.contact import models
 
@@ -62,7 +62,7 @@ def shop(request, monkeypatch, settings, tmp_path):
     for name in ("shop", "shop.sequences", "shop.urls", "shop.views"):
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setitem(sys.modules, "shop.models", models_module)
-    monkeypatch.setattr(definition, "_containing_app_label", lambda cls: "shop")
+    monkeypatch.setattr(sequence, "_containing_app_label", lambda cls: "shop")
     monkeypatch.setattr(models.Message, "__module__", "shop.models")
     settings.ROOT_URLCONF = "shop.urls"
     settings.TEMPLATES = [settings.TEMPLATES[0] | {"DIRS": [tmp_path]}]

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sequences.drawing import STATUSES, Labels, Mark, is_drawable, svg
-from sequences.drawing.graph import Graph
-from sequences.drawing.paint import fitted, width_of
-from sequences.drawing.picture import BOX, STACK, _Painter
-from sequences.plan import Node, Plan
+from sequences.definitions.plan import Node, Plan
+from sequences.diagrams import STATUSES, Labels, Mark, is_drawable, svg
+from sequences.diagrams.graph import Graph
+from sequences.diagrams.markup import fitted, width_of
+from sequences.diagrams.svg import BOX, STACK, _Painter
 
 SVG = "{http://www.w3.org/2000/svg}"
 ROOT = Path(__file__).parent.parent

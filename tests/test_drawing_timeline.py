@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sequences.drawing import Lane, Span, timeline
-from sequences.drawing.scale import BREAK, Scale
+from sequences.diagrams import Lane, Span, timeline
+from sequences.diagrams.time_axis import BREAK, Scale
 
 SVG = "{http://www.w3.org/2000/svg}"
 START = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)

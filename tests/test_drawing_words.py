@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from sequences.drawing import Mark, mermaid, outline, text
-from sequences.drawing.words import cells
+from sequences.diagrams import Mark, mermaid, outline, text
+from sequences.diagrams.text import cells
 from tests.test_drawing import DIAMOND, SAGA, build, chain, fan, node
 
 NESTED = build(

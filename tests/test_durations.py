@@ -2,7 +2,7 @@ from datetime import timedelta
 
 import pytest
 
-from sequences.durations import duration
+from sequences.utils.durations import duration
 
 
 @pytest.mark.parametrize(

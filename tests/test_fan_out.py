@@ -6,9 +6,10 @@ from random import Random
 import pytest
 from dramatiq.middleware import SkipMessage
 
-from sequences import Abort, Sequence, dispatching, finish, on_failure, repeat, step
+from sequences import Abort, Sequence, finish, on_failure, repeat, step
+from sequences.engine import dispatcher
+from sequences.engine.executor import Life
 from sequences.exceptions import InvalidDefinition
-from sequences.execution import Life
 from sequences.models import SequenceRun, StepFailure, StepRun
 from sequences.testing import assert_ledger, clock, drain, run
 from sequences.transitions import failures, fanout
@@ -344,7 +345,7 @@ def test_a_place_that_became_free_meanwhile_is_found_by_the_look_that_follows(mo
         items(run, item=1).update(status="succeeded", wake_at=None)  # it saw no item held
         return found
 
-    with clock() as moving, dispatching.caught() as caught:
+    with clock() as moving, dispatcher.caught() as caught:
         perform(claim_item(run, 0))
         claim_item(run, 1)
         moving.move(timedelta(hours=1))
@@ -376,7 +377,7 @@ def test_no_more_items_are_performed_at_once_whoever_comes_back(concurrency):
 
     run = started(Flaky)
     claimed = {}
-    with clock() as moving, dispatching.caught():
+    with clock() as moving, dispatcher.caught():
         for _ in range(2000):
             if own(run).status != "waiting":
                 break
@@ -409,7 +410,7 @@ def test_a_retrying_item_leaves_its_place_to_another():
 
     run = started(fan_out(concurrency=1, max_retries=3, body=body), numbers=[0, 1])
     first = claim_item(run, 0)
-    with dispatching.caught() as caught, pytest.raises(ValueError, match="not yet"):
+    with dispatcher.caught() as caught, pytest.raises(ValueError, match="not yet"):
         perform(first)
     assert [one.step_run_id for one in caught] == [items(run).get(item=1).pk]
     assert [row.status for row in items(run)] == ["retrying", "queued"]
@@ -420,7 +421,7 @@ def test_a_person_who_retries_the_waiting_items_gives_them_no_places():
         raise ValueError("not yet")
 
     run = started(fan_out(concurrency=1, max_retries=3, body=body), numbers=[0, 1, 2])
-    with dispatching.caught():
+    with dispatcher.caught():
         for index in (0, 1):
             with pytest.raises(ValueError, match="not yet"):
                 perform(claim_item(run, index))
@@ -429,7 +430,7 @@ def test_a_person_who_retries_the_waiting_items_gives_them_no_places():
     assert [row.status for row in items(run)] == ["queued", "queued", "running"]
     for index in (0, 1):
         assert not fanout.find_place(claim_item(run, index), "default")
-    with dispatching.caught(), pytest.raises(ValueError, match="not yet"):
+    with dispatcher.caught(), pytest.raises(ValueError, match="not yet"):
         perform(third)
     assert [row.status for row in items(run)] == ["queued", "waiting", "retrying"]
 
@@ -458,7 +459,7 @@ def test_an_end_that_nobody_saw_is_seen_by_the_look():
 
 
 def test_the_sweep_looks_after_a_fan_out():
-    from sequences.sweep import Overdue, sweep
+    from sequences.worker.sweeper import Overdue, sweep
 
     run = started(fan_out(), numbers=[0])
     items(run).update(status="succeeded", wake_at=None)

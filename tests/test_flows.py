@@ -14,25 +14,16 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 import sequences
-from sequences import (
-    Abort,
-    Sequence,
-    astart_definition,
-    chain,
-    dispatching,
-    job,
-    jobs,
-    load,
-    parsing,
-    start_definition,
-)
+from sequences import Abort, Sequence, astart_definition, chain, job, load, start_definition
 from sequences.checks import check_unfinished_runs
+from sequences.engine import dispatcher
 from sequences.exceptions import InvalidData, InvalidDefinition
+from sequences.flows import jobs, parser
+from sequences.flows.parser import duration
 from sequences.models import SequenceRun, StepFailure, StepRun, StoredPlan
-from sequences.parsing import duration
-from sequences.sweep import Overdue, sweep
 from sequences.testing import assert_ledger, drain, isolate_sequences, run
 from sequences.transitions import plans
+from sequences.worker.sweeper import Overdue, sweep
 from tests.engine import fresh, ledger, sent
 
 pytestmark = pytest.mark.django_db
@@ -83,7 +74,9 @@ def declare(steps, **keys):
     return Sequence.from_definition(definition)
 
 
-SCHEMA = json.loads(Path(sequences.__file__).with_name("definition.schema.json").read_text())
+SCHEMA = json.loads(
+    Path(sequences.__file__).with_name("flows").joinpath("definition.schema.json").read_text()
+)
 
 
 def fits(definition):
@@ -616,7 +609,7 @@ JUNK = st.recursive(
     max_leaves=4,
 )
 STEP_JUNK = st.dictionaries(
-    st.sampled_from([*parsing.STEP_KEYS, "max_retries", "queue_name", "priority", "time_limit"]),
+    st.sampled_from([*parser.STEP_KEYS, "max_retries", "queue_name", "priority", "time_limit"]),
     JUNK | st.sampled_from(["steps.a", "data.a", "item", "note", "a", {"job": "note"}, ["a"]]),
     max_size=4,
 )
@@ -627,7 +620,7 @@ STEP_JUNK = st.dictionaries(
     step=STEP_JUNK,
     job=st.booleans(),
     top=st.dictionaries(
-        st.sampled_from([key for key in parsing.KEYS if key != "steps"]), JUNK, max_size=2
+        st.sampled_from([key for key in parser.KEYS if key != "steps"]), JUNK, max_size=2
     ),
 )
 def test_whatever_is_wrong_is_an_invalid_definition(step, job, top):
@@ -846,7 +839,10 @@ def test_a_definition_is_kept_with_its_run(calls):
     assert fresh(sequence.run).status == "succeeded"
     assert fresh(sequence.run).data["sizes"] == [3, 3]
     assert calls[-1] == ("note", {})
-    assert sequences.registry.find("job_sequences.Flow:flow") is sequences.flows.Flow
+    assert (
+        sequences.definitions.registry.find("job_sequences.Flow:flow")
+        is sequences.flows.builder.Flow
+    )
 
 
 @pytest.mark.django_db(transaction=True)
@@ -865,7 +861,7 @@ def forget_flows():
 
 def test_its_messages_carry_the_options_of_their_steps(calls):
     first, *_ = sent(lambda: start_definition({"steps": STEPS}, {"url": "a"}))
-    message = dispatching.message_for(first)
+    message = dispatcher.message_for(first)
     assert message.actor_name == "job_sequences.Flow.job"
     assert message.options["max_retries"] == 1
     assert message.options["time_limit"] == 60_000
@@ -1020,11 +1016,11 @@ def test_a_wrong_definition_is_refused_at_the_start(definition, options, text):
 
 def test_the_schema_is_one_and_has_every_key():
     Draft202012Validator.check_schema(SCHEMA)
-    assert set(SCHEMA["properties"]) == set(parsing.KEYS)
-    assert set(SCHEMA["$defs"]["step"]["properties"]) == set(parsing.STEP_KEYS)
-    assert set(SCHEMA["$defs"]["call"]["properties"]) == {*parsing.CALL_KEYS, "aliases", "label"}
-    assert set(SCHEMA["$defs"]["event"]["oneOf"][1]["properties"]) == set(parsing.EVENT_KEYS)
-    assert set(parsing.DURATION_OPTIONS) < set(SCHEMA["$defs"]["dramatiq"]["properties"])
+    assert set(SCHEMA["properties"]) == set(parser.KEYS)
+    assert set(SCHEMA["$defs"]["step"]["properties"]) == set(parser.STEP_KEYS)
+    assert set(SCHEMA["$defs"]["call"]["properties"]) == {*parser.CALL_KEYS, "aliases", "label"}
+    assert set(SCHEMA["$defs"]["event"]["oneOf"][1]["properties"]) == set(parser.EVENT_KEYS)
+    assert set(parser.DURATION_OPTIONS) < set(SCHEMA["$defs"]["dramatiq"]["properties"])
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,17 @@ from django.core.management import CommandError, call_command
 from django.db import DatabaseError, connection
 from django.test.utils import CaptureQueriesContext
 
-from sequences import Sequence, current, health, presence, step
-from sequences.health import Level
-from sequences.heartbeat import Heart
+from sequences import Sequence, step
+from sequences.engine import current
+from sequences.inspection import health
+from sequences.inspection.health import Level
 from sequences.models import SequenceRun, StepRun, WorkerProcess
-from sequences.presence import Presence
-from sequences.sweep import Overdue, Sweeper, run_forever
 from sequences.testing import clock
-from sequences.transitions import workers
+from sequences.transitions import processes
+from sequences.worker import registration
+from sequences.worker.heartbeat import Heart
+from sequences.worker.registration import Presence
+from sequences.worker.sweeper import Overdue, Sweeper, run_forever
 from tests.engine import change, claim, fail, now, overdue, row
 
 pytestmark = pytest.mark.django_db
@@ -77,7 +80,7 @@ def test_a_process_has_one_row_that_says_what_it_is_and_when_it_swept():
         moving.move(timedelta(minutes=1))
         here.beat(USING)
         assert WorkerProcess.objects.get().seen_at == first.seen_at, "it was told lately"
-        here._told -= presence.INTERVAL
+        here._told -= registration.INTERVAL
         here.beat(USING)
         again = WorkerProcess.objects.get()
         assert again.pk == first.pk
@@ -136,7 +139,7 @@ def test_what_cannot_be_written_is_said_once_and_hurts_nobody(monkeypatch, caplo
     def refuse(*_):
         raise DatabaseError("no such table")
 
-    monkeypatch.setattr(workers, "seen", refuse)
+    monkeypatch.setattr(processes, "seen", refuse)
     here = Presence(8)
     with caplog.at_level(logging.WARNING, "sequences"):
         for _ in range(3):
@@ -193,7 +196,7 @@ class Broken:
 
 def test_a_connection_that_does_not_close_stops_no_heart_and_no_sweep(settings, monkeypatch):
     settings.SEQUENCES = {"HEARTBEAT": 0.02}
-    monkeypatch.setattr("sequences.presence.connections", Broken())
+    monkeypatch.setattr("sequences.worker.registration.connections", Broken())
     beats, sweeps, here = [], [], Presence()
 
     def beat(using):
@@ -205,12 +208,12 @@ def test_a_connection_that_does_not_close_stops_no_heart_and_no_sweep(settings, 
         sweeps.append(_)
         raise DatabaseError("gone")
 
-    monkeypatch.setattr("sequences.heartbeat.beat", beat)
-    monkeypatch.setattr("sequences.sweep.sweep", sweep)
-    monkeypatch.setattr("sequences.sweep.store_plans", lambda using: None)
-    monkeypatch.setattr("sequences.sweep.traffic.DRAINED", 0)
-    monkeypatch.setattr(workers, "seen", beat)
-    monkeypatch.setattr(workers, "gone", beat)
+    monkeypatch.setattr("sequences.engine.leases.beat", beat)
+    monkeypatch.setattr("sequences.worker.sweeper.sweep", sweep)
+    monkeypatch.setattr("sequences.worker.sweeper.store_plans", lambda using: None)
+    monkeypatch.setattr("sequences.worker.sweeper.traffic.DRAINED", 0)
+    monkeypatch.setattr(processes, "seen", beat)
+    monkeypatch.setattr(processes, "gone", beat)
     threads = [Heart(here), Sweeper(Overdue(), 0.01, here)]
     for thread in threads:
         thread.start()
@@ -232,9 +235,9 @@ def test_a_sweep_counts_when_it_has_ended_well(monkeypatch):
             raise outcome
         return outcome
 
-    monkeypatch.setattr("sequences.sweep.sweep", sweep)
-    monkeypatch.setattr("sequences.sweep.store_plans", lambda using: None)
-    monkeypatch.setattr("sequences.sweep.traffic.DRAINED", 0)
+    monkeypatch.setattr("sequences.worker.sweeper.sweep", sweep)
+    monkeypatch.setattr("sequences.worker.sweeper.store_plans", lambda using: None)
+    monkeypatch.setattr("sequences.worker.sweeper.traffic.DRAINED", 0)
     noted = Noted()
     sweeper = Sweeper(Overdue(), 0.01, noted)
     sweeper.start()
@@ -250,7 +253,7 @@ def test_the_command_that_sweeps_for_ever_is_seen_and_says_good_bye(monkeypatch)
         seen.extend(WorkerProcess.objects.all())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sequences.sweep.time.sleep", interrupted)
+    monkeypatch.setattr("sequences.worker.sweeper.time.sleep", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_forever(1)
     assert [(one.threads, one.swept_at is not None) for one in seen] == [(0, True)]
@@ -304,7 +307,7 @@ def test_a_command_that_sweeps_takes_leave_when_it_is_terminated(monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
-    monkeypatch.setattr("sequences.cli.upkeep.run_forever", terminated)
+    monkeypatch.setattr("sequences.management.cli.maintenance.run_forever", terminated)
     before = signal.getsignal(signal.SIGTERM)
     call_command("sequences", "sweep", "--loop", stdout=(out := StringIO()))
     assert out.getvalue() == "Stopped.\n"

@@ -10,13 +10,14 @@ import pytest
 from django.db import connection, transaction
 from django.test import override_settings
 
-from sequences import Sequence, conf, dispatching, repeat, signals, step
-from sequences.execution import Life
+from sequences import Sequence, conf, repeat, signals, step
+from sequences.engine import dispatcher
+from sequences.engine.executor import Life
 from sequences.models import SequenceRun, StepFailure, StepRun, StoredPlan
-from sequences.sweep import Overdue, store_plans, sweep
 from sequences.testing import assert_ledger, clock, drain
 from sequences.testing import run as run_all
 from sequences.transitions import claims, failures, plans
+from sequences.worker.sweeper import Overdue, store_plans, sweep
 from tests.broken_reads import Router
 from tests.engine import claim, fresh, ledger, now, perform, row, take
 
@@ -315,7 +316,7 @@ def test_starts_read_only_where_they_write():
 
 @pytest.mark.usefixtures("_no_reads")
 def test_steering_reads_only_where_it_writes():
-    with dispatching.caught():
+    with dispatcher.caught():
         run = chain().start({}, key="a", unique="unfinished").run
         run.pause(by="ada")
         run.resume()
@@ -349,7 +350,7 @@ def test_the_sweep_reads_only_where_it_writes():
     pk = StepRun.objects.using("default").get(run=taken.pk).pk
     claims.claim(pk, 0, 1, "w", conf.using())
     StepRun.objects.using("default").update(wake_at=now() - timedelta(seconds=1))
-    with dispatching.caught() as caught, clock() as moving:
+    with dispatcher.caught() as caught, clock() as moving:
         moving.move(timedelta(hours=2))
         store_plans(conf.using())
         assert sweep(Overdue(), conf.using()) == 3

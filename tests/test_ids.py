@@ -7,15 +7,17 @@ from unittest import mock
 
 import pytest
 
-from sequences import ids
-from sequences.ids import uuid7
+from sequences.utils import uuid7 as uuid7_module
+from sequences.utils.uuid7 import uuid7
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that stands still, and of which nobody has read the time."""
-    monkeypatch.setattr(ids, "_clock", ids._Clock())
-    with mock.patch.object(ids.time, "time_ns", return_value=1_700_000_000_000_000_000) as now:
+    monkeypatch.setattr(uuid7_module, "_clock", uuid7_module._Clock())
+    with mock.patch.object(
+        uuid7_module.time, "time_ns", return_value=1_700_000_000_000_000_000
+    ) as now:
         yield now
 
 
@@ -50,7 +52,7 @@ def test_a_clock_set_back_changes_nothing(clock):
 
 def test_a_full_counter_borrows_from_the_next_millisecond(clock):
     uuid7()
-    ids._clock.counter = (1 << ids.COUNTER_BITS) - 2
+    uuid7_module._clock.counter = (1 << uuid7_module.COUNTER_BITS) - 2
     last, borrowed = uuid7(), uuid7()
     assert borrowed > last
     assert milliseconds(borrowed) == milliseconds(last) + 1

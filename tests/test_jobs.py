@@ -7,8 +7,9 @@ from typing import Annotated, Literal, TypedDict
 
 import pytest
 
-from sequences import Sequence, job, jobs, repeat
+from sequences import Sequence, job, repeat
 from sequences.exceptions import InvalidData, InvalidDefinition, UnknownJob
+from sequences.flows import jobs
 from sequences.models import StepFailure
 from sequences.testing import isolate_sequences, run
 

@@ -10,7 +10,7 @@ from sequences import Sequence, step
 from sequences.exceptions import InvalidTransition
 from sequences.models import SequenceRun
 from sequences.testing import drain, isolate_sequences
-from sequences.transitions import starts, steering
+from sequences.transitions import operations, starts
 from tests.engine import claim, fail, fresh
 
 pytestmark = pytest.mark.django_db
@@ -226,7 +226,7 @@ def test_of_two_runs_that_begin_again_with_one_key_at_once_one_is_refused(
     releases, together, monkeypatch
 ):
     before, after = releases
-    look = steering._Locked._holder
+    look = operations._Locked._holder
     looked = threading.local()
 
     def late(self, key):
@@ -236,7 +236,7 @@ def test_of_two_runs_that_begin_again_with_one_key_at_once_one_is_refused(
             both.wait(60)
         return found
 
-    monkeypatch.setattr(steering._Locked, "_holder", late)
+    monkeypatch.setattr(operations._Locked, "_holder", late)
     for _ in range(ROUNDS):
         both = threading.Barrier(2)
         looked = threading.local()

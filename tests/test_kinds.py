@@ -6,13 +6,14 @@ from itertools import permutations
 import dramatiq
 import pytest
 
-from sequences import Sequence, checks, event, handover, step, subsequence, testing
+from sequences import Sequence, checks, event, step, subsequence, testing
+from sequences.engine import handoff
 from sequences.exceptions import ChildrenFailed
 from sequences.models import SequenceRun, StepRun
-from sequences.sweep import Overdue, sweep
 from sequences.testing import assert_ledger, clock, drain, isolate_sequences
 from sequences.transitions import plans
-from sequences.transitions.values import dispatch_of
+from sequences.transitions.types import dispatch_of
+from sequences.worker.sweeper import Overdue, sweep
 from tests.engine import claim, fresh, ledger, messages, overdue, perform, row, take
 
 pytestmark = pytest.mark.django_db
@@ -155,7 +156,7 @@ def test_an_older_worker_leaves_such_a_step_to_those_of_the_release_that_started
 def drain_once(run):
     dispatch = dispatch_of(middle(run), plans.load(run.plan_id, USING))
     broker = testing._InlineBroker(dramatiq.get_broker())
-    assert handover.process(dispatch, broker, USING) == []
+    assert handoff.process(dispatch, broker, USING) == []
 
 
 @pytest.mark.parametrize(("before", "now"), PAIRS, ids=IDS)

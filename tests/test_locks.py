@@ -8,14 +8,16 @@ from datetime import timedelta
 import pytest
 from django.db import connection, transaction
 
-from sequences import Sequence, health, heartbeat, step, subsequence
-from sequences.health import Level
-from sequences.heartbeat import Heart
+from sequences import Sequence, step, subsequence
+from sequences.engine import leases
+from sequences.engine.pruning import TAKEN, prune
+from sequences.inspection import health
+from sequences.inspection.health import Level
 from sequences.models import SequenceRun, StepRun, StoredPlan, WorkerProcess
-from sequences.presence import Presence
-from sequences.pruning import TAKEN, prune
-from sequences.sweep import Overdue, Sweeper, sweep
-from sequences.transitions import due, locks, plans, sql
+from sequences.transitions import due, locking, plans, postgresql
+from sequences.worker.heartbeat import Heart
+from sequences.worker.registration import Presence
+from sequences.worker.sweeper import Overdue, Sweeper, sweep
 from tests.engine import claim, fresh, ledger, messages, now, overdue, perform, row, take
 from tests.locks import held
 
@@ -71,8 +73,8 @@ def performances(runs, progress=None):
     for run in runs:
         held_claim = claim(run, "pay")
         overdue(run, "pay", timedelta(seconds=-1))
-        performance = heartbeat.Performance(held_claim, since=0.0, progress=progress)
-        heartbeat._performing[held_claim.token] = performance
+        performance = leases.Performance(held_claim, since=0.0, progress=progress)
+        leases._performing[held_claim.token] = performance
         found.append(performance)
     return found
 
@@ -80,7 +82,7 @@ def performances(runs, progress=None):
 @pytest.fixture(autouse=True)
 def _no_performance_is_left():
     yield
-    heartbeat._performing.clear()
+    leases._performing.clear()
 
 
 @each_lock
@@ -88,11 +90,11 @@ def test_a_locked_step_is_left_out_of_a_beat_and_every_other_lease_is_extended(a
     runs = [one.run for one in order().start_many([{}] * 3)]
     performances(runs, '{"done": 1}')
     with held(act(runs[1])), at_once():
-        heartbeat.beat(USING)
+        leases.beat(USING)
         for run in (runs[0], runs[2]):
             assert row(run, "pay").wake_at > now() + timedelta(seconds=10)
             assert row(run, "pay").progress == {"done": 1}
-    heartbeat.beat(USING)
+    leases.beat(USING)
     assert row(runs[1], "pay").wake_at > now() + timedelta(seconds=10)
     assert row(runs[1], "pay").progress == {"done": 1}
 
@@ -100,14 +102,14 @@ def test_a_locked_step_is_left_out_of_a_beat_and_every_other_lease_is_extended(a
 def test_the_leases_of_a_process_are_extended_by_one_statement(django_assert_num_queries):
     runs = [one.run for one in order().start_many([{}] * 20)]
     performances(runs)
-    with django_assert_num_queries(1 if sql.is_fast(USING) else 6):
-        heartbeat.beat(USING)
+    with django_assert_num_queries(1 if postgresql.is_fast(USING) else 6):
+        leases.beat(USING)
     assert not StepRun.objects.filter(wake_at__lt=now() + timedelta(seconds=10)).exists()
 
 
 def test_a_beat_that_has_nothing_to_say_asks_the_database_nothing(django_assert_num_queries):
     with django_assert_num_queries(0):
-        heartbeat.beat(USING)
+        leases.beat(USING)
 
 
 def test_a_locked_row_of_its_process_keeps_no_worker_from_its_leases(settings):
@@ -129,7 +131,7 @@ def test_a_locked_row_of_its_process_keeps_no_worker_from_its_leases(settings):
                     presence._told = None
                     time.sleep(0.05)
         finally:
-            heartbeat._performing.clear()
+            leases._performing.clear()
     heart.stop()
     assert not heart.is_alive()
 
@@ -140,13 +142,13 @@ def test_a_step_whose_row_was_locked_for_longer_than_its_lease_is_not_taken_for_
     claim(other, "pay")
     presence = Presence(1)
     with held(lock(StepRun, run=run.pk)):
-        presence.leaves_out(heartbeat.beat(USING))
+        presence.leaves_out(leases.beat(USING))
         presence.beat(USING)
     for one in (run, other):
         overdue(one, "pay", timedelta(seconds=20))
     assert sweep(Overdue(), USING) == 1, "the other one's worker says nothing of it"
     assert (row(run, "pay").status, row(run, "pay").lost) == ("running", 0)
-    presence.leaves_out(heartbeat.beat(USING))
+    presence.leaves_out(leases.beat(USING))
     presence.beat(USING)
     assert row(run, "pay").wake_at > now() + timedelta(seconds=10)
     assert WorkerProcess.objects.get().left_out == []
@@ -157,7 +159,7 @@ def test_a_worker_that_dies_while_its_step_is_locked_is_noticed():
     performances([run])
     presence = Presence(1)
     with held(lock(StepRun, run=run.pk)):
-        presence.leaves_out(heartbeat.beat(USING))
+        presence.leaves_out(leases.beat(USING))
         presence.beat(USING)
     overdue(run, "pay")
     WorkerProcess.objects.update(seen_at=now() - timedelta(seconds=7))
@@ -292,7 +294,7 @@ def test_a_dispatch_is_counted_without_waiting_for_a_row_that_was_locked_meanwhi
 
 
 def test_the_sweep_begins_while_the_first_start_of_its_release_has_not_committed(monkeypatch):
-    monkeypatch.setattr("sequences.traffic.DRAINED", 0.0)
+    monkeypatch.setattr("sequences.worker.queue_monitor.DRAINED", 0.0)
     run = order()().run
 
     class Later(Sequence):
@@ -387,7 +389,7 @@ def test_a_receiver_that_the_sweep_calls_waits_for_locks_as_ever(settings):
     waits, errors = [], []
 
     def receiver(**_):
-        waits.append(locks._thread.no_wait or locks._thread.nowait)
+        waits.append(locking._thread.no_wait or locking._thread.nowait)
         try:
             fresh(other).pause()
         except BaseException as error:
@@ -410,8 +412,8 @@ def test_a_receiver_that_the_sweep_calls_waits_for_locks_as_ever(settings):
 
 def test_a_bound_on_waits_ends_with_its_transaction():
     run = order()().run
-    with locks.no_wait():
-        locks.transact(USING, lambda: locks.lock_run(run.pk, USING))
+    with locking.no_wait():
+        locking.transact(USING, lambda: locking.lock_run(run.pk, USING))
     name = "lock_timeout" if connection.vendor == "postgresql" else "innodb_lock_wait_timeout"
     show = "SHOW lock_timeout" if connection.vendor == "postgresql" else f"SELECT @@{name}"
     with connection.cursor() as cursor:
@@ -424,6 +426,6 @@ def test_a_bound_on_waits_ends_with_its_transaction():
 
 
 def test_an_error_that_is_no_lock_is_raised_as_it_is():
-    with pytest.raises(ZeroDivisionError), locks.no_wait(), transaction.atomic():
-        locks.transact(USING, lambda: 1 / 0)
-    assert not locks._thread.no_wait
+    with pytest.raises(ZeroDivisionError), locking.no_wait(), transaction.atomic():
+        locking.transact(USING, lambda: 1 / 0)
+    assert not locking._thread.no_wait

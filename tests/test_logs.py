@@ -17,8 +17,9 @@ import pytest
 from dramatiq.middleware import TimeLimitExceeded
 from dramatiq.worker import _WorkerThread
 
-from sequences import Abort, Sequence, current, step
-from sequences.execution import Attempt
+from sequences import Abort, Sequence, step
+from sequences.engine import current
+from sequences.engine.executor import Attempt
 from sequences.logs import JSONFormatter, StepFilter
 from sequences.testing import run as run_all
 from tests.engine import claim, messages, perform
@@ -347,8 +348,8 @@ def test_secrets_that_cannot_be_looked_for_take_the_whole_line_with_them(log, js
 
 
 def test_a_sequence_that_hides_nothing_has_its_data_looked_at_by_nobody(log, monkeypatch):
-    monkeypatch.setattr("sequences.redaction._texts", None)
-    monkeypatch.setattr("sequences.current.json", None)
+    monkeypatch.setattr("sequences.data.redaction._texts", None)
+    monkeypatch.setattr("sequences.engine.current.json", None)
     run_all(logging_step(lambda self: theirs.info("hello")), card="4111")
     assert lines(log)[0].endswith("|hello")
 

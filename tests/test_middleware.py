@@ -10,10 +10,12 @@ from dramatiq.brokers.stub import StubBroker
 from dramatiq.errors import Retry
 from dramatiq.middleware import AgeLimit, Retries, SkipMessage, TimeLimit
 
-from sequences import Sequence, current, job, middleware, start_definition, step
-from sequences.middleware import SequencesMiddleware
-from sequences.sweep import Overdue, sweep
-from sequences.traffic import Traffic
+from sequences import Sequence, job, start_definition, step
+from sequences.engine import current
+from sequences.worker import middleware
+from sequences.worker.middleware import SequencesMiddleware
+from sequences.worker.queue_monitor import Traffic
+from sequences.worker.sweeper import Overdue, sweep
 from tests.engine import change, claim, fail, fresh, ledger, messages, now, overdue, row
 
 pytestmark = pytest.mark.django_db(transaction=True)

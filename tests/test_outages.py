@@ -8,12 +8,13 @@ import pytest
 from django.db import OperationalError, connection, connections, transaction
 from django.db.backends.signals import connection_created
 
-from sequences import Sequence, outages, step
-from sequences.heartbeat import Heart
-from sequences.presence import Presence
-from sequences.sweep import Overdue, Sweeper, sweep
+from sequences import Sequence, step
+from sequences.engine import outages
 from sequences.testing import clock
 from sequences.transitions import due
+from sequences.worker.heartbeat import Heart
+from sequences.worker.registration import Presence
+from sequences.worker.sweeper import Overdue, Sweeper, sweep
 from tests.engine import fresh, overdue
 from tests.test_unprintable import process_next
 

@@ -12,8 +12,8 @@ from django.utils.html import escape
 
 from sequences import Abort, Sequence, event, links, step
 from sequences.exceptions import SequenceError
+from sequences.inspection.snapshot import HEAVY
 from sequences.models import SequenceRun
-from sequences.portrait import HEAVY
 from sequences.testing import drain
 from tests.engine import change, claim, fail, fresh
 

@@ -6,8 +6,7 @@ import pytest
 from django.utils import timezone, translation
 
 from sequences import Abort, Sequence, event, on_failure, step
-from sequences.models import SequenceRun, StepFailure
-from sequences.pictures import (
+from sequences.inspection.run_diagrams import (
     labels,
     lanes_of,
     marks_of,
@@ -17,7 +16,8 @@ from sequences.pictures import (
     text_of,
     timeline_of,
 )
-from sequences.portrait import of
+from sequences.inspection.snapshot import of
+from sequences.models import SequenceRun, StepFailure
 from sequences.testing import clock, drain, run
 
 pytestmark = pytest.mark.django_db

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from sequences.definitions.plan import FORMAT, Node, Plan
 from sequences.exceptions import InvalidDefinition, SequenceError, UnknownStep
-from sequences.plan import FORMAT, Node, Plan
 
 
 def node(name, *after, queue="default"):

@@ -6,7 +6,8 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from sequences import Abort, Sequence, event, portrait, step, subsequence
+from sequences import Abort, Sequence, event, step, subsequence
+from sequences.inspection import snapshot
 from sequences.models import SequenceRun, StepRun
 from sequences.testing import drain
 from sequences.testing import run as run_all
@@ -44,7 +45,7 @@ def started(**data):
 
 
 def of(run):
-    return portrait.of(fresh(run))
+    return snapshot.of(fresh(run))
 
 
 def test_a_run_that_has_begun_is_at_its_first_step():
@@ -56,7 +57,7 @@ def test_a_run_that_has_begun_is_at_its_first_step():
     assert shown.is_moving
     assert not shown.is_failing
     assert shown.step("pack_all").label == "pack all"
-    assert shown.step("pack_all").status == portrait.NOT_BEGUN
+    assert shown.step("pack_all").status == snapshot.NOT_BEGUN
     assert shown.step("none") is None
 
 
@@ -153,7 +154,7 @@ def test_many_are_read_in_a_constant_number_of_queries():
 
     def count(chosen):
         with CaptureQueriesContext(connection) as queries:
-            portrait.of_many(list(SequenceRun.objects.filter(pk__in=[one.pk for one in chosen])))
+            snapshot.of_many(list(SequenceRun.objects.filter(pk__in=[one.pk for one in chosen])))
         return len(queries)
 
     count(runs)  # the plan is known from now on
@@ -161,9 +162,9 @@ def test_many_are_read_in_a_constant_number_of_queries():
 
 
 def test_of_a_class_that_is_gone_everything_is_secret():
-    assert portrait.visible({"a": {"b": 1}}, "shop.Gone") == {"a": "***"}
-    assert portrait.visible([1], "shop.Gone") == "***"
-    assert portrait.visible(None, "shop.Gone") is None
+    assert snapshot.visible({"a": {"b": 1}}, "shop.Gone") == {"a": "***"}
+    assert snapshot.visible([1], "shop.Gone") == "***"
+    assert snapshot.visible(None, "shop.Gone") is None
 
 
 def test_a_result_is_hidden_as_if_it_stood_in_data_under_its_step():
@@ -171,8 +172,8 @@ def test_a_result_is_hidden_as_if_it_stood_in_data_under_its_step():
     label = cls._definition.label
     result = {"token": "secret", "card": {"number": 1}, "ok": 1}
     shown = {"token": "***", "card": {"number": "***"}, "ok": 1}
-    assert portrait.visible(result, label, "charge") == shown
-    assert portrait.visible(result, label, "thank")["token"] == "secret"
+    assert snapshot.visible(result, label, "charge") == shown
+    assert snapshot.visible(result, label, "thank")["token"] == "secret"
 
 
 def test_what_a_child_hides_is_hidden_where_its_data_stands_in_its_parents():
@@ -199,9 +200,9 @@ def test_what_a_child_hides_is_hidden_where_its_data_stands_in_its_parents():
 
     run = run_all(Order).run
     assert run.data == {"pay": {"token": "tok-4711"}}
-    assert portrait.visible(run.data, run.sequence) == {"pay": {"token": "***"}}
+    assert snapshot.visible(run.data, run.sequence) == {"pay": {"token": "***"}}
     result = row(run, "pay").result
-    assert portrait.visible(result, run.sequence, "pay") == {"token": "***"}
+    assert snapshot.visible(result, run.sequence, "pay") == {"token": "***"}
     assert of(run).failure.message == "no thanks for ***"
     run.edit({"pay": {"token": "tok-0815"}})
     operation = run.operations.get()

@@ -10,22 +10,14 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from sequences import (
-    Abort,
-    Sequence,
-    dispatching,
-    event,
-    handover,
-    on_failure,
-    step,
-    subsequence,
-)
+from sequences import Abort, Sequence, event, on_failure, step, subsequence
+from sequences.engine import dispatcher, handoff
 from sequences.exceptions import InvalidTransition
 from sequences.models import UNFINISHED_STEP, SequenceRun, StepRun
-from sequences.sweep import Overdue, sweep
 from sequences.testing import _InlineBroker, isolate_sequences
-from sequences.transitions import claims, plans, times
-from sequences.transitions.values import dispatch_of
+from sequences.transitions import claims, clock, plans
+from sequences.transitions.types import dispatch_of
+from sequences.worker.sweeper import Overdue, sweep
 
 pytestmark = pytest.mark.django_db
 
@@ -113,7 +105,7 @@ class World:
         # Not drawn one by one: what there is to choose from depends on the clock, too.
         self.random = random.Random(seed)
         self.broker = _InlineBroker(dramatiq.get_broker())
-        with dispatching.caught():
+        with dispatcher.caught():
             self.run = cls().run
         self.messages = self.queued()
 
@@ -139,8 +131,8 @@ class World:
         if what != "double":
             del self.messages[index]
         if what in ("deliver", "double"):
-            with dispatching.caught() as caught:
-                ready = handover.process(message, self.broker, USING)
+            with dispatcher.caught() as caught:
+                ready = handoff.process(message, self.broker, USING)
             self.messages += [*ready, *caught]
         elif what == "die":
             claims.claim(message.step_run_id, message.attempts, 1, "dead", USING)
@@ -148,8 +140,8 @@ class World:
     def sweep(self):
         """Time passes: whatever waits is due, and every lease has run out."""
         rows = StepRun.objects.filter(wake_at__isnull=False)
-        rows.update(wake_at=times.now(USING) - timedelta(seconds=1), lost=0)
-        with dispatching.caught() as caught:
+        rows.update(wake_at=clock.now(USING) - timedelta(seconds=1), lost=0)
+        with dispatcher.caught() as caught:
             sweep(Overdue(), USING)
         self.messages += caught
 
@@ -301,7 +293,7 @@ class Outside(World):
 
     def deliver(self, one):
         payload = {"number": self.random.randrange(10)}
-        with dispatching.caught(), suppress(InvalidTransition):
+        with dispatcher.caught(), suppress(InvalidTransition):
             if self.run.deliver(one, payload):
                 assert one not in self.counted, "two deliveries of one event have counted"
                 self.counted[one] = payload
@@ -387,13 +379,13 @@ def test_a_step_that_is_committed_twice_would_be_seen():
             def step_0(self):
                 self.data.setdefault("step_0", []).append([])
 
-        with dispatching.caught():
+        with dispatcher.caught():
             run = Twice().run
         row = StepRun.objects.get(run=run.pk)
         message = dispatch_of(row, plans.load(run.plan_id, USING))
         broker = _InlineBroker(dramatiq.get_broker())
-        handover.process(message, broker, USING)
+        handoff.process(message, broker, USING)
         StepRun.objects.filter(pk=row.pk).update(status="queued", wake_at=row.wake_at)
         SequenceRun.objects.filter(pk=run.pk).update(status="running")
-        handover.process(message, broker, USING)
+        handoff.process(message, broker, USING)
     assert len(SequenceRun.objects.get(pk=run.pk).data["step_0"]) == 2

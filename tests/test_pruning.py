@@ -5,20 +5,14 @@ import pytest
 from django.db import connection, transaction
 from django.db.models.signals import post_delete
 
-from sequences import Sequence, pruning, step, subsequence
+from sequences import Sequence, step, subsequence
+from sequences.engine import pruning
+from sequences.engine.pruning import REFERRED_TO, REFUSED, TAKEN, YOUNG, prune
 from sequences.exceptions import InvalidTransition
-from sequences.models import (
-    Operation,
-    SequenceRun,
-    StepFailure,
-    StepLoss,
-    StepRun,
-    StoredPlan,
-)
-from sequences.pruning import REFERRED_TO, REFUSED, TAKEN, YOUNG, prune
+from sequences.models import Operation, SequenceRun, StepFailure, StepLoss, StepRun, StoredPlan
 from sequences.testing import drain
 from sequences.transitions import pruning as transitions
-from sequences.transitions.locks import lock_run
+from sequences.transitions.locking import lock_run
 from tests.engine import claim, fail, fresh, now
 from tests.models import Line, Receipt
 from tests.test_races import Crew

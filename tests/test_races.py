@@ -10,12 +10,13 @@ import pytest
 from django.db import connections, transaction
 from dramatiq.middleware import SkipMessage
 
-from sequences import Sequence, event, execution, step
+from sequences import Sequence, event, step
+from sequences.engine import executor
 from sequences.exceptions import InvalidTransition
 from sequences.models import SequenceRun, StepRun, StoredPlan
-from sequences.sweep import Overdue, sweep
 from sequences.testing import drain
-from sequences.transitions import failures, locks
+from sequences.transitions import failures, locking
+from sequences.worker.sweeper import Overdue, sweep
 from tests.engine import change, claim, fail, fresh, ledger, now, perform, row, take
 
 pytestmark = [
@@ -30,7 +31,7 @@ ROUNDS = 20
 def given_up(monkeypatch):
     """What the database gave up for another transaction's sake, and was played again."""
     errors = []
-    is_transient = locks.is_transient
+    is_transient = locking.is_transient
 
     def noting(error):
         found = is_transient(error)
@@ -38,8 +39,8 @@ def given_up(monkeypatch):
             errors.append(error)
         return found
 
-    monkeypatch.setattr(locks, "is_transient", noting)
-    monkeypatch.setattr(execution, "is_transient", noting)
+    monkeypatch.setattr(locking, "is_transient", noting)
+    monkeypatch.setattr(executor, "is_transient", noting)
     return errors
 
 

@@ -12,7 +12,7 @@ from django.utils.html import json_script
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sequences.redaction import (
+from sequences.data.redaction import (
     HIDDEN,
     NoSecret,
     changed_secrets,
@@ -371,5 +371,5 @@ def test_of_many_secrets_each_is_hidden(monkeypatch):
     text = "secret-7, secret-77 secret-77x abc öööö secret-"
     hidden = "***, *** ***x *** *** secret-"
     assert hide(text, secrets) == hidden
-    monkeypatch.setattr("sequences.redaction.MANY", 10_000)
+    monkeypatch.setattr("sequences.data.redaction.MANY", 10_000)
     assert hide(text, secrets) == hidden

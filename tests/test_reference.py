@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 import sequences
-from sequences import conf, definition, exceptions, logs, models, signals, testing, urls
+from sequences import conf, exceptions, logs, models, sequence, signals, testing, urls
+from sequences.definitions.steps import DURATION_OPTIONS, STEP_OPTIONS
+from sequences.definitions.validation import META_OPTIONS, META_STEP_OPTIONS
 from sequences.links import Linked
 from sequences.steerable import Steerable
-from sequences.steps import DURATION_OPTIONS, STEP_OPTIONS
 from sequences.templatetags.sequences import sequence_progress
-from sequences.validation import META_OPTIONS, META_STEP_OPTIONS
 
 TEXT = (Path(__file__).parent.parent / "docs" / "reference.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.+)\n((?:(?!^## ).*\n)*)", TEXT, re.MULTILINE))
@@ -52,7 +52,7 @@ DRAMATIQ = {
     ("section", "wanted"),
     [
         ("Names", set(sequences.__all__)),
-        ("Sequence", definition.RESERVED),
+        ("Sequence", sequence.RESERVED),
         ("Options of steps", STEP_OPTIONS | {"attempted"}),
         ("Options of steps", parameters(sequences.event) - {"options"}),
         ("Options of steps", parameters(sequences.subsequence) - {"options", "sequence"}),

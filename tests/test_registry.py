@@ -4,7 +4,8 @@ from types import ModuleType
 import pytest
 from django.apps import apps
 
-from sequences import Sequence, get, registry, step
+from sequences import Sequence, get, step
+from sequences.definitions import registry
 from sequences.exceptions import InvalidDefinition, UnknownSequence
 
 

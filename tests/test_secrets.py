@@ -10,7 +10,8 @@ import pytest
 from django.core.management import call_command
 from django.urls import reverse
 
-from sequences import Abort, Sequence, dispatching, event, step
+from sequences import Abort, Sequence, event, step
+from sequences.engine import dispatcher
 from sequences.models import Operation, SequenceRun, StepFailure, StepRun
 from tests.engine import change, claim, fail, fresh, perform, row, take
 
@@ -23,7 +24,7 @@ STEPS = reverse("admin:job_sequences_steprun_changelist")
 
 @pytest.fixture(autouse=True)
 def _caught():
-    with dispatching.caught():
+    with dispatcher.caught():
         yield
 
 

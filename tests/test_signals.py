@@ -10,24 +10,14 @@ from django.test import TestCase
 from django.test.utils import CaptureQueriesContext
 from dramatiq.middleware import Shutdown, TimeLimitExceeded
 
-from sequences import (
-    Abort,
-    Sequence,
-    event,
-    finish,
-    on_failure,
-    registry,
-    repeat,
-    signals,
-    step,
-    subsequence,
-)
-from sequences.execution import Life
+from sequences import Abort, Sequence, event, finish, on_failure, repeat, signals, step, subsequence
+from sequences.definitions import registry
+from sequences.engine.executor import Life
 from sequences.models import SequenceRun, StepRun
-from sequences.sweep import Overdue, Sweeper, sweep
 from sequences.testing import clock, drain, isolate_sequences
 from sequences.testing import run as run_all
 from sequences.transitions import failures
+from sequences.worker.sweeper import Overdue, Sweeper, sweep
 from tests.engine import claim, fail, fresh, messages, overdue, perform, row
 from tests.test_middleware import deliver
 

@@ -15,14 +15,16 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import path
 
 import sequences
-from sequences import Sequence, dispatching, step
+from sequences import Sequence, step
+from sequences.engine import dispatcher
+from sequences.engine.executor import Life
+from sequences.engine.start import BATCH
 from sequences.exceptions import InvalidData, SequenceError
-from sequences.execution import Life
 from sequences.models import SequenceRun, StepRun, StoredPlan
-from sequences.starting import BATCH
 from sequences.testing import clock, drain
-from sequences.transitions import starts, times
-from sequences.transitions.values import new_row
+from sequences.transitions import clock as database_clock
+from sequences.transitions import starts
+from sequences.transitions.types import new_row
 from testproject.contact.models import Message, Team
 
 pytestmark = pytest.mark.django_db
@@ -30,7 +32,7 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture(autouse=True)
 def _broker_answers(monkeypatch):
-    monkeypatch.setattr(dispatching, "_breaker", dispatching._Breaker())
+    monkeypatch.setattr(dispatcher, "_breaker", dispatcher._Breaker())
 
 
 @pytest.fixture
@@ -404,7 +406,7 @@ def test_the_number_of_queries_does_not_grow_with_the_number_of_runs(contact, ke
 def test_a_hundred_thousand_are_started_with_keys_of_which_some_are_repeated(contact):
     count = 100_000
     items = (({"n": n}, {"key": f"order-{n % 90_000}"}) for n in range(count))
-    with dispatching.caught() as dispatched:
+    with dispatcher.caught() as dispatched:
         started = contact.start_many(items)
 
     assert len(started) == count
@@ -774,7 +776,7 @@ def test_a_start_does_not_take_the_plan_of_another_that_has_got_its_id(contact):
     contact.start()
     before = StoredPlan.objects.get()
     empty_the_tables()
-    now = times.now("default")
+    now = database_clock.now("default")
     other = StoredPlan.objects.create(
         pk=before.pk,
         sequence=Other._definition.label,
@@ -809,13 +811,15 @@ def test_a_worker_reads_a_plan_again_whose_id_another_sequence_had(contact):
         sequence=definition.label,
         fingerprint=definition.plan.fingerprint,
         graph=definition.plan.to_json(),
-        created_at=times.now("default"),
+        created_at=database_clock.now("default"),
     )
     run = SequenceRun.objects.create(
         plan_id=plan_id, sequence=definition.label,
-        created_at=times.now("default"), updated_at=times.now("default"),
+        created_at=database_clock.now("default"), updated_at=database_clock.now("default"),
     )  # fmt: skip
-    row = new_row(run.pk, definition.plan.node("another"), times.now("default"), run.created_at)
+    row = new_row(
+        run.pk, definition.plan.node("another"), database_clock.now("default"), run.created_at
+    )
     row.save()
     ready = Life(row.pk, 0, "default").live()
     assert ready == []

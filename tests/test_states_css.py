@@ -5,8 +5,8 @@ from itertools import combinations
 
 import pytest
 
-from sequences.drawing import STATUSES
-from sequences.drawing.paint import stylesheet
+from sequences.diagrams import STATUSES
+from sequences.diagrams.markup import stylesheet
 from sequences.models import RunStatus, StepStatus
 
 CSS = re.sub(r"/\*.*?\*/", "", stylesheet(), flags=re.S)

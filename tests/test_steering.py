@@ -1192,7 +1192,7 @@ def test_a_repeat_beside_a_failed_step_is_held_and_the_run_fails():
 
 
 def test_a_worker_lost_beside_a_failed_step_leaves_its_step_held():
-    from sequences.sweep import Overdue, sweep
+    from sequences.worker.sweeper import Overdue, sweep
 
     run = begun()
     claim(run, "left")

@@ -21,23 +21,22 @@ from sequences import (
     Abort,
     Sequence,
     chain,
-    current,
-    dispatching,
     event,
     finish,
-    handover,
     job,
-    jobs,
     on_failure,
-    registry,
     repeat,
     start_definition,
     step,
     subsequence,
 )
+from sequences.definitions import registry
+from sequences.definitions.steps import STEP_OPTIONS
+from sequences.engine import current, dispatcher
+from sequences.engine import handoff as handoff_module
 from sequences.exceptions import InvalidDefinition, SequenceError
+from sequences.flows import jobs
 from sequences.models import SequenceRun, StepRun
-from sequences.steps import STEP_OPTIONS
 from sequences.testing import assert_ledger, clock, drain, run
 from testproject.contact.models import Message, Team
 
@@ -215,7 +214,7 @@ def test_a_time_for_dramatiq_may_be_a_timedelta_wherever_it_stands(name, broker)
 @pytest.mark.parametrize("name", sorted({*TIMES} - {"max_age"}))  # of which the row decides
 def test_a_time_for_dramatiq_may_be_a_timedelta_in_a_definition_that_is_kept(name):
     definition = chain(jobs.get("options.note").with_(**{name: timedelta(seconds=90)}))
-    with dispatching.caught() as caught, TestCase.captureOnCommitCallbacks(execute=True):
+    with dispatcher.caught() as caught, TestCase.captureOnCommitCallbacks(execute=True):
         start_definition(definition)
     assert [dispatch.options for dispatch in caught] == [{name: 90_000}]
 
@@ -541,7 +540,7 @@ def test_what_the_database_gives_up_for_anothers_sake_is_no_failed_attempt():
 
 
 def test_a_database_that_gives_up_again_and_again_fails_the_attempt(monkeypatch):
-    monkeypatch.setattr("sequences.execution.back_off", lambda replay: None)
+    monkeypatch.setattr("sequences.engine.executor.back_off", lambda replay: None)
     performed = []
 
     class Deadlocks(Sequence):
@@ -1409,7 +1408,7 @@ def in_a_thread(function):
 
 
 def test_a_step_that_conflicts_again_and_again_fails_and_names_the_key_and_the_other(monkeypatch):
-    monkeypatch.setattr("sequences.execution.back_off", lambda replay: None)
+    monkeypatch.setattr("sequences.engine.executor.back_off", lambda replay: None)
     performed = []
 
     class Conflicts(Sequence):
@@ -1888,7 +1887,7 @@ def test_a_run_goes_on_after_its_sequence_and_its_steps_were_renamed():
 
 def forget(cls):
     """As if the code had it no more."""
-    from sequences import registry
+    from sequences.definitions import registry
 
     registry._by_label.pop(cls._definition.label)
 
@@ -1914,8 +1913,8 @@ def first_message(sequence):
     row = sequence.run.steps.get()
     actor = f"{sequence.run.sequence}.{row.step}"
     queue = dramatiq.get_broker().actors[actor].queue_name
-    return dispatching.message_for(
-        dispatching.Dispatch(row.pk, row.run_id, actor, queue, row.attempts)
+    return dispatcher.message_for(
+        dispatcher.Dispatch(row.pk, row.run_id, actor, queue, row.attempts)
     )
 
 
@@ -1939,7 +1938,7 @@ def test_direct_steps_are_performed_in_one_go_each_with_a_message_of_its_own(wor
         def three(self):
             seen.append(current.delivery().message.message_id)
 
-    with dispatching.caught() as sent:
+    with dispatcher.caught() as sent:
         sequence = Direct()
         del sent[:]
         worker_thread(first_message(sequence))
@@ -1968,7 +1967,7 @@ def test_a_step_of_another_queue_or_with_a_delay_is_not_performed_in_the_same_go
             raise AssertionError
 
     sequence = Direct()
-    with dispatching.caught():
+    with dispatcher.caught():
         worker_thread(first_message(sequence))
 
     status = "waiting" if "delay" in options else "queued"
@@ -1991,7 +1990,7 @@ def test_a_worker_that_shuts_down_hands_over_by_the_broker(worker_thread, monkey
 
     sequence = Direct()
     try:
-        with dispatching.caught() as sent:
+        with dispatcher.caught() as sent:
             worker_thread(first_message(sequence))
     finally:
         current.stopping.clear()
@@ -2002,7 +2001,7 @@ def test_a_worker_that_shuts_down_hands_over_by_the_broker(worker_thread, monkey
 
 @pytest.mark.django_db(transaction=True)
 def test_a_thread_gives_others_their_turn_after_a_while(worker_thread, monkeypatch):
-    monkeypatch.setattr(handover, "DIRECTLY", -1.0)
+    monkeypatch.setattr(handoff_module, "DIRECTLY", -1.0)
 
     class Direct(Sequence):
         class Meta:
@@ -2015,7 +2014,7 @@ def test_a_thread_gives_others_their_turn_after_a_while(worker_thread, monkeypat
         def two(self): ...
 
     sequence = Direct()
-    with dispatching.caught() as sent:
+    with dispatcher.caught() as sent:
         worker_thread(first_message(sequence))
 
     assert_ledger(sequence, [("one", "succeeded"), ("two", "queued")])
@@ -2041,7 +2040,7 @@ def test_of_parallel_steps_one_goes_on_directly_and_the_others_are_dispatched(wo
         def join(self): ...
 
     sequence = Direct()
-    with dispatching.caught() as sent:
+    with dispatcher.caught() as sent:
         worker_thread(first_message(sequence))
 
     assert_ledger(sequence, [("one", "succeeded"), ("left", "succeeded"), ("right", "queued")])
@@ -2065,7 +2064,7 @@ def test_a_direct_step_that_fails_is_retried_by_a_message_and_does_not_fail_its_
         def two(self):
             raise ValueError("not yet")
 
-    with dispatching.caught():
+    with dispatcher.caught():
         sequence = Direct()
     worker_thread(first_message(sequence))
 
@@ -2085,7 +2084,7 @@ def test_without_direct_handoff_the_next_step_goes_through_the_broker(worker_thr
         def two(self): ...
 
     sequence = Plain()
-    with dispatching.caught() as sent:
+    with dispatcher.caught() as sent:
         worker_thread(first_message(sequence))
 
     assert_ledger(sequence, [("one", "succeeded"), ("two", "queued")])
@@ -2170,10 +2169,10 @@ def _directly(sequence, worker_thread):
 
 
 def _by_a_timer(sequence, worker_thread):
-    with dispatching.caught() as sent:
+    with dispatcher.caught() as sent:
         worker_thread(first_message(sequence))
     sequence.run.steps.filter(step="two").update(due_at=timezone.now())
-    handover.perform_here(dispatching.delayed(sent[-1], None), "tests.Direct", "default")
+    handoff_module.perform_here(dispatcher.delayed(sent[-1], None), "tests.Direct", "default")
 
 
 @pytest.mark.django_db(transaction=True)
@@ -2205,6 +2204,6 @@ def test_what_is_expected_is_logged_as_dramatiqs_worker_does(
 def test_a_step_that_is_not_to_be_had_any_more_is_logged_at_most_as_debug(worker_thread, caplog):
     caplog.set_level(logging.DEBUG)
     sequence = _after_another(Expected())()
-    gone = dispatching.Dispatch(10**9, sequence.run.pk, "tests.Direct.two", "default")
-    handover.perform_here(gone, "tests.Direct", "default")
+    gone = dispatcher.Dispatch(10**9, sequence.run.pk, "tests.Direct.two", "default")
+    handoff_module.perform_here(gone, "tests.Direct", "default")
     assert {one.levelname for one in caplog.records if one.name == "sequences"} == {"DEBUG"}

@@ -166,7 +166,7 @@ def test_the_rules_see_what_breaks_them(tmp_path, monkeypatch):
         "from typing import TYPE_CHECKING\n"
         "if TYPE_CHECKING:\n    from . import admin\n"
         "from .transitions import claims\n"
-        "def f():\n    from . import steering as s\n    import sequences.sweep\n"
+        "def f():\n    from . import steering as s\n    import sequences.worker.sweeper\n"
         "    Row.objects.filter(pk=1).update(a=1)\n    {}.update(a=1)\n"
     )
     path = Path("plan.py")

@@ -5,9 +5,9 @@ import pytest
 from sequences import Abort, Sequence, event, on_failure, step, subsequence
 from sequences.exceptions import InvalidDefinition
 from sequences.models import Operation, SequenceRun, StepFailure
-from sequences.sweep import Overdue, sweep
 from sequences.testing import assert_ledger, drain, run
-from sequences.transitions import children
+from sequences.transitions import subsequences
+from sequences.worker.sweeper import Overdue, sweep
 from tests.engine import change, claim, fresh, ledger, overdue, perform, row, sent, steps_of
 
 pytestmark = pytest.mark.django_db
@@ -270,11 +270,11 @@ def test_the_end_of_a_child_that_nobody_told_of_is_seen_by_the_sweep():
 def test_the_last_child_wakes_the_parent_once():
     parent = waiting(shop())
     own = row(parent, "shipping")
-    assert children.look(own.pk, "default") == []
+    assert subsequences.look(own.pk, "default") == []
     (child,) = children_of(parent)
     SequenceRun.objects.filter(pk=child.pk).update(status="succeeded")
-    assert steps_of(children.look(own.pk, "default")) == ["shipping"]
-    assert children.look(own.pk, "default") == []
+    assert steps_of(subsequences.look(own.pk, "default")) == ["shipping"]
+    assert subsequences.look(own.pk, "default") == []
 
 
 @pytest.mark.django_db(transaction=True)
@@ -335,7 +335,7 @@ def test_a_sequence_that_starts_itself_for_ever_is_stopped():
 
     sequence = run(Again)
     assert sequence.run.status == "failed"
-    assert SequenceRun.objects.count() == children.MAX_DEPTH
+    assert SequenceRun.objects.count() == subsequences.MAX_DEPTH
     deepest = StepFailure.objects.order_by("pk")[0]
     assert "10 may stand above one another: a sequence starts itself" in deepest.message
 

@@ -4,9 +4,10 @@ from datetime import timedelta
 
 import pytest
 
-from sequences import Sequence, event, on_failure, portrait, step, subsequence
+from sequences import Sequence, event, on_failure, step, subsequence
+from sequences.inspection import snapshot
+from sequences.inspection.diagnosis import LONGEST, error_of, summary
 from sequences.models import Operation, SequenceRun
-from sequences.summary import LONGEST, error_of, summary
 from sequences.testing import clock, drain
 from tests.engine import change, claim, fail, fresh, now, perform, row, take
 
@@ -56,7 +57,7 @@ def started(cls=None, **data):
 
 
 def told(run, last=None):
-    return summary(portrait.of(fresh(run)), last)
+    return summary(snapshot.of(fresh(run)), last)
 
 
 def newest(run):
@@ -293,7 +294,7 @@ def test_other_open_steps_are_counted():
 def test_an_error_is_its_name_and_its_first_line():
     run = started()
     fail(claim(run, "charge"), error=CardError("x" * 500 + "\nsecond"))
-    failure = portrait.of(fresh(run)).failure
+    failure = snapshot.of(fresh(run)).failure
     assert error_of(failure) == f"CardError: {'x' * LONGEST}…"
     failure.message = ""
     assert error_of(failure) == "CardError"

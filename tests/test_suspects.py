@@ -8,14 +8,16 @@ import pytest
 from django.test import override_settings
 from dramatiq.middleware import Shutdown, TimeLimitExceeded
 
-from sequences import Sequence, current, handover, health, portrait, step, suspects
+from sequences import Sequence, step
+from sequences.engine import current, handoff, suspects
+from sequences.engine.pruning import prune
+from sequences.inspection import health, snapshot
+from sequences.inspection.diagnosis import summary
 from sequences.models import StepLoss, StepRun
-from sequences.pruning import prune
-from sequences.summary import summary
-from sequences.sweep import Overdue, sweep
 from sequences.testing import _InlineBroker, clock, drain
 from sequences.transitions import claims, losses
-from sequences.transitions.values import dispatch_of
+from sequences.transitions.types import dispatch_of
+from sequences.worker.sweeper import Overdue, sweep
 from tests.engine import change, claim, fresh, now, overdue, row, sent, take
 from tests.engine import perform as commit
 
@@ -63,8 +65,8 @@ def lose(runs):
 def perform(run):
     """A message of the step arrives at this process."""
     found = row(run, "pay")
-    plan = portrait.of(fresh(run)).plan
-    handover.process(dispatch_of(found, plan), _InlineBroker(dramatiq.get_broker()), USING)
+    plan = snapshot.of(fresh(run)).plan
+    handoff.process(dispatch_of(found, plan), _InlineBroker(dramatiq.get_broker()), USING)
     return row(run, "pay").status
 
 
@@ -74,7 +76,7 @@ def beside(run):
 
 
 def told(run):
-    return summary(portrait.of(fresh(run)))
+    return summary(snapshot.of(fresh(run)))
 
 
 def test_what_dies_with_others_is_no_more_to_blame_than_they_are():
@@ -233,9 +235,9 @@ def item(run, number):
 
 
 def perform_step(run, name, number):
-    plan = portrait.of(fresh(run)).plan
+    plan = snapshot.of(fresh(run)).plan
     broker = _InlineBroker(dramatiq.get_broker())
-    handover.process(dispatch_of(item(run, number), plan), broker, USING)
+    handoff.process(dispatch_of(item(run, number), plan), broker, USING)
     return item(run, number).status
 
 

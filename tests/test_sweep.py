@@ -9,13 +9,14 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.test import override_settings
 
-from sequences import Sequence, dispatching, step
+from sequences import Sequence, step
+from sequences.engine import dispatcher
 from sequences.exceptions import SequenceError
 from sequences.models import StepRun, StoredPlan
-from sequences.sweep import ROUNDS, Overdue, Sweeper, sweep
 from sequences.testing import clock
-from sequences.traffic import DRAINED, Traffic
 from sequences.transitions import due, failures
+from sequences.worker.queue_monitor import DRAINED, Traffic
+from sequences.worker.sweeper import ROUNDS, Overdue, Sweeper, sweep
 from tests.engine import change, claim, fail, fresh, ledger, messages, now, overdue, perform, row
 
 pytestmark = pytest.mark.django_db
@@ -26,7 +27,7 @@ GRACE = timedelta(seconds=15)
 
 @pytest.fixture(autouse=True)
 def _broker_that_has_not_failed(monkeypatch):
-    monkeypatch.setattr(dispatching, "_breaker", dispatching._Breaker())
+    monkeypatch.setattr(dispatcher, "_breaker", dispatcher._Breaker())
 
 
 def chain():
@@ -63,7 +64,7 @@ def down(broker, monkeypatch):
 
     monkeypatch.setattr(broker, "enqueue", refuse)
     # The pauses between attempts are tested with the dispatches.
-    monkeypatch.setattr(dispatching._breaker, "is_open", lambda: False)
+    monkeypatch.setattr(dispatcher._breaker, "is_open", lambda: False)
 
 
 # --- what is dispatched
@@ -204,7 +205,7 @@ class Time:
     def __init__(self, monkeypatch):
         self.seconds = 1000.0
         fake = SimpleNamespace(monotonic=lambda: self.seconds)
-        monkeypatch.setattr("sequences.traffic.time", fake)
+        monkeypatch.setattr("sequences.worker.queue_monitor.time", fake)
 
     def passes(self, seconds):
         self.seconds += seconds
@@ -456,7 +457,7 @@ def test_an_error_of_one_row_is_logged_with_its_run_and_step_and_harms_no_other(
         change(broken, "one", status="waiting", kind="each", payload={"children": 1})
     else:
         monkeypatch.setattr(
-            "sequences.sweep._fails_as_unknown", unless_broken(lambda row, using: False)
+            "sequences.worker.sweeper._fails_as_unknown", unless_broken(lambda row, using: False)
         )
     assert sweep(Overdue(), USING) == 2
     sent = {message.args[0] for message in messages()}
@@ -478,7 +479,7 @@ def wait_until(condition):
 @pytest.fixture
 def _at_once(monkeypatch):
     """A worker's sweep begins without looking around first."""
-    monkeypatch.setattr("sequences.traffic.DRAINED", 0.0)
+    monkeypatch.setattr("sequences.worker.queue_monitor.DRAINED", 0.0)
 
 
 @pytest.mark.django_db(transaction=True)
@@ -545,7 +546,7 @@ def test_the_command_sweeps_until_it_is_interrupted(run, monkeypatch):
             raise KeyboardInterrupt
         overdue(run, "one")
 
-    monkeypatch.setattr("sequences.sweep.time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr("sequences.worker.sweeper.time", SimpleNamespace(sleep=sleep))
     out = StringIO()
     with override_settings(SEQUENCES={"SWEEP_INTERVAL": 7}):
         call_command("sequences", "sweep", "--loop", stdout=out)

@@ -17,8 +17,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased
 from opentelemetry.trace import SpanKind, StatusCode, TraceFlags
 
-from sequences import Sequence, on_failure, repeat, step, subsequence, tracing
-from sequences.execution import Life
+from sequences import Sequence, on_failure, repeat, step, subsequence
+from sequences.engine import tracing
+from sequences.engine.executor import Life
 from sequences.models import SequenceRun
 from sequences.testing import run as run_all
 from tests.engine import claim, fresh, messages, perform, row
@@ -448,7 +449,7 @@ def test_what_cannot_be_told_of_an_error_takes_no_interrupt_away(spans, monkeypa
         def one(self):
             raise Shutdown("now")
 
-    monkeypatch.setattr("sequences.telemetry._tell", None)
+    monkeypatch.setattr("sequences.engine.telemetry._tell", None)
     run = Long.start().run
     work()
     assert row(run, "one").status == "queued"  # given back, and not left to its lease
@@ -500,8 +501,8 @@ assert not [name for name in sys.modules if name.startswith("opentelemetry")]
 def _not_installed(monkeypatch):
     for name in [name for name in sys.modules if name.startswith("opentelemetry")]:
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "sequences.telemetry", raising=False)
-    monkeypatch.delattr("sequences.telemetry", raising=False)
+    monkeypatch.delitem(sys.modules, "sequences.engine.telemetry", raising=False)
+    monkeypatch.delattr("sequences.engine.telemetry", raising=False)
     tracing._load.cache_clear()
     yield
     tracing._load.cache_clear()

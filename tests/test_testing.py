@@ -13,11 +13,13 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from dramatiq.middleware import CurrentMessage
 
-from sequences import Sequence, dispatching, registry, repeat, step
+from sequences import Sequence, repeat, step
+from sequences.definitions import registry
+from sequences.engine import dispatcher
 from sequences.exceptions import InvalidData, UnknownSequence
 from sequences.models import SequenceRun, StepRun
 from sequences.testing import assert_ledger, build, clock, drain, isolate_sequences, run
-from sequences.transitions import times
+from sequences.transitions import clock as database_clock
 from testproject.contact.models import Message
 
 
@@ -79,16 +81,16 @@ class RunTests(SequenceTestCase):
         assert other.run.steps.get().status == "queued"
 
     def test_the_clock_is_set_back(self):
-        before = times.moved()
+        before = database_clock.moved()
         run(self.Contact, name="Joel")
-        assert times.moved() == before
+        assert database_clock.moved() == before
 
     def test_nothing_is_sent_to_the_broker(self):
         with self.captureOnCommitCallbacks(execute=True):
             sequence = self.Contact(name="Joel")
         waiting = dramatiq.get_broker().queues["default"]
         assert waiting.qsize() == 1  # by the start itself
-        with dispatching.caught() as sent:
+        with dispatcher.caught() as sent:
             drain()
         assert sent == []
         assert waiting.qsize() == 1
@@ -154,20 +156,20 @@ class DrainTests(SequenceTestCase):
         assert_ledger(sequence, ALL)
 
     def test_clocks_may_stand_inside_one_another(self):
-        before = times.moved()
+        before = database_clock.moved()
         with clock() as outer:
             outer.move(timedelta(days=1))
             with clock() as inner:
                 inner.move(timedelta(days=1))
-                assert times.moved() == before + timedelta(days=2)
-            assert times.moved() == before + timedelta(days=1)
-        assert times.moved() == before
+                assert database_clock.moved() == before + timedelta(days=2)
+            assert database_clock.moved() == before + timedelta(days=1)
+        assert database_clock.moved() == before
 
     def test_the_clock_is_set_back_after_an_error(self):
-        before = times.moved()
+        before = database_clock.moved()
         with self.assertRaises(ZeroDivisionError), clock() as moving:
             moving.move(timedelta(days=1 / 0))
-        assert times.moved() == before
+        assert database_clock.moved() == before
 
     def test_a_limit_ends_it(self):
         self.Contact(name="Joel")

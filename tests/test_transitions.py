@@ -5,12 +5,12 @@ from django.db import DatabaseError, IntegrityError, OperationalError, transacti
 from django.test import override_settings
 
 from sequences import Sequence, step
+from sequences.definitions.plan import Node, Plan
 from sequences.models import RunStatus, SequenceRun, StepFailure, StepRun, StoredPlan
-from sequences.plan import Node, Plan
-from sequences.sweep import Overdue, sweep
 from sequences.testing import assert_ledger, drain, isolate_sequences
-from sequences.transitions import claims, commits, due, failures, locks, plans
-from sequences.transitions.values import Beat, Change, ClaimLost
+from sequences.transitions import claims, commits, due, failures, locking, plans
+from sequences.transitions.types import Beat, Change, ClaimLost
+from sequences.worker.sweeper import Overdue, sweep
 from tests.engine import change, claim, fail, fresh, ledger, now, overdue, perform, row, take
 
 pytestmark = pytest.mark.django_db
@@ -695,7 +695,7 @@ def failing(times, error):
     ids=str,
 )
 def test_a_transaction_that_the_database_gave_up_is_played_again(error):
-    assert locks.transact(USING, failing(3, error)) == 4
+    assert locking.transact(USING, failing(3, error)) == 4
 
 
 @pytest.mark.django_db(transaction=True)
@@ -707,17 +707,17 @@ def test_what_a_replayed_transaction_wrote_is_written_once():
         if first:
             raise first.pop()
 
-    locks.transact(USING, write)
+    locking.transact(USING, write)
     assert StoredPlan.objects.count() == 1
 
 
 @pytest.mark.django_db(transaction=True)
 def test_replays_have_an_end(monkeypatch):
-    monkeypatch.setattr(locks, "back_off", lambda replay: None)
-    function = failing(locks.REPLAYS + 1, given_up())
+    monkeypatch.setattr(locking, "back_off", lambda replay: None)
+    function = failing(locking.REPLAYS + 1, given_up())
     with pytest.raises(OperationalError):
-        locks.transact(USING, function)
-    assert function() == locks.REPLAYS + 2
+        locking.transact(USING, function)
+    assert function() == locking.REPLAYS + 2
 
 
 @pytest.mark.django_db(transaction=True)
@@ -727,7 +727,7 @@ def test_replays_have_an_end(monkeypatch):
 def test_any_other_error_is_not_played_again(error):
     function = failing(1, error)
     with pytest.raises(type(error)):
-        locks.transact(USING, function)
+        locking.transact(USING, function)
     assert function() == 2
 
 
@@ -735,7 +735,7 @@ def test_inside_the_callers_transaction_nothing_is_played_again():
     function = failing(1, given_up())
     with transaction.atomic():
         with pytest.raises(OperationalError):
-            locks.transact(USING, function)
+            locking.transact(USING, function)
         # The savepoint is rolled back, and the caller's transaction goes on.
         assert StoredPlan.objects.count() == 0
     assert function() == 2

@@ -12,10 +12,10 @@ import typing_extensions
 from pydantic import BaseModel, ConfigDict, Field, RootModel, computed_field, field_validator
 
 from sequences import Sequence, step
-from sequences.data import dumps, normalise
+from sequences.data.plain import plain
+from sequences.data.serialization import dumps, normalise
+from sequences.data.typed import PlainCodec, PydanticCodec, Stored, overlay
 from sequences.exceptions import InvalidData, InvalidDefinition
-from sequences.reading import plain
-from sequences.typed import PlainCodec, PydanticCodec, Stored, overlay
 
 T = TypeVar("T")
 UTC = dt.UTC

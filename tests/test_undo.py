@@ -4,12 +4,12 @@ import pytest
 from dramatiq.middleware import Shutdown, SkipMessage
 
 from sequences import Abort, Sequence, event, finish, on_failure, repeat, step
+from sequences.engine.executor import Life
 from sequences.exceptions import InvalidDefinition, InvalidTransition
-from sequences.execution import Life
 from sequences.models import StepFailure, StepRun
-from sequences.sweep import Overdue, sweep
 from sequences.testing import assert_ledger, drain, run
 from sequences.transitions import claims
+from sequences.worker.sweeper import Overdue, sweep
 from tests.engine import (
     change,
     claim,

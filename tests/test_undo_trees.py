@@ -5,12 +5,12 @@ from datetime import timedelta
 import pytest
 
 from sequences import Abort, Sequence, event, on_failure, step, subsequence
+from sequences.engine.pruning import prune
 from sequences.exceptions import InvalidTransition
 from sequences.models import Operation, SequenceRun, StepRun
-from sequences.pruning import prune
-from sequences.sweep import Overdue, sweep
 from sequences.testing import drain, run
-from sequences.transitions import undoing
+from sequences.transitions import compensation
+from sequences.worker.sweeper import Overdue, sweep
 from tests.engine import (
     claim,
     fail,
@@ -239,7 +239,7 @@ def test_children_that_have_succeeded_are_undone_by_their_own_undos():
     for child in children_of(parent):
         perform(claim(child, "seat"))
         perform(claim(child, "meal"))
-    undoing.look(row(parent, "book").pk, "default")
+    compensation.look(row(parent, "book").pk, "default")
     perform(claim(parent, "book"))
     assert ledger(parent)["book"] == "succeeded"
     del done[:]

@@ -18,11 +18,12 @@ from dramatiq import Middleware, Worker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.worker import _WorkerThread
 
-from sequences import Sequence, conf, health, signals, step
-from sequences.middleware import _dead_threads
-from sequences.presence import Presence
+from sequences import Sequence, conf, signals, step
+from sequences.inspection import health
 from sequences.testing import run
-from sequences.texts import Unprintable, name_of, printable
+from sequences.utils.text import Unprintable, name_of, printable
+from sequences.worker.middleware import _dead_threads
+from sequences.worker.registration import Presence
 from tests.engine import fresh
 
 pytestmark = pytest.mark.django_db

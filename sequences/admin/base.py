@@ -22,7 +22,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from .. import conf
-from ..portrait import visible
+from ..inspection.snapshot import visible
 
 #: Rows that are counted in a list: a table of millions would take seconds.
 COUNTED = 10_000

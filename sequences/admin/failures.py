@@ -18,15 +18,15 @@ from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
 from .. import conf
+from ..inspection.snapshot import hide_secrets, label_of, title_of
 from ..models import SequenceRun, StepFailure
-from ..portrait import hide_secrets, label_of, title_of
-from ..texts import class_name, first_line
-from ..transitions import times
-from . import cells
+from ..transitions import clock
+from ..utils.text import class_name, first_line
+from . import columns
 from .base import heavy
 from .filters import SPANS, runs_for
 from .health import LIVE, strip
-from .paging import KeysetAdmin
+from .pagination import KeysetAdmin
 
 #: Failed attempts that are counted, and groups that are shown.
 COUNTED, GROUPS = 50_000, 100
@@ -64,12 +64,12 @@ class Group:
     @property
     def message(self) -> str:
         """The first line of the newest."""
-        return first_line(self.newest.message, cells.CUT)
+        return first_line(self.newest.message, columns.CUT)
 
     @property
     def last(self) -> str:
         """When the newest happened."""
-        return cells.moment(self.newest.failed_at, self.now)
+        return columns.moment(self.newest.failed_at, self.now)
 
     @property
     def cells(self) -> list[str]:
@@ -103,7 +103,7 @@ class Table:
 
 def read(runs: QuerySet[SequenceRun] | None, list_url: str, using: str) -> Table:
     """The failed attempts of these runs, or of all. Four queries."""
-    now = times.now(using)
+    now = clock.now(using)
     rows = StepFailure.objects.using(using).filter(failed_at__gte=now - SPANS["week"][0])
     if runs is not None:
         rows = rows.filter(run__in=runs.values("pk"))

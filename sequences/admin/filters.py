@@ -13,6 +13,7 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from .. import conf
+from ..inspection.snapshot import label_of, title_of
 from ..models import (
     PLAIN,
     UNFINISHED_RUN,
@@ -24,9 +25,8 @@ from ..models import (
     StepStatus,
     StoredPlan,
 )
-from ..portrait import label_of, title_of
-from ..texts import class_name
-from ..transitions import plans, times
+from ..transitions import clock, plans
+from ..utils.text import class_name
 
 #: Sequences, and versions of one, whose names are offered.
 OFFERED = 200
@@ -60,7 +60,7 @@ def labels_for(model_admin: Any, request: HttpRequest) -> list[str]:
 def since(name: str, using: str) -> Any:
     """The moment at which one of the `SPANS` began."""
     span, _label = SPANS.get(name, SPANS["week"])
-    return times.now(using) - span
+    return clock.now(using) - span
 
 
 class SequenceFilter(admin.SimpleListFilter):

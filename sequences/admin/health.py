@@ -6,7 +6,8 @@ from typing import Any
 
 from django.http import HttpRequest
 
-from .. import conf, health
+from .. import conf
+from ..inspection import health
 from .base import is_refresh
 from .filters import runs_for
 

@@ -9,8 +9,8 @@ from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
 from .. import conf
+from ..inspection.snapshot import hide_secrets
 from ..models import StepFailure
-from ..portrait import hide_secrets
 from .base import EMPTY, NEWEST, Newest, ReadOnlyInline
 
 

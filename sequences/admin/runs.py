@@ -5,8 +5,8 @@ from __future__ import annotations
 from django.contrib import admin
 
 from ..models import SequenceRun
-from .listing import RunListing
-from .many import ManyRuns
+from .bulk_operations import ManyRuns
+from .run_list import RunListing
 
 
 @admin.register(SequenceRun)

@@ -3,9 +3,9 @@
 import django.db.models.deletion
 from django.db import migrations, models
 
-import sequences.ids
 import sequences.models
 import sequences.steerable
+import sequences.utils.uuid7
 
 
 class Migration(migrations.Migration):
@@ -20,7 +20,7 @@ class Migration(migrations.Migration):
                 (
                     "id",
                     models.UUIDField(
-                        default=sequences.ids.uuid7,
+                        default=sequences.utils.uuid7.uuid7,
                         editable=False,
                         primary_key=True,
                         serialize=False,

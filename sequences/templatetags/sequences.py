@@ -12,11 +12,11 @@ from django.http import HttpRequest
 from django.template import Context
 from django.utils.http import url_has_allowed_host_and_scheme
 
-from ..definition import Sequence
 from ..exceptions import SequenceError
+from ..inspection.status import Shows, Status
 from ..links import DAY, address
 from ..models import SequenceRun
-from ..status import Shows, Status
+from ..sequence import Sequence
 
 register = template.Library()
 

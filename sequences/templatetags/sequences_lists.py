@@ -7,7 +7,7 @@ from typing import Any
 
 from django import template
 
-from ..texts import class_name
+from ..utils.text import class_name
 
 register = template.Library()
 

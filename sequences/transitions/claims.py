@@ -12,11 +12,11 @@ from django.db.models import Case, F, Q, QuerySet, When
 
 from .. import conf
 from ..models import RunStatus, SequenceRun, StepRun, StepStatus
-from . import plans, sql, times
-from .locks import lock_free, lock_run, transact
+from . import clock, plans, postgresql
+from .compensation import proceed, stop, stops_here
+from .locking import lock_free, lock_run, transact
 from .runs import save, stops
-from .undoing import proceed, stop, stops_here
-from .values import Beat, Claim, Dispatch, dispatch_of
+from .types import Beat, Claim, Dispatch, dispatch_of
 
 _CLAIMABLE = (StepStatus.QUEUED, StepStatus.RETRYING)
 
@@ -37,27 +37,27 @@ def claim(
     taken by nobody. The row is the only guard, so claims of siblings never wait for each other.
     `suspects=False` leaves a step alone whose last worker was lost.
     """
-    if sql.is_fast(using):
-        return sql.claim(step_run_id, attempts, token, worker, suspects, using)
+    if postgresql.is_fast(using):
+        return postgresql.claim(step_run_id, attempts, token, worker, suspects, using)
     return transact(using, lambda: _claim(step_run_id, attempts, token, worker, suspects, using))
 
 
 def _claim(
     step_run_id: int, attempts: int, token: int, worker: str, suspects: bool, using: str
 ) -> Claim | None:
-    now = times.now(using)
+    now = clock.now(using)
     rows = claimable(step_run_id, attempts, now, using)
     if not suspects:
         rows = rows.filter(lost=0)
-    lease = now + times.lease()
+    lease = now + clock.lease()
     taken = rows.update(
         status=StepStatus.RUNNING,
         token=token,
         worker=worker,
         started_at=now,
         wake_at=Case(
-            When(wake_at__lt=now + times.shortest_lease(), then=lease),
-            When(wake_at__gt=now + times.longest_lease(), then=lease),
+            When(wake_at__lt=now + clock.shortest_lease(), then=lease),
+            When(wake_at__gt=now + clock.longest_lease(), then=lease),
             default=F("wake_at"),
         ),
     )
@@ -70,7 +70,7 @@ def _claim(
 def claimable(step_run_id: int, attempts: int, now: datetime, using: str) -> QuerySet[StepRun]:
     """This row, if a message that knows of so many failed attempts may take it."""
     return StepRun._base_manager.using(using).filter(
-        Q(status__in=_CLAIMABLE) | Q(status=StepStatus.WAITING, due_at__lte=now + times.EARLY),
+        Q(status__in=_CLAIMABLE) | Q(status=StepStatus.WAITING, due_at__lte=now + clock.EARLY),
         pk=step_run_id,
         attempts=attempts,
         wake_at__isnull=False,
@@ -121,8 +121,8 @@ def beat(beats: Sequence[Beat], using: str) -> set[int]:
     Left out is what is not ours any more, and what another transaction has locked: the others
     would lose their leases if this waited for it.
     """
-    if sql.is_fast(using):
-        return sql.beat(beats, using)
+    if postgresql.is_fast(using):
+        return postgresql.beat(beats, using)
     return transact(using, lambda: _beat(beats, using))
 
 
@@ -132,7 +132,7 @@ def _beat(beats: Sequence[Beat], using: str) -> set[int]:
     for each in beats:
         ours |= Q(pk=each.step_run_id, token=each.token)
     locked = rows.filter(pk__in=lock_free(rows.filter(ours, status=StepStatus.RUNNING), using))
-    locked.update(wake_at=times.now(using) + times.lease())
+    locked.update(wake_at=clock.now(using) + clock.lease())
     for each in beats:
         if each.progress is not None:
             locked.filter(token=each.token).update(progress=json.loads(each.progress))
@@ -148,7 +148,7 @@ def _release(claim: Claim, using: str) -> Dispatch | None:
     run = lock_run(claim.run_id, using)
     if run is None:
         return None
-    now = times.now(using)
+    now = clock.now(using)
     held = run.status == RunStatus.PAUSED
     rows = StepRun._base_manager.using(using).filter(
         pk=claim.step_run_id, token=claim.token, status=StepStatus.RUNNING
@@ -161,7 +161,7 @@ def _release(claim: Claim, using: str) -> Dispatch | None:
         status=StepStatus.QUEUED,
         token=None,
         queued_at=now,
-        wake_at=None if held else now + times.grace(),
+        wake_at=None if held else now + clock.grace(),
     )
     if not released or held:
         return None

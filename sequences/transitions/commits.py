@@ -11,13 +11,13 @@ from datetime import datetime, timedelta
 from math import ceil
 from typing import Any
 
-from .. import data as json_data
+from ..data import serialization
+from ..definitions.plan import Plan
 from ..models import UNFINISHED_RUN, RunStatus, SequenceRun, StepRun, StepStatus
-from ..plan import Plan
-from . import children, fanout, news, plans, sql, starts, times, undoing
-from .locks import lock_run
+from . import clock, compensation, fanout, notifications, plans, postgresql, starts, subsequences
+from .locking import lock_run
 from .runs import end, save, skip_unfinished, states_of, steps_of
-from .values import Change, Claim, ClaimLost, Dispatch, dispatch_of, new_row
+from .types import Change, Claim, ClaimLost, Dispatch, dispatch_of, new_row
 
 #: A delay up to this is waited for in the broker too, which is more precise than a sweep.
 SHORT = timedelta(seconds=60)
@@ -36,10 +36,10 @@ def commit_quickly(claim: Claim, change: Change, using: str) -> list[Dispatch] |
         or change.items is not None
         or change.children is not None
     )
-    if not sql.is_fast(using) or change.again is not None or waits or change.finish:
+    if not postgresql.is_fast(using) or change.again is not None or waits or change.finish:
         return None
     plan = plans.load(claim.plan_id, using)
-    return sql.commit_in_chain(claim, change, plan, using) if plan.is_chain else None
+    return postgresql.commit_in_chain(claim, change, plan, using) if plan.is_chain else None
 
 
 def commit(claim: Claim, change: Change, using: str) -> list[Dispatch]:
@@ -52,18 +52,18 @@ def commit(claim: Claim, change: Change, using: str) -> list[Dispatch]:
     run = lock_run(claim.run_id, using)
     if run is None or run.status not in _commits_in(claim):
         raise ClaimLost
-    now = times.now(using)
+    now = clock.now(using)
     _write_row(claim, change, run, now, using)
     _merge_data(run, claim, change)
-    if undoing.stops_here(run, claim):
-        ready = undoing.go_on(run, plan, now, using)
+    if compensation.stops_here(run, claim):
+        ready = compensation.go_on(run, plan, now, using)
     elif change.finish:
-        children.cancel(steps_of(run, using), now, using)
+        subsequences.cancel(steps_of(run, using), now, using)
         skip_unfinished(run, now, using)
         end(run, RunStatus.SUCCEEDED, now)
         ready = []
     elif claim.is_aside and change.again is None:
-        ready = undoing.go_on(run, plan, now, using)
+        ready = compensation.go_on(run, plan, now, using)
     elif claim.is_aside:
         ready = _again(claim, change, plan, now, using)
     else:
@@ -93,7 +93,7 @@ def _write_row(claim: Claim, change: Change, run: SequenceRun, now: datetime, us
     if change.progress is not None:
         values["progress"] = json.loads(change.progress)
     if change.children is not None:
-        values.update(children.waits(change.children, run, now))
+        values.update(subsequences.waits(change.children, run, now))
     elif change.items is not None:
         values.update(fanout.waits(change.items, run, now))
     elif change.receive or (change.timed_out and claim.step in run.inbox):
@@ -107,7 +107,7 @@ def _write_row(claim: Claim, change: Change, run: SequenceRun, now: datetime, us
     if not rows.update(**values):
         raise ClaimLost
     if "finished_at" in values:
-        news.succeeded(claim.step_run_id, change.status, claim.sequence, using)
+        notifications.succeeded(claim.step_run_id, change.status, claim.sequence, using)
 
 
 def _wait(claim: Claim, change: Change, run: SequenceRun, now: datetime) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def _wait(claim: Claim, change: Change, run: SequenceRun, now: datetime) -> dict
     if change.repeat:
         values.update(attempts=0, repeats=claim.repeats + 1, ready_at=now)
     if due <= now:
-        values.update(status=StepStatus.QUEUED, wake_at=now + times.grace())
+        values.update(status=StepStatus.QUEUED, wake_at=now + clock.grace())
     else:
         slack = SLACK if due - now <= SHORT else timedelta(0)
         values.update(status=StepStatus.WAITING, due_at=due, wake_at=due + slack)
@@ -129,7 +129,7 @@ def _wait(claim: Claim, change: Change, run: SequenceRun, now: datetime) -> dict
 def _receive(claim: Claim, change: Change, run: SequenceRun, now: datetime) -> dict[str, Any]:
     values: dict[str, Any] = {"queued_at": now, "dispatches": 0}
     if claim.step in run.inbox:  # delivered since the step has looked
-        values.update(status=StepStatus.QUEUED, wake_at=now + times.grace())
+        values.update(status=StepStatus.QUEUED, wake_at=now + clock.grace())
     else:
         due = now + change.again if isinstance(change.again, timedelta) else change.again
         values.update(status=StepStatus.WAITING, due_at=due, wake_at=due)
@@ -160,7 +160,7 @@ def _merge_data(run: SequenceRun, claim: Claim, change: Change) -> None:
     if run.version == claim.version:
         run.data = change.after
     else:
-        run.data = json_data.merge(change.before, run.data, change.after)
+        run.data = serialization.merge(change.before, run.data, change.after)
 
 
 def advance(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
@@ -171,11 +171,11 @@ def advance(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dis
     states = states_of(run, using)
     failing = plan.is_failing(states)
     held = failing or run.status == RunStatus.PAUSED
-    wake_at = None if held else now + times.grace()
+    wake_at = None if held else now + clock.grace()
     rows = [new_row(run.pk, node, now, wake_at) for node in plan.ready(states)]
     starts.insert(rows, using)
     if failing:
-        return undoing.stop(run, plan, now, using)
+        return compensation.stop(run, plan, now, using)
     states.update((row.step, row.status) for row in rows)
     outcome = plan.outcome(states)
     if outcome is not None:
@@ -194,7 +194,7 @@ def divert(run: SequenceRun, plan: Plan, name: str, now: datetime, using: str) -
     if handler.name not in states:
         others_fail = plan.is_failing({**states, handler.name: StepStatus.QUEUED})
         held = run.status == RunStatus.PAUSED or others_fail
-        row = new_row(run.pk, handler, now, None if held else now + times.grace())
+        row = new_row(run.pk, handler, now, None if held else now + clock.grace())
         starts.insert([row], using)
         ready = [] if held else [dispatch_of(row, plan)]
     return ready + advance(run, plan, now, using)

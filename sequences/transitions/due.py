@@ -12,9 +12,9 @@ from django.db.models import F, Q, QuerySet
 
 from ..exceptions import SequenceError
 from ..models import UNFINISHED_STEP, StepRun, StepStatus
-from . import plans, times
-from .locks import lock_free, transact
-from .values import Dispatch, dispatch_of
+from . import clock, plans
+from .locking import lock_free, transact
+from .types import Dispatch, dispatch_of
 
 logger = logging.getLogger("sequences")
 
@@ -66,7 +66,7 @@ def take(is_lost: IsLost, using: str, *, knows: Knows = guesses, after: Place | 
 
 
 def _take(is_lost: IsLost, knows: Knows, after: Place | None, using: str) -> Due:
-    now = times.now(using)
+    now = clock.now(using)
     rows = list(_locked(now, after, using))
     due = Due(times={row.pk: row.wake_at for row in rows if row.wake_at})
     if len(rows) == BATCH:
@@ -106,17 +106,17 @@ def _sort(row: StepRun, due: Due, is_lost: IsLost, knows: Knows, now: datetime, 
             "Step %s of run %s waits for a worker that reads its plan: %s",
             row.step, row.run_id, error,
         )  # fmt: skip
-        row.wake_at = now + times.grace()
+        row.wake_at = now + clock.grace()
         return
     except DatabaseError:
         raise
     except Exception:  # of a plan that somebody has written by hand, or removed
         logger.exception("The plan of step %s of run %s cannot be read.", row.step, row.run_id)
-        row.wake_at = now + times.grace()
+        row.wake_at = now + clock.grace()
         return
     if _waits_for_others(row):
         due.waiting.append(row)
-        row.wake_at = now + min(max(times.grace(), now - row.queued_at), LONGEST)
+        row.wake_at = now + min(max(clock.grace(), now - row.queued_at), LONGEST)
         return
     if row.status == StepStatus.WAITING:
         row.status, row.queued_at, row.dispatches = StepStatus.QUEUED, now, 0
@@ -124,20 +124,20 @@ def _sort(row: StepRun, due: Due, is_lost: IsLost, knows: Knows, now: datetime, 
     else:
         lost = is_lost(node.queue, _sent_at(row), now)
     if lost:
-        row.wake_at = now + (times.grace() if knows(node.actor) else _pause(row))
+        row.wake_at = now + (clock.grace() if knows(node.actor) else _pause(row))
         due.rows.append(row)
         due.dispatches.append(dispatch_of(row, plan))
     elif lost is None:
         # Soon again, until a worker of that queue is the first to look.
-        row.wake_at = now + times.grace()
+        row.wake_at = now + clock.grace()
     else:
         # Its message waits in a long queue: look again when it has waited as long once more.
-        row.wake_at = now + min(max(times.grace(), now - row.queued_at), LONGEST)
+        row.wake_at = now + min(max(clock.grace(), now - row.queued_at), LONGEST)
 
 
 def _pause(row: StepRun) -> timedelta:
     """Until the next dispatch, where nobody sees what became of the last one."""
-    return min(times.grace() * (1 << row.dispatches), LONGEST)
+    return min(clock.grace() * (1 << row.dispatches), LONGEST)
 
 
 def _waits_for_others(row: StepRun) -> bool:
@@ -157,12 +157,12 @@ def _sent_at(row: StepRun) -> datetime:
     sent_at = max(row.queued_at, row.due_at or row.queued_at)
     if not row.dispatches or row.wake_at is None:
         return sent_at
-    return max(sent_at, row.wake_at - times.grace())
+    return max(sent_at, row.wake_at - clock.grace())
 
 
 def put_off(row: StepRun, using: str) -> None:
     """Look after this row in a while: it could not be done now, for a reason that may last."""
-    later = times.now(using) + times.grace()
+    later = clock.now(using) + clock.grace()
     transact(using, lambda: _move(row, later, using))
 
 

@@ -9,17 +9,17 @@ from uuid import UUID
 
 from django.db.models import QuerySet
 
+from ..definitions.plan import ASIDE
 from ..exceptions import WorkerLost
 from ..models import PLAIN, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
-from ..plan import ASIDE
-from ..texts import text_of, trace_of
-from . import fanout, losses, news, plans, times, undoing, workers
+from ..utils.text import text_of, trace_of
+from . import clock, compensation, fanout, losses, notifications, plans, processes
 from .commits import divert
-from .locks import lock_run, transact
+from .compensation import stop
+from .locking import lock_run, transact
 from .refusals import with_text
 from .runs import save, stops
-from .undoing import stop
-from .values import Claim, Dispatch, dispatch_of
+from .types import Claim, Dispatch, dispatch_of
 
 #: What is kept of a traceback, in characters: the end says most.
 TRACEBACK = 20_000
@@ -79,8 +79,8 @@ def _record(
     run = lock_run(claim.run_id, using)
     if run is None:
         return None
-    now = times.now(using)
-    if timed_out and claim.step in run.inbox and not undoing.stops_here(run, claim):
+    now = clock.now(using)
+    if timed_out and claim.step in run.inbox and not compensation.stops_here(run, claim):
         return _received_after_all(claim, run, now, using)
     rows = StepRun._base_manager.using(using).filter(
         pk=claim.step_run_id, token=claim.token, status=StepStatus.RUNNING
@@ -91,10 +91,10 @@ def _record(
         return None
     _append(claim.step_run_id, claim, failure, claim.attempts + 1, claim.worker, now, using)
     if not final:
-        if undoing.stops_here(run, claim):
-            return undoing.proceed(run, now, using)
+        if compensation.stops_here(run, claim):
+            return compensation.proceed(run, now, using)
         return _leave_place(run, claim, now, using)
-    news.failed(claim.step_run_id, claim.attempts + 1, claim.sequence, using)
+    notifications.failed(claim.step_run_id, claim.attempts + 1, claim.sequence, using)
     return _fail(run, claim, now, using)
 
 
@@ -114,7 +114,7 @@ def _received_after_all(
     )
     queued = rows.update(
         status=StepStatus.QUEUED, queued_at=now, dispatches=0, due_at=None,
-        wake_at=None if held else now + times.grace(),
+        wake_at=None if held else now + clock.grace(),
     )  # fmt: skip
     if not queued:
         return None
@@ -123,7 +123,7 @@ def _received_after_all(
 
 
 def _failed_or_due(run: SequenceRun, claim: Claim, final: bool, now: datetime) -> dict[str, Any]:
-    if final or undoing.stops_here(run, claim):
+    if final or compensation.stops_here(run, claim):
         status = StepStatus.FAILED if final else StepStatus.CANCELLED
         return {"status": status, "wake_at": None, "due_at": None, "finished_at": now}
     held = run.status == RunStatus.PAUSED
@@ -132,7 +132,7 @@ def _failed_or_due(run: SequenceRun, claim: Claim, final: bool, now: datetime) -
         "due_at": now,
         "queued_at": now,
         "dispatches": 0,
-        "wake_at": None if held else now + times.grace(),
+        "wake_at": None if held else now + clock.grace(),
     }
 
 
@@ -168,13 +168,13 @@ def set_due(claim: Claim, delay: int, using: str) -> None:
 
 
 def _set_due(claim: Claim, delay: int, using: str) -> None:
-    due = times.now(using) + timedelta(milliseconds=delay)
+    due = clock.now(using) + timedelta(milliseconds=delay)
     rows = _retrying(claim, using)
     # A held row stays held: its run is paused.
     known = rows.update(due_at=due)
-    rows.filter(wake_at__isnull=False).update(wake_at=due + times.grace())
+    rows.filter(wake_at__isnull=False).update(wake_at=due + clock.grace())
     if known:
-        news.retrying(claim.step_run_id, claim.attempts + 1, using)
+        notifications.retrying(claim.step_run_id, claim.attempts + 1, using)
 
 
 def give_up(claim: Claim, using: str) -> list[Dispatch] | None:
@@ -187,13 +187,13 @@ def _give_up(claim: Claim, using: str) -> list[Dispatch] | None:
     run = lock_run(claim.run_id, using)
     if run is None:
         return None
-    now = times.now(using)
+    now = clock.now(using)
     failed = _retrying(claim, using).update(
         status=StepStatus.FAILED, wake_at=None, due_at=None, finished_at=now
     )
     if not failed:
         return None
-    news.failed(claim.step_run_id, claim.attempts + 1, run.sequence, using)
+    notifications.failed(claim.step_run_id, claim.attempts + 1, run.sequence, using)
     return _fail(run, claim, now, using)
 
 
@@ -216,19 +216,19 @@ def _reap(row: StepRun, using: str) -> list[Dispatch]:
     run = lock_run(row.run_id, using)
     if run is None:
         return []
-    now = times.now(using)
+    now = clock.now(using)
     rows = StepRun._base_manager.using(using).filter(
         pk=row.pk, token=row.token, status=StepStatus.RUNNING, wake_at__lte=now
     )
-    if row.token is not None and workers.holds(row.token, using):
+    if row.token is not None and processes.holds(row.token, using):
         return []
     beside = losses.beside(row, now, using)
     if losses.is_guilty(row.lost + 1, beside):
         return _fail_lost(row, run, rows, beside, now, using)
-    if undoing.stops_here(run, row):
+    if compensation.stops_here(run, row):
         return _cancel_lost(row, run, rows, beside, now, using)
     held = run.status == RunStatus.PAUSED
-    wake_at = None if held else now + times.grace()
+    wake_at = None if held else now + clock.grace()
     reaped = rows.update(
         status=StepStatus.QUEUED, token=None, lost=row.lost + 1, queued_at=now, dispatches=0,
         wake_at=wake_at,
@@ -260,7 +260,7 @@ def _cancel_lost(
     if not cancelled:
         return []
     losses.append(row, beside, now, using)
-    return undoing.proceed(run, now, using)
+    return compensation.proceed(run, now, using)
 
 
 def _fail_lost(
@@ -281,7 +281,7 @@ def _fail_lost(
     losses.append(row, beside, now, using)
     error = WorkerLost(step=row.step, run=run.pk, lost=lost, worker=row.worker)
     _append(row.pk, row, Failure.of(error), row.attempts + 1, row.worker, now, using)
-    news.failed(row.pk, row.attempts + 1, run.sequence, using)
+    notifications.failed(row.pk, row.attempts + 1, run.sequence, using)
     return _fail(run, row, now, using)
 
 
@@ -294,7 +294,7 @@ def _fail_unknown(row: StepRun, error: Exception, using: str) -> list[Dispatch]:
     run = lock_run(row.run_id, using)
     if run is None:
         return []
-    now = times.now(using)
+    now = clock.now(using)
     rows = StepRun._base_manager.using(using).filter(
         pk=row.pk, status=row.status, token=row.token, wake_at__isnull=False
     )
@@ -305,7 +305,7 @@ def _fail_unknown(row: StepRun, error: Exception, using: str) -> list[Dispatch]:
     if not failed:
         return []
     _append(row.pk, row, Failure.of(error), row.attempts + 1, "", now, using)
-    news.failed(row.pk, row.attempts + 1, run.sequence, using)
+    notifications.failed(row.pk, row.attempts + 1, run.sequence, using)
     return _fail(run, row, now, using)
 
 
@@ -315,7 +315,7 @@ def _fail(run: SequenceRun, step: Claim | StepRun, now: datetime, using: str) ->
     if run.is_finished:
         return []
     if run.status == RunStatus.UNDOING:
-        ready = undoing.go_on(run, plan, now, using)
+        ready = compensation.go_on(run, plan, now, using)
     elif step.item != PLAIN:
         return []
     elif plan.node(step.step).on_error:

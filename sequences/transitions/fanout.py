@@ -21,6 +21,7 @@ from uuid import UUID
 
 from django.db.models import Q, QuerySet, Subquery
 
+from ..definitions.plan import Plan
 from ..models import (
     PLAIN,
     UNFINISHED_STEP,
@@ -30,12 +31,11 @@ from ..models import (
     StepRun,
     StepStatus,
 )
-from ..plan import Plan
-from . import news, plans, sql, times
-from .locks import lock_run, transact
+from . import clock, notifications, plans, postgresql
+from .compensation import proceed, stop
+from .locking import lock_run, transact
 from .runs import is_failing, save, stops
-from .undoing import proceed, stop
-from .values import Change, Claim, ClaimLost, Dispatch, FanOut, dispatch_of
+from .types import Change, Claim, ClaimLost, Dispatch, FanOut, dispatch_of
 
 #: Items in flight where a step names no `concurrency`.
 WINDOW = 1000
@@ -91,7 +91,7 @@ def waits(fan_out: FanOut, run: SequenceRun, now: datetime) -> dict[str, Any]:
         "status": StepStatus.WAITING,
         "payload": {"total": fan_out.total, "window": fan_out.window, "next": 0},
         "delayed": True,
-        "wake_at": None if held else now + times.grace(),
+        "wake_at": None if held else now + clock.grace(),
     }
 
 
@@ -100,11 +100,11 @@ def commit_item(claim: Claim, change: Change, using: str) -> bool:
 
     Returns whether somebody has to look after the others, once this is committed.
     """
-    if sql.is_fast(using):
-        row = sql.commit_item(claim, change, using)
+    if postgresql.is_fast(using):
+        row = postgresql.commit_item(claim, change, using)
         if row is None:
             raise ClaimLost
-        news.succeeded(claim.step_run_id, change.status, claim.sequence, using)
+        notifications.succeeded(claim.step_run_id, change.status, claim.sequence, using)
         return _calls_for_a_look(row[0], claim.item)
     values: dict[str, Any] = {"status": change.status, "lost": 0, "wake_at": None, "due_at": None}
     if change.progress is not None:
@@ -113,9 +113,9 @@ def commit_item(claim: Claim, change: Change, using: str) -> bool:
         values["result"] = json.loads(change.result)
     rows = StepRun._base_manager.using(using)
     rows = rows.filter(pk=claim.step_run_id, token=claim.token, status=StepStatus.RUNNING)
-    if not rows.update(**values, finished_at=times.now(using)):
+    if not rows.update(**values, finished_at=clock.now(using)):
         raise ClaimLost
-    news.succeeded(claim.step_run_id, change.status, claim.sequence, using)
+    notifications.succeeded(claim.step_run_id, change.status, claim.sequence, using)
     return _calls_for_a_look(_state_of(claim.run_id, claim.step, using), claim.item)
 
 
@@ -204,7 +204,7 @@ def _look(run_id: UUID, step: str, using: str, more: int | None) -> list[Dispatc
     run = lock_run(run_id, using)
     if run is None:
         return []
-    plan, now = plans.load(run.plan_id, using), times.now(using)
+    plan, now = plans.load(run.plan_id, using), clock.now(using)
     if run.status == RunStatus.UNDOING:
         return proceed(run, now, using)
     if not stops(run, plan, using):
@@ -230,7 +230,7 @@ def go_on(
     if has_unfinished(run.pk, step, using):
         return []
     own.status, own.queued_at, own.dispatches = StepStatus.QUEUED, now, 0
-    own.wake_at = now + times.grace()
+    own.wake_at = now + clock.grace()
     own.save(using=using, update_fields=["status", "queued_at", "dispatches", "wake_at"])
     return [dispatch_of(own, plan)]
 
@@ -251,7 +251,7 @@ def _release(
     rows = _next(items, state, more - len(again))
     own.payload = state
     own.save(using=using, update_fields=["payload"])
-    queued = {"status": StepStatus.QUEUED, "queued_at": now, "wake_at": now + times.grace()}
+    queued = {"status": StepStatus.QUEUED, "queued_at": now, "wake_at": now + clock.grace()}
     items.filter(pk__in=[row.pk for row in again]).update(**queued, dispatches=0)
     items.filter(pk__in=[row.pk for row in rows]).update(**queued, ready_at=now)
     return [dispatch_of(row, plan) for row in [*again, *rows]]

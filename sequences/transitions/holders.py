@@ -11,7 +11,7 @@ from django.db import DatabaseError, connections, transaction
 from django.db.models import QuerySet
 
 from ..models import SequenceRun, StepRun
-from .locks import lock_free
+from .locking import lock_free
 
 #: Rows that are tried, those first that were due first.
 TRIED = 200

@@ -15,8 +15,8 @@ from django.db.models import QuerySet
 
 from .. import conf
 from ..models import StepLoss, StepRun, StepStatus
-from . import claims, plans, times
-from .values import Dispatch, dispatch_of
+from . import claims, clock, plans
+from .types import Dispatch, dispatch_of
 
 #: Neighbours that are kept of one death.
 MOST = 50
@@ -38,7 +38,7 @@ class Suspicion:
 
 def suspicion(step_run_id: int, attempts: int, using: str) -> Suspicion | None:
     """Whether this step, which may be claimed, is a suspect. None: it is not, or may not."""
-    now = times.now(using)
+    now = clock.now(using)
     rows = claims.claimable(step_run_id, attempts, now, using).filter(lost__gt=0)
     row = rows.only("lost", "queued_at").first()
     if row is None:
@@ -68,7 +68,7 @@ def beside(row: StepRun, now: datetime, using: str) -> list[dict[str, Any]]:
     if process is None:
         return []
     held = StepRun._base_manager.using(using).filter(
-        status=StepStatus.RUNNING, wake_at__lte=now + times.longest_lease()
+        status=StepStatus.RUNNING, wake_at__lte=now + clock.longest_lease()
     )
     lost = StepLoss._base_manager.using(using).filter(lost_at__gte=now - SPAN)
     found = [

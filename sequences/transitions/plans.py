@@ -8,11 +8,11 @@ from datetime import datetime
 
 from django.db import connections, transaction
 
+from ..definitions.plan import Plan
 from ..exceptions import SequenceError
 from ..models import StoredPlan
-from ..plan import Plan
-from . import times
-from .locks import transact
+from . import clock
+from .locking import transact
 
 _ids: dict[tuple[str, str, str], int] = {}
 _plans: dict[tuple[str, int], Plan] = {}
@@ -42,7 +42,7 @@ def _store(plan: Plan, using: str) -> int:
     stored, _ = StoredPlan.objects.using(using).get_or_create(
         sequence=plan.sequence,
         fingerprint=plan.fingerprint,
-        defaults={"graph": plan.to_json(), "created_at": times.now(using)},
+        defaults={"graph": plan.to_json(), "created_at": clock.now(using)},
     )
     return stored.pk
 
@@ -58,11 +58,11 @@ def store_now(plan: Plan, using: str) -> tuple[int, datetime]:
     """
     known = _ids.get((using, plan.sequence, plan.fingerprint))
     if known is not None:
-        now = times.now_beside(_ROW, (known, plan.sequence, plan.fingerprint), using)
+        now = clock.now_beside(_ROW, (known, plan.sequence, plan.fingerprint), using)
         if now is not None:
             return known, now
         forget()
-    return store(plan, using), times.now(using)
+    return store(plan, using), clock.now(using)
 
 
 def key_scope(labels: Sequence[str], using: str) -> str:

@@ -18,7 +18,7 @@ from django.db.models import Model, Q, QuerySet
 from django.db.models.deletion import Collector, get_candidate_relations_to_delete
 
 from ..models import PLAIN, UNFINISHED_RUN, Operation, SequenceRun, StepFailure, StepLoss, StepRun
-from .locks import transact
+from .locking import transact
 
 #: Ids in one statement.
 CHUNK = 500

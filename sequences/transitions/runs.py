@@ -9,6 +9,7 @@ from typing import Any
 from django.db import DEFAULT_DB_ALIAS, transaction
 from django.db.models import QuerySet
 
+from ..definitions.plan import Plan
 from ..models import (
     PLAIN,
     UNFINISHED_STEP,
@@ -19,8 +20,7 @@ from ..models import (
     StepRun,
     StepStatus,
 )
-from ..plan import Plan
-from . import news
+from . import notifications
 
 
 def is_failing(run: SequenceRun, plan: Plan, using: str) -> bool:
@@ -65,7 +65,7 @@ def end(run: SequenceRun, status: RunStatus, now: datetime) -> None:
     run.status = status
     run.finished_at = now
     using = run._state.db or DEFAULT_DB_ALIAS
-    news.ended(run.pk, run.sequence, status, using)
+    notifications.ended(run.pk, run.sequence, status, using)
     if (parent := run.parent_id) is not None:
         # No partial: Django wants the name of a hook that fails.
 

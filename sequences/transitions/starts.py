@@ -12,11 +12,11 @@ from uuid import UUID
 from django.db import IntegrityError, transaction
 from django.db.models import Q
 
-from ..ids import uuid7
+from ..definitions.plan import Node, Plan
 from ..models import SequenceRun, StepRun, StepStatus
-from ..plan import Node, Plan
-from . import news, plans, times
-from .values import Dispatch, dispatch_of, new_row
+from ..utils.uuid7 import uuid7
+from . import clock, notifications, plans
+from .types import Dispatch, dispatch_of, new_row
 
 Labels = Sequence[str]
 #: The runs that stand in the way of starts, by their key and its `unique`.
@@ -95,7 +95,7 @@ def start_many(
         taken |= _holders(labels, wanted, using)
     started = [(fresh[one.id], one.delay) for one in wanted if one.id in ours]
     steps = _first_steps(plan, started, now, using)
-    news.started([run for run, _ in started], plan.sequence, using)
+    notifications.started([run for run, _ in started], plan.sequence, using)
     runs: dict[UUID, SequenceRun] = {}
     for one in sorted(wanted, key=in_order_of_keys):
         known = fresh[one.id] if one.id in ours else taken.get(one.name)
@@ -138,7 +138,7 @@ def _insert_one(
     plan_id, now = plans.store_now(plan, using)
     run = _row(plan, plan_id, wanted, _scope(labels, [wanted], using), now)
     run.save(using=using, force_insert=True)
-    news.started([run], plan.sequence, using)
+    notifications.started([run], plan.sequence, using)
     return run, _first_steps(plan, [(run, wanted.delay)], now, using)
 
 
@@ -181,7 +181,7 @@ def _first_step(
     run_id: UUID, node: Node, now: datetime.datetime, delay: timedelta | None
 ) -> StepRun:
     if not delay:
-        return new_row(run_id, node, now, now + times.grace())
+        return new_row(run_id, node, now, now + clock.grace())
     due = now + delay
     return new_row(run_id, node, now, due, status=StepStatus.WAITING, due_at=due)
 

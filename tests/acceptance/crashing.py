@@ -36,8 +36,11 @@ from dramatiq.brokers.stub import StubBroker
 if __name__ == "__main__":
     django.setup()
 
-from sequences import conf, current, registry, traffic  # (Django is ready now)
+from sequences import conf
+from sequences.definitions import registry
+from sequences.engine import current
 from sequences.models import SequenceRun
+from sequences.worker import queue_monitor  # (Django is ready now)
 from tests.acceptance.app.sequences import start_kept
 
 DIED = 9
@@ -232,7 +235,7 @@ def recover(k: int, last: int | None = None) -> None:
     broker = broker_of(k)
     boundaries.ignored = threading.main_thread().name
     boundaries.is_last = lambda boundary: len(boundaries.passed) == last
-    traffic.DRAINED = 0.3 if isinstance(broker, StubBroker) else 1.5
+    queue_monitor.DRAINED = 0.3 if isinstance(broker, StubBroker) else 1.5
     worker = Worker(broker, worker_threads=1, worker_timeout=20)
     worker.start()
     before, until = None, 0.0

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sequences import registry
+from sequences.definitions import registry
 from sequences.models import SequenceRun, StoredPlan
 from sequences.testing import assert_ledger
 

@@ -3,7 +3,8 @@
 import pytest
 
 import sequences
-from sequences import chain, group, jobs, start_definition
+from sequences import chain, group, start_definition
+from sequences.flows import jobs
 from sequences.models import SequenceRun, StepRun
 from sequences.transitions import plans
 

@@ -20,9 +20,10 @@ from dramatiq.middleware import Shutdown, TimeLimitExceeded
 from dramatiq.worker import WorkerThread
 
 import sequences
-from sequences import handover, interrupts, registry
+from sequences.definitions import registry
+from sequences.engine import handoff, interrupts
 from sequences.models import StepRun
-from sequences.sweep import Overdue, sweep
+from sequences.worker.sweeper import Overdue, sweep
 from tests.engine import is_postgresql
 
 from .app.models import Entry
@@ -52,7 +53,7 @@ class Striker:
 
     @contextmanager
     def around_the_actor(self):
-        perform, disarm = handover.perform, interrupts.disarm
+        perform, disarm = handoff.perform, interrupts.disarm
 
         def watched(*arguments):
             sys.setprofile(self._watch)
@@ -67,11 +68,11 @@ class Striker:
             if self.places:
                 sys.setprofile(self._watch)
 
-        handover.perform, interrupts.disarm = watched, disarmed
+        handoff.perform, interrupts.disarm = watched, disarmed
         try:
             yield
         finally:
-            handover.perform, interrupts.disarm = perform, disarm
+            handoff.perform, interrupts.disarm = perform, disarm
 
     def _watch(self, frame, event, argument):
         code = frame.f_code

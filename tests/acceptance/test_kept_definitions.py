@@ -2,7 +2,8 @@
 
 import pytest
 
-from sequences import chain, group, job, jobs, start_definition
+from sequences import chain, group, job, start_definition
+from sequences.flows import jobs
 
 from .app.sequences import QUEUE, noted
 from .test_workers import ended, entries

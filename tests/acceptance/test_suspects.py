@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from sequences import health
+from sequences.inspection import health
 from sequences.models import SequenceRun, StepRun
 
 from .app.gates import Gate

@@ -9,11 +9,12 @@ import pytest
 from django.db import connection
 from django.db.models import F, Sum
 
-from sequences import dispatching, health
+from sequences.engine import dispatcher
 from sequences.exceptions import InvalidTransition
+from sequences.inspection import health
 from sequences.models import SequenceRun, StepRun
-from sequences.sweep import Overdue, sweep
 from sequences.testing import clock, run
+from sequences.worker.sweeper import Overdue, sweep
 from tests.locks import held
 
 from .app.gates import Gate
@@ -457,12 +458,12 @@ class TestDirectHandoff:
 
 class TestMessages:
     def test_one_that_is_delivered_several_times_at_once_is_performed_once(self, crew):
-        with dispatching.caught() as dispatches:
+        with dispatcher.caught() as dispatches:
             sequences = [Tiny() for _ in range(10)]
         before = crew.skipped()
         for worker in crew.workers:
             worker.freeze()
-        for message in [dispatching.message_for(one) for one in dispatches]:
+        for message in [dispatcher.message_for(one) for one in dispatches]:
             for _ in range(4):
                 crew.broker.enqueue(message)
         for worker in crew.workers:
@@ -474,9 +475,9 @@ class TestMessages:
         assert Entry.objects.count() == 10
 
     def test_one_that_comes_again_while_its_step_runs_changes_nothing(self, crew, gate):
-        with dispatching.caught() as dispatches:
+        with dispatcher.caught() as dispatches:
             sequence = Busy(gate=str(gate))
-        message = dispatching.message_for(dispatches[0])
+        message = dispatcher.message_for(dispatches[0])
         crew.broker.enqueue(message)
         wait_for(gate.visitors)
         before = crew.skipped()

@@ -9,8 +9,8 @@ from typing import Any, assert_type
 import dramatiq
 
 from sequences import Abort, Sequence, finish, get, repeat, step
+from sequences.definitions.steps import Finish, Repeat, Step, Undo
 from sequences.models import SequenceRun, StepRun
-from sequences.steps import Finish, Repeat, Step, Undo
 from sequences.testing import assert_ledger, build, clock, drain, isolate_sequences, run
 
 

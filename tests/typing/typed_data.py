@@ -10,7 +10,7 @@ from typing import Any, TypedDict, TypeVar, assert_type
 from pydantic import BaseModel
 
 from sequences import Sequence, event, step, subsequence
-from sequences.steps import Step
+from sequences.definitions.steps import Step
 from sequences.testing import assert_ledger, build, run
 
 

@@ -1,4 +1,4 @@
-"""``manage.py sequences``: sequences from the command line. What it does is in `sequences.cli`."""
+"""``manage.py sequences``: its subcommands are in `sequences.management.cli`."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError
 
 from ... import conf
-from ...cli import acting, looking, starting, upkeep
-from ...cli.tasks import mended
-from ...cli.words import plain
 from ...exceptions import SequenceError
 from ...transitions.refusals import is_unmigrated, unmigrated
+from ..cli import maintenance, operations, read, start
+from ..cli.base import mended
+from ..cli.tables import plain
 
 TASKS = [
-    looking.List,
-    looking.Show,
-    starting.Start,
-    looking.Watch,
-    *acting.TASKS,
-    looking.Graph,
-    upkeep.Sweep,
-    upkeep.Prune,
-    upkeep.Health,
+    read.List,
+    read.Show,
+    start.Start,
+    read.Watch,
+    *operations.TASKS,
+    read.Graph,
+    maintenance.Sweep,
+    maintenance.Prune,
+    maintenance.Health,
 ]
 
 

@@ -1,0 +1,275 @@
+"""Acts on many runs at once, from the list: each run its own transaction, with a report."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from django import forms
+from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.core.exceptions import PermissionDenied
+from django.db.models import Count, Min, Q, QuerySet
+from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect
+from django.urls import reverse
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext
+
+from .. import conf
+from ..definitions.plan import ASIDE
+from ..exceptions import InvalidTransition, SequenceError
+from ..inspection import actions as run_actions
+from ..inspection.snapshot import label_of
+from ..models import PLAIN, RunStatus, SequenceRun, StepRun
+from .base import heavy
+from .forms import ActForm
+from .operations import FORMS, RunActs, perform
+
+if TYPE_CHECKING:
+    from django.utils.functional import _StrPromise
+
+#: What can be done to many at once: all but to edit, which is about the data of one.
+ON_MANY = tuple(name for name in run_actions.ACTS if name != "edit")
+#: Runs of one request. The rest is for another one, or for the command line.
+MOST = 1_000
+#: Runs that are read together.
+BATCH = 100
+#: Seconds after which a request begins no other run: a proxy would give it up.
+PATIENCE = 20
+#: Runs that a report links, of each reason.
+EXAMPLES = 3
+Action = Callable[["ManyRuns", HttpRequest, "QuerySet[SequenceRun]"], HttpResponseBase]
+
+
+def _on_many(name: str, description: _StrPromise) -> Action:
+    """An entry of the list of actions."""
+
+    act = run_actions.ACTS[name]
+
+    @admin.action(description=description, permissions=[act.needs or name])
+    def action(
+        self: ManyRuns, request: HttpRequest, queryset: QuerySet[SequenceRun]
+    ) -> HttpResponseBase:
+        return self._act_on_many(request, name, queryset)
+
+    return action
+
+
+def _may(name: str) -> Callable[[ManyRuns, HttpRequest], bool]:
+    """Whether somebody may do it to some runs at all."""
+
+    def has_permission(self: ManyRuns, request: HttpRequest) -> bool:
+        return self.has_act_permission(request, run_actions.ACTS[name])
+
+    return has_permission
+
+
+class ManyRuns(RunActs):
+    """The part of the runs' admin that does something to many of them."""
+
+    actions = tuple(f"{name}_runs" for name in ON_MANY)
+
+    retry_runs = _on_many("retry", gettext_lazy("Retry the selected runs"))
+    restart_from_runs = _on_many(
+        "restart_from", gettext_lazy("Restart the selected runs from a step")
+    )
+    skip_runs = _on_many("skip", gettext_lazy("Skip a step of the selected runs"))
+    run_now_runs = _on_many("run_now", gettext_lazy("Run a delayed step of the selected runs now"))
+    deliver_runs = _on_many("deliver", gettext_lazy("Deliver an event to the selected runs"))
+    pause_runs = _on_many("pause", gettext_lazy("Pause the selected runs"))
+    resume_runs = _on_many("resume", gettext_lazy("Resume the selected runs"))
+    finish_runs = _on_many("finish", gettext_lazy("Finish the selected runs"))
+    cancel_runs = _on_many("cancel", gettext_lazy("Cancel the selected runs"))
+    erase_runs = _on_many("erase", gettext_lazy("Erase the data of the selected runs"))
+
+    # As Django asks for the permissions of actions.
+    has_retry_permission = _may("retry")
+    has_restart_permission = _may("restart_from")
+    has_skip_permission = _may("skip")
+    has_run_now_permission = _may("run_now")
+    has_deliver_permission = _may("deliver")
+    has_pause_permission = _may("pause")
+    has_finish_permission = _may("finish")
+    has_cancel_permission = _may("cancel")
+    has_erase_permission = _may("erase")
+
+    def _act_on_many(
+        self, request: HttpRequest, action: str, runs: QuerySet[SequenceRun]
+    ) -> HttpResponseBase:
+        act = run_actions.ACTS[action]
+        if not self.has_view_permission(request) or not self.has_act_permission(request, act):
+            raise PermissionDenied
+        found = _first(runs, action)
+        is_confirmed = request.POST.get("confirm") == "yes"
+        form = FORMS.get(action, ActForm)(request.POST if is_confirmed else None)
+        if act.on_step and not _ask_for_step(form, act, [pk for pk, _status in found[:MOST]]):
+            self.message_user(request, _no_step(), messages.WARNING)
+            return HttpResponseRedirect(request.get_full_path())
+        if not is_confirmed or not form.is_valid():
+            return self._ask_about_many(request, act, found, form)
+        report = self._do_to_many(request, act, [pk for pk, _status in found], form.cleaned_data)
+        self._tell(request, act, report)
+        return HttpResponseRedirect(request.get_full_path())
+
+    def _ask_about_many(
+        self,
+        request: HttpRequest,
+        act: run_actions.Act,
+        found: Sequence[tuple[UUID, str]],
+        form: ActForm,
+    ) -> HttpResponseBase:
+        counted = Counter(status for _pk, status in found[:MOST])
+        context = {
+            "page_title": _("%(act)s: many runs") % {"act": act.label},
+            "act": act,
+            "action": request.POST.get("action"),
+            "counts": [(status, status.label, counted[status]) for status in RunStatus],
+            "count": min(len(found), MOST),
+            "are_more": len(found) > MOST,
+            "most": MOST,
+            "form": form,
+            "checkbox": ACTION_CHECKBOX_NAME,
+            "selected": request.POST.getlist(ACTION_CHECKBOX_NAME),
+            "across": request.POST.get("select_across", "0"),
+            "back": request.get_full_path(),
+        }
+        template = "admin/job_sequences/sequencerun/confirm_many.html"
+        return self._show(request, None, template, context)
+
+    def _do_to_many(
+        self,
+        request: HttpRequest,
+        act: run_actions.Act,
+        ids: Sequence[UUID],
+        cleaned: dict[str, Any],
+    ) -> Report:
+        report = Report(left=max(len(ids) - MOST, 0))
+        until = monotonic() + PATIENCE
+        chosen = ids[:MOST]
+        for index, run in enumerate(self._one_by_one(request, chosen)):
+            if monotonic() > until:
+                report.left += len(chosen) - index
+                break
+            if not self.has_act_permission(request, act, run):
+                report.skipped[_("not allowed to you")].append(run)
+                continue
+            self._do_to_one(request, act, run, cleaned, report)
+        return report
+
+    def _one_by_one(self, request: HttpRequest, ids: Sequence[UUID]) -> Iterator[SequenceRun]:
+        for index in range(0, len(ids), BATCH):
+            batch = ids[index : index + BATCH]
+            yield from self.get_queryset(request).filter(pk__in=batch).defer(*heavy())
+
+    def _do_to_one(
+        self,
+        request: HttpRequest,
+        act: run_actions.Act,
+        run: SequenceRun,
+        cleaned: dict[str, Any],
+        report: Report,
+    ) -> None:
+        try:
+            counts = perform(run, act, cleaned.get("step", ""), cleaned, request.user)
+        except InvalidTransition as error:
+            report.skipped[_reason(error)].append(run)
+        except SequenceError as error:
+            report.skipped[str(error)].append(run)
+        else:
+            if not counts:
+                report.skipped[_("it was delivered before")].append(run)
+                return
+            self.log_change(request, run, _title(act, cleaned))
+            report.done += 1
+
+    def _tell(self, request: HttpRequest, act: run_actions.Act, report: Report) -> None:
+        if report.done:
+            told = ngettext("%(act)s: %(count)d run.", "%(act)s: %(count)d runs.", report.done)
+            told %= {"act": act.label, "count": report.done}
+            self.message_user(request, told, messages.SUCCESS)
+        for reason, runs in report.skipped.items():
+            self.message_user(request, self._skipped(reason, runs), messages.WARNING)
+        if report.left:
+            told = ngettext(
+                "%(count)d more run was left alone: do this again, or use manage.py sequences.",
+                "%(count)d or more runs were left alone: do this again, or use manage.py "
+                "sequences.",
+                report.left,
+            )
+            self.message_user(request, told % {"count": report.left}, messages.WARNING)
+
+    def _skipped(self, reason: str, runs: Sequence[SequenceRun]) -> SafeString:
+        told = ngettext("%(count)d run was skipped", "%(count)d runs were skipped", len(runs))
+        name = f"{self.admin_site.name}:job_sequences_sequencerun_change"
+        links = [(reverse(name, args=[run.pk]), str(run)) for run in runs[:EXAMPLES]]
+        return format_html(
+            "{}: {} ({}{})",
+            told % {"count": len(runs)},
+            reason,
+            format_html_join(", ", '<a href="{}">{}</a>', links),
+            ", …" if len(runs) > EXAMPLES else "",
+        )
+
+
+@dataclass
+class Report:
+    """What became of many."""
+
+    done: int = 0
+    #: Those to which it could not be done, by the reason.
+    skipped: dict[str, list[SequenceRun]] = field(default_factory=lambda: defaultdict(list))
+    #: How many, at least, are left for another request.
+    left: int = 0
+
+
+def _first(runs: QuerySet[SequenceRun], action: str) -> list[tuple[UUID, str]]:
+    """Those of one request, with their states; one more, if there are more."""
+    found: list[tuple[UUID, str]] = []
+    # Else doing it again would begin with those that were skipped before.
+    for status in dict.fromkeys([*run_actions.ACTS[action].meant_for, *RunStatus]):
+        if room := MOST + 1 - len(found):
+            found += runs.filter(status=status).values_list("pk", "status")[:room]
+    return found
+
+
+def _reason(error: InvalidTransition) -> str:
+    """Why not, in words that many runs share."""
+    values = {"status": error.status, "allowed": error.allowed}
+    return _("it is %(status)s, and must be %(allowed)s") % values
+
+
+def _title(act: run_actions.Act, cleaned: dict[str, Any]) -> str:
+    return f"{act.label}: {cleaned['step']}" if act.on_step else str(act.label)
+
+
+def _no_step() -> str:
+    return _("None of these runs has a step to which this can be done.")
+
+
+#: The step runs that an act on a step may find something to do with.
+_STEPS = {
+    "skip": Q(item=PLAIN, status__in=("failed", "waiting", "queued", "retrying")),
+    "run_now": Q(due_at__isnull=False, status__in=("waiting", "retrying")),
+    "deliver": Q(kind="event", status__in=("waiting", "failed")),
+    "restart_from": Q(item=PLAIN) & ~Q(kind__in=ASIDE),
+}
+
+
+def _ask_for_step(form: ActForm, act: run_actions.Act, ids: Sequence[UUID]) -> bool:
+    """Let people choose a step that these runs have. False: there is none."""
+    rows = StepRun.objects.using(conf.using()).filter(_STEPS[act.name], run__in=ids)
+    counted = rows.order_by().values_list("step").annotate(Count("run", distinct=True), Min("pk"))
+    choices = [
+        (step, ngettext("%(step)s (%(count)d run)", "%(step)s (%(count)d runs)", count)
+            % {"step": label_of(step), "count": count})
+        for step, count, _first in sorted(counted, key=lambda one: one[2])
+    ]  # fmt: skip
+    form.fields["step"] = forms.ChoiceField(label=_("Step"), choices=choices)
+    form.order_fields(["step"])
+    return bool(choices)

@@ -1,0 +1,271 @@
+"""The acts on runs: their buttons, and the pages that ask for confirmation.
+
+Every act is one method of the run. A GET changes nothing; a POST does only what it confirms.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import messages
+from django.core.exceptions import PermissionDenied
+from django.http import Http404, HttpRequest, HttpResponseBase, HttpResponseRedirect
+from django.urls import URLPattern
+from django.utils.translation import gettext as _
+
+from ..data.redaction import NoSecret, changed_secrets, hide, redact, restore, secrets_of
+from ..exceptions import InvalidData, SequenceError
+from ..inspection import actions, snapshot
+from ..inspection.diagnosis import summary
+from ..inspection.snapshot import Portrait, StepPortrait, patterns_of, visible
+from ..models import RunStatus, SequenceRun
+from . import run_context
+from .forms import ActForm, CancelForm, DeliverForm, EditForm, EraseForm, RestartForm, SkipForm
+from .run_context import Urls
+from .run_detail import RunPage
+
+#: Data longer than this, in characters, is edited by code: a form of it would be refused.
+EDITABLE = 500_000
+FORMS: dict[str, type[ActForm]] = {
+    "skip": SkipForm,
+    "cancel": CancelForm,
+    "restart_from": RestartForm,
+    "deliver": DeliverForm,
+    "edit": EditForm,
+    "erase": EraseForm,
+}
+
+
+class RunActs(RunPage):
+    """The part of the runs' admin that does something to them."""
+
+    def get_urls(self) -> list[URLPattern]:
+        """One page for each act."""
+        return [*self._paths(("act/<slug:action>/", self.act_view, "act")), *super().get_urls()]
+
+    def log_change(self, request: HttpRequest, obj: Any, message: Any) -> Any:
+        """Under its id: a key may have to be erased, and Django's history is beyond our reach."""
+        return super().log_change(request, SequenceRun(pk=obj.pk, sequence=obj.sequence), message)
+
+    def act_view(self, request: HttpRequest, object_id: str, action: str) -> HttpResponseBase:
+        """Ask whether to do it; do it when a POST confirms it."""
+        act = actions.ACTS.get(action)
+        if act is None:
+            raise Http404
+        run = self._run(request, object_id)
+        if not self.has_act_permission(request, act, run):
+            raise PermissionDenied
+        shown = snapshot.of(run)
+        asked = _Asked(self, request, act, shown, _step(request, act, shown))
+        return asked.answer()
+
+
+def _step(request: HttpRequest, act: actions.Act, shown: Portrait) -> StepPortrait | None:
+    if not act.on_step:
+        return None
+    step = shown.step(request.GET.get("step", ""))
+    if step is None:
+        raise Http404(_("The run has no such step."))
+    return step
+
+
+class _Asked:
+    """One request for an act."""
+
+    def __init__(
+        self,
+        admin: RunActs,
+        request: HttpRequest,
+        act: actions.Act,
+        shown: Portrait,
+        step: StepPortrait | None,
+    ) -> None:
+        self.admin, self.request, self.act, self.shown, self.step = admin, request, act, shown, step
+        self.run = shown.run
+        self.patterns = patterns_of(self.run.sequence)
+        self.urls = Urls(admin.admin_site.name, self.run)
+        self.form = self._form()
+
+    def answer(self) -> HttpResponseBase:
+        """What a GET and a POST get."""
+        if self.request.method != "POST":
+            return self._ask() if self._is_allowed() else self._refused(_not_allowed())
+        if self.act.name == "edit":
+            return self._edit()
+        if self.request.POST.get("confirm") != "yes":
+            return self._ask(status=400)
+        return self._do(self.form.cleaned_data) if self.form.is_valid() else self._ask()
+
+    def _is_allowed(self) -> bool:
+        step = self.step.name if self.step else None
+        found = actions.allowed(self.shown)
+        return (self.act.name, step) in {(act.name, on.name if on else None) for act, on in found}
+
+    def _form(self) -> ActForm:
+        data = self.request.POST if self.request.method == "POST" else None
+        form = FORMS.get(self.act.name, ActForm)(data, initial=self._initial())
+        is_open = self.run.status in (RunStatus.RUNNING, RunStatus.PAUSED)
+        plan = self.shown.plan
+        # Whether the runs below have undos their own plans tell: asked of nobody, it may be so.
+        may_undo = bool(plan.undos or plan.subsequences) and is_open
+        if self.act.name == "cancel" and not may_undo:
+            del form.fields["undo"]
+        if self.act.name == "restart_from" and self.step:
+            _name_events(form, actions.asked_again(self.shown, self.step))
+        return form
+
+    def _initial(self) -> dict[str, Any]:
+        if self.act.name != "edit":
+            return {}
+        data = run_context.text_of(visible(self.run.data, self.run.sequence))
+        return {"text": data, "version": self.run.version}
+
+    # What it answers
+
+    def _ask(self, status: int = 200, **context: Any) -> HttpResponseBase:
+        template = "edit" if self.act.name == "edit" else "confirm"
+        context = {
+            "page_title": self._title(),
+            "act": self.act,
+            "step": self.step,
+            "run": self.run,
+            "portrait": self.shown,
+            "summary": summary(self.shown),
+            "form": self.form,
+            "back": self._back(),
+            "step_status": run_context.label_of_step(self.step.status) if self.step else "",
+            "is_too_large": self._is_too_large(),
+            **context,
+        }
+        template = f"admin/job_sequences/sequencerun/{template}.html"
+        return self.admin._show(self.request, self.run, template, context, status=status)
+
+    def _title(self) -> str:
+        return f"{self.act.label}: {self.step.name}" if self.step else str(self.act.label)
+
+    def _is_too_large(self) -> bool:
+        return self.act.name == "edit" and len(self.form.initial["text"]) > EDITABLE
+
+    def _back(self) -> str:
+        anchor = f"#step-{self.step.name}" if self.step else ""
+        return self.urls.to("change", self.run.pk) + anchor
+
+    def _refused(self, why: str) -> HttpResponseBase:
+        self.admin.message_user(self.request, why, messages.ERROR)
+        return HttpResponseRedirect(self.urls.to("change", self.run.pk))
+
+    # What it does
+
+    def _do(self, cleaned: dict[str, Any]) -> HttpResponseBase:
+        try:
+            counts = perform(self.run, self.act, self._name(), cleaned, self.request.user)
+        except InvalidData as error:
+            self.form.add_error(None, self._without_secrets(str(error)))
+            return self._ask()
+        except SequenceError as error:
+            return self._refused(str(error))
+        if not counts:
+            return self._refused(_("It was delivered before: the first delivery counts."))
+        self.admin.log_change(self.request, self.run, self._title())
+        self.admin.message_user(self.request, self._done(), messages.SUCCESS)
+        return HttpResponseRedirect(self.urls.to("change", self.run.pk))
+
+    def _name(self) -> str:
+        return self.step.name if self.step else ""
+
+    def _done(self) -> str:
+        status = self.run.get_status_display()
+        return _("Done: %(act)s. The run is %(status)s now.") % {
+            "act": self._title(),
+            "status": status,
+        }
+
+    def _without_secrets(self, text: str) -> str:
+        """What was typed is quoted as it is: stars in its place would tell that it was guessed."""
+        secrets = secrets_of(self.run.data, self.patterns)
+        if hide(text, secrets) == text:
+            return text
+        typed = "\n".join(map(str, self.request.POST.values()))
+        quoted = (secret for secret in secrets if hide(text, [secret]) != text)
+        return hide(text, [secret for secret in quoted if hide(typed, [secret]) == typed])
+
+    # Other data
+
+    def _edit(self) -> HttpResponseBase:
+        """Show what would change, and store it when that is confirmed."""
+        if "again" in self.request.POST or not self.form.is_valid():
+            return self._ask()
+        cleaned = self.form.cleaned_data
+        if cleaned["version"] != self.run.version:
+            return self._changed_meanwhile()
+        try:
+            data = restore(cleaned["text"], self.run.data, self.patterns)
+        except NoSecret as error:
+            self.form.add_error("text", _no_secret(error.path))
+            return self._ask()
+        except RecursionError:
+            self.form.add_error("text", _("This is nested too deeply."))
+            return self._ask()
+        if self.request.POST.get("confirm") == "yes":
+            return self._do(cleaned | {"data": data})
+        return self._preview(data, cleaned["text"])
+
+    def _changed_meanwhile(self) -> HttpResponseBase:
+        error = _(
+            "The run has changed since this form was made, and nothing was stored. Its data as it "
+            "is now is shown below the form."
+        )
+        self.form.add_error(None, error)
+        now = run_context.value_of(self.run.data, self.run.sequence, "", self.urls.value("data"))
+        return self._ask(data_now=now, version_now=self.run.version)
+
+    def _preview(self, data: dict[str, Any], typed: Any) -> HttpResponseBase:
+        before, after = (
+            run_context.sorted_text(redact(one, self.patterns)) for one in (self.run.data, data)
+        )
+        secrets = changed_secrets(self.run.data, typed, self.patterns)
+        lines = run_context.differences(before, after)
+        return self._ask(is_preview=True, lines=lines, secrets=secrets)
+
+
+def _name_events(form: ActForm, events: list[StepPortrait]) -> None:
+    """Say for which events people would be asked again; without any there is no box."""
+    if not events:
+        del form.fields["keep_deliveries"]
+        return
+    names = ", ".join(event.label for event in events)
+    told = _("Otherwise these are asked for again: %(events)s.")
+    form.fields["keep_deliveries"].help_text = told % {"events": names}
+
+
+def perform(
+    run: SequenceRun, act: actions.Act, step: str, cleaned: dict[str, Any], by: Any
+) -> bool:
+    """Call the run's own method. False: it was a delivery, and not the first."""
+    told = {"by": by, "reason": cleaned.get("reason", "")}
+    if act.name == "deliver":
+        return run.deliver(step, cleaned["payload"], **told)
+    if act.name == "edit":
+        run.edit(cleaned["data"], **told)
+    elif act.name == "cancel":
+        run.cancel(undo=cleaned.get("undo", False), **told)
+    elif act.name == "erase":
+        run.erase(keep_key=cleaned.get("keep_key", False), **told)
+    elif act.name == "restart_from":
+        run.restart_from(step, keep_deliveries=cleaned.get("keep_deliveries", False), **told)
+    elif act.on_step:
+        getattr(run, act.name)(step, **told)
+    else:
+        getattr(run, act.name)(**told)
+    return True
+
+
+def _not_allowed() -> str:
+    return _("The state of the run does not allow this: it may have changed meanwhile.")
+
+
+def _no_secret(path: str) -> str:
+    return _(
+        "Stars stand at %(path)s, and it cannot be told which hidden value they stand for. A "
+        "hidden value stays only where it was; elsewhere, write the value itself."
+    ) % {"path": path}

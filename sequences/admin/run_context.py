@@ -1,0 +1,353 @@
+"""What stands on a run's page: values that are cut, differences, steps with their buttons."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from urllib.parse import urlencode
+
+from django.db.models import Count, QuerySet, TextField
+from django.db.models.functions import Cast, Length
+from django.urls import reverse
+from django.utils.translation import gettext_lazy as _
+
+from .. import conf
+from ..inspection.actions import ACTS
+from ..inspection.snapshot import Portrait, StepPortrait, hide_secrets, visible
+from ..models import PLAIN, Operation, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
+from ..utils.durations import duration
+from .base import NEWEST
+
+#: What a page shows of one value, in characters; the rest is a link away.
+LONGEST = 100_000
+#: And of a value among many.
+SHORT = 10_000
+#: Failed attempts that are shown with their tracebacks, the newest.
+TRACEBACKS = 20
+#: Children that are shown, the newest.
+CHILDREN = 20
+#: Differences that are shown of edited data, the newest.
+DIFFERENCES = 10
+
+KINDS = {
+    "each": _("for each"),
+    "event": _("event"),
+    "subsequence": _("subsequence"),
+    "on_failure": _("at the failure"),
+}
+
+
+@dataclass(frozen=True)
+class Value:
+    """A stored value as text, as much as a page shows of it."""
+
+    text: str
+    #: How long the whole is, in characters; 0: this is the whole.
+    length: int = 0
+    #: Where the whole is to be had.
+    url: str = ""
+
+
+def text_of(value: Any) -> str:
+    """JSON for people: indented, one key below the other."""
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+
+
+def value_of(value: Any, sequence: str, step: str, url: str, longest: int = LONGEST) -> Value:
+    """A value without its secrets."""
+    text = text_of(visible(value, sequence, step))
+    if len(text) <= longest:
+        return Value(text)
+    return Value(text[:longest], len(text), url)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a difference: "+", "-", or as it was."""
+
+    kind: str
+    text: str
+
+
+def differences(before: str, after: str) -> list[Line]:
+    """What is other in the second text, with three lines around it."""
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=3)
+    names = {"+": "added", "-": "removed", "@": "place"}
+    return [Line(names.get(line[0], ""), line) for line in list(lines)[2:]]
+
+
+def small(rows: QuerySet[Any], column: str, longest: int = SHORT) -> QuerySet[Any]:
+    """The rows whose JSON in this column is not long: what is large is not even loaded."""
+    sized: QuerySet[Any] = rows.annotate(size=Length(Cast(column, TextField())))
+    return sized.filter(size__lte=longest)
+
+
+@dataclass(frozen=True)
+class Button:
+    """One act that may be done now."""
+
+    name: str
+    label: Any
+    explains: Any
+    url: str
+    step: str = ""
+    is_dangerous: bool = False
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How many items or children of one status there are."""
+
+    status: str
+    label: Any
+    count: int
+    url: str = ""
+
+
+@dataclass(frozen=True)
+class StepLine:
+    """A step in the table of a run's page."""
+
+    portrait: StepPortrait
+    now: datetime
+    url: str = ""
+    counts: tuple[Tally, ...] = ()
+    buttons: tuple[Button, ...] = ()
+
+    @property
+    def anchor(self) -> str:
+        """The id of its row."""
+        return f"step-{self.portrait.name}"
+
+    @property
+    def status(self) -> str:
+        """For the class of its badge."""
+        return self.portrait.status or "pending"
+
+    @property
+    def status_label(self) -> Any:
+        """For its text."""
+        return label_of_step(self.portrait.status)
+
+    @property
+    def kind_label(self) -> Any:
+        """What it is, if it is no plain step."""
+        return KINDS.get(self.portrait.node.kind, self.portrait.node.kind)
+
+    @property
+    def waited(self) -> str:
+        """How long it had to wait."""
+        waited = self.portrait.waited(self.now)
+        return "" if waited is None else duration(waited)
+
+    @property
+    def ran(self) -> str:
+        """How long its last attempt took."""
+        ran = self.portrait.ran(self.now)
+        return "" if ran is None else duration(ran)
+
+    @property
+    def due(self) -> datetime | None:
+        """When it may run."""
+        return self.portrait.row.due_at if self.portrait.row is not None else None
+
+    @property
+    def due_in(self) -> str:
+        """How long until then."""
+        return "" if self.due is None or self.due <= self.now else duration(self.due - self.now)
+
+    @property
+    def percent(self) -> int | None:
+        """Of its progress."""
+        progress = self.portrait.progress
+        return None if progress is None else min(round(100 * progress[0] / progress[1]), 100)
+
+
+def label_of_step(status: str) -> Any:
+    """A step's status as text."""
+    return StepStatus(status).label if status else _("not begun")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A failed attempt, folded."""
+
+    failure: StepFailure
+    ago: str
+    #: Whether its traceback is here, and not on a page of its own.
+    is_whole: bool
+    is_open: bool = False
+
+
+def attempts_of(run: SequenceRun, now: datetime) -> list[Attempt]:
+    """The newest failed attempts, the newest first; one more than are shown, if there is one."""
+    rows = StepFailure.objects.using(conf.using()).filter(run=run.pk).order_by("-pk")
+    newest = list(rows[:TRACEBACKS])
+    older = (
+        list(rows.defer("traceback")[TRACEBACKS : NEWEST + 1]) if len(newest) == TRACEBACKS else []
+    )
+    hide_secrets(newest + older, [run], conf.using())
+    return [
+        Attempt(failure, duration(now - failure.failed_at), index < TRACEBACKS, index == 0)
+        for index, failure in enumerate(newest + older)
+    ]
+
+
+@dataclass(frozen=True)
+class Done:
+    """An act that was done."""
+
+    operation: Operation
+    ago: str
+    #: The changed lines of what was edited.
+    lines: list[Line] = field(default_factory=list)
+    payload: str = ""
+
+    @property
+    def label(self) -> Any:
+        """What people call it."""
+        act = ACTS.get(self.operation.action)
+        return act.label if act else self.operation.action.replace("_", " ").capitalize()
+
+
+def operations_of(run: SequenceRun, now: datetime) -> list[Done]:
+    """The newest acts, the newest first."""
+    rows = Operation.objects.using(conf.using()).filter(run=run.pk).order_by("-pk")
+    newest = list(rows.defer("before", "after")[:NEWEST])
+    known = _values_of(rows, [one.pk for one in newest]) if newest else {}
+    return [_done(one, run, known.get(one.pk), now) for one in newest]
+
+
+def _values_of(rows: QuerySet[Operation], ids: Collection[int]) -> dict[int, tuple[Any, Any]]:
+    with_values = small(rows.filter(pk__in=ids, after__isnull=False), "after", LONGEST)
+    found = with_values.values_list("pk", "before", "after")[:DIFFERENCES]
+    return {pk: (before, after) for pk, before, after in found}
+
+
+def _done(
+    operation: Operation, run: SequenceRun, values: tuple[Any, Any] | None, now: datetime
+) -> Done:
+    ago = duration(now - operation.done_at)
+    if values is None:
+        return Done(operation, ago)
+    step = operation.step if operation.action == "deliver" else ""
+    before, after = (visible(value, run.sequence, step) for value in values)
+    if operation.action != "edit" and (operation.action == "deliver" or before == after):
+        return Done(operation, ago, payload=text_of(after))
+    return Done(operation, ago, differences(sorted_text(before), sorted_text(after)))
+
+
+def sorted_text(value: Any) -> str:
+    """JSON in which one value has one text, for differences."""
+    return json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True, default=str)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a step has returned."""
+
+    step: str
+    value: Value
+
+
+def results_of(portrait: Portrait, urls: Urls) -> list[Result]:
+    """What the steps have returned; of a large one only where it is."""
+    rows = StepRun.objects.using(conf.using()).filter(run=portrait.run.pk, item=PLAIN)
+    rows = rows.filter(result__isnull=False).order_by("pk")
+    sizes = rows.annotate(size=Length(Cast("result", TextField()))).values_list("step", "size")
+    found = dict(sizes)
+    known = [step for step, size in found.items() if size <= SHORT]
+    loaded = dict(rows.filter(step__in=known).values_list("step", "result")) if known else {}
+    sequence = portrait.run.sequence
+    return [
+        Result(step, value_of(loaded[step], sequence, step, urls.value("result", step), SHORT))
+        if step in loaded
+        else Result(step, Value("", size, urls.value("result", step)))
+        for step, size in found.items()
+    ]
+
+
+@dataclass(frozen=True)
+class Urls:
+    """Where the pages of a run are."""
+
+    site: str
+    run: SequenceRun
+
+    def to(self, name: str, *args: Any, **query: Any) -> str:
+        """Of a page of the runs' admin."""
+        url = reverse(f"{self.site}:job_sequences_sequencerun_{name}", args=args)
+        return f"{url}?{urlencode(query)}" if query else url
+
+    def act(self, action: str, step: str = "") -> str:
+        """Of the page that asks for confirmation."""
+        return self.to("act", self.run.pk, action, **({"step": step} if step else {}))
+
+    def value(self, what: str, step: str = "") -> str:
+        """Of a whole value, as text."""
+        return self.to("value", self.run.pk, what, **({"step": step} if step else {}))
+
+    def step_runs(self, step: str, status: str) -> str:
+        """Of the list of a step's items."""
+        url = reverse(f"{self.site}:job_sequences_steprun_changelist")
+        query = {"run__id__exact": self.run.pk, "step__exact": step, "status__exact": status}
+        return f"{url}?{urlencode(query)}"
+
+    def step_run(self, row: StepRun) -> str:
+        """Of the page of a step run."""
+        return reverse(f"{self.site}:job_sequences_steprun_change", args=[row.pk])
+
+
+def lines_of(
+    portrait: Portrait,
+    urls: Urls,
+    buttons: Iterable[Button],
+    children: Mapping[str, Mapping[str, int]],
+    *,
+    sees_rows: bool,
+) -> list[StepLine]:
+    """The steps as a table."""
+    of_step = defaultdict(list)
+    for button in buttons:
+        of_step[button.step].append(button)
+    return [
+        StepLine(
+            step,
+            portrait.now,
+            url=urls.step_run(step.row) if sees_rows and step.row is not None else "",
+            counts=tuple(_counts(step, urls, children.get(step.name, {}), sees_rows)),
+            buttons=tuple(of_step[step.name]),
+        )
+        for step in portrait.steps
+    ]
+
+
+def _counts(
+    step: StepPortrait, urls: Urls, children: Mapping[str, int], sees_rows: bool
+) -> Iterator[Tally]:
+    for status in StepStatus:
+        if count := step.items.get(status):
+            url = urls.step_runs(step.name, status) if sees_rows else ""
+            yield Tally(status, status.label, count, url)
+    for run_status in RunStatus:
+        if count := children.get(run_status):
+            yield Tally(run_status, run_status.label, count)
+
+
+def children_of(runs: QuerySet[SequenceRun], run: SequenceRun) -> QuerySet[SequenceRun]:
+    """Those of these runs that this one has started."""
+    return runs.filter(parent__run=run.pk)
+
+
+def counts_of(children: QuerySet[SequenceRun]) -> dict[str, dict[str, int]]:
+    """How many of each status, by the step that has started them."""
+    found: dict[str, dict[str, int]] = defaultdict(dict)
+    rows = children.order_by().values_list("parent__step", "status").annotate(count=Count("pk"))
+    for step, status, count in rows:
+        found[step][status] = count
+    return found

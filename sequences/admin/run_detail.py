@@ -1,0 +1,250 @@
+"""The page of one run: what is the matter with it, and all that happened in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import django
+from django import forms
+from django.contrib.admin.utils import unquote
+from django.core.exceptions import PermissionDenied
+from django.core.paginator import Paginator
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path
+from django.utils.translation import gettext as _
+
+from .. import conf
+from ..inspection import actions, run_diagrams, snapshot
+from ..inspection.diagnosis import summary
+from ..inspection.snapshot import Portrait, StepPortrait, hide_secrets, visible, visible_inbox
+from ..models import PLAIN, Operation, RunStatus, SequenceRun, StepFailure, StepRun
+from ..utils.durations import duration
+from . import run_context
+from .base import NEWEST, ReadOnlyAdmin, heavy, is_refresh
+from .run_context import Button, Urls
+
+#: Milliseconds between two looks at what is moving.
+INTERVAL = 2_000
+#: Failed attempts of one page that shows nothing else.
+PER_PAGE = 50
+
+
+class RunPage(ReadOnlyAdmin):
+    """The part of the runs' admin that shows one of them."""
+
+    change_form_template = "admin/job_sequences/sequencerun/change_form.html"
+
+    def get_urls(self) -> list[URLPattern]:
+        """The pages below a run's own come before Django's, which take every address."""
+        return [
+            *self._paths(
+                ("failures/", self.failures_view, "failures"),
+                ("value/<str:what>/", self.value_view, "value"),
+            ),
+            *super().get_urls(),
+        ]
+
+    def _paths(self, *pages: tuple[str, Any, str]) -> list[URLPattern]:
+        return [
+            path(
+                f"<path:object_id>/{route}",
+                self.admin_site.admin_view(view),
+                name=f"job_sequences_sequencerun_{name}",
+            )
+            for route, view, name in pages
+        ]
+
+    # Who may
+
+    def has_act_permission(
+        self, request: HttpRequest, act: actions.Act, run: SequenceRun | None = None
+    ) -> bool:
+        """Whether this user may do this, with this run. For projects to restrict further."""
+        return actions.permitted(request.user, act)
+
+    def _sees(self, request: HttpRequest, model: type[Any]) -> bool:
+        name = model._meta.model_name
+        return request.user.has_perms([f"job_sequences.view_{name}"])
+
+    def _links_rows(self, request: HttpRequest) -> bool:
+        """Whether the pages of step runs are there to be linked, and for this user."""
+        return self.admin_site.is_registered(StepRun) and self._sees(request, StepRun)
+
+    def _run(self, request: HttpRequest, object_id: str) -> SequenceRun:
+        """The run, of those that this user may see; or 403, or 404."""
+        run: SequenceRun | None = self.get_object(request, unquote(object_id))
+        if not self.has_view_permission(request, run):
+            raise PermissionDenied
+        if run is None:
+            raise Http404(_("There is no such run."))
+        return run
+
+    # The page
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """What is the matter with this run. There is nothing to be saved here."""
+        run = self.get_object(request, unquote(object_id))
+        if request.method not in ("GET", "HEAD") or not self.has_view_permission(request, run):
+            raise PermissionDenied
+        if run is None:
+            return self._get_obj_does_not_exist_redirect(  # type: ignore[attr-defined, no-any-return]
+                request, self.opts, object_id
+            )
+        context = self._page(request, snapshot.of(run))
+        return self._show(request, run, self.change_form_template, context | (extra_context or {}))
+
+    def _show(
+        self,
+        request: HttpRequest,
+        run: SequenceRun | None,
+        template: str,
+        context: dict[str, Any],
+        **kwargs: Any,
+    ) -> TemplateResponse:
+        request.current_app = self.admin_site.name
+        shared = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "original": run,
+            "title": str(run or ""),
+            "media": self._media(),
+            "has_view_permission": True,
+            "preserved_filters": self.get_preserved_filters(request),
+            "has_list_crumbs": django.VERSION >= (6, 1),
+            "is_refresh": is_refresh(request),
+        }
+        return TemplateResponse(request, template, shared | context, **kwargs)
+
+    def _media(self) -> forms.Media:
+        return forms.Media(
+            css={"all": ["sequences/states.css", "sequences/console.css"]},
+            js=["sequences/live.js"],
+        )
+
+    def _page(self, request: HttpRequest, shown: Portrait) -> dict[str, Any]:
+        run, urls = shown.run, Urls(self.admin_site.name, shown.run)
+        buttons = list(self._buttons(request, shown, urls))
+        last = Operation.objects.using(conf.using()).filter(run=run.pk).order_by("-pk")
+        family = self._family(request, run)
+        history = self._history(request, shown, urls)
+        failures = [attempt.failure for attempt in history.get("attempts", ())]
+        sees_rows = self._links_rows(request)
+        steps = run_context.lines_of(shown, urls, buttons, family["counts"], sees_rows=sees_rows)
+        return {
+            "portrait": shown,
+            "run": run,
+            "path": request.path,
+            "title": shown.title,
+            "summary": summary(shown, last.defer("before", "after").first()),
+            "age": duration(shown.age),
+            "duration": duration(shown.duration),
+            "live": str(INTERVAL) if shown.is_moving else "",
+            "buttons": [button for button in buttons if not button.step],
+            "at": [line for line in steps if line.portrait in shown.at and line.buttons][:3],
+            "restart": _way_out(shown, buttons),
+            "steps": steps,
+            "urls": urls,
+            "data": run_context.value_of(run.data, run.sequence, "", urls.value("data")),
+            "inbox": run.inbox
+            and run_context.value_of(visible_inbox(run), run.sequence, "", urls.value("inbox")),
+            "family": family,
+            "picture": run_diagrams.picture_of(shown, _row_of),
+            "timeline": run_diagrams.timeline_of(shown, failures, _row_of),
+            **history,
+        }
+
+    def _history(self, request: HttpRequest, shown: Portrait, urls: Urls) -> dict[str, Any]:
+        """What needs a permission of its own."""
+        found: dict[str, Any] = {}
+        if self._sees(request, StepFailure):
+            attempts = run_context.attempts_of(shown.run, shown.now)
+            found["attempts"] = attempts[:NEWEST]
+            found["more_attempts"] = len(attempts) > NEWEST
+        if self._sees(request, StepRun):
+            found["results"] = run_context.results_of(shown, urls)
+        if self._sees(request, Operation):
+            found["operations"] = run_context.operations_of(shown.run, shown.now)
+        return found
+
+    def _buttons(self, request: HttpRequest, shown: Portrait, urls: Urls) -> Iterator[Button]:
+        for act, step in actions.allowed(shown):
+            if not self.has_act_permission(request, act, shown.run):
+                continue
+            name = step.name if step else ""
+            yield Button(
+                act.name, act.label, act.explains, urls.act(act.name, name), name, act.is_dangerous
+            )
+
+    def _family(self, request: HttpRequest, run: SequenceRun) -> dict[str, Any]:
+        """The run above, and those below, as far as this user may see them."""
+        runs = self.get_queryset(request).defer(*heavy())
+        children = run_context.children_of(runs, run)
+        above = runs.filter(steps=run.parent_id).first() if run.parent_id else None
+        newest = children.select_related("parent").defer(*heavy(), *_HEAVY_PARENT)
+        counts = run_context.counts_of(children)
+        count = sum(sum(found.values()) for found in counts.values())
+        return {
+            "parent": above,
+            "children": newest.order_by("-pk")[: run_context.CHILDREN],
+            "counts": counts,
+            "count": count,
+            "more": max(count - run_context.CHILDREN, 0),
+        }
+
+    # Below it
+
+    def failures_view(self, request: HttpRequest, object_id: str) -> HttpResponseBase:
+        """Every failed attempt, with its traceback."""
+        run = self._run(request, object_id)
+        if not self._sees(request, StepFailure):
+            raise PermissionDenied
+        rows = StepFailure.objects.using(conf.using()).filter(run=run.pk).order_by("-pk")
+        page = Paginator(rows, PER_PAGE).get_page(request.GET.get("page"))
+        failures = list(page)
+        hide_secrets(failures, [run], conf.using())
+        context = {"page_title": _("Failed attempts"), "page": page, "failures": failures}
+        return self._show(request, run, "admin/job_sequences/sequencerun/failures.html", context)
+
+    def value_view(self, request: HttpRequest, object_id: str, what: str) -> HttpResponse:
+        """A whole value as text, without its secrets."""
+        run = self._run(request, object_id)
+        if what not in ("data", "inbox", "result"):
+            raise Http404
+        step = request.GET.get("step", "") if what == "result" else ""
+        value = self._result(request, run, step) if what == "result" else getattr(run, what)
+        value = visible_inbox(run) if what == "inbox" else value
+        text = run_context.text_of(visible(value, run.sequence, step))
+        headers = {"X-Content-Type-Options": "nosniff"}
+        return HttpResponse(text, content_type="text/plain; charset=utf-8", headers=headers)
+
+    def _result(self, request: HttpRequest, run: SequenceRun, step: str) -> Any:
+        if not self._sees(request, StepRun):
+            raise PermissionDenied
+        step = step.replace("\0", "")  # PostgreSQL has none, and would not even look for it
+        rows = StepRun.objects.using(conf.using()).filter(run=run.pk, step=step, item=PLAIN)
+        for result in rows.values_list("result", flat=True):
+            return result
+        raise Http404
+
+
+def _way_out(shown: Portrait, buttons: list[Button]) -> Button | None:
+    """Of a run that has failed and cannot be retried, for it was undone: to begin again."""
+    if shown.run.status != RunStatus.FAILED or any(one.name == "retry" for one in buttons):
+        return None
+    return next((one for one in buttons if one.name == "restart_from"), None)
+
+
+def _row_of(step: StepPortrait) -> str:
+    """Where the picture leads: to the step's row in the table."""
+    return f"#step-{step.name}"
+
+
+_HEAVY_PARENT = ("parent__payload", "parent__result", "parent__progress")

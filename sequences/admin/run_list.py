@@ -1,0 +1,232 @@
+"""The list of runs: what it shows, its tabs and its search."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from django import forms
+from django.contrib import admin
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.utils.functional import Promise
+from django.utils.html import format_html
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
+
+from ..inspection import snapshot
+from ..inspection.snapshot import Portrait
+from ..models import UNFINISHED_RUN, RunStatus, SequenceRun
+from . import columns, pagination
+from .base import heavy
+from .failures import RunFailures, list_media
+from .filters import CreatedFilter, FailureFilter, SequenceFilter, StepFilter
+from .health import LIVE, strip
+from .pagination import KeysetChangeList
+from .search import holding, named
+
+#: Runs whose keys and data one search looks through, the newest.
+SEARCHED = 20_000
+STATUS, TEXT = "status", "text"
+
+
+@dataclass(frozen=True)
+class Tab:
+    """One of the links above the list."""
+
+    name: str
+    label: str | Promise
+    statuses: tuple[str, ...]
+    #: None: it would take too long to count.
+    count: int | None = None
+    url: str = ""
+    is_current: bool = False
+
+
+TABS = (
+    ("", _("all"), ()),
+    ("unfinished", _("unfinished"), tuple(UNFINISHED_RUN)),
+    *((status.value, status.label, (status.value,)) for status in RunStatus),
+)
+
+
+class RunList(KeysetChangeList):
+    """Runs of one tab, a page of them with all that is shown of each."""
+
+    model_admin: RunListing
+    #: Whether the search has found ids or keys that are what was asked for.
+    is_exact = False
+
+    def get_filters_params(self, params: Any = None) -> dict[str, Any]:
+        found: dict[str, Any] = super().get_filters_params(params)
+        return {name: found[name] for name in found if name not in (STATUS, TEXT)}
+
+    def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> QuerySet[Any]:
+        query, self.query = self.query, ""
+        try:
+            self.of_any_status = super().get_queryset(request, exclude_parameters)
+        finally:
+            self.query = query
+        self.has_active_filters |= bool(self.statuses)
+        rows: QuerySet[Any] = self.of_any_status
+        if self.statuses:
+            rows = rows.filter(status__in=self.statuses)
+        return self._search(request, rows) if query.strip() else rows
+
+    @property
+    def tab(self) -> str:
+        """The name of the one that is chosen."""
+        wanted = self.params.get(STATUS, "")
+        return wanted if any(wanted == name for name, *_ in TABS) else ""
+
+    @property
+    def statuses(self) -> tuple[str, ...]:
+        """Those of its runs; none: all."""
+        return next(statuses for name, _label, statuses in TABS if name == self.tab)
+
+    def _search(self, request: HttpRequest, rows: QuerySet[Any]) -> QuerySet[Any]:
+        found = None if TEXT in self.params else named(rows, self.query)
+        if found is not None:
+            self.is_exact = True
+            return found
+        rows = self.newest(rows, rows, SEARCHED)
+        return self.model_admin.get_search_results(request, rows, self.query)[0]
+
+    def get_results(self, request: HttpRequest) -> None:
+        self.tabs = tuple(self._tabs())
+        super().get_results(request)
+        for run, seen in zip(self.result_list, snapshot.of_many(self.result_list), strict=True):
+            run.__dict__["portrait"] = seen
+
+    def count_results(self) -> int:
+        current = next(tab for tab in self.tabs if tab.is_current)
+        return super().count_results() if current.count is None else current.count
+
+    def _tabs(self) -> Iterator[Tab]:
+        counts = {} if self.query else self._counts()
+        for name, label, statuses in TABS:
+            yield Tab(
+                name,
+                label,
+                statuses,
+                pagination.total([counts[one] for one in statuses or counts]) if counts else None,
+                self.get_query_string({STATUS: name or None}),
+                name == self.tab,
+            )
+
+    def _counts(self) -> dict[str, int]:
+        rows = self.of_any_status
+        return {
+            status: pagination.count(rows.filter(status=status), "status")
+            for status in RunStatus.values
+        }
+
+    @property
+    def everywhere_url(self) -> str:
+        """The same search, not for an id or a whole key alone."""
+        return self.get_query_string({TEXT: "1"})
+
+    @property
+    def live(self) -> int:
+        """Milliseconds until the page should be looked at again; 0: it stays as it is."""
+        is_moving = any(run_portrait(run).is_moving for run in self.result_list)
+        is_first = not self.newer_url and not self.query
+        return LIVE if is_first or is_moving else 0
+
+
+class RunListing(RunFailures):
+    """The part of the runs' admin that lists and searches them."""
+
+    list_display = (
+        "shown_status",
+        "shown_run",
+        "shown_progress",
+        "shown_start",
+        "shown_error",
+    )
+    list_display_links = ("shown_run",)
+    list_filter = (FailureFilter, SequenceFilter, StepFilter, CreatedFilter)
+    list_select_related = ()
+    search_fields = ("key",)
+    search_help_text = _("An id or its beginning, a key, or a part of a key or of the data.")
+    ordering = ("-created_at",)
+    sortable_by = ("shown_start",)
+    page_keys: ClassVar[tuple[str, ...]] = ("created_at", "id")
+    deferred = heavy()
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[RunList]:
+        return RunList
+
+    def runs_for(self, request: HttpRequest) -> QuerySet[SequenceRun]:
+        """What this person may see of the runs: all that is shown here is of these."""
+        return self.get_queryset(request)
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        context = {} if request.method == "POST" else strip(self, request)
+        return super().changelist_view(
+            request,
+            {
+                "title": _("Runs"),
+                "sees_failures": self.sees_failures(request),
+                **context,
+                **(extra_context or {}),
+            },
+        )
+
+    @property
+    def media(self) -> forms.Media:
+        return super().media + list_media()
+
+    # Columns
+
+    @admin.display(description=_("status"))
+    def shown_status(self, run: SequenceRun) -> str:
+        """Its state."""
+        return columns.run_badge(run.status)
+
+    @admin.display(description=_("run"))
+    def shown_run(self, run: SequenceRun) -> str:
+        """What people call its sequence, and its key, or the beginning of its id."""
+        return columns.run_name(run)
+
+    @admin.display(description=_("progress"))
+    def shown_progress(self, run: SequenceRun) -> str:
+        """How far it is, and the steps that it is at, or that failed it."""
+        return columns.progress(run_portrait(run)) + columns.steps(run_portrait(run))
+
+    @admin.display(description=_("started"), ordering="created_at")
+    def shown_start(self, run: SequenceRun) -> str:
+        """How long ago, and how long it took."""
+        seen = run_portrait(run)
+        ago = columns.moment(run.created_at, seen.now)
+        if seen.is_moving:
+            return ago
+        took = gettext("took %(span)s") % {"span": columns.brief(seen.duration)}
+        return format_html("{}<small>{}</small>", ago, took)
+
+    @admin.display(description=_("last error"), empty_value="")
+    def shown_error(self, run: SequenceRun) -> str:
+        """Of its newest failed attempt. One that the run has got over is no news."""
+        is_over = run.status in (RunStatus.SUCCEEDED, RunStatus.CANCELLED)
+        return "" if is_over else columns.error(run_portrait(run).failure)
+
+    # Search
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        """By id or key; else by a part of the key, or of what is shown of the data."""
+        term = search_term.strip()
+        if not term:
+            return queryset, False
+        found = None if TEXT in request.GET else named(queryset, term)
+        return holding(queryset, term) if found is None else found, False
+
+
+def run_portrait(run: SequenceRun) -> Portrait:
+    """That which the list has read for all its rows at once."""
+    found: Portrait | None = run.__dict__.get("portrait")
+    return found or snapshot.of_many([run])[0]

@@ -1,0 +1,82 @@
+"""What a search finds: by names through indexes, and in texts of the newest runs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from uuid import UUID
+
+from django.db.models import Q, QuerySet, TextField
+from django.db.models.functions import Cast, Lower
+
+from ..definitions import registry
+from ..inspection.snapshot import visible
+from ..models import SequenceRunQuerySet, StoredPlan
+from .base import prefix_of, uuid_of
+
+#: Runs with secrets whose data a search looks through in this process, the newest of them.
+SEARCHED_HERE = 1_000
+
+
+def named(runs: Any, search_term: str) -> QuerySet[Any] | None:
+    """Those with this id, or one that begins so, or with exactly this key, if there are any."""
+    term = search_term.strip()
+    wanted = [_with_id(runs, term), runs.filter(sequence__in=_labels(runs), key=term)]
+    return next((found for found in wanted if found is not None and found.exists()), None)
+
+
+def holding(runs: QuerySet[Any], term: str) -> QuerySet[Any]:
+    """Those with this text in their key, or in what is shown of their data. Reads all of them."""
+    runs = runs.alias(data_text=Lower(Cast("data", TextField())))
+    return runs.filter(Q(key__icontains=term) | _with_data(runs, term))
+
+
+def _labels(runs: QuerySet[Any]) -> QuerySet[Any]:
+    # The index of keys begins with the sequence.
+    return StoredPlan.objects.using(runs.db).values("sequence")
+
+
+def _with_id(runs: SequenceRunQuerySet, term: str) -> QuerySet[Any] | None:
+    if run_id := uuid_of(term):
+        return runs.filter(pk=run_id)
+    digits = prefix_of(term)
+    return runs.whose_id_begins(digits) if digits else None
+
+
+def _with_data(runs: QuerySet[Any], term: str) -> Q:
+    """Those whose data holds this text, where people may see it."""
+    found = Q()
+    for spelling in _spellings(term):
+        found |= Q(data_text__icontains=spelling)
+    open_to_all = Q(sequence__in=_labels_without_secrets())
+    guarded = runs.filter(~open_to_all & found).order_by("-created_at")
+    return found & open_to_all | Q(pk__in=_seen(guarded[:SEARCHED_HERE], term))
+
+
+def _spellings(term: str) -> set[str]:
+    """As it stands, as JSON writes it, and as JSON writes it in ASCII; in small letters too, for
+    databases that compare JSON letter by letter."""
+    spellings = {term, json.dumps(term, ensure_ascii=False)[1:-1], json.dumps(term)[1:-1]}
+    return spellings | {spelling.lower() for spelling in spellings}
+
+
+def _labels_without_secrets() -> list[str]:
+    definitions = [cls._definition for cls in registry.all()]
+    return [
+        label
+        for definition in definitions
+        if definition is not None and not registry.hidden(definition)
+        for label in (definition.label, *definition.aliases)
+    ]
+
+
+def _seen(runs: QuerySet[Any], term: str) -> list[UUID]:
+    """Those that hold the text outside of what is redacted: a search must not tell secrets."""
+    spellings = _spellings(term)
+    found = []
+    # What is deferred already would be loaded row by row.
+    for run in runs.defer(None).only("sequence", "data"):
+        text = json.dumps(visible(run.data, run.sequence), ensure_ascii=False).lower()
+        if any(spelling in text for spelling in spellings):
+            found.append(run.pk)
+    return found

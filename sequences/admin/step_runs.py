@@ -1,0 +1,170 @@
+"""Step runs in the admin, whatever run they belong to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import forms
+from django.contrib import admin
+from django.contrib.admin.views.main import ORDER_VAR
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.urls import reverse
+from django.utils.html import format_html
+from django.utils.translation import gettext_lazy as _
+
+from .. import conf
+from ..inspection.snapshot import visible_payload, visible_text
+from ..models import PLAIN, SequenceRun, StepRun
+from . import columns
+from .base import EMPTY, heavy, shown
+from .failures import list_media
+from .filters import CreatedFilter, SequenceOfRunFilter, runs_for
+from .inlines import StepFailureInline
+from .pagination import KeysetAdmin, KeysetChangeList
+from .search import named
+
+#: Step runs that a filter looks through, the newest: there is no index for it.
+FILTERED = 20_000
+
+
+class ReadyFilter(CreatedFilter):
+    """By the time since it became ready."""
+
+    title = _("ready")
+    parameter_name = "ready"
+    field = "ready_at"
+
+
+class StepRunList(KeysetChangeList):
+    """Step runs of one run, or the newest."""
+
+    model_admin: StepRunAdmin
+
+    def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> QuerySet[Any]:
+        rows: QuerySet[Any] = super().get_queryset(request, exclude_parameters)
+        is_of_runs = self.query or any(
+            name.startswith(("run__id", "run_id")) for name in self.params
+        )
+        if not is_of_runs and set(self.params) - {ORDER_VAR}:
+            return self.newest(rows, self.root_queryset, FILTERED)
+        return rows
+
+
+@admin.register(StepRun)
+class StepRunAdmin(KeysetAdmin):
+    """Step runs, whatever run they belong to: those that the runs' admin would show."""
+
+    list_display = (
+        "id",
+        "run_link",
+        "step",
+        "shown_item",
+        "shown_status",
+        "attempts",
+        "queued_at",
+        "started_at",
+        "finished_at",
+    )
+    list_display_links = ("id", "step")
+    list_filter = (SequenceOfRunFilter, "status", ReadyFilter)
+    list_select_related = ("run",)
+    search_fields = ("run__key",)
+    search_help_text = _("The id of a run or its beginning, or its key.")
+    ordering = ("-id",)
+    sortable_by = ("id",)
+    deferred = (*heavy("run__"), "payload", "result", "progress")
+    inlines = (StepFailureInline,)
+    fields = readonly_fields = (
+        "id",
+        "run_link",
+        "step",
+        "item",
+        "kind",
+        "shown_status",
+        "attempts",
+        "lost",
+        "repeats",
+        "worker",
+        "shown_progress",
+        "shown_payload",
+        "shown_result",
+        "ready_at",
+        "queued_at",
+        "started_at",
+        "finished_at",
+        "due_at",
+        "wake_at",
+    )
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[StepRunList]:
+        return StepRunList
+
+    def runs_for(self, request: HttpRequest) -> QuerySet[SequenceRun]:
+        """What this person may see of the runs: what their admin on this site shows."""
+        if self.admin_site.is_registered(SequenceRun):
+            runs: QuerySet[SequenceRun] = self.admin_site.get_model_admin(SequenceRun).get_queryset(
+                request
+            )
+            return runs
+        return SequenceRun.objects.using(conf.using())
+
+    @property
+    def media(self) -> forms.Media:
+        return super().media + list_media()
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        return super().changelist_view(request, {"title": _("Step runs"), **(extra_context or {})})
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        rows = super().get_queryset(request)
+        runs = runs_for(self, request)
+        return rows if runs is None else rows.filter(run__in=runs.values("pk"))
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        """Of the runs with this id, or one that begins so, or with this key."""
+        if not search_term.strip():
+            return queryset, False
+        found = named(SequenceRun.objects.using(queryset.db), search_term)
+        rows = queryset.none() if found is None else queryset.filter(run__in=found.values("pk"))
+        return rows, False
+
+    @admin.display(description=_("status"))
+    def shown_status(self, row: StepRun) -> str:
+        """Its state."""
+        return columns.step_badge(row.status)
+
+    @admin.display(description=_("run"))
+    def run_link(self, row: StepRun) -> str:
+        """To its run."""
+        if not self.admin_site.is_registered(SequenceRun):
+            return str(row.run)
+        url = reverse(f"{self.admin_site.name}:job_sequences_sequencerun_change", args=[row.run_id])
+        return format_html('<a href="{}">{}</a>', url, columns.run_name(row.run))
+
+    @admin.display(description=_("item"))
+    def shown_item(self, row: StepRun) -> str:
+        """Which of a fan-out."""
+        return EMPTY if row.item == PLAIN else str(row.item)
+
+    @admin.display(description=_("progress"))
+    def shown_progress(self, row: StepRun) -> str:
+        """What it told last."""
+        told = row.progress
+        if isinstance(told, dict):
+            told = {**told, "text": visible_text(str(told.get("text") or ""), row.run)}
+        return shown(told, row.run.sequence, row.step)
+
+    @admin.display(description=_("payload"))
+    def shown_payload(self, row: StepRun) -> str:
+        """What it was given."""
+        return shown(visible_payload(row), row.run.sequence)
+
+    @admin.display(description=_("result"))
+    def shown_result(self, row: StepRun) -> str:
+        """What it returned."""
+        return shown(row.result, row.run.sequence, row.step)

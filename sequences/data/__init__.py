@@ -1,0 +1,1 @@
+"""JSON in and out, typed data, and what is hidden in it."""

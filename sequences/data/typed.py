@@ -1,0 +1,412 @@
+"""Typed data: the instance that a step sees, and the JSON that is stored of it.
+
+What is stored stays JSON. An instance is made of it when a step asks for `data`; what the step
+left is turned into JSON, validated, and laid over what was stored.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Set
+from collections.abc import Sequence as Items
+from copy import deepcopy
+from dataclasses import fields, is_dataclass
+from decimal import Decimal
+from enum import Enum
+from fnmatch import fnmatchcase
+from types import ModuleType, NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,
+    Required,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+from uuid import UUID
+
+from .. import conf
+from ..definitions.validation import invalid
+from ..exceptions import InvalidData, did_you_mean
+from . import serialization
+from .plain import MISSING, Misfit, Reader, Unreadable, is_typed_dict, plain, reader_of
+from .redaction import Path
+
+#: The first pydantic that reads by field names whatever the aliases are.
+PYDANTIC = (2, 11)
+
+_UNTYPED = (None, Any, dict)
+
+
+class Codec(ABC):
+    """Between a type and JSON. It validates whatever it reads."""
+
+    def __init__(self, cls: type) -> None:
+        self.cls, self.name, self.is_dict = cls, cls.__name__, is_typed_dict(cls)
+
+    @abstractmethod
+    def load(self, text: str) -> Any:
+        """The instance of what is stored. Raises InvalidData."""
+
+    @abstractmethod
+    def parse(self, given: dict[str, Any]) -> Any:
+        """The instance of what a caller gives, for whom we are stricter. Raises InvalidData."""
+
+    @abstractmethod
+    def dump(self, value: Any) -> dict[str, Any]:
+        """The JSON of an instance, which may have been changed for the worse: see `check`."""
+
+    @abstractmethod
+    def check(self, dumped: dict[str, Any]) -> None:
+        """Raises InvalidData if this could not be loaded again."""
+
+    def admit(self, given: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """The JSON of what a caller gives: an instance, or a mapping over the defaults."""
+        if given is None or isinstance(given, Mapping):
+            _refuse_expansion(given)
+            value = self.parse({**deepcopy(dict(defaults)), **(given or {})})
+        else:
+            value = given
+        return self.validated(value)
+
+    def validated(self, value: Any) -> dict[str, Any]:
+        """The JSON of an instance. Raises InvalidData."""
+        _refuse_expansion([value])
+        dumped = self.dump(self.of_the_type(value))
+        self.check(dumped)
+        return dumped
+
+    def of_the_type(self, value: Any) -> Any:
+        """Refuse what is no instance, and keys of a TypedDict that it does not have."""
+        expected: Any = dict if self.is_dict else self.cls
+        if not isinstance(value, expected):
+            raise InvalidData(
+                path="data",
+                problem=f"is a {type(value).__name__}, and must be of the type {self.name}",
+                mend=f"Give an instance of {self.name}.",
+            )
+        if self.is_dict:
+            self.refuse_unknown(value)
+        return value
+
+    def refuse_unknown(self, given: Mapping[str, Any]) -> None:
+        """A key that a dataclass or a TypedDict lacks is a slip; a model has a say of its own."""
+        known = _names(self.cls)
+        for key in given if known else ():
+            if key not in known:
+                raise self.invalid([("data", f"has no {key!r}. {did_you_mean(key, known)}")])
+
+    def invalid(self, errors: list[tuple[str, str]]) -> InvalidData:
+        """``errors`` are pairs of a path and what is wrong there."""
+        problem = "; ".join(f"{path}: {message}" for path, message in errors)
+        return InvalidData(
+            f"The data is no valid {self.name}. {problem}",
+            path=errors[0][0],
+            problem=problem,
+            mend=f"Give what {self.name} declares.",
+            errors=errors,
+        )
+
+
+class PydanticCodec(Codec):
+    """Of whatever pydantic validates. Stored under the names of the fields, not their aliases."""
+
+    def __init__(self, cls: type, pydantic: ModuleType) -> None:
+        super().__init__(cls)
+        self.adapter = pydantic.TypeAdapter(cls)
+        self.invalid_type = pydantic.ValidationError
+
+    def load(self, text: str) -> Any:
+        return self._call(self.adapter.validate_json, text, by_alias=False, by_name=True)
+
+    def parse(self, given: dict[str, Any]) -> Any:
+        self.refuse_unknown(given)
+        return self._call(self.adapter.validate_python, given)
+
+    def dump(self, value: Any) -> dict[str, Any]:
+        try:
+            return self._dump(value, "json")
+        except ValueError as error:
+            # Our own search says where it is, and what to store instead.
+            serialization.normalise(self._dump(value, "python"))
+            raise self.invalid([("data", str(error))]) from None
+
+    def check(self, dumped: dict[str, Any]) -> None:
+        self.load(serialization.dumps(dumped))
+
+    def _dump(self, value: Any, mode: str) -> dict[str, Any]:
+        # Round trip: without computed fields. Without warnings: it is validated afterwards.
+        dumped: dict[str, Any] = self.adapter.dump_python(
+            value, mode=mode, by_alias=False, round_trip=True, warnings=False
+        )
+        return dumped
+
+    def _call(self, validate: Any, *args: Any, **options: Any) -> Any:
+        try:
+            return validate(*args, **options)
+        except self.invalid_type as error:
+            # Without the input: what may be secret stays out of the texts of failures.
+            told = error.errors(include_url=False, include_context=False, include_input=False)
+            errors = [(_path(one["loc"]), one["msg"]) for one in told]
+        raise self.invalid(errors)
+
+
+class PlainCodec(Codec):
+    """Of a dataclass or a TypedDict, without pydantic."""
+
+    def __init__(self, cls: type) -> None:
+        super().__init__(cls)
+        self.strict: Reader = reader_of(cls, strict=True)
+        # A newer version of the code, which runs beside this one, may have stored more.
+        self.lenient: Reader = reader_of(cls, strict=False)
+
+    def load(self, text: str) -> Any:
+        return self._read(self.lenient, serialization.loads(text))
+
+    def parse(self, given: dict[str, Any]) -> Any:
+        self.refuse_unknown(given)
+        return self._read(self.strict, given)
+
+    def dump(self, value: Any) -> dict[str, Any]:
+        dumped: dict[str, Any] = plain(value)
+        return dumped
+
+    def check(self, dumped: dict[str, Any]) -> None:
+        self._read(self.strict, dumped)
+
+    def _read(self, reader: Reader, value: Any) -> Any:
+        try:
+            return reader(value, "data")
+        except Misfit as misfit:
+            errors = [(misfit.path, misfit.problem)]
+        raise self.invalid(errors)
+
+
+class Stored:
+    """The stored data of a run, of which an instance is made only when somebody asks for it."""
+
+    def __init__(self, codec: Codec, text: str) -> None:
+        self.codec, self.text = codec, text
+        self._baseline: dict[str, Any] | None = None
+
+    def read(self) -> Any:
+        """A new instance. Raises InvalidData if what is stored does not fit the type."""
+        value = self.codec.load(self.text)
+        self._baseline = self.codec.dump(value)
+        return value
+
+    @property
+    def baseline(self) -> dict[str, Any]:
+        """The JSON of the instance as it was read: what is stored, and the type's defaults."""
+        if self._baseline is None:
+            self.read()
+        assert self._baseline is not None
+        return self._baseline
+
+    def after(self, value: Any) -> dict[str, Any]:
+        """The JSON to store, once a step has left this value. Raises InvalidData.
+
+        Where the step has changed nothing it is what was stored: neither a default that the type
+        got since, nor a key that it does not know, is a change that conflicts with another step's.
+        """
+        stored: dict[str, Any] = serialization.loads(self.text)
+        _refuse_expansion([value])
+        dumped = self.codec.dump(self.codec.of_the_type(value))
+        if serialization.same(dumped, self.baseline):
+            return stored
+        self.codec.check(dumped)
+        return overlay(stored, self.baseline, dumped)
+
+
+def overlay(
+    stored: dict[str, Any], baseline: dict[str, Any], after: dict[str, Any]
+) -> dict[str, Any]:
+    """``stored`` with what changed between ``baseline`` and ``after``, into nested dicts."""
+    result = dict(stored)
+    for key in {**baseline, **after}:
+        sides = [side.get(key, MISSING) for side in (stored, baseline, after)]
+        if sides[2] is MISSING:
+            result.pop(key, None)
+        elif not serialization.same(sides[1], sides[2]):
+            nested = all(isinstance(side, dict) for side in sides)
+            result[key] = overlay(*sides) if nested else sides[2]
+    return result
+
+
+# From a class of sequences to its codec
+
+
+def codec_of(cls: type, root: type) -> Codec | None:
+    """How data is typed that ``cls`` declares with ``root[Order]``; None if it is a dict.
+
+    Raises InvalidDefinition.
+    """
+    found = _declared(cls, root)
+    declared = None if isinstance(found, TypeVar) else found
+    if declared in _UNTYPED or get_origin(declared) is dict:
+        return None
+    if not _is_supported(declared):
+        problem = f"its data is declared as {getattr(declared, '__name__', declared)}"
+        raise invalid(cls, problem, "Give a pydantic model, a dataclass or a TypedDict: the class.")
+    return _codec_for(cls, declared)
+
+
+def _codec_for(cls: type, declared: type) -> Codec:
+    pydantic = _pydantic()
+    if _is_model(declared) and pydantic is None:
+        wanted = ".".join(map(str, PYDANTIC))
+        problem = f"its data is the pydantic model {declared.__name__}, and pydantic is too old"
+        raise invalid(cls, problem, f"Install pydantic {wanted} or newer.")
+    try:
+        codec = None if pydantic is None else _pydantic_codec(declared, pydantic)
+        return codec or PlainCodec(declared)
+    except Unreadable as error:
+        problem, mend = str(error), "Install pydantic, which knows more types, or use a plain one."
+    except NameError as error:
+        problem, mend = str(error), "Declare it above the sequence."
+    raise invalid(cls, f"its data's type {declared.__name__} cannot be used: {problem}", mend)
+
+
+def _pydantic_codec(declared: type, pydantic: ModuleType) -> Codec | None:
+    try:
+        codec = PydanticCodec(declared, pydantic)
+        if not codec.adapter.pydantic_complete:
+            raise Unreadable("it names a type that is not there yet")
+        return codec
+    except pydantic.errors.PydanticUserError as error:
+        # On Python 3.11 it knows only the TypedDict of typing_extensions.
+        if error.code == "typed-dict-version":
+            return None
+        raise Unreadable(error.message) from error
+
+
+def _pydantic() -> ModuleType | None:
+    try:
+        import pydantic
+    except ImportError:
+        return None
+    version = tuple(int(part) for part in pydantic.VERSION.split(".")[:2])
+    return pydantic if version >= PYDANTIC else None
+
+
+def _is_supported(declared: Any) -> bool:
+    if not isinstance(declared, type) or getattr(declared, "__pydantic_root_model__", False):
+        return False  # the JSON of a root model is no dict
+    return is_dataclass(declared) or is_typed_dict(declared) or _is_model(declared)
+
+
+def _is_model(declared: type) -> bool:
+    return hasattr(declared, "__pydantic_validator__") and not is_dataclass(declared)
+
+
+def _declared(cls: type, root: type) -> Any:
+    """The argument of ``root`` in the bases of ``cls``: a type, a TypeVar, or None."""
+    bases = vars(cls).get("__orig_bases__", cls.__bases__)
+    found = [_argument(base, root) for base in bases]
+    known = [one for one in dict.fromkeys(found) if one is not None]
+    types = [one for one in known if not isinstance(one, TypeVar)]
+    if len(types) > 1:
+        names = " and ".join(getattr(one, "__name__", str(one)) for one in types)
+        raise invalid(cls, f"its bases declare data of different types: {names}", "Keep one.")
+    return next(iter(types or known), None)
+
+
+def _argument(base: Any, root: type) -> Any:
+    origin, args = get_origin(base) or base, get_args(base)
+    if origin is root:
+        return args[0] if args else None
+    if not (isinstance(origin, type) and issubclass(origin, root)):
+        return None
+    inner = _declared(origin, root)
+    parameters = getattr(origin, "__parameters__", ())
+    return dict(zip(parameters, args, strict=False)).get(inner, inner)
+
+
+# Small things
+
+
+def _refuse_expansion(value: Any) -> None:
+    """Before a validator or a dump walks through it."""
+    serialization.refuse_expansion(value, conf.settings.max_data_bytes)
+
+
+def _names(cls: type) -> frozenset[str]:
+    """The keys that a plain dataclass or a TypedDict takes; none: pydantic knows better."""
+    if hasattr(cls, "__pydantic_config__") or not (is_dataclass(cls) or is_typed_dict(cls)):
+        return frozenset()
+    if any(_has_alias(hint) for hint in get_type_hints(cls, include_extras=True).values()):
+        return frozenset()
+    if is_dataclass(cls):
+        return frozenset(one.name for one in fields(cls) if one.init)
+    return frozenset(get_type_hints(cls))
+
+
+def _has_alias(hint: Any) -> bool:
+    metadata = getattr(hint, "__metadata__", ())
+    return any(getattr(one, "validation_alias", None) for one in metadata)
+
+
+def _path(location: Iterator[str | int]) -> str:
+    return "data" + "".join(f"[{json.dumps(part)}]" for part in location)
+
+
+# What may stand where
+
+_SCALARS = (str, bytes, int, float, Decimal, UUID, Enum, NoneType)
+_TIMES = (datetime.date, datetime.time, datetime.timedelta)
+_WRAPPERS = (Annotated, NotRequired, Required)
+
+
+def reaches(hint: Any, path: Path) -> bool:
+    """Whether a value of this type may have something there. Of types unknown here: yes."""
+    if not path:
+        return True
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(reaches(arg, path) for arg in args)
+    if origin in _WRAPPERS:
+        return reaches(args[0], path)
+    if origin is Literal:
+        return False
+    if isinstance(origin, type):
+        return _reaches_parts(origin, args, path)
+    if isinstance(hint, type):
+        return _reaches_fields(hint, path)
+    return True
+
+
+def _reaches_parts(origin: type, args: tuple[Any, ...], path: Path) -> bool:
+    if issubclass(origin, Mapping):
+        return reaches(args[-1], path[1:])
+    if not issubclass(origin, (Items, Set)):
+        return True
+    is_place = path[0].isdecimal() or any(fnmatchcase(str(place), path[0]) for place in range(10))
+    below = [path, path[1:]] if is_place else [path]
+    return any(reaches(arg, rest) for arg in args if arg is not ... for rest in below)
+
+
+def _reaches_fields(hint: type, path: Path) -> bool:
+    if issubclass(hint, (*_SCALARS, *_TIMES)):
+        return False
+    found = _stored_fields(hint)
+    if found is None:
+        return True
+    return any(
+        reaches(field, path[1:]) for name, field in found.items() if fnmatchcase(name, path[0])
+    )
+
+
+def _stored_fields(hint: type) -> Mapping[str, Any] | None:
+    """Those that are stored under these names; None: it may have others."""
+    found: Mapping[str, Any] | None = getattr(hint, "model_fields", None)
+    if found is not None:
+        config: Mapping[str, Any] = getattr(hint, "model_config", {})
+        may_have_more = config.get("extra") == "allow"
+        return None if may_have_more else {name: one.annotation for name, one in found.items()}
+    return get_type_hints(hint) if is_dataclass(hint) or is_typed_dict(hint) else None

@@ -1,0 +1,1 @@
+"""What a class declares, as values."""

@@ -1,0 +1,133 @@
+"""What a sequence's class declares, validated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from django.utils.functional import Promise
+from django.utils.text import camel_case_to_spaces
+
+from ..exceptions import SequenceError
+from .plan import Node, Plan
+from .steps import (
+    Step,
+)
+
+if TYPE_CHECKING:
+    from ..sequence import Sequence
+
+
+if TYPE_CHECKING:  # a default, which Python has from 3.13 on, and type checkers know already
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    D = TypeVarWithDefault("D", default=dict[str, Any])
+else:
+    D = TypeVar("D")
+
+Unique = Literal["ever", "unfinished"]
+
+
+@dataclass(frozen=True, eq=False)
+class Definition:
+    """What a sequence's class declares, validated; ``steps`` have the defaults of its Meta."""
+
+    label: str
+    app_label: str
+    cls: type[Sequence[Any]]
+    steps: dict[str, Step[Any]]
+    plan: Plan
+    aliases: tuple[str, ...]
+    handoff: Literal["broker", "direct"]
+    #: How long finished runs are kept, and failed ones; None: as the settings say.
+    retention: timedelta | None
+    retention_failed: timedelta | None
+    redact: tuple[str, ...]
+    defaults: dict[str, Any]
+    declared_name: str | Promise | None
+    #: The options of its Meta that are defaults of all steps.
+    step_defaults: frozenset[str]
+
+    @property
+    def verbose_name(self) -> str:
+        """What people read in the admin."""
+        return str(self.declared_name or camel_case_to_spaces(self.cls.__name__))
+
+    def step(self, name: str) -> Step[Any] | None:
+        """The step of that name or alias, if there is one."""
+        return self.steps.get(name) or self._by_alias.get(name)
+
+    def change_of_kind(self, name: str, plan: Plan) -> tuple[str, str] | None:
+        """What this step is in a plan of another release, and here, if these are two kinds."""
+        step, node = self.step(name), plan.get(name)
+        if step is None or node is None:
+            return None
+        before, now = _kind_in(plan, node), _kind_in(self.plan, self.plan.node(step.name))
+        return None if before == now else (before, now)
+
+    def admit(self, data: Any) -> dict[str, Any]:
+        """What a run begins with: this data over the defaults, as JSON if it is typed.
+
+        Raises `InvalidData` if it is not of the declared type.
+        """
+        if self.cls._codec is not None:
+            return self.cls._codec.admit(data, self.defaults)
+        if data is None or isinstance(data, Mapping):
+            return {**self.defaults, **(data or {})}
+        raise SequenceError(
+            f"{self.label}.start: data is a {type(data).__name__}, not a dict: {data!r:.100}"
+        )
+
+    def options(self, step: Step[Any]) -> dict[str, Any]:
+        """The Dramatiq options of a step: those of Meta, and over them its own."""
+        return dict(self.steps[step.name].options)
+
+    @cached_property
+    def _by_alias(self) -> dict[str, Step[Any]]:
+        return {alias: step for step in self.steps.values() for alias in step.aliases}
+
+
+#: How people are told of the kinds of steps.
+_KINDS = {
+    "step": "a plain step",
+    "each": "a fan-out",
+    "event": "an event",
+    "subsequence": "a subsequence",
+    "undo": "an undo",
+    "on_failure": "an on_failure",
+}
+
+
+def _kind_in(plan: Plan, node: Node) -> str:
+    undone = plan.get(node.undoes)
+    if undone is not None and undone.kind == "each":
+        return "an undo of items"  # it takes an item and its result
+    return _KINDS.get(node.kind, node.kind)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run has failed: ``step`` (and ``item``, if it is one), ``error`` and ``message``.
+
+    ``error`` is the name of the exception's class, with its module.
+    """
+
+    step: str
+    item: int | None
+    error: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one ``item`` of a fan-out has ended: its ``status``, and its ``result`` if it succeeded.
+
+    Of a subsequence, ``item`` is the id of the child run and ``result`` is its data.
+    """
+
+    item: Any
+    status: str
+    result: Any

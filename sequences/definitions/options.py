@@ -1,0 +1,86 @@
+"""The options in a sequence's Meta."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from django.utils.functional import Promise
+
+from .steps import (
+    as_tuple,
+)
+from .validation import (
+    META_OWN,
+    meta_problems,
+    path_of,
+    raise_first,
+)
+
+if TYPE_CHECKING:  # a default, which Python has from 3.13 on, and type checkers know already
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    D = TypeVarWithDefault("D", default=dict[str, Any])
+else:
+    D = TypeVar("D")
+
+
+@dataclass(frozen=True)
+class MetaOptions:
+    abstract: bool
+    app_label: str | None
+    aliases: tuple[str, ...]
+    verbose_name: str | Promise | None
+    handoff: Literal["broker", "direct"]
+    retention: timedelta | None
+    retention_failed: timedelta | None
+    redact: tuple[str, ...]
+    defaults: dict[str, Any]
+    step_defaults: dict[str, Any]
+
+    @classmethod
+    def of(cls, owner: type) -> MetaOptions:
+        options = _meta_options(owner)
+        raise_first(f"{path_of(owner)}.Meta", meta_problems(options))
+        return cls(
+            abstract=options.pop("abstract", False),
+            app_label=options.pop("app_label", None),
+            aliases=as_tuple(options.pop("aliases", ())),
+            verbose_name=options.pop("verbose_name", None),
+            handoff=options.pop("handoff", "broker"),
+            retention=_kept_for(options, "retention"),
+            retention_failed=_kept_for(options, "retention_failed"),
+            redact=as_tuple(options.pop("redact", ())),
+            defaults=deepcopy(dict(options.pop("defaults", {}))),
+            step_defaults=options,
+        )
+
+
+def _kept_for(options: dict[str, Any], name: str) -> timedelta | None:
+    """What it says, where None is for ever; None: it says nothing."""
+    if name not in options:
+        return None
+    value = options.pop(name)
+    return timedelta.max if value is None else value
+
+
+def _meta_options(cls: type) -> dict[str, Any]:
+    """The options of the Meta of a class, and those that it inherits."""
+    inherited: dict[str, Any] = {}
+    parents = [vars(base)["Meta"] for base in cls.__mro__[1:] if "Meta" in vars(base)]
+    for parent in reversed(parents):
+        inherited |= _without_own(_public(parent))
+    own = vars(cls).get("Meta")
+    for base in reversed(own.__mro__ if own else ()):
+        inherited |= _without_own(_public(base)) if base in parents else _public(base)
+    return inherited
+
+
+def _public(meta: type) -> dict[str, Any]:
+    return {name: value for name, value in vars(meta).items() if not name.startswith("_")}
+
+
+def _without_own(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in META_OWN}

@@ -1,0 +1,282 @@
+"""The graph of a sequence's steps: what it is, what is ready next, how it ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from hashlib import sha256
+from typing import Any, Literal
+
+from ..exceptions import InvalidDefinition, SequenceError, UnknownStep, did_you_mean
+
+FORMAT = 1
+
+DONE = frozenset({"succeeded", "skipped"})
+#: Kinds of steps that do not decide how a run ends.
+ASIDE = frozenset({"undo", "on_failure"})
+EXECUTING = frozenset({"running", "retrying"})
+
+
+#: What most nodes lack, and a plan without it does not name.
+_RARE = ("undoes", "attempted", "on_error", "aside", "options")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One step of a plan: its name, the names it waits for, and where it is dispatched."""
+
+    name: str
+    after: tuple[str, ...]
+    actor: str
+    queue: str
+    kind: str = "step"
+    #: Of an undo: the step that it undoes, and whether also after a failed attempt at it.
+    undoes: str = ""
+    attempted: bool = False
+    #: The step to go on with when this one has finally failed.
+    on_error: str = ""
+    #: Whether it stands beside the main line, and is begun only by a failure.
+    aside: bool = False
+    #: Of a step whose actor has no options of its own: those of its messages.
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "after": list(self.after),
+            "actor": self.actor,
+            "queue": self.queue,
+            "kind": self.kind,
+            **{name: value for name in _RARE if (value := getattr(self, name))},
+        }
+
+    @classmethod
+    def from_json(cls, step: Mapping[str, Any]) -> Node:
+        return cls(
+            name=step["name"],
+            after=tuple(step["after"]),
+            actor=step["actor"],
+            queue=step["queue"],
+            kind=step.get("kind", "step"),
+            **{name: step[name] for name in _RARE if name in step},
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The immutable graph of a sequence; ``nodes`` stand in declared, topological order."""
+
+    sequence: str
+    nodes: tuple[Node, ...]
+    #: What its steps do, if no class says that.
+    definition: Mapping[str, Any] | None = field(default=None, hash=False)
+
+    @classmethod
+    def build(cls, sequence: str, nodes: Iterable[Node], *, where: str | None = None) -> Plan:
+        """A validated plan of ``nodes``, or `InvalidDefinition`.
+
+        ``where`` is how an error names the class; ``sequence``, if not given.
+        """
+        return cls(sequence, _validated(where or sequence, tuple(nodes)))
+
+    @classmethod
+    def from_json(cls, sequence: str, graph: Mapping[str, Any]) -> Plan:
+        """The plan that `to_json` wrote, perhaps in another release."""
+        if graph["format"] > FORMAT:
+            raise SequenceError(
+                f"A plan of {sequence} has format {graph['format']}, and this release knows formats"
+                f" up to {FORMAT}. Upgrade this process to the release that wrote it."
+            )
+        nodes = tuple(map(Node.from_json, graph["steps"]))
+        return cls(sequence, nodes, graph.get("definition"))
+
+    def to_json(self) -> dict[str, Any]:
+        kept = {} if self.definition is None else {"definition": dict(self.definition)}
+        return {"format": FORMAT, "steps": [node.to_json() for node in self.nodes], **kept}
+
+    @cached_property
+    def memo(self) -> dict[str, Any]:
+        """What others have made of this plan, to be kept as long as it is."""
+        return {}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The SHA-256 of the graph, in hex: two plans of one shape have the same."""
+        canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return sha256(canonical.encode()).hexdigest()
+
+    @cached_property
+    def is_chain(self) -> bool:
+        """Whether each step waits for exactly the step above it."""
+        above = ((), *((node.name,) for node in self.main))
+        return all(node.after == name for node, name in zip(self.main, above, strict=False))
+
+    @cached_property
+    def main(self) -> tuple[Node, ...]:
+        """The steps that a run without a failure goes through."""
+        return tuple(node for node in self.nodes if not node.aside)
+
+    @cached_property
+    def undos(self) -> tuple[Node, ...]:
+        """The steps that undo others."""
+        return tuple(node for node in self.nodes if node.kind == "undo")
+
+    @cached_property
+    def subsequences(self) -> tuple[Node, ...]:
+        """The steps that start other runs."""
+        return tuple(node for node in self.nodes if node.kind == "subsequence")
+
+    @cached_property
+    def on_failure(self) -> Node | None:
+        """The step that runs once when a run has failed."""
+        return next((node for node in self.nodes if node.kind == "on_failure"), None)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._by_name)
+
+    @cached_property
+    def roots(self) -> tuple[Node, ...]:
+        """The steps that wait for none."""
+        return tuple(node for node in self.main if not node.after)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    def get(self, name: str) -> Node | None:
+        return self._by_name.get(name)
+
+    def node(self, name: str) -> Node:
+        """The step of that name, or `UnknownStep`."""
+        if node := self.get(name):
+            return node
+        mend = did_you_mean(name, self.names)
+        raise UnknownStep(sequence=self.sequence, step=name, mend=mend)
+
+    def successors(self, name: str) -> tuple[Node, ...]:
+        """The steps that wait for this one directly."""
+        self.node(name)
+        return self._successors.get(name, ())
+
+    def descendants(self, name: str) -> frozenset[str]:
+        """The names of all steps that come after this one, without itself."""
+        found = {self.node(name).name}
+        for node in self.nodes:  # topological: one pass finds all
+            if not found.isdisjoint(node.after):
+                found.add(node.name)
+        return frozenset(found - {name})
+
+    def again(self, name: str) -> frozenset[str]:
+        """What begins anew with this step: it, all that come after it, and what went on in the
+        place of one of them."""
+        again = self.descendants(name) | {name}
+        handlers = {self.node(one).on_error for one in again} - {"", *again}
+        return frozenset(again.union(*(self.again(handler) for handler in handlers)))
+
+    def predecessors(self, name: str) -> frozenset[str]:
+        """The names of all steps that come before this one."""
+        return frozenset(node.name for node in self.nodes if name in self.descendants(node.name))
+
+    def ready(self, states: Mapping[str, str]) -> tuple[Node, ...]:
+        """The steps without a state for which everything that they wait for is done."""
+        return tuple(
+            node
+            for node in self.main
+            if node.name not in states and all(self._is_done(name, states) for name in node.after)
+        )
+
+    def _is_done(self, name: str, states: Mapping[str, str]) -> bool:
+        """Whether what waits for it may begin: a handler of errors that do not come is done."""
+        if name in states or not self.node(name).aside:
+            return states.get(name) in DONE or self._is_handled(name, states)
+        of = [node.name for node in self.nodes if node.on_error == name]
+        return all(states.get(other) in DONE for other in of)
+
+    def outcome(self, states: Mapping[str, str]) -> Literal["succeeded", "failed"] | None:
+        """How a run with these states of its steps has ended; None: it has not."""
+        if self.is_failing(states):
+            return None if EXECUTING & set(states.values()) else "failed"
+        handlers = {node.on_error for node in self.nodes if states.get(node.name) == "failed"}
+        wanted = {node.name for node in self.main} | handlers
+        done = all(states.get(name) in DONE or self._is_handled(name, states) for name in wanted)
+        return "succeeded" if done else None
+
+    def is_failing(self, states: Mapping[str, str]) -> bool:
+        """Whether a step has finally failed, and no other goes on in its place."""
+        return bool(self.failed(states))
+
+    def failed(self, states: Mapping[str, str]) -> tuple[str, ...]:
+        """The steps that have finally failed, and in whose place no other goes on."""
+        return tuple(
+            node.name
+            for node in self.nodes
+            if states.get(node.name) == "failed"
+            and node.kind not in ASIDE
+            and node.on_error not in states
+        )
+
+    def _is_handled(self, name: str, states: Mapping[str, str]) -> bool:
+        return states.get(name) == "failed" and self.node(name).on_error in states
+
+    def left_out(self, name: str) -> tuple[Node, ...]:
+        """What a run that goes on with a step's `on_error` does not come to any more."""
+        handler = self.node(name).on_error
+        reached = self.descendants(handler) | {handler}
+        return tuple(node for node in self.main if node.name in self.descendants(name) - reached)
+
+    @cached_property
+    def _by_name(self) -> dict[str, Node]:
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def _successors(self) -> dict[str, tuple[Node, ...]]:
+        found: dict[str, tuple[Node, ...]] = {}
+        for node in self.nodes:
+            for name in node.after:
+                found[name] = (*found.get(name, ()), node)
+        return found
+
+
+def _validated(where: str, nodes: tuple[Node, ...]) -> tuple[Node, ...]:
+    if not nodes:
+        raise InvalidDefinition(
+            where=where,
+            problem="it has no steps",
+            mend="Declare one with @step, or set abstract = True in its Meta.",
+        )
+    names = [node.name for node in nodes]
+    for index, node in enumerate(nodes):
+        _check_unique(where, node, names[:index])
+        _check_after(where, node, names[:index], names)
+    return tuple(_in_declared_order(node, names) for node in nodes)
+
+
+def _check_unique(where: str, node: Node, above: list[str]) -> None:
+    if node.name in above:
+        raise InvalidDefinition(
+            where=f"{where}.{node.name}",
+            problem="two steps have this name",
+            mend="Rename one of them.",
+        )
+
+
+def _check_after(where: str, node: Node, above: list[str], names: list[str]) -> None:
+    for name in node.after:
+        if name in above:
+            continue
+        problem, mend = _after_problem(name, names)
+        raise InvalidDefinition(where=f"{where}.{node.name}", problem=problem, mend=mend)
+
+
+def _after_problem(name: str, names: list[str]) -> tuple[str, str]:
+    if name in names:
+        problem = f"after names {name!r}, which is circular or declared below"
+        return problem, "A step can only wait for steps that are declared above it: move it down."
+    return f"after names {name!r}, which is not a step of it", did_you_mean(name, names)
+
+
+def _in_declared_order(node: Node, names: list[str]) -> Node:
+    # One shape has one fingerprint, in whichever order its `after` was written.
+    return replace(node, after=tuple(sorted(set(node.after), key=names.index)))

@@ -1,0 +1,179 @@
+"""Every sequence by its name. Nothing from a database or a broker is looked up in another way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from django.apps import apps
+from django.utils.module_loading import autodiscover_modules
+
+from ..exceptions import InvalidDefinition, UnknownSequence, did_you_mean
+
+if TYPE_CHECKING:
+    from ..sequence import Sequence
+    from .definition import Definition
+
+    SequenceClass = type[Sequence[Any]]
+    Listener = Callable[[SequenceClass], Any]
+    Saved = tuple[dict[str, SequenceClass], dict[str, SequenceClass]]
+
+#: The sequence that stands for all runs that keep their definitions.
+KEPT = "job_sequences.Flow"
+
+_by_label: dict[str, SequenceClass] = {}
+_by_alias: dict[str, SequenceClass] = {}
+_listeners: list[Listener] = []
+_deferred: list[Callable[[], None]] = []
+
+
+def get(label: str) -> SequenceClass:
+    """The sequence of that label (``"shop.ContactForm"``) or alias, or `UnknownSequence`."""
+    if cls := find(label):
+        return cls
+    raise UnknownSequence(name=label, mend=did_you_mean(label, [*_by_label, *_by_alias]))
+
+
+def find(label: str) -> SequenceClass | None:
+    """The sequence of that label or alias, if there is one.
+
+    The runs that keep their definitions have names of their own behind that of their class.
+    """
+    if label.startswith(f"{KEPT}:"):
+        label = KEPT
+    return _by_label.get(label) or _by_alias.get(label)
+
+
+def definition_of(label: str) -> Definition | None:
+    """What the sequence of that label or alias declares, if there is one."""
+    cls = find(label)
+    return None if cls is None else cls._definition
+
+
+def hidden_by(label: str) -> tuple[str, ...]:
+    """What the sequence of that label hides. Of one that is gone that is all: nobody knows."""
+    definition = definition_of(label)
+    return ("*",) if definition is None else hidden(definition)
+
+
+def hidden(definition: Definition, above: frozenset[str] = frozenset()) -> tuple[str, ...]:
+    """What it hides in `data`, and what its children hide in theirs, which stands in it, too."""
+    found = list(definition.redact)
+    above |= {definition.label}
+    for step in definition.steps.values():
+        child = getattr(step, "sequence", None)
+        if child is None:
+            continue
+        below = definition_of(child) if isinstance(child, str) else child._definition
+        if below is None:
+            patterns: tuple[str, ...] = ("*",)
+        else:
+            patterns = () if below.label in above else hidden(below, above)
+        names = (step.name, *step.aliases)
+        found += [f"{name}.{pattern}" for name in names for pattern in patterns]
+    return tuple(found)
+
+
+def names_of(label: str) -> list[str]:
+    """What the runs of this sequence may be named: its label, and those that it has had."""
+    definition = None if label.startswith(f"{KEPT}:") else definition_of(label)
+    return [label] if definition is None else [definition.label, *definition.aliases]
+
+
+def all() -> list[SequenceClass]:  # noqa: A001 (read as registry.all)
+    """Every registered sequence, by label."""
+    return [_by_label[label] for label in sorted(_by_label)]
+
+
+def autodiscover() -> None:
+    """Import the module ``sequences`` of every installed app, as the admin does with ``admin``."""
+    while _deferred:
+        _deferred.pop(0)()
+    autodiscover_modules("sequences")
+
+
+def when_apps_are_loaded(act: Callable[[], None]) -> None:
+    """Call ``act`` now, or in `autodiscover` if Django does not know its apps yet."""
+    if apps.apps_ready:
+        act()
+    else:
+        _deferred.append(act)
+
+
+def on_register(listener: Listener) -> None:
+    """Call ``listener`` with every sequence that is registered from now on."""
+    _listeners.append(listener)
+
+
+def register(cls: SequenceClass) -> None:
+    """Make a sequence known, or raise `InvalidDefinition` if another one has its name."""
+    definition = _definition(cls)
+    for name in (definition.label, *definition.aliases):
+        _check_free(cls, name)
+    before = _saved()
+    _forget(definition.label)
+    _by_label[definition.label] = cls
+    _by_alias.update(dict.fromkeys(definition.aliases, cls))
+    try:
+        for listener in _listeners:
+            listener(cls)
+    except BaseException:
+        _restore(before)  # a class that a listener refuses keeps no name
+        raise
+
+
+@contextmanager
+def isolated() -> Iterator[None]:
+    """What is registered inside is forgotten afterwards."""
+    before = _saved()
+    try:
+        yield
+    finally:
+        _restore(before)
+
+
+def _saved() -> Saved:
+    return dict(_by_label), dict(_by_alias)
+
+
+def _restore(before: Saved) -> None:
+    for registered, saved in zip((_by_label, _by_alias), before, strict=True):
+        registered.clear()
+        registered.update(saved)
+
+
+def _check_free(cls: SequenceClass, name: str) -> None:
+    other = find(name)
+    if other is None or _is_same_class(cls, other):
+        return
+    raise InvalidDefinition(
+        where=_path(cls),
+        problem=f"{name!r} is the label or an alias of {_path(other)} already",
+        mend="Rename one of the classes, or set another app_label in its Meta.",
+    )
+
+
+def _is_same_class(cls: SequenceClass, other: SequenceClass) -> bool:
+    # A reloaded module declares its classes again, and the new ones count.
+    return _path(cls) == _path(other)
+
+
+def _forget(label: str) -> None:
+    if old := _by_label.pop(label, None):
+        for alias in _definition(old).aliases:
+            _by_alias.pop(alias, None)
+
+
+def _definition(cls: SequenceClass) -> Definition:
+    if cls._definition is None:
+        raise InvalidDefinition(
+            where=_path(cls),
+            problem="it is abstract",
+            mend="Register a subclass that is not abstract.",
+        )
+    return cls._definition
+
+
+def _path(cls: SequenceClass) -> str:
+    return vars(cls).get("_file") or f"{cls.__module__}.{cls.__qualname__}"

@@ -1,0 +1,532 @@
+"""`step`: what a person declares, as a value. Checked in `validation`, planned in `definition`."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from types import FrameType, MethodType
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    Literal,
+    NoReturn,
+    Protocol,
+    Self,
+    TypeVar,
+    overload,
+)
+
+from dramatiq import Actor
+
+from ..exceptions import InvalidData, SequenceError
+
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+Delay = int | timedelta | Callable[[Any], timedelta | datetime]
+
+FAN_OUT_OPTIONS = frozenset({"allow_failed", "batch", "concurrency", "each"})
+STEP_OPTIONS = FAN_OUT_OPTIONS | {
+    "after",
+    "aliases",
+    "args",
+    "atomic",
+    "delay",
+    "kwargs",
+    "label",
+    "on_error",
+    "when",
+}  # every other option is Dramatiq's
+#: Dramatiq's own options that are times, of which Dramatiq takes milliseconds only.
+DURATION_OPTIONS = frozenset({"max_age", "max_backoff", "min_backoff", "time_limit"})
+#: The longest time that anything may wait: added to any moment it stays within the calendar.
+MAX_WAIT = timedelta(days=365_000)
+Each = str | Callable[[Any], Iterable[Any]]
+
+
+class Performer(Protocol[R_co]):
+    """A class of which ``step(cls)`` makes a step."""
+
+    def perform(self, sequence: Any, /) -> R_co: ...
+
+
+class Step(Generic[R]):
+    """One declared unit of a sequence, made by `step`.
+
+    On the class it is this object, which ``after=`` and the methods of a run take; on an instance
+    it is the bound method.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    after: tuple[Step[Any] | str, ...] | None
+    aliases: tuple[str, ...]
+    atomic: bool
+    delay: Delay | None
+    when: Callable[[Any], Any] | None
+    on_error: Any  # a Step or its name, or None
+    args: Callable[[Any], Iterable[Any]] | None
+    kwargs: Callable[[Any], Mapping[str, Any]] | None
+    options: dict[str, Any]
+    each: Each | None
+    concurrency: int | None
+    batch: int | None
+    allow_failed: bool | int | float
+
+    def __init__(self, function: Callable[..., Any], declared: Mapping[str, Any]) -> None:
+        self.name = ""
+        self.function = function
+        self.after = None if declared.get("after") is None else as_tuple(declared["after"])
+        self.aliases = as_tuple(declared.get("aliases", ()))
+        self.declared = {**declared, "after": self.after, "aliases": self.aliases}
+        self.atomic = declared.get("atomic", True)
+        self.delay = declared.get("delay")
+        self.when = declared.get("when")
+        self.on_error = declared.get("on_error")
+        self.args = declared.get("args")
+        self.kwargs = declared.get("kwargs")
+        self.each = declared.get("each")
+        self.concurrency = declared.get("concurrency")
+        self.batch = declared.get("batch")
+        self.allow_failed = declared.get("allow_failed", False)
+        self.options = {
+            name: _as_dramatiq(name, value)
+            for name, value in declared.items()
+            if name not in STEP_OPTIONS
+        }
+        self.__doc__ = getattr(function, "__doc__", None)
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = self.name or name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> Callable[..., R]: ...
+    def __get__(self, instance: object | None, owner: type) -> Self | Callable[..., R]:
+        if instance is None:
+            return self
+        if getattr(instance, "_context", self) is None:
+            return partial(self._refuse_call, instance)
+        if inspect.isfunction(self.function):
+            return MethodType(self.function, instance)
+        return partial(self.perform, instance)
+
+    def __repr__(self) -> str:
+        return f"<step {self.name or getattr(self.function, '__name__', self.function)}>"
+
+    if not TYPE_CHECKING:  # lest a type checker believes in every attribute
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise no_attribute("A step", name, "A worker runs it: start its sequence.")
+
+    def _refuse_call(self, sequence: Any, *args: Any, **kwargs: Any) -> NoReturn:
+        raise SequenceError(
+            f"{type(sequence).__qualname__}.{self.name} is a step: a worker runs it, and this call "
+            "would run its body here, beside the run. In a test, call it on an instance of "
+            "sequences.testing.build(…); put code that others need into a plain method."
+        )
+
+    @property
+    def kind(self) -> str:
+        """How the engine treats it, and what the plan calls it."""
+        return "step" if self.each is None else "each"
+
+    @property
+    def label(self) -> str:
+        """What people read in the admin."""
+        return str(self.declared.get("label") or self.name.replace("_", " "))
+
+    def perform(self, sequence: Any, *item: Any) -> R:
+        """Call the user's code with the bound sequence, and return what it returns.
+
+        Of a fan-out, with an item of it too.
+        """
+        function: Any = self.function
+        if isinstance(function, Actor):
+            args = self.args(sequence) if self.args else ()
+            kwargs = self.kwargs(sequence) if self.kwargs else {}
+            function = partial(function.fn, *args, **kwargs)
+        elif isinstance(function, type):
+            function = partial(function().perform, sequence, *item)
+        else:
+            function = partial(function, sequence, *item)
+        result: R = function()
+        return result
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> Step[R]:
+        """The same step, with these options where it declares none."""
+        declared = {**defaults, **_actor_options(self.function), **self.declared}
+        resolved = type(self)(self.function, declared)
+        resolved.name = self.name
+        return resolved
+
+    @overload
+    def undo(self, target: Callable[..., Any], /) -> Undo: ...
+    @overload
+    def undo(
+        self, /, *, attempted: bool | None = None, **options: Any
+    ) -> Callable[[Callable[..., Any]], Undo]: ...
+    def undo(self, target: Any = None, /, **declared: Any) -> Any:
+        """Declare how this step is undone: ``@charge.undo`` on a method.
+
+        If the run fails, the undo of every succeeded step runs, newest first, each a durable step
+        of its own with its own retries. ``attempted=True`` (the default where the step has
+        ``atomic=False``) also undoes a step that was tried and has failed. Of a fan-out each item
+        is undone by itself: the method is called with the item and its result, too. Of a
+        subsequence it takes the place of its children's own undos.
+        """
+        make = partial(_make, Undo, {"undoes": self, **declared})
+        return Decorator(make) if target is None else noted(make(target), sys._getframe(1))
+
+
+class _Other(Step[Any]):
+    """Not one of the sequence's plain steps."""
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> Step[Any]:
+        """Of the defaults of all steps only Dramatiq's concern it: the queue and its like."""
+        return super().with_defaults(
+            {name: value for name, value in defaults.items() if name not in STEP_OPTIONS}
+        )
+
+
+class Undo(_Other):
+    """A step that undoes another, made by `Step.undo`."""
+
+    undoes: Any  # a Step; as such the class would give its bound method
+    attempted: bool | None  # None: if what it undoes is not atomic, which Meta has a say in
+
+    def __init__(self, function: Callable[..., Any], declared: Mapping[str, Any]) -> None:
+        super().__init__(function, declared)
+        self.undoes = self.options.pop("undoes")
+        self.attempted = self.options.pop("attempted", None)
+
+    @property
+    def kind(self) -> str:
+        """It is begun only when its run is undone."""
+        return "undo"
+
+    def takes_item(self, steps: Mapping[str, Step[Any]]) -> bool:
+        """Whether it is called for each item of a fan-out, with the item and its result.
+
+        ``steps`` are those of the class: it may have declared what is undone anew.
+        """
+        undone = steps.get(name_of(self.undoes))
+        return undone is not None and undone.kind == "each"
+
+
+class OnFailure(_Other):
+    """The step that runs once when a run has failed, made by `on_failure`."""
+
+    @property
+    def kind(self) -> str:
+        """It is begun only when its run has failed, and what is to be undone was."""
+        return "on_failure"
+
+
+class Event(_Other):
+    """A step that waits for a payload from outside, made by `event`."""
+
+    timeout: timedelta | None
+    on_timeout: Literal["fail", "continue"]
+
+    def __init__(self, function: Callable[..., Any], declared: Mapping[str, Any]) -> None:
+        super().__init__(function, declared)
+        timeout = self.options.pop("timeout", None)
+        self.timeout = timeout if duration_problem(timeout) else as_timedelta(timeout)
+        self.on_timeout = self.options.pop("on_timeout", "fail")
+
+    @property
+    def kind(self) -> str:
+        """An event's row waits until something is delivered, or its time is over."""
+        return "event"
+
+
+@overload
+def step(
+    target: Actor[..., R],
+    /,
+    *,
+    args: Callable[[Any], Iterable[Any]] | None = None,
+    kwargs: Callable[[Any], Mapping[str, Any]] | None = None,
+    **options: Any,
+) -> Step[R]: ...
+@overload
+def step(target: type[Performer[R]], /, **options: Any) -> Step[R]: ...
+@overload
+def step(target: Callable[[Any], R], /, **options: Any) -> Step[R]: ...
+@overload
+def step(target: Callable[[Any, Any], R], /, *, each: Each, **options: Any) -> Step[R]: ...
+@overload
+def step(*, each: Each, **options: Any) -> Callable[[Callable[[Any, Any], R]], Step[R]]: ...
+@overload
+def step(
+    *,
+    after: Step[Any] | str | Iterable[Step[Any] | str] | None = None,
+    delay: Delay | None = None,
+    when: Callable[[Any], Any] | None = None,
+    atomic: bool = True,
+    aliases: Iterable[str] = (),
+    label: str = "",
+    **options: Any,
+) -> Callable[[Callable[[Any], R]], Step[R]]: ...
+def step(target: Any = None, /, **declared: Any) -> Any:
+    """Declare a step: ``@step``, ``@step(max_retries=5)``, or ``name = step(callable)``.
+
+    A callable is called with the sequence; of a class, ``perform`` is; a Dramatiq actor's function
+    is called with what ``args`` and ``kwargs``, callables that take the sequence, return.
+
+    - ``after``: the steps that it waits for; without it, every open end declared above.
+    - ``delay``: a timedelta, milliseconds, or a callable that takes the sequence and returns a
+      timedelta or an aware datetime. Durable.
+    - ``when``: a callable that takes the sequence; the step is skipped if it returns false.
+    - ``atomic``: whether the step is wrapped in a transaction; if not, its effects happen at least
+      once instead of exactly once.
+    - ``on_error``: the step to go on with when this one has finally failed, instead of failing the
+      run. What comes after this step is skipped, but for what comes after that one. A step that
+      is named so, and has no ``after`` of its own, runs only then.
+    - ``aliases``: earlier names of the step, for the runs in flight.
+    - ``label``: what the admin shows; the name with spaces if there is none.
+    - ``each``: a fan-out: a key of ``data`` that holds a list, or a callable that takes the
+      sequence and returns or yields items of JSON. The code is called with the sequence and one
+      item, for each of them, in parallel; what it returns is the item's result. ``data`` cannot be
+      changed there.
+    - ``concurrency``: how many items may be in flight; ``batch``: hand over lists of so many
+      items; ``allow_failed``: True, or how many items, or which part of them (0.01), may fail.
+
+    Every other option is Dramatiq's own. Errors are found when the class is created.
+    """
+    make = partial(_make, Step, declared)
+    return Decorator(make) if target is None else noted(make(target), sys._getframe(1))
+
+
+class Subsequence(_Other):
+    """A step that starts other sequences and waits for them, made by `subsequence`."""
+
+    sequence: Any  # a Sequence class, or its label
+    child_data: Callable[..., Mapping[str, Any]] | None
+
+    def __init__(self, function: Callable[..., Any], declared: Mapping[str, Any]) -> None:
+        super().__init__(function, declared)
+        self.sequence = self.options.pop("sequence")
+        self.child_data = self.options.pop("data", None)
+
+    @property
+    def kind(self) -> str:
+        """Its row waits for the runs that it has started."""
+        return "subsequence"
+
+
+def subsequence(
+    sequence: Any,
+    /,
+    *,
+    data: Callable[..., Mapping[str, Any]] | None = None,
+    each: Each | None = None,
+    allow_failed: bool | int | float = False,
+    after: Step[Any] | str | Iterable[Step[Any] | str] | None = None,
+    when: Callable[[Any], Any] | None = None,
+    delay: Delay | None = None,
+    on_error: Step[Any] | str | None = None,
+    aliases: Iterable[str] = (),
+    label: str = "",
+    **options: Any,
+) -> Subsequence:
+    """Declare a step that starts a run of another sequence, and waits for it without a worker.
+
+    ``sequence`` is its class or label. ``data`` is a callable that takes this sequence and returns
+    the child's data; without it the child begins with a copy of this one's. The child's final data
+    is the step's result, and stands in ``data`` under the step's name, too. With ``each`` (a key of
+    ``data``, or a callable that gives items) there is a child for each item: ``data`` is called
+    with the item, too, and without it the items are the children's data; `Sequence.results` gives
+    the children's data in order. A child that fails or is cancelled fails the step, unless
+    ``allow_failed`` says otherwise. What is done to the parent is done to its children: they are
+    cancelled, undone, and the failed ones retried, with it.
+    """
+    declared = {
+        "sequence": sequence,
+        "data": data,
+        "each": each,
+        "allow_failed": allow_failed,
+        "after": after,
+        "when": when,
+        "delay": delay,
+        "on_error": on_error,
+        "aliases": aliases,
+        "label": label,
+        **options,
+    }
+    return noted(Subsequence(_wait, declared), sys._getframe(1))
+
+
+def event(
+    *,
+    timeout: timedelta | int | None = None,
+    on_timeout: Literal["fail", "continue"] = "fail",
+    after: Step[Any] | str | Iterable[Step[Any] | str] | None = None,
+    when: Callable[[Any], Any] | None = None,
+    aliases: Iterable[str] = (),
+    label: str = "",
+    **options: Any,
+) -> Event:
+    """Declare a wait for something from outside: ``approval = event(timeout=timedelta(days=3))``.
+
+    It holds no worker. ``run.deliver("approval", payload)`` ends it; the payload is its result,
+    and stands in ``data["approval"]`` too. One that is delivered early is kept. ``timeout`` is a
+    timedelta or milliseconds from the beginning of the wait on; then the step fails, or with
+    ``on_timeout="continue"`` is skipped: it has no result, and ``data`` stays as it is. ``options``
+    are Dramatiq's.
+    """
+    declared = {
+        "timeout": timeout,
+        "on_timeout": on_timeout,
+        "after": after,
+        "when": when,
+        "aliases": aliases,
+        "label": label,
+        **options,
+    }
+    return noted(Event(_wait, declared), sys._getframe(1))
+
+
+@overload
+def on_failure(target: Callable[[Any], Any], /) -> OnFailure: ...
+@overload
+def on_failure(**options: Any) -> Callable[[Callable[[Any], Any]], OnFailure]: ...
+def on_failure(target: Any = None, /, **options: Any) -> Any:
+    """Declare what is done once when the run has failed: ``@on_failure`` on a method.
+
+    A durable step with its own retries, after what is undone. ``self.failure`` names the step that
+    has failed, and the error.
+    """
+    make = partial(_make, OnFailure, options)
+    return Decorator(make) if target is None else noted(make(target), sys._getframe(1))
+
+
+def _wait(sequence: Any) -> None:
+    """What an event does when it is called: nothing."""
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """What `repeat` returns."""
+
+    after: timedelta
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What `finish` returns."""
+
+
+def repeat(after: timedelta | int | None = None) -> Repeat:
+    """Return this from a step to commit what it did, and to have it run again.
+
+    ``after`` is a timedelta, or an int of milliseconds, from the commit on; none means at once.
+    """
+    wait = timedelta() if after is None else after
+    if problem := duration_problem(wait):
+        call = f"repeat(after={after!r})"
+        mend = "Give a timedelta, or milliseconds."
+        raise InvalidData(f"{call}: {problem}.", path=call, problem=problem, mend=mend)
+    return Repeat(as_timedelta(wait))
+
+
+def finish() -> Finish:
+    """Return this from a step to end the run now, as succeeded; what is unfinished is skipped."""
+    return Finish()
+
+
+class Decorator:
+    """What ``step(…)`` and its like return before they have their method."""
+
+    def __init__(self, make: Callable[[Any], Step[Any]]) -> None:
+        self.make = make
+
+    def __call__(self, function: Any) -> Step[Any]:
+        return noted(self.make(function), sys._getframe(1))
+
+
+def _make(kind: type[Step[Any]], declared: Mapping[str, Any], function: Any) -> Step[Any]:
+    return kind(function, declared)
+
+
+S = TypeVar("S", bound=Step[Any])
+
+
+def noted(step: S, caller: FrameType) -> S:
+    """The step, known to the class in whose body it is declared.
+
+    There a decorator above it may put something else in its place, and nobody would miss it.
+    """
+    note = getattr(caller.f_locals, "note_step", None)
+    if note is not None:
+        note(step)
+    return step
+
+
+#: How other libraries start what they have; here it is the sequence that is started.
+FOREIGN_CALLS = frozenset(
+    {"apply_async", "delay", "enqueue", "message", "perform_async", "s", "send", "si"}
+    | {"send_with_options", "signature"}
+)
+
+
+def no_attribute(owner: str, name: str, mend: str) -> AttributeError:
+    """The error for an attribute that is missing, with the way out where it is a foreign call."""
+    text = f"{owner} has no attribute {name!r}."
+    return AttributeError(f"{text} {mend}" if name in FOREIGN_CALLS else text, name=name)
+
+
+def name_of(step: Step[Any] | str) -> str:
+    return step.name if isinstance(step, Step) else step
+
+
+def _actor_options(function: object) -> dict[str, Any]:
+    """What an existing actor declares, where that differs from Dramatiq's defaults."""
+    if not isinstance(function, Actor):
+        return {}
+    options = dict(function.options)
+    if function.queue_name != "default":
+        options["queue_name"] = function.queue_name
+    if function.priority:
+        options["priority"] = function.priority
+    return options
+
+
+def duration_problem(value: object) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, int | timedelta):
+        return "it must be a timedelta or an int of milliseconds"
+    length = value if isinstance(value, int) else _milliseconds(value)
+    if length < 0:
+        return "it cannot be negative"
+    return "it cannot be longer than 1,000 years" if length > _milliseconds(MAX_WAIT) else None
+
+
+def as_timedelta(value: timedelta | int) -> timedelta:
+    return value if isinstance(value, timedelta) else timedelta(milliseconds=value)
+
+
+def _milliseconds(length: timedelta) -> int:
+    return length // timedelta(milliseconds=1)
+
+
+def _as_dramatiq(name: str, value: Any) -> Any:
+    """An option as Dramatiq takes it. What is wrong with it is told later, by `validation`."""
+    if name == "time_limit" and value in (None, float("inf")):
+        # Dramatiq fails on None, and the messages of kept definitions are JSON.
+        return _milliseconds(MAX_WAIT)
+    if name in DURATION_OPTIONS and isinstance(value, timedelta):
+        return _milliseconds(value)
+    return value
+
+
+def as_tuple(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, str | Step) or not isinstance(value, Iterable):
+        return (value,)
+    return tuple(value)

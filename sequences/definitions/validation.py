@@ -1,0 +1,463 @@
+"""What can be wrong with a sequence's class, and how to mend it."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+from asgiref.sync import AsyncToSync
+from django.utils.functional import Promise
+from dramatiq import Actor
+
+from ..exceptions import InvalidDefinition, did_you_mean
+from .plan import ASIDE
+from .steps import (
+    FAN_OUT_OPTIONS,
+    STEP_OPTIONS,
+    Decorator,
+    Step,
+    Subsequence,
+    Undo,
+    as_tuple,
+    duration_problem,
+    event,
+    name_of,
+    on_failure,
+    step,
+    subsequence,
+)
+
+Problem = tuple[str, str]  # what is wrong, and the mend
+
+META_STEP_OPTIONS = frozenset({"atomic", "delay", "when"})
+META_OWN = frozenset({"abstract", "aliases", "app_label", "verbose_name"})  # not inherited
+REFUSED_OPTIONS: dict[str, Problem] = {
+    "broker": ("all steps use the broker of the project", "Leave it out."),
+    "actor_name": ("it is made from the sequence's label and the step's name", "Leave it out."),
+    "actor_class": ("the actor of a step is this package's own", "Leave it out."),
+    "on_success": (
+        "Dramatiq loses it if the broker is down at that moment",
+        "Declare a step after this one.",
+    ),
+    "on_failure": (
+        "Dramatiq loses it if the broker is down at that moment",
+        "Handle the error in the step itself.",
+    ),
+}
+REFUSED_PIPE: Problem = ("the plan decides what comes next", "Declare the next step.")
+MAX_STEP_NAME, MAX_LABEL = 100, 200  # the columns' lengths
+QUEUE_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9._-]*")  # Dramatiq's own rule
+
+
+def check_body(cls: type) -> None:
+    if not isinstance(vars(cls).get("Meta", object), type):
+        raise invalid(cls, "its Meta is not a class", "Write class Meta: and options in it.")
+    for name in ("__init__", "__new__"):
+        if name in vars(cls):
+            problem = f"it defines {name}, and a sequence is created by its run, not by your code"
+            raise invalid(cls, problem, "Put what it needs into data.")
+    for owner in (cls, *_mixins(cls)):
+        for name, value in vars(owner).items():
+            for problem, mend in _lookalike_problems(value):
+                raise invalid(owner, problem, mend, step=name)
+
+
+def _mixins(cls: type) -> Iterator[type]:
+    """The plain classes among its bases: nobody has looked at them yet."""
+    return (base for base in cls.__mro__[1:] if not hasattr(base, "_definition"))
+
+
+def _lookalike_problems(value: object) -> Iterator[Problem]:
+    """What looks like a step in the body of a class, and would not run."""
+    if isinstance(value, staticmethod | classmethod | property) and hidden_step(value):
+        yield f"a step cannot be a {type(value).__name__}", "Make it a plain method."
+    elif hidden_step(value):
+        yield "a decorator hides the step below it", "Write @step above all other decorators."
+    elif isinstance(value, Decorator):
+        yield "it is a decorator of a step without a method", "Write it above a method."
+    elif any(value is declare for declare in (step, event, subsequence, on_failure)):
+        name = getattr(value, "__name__", "step")
+        yield f"it is the function {name}() itself", f"Call it: {name}(…)."
+    elif isinstance(value, Actor) or getattr(type(value), "is_step_elsewhere", False):
+        mend = "Make a step of it with step(…), or keep it outside of the class."
+        yield f"{value!r:.60} is no step", mend
+
+
+def hidden_step(value: object) -> Step[Any] | None:
+    """The step inside of what a decorator has made of it, if there is one."""
+    for _ in range(_MOST_DECORATORS):
+        inner = next(_inside(value), None)
+        if inner is None or isinstance(inner, Step):
+            return inner
+        value = inner
+    return None
+
+
+_MOST_DECORATORS = 20
+
+
+def _inside(value: object) -> Iterator[Any]:
+    for name in ("__wrapped__", "__func__", "fget", "func"):
+        if (inner := getattr(value, name, None)) is not None:
+            yield inner
+    # Without functools.wraps. A step that has a name is one already, and only used here.
+    for cell in getattr(value, "__closure__", None) or ():
+        with suppress(ValueError):  # an empty cell
+            if isinstance(cell.cell_contents, Step) and not cell.cell_contents.name:
+                yield cell.cell_contents
+
+
+def check_names(cls: type, names: Iterable[str], reserved: frozenset[str]) -> None:
+    for name in names:
+        if name in reserved:
+            problem = "this name is reserved: every sequence has an attribute of that name"
+            raise invalid(cls, problem, "Rename it.", step=name)
+
+
+def check_step_aliases(cls: type, steps: dict[str, Step[Any]]) -> None:
+    taken = set(steps)
+    for name, found in steps.items():
+        for alias in found.aliases:
+            if alias in taken:
+                problem = f"its alias {alias!r} is the name or an alias of another step"
+                raise invalid(cls, problem, "Remove the alias.", step=name)
+            taken.add(alias)
+
+
+def check_references(cls: type, steps: dict[str, Step[Any]]) -> None:
+    """What steps name: the one that is undone, and the one to go on with after an error."""
+    undone: set[str] = set()
+    for name, found in steps.items():
+        for role, other in _references(found):
+            if other not in steps:
+                mend = did_you_mean(other, steps)
+                raise invalid(cls, f"{role} {other!r}, which is not a step of it", mend, step=name)
+            if other == name or steps[other].kind in ASIDE:
+                mend = "Name another step, one of the main line."
+                raise invalid(cls, f"{role} {other!r}", mend, step=name)
+        if isinstance(found, Undo):
+            if name_of(found.undoes) in undone:
+                problem = f"it undoes {name_of(found.undoes)!r}, which has an undo already"
+                raise invalid(cls, problem, "Do both in one.", step=name)
+            undone.add(name_of(found.undoes))
+    handlers = [name for name, found in steps.items() if found.kind == "on_failure"]
+    if len(handlers) > 1:
+        problem = f"it is a second @on_failure, beside {handlers[0]!r}"
+        raise invalid(cls, problem, "Do both in one.", step=handlers[1])
+
+
+def _references(step: Step[Any]) -> Iterator[tuple[str, str]]:
+    if isinstance(step, Undo):
+        yield "it undoes", name_of(step.undoes)
+    if step.on_error is not None:
+        yield "its on_error is", name_of(step.on_error)
+
+
+def meta_problems(options: dict[str, Any]) -> Iterator[Problem]:
+    yield from _rule_problems(_META_RULES, options)
+    for name in sorted(STEP_OPTIONS - META_STEP_OPTIONS - META_OWN):
+        if name in options:
+            yield f"{name} is an option of one step, not of all", "Set it on the step."
+    yield from _option_problems(options)
+
+
+def step_problems(name: str, step: Step[Any], steps: Mapping[str, Step[Any]]) -> Iterator[Problem]:
+    yield from _name_problems(name, step)
+    yield from _function_problems(step)
+    yield from _argument_problems(step, steps)
+    yield from _after_problems(step.after or ())
+    yield from _rule_problems(_STEP_RULES, step.declared)
+    yield from _fan_out_problems(step)
+    yield from _option_problems(step.options)
+
+
+def _name_problems(name: str, step: Step[Any]) -> Iterator[Problem]:
+    if step.name != name:
+        yield f"it is the step {step.name!r} already", "Declare a step of its own with step(…)."
+    if name.startswith("_"):
+        yield "the name of a step cannot start with an underscore", "Rename it."
+    if len(name) > MAX_STEP_NAME:
+        yield f"its name is longer than {MAX_STEP_NAME} characters", "Shorten it."
+
+
+def _function_problems(step: Step[Any]) -> Iterator[Problem]:
+    function: Any = step.function
+    if isinstance(function, Step) or hidden_step(function):
+        yield "it is a step of a step", "Use @step once."
+    elif isinstance(function, staticmethod | classmethod | property):
+        yield f"a step cannot be a {type(function).__name__}", "Make it a plain method."
+    elif not callable(function):
+        yield f"{function!r} cannot be called", "Give @step a method, a function, or a class."
+    elif inspect.isclass(function) and not callable(getattr(function, "perform", None)):
+        yield f"{function.__qualname__} has no method perform", "Add perform(self, sequence)."
+    else:
+        yield from _kind_problems(_code(function))
+
+
+def _code(function: Any) -> Any:
+    """What in the end is called: a function, where there is one."""
+    if isinstance(function, Actor):
+        return innermost(function.fn)  # Dramatiq wraps a coroutine function
+    if inspect.isclass(function):
+        return innermost(function.perform)  # type: ignore[attr-defined]
+    if isinstance(function, AsyncToSync):
+        return type(function).__call__  # it runs the coroutine, and returns its result
+    if inspect.isroutine(function) or isinstance(function, partial):
+        return innermost(function)
+    return innermost(type(function).__call__)
+
+
+def innermost(function: Any) -> Any:
+    """The function inside of wrappers and partials: those that forward calls say nothing of it."""
+    while (inner := getattr(function, "__wrapped__", None) or _of_partial(function)) is not None:
+        function = inner
+    return function
+
+
+def _of_partial(function: Any) -> Any:
+    return function.func if isinstance(function, partial) else None
+
+
+def _kind_problems(code: Any) -> Iterator[Problem]:
+    if inspect.iscoroutinefunction(code):
+        mend = "Define it without async, or wrap it in asgiref's async_to_sync()."
+        yield "it is a coroutine function", mend
+    if inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code):
+        yield "it is a generator function", "Return a value instead of yielding."
+
+
+def _argument_problems(step: Step[Any], steps: Mapping[str, Step[Any]]) -> Iterator[Problem]:
+    if isinstance(step.function, Actor):
+        if step.each is not None:
+            yield "an actor cannot be called for each item", "Call it from a method that takes one."
+        if not (step.args or step.kwargs) and not _accepts(step.function.fn):
+            yield "its actor takes arguments", "Give them with args= or kwargs=, callables."
+    elif step.args is not None or step.kwargs is not None:
+        yield "args and kwargs are for a Dramatiq actor", "Read what you need from self.data."
+    elif isinstance(step, Subsequence):
+        if not _is_sequence(step.sequence):
+            yield f"{step.sequence!r} is no sequence", "Give a Sequence class, or its label."
+    elif isinstance(step, Undo) and step.takes_item(steps):
+        if not inspect.isclass(step.function) and not _accepts(step.function, None, None, None):
+            yield "it cannot be called with an item and its result", "Take self, item and result."
+    elif step.each is not None:
+        if not inspect.isclass(step.function) and not _accepts(step.function, None, None):
+            yield "it cannot be called with the sequence and an item", "Take self and the item."
+    elif not inspect.isclass(step.function) and not _accepts(step.function, None):
+        yield "it cannot be called with the sequence only", "Take self, and read self.data."
+
+
+def _fan_out_problems(step: Step[Any]) -> Iterator[Problem]:
+    if step.kind in ASIDE:
+        for name in sorted((FAN_OUT_OPTIONS | {"after", "on_error"}) & step.declared.keys()):
+            if step.declared[name] is not None:
+                yield f"{name} is not for a step that only a failure begins", "Leave it out."
+    for name in sorted(FAN_OUT_OPTIONS - {"each"}):
+        if step.each is None and step.declared.get(name) not in (None, False):
+            yield f"{name} is for a step with each", "Give it each=, or leave it out."
+
+
+def _is_sequence(value: object) -> bool:
+    return (isinstance(value, type) and hasattr(value, "_definition")) or (
+        isinstance(value, str) and value.count(".") == 1
+    )
+
+
+def _is_each(value: object) -> bool:
+    if isinstance(value, str):
+        return bool(value)
+    if value is None or not callable(value):
+        return value is None
+    code = _code(value)
+    return not (inspect.iscoroutinefunction(code) or inspect.isasyncgenfunction(code))
+
+
+def _is_count(value: object) -> bool:
+    return value is None or (type(value) is int and value > 0)
+
+
+def _is_allowance(value: object) -> bool:
+    if isinstance(value, bool):
+        return True
+    return (type(value) is int and value >= 0) or (isinstance(value, float) and 0 <= value <= 1)
+
+
+def _accepts(function: Any, *args: object) -> bool:
+    try:
+        inspect.signature(function).bind(*args)
+    except TypeError:
+        return False
+    except ValueError:  # a builtin that does not tell
+        return True
+    return True
+
+
+def _after_problems(after: Iterable[object]) -> Iterator[Problem]:
+    for other in after:
+        if isinstance(other, Step) and not other.name:
+            yield f"after has {other!r}, which no class declares", "Declare it above this step."
+        elif not isinstance(other, Step | str):
+            yield f"after has {other!r}, which is no step", "Give steps, or their names."
+
+
+def _option_problems(options: Mapping[str, Any]) -> Iterator[Problem]:
+    for name in options:
+        if reason := refusal(name):
+            yield f"the option {name} is refused: {reason[0]}", reason[1]
+
+
+def refusal(name: str) -> Problem | None:
+    """Why this option of Dramatiq's is none of a step, if it is one of those."""
+    return REFUSED_OPTIONS.get(name) or (REFUSED_PIPE if name.startswith("pipe_") else None)
+
+
+def own_options(step: Step[Any]) -> frozenset[str]:
+    """The options of such a step that are this package's."""
+    return _OPTIONS_OF_KIND.get(step.kind, STEP_OPTIONS)
+
+
+_OF_ALL = frozenset({"aliases", "delay", "label", "when"})
+_OPTIONS_OF_KIND = {
+    "event": _OF_ALL | {"after", "on_timeout", "timeout"},
+    "subsequence": _OF_ALL | {"after", "allow_failed", "data", "each", "on_error"},
+    "undo": _OF_ALL | {"atomic", "attempted"},
+    "on_failure": _OF_ALL | {"atomic"},
+}
+
+
+def _is_delay(value: object) -> bool:
+    return value is None or _is_function(value) or not duration_problem(value)
+
+
+def _is_function(value: object) -> bool:
+    return callable(value) and not any(_kind_problems(_code(value)))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str | Promise)
+
+
+def _are_names(value: object) -> bool:
+    return all(isinstance(name, str) and name for name in as_tuple(value))
+
+
+def _are_labels(value: object) -> bool:
+    return _are_names(value) and all(name.count(".") == 1 for name in as_tuple(value))
+
+
+def _is_retention(value: object) -> bool:
+    return value is None or (isinstance(value, timedelta) and value >= timedelta())
+
+
+def _is_data(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+
+
+def _is_duration(value: object) -> bool:
+    return not duration_problem(value)
+
+
+def _is_limit(value: object) -> bool:
+    """A time that is over at some time; shorter than Dramatiq's unit it would be none."""
+    if value is None:
+        return True
+    return _is_duration(value) and value >= (1 if isinstance(value, int) else _MILLISECOND)  # type: ignore[operator]
+
+
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+def _are_exceptions(value: object) -> bool:
+    found = value if isinstance(value, tuple) else (value,)
+    return value is None or all(
+        isinstance(one, type) and issubclass(one, BaseException) for one in found
+    )
+
+
+DURATION = "a timedelta, or an int of milliseconds, up to 1,000 years"
+LIMIT = f"{DURATION}; or None for no limit"
+Rules = dict[str, tuple[Callable[[Any], bool], str]]
+_STEP_RULES: Rules = {
+    "atomic": (lambda value: isinstance(value, bool), "True or False"),
+    "delay": (_is_delay, "a timedelta, an int of milliseconds, or a function of the sequence"),
+    "when": (lambda value: value is None or _is_function(value), "a function of the sequence"),
+    "args": (lambda value: value is None or _is_function(value), "a function of the sequence"),
+    "kwargs": (lambda value: value is None or _is_function(value), "a function of the sequence"),
+    "aliases": (_are_names, "a list of names"),
+    "label": (_is_text, "a text"),
+    "queue_name": (
+        lambda value: isinstance(value, str) and bool(QUEUE_NAME.fullmatch(value)),
+        "a name of letters, digits, underscores, hyphens and dots",
+    ),
+    "priority": (lambda value: type(value) is int, "an int"),
+    "max_retries": (
+        lambda value: value is None or (type(value) is int and value >= 0),
+        "an int that is not negative, or None for no end",
+    ),
+    "retry_when": (
+        lambda value: value is None or _is_function(value),
+        "a function of the number of retries and the exception",
+    ),
+    "throws": (_are_exceptions, "a class of exceptions, or a tuple of them"),
+    "max_age": (_is_limit, LIMIT),
+    "time_limit": (lambda value: value == math.inf or _is_limit(value), LIMIT),
+    "max_backoff": (_is_duration, DURATION),
+    "min_backoff": (_is_duration, DURATION),
+    "each": (_is_each, "a key of data, or a function of the sequence that gives items"),
+    "concurrency": (_is_count, "a positive int"),
+    "batch": (_is_count, "a positive int"),
+    "allow_failed": (_is_allowance, "True, a number of items, or a part of them such as 0.01"),
+    "data": (lambda value: value is None or _is_function(value), "a function of the sequence"),
+    "on_error": (
+        lambda value: value is None or isinstance(value, Step | str),
+        "a step, or its name",
+    ),
+    "attempted": (lambda value: isinstance(value, bool), "True or False"),
+    "timeout": (
+        lambda value: value is None or _is_duration(value),
+        DURATION,
+    ),
+    "on_timeout": (lambda value: value in ("fail", "continue"), '"fail" or "continue"'),
+}
+_META_RULES: Rules = {
+    name: rule for name, rule in _STEP_RULES.items() if name not in STEP_OPTIONS - META_STEP_OPTIONS
+} | {
+    "abstract": (lambda value: isinstance(value, bool), "True or False"),
+    "app_label": (lambda value: isinstance(value, str) and value.isidentifier(), "an app's label"),
+    "aliases": (_are_labels, 'a list of labels, such as "shop.ContactForm"'),
+    "verbose_name": (_is_text, "a text"),
+    "handoff": (lambda value: value in ("broker", "direct"), '"broker" or "direct"'),
+    "retention": (_is_retention, "a timedelta, or None to keep runs"),
+    "retention_failed": (_is_retention, "a timedelta, or None to keep runs"),
+    "redact": (_are_names, "a list of names"),
+    "defaults": (_is_data, "a dict with strings as keys"),
+}
+_NOT_OF_META = {"attempted", "data", "on_timeout", "timeout"}
+#: Those of Meta that are this package's.
+META_OPTIONS = frozenset(_META_RULES) - _NOT_OF_META
+
+
+def _rule_problems(rules: Rules, options: Mapping[str, Any]) -> Iterator[Problem]:
+    for name, (is_right, expected) in rules.items():
+        if name in options and not is_right(options[name]):
+            yield f"{name} is {options[name]!r}", f"It must be {expected}."
+
+
+def raise_first(where: str, problems: Iterator[Problem]) -> None:
+    for problem, mend in problems:
+        raise InvalidDefinition(where=where, problem=problem, mend=mend)
+
+
+def invalid(cls: type, problem: str, mend: str, *, step: str = "") -> InvalidDefinition:
+    where = f"{path_of(cls)}.{step}" if step else path_of(cls)
+    return InvalidDefinition(where=where, problem=problem, mend=mend)
+
+
+def path_of(cls: type) -> str:
+    return vars(cls).get("_file") or f"{cls.__module__}.{cls.__qualname__}"

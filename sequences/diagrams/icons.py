@@ -1,0 +1,50 @@
+"""A shape for each state and each kind of step, so that nothing is told by colour alone."""
+
+from __future__ import annotations
+
+from .markup import element
+
+#: Drawn in a square of 16, a state each: filled ones have ended, open ones have not.
+_STATES = {
+    "pending": ("ring dotted", ""),
+    "waiting": ("ring", "M8,4.5 V8 L10.5,9.8"),
+    "queued": ("ring", "M4.8,8 H4.9 M7.95,8 H8.05 M11.1,8 H11.2"),
+    "running": ("track", ""),
+    "retrying": ("", "M13,3 V6.2 H9.8 M12.7,6 A5.4,5.4 0 1 0 13.4,8.6"),
+    "succeeded": ("disc", "M4.9,8.3 L7.2,10.5 L11.2,5.9"),
+    "failed": ("disc", "M5.6,5.6 L10.4,10.4 M10.4,5.6 L5.6,10.4"),
+    "skipped": ("ring", "M4.4,11.6 L11.6,4.4"),
+    "cancelled": ("ring", "M5,8 H11"),
+    "paused": ("ring", "M6.4,5.6 V10.4 M9.6,5.6 V10.4"),
+    "undoing": ("", "M3,3 V6.2 H6.2 M3.3,6 A5.4,5.4 0 1 1 2.6,8.6"),
+}
+#: Drawn in a square of 12.
+_KINDS = {
+    "each": "M1.5,4.5 H8 V10.5 H1.5 Z M4,4.5 V1.5 H10.5 V8 H8",
+    "event": "M1.5,3 H10.5 V9.5 H1.5 Z M1.5,3.4 L6,7 L10.5,3.4",
+    "subsequence": "M1,1.5 H5 V5 H1 Z M7,7 H11 V10.5 H7 Z M3,5 V8.7 H7",
+    "undo": "M4,2 L1.5,4.5 L4,7 M1.8,4.5 H7.5 A2.6,2.6 0 0 1 7.5,9.8 H4",
+    "on_failure": "M6,1.5 L11,10.2 H1 Z M6,5 V7 M6,8.6 V8.7",
+    "on_error": "M2,10.5 V6 Q2,4 4,4 H10 M7.5,1.5 L10,4 L7.5,6.5",
+    "delay": "M6,1.3 A4.7,4.7 0 1 1 5.99,1.3 Z M6,3.4 V6 L8,7.4",
+    "step": "M6,3 A3,3 0 1 1 5.99,3 Z",
+}
+
+
+def state_icon(status: str, x: float, y: float) -> str:
+    """The sign of a state, 16 pixels wide, with its left upper corner there."""
+    circle, path = _STATES[status]
+    parts = []
+    if circle:
+        parts.append(element("circle", cx=8, cy=8, r=7 if circle == "disc" else 6.2, class_=circle))
+    if status == "running":
+        parts.append(element("path", d="M8,1.8 A6.2,6.2 0 0 1 14.2,8", class_="arc"))
+    if path:
+        parts.append(element("path", d=path, class_="cut" if circle == "disc" else "line"))
+    return element("g", *parts, class_="seq-icon", transform=f"translate({x:g} {y:g})")
+
+
+def kind_icon(kind: str, x: float, y: float) -> str:
+    """The sign of a kind of step, 12 pixels wide; of a plain one a dot."""
+    path = element("path", d=_KINDS.get(kind, _KINDS["step"]))
+    return element("g", path, class_="seq-kind", transform=f"translate({x:g} {y:g})")

@@ -1,0 +1,252 @@
+"""Where everything stands: layers from left to right, and the order in each of them.
+
+Sugiyama's way: layers by the longest path; a dummy slot in every layer that an edge passes, so that
+it never runs through a box; sweeps that sort each layer by the barycentre of its neighbours; then
+each slot as near to its neighbours as the order allows.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right, insort
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from math import ceil, floor
+
+from ..definitions.plan import Node
+from .graph import MOST_IN_COLUMN, Edge, Graph
+
+SWEEPS = 6
+#: Columns of a frame.
+WIDEST_FRAME = 3
+
+
+@dataclass(eq=False)
+class Slot:
+    """A place in a layer: a step's box, or where an edge passes."""
+
+    layer: int
+    #: None: an edge passes.
+    node: Node | None
+    aside: bool
+    #: How many boxes stand right below it.
+    below: int = 0
+    #: How many rows of boxes it has, if they stand in a frame.
+    rows: int = 1
+    #: Of its middle, in rows; set when all are placed.
+    y: float = 0.0
+    before: list[Slot] = field(default_factory=list)
+    after: list[Slot] = field(default_factory=list)
+
+    @property
+    def weight(self) -> float:
+        """How much it insists on standing level with its neighbours: long edges are straight."""
+        return 1.0 if self.node else 3.0
+
+    def near(self, *, downwards: bool) -> list[Slot]:
+        """What it is placed by: the main line stands still when an error leads aside."""
+        found = self.before if downwards else self.after
+        return found if self.aside else [slot for slot in found if not slot.aside]
+
+    def to(self, other: Slot) -> float:
+        """How far below it the next slot stands, at least: in rows, a multiple of a half."""
+        return max(self.half + self.below + other.half, 0.5)
+
+    @property
+    def half(self) -> float:
+        """Half of its height, in rows; a frame has an edge."""
+        if not self.node:
+            return 0.0
+        return self.rows / 2 if self.rows == 1 else (self.rows + 1) / 2
+
+
+@dataclass(frozen=True)
+class Step:
+    """A piece of an edge, from one layer to the next."""
+
+    edge: Edge
+    start: Slot
+    end: Slot
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The slots of each layer, from top to bottom, and the pieces of edges behind each layer."""
+
+    layers: list[list[Slot]]
+    pieces: list[list[Step]]
+
+
+def layout_of(graph: Graph) -> Layout:
+    """Order without places: `place` gives those, band by band."""
+    found = _slots(graph)
+    best, fewest = [list(layer) for layer in found.layers], _crossings(found.layers)
+    for sweep in range(SWEEPS):
+        if not fewest:
+            break
+        _sort(found.layers, downwards=sweep % 2 == 0)
+        if (count := _crossings(found.layers)) < fewest:
+            best, fewest = [list(layer) for layer in found.layers], count
+    return Layout(best, found.pieces)
+
+
+def _slots(graph: Graph) -> Layout:
+    layers = [
+        [_slot(index, node, graph) for node in nodes] for index, nodes in enumerate(graph.layers())
+    ]
+    of = {slot.node.name: slot for layer in layers for slot in layer if slot.node}
+    pieces: list[list[Step]] = [[] for _ in layers]
+    for edge in graph.edges:
+        start, end = of[edge.source], of[edge.target]
+        for index in range(start.layer + 1, end.layer + 1):
+            slot = end if index == end.layer else Slot(index, None, edge.aside)
+            if slot is not end:
+                layers[index].append(slot)
+            start.after.append(slot)
+            slot.before.append(start)
+            pieces[index - 1].append(Step(edge, start, slot))
+            start = slot
+    for layer in layers:
+        layer.sort(key=lambda slot: slot.aside)
+    return Layout(layers, pieces)
+
+
+def _slot(layer: int, node: Node, graph: Graph) -> Slot:
+    rows = rows_of(len(graph.groups.get(node.name, (node,))))
+    return Slot(layer, node, node.aside, len(graph.below.get(node.name, ())), rows)
+
+
+def columns_of(count: int) -> int:
+    """In how many columns so many boxes of one frame stand."""
+    return 1 if count <= MOST_IN_COLUMN else min(ceil(count / MOST_IN_COLUMN), WIDEST_FRAME)
+
+
+def rows_of(count: int) -> int:
+    """And in how many rows."""
+    return ceil(count / columns_of(count))
+
+
+def _sort(layers: Sequence[list[Slot]], *, downwards: bool) -> None:
+    rank: dict[Slot, int] = {}
+    for layer in layers if downwards else reversed(layers):
+        wish: dict[Slot, float] = {}
+        for index, slot in enumerate(layer):
+            ranks = [rank[one] for one in slot.near(downwards=downwards)]
+            wish[slot] = sum(ranks) / len(ranks) if ranks else float(index)
+        # What only an error leads to stays below the rest.
+        layer.sort(key=lambda slot: (slot.aside, wish[slot]))
+        rank |= {slot: index for index, slot in enumerate(layer)}
+
+
+def _crossings(layers: Sequence[Sequence[Slot]]) -> int:
+    return sum(map(_crossings_between, layers, layers[1:]))
+
+
+def _crossings_between(left: Sequence[Slot], right: Sequence[Slot]) -> int:
+    rank = {slot: index for index, slot in enumerate(right)}
+    above: list[int] = []
+    count = 0
+    for slot in left:
+        ends = sorted(rank[end] for end in slot.near(downwards=False))
+        count += sum(len(above) - bisect_right(above, end) for end in ends)
+        for end in ends:
+            insort(above, end)
+    return count
+
+
+# Places
+
+
+def place(layers: Sequence[Sequence[Slot]]) -> float:
+    """Give every slot of these layers its place in rows; how many rows they take."""
+    here = {slot for layer in layers for slot in layer}
+    for layer in layers:
+        _put(layer, range(len(layer)))
+    for sweep in range(SWEEPS):
+        downwards = sweep % 2 == 0
+        for layer in layers if downwards else reversed(layers):
+            _put(layer, [_wish(slot, here, downwards=downwards) for slot in layer])
+    for layer in layers:
+        _put(layer, [_wish(slot, here, downwards=True) for slot in layer])
+    top = min(slot.y - max(slot.half, 0.5) for slot in here) + 0.5
+    for slot in here:
+        slot.y -= top
+    return max(slot.y + slot.below + max(slot.half, 0.5) for slot in here) + 0.5
+
+
+def _wish(slot: Slot, here: set[Slot], *, downwards: bool) -> float:
+    near = [one for one in slot.near(downwards=downwards) if one in here]
+    near = near or [one for one in slot.near(downwards=not downwards) if one in here]
+    return sum(one.y for one in near) / len(near) if near else slot.y
+
+
+def _put(layer: Sequence[Slot], wishes: Iterable[float]) -> None:
+    """As near to the wishes as order and distances allow, by pooling adjacent violators."""
+    offsets = [0.0]
+    for one, other in pairwise(layer):
+        offsets.append(offsets[-1] + one.to(other))
+    pools: list[tuple[float, float, int]] = []  # where, weight, how many
+    for slot, wish, offset in zip(layer, wishes, offsets, strict=True):
+        pool = (wish - offset, slot.weight, 1)
+        while pools and pools[-1][0] >= pool[0]:
+            before = pools.pop()
+            weight = before[1] + pool[1]
+            pool = (
+                (before[0] * before[1] + pool[0] * pool[1]) / weight,
+                weight,
+                before[2] + pool[2],
+            )
+        pools.append(pool)
+    places = [where for where, _, count in pools for _ in range(count)]
+    for slot, where, offset in zip(layer, places, offsets, strict=True):
+        # Half rows: what is nearly level is level.
+        slot.y = floor(2 * where + 0.5) / 2 + offset
+
+
+# Bands
+
+
+def bands(layout: Layout, most: int) -> list[range]:
+    """The layers in rows of at most ``most``, as text is broken into lines.
+
+    Rows end where all that stands before leads to all that stands after, which one line can show.
+    Where there is no such place a row is longer.
+    """
+    count = len(layout.layers)
+    rows = -(-count // most)
+    found, start = [], 0
+    cuts = [index + 1 for index, pieces in enumerate(layout.pieces[:-1]) if _is_waist(pieces)]
+    for row in range(rows, 1, -1):
+        wish = start + -(-(count - start) // row)
+        possible = [cut for cut in cuts if start < cut <= start + most]
+        later = [cut for cut in cuts if cut > start]
+        if not later:
+            break
+        end = min(possible or later[:1], key=lambda cut: (abs(cut - wish), -cut))
+        found.append(range(start, end))
+        start = end
+    return [*found, range(start, count)] if start < count else found
+
+
+def _is_waist(pieces: Sequence[Step]) -> bool:
+    return not any(piece.edge.aside for piece in pieces) and is_complete(pieces)
+
+
+def is_complete(pieces: Sequence[Step]) -> bool:
+    """Whether each start leads to each end: then one line can stand for all of them."""
+    starts, ends = {piece.start for piece in pieces}, {piece.end for piece in pieces}
+    return len(pieces) == len(starts) * len(ends)
+
+
+def components(pieces: Sequence[Step]) -> list[list[Step]]:
+    """The pieces that have starts or ends in common, in the order of their starts."""
+    found: list[list[Step]] = []
+    for piece in pieces:
+        touched = [
+            one
+            for one in found
+            if any(piece.start is other.start or piece.end is other.end for other in one)
+        ]
+        found = [one for one in found if one not in touched]
+        found.append([*(other for one in touched for other in one), piece])
+    return found

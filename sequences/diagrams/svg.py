@@ -1,0 +1,523 @@
+"""The plan as a picture: boxes for steps, lines for what waits for what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from ..definitions.plan import DONE, Node, Plan
+from .graph import Graph
+from .icons import kind_icon, state_icon
+from .layout import Layout, Slot, Step, bands, columns_of, components, is_complete, layout_of, place
+from .marks import NO_MARK, Labels, Mark, label_of
+from .markup import Point, curve, element, fitted, rounded, stylesheet, width_of
+
+#: Pixels.
+BOX = 48.0
+ROW = 64.0
+GAP = 44.0
+PAD = 12.0
+GUTTER = 30.0
+BETWEEN_BANDS = 40.0
+NARROWEST, WIDEST = 172.0, 216.0
+NAME, DETAIL = 13.0, 11.5
+#: How far the sheets of a fan-out stand out behind its box.
+STACK = 6.0
+ARROW = 7.0
+#: Around the boxes in a frame.
+INSIDE = 12.0
+#: What is left and right of a box's name.
+_LEFT, _RIGHT = 35.0, 10.0
+_SIGN = 18.0
+
+
+@dataclass(frozen=True)
+class Box:
+    """Where a step stands: its left upper corner."""
+
+    node: Node
+    x: float
+    y: float
+    width: float
+
+    @property
+    def middle(self) -> float:
+        """Where edges arrive and leave."""
+        return self.y + BOX / 2
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What holds many boxes that are alike."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a picture, and the edges that it stands for."""
+
+    path: str
+    sources: frozenset[str]
+    targets: frozenset[str]
+    aside: bool = False
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """All places of a picture, before anything is painted."""
+
+    boxes: tuple[Box, ...]
+    lines: tuple[Line, ...]
+    arrows: tuple[tuple[Point, str], ...]
+    frames: tuple[Frame, ...]
+    width: float
+    height: float
+
+
+@dataclass
+class _Band:
+    """One row of layers, and where it stands."""
+
+    layers: range
+    top: float
+    bottom: float
+    #: The left edge of each layer.
+    columns: dict[int, float]
+
+
+class _Draughtsman:
+    """Turns an order of slots into places, lines and arrows."""
+
+    def __init__(self, graph: Graph, layout: Layout, width: float, page: float) -> None:
+        self.graph, self.layout, self.width = graph, layout, width
+        most, count = self._most(page - 2 * PAD), len(layout.layers)
+        # A box too much is better looked at than one on a row of its own.
+        rows = [range(count)] if count <= most + 1 else bands(layout, most)
+        self.left = PAD + (GUTTER if len(rows) > 1 else 0)
+        self.bands = list(self._bands(rows))
+        self.band_of = {index: band for band in self.bands for index in band.layers}
+
+    def _most(self, room: float) -> int:
+        """How many layers stand side by side."""
+        return max(int((room + GAP) // (self.width + GAP)), 3)
+
+    def _bands(self, rows: Sequence[range]) -> Iterator[_Band]:
+        top = PAD
+        for row in rows:
+            height = place([self.layout.layers[index] for index in row])
+            bottom = top + height * ROW - (ROW - BOX)
+            yield _Band(row, top, bottom, dict(self._columns(row)))
+            top = bottom + BETWEEN_BANDS
+
+    def _columns(self, row: range) -> Iterator[tuple[int, float]]:
+        x = self.left
+        for index in row:
+            yield index, x
+            x += self._column(index) + self._gap(self.layout.pieces[index])
+
+    def _column(self, layer: int) -> float:
+        """How wide a layer is."""
+        return max(map(self._wide, self.layout.layers[layer]))
+
+    def _wide(self, slot: Slot) -> float:
+        """How wide a slot is, with its frame."""
+        members = self._members(slot)
+        if len(members) < 2:
+            return self.width
+        return columns_of(len(members)) * (self.width + INSIDE) + INSIDE
+
+    def _members(self, slot: Slot) -> tuple[Node, ...]:
+        return self.graph.groups.get(slot.node.name, ()) if slot.node else ()
+
+    def _right(self, layer: int) -> float:
+        """Where a layer ends, and the room for lines begins."""
+        return self.band_of[layer].columns[layer] + self._column(layer)
+
+    def _gap(self, pieces: Sequence[Step]) -> float:
+        """Where lines cross there is more room between the layers."""
+        tangled = [piece for group in _tangled(pieces) for piece in group]
+        return GAP + min(4.0 * len(tangled), 60.0)
+
+    def x(self, slot: Slot) -> float:
+        """Its left edge."""
+        return self.band_of[slot.layer].columns[slot.layer]
+
+    def y(self, slot: Slot) -> float:
+        """Its middle."""
+        return self.band_of[slot.layer].top + slot.y * ROW + BOX / 2
+
+    def drawing(self) -> Drawing:
+        """Everything in its place."""
+        boxes = tuple(self._boxes())
+        lines = tuple(line for pieces in self.layout.pieces for line in self._lines(pieces))
+        lines += tuple(self._passages()) + tuple(self._bonds())
+        right = max(map(self._right, self.band_of)) + PAD
+        right += GUTTER if len(self.bands) > 1 else STACK
+        bottom = self.bands[-1].bottom + PAD + STACK
+        arrows, frames = tuple(self._arrows()), tuple(self._frames())
+        return Drawing(boxes, lines, arrows, frames, right, bottom)
+
+    def _below(self, slot: Slot) -> Iterable[tuple[int, Node]]:
+        """What stands below it, with the row: 1, 2, …"""
+        return enumerate(self.graph.below.get(slot.node.name, ()) if slot.node else (), 1)
+
+    def _slots(self) -> Iterator[Slot]:
+        for layer in self.layout.layers:
+            yield from layer
+
+    def _boxes(self) -> Iterator[Box]:
+        for slot in self._slots():
+            if slot.node is None:
+                continue
+            x, y = self.x(slot), self.y(slot) - BOX / 2
+            if members := self._members(slot):
+                yield from self._grid(slot, members)
+                continue
+            yield Box(slot.node, x, y, self.width)
+            for index, node in self._below(slot):
+                yield Box(node, x, y + index * ROW, self.width)
+
+    def _grid(self, slot: Slot, members: Sequence[Node]) -> Iterator[Box]:
+        """From left to right, then down."""
+        top = self.y(slot) - (slot.rows - 1) * ROW / 2 - BOX / 2
+        for index, node in enumerate(members):
+            row, column = divmod(index, columns_of(len(members)))
+            x = self.x(slot) + INSIDE + column * (self.width + INSIDE)
+            yield Box(node, x, top + row * ROW, self.width)
+
+    def _frames(self) -> Iterator[Frame]:
+        for slot in self._slots():
+            if self._members(slot):
+                height = (slot.rows - 1) * ROW + BOX + 2 * INSIDE
+                y = self.y(slot) - height / 2
+                yield Frame(self.x(slot), y, self._wide(slot), height)
+
+    def _arrows(self) -> Iterator[tuple[Point, str]]:
+        for slot in self._slots():
+            if slot.node and slot.before:
+                yield (self.x(slot), self.y(slot)), slot.node.name
+
+    def _passages(self) -> Iterator[Line]:
+        """Where an edge passes a layer without stopping."""
+        for pieces in self.layout.pieces:
+            for piece in pieces:
+                if piece.end.node is None:
+                    x, y = self.x(piece.end), self.y(piece.end)
+                    yield _line(rounded([(x, y), (self._right(piece.end.layer), y)]), [piece])
+
+    def _bonds(self) -> Iterator[Line]:
+        """Between a step and what undoes it."""
+        for slot in self._slots():
+            for index, node in self._below(slot):
+                x, y = self.x(slot) + self.width / 2, self.y(slot) - BOX / 2 + index * ROW
+                path = rounded([(x, y - ROW + BOX), (x, y)])
+                yield Line(path, frozenset(), frozenset({node.name}), aside=True)
+
+    # Lines between two layers
+
+    def _lines(self, pieces: Sequence[Step]) -> Iterator[Line]:
+        if not pieces:
+            return
+        if self.band_of[pieces[0].start.layer] is not self.band_of[pieces[0].end.layer]:
+            yield from self._turn(pieces)
+            return
+        yield from (self._curve(piece) for piece in pieces if piece.edge.aside)
+        tangled = _tangled(pieces)
+        for group in components(_solid(pieces)):
+            if group in tangled:
+                yield from (self._curve(piece) for piece in group)
+            else:
+                yield from self._bus(group)
+
+    def _start(self, slot: Slot) -> Point:
+        if slot.node is None:
+            return self._right(slot.layer), self.y(slot)
+        stack = STACK if slot.node.kind == "each" and not self._members(slot) else 0.0
+        return self.x(slot) + self._wide(slot) + stack, self.y(slot)
+
+    def _end(self, slot: Slot) -> Point:
+        return self.x(slot) - (ARROW - 1 if slot.node else 0), self.y(slot)
+
+    def _curve(self, piece: Step) -> Line:
+        start, end = self._start(piece.start), self._end(piece.end)
+        edge = max(self._right(piece.start.layer), start[0])
+        return _line(curve(start, end, edge), [piece])
+
+    def _bus(self, pieces: Sequence[Step]) -> Iterator[Line]:
+        """All of a group share one upright line: each of its starts leads to each of its ends."""
+        starts, ends = _both(pieces)
+        left = self._right(starts[0].layer) + STACK
+        right = min(self._end(slot)[0] for slot in ends)
+        if len(starts) > 1 and len(ends) > 1:
+            yield from self._hub(pieces, left + (right - left) / 3, left + (right - left) * 2 / 3)
+            return
+        x = (left + right) / 2
+        for piece in pieces:
+            start, end = self._start(piece.start), self._end(piece.end)
+            yield _line(rounded([start, (x, start[1]), (x, end[1]), end]), [piece])
+
+    def _hub(self, pieces: Sequence[Step], first: float, second: float) -> Iterator[Line]:
+        starts, ends = _both(pieces)
+        middle = sum(map(self.y, starts)) / len(starts), sum(map(self.y, ends)) / len(ends)
+        level = sum(middle) / 2
+        centre = ((first + second) / 2, level)
+        for slot in starts:
+            start = self._start(slot)
+            path = rounded([start, (first, start[1]), (first, level), centre])
+            yield _line(path, [piece for piece in pieces if piece.start is slot])
+        for slot in ends:
+            end = self._end(slot)
+            path = rounded([centre, (second, level), (second, end[1]), end])
+            yield _line(path, [piece for piece in pieces if piece.end is slot])
+
+    def _turn(self, pieces: Sequence[Step]) -> Iterator[Line]:
+        """From the end of one row to the beginning of the next, as a reader's eye goes."""
+        starts, ends = _both(pieces)
+        above = self.band_of[starts[0].layer]
+        right = max(map(self._right, above.layers)) + STACK + GUTTER / 2
+        left = PAD + GUTTER / 2
+        level = above.bottom + BETWEEN_BANDS / 2 + STACK / 2
+        centre = ((left + right) / 2, level)
+        for slot in starts:
+            start = self._start(slot)
+            path = rounded([start, (right, start[1]), (right, level), centre])
+            yield _line(path, [piece for piece in pieces if piece.start is slot])
+        for slot in ends:
+            end = self._end(slot)
+            path = rounded([centre, (left, level), (left, end[1]), end])
+            yield _line(path, [piece for piece in pieces if piece.end is slot])
+
+
+def _line(path: str, pieces: Sequence[Step]) -> Line:
+    return Line(
+        path,
+        frozenset(piece.edge.source for piece in pieces),
+        frozenset(piece.edge.target for piece in pieces),
+        all(piece.edge.aside for piece in pieces),
+    )
+
+
+def _both(pieces: Sequence[Step]) -> tuple[list[Slot], list[Slot]]:
+    starts = list(dict.fromkeys(piece.start for piece in pieces))
+    return starts, list(dict.fromkeys(piece.end for piece in pieces))
+
+
+def _tangled(pieces: Sequence[Step]) -> list[list[Step]]:
+    """The groups that no upright line can stand for, or whose lines would meet those of others."""
+    groups = components(_solid(pieces))
+    found = []
+    for group in groups:
+        alone = all(_apart(group, other) for other in groups if other is not group)
+        if not alone or not is_complete(group):
+            found.append(group)
+    return found
+
+
+def _solid(pieces: Sequence[Step]) -> list[Step]:
+    return [piece for piece in pieces if not piece.edge.aside]
+
+
+def _apart(one: Sequence[Step], other: Sequence[Step]) -> bool:
+    highest, lowest = _range(one)
+    above, below = _range(other)
+    return lowest < above or below < highest
+
+
+def _range(pieces: Sequence[Step]) -> tuple[float, float]:
+    found = [slot.y for piece in pieces for slot in (piece.start, piece.end)]
+    return min(found), max(found)
+
+
+# The picture
+
+
+def svg(
+    plan: Plan,
+    marks: Mapping[str, Mark] | None = None,
+    *,
+    label: str = "",
+    labels: Labels | None = None,
+    standalone: bool = False,
+    page: float = 1080.0,
+) -> str:
+    """The plan as an SVG, to stand in a page as it is: all in it is escaped.
+
+    ``marks``: how far each step is, by its name; without a status in any of them it is the picture
+    of the plan alone, with all that an error may lead to. Rows are broken at ``page`` pixels.
+    ``label`` is what a screen reader calls it. ``standalone``: a file of its own, with the style
+    sheet in it. The picture has its natural size in pixels; what is around it scrolls.
+    """
+    painter = _Painter(plan, marks or {}, labels or Labels())
+    return painter.picture(label or plan.sequence, page, standalone=standalone)
+
+
+class _Painter:
+    """Turns places into markup."""
+
+    def __init__(self, plan: Plan, marks: Mapping[str, Mark], labels: Labels) -> None:
+        self.plan, self.marks, self.labels = plan, marks, labels
+        self.states = {name: mark.status for name, mark in marks.items() if mark.status}
+        self.graph = Graph.of(plan, self.states).grouped()
+
+    def mark(self, name: str) -> Mark:
+        return self.marks.get(name, NO_MARK)
+
+    def picture(self, label: str, page: float, *, standalone: bool) -> str:
+        drawing = self.drawing(page)
+        size: dict[str, Any] = {"width": drawing.width, "height": drawing.height}
+        style, back = "", ""
+        if standalone:
+            style = f"<style>{stylesheet()}</style>"
+            back = element("rect", class_="seq-back", **size)
+        return element(
+            "svg",
+            style,
+            back,
+            element("g", *self._lines(drawing), class_="seq-lines", aria_hidden="true"),
+            element("g", *map(self._item, self._in_order(drawing)), role="list"),
+            xmlns="http://www.w3.org/2000/svg",
+            class_="seq-picture",
+            viewBox=f"0 0 {drawing.width:g} {drawing.height:g}",
+            role="group",
+            aria_label=label,
+            direction="ltr",
+            **size,
+        )
+
+    def drawing(self, page: float) -> Drawing:
+        return _Draughtsman(self.graph, layout_of(self.graph), self._width(), page).drawing()
+
+    def _width(self) -> float:
+        """All boxes are as wide as the widest name needs, within limits.
+
+        A state has no say: a picture that is drawn anew while its run goes on stands still.
+        """
+        wanted = max(map(self._wanted, self.plan.nodes))
+        return float(ceil(min(max(wanted, NARROWEST), WIDEST)))
+
+    def _wanted(self, node: Node) -> float:
+        name = width_of(label_of(node, self.mark(node.name)), NAME, bold=True)
+        return _LEFT + _RIGHT + name + _SIGN * len(self._signs(node))
+
+    def _in_order(self, drawing: Drawing) -> list[Box]:
+        """As the plan has them: so goes the focus."""
+        order = {node.name: index for index, node in enumerate(self.plan.nodes)}
+        return sorted(drawing.boxes, key=lambda box: order[box.node.name])
+
+    def _lines(self, drawing: Drawing) -> Iterator[str]:
+        """What was passed lies above what was not."""
+        for frame in drawing.frames:
+            yield element("rect", **vars(frame), rx=12, class_="seq-frame")
+        for line in sorted(drawing.lines, key=self._was_passed):
+            yield element("path", d=line.path, class_=self._class(line))
+        for (x, y), name in drawing.arrows:
+            passed = " seq-passed" if self._was_begun(name) else ""
+            path = f"M{x - ARROW:g},{y - 4:g} L{x:g},{y:g} L{x - ARROW:g},{y + 4:g} Z"
+            yield element("path", d=path, class_=f"seq-arrow{passed}")
+
+    def _was_passed(self, line: Line) -> bool:
+        begun = not line.sources or any(map(self._was_done, line.sources)) or line.aside
+        return begun and any(map(self._was_begun, line.targets))
+
+    def _was_done(self, name: str) -> bool:
+        return all(self.states.get(member) in DONE for member in self._members(name))
+
+    def _was_begun(self, name: str) -> bool:
+        states = [self.states.get(member, "cancelled") for member in self._members(name)]
+        return any(state != "cancelled" for state in states)
+
+    def _members(self, name: str) -> list[str]:
+        return [node.name for node in self.graph.groups.get(name, ())] or [name]
+
+    def _class(self, line: Line) -> str:
+        aside = " seq-aside" if line.aside else ""
+        return f"seq-edge{aside}{' seq-passed' if self._was_passed(line) else ''}"
+
+    def _item(self, box: Box) -> str:
+        return element("g", self._node(box), role="listitem")
+
+    def _node(self, box: Box) -> str:
+        node, mark = box.node, self.mark(box.node.name)
+        name = self._accessible_name(node)
+        inner = [
+            element("title", text="\n".join(filter(None, (name, mark.title)))),
+            *self._shapes(box),
+        ]
+        state = f"seq-{mark.state}" if self.states else "seq-plan"
+        kind = "seq-node" + (" seq-beside" if node.aside else "")
+        if mark.href:
+            return element("a", *inner, href=mark.href, class_=f"{kind} {state}", aria_label=name)
+        return element("g", *inner, class_=f"{kind} {state}", role="img", aria_label=name)
+
+    def _accessible_name(self, node: Node) -> str:
+        mark = self.mark(node.name)
+        words = [self.labels.status(mark.status), mark.text or self.labels.progress(mark)]
+        if not self.states:
+            words = [self._kind(node)]
+        told = ", ".join(word for word in words if word)
+        return ": ".join(filter(None, (label_of(node, mark), told)))
+
+    def _kind(self, node: Node) -> str:
+        return self.labels.kind_of(self.plan, node, self.marks)
+
+    def _detail(self, node: Node) -> str:
+        return self.labels.detail(self.mark(node.name)) if self.states else self._kind(node)
+
+    def _signs(self, node: Node) -> list[str]:
+        kind = "on_error" if node.aside and node.kind == "step" else node.kind
+        delay = ["delay"] if self.mark(node.name).delayed else []
+        return delay + ([kind] if kind != "step" else [])
+
+    def _shapes(self, box: Box) -> Iterator[str]:
+        mark = self.mark(box.node.name)
+        if box.node.kind == "each":
+            for shift in (STACK, STACK / 2):
+                yield self._rect(box, shift, "seq-sheet")
+        yield self._rect(box, 0, "seq-box")
+        yield from self._bar(box, mark)
+        if self.states:
+            yield state_icon(mark.state, box.x + 11, box.middle - 8)
+        else:
+            yield kind_icon((self._signs(box.node) or ["step"])[-1], box.x + 13, box.middle - 6)
+        yield from self._texts(box, mark)
+
+    def _rect(self, box: Box, shift: float, class_: str) -> str:
+        return element(
+            "rect",
+            x=box.x + shift,
+            y=box.y + shift,
+            width=box.width,
+            height=BOX,
+            rx=8,
+            class_=class_,
+        )
+
+    def _bar(self, box: Box, mark: Mark) -> Iterator[str]:
+        if mark.fraction is None:
+            return
+        x, y, width = box.x + 10, box.y + BOX - 6, box.width - 20
+        place: dict[str, Any] = {"x": x, "y": y, "height": 3, "rx": 1.5}
+        yield element("rect", width=width, class_="seq-track", **place)
+        if mark.fraction:
+            yield element("rect", width=max(width * mark.fraction, 3.0), class_="seq-bar", **place)
+
+    def _texts(self, box: Box, mark: Mark) -> Iterator[str]:
+        signs = self._signs(box.node) if self.states else self._signs(box.node)[:-1]
+        right = box.x + box.width - _RIGHT
+        for index, sign in enumerate(reversed(signs)):
+            yield kind_icon(sign, right - 10 - index * _SIGN, box.y + 9)
+        room = box.width - _LEFT - _RIGHT
+        detail = fitted(self._detail(box.node), DETAIL, room)
+        name = fitted(label_of(box.node, mark), NAME, room - _SIGN * len(signs), bold=True)
+        x, up = box.x + _LEFT, 2.0 if mark.fraction is not None else 0.0
+        yield element(
+            "text", text=name, x=x, y=box.y + (21 if detail else 29.5) - up, class_="seq-name"
+        )
+        if detail:
+            yield element("text", text=detail, x=x, y=box.y + 38 - 1.5 * up, class_="seq-detail")

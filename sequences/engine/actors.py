@@ -1,0 +1,119 @@
+"""Each step is a Dramatiq actor of its own, bound when Django is ready."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import dramatiq
+
+from ..definitions import registry
+from ..definitions.definition import Definition
+from ..definitions.steps import Step
+from ..definitions.validation import META_OPTIONS, own_options, path_of, refusal
+from ..exceptions import InvalidDefinition, did_you_mean
+from ..sequence import Sequence
+from . import dispatcher, handoff
+from .executor import FATAL
+
+_problems: list[tuple[str, str]] = []
+
+
+def bind_all() -> None:
+    """Declare the actors of every sequence, and of those that are declared from now on."""
+    for cls in registry.all():
+        _bind_or_note(cls)
+    registry.on_register(bind)
+
+
+def problems() -> list[tuple[str, str]]:
+    """What only the broker could tell of the sequences: a text and its mend, for the check."""
+    return list(_problems)
+
+
+def _bind_or_note(cls: type[Sequence[Any]]) -> None:
+    try:
+        bind(cls)
+    except InvalidDefinition as error:
+        _problems.append((f"{error.where}: {error.problem}.", error.mend))
+
+
+def bind(cls: type[Sequence[Any]]) -> None:
+    """Declare the actors of one sequence; raises `InvalidDefinition` for an unknown option."""
+    definition = cls._definition
+    assert definition is not None
+    broker = dramatiq.get_broker()
+    for step in definition.steps.values():
+        _check_options(definition, step, broker)
+    actors = dict(broker.actors)
+    try:
+        for step in definition.steps.values():
+            for name in _names(definition, step):
+                _declare(name, definition, step, broker)
+    except BaseException:
+        broker.actors.clear()
+        broker.actors.update(actors)
+        raise
+
+
+def unbind(names: set[str]) -> None:
+    """Forget actors: `sequences.testing` does, of classes that a test declared."""
+    for name in names:
+        dramatiq.get_broker().actors.pop(name, None)
+
+
+def _names(definition: Definition, step: Step[Any]) -> Iterator[str]:
+    """The step's actor, and those that runs of earlier releases have in their plans."""
+    for label in (definition.label, *definition.aliases):
+        for name in (step.name, *step.aliases):
+            yield f"{label}.{name}"
+
+
+def _declare(name: str, definition: Definition, step: Step[Any], broker: dramatiq.Broker) -> None:
+    options = definition.options(step)
+    queue_name = options.pop("queue_name", "default")
+    priority = options.pop("priority", 0)
+    # The age of the row counts, by the database's clock: see `execution`.
+    options["max_age"] = None
+    options["throws"] = (*_as_tuple(options.get("throws")), *FATAL)
+    broker.actors.pop(name, None)
+    dramatiq.Actor(
+        _performer(definition.label, definition.cls.__module__),
+        broker=broker,
+        actor_name=name,
+        queue_name=queue_name,
+        priority=priority,
+        options=options,
+    )
+
+
+def _performer(label: str, module: str) -> Callable[..., None]:
+    def perform(*args: Any, **kwargs: Any) -> None:
+        handoff.perform(dispatcher.step_run_in(args), label)
+
+    # Dramatiq names the actor's logger by it.
+    perform.__module__ = module
+    return perform
+
+
+def _as_tuple(throws: Any) -> tuple[type[BaseException], ...]:
+    if throws is None:
+        return ()
+    return throws if isinstance(throws, tuple) else (throws,)
+
+
+def _check_options(definition: Definition, step: Step[Any], broker: dramatiq.Broker) -> None:
+    of_broker = broker.actor_options | {"queue_name", "priority", "max_age"}
+    for name in definition.options(step):
+        if name in of_broker:
+            continue
+        in_meta = name in definition.step_defaults
+        place, ours = ("Meta", META_OPTIONS) if in_meta else (step.name, own_options(step))
+        known = sorted({one for one in of_broker if not refusal(one)} | ours)
+        raise InvalidDefinition(
+            where=f"{path_of(definition.cls)}.{place}",
+            problem=f"{name!r} is no option of {'Meta' if in_meta else 'a step'}, nor of an actor "
+            "of this broker",
+            mend=f"{did_you_mean(name, known)} If a middleware gives it, add that to "
+            "DRAMATIQ_BROKER.",
+        )

@@ -1,0 +1,193 @@
+"""What this thread, and this process, are doing just now."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any
+
+from dramatiq.broker import MessageProxy
+
+from ..data import redaction
+from ..definitions import registry
+
+if TYPE_CHECKING:
+    # Logging asks this module, and is configured before there are models.
+    from ..definitions.definition import Definition
+    from ..transitions.failures import Failure
+    from ..transitions.types import Change, Claim
+
+#: Set when the worker of this process shuts down.
+stopping = threading.Event()
+
+
+@dataclass(slots=True)
+class Delivery:
+    """A message that this thread processes, and what became of its retry."""
+
+    message: MessageProxy
+    #: The failed attempts that the message knew of when it came: `Retries` counts on it later.
+    attempts: int
+    retry_delay: int | None = None
+    retried: bool = False
+    #: The attempt that has failed: what is logged until the message is done with is about it.
+    failed: InHand | None = None
+
+
+@dataclass(slots=True)
+class InHand:
+    """An attempt of a step, as long as it is performed."""
+
+    claim: Claim
+    #: What its sequence declares; None: what the class of that name does.
+    definition: Definition | None = None
+    #: The instance that the user's code has.
+    sequence: Any = None
+    #: What the user's code has come to, once it is done.
+    change: Change | None = None
+    #: What its sequence hides, once somebody has asked.
+    _hidden: tuple[str, ...] | None = None
+    #: The claim's data of which they are, and the secrets in it.
+    _known: tuple[str, frozenset[str]] | None = None
+
+    def without_secrets(self, failure: Failure) -> Failure:
+        """What is kept of an error: a secret that it quotes may soon be gone from `data`."""
+        try:
+            secrets = self.secrets()
+        except Exception:  # data that holds itself, say: the failure must be recorded all the same
+            secrets = self._claimed(self._patterns())
+        if not secrets:
+            return failure
+        message = redaction.hide(failure.message, secrets)
+        return replace(
+            failure, message=message, traceback=redaction.hide(failure.traceback, secrets)
+        )
+
+    def secrets(self) -> frozenset[str]:
+        """Those that the step has found, and those that it has put into `data` itself."""
+        patterns = self._patterns()
+        if not patterns:
+            return frozenset()
+        data = self.claim.data
+        if self._known is None or self._known[0] is not data:
+            self._known = data, self._claimed(patterns)
+        return self._known[1] | redaction.secrets_of(self._left(), patterns)
+
+    def _patterns(self) -> tuple[str, ...]:
+        if self.definition is None:  # not found yet, or not there
+            return registry.hidden_by(self.claim.sequence)
+        if self._hidden is None:
+            self._hidden = registry.hidden(self.definition)
+        return self._hidden
+
+    def _claimed(self, patterns: tuple[str, ...]) -> frozenset[str]:
+        payload = self.claim.payload
+        # A value of a step is hidden as if it stood in `data` under the step's name, too.
+        found = (json.loads(self.claim.data), payload, {self.claim.step: payload})
+        return frozenset().union(*(redaction.secrets_of(value, patterns) for value in found))
+
+    def _left(self) -> Any:
+        # Typed data has no keys to go by until it is stored.
+        return vars(self.sequence).get("data") if self.sequence is not None else None
+
+
+#: Of a context, not of a thread: what a step awaits, or calls in another thread, is its own too.
+_in_hand: ContextVar[InHand | None] = ContextVar("sequences_in_hand", default=None)
+
+
+class _Thread(threading.local):
+    def __init__(self) -> None:
+        # A stack: a step that is handed over directly has its message inside another's.
+        self.deliveries: list[Delivery] = []
+
+
+_thread = _Thread()
+
+
+def begin(message: MessageProxy) -> Delivery:
+    """This thread begins to process a message."""
+    retries = message.options.get("retries") if isinstance(message.options, dict) else None
+    begun = Delivery(message, retries if type(retries) is int else 0)
+    _thread.deliveries.append(begun)
+    return begun
+
+
+def delivery() -> Delivery | None:
+    """What this thread processes just now."""
+    return _thread.deliveries[-1] if _thread.deliveries else None
+
+
+def end(message: Any) -> list[Delivery]:
+    """The message is done with; so is what was begun inside of it and never ended."""
+    for index, one in enumerate(_thread.deliveries):
+        if one.message.message_id == message.message_id:
+            ended = _thread.deliveries[index:]
+            del _thread.deliveries[index:]
+            if not index:
+                _in_hand.set(None)  # an interrupt may have kept an attempt from its end
+            return ended
+    return []
+
+
+@contextmanager
+def performing(attempt: InHand) -> Iterator[None]:
+    """While this lasts the attempt is what this context does."""
+    token = _in_hand.set(attempt)
+    try:
+        yield
+    except BaseException:
+        failed(attempt)
+        raise
+    finally:
+        _in_hand.reset(token)
+
+
+def failed(attempt: InHand) -> None:
+    """The attempt was recorded as failed: what Dramatiq decides of this message is about it."""
+    if (message := delivery()) is not None:
+        message.failed = attempt
+
+
+def in_hand() -> InHand | None:
+    """The attempt that is performed here, or whose failure is being seen to."""
+    attempt = _in_hand.get()
+    if attempt is None and (message := delivery()) is not None:
+        return message.failed
+    return attempt
+
+
+def worker() -> str:
+    """The name of this worker: host, process, thread, and the mark of the process."""
+    name = f"{process()}:{threading.current_thread().name}"
+    return f"{name[: 99 - len(_mark)]}~{_mark}"
+
+
+def process() -> str:
+    """The name of this process: host and number."""
+    return f"{host()}:{os.getpid()}"
+
+
+def host() -> str:
+    """The name of this machine."""
+    return _host[:80]
+
+
+_host = socket.gethostname()
+#: A container that is started again has the host's name and the number of the one before.
+_mark = token_hex(2)
+
+
+def _renew_mark() -> None:
+    global _mark
+    _mark = token_hex(2)
+
+
+if hasattr(os, "register_at_fork"):  # where a process begins without one, this module is imported
+    os.register_at_fork(after_in_child=_renew_mark)

@@ -1,0 +1,179 @@
+"""Messages to the broker. A message is a hint: the row is the truth, and the sweep repeats."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import dramatiq
+from django.db import transaction
+from dramatiq import Broker, Message
+from dramatiq.broker import MessageProxy
+from dramatiq.middleware import SkipMessage
+
+from ..definitions.plan import Node
+from ..transitions.types import Dispatch
+
+logger = logging.getLogger("sequences")
+
+
+#: The option that marks a message as a step's, and the format of its arguments: the ids of the
+#: run and of the step run. A release understands the formats of those before it.
+MARK, FORMAT = "sequences", 1
+
+
+class _Breaker:
+    """Stops trying for a while after a failure: a publish to an absent broker can block long."""
+
+    FIRST, LONGEST = 1.0, 30.0  # seconds
+
+    def __init__(self) -> None:
+        self._open_until = 0.0
+        self._pause = self.FIRST
+
+    def is_open(self) -> bool:
+        return time.monotonic() < self._open_until
+
+    def failed(self) -> None:
+        self._open_until = time.monotonic() + self._pause
+        self._pause = min(self._pause * 2, self.LONGEST)
+
+    def succeeded(self) -> None:
+        self._pause = self.FIRST
+
+
+_breaker = _Breaker()
+
+
+class _Thread(threading.local):
+    caught: list[Dispatch] | None = None
+
+
+_thread = _Thread()
+
+
+@contextmanager
+def caught() -> Iterator[list[Dispatch]]:
+    """Keep what this thread dispatches from the broker: `sequences.testing` performs it."""
+    outer, _thread.caught = _thread.caught, []
+    try:
+        yield _thread.caught
+    finally:
+        _thread.caught = outer
+
+
+def send(dispatches: Iterable[Dispatch]) -> list[Dispatch]:
+    """Send the messages, and return what the broker took.
+
+    A broker that is down, or refuses, is logged and never raised: the row is the promise, and
+    the sweep dispatches it again.
+    """
+    return [dispatch for dispatch in dispatches if _send(dispatch)]
+
+
+def send_on_commit(dispatches: list[Dispatch], using: str) -> None:
+    """Send them when the transaction that this thread is in has committed."""
+
+    def send_messages() -> None:
+        send(dispatches)
+
+    if dispatches:
+        transaction.on_commit(send_messages, using=using, robust=True)
+
+
+def _send(dispatch: Dispatch) -> bool:
+    if _thread.caught is not None:
+        _thread.caught.append(dispatch)
+        return True
+    if dispatch.delay is not None and _waits_here is not None and _waits_here(dispatch):
+        return True
+    if _breaker.is_open():
+        return False
+    try:
+        dramatiq.get_broker().enqueue(message_for(dispatch), delay=dispatch.delay)
+    except Exception as error:
+        _breaker.failed()
+        logger.warning(
+            "The broker did not take the message of step run %s (run %s, actor %s); the sweep "
+            "will dispatch it again: %r",
+            dispatch.step_run_id,
+            dispatch.run_id,
+            dispatch.actor,
+            error,
+        )
+        return False
+    _breaker.succeeded()
+    return True
+
+
+#: What waits for a short delay in this process, where there is a worker.
+_waits_here: Callable[[Dispatch], bool] | None = None
+
+
+def wait_here(take: Callable[[Dispatch], bool] | None) -> None:
+    """Offer delayed messages to this first; None: to the broker only."""
+    global _waits_here
+    _waits_here = take
+
+
+def delayed(dispatch: Dispatch, delay: int | None) -> Dispatch:
+    """The same with another delay."""
+    return replace(dispatch, delay=delay)
+
+
+def message_for(dispatch: Dispatch) -> Message[None]:
+    """The message: ids, and how many attempts have failed, which is what `Retries` counts on."""
+    return Message(
+        queue_name=dispatch.queue,
+        actor_name=dispatch.actor,
+        args=(str(dispatch.run_id), dispatch.step_run_id),
+        kwargs={},
+        options={
+            **dispatch.options,
+            MARK: FORMAT,
+            **({"retries": dispatch.attempts} if dispatch.attempts else {}),
+        },
+    )
+
+
+#: The largest id and the largest count that a row can have.
+MAX_ID, MAX_ATTEMPTS = 2**63 - 1, 2**31 - 1
+#: What `Retries` would take from a message before it asks the actor.
+_OF_RETRIES = ("max_retries", "min_backoff", "max_backoff", "on_retry_exhausted")
+
+
+def distrust(message: MessageProxy) -> None:
+    """Leave out what no message of a step has: whoever writes to the broker may have put it in."""
+    if not _is_number(message.options.get("retries", 0), MAX_ATTEMPTS):
+        del message.options["retries"]
+    message.options.pop("throws", None)
+
+
+def options_of(message: MessageProxy, node: Node) -> None:
+    """How often this step may fail is said by its run's plan, whatever its message says."""
+    for name in _OF_RETRIES:
+        message.options.pop(name, None)
+        if name in node.options:
+            message.options[name] = node.options[name]
+
+
+def step_run_in(args: tuple[Any, ...]) -> int:
+    """The id in a message's arguments. Raises `SkipMessage` if they are no step's."""
+    if len(args) == 2 and _is_number(args[1], MAX_ID):
+        return int(args[1])
+    logger.warning("A message with the arguments %.200r is no step's, and is ignored.", args)
+    raise SkipMessage("Its arguments are no step's.")
+
+
+def _is_number(value: Any, most: int) -> bool:
+    return type(value) is int and 0 <= value <= most
+
+
+def knows(broker: Broker, dispatch: Dispatch) -> bool:
+    """Whether this process could perform it."""
+    return dispatch.actor in broker.actors

@@ -1,0 +1,138 @@
+"""After the commit: dispatch what became ready, or perform it right here.
+
+All of this happens in the actor, before Dramatiq acknowledges its message: a process that dies
+here leaves rows that the sweep dispatches.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import suppress
+
+import dramatiq
+from dramatiq.broker import MessageProxy
+from dramatiq.errors import RateLimitExceeded, Retry
+from dramatiq.middleware import SkipMessage
+
+from .. import conf
+from ..definitions import registry
+from ..transitions import compensation, locking, subsequences
+from ..transitions.types import Dispatch
+from ..utils.text import raises_printable
+from . import current, dispatcher, interrupts
+from .executor import Life, attempts_so_far
+from .interrupts import Interrupt
+
+logger = logging.getLogger("sequences")
+
+#: Seconds for which a worker's thread may go on with one run before others have their turn.
+DIRECTLY = 10.0
+
+
+@raises_printable
+def perform(step_run_id: int, label: str) -> None:
+    """What the actor of every step does with its message."""
+    life: Life | None = None
+    try:
+        using = conf.using()
+        life = Life(step_run_id, attempts_so_far(), using)
+        interrupts.own_connection(using)
+        hand_over(life.live(), label, using)
+    except Interrupt as interrupt:
+        # A message too many is harmless, a lost one costs time.
+        life = life or Life(step_run_id, attempts_so_far(), conf.using())
+        dispatcher.send(life.recover(interrupt))
+
+
+def hand_over(ready: list[Dispatch], label: str, using: str) -> None:
+    """Dispatch these steps; with ``handoff="direct"`` go on with the first of them here."""
+    until = time.monotonic() + DIRECTLY
+    while ready:
+        chosen = _chosen(ready, label, until)
+        dispatcher.send(dispatch for dispatch in ready if dispatch is not chosen)
+        ready = _perform_directly(chosen, using) if chosen else []
+
+
+def child_ended(parent: int, using: str) -> None:
+    """The parent's step may have waited for the last of its children, or undoes them."""
+    ready = subsequences.look(parent, using)
+    if not ready:
+        # Who has locked the parent looks itself, or leaves that to the sweep.
+        with suppress(locking.Locked), locking.no_wait():
+            ready = compensation.resume(parent, using)
+    dispatcher.send(ready)
+
+
+def _chosen(ready: list[Dispatch], label: str, until: float) -> Dispatch | None:
+    if current.stopping.is_set() or time.monotonic() > until or not _is_direct(label):
+        return None
+    delivery = current.delivery()
+    if delivery is None:
+        return None
+    known = dramatiq.get_broker().actors
+    for dispatch in ready:
+        here = dispatch.queue == delivery.message.queue_name and dispatch.actor in known
+        if here and dispatch.delay is None:
+            return dispatch
+    return None
+
+
+def _is_direct(label: str) -> bool:
+    definition = registry.definition_of(label)
+    return definition is not None and definition.handoff == "direct"
+
+
+def _perform_directly(dispatch: Dispatch, using: str) -> list[Dispatch]:
+    interrupts.own_connection(using)
+    return process(dispatch, dramatiq.get_broker(), using)
+
+
+def perform_here(dispatch: Dispatch, label: str, using: str) -> None:
+    """Perform a step outside of the worker's own threads, and hand over what comes next."""
+    hand_over(_perform_directly(dispatch, using), label, using)
+
+
+def process(dispatch: Dispatch, broker: dramatiq.Broker, using: str) -> list[Dispatch]:
+    """Process a message of its own, with its hooks, as Dramatiq's worker does."""
+    message = MessageProxy(dispatcher.message_for(dispatch))
+    try:
+        ready = _live(dispatch, message, broker, using)
+    except SkipMessage as skip:
+        logger.debug("Not performed: %s", skip)
+        broker.emit_after("skip_message", message)
+        return []
+    except BaseException as error:
+        message.stuff_exception(error)
+        _log(error, dispatch, broker)
+        broker.emit_after("process_message", message, exception=error)
+        return []
+    finally:
+        message.clear_exception()
+    broker.emit_after("process_message", message, result=None)
+    return ready
+
+
+@raises_printable
+def _live(
+    dispatch: Dispatch, message: MessageProxy, broker: dramatiq.Broker, using: str
+) -> list[Dispatch]:
+    life = Life(dispatch.step_run_id, dispatch.attempts, using)
+    try:
+        broker.emit_before("process_message", message)
+        return life.live()
+    except Interrupt as interrupt:
+        return life.recover(interrupt)
+
+
+def _log(error: BaseException, dispatch: Dispatch, broker: dramatiq.Broker) -> None:
+    """As loud as Dramatiq's worker: what is expected is no error."""
+    what = dispatch.step_run_id, dispatch.actor
+    actor = broker.actors.get(dispatch.actor)
+    throws = actor.options.get("throws") if actor is not None else None
+    if isinstance(error, RateLimitExceeded | Retry):
+        logger.debug("Step run %s (actor %s) is tried again: %s", *what, type(error).__name__)
+    elif throws and isinstance(error, throws):
+        logger.info("Step run %s (actor %s) failed with %s.", *what, type(error).__name__)
+    else:
+        logger.error("Step run %s (actor %s) failed.", *what, exc_info=error)

@@ -1,0 +1,190 @@
+"""A sequence is started: its data checked, its rows written, its messages sent on commit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from django.db import DatabaseError
+
+from .. import conf
+from ..data import serialization
+from ..definitions.definition import Definition, Unique
+from ..definitions.steps import as_timedelta, duration_problem
+from ..exceptions import SequenceError
+from ..models import SequenceRun, SequenceRunQuerySet
+from ..sequence import Sequence
+from ..transitions import starts
+from ..transitions.locking import transact
+from ..transitions.refusals import is_of_characters
+from ..transitions.starts import Start
+from . import dispatcher, tracing
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence as SequenceOf
+
+S = TypeVar("S", bound=Sequence[Any])
+T = TypeVar("T")
+
+#: Runs that are inserted together.
+BATCH = 1000
+KEY_LENGTH = 255
+
+
+class Starter:
+    """What `definition` calls to start sequences."""
+
+    def start(
+        self,
+        cls: type[S],
+        data: Any,
+        *,
+        key: str | None,
+        unique: Unique,
+        delay: timedelta | int | None,
+    ) -> S:
+        """See `Sequence.start`."""
+        definition = _definition(cls)
+        wanted = _wanted(definition, data, key, unique, delay)
+        using = conf.using()
+        labels = [definition.label, *definition.aliases]
+        with tracing.starting(definition.plan, [wanted]):
+            run, dispatches = _stored(
+                lambda: starts.start(definition.plan, wanted, labels, using), definition, using
+            )
+        dispatcher.send_on_commit(dispatches, using)
+        return _bound(cls, run, wanted)
+
+    def start_many(self, cls: type[S], iterable: Iterable[Any]) -> list[S]:
+        """See `Sequence.start_many`."""
+        definition = _definition(cls)
+        wanted = [_wanted_of(definition, item) for item in iterable]
+        started = {
+            one.id: sequence
+            for batch in _batches(wanted)
+            for one, sequence in zip(batch, _start_batch(cls, definition, batch), strict=True)
+        }
+        return [started[one.id] for one in wanted]
+
+    def runs(self, cls: type[Sequence[Any]]) -> SequenceRunQuerySet:
+        """The runs of this class, under its earlier names too."""
+        definition = _definition(cls)
+        runs = SequenceRunQuerySet(SequenceRun, using=conf.using())
+        return runs.filter(sequence__in=[definition.label, *definition.aliases])
+
+
+def _start_batch(cls: type[S], definition: Definition, wanted: SequenceOf[Start]) -> Iterator[S]:
+    using = conf.using()
+    labels = [definition.label, *definition.aliases]
+    with tracing.starting(definition.plan, wanted):
+        runs, dispatches = _stored(
+            lambda: starts.start_many(definition.plan, wanted, labels, using), definition, using
+        )
+    dispatcher.send_on_commit(dispatches, using)
+    return (_bound(cls, run, one) for run, one in zip(runs, wanted, strict=True))
+
+
+def _stored(start: Callable[[], T], definition: Definition, using: str) -> T:
+    try:
+        return transact(using, start)
+    except DatabaseError as error:
+        if not is_of_characters(error):
+            raise
+        # An escaped key would be another one: it could be that of another run.
+        raise SequenceError(
+            f"{definition.label}.start: the database {using!r} cannot store a character of the "
+            "key. Its character set must be utf8mb4 on MySQL and MariaDB, and UTF8 on PostgreSQL: "
+            f"see manage.py check --database={using}. The database's own message: {error}"
+        ) from error
+
+
+def _batches(wanted: list[Start]) -> Iterator[list[Start]]:
+    if len(wanted) > BATCH:
+        # In one transaction of the caller's the locks of each batch are kept for the next.
+        wanted = sorted(wanted, key=starts.in_order_of_keys)
+    for index in range(0, len(wanted), BATCH):
+        yield wanted[index : index + BATCH]
+
+
+def _definition(cls: type[Sequence[Any]]) -> Definition:
+    assert cls._definition is not None  # the caller has refused an abstract class
+    return cls._definition
+
+
+def _bound(cls: type[S], run: SequenceRun, wanted: Start) -> S:
+    return cls._bind(run=run, data=run.data, created=run.pk == wanted.id)
+
+
+_OPTIONS = {"key", "unique", "delay"}
+
+
+def _wanted_of(definition: Definition, item: Any) -> Start:
+    """One of `start_many`: data, or a pair of data and a dict of the options of `start`."""
+    if not isinstance(item, tuple):
+        return _wanted(definition, item, None, "ever", None)
+    data: Any = item[0] if item else None
+    options: Any = item[1] if len(item) == 2 else None
+    if not isinstance(options, Mapping) or not options.keys() <= _OPTIONS:
+        raise SequenceError(
+            f"{definition.label}.start_many: {item!r} is neither data nor a pair of data and a "
+            'dict of options ("key", "unique", "delay").'
+        )
+    return _wanted(
+        definition,
+        data,
+        options.get("key"),
+        options.get("unique", "ever"),
+        options.get("delay"),
+    )
+
+
+def _wanted(
+    definition: Definition,
+    data: Any,
+    key: str | None,
+    unique: Unique,
+    delay: timedelta | int | None,
+) -> Start:
+    _check_key(definition, key, unique)
+    checked, _ = serialization.normalise(
+        definition.admit(data),
+        encoder=conf.settings.encoder,
+        max_bytes=conf.settings.max_data_bytes,
+    )
+    return Start(checked, key, unique, _delay(definition, delay))
+
+
+def wanted_by(definition: Definition, data: Any, parent: int) -> Start:
+    """A child of this step run."""
+    wanted = _wanted(definition, data, None, "ever", None)
+    wanted.parent = parent
+    return wanted
+
+
+def _check_key(definition: Definition, key: Any, unique: Any) -> None:
+    if unique not in ("ever", "unfinished"):
+        raise SequenceError(
+            f'{definition.label}.start: unique is {unique!r}; it must be "ever" or "unfinished".'
+        )
+    if key is None:
+        return
+    if not isinstance(key, str) or not key:
+        raise SequenceError(
+            f"{definition.label}.start: key is {key!r}; it must be a text that is not empty, or "
+            "None."
+        )
+    if len(key) > KEY_LENGTH:
+        raise SequenceError(
+            f"{definition.label}.start: key has {len(key)} characters, and {KEY_LENGTH} at most "
+            f"fit; hash what is longer: {key[:40]!r}…"
+        )
+    serialization.normalise(key, path="key")
+
+
+def _delay(definition: Definition, delay: Any) -> timedelta | None:
+    if delay is None:
+        return None
+    if problem := duration_problem(delay):
+        raise SequenceError(f"{definition.label}.start: delay is {delay!r}; {problem}.")
+    return as_timedelta(delay)

@@ -1,0 +1,52 @@
+"""The one place that a process has for a step whose last worker was lost.
+
+The row says who is a suspect, and what this process has in hand is known to nobody better than to
+itself. A place that an interrupt has kept from being left is left by `execution.Life.recover`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from django.db import Error
+
+from ..transitions import losses
+from . import dispatcher, leases
+
+logger = logging.getLogger("sequences")
+
+_lock = threading.Lock()
+#: The token of the claim that has it.
+_holder: int | None = None
+
+
+def enter(token: int, *, alone: bool) -> bool:
+    """Take the place. False: another suspect has it; or this one is to be alone, and is not."""
+    global _holder
+    with _lock:
+        if _holder is not None or (alone and leases.is_busy()):
+            return False
+        _holder = token
+        return True
+
+
+def leave(token: int) -> bool:
+    """Give the place up. False: this claim did not have it."""
+    global _holder
+    with _lock:
+        if _holder != token:
+            return False
+        _holder = None
+        return True
+
+
+def call_next(using: str) -> None:
+    """There is room for another: say so to the one that waits, sooner than the sweep would."""
+    try:
+        suspect = losses.next_suspect(using)
+    except Error as error:  # the sweep offers it, too
+        logger.debug("The next suspect could not be looked for: %r", error)
+        return
+    if suspect is not None:
+        dispatcher.send([suspect])

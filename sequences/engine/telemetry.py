@@ -1,0 +1,190 @@
+"""OpenTelemetry: one trace for a run, from its start through its attempts in all workers.
+
+The start's span is the parent of every attempt's; a child's start is a child of the attempt that
+has started it. Imported only where it is wanted.
+
+The project's own samplers and processors run in here. What they raise is logged: it fails no start,
+and no step that has committed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ParamSpec, TypeVar
+
+from dramatiq.middleware import Shutdown, SkipMessage
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    SpanKind,
+    StatusCode,
+    TraceFlags,
+)
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from ..definitions.plan import Plan
+from ..transitions.failures import Failure
+from ..transitions.starts import Start
+from ..transitions.types import Change, Claim
+from . import current
+from .current import InHand
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+logger = logging.getLogger("sequences")
+
+_tracer = trace.get_tracer("sequences")
+#: What is stored is the W3C's, whatever the project's own propagators are.
+_w3c = TraceContextTextMapPropagator()
+_SPAN_IDS = 2**64
+_NO_SPAN: Span = trace.INVALID_SPAN
+
+
+def _safely(otherwise: T, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    try:
+        return act(*args, **kwargs)
+    except Exception:
+        logger.exception("OpenTelemetry has failed; a span may be missing.")
+        return otherwise
+
+
+@contextmanager
+def starting(plan: Plan, wanted: Sequence[Start]) -> Iterator[None]:
+    """A span for each run that is started, in the context that this thread is in."""
+    spans = [_safely(_NO_SPAN, _start_of, plan, one) for one in wanted]
+    try:
+        yield
+    except BaseException as error:
+        for span in spans:
+            _safely(None, _not_started, span, error)
+        raise
+    finally:
+        for one, span in zip(wanted, spans, strict=True):
+            _safely(None, _end_start, one, span)
+
+
+def _not_started(span: Span, error: BaseException) -> None:
+    span.set_attribute("error.type", type(error).__qualname__)
+    span.set_status(StatusCode.ERROR, "The run was not started.")
+
+
+def _end_start(wanted: Start, span: Span) -> None:
+    if wanted.found is not None:
+        span.set_attributes({"sequences.run": str(wanted.found), "sequences.created": False})
+    span.end()
+
+
+def _start_of(plan: Plan, wanted: Start) -> Span:
+    attributes = {
+        "sequences.sequence": plan.sequence,
+        "sequences.run": str(wanted.id),
+        **_messaging("send", plan.roots[0].queue),
+    }
+    span = _tracer.start_span(
+        f"start {plan.sequence}", kind=SpanKind.PRODUCER, attributes=attributes
+    )
+    carrier: dict[str, str] = {}
+    _w3c.inject(carrier, trace.set_span_in_context(span))
+    wanted.trace = carrier.get("traceparent", "")
+    return span
+
+
+@contextmanager
+def attempt(in_hand: InHand) -> Iterator[None]:
+    """The span of an attempt, which is the current one while the step is performed."""
+    span = _safely(_NO_SPAN, _attempt_of, in_hand.claim)
+    try:
+        with trace.use_span(span, record_exception=False, set_status_on_exception=False):
+            yield
+    except BaseException as error:
+        _safely(None, _tell, span, error, in_hand)
+        raise
+    else:
+        _safely(None, span.set_attribute, "sequences.outcome", _outcome(in_hand.change))
+    finally:
+        _safely(None, span.end)
+
+
+def _attempt_of(claim: Claim) -> Span:
+    return _tracer.start_span(
+        f"{claim.sequence}.{claim.step}",
+        context=_parent(claim),
+        kind=SpanKind.CONSUMER,
+        attributes=_attributes(claim),
+    )
+
+
+def _parent(claim: Claim) -> Context:
+    context = _w3c.extract({"traceparent": claim.trace}, Context())
+    if trace.get_current_span(context).get_span_context().is_valid:
+        return context
+    # Nobody has traced its start: then all of its attempts are in a trace that has its id.
+    number = claim.run_id.int
+    sampled = TraceFlags(TraceFlags.SAMPLED)
+    root = SpanContext(number, number % _SPAN_IDS, is_remote=True, trace_flags=sampled)
+    return trace.set_span_in_context(NonRecordingSpan(root), Context())
+
+
+def _attributes(claim: Claim) -> dict[str, Any]:
+    attributes: dict[str, Any] = {
+        "sequences.sequence": claim.sequence,
+        "sequences.run": str(claim.run_id),
+        "sequences.step": claim.step,
+        "sequences.attempt": claim.attempts + 1,
+    }
+    if claim.is_item:
+        attributes["sequences.item"] = claim.item
+    if (delivery := current.delivery()) is not None:
+        message = delivery.message
+        attributes |= _messaging("process", message.queue_name)
+        attributes["messaging.message.id"] = message.message_id
+    return attributes
+
+
+def _messaging(operation: str, queue: str) -> dict[str, str]:
+    """By OpenTelemetry's semantic conventions for messaging."""
+    return {
+        "messaging.system": "dramatiq",
+        "messaging.operation.type": operation,
+        "messaging.operation.name": operation,
+        "messaging.destination.name": queue,
+    }
+
+
+def _tell(span: Span, error: BaseException, in_hand: InHand) -> None:
+    if isinstance(error, Shutdown):
+        span.set_attribute("sequences.outcome", "interrupted")
+    elif isinstance(error, SkipMessage):
+        span.set_attribute("sequences.outcome", "lost")
+        span.set_status(StatusCode.ERROR, str(error))
+    else:
+        span.set_attribute("sequences.outcome", "failed")
+        _record(span, in_hand.without_secrets(Failure.of(error)).cut())
+
+
+def _record(span: Span, failure: Failure) -> None:
+    details = {
+        "exception.type": failure.error,
+        "exception.message": failure.message,
+        "exception.stacktrace": failure.traceback,
+    }
+    span.add_event("exception", details)
+    span.set_attribute("error.type", failure.error)
+    span.set_status(StatusCode.ERROR, f"{failure.error}: {failure.message}")
+
+
+def _outcome(change: Change | None) -> str:
+    if change is None:
+        return "succeeded"
+    if change.repeat:
+        return "repeats"
+    waits = change.again is not None or change.receive
+    if waits or change.items is not None or change.children is not None:
+        return "waits"
+    return change.status

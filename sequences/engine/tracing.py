@@ -1,0 +1,43 @@
+"""Whether runs are traced: asked at each start and attempt. Where they are, `telemetry` does it.
+
+OpenTelemetry is an extra, so nothing of it is imported unless ``SEQUENCES["TELEMETRY"]`` is true.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import Any
+
+from .. import conf
+from ..definitions.plan import Plan
+from ..transitions.starts import Start
+from .current import InHand
+
+logger = logging.getLogger("sequences")
+
+_NOTHING = nullcontext()
+
+
+def starting(plan: Plan, wanted: Sequence[Start]) -> AbstractContextManager[None]:
+    """Around the insert of these runs, which it may give a `trace`."""
+    telemetry = _load() if conf.settings.telemetry else None
+    return telemetry.starting(plan, wanted) if telemetry else _NOTHING
+
+
+def attempt(in_hand: InHand) -> AbstractContextManager[None]:
+    """Around an attempt of a step, from its claim to its commit."""
+    telemetry = _load() if conf.settings.telemetry else None
+    return telemetry.attempt(in_hand) if telemetry else _NOTHING
+
+
+@cache
+def _load() -> Any:
+    try:
+        from . import telemetry
+    except Exception as error:  # whatever is wrong with it, runs go on
+        logger.error("SEQUENCES['TELEMETRY'] is True, but nothing is traced: %s", error)
+        return None
+    return telemetry

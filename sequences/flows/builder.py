@@ -1,0 +1,272 @@
+"""Sequences whose definition is data: declared ones, and those that are kept with their run.
+
+Nothing in a definition is imported or evaluated: it names jobs, keys of `data` and steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import dramatiq
+from asgiref.sync import sync_to_async
+from django.core.serializers.json import DjangoJSONEncoder
+
+from .. import conf
+from ..data import serialization
+from ..definitions.definition import Definition, Unique
+from ..definitions.plan import Node, Plan
+from ..definitions.registry import KEPT, find
+from ..definitions.registry import all as every_class
+from ..definitions.registry import definition_of as registered
+from ..definitions.steps import Step, Subsequence
+from ..definitions.steps import step as declare
+from ..definitions.validation import path_of, raise_first
+from ..exceptions import Abort, InvalidData, InvalidDefinition, did_you_mean
+from ..sequence import Composed, Sequence, SequenceType, define, install_builder
+from .parser import CLASS_KEYS, CLASS_NAME, Parsed, Parser
+
+#: Options that a definition cannot have that is kept with its run.
+NOT_KEPT = {
+    "priority": (
+        "it has a priority, which Dramatiq has for each actor, not each message",
+        "Leave it out, or give the step a queue_name.",
+    ),
+    "on_retry_exhausted": (
+        "it has on_retry_exhausted, which could name any actor",
+        "Give the definition on_failure, with a job.",
+    ),
+}
+
+Data = Mapping[str, Any] | Composed
+
+
+def from_definition(
+    cls: type[Sequence[Any]], definition: Data, *, name: str | None, module: str, file: str = ""
+) -> type[Sequence[Any]]:
+    """See `Sequence.from_definition`; ``file`` is where it stands, for the errors."""
+    where = file or module
+    given = _given(definition, where)
+    app_label, class_name = _label(name or given.get("name"), where)
+    where = file or f"{module}.{class_name}"
+    if cls._codec is not None and not cls._codec.is_dict:
+        problem = f"{path_of(cls)} has data of the type {cls._codec.name}, and jobs read a dict"
+        raise InvalidDefinition(where=where, problem=problem, mend="Make it a TypedDict.")
+    mapping = _normalised(given, where)
+    parsed = Parser(where).parse(mapping)
+    if app_label:
+        parsed.meta["app_label"] = app_label
+    return _class(cls, class_name, parsed, module=module, where=where, file=file)
+
+
+install_builder(from_definition)
+
+
+# Definitions that are kept with their run
+
+
+class Flow(Sequence):
+    """What performs the steps of definitions that were given at their start.
+
+    Its label stands for all of them, and its actor performs all of their steps.
+    """
+
+    class Meta:
+        app_label = "job_sequences"
+        verbose_name = "flow"
+
+    @declare
+    def job(self) -> None:
+        """Stands for every step."""
+        raise Abort("Start a flow with sequences.start_definition(definition, data).")
+
+
+FLOW = KEPT
+ACTOR = f"{FLOW}.job"
+MAX_NAME = 150
+
+
+def start_definition(
+    definition: Data,
+    data: Mapping[str, Any] | None = None,
+    /,
+    *,
+    key: str | None = None,
+    name: str = "flow",
+    unique: Unique = "ever",
+    delay: timedelta | int | None = None,
+) -> Sequence[Any]:
+    """Start a run of a definition that is kept with it: a mapping, a `chain` or a `group`.
+
+    Every worker can perform it, whatever it has imported, if it has the jobs. ``name`` is what
+    people read, and what ``key`` is unique for; the rest is as in `Sequence.start`. What differs
+    from run to run belongs into ``data``: each new definition is stored once.
+
+    Raises `InvalidDefinition` and `InvalidData`.
+    """
+    where = f"start_definition, {name!r}"
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
+        mend = f"Give a text of 1 to {MAX_NAME} characters."
+        raise InvalidDefinition(where="start_definition", problem=f"name is {name!r}", mend=mend)
+    serialization.normalise(name, path="name")
+    mapping = _normalised(_given(definition, where), where)
+    for refused in CLASS_KEYS:
+        if refused in mapping:
+            problem = f"it has {refused}, which is for a definition that is declared"
+            mend = "Leave it out, or declare it with Sequence.from_definition."
+            raise InvalidDefinition(where=where, problem=problem, mend=mend)
+    built = _kept(mapping, f"{FLOW}:{name}", where, strict=True)
+    _check_kept(built, where)
+    return built.cls.start(data, key=key, unique=unique, delay=delay)
+
+
+def plan_of(definition: Data, where: str) -> Plan:
+    """The plan of a definition that nobody has started; ``where`` names it in errors."""
+    mapping = _normalised(_given(definition, where), where)
+    steps = {key: value for key, value in mapping.items() if key not in CLASS_KEYS}
+    return _kept(steps, str(mapping.get("name") or where), where, strict=True).plan
+
+
+async def astart_definition(
+    definition: Data,
+    data: Mapping[str, Any] | None = None,
+    /,
+    *,
+    key: str | None = None,
+    name: str = "flow",
+    unique: Unique = "ever",
+    delay: timedelta | int | None = None,
+) -> Sequence[Any]:
+    """`start_definition`, for asynchronous code."""
+    start = sync_to_async(start_definition)
+    return await start(definition, data, key=key, name=name, unique=unique, delay=delay)
+
+
+def definition_for(sequence: str, plan: Plan) -> Definition | None:
+    """What a run of this sequence and plan follows: the class, or what is kept with the run."""
+    if plan.definition is None:
+        return registered(sequence)
+    if "definition" not in plan.memo:
+        plan.memo["definition"] = _kept(plan.definition, sequence, sequence, strict=False)
+    found: Definition = plan.memo["definition"]
+    return found
+
+
+def _kept(mapping: Mapping[str, Any], label: str, where: str, *, strict: bool) -> Definition:
+    parsed = Parser(where, strict=strict).parse(mapping)
+    parsed.meta |= {"app_label": "job_sequences", "abstract": True}
+    name = label.removeprefix("job_sequences.")
+    cls = _class(Sequence, name, parsed, module=__name__, where=where, file=where)
+    found = define(cls)
+    nodes = tuple(_kept_node(node, found.steps[node.name]) for node in found.plan.nodes)
+    kept = replace(found, plan=Plan(label, nodes, definition=mapping))
+    cls._definition = kept
+    return kept
+
+
+def _kept_node(node: Node, step: Step[Any]) -> Node:
+    """Its options go with its messages: the actor has none of its own."""
+    ours = ("queue_name", "max_age")
+    options = {name: value for name, value in step.options.items() if name not in ours}
+    return replace(node, actor=ACTOR, options=options)
+
+
+def _check_kept(definition: Definition, where: str) -> None:
+    """What their one actor cannot do for each of its messages, and what is not there."""
+    classes = [cls._definition for cls in every_class() if cls._definition is not None]
+    labels = [one.label for one in classes]
+    declared = dramatiq.get_broker().get_declared_queues()
+    queues = {"default", *declared, *(node.queue for one in classes for node in one.plan.nodes)}
+    for node in definition.plan.nodes:
+        problems = _problems(node, definition.steps[node.name], sorted(queues), labels)
+        raise_first(f"{where}: step {node.name!r}", problems)
+
+
+def _problems(
+    node: Node, step: Step[Any], queues: list[str], labels: list[str]
+) -> Iterator[tuple[str, str]]:
+    if isinstance(step, Subsequence) and find(step.sequence) is None:
+        yield f"there is no sequence {step.sequence!r}", did_you_mean(step.sequence, labels)
+    if node.queue not in queues:
+        problem = f"no worker of this project consumes the queue {node.queue!r}"
+        yield problem, did_you_mean(node.queue, queues)
+    yield from (NOT_KEPT[name] for name in NOT_KEPT.keys() & node.options.keys())
+
+
+# The class
+
+
+def _given(definition: Data, where: str) -> dict[str, Any]:
+    if isinstance(definition, Mapping):
+        return dict(definition)
+    if callable(getattr(definition, "definition", None)):
+        return definition.definition()
+    problem = f"a definition is a mapping, and this is a {type(definition).__name__}"
+    mend = "Give a mapping, or what chain() or group() returns."
+    raise InvalidDefinition(where=where, problem=problem, mend=mend)
+
+
+def _normalised(given: dict[str, Any], where: str) -> dict[str, Any]:
+    """JSON, with its steps in a list: databases do not keep the order of keys."""
+    try:
+        mapping, _ = serialization.normalise(
+            given, encoder=DjangoJSONEncoder, path="definition",
+            max_bytes=conf.settings.max_data_bytes,
+        )  # fmt: skip
+    except InvalidData as error:
+        problem = f"{error.path} {error.problem}"
+        raise InvalidDefinition(where=where, problem=problem, mend=error.mend) from None
+    if isinstance(steps := mapping.get("steps"), dict):
+        mapping["steps"] = [_listed(name, step, where) for name, step in steps.items()]
+    result: dict[str, Any] = mapping
+    return result
+
+
+def _listed(name: str, step: Any, where: str) -> dict[str, Any]:
+    if not isinstance(step, dict):
+        mend = "Give a mapping, such as {job: fetch_data}."
+        place = f"{where}: step {name!r}"
+        raise InvalidDefinition(where=place, problem=f"the step is {step!r:.60}", mend=mend)
+    if "name" in step:
+        problem = "name is no key of a step here: the key above it is its name"
+        place = f"{where}: step {name!r}"
+        raise InvalidDefinition(where=place, problem=problem, mend="Leave it out.")
+    return {"name": name, **step}
+
+
+def _label(name: Any, where: str) -> tuple[str | None, str]:
+    found = CLASS_NAME.fullmatch(name) if isinstance(name, str) else None
+    if found is None:
+        problem = "it has no name" if name is None else f"its name is {name!r}"
+        mend = 'Add name: an app\'s label and a name, such as "shop.Import".'
+        raise InvalidDefinition(where=where, problem=problem, mend=mend)
+    return found[1], found[2]
+
+
+def _class(
+    base: type[Sequence[Any]], name: str, parsed: Parsed, *, module: str, where: str, file: str
+) -> type[Sequence[Any]]:
+    body = {
+        "__module__": module,
+        "__qualname__": name,
+        "_file": file or None,
+        "Meta": type("Meta", (), parsed.meta),
+        **parsed.steps,
+    }
+    try:
+        cls: Any = SequenceType(name, (base,), body)
+    except InvalidDefinition as error:
+        raise _placed(error, file or f"{module}.{name}", where) from None
+    found: type[Sequence[Any]] = cls
+    return found
+
+
+def _placed(error: InvalidDefinition, path: str, where: str) -> InvalidDefinition:
+    """The same, with the step as a file's reader knows it."""
+    if not error.where.startswith(path):
+        return error
+    step = error.where[len(path) :].removeprefix(".")
+    place = f"{where}: step {step!r}" if step and step != "Meta" else where
+    return InvalidDefinition(where=place, problem=error.problem, mend=error.mend)

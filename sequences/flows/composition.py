@@ -1,0 +1,133 @@
+"""`chain` and `group`: a definition that is composed in Python, of registered jobs."""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from itertools import count
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+
+from ..definitions.steps import no_attribute
+from ..exceptions import InvalidDefinition
+from .jobs import Job, Use
+from .parser import MAX_STEPS
+
+Delay = timedelta | int | str
+Part = Job[..., Any] | Use | str | Any  # or a chain or a group
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What `chain` and `group` make: parts in a row, or side by side."""
+
+    parts: tuple[Any, ...]
+    parallel: bool
+    delay: Delay | None = None
+
+    is_step_elsewhere: ClassVar[bool] = True  # in a definition, not in a class
+
+    if not TYPE_CHECKING:  # lest a type checker believes in every attribute
+
+        def __getattr__(self, name: str) -> NoReturn:
+            mend = "Start it with start_definition(…, data)."
+            raise no_attribute("A chain or group", name, mend)
+
+    def with_(self, *, delay: Delay | None = None) -> Composition:
+        """The same, begun only after a while."""
+        return replace(self, delay=delay)
+
+    def definition(self) -> dict[str, Any]:
+        """The mapping that `Sequence.from_definition` and `start_definition` take."""
+        drawing = _Drawing()
+        drawing.draw(self, after=[], delay=None)
+        return {"steps": drawing.steps}
+
+
+def chain(*parts: Part, delay: Delay | None = None) -> Composition:
+    """One after the other: ``chain(fetch, group(resize, scan), publish)``.
+
+    A part is a job, its name, ``job.with_(…)``, a chain or a group. ``delay`` (a timedelta,
+    milliseconds, or a text such as ``"15 min"``) is a wait before the first.
+    """
+    return Composition(_checked("chain", parts), parallel=False, delay=delay)
+
+
+def group(*parts: Part, delay: Delay | None = None) -> Composition:
+    """Side by side; what comes after a group waits for all of it. Else as `chain`."""
+    return Composition(_checked("group", parts), parallel=True, delay=delay)
+
+
+class _Drawing:
+    """The steps so far, by name."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, dict[str, Any]] = {}
+
+    def draw(self, part: Any, *, after: list[str], delay: Delay | None) -> list[str]:
+        """Add a part behind these steps; returns its open ends."""
+        if not isinstance(part, Composition):
+            return [self._add(_use(part), after, delay)]
+        delay = _longer(part, delay)
+        if part.parallel:
+            ends = (self.draw(one, after=after, delay=delay) for one in part.parts)
+            return list(dict.fromkeys(end for found in ends for end in found))
+        for one in part.parts:
+            after, delay = self.draw(one, after=after, delay=delay), None
+        return after
+
+    def _add(self, use: Use, after: list[str], delay: Delay | None) -> str:
+        keys = dict(use.keys)
+        if len(self.steps) >= MAX_STEPS:
+            # A group of the same group, again and again, would never come to its end.
+            raise InvalidDefinition(
+                where="a chain or group",
+                problem=f"it has more than {MAX_STEPS} steps",
+                mend="Use each, or subsequences.",
+            )
+        name = self._free(str(keys.pop("name", re.sub(r"[^A-Za-z0-9_-]", "_", use.job))))
+        if delay is not None:
+            if "delay" in keys:
+                problem = "it has a delay, and so has what begins with it"
+                raise InvalidDefinition(
+                    where=f"step {name!r}", problem=problem, mend="Leave out one of them."
+                )
+            keys["delay"] = delay
+        self.steps[name] = {"job": use.job, "after": after, **keys}
+        return name
+
+    def _free(self, name: str) -> str:
+        found = name
+        for number in count(2):
+            if found not in self.steps:
+                break
+            found = f"{name}_{number}"
+        return found
+
+
+def _longer(part: Composition, delay: Delay | None) -> Delay | None:
+    if part.delay is not None and delay is not None:
+        what = "group" if part.parallel else "chain"
+        problem = "it has a delay, and so has what begins with it"
+        raise InvalidDefinition(where=f"a {what}", problem=problem, mend="Leave out one of them.")
+    return delay if part.delay is None else part.delay
+
+
+def _use(part: Any) -> Use:
+    if isinstance(part, Use):
+        return part
+    return Use(part.name if isinstance(part, Job) else part)
+
+
+def _checked(what: str, parts: Iterable[Any]) -> tuple[Any, ...]:
+    found = tuple(parts)
+    if not found:
+        raise InvalidDefinition(where=f"{what}()", problem="it is empty", mend="Give it a job.")
+    for part in found:
+        if not isinstance(part, Composition | Use | Job | str):
+            mend = "Give jobs, names of jobs, job.with_(…), chains and groups."
+            problem = f"{reprlib.repr(part)} is no part of it"
+            raise InvalidDefinition(where=f"{what}(…)", problem=problem, mend=mend)
+    return found

@@ -1,0 +1,158 @@
+"""Definitions in files: YAML or JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from functools import cache
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from ..exceptions import InvalidDefinition
+from ..sequence import Sequence
+from .builder import from_definition
+
+#: Values in a YAML file, with what its aliases stand for: merged, each is written out.
+MAX_NODES = 200_000
+
+
+def load(pattern: str, /) -> list[type[Sequence[Any]]]:
+    """Declare a sequence for each file: ``load("flows/*.yaml")``, in an app's sequences.py.
+
+    A relative pattern is looked up beside the module that calls this. The files are YAML (the
+    extra ``yaml``) or JSON, by their suffix; each has a ``name``. Returns the classes, in the
+    order of the files' names. Raises `InvalidDefinition`, which names the file and the step.
+    """
+    caller = sys._getframe(1).f_globals
+    file = caller.get("__file__")  # a shell has none
+    folder = Path(file).resolve().parent if file else Path.cwd()
+    found = sorted(Path(folder.anchor).glob(_inside(folder / pattern)))
+    if not found:
+        mend = "Mend the pattern: it is looked up beside the module that calls load()."
+        raise InvalidDefinition(where=f"load({pattern!r})", problem="finds no file", mend=mend)
+    return [_load(path, caller["__name__"]) for path in found]
+
+
+def _inside(path: Path) -> str:
+    """A pattern from the root on: `Path.glob` takes none that is absolute."""
+    return str(path.relative_to(path.anchor))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The mapping in one file. Raises `InvalidDefinition`, and `OSError`."""
+    return _read(path, _shown(path))
+
+
+def _load(path: Path, module: str) -> type[Sequence[Any]]:
+    file = _shown(path)
+    return from_definition(Sequence, read(path), name=None, module=module, file=file)
+
+
+def _shown(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _read(path: Path, file: str) -> dict[str, Any]:
+    readers = {".json": _json, ".yaml": _yaml, ".yml": _yaml}
+    read = readers.get(path.suffix.lower())
+    if read is None:
+        problem = f"its suffix is {path.suffix!r}"
+        raise _invalid(file, problem, f"Name it with one of {', '.join(readers)}.")
+    try:
+        found = read(path.read_text(encoding="utf-8"), file)
+    except RecursionError:
+        raise _invalid(file, "it is nested too deeply", "Write it flat.") from None
+    except UnicodeDecodeError as error:
+        raise _invalid(file, f"it is not UTF-8: {error}", "Save it as UTF-8.") from None
+    if not isinstance(found, dict):
+        raise _invalid(file, "it holds no mapping", "Begin with name: and steps:.")
+    return found
+
+
+def _json(text: str, file: str) -> Any:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for key in _twice(key for key, _ in pairs):
+            raise _invalid(file, f"{key!r} stands in one mapping twice", "Rename one.")
+        return dict(pairs)
+
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except ValueError as error:
+        raise _invalid(file, f"it is not JSON: {error}", "Mend it there.") from None
+
+
+def _yaml(text: str, file: str) -> Any:
+    try:
+        import yaml
+    except ImportError:
+        mend = 'Install it: pip install "django-dramatiq-sequences[yaml]".'
+        raise _invalid(file, "reading YAML takes PyYAML", mend) from None
+    try:
+        return yaml.load(text, Loader=_loader())  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise _invalid(file, f"it is not YAML: {_told(error)}", "Mend it there.") from None
+
+
+def _told(error: Any) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f"line {mark.line + 1}: {error.problem}" if mark else " ".join(str(error).split())
+
+
+@cache
+def _loader() -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Refuses a key that stands twice, and leaves dates the texts that JSON has for them."""
+
+        def get_single_node(self) -> Any:
+            node: Any = super().get_single_node()
+            if _nodes(node) > MAX_NODES:
+                problem = f"with what its aliases stand for it has more than {MAX_NODES:,} values"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+            return node
+
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node: Any = super().compose_mapping_node(anchor)
+            scalars = (key for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            marks = [(str(key.value), key.start_mark) for key in scalars]
+            for key in _twice(key for key, _ in marks):
+                problem = f"{key!r} stands in one mapping twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=dict(marks)[key])
+            return node
+
+    Loader.yaml_implicit_resolvers = {
+        letter: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:timestamp"]
+        for letter, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    return Loader
+
+
+def _nodes(node: Any) -> int:
+    """How many there are, an alias for all that it stands for; it is counted no further."""
+    count, level = 0, [node]
+    while level and count <= MAX_NODES:
+        count += len(level)
+        level = list(islice(chain.from_iterable(map(_below, level)), MAX_NODES + 1))
+    return count
+
+
+def _below(node: Any) -> Iterator[Any]:
+    parts = node.value if isinstance(getattr(node, "value", None), list) else ()
+    for part in parts:
+        yield from part if isinstance(part, tuple) else (part,)
+
+
+def _twice(keys: Iterator[str]) -> Iterator[str]:
+    seen: set[str] = set()
+    for key in keys:
+        if key in seen:
+            yield key
+        seen.add(key)
+
+
+def _invalid(file: str, problem: str, mend: str) -> InvalidDefinition:
+    return InvalidDefinition(where=file, problem=problem, mend=mend)

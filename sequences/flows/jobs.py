@@ -1,0 +1,316 @@
+"""Jobs: functions that are known by a name, which definitions that are data may run."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, ParamSpec, TypeVar
+
+from ..definitions.steps import Finish, Repeat, no_attribute
+from ..definitions.validation import innermost
+from ..exceptions import InvalidData, InvalidDefinition, UnknownJob, did_you_mean
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: The parameter that takes the sequence itself.
+SEQUENCE = "sequence"
+
+_by_name: dict[str, Job[Any, Any]] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class Use:
+    """A job as one step of a composition: with its arguments and options. See `Job.with_`."""
+
+    job: str
+    keys: Mapping[str, Any] = field(default_factory=dict)
+
+    is_step_elsewhere: ClassVar[bool] = True  # in a definition, not in a class
+
+
+@dataclass(frozen=True, eq=False)
+class Job(Generic[P, R]):
+    """A registered function. Calling it calls the function; a definition names it by ``name``."""
+
+    name: str
+    function: Callable[P, R]
+
+    is_step_elsewhere: ClassVar[bool] = True  # in a definition, not in a class
+
+    if not TYPE_CHECKING:  # lest a type checker believes in every attribute
+
+        def __getattr__(self, name: str) -> NoReturn:
+            mend = "Start it as a definition: start_definition(chain(job), data)."
+            raise no_attribute("A job", name, mend)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.function(*args, **kwargs)
+
+    def with_(
+        self,
+        args: Mapping[str, Any] | None = None,
+        *,
+        delay: timedelta | int | str | None = None,
+        **keys: Any,
+    ) -> Use:
+        """This job in a `chain` or `group`, with literal ``args`` for some of its parameters.
+
+        ``delay`` is a timedelta, milliseconds, or a text such as ``"15 min"``. ``keys`` are what a
+        step of a definition may have (``inputs``, ``when``, ``each``, …), Dramatiq's options, and
+        ``name``, the name of the step.
+        """
+        given = {"args": args, "delay": delay}
+        # Of the keys None is a value: max_retries=None is for ever.
+        return Use(self.name, {name: one for name, one in given.items() if one is not None} | keys)
+
+    @cached_property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """By name, without `sequence` and without ``**kwargs``."""
+        found = inspect.signature(self.function).parameters
+        return {
+            name: one
+            for name, one in found.items()
+            if name != SEQUENCE and one.kind is not one.VAR_KEYWORD
+        }
+
+    @cached_property
+    def takes_sequence(self) -> bool:
+        """Whether it has a parameter named `sequence`."""
+        return SEQUENCE in inspect.signature(self.function).parameters
+
+    @cached_property
+    def takes_any(self) -> bool:
+        """Whether it takes arguments that it does not name."""
+        found = inspect.signature(self.function).parameters.values()
+        return any(one.kind is one.VAR_KEYWORD for one in found)
+
+    def perform(
+        self,
+        sequence: Any,
+        explicit: Mapping[str, Any],
+        missing: Mapping[str, str] = types.MappingProxyType({}),
+    ) -> Any:
+        """Call it with ``explicit`` arguments, and for the rest with what `data` has.
+
+        ``missing`` are parameters that were meant to get a value from elsewhere, where there is
+        none: their defaults count. Raises `InvalidData`. Returns JSON, where the return value is
+        annotated and pydantic is installed.
+        """
+        arguments = dict(self._arguments(sequence.data, explicit, missing))
+        if self.takes_any:
+            arguments |= {name: explicit[name] for name in explicit.keys() - arguments.keys()}
+        if self.takes_sequence:
+            arguments[SEQUENCE] = sequence
+        function: Any = self.function
+        return self._result(function(**arguments))
+
+    def _arguments(
+        self, data: Mapping[str, Any], explicit: Mapping[str, Any], missing: Mapping[str, str]
+    ) -> Iterator[tuple[str, Any]]:
+        for name, parameter in self.parameters.items():
+            if name in explicit:
+                yield name, self._checked(name, explicit[name])
+            elif name in data and name not in missing:
+                yield name, self._checked(name, data[name])
+            elif parameter.default is parameter.empty:
+                raise self._missing(name, missing.get(name))
+
+    def _missing(self, name: str, source: str | None) -> InvalidData:
+        if source is None:
+            problem = "has no value, and no default"
+            mend = f"Put {name!r} into data, or give it with args or inputs."
+        else:
+            problem = f"has no value: there is no {source}"
+            mend = "Mend its inputs or what they read, or give the parameter a default."
+        return InvalidData(path=self._path(name), problem=problem, mend=mend)
+
+    def _checked(self, name: str, value: Any) -> Any:
+        hints = self._hints
+        if name not in hints:
+            return value
+        mend = f"Mend data[{name!r}], or what args or inputs give."
+        return _validated(hints[name], value, self._path(name), mend)
+
+    def _result(self, value: Any) -> Any:
+        if "return" not in self._hints or isinstance(value, Repeat | Finish):
+            return value
+        hint = self._hints["return"]
+        path = f"The result of job {self.name!r}"
+        checked = _validated(hint, value, path, "Mend the function, or its annotation.")
+        adapter = _adapter(hint)
+        return checked if adapter is None else adapter.dump_python(checked, mode="json")
+
+    def _path(self, name: str) -> str:
+        return f"Parameter {name!r} of job {self.name!r}"
+
+    @cached_property
+    def _hints(self) -> dict[str, Any]:
+        # Not when it is registered: the names in its annotations may be defined below it.
+        try:
+            return typing.get_type_hints(inspect.unwrap(self.function), include_extras=True)
+        except NameError as error:
+            problem = f"its annotations cannot be read: {error}"
+            mend = "Annotate it with what its module has when it is called."
+            raise InvalidDefinition(
+                where=f"job {self.name!r}", problem=problem, mend=mend
+            ) from None
+
+
+def job(name: str, /) -> Callable[[Callable[P, R]], Job[P, R]]:
+    """Register a function by a name: ``@job("fetch_data")``.
+
+    Where a definition runs it, each parameter gets the value of its name in ``data``; what the
+    definition says with ``inputs`` and ``args`` wins. Values are validated by their annotations:
+    by pydantic if it is installed, else plainly. A parameter ``sequence`` gets the sequence
+    itself. Raises `InvalidDefinition`.
+    """
+    if not isinstance(name, str) or not name:
+        raise InvalidDefinition(
+            where=f"job {_path(name) if callable(name) else repr(name)}",
+            problem="it has no name",
+            mend='Write @job("fetch_data"), with a name of your own.',
+        )
+    return lambda function: _register(name, function)
+
+
+def get(name: str) -> Job[Any, Any]:
+    """The job of that name, or `UnknownJob`."""
+    if found := _by_name.get(name):
+        return found
+    raise UnknownJob(job=name, mend=did_you_mean(name, sorted(_by_name)))
+
+
+def find(name: str) -> Job[Any, Any] | None:
+    """The job of that name, if there is one."""
+    return _by_name.get(name)
+
+
+def names() -> list[str]:
+    """Of all jobs."""
+    return sorted(_by_name)
+
+
+@contextmanager
+def isolated() -> Iterator[None]:
+    """What is registered inside is forgotten afterwards."""
+    saved = dict(_by_name)
+    try:
+        yield
+    finally:
+        _by_name.clear()
+        _by_name.update(saved)
+
+
+def _register(name: str, function: Callable[P, R]) -> Job[P, R]:
+    for problem, mend in _problems(name, function):
+        raise InvalidDefinition(where=f"job {name!r}", problem=problem, mend=mend)
+    found = _by_name[name] = Job(name, function)
+    return found
+
+
+def _problems(name: str, function: Any) -> Iterator[tuple[str, str]]:
+    if not inspect.isroutine(function):
+        yield f"{function!r} is not a function", "Decorate a function."
+    code = innermost(function)
+    if inspect.iscoroutinefunction(code):
+        yield "it is a coroutine function", "Define it without async."
+    if inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code):
+        yield "it is a generator function", "Return a list instead of yielding."
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL):
+            yield f"its parameter {parameter} cannot be given by name", "Take it by its name."
+    other = _by_name.get(name)
+    # A reloaded module registers its functions again, and the new ones count.
+    if other is not None and _path(other.function) != _path(function):
+        problem = f"{_path(function)} and {_path(other.function)} both have this name"
+        yield problem, "Rename one of them."
+
+
+def _path(function: Any) -> str:
+    return f"{function.__module__}.{function.__qualname__}"
+
+
+def _validated(hint: Any, value: Any, path: str, mend: str) -> Any:
+    adapter = _adapter(hint)
+    if adapter is None:
+        if _fits(value, hint):
+            return value
+        problem = f"is a {type(value).__name__}, not {_name(hint)}"
+        raise InvalidData(path=path, problem=problem, mend=mend)
+    try:
+        return adapter.validate_python(value)
+    except ValueError as error:
+        problem = f"does not fit {_name(hint)}: {_first_of(error)}"
+        raise InvalidData(path=path, problem=problem, mend=mend) from None
+
+
+def _first_of(error: Any) -> str:
+    """The place and the message, without the value: it may be a secret."""
+    found = error.errors(include_input=False, include_url=False)[0]
+    place = ".".join(map(str, found["loc"]))
+    return f"{place}: {found['msg']}" if place else str(found["msg"])
+
+
+def _adapter(hint: Any) -> Any:
+    """Pydantic's, or None: if that is not installed, or has nothing to say of this annotation."""
+    try:
+        return _built_adapter(hint)
+    except TypeError:  # it cannot be hashed
+        return _build_adapter(hint)
+
+
+def _build_adapter(hint: Any) -> Any:
+    try:
+        from pydantic import TypeAdapter
+        from pydantic.errors import PydanticUserError
+    except ImportError:
+        return None
+    try:
+        return TypeAdapter(hint)
+    except PydanticUserError:
+        return None
+
+
+_built_adapter = cache(_build_adapter)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is what a plain annotation says. What we cannot tell fits."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if hint is None or hint is type(None):
+        return value is None
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is typing.Annotated:
+        return _fits(value, parts[0])
+    if origin is typing.Literal:
+        return any(value == part and type(value) is type(part) for part in parts)
+    if isinstance(origin, type):
+        return isinstance(value, origin) and _contents_fit(value, origin, parts)
+    if typing.is_typeddict(hint):
+        return isinstance(value, dict)
+    if not isinstance(hint, type) or hint is Any:
+        return True
+    if hint in (int, float):
+        numbers = (int,) if hint is int else (int, float)
+        return isinstance(value, numbers) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _contents_fit(value: Any, origin: type, parts: tuple[Any, ...]) -> bool:
+    if origin is list and parts:
+        return all(_fits(one, parts[0]) for one in value)
+    if origin is dict and parts:
+        return all(_fits(key, parts[0]) and _fits(one, parts[1]) for key, one in value.items())
+    return True
+
+
+def _name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)

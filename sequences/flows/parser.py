@@ -1,0 +1,472 @@
+"""From a definition that is data to steps. Nothing in it is imported or evaluated."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from difflib import get_close_matches
+from typing import Any
+
+import dramatiq
+from django.apps import apps
+from django.utils.dateparse import parse_duration
+
+from ..definitions.steps import (
+    DURATION_OPTIONS,
+    Event,
+    OnFailure,
+    Step,
+    Subsequence,
+    Undo,
+    event,
+    subsequence,
+)
+from ..definitions.validation import refusal
+from ..exceptions import InvalidDefinition, did_you_mean
+from . import jobs
+from .references import Arguments, Call, ChildData, Conditions, Items, Outputs, Ref
+
+#: What a definition may have, and what of it one that is kept with its run may not.
+RETENTIONS = ("retention", "retention_failed")
+CLASS_KEYS = ("name", "handoff", *RETENTIONS, "redact", "verbose_name", "aliases")
+KEYS = (*CLASS_KEYS, "$schema", "steps", "outputs", "on_failure", "options", "defaults")
+
+KINDS = ("job", "event", "subsequence")
+CALL_KEYS = ("job", "inputs", "args")
+EVENT_KEYS = ("timeout", "on_timeout")
+#: What a step may have. Every other key is an option of Dramatiq's.
+STEP_KEYS = (
+    *KINDS, "after", "aliases", "allow_failed", "args", "atomic", "batch", "concurrency", "delay",
+    "each", "inputs", "label", "on_error", "save", "undo", "when",
+)  # fmt: skip
+#: What is no use to steps of these kinds.
+NOT_FOR = {
+    "event": {"inputs", "args", "save", "undo"},
+    "subsequence": {"save"},
+}
+NOT_DATA = {
+    "throws": "it is a class, and a definition is data",
+    "retry_when": "it is a function, and a definition is data",
+}
+
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+CLASS_NAME = re.compile(r"(?:([A-Za-z_]\w*)\.)?([A-Za-z_]\w*)")
+MAX_STEPS = 500
+
+
+@dataclass
+class Parsed:
+    """What a class is made of."""
+
+    steps: dict[str, Step[Any]]
+    meta: dict[str, Any]
+
+
+class Parser:
+    """One definition; its errors name the place and the step."""
+
+    def __init__(self, where: str, *, strict: bool = True) -> None:
+        self.where, self.strict = where, strict
+        self.specs: dict[str, dict[str, Any]] = {}
+        self.above: dict[str, set[str]] = {}
+        self.step = ""
+
+    def parse(self, mapping: Mapping[str, Any]) -> Parsed:
+        self._known(mapping, KEYS, "key of a definition")
+        self.specs = dict(self._specs(mapping.get("steps")))
+        self._check_kinds()
+        order = self._order()
+        steps: dict[str, Step[Any]] = {}
+        for name in order:
+            self.step = name
+            steps |= self._declared(self.step, self.specs[self.step])
+        self.step = ""
+        if "on_failure" in mapping:
+            self.step = "on_failure"
+            steps["on_failure"] = self._aside(mapping["on_failure"], OnFailure)
+        if "outputs" in mapping:
+            self.step = "outputs"
+            steps["outputs"] = self._outputs(mapping["outputs"])
+        self.step = ""
+        return Parsed(steps, self._meta(mapping))
+
+    def _specs(self, steps: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+        if isinstance(steps, list):
+            pairs = [(self._named(one), one) for one in steps]
+        elif isinstance(steps, Mapping):
+            pairs = list(steps.items())
+        else:
+            raise self._error("it has no steps", "Add steps: a mapping of names to steps.")
+        if not pairs:
+            raise self._error("its steps are empty", "Add a step.")
+        if len(pairs) > MAX_STEPS:
+            problem = f"it has {len(pairs)} steps, and {MAX_STEPS} at most fit"
+            raise self._error(problem, "Use each, or subsequences.")
+        seen: set[str] = set()
+        for name, spec in pairs:
+            self.step = name
+            if not NAME.fullmatch(self.step):
+                mend = "Use letters, digits, underscores and hyphens; begin with a letter."
+                raise self._error("its name is not allowed", mend)
+            if self.step in (*seen, "outputs", "on_failure"):
+                raise self._error("this name is taken already", "Rename the step.")
+            seen.add(self.step)
+            self._mapping(spec, "the step")
+            yield self.step, {key: value for key, value in spec.items() if key != "name"}
+        self.step = ""
+
+    def _named(self, spec: Any) -> str:
+        self._mapping(spec, "a step")
+        if not isinstance(spec.get("name"), str):
+            raise self._error("a step of its list has no name", "Give each step a name.")
+        return str(spec["name"])
+
+    def _check_kinds(self) -> None:
+        for name, spec in self.specs.items():
+            self.step = name
+            kinds = [kind for kind in KINDS if kind in spec]
+            if len(kinds) != 1:
+                problem = f"it has {' and '.join(kinds)}" if kinds else "it has nothing to do"
+                raise self._error(problem, "Give it one of job, event and subsequence.")
+            for key in sorted(NOT_FOR.get(kinds[0], set()) & spec.keys()):
+                raise self._error(f"{key} is not for a step with {kinds[0]}", "Leave it out.")
+            self._check_keys(spec, STEP_KEYS)
+            if not isinstance(spec.get("on_error", ""), str | None):
+                raise self._error(f"on_error is {spec['on_error']!r}", "Give the name of a step.")
+        self.step = ""
+
+    # the order
+
+    def _order(self) -> list[str]:
+        """Each step below what it waits for; as they are declared, where that is open."""
+        needs = dict(self._needs())
+        while needs:
+            # What is placed has what is above it.
+            ready = (name for name, wanted in needs.items() if wanted <= self.above.keys())
+            name = next(ready, None)
+            if name is None:
+                raise self._circle(needs)
+            reached = (self.above[other] | {other} for other in needs.pop(name))
+            self.above[name] = set().union(*reached)
+        return list(self.above)
+
+    def _needs(self) -> Iterator[tuple[str, set[str]]]:
+        beside = {spec.get("on_error") for spec in self.specs.values()}
+        self.beside = {name for name in self.specs if name in beside and not self._after(name)[0]}
+        main: list[str] = []
+        for name in self.specs:
+            self.step = name
+            said, after = self._after(self.step)
+            for other in after:
+                if other not in self.specs:
+                    problem = f"after names {other!r}, which is not a step of it"
+                    raise self._error(problem, did_you_mean(other, self.specs))
+            if self.step in self.beside:
+                yield self.step, set()
+                continue
+            yield self.step, set(after) if said else set(main)
+            main.append(self.step)
+        self.step = ""
+
+    def _after(self, name: str) -> tuple[bool, list[str]]:
+        after = self.specs[name].get("after")
+        if after is None:
+            return False, []
+        names = [after] if isinstance(after, str) else after
+        if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
+            self.step = name
+            raise self._error(f"after is {after!r}", "Give the name of a step, or a list of names.")
+        return True, names
+
+    def _circle(self, needs: dict[str, set[str]]) -> InvalidDefinition:
+        name = next(iter(needs))
+        way: list[str] = []
+        while name not in way:
+            way.append(name)
+            name = next(other for other in needs[name] if other in needs)
+        circle = [*way[way.index(name) :], name]
+        self.step = name
+        text = " → ".join(reversed(circle))
+        return self._error(f"after goes in a circle: {text}", "Remove one of these.")
+
+    # one step
+
+    def _declared(self, name: str, spec: dict[str, Any]) -> Iterator[tuple[str, Step[Any]]]:
+        options = self._step_options(spec)
+        if "event" in spec:
+            yield name, self._event(spec["event"], options)
+            return
+        found: Step[Any]
+        if "subsequence" in spec:
+            found = self._subsequence(spec, options)
+        else:
+            found = Step(self._call(spec, each="each" in spec), options)
+        yield name, found
+        if "undo" in spec:
+            yield self._undo(name, spec["undo"], found)
+
+    def _step_options(self, spec: dict[str, Any]) -> dict[str, Any]:
+        names = ("after", "aliases", "allow_failed", "atomic", "batch", "concurrency", "label")
+        options = {name: spec[name] for name in (*names, "on_error") if spec.get(name) is not None}
+        if spec.get("delay") is not None:
+            options["delay"] = self._duration("delay", spec["delay"])
+        if spec.get("when") is not None:
+            options["when"] = self._when(spec["when"])
+        if spec.get("each") is not None:
+            options["each"] = Items(self._bare_ref("each", spec["each"]))
+        return options | self._dramatiq_options(spec, STEP_KEYS)
+
+    def _dramatiq_options(self, spec: Mapping[str, Any], ours: Iterable[str]) -> dict[str, Any]:
+        options = {name: value for name, value in spec.items() if name not in set(ours)}
+        for name, why in NOT_DATA.items():
+            if name in options:
+                mend = "Leave it out, or declare the sequence as a class."
+                raise self._error(f"the option {name} is refused: {why}", mend)
+        for name in DURATION_OPTIONS:
+            if options.get(name) is not None:
+                options[name] = _milliseconds(self._duration(name, options[name]))
+        retries = options.get("max_retries")
+        if retries is not None and (type(retries) is not int or retries < 0):
+            raise self._error(f"max_retries is {retries!r}", "Give a number, or null for no end.")
+        return options
+
+    def _event(self, spec: Any, options: dict[str, Any]) -> Event:
+        spec = {} if spec is True or spec is None else spec
+        self._mapping(spec, "event")
+        self._known(spec, EVENT_KEYS, "key of event")
+        if spec.get("timeout") is not None:
+            options["timeout"] = self._duration("timeout", spec["timeout"])
+        return event(**options, **{key: spec[key] for key in ("on_timeout",) if key in spec})
+
+    def _subsequence(self, spec: dict[str, Any], options: dict[str, Any]) -> Subsequence:
+        label = spec["subsequence"]
+        if not isinstance(label, str) or not CLASS_NAME.fullmatch(label) or "." not in label:
+            mend = 'Give the label of a sequence, such as "shop.ShipOrder".'
+            raise self._error(f"subsequence is {label!r}", mend)
+        arguments = self._arguments(spec, ("item",) if "each" in spec else ())
+        given = arguments.inputs or arguments.args
+        return subsequence(label, data=ChildData(arguments) if given else None, **options)
+
+    def _undo(self, name: str, spec: Any, of: Step[Any]) -> tuple[str, Step[Any]]:
+        if (own := f"undo_{name}") in self.specs:
+            problem = f"its undo would be the step {own!r}, and there is one"
+            raise self._error(problem, f"Rename the step {own!r}.")
+        options = {"undoes": of}
+        if isinstance(spec, Mapping) and "attempted" in spec:
+            options["attempted"] = spec["attempted"]
+        # Of a subsequence the step is undone, and not each of its children.
+        given = ("item", "result") if of.kind == "each" else ()
+        found = self._aside(spec, Undo, options, given=given)
+        return own, found
+
+    def _aside(
+        self,
+        spec: Any,
+        kind: Callable[[Any, Mapping[str, Any]], Step[Any]],
+        options: Mapping[str, Any] | None = None,
+        given: tuple[str, ...] = (),
+    ) -> Step[Any]:
+        spec = {"job": spec} if isinstance(spec, str) else spec
+        self._mapping(spec, self.step if kind is OnFailure else "undo")
+        keys = (*CALL_KEYS, "aliases", "label", *(("attempted",) if kind is Undo else ()))
+        self._check_keys(spec, keys)
+        own = {name: spec[name] for name in ("aliases", "label") if name in spec}
+        call = self._call(spec, given=given, anywhere=True)
+        declared = {**(options or {}), **own, **self._dramatiq_options(spec, keys)}
+        return kind(call, declared)
+
+    def _call(
+        self,
+        spec: Mapping[str, Any],
+        *,
+        each: bool = False,
+        given: tuple[str, ...] = (),
+        anywhere: bool = False,
+    ) -> Call:
+        name = spec.get("job")
+        if not isinstance(name, str):
+            raise self._error(f"job is {name!r}", "Give the name of a registered job.")
+        save = spec.get("save")
+        if save is not None and (not isinstance(save, str) or each):
+            problem = "items cannot change data, and save would" if each else f"save is {save!r}"
+            raise self._error(problem, "Give a key of data, and only to a step without each.")
+        arguments = self._arguments(spec, ("item",) if each else given, anywhere=anywhere)
+        if self.strict:
+            self._check_job(name, arguments, each=each)
+        return Call(name, arguments, save)
+
+    def _check_job(self, name: str, arguments: Arguments, *, each: bool) -> None:
+        job = jobs.find(name)
+        if job is None:
+            mend = "Jobs are registered when the module with their @job is imported."
+            problem = f"there is no job {name!r}"
+            raise self._error(problem, f"{did_you_mean(name, jobs.names())} {mend}")
+        for parameter in {**arguments.inputs, **arguments.args}:
+            if parameter not in job.parameters and not job.takes_any:
+                problem = f"job {name!r} has no parameter {parameter!r}"
+                raise self._error(problem, did_you_mean(parameter, job.parameters))
+        reads = any(ref.root == "item" for ref in arguments.inputs.values())
+        if each and not (reads or "item" in job.parameters or job.takes_sequence):
+            mend = f"Add inputs, such as {next(iter(job.parameters), 'item')}: item."
+            raise self._error(f"job {name!r} would not get the item", mend)
+
+    def _arguments(
+        self, spec: Mapping[str, Any], given: tuple[str, ...], *, anywhere: bool = False
+    ) -> Arguments:
+        inputs, args = spec.get("inputs") or {}, spec.get("args") or {}
+        self._mapping(inputs, "inputs")
+        self._mapping(args, "args")
+        for name in inputs.keys() & args.keys():
+            raise self._error(f"{name!r} is in inputs and in args", "Leave out one of them.")
+        refs = {
+            name: self._ref(f"inputs.{name}", text, given, anywhere=anywhere)
+            for name, text in inputs.items()
+        }
+        return Arguments(refs, args)
+
+    def _outputs(self, spec: Any) -> Step[Any]:
+        self._mapping(spec, "outputs")
+        refs = {name: self._ref(name, text, (), anywhere=True) for name, text in spec.items()}
+        return Step(Outputs(refs), {})
+
+    # values
+
+    def _when(self, value: Any) -> Conditions:
+        if isinstance(value, str):
+            negated = value.startswith("not ")
+            ref = self._bare_ref("when", value.removeprefix("not ").strip())
+            return Conditions(truths=((ref, not negated),))
+        if isinstance(value, Mapping) and value:
+            pairs = [(self._bare_ref("when", text), wanted) for text, wanted in value.items()]
+            return Conditions(values=tuple(pairs))
+        mend = 'Give a key of data, "not key", or a mapping of keys to the values that they need.'
+        raise self._error(f"when is {value!r}", mend)
+
+    def _bare_ref(self, what: str, text: Any) -> Ref:
+        """A reference, or a key of data by its name only."""
+        if isinstance(text, str) and text and text.partition(".")[0] not in ("data", "steps"):
+            text = f"data.{text}"
+        return self._ref(what, text, ())
+
+    def _ref(self, what: str, text: Any, given: tuple[str, ...], *, anywhere: bool = False) -> Ref:
+        parts = text.split(".") if isinstance(text, str) else []
+        roots = ("data", "steps", *given)
+        if not parts or not all(parts) or parts[0] not in roots:
+            forms = ["data.key", "steps.name", *given]
+            mend = f"Write {' or '.join(forms)}, or give a literal value with args."
+            raise self._error(f"{what} is {text!r}", mend)
+        if parts[0] != "steps":
+            return Ref(text, parts[0], tuple(parts[1:]))
+        if len(parts) == 1:
+            raise self._error(f"{what} is 'steps'", "Name the step: steps.name.")
+        self._check_read(what, parts[1], anywhere=anywhere)
+        many = self.specs[parts[1]].get("each") is not None
+        return Ref(text, "steps", tuple(parts[2:]), parts[1], many)
+
+    def _check_read(self, what: str, name: str, *, anywhere: bool) -> None:
+        if name not in self.specs:
+            problem = f"{what} reads {name!r}, which is not a step of it"
+            raise self._error(problem, did_you_mean(name, self.specs))
+        above = self.above.get(self.step, set())
+        aside = self.step in self.beside or above & self.beside
+        if not (anywhere or aside or name in above):
+            problem = f"{what} reads step {name!r}, for which it does not wait"
+            raise self._error(problem, f"Add {name!r} to its after.")
+
+    def _duration(self, what: str, value: Any) -> timedelta:
+        if (found := duration(value)) is not None:
+            return found
+        mend = 'Give milliseconds, or a text such as "15 min", "3 days" or "PT1H30M".'
+        raise self._error(f"{what} is {value!r}", mend)
+
+    def _meta(self, mapping: Mapping[str, Any]) -> dict[str, Any]:
+        options = mapping.get("options") or {}
+        self._mapping(options, "options")
+        self._check_keys(options, ("atomic",))
+        meta = self._dramatiq_options(options, ())
+        names = ("handoff", "redact", "verbose_name", "aliases", "defaults")
+        meta |= {name: mapping[name] for name in names if mapping.get(name) is not None}
+        for name in RETENTIONS:
+            if name in mapping:
+                kept = mapping[name]
+                meta[name] = None if kept is None else self._duration(name, kept)
+        return meta
+
+    # errors
+
+    def _known(self, mapping: Mapping[str, Any], known: Iterable[str], what: str) -> None:
+        for key in mapping:
+            if key not in set(known):
+                raise self._error(f"{key!r} is no {what}", did_you_mean(key, known))
+
+    def _check_keys(self, spec: Mapping[str, Any], ours: tuple[str, ...]) -> None:
+        """Refuse what is no option of Dramatiq's, unless it was one at the run's start.
+
+        Middleware may bring options of its own, which only a broker knows that is there already.
+        """
+        known = {*_DRAMATIQ, *ours}
+        for key in spec if self.strict else ():
+            if key in known or not (apps.ready or get_close_matches(key, known, n=1)):
+                continue
+            if apps.ready and key in dramatiq.get_broker().actor_options:
+                continue
+            problem = f"{key!r} is no key of a step, nor an option of Dramatiq's"
+            choices = sorted(name for name in known if not (refusal(name) or name in NOT_DATA))
+            raise self._error(problem, did_you_mean(key, choices))
+
+    def _mapping(self, value: Any, what: str) -> None:
+        if not isinstance(value, Mapping):
+            raise self._error(f"{what} is {value!r:.60}", "Give a mapping.")
+
+    def _error(self, problem: str, mend: str) -> InvalidDefinition:
+        where = f"{self.where}: step {self.step!r}" if self.step else self.where
+        return InvalidDefinition(where=where, problem=problem, mend=mend)
+
+
+_DRAMATIQ = {"queue_name", "priority", "on_success", "on_failure", "broker", "actor_name"}.union(
+    *(middleware().actor_options for middleware in dramatiq.middleware.default_middleware)
+)
+
+_UNITS = {
+    "ms": 0.001, "millisecond": 0.001,
+    "s": 1, "sec": 1, "second": 1,
+    "m": 60, "min": 60, "minute": 60,
+    "h": 3600, "hour": 3600,
+    "d": 86400, "day": 86400,
+    "w": 604800, "week": 604800,
+}  # fmt: skip
+_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)\s*(?:,|and)?\s*")
+
+
+def duration(value: Any) -> timedelta | None:
+    """Milliseconds, ``"1 h 30 min"`` or ISO 8601; None for anything else."""
+    try:
+        if type(value) is int and value >= 0:
+            return timedelta(milliseconds=value)
+        if not isinstance(value, str):
+            return None
+        if value.startswith("P"):
+            found = (
+                parse_duration(value) if value[-1].isupper() and value not in ("P", "PT") else None
+            )
+            return found if found is None or found >= timedelta() else None
+        return _sum_of_amounts(value.strip().lower())
+    except OverflowError:
+        return None
+
+
+def _sum_of_amounts(text: str) -> timedelta | None:
+    found = _AMOUNT.findall(text)
+    if not found or _AMOUNT.sub("", text):
+        return None
+    units = [unit if unit in _UNITS else unit.removesuffix("s") for _, unit in found]
+    if not all(unit in _UNITS for unit in units):
+        return None
+    amounts = (float(number) * _UNITS[unit] for (number, _), unit in zip(found, units, strict=True))
+    return timedelta(seconds=sum(amounts))
+
+
+def _milliseconds(wait: timedelta) -> int:
+    return wait // timedelta(milliseconds=1)

@@ -1,0 +1,353 @@
+"""Whether steps are performed as they should be: for people who look, and for monitoring.
+
+Three queries on indexes, however many runs there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import IntEnum
+from typing import Any
+
+from django.db.models import Count, Min, Q, QuerySet
+from django.utils.functional import cached_property
+from django.utils.timesince import timesince
+from django.utils.translation import gettext, ngettext
+
+from .. import conf
+from ..models import SequenceRun, StepLoss, StepRun, StepStatus, WorkerProcess
+from ..transitions import clock, holders
+from ..transitions.due import LONGEST
+from ..transitions.holders import Holder, Locked
+from ..worker.registration import INTERVAL
+from .losses import deaths, newest_losses
+
+#: Step runs that are looked at, those first that should have been looked after first.
+LOOKED_AT = 10_000
+#: Rows of worker processes that are read.
+WORKERS = 1_000
+#: Suspects that are named.
+SUSPECTS = 3
+#: A process that was not seen for so long is gone, or hangs.
+STALE = timedelta(seconds=4 * INTERVAL)
+#: What waits for so long for a free worker is worth a look; for so long, an alarm.
+LONG, TOO_LONG = timedelta(minutes=1), timedelta(minutes=5)
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Level(IntEnum):
+    """How bad a sign is."""
+
+    GOOD = 0
+    WARNING = 1
+    BAD = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """One of the things that were looked at."""
+
+    name: str
+    level: Level
+    #: A few words, such as "3 workers".
+    says: str
+    #: What to do, in a sentence; empty if all is well.
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.says}. {self.advice}" if self.advice else self.says
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A step run that may be what its workers died of."""
+
+    row: StepRun
+    #: The newest of these deaths.
+    loss: StepLoss | None
+
+    def __str__(self) -> str:
+        values = {"step": self.row, "run": self.row.run_id}
+        return gettext("“%(step)s” of run %(run)s has %(deaths)s") % {
+            **values,
+            "deaths": deaths(self.row, self.loss),
+        }
+
+
+@dataclass(frozen=True)
+class Health:
+    """What was seen of step runs and worker processes. The sentences come translated."""
+
+    #: The database's time when it was read.
+    now: datetime
+    #: Step runs that wait for a worker, and since when the one that has waited longest.
+    queued: int
+    queued_since: datetime | None
+    #: Step runs whose worker has not been heard of in time, and since when the oldest.
+    expired: int
+    expired_since: datetime | None
+    #: Failed attempts whose next one should have begun, and since when the oldest.
+    overdue: int
+    overdue_since: datetime | None
+    #: Step runs whose last worker was lost, and some of them, those first that lost the most.
+    suspected: int
+    suspects: tuple[Suspect, ...]
+    #: Step runs that the sweep cannot look after, as another transaction has locked them for
+    #: more than a minute, and whose that is, if the database tells.
+    locked: Locked | None
+    holder: Holder | None
+    #: Whether there are more step runs than were looked at.
+    capped: bool
+    #: Worker processes, and those that only sweep, the last seen first.
+    processes: tuple[WorkerProcess, ...]
+
+    @cached_property
+    def workers(self) -> tuple[WorkerProcess, ...]:
+        """The processes that perform steps, as far as they were seen lately."""
+        return tuple(one for one in self._performing if self._is_alive(one))
+
+    @cached_property
+    def stale(self) -> tuple[WorkerProcess, ...]:
+        """The worker processes that were there, and neither said good-bye nor are seen now."""
+        return tuple(one for one in self._performing if not self._is_alive(one))
+
+    @cached_property
+    def swept_at(self) -> datetime | None:
+        """When the last sweep ended."""
+        return max((one.swept_at for one in self.processes if one.swept_at), default=None)
+
+    @cached_property
+    def signs(self) -> tuple[Sign, ...]:
+        """What to look at, in the order of what causes what."""
+        rare = ((_locked, self.locked), (_suspects, self.suspected))
+        looks = (*_LOOKS, *(look for look, seen in rare if seen))
+        return tuple(look(self) for look in looks)
+
+    @property
+    def level(self) -> Level:
+        """That of the worst sign."""
+        return max(sign.level for sign in self.signs)
+
+    def problems(self) -> list[str]:
+        """A sentence or two for each sign that is not good; empty if all is well."""
+        return [str(sign) for sign in self.signs if sign.level > Level.GOOD]
+
+    @property
+    def _performing(self) -> list[WorkerProcess]:
+        return [one for one in self.processes if one.threads]
+
+    def _is_alive(self, process: WorkerProcess) -> bool:
+        return self.now - process.seen_at < STALE
+
+    def _count(self, number: int) -> str:
+        return f"{number:,}+" if self.capped else f"{number:,}"
+
+    def _since(self, moment: datetime) -> str:
+        return _for_how_long(self.now - moment)
+
+    def _level(self, moment: datetime | None) -> Level:
+        waited = self.now - moment if moment else timedelta(0)
+        return Level((waited > LONG) + (waited > TOO_LONG))
+
+
+def read(using: str | None = None, runs: QuerySet[SequenceRun] | None = None) -> Health:
+    """How it stands now; of these runs only, if they are given."""
+    using = using or conf.using()
+    now = clock.now(using)
+    processes = WorkerProcess.objects.using(using).order_by("-seen_at")
+    return Health(now=now, processes=tuple(processes[:WORKERS]), **_steps(now, using, runs))
+
+
+def _steps(now: datetime, using: str, runs: QuerySet[SequenceRun] | None) -> dict[str, Any]:
+    # The sweep looks at whatever waits for a worker within this time, so all that is of interest
+    # is at the beginning of the one index that a claim leaves as it is.
+    rows = StepRun.objects.using(using).filter(wake_at__lte=now + LONGEST)
+    if runs is not None:
+        rows = rows.filter(run__in=runs.order_by().values("pk"))
+    late = now - clock.grace()
+    queued = Q(status=StepStatus.QUEUED)
+    expired = Q(status=StepStatus.RUNNING, wake_at__lt=now)
+    overdue = Q(status=StepStatus.RETRYING, due_at__lt=late)
+    seen = rows.order_by("wake_at")[: LOOKED_AT + 1].aggregate(
+        looked_at=Count("pk"),
+        queued=Count("pk", filter=queued),
+        queued_since=Min("queued_at", filter=queued),
+        expired=Count("pk", filter=expired),
+        expired_since=Min("wake_at", filter=expired),
+        overdue=Count("pk", filter=overdue),
+        overdue_since=Min("due_at", filter=overdue),
+        suspected=Count("pk", filter=Q(lost__gt=0)),
+        unseen=Count("pk", filter=Q(wake_at__lt=now - LONG)),
+    )
+    capped = seen.pop("looked_at") > LOOKED_AT
+    suspects = _suspects_of(rows, using) if seen["suspected"] else ()
+    # A sweep looks after what is due within seconds: what is not, is locked, or nobody sweeps.
+    unseen = rows.filter(wake_at__lt=now - LONG) if seen.pop("unseen") else None
+    return {**seen, "capped": capped, "suspects": suspects, **_locked_of(unseen, using)}
+
+
+def _locked_of(unseen: QuerySet[StepRun] | None, using: str) -> dict[str, Any]:
+    locked = None if unseen is None else holders.locked(unseen, using)
+    return {"locked": locked, "holder": locked and holders.holder(locked, using)}
+
+
+def _suspects_of(rows: QuerySet[StepRun], using: str) -> tuple[Suspect, ...]:
+    suspects = list(rows.filter(lost__gt=0).order_by("-lost", "pk")[:SUSPECTS])
+    losses = newest_losses([row.pk for row in suspects], using)
+    return tuple(Suspect(row, losses.get(row.pk)) for row in suspects)
+
+
+def _for_how_long(span: timedelta) -> str:
+    if span < timedelta(minutes=1):
+        seconds = max(int(span.total_seconds()), 0)
+        return ngettext("%(count)d second", "%(count)d seconds", seconds) % {"count": seconds}
+    return timesince(_EPOCH, _EPOCH + span, depth=1)
+
+
+# What is looked at
+
+
+def _workers(health: Health) -> Sign:
+    count = len(health.workers)
+    if not count:
+        return Sign("workers", Level.BAD, gettext("No worker"), _no_worker(health))
+    says = ngettext("%(count)d worker", "%(count)d workers", count) % {"count": count}
+    if dead := [one for one in health.workers if one.dead_threads]:
+        return _dead_threads(says, dead)
+    if not health.stale:
+        return Sign("workers", Level.GOOD, says)
+    gone = len(health.stale)
+    missing = ngettext("%(count)d missing", "%(count)d missing", gone) % {"count": gone}
+    advice = gettext(
+        "%(name)s was last seen %(time)s ago and has not said good-bye: was it killed? Its steps "
+        "are taken over by the others."
+    ) % {"name": health.stale[0].name, "time": health._since(health.stale[0].seen_at)}
+    return Sign("workers", Level.WARNING, f"{says}, {missing}", advice)
+
+
+def _dead_threads(says: str, dead: list[WorkerProcess]) -> Sign:
+    count = sum(one.dead_threads for one in dead)
+    text = ngettext("%(count)d dead thread", "%(count)d dead threads", count) % {"count": count}
+    advice = gettext(
+        "%(dead)d of the %(threads)d threads of %(name)s have ended by an error that nobody "
+        "caught, and execute nothing any more: look for it in the log, and restart the worker."
+    ) % {"dead": dead[0].dead_threads, "threads": dead[0].threads, "name": dead[0].name}
+    is_useless = any(one.dead_threads >= one.threads for one in dead)
+    return Sign("workers", Level.BAD if is_useless else Level.WARNING, f"{says}, {text}", advice)
+
+
+def _no_worker(health: Health) -> str:
+    if not health.stale:
+        return gettext("No worker has been seen for an hour: is `rundramatiq` running?")
+    since = health._since(health.stale[0].seen_at)
+    return gettext("No worker has been seen for %(time)s: is `rundramatiq` running?") % {
+        "time": since
+    }
+
+
+def _sweep(health: Health) -> Sign:
+    if health.swept_at is None:
+        says = gettext("No sweep")
+    else:
+        says = gettext("Swept %(time)s ago") % {"time": health._since(health.swept_at)}
+        if health.now - health.swept_at <= LONG:
+            return Sign("sweep", Level.GOOD, says)
+    return Sign(
+        "sweep",
+        Level.BAD,
+        says,
+        gettext(
+            "Nobody looks after delays, retries and lost steps. Workers do, unless SWEEP_INTERVAL "
+            "is None; `manage.py sequences sweep --loop` does too."
+        ),
+    )
+
+
+def _queued(health: Health) -> Sign:
+    if not health.queued or health.queued_since is None:
+        return Sign("queued", Level.GOOD, gettext("Nothing queued"))
+    says = gettext("%(count)s queued, the oldest for %(time)s") % {
+        "count": health._count(health.queued),
+        "time": health._since(health.queued_since),
+    }
+    level = health._level(health.queued_since)
+    advice = gettext("Steps wait for a free worker: start more, or look at what keeps them busy.")
+    return Sign("queued", level, says, advice if level else "")
+
+
+def _expired(health: Health) -> Sign:
+    if not health.expired or health.expired_since is None:
+        return Sign("expired", Level.GOOD, gettext("No step is past its lease"))
+    says = ngettext(
+        "%(count)s step is past its lease", "%(count)s steps are past their lease", health.expired
+    ) % {"count": health._count(health.expired)}
+    advice = gettext("Their workers have died or hang. A sweep takes such steps back.")
+    return Sign("expired", max(Level.WARNING, health._level(health.expired_since)), says, advice)
+
+
+def _overdue(health: Health) -> Sign:
+    if not health.overdue or health.overdue_since is None:
+        return Sign("overdue", Level.GOOD, gettext("No retry is overdue"))
+    says = ngettext(
+        "%(count)s retry is overdue", "%(count)s retries are overdue", health.overdue
+    ) % {"count": health._count(health.overdue)}
+    advice = gettext("Their time has come and no worker has begun them: they wait in its queue.")
+    return Sign("overdue", max(Level.WARNING, health._level(health.overdue_since)), says, advice)
+
+
+def _locked(health: Health) -> Sign:
+    assert health.locked is not None
+    values = {"count": health.locked.count, "time": health._since(health.locked.since)}
+    says = ngettext(
+        "%(count)d due step has been locked for %(time)s",
+        "%(count)d due steps have been locked, the first for %(time)s",
+        health.locked.count,
+    )
+    level = max(Level.WARNING, health._level(health.locked.since))
+    return Sign("locked", level, says % values, _who_locks(health.locked, health.holder))
+
+
+def _who_locks(locked: Locked, holder: Holder | None) -> str:
+    advice = gettext(
+        "Another transaction has locked step “%(step)s” of run %(run)s or its run: the sweep "
+        "leaves it alone until that ends."
+    ) % {"step": locked.step, "run": locked.run}
+    if holder is None:
+        return advice
+    held_by = gettext("It is held by") if holder.is_certain else gettext("It is probably held by")
+    return f"{advice} {held_by} {_session(holder)}"
+
+
+def _session(holder: Holder) -> str:
+    details = ", ".join(filter(None, (holder.application, holder.state)))
+    return gettext("session %(pid)d of user %(user)s%(details)s, open for %(time)s.") % {
+        "pid": holder.pid,
+        "user": holder.user,
+        "details": f" ({details})" if details else "",
+        "time": _for_how_long(holder.age),
+    }
+
+
+def _suspects(health: Health) -> Sign:
+    says = ngettext(
+        "%(count)s step has lost its worker",
+        "%(count)s steps have lost their workers",
+        health.suspected,
+    ) % {"count": health._count(health.suspected)}
+    advice = gettext(
+        "%(suspects)s. No process takes two such steps at a time; the one that kills its workers "
+        "by itself fails."
+    ) % {"suspects": "; ".join(str(suspect) for suspect in health.suspects)}
+    return Sign("suspects", Level.WARNING, says, advice)
+
+
+_LOOKS: tuple[Callable[[Health], Sign], ...] = (
+    _workers,
+    _sweep,
+    _queued,
+    _expired,
+    _overdue,
+)

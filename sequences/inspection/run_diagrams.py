@@ -1,0 +1,248 @@
+"""What a picture shows of a run: its portrait in the words and values that `drawing` takes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime, timedelta
+from typing import Literal
+
+from django.utils.safestring import SafeString, mark_safe
+from django.utils.translation import gettext as _
+
+from .. import diagrams
+from ..diagrams import Labels, Lane, Mark, Span
+from ..exceptions import SequenceError
+from ..flows import builder
+from ..models import UNFINISHED_STEP, RunStatus, StepFailure, StepRun, StepStatus
+from ..utils.durations import duration
+from .diagnosis import error_of
+from .snapshot import Portrait, StepPortrait
+
+#: Where a step's box leads; an empty text: nowhere.
+Href = Callable[[StepPortrait], str]
+
+#: Failed attempts that one lane shows, the newest ones.
+MOST_FAILURES = 50
+
+
+def labels() -> Labels:
+    """The words of a picture, in the language of the moment."""
+    return Labels(
+        statuses={str(value): str(text) for value, text in StepStatus.choices},
+        kinds={
+            "each": _("for each item"),
+            "event": _("waits for an event"),
+            "subsequence": _("another sequence"),
+            "undo": _("undoes {step}"),
+            "on_failure": _("if the run fails"),
+            "on_error": _("if {step} fails"),
+        },
+        pending=_("not begun"),
+        count=_("{count} of {total}"),
+        after=_("after {steps}"),
+        spans={
+            "waited": _("waited"),
+            "ran": _("ran"),
+            "failed": _("failed attempt"),
+            "held": _("held"),
+        },
+    )
+
+
+def picture_of(portrait: Portrait, href: Href | None = None) -> SafeString:
+    """The run's plan as an SVG. Beyond some dozens of steps: empty; `outline` is for those."""
+    if not diagrams.is_drawable(portrait.plan):
+        return SafeString("")
+    found = diagrams.svg(
+        portrait.plan,
+        marks_of(portrait, href),
+        label=_("The steps of %(run)s") % {"run": portrait.title},
+        labels=labels(),
+    )
+    return mark_safe(found)  # noqa: S308 - `drawing` escapes
+
+
+def timeline_of(
+    portrait: Portrait, failures: Iterable[StepFailure] = (), href: Href | None = None
+) -> SafeString:
+    """What each step did when, as an SVG."""
+    found = diagrams.timeline(
+        lanes_of(portrait, failures, href),
+        portrait.run.created_at,
+        portrait.run.finished_at,
+        portrait.now,
+        label=_("When the steps of %(run)s ran") % {"run": portrait.title},
+        labels=labels(),
+    )
+    return mark_safe(found)  # noqa: S308 - `drawing` escapes
+
+
+# Marks
+
+
+def marks_of(portrait: Portrait, href: Href | None = None) -> dict[str, Mark]:
+    """How far each step is, by its name."""
+    delayed = _delayed(portrait)
+    return {
+        step.name: Mark(
+            status=str(step.status),
+            text=_text(portrait, step),
+            href=href(step) if href else "",
+            count=step.progress[0] if step.progress else None,
+            total=step.progress[1] if step.progress else None,
+            title=_title(portrait, step),
+            label=step.label,
+            delayed=step.name in delayed or (step.is_delayed and step.status == StepStatus.WAITING),
+        )
+        for step in portrait.steps
+    }
+
+
+def _delayed(portrait: Portrait) -> frozenset[str]:
+    """The steps with a delay of their own: a plan does not know them, its class does."""
+    try:
+        definition = builder.definition_for(portrait.run.sequence, portrait.plan)
+    except SequenceError:  # kept with the run by a newer release
+        return frozenset()
+    found = {name: definition.step(name) for name in portrait.plan.names} if definition else {}
+    return frozenset(name for name, step in found.items() if step and step.delay is not None)
+
+
+def _text(portrait: Portrait, step: StepPortrait) -> str:
+    """What stands beside its state; short, there is little room. Empty: its progress, if any."""
+    row = step.row
+    if row is None:
+        return ""
+    if step.status in UNFINISHED_STEP and _is_held(portrait, row):
+        return _("held")
+    if row.due_at and (step.is_delayed or step.is_awaiting_event):
+        return _time_left(step, row.due_at - portrait.now)
+    if step.status == StepStatus.RUNNING and row.attempts and step.progress is None:
+        return _("attempt %(number)d") % {"number": row.attempts + 1}
+    if step.status == StepStatus.FAILED and step.items.get("failed"):
+        # Not how many have ended: beside the state it would say that all of them have failed.
+        counts = {"failed": step.items["failed"], "total": sum(step.items.values())}
+        return _("%(failed)d of %(total)d") % counts
+    if step.status == StepStatus.FAILED and row.attempts > 1 and step.progress is None:
+        return _("%(count)d attempts") % {"count": row.attempts}
+    if step.status == StepStatus.SUCCEEDED and step.node.kind != "event" and not step.progress:
+        return duration(step.ran(portrait.now))
+    return ""
+
+
+def _time_left(step: StepPortrait, left: timedelta) -> str:
+    if left <= timedelta(0):
+        return _("due")
+    words = _("in %(time)s") if step.is_delayed else _("%(time)s left")
+    return words % {"time": duration(left)}
+
+
+def _title(portrait: Portrait, step: StepPortrait) -> str:
+    """What is shown where the pointer rests."""
+    told = []
+    row = step.row
+    if row is not None and row.attempts and not step.items:
+        told.append(_("Failed attempts: %(count)d") % {"count": row.attempts})
+    if failed := step.items.get("failed"):
+        told.append(_("Failed items: %(count)d") % {"count": failed})
+    if portrait.failure and portrait.failure.step == step.name:
+        told.append(error_of(portrait.failure))
+    return "\n".join(filter(None, [*told, step.progress_text]))
+
+
+def _is_held(portrait: Portrait, row: StepRun) -> bool:
+    """Whether nothing looks at it, because its run is paused or has failed."""
+    stopped = portrait.run.status == RunStatus.PAUSED or portrait.is_failing
+    return stopped and row.wake_at is None and row.status != StepStatus.RUNNING
+
+
+# Lanes
+
+
+def lanes_of(
+    portrait: Portrait, failures: Iterable[StepFailure] = (), href: Href | None = None
+) -> list[Lane]:
+    """What each step that the run has come to did when, in the order in which they were ready.
+
+    ``failures`` are its failed attempts, of items too, without secrets. When an earlier attempt
+    began is not known: it is a moment.
+    """
+    of: dict[str, list[StepFailure]] = defaultdict(list)
+    for failure in failures:
+        of[failure.step].append(failure)
+    begun = [(step, step.row) for step in portrait.steps if step.row is not None]
+    begun.sort(key=lambda pair: (pair[1].ready_at, pair[1].pk))
+    return [
+        Lane(
+            name=step.name,
+            label=step.label,
+            href=href(step) if href else "",
+            spans=tuple(_spans(portrait, step, row, of[step.name])),
+        )
+        for step, row in begun
+    ]
+
+
+def _spans(
+    portrait: Portrait, step: StepPortrait, row: StepRun, failures: list[StepFailure]
+) -> Iterator[Span]:
+    failures = sorted(failures, key=lambda failure: failure.failed_at)[-MOST_FAILURES:]
+    last = failures[-1] if failures and row.item == failures[-1].item else None
+    begins = row.started_at
+    if begins is None or (step.status == StepStatus.WAITING and step.node.kind != "each"):
+        yield Span(_wait(portrait, row), row.ready_at, row.finished_at)
+        last = None
+    else:
+        if begins > row.ready_at:
+            yield Span("waited", row.ready_at, begins)
+        last = last if last and last.failed_at >= begins else None
+        yield from _last_attempt(portrait, step, row, begins, last)
+    for failure in failures:
+        if failure is not last:
+            yield Span("failed", failure.failed_at, failure.failed_at, error_of(failure))
+
+
+def _last_attempt(
+    portrait: Portrait,
+    step: StepPortrait,
+    row: StepRun,
+    begins: datetime,
+    failure: StepFailure | None,
+) -> Iterator[Span]:
+    """Of the attempt that is known best, and of the wait for the next one."""
+    if row.status == StepStatus.RUNNING or (not row.finished_at and step.node.kind == "each"):
+        yield Span("ran", begins, None)
+    elif row.finished_at:
+        failed = row.status == StepStatus.FAILED
+        yield Span("failed" if failed else "ran", begins, row.finished_at, _told(failure))
+    elif failure:
+        yield Span("failed", begins, failure.failed_at, _told(failure))
+        yield Span(_wait(portrait, row), failure.failed_at, None)
+    else:
+        yield Span(_wait(portrait, row), begins, None)
+
+
+def _told(failure: StepFailure | None) -> str:
+    return error_of(failure) if failure else ""
+
+
+def _wait(portrait: Portrait, row: StepRun) -> Literal["waited", "held"]:
+    return "held" if not row.finished_at and _is_held(portrait, row) else "waited"
+
+
+def mermaid_of(portrait: Portrait) -> str:
+    """The run as a flowchart of Mermaid."""
+    return diagrams.mermaid(portrait.plan, marks_of(portrait), labels=labels())
+
+
+def text_of(portrait: Portrait, *, width: int = 80, unicode: bool = True) -> str:
+    """The run as text for a terminal."""
+    return diagrams.text(
+        portrait.plan, marks_of(portrait), width=width, unicode=unicode, labels=labels()
+    )
+
+
+def outline_of(portrait: Portrait, href: Href | None = None) -> tuple[diagrams.Row, ...]:
+    """The run's steps as rows of a list, for what no picture can hold."""
+    return diagrams.outline(portrait.plan, marks_of(portrait, href))

@@ -1,0 +1,517 @@
+"""What people are shown of runs: read in a constant number of queries, without secrets.
+
+The admin, the pages of a project and the command line all show what stands here.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import Any, TypeGuard
+from uuid import UUID
+
+from django.db.models import Count, Max
+
+from .. import conf
+from ..data.redaction import HIDDEN, hide, redact, secrets_of
+from ..definitions import registry
+from ..definitions.plan import DONE, Node, Plan
+from ..definitions.steps import Undo, name_of
+from ..exceptions import SequenceError
+from ..flows import builder
+from ..models import (
+    PLAIN,
+    UNFINISHED_STEP,
+    RunStatus,
+    SequenceRun,
+    StepFailure,
+    StepLoss,
+    StepRun,
+    StepStatus,
+)
+from ..transitions import clock, plans
+from .losses import deaths, newest_losses
+
+#: The status of a step that the run has not come to.
+NOT_BEGUN = ""
+#: How an item has ended that was performed; one that was cancelled, or skipped, was not.
+_PERFORMED = (StepStatus.SUCCEEDED, StepStatus.FAILED)
+#: Items whose own progress is read: more than this are rarely under way.
+MAX_TELLING_ITEMS = 1000
+#: Columns that may be large, and that no list shows.
+HEAVY = ("data", "inbox")
+
+
+@dataclass(frozen=True)
+class StepPortrait:
+    """One step of a run's plan, and how far it is."""
+
+    node: Node
+    #: Its step run; None: the run has not come to it.
+    row: StepRun | None
+    #: Of a fan-out, and of the undo of one: how many items there are of each status.
+    items: Mapping[str, int] = field(default_factory=dict)
+    #: What the unfinished items of a fan-out have told of themselves, in their order.
+    told_by_items: tuple[Mapping[str, Any], ...] = ()
+    #: What its declaration calls it.
+    declared_label: str = ""
+    #: The newest loss of a worker in it, if it was lost since its last attempt has ended.
+    loss: StepLoss | None = None
+    #: What the text of its progress must not tell.
+    secrets: frozenset[str] = field(default=frozenset(), repr=False)
+
+    @property
+    def name(self) -> str:
+        """As the plan has it."""
+        return self.node.name
+
+    @property
+    def label(self) -> str:
+        """What people call it: what its declaration says, or its name with spaces."""
+        return self.declared_label or label_of(self.name)
+
+    @property
+    def status(self) -> str:
+        """One of `StepStatus`, or `NOT_BEGUN`."""
+        if self.row is not None:
+            return self.row.status
+        return self._status_of_items()
+
+    def _status_of_items(self) -> str:
+        # The undo of a fan-out has no row of its own.
+        order = ("failed", "running", "retrying", "queued", "waiting", "cancelled", "succeeded")
+        return next((status for status in order if self.items.get(status)), NOT_BEGUN)
+
+    @property
+    def deaths(self) -> str:
+        """How many workers died in it since its last attempt has ended, and beside whom."""
+        return deaths(self.row, self.loss) if self.row is not None and self.row.lost else ""
+
+    @property
+    def is_delayed(self) -> bool:
+        """Whether it waits for a time of its own, or for its next attempt."""
+        row = self.row
+        if row is None or row.due_at is None:
+            return False
+        waits_for_time = row.status == StepStatus.WAITING and row.payload is None
+        return waits_for_time or row.status == StepStatus.RETRYING
+
+    @property
+    def is_awaiting_event(self) -> bool:
+        """Whether a delivery would end its wait."""
+        row = self.row
+        return self.node.kind == "event" and row is not None and row.status == StepStatus.WAITING
+
+    @property
+    def undoing(self) -> str:
+        """How far the undoing of its children is, one of `Undoing`; nothing if there is none."""
+        payload = self.row.payload if self.row is not None else None
+        if self.node.kind != "subsequence" or not isinstance(payload, dict):
+            return ""
+        return str(payload.get("undo", ""))
+
+    @property
+    def progress(self) -> tuple[float, float] | None:
+        """How much of how much is done: of the items, or what the step has told. None: unknown."""
+        if self._counts_items:
+            return sum(self.items.get(status, 0) for status in _PERFORMED), self._item_count
+        return _amount_of(self._told)
+
+    @property
+    def fraction(self) -> float | None:
+        """The same as a part of one; items under way count by what they have told."""
+        if (amount := self.progress) is None:
+            return None
+        done, total = amount
+        return min((done + sum(map(_part_of, self.told_by_items))) / total, 1.0)
+
+    @property
+    def progress_text(self) -> str:
+        """What the step has told of itself, or its first item that is under way; no secrets."""
+        told = next((told for told in (self._told, *self.told_by_items) if told.get("text")), {})
+        return hide(str(told.get("text") or ""), self.secrets)
+
+    @property
+    def _counts_items(self) -> bool:
+        return self.node.kind == "each" and bool(self.items)
+
+    @property
+    def _item_count(self) -> int:
+        return sum(self.items.values())
+
+    @property
+    def _told(self) -> Mapping[str, Any]:
+        told = self.row.progress if self.row is not None else None
+        return told if isinstance(told, dict) else {}
+
+    def waited(self, now: datetime) -> timedelta | None:
+        """From when it was ready until it was last begun, or until now."""
+        if self.row is None:
+            return None
+        until = self.row.started_at or self.row.finished_at or now
+        return max(until - self.row.ready_at, timedelta(0))
+
+    def ran(self, now: datetime) -> timedelta | None:
+        """How long its last attempt took, or takes. Of a fan-out: until the last item ended."""
+        if self.row is None or self.row.started_at is None:
+            return None
+        ends = self.row.finished_at
+        if ends is None and self.row.status != StepStatus.RUNNING and not self.items:
+            return None
+        return max((ends or now) - self.row.started_at, timedelta(0))
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """One run as people are shown it."""
+
+    run: SequenceRun
+    plan: Plan
+    #: In the order of the plan; what only a failure begins comes last.
+    steps: tuple[StepPortrait, ...]
+    #: The newest failed attempt, without secrets.
+    failure: StepFailure | None
+    #: The database's time when it was read.
+    now: datetime
+
+    @cached_property
+    def title(self) -> str:
+        """What people call the sequence."""
+        return title_of(self.run.sequence)
+
+    @cached_property
+    def is_known(self) -> bool:
+        """Whether this code has its sequence."""
+        return registry.definition_of(self.run.sequence) is not None
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether this release knows the format of its plan; if not, no step is shown."""
+        return bool(self.plan.nodes)
+
+    def step(self, name: str) -> StepPortrait | None:
+        """The step of that name in its plan."""
+        return next((step for step in self.steps if step.name == name), None)
+
+    @cached_property
+    def states(self) -> dict[str, str]:
+        """The status of each step that the run has come to."""
+        return {step.name: step.status for step in self.steps if step.row is not None}
+
+    @cached_property
+    def is_failing(self) -> bool:
+        """Whether a step has finally failed, and no other goes on in its place."""
+        return self.plan.is_failing(self.states)
+
+    @cached_property
+    def at(self) -> tuple[StepPortrait, ...]:
+        """The steps that the run is at: those that failed it, else those that are unfinished."""
+        failed = set(self.plan.failed(self.states))
+        if failed and self.run.status in (RunStatus.FAILED, RunStatus.RUNNING, RunStatus.PAUSED):
+            return tuple(step for step in self.steps if step.name in failed)
+        return tuple(step for step in self.steps if step.status in UNFINISHED_STEP)
+
+    @cached_property
+    def done(self) -> int:
+        """How many steps of its main line have ended well, were skipped, or will not come."""
+        if self.run.status == RunStatus.SUCCEEDED:
+            return self.total
+        return sum(step.status in DONE for step in self.steps if not step.node.aside)
+
+    @cached_property
+    def total(self) -> int:
+        """How many steps its main line has."""
+        return len(self.plan.main)
+
+    @cached_property
+    def fraction(self) -> float:
+        """How far it is, from 0 to 1: what runs counts by its own progress."""
+        if self.run.status == RunStatus.SUCCEEDED:
+            return 1.0
+        if not self.is_readable:
+            return 0.0
+        running = [step for step in self.steps if step.status in UNFINISHED_STEP]
+        share = sum(step.fraction or 0.0 for step in running if not step.node.aside)
+        return min((self.done + share) / self.total, 1.0)
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether it may change without anybody doing anything."""
+        return not self.run.is_finished
+
+    @property
+    def age(self) -> timedelta:
+        """Since its start."""
+        return self.now - self.run.created_at
+
+    @property
+    def duration(self) -> timedelta:
+        """From its start to its end, or until now."""
+        return (self.run.finished_at or self.now) - self.run.created_at
+
+
+def _amount_of(told: Mapping[str, Any]) -> tuple[float, float] | None:
+    done, total = told.get("done"), told.get("total")
+    if _is_amount(done) and _is_amount(total) and total > 0:
+        return done, total
+    return None
+
+
+def _part_of(told: Mapping[str, Any]) -> float:
+    done, total = _amount_of(told) or (0.0, 1.0)
+    return min(done / total, 1.0)
+
+
+def _is_amount(value: Any) -> TypeGuard[float]:
+    # A Decimal that a step has told is a text by now.
+    return isinstance(value, int | float) and value >= 0
+
+
+def title_of(sequence: str) -> str:
+    """What people call the sequence of that label."""
+    definition = registry.definition_of(sequence)
+    name = definition.verbose_name if definition else sequence.rpartition(".")[-1]
+    return name[:1].upper() + name[1:]
+
+
+def label_of(name: str) -> str:
+    """A step's name as people read it."""
+    return name.replace("_", " ")
+
+
+def of(run: SequenceRun, *, failures: bool = True) -> Portrait:
+    """This run, with the counts of its fan-outs' items.
+
+    Three queries: the time, its steps, its newest failure (which ``failures=False`` leaves out).
+    One more each for a failure that there is, the items of a fan-out, what those have told that
+    are under way, and a plan that is new to this process.
+    """
+    return of_many([run], items=True, failures=failures)[0]
+
+
+def of_many(
+    runs: Collection[SequenceRun], *, items: bool = False, failures: bool = True
+) -> list[Portrait]:
+    """These runs, in a constant number of queries; ``items``: with the counts of items."""
+    using = conf.using()
+    now = clock.now(using)
+    known = plans.load_many((run.plan_id for run in runs), using)
+    rows = _rows([run.pk for run in runs], using)
+    fanned = [run.pk for run in runs if items and _fans_out(known[run.plan_id])]
+    counts, telling = _counts(fanned, using) if fanned else ({}, set())
+    told = _told_by_items(telling, using) if telling else {}
+    newest = _newest_failures([run.pk for run in runs], using) if failures else {}
+    losses = _losses(rows, using)
+    secrets = _secrets_of(runs, newest.keys() | _telling(rows) | told.keys(), using)
+    for failure in newest.values():
+        _hide(failure, secrets[failure.run_id])
+    return [
+        Portrait(
+            run,
+            plan := known[run.plan_id],
+            _steps(
+                run,
+                plan,
+                rows.get(run.pk, {}),
+                counts.get(run.pk, {}),
+                told.get(run.pk, {}),
+                losses,
+                secrets[run.pk],
+            ),
+            newest.get(run.pk),
+            now,
+        )
+        for run in runs
+    ]
+
+
+def _fans_out(plan: Plan) -> bool:
+    return any(node.kind == "each" for node in plan.nodes)
+
+
+def _rows(ids: Collection[UUID], using: str) -> dict[UUID, dict[str, StepRun]]:
+    rows = StepRun.objects.using(using).filter(run__in=ids, item=PLAIN).defer("result")
+    found: dict[UUID, dict[str, StepRun]] = defaultdict(dict)
+    for row in rows:
+        found[row.run_id][row.step] = row
+    return found
+
+
+def _losses(rows: Mapping[UUID, Mapping[str, StepRun]], using: str) -> dict[int, StepLoss]:
+    lost = [row.pk for steps in rows.values() for row in steps.values() if row.lost]
+    return newest_losses(lost, using) if lost else {}
+
+
+def _counts(
+    ids: Collection[UUID], using: str
+) -> tuple[dict[UUID, dict[str, dict[str, int]]], set[UUID]]:
+    """How many items there are of each status, and the runs where one under way has told of it."""
+    rows = StepRun.objects.using(using).filter(run__in=ids, item__gt=PLAIN)
+    found: dict[UUID, dict[str, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
+    telling = set()
+    grouped = rows.order_by().values_list("run", "step", "status")
+    for run_id, step, status, count, told in grouped.annotate(Count("pk"), Count("progress")):
+        found[run_id][step][status] = count
+        if told and status in UNFINISHED_STEP:
+            telling.add(run_id)
+    return found, telling
+
+
+def _told_by_items(
+    ids: Collection[UUID], using: str
+) -> dict[UUID, dict[str, list[Mapping[str, Any]]]]:
+    found: dict[UUID, dict[str, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    rows = StepRun.objects.using(using).filter(run__in=ids, item__gt=PLAIN, kind="item")
+    rows = rows.filter(status__in=UNFINISHED_STEP, progress__isnull=False).order_by("item")
+    for run_id, step, told in rows.values_list("run", "step", "progress")[:MAX_TELLING_ITEMS]:
+        if isinstance(told, dict):
+            found[run_id][step].append(told)
+    return found
+
+
+def _newest_failures(ids: Collection[UUID], using: str) -> dict[UUID, StepFailure]:
+    rows = StepFailure.objects.using(using)
+    newest = rows.filter(run__in=ids).order_by().values("run").annotate(newest=Max("pk"))
+    found = rows.filter(pk__in=[one["newest"] for one in newest]).defer("traceback")
+    return {failure.run_id: failure for failure in found}
+
+
+def _steps(
+    run: SequenceRun,
+    plan: Plan,
+    rows: Mapping[str, StepRun],
+    items: Mapping[str, Mapping[str, int]],
+    told: Mapping[str, Sequence[Mapping[str, Any]]],
+    losses: Mapping[int, StepLoss],
+    secrets: frozenset[str],
+) -> tuple[StepPortrait, ...]:
+    ordered = sorted(plan.nodes, key=lambda node: node.aside)
+    labels = _labels(run, plan)
+    return tuple(
+        StepPortrait(
+            node,
+            rows.get(node.name),
+            items.get(node.name, {}),
+            tuple(told.get(node.name, ())),
+            labels.get(node.name, ""),
+            losses.get(row.pk) if (row := rows.get(node.name)) is not None else None,
+            secrets,
+        )
+        for node in ordered
+    )
+
+
+def _telling(rows: Mapping[UUID, Mapping[str, StepRun]]) -> set[UUID]:
+    """The runs of which a step tells its progress."""
+    return {run_id for run_id, of in rows.items() if any(row.progress for row in of.values())}
+
+
+def _labels(run: SequenceRun, plan: Plan) -> dict[str, str]:
+    try:
+        definition = builder.definition_for(run.sequence, plan)
+    except SequenceError:  # kept with the run by a newer release
+        return {}
+    found = {name: definition.step(name) for name in plan.names} if definition else {}
+    return {name: step.label for name, step in found.items() if step is not None}
+
+
+# Secrets
+
+
+def patterns_of(sequence: str) -> tuple[str, ...]:
+    """What a sequence hides, and what its children do where their data stands in its own."""
+    return registry.hidden_by(sequence)
+
+
+def visible(value: Any, sequence: str, step: str = "") -> Any:
+    """A stored value without what its sequence hides.
+
+    A value of a step (``step``) is hidden as if it stood in `data` under the step's name, too, and
+    under the key that its items come from.
+    """
+    patterns = patterns_of(sequence)
+    if patterns == ("*",) and value is not None and not isinstance(value, dict):
+        return HIDDEN
+    value = redact(value, patterns)
+    for key in _keys_of(sequence, step):
+        value = redact({key: value}, patterns)[key]
+    return value
+
+
+def visible_payload(row: StepRun) -> Any:
+    """What a step run was given. The undo of an item has that item, and its result."""
+    sequence = row.run.sequence
+    undone = _undone_by(sequence, row.step)
+    if not undone or not isinstance(row.payload, dict):
+        return visible(row.payload, sequence, row.step)
+    return {name: visible(value, sequence, undone) for name, value in row.payload.items()}
+
+
+def visible_inbox(run: SequenceRun) -> dict[str, Any]:
+    """What was delivered, by the names of the events."""
+    return {name: visible(payload, run.sequence, name) for name, payload in run.inbox.items()}
+
+
+def _keys_of(sequence: str, step: str) -> Iterator[str]:
+    if step:
+        yield step
+    definition = registry.definition_of(sequence)
+    declared = definition.step(step) if definition and step else None
+    if declared is not None and isinstance(declared.each, str):
+        yield declared.each
+
+
+def _undone_by(sequence: str, step: str) -> str:
+    definition = registry.definition_of(sequence)
+    declared = definition.step(step) if definition else None
+    return name_of(declared.undoes) if isinstance(declared, Undo) else ""
+
+
+def visible_text(text: str, run: SequenceRun) -> str:
+    """A text of an error, or of a log, without the secrets that stand in the run's `data`."""
+    patterns = patterns_of(run.sequence)
+    return hide(text, secrets_of(run.data, patterns)) if patterns else text
+
+
+def without_secrets(failure: StepFailure | None, run: SequenceRun) -> StepFailure | None:
+    """The failed attempt, its texts changed in place: never to be saved."""
+    if failure is not None:
+        _hide(failure, secrets_of(run.data, patterns_of(run.sequence)))
+    return failure
+
+
+def hide_secrets(
+    failures: Collection[StepFailure], runs: Iterable[SequenceRun], using: str
+) -> None:
+    """The same for failed attempts of many runs: `data` is read, at once, of those that need it."""
+    secrets = _secrets_of(runs, {failure.run_id for failure in failures}, using)
+    for failure in failures:
+        _hide(failure, secrets[failure.run_id])
+
+
+def _secrets_of(
+    runs: Iterable[SequenceRun], wanted: Collection[UUID], using: str
+) -> Mapping[UUID, frozenset[str]]:
+    """Of those that are wanted, the texts that their sequences hide."""
+    of = {run.pk: run for run in runs if run.pk in wanted}
+    guarded = [run for run in of.values() if patterns_of(run.sequence)]
+    data = _data_of(guarded, using)
+    found: dict[UUID, frozenset[str]] = defaultdict(frozenset)
+    found |= {run.pk: secrets_of(data[run.pk], patterns_of(run.sequence)) for run in guarded}
+    return found
+
+
+def _data_of(runs: Collection[SequenceRun], using: str) -> dict[UUID, Any]:
+    deferred = [run.pk for run in runs if "data" in run.get_deferred_fields()]
+    rows = SequenceRun._base_manager.using(using).filter(pk__in=deferred)
+    read = dict(rows.values_list("pk", "data")) if deferred else {}
+    return read | {run.pk: run.data for run in runs if run.pk not in deferred}
+
+
+def _hide(failure: StepFailure, secrets: frozenset[str]) -> None:
+    failure.message = hide(failure.message, secrets)
+    if "traceback" not in failure.get_deferred_fields():
+        failure.traceback = hide(failure.traceback, secrets)

@@ -1,0 +1,240 @@
+"""What a visitor sees of a run: how far it is. Never what is in it, nor why it failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cached_property
+from typing import Any
+from uuid import UUID
+
+from django.http import HttpRequest
+from django.utils.text import capfirst
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from .. import conf
+from ..links import ExpiredLink, InvalidLink, Link
+from ..models import RunStatus, SequenceRun, StepStatus
+from . import snapshot
+from .snapshot import HEAVY, NOT_BEGUN, Portrait, StepPortrait
+
+#: Of the answers of one run: the shortest and the longest time between two of them.
+SHORTEST, LONGEST = timedelta(seconds=1), timedelta(seconds=15)
+#: The longer it takes, the less often somebody needs to ask.
+ASKED = 30
+
+
+class NotShown(Exception):
+    """There is nothing to show. All that was never there looks alike, so that nobody can guess."""
+
+    code = "not-found"
+    http_status = 404
+    text = gettext_lazy("There is nothing at this address.")
+
+
+class NoLonger(NotShown):
+    """The address was right, and its time is over."""
+
+    code = "expired"
+    http_status = 410
+    text = gettext_lazy("This address has expired. Reload the page that you had it from.")
+
+
+@dataclass(frozen=True)
+class Shows:
+    """What a page has chosen to show. It travels, signed, in the address of the progress."""
+
+    labels: Mapping[str, str] = field(default_factory=dict)
+    done_url: str = ""
+    done_text: str = ""
+    failed_text: str = ""
+    cancelled_text: str = ""
+    redirect: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """Without what is not chosen."""
+        return {name: value for name, value in vars(self).items() if value}
+
+
+class Status:
+    """How far a run is, in the words of a page."""
+
+    def __init__(self, run: SequenceRun, shows: Shows) -> None:
+        self.run, self.shows = run, shows
+
+    @cached_property
+    def portrait(self) -> Portrait:
+        return snapshot.of(self.run, failures=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """What the view of that name answers."""
+        return {
+            "title": self.portrait.title,
+            "status": self.run.status,
+            "is_finished": self.run.is_finished,
+            "fraction": round(self.portrait.fraction, 4),
+            "done": self.portrait.done,
+            "total": self.portrait.total,
+            "at": [self.label(step) for step in self.at],
+            "failed": [self.label(step) for step in self.portrait.at] if self._has_failed else [],
+            "steps": [self._step(step) for step in self._shown],
+            "poll": self.poll,
+        }
+
+    @property
+    def state(self) -> str:
+        """The state as a colour: of the run, or of the steps that it is at."""
+        if self._has_failed:
+            return RunStatus.FAILED
+        states = {step.status for step in self.at}
+        if self.run.status != RunStatus.RUNNING or not states:
+            return self.run.status
+        if StepStatus.RETRYING in states:
+            return StepStatus.RETRYING
+        return StepStatus.WAITING if states == {StepStatus.WAITING} else RunStatus.RUNNING
+
+    @property
+    def percent(self) -> int:
+        """How far it is; a hundred at a good end only."""
+        if self.run.status == RunStatus.SUCCEEDED:
+            return 100
+        return min(int(self.portrait.fraction * 100), 99)
+
+    @property
+    def texts(self) -> list[str]:
+        """In words: how it has ended, or what it does just now."""
+        if ended := self._ending():
+            return [ended]
+        if self.run.status == RunStatus.PAUSED:
+            return [_("On hold.")]
+        if self.run.status == RunStatus.UNDOING:
+            return [_("What was done is being undone.")]
+        return [capfirst(self._phrase(step)) for step in self.at] or [_("About to begin.")]
+
+    @property
+    def notes(self) -> list[str]:
+        """What the steps have told of themselves."""
+        return [] if self._ending() else [text for step in self.at if (text := self._told(step))]
+
+    @property
+    def link(self) -> tuple[str, str] | None:
+        """Where a good end leads to, and the words of it."""
+        if self.run.status != RunStatus.SUCCEEDED or not self.shows.done_url:
+            return None
+        return self.shows.done_url, self.shows.done_text or _("Go on")
+
+    @property
+    def redirects(self) -> bool:
+        """Whether a browser shall follow the link by itself."""
+        return self.shows.redirect and self.link is not None
+
+    @property
+    def poll(self) -> int | None:
+        """In how many milliseconds there may be news; None: there will be none."""
+        if self.run.is_finished:
+            return None
+        waits = self.run.status == RunStatus.PAUSED or self.state == StepStatus.WAITING
+        least = 5 * SHORTEST if waits else SHORTEST
+        wanted = min(max(self.portrait.duration / ASKED, least), LONGEST)
+        return round(wanted / timedelta(milliseconds=1))
+
+    @property
+    def at(self) -> tuple[StepPortrait, ...]:
+        """The steps that are being worked on, or waited for."""
+        return () if self._has_failed or self.run.is_finished else self.portrait.at
+
+    def label(self, step: StepPortrait) -> str:
+        """What this page calls a step."""
+        return self.shows.labels.get(step.name) or step.label
+
+    @property
+    def _has_failed(self) -> bool:
+        failed = self.run.status == RunStatus.FAILED
+        return failed or (not self.run.is_finished and self.portrait.is_failing)
+
+    @property
+    def _shown(self) -> Iterator[StepPortrait]:
+        """The main line, and what a failure has begun."""
+        steps = self.portrait.steps
+        return (step for step in steps if not step.node.aside or step.status != NOT_BEGUN)
+
+    def _step(self, step: StepPortrait) -> dict[str, Any]:
+        return {
+            "name": step.name,
+            "label": self.label(step),
+            "status": step.status,
+            "progress": step.progress,
+            "fraction": None if step.fraction is None else round(step.fraction, 4),
+            "text": self._told(step),
+        }
+
+    def _told(self, step: StepPortrait) -> str:
+        return step.progress_text
+
+    def _ending(self) -> str:
+        if self._has_failed:
+            return self.shows.failed_text or _("Something went wrong; we have been told.")
+        if self.run.status == RunStatus.CANCELLED:
+            return self.shows.cancelled_text or _("This was cancelled.")
+        if self.run.status == RunStatus.SUCCEEDED:
+            return (not self.shows.done_url and self.shows.done_text) or _("Done.")
+        return ""
+
+    def _phrase(self, step: StepPortrait) -> str:
+        label = self.label(step)
+        if step.status == StepStatus.RETRYING:
+            return _("%(step)s (trying again)") % {"step": label}
+        if step.is_awaiting_event:
+            own = step.name in self.shows.labels
+            return label if own else _("waiting for %(step)s") % {"step": label}
+        if step.is_delayed:
+            return _("%(step)s (later)") % {"step": label}
+        return label + _amount(step)
+
+
+def by_token(token: str) -> Status:
+    """Of the run that a signed address is of. Raises `NotShown`."""
+    try:
+        link = Link.read(token)
+    except ExpiredLink:
+        raise NoLonger from None
+    except InvalidLink:
+        raise NotShown from None
+    return Status(_run(link.run), Shows(**link.shows))
+
+
+def by_id(request: HttpRequest, pk: UUID) -> Status:
+    """Of this run, for whom ``SEQUENCES["STATUS_PERMISSION"]`` lets see it; or `NotShown`."""
+    permission = conf.settings.status_permission
+    if permission is None:
+        raise NotShown
+    if not callable(permission):
+        user = getattr(request, "user", None)
+        if user is None or not user.has_perm(permission):
+            raise NotShown
+        return Status(_run(pk), Shows())
+    run = _run(pk)
+    if not permission(request, run):
+        raise NotShown
+    return Status(run, Shows())
+
+
+def _run(pk: UUID) -> SequenceRun:
+    runs = SequenceRun.objects.using(conf.using()).defer(*HEAVY)
+    run = runs.filter(pk=pk).first()
+    if run is None:
+        raise NotShown
+    return run
+
+
+def _amount(step: StepPortrait) -> str:
+    done, total = step.progress or (0, 0)
+    if not total:
+        return ""
+    if done == int(done) and total == int(total) and total > 1:
+        amount = _("%(done)s of %(total)s") % {"done": int(done), "total": int(total)}
+    else:
+        amount = f"{min(int(done / total * 100), 100)} %"
+    return f" ({amount})"

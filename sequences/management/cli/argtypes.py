@@ -1,0 +1,111 @@
+"""What people type: durations, JSON, times."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from argparse import ArgumentTypeError
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from django.utils import timezone
+from django.utils.dateparse import parse_datetime
+
+from ...flows import files
+from .base import wrong
+
+_UNITS = {"ms": "milliseconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_UNITS |= {"min": "minutes", "w": "weeks"}
+_PART = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|min|[smhdw])\s*")
+
+
+def duration(text: str) -> timedelta:
+    """``90s``, ``15m``, ``24h``, ``7d``, ``1h30m``."""
+    found, end = timedelta(), 0
+    try:
+        while part := _PART.match(text, end):
+            found, end = found + timedelta(**{_UNITS[part[2]]: float(part[1])}), part.end()
+    except OverflowError:
+        end = 0
+    if not text.strip() or end != len(text):
+        raise ArgumentTypeError(f"{text!r} is no duration: give one such as 90s, 15m, 24h or 7d")
+    return found
+
+
+def moment(text: str) -> timedelta | datetime:
+    """A duration before now, or a date, or a date and a time in the project's time zone."""
+    try:
+        given = parse_datetime(text)  # a date alone is its midnight
+    except ValueError:  # well formed, and on no calendar
+        given = None
+    if given is not None:
+        return given if timezone.is_aware(given) else timezone.make_aware(given)
+    try:
+        return duration(text)
+    except ArgumentTypeError:
+        raise ArgumentTypeError(
+            f"{text!r} is neither a duration such as 24h nor a date such as 2026-11-21"
+        ) from None
+
+
+def json_value(text: str) -> Any:
+    """JSON as it stands, of a file (``@in.json``), or of the standard input (``-``)."""
+    try:
+        return json.loads(_read(text))
+    except RecursionError:
+        raise ArgumentTypeError("the JSON is nested too deeply") from None
+    except OSError as error:
+        raise ArgumentTypeError(f"{text[1:]} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        where = {"-": "the standard input"}.get(text, text[1:] if text[:1] == "@" else f"{text!r}")
+        raise ArgumentTypeError(
+            f"{where} is not JSON: {error}. Give JSON, @file, or - for the standard input"
+        ) from None
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The same, with keys."""
+    value = json_value(text)
+    if isinstance(value, dict):
+        return value
+    raise ArgumentTypeError(
+        f'data is a JSON object, and this is {json.dumps(value)[:60]}; such as {{"name": "Joel"}}'
+    )
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    """``key=JSON``; what is no JSON is the text itself."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise ArgumentTypeError(f"{text!r} is no key=value")
+    if value[:1] == "@" or value == "-":
+        return key, json_value(value)
+    try:
+        return key, json.loads(value)
+    except RecursionError:
+        raise ArgumentTypeError(f"the JSON of {key} is nested too deeply") from None
+    except ValueError:
+        return key, value
+
+
+def count(text: str) -> int:
+    """A number above zero."""
+    if text.isascii() and text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise ArgumentTypeError(f"{text!r} is no number above 0")
+
+
+def _read(text: str) -> str:
+    if text == "-":
+        return sys.stdin.read()
+    return Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text
+
+
+def definition_in(path: Path) -> dict[str, Any]:
+    """The definition in a file. Raises `CommandError` and `InvalidDefinition`."""
+    try:
+        return files.read(path.resolve())
+    except OSError as error:
+        raise wrong(f"{path} cannot be read: {error.strerror}.") from None

@@ -1,0 +1,256 @@
+"""A run as JSON and as text. Nothing that its sequence hides is in either."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.core.serializers.json import DjangoJSONEncoder
+from django.utils import timezone
+
+from ... import conf
+from ...inspection import snapshot
+from ...inspection.diagnosis import error_of, summary
+from ...inspection.snapshot import Portrait, StepPortrait
+from ...models import PLAIN, Operation, SequenceRun, StepFailure, StepRun
+from ...utils.durations import duration
+from .base import Task
+from .tables import Cell, plain, table
+
+#: Children, failures and operations that are shown: the newest.
+MOST = 100
+#: And tracebacks, in text.
+TRACEBACKS = 5
+
+
+def brief(shown: Portrait) -> dict[str, Any]:
+    """What tells a run among others."""
+    run = shown.run
+    return {
+        "id": str(run.pk),
+        "sequence": run.sequence,
+        "key": run.key,
+        "status": run.status,
+        "at": [step.name for step in shown.at],
+        "done": shown.done,
+        "total": shown.total,
+        "fraction": round(shown.fraction, 4),
+        "created_at": run.created_at,
+        "finished_at": run.finished_at,
+        "duration": shown.duration.total_seconds(),
+        "error": _error(shown.failure) if shown.run.status != "succeeded" else None,
+    }
+
+
+def _error(failure: StepFailure | None) -> dict[str, Any] | None:
+    if failure is None:
+        return None
+    return {
+        "step": failure.step,
+        "item": None if failure.item == PLAIN else failure.item,
+        "attempt": failure.attempt,
+        "error": failure.error,
+        "message": failure.message,
+    }
+
+
+class Described:
+    """All that is known of one run."""
+
+    def __init__(self, run: SequenceRun, *, tracebacks: bool = False) -> None:
+        self.run, self.tracebacks, self.using = run, tracebacks, conf.using()
+        self.portrait = snapshot.of(run)
+
+    def as_json(self) -> dict[str, Any]:
+        """With stable keys."""
+        return {
+            **brief(self.portrait),
+            "summary": self.summary,
+            "version": self.run.version,
+            "data": snapshot.visible(self.run.data, self.run.sequence),
+            "parent": self._parent,
+            "children": [
+                {"id": str(pk), "sequence": sequence, "status": status}
+                for pk, sequence, status in self._children[:MOST]
+            ],
+            "steps": list(self._steps()),
+            "failures": [self._failure(one) for one in self._failures],
+            "operations": [self._operation(one) for one in self._operations],
+        }
+
+    @property
+    def summary(self) -> str:
+        """What is the matter with it, in a sentence."""
+        operations = self._operations
+        return summary(self.portrait, operations[-1] if operations else None)
+
+    @property
+    def _parent(self) -> str | None:
+        if self.run.parent_id is None:
+            return None
+        rows = StepRun.objects.using(self.using).filter(pk=self.run.parent_id)
+        return str(rows.values_list("run", flat=True).get())
+
+    @property
+    def _children(self) -> Any:
+        rows = SequenceRun.objects.using(self.using).filter(parent__run=self.run.pk)
+        return rows.order_by("pk").values_list("pk", "sequence", "status")
+
+    @property
+    def _failures(self) -> list[StepFailure]:
+        rows = StepFailure.objects.using(self.using).filter(run=self.run.pk)
+        rows = rows if self.tracebacks else rows.defer("traceback")
+        newest = list(rows.order_by("-pk")[:MOST])[::-1]
+        snapshot.hide_secrets(newest, [self.run], self.using)
+        return newest
+
+    @property
+    def _operations(self) -> list[Operation]:
+        rows = Operation.objects.using(self.using).filter(run=self.run.pk)
+        return list(rows.defer("before", "after").order_by("-pk")[:MOST])[::-1]
+
+    def _steps(self) -> Iterator[dict[str, Any]]:
+        rows = StepRun.objects.using(self.using).filter(run=self.run.pk, item=PLAIN)
+        results = dict(rows.values_list("step", "result"))
+        for step in self.portrait.steps:
+            yield self._step(step, results.get(step.name))
+
+    def _step(self, step: StepPortrait, result: Any) -> dict[str, Any]:
+        row, now = step.row, self.portrait.now
+        return {
+            "name": step.name,
+            "label": step.label,
+            "kind": step.node.kind,
+            "after": list(step.node.after),
+            "status": step.status or None,
+            "attempts": row.attempts if row is not None else 0,
+            "items": dict(step.items),
+            "progress": list(step.progress) if step.progress else None,
+            "text": step.progress_text,
+            "waited": _seconds(step.waited(now)),
+            "ran": _seconds(step.ran(now)),
+            "due_at": row.due_at if row is not None and step.is_delayed else None,
+            "worker": row.worker if row is not None else "",
+            "result": snapshot.visible(result, self.run.sequence, step.name),
+        }
+
+    def _failure(self, failure: StepFailure) -> dict[str, Any]:
+        told = {**(_error(failure) or {}), "failed_at": failure.failed_at, "worker": failure.worker}
+        return {**told, "traceback": failure.traceback} if self.tracebacks else told
+
+    def _operation(self, one: Operation) -> dict[str, Any]:
+        return {
+            "action": one.action,
+            "step": one.step or None,
+            "by": one.by,
+            "reason": one.reason,
+            "done_at": one.done_at,
+        }
+
+    # As text
+
+    def lines(self, task: Task) -> Iterator[str]:
+        """For people."""
+        run = self.run
+        yield task.paint("heading")(plain(f"{self.portrait.title}: {run.key or run.pk}"))
+        yield ""
+        yield from table(list(self._heads(task)), task.width, narrowing=[1])
+        yield ""
+        yield from table(list(self._rows(task)), task.width, narrowing=[6, 5, 0])
+        yield from self._section(task, "Data", self._data())
+        children = [
+            plain(f"{pk}  {sequence}  {status}") for pk, sequence, status in self._children[:MOST]
+        ]
+        yield from self._section(task, "Children", children)
+        yield from self._section(task, "Failed attempts", list(self._told_failures()))
+        yield from self._section(task, "Operations", list(self._told_operations()))
+
+    def _heads(self, task: Task) -> Iterator[list[Cell]]:
+        run, paint = self.run, task.paint
+        yield [Cell("id"), Cell(str(run.pk))]
+        yield [Cell("sequence"), Cell(plain(run.sequence))]
+        if run.key is not None:
+            yield [Cell("key"), Cell(plain(run.key))]
+        yield [Cell("status"), Cell(run.status, paint(run.status))]
+        yield [Cell("started"), Cell(moment(run.created_at))]
+        if run.finished_at is not None:
+            yield [Cell("finished"), Cell(moment(run.finished_at))]
+        yield [Cell("took" if run.is_finished else "takes"), Cell(duration(self.portrait.duration))]
+        yield [Cell("done"), Cell(f"{self.portrait.done} of {self.portrait.total} steps")]
+        if (above := self._parent) is not None:
+            yield [Cell("parent"), Cell(above)]
+        yield [Cell("version"), Cell(str(run.version))]
+        yield [Cell(""), Cell(plain(self.summary))]
+
+    def _rows(self, task: Task) -> Iterator[list[Cell]]:
+        yield [Cell(head) for head in ("STEP", "STATUS", "FAILED", "WAITED", "RAN", "", "WORKER")]
+        now = self.portrait.now
+        for step in self.portrait.steps:
+            if step.node.aside and not step.status:
+                continue
+            row = step.row
+            yield [
+                Cell(plain(step.name)),
+                Cell(step.status or "-", task.paint(step.status)),
+                Cell(str(row.attempts) if row is not None and row.attempts else ""),
+                Cell(duration(step.waited(now))),
+                Cell(duration(step.ran(now))),
+                Cell(self.remark(step)),
+                Cell(plain(row.worker) if row is not None else ""),
+            ]
+
+    def remark(self, step: StepPortrait) -> str:
+        """How far it is, and until when it waits."""
+        return remark(step, self.portrait)
+
+    def _data(self) -> list[str]:
+        shown = snapshot.visible(self.run.data, self.run.sequence)
+        text = json.dumps(shown, indent=2, ensure_ascii=False, cls=DjangoJSONEncoder)
+        return plain(text, lines=True).splitlines() if shown else []
+
+    def _told_failures(self) -> Iterator[str]:
+        failures = self._failures
+        for index, one in enumerate(failures):
+            item = "" if one.item == PLAIN else f"[{one.item}]"
+            yield plain(
+                f"{moment(one.failed_at)}  {one.step}{item} #{one.attempt}  {error_of(one)}"
+            )
+            if self.tracebacks and index >= len(failures) - TRACEBACKS:
+                yield from (f"    {line}" for line in plain(one.traceback, lines=True).splitlines())
+
+    def _told_operations(self) -> Iterator[str]:
+        for one in self._operations:
+            what = " ".join(filter(None, [one.action, one.step]))
+            who = f" by {one.by}" if one.by else ""
+            yield plain(f"{moment(one.done_at)}  {what}{who}" + (one.reason and f": {one.reason}"))
+
+    def _section(self, task: Task, title: str, lines: list[str]) -> Iterator[str]:
+        if lines:
+            yield from ["", task.paint("heading")(title), *lines]
+
+
+def remark(step: StepPortrait, shown: Portrait) -> str:
+    """How far a step is, what it says of itself, and until when it waits."""
+    found = []
+    if step.progress is not None:
+        found.append(f"{step.progress[0]:g}/{step.progress[1]:g}")
+    if failed := step.items.get("failed"):
+        found.append(f"{failed} failed")
+    if step.progress_text:
+        found.append(plain(step.progress_text))
+    row = step.row
+    if row is not None and row.due_at is not None and row.due_at > shown.now:
+        ends = "times out in" if step.is_awaiting_event and not step.is_delayed else "in"
+        found.append(f"{ends} {duration(row.due_at - shown.now)}")
+    return ", ".join(found)
+
+
+def moment(value: datetime) -> str:
+    """In the project's time zone, to the second."""
+    return timezone.localtime(value).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _seconds(value: timedelta | None) -> float | None:
+    return None if value is None else value.total_seconds()

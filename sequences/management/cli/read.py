@@ -1,0 +1,205 @@
+"""Words that only read: list, show, watch, graph."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ... import diagrams
+from ...definitions import registry
+from ...definitions.plan import Plan
+from ...flows import builder
+from ...inspection import snapshot
+from ...inspection.diagnosis import error_of
+from ...inspection.snapshot import HEAVY, Portrait, StepPortrait
+from ...utils.durations import duration
+from . import wait
+from .argtypes import count, definition_in
+from .argtypes import duration as seconds
+from .base import Task, json_text, wrong
+from .details import Described, brief
+from .live import Display, State
+from .selectors import RUN, RUN_HELP, add_filters, filtered, find
+from .tables import Cell, plain, shortened, table
+
+#: What an operator finds first.
+LIMIT = 50
+
+
+class List(Task):
+    """The newest runs."""
+
+    name, help = "list", "The newest runs, or those that filters let through."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        add_filters(parser)
+        parser.add_argument("--limit", type=count, default=LIMIT, help="how many; 50")
+        parser.add_argument("--json", action="store_true", help="a JSON list")
+
+    def run(self, options: Namespace) -> None:
+        found = filtered(options).defer(*HEAVY)[: options.limit]
+        shown = snapshot.of_many(list(found))
+        if options.json:
+            self.write_json([brief(one) for one in shown])
+        elif shown:
+            lines = table(list(self._rows(shown)), self.width, narrowing=[1, 2, 4, 7])
+            self.write("\n".join(lines))
+        else:
+            self.write("There is no such run.")
+
+    def _rows(self, shown: list[Portrait]) -> Iterator[list[Cell]]:
+        heads = ("RUN", "SEQUENCE", "KEY", "STATUS", "AT", "DONE", "AGE", "ERROR")
+        yield [Cell(head) for head in heads]
+        ids = [one.run.pk for one in shown]
+        # Whoever pipes it can take the whole.
+        texts = {pk: str(pk) for pk in ids} if self.width is None else shortened(ids)
+        for one in shown:
+            status = "failed" if one.is_failing else one.run.status
+            yield [
+                Cell(texts[one.run.pk]),
+                Cell(plain(one.run.sequence)),
+                Cell(plain(one.run.key or "")),
+                Cell(one.run.status, self.paint(status)),
+                Cell(plain(", ".join(step.name for step in one.at))),
+                Cell(f"{one.done}/{one.total}"),
+                Cell(duration(one.age)),
+                Cell(plain(_error(one))),
+            ]
+
+
+def _error(one: Portrait) -> str:
+    # One that it has got over is no news.
+    told = one.failure is not None and one.run.status not in ("succeeded", "cancelled")
+    return error_of(one.failure) if one.failure is not None and told else ""
+
+
+class Show(Task):
+    """All about one run."""
+
+    name, help = "show", "One run: its steps, data, failed attempts and operations."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("run", metavar=RUN, help=RUN_HELP)
+        parser.add_argument("--tracebacks", action="store_true", help="of its failed attempts")
+        parser.add_argument("--json", action="store_true", help="a JSON object")
+
+    def run(self, options: Namespace) -> None:
+        described = Described(find(options.run), tracebacks=options.tracebacks)
+        if options.json:
+            self.write_json(described.as_json())
+        else:
+            self.write("\n".join(described.lines(self)))
+
+
+class Watch(Task):
+    """The progress of a run, until it has ended."""
+
+    name, help = "watch", "The progress of a run, live, until it has ended."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("run", metavar=RUN, help=RUN_HELP)
+        parser.add_argument("--timeout", type=seconds, metavar="10m", help="wait no longer")
+        parser.add_argument("--json", action="store_true", help="a JSON object for each change")
+
+    def run(self, options: Namespace) -> None:
+        run = find(options.run)
+        out: Any = self.command.stdout
+        look = _Lines(self).look if options.json else _Drawn(Display(out, self.paint)).look
+        wait.outcome(wait.until_ended(run, look, timeout=options.timeout))
+
+
+class _Drawn:
+    def __init__(self, display: Display) -> None:
+        self.display = display
+
+    def look(self, shown: Portrait) -> None:
+        self.display.show([shown])
+
+
+class _Lines:
+    """A line of JSON for each change."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.before: State | None = None
+        self.states = Display(task.command.stdout).states  # type: ignore[arg-type]
+
+    def look(self, shown: Portrait) -> None:
+        states = self.states(shown)
+        if states != self.before:
+            self.before = states
+            line = {"time": shown.now, **brief(shown), "steps": _states(shown)}
+            self.task.write(json_text(line))
+            self.task.command.stdout.flush()
+
+
+def _states(shown: Portrait) -> Mapping[str, Any]:
+    return {step.name: step.status for step in shown.steps if step.status}
+
+
+class Graph(Task):
+    """A picture of a plan, or of a run."""
+
+    name, help = "graph", "The steps of a sequence or a run as text, Mermaid or SVG."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        what = parser.add_mutually_exclusive_group()
+        what.add_argument("what", nargs="?", metavar="LABEL|RUN", help="a sequence, or a run")
+        what.add_argument("--file", type=Path, help="a definition in YAML or JSON")
+        parser.add_argument("--format", choices=_FORMATS, default="text")
+        parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write it there")
+
+    def run(self, options: Namespace) -> None:
+        if (options.what is None) == (options.file is None):
+            raise wrong("Give the label of a sequence, a run, or --file flow.yaml.")
+        plan, marks = _marked(options)
+        picture = self._picture(options, plan, marks)
+        if options.output is None:
+            self.write(_shown(picture, options.format))
+            return
+        try:
+            options.output.write_text(f"{picture.rstrip()}\n", encoding="utf-8")
+        except OSError as error:
+            raise wrong(f"{options.output} cannot be written: {error.strerror}.") from None
+
+    def _picture(self, options: Namespace, plan: Plan, marks: Mapping[str, diagrams.Mark]) -> str:
+        if options.format == "svg":
+            return diagrams.svg(plan, marks, standalone=True)
+        if options.format == "mermaid":
+            return diagrams.mermaid(plan, marks)
+        if options.output is not None:
+            return diagrams.text(plan, marks, width=WIDE)
+        encoding = getattr(self.command.stdout, "encoding", None) or "utf-8"
+        is_unicode = encoding.lower().startswith("utf")
+        return diagrams.text(plan, marks, width=self.width or WIDE, unicode=is_unicode)
+
+
+def _shown(picture: str, form: str) -> str:
+    """As a terminal may get it: labels are anybody's."""
+    if form != "svg":
+        return plain(picture, lines=True)
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else f"&#x{ord(char):x};" for char in picture
+    )
+
+
+#: Columns of a text that no terminal limits.
+WIDE = 100
+_FORMATS = ("text", "mermaid", "svg")
+
+
+def _marked(options: Namespace) -> tuple[Plan, dict[str, diagrams.Mark]]:
+    if options.file is not None:
+        return builder.plan_of(definition_in(options.file), str(options.file)), {}
+    definition = registry.definition_of(options.what)
+    if definition is not None and ":" not in options.what:
+        return definition.plan, {}
+    shown = snapshot.of(find(options.what))
+    return shown.plan, {step.name: _mark(step) for step in shown.steps}
+
+
+def _mark(step: StepPortrait) -> diagrams.Mark:
+    done, total = step.progress or (None, None)
+    return diagrams.Mark(status=step.status, count=done, total=total, label=step.label)

@@ -1,0 +1,100 @@
+"""The word that starts: start."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ... import conf
+from ...definitions import registry
+from ...flows.builder import start_definition
+from ...inspection.snapshot import Portrait
+from ...models import StepRun, StepStatus
+from ...sequence import Sequence
+from ...utils.durations import duration
+from . import wait
+from .argtypes import definition_in, json_object
+from .argtypes import duration as length
+from .base import Task, wrong
+from .details import Described
+from .tables import plain
+
+
+class Start(Task):
+    """A run of a sequence, or of a definition in a file."""
+
+    name, help = "start", "Start a sequence, or a flow file; --wait for how it ends."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        what = parser.add_mutually_exclusive_group()
+        what.add_argument("label", nargs="?", metavar="LABEL", help="such as shop.ContactForm")
+        what.add_argument(
+            "--file", type=Path, help="a definition in YAML or JSON, which is kept with the run"
+        )
+        parser.add_argument(
+            "--data", type=json_object, default={}, metavar="JSON",
+            help="a JSON object, @file, or - for the standard input",
+        )  # fmt: skip
+        parser.add_argument("--key", help="start nothing if a run has this key")
+        parser.add_argument("--unique", choices=("ever", "unfinished"), default="ever")
+        parser.add_argument("--delay", type=length, metavar="5m", help="begin that much later")
+        parser.add_argument("--wait", action="store_true", help="end when it ends, and as it ends")
+        parser.add_argument("--timeout", type=length, metavar="10m", help="wait no longer")
+        parser.add_argument("--json", action="store_true", help="the run, as `show --json`")
+
+    def run(self, options: Namespace) -> None:
+        if options.timeout is not None and not options.wait:
+            raise wrong("--timeout says how long to --wait: give both.")
+        start = self._start(options)
+        sequence = start(options.data, key=options.key, unique=options.unique, delay=options.delay)
+        run = sequence.run
+        if not options.json:
+            known = "Started" if sequence.created else "There was already"
+            self.write(f"{known} {plain(run.sequence)} {run.pk}")
+            self.command.stdout.flush()
+        ended = None
+        try:
+            if options.wait:
+                look = _Doubts(self).look
+                ended = wait.until_ended(run, look, timeout=options.timeout)
+        finally:
+            if options.json:
+                run.refresh_from_db()
+                self.write_json({**Described(run).as_json(), "created": sequence.created})
+        if ended is not None:
+            wait.outcome(ended)
+            if not options.json:
+                self.write(f"Succeeded after {duration(ended.duration)}.")
+
+    def _start(self, options: Namespace) -> Callable[..., Sequence[Any]]:
+        if (options.label is None) == (options.file is None):
+            raise wrong("Give the label of a sequence, or --file flow.yaml.")
+        if options.file is None:
+            return registry.get(options.label).start
+        definition = definition_in(options.file)
+        name = definition.pop("name", None) or options.file.stem
+        return partial(start_definition, definition, name=name)
+
+
+class _Doubts:
+    """Says once, if nobody seems to perform anything."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.told = False
+
+    def look(self, shown: Portrait) -> None:
+        if self.told or shown.age.total_seconds() < conf.settings.grace:
+            return
+        begun = StepRun.objects.using(conf.using()).filter(run=shown.run.pk)
+        queued = [row for row in begun[:100] if row.status == StepStatus.QUEUED]
+        if queued and not any(row.started_at for row in begun[:100]):
+            self.told = True
+            queues = ", ".join(sorted({shown.plan.node(row.step).queue for row in queued}))
+            self.task.command.stderr.write(
+                f"No worker has begun it yet: does one run for the queue {queues}? "
+                "`python manage.py rundramatiq` starts one."
+            )

@@ -1,0 +1,108 @@
+"""Until a run has ended, or nobody waits any more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+from django.core.management.base import CommandError
+from django.db import InterfaceError, OperationalError, connections
+
+from ... import conf
+from ...inspection import snapshot
+from ...inspection.diagnosis import summary
+from ...inspection.snapshot import Portrait
+from ...models import RunStatus, SequenceRun
+from ...utils.durations import duration
+from .base import INTERRUPTED, OUTCOMES, TIMEOUT
+from .selectors import runs
+from .tables import plain
+
+#: Seconds between two looks, at first and at most.
+SHORTEST, LONGEST = 0.1, 1.0
+#: Seconds for which a database that is away is waited for, as while it is restarted.
+PATIENCE = 60.0
+
+Look = Callable[[Portrait], None]
+
+
+def until_ended(
+    run: SequenceRun, look: Look | None, *, timeout: timedelta | None, interval: float | None = None
+) -> Portrait:
+    """Look at it until it has ended. Raises `CommandError` with another status if nobody waits."""
+    deadline = None if timeout is None else time.monotonic() + timeout.total_seconds()
+    pause = interval or SHORTEST
+    looks = _Looks(run, look)
+    try:
+        while True:
+            found = looks.once_more()
+            if found is not None and found.run.is_finished:
+                return found
+            left = pause if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                raise _left(run, f"has not ended within {duration(timeout)}", TIMEOUT)
+            sleep(min(pause, left))
+            pause = interval or min(pause * 1.5, LONGEST)
+    except KeyboardInterrupt:
+        raise _left(run, "is not waited for any more", INTERRUPTED) from None
+
+
+class _Looks:
+    """At one run, for longer than a connection may last: that it breaks is not how the run ends."""
+
+    def __init__(self, run: SequenceRun, look: Look | None) -> None:
+        self.run, self.look = run, look
+        self.away_since: float | None = None
+
+    def once_more(self) -> Portrait | None:
+        """What is seen; None: the database is away."""
+        try:
+            found = snapshot.of(_again(self.run))
+            if self.look is not None:
+                self.look(found)
+        except (OperationalError, InterfaceError) as error:
+            self._bear(error)
+            return None
+        self.away_since = None
+        return found
+
+    def _bear(self, error: Exception) -> None:
+        connection = connections[conf.using()]
+        if not connection.in_atomic_block:
+            connection.close_if_unusable_or_obsolete()
+        now = time.monotonic()
+        if self.away_since is None:
+            self.away_since = now
+        elif now - self.away_since > PATIENCE:
+            raise _left(self.run, f"cannot be seen any more: {error}".strip(), TIMEOUT) from error
+
+
+def sleep(seconds: float) -> None:
+    """Between two looks."""
+    time.sleep(seconds)
+
+
+def _again(run: SequenceRun) -> SequenceRun:
+    found = runs().filter(pk=run.pk).first()
+    if found is None:
+        raise CommandError(f"Run {run.pk} is gone: somebody has pruned it.")
+    return found
+
+
+def _left(run: SequenceRun, why: str, status: int) -> CommandError:
+    return CommandError(
+        f"{plain(run)} {why}. It goes on: `manage.py sequences watch {run.pk}` waits for it.",
+        returncode=status,
+    )
+
+
+def outcome(ended: Portrait) -> None:
+    """Nothing, if it has succeeded; else raises `CommandError` with the status that tells how."""
+    run = ended.run
+    if status := OUTCOMES[RunStatus(run.status)]:
+        raise CommandError(
+            f"{plain(run)} has not succeeded. {plain(summary(ended))} "
+            f"More: `manage.py sequences show {run.pk} --tracebacks`.",
+            returncode=status,
+        )

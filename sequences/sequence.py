@@ -1,0 +1,526 @@
+"""`Sequence`: from a class to its plan. Nothing here touches a broker or a database."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import timedelta
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, Self, TypeVar
+
+from asgiref.sync import sync_to_async
+from django.apps import apps
+
+from .data import serialization, typed
+from .definitions import registry
+from .definitions.definition import Definition, Failure, Outcome, Unique
+from .definitions.options import MetaOptions
+from .definitions.plan import ASIDE, Node, Plan
+from .definitions.steps import (
+    Event,
+    Finish,
+    OnFailure,
+    Repeat,
+    Step,
+    Subsequence,
+    Undo,
+    event,
+    finish,
+    name_of,
+    no_attribute,
+    on_failure,
+    repeat,
+    step,
+    subsequence,
+)
+from .definitions.validation import (
+    MAX_LABEL,
+    check_body,
+    check_names,
+    check_references,
+    check_step_aliases,
+    invalid,
+    path_of,
+    raise_first,
+    step_problems,
+)
+from .exceptions import InvalidDefinition, SequenceError
+
+if TYPE_CHECKING:
+    from .models import SequenceRun, SequenceRunQuerySet, StepRun
+
+__all__ = [
+    "Definition",
+    "Event",
+    "Finish",
+    "OnFailure",
+    "Repeat",
+    "Sequence",
+    "Starter",
+    "Step",
+    "StepContext",
+    "Subsequence",
+    "Undo",
+    "event",
+    "finish",
+    "install",
+    "on_failure",
+    "repeat",
+    "step",
+    "subsequence",
+]
+
+S = TypeVar("S", bound="Sequence[Any]")
+if TYPE_CHECKING:  # a default, which Python has from 3.13 on, and type checkers know already
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    D = TypeVarWithDefault("D", default=dict[str, Any])
+else:
+    D = TypeVar("D")
+
+
+class StepContext(Protocol):
+    """What a step that is being performed can ask the engine for."""
+
+    @property
+    def run(self) -> SequenceRun: ...
+    @property
+    def step_run(self) -> StepRun: ...
+    @property
+    def idempotency_key(self) -> str: ...
+    def result(self, name: str, default: Any) -> Any: ...
+    def results(self, name: str) -> Iterator[Any]: ...
+    def outcomes(self, name: str) -> Iterator[Outcome]: ...
+    def progress(self, done: float | None, total: float | None, text: str) -> None: ...
+    def failure(self) -> Failure | None: ...
+
+
+class Starter(Protocol):
+    """What starts sequences; installed when Django is ready."""
+
+    def start(
+        self,
+        cls: type[S],
+        data: Any,
+        *,
+        key: str | None,
+        unique: Unique,
+        delay: timedelta | int | None,
+    ) -> S: ...
+    def start_many(self, cls: type[S], iterable: Iterable[Any]) -> list[S]: ...
+    def runs(self, cls: type[Sequence[Any]]) -> SequenceRunQuerySet: ...
+
+
+_starter: Starter | None = None
+
+
+def install(starter: Starter) -> None:
+    """Let sequences start; called once Django is ready."""
+    global _starter
+    _starter = starter
+
+
+_builder: Callable[..., Any] | None = None
+
+
+def install_builder(builder: Callable[..., Any]) -> None:
+    """Let definitions that are data become classes: the code of that stands above this module."""
+    global _builder
+    _builder = builder
+
+
+class _Body(dict[str, Any]):
+    """The namespace of a class body, in which no step is lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.declared: list[Step[Any]] = []
+
+    def note_step(self, step: Step[Any]) -> None:
+        """It is declared here; under which name is seen when the body ends."""
+        self.declared.append(step)
+
+    def refuse_lost_steps(self) -> None:
+        """A decorator above ``@step`` has put something else in the place of a step."""
+        steps = [value for value in self.values() if isinstance(value, Step)]
+        # What other steps name has errors of its own.
+        known = {id(one) for step in steps for one in (step, *_references(step))}
+        for lost in self.declared:
+            if id(lost) not in known:
+                name = getattr(lost.function, "__name__", "a step")
+                raise InvalidDefinition(
+                    where=f"{self['__module__']}.{self['__qualname__']}.{name}",
+                    problem="it is declared as a step, and the class has no such step",
+                    mend="Write @step above all other decorators, and give each step a name.",
+                )
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if isinstance(self.get(name), Step):
+            raise InvalidDefinition(
+                where=f"{self['__module__']}.{self['__qualname__']}.{name}",
+                problem="this name is declared twice in the class",
+                mend="Rename one of them.",
+            )
+        super().__setitem__(name, value)
+
+
+def _references(step: Step[Any]) -> Iterator[Any]:
+    yield from step.after or ()
+    yield step.on_error
+    yield getattr(step, "undoes", None)
+
+
+class SequenceType(type):
+    """The type of `Sequence` classes: calling one starts a sequence."""
+
+    @classmethod
+    def __prepare__(cls, name: str, bases: tuple[type, ...], /, **kwargs: Any) -> _Body:
+        return _Body()
+
+    def __new__(
+        cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], /, **kwargs: Any
+    ) -> SequenceType:
+        if isinstance(namespace, _Body):
+            namespace.refuse_lost_steps()
+        return super().__new__(cls, name, bases, namespace, **kwargs)
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        if isinstance(value, Step) and not value.name:
+            problem = "a step is added to a class that is there already"
+            raise invalid(cls, problem, "Declare it in the class, or in a subclass.", step=name)
+        super().__setattr__(name, value)
+
+    if not TYPE_CHECKING:
+        # Not __new__ of the class: copying or unpickling an instance calls that one too.
+        def __call__(cls, /, *args: Any, **data: Any) -> Sequence[Any]:
+            if args:
+                raise SequenceError(
+                    f"{path_of(cls)}(…) takes its data as keywords. Data in one value is for "
+                    f"start: {cls.__name__}.start(data)."
+                )
+            return cls.start(data)
+
+        def __getattr__(cls, name: str) -> NoReturn:
+            mend = f"Start it with {cls.__name__}(…), or {cls.__name__}.start(data, delay=…)."
+            raise no_attribute(f"The sequence {path_of(cls)}", name, mend)
+
+
+class _Runs:
+    def __get__(self, instance: object | None, owner: type[Sequence[Any]]) -> SequenceRunQuerySet:
+        return _starter_for(owner).runs(owner)
+
+
+class Sequence(Generic[D], metaclass=SequenceType):
+    """A durable sequence of steps.
+
+    ``ContactForm(name="Joel")`` writes a run with that data, and starts it on commit.
+    ``class Checkout(Sequence[Order])`` has data of that type: a pydantic model, a dataclass or a
+    TypedDict.
+    """
+
+    _definition: Definition | None = None
+    _file: str | None = None  # that declares it, if no Python does
+    _codec: typed.Codec | None = None  # of typed data
+    _stored: typed.Stored
+    _context: StepContext | None
+
+    if TYPE_CHECKING:
+        data: D
+        """What the steps share. What a step changes in it is saved when the step commits."""
+    else:
+
+        @cached_property
+        def data(self) -> Any:
+            """Of typed data only: the rest is a dict in the instance."""
+            return self._stored.read()
+
+    attempt: int
+    """Which attempt at the step this is: 1, 2, …; 0 outside a step."""
+    created: bool
+    """Whether this call started the run; false if one with its key existed."""
+    runs = _Runs()
+    """The runs of this class: a queryset."""
+
+    if TYPE_CHECKING:
+
+        def __init__(self, /, **data: Any) -> None: ...
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _declare(cls)
+
+    @classmethod
+    def start(
+        cls,
+        data: D | Mapping[str, Any] | None = None,
+        /,
+        *,
+        key: str | None = None,
+        unique: Unique = "ever",
+        delay: timedelta | int | None = None,
+    ) -> Self:
+        """Write a run with this data, and start it: when the transaction around it commits.
+
+        With a ``key``, a run that has it already (``unique="unfinished"``: and is not finished) is
+        returned instead, and ``created`` is false. ``delay`` is a timedelta or milliseconds.
+        Raises `InvalidData`.
+        """
+        return _starter_for(cls).start(cls, data, key=key, unique=unique, delay=delay)
+
+    @classmethod
+    def start_many(cls, iterable: Iterable[Any], /) -> list[Self]:
+        """Start a run for each item of data, in bulk."""
+        return _starter_for(cls).start_many(cls, iterable)
+
+    @classmethod
+    async def astart(
+        cls,
+        data: D | Mapping[str, Any] | None = None,
+        /,
+        *,
+        key: str | None = None,
+        unique: Unique = "ever",
+        delay: timedelta | int | None = None,
+    ) -> Self:
+        """`start`, for asynchronous code."""
+        return await sync_to_async(cls.start)(data, key=key, unique=unique, delay=delay)
+
+    @classmethod
+    async def astart_many(cls, iterable: Iterable[Any], /) -> list[Self]:
+        """`start_many`, for asynchronous code."""
+        return await sync_to_async(cls.start_many)(iterable)
+
+    @classmethod
+    def from_definition(
+        cls, definition: Mapping[str, Any] | Composed, /, *, name: str | None = None
+    ) -> type[Self]:
+        """A sequence that is data: a mapping whose steps name registered jobs, or a `chain`.
+
+        ``name`` is its label (``"shop.Import"``), if the mapping has none. It is registered and
+        bound as any class, and inherits from this one. Raises `InvalidDefinition`.
+        """
+        assert _builder is not None  # importing the package has installed it
+        module = sys._getframe(1).f_globals["__name__"]
+        built: type[Self] = _builder(cls, definition, name=name, module=module)
+        return built
+
+    @classmethod
+    def _bind(
+        cls,
+        *,
+        data: Any,
+        run: SequenceRun | None = None,
+        created: bool = False,
+        attempt: int = 0,
+        context: StepContext | None = None,
+    ) -> Self:
+        sequence = object.__new__(cls)
+        if run is not None:
+            sequence.run = run
+        if cls._codec is None:
+            sequence.data = data
+        else:
+            sequence._hold(data)
+        sequence.created, sequence.attempt, sequence._context = created, attempt, context
+        return sequence
+
+    def _hold(self, data: Any) -> None:
+        """Have this data from now on: a dict of JSON, or the `Stored` of typed data."""
+        if self._codec is None:
+            self.data = data
+        else:
+            is_read = isinstance(data, typed.Stored)
+            self._stored = data if is_read else typed.Stored(self._codec, serialization.dumps(data))
+            vars(self).pop("data", None)
+
+    @cached_property
+    def run(self) -> SequenceRun:
+        """The row of this run."""
+        return self._in_step("run").run
+
+    @cached_property
+    def step_run(self) -> StepRun:
+        """The row of the step that is being performed."""
+        return self._in_step("step_run").step_run
+
+    @property
+    def idempotency_key(self) -> str:
+        """A key to hand to other services: it stays the same when this step is tried again."""
+        return self._in_step("idempotency_key").idempotency_key
+
+    def result(self, step: Step[Any] | str, default: Any = None) -> Any:
+        """What an earlier step returned, as JSON; of an event, what was delivered.
+
+        ``default`` if it has no result: it has not succeeded (yet), was skipped, or has timed out;
+        or it is a fan-out, whose items have `results`. A step that returned None has: None.
+        """
+        return self._in_step("result").result(name_of(step), default)
+
+    def results(self, step: Step[Any] | str) -> Iterator[Any]:
+        """What the items of an earlier step returned, in order; only those that succeeded."""
+        return self._in_step("results").results(name_of(step))
+
+    def outcomes(self, step: Step[Any] | str) -> Iterator[Outcome]:
+        """The items of an earlier step with how each has ended, in order; none is left out."""
+        return self._in_step("outcomes").outcomes(name_of(step))
+
+    def progress(
+        self, done: float | None = None, total: float | None = None, text: str = ""
+    ) -> None:
+        """Show how far this step is. Cheap, live, and outside the step's transaction."""
+        self._in_step("progress").progress(done, total, text)
+
+    @property
+    def failure(self) -> Failure | None:
+        """What the run has failed with, for undos and `on_failure`; None if it was cancelled."""
+        return self._in_step("failure").failure()
+
+    def _in_step(self, name: str) -> StepContext:
+        if self._context is None:
+            raise _outside_a_step(self, name)
+        return self._context
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__qualname__} {self.run}>"
+
+
+RESERVED = frozenset(
+    name for name in (*vars(Sequence), *Sequence.__annotations__) if not name.startswith("_")
+)
+
+
+class Composed(Protocol):
+    """What makes a definition: what `chain` and `group` return."""
+
+    def definition(self) -> dict[str, Any]: ...
+
+
+def define(cls: type[Sequence[Any]]) -> Definition:
+    """What an abstract class declares, which is not registered: it is kept with a run."""
+    meta = MetaOptions.of(cls)
+    steps = {name: step.with_defaults(meta.step_defaults) for name, step in _collect(cls).items()}
+    return _define(cls, meta, steps, app_label=meta.app_label or "-")
+
+
+def _declare(cls: type[Sequence[Any]]) -> None:
+    """Validate the class, and register its definition, unless it is abstract."""
+    cls._definition = None
+    check_body(cls)
+    cls._codec = typed.codec_of(cls, Sequence)
+    meta = MetaOptions.of(cls)
+    steps = {name: step.with_defaults(meta.step_defaults) for name, step in _collect(cls).items()}
+    check_names(cls, [*vars(cls), *steps], RESERVED)
+    for name, found in steps.items():
+        raise_first(f"{path_of(cls)}.{name}", step_problems(name, found, steps))
+    check_step_aliases(cls, steps)
+    check_references(cls, steps)
+    if meta.abstract:
+        return
+    _define(cls, meta, steps, app_label=meta.app_label or "-")  # all but the label is known now
+    if meta.app_label:
+        _register(cls, meta, steps)
+    else:
+        registry.when_apps_are_loaded(partial(_register, cls, meta, steps))
+
+
+def _register(cls: type[Sequence[Any]], meta: MetaOptions, steps: dict[str, Step[Any]]) -> None:
+    app_label = meta.app_label or _containing_app_label(cls)
+    cls._definition = _define(cls, meta, steps, app_label=app_label)
+    try:
+        registry.register(cls)
+    except BaseException:
+        cls._definition = None  # it was refused, and starts nothing
+        raise
+
+
+def _define(
+    cls: type[Sequence[Any]], meta: MetaOptions, steps: dict[str, Step[Any]], *, app_label: str
+) -> Definition:
+    label = f"{app_label}.{cls.__name__}"
+    if len(label) > MAX_LABEL:
+        raise invalid(cls, f"its label is longer than {MAX_LABEL} characters", "Shorten its name.")
+    return Definition(
+        label=label,
+        app_label=app_label,
+        cls=cls,
+        steps=steps,
+        plan=Plan.build(label, _nodes(cls, label, steps), where=path_of(cls)),
+        aliases=meta.aliases,
+        handoff=meta.handoff,
+        retention=meta.retention,
+        retention_failed=meta.retention_failed,
+        redact=meta.redact,
+        defaults=meta.defaults,
+        declared_name=meta.verbose_name,
+        step_defaults=frozenset(meta.step_defaults),
+    )
+
+
+def _containing_app_label(cls: type[Sequence[Any]]) -> str:
+    if config := apps.get_containing_app_config(cls.__module__):
+        return config.label
+    raise invalid(
+        cls,
+        f"its module {cls.__module__} is in no installed app",
+        "Add its app to INSTALLED_APPS, or set app_label in its Meta.",
+    )
+
+
+def _collect(cls: type) -> dict[str, Step[Any]]:
+    """The steps of a class: those of its bases in their order, then its own."""
+    names = [name for base in cls.__bases__ for name in _collect(base)]
+    names += [name for name, value in vars(cls).items() if isinstance(value, Step)]
+    found = {name: inspect.getattr_static(cls, name) for name in dict.fromkeys(names)}
+    for name, value in found.items():
+        if value is not None and not isinstance(value, Step):
+            raise invalid(
+                cls,
+                "it replaces a step with something that is not one",
+                "Decorate it with @step, or remove the step with None.",
+                step=name,
+            )
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _nodes(cls: type[Sequence[Any]], label: str, steps: dict[str, Step[Any]]) -> Iterator[Node]:
+    open_ends: list[str] = []
+    handlers = {name_of(found.on_error) for found in steps.values() if found.on_error is not None}
+    for name, found in steps.items():
+        aside = found.kind in ASIDE or (name in handlers and found.after is None)
+        after: list[str] = []
+        if not aside:
+            after = open_ends if found.after is None else [name_of(one) for one in found.after]
+            open_ends = [*(end for end in open_ends if end not in after), name]
+        yield Node(
+            name=name,
+            after=tuple(after),
+            actor=f"{label}.{name}",
+            queue=found.options.get("queue_name", "default"),
+            kind=found.kind,
+            undoes=name_of(found.undoes) if isinstance(found, Undo) else "",
+            attempted=isinstance(found, Undo) and _undoes_attempted(found, steps),
+            on_error="" if found.on_error is None else name_of(found.on_error),
+            aside=aside,
+        )
+
+
+def _undoes_attempted(undo: Undo, steps: dict[str, Step[Any]]) -> bool:
+    if undo.attempted is None:
+        return not steps[name_of(undo.undoes)].atomic
+    return undo.attempted
+
+
+def _starter_for(cls: type[Sequence[Any]]) -> Starter:
+    if _starter is None:
+        raise SequenceError(
+            f"{path_of(cls)} cannot be used before Django is ready."
+            " Add the app to INSTALLED_APPS, and call this later than at import."
+        )
+    if cls._definition is None:
+        raise SequenceError(f"{path_of(cls)} is abstract. Start a subclass that is not.")
+    return _starter
+
+
+def _outside_a_step(sequence: Sequence[Any], name: str) -> SequenceError:
+    return SequenceError(f"{path_of(type(sequence))}.{name} is only there inside a step.")

@@ -1,0 +1,384 @@
+"""A run that fails, or is cancelled so, undoes what it has done: one step run after the other.
+
+First what executes comes to its end, then the undos run, newest first. Then comes `on_failure`, and
+then the end. All under the run's lock, in the transaction of what came before: there is no moment
+at which a crash forgets the next undo.
+
+The undo of a subsequence is that of its children, unless it declares its own. They are stopped with
+their parent, and have their turns one after the other, newest first. As locks go from the parent to
+its children, never back, the end of a child is told by a look after its commit, or by the sweep's.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from django.db.models import Exists, OuterRef, Q, QuerySet
+
+from ..definitions.plan import ASIDE, Node, Plan
+from ..models import PLAIN, UNFINISHED_STEP, Operation, RunStatus, SequenceRun, StepRun, StepStatus
+from . import clock, plans, runs, starts, subsequences
+from .locking import lock_run, transact
+from .subsequences import Undoing
+from .types import Claim, Dispatch, dispatch_of, new_row
+
+#: The `ending` of a run that only comes to a standstill: its parent has another undo for it.
+STANDSTILL = "standstill"
+_WAITS_FOR_ITEMS = Q(kind="each", status=StepStatus.WAITING, payload__isnull=False)
+
+
+def stop(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
+    """A step has finally failed: hold what has not begun; the run fails when nothing runs.
+
+    First held, then read: a step that was claimed just before is seen to run. Items that run end
+    first, too; the step that waits for them is looked after until then.
+    """
+    if run.is_finished:
+        return []
+    waiting = (StepStatus.QUEUED, StepStatus.WAITING)
+    runs.unfinished(run, using).filter(status__in=waiting).update(wake_at=None)
+    executing = runs.unfinished(run, using).exclude(status__in=waiting)
+    items = executing.filter(item__gt=PLAIN)
+    for own in _rows(run, using).filter(kind="each", step__in=items.values("step")):
+        wait_for_running_items(own, now, using)
+    if executing.exists() or plan.outcome(runs.states_of(run, using)) is None:
+        return []
+    return begin(run, plan, RunStatus.FAILED, now, using)
+
+
+def begin(
+    run: SequenceRun, plan: Plan, ending: RunStatus, now: datetime, using: str
+) -> list[Dispatch]:
+    """The run ends so, once all is undone. What has not begun never will."""
+    fails = ending == RunStatus.FAILED and plan.on_failure is not None
+    if fails or has_undo(run, plan, using):
+        run.status, run.ending = RunStatus.UNDOING, ending
+        return go_on(run, plan, now, using)
+    if ending == RunStatus.CANCELLED:
+        subsequences.cancel(runs.steps_of(run, using), now, using)
+        runs.end_unfinished(run, StepStatus.CANCELLED, now, using)
+    runs.end(run, ending, now)
+    return []
+
+
+def has_undo(run: SequenceRun, plan: Plan, using: str) -> bool:
+    """Whether it, or a run below it, has something to undo, or may have before it is stopped."""
+    if not run.is_finished and plan.undos:
+        return True
+    if any(_not_undone(run, plan, node, using) for node in plan.undos):
+        return True
+    if not plan.subsequences:
+        return False
+    below = (child for own in _parents(run, plan, using) for child in _candidates(own, using))
+    return any(has_undo(child, plans.load(child.plan_id, using), using) for child in below)
+
+
+def stops_here(run: SequenceRun, step: StepRun | Claim) -> bool:
+    """Whether this step is not tried again: its run is being undone, and waits for its end."""
+    return run.status == RunStatus.UNDOING and step.kind not in ASIDE
+
+
+def go_on(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
+    """What comes next in an undoing: another undo, or `on_failure`, or the end."""
+    if _settle(run, now, using):
+        return []
+    if run.ending == STANDSTILL:
+        return _stand_still(run, now, using)
+    busy = _rows(run, using).filter(kind__in=ASIDE, status__in=UNFINISHED_STEP)
+    # An `on_failure` that is held has its turn after the undos.
+    if not run.ending or busy.filter(wake_at__isnull=False).exists():
+        return []
+    while not (plan.subsequences and subsequences.note_undoing(run, now, using)):
+        if has_failed(run, using):
+            run.ending = RunStatus.FAILED
+            return _close(run, plan, now, using)
+        newest = _newest(run, plan, using)
+        if newest is None:
+            return _close(run, plan, now, using)
+        node, row = newest
+        if ready := _undo(run, plan, node, row, now, using):
+            return ready
+    return []
+
+
+def _settle(run: SequenceRun, now: datetime, using: str) -> bool:
+    """Cancel what has not begun. Returns whether something still executes.
+
+    First written, then read: a step that was claimed just before is seen to run.
+    """
+    main = runs.unfinished(run, using).exclude(kind__in=ASIDE)
+    if not main.exists():
+        return False
+    main.exclude(status=StepStatus.RUNNING).exclude(_WAITS_FOR_ITEMS).update(**_cancelled(now))
+    running = list(main.filter(status=StepStatus.RUNNING).values_list("step", "item"))
+    _stop_items(main, {step for step, item in running if item != PLAIN}, now, using)
+    _stop_children(run, now, using)
+    return bool(running)
+
+
+def _cancelled(now: datetime) -> dict[str, object]:
+    status = StepStatus.CANCELLED
+    return {"status": status, "token": None, "wake_at": None, "due_at": None, "finished_at": now}
+
+
+def _stop_items(main: QuerySet[StepRun], busy: set[str], now: datetime, using: str) -> None:
+    """The fan-outs without an item that executes are cancelled; the others wait for those."""
+    for own in main.filter(_WAITS_FOR_ITEMS):
+        if own.step in busy:
+            wait_for_running_items(own, now, using)
+        else:
+            main.filter(pk=own.pk).update(**_cancelled(now))
+
+
+def wait_for_running_items(own: StepRun, now: datetime, using: str) -> None:
+    """Have the end of every item be looked at: none is released any more."""
+    own.payload = {**(own.payload or {}), "stopping": True}
+    own.wake_at = now + clock.grace()
+    own.save(using=using, update_fields=["payload", "wake_at"])
+
+
+def _stop_children(run: SequenceRun, now: datetime, using: str) -> None:
+    """The runs below begin nothing more, and wait until they have their turn."""
+    for child in subsequences.lock_unfinished(runs.steps_of(run, using), using):
+        if child.status != RunStatus.UNDOING:
+            child.status, child.ending = RunStatus.UNDOING, ""
+            _settle(child, now, using)
+            runs.save(child, now, using)
+
+
+def _undo(
+    run: SequenceRun, plan: Plan, node: Node | None, row: StepRun, now: datetime, using: str
+) -> list[Dispatch]:
+    """Undo this step run, by that step or by its children's own undos. Nothing: look again."""
+    if node is None:
+        return _undo_child(run, row, now, using)
+    stopped = _rows(run, using).filter(pk=row.pk)
+    unfinished = list(subsequences.lock_unfinished(stopped, using))
+    for child in unfinished:
+        child.ending = STANDSTILL
+        go_on(child, plans.load(child.plan_id, using), now, using)
+        runs.save(child, now, using)
+    return [] if unfinished else _insert(run, plan, node, row, now, using)
+
+
+def _stand_still(run: SequenceRun, now: datetime, using: str) -> list[Dispatch]:
+    """Nothing of it executes; as soon as that is true of all below it, too, it is cancelled."""
+    for child in subsequences.lock_unfinished(runs.steps_of(run, using), using):
+        if child.ending != STANDSTILL:
+            child.ending = STANDSTILL
+            go_on(child, plans.load(child.plan_id, using), now, using)
+            runs.save(child, now, using)
+    if not subsequences.note_undoing(run, now, using):
+        runs.end(run, RunStatus.CANCELLED, now)
+    return []
+
+
+def _undo_child(run: SequenceRun, own: StepRun, now: datetime, using: str) -> list[Dispatch]:
+    """Give the newest child its turn; it may have none of its own to undo, and end at once."""
+    newest = _newest_child(own, using)
+    child = None if newest is None else lock_run(newest.pk, using)
+    if child is None or (child.is_finished and child.status != RunStatus.SUCCEEDED):
+        return []  # somebody has ended it meanwhile
+    _look_after(own, now, using)
+    child.status, child.ending, child.finished_at = RunStatus.UNDOING, RunStatus.CANCELLED, None
+    _record(child, "cancel_and_undo", run, now, using)
+    ready = go_on(child, plans.load(child.plan_id, using), now, using)
+    runs.save(child, now, using)
+    return ready
+
+
+def _look_after(own: StepRun, now: datetime, using: str) -> None:
+    """From now on its children are undone, and the sweep sees to it."""
+    own.payload = {**(own.payload or {}), "undo": Undoing.RUNNING}
+    own.queued_at, own.wake_at = now, now + clock.grace()
+    own.save(using=using, update_fields=["payload", "queued_at", "wake_at"])
+
+
+def _record(
+    child: SequenceRun, action: str, parent: SequenceRun, now: datetime, using: str
+) -> None:
+    Operation._base_manager.using(using).create(
+        run=child, action=action, reason=f"its parent {parent.pk} is undone", done_at=now
+    )
+
+
+def _close(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
+    """All is undone, or an undo has failed: `on_failure`, if it is due, and then the end."""
+    last = plan.on_failure
+    if last is not None and run.ending == RunStatus.FAILED:
+        rows = _rows(run, using).filter(step=last.name)
+        if not rows.exists():
+            return _insert(run, plan, last, None, now, using)
+        if rows.filter(status=StepStatus.WAITING).update(**_queued(now)):
+            return [dispatch_of(row, plan) for row in rows]
+    runs.end(run, RunStatus(run.ending), now)
+    return []
+
+
+def look(step_run_id: int, using: str) -> list[Dispatch]:
+    """A child of this step run may have ended: end its wait, or go on with the undoing."""
+    return subsequences.look(step_run_id, using) or resume(step_run_id, using)
+
+
+def resume(step_run_id: int, using: str) -> list[Dispatch]:
+    """Go on with the undoing of the run, if children of this step run were undone."""
+    row = StepRun._base_manager.using(using).filter(pk=step_run_id).first()
+    if row is None or row.status in UNFINISHED_STEP:
+        return []
+    return transact(using, lambda: _resume(row.run_id, using))
+
+
+def _resume(run_id: UUID, using: str) -> list[Dispatch]:
+    run = lock_run(run_id, using)
+    return [] if run is None else proceed(run, clock.now(using), using)
+
+
+def proceed(run: SequenceRun, now: datetime, using: str) -> list[Dispatch]:
+    """Go on with the undoing of this locked run, if it is one."""
+    if run.status != RunStatus.UNDOING:
+        subsequences.note_undoing(run, now, using)
+        return []
+    ready = go_on(run, plans.load(run.plan_id, using), now, using)
+    runs.save(run, now, using)
+    return ready
+
+
+def can_retry(run: SequenceRun, plan: Plan, using: str) -> bool:
+    """Whether an undo has failed, or `on_failure` after all undos."""
+    last = plan.on_failure
+    failed = _rows(run, using).filter(status=StepStatus.FAILED)
+    return has_failed(run, using) or (last is not None and failed.filter(step=last.name).exists())
+
+
+def has_failed(run: SequenceRun, using: str) -> bool:
+    """Whether an undo has failed for good: its own, or one of a run below it."""
+    return _rows(run, using).filter(subsequences.failed_undo()).exists()
+
+
+def retry(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
+    """Go on with what has failed of this locked run's undoing; `on_failure` comes after it."""
+    run.status, run.finished_at = RunStatus.UNDOING, None
+    failed = _rows(run, using).filter(status=StepStatus.FAILED)
+    again = {"attempts": 0, "lost": 0, "token": None, "due_at": None, "finished_at": None}
+    failed.filter(kind="on_failure").update(status=StepStatus.WAITING, **again)
+    undos = list(failed.filter(kind="undo").values_list("pk", flat=True))
+    failed.filter(kind="undo").update(**again, **_queued(now))
+    ready = [dispatch_of(row, plan) for row in _rows(run, using).filter(pk__in=undos)]
+    for own in _rows(run, using).filter(kind="subsequence", payload__undo=Undoing.FAILED):
+        ready += _retry_children(run, own, now, using)
+    return ready or go_on(run, plan, now, using)
+
+
+def _retry_children(run: SequenceRun, own: StepRun, now: datetime, using: str) -> list[Dispatch]:
+    _look_after(own, now, using)
+    undo = StepRun._base_manager.using(using).filter(subsequences.failed_undo(), run=OuterRef("pk"))
+    failed = subsequences.of(own, using).filter(Exists(undo), status=RunStatus.FAILED)
+    ready: list[Dispatch] = []
+    for run_id in list(failed.order_by("pk").values_list("pk", flat=True)):
+        child = lock_run(run_id, using)
+        if child is not None and child.status == RunStatus.FAILED:
+            _record(child, "retry", run, now, using)
+            ready += retry(child, plans.load(child.plan_id, using), now, using)
+            runs.save(child, now, using)
+    return ready
+
+
+def _queued(now: datetime) -> dict[str, object]:
+    values = {"status": StepStatus.QUEUED, "ready_at": now, "queued_at": now, "dispatches": 0}
+    return {**values, "wake_at": now + clock.grace()}
+
+
+def undone(run: SequenceRun, plan: Plan, using: str) -> frozenset[str]:
+    """The steps that were undone, or tried to be."""
+    undos = _rows(run, using).filter(kind="undo").values_list("step", flat=True)
+    names = {plan.node(name).undoes for name in undos}
+    if plan.subsequences:
+        below = _rows(run, using).filter(kind="subsequence", payload__undo__in=subsequences.UNDONE)
+        names.update(below.values_list("step", flat=True))
+    return frozenset(names)
+
+
+def forget(run: SequenceRun, plan: Plan, steps: frozenset[str], using: str) -> None:
+    """Remove the undos of these steps, and what was done at the failure: all begins again."""
+    names = {node.name for node in plan.undos if node.undoes in steps}
+    if plan.on_failure is not None:
+        names.add(plan.on_failure.name)
+    runs.remove(run, names, using)
+
+
+def _newest(run: SequenceRun, plan: Plan, using: str) -> tuple[Node | None, StepRun] | None:
+    """The newest step run that has an undo which has not begun; no node: its children have one."""
+    found: list[tuple[Node | None, StepRun]] = [
+        (node, row) for node in plan.undos if (row := _not_undone(run, plan, node, using))
+    ]
+    if plan.subsequences and (row := _newest_parent(run, plan, using)):
+        found.append((None, row))
+    return max(found, key=lambda pair: pair[1].pk, default=None)
+
+
+def _newest_parent(run: SequenceRun, plan: Plan, using: str) -> StepRun | None:
+    """The newest step run that has a child to be undone by its own undos."""
+    rows = _parents(run, plan, using).order_by("-pk")
+    return next((row for row in rows if _newest_child(row, using)), None)
+
+
+def _parents(run: SequenceRun, plan: Plan, using: str) -> QuerySet[StepRun]:
+    """The step runs whose children are undone by their own undos."""
+    rows = _rows(run, using).filter(kind="subsequence", payload__isnull=False)
+    for node in plan.undos:
+        rows = rows.exclude(_done(node), step=node.undoes)
+    return rows
+
+
+def _newest_child(own: StepRun, using: str) -> SequenceRun | None:
+    """The newest that was stopped, or goes on again, or has succeeded with something to undo."""
+    for child in _candidates(own, using).order_by("-pk"):
+        if not child.is_finished or has_undo(child, plans.load(child.plan_id, using), using):
+            return child
+    return None
+
+
+def _candidates(own: StepRun, using: str) -> QuerySet[SequenceRun]:
+    found = subsequences.of(own, using)
+    is_open = Q(status__in=(RunStatus.RUNNING, RunStatus.PAUSED))
+    is_stopped = Q(status=RunStatus.UNDOING, ending="")
+    succeeded = Q(status=RunStatus.SUCCEEDED, plan__in=_plans_with_undos(found, using))
+    return found.filter(is_open | is_stopped | succeeded)
+
+
+def _plans_with_undos(found: QuerySet[SequenceRun], using: str) -> list[int]:
+    ids = found.filter(status=RunStatus.SUCCEEDED).values_list("plan", flat=True).distinct()
+    loaded = {plan_id: plans.load(plan_id, using) for plan_id in ids}
+    return [plan_id for plan_id, plan in loaded.items() if plan.undos or plan.subsequences]
+
+
+def _not_undone(run: SequenceRun, plan: Plan, node: Node, using: str) -> StepRun | None:
+    begun = _rows(run, using).filter(step=node.name, item=OuterRef("item"))
+    rows = _rows(run, using).filter(_done(node), ~Exists(begun), step=node.undoes)
+    # Of a fan-out the items are undone, not the row that waited for them.
+    is_fan_out = plan.node(node.undoes).kind == "each"
+    rows = rows.filter(item__gt=PLAIN) if is_fan_out else rows
+    return rows.order_by("-pk").first()
+
+
+def _done(node: Node) -> Q:
+    """Of what this step undoes: the step runs that it is for."""
+    done = Q(status=StepStatus.SUCCEEDED)
+    if node.attempted:
+        done |= Q(status__in=(StepStatus.FAILED, StepStatus.CANCELLED), started_at__isnull=False)
+    return done
+
+
+def _insert(
+    run: SequenceRun, plan: Plan, node: Node, of: StepRun | None, now: datetime, using: str
+) -> list[Dispatch]:
+    row = new_row(run.pk, node, now, now + clock.grace())
+    if of is not None and of.item != PLAIN:
+        row.item, row.payload = of.item, {"item": of.payload, "result": of.result}
+    starts.insert([row], using)
+    return [dispatch_of(row, plan)]
+
+
+def _rows(run: SequenceRun, using: str) -> QuerySet[StepRun]:
+    return StepRun._base_manager.using(using).filter(run=run.pk)

@@ -1,0 +1,592 @@
+"""What people and programs do to a run from outside.
+
+Each deed locks the run and writes every step run that it concerns: a step that is running just
+then meets its own row changed when it commits, and rolls back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from math import ceil
+from typing import Any
+from uuid import UUID
+
+from django.db import IntegrityError
+from django.db.models import Case, Q, QuerySet, When
+
+from ..data.redaction import redact
+from ..definitions import registry
+from ..definitions.plan import ASIDE, Plan
+from ..exceptions import InvalidTransition
+from ..models import PLAIN, UNFINISHED_RUN, Operation, RunStatus, SequenceRun, StepRun, StepStatus
+from . import clock, commits, compensation, erasing, fanout, plans, runs, starts, subsequences
+from .locking import lock_run, transact
+from .refusals import with_text
+from .types import Dispatch, dispatch_of, new_row
+
+_FINISHED_RUN = tuple(status for status in RunStatus if status not in UNFINISHED_RUN)
+
+
+@dataclass(frozen=True, slots=True)
+class Deed:
+    """Who does what, and why: what an `Operation` row keeps."""
+
+    action: str
+    by: str = ""
+    step: str = ""
+    reason: str = ""
+    before: Any = None
+    after: Any = None
+
+
+class _Locked:
+    """A run under its lock, and what every deed does with it."""
+
+    def __init__(
+        self, run: SequenceRun, deed: Deed, using: str, *, keep_deliveries: bool = False
+    ) -> None:
+        self.run, self.deed, self.using = run, deed, using
+        self.keep_deliveries = keep_deliveries
+        self.now: datetime = clock.now(using)
+        plans.forget_unless_of(run.sequence, run.plan_id, using)
+        self.plan: Plan = plans.load(run.plan_id, using)
+
+    def steps(self, **conditions: Any) -> QuerySet[StepRun]:
+        return StepRun._base_manager.using(self.using).filter(run=self.run.pk, **conditions)
+
+    def allow(self, *states: str) -> None:
+        """Refuse the deed in any other state than these."""
+        if self.run.status not in states:
+            self.refuse(" or ".join(states))
+
+    def refuse(self, allowed: str) -> None:
+        raise InvalidTransition(
+            action=self.deed.action, run=self.run.pk, status=self.run.status, allowed=allowed
+        )
+
+    def done(self) -> None:
+        """Store the run, and what was done to it."""
+        runs.save(self.run, self.now, self.using)
+        with_text(self._log, self.deed, self.using)
+
+    def _log(self, deed: Deed) -> None:
+        Operation._base_manager.using(self.using).create(
+            run=self.run,
+            action=deed.action,
+            step=deed.step[:100],
+            reason=deed.reason,
+            by=deed.by[:150],
+            before=deed.before,
+            after=deed.after,
+            done_at=self.now,
+        )
+
+    def wake(self) -> list[Dispatch]:
+        """Let go what was held: the due at once, the others when their time comes."""
+        held = self.steps(wake_at__isnull=True)
+        timed = held.filter(due_at__isnull=False)
+        for row in timed.filter(status__in=(StepStatus.WAITING, StepStatus.RETRYING)):
+            due = row.due_at
+            if due is not None and due > self.now:
+                # Its message, if it had one, may have come and gone during the pause.
+                held.filter(pk=row.pk).update(status=StepStatus.WAITING, wake_at=due)
+            elif due is not None:
+                held.filter(pk=row.pk).update(**self.queued())
+        held.filter(status=StepStatus.QUEUED).update(**self.queued())
+        ended = []
+        for own in subsequences.waiting(self.run, self.using):
+            self.steps(pk=own.pk).update(wake_at=self.now + clock.grace())
+            ended += subsequences.look(own.pk, self.using)
+        for own in fanout.waiting(self.run, self.using):
+            self.steps(pk=own.pk).update(wake_at=self.now + clock.grace())
+            fanout.go_on(self.run, self.plan, own.step, self.now, self.using)
+        woken = self.steps(status=StepStatus.QUEUED, queued_at=self.now)
+        return ended + [dispatch_of(row, self.plan) for row in woken.order_by("pk")]
+
+    def wake_retries(self) -> list[Dispatch]:
+        """Let go only the retries: beside a step that has finally failed nothing else goes on."""
+        retries = self.steps(wake_at__isnull=True, status=StepStatus.RETRYING)
+        return [self._wake_retry(row) for row in retries.order_by("pk")]
+
+    def _wake_retry(self, row: StepRun) -> Dispatch:
+        due = max(row.due_at or self.now, self.now)
+        self.steps(pk=row.pk).update(wake_at=due + clock.grace(), queued_at=self.now, dispatches=0)
+        delay = ceil((due - self.now) / timedelta(milliseconds=1)) or None
+        return dispatch_of(row, self.plan, delay)
+
+    def queued(self) -> dict[str, Any]:
+        return {
+            "status": StepStatus.QUEUED,
+            "queued_at": self.now,
+            "dispatches": 0,
+            "wake_at": self.now + clock.grace(),
+        }
+
+    def receive(self, row: StepRun) -> list[Dispatch]:
+        """End the wait of an event's row: it is claimed like any other, unless it is held."""
+        held = self.run.status != RunStatus.RUNNING or self.is_failing()
+        values = self.queued() | ({"wake_at": None} if held else {})
+        self.steps(pk=row.pk, status=StepStatus.WAITING).update(**values, due_at=None)
+        return [] if held else [dispatch_of(row, self.plan)]
+
+    def requeue_cancelled(self) -> list[SequenceRun]:
+        """Begin again what was cancelled; a delay that was not over begins again, too.
+
+        Returns the children that are to begin again.
+        """
+        cancelled = self.steps(status=StepStatus.CANCELLED)
+        cancelled.filter(attempts=0).update(delayed=False)
+        fanout.reopen(cancelled.filter(item=PLAIN), self.using)
+        ended = self._reopen_parents(cancelled.filter(item=PLAIN))
+        self.requeue(cancelled)
+        return ended
+
+    def requeue(self, rows: QuerySet[StepRun]) -> None:
+        """Begin these again, held until `wake`: no failed attempt counts any more."""
+        rows.filter(kind="event").update(payload=None)
+        rows.update(
+            status=StepStatus.QUEUED, token=None, attempts=0, lost=0, ready_at=self.now,
+            # An item may have lost its place: its claim finds it another.
+            wake_at=None, due_at=Case(When(kind="item", then=self.now), default=None),
+            finished_at=None,
+        )  # fmt: skip
+
+    def begin_failed_again(self) -> list[Dispatch]:
+        """This run, and those of its children that did not succeed."""
+        self.forget_failure()
+        failed = self._reopen()
+        return self.begin_children_again(failed) + self.go_on()
+
+    def begin_children_again(self, ended: list[SequenceRun]) -> list[Dispatch]:
+        return [one for child in ended for one in self._begin_child_again(child)]
+
+    def _begin_child_again(self, child: SequenceRun) -> list[Dispatch]:
+        run = lock_run(child.pk, self.using)
+        if run is None or not run.is_finished or run.status == RunStatus.SUCCEEDED:
+            return []
+        deed = Deed(self.deed.action, self.deed.by, reason=f"so is its parent {self.run.pk}")
+        locked = _Locked(run, deed, self.using, keep_deliveries=self.keep_deliveries)
+        if locked.undone():  # it begins from nothing
+            every = frozenset(locked.plan.names)
+            locked.forget_deliveries(every)
+            compensation.forget(run, locked.plan, every, self.using)
+            subsequences.part(locked.steps(), self.using)
+            runs.remove(run, every, self.using)
+        dispatches = locked.begin_failed_again()
+        locked.done()
+        return dispatches
+
+    def _reopen(self) -> list[SequenceRun]:
+        """Hold the failed steps, and the retrying, to begin again; of a fan-out its failed items.
+
+        Returns the children that are to begin again, too.
+        """
+        ended = []
+        if self.run.is_finished:  # what has not begun was held, or cancelled
+            ended = self.requeue_cancelled()
+        failed = self.plan.failed(runs.states_of(self.run, self.using))
+        rows = self.steps(item=PLAIN, status=StepStatus.FAILED, step__in=failed)
+        fanout.reopen(rows, self.using)
+        ended += self._reopen_parents(rows)
+        self.requeue(rows)
+        self.requeue(self.steps(status=StepStatus.RETRYING))
+        return ended
+
+    def _reopen_parents(self, rows: QuerySet[StepRun]) -> list[SequenceRun]:
+        """Of those that wait for children: the failed children are begun again, not the wait."""
+        failed: list[SequenceRun] = []
+        for own in rows.filter(kind="subsequence", payload__isnull=False):
+            failed += subsequences.unsuccessful(self.steps(pk=own.pk), self.using)
+            self.steps(pk=own.pk).update(
+                status=StepStatus.WAITING, attempts=0, lost=0, finished_at=None
+            )
+        return failed
+
+    def undone(self) -> frozenset[str]:
+        return compensation.undone(self.run, self.plan, self.using)
+
+    def retry_undo(self) -> list[Dispatch]:
+        """Go on with the undo that has failed, or with `on_failure`."""
+        self.allow(RunStatus.FAILED)
+        if not compensation.can_retry(self.run, self.plan, self.using):
+            self.refuse("not undone: restart_from() begins again")
+        self._begin_again()
+        return compensation.retry(self.run, self.plan, self.now, self.using)
+
+    def skip_aside(self, step: str) -> list[Dispatch]:
+        """Go on with the undoing, without this undo."""
+        self.allow(RunStatus.FAILED)
+        failed = self.steps(step=step, status=StepStatus.FAILED)
+        if not failed.update(status=StepStatus.SKIPPED):
+            _refuse_step(self, "failed")
+        self._begin_again()
+        self.run.status = RunStatus.UNDOING
+        return compensation.go_on(self.run, self.plan, self.now, self.using)
+
+    def forget_deliveries(self, steps: frozenset[str]) -> None:
+        """Have the events among these steps ask again; the operation names those that had one."""
+        delivered = [name for name in self.run.inbox if name in steps]
+        if not delivered:
+            return
+        kept = delivered if self.keep_deliveries else []
+        self.deed = replace(self.deed, before={"deliveries": delivered}, after={"deliveries": kept})
+        inbox = self.run.inbox.items()
+        self.run.inbox = {name: value for name, value in inbox if name in kept or name not in steps}
+
+    def forget_failure(self) -> None:
+        """The run goes on: it will have another failure, or none."""
+        compensation.forget(self.run, self.plan, frozenset(), self.using)
+
+    def go_on(self) -> list[Dispatch]:
+        """The run runs again, if it had ended, and what is ready is dispatched."""
+        if self.run.finished_at is not None:
+            self._begin_again()
+        ready = commits.advance(self.run, self.plan, self.now, self.using)
+        if self.run.status != RunStatus.RUNNING or self.is_failing():
+            return ready
+        woken = self.wake()
+        known = {dispatch.step_run_id for dispatch in woken}
+        return woken + [dispatch for dispatch in ready if dispatch.step_run_id not in known]
+
+    def _begin_again(self) -> None:
+        self.run.status = RunStatus.RUNNING
+        self.run.finished_at = None
+        if self.run.key is not None and self.run.held_key is None:
+            self._hold_key(self.run.key)
+
+    def _hold_key(self, key: str) -> None:
+        other = self._holder(key)
+        if other is not None:
+            raise InvalidTransition(
+                f"Cannot {self.deed.action} run {self.run.pk}: run {other.pk} holds its key "
+                f"{key!r} now. Finish or cancel that one first.",
+                action=self.deed.action,
+                run=self.run.pk,
+                status=self.run.status,
+                allowed="the holder of its key",
+            )
+        self.run.held_key = key
+
+    def _holder(self, key: str) -> SequenceRun | None:
+        """The run that holds the key, under whichever name the sequence had at its start."""
+        names = registry.names_of(self.run.sequence)
+        held = Q(sequence__in=names) | Q(key_scope__in=[self.run.key_scope, *names])
+        rivals = SequenceRun._base_manager.using(self.using).exclude(pk=self.run.pk)
+        return rivals.filter(held, held_key=key).first()
+
+    def is_failing(self) -> bool:
+        return runs.is_failing(self.run, self.plan, self.using)
+
+
+def _act(
+    run_id: UUID, deed: Deed, using: str, function: Callable[[_Locked], list[Dispatch]]
+) -> list[Dispatch]:
+    def locked() -> list[Dispatch]:
+        run = lock_run(run_id, using)
+        if run is None:
+            raise InvalidTransition(
+                action=deed.action, run=run_id, status="gone", allowed="any other"
+            )
+        subject = _Locked(run, deed, using)
+        dispatches = function(subject)
+        subject.done()
+        return dispatches
+
+    try:
+        return transact(using, locked)
+    except IntegrityError:
+        # Another run has taken its key between the look and the write: the next look meets it.
+        return transact(using, locked)
+
+
+def pause(run_id: UUID, deed: Deed, using: str) -> list[Dispatch]:
+    """Hold what has not begun; the step in hand may commit."""
+
+    def function(locked: _Locked) -> list[Dispatch]:
+        locked.allow(RunStatus.RUNNING)
+        locked.run.status = RunStatus.PAUSED
+        states = (StepStatus.WAITING, StepStatus.QUEUED, StepStatus.RETRYING)
+        locked.steps(status__in=states).update(wake_at=None)
+        return []
+
+    return _act(run_id, deed, using, function)
+
+
+def resume(run_id: UUID, deed: Deed, using: str) -> list[Dispatch]:
+    """Let go what a pause holds."""
+
+    def function(locked: _Locked) -> list[Dispatch]:
+        locked.allow(RunStatus.PAUSED)
+        locked.run.status = RunStatus.RUNNING
+        if not locked.is_failing():
+            return locked.wake()
+        retries = locked.wake_retries()
+        return retries + compensation.stop(locked.run, locked.plan, locked.now, using)
+
+    return _act(run_id, deed, using, function)
+
+
+def cancel(run_id: UUID, deed: Deed, using: str, *, undo: bool = False) -> list[Dispatch]:
+    """End the run; nothing of it is committed any more. Before that, perhaps, undo it."""
+
+    def function(locked: _Locked) -> list[Dispatch]:
+        locked.allow(*UNFINISHED_RUN)
+        if undo and locked.run.status == RunStatus.UNDOING:
+            locked.refuse("running or paused: it is being undone")
+        if undo:
+            return compensation.begin(
+                locked.run, locked.plan, RunStatus.CANCELLED, locked.now, using
+            )
+        subsequences.cancel(locked.steps(), locked.now, using)
+        subsequences.note_undoing(locked.run, locked.now, using)
+        runs.end_unfinished(locked.run, StepStatus.CANCELLED, locked.now, using)
+        runs.end(locked.run, RunStatus.CANCELLED, locked.now)
+        return []
+
+    return _act(run_id, deed, using, function)
+
+
+def finish(run_id: UUID, deed: Deed, using: str) -> list[Dispatch]:
+    """Succeed the run as it is; what has not ended is skipped."""
+
+    def function(locked: _Locked) -> list[Dispatch]:
+        locked.allow(RunStatus.RUNNING, RunStatus.PAUSED)
+        subsequences.cancel(locked.steps(), locked.now, using)
+        runs.skip_unfinished(locked.run, locked.now, using)
+        runs.end(locked.run, RunStatus.SUCCEEDED, locked.now)
+        return []
+
+    return _act(run_id, deed, using, function)
+
+
+def retry(run_id: UUID, deed: Deed, using: str) -> list[Dispatch]:
+    """Begin the failed steps again, and let go what their failure holds.
+
+    A step whose retry has a time of its own is retried now.
+    """
+
+    def function(locked: _Locked) -> list[Dispatch]:
+        if locked.undone():
+            return locked.retry_undo()
+        retrying = locked.steps(status=StepStatus.RETRYING)
+        if not locked.is_failing() and not retrying.exists():
+            locked.refuse("failed, or with a step that is retrying")
+        locked.allow(RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FAILED)
+        return locked.begin_failed_again()
+
+    return _act(run_id, deed, using, function)
+
+
+_SKIPPABLE = (StepStatus.FAILED, StepStatus.WAITING, StepStatus.QUEUED, StepStatus.RETRYING)
+
+
+def skip(run_id: UUID, deed: Deed, using: str) -> list[Dispatch]:
+    """Go on without this step."""
+
+    def function(locked: _Locked) -> list[Dispatch]:
+        locked.allow(RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FAILED)
+        if locked.plan.node(deed.step).kind in ASIDE:
+            return locked.skip_aside(deed.step)
+        if locked.undone():
+            locked.refuse("not undone: restart_from() begins again")
+        rows = locked.steps(step=deed.step)
+        ended = {"status": StepStatus.SKIPPED, "finished_at": locked.now}
+        ended |= {"token": None, "wake_at": None, "due_at": None}
+        states = runs.states_of(locked.run, using)
+        if states.get(deed.step) == StepStatus.FAILED and deed.step not in locked.plan.failed(
+            states
+        ):
+            _refuse_step(locked, "one in whose place no other goes on")
+        # The write decides, not a look before it: a claim may come in between.
+        if not rows.filter(item=PLAIN, status__in=_SKIPPABLE).update(**ended):
+            _refuse_step(locked, "failed, waiting, queued or retrying")
+        subsequences.cancel(rows, locked.now, using)
+        items = rows.filter(item__gt=PLAIN)
+        items.filter(status__in=(*_SKIPPABLE, StepStatus.RUNNING)).update(**ended)
+        again = locked.requeue_cancelled() if locked.run.is_finished else []
+        locked.forget_failure()
+        return locked.begin_children_again(again) + locked.go_on()
+
+    return _act(run_id, deed, using, function)
+
+
+#: Whose wait is a time's only until they have begun: then they have a payload.
+_WAIT_FOR_OTHERS = ("event", "each", "subsequence")
+_TIMED = Q(status=StepStatus.RETRYING) | (
+    Q(status=StepStatus.WAITING, due_at__isnull=False)
+    & ~Q(kind__in=_WAIT_FOR_OTHERS, payload__isnull=False)
+)
+
+
+def run_now(run_id: UUID, deed: Deed, using: str) -> list[Dispatch]:
+    """Let a step wait for its time no longer; of a fan-out every item that waits for one.
+
+    Their time is now, so that what counts from it counts on. The messages that were sent with
+    the delay come later: they find the rows claimed, or are as good as these.
+    """
+
+    def function(locked: _Locked) -> list[Dispatch]:
+        if locked.run.status == RunStatus.PAUSED:
+            locked.refuse("running: resume() it first")
+        locked.allow(RunStatus.RUNNING, RunStatus.UNDOING)
+        timed = locked.steps(step=deed.step).filter(_TIMED)
+        # The write decides, not a look before it: a claim or a sweep may come in between.
+        due = locked.queued() | {"due_at": locked.now}
+        if not timed.filter(wake_at__isnull=False).update(**due):
+            _refuse_step(locked, _held_or_not_timed(timed))
+        # One of the same moment that was queued before gets a message too many, and no harm.
+        queued = locked.steps(step=deed.step, status=StepStatus.QUEUED, queued_at=locked.now)
+        return [dispatch_of(row, locked.plan) for row in queued.order_by("pk")]
+
+    return _act(run_id, deed, using, function)
+
+
+def _held_or_not_timed(timed: QuerySet[StepRun]) -> str:
+    if timed.exists():
+        return "in a run without a failed step, which holds it: retry() or skip() that one first"
+    return "waiting for its own time, or for its next attempt"
+
+
+def _refuse_step(locked: _Locked, allowed: str) -> None:
+    # Of a fan-out its own row tells, not an item.
+    row = locked.steps(step=locked.deed.step).order_by("item").first()
+    status = "not begun" if row is None else row.status
+    deed = locked.deed
+    raise InvalidTransition(
+        f"Cannot {deed.action} step {deed.step!r} of run {locked.run.pk}: the step is "
+        f"{status}; it must be {allowed}.",
+        action=deed.action,
+        run=locked.run.pk,
+        status=status,
+        allowed=allowed,
+    )
+
+
+def restart_from(
+    run_id: UUID, deed: Deed, using: str, *, keep_deliveries: bool = False
+) -> list[Dispatch]:
+    """Begin again with this step, and do again all that comes after it."""
+
+    def function(locked: _Locked) -> list[Dispatch]:
+        locked.keep_deliveries = keep_deliveries
+        locked.allow(RunStatus.RUNNING, RunStatus.PAUSED, *_FINISHED_RUN)
+        if not locked.steps(step=deed.step).exists():
+            _refuse_step(locked, "begun")
+        if locked.plan.node(deed.step).kind in ASIDE:
+            _refuse_step(locked, "of the main line: retry() goes on with an undo")
+        again = locked.plan.again(deed.step)
+        if kept := locked.undone() - again:
+            locked.refuse(f"without undone steps that are not done again: {', '.join(kept)}")
+        locked.forget_deliveries(again)
+        compensation.forget(locked.run, locked.plan, again, using)
+        subsequences.cancel(locked.steps(step__in=again), locked.now, using)
+        subsequences.part(locked.steps(step__in=again), using)
+        runs.remove(locked.run, again, using)
+        ended = locked.requeue_cancelled()
+        if locked.is_failing():
+            locked.refuse("without another failed step: retry() or skip() that one")
+        row = new_row(run_id, locked.plan.node(deed.step), locked.now, None)
+        starts.insert([row], using)
+        return locked.begin_children_again(ended) + locked.go_on()
+
+    return _act(run_id, deed, using, function)
+
+
+_RECEIVES = (
+    StepStatus.WAITING,
+    StepStatus.QUEUED,
+    StepStatus.RUNNING,
+    StepStatus.RETRYING,
+    StepStatus.FAILED,
+)
+
+
+def deliver(run_id: UUID, payload: Any, deed: Deed, using: str) -> tuple[list[Dispatch], bool]:
+    """Keep a payload for an event, and end its wait. False: there was one already."""
+    counts = True
+
+    def function(locked: _Locked) -> list[Dispatch]:
+        nonlocal counts
+        locked.allow(RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FAILED)
+        row = locked.steps(step=deed.step).first()
+        counts = deed.step not in locked.run.inbox
+        if not counts:
+            return []
+        if row is not None and row.status not in _RECEIVES:
+            _refuse_step(locked, "waiting, or not begun")
+        locked.run.inbox = {**locked.run.inbox, deed.step: payload}
+        if row is None or row.status != StepStatus.WAITING:
+            return []  # it finds the payload when it looks, or when it commits its wait
+        if row.payload is None and row.due_at is not None:
+            return []  # its own delay is not over
+        return locked.receive(row)
+
+    return _act(run_id, deed, using, function), counts
+
+
+def edit(
+    run_id: UUID,
+    version: int,
+    data: dict[str, Any],
+    hidden: tuple[str, ...],
+    deed: Deed,
+    using: str,
+) -> list[Dispatch]:
+    """Put other data in the place of the run's, while no step runs."""
+
+    def function(locked: _Locked) -> list[Dispatch]:
+        if locked.steps(status=StepStatus.RUNNING).exists():
+            locked.refuse("without a running step")
+        if locked.run.version != version:
+            raise InvalidTransition(
+                f"Cannot edit run {run_id}: it has changed since it was read (version "
+                f"{version}, now {locked.run.version}); call refresh_from_db() and look again.",
+                action=deed.action,
+                run=run_id,
+                status=locked.run.status,
+                allowed="as it was read",
+            )
+        # What is stored, not what the caller's instance shows: that may be changed in place.
+        before, after = redact(locked.run.data, hidden), redact(data, hidden)
+        locked.deed = replace(deed, before=before, after=after)
+        locked.run.data = data
+        return []
+
+    return _act(run_id, deed, using, function)
+
+
+def erase(run_id: UUID, deed: Deed, using: str, *, keep_key: bool = False) -> list[Dispatch]:
+    """Blank what the run, and those that it has started, have stored of their data, for good."""
+
+    def function(locked: _Locked) -> list[Dispatch]:
+        locked.allow(*_FINISHED_RUN)
+        below = erasing.lock_below(run_id, using)
+        _refuse_unfinished(locked, below)
+        ids = [child.pk for child in below]
+        erasing.blank([run_id, *ids], locked.now, using, keep_key=keep_key)
+        locked.run.data, locked.run.inbox = {}, {}
+        if not keep_key:
+            locked.run.held_key = None
+        reason = f"so is run {run_id} above it"
+        Operation._base_manager.using(using).bulk_create(
+            Operation(run_id=pk, action=deed.action, by=deed.by, reason=reason, done_at=locked.now)
+            for pk in ids
+        )
+        return []
+
+    return _act(run_id, deed, using, function)
+
+
+def _refuse_unfinished(locked: _Locked, below: list[SequenceRun]) -> None:
+    child = next((child for child in below if not child.is_finished), None)
+    if child is not None:
+        raise InvalidTransition(
+            f"Cannot erase run {locked.run.pk}: run {child.pk} below it is {child.status}, and "
+            "would go on without its data. Cancel that one, or wait for its end.",
+            action=locked.deed.action,
+            run=locked.run.pk,
+            status=child.status,
+            allowed="above finished runs only",
+        )

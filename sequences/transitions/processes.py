@@ -1,0 +1,97 @@
+"""The rows by which worker processes tell that they are there. Nothing else depends on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from django.db import IntegrityError, transaction
+
+from .. import conf
+from ..models import WorkerProcess
+from . import clock
+from .locking import lock_free, transact
+
+#: After this long without a word a process is forgotten.
+FORGOTTEN = timedelta(hours=1)
+#: A row that was written within this time is that of a process that is there.
+FRESH = timedelta(seconds=20)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a process tells of itself."""
+
+    name: str
+    queues: Sequence[str] = ()
+    #: 0: it performs no steps, and only sweeps.
+    threads: int = 0
+    #: How many of them have ended.
+    dead_threads: int = 0
+    #: How long it has been running.
+    age: timedelta = timedelta(0)
+    #: How long ago its last sweep ended; None: it has not swept.
+    swept: timedelta | None = None
+    #: Whether the row of its name is known to be its own.
+    is_known: bool = True
+    #: The tokens of claims that it holds, and could not extend.
+    left_out: Sequence[int] = ()
+
+
+def seen(worker: Seen, using: str) -> bool:
+    """Write that this process is there now. False: so is another one of its name."""
+    return transact(using, lambda: _seen(worker, using))
+
+
+def _seen(worker: Seen, using: str) -> bool:
+    now = clock.now(using)
+    values = {
+        "queues": sorted(worker.queues),
+        "threads": worker.threads,
+        "left_out": list(worker.left_out),
+        "dead_threads": worker.dead_threads,
+        # A later process may have the name of one that is gone: the same host and number.
+        "started_at": now - worker.age,
+        "seen_at": now,
+        "swept_at": None if worker.swept is None else now - worker.swept,
+    }
+    rows = WorkerProcess.objects.using(using)
+    own = rows.filter(name=worker.name)
+    if not worker.is_known:
+        own = own.filter(seen_at__lt=now - FRESH)
+    if own.update(**values):
+        return True
+    try:
+        with transaction.atomic(using=using):
+            rows.create(name=worker.name, **values)
+    except IntegrityError:
+        return worker.is_known  # it was written meanwhile; the next beat updates it
+    return True
+
+
+def holds(token: int, using: str) -> bool:
+    """Whether a process has just told that it holds this claim, and could not extend its lease.
+
+    Somebody had locked the row: the worker is not lost, and extends it with its next heartbeat.
+    """
+    fresh = clock.now(using) - 2 * timedelta(seconds=conf.settings.heartbeat)
+    rows = WorkerProcess.objects.using(using).filter(seen_at__gte=fresh)
+    return any(token in left_out for left_out in rows.values_list("left_out", flat=True))
+
+
+def gone(name: str, using: str) -> None:
+    """The process has ended as it should."""
+    rows = WorkerProcess.objects.using(using).filter(name=name)
+    transact(using, lambda: rows.delete())
+
+
+def forget(using: str) -> None:
+    """Remove those that were not seen for long: they were killed."""
+    transact(using, lambda: _forget(using))
+
+
+def _forget(using: str) -> None:
+    rows = WorkerProcess.objects.using(using)
+    gone = rows.filter(seen_at__lt=clock.now(using) - FORGOTTEN)
+    rows.filter(pk__in=lock_free(gone, using)).delete()

@@ -1,0 +1,213 @@
+"""Subsequences: runs that a step has started, and waits for.
+
+Locks go from the parent to its children, never back. So the end of a child is told after its
+commit: by a look that writes the parent's waiting row if no child is left, and that the sweep
+repeats, by the row's `wake_at`, where a process died before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from django.db.models import Exists, OuterRef, Q, QuerySet
+
+from ..definitions.plan import Plan
+from ..exceptions import SequenceError
+from ..models import (
+    PLAIN,
+    UNFINISHED_RUN,
+    UNFINISHED_STEP,
+    RunStatus,
+    SequenceRun,
+    StepRun,
+    StepStatus,
+)
+from . import clock, plans, runs, starts
+from .locking import lock_free, lock_run, transact
+from .starts import Labels, Start
+from .types import Claim, Dispatch, dispatch_of
+
+#: How many runs may stand above one another.
+MAX_DEPTH = 10
+#: Children that are inserted together.
+BATCH = 1000
+
+
+def start(
+    claim: Claim, plan: Plan, wanted: Sequence[Start], labels: Labels, using: str
+) -> list[Dispatch]:
+    """Start the children, in the transaction of the step's attempt."""
+    _check_depth(claim, using)
+    dispatches: list[Dispatch] = []
+    for index in range(0, len(wanted), BATCH):
+        _, more = starts.start_many(plan, wanted[index : index + BATCH], labels, using)
+        dispatches += more
+    return dispatches
+
+
+def _check_depth(claim: Claim, using: str) -> None:
+    run_id, depth = claim.run_id, 1
+    rows = SequenceRun._base_manager.using(using)
+    while (above := rows.filter(pk=run_id).values_list("parent__run", flat=True).get()) is not None:
+        run_id, depth = above, depth + 1
+        if depth >= MAX_DEPTH:
+            raise SequenceError(
+                f"Step {claim.step!r} of run {claim.run_id} would start a run below {depth} "
+                f"others, and {MAX_DEPTH} may stand above one another: a sequence starts itself."
+            )
+
+
+def waits(count: int, run: SequenceRun, now: datetime) -> dict[str, Any]:
+    """What the step's row becomes while its children run."""
+    held = run.status == RunStatus.PAUSED
+    return {
+        "status": StepStatus.WAITING,
+        "payload": {"children": count},
+        "delayed": True,
+        "wake_at": None if held else now + clock.grace(),
+    }
+
+
+def look(step_run_id: int, using: str) -> list[Dispatch]:
+    """End the wait, if no child is left and the run is not held.
+
+    Nothing waits here for a lock: who has it looks itself, or leaves that to the sweep.
+    """
+    return transact(using, lambda: _look(step_run_id, using))
+
+
+def _look(step_run_id: int, using: str) -> list[Dispatch]:
+    now = clock.now(using)
+    rows = _waiting(using).filter(pk=step_run_id, wake_at__isnull=False)
+    # Only a row that is to be written is locked: a look for nothing keeps no other from it.
+    ended = lock_free(rows.filter(~Exists(unfinished(OuterRef("pk"), using))), using)
+    if not ended:
+        return []
+    rows.filter(pk__in=ended).update(
+        status=StepStatus.QUEUED, queued_at=now, dispatches=0, wake_at=now + clock.grace()
+    )
+    row = StepRun._base_manager.using(using).select_related("run").get(pk=step_run_id)
+    return [dispatch_of(row, plans.load(row.run.plan_id, using))]
+
+
+def waiting(run: SequenceRun, using: str) -> QuerySet[StepRun]:
+    """The rows of this run that wait for children."""
+    return _waiting(using).filter(run=run.pk)
+
+
+def _waiting(using: str) -> QuerySet[StepRun]:
+    rows = StepRun._base_manager.using(using).filter(kind="subsequence", item=PLAIN)
+    return rows.filter(status=StepStatus.WAITING, payload__isnull=False)
+
+
+def unfinished(step_run: Any, using: str) -> QuerySet[SequenceRun]:
+    """The children of a step run that have not ended."""
+    rows = SequenceRun._base_manager.using(using)
+    return rows.filter(parent=step_run, status__in=UNFINISHED_RUN)
+
+
+def ended(step_run_id: int | None, using: str) -> QuerySet[SequenceRun]:
+    """The children of a step run, in the order of their starts."""
+    rows = SequenceRun._base_manager.using(using).filter(parent=step_run_id, parent__isnull=False)
+    return rows.order_by("pk")
+
+
+def cancel(rows: QuerySet[StepRun], now: datetime, using: str) -> None:
+    """Cancel the children of these step runs, and theirs. Their parent is locked."""
+    for child in lock_unfinished(rows, using):
+        cancel(runs.steps_of(child, using), now, using)
+        note_undoing(child, now, using)
+        runs.end_unfinished(child, StepStatus.CANCELLED, now, using)
+        runs.end(child, RunStatus.CANCELLED, now)
+        runs.save(child, now, using)
+
+
+def lock_unfinished(rows: QuerySet[StepRun], using: str) -> Iterator[SequenceRun]:
+    """The children of these step runs that have not ended, each locked. Their parent is, too."""
+    found = SequenceRun._base_manager.using(using).filter(
+        parent__in=rows.filter(kind="subsequence").values("pk"), status__in=UNFINISHED_RUN
+    )
+    for run_id in list(found.order_by("pk").values_list("pk", flat=True)):
+        child = lock_run(run_id, using)
+        if child is not None and not child.is_finished:
+            yield child
+
+
+def part(rows: QuerySet[StepRun], using: str) -> None:
+    """These step runs begin anew, with children of their own: the former ones stay alone."""
+    SequenceRun._base_manager.using(using).filter(parent__in=rows.values("pk")).update(parent=None)
+
+
+def unsuccessful(rows: QuerySet[StepRun], using: str) -> list[SequenceRun]:
+    """The children of these step runs that have failed, or were cancelled."""
+    found = SequenceRun._base_manager.using(using).filter(
+        parent__in=rows.values("pk"), status__in=(RunStatus.FAILED, RunStatus.CANCELLED)
+    )
+    return list(found.order_by("pk"))
+
+
+class Undoing(StrEnum):
+    """How far the undoing of a step's children is: what ``payload["undo"]`` of its row says."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    #: None of them had anything to undo.
+    EMPTY = "empty"
+
+
+#: Of step runs whose children were undone, or are just now.
+UNDONE = (Undoing.RUNNING, Undoing.DONE, Undoing.FAILED)
+
+
+def note_undoing(run: SequenceRun, now: datetime, using: str) -> bool:
+    """Whether a run below this one is being undone; the rows of its steps say how that stands.
+
+    As long as one is, the sweep looks at the step's row: the end of a child may go untold.
+    """
+    rows = StepRun._base_manager.using(using).filter(run=run.pk, kind="subsequence")
+    busy = [_note(own, now, using) for own in rows.filter(payload__isnull=False)]
+    return any(busy)
+
+
+def _note(own: StepRun, now: datetime, using: str) -> bool:
+    is_busy = being_undone(own, using).exists()
+    payload, wake_at = dict(own.payload or {}), own.wake_at
+    if payload.get("undo") == Undoing.RUNNING and not is_busy:
+        payload["undo"] = _outcome(own, using)
+    if is_busy:
+        wake_at = wake_at or now + clock.grace()
+    elif own.status not in UNFINISHED_STEP:
+        wake_at = None
+    if (payload, wake_at) != (own.payload, own.wake_at):
+        own.payload, own.wake_at = payload, wake_at
+        own.save(using=using, update_fields=["payload", "wake_at"])
+    return is_busy
+
+
+def being_undone(own: StepRun, using: str) -> QuerySet[SequenceRun]:
+    """Its children that are being undone; one that only waits for its turn has no `ending`."""
+    return of(own, using).filter(status=RunStatus.UNDOING).exclude(ending="")
+
+
+def of(own: StepRun, using: str) -> QuerySet[SequenceRun]:
+    """The runs that this step run has started."""
+    return SequenceRun._base_manager.using(using).filter(parent=own.pk)
+
+
+def _outcome(own: StepRun, using: str) -> Undoing:
+    below = StepRun._base_manager.using(using).filter(run__parent=own.pk)
+    if below.filter(failed_undo(), run__status=RunStatus.FAILED).exists():
+        return Undoing.FAILED
+    undone = Q(kind="undo") | Q(kind="subsequence", payload__undo=Undoing.DONE)
+    return Undoing.DONE if below.filter(undone).exists() else Undoing.EMPTY
+
+
+def failed_undo() -> Q:
+    """A step run whose undo has failed: it is one, or one of its children has it."""
+    return Q(kind="undo", status=StepStatus.FAILED) | Q(
+        kind="subsequence", payload__undo=Undoing.FAILED
+    )

@@ -1,0 +1,50 @@
+"""The thread of a worker process that extends its leases."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from .. import conf
+from ..engine.leases import beat
+from . import outages
+from .registration import Presence, close_all
+
+logger = logging.getLogger("sequences")
+
+
+class Heart(threading.Thread):
+    """Beats until it is stopped: later than the worker, whose last steps still run."""
+
+    def __init__(self, presence: Presence) -> None:
+        super().__init__(name="sequences-heartbeat", daemon=True)
+        self._presence = presence
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        # Twice in each HEARTBEAT, so that a step that has run for one has its lease extended
+        # before two are over.
+        while not self._stopped.wait(conf.settings.heartbeat / 2):
+            self._try(self._beat)
+            self._try(self._presence.beat)
+        self._try(self._presence.end)
+        close_all()
+
+    def _beat(self, using: str) -> None:
+        self._presence.leaves_out(beat(using))
+
+    def _try(self, part: Callable[[str], None]) -> None:
+        # Whatever happens, it beats on: without it every long step loses its lease.
+        try:
+            part(conf.using())
+        except Exception as error:
+            if not outages.noted(error):
+                logger.exception("The heartbeat failed; the next one follows.")
+            close_all()
+
+    def stop(self) -> None:
+        """Beat no more, and wait until the process is no longer shown as present."""
+        self._stopped.set()
+        if self.is_alive() and threading.current_thread() is not self:
+            self.join(timeout=5)

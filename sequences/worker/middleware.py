@@ -1,0 +1,142 @@
+"""The hooks in Dramatiq: what became of a retry, the heartbeat, the sweep.
+
+The app adds this middleware to the broker by itself, before `Retries`: Dramatiq calls the
+after-hooks in reverse, so what `Retries` has decided is known here.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from django.db import Error
+from dramatiq import Broker, Message, Middleware, Worker
+from dramatiq.broker import MessageProxy
+from dramatiq.middleware import Retries
+
+from .. import conf
+from ..engine import current, dispatcher, outages
+from ..transitions import failures
+from ..transitions.types import Claim
+from .heartbeat import Heart
+from .queue_monitor import Traffic
+from .registration import Presence
+from .sweeper import Sweeper
+from .timers import Timers
+
+logger = logging.getLogger("sequences")
+
+
+def install(broker: Broker) -> None:
+    """Add the middleware to this broker, once."""
+    if any(isinstance(middleware, SequencesMiddleware) for middleware in broker.middleware):
+        return
+    has_retries = any(isinstance(middleware, Retries) for middleware in broker.middleware)
+    broker.add_middleware(SequencesMiddleware(), before=Retries if has_retries else None)
+
+
+class SequencesMiddleware(Middleware):
+    """Follows the messages of steps, and keeps the threads that a worker has of this app."""
+
+    def __init__(self) -> None:
+        self._traffic = Traffic()
+        self._heart: Heart | None = None
+        self._sweeper: Sweeper | None = None
+        self._timers: Timers | None = None
+
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
+        """Remember what this thread does."""
+        if _is_step(message):
+            dispatcher.distrust(message)
+        retried = bool(current.begin(message).attempts)
+        self._traffic.began(message.queue_name, message.message_timestamp, first=not retried)
+
+    def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
+        """Ids are all that a message carries: what `Retries` adds of the error is kept already."""
+        if _is_step(message):
+            message.options.pop("traceback", None)
+
+    def after_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
+        """The copy of a message that this thread processes is its retry, and has the delay."""
+        delivery = current.delivery()
+        if delivery is not None and delivery.message.message_id == message.message_id:
+            delivery.retried, delivery.retry_delay = True, delay
+
+    def after_process_message(
+        self,
+        broker: Broker,
+        message: MessageProxy,
+        *,
+        result: Any = None,
+        exception: BaseException | None = None,
+    ) -> None:
+        """A failed attempt was recorded: say when its retry is due, or that there is none."""
+        delivery = self._ended(message)
+        # What the message names is not asked: it may name a step that another worker performs.
+        if exception is None or delivery is None or delivery.failed is None:
+            return
+        try:
+            self._decided(message, delivery, delivery.failed.claim)
+        except Error as error:
+            # The row says that the retry is due now, and the sweep looks at it after a grace.
+            if not outages.noted(error):
+                raise
+
+    def _decided(self, message: MessageProxy, delivery: current.Delivery, claim: Claim) -> None:
+        if message.failed:
+            dispatcher.send(failures.give_up(claim, conf.using()) or [])
+        else:
+            delay = delivery.retry_delay or 0 if delivery.retried else 0
+            failures.set_due(claim, delay, conf.using())
+
+    def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
+        """Nothing was claimed, or the claim was lost: the row has its own time and age."""
+        self._ended(message)
+
+    def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
+        """Start the heartbeat, the sweep and the timers."""
+        current.stopping.clear()
+        self._traffic = Traffic(worker)
+        presence = Presence(
+            worker.worker_threads, self._traffic.queues, dead_threads=lambda: _dead_threads(worker)
+        )
+        self._heart = Heart(presence)
+        self._heart.start()
+        interval = conf.settings.sweep_interval
+        if interval is not None:
+            self._sweeper = Sweeper(self._traffic, interval, presence)
+            self._sweeper.start()
+            self._timers = Timers(worker)
+            self._timers.start()
+            dispatcher.wait_here(self._timers.take)
+
+    def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        """Sweep no more. The heart beats on: the last steps are still running."""
+        current.stopping.set()
+        if self._sweeper is not None:
+            self._sweeper.stop()
+        if self._timers is not None:
+            dispatcher.wait_here(None)
+            self._timers.stop()
+
+    def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        """The last step of the worker's own threads has ended."""
+        if self._timers is not None:
+            self._timers.finish()
+        if self._heart is not None:
+            self._heart.stop()
+
+    def _ended(self, message: MessageProxy) -> current.Delivery | None:
+        ended = current.end(message)
+        for delivery in ended:
+            self._traffic.ended(delivery.message.queue_name)
+        return ended[0] if ended else None
+
+
+def _dead_threads(worker: Worker) -> int:
+    # One ends by what comes out of a middleware's hook, and Dramatiq starts no other.
+    return sum(not thread.is_alive() for thread in worker.workers)
+
+
+def _is_step(message: MessageProxy | Message[Any]) -> bool:
+    return isinstance(message.options, dict) and dispatcher.MARK in message.options

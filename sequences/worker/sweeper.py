@@ -1,0 +1,245 @@
+"""The periodic check: timers, leases that ran out, messages that were lost."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime
+from functools import partial
+from typing import Protocol
+
+from django.db import DatabaseError, connections
+
+from .. import conf
+from ..definitions import registry
+from ..definitions.plan import Plan
+from ..engine import current, dispatcher, outages
+from ..engine.executor import unknown_step
+from ..flows.builder import FLOW
+from ..models import StepRun
+from ..transitions import compensation, due, failures, fanout, locking, plans
+from ..transitions.types import Dispatch
+from . import queue_monitor
+from .registration import Presence, close_all
+
+logger = logging.getLogger("sequences")
+
+
+#: Batches of one sweep. What is due still then has the next one.
+ROUNDS = 50
+
+
+class Evidence(Protocol):
+    """What decides whether the message of a queued step run is lost."""
+
+    def is_lost(self, queue: str, queued_at: datetime, now: datetime) -> bool | None: ...
+    def knows(self, actor: str) -> bool: ...
+    def look(self) -> None: ...
+
+
+class Overdue:
+    """For a sweep outside of a worker, which sees no queue: what is overdue counts as lost.
+
+    It asks with growing pauses, five minutes at most, so a long queue gets few duplicates.
+    """
+
+    def is_lost(self, queue: str, queued_at: datetime, now: datetime) -> bool:
+        """Always."""
+        return True
+
+    def knows(self, actor: str) -> bool:
+        """Of nothing."""
+        return False
+
+    def look(self) -> None:
+        """There is nothing to see."""
+
+
+def sweep(evidence: Evidence, using: str) -> int:
+    """Do all that is due, and return how many messages the broker took.
+
+    It waits for no lock: a row that another transaction has locked, or whose run it has, keeps its
+    time and has its turn at the next sweep. An error of one row harms no other.
+    """
+    sent, place = 0, None
+    for _ in range(ROUNDS):
+        found = due.take(evidence.is_lost, using, knows=evidence.knows, after=place)
+        # First what needs no more of the database: nothing keeps it from its message.
+        sent += _dispatch(_known(found, using), using)
+        for row in found.expired:
+            sent += _dispatch(_look_after(row, failures.reap, found, using), using)
+        for row in found.waiting:
+            sent += _dispatch(_look_after(row, _look, found, using), using)
+        if (place := found.more) is None:
+            break
+    return sent
+
+
+def _dispatch(dispatches: list[Dispatch], using: str) -> int:
+    accepted = dispatcher.send(dispatches)
+    if accepted:
+        due.accepted([each.step_run_id for each in accepted], using)
+    return len(accepted)
+
+
+def _known(found: due.Due, using: str) -> list[Dispatch]:
+    """The messages of all but those that no release knows any more."""
+    pairs = zip(found.rows, found.dispatches, strict=True)
+    return [
+        each
+        for row, dispatch in pairs
+        for each in _look_after(row, partial(_unless_unknown, dispatch), found, using)
+    ]
+
+
+def _unless_unknown(dispatch: Dispatch, row: StepRun, using: str) -> list[Dispatch]:
+    return [] if _fails_as_unknown(row, using) else [dispatch]
+
+
+def _look_after(
+    row: StepRun, act: Callable[[StepRun, str], list[Dispatch]], found: due.Due, using: str
+) -> list[Dispatch]:
+    try:
+        with locking.no_wait():
+            return act(row, using)
+    except locking.Locked:
+        if row.wake_at != found.times[row.pk]:
+            due.give_back(row, found.times[row.pk], using)
+    except Exception as error:
+        if _is_away(error, using):
+            raise
+        logger.exception(
+            "The sweep could not look after step %s of run %s; it tries again in a while.",
+            row.step, row.run_id,
+        )  # fmt: skip
+        due.put_off(row, using)
+    return []
+
+
+def _is_away(error: Exception, using: str) -> bool:
+    """Whether it is the whole database that fails, and not one row."""
+    connection = connections[using]
+    return isinstance(error, DatabaseError) and (
+        connection.connection is None or not connection.is_usable()
+    )
+
+
+def _look(row: StepRun, using: str) -> list[Dispatch]:
+    if row.kind == "subsequence":
+        return compensation.look(row.pk, using)
+    return fanout.look(row.run_id, row.step, using)
+
+
+def _fails_as_unknown(row: StepRun, using: str) -> bool:
+    """Fail a step that this release has removed; one of a later release waits for its worker.
+
+    Which of the two it is, the plans tell: their ids grow in the order of the releases.
+    """
+    definition = registry.definition_of(row.run.sequence)
+    if definition is None or definition.step(row.step) is not None:
+        return False
+    if definition.label == FLOW:  # its definition is kept with the run
+        return False
+    own, _ = plans.store_now(definition.plan, using)
+    if own < row.run.plan_id:
+        return False
+    failures.fail_unknown(row, unknown_step(definition, row.step), using)
+    return True
+
+
+def store_plans(using: str) -> bool:
+    """Write this release's plans, so that their ids tell its age. False: not all could be yet."""
+    declared = [cls._definition.plan for cls in registry.all() if cls._definition is not None]
+    missing = [plan for plan in declared if not _stores(plan, using)]
+    return not missing
+
+
+def _stores(plan: Plan, using: str) -> bool:
+    try:
+        with locking.no_wait():
+            plans.store(plan, using)
+    except locking.Locked:  # by the first start of this release, which has not committed yet
+        return False
+    return True
+
+
+class Sweeper(threading.Thread):
+    """Sweeps in a worker process until it is stopped."""
+
+    def __init__(
+        self, traffic: Evidence, interval: float, presence: Presence | None = None
+    ) -> None:
+        super().__init__(name="sequences-sweep", daemon=True)
+        self._traffic, self._interval = traffic, interval
+        self._presence = presence or Presence()
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        failed = 0
+        self._stored = False
+        # At once: a plan that a later release stores meanwhile would look like an earlier one's.
+        self._succeeds(self._store_plans)
+        self._succeeds(self._look_around)
+        while not self._stopped.wait(self._interval * min(2**failed, 30)):
+            failed = 0 if self._succeeds(self._sweep) else failed + 1
+        close_all()
+
+    def _look_around(self) -> None:
+        # Of what it has not seen yet a worker cannot say that it is lost: a sweep now would put
+        # off the rows that are, each by as long as it has waited already.
+        until = time.monotonic() + queue_monitor.DRAINED
+        self._traffic.look()
+        while time.monotonic() < until and not self._stopped.wait(self._interval):
+            self._traffic.look()
+
+    def _succeeds(self, part: Callable[[], None]) -> bool:
+        try:
+            part()
+        except BaseException as error:  # a receiver of a signal may call sys.exit(), and we go on
+            if not outages.noted(error):
+                logger.exception("The sweep failed; the next one follows.")
+            close_all()
+            return False
+        return True
+
+    def _sweep(self) -> None:
+        self._traffic.look()
+        sweep(self._traffic, conf.using())
+        outages.over()
+        self._presence.swept()
+        self._store_plans()
+
+    def _store_plans(self) -> None:
+        if not self._stored:
+            self._stored = store_plans(conf.using())
+
+    def stop(self) -> None:
+        """Sweep no more, and wait for the sweep that is under way."""
+        self._stopped.set()
+        if self.is_alive() and threading.current_thread() is not self:
+            self.join(timeout=5)
+
+
+def once() -> int:
+    """Sweep one time, as from cron; returns how many messages the broker took."""
+    sent = sweep(Overdue(), conf.using())
+    # One row for all of them: the next has another process.
+    presence = Presence(name=f"{current.host()}:sweep")
+    presence.swept()
+    presence.beat(conf.using())
+    return sent
+
+
+def run_forever(interval: float) -> None:
+    """Sweep in this thread, as the command does."""
+    presence = Presence()
+    try:
+        while True:
+            sweep(Overdue(), conf.using())
+            presence.swept()
+            presence.beat(conf.using())
+            time.sleep(interval)
+    finally:
+        presence.end(conf.using())
