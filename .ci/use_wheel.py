@@ -25,7 +25,7 @@ django.setup()
 call_command("migrate", verbosity=0)
 
 import sequences  # noqa: E402
-from sequences import Sequence, job, step, testing  # noqa: E402
+from sequences import Sequence, define, job, step, testing  # noqa: E402
 
 
 class Sum(Sequence):
@@ -47,9 +47,7 @@ def double(number: int) -> int:
     return 2 * number
 
 
-Double = Sequence.from_definition(
-    {"steps": {"double": {"job": "double", "save": "number"}}}, name="auth.Double"
-)
+Double = define({"steps": {"double": {"job": "double", "save": "number"}}}, name="auth.Double")
 assert testing.run(Double, number=4).data == {"number": 8}
 
 for name in ("py.typed", "flows/definition.schema.json"):

@@ -3,7 +3,7 @@
 from .definitions.registry import get
 from .definitions.steps import event, finish, on_failure, repeat, step, subsequence
 from .exceptions import Abort
-from .flows.builder import astart_definition, start_definition
+from .flows.builder import astart_definition, define, start_definition
 from .flows.composition import chain, group
 from .flows.files import load
 from .flows.jobs import job
@@ -23,6 +23,7 @@ __all__ = [  # noqa: RUF022 (grouped)
     # as data
     "astart_definition",
     "chain",
+    "define",
     "group",
     "job",
     "load",

@@ -24,24 +24,20 @@ class SequencesConfig(AppConfig):
 
         import dramatiq
 
-        from . import checks, sequence, signals, steerable
+        from . import checks
         from .definitions import registry
-        from .engine import actors, handoff
-        from .engine.operations import Steering
-        from .engine.start import Starter
-        from .transitions import notifications, runs
+        from .engine import actors
+        from .engine.engine import DramatiqEngine
+        from .port import set_engine
         from .utils import text
         from .worker import middleware
 
         logging.getLogger("sequences").addFilter(text.Printable())
-        sequence.install(Starter())
-        runs.when_a_child_ends(handoff.child_ended)
-        notifications.listen(signals.Sender())
-        steerable.install(Steering())
         checks.register()
         middleware.install(dramatiq.get_broker())
         registry.autodiscover()
         actors.bind_all()
+        set_engine(DramatiqEngine())
         post_migrate.connect(_forget_plans, sender=self)
 
 

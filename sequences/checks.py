@@ -574,9 +574,9 @@ def _unfinishable(message: str, hint: str) -> CheckMessage:
 
 
 def _definition(stored: StoredPlan) -> Definition | None:
-    from .flows import builder
+    from .definitions import registry
 
-    return builder.definition_for(stored.sequence, stored.plan)
+    return registry.definition_for(stored.sequence, stored.plan)
 
 
 def _unknown(step: str) -> None:

@@ -15,7 +15,7 @@ from django.utils import timezone
 from .exceptions import SequenceError
 
 if TYPE_CHECKING:
-    from .models import SequenceRun
+    pass
 
 DAY = timedelta(days=1)
 #: Servers refuse a request line of more than 4,096 characters, or of 8,192.
@@ -62,14 +62,14 @@ def _signer() -> Signer:
     return Signer(salt="sequences.links")
 
 
-def address(view: str, run: SequenceRun, expires: timedelta, **shows: Any) -> str:
+def address(view: str, run: UUID, expires: timedelta, **shows: Any) -> str:
     """The path of a view of this run that is open to whoever has it, until it expires."""
     if expires <= timedelta(0):
         raise SequenceError(f"An address of a run cannot expire before now: {expires!r}.")
-    token = Link(run.pk, timezone.now() + expires, shows).sign()
+    token = Link(run, timezone.now() + expires, shows).sign()
     if len(token) > LONGEST:
         raise SequenceError(
-            f"The texts that are shown with run {run.pk} make its address {len(token)} characters"
+            f"The texts that are shown with run {run} make its address {len(token)} characters"
             f" long, and servers refuse that: shorten them to less than {LONGEST}."
         )
     try:
@@ -79,18 +79,3 @@ def address(view: str, run: SequenceRun, expires: timedelta, **shows: Any) -> st
             "The pages of sequences have no URLs in this project. Add"
             " path('sequences/', include('sequences.urls')) to its URLs."
         ) from None
-
-
-class Linked:
-    """The addresses of a run."""
-
-    def status_url(self, *, expires: timedelta = DAY) -> str:
-        """The path of its status as JSON, for whoever has it, until it expires.
-
-        It needs ``path("sequences/", include("sequences.urls"))`` in the URLs of the project. The
-        answer has neither data nor results nor errors.
-        """
-        return address("status", self._row(), expires)
-
-    def _row(self) -> SequenceRun:
-        return self  # type: ignore[return-value]

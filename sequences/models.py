@@ -6,25 +6,30 @@ Reading is free to all; every write of state is in `sequences.transitions`.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, TypeVar
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from uuid import UUID
 
+from asgiref.sync import sync_to_async
 from django.db import connections, models
 from django.utils.functional import cached_property
 from django.utils.translation import gettext_lazy as _
 
-from . import conf
+from . import conf, links
 from .definitions.plan import Plan
-from .links import Linked
-from .steerable import Steerable
+from .port import get_engine
 from .utils.uuid7 import uuid7
 
 if TYPE_CHECKING:
     from .definitions.steps import Step
 
+    Named: TypeAlias = Step[Any] | str
+
 #: The item index of a step run that is no item of a fan-out. Not NULL, so that the unique
 #: constraint holds on every database.
 PLAIN = -1
+#: What no payload is: None may be delivered.
+_NOTHING = object()
 
 
 M = TypeVar("M", bound=models.Model, covariant=True)
@@ -168,8 +173,14 @@ class SequenceRunQuerySet(models.QuerySet["SequenceRun"]):
         return self.filter(pk__startswith=str(first)[: len(digits) + dashes])
 
 
-class SequenceRun(Steerable, Linked, _Row):
-    """One started sequence. `data` is shared by its steps."""
+class SequenceRun(_Row):
+    """One started sequence. `data` is shared by its steps.
+
+    Each operation takes ``by`` (who: a user or a string) and ``reason``, leaves an `Operation` row,
+    is safe against steps that run at the same time, updates this instance, and raises
+    `InvalidTransition` in a state that does not allow it. Messages are sent when the caller's
+    transaction commits.
+    """
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     plan = models.ForeignKey(
@@ -246,6 +257,170 @@ class SequenceRun(Steerable, Linked, _Row):
     def is_finished(self) -> bool:
         """Whether it has reached one of its last states."""
         return self.status not in UNFINISHED_RUN
+
+    def status_url(self, *, expires: timedelta = links.DAY) -> str:
+        """The path of its status as JSON, for whoever has it, until it expires.
+
+        It needs ``path("sequences/", include("sequences.urls"))`` in the URLs of the project. The
+        answer has neither data nor results nor errors.
+        """
+        return links.address("status", self.pk, expires)
+
+    def pause(self, *, by: Any = "", reason: str = "") -> None:
+        """Hold what has not begun. A running step may commit; times go on."""
+        get_engine().operate(self, "pause", by=by, reason=reason)
+
+    def resume(self, *, by: Any = "", reason: str = "") -> None:
+        """Let go what a pause holds; what fell due meanwhile is dispatched now."""
+        get_engine().operate(self, "resume", by=by, reason=reason)
+
+    def cancel(self, *, undo: bool = False, by: Any = "", reason: str = "") -> None:
+        """End the run as cancelled. A step that runs just now loses its commit.
+
+        With ``undo`` that step ends first, and is not tried again; then the undos of what the run
+        and its children have done run, newest first.
+        """
+        get_engine().operate(self, "cancel", undo=undo, by=by, reason=reason)
+
+    def finish(self, *, by: Any = "", reason: str = "") -> None:
+        """End the run as succeeded; what has not ended is skipped."""
+        get_engine().operate(self, "finish", by=by, reason=reason)
+
+    def retry(self, *, by: Any = "", reason: str = "") -> None:
+        """Begin the failed steps again, and retry now what waits for its next attempt.
+
+        Of a run that was undone: the undos and the `on_failure` that have failed.
+        """
+        get_engine().operate(self, "retry", by=by, reason=reason)
+
+    def skip(self, step: Named, *, reason: str = "", by: Any = "") -> None:
+        """Go on without this step, which has failed, waits, or is queued; or without a failed undo.
+
+        Raises `UnknownStep` if the run's plan has no such step.
+        """
+        get_engine().operate(self, "skip", step=step, by=by, reason=reason)
+
+    def restart_from(
+        self, step: Named, *, keep_deliveries: bool = False, by: Any = "", reason: str = ""
+    ) -> None:
+        """Perform this step again, and all that come after it. ``data`` stays as it is.
+
+        The events among them ask again: what was delivered for them is forgotten, unless
+        ``keep_deliveries``.
+        """
+        get_engine().operate(
+            self, "restart_from", step=step, keep_deliveries=keep_deliveries, by=by, reason=reason
+        )
+
+    def run_now(self, step: Named, *, by: Any = "", reason: str = "") -> None:
+        """Let this step wait no longer for its time: a delay, a repeat, its next attempt.
+
+        Of a fan-out that concerns every item that waits so. A step whose start was delayed has
+        its own `delay` still before it, counted from now. Raises `UnknownStep` if the run's plan
+        has no such step, and `InvalidTransition` if nothing of it waits for a time: a wait for
+        an event, for items or for children is ended by those.
+        """
+        get_engine().operate(self, "run_now", step=step, by=by, reason=reason)
+
+    def deliver(self, event: Named, payload: Any = None, *, by: Any = "", reason: str = "") -> bool:
+        """End the wait of an event with this payload; one that comes early is kept.
+
+        The first delivery counts: returns whether this one did. Raises `InvalidData` for a
+        payload that is not JSON, `UnknownStep` for a step that is no event of the run's plan, and
+        `InvalidTransition` if nothing can be delivered any more: its wait was skipped or timed
+        out, or the run has ended.
+        """
+        counted: bool = get_engine().operate(
+            self, "deliver", event=event, payload=payload, by=by, reason=reason
+        )
+        return counted
+
+    def delivered(self, event: Named) -> bool:
+        """Whether something was delivered for this event: true once `deliver` has returned.
+
+        Read from the database: however old this instance is. Raises `UnknownStep` for a step that
+        is no event of the run's plan.
+        """
+        return get_engine().payload(self, event, _NOTHING) is not _NOTHING
+
+    def payload(self, event: Named, default: Any = None) -> Any:
+        """What was delivered for this event; ``default`` if nothing was. Else as `delivered`."""
+        return get_engine().payload(self, event, default)
+
+    def edit(self, data: dict[str, Any], *, by: Any = "", reason: str = "") -> None:
+        """Put other data in the place of the run's.
+
+        Refused while a step is running, and if the run has changed since this instance was read.
+        Raises `InvalidData` for what cannot be stored.
+        """
+        get_engine().operate(self, "edit", data=data, by=by, reason=reason)
+
+    def erase(self, *, keep_key: bool = False, by: Any = "", reason: str = "") -> None:
+        """Blank what a finished run has stored of its data, for good: of its children, too.
+
+        That is data, deliveries, payloads, results, the texts of failures, the reasons of what was
+        done to it before, and its key, which is free again then, unless ``keep_key``. Refused
+        while a run below it has not ended.
+        """
+        get_engine().operate(self, "erase", keep_key=keep_key, by=by, reason=reason)
+
+    async def apause(self, *, by: Any = "", reason: str = "") -> None:
+        """`pause`, for asynchronous code."""
+        await sync_to_async(self.pause)(by=by, reason=reason)
+
+    async def aresume(self, *, by: Any = "", reason: str = "") -> None:
+        """`resume`, for asynchronous code."""
+        await sync_to_async(self.resume)(by=by, reason=reason)
+
+    async def acancel(self, *, undo: bool = False, by: Any = "", reason: str = "") -> None:
+        """`cancel`, for asynchronous code."""
+        await sync_to_async(self.cancel)(undo=undo, by=by, reason=reason)
+
+    async def afinish(self, *, by: Any = "", reason: str = "") -> None:
+        """`finish`, for asynchronous code."""
+        await sync_to_async(self.finish)(by=by, reason=reason)
+
+    async def aretry(self, *, by: Any = "", reason: str = "") -> None:
+        """`retry`, for asynchronous code."""
+        await sync_to_async(self.retry)(by=by, reason=reason)
+
+    async def askip(self, step: Named, *, reason: str = "", by: Any = "") -> None:
+        """`skip`, for asynchronous code."""
+        await sync_to_async(self.skip)(step, reason=reason, by=by)
+
+    async def arestart_from(
+        self, step: Named, *, keep_deliveries: bool = False, by: Any = "", reason: str = ""
+    ) -> None:
+        """`restart_from`, for asynchronous code."""
+        await sync_to_async(self.restart_from)(
+            step, keep_deliveries=keep_deliveries, by=by, reason=reason
+        )
+
+    async def arun_now(self, step: Named, *, by: Any = "", reason: str = "") -> None:
+        """`run_now`, for asynchronous code."""
+        await sync_to_async(self.run_now)(step, by=by, reason=reason)
+
+    async def adeliver(
+        self, event: Named, payload: Any = None, *, by: Any = "", reason: str = ""
+    ) -> bool:
+        """`deliver`, for asynchronous code."""
+        return await sync_to_async(self.deliver)(event, payload, by=by, reason=reason)
+
+    async def adelivered(self, event: Named) -> bool:
+        """`delivered`, for asynchronous code."""
+        return await sync_to_async(self.delivered)(event)
+
+    async def apayload(self, event: Named, default: Any = None) -> Any:
+        """`payload`, for asynchronous code."""
+        return await sync_to_async(self.payload)(event, default)
+
+    async def aedit(self, data: dict[str, Any], *, by: Any = "", reason: str = "") -> None:
+        """`edit`, for asynchronous code."""
+        await sync_to_async(self.edit)(data, by=by, reason=reason)
+
+    async def aerase(self, *, keep_key: bool = False, by: Any = "", reason: str = "") -> None:
+        """`erase`, for asynchronous code."""
+        await sync_to_async(self.erase)(keep_key=keep_key, by=by, reason=reason)
 
 
 class StepRun(_Row):

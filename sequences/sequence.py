@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, Self, TypeVar
@@ -46,6 +45,7 @@ from .definitions.validation import (
     step_problems,
 )
 from .exceptions import InvalidDefinition, SequenceError
+from .port import Engine, get_engine
 
 if TYPE_CHECKING:
     from .models import SequenceRun, SequenceRunQuerySet, StepRun
@@ -57,14 +57,12 @@ __all__ = [
     "OnFailure",
     "Repeat",
     "Sequence",
-    "Starter",
     "Step",
     "StepContext",
     "Subsequence",
     "Undo",
     "event",
     "finish",
-    "install",
     "on_failure",
     "repeat",
     "step",
@@ -94,40 +92,6 @@ class StepContext(Protocol):
     def outcomes(self, name: str) -> Iterator[Outcome]: ...
     def progress(self, done: float | None, total: float | None, text: str) -> None: ...
     def failure(self) -> Failure | None: ...
-
-
-class Starter(Protocol):
-    """What starts sequences; installed when Django is ready."""
-
-    def start(
-        self,
-        cls: type[S],
-        data: Any,
-        *,
-        key: str | None,
-        unique: Unique,
-        delay: timedelta | int | None,
-    ) -> S: ...
-    def start_many(self, cls: type[S], iterable: Iterable[Any]) -> list[S]: ...
-    def runs(self, cls: type[Sequence[Any]]) -> SequenceRunQuerySet: ...
-
-
-_starter: Starter | None = None
-
-
-def install(starter: Starter) -> None:
-    """Let sequences start; called once Django is ready."""
-    global _starter
-    _starter = starter
-
-
-_builder: Callable[..., Any] | None = None
-
-
-def install_builder(builder: Callable[..., Any]) -> None:
-    """Let definitions that are data become classes: the code of that stands above this module."""
-    global _builder
-    _builder = builder
 
 
 class _Body(dict[str, Any]):
@@ -208,7 +172,7 @@ class SequenceType(type):
 
 class _Runs:
     def __get__(self, instance: object | None, owner: type[Sequence[Any]]) -> SequenceRunQuerySet:
-        return _starter_for(owner).runs(owner)
+        return _startable(owner).runs(owner)
 
 
 class Sequence(Generic[D], metaclass=SequenceType):
@@ -266,12 +230,12 @@ class Sequence(Generic[D], metaclass=SequenceType):
         returned instead, and ``created`` is false. ``delay`` is a timedelta or milliseconds.
         Raises `InvalidData`.
         """
-        return _starter_for(cls).start(cls, data, key=key, unique=unique, delay=delay)
+        return _startable(cls).start(cls, data, key=key, unique=unique, delay=delay)
 
     @classmethod
     def start_many(cls, iterable: Iterable[Any], /) -> list[Self]:
         """Start a run for each item of data, in bulk."""
-        return _starter_for(cls).start_many(cls, iterable)
+        return _startable(cls).start_many(cls, iterable)
 
     @classmethod
     async def astart(
@@ -292,18 +256,9 @@ class Sequence(Generic[D], metaclass=SequenceType):
         return await sync_to_async(cls.start_many)(iterable)
 
     @classmethod
-    def from_definition(
-        cls, definition: Mapping[str, Any] | Composed, /, *, name: str | None = None
-    ) -> type[Self]:
-        """A sequence that is data: a mapping whose steps name registered jobs, or a `chain`.
-
-        ``name`` is its label (``"shop.Import"``), if the mapping has none. It is registered and
-        bound as any class, and inherits from this one. Raises `InvalidDefinition`.
-        """
-        assert _builder is not None  # importing the package has installed it
-        module = sys._getframe(1).f_globals["__name__"]
-        built: type[Self] = _builder(cls, definition, name=name, module=module)
-        return built
+    def _definition_for(cls, label: str, plan: Plan) -> Definition | None:
+        """What a run with this label and plan follows: what the class declares."""
+        return cls._definition
 
     @classmethod
     def _bind(
@@ -396,7 +351,7 @@ class Composed(Protocol):
     def definition(self) -> dict[str, Any]: ...
 
 
-def define(cls: type[Sequence[Any]]) -> Definition:
+def define_abstract(cls: type[Sequence[Any]]) -> Definition:
     """What an abstract class declares, which is not registered: it is kept with a run."""
     meta = MetaOptions.of(cls)
     steps = {name: step.with_defaults(meta.step_defaults) for name, step in _collect(cls).items()}
@@ -511,15 +466,11 @@ def _undoes_attempted(undo: Undo, steps: dict[str, Step[Any]]) -> bool:
     return undo.attempted
 
 
-def _starter_for(cls: type[Sequence[Any]]) -> Starter:
-    if _starter is None:
-        raise SequenceError(
-            f"{path_of(cls)} cannot be used before Django is ready."
-            " Add the app to INSTALLED_APPS, and call this later than at import."
-        )
+def _startable(cls: type[Sequence[Any]]) -> Engine:
+    engine = get_engine()
     if cls._definition is None:
         raise SequenceError(f"{path_of(cls)} is abstract. Start a subclass that is not.")
-    return _starter
+    return engine
 
 
 def _outside_a_step(sequence: Sequence[Any], name: str) -> SequenceError:

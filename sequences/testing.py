@@ -72,7 +72,7 @@ def _drain(run: SequenceRun | None, limit: int) -> int:
     using = conf.using()
     due, broker = _Due(run, using), _InlineBroker(dramatiq.get_broker())
     performed = 0
-    notifications.tell_pending(using)  # of the starts
+    notifications.send_pending(using)  # of the starts
     while (row := due.next()) is not None:
         if performed >= limit:  # not by assert, which python -O leaves out
             raise AssertionError(f"There seems to be no end: step {row} of {row.run} is due still")
@@ -82,7 +82,7 @@ def _drain(run: SequenceRun | None, limit: int) -> int:
             StepRun.objects.using(using).filter(pk=row.pk).update(wake_at=row.due_at)
         with dispatcher.caught() as dispatches:
             ready = handoff.process(dispatch_of(row, plan), broker, using)
-            notifications.tell_pending(using)
+            notifications.send_pending(using)
         # Itself too: an attempt that fails has its next one at once.
         due.add([row.pk, *(one.step_run_id for one in [*ready, *dispatches])])
         performed += row.kind != "item"

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from sequences import Sequence, chain, group, job, start_definition
+from sequences import chain, define, group, job, start_definition
 from sequences.exceptions import InvalidDefinition
 from sequences.flows import jobs
 from sequences.models import StepRun
@@ -134,9 +134,7 @@ def test_a_delay_is_waited_for(performed):
 
 @pytest.mark.django_db
 def test_a_composition_can_be_declared(performed):
-    cls = Sequence.from_definition(
-        chain("a", task(1), group(task(2), task(3))), name="shop.Numbers"
-    )
+    cls = define(chain("a", task(1), group(task(2), task(3))), name="shop.Numbers")
     sequence = run(cls)
     assert sequence.run.status == "succeeded"
     assert sequence.data == {"a": 1}

@@ -13,12 +13,23 @@ from django.db import transaction
 from django.utils.translation import gettext_lazy
 from dramatiq.brokers.stub import StubBroker
 
-from sequences import Sequence, chain, event, finish, job, on_failure, repeat, step, subsequence
-from sequences import sequence as sequence_module
+from sequences import (
+    Sequence,
+    chain,
+    event,
+    finish,
+    job,
+    on_failure,
+    port,
+    repeat,
+    step,
+    subsequence,
+)
 from sequences.definitions import registry
 from sequences.definitions.steps import Finish, Repeat
 from sequences.definitions.validation import REFUSED_OPTIONS
 from sequences.exceptions import InvalidDefinition, SequenceError
+from sequences.sequence import RESERVED
 
 HERE = f"{__name__}.Order"
 
@@ -34,6 +45,9 @@ class Starter:
 
     def __init__(self):
         self.calls = []
+
+    def bind(self, cls):
+        pass
 
     def start(self, cls, data, **options):
         self.calls.append((cls, data, options))
@@ -69,8 +83,7 @@ class Context:
 @pytest.fixture
 def starter(monkeypatch):
     starter = Starter()
-    monkeypatch.setattr(sequence_module, "_starter", None)
-    sequence_module.install(starter)
+    monkeypatch.setattr(port, "_engine", starter)
     return starter
 
 
@@ -502,8 +515,8 @@ def test_asynchronous_code_starts_too(starter):
 
 
 def test_before_django_is_ready_nothing_starts(monkeypatch):
-    monkeypatch.setattr(sequence_module, "_starter", None)
-    with pytest.raises(SequenceError, match=r"Order cannot be used before Django is ready\. Add"):
+    monkeypatch.setattr(port, "_engine", None)
+    with pytest.raises(SequenceError, match=r"cannot be used before Django is ready\. Add"):
         declare(pay=step(work))(name="Joel")
 
 
@@ -607,7 +620,7 @@ def test_a_reserved_name_from_a_mixin_is_refused():
 
 def test_the_reserved_names_are_those_of_a_sequence():
     public = {name for name in (*dir(Sequence), *Sequence.__annotations__) if name[0] != "_"}
-    assert public | {"failure"} == sequence_module.RESERVED
+    assert public | {"failure"} == RESERVED
 
 
 async def coroutine(self): ...

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 import sequences
-from sequences import Abort, Sequence, astart_definition, chain, job, load, start_definition
+from sequences import Abort, Sequence, astart_definition, chain, define, job, load, start_definition
 from sequences.checks import check_unfinished_runs
 from sequences.engine import dispatcher
 from sequences.exceptions import InvalidData, InvalidDefinition
@@ -71,7 +71,7 @@ def declare_jobs(called):
 def declare(steps, **keys):
     definition = {"name": "shop.Flow", "steps": steps, **keys}
     assert fits(definition), "the schema refuses what we take"
-    return Sequence.from_definition(definition)
+    return define(definition)
 
 
 SCHEMA = json.loads(
@@ -86,12 +86,12 @@ def fits(definition):
 
 def refused(steps, **keys):
     with pytest.raises(InvalidDefinition) as caught:
-        Sequence.from_definition({"name": "shop.Flow", "steps": steps, **keys})
+        define({"name": "shop.Flow", "steps": steps, **keys})
     return str(caught.value)
 
 
 def test_a_mapping_becomes_a_sequence_whose_steps_run_jobs(calls):
-    cls = Sequence.from_definition(
+    cls = define(
         {
             "steps": {
                 "fetch": {"job": "fetch", "args": {"times": 2}},
@@ -115,7 +115,7 @@ def test_a_class_that_is_inherited_gives_its_options():
             abstract = True
             max_retries = 3
 
-    cls = Base.from_definition({"steps": {"fetch": {"job": "fetch"}}}, name="shop.Import")
+    cls = define({"steps": {"fetch": {"job": "fetch"}}}, name="shop.Import", base=Base)
     assert cls._definition.options(cls.fetch) == {"max_retries": 3}
 
 
@@ -320,7 +320,7 @@ def test_outputs_are_left_out_with_what_comes_after_a_failed_step():
 
 
 def test_a_subsequence_gets_its_inputs_and_gives_its_data(calls):
-    Sequence.from_definition({"steps": {"shout": {"job": "shout"}}}, name="shop.Child")
+    define({"steps": {"shout": {"job": "shout"}}}, name="shop.Child")
     steps = {
         "child": {
             "subsequence": "shop.Child",
@@ -336,7 +336,7 @@ def test_a_subsequence_gets_its_inputs_and_gives_its_data(calls):
 
 
 def test_a_subsequence_for_each_item(calls):
-    Sequence.from_definition({"steps": {"shout": {"job": "shout"}}}, name="shop.Child")
+    define({"steps": {"shout": {"job": "shout"}}}, name="shop.Child")
     child = {"subsequence": "shop.Child", "each": "words", "inputs": {"text": "item"}}
     sequence = run(declare({"child": child}, outputs={"all": "steps.child"}), words=["a", "b"])
     assert [one["shouted"] for one in sequence.data["all"]] == ["A", "B"]
@@ -577,7 +577,7 @@ def test_an_error_of_a_step_names_it_and_the_mend(step, text):
 )  # fmt: skip
 def test_an_error_of_a_definition_names_it_and_the_mend(definition, text):
     with pytest.raises(InvalidDefinition) as caught:
-        Sequence.from_definition(definition)
+        define(definition)
     expected = "tests.test_flows" + text.removeprefix("shop")
     assert str(caught.value).startswith(expected)
 
@@ -626,7 +626,7 @@ STEP_JUNK = st.dictionaries(
 def test_whatever_is_wrong_is_an_invalid_definition(step, job, top):
     with isolate_sequences(), suppress(InvalidDefinition):
         steps = {"a": {"job": "note"}, "b": {"job": "note", **step} if job else step}
-        Sequence.from_definition({**top, "steps": steps}, name="shop.Junk")
+        define({**top, "steps": steps}, name="shop.Junk")
 
 
 @settings(max_examples=100, deadline=None)
@@ -634,7 +634,7 @@ def test_whatever_is_wrong_is_an_invalid_definition(step, job, top):
 def test_what_is_no_definition_at_all_is_an_invalid_definition(junk):
     for definition in (junk, {"steps": junk}, {"steps": {"a": junk}}, {"steps": [junk]}):
         with pytest.raises(InvalidDefinition):
-            Sequence.from_definition(definition, name="shop.Junk")
+            define(definition, name="shop.Junk")
 
 
 # Files
@@ -957,7 +957,7 @@ def test_a_run_that_keeps_its_definition_can_be_steered_swept_and_checked(calls)
             {"steps": {"x": {"job": "note"}}, "handoff": "direct"},
             {},
             "start_definition, 'flow': it has handoff, which is for a definition that is declared. "
-            "Leave it out, or declare it with Sequence.from_definition.",
+            "Leave it out, or declare it with sequences.define.",
         ),
         (
             {"steps": {"x": {"job": "note", "queue_name": "defualt"}}},

@@ -211,7 +211,7 @@ def test_a_connection_that_does_not_close_stops_no_heart_and_no_sweep(settings, 
     monkeypatch.setattr("sequences.engine.leases.beat", beat)
     monkeypatch.setattr("sequences.worker.sweeper.sweep", sweep)
     monkeypatch.setattr("sequences.worker.sweeper.store_plans", lambda using: None)
-    monkeypatch.setattr("sequences.worker.sweeper.traffic.DRAINED", 0)
+    monkeypatch.setattr("sequences.worker.queue_monitor.DRAINED", 0)
     monkeypatch.setattr(processes, "seen", beat)
     monkeypatch.setattr(processes, "gone", beat)
     threads = [Heart(here), Sweeper(Overdue(), 0.01, here)]
@@ -237,7 +237,7 @@ def test_a_sweep_counts_when_it_has_ended_well(monkeypatch):
 
     monkeypatch.setattr("sequences.worker.sweeper.sweep", sweep)
     monkeypatch.setattr("sequences.worker.sweeper.store_plans", lambda using: None)
-    monkeypatch.setattr("sequences.worker.sweeper.traffic.DRAINED", 0)
+    monkeypatch.setattr("sequences.worker.queue_monitor.DRAINED", 0)
     noted = Noted()
     sweeper = Sweeper(Overdue(), 0.01, noted)
     sweeper.start()

@@ -77,12 +77,12 @@ def test_threads_never_get_the_same_one_nor_go_backwards():
 def test_a_forked_process_starts_a_counter_and_a_lock_of_its_own():
     script = """
 import os
-from sequences import ids
-first = ids.uuid7()
-ids._clock.lock.acquire()
+from sequences.utils import uuid7
+first = uuid7.uuid7()
+uuid7._clock.lock.acquire()
 child = os.fork()
 if not child:
-    assert ids.uuid7() != first
+    assert uuid7.uuid7() != first
     os._exit(0)
 raise SystemExit(os.waitpid(child, 0)[1])
 """

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypedDict
 
 import pytest
 
-from sequences import Sequence, job, repeat
+from sequences import define, job, repeat
 from sequences.exceptions import InvalidData, InvalidDefinition, UnknownJob
 from sequences.flows import jobs
 from sequences.models import StepFailure
@@ -326,7 +326,7 @@ def test_a_step_with_wrong_data_fails_at_once_and_says_why():
         pass
 
     definition = {"name": "shop.A", "steps": {"x": {"job": "count", "max_retries": 5}}}
-    sequence = run(Sequence.from_definition(definition), pages=3)
+    sequence = run(define(definition), pages=3)
     assert sequence.run.status == "failed"
     failure = StepFailure.objects.get(run=sequence.run)
     assert failure.step == "x"

@@ -24,13 +24,14 @@ call_command("makemigrations", "contact", verbosity=0)
 call_command("migrate", verbosity=0)
 call_command("check", databases=["default"], fail_level="WARNING")
 from django.test import Client
-from sequences import dispatching, testing
+from sequences import testing
+from sequences.engine import dispatcher
 from contact.models import Message
 from contact import sequences
 sequences.time.sleep = lambda seconds: None
 visitor = Client(headers={"host": "localhost"})
 assert "csrfmiddlewaretoken" in visitor.get("/").text
-with dispatching.caught():
+with dispatcher.caught():
     page = visitor.post("/", {"name": "Joel", "body": "Hello"}, follow=True)
 print(page.text)
 testing.drain()

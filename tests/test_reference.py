@@ -10,8 +10,6 @@ import sequences
 from sequences import conf, exceptions, logs, models, sequence, signals, testing, urls
 from sequences.definitions.steps import DURATION_OPTIONS, STEP_OPTIONS
 from sequences.definitions.validation import META_OPTIONS, META_STEP_OPTIONS
-from sequences.links import Linked
-from sequences.steerable import Steerable
 from sequences.templatetags.sequences import sequence_progress
 
 TEXT = (Path(__file__).parent.parent / "docs" / "reference.md").read_text()
@@ -38,6 +36,17 @@ def parameters(function):
     return set(inspect.signature(function).parameters)
 
 
+def operations():
+    names = public(models.SequenceRun) - {
+        "objects",
+        "id",
+        "DoesNotExist",
+        "MultipleObjectsReturned",
+    }
+    functions = {name for name in names if inspect.isfunction(vars(models.SequenceRun)[name])}
+    return {name for name in functions if not name.startswith("get_")}
+
+
 def fields_of(model):
     return {field.name for field in model._meta.fields if field.editable}
 
@@ -57,7 +66,7 @@ DRAMATIQ = {
         ("Options of steps", parameters(sequences.event) - {"options"}),
         ("Options of steps", parameters(sequences.subsequence) - {"options", "sequence"}),
         ("Options of Meta", META - DRAMATIQ),
-        ("Runs", public(Steerable) | public(Linked)),
+        ("Runs", operations()),
         ("Runs", public(models.SequenceRunQuerySet)),
         ("Runs", fields_of(models.SequenceRun) - {"inbox"}),
         ("Runs", set(models.RunStatus.values)),

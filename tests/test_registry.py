@@ -1,10 +1,10 @@
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from django.apps import apps
 
-from sequences import Sequence, get, step
+from sequences import Sequence, get, port, step
 from sequences.definitions import registry
 from sequences.exceptions import InvalidDefinition, UnknownSequence
 
@@ -92,13 +92,13 @@ def test_what_is_registered_in_isolation_is_forgotten():
     assert registry.find("old.Other") is None
 
 
-def test_a_listener_hears_of_every_class_that_comes_later(monkeypatch):
-    heard = []
-    monkeypatch.setattr(registry, "_listeners", [])
+def test_the_engine_binds_every_class_that_comes_later(monkeypatch):
+    bound = []
+    monkeypatch.setattr(port, "_engine", None)
     declare("Before")
-    registry.on_register(heard.append)
+    monkeypatch.setattr(port, "_engine", SimpleNamespace(bind=bound.append))
     order = declare()
-    assert heard == [order]
+    assert bound == [order]
 
 
 def test_autodiscovery_imports_the_module_of_every_app(monkeypatch):

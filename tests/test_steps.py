@@ -201,7 +201,7 @@ def test_a_time_for_dramatiq_may_be_a_timedelta_wherever_it_stands(name, broker)
 
         approval = event()
 
-    Sequence.from_definition({"name": "tests.Data", "options": {name: "90 s"}, "steps": JOB})
+    define({"name": "tests.Data", "options": {name: "90 s"}, "steps": JOB})
     names = [f"Own.{one}" for one in ("one", "back", "approval", "child", "tick", "tell")]
     for actor in (*names, "Default.one", "Default.approval", "Data.one"):
         definition = registry.get(f"tests.{actor.partition('.')[0]}")._definition
@@ -255,7 +255,7 @@ def test_a_time_for_dramatiq_that_cannot_be_is_refused_in_a_definition(name, val
         {"steps": JOB, "options": {name: value}},
     ):
         with pytest.raises(InvalidDefinition, match=f"{name} is "):
-            Sequence.from_definition({"name": "tests.Data", **definition})
+            define({"name": "tests.Data", **definition})
 
 
 JOB = {"one": {"job": "options.note"}}

@@ -490,7 +490,7 @@ settings.configure(
 )
 import django
 django.setup()
-from sequences import tracing
+from sequences.engine import tracing
 tracing.attempt(None), tracing.starting(None, [])
 assert not [name for name in sys.modules if name.startswith("opentelemetry")]
 """

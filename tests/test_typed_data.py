@@ -8,7 +8,7 @@ import pytest
 import typing_extensions
 from pydantic import BaseModel, ConfigDict, Field
 
-from sequences import Sequence, event, job, step, subsequence
+from sequences import Sequence, define, event, job, step, subsequence
 from sequences.exceptions import InvalidData, InvalidDefinition
 from sequences.models import SequenceRun, StepFailure
 from sequences.testing import assert_ledger, build, drain, run
@@ -422,9 +422,9 @@ def test_a_definition_may_have_a_typed_dict_as_data_and_nothing_else():
         return Base
 
     flow = {"steps": {"shout": {"job": "shout"}}}
-    cls = base(Address).from_definition(flow, name="shop.Shout")
+    cls = define(flow, name="shop.Shout", base=base(Address))
     assert run(cls, city="Berlin").run.steps.get().result == "BERLIN"
     with pytest.raises(InvalidData, match=r'data\["city"\]'):
         cls(city=1)
     with pytest.raises(InvalidDefinition, match="data of the type Order, and jobs read a dict"):
-        base(Order).from_definition(flow, name="shop.Other")
+        define(flow, name="shop.Other", base=base(Order))

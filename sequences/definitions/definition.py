@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from django.utils.functional import Promise
 from django.utils.text import camel_case_to_spaces
@@ -21,14 +21,25 @@ if TYPE_CHECKING:
     from ..sequence import Sequence
 
 
-if TYPE_CHECKING:  # a default, which Python has from 3.13 on, and type checkers know already
-    from typing_extensions import TypeVar as TypeVarWithDefault
-
-    D = TypeVarWithDefault("D", default=dict[str, Any])
-else:
-    D = TypeVar("D")
-
 Unique = Literal["ever", "unfinished"]
+
+
+#: How people are told of the kinds of steps.
+_KINDS = {
+    "step": "a plain step",
+    "each": "a fan-out",
+    "event": "an event",
+    "subsequence": "a subsequence",
+    "undo": "an undo",
+    "on_failure": "an on_failure",
+}
+
+
+def _kind_in(plan: Plan, node: Node) -> str:
+    undone = plan.get(node.undoes)
+    if undone is not None and undone.kind == "each":
+        return "an undo of items"  # it takes an item and its result
+    return _KINDS.get(node.kind, node.kind)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,24 +99,6 @@ class Definition:
     @cached_property
     def _by_alias(self) -> dict[str, Step[Any]]:
         return {alias: step for step in self.steps.values() for alias in step.aliases}
-
-
-#: How people are told of the kinds of steps.
-_KINDS = {
-    "step": "a plain step",
-    "each": "a fan-out",
-    "event": "an event",
-    "subsequence": "a subsequence",
-    "undo": "an undo",
-    "on_failure": "an on_failure",
-}
-
-
-def _kind_in(plan: Plan, node: Node) -> str:
-    undone = plan.get(node.undoes)
-    if undone is not None and undone.kind == "each":
-        return "an undo of items"  # it takes an item and its result
-    return _KINDS.get(node.kind, node.kind)
 
 
 @dataclass(frozen=True)

@@ -10,21 +10,21 @@ from django.apps import apps
 from django.utils.module_loading import autodiscover_modules
 
 from ..exceptions import InvalidDefinition, UnknownSequence, did_you_mean
+from ..port import get_engine, has_engine
 
 if TYPE_CHECKING:
     from ..sequence import Sequence
     from .definition import Definition
+    from .plan import Plan
 
     SequenceClass = type[Sequence[Any]]
-    Listener = Callable[[SequenceClass], Any]
     Saved = tuple[dict[str, SequenceClass], dict[str, SequenceClass]]
 
-#: The sequence that stands for all runs that keep their definitions.
-KEPT = "job_sequences.Flow"
+#: The sequence that stands for all runs whose definition is inline: stored with their plan.
+INLINE_LABEL = "job_sequences.Flow"
 
 _by_label: dict[str, SequenceClass] = {}
 _by_alias: dict[str, SequenceClass] = {}
-_listeners: list[Listener] = []
 _deferred: list[Callable[[], None]] = []
 
 
@@ -38,17 +38,28 @@ def get(label: str) -> SequenceClass:
 def find(label: str) -> SequenceClass | None:
     """The sequence of that label or alias, if there is one.
 
-    The runs that keep their definitions have names of their own behind that of their class.
+    Runs with an inline definition have names of their own behind that of their class.
     """
-    if label.startswith(f"{KEPT}:"):
-        label = KEPT
+    if is_inline(label):
+        label = INLINE_LABEL
     return _by_label.get(label) or _by_alias.get(label)
+
+
+def is_inline(label: str) -> bool:
+    """Whether the definition of this run is stored with its plan, and not declared."""
+    return label.startswith(f"{INLINE_LABEL}:")
 
 
 def definition_of(label: str) -> Definition | None:
     """What the sequence of that label or alias declares, if there is one."""
     cls = find(label)
     return None if cls is None else cls._definition
+
+
+def definition_for(label: str, plan: Plan) -> Definition | None:
+    """What a run with this label and plan follows, if this code has it."""
+    cls = find(label)
+    return None if cls is None else cls._definition_for(label, plan)
 
 
 def hidden_by(label: str) -> tuple[str, ...]:
@@ -77,7 +88,7 @@ def hidden(definition: Definition, above: frozenset[str] = frozenset()) -> tuple
 
 def names_of(label: str) -> list[str]:
     """What the runs of this sequence may be named: its label, and those that it has had."""
-    definition = None if label.startswith(f"{KEPT}:") else definition_of(label)
+    definition = None if is_inline(label) else definition_of(label)
     return [label] if definition is None else [definition.label, *definition.aliases]
 
 
@@ -101,11 +112,6 @@ def when_apps_are_loaded(act: Callable[[], None]) -> None:
         _deferred.append(act)
 
 
-def on_register(listener: Listener) -> None:
-    """Call ``listener`` with every sequence that is registered from now on."""
-    _listeners.append(listener)
-
-
 def register(cls: SequenceClass) -> None:
     """Make a sequence known, or raise `InvalidDefinition` if another one has its name."""
     definition = _definition(cls)
@@ -116,10 +122,10 @@ def register(cls: SequenceClass) -> None:
     _by_label[definition.label] = cls
     _by_alias.update(dict.fromkeys(definition.aliases, cls))
     try:
-        for listener in _listeners:
-            listener(cls)
+        if has_engine():  # until then, `apps.ready` binds those that are here
+            get_engine().bind(cls)
     except BaseException:
-        _restore(before)  # a class that a listener refuses keeps no name
+        _restore(before)  # a class that the engine refuses keeps no name
         raise
 
 

@@ -20,10 +20,9 @@ _problems: list[tuple[str, str]] = []
 
 
 def bind_all() -> None:
-    """Declare the actors of every sequence, and of those that are declared from now on."""
+    """Declare the actors of every sequence that is registered."""
     for cls in registry.all():
         _bind_or_note(cls)
-    registry.on_register(bind)
 
 
 def problems() -> list[tuple[str, str]]:

@@ -38,11 +38,10 @@ from ..exceptions import (
     UnknownStep,
     did_you_mean,
 )
-from ..flows import builder
 from ..models import RunStatus, StepRun, StepStatus
 from ..transitions import claims, commits, failures, fanout, losses, plans
 from ..transitions.locking import REPLAYS, back_off, is_transient
-from ..transitions.notifications import News
+from ..transitions.notifications import PendingSignal
 from ..transitions.types import Change, Claim, ClaimLost, Dispatch, dispatch_of
 from ..utils import text
 from ..utils.text import raises_printable
@@ -303,11 +302,9 @@ class Attempt:
         return error
 
     def _find(self) -> tuple[Definition, Step[Any]]:
-        definition = registry.get(self.claim.sequence)._definition
+        plan = plans.load(self.claim.plan_id, self.using)
+        definition = registry.get(self.claim.sequence)._definition_for(self.claim.sequence, plan)
         assert definition is not None
-        if definition.label == builder.FLOW:
-            plan = plans.load(self.claim.plan_id, self.using)
-            definition = builder.definition_for(self.claim.sequence, plan) or definition
         step = definition.step(self.claim.step)
         if step is None:
             raise unknown_step(definition, self.claim.step)
@@ -534,7 +531,7 @@ def _let_no_hook_fail(using: str) -> None:
 def _named(hook: Any) -> Any:
     # Django logs a hook that fails by its name, and its error with a traceback: without the one
     # or the other it raises in the middle of that.
-    if isinstance(hook, News):
+    if isinstance(hook, PendingSignal):
         return hook
     call = raises_printable(lambda: hook())
     call.__qualname__ = text.name_of(hook)

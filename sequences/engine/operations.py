@@ -1,9 +1,9 @@
-"""Runs are steered: the acts of `Steerable`, each one transition and its messages."""
+"""The operations on runs: each is one transition and its messages."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .. import conf
@@ -18,82 +18,95 @@ from ..transitions.types import Dispatch
 from . import dispatcher
 
 if TYPE_CHECKING:
-    from ..steerable import Named
+    from ..models import Named
 
-_ACTS: dict[str, Callable[..., list[Dispatch]]] = {
-    "pause": operations.pause,
-    "resume": operations.resume,
-    "cancel": operations.cancel,
-    "cancel_and_undo": partial(operations.cancel, undo=True),
-    "finish": operations.finish,
-    "retry": operations.retry,
-    "erase": operations.erase,
-    "erase_but_key": partial(operations.erase, keep_key=True),
+
+def operate(
+    run: SequenceRun, action: str, /, *, by: Any = "", reason: str = "", **options: Any
+) -> Any:
+    """Perform one operation on a run; the options are those of its method."""
+    using = conf.using()
+    deed = Deed(action, by=_name(by), reason=reason)
+    return _OPERATIONS[action](run, deed, using, **options)
+
+
+def _on_run(transition: Callable[..., list[Dispatch]]) -> Callable[..., None]:
+    def operation(run: SequenceRun, deed: Deed, using: str) -> None:
+        _send_and_reload(run, transition(run.pk, deed, using), using)
+
+    return operation
+
+
+def _on_step(transition: Callable[..., list[Dispatch]]) -> Callable[..., None]:
+    def operation(run: SequenceRun, deed: Deed, using: str, *, step: Named, **options: Any) -> None:
+        deed = replace(deed, step=_step(run, step, using))
+        _send_and_reload(run, transition(run.pk, deed, using, **options), using)
+
+    return operation
+
+
+def _cancel(run: SequenceRun, deed: Deed, using: str, *, undo: bool) -> None:
+    if undo:
+        deed = replace(deed, action="cancel_and_undo")
+    _send_and_reload(run, operations.cancel(run.pk, deed, using, undo=undo), using)
+
+
+def _edit(run: SequenceRun, deed: Deed, using: str, *, data: dict[str, Any]) -> None:
+    checked, _ = serialization.normalise(
+        data, encoder=conf.settings.encoder, max_bytes=conf.settings.max_data_bytes
+    )
+    if not isinstance(checked, dict):
+        problem = f"is a {type(data).__name__}, not a dict"
+        raise InvalidData(path="data", problem=problem, mend="Give all that it is to hold.")
+    definition = registry.definition_of(run.sequence)
+    if definition is not None and definition.cls._codec is not None:
+        definition.cls._codec.check(checked)
+    hidden = registry.hidden_by(run.sequence)
+    dispatches = operations.edit(run.pk, run.version, checked, hidden, deed, using)
+    _send_and_reload(run, dispatches, using)
+
+
+def _deliver(run: SequenceRun, deed: Deed, using: str, *, event: Named, payload: Any) -> bool:
+    checked, _ = serialization.normalise(
+        payload,
+        encoder=conf.settings.encoder,
+        max_bytes=conf.settings.max_data_bytes,
+        path="payload",
+    )
+    name = _event(run, event, using)
+    hidden = registry.hidden_by(run.sequence)
+    shown = redact({name: redact(checked, hidden)}, hidden)[name]
+    deed = replace(deed, step=name, after=shown)
+    dispatches, counted = operations.deliver(run.pk, checked, deed, using)
+    _send_and_reload(run, dispatches, using)
+    return counted
+
+
+def _erase(run: SequenceRun, deed: Deed, using: str, *, keep_key: bool) -> None:
+    if keep_key:
+        deed = replace(deed, action="erase_but_key")
+    _send_and_reload(run, operations.erase(run.pk, deed, using, keep_key=keep_key), using)
+
+
+_OPERATIONS: dict[str, Callable[..., Any]] = {
+    "pause": _on_run(operations.pause),
+    "resume": _on_run(operations.resume),
+    "cancel": _cancel,
+    "finish": _on_run(operations.finish),
+    "retry": _on_run(operations.retry),
+    "erase": _erase,
+    "skip": _on_step(operations.skip),
+    "restart_from": _on_step(operations.restart_from),
+    "run_now": _on_step(operations.run_now),
+    "edit": _edit,
+    "deliver": _deliver,
 }
-_ACTS_ON_STEPS = {
-    "skip": operations.skip,
-    "restart_from": operations.restart_from,
-    "run_now": operations.run_now,
-}
 
 
-class Steering:
-    """What the methods of a run call."""
-
-    def act(self, run: SequenceRun, action: str, *, by: Any, reason: str) -> None:
-        """Pause, resume, cancel, finish, retry, erase."""
-        using = conf.using()
-        done = Deed(action, by=_name(by), reason=reason)
-        _send_and_reload(run, _ACTS[action](run.pk, done, using), using)
-
-    def act_on_step(
-        self, run: SequenceRun, action: str, step: Named, *, by: Any, reason: str, **options: Any
-    ) -> None:
-        """Skip, restart_from, run_now."""
-        using = conf.using()
-        done = Deed(action, by=_name(by), step=_step(run, step, using), reason=reason)
-        _send_and_reload(run, _ACTS_ON_STEPS[action](run.pk, done, using, **options), using)
-
-    def edit(self, run: SequenceRun, data: dict[str, Any], *, by: Any, reason: str) -> None:
-        """Put other data in the place of the run's."""
-        using = conf.using()
-        checked, _ = serialization.normalise(
-            data, encoder=conf.settings.encoder, max_bytes=conf.settings.max_data_bytes
-        )
-        if not isinstance(checked, dict):
-            problem = f"is a {type(data).__name__}, not a dict"
-            raise InvalidData(path="data", problem=problem, mend="Give all that it is to hold.")
-        definition = registry.definition_of(run.sequence)
-        if definition is not None and definition.cls._codec is not None:
-            definition.cls._codec.check(checked)
-        deed = Deed("edit", by=_name(by), reason=reason)
-        hidden = registry.hidden_by(run.sequence)
-        dispatches = operations.edit(run.pk, run.version, checked, hidden, deed, using)
-        _send_and_reload(run, dispatches, using)
-
-    def deliver(
-        self, run: SequenceRun, event: Named, payload: Any, *, by: Any, reason: str
-    ) -> bool:
-        """Keep the payload, and end the wait."""
-        using = conf.using()
-        checked, _ = serialization.normalise(
-            payload,
-            encoder=conf.settings.encoder,
-            max_bytes=conf.settings.max_data_bytes,
-            path="payload",
-        )
-        name = _event(run, event, using)
-        hidden = registry.hidden_by(run.sequence)
-        shown = redact({name: redact(checked, hidden)}, hidden)[name]
-        deed = Deed("deliver", by=_name(by), step=name, reason=reason, after=shown)
-        dispatches, counted = operations.deliver(run.pk, checked, deed, using)
-        _send_and_reload(run, dispatches, using)
-        return counted
-
-    def payload(self, run: SequenceRun, event: Named, default: Any) -> Any:
-        """What was delivered for this event."""
-        using = conf.using()
-        return claims.inbox(run.pk, using).get(_event(run, event, using), default)
+def payload(run: SequenceRun, event: Named, default: Any) -> Any:
+    """What was delivered for this event; the default if nothing was."""
+    using = conf.using()
+    return claims.inbox(run.pk, using).get(_event(run, event, using), default)
 
 
 def _send_and_reload(run: SequenceRun, dispatches: list[Dispatch], using: str) -> None:

@@ -32,46 +32,44 @@ BATCH = 1000
 KEY_LENGTH = 255
 
 
-class Starter:
-    """What `definition` calls to start sequences."""
+def start(
+    cls: type[S],
+    data: Any,
+    *,
+    key: str | None,
+    unique: Unique,
+    delay: timedelta | int | None,
+) -> S:
+    """See `Sequence.start`."""
+    definition = _definition(cls)
+    wanted = _wanted(definition, data, key, unique, delay)
+    using = conf.using()
+    labels = [definition.label, *definition.aliases]
+    with tracing.starting(definition.plan, [wanted]):
+        run, dispatches = _stored(
+            lambda: starts.start(definition.plan, wanted, labels, using), definition, using
+        )
+    dispatcher.send_on_commit(dispatches, using)
+    return _bound(cls, run, wanted)
 
-    def start(
-        self,
-        cls: type[S],
-        data: Any,
-        *,
-        key: str | None,
-        unique: Unique,
-        delay: timedelta | int | None,
-    ) -> S:
-        """See `Sequence.start`."""
-        definition = _definition(cls)
-        wanted = _wanted(definition, data, key, unique, delay)
-        using = conf.using()
-        labels = [definition.label, *definition.aliases]
-        with tracing.starting(definition.plan, [wanted]):
-            run, dispatches = _stored(
-                lambda: starts.start(definition.plan, wanted, labels, using), definition, using
-            )
-        dispatcher.send_on_commit(dispatches, using)
-        return _bound(cls, run, wanted)
 
-    def start_many(self, cls: type[S], iterable: Iterable[Any]) -> list[S]:
-        """See `Sequence.start_many`."""
-        definition = _definition(cls)
-        wanted = [_wanted_of(definition, item) for item in iterable]
-        started = {
-            one.id: sequence
-            for batch in _batches(wanted)
-            for one, sequence in zip(batch, _start_batch(cls, definition, batch), strict=True)
-        }
-        return [started[one.id] for one in wanted]
+def start_many(cls: type[S], iterable: Iterable[Any]) -> list[S]:
+    """See `Sequence.start_many`."""
+    definition = _definition(cls)
+    wanted = [_wanted_of(definition, item) for item in iterable]
+    started = {
+        one.id: sequence
+        for batch in _batches(wanted)
+        for one, sequence in zip(batch, _start_batch(cls, definition, batch), strict=True)
+    }
+    return [started[one.id] for one in wanted]
 
-    def runs(self, cls: type[Sequence[Any]]) -> SequenceRunQuerySet:
-        """The runs of this class, under its earlier names too."""
-        definition = _definition(cls)
-        runs = SequenceRunQuerySet(SequenceRun, using=conf.using())
-        return runs.filter(sequence__in=[definition.label, *definition.aliases])
+
+def runs(cls: type[Sequence[Any]]) -> SequenceRunQuerySet:
+    """The runs of this class, under its earlier names too."""
+    definition = _definition(cls)
+    runs = SequenceRunQuerySet(SequenceRun, using=conf.using())
+    return runs.filter(sequence__in=[definition.label, *definition.aliases])
 
 
 def _start_batch(cls: type[S], definition: Definition, wanted: SequenceOf[Start]) -> Iterator[S]:

@@ -5,10 +5,11 @@ Nothing in a definition is imported or evaluated: it names jobs, keys of `data` 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import dramatiq
 from asgiref.sync import sync_to_async
@@ -18,18 +19,17 @@ from .. import conf
 from ..data import serialization
 from ..definitions.definition import Definition, Unique
 from ..definitions.plan import Node, Plan
-from ..definitions.registry import KEPT, find
+from ..definitions.registry import INLINE_LABEL, find
 from ..definitions.registry import all as every_class
-from ..definitions.registry import definition_of as registered
 from ..definitions.steps import Step, Subsequence
 from ..definitions.steps import step as declare
 from ..definitions.validation import path_of, raise_first
 from ..exceptions import Abort, InvalidData, InvalidDefinition, did_you_mean
-from ..sequence import Composed, Sequence, SequenceType, define, install_builder
+from ..sequence import Composed, Sequence, SequenceType, define_abstract
 from .parser import CLASS_KEYS, CLASS_NAME, Parsed, Parser
 
 #: Options that a definition cannot have that is kept with its run.
-NOT_KEPT = {
+NOT_INLINE = {
     "priority": (
         "it has a priority, which Dramatiq has for each actor, not each message",
         "Leave it out, or give the step a queue_name.",
@@ -42,11 +42,23 @@ NOT_KEPT = {
 
 Data = Mapping[str, Any] | Composed
 
+S = TypeVar("S", bound=Sequence[Any])
 
-def from_definition(
+
+def define(definition: Data, /, *, name: str | None = None, base: type[S] | None = None) -> type[S]:
+    """Declare a sequence that is data: a mapping whose steps name registered jobs, or a `chain`.
+
+    ``name`` is its label (``"shop.Import"``), if the mapping has none; ``base`` is the class that
+    it inherits from. It is registered and bound as any class. Raises `InvalidDefinition`.
+    """
+    module = sys._getframe(1).f_globals["__name__"]
+    return build(base or Sequence, definition, name=name, module=module)
+
+
+def build(
     cls: type[Sequence[Any]], definition: Data, *, name: str | None, module: str, file: str = ""
-) -> type[Sequence[Any]]:
-    """See `Sequence.from_definition`; ``file`` is where it stands, for the errors."""
+) -> type[Any]:
+    """See `define`; ``file`` is where the definition stands, for the errors."""
     where = file or module
     given = _given(definition, where)
     app_label, class_name = _label(name or given.get("name"), where)
@@ -59,9 +71,6 @@ def from_definition(
     if app_label:
         parsed.meta["app_label"] = app_label
     return _class(cls, class_name, parsed, module=module, where=where, file=file)
-
-
-install_builder(from_definition)
 
 
 # Definitions that are kept with their run
@@ -77,14 +86,22 @@ class Flow(Sequence):
         app_label = "job_sequences"
         verbose_name = "flow"
 
+    @classmethod
+    def _definition_for(cls, label: str, plan: Plan) -> Definition | None:
+        if plan.definition is None:
+            return cls._definition
+        if "definition" not in plan.memo:
+            plan.memo["definition"] = _inline(plan.definition, label, label, strict=False)
+        definition: Definition = plan.memo["definition"]
+        return definition
+
     @declare
     def job(self) -> None:
         """Stands for every step."""
         raise Abort("Start a flow with sequences.start_definition(definition, data).")
 
 
-FLOW = KEPT
-ACTOR = f"{FLOW}.job"
+ACTOR = f"{INLINE_LABEL}.job"
 MAX_NAME = 150
 
 
@@ -115,10 +132,10 @@ def start_definition(
     for refused in CLASS_KEYS:
         if refused in mapping:
             problem = f"it has {refused}, which is for a definition that is declared"
-            mend = "Leave it out, or declare it with Sequence.from_definition."
+            mend = "Leave it out, or declare it with sequences.define."
             raise InvalidDefinition(where=where, problem=problem, mend=mend)
-    built = _kept(mapping, f"{FLOW}:{name}", where, strict=True)
-    _check_kept(built, where)
+    built = _inline(mapping, f"{INLINE_LABEL}:{name}", where, strict=True)
+    _check_inline(built, where)
     return built.cls.start(data, key=key, unique=unique, delay=delay)
 
 
@@ -126,7 +143,7 @@ def plan_of(definition: Data, where: str) -> Plan:
     """The plan of a definition that nobody has started; ``where`` names it in errors."""
     mapping = _normalised(_given(definition, where), where)
     steps = {key: value for key, value in mapping.items() if key not in CLASS_KEYS}
-    return _kept(steps, str(mapping.get("name") or where), where, strict=True).plan
+    return _inline(steps, str(mapping.get("name") or where), where, strict=True).plan
 
 
 async def astart_definition(
@@ -144,36 +161,26 @@ async def astart_definition(
     return await start(definition, data, key=key, name=name, unique=unique, delay=delay)
 
 
-def definition_for(sequence: str, plan: Plan) -> Definition | None:
-    """What a run of this sequence and plan follows: the class, or what is kept with the run."""
-    if plan.definition is None:
-        return registered(sequence)
-    if "definition" not in plan.memo:
-        plan.memo["definition"] = _kept(plan.definition, sequence, sequence, strict=False)
-    found: Definition = plan.memo["definition"]
-    return found
-
-
-def _kept(mapping: Mapping[str, Any], label: str, where: str, *, strict: bool) -> Definition:
+def _inline(mapping: Mapping[str, Any], label: str, where: str, *, strict: bool) -> Definition:
     parsed = Parser(where, strict=strict).parse(mapping)
     parsed.meta |= {"app_label": "job_sequences", "abstract": True}
     name = label.removeprefix("job_sequences.")
     cls = _class(Sequence, name, parsed, module=__name__, where=where, file=where)
-    found = define(cls)
-    nodes = tuple(_kept_node(node, found.steps[node.name]) for node in found.plan.nodes)
+    found = define_abstract(cls)
+    nodes = tuple(_inline_node(node, found.steps[node.name]) for node in found.plan.nodes)
     kept = replace(found, plan=Plan(label, nodes, definition=mapping))
     cls._definition = kept
     return kept
 
 
-def _kept_node(node: Node, step: Step[Any]) -> Node:
+def _inline_node(node: Node, step: Step[Any]) -> Node:
     """Its options go with its messages: the actor has none of its own."""
     ours = ("queue_name", "max_age")
     options = {name: value for name, value in step.options.items() if name not in ours}
     return replace(node, actor=ACTOR, options=options)
 
 
-def _check_kept(definition: Definition, where: str) -> None:
+def _check_inline(definition: Definition, where: str) -> None:
     """What their one actor cannot do for each of its messages, and what is not there."""
     classes = [cls._definition for cls in every_class() if cls._definition is not None]
     labels = [one.label for one in classes]
@@ -192,7 +199,7 @@ def _problems(
     if node.queue not in queues:
         problem = f"no worker of this project consumes the queue {node.queue!r}"
         yield problem, did_you_mean(node.queue, queues)
-    yield from (NOT_KEPT[name] for name in NOT_KEPT.keys() & node.options.keys())
+    yield from (NOT_INLINE[name] for name in NOT_INLINE.keys() & node.options.keys())
 
 
 # The class

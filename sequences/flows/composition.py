@@ -40,7 +40,7 @@ class Composition:
         return replace(self, delay=delay)
 
     def definition(self) -> dict[str, Any]:
-        """The mapping that `Sequence.from_definition` and `start_definition` take."""
+        """The mapping that `define` and `start_definition` take."""
         drawing = _Drawing()
         drawing.draw(self, after=[], delay=None)
         return {"steps": drawing.steps}

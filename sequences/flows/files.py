@@ -12,7 +12,7 @@ from typing import Any
 
 from ..exceptions import InvalidDefinition
 from ..sequence import Sequence
-from .builder import from_definition
+from .builder import build
 
 #: Values in a YAML file, with what its aliases stand for: merged, each is written out.
 MAX_NODES = 200_000
@@ -47,7 +47,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def _load(path: Path, module: str) -> type[Sequence[Any]]:
     file = _shown(path)
-    return from_definition(Sequence, read(path), name=None, module=module, file=file)
+    return build(Sequence, read(path), name=None, module=module, file=file)
 
 
 def _shown(path: Path) -> str:

@@ -11,9 +11,9 @@ from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext as _
 
 from .. import diagrams
+from ..definitions import registry
 from ..diagrams import Labels, Lane, Mark, Span
 from ..exceptions import SequenceError
-from ..flows import builder
 from ..models import UNFINISHED_STEP, RunStatus, StepFailure, StepRun, StepStatus
 from ..utils.durations import duration
 from .diagnosis import error_of
@@ -102,7 +102,7 @@ def marks_of(portrait: Portrait, href: Href | None = None) -> dict[str, Mark]:
 def _delayed(portrait: Portrait) -> frozenset[str]:
     """The steps with a delay of their own: a plan does not know them, its class does."""
     try:
-        definition = builder.definition_for(portrait.run.sequence, portrait.plan)
+        definition = registry.definition_for(portrait.run.sequence, portrait.plan)
     except SequenceError:  # kept with the run by a newer release
         return frozenset()
     found = {name: definition.step(name) for name in portrait.plan.names} if definition else {}

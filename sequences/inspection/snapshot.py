@@ -21,7 +21,6 @@ from ..definitions import registry
 from ..definitions.plan import DONE, Node, Plan
 from ..definitions.steps import Undo, name_of
 from ..exceptions import SequenceError
-from ..flows import builder
 from ..models import (
     PLAIN,
     UNFINISHED_STEP,
@@ -411,7 +410,7 @@ def _telling(rows: Mapping[UUID, Mapping[str, StepRun]]) -> set[UUID]:
 
 def _labels(run: SequenceRun, plan: Plan) -> dict[str, str]:
     try:
-        definition = builder.definition_for(run.sequence, plan)
+        definition = registry.definition_for(run.sequence, plan)
     except SequenceError:  # kept with the run by a newer release
         return {}
     found = {name: definition.step(name) for name in plan.names} if definition else {}

@@ -4,7 +4,6 @@ import django.db.models.deletion
 from django.db import migrations, models
 
 import sequences.models
-import sequences.steerable
 import sequences.utils.uuid7
 
 
@@ -85,7 +84,6 @@ class Migration(migrations.Migration):
                 "verbose_name": "run",
                 "verbose_name_plural": "runs",
             },
-            bases=(sequences.steerable.Steerable, models.Model),
         ),
         migrations.CreateModel(
             name="Operation",

@@ -52,7 +52,7 @@ def sequence_progress(
     )
     return {
         "progress": Status(row, shows),
-        "url": address("progress", row, expires, **shows.as_json()),
+        "url": address("progress", row.pk, expires, **shows.as_json()),
         "nonce": context.get("csp_nonce") or getattr(request, "csp_nonce", ""),
     }
 

@@ -1,8 +1,8 @@
-"""What has happened to runs and steps, for whoever wants to hear of it: told after the commit.
+"""Django signals of what has happened to runs and steps, sent after the commit.
 
-A transition says it inside of its transaction, and what is rolled back is never told. Where nobody
-listens that costs a look at a list, and no query. Whoever is told is told at most once: a process
-that dies after its commit, or a commit that is not known to have been one, tells nobody.
+A transition notifies inside of its transaction, and what is rolled back is never sent. Where a
+signal has no receiver that costs a look at a list, and no query. A signal is sent at most once: a
+process that dies after its commit, or a commit that is not known to have been one, sends nothing.
 """
 
 from __future__ import annotations
@@ -10,114 +10,103 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 from uuid import UUID
 
 from django.db import DatabaseError, connections, transaction
+from django.dispatch import Signal
 
+from .. import signals
+from ..definitions import registry
 from ..models import RunStatus, SequenceRun, StepFailure, StepRun
 
 logger = logging.getLogger("sequences")
 
-
-class Listener(Protocol):
-    """Who is told. `what` is a name such as ``run_started`` or ``step_failed``."""
-
-    def wants(self, what: str, sequence: str | None) -> bool:
-        """Whether it is to hear of this. None: the sequence is not known without a query."""
-
-    def hear_of_run(self, what: str, run: SequenceRun) -> None:
-        """A run has got as far as this."""
-
-    def hear_of_step(self, what: str, step_run: StepRun, failure: StepFailure | None) -> None:
-        """A step run has; ``failure`` is its failed attempt, if it is that."""
-
-
-_listener: Listener | None = None
-
-
-def listen(listener: Listener) -> None:
-    """Tell this one from now on."""
-    global _listener
-    _listener = listener
+_SIGNALS: dict[str, Signal] = {name: getattr(signals, name) for name in signals.__all__}
 
 
 def started(runs: Iterable[SequenceRun], sequence: str, using: str) -> None:
     """These runs, of one sequence, have come into being."""
-    if _is_wanted("run_started", sequence):
-        _tell(_OfRuns("run_started", using, [run.pk for run in runs]))
+    if _has_receivers("run_started", sequence):
+        _send_on_commit(_PendingOfRuns("run_started", using, [run.pk for run in runs]))
 
 
 def ended(run_id: UUID, sequence: str, status: RunStatus, using: str) -> None:
     """A run has succeeded, failed, or been cancelled."""
-    what = f"run_{status.value}"
-    if _is_wanted(what, sequence):
-        _tell(_OfRuns(what, using, [run_id]))
+    signal = f"run_{status.value}"
+    if _has_receivers(signal, sequence):
+        _send_on_commit(_PendingOfRuns(signal, using, [run_id]))
 
 
 def succeeded(step_run_id: int, status: str, sequence: str, using: str) -> None:
-    """A step has come to this status by itself; only success is news."""
-    if status == "succeeded" and _is_wanted("step_succeeded", sequence):
-        _tell(_OfStep("step_succeeded", using, step_run_id))
+    """A step has come to this status by itself; only success has a signal."""
+    if status == "succeeded" and _has_receivers("step_succeeded", sequence):
+        _send_on_commit(_PendingOfStep("step_succeeded", using, step_run_id))
 
 
 def failed(step_run_id: int, attempt: int, sequence: str, using: str) -> None:
-    """A step has finally failed with this attempt."""
-    if _is_wanted("step_failed", sequence):
-        _tell(_OfStep("step_failed", using, step_run_id, attempt))
+    """A step has failed permanently with this attempt."""
+    if _has_receivers("step_failed", sequence):
+        _send_on_commit(_PendingOfStep("step_failed", using, step_run_id, attempt))
 
 
 def retrying(step_run_id: int, attempt: int, using: str) -> None:
     """This attempt of a step has failed, and there will be another."""
-    if _is_wanted("step_retrying", None):
-        _tell(_OfStep("step_retrying", using, step_run_id, attempt))
+    if _has_receivers("step_retrying", None):
+        _send_on_commit(_PendingOfStep("step_retrying", using, step_run_id, attempt))
 
 
-def _is_wanted(what: str, sequence: str | None) -> bool:
-    return _listener is not None and _listener.wants(what, sequence)
+def _has_receivers(name: str, sequence: str | None) -> bool:
+    """None: the sequence is not known without a query."""
+    signal = _SIGNALS[name]
+    if not signal.receivers:
+        return False
+    return sequence is None or signal.has_listeners(registry.find(sequence))
 
 
 @dataclass(slots=True)
-class News:
-    """A hook of a transaction: reads what is stored by then, and tells of it, once."""
+class PendingSignal:
+    """A hook of a transaction: reads what is stored by then, and sends the signal, once."""
 
-    what: str
+    name: str
     using: str
 
     def __call__(self) -> None:
-        what, self.what = self.what, ""
-        if not what or _listener is None:
+        name, self.name = self.name, ""
+        if not name:
             return
         try:
-            self.tell(what, _listener)
-        except Exception:  # what is committed is, whoever hears of it
-            logger.exception("Nobody was told that a run or a step is %s.", what)
+            self.send(_SIGNALS[name])
+        except Exception:  # what is committed is, whoever receives the signal
+            logger.exception("Could not send the signal %s.", name)
 
-    def tell(self, what: str, listener: Listener) -> None:
+    def send(self, signal: Signal) -> None:
         raise NotImplementedError
 
 
 @dataclass(slots=True)
-class _OfRuns(News):
+class _PendingOfRuns(PendingSignal):
     run_ids: list[UUID]
 
-    def tell(self, what: str, listener: Listener) -> None:
+    def send(self, signal: Signal) -> None:
         runs = SequenceRun._base_manager.using(self.using).in_bulk(self.run_ids)
         for run_id in self.run_ids:
-            if run_id in runs:  # it may be gone by now
-                listener.hear_of_run(what, runs[run_id])
+            if run := runs.get(run_id):  # it may be gone by now
+                signal.send_robust(registry.find(run.sequence), run=run)
 
 
 @dataclass(slots=True)
-class _OfStep(News):
+class _PendingOfStep(PendingSignal):
     step_run_id: int
     attempt: int = 0
 
-    def tell(self, what: str, listener: Listener) -> None:
+    def send(self, signal: Signal) -> None:
         rows = StepRun._base_manager.using(self.using).select_related("run")
         row = rows.filter(pk=self.step_run_id).first()
-        if row is not None:
-            listener.hear_of_step(what, row, self._failure() if self.attempt else None)
+        if row is None:
+            return
+        failure = self._failure() if self.attempt else None
+        more = {} if failure is None else {"failure": failure}
+        signal.send_robust(registry.find(row.run.sequence), run=row.run, step_run=row, **more)
 
     def _failure(self) -> StepFailure | None:
         rows = StepFailure._base_manager.using(self.using).filter(
@@ -127,23 +116,23 @@ class _OfStep(News):
         return rows.order_by("-pk").first()
 
 
-def _tell(news: News) -> None:
-    transaction.on_commit(news, using=news.using, robust=True)
+def _send_on_commit(pending: PendingSignal) -> None:
+    transaction.on_commit(pending, using=pending.using, robust=True)
 
 
-def tell_pending(using: str) -> None:
-    """Tell what a transaction holds back that a test will never commit."""
-    while pending := [hook for hook in _hooks(using) if hook.what]:
+def send_pending(using: str) -> None:
+    """Send what a transaction holds back that a test will never commit."""
+    while pending := [hook for hook in _hooks(using) if hook.name]:
         for hook in pending:
-            _tell_inside(hook)
+            _send_inside(hook)
 
 
-def _hooks(using: str) -> list[News]:
+def _hooks(using: str) -> list[PendingSignal]:
     hooks = (hook for _, hook, *_ in connections[using].run_on_commit)
-    return [hook for hook in hooks if isinstance(hook, News)]
+    return [hook for hook in hooks if isinstance(hook, PendingSignal)]
 
 
-def _tell_inside(hook: News) -> None:
+def _send_inside(hook: PendingSignal) -> None:
     try:
         with transaction.atomic(using=hook.using):
             hook()

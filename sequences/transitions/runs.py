@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..models import (
     StepRun,
     StepStatus,
 )
+from ..port import get_engine
 from . import notifications
 
 
@@ -44,22 +45,6 @@ def states_of(run: SequenceRun, using: str) -> dict[str, str]:
     return dict(rows.values_list("step", "status"))
 
 
-#: Called with the parent's step run of a child that has ended, and the alias, once that is
-#: committed. Its row cannot be written here: no transaction locks a child, then its parent.
-_listeners: list[Callable[[int, str], None]] = []
-
-
-def when_a_child_ends(listener: Callable[[int, str], None]) -> None:
-    """Have this called at the end of every child; a call that is lost is the sweep's to repeat."""
-    if listener not in _listeners:
-        _listeners.append(listener)
-
-
-def _tell(parent: int, using: str) -> None:
-    for listener in _listeners:
-        listener(parent, using)
-
-
 def end(run: SequenceRun, status: RunStatus, now: datetime) -> None:
     """The run has come to its end; its key is free if it was started so."""
     run.status = status
@@ -67,12 +52,13 @@ def end(run: SequenceRun, status: RunStatus, now: datetime) -> None:
     using = run._state.db or DEFAULT_DB_ALIAS
     notifications.ended(run.pk, run.sequence, status, using)
     if (parent := run.parent_id) is not None:
-        # No partial: Django wants the name of a hook that fails.
 
-        def tell_parent() -> None:
-            _tell(parent, using)
+        def child_ended() -> None:
+            # The parent cannot be written here: no transaction locks a child, then its parent. A
+            # call that is lost is the sweep's to repeat.
+            get_engine().child_ended(parent, using)
 
-        transaction.on_commit(tell_parent, using=using, robust=True)
+        transaction.on_commit(child_ended, using=using, robust=True)
     if run.frees_key:
         run.held_key = None
 

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable
 
 from .. import conf
+from ..engine import outages
 from ..engine.leases import beat
-from . import outages
 from .registration import Presence, close_all
 
 logger = logging.getLogger("sequences")

@@ -17,7 +17,6 @@ from ..definitions import registry
 from ..definitions.plan import Plan
 from ..engine import current, dispatcher, outages
 from ..engine.executor import unknown_step
-from ..flows.builder import FLOW
 from ..models import StepRun
 from ..transitions import compensation, due, failures, fanout, locking, plans
 from ..transitions.types import Dispatch
@@ -140,7 +139,7 @@ def _fails_as_unknown(row: StepRun, using: str) -> bool:
     definition = registry.definition_of(row.run.sequence)
     if definition is None or definition.step(row.step) is not None:
         return False
-    if definition.label == FLOW:  # its definition is kept with the run
+    if registry.is_inline(row.run.sequence):  # its definition is stored with its plan
         return False
     own, _ = plans.store_now(definition.plan, using)
     if own < row.run.plan_id:

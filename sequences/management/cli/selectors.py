@@ -137,7 +137,7 @@ def at_step(found: SequenceRunQuerySet, step: str) -> SequenceRunQuerySet:
 def known_names(label: str) -> list[str]:
     """The names of a sequence, which may be gone from the code. Raises `CommandError`."""
     names = registry.names_of(label)
-    is_known = registry.find(label) is not None and not label.startswith(f"{registry.KEPT}:")
+    is_known = registry.find(label) is not None and not registry.is_inline(label)
     if not is_known and not runs().filter(sequence__in=names).exists():
         labels = [cls._definition.label for cls in registry.all() if cls._definition is not None]
         raise wrong(

@@ -1,0 +1,20 @@
+"""The engine behind the port: what models and sequences reach by `get_engine`."""
+
+from __future__ import annotations
+
+from .actors import bind
+from .handoff import child_ended
+from .operations import operate, payload
+from .start import runs, start, start_many
+
+
+class DramatiqEngine:
+    """Steps are actors of Dramatiq, and runs are rows."""
+
+    bind = staticmethod(bind)
+    start = staticmethod(start)
+    start_many = staticmethod(start_many)
+    runs = staticmethod(runs)
+    operate = staticmethod(operate)
+    payload = staticmethod(payload)
+    child_ended = staticmethod(child_ended)
