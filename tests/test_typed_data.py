@@ -1,5 +1,4 @@
 import datetime as dt
-import sys
 from dataclasses import dataclass, field
 from decimal import Decimal
 from uuid import UUID
@@ -39,12 +38,6 @@ class Address(typing_extensions.TypedDict):
 
 PLACED = dt.datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=dt.UTC)
 ORDER = {"id": UUID(int=7), "total": Decimal("9.90"), "placed": PLACED}
-
-
-@pytest.fixture(params=["with pydantic", "without pydantic"])
-def either(request, monkeypatch):
-    if request.param == "without pydantic":
-        monkeypatch.setitem(sys.modules, "pydantic", None)
 
 
 def typed(declared, *bodies, defaults=None, each=None, **members):
@@ -92,7 +85,6 @@ def test_a_step_sees_an_instance_and_what_it_changes_is_stored_as_json():
     }
 
 
-@pytest.mark.usefixtures("either")
 def test_a_dataclass_is_what_a_step_sees():
     def send(self):
         assert self.data == Parcel(Decimal("1.5"))
@@ -103,7 +95,6 @@ def test_a_dataclass_is_what_a_step_sees():
     assert sequence.data == Parcel(Decimal("1.5"), PLACED, ["Berlin"])
 
 
-@pytest.mark.usefixtures("either")
 def test_a_typed_dict_is_a_dict_in_a_step():
     def complete(self):
         self.data["zip"] = "10115"
@@ -158,7 +149,6 @@ def test_bad_data_is_refused_at_the_start_and_nothing_is_written(way):
     assert not SequenceRun.objects.exists()
 
 
-@pytest.mark.usefixtures("either")
 def test_bad_data_of_a_dataclass_is_refused_at_the_start():
     cls = typed(Parcel, nothing)
     for bad in ({}, {"weight": "heavy"}, {"weight": 1, "wieght": 2}, {"weight": 1, "stops": [3]}):
@@ -215,7 +205,6 @@ def test_a_step_that_leaves_bad_data_fails_at_once_with_the_validators_message()
     assert sequence.data == Order(**ORDER)
 
 
-@pytest.mark.usefixtures("either")
 def test_a_step_that_leaves_bad_data_in_a_dataclass_fails_at_once():
     def spoil(self):
         self.data.weight = "heavy"

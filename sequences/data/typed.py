@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Set
 from collections.abc import Sequence as Items
 from copy import deepcopy
@@ -35,36 +34,47 @@ from .. import conf
 from ..definitions.validation import invalid
 from ..exceptions import InvalidData, did_you_mean
 from . import serialization
-from .plain import MISSING, Misfit, Reader, Unreadable, is_typed_dict, plain, reader_of
 from .redaction import Path
 
 #: The first pydantic that reads by field names whatever the aliases are.
 PYDANTIC = (2, 11)
 
 _UNTYPED = (None, Any, dict)
+_MISSING: Any = object()
 
 
-class Codec(ABC):
-    """Between a type and JSON. It validates whatever it reads."""
+class Codec:
+    """Between a type and JSON, by pydantic. It validates whatever it reads.
 
-    def __init__(self, cls: type) -> None:
+    What is stored has the names of the fields, not their aliases.
+    """
+
+    def __init__(self, cls: type, pydantic: ModuleType) -> None:
         self.cls, self.name, self.is_dict = cls, cls.__name__, is_typed_dict(cls)
+        self.adapter = pydantic.TypeAdapter(cls)
+        self.invalid_type = pydantic.ValidationError
 
-    @abstractmethod
     def load(self, text: str) -> Any:
         """The instance of what is stored. Raises InvalidData."""
+        return self._call(self.adapter.validate_json, text, by_alias=False, by_name=True)
 
-    @abstractmethod
     def parse(self, given: dict[str, Any]) -> Any:
         """The instance of what a caller gives, for whom we are stricter. Raises InvalidData."""
+        self.refuse_unknown(given)
+        return self._call(self.adapter.validate_python, given)
 
-    @abstractmethod
     def dump(self, value: Any) -> dict[str, Any]:
         """The JSON of an instance, which may have been changed for the worse: see `check`."""
+        try:
+            return self._dump(value, "json")
+        except ValueError as error:
+            # Our own search says where it is, and what to store instead.
+            serialization.normalise(self._dump(value, "python"))
+            raise self.invalid([("data", str(error))]) from None
 
-    @abstractmethod
     def check(self, dumped: dict[str, Any]) -> None:
         """Raises InvalidData if this could not be loaded again."""
+        self.load(serialization.dumps(dumped))
 
     def admit(self, given: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
         """The JSON of what a caller gives: an instance, or a mapping over the defaults."""
@@ -113,33 +123,6 @@ class Codec(ABC):
             errors=errors,
         )
 
-
-class PydanticCodec(Codec):
-    """Of whatever pydantic validates. Stored under the names of the fields, not their aliases."""
-
-    def __init__(self, cls: type, pydantic: ModuleType) -> None:
-        super().__init__(cls)
-        self.adapter = pydantic.TypeAdapter(cls)
-        self.invalid_type = pydantic.ValidationError
-
-    def load(self, text: str) -> Any:
-        return self._call(self.adapter.validate_json, text, by_alias=False, by_name=True)
-
-    def parse(self, given: dict[str, Any]) -> Any:
-        self.refuse_unknown(given)
-        return self._call(self.adapter.validate_python, given)
-
-    def dump(self, value: Any) -> dict[str, Any]:
-        try:
-            return self._dump(value, "json")
-        except ValueError as error:
-            # Our own search says where it is, and what to store instead.
-            serialization.normalise(self._dump(value, "python"))
-            raise self.invalid([("data", str(error))]) from None
-
-    def check(self, dumped: dict[str, Any]) -> None:
-        self.load(serialization.dumps(dumped))
-
     def _dump(self, value: Any, mode: str) -> dict[str, Any]:
         # Round trip: without computed fields. Without warnings: it is validated afterwards.
         dumped: dict[str, Any] = self.adapter.dump_python(
@@ -154,37 +137,6 @@ class PydanticCodec(Codec):
             # Without the input: what may be secret stays out of the texts of failures.
             told = error.errors(include_url=False, include_context=False, include_input=False)
             errors = [(_path(one["loc"]), one["msg"]) for one in told]
-        raise self.invalid(errors)
-
-
-class PlainCodec(Codec):
-    """Of a dataclass or a TypedDict, without pydantic."""
-
-    def __init__(self, cls: type) -> None:
-        super().__init__(cls)
-        self.strict: Reader = reader_of(cls, strict=True)
-        # A newer version of the code, which runs beside this one, may have stored more.
-        self.lenient: Reader = reader_of(cls, strict=False)
-
-    def load(self, text: str) -> Any:
-        return self._read(self.lenient, serialization.loads(text))
-
-    def parse(self, given: dict[str, Any]) -> Any:
-        self.refuse_unknown(given)
-        return self._read(self.strict, given)
-
-    def dump(self, value: Any) -> dict[str, Any]:
-        dumped: dict[str, Any] = plain(value)
-        return dumped
-
-    def check(self, dumped: dict[str, Any]) -> None:
-        self._read(self.strict, dumped)
-
-    def _read(self, reader: Reader, value: Any) -> Any:
-        try:
-            return reader(value, "data")
-        except Misfit as misfit:
-            errors = [(misfit.path, misfit.problem)]
         raise self.invalid(errors)
 
 
@@ -230,8 +182,8 @@ def overlay(
     """``stored`` with what changed between ``baseline`` and ``after``, into nested dicts."""
     result = dict(stored)
     for key in {**baseline, **after}:
-        sides = [side.get(key, MISSING) for side in (stored, baseline, after)]
-        if sides[2] is MISSING:
+        sides = [side.get(key, _MISSING) for side in (stored, baseline, after)]
+        if sides[2] is _MISSING:
             result.pop(key, None)
         elif not serialization.same(sides[1], sides[2]):
             nested = all(isinstance(side, dict) for side in sides)
@@ -259,31 +211,28 @@ def codec_of(cls: type, root: type) -> Codec | None:
 
 def _codec_for(cls: type, declared: type) -> Codec:
     pydantic = _pydantic()
-    if _is_model(declared) and pydantic is None:
-        wanted = ".".join(map(str, PYDANTIC))
-        problem = f"its data is the pydantic model {declared.__name__}, and pydantic is too old"
-        raise invalid(cls, problem, f"Install pydantic {wanted} or newer.")
+    if pydantic is None:
+        problem = f"its data is declared as {declared.__name__}, and typed data needs pydantic"
+        version = ".".join(map(str, PYDANTIC))
+        hint = f"Install pydantic {version} or newer: django-dramatiq-sequences[pydantic]."
+        raise invalid(cls, problem, hint)
     try:
-        codec = None if pydantic is None else _pydantic_codec(declared, pydantic)
-        return codec or PlainCodec(declared)
-    except Unreadable as error:
-        problem, mend = str(error), "Install pydantic, which knows more types, or use a plain one."
-    except NameError as error:
-        problem, mend = str(error), "Declare it above the sequence."
-    raise invalid(cls, f"its data's type {declared.__name__} cannot be used: {problem}", mend)
-
-
-def _pydantic_codec(declared: type, pydantic: ModuleType) -> Codec | None:
-    try:
-        codec = PydanticCodec(declared, pydantic)
-        if not codec.adapter.pydantic_complete:
-            raise Unreadable("it names a type that is not there yet")
-        return codec
+        codec = Codec(declared, pydantic)
+        if codec.adapter.pydantic_complete:
+            return codec
+        problem, hint = "it names a type that is not there yet", "Declare that above the sequence."
     except pydantic.errors.PydanticUserError as error:
-        # On Python 3.11 it knows only the TypedDict of typing_extensions.
-        if error.code == "typed-dict-version":
-            return None
-        raise Unreadable(error.message) from error
+        problem, hint = _unusable(error)
+    except NameError as error:
+        problem, hint = str(error), "Declare it above the sequence."
+    raise invalid(cls, f"its data's type {declared.__name__} cannot be used: {problem}", hint)
+
+
+def _unusable(error: Any) -> tuple[str, str]:
+    if error.code == "typed-dict-version":
+        problem = "pydantic reads typing.TypedDict on Python 3.12 and newer"
+        return problem, "Use typing_extensions.TypedDict."
+    return error.message, "Use types that pydantic knows."
 
 
 def _pydantic() -> ModuleType | None:
@@ -334,6 +283,11 @@ def _argument(base: Any, root: type) -> Any:
 def _refuse_expansion(value: Any) -> None:
     """Before a validator or a dump walks through it."""
     serialization.refuse_expansion(value, conf.settings.max_data_bytes)
+
+
+def is_typed_dict(hint: object) -> bool:
+    """Whether it is a TypedDict, of typing or of typing_extensions."""
+    return isinstance(hint, type) and hasattr(hint, "__required_keys__")
 
 
 def _names(cls: type) -> frozenset[str]:

@@ -6,10 +6,11 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache, cached_property
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, ParamSpec, TypeVar
 
 from ..definitions.steps import Finish, Repeat, no_attribute
@@ -101,7 +102,7 @@ class Job(Generic[P, R]):
 
         ``missing`` are parameters that were meant to get a value from elsewhere, where there is
         none: their defaults count. Raises `InvalidData`. Returns JSON, where the return value is
-        annotated and pydantic is installed.
+        annotated.
         """
         arguments = dict(self._arguments(sequence.data, explicit, missing))
         if self.takes_any:
@@ -167,9 +168,9 @@ def job(name: str, /) -> Callable[[Callable[P, R]], Job[P, R]]:
     """Register a function by a name: ``@job("fetch_data")``.
 
     Where a definition runs it, each parameter gets the value of its name in ``data``; what the
-    definition says with ``inputs`` and ``args`` wins. Values are validated by their annotations:
-    by pydantic if it is installed, else plainly. A parameter ``sequence`` gets the sequence
-    itself. Raises `InvalidDefinition`.
+    definition says with ``inputs`` and ``args`` wins. Pydantic validates values by their
+    annotations: without it, a job has none. A parameter ``sequence`` gets the sequence itself.
+    Raises `InvalidDefinition`.
     """
     if not isinstance(name, str) or not name:
         raise InvalidDefinition(
@@ -226,11 +227,20 @@ def _problems(name: str, function: Any) -> Iterator[tuple[str, str]]:
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL):
             yield f"its parameter {parameter} cannot be given by name", "Take it by its name."
+    if _is_annotated(function) and find_spec("pydantic") is None:
+        problem = "its parameters are annotated, and pydantic validates those"
+        yield problem, "Install django-dramatiq-sequences[pydantic], or leave the annotations out."
     other = _by_name.get(name)
     # A reloaded module registers its functions again, and the new ones count.
     if other is not None and _path(other.function) != _path(function):
         problem = f"{_path(function)} and {_path(other.function)} both have this name"
         yield problem, "Rename one of them."
+
+
+def _is_annotated(function: Any) -> bool:
+    """Whether there is something to validate: the sequence itself is not."""
+    annotated = getattr(inspect.unwrap(function), "__annotations__", {})
+    return bool(annotated.keys() - {SEQUENCE})
 
 
 def _path(function: Any) -> str:
@@ -240,10 +250,7 @@ def _path(function: Any) -> str:
 def _validated(hint: Any, value: Any, path: str, mend: str) -> Any:
     adapter = _adapter(hint)
     if adapter is None:
-        if _fits(value, hint):
-            return value
-        problem = f"is a {type(value).__name__}, not {_name(hint)}"
-        raise InvalidData(path=path, problem=problem, mend=mend)
+        return value
     try:
         return adapter.validate_python(value)
     except ValueError as error:
@@ -259,7 +266,7 @@ def _first_of(error: Any) -> str:
 
 
 def _adapter(hint: Any) -> Any:
-    """Pydantic's, or None: if that is not installed, or has nothing to say of this annotation."""
+    """Pydantic's, or None if it has nothing to say of this annotation."""
     try:
         return _built_adapter(hint)
     except TypeError:  # it cannot be hashed
@@ -267,49 +274,17 @@ def _adapter(hint: Any) -> Any:
 
 
 def _build_adapter(hint: Any) -> Any:
-    try:
-        from pydantic import TypeAdapter
-        from pydantic.errors import PydanticUserError
-    except ImportError:
-        return None
-    try:
-        return TypeAdapter(hint)
-    except PydanticUserError:
-        return None
+    from pydantic import ConfigDict, TypeAdapter
+    from pydantic.errors import PydanticUserError
+
+    # A class that pydantic does not know is checked by isinstance.
+    for config in (None, ConfigDict(arbitrary_types_allowed=True)):
+        with suppress(PydanticUserError):
+            return TypeAdapter(hint, config=config)
+    return None
 
 
 _built_adapter = cache(_build_adapter)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is what a plain annotation says. What we cannot tell fits."""
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if hint is None or hint is type(None):
-        return value is None
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, part) for part in parts)
-    if origin is typing.Annotated:
-        return _fits(value, parts[0])
-    if origin is typing.Literal:
-        return any(value == part and type(value) is type(part) for part in parts)
-    if isinstance(origin, type):
-        return isinstance(value, origin) and _contents_fit(value, origin, parts)
-    if typing.is_typeddict(hint):
-        return isinstance(value, dict)
-    if not isinstance(hint, type) or hint is Any:
-        return True
-    if hint in (int, float):
-        numbers = (int,) if hint is int else (int, float)
-        return isinstance(value, numbers) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
-def _contents_fit(value: Any, origin: type, parts: tuple[Any, ...]) -> bool:
-    if origin is list and parts:
-        return all(_fits(one, parts[0]) for one in value)
-    if origin is dict and parts:
-        return all(_fits(key, parts[0]) and _fits(one, parts[1]) for key, one in value.items())
-    return True
 
 
 def _name(hint: Any) -> str:
