@@ -37,7 +37,7 @@ class Sum(Sequence):
         self.data["sum"] = sum(self.data["numbers"])
 
 
-run = testing.run(Sum, numbers=[1, 2, 3]).run
+run = testing.run_sequence(Sum, numbers=[1, 2, 3]).run
 run.refresh_from_db()
 assert (run.status, run.data["sum"]) == ("succeeded", 6), (run.status, run.data)
 
@@ -48,7 +48,7 @@ def double(number: int) -> int:
 
 
 Double = define({"steps": {"double": {"job": "double", "save": "number"}}}, name="auth.Double")
-assert testing.run(Double, number=4).data == {"number": 8}
+assert testing.run_sequence(Double, number=4).data == {"number": 8}
 
 for name in ("py.typed", "flows/definition.schema.json"):
     assert (files(sequences) / name).is_file(), name

@@ -85,8 +85,8 @@ def declare() -> list[str]:
 # The database. All of it in a few statements: rows made one by one would take hours.
 
 RUNS = """
-INSERT INTO job_sequences_sequencerun (id, plan_id, sequence, key, held_key, key_scope,
-    frees_key, status, ending, data, version, inbox, created_at, updated_at, finished_at, trace)
+INSERT INTO job_sequences_sequencerun (id, plan_id, sequence, key, active_key, key_scope,
+    releases_key, status, ending, data, version, inbox, created_at, updated_at, finished_at, trace)
 SELECT (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0')
         || '7' || substr(md5(n::text), 1, 3) || '8' || substr(md5(n::text), 4, 15))::uuid,
     plan.id, plan.sequence, CASE WHEN n %% 2 = 0 THEN 'order-' || n END,
@@ -183,7 +183,7 @@ def fill(labels: list[str], runs: int) -> None:
         cursor.execute("VACUUM ANALYZE")
         cursor.execute("RESET work_mem")
     for number in range(4):
-        processes.seen(processes.Seen(f"box:{number + 1}", ["default"], 8), "default")
+        processes.seen(processes.ProcessReport(f"box:{number + 1}", ["default"], 8), "default")
     User.objects.create_superuser("admin", "admin@example.com", "admin")
 
 

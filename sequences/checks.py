@@ -273,11 +273,11 @@ def _definitions() -> list[Definition]:
 
 def _shown_secrets() -> Messages:
     for definition in _definitions():
-        for pattern, mend in _unmatched(definition):
+        for pattern, hint in _unmatched(definition):
             yield Warning(
                 f"{definition.label}: Meta.redact has {pattern!r}, which can never match: nothing "
                 "is hidden by it.",
-                hint=mend,
+                hint=hint,
                 id="sequences.W010",
             )
 
@@ -290,9 +290,9 @@ def _unmatched(definition: Definition) -> Iterator[tuple[str, str]]:
         path = path_of(pattern)
         # What a step is given, and gives, stands under its name.
         is_of_step = any(fnmatchcase(name, path[0]) for name in names)
-        mend = "" if is_of_step else _why_unmatched(definition, pattern, path)
-        if mend:
-            yield pattern, mend
+        hint = "" if is_of_step else _why_unmatched(definition, pattern, path)
+        if hint:
+            yield pattern, hint
 
 
 def _why_unmatched(definition: Definition, pattern: str, path: Path) -> str:
@@ -487,13 +487,13 @@ def _not_utf8_of_mysql(connection: BaseDatabaseWrapper) -> list[str]:
 
 def _collations(connection: BaseDatabaseWrapper) -> Messages:
     """Those of the columns whose values differ by case, accents and spaces."""
-    from .models import Exact
+    from .models import ExactCharField
 
     collations = {
         (model._meta.db_table, field.column): field.db_parameters(connection).get("collation")
         for model in apps.get_app_config("job_sequences").get_models()
         for field in model._meta.local_fields
-        if isinstance(field, Exact)
+        if isinstance(field, ExactCharField)
     }
     for table, column, _, collation in _text_columns(connection):
         exact = collations.get((table, column), collation)
@@ -585,11 +585,11 @@ def _unknown(step: str) -> None:
 
 def _count_without(stored: StoredPlan, missing: list[str]) -> int:
     """How many unfinished runs of this plan have one of these steps still before them."""
-    from .models import PLAIN, SequenceRun, StepStatus
+    from .models import NO_ITEM, SequenceRun, StepStatus
 
     done = Q(
         steps__step__in=missing,
-        steps__item=PLAIN,
+        steps__item=NO_ITEM,
         steps__status__in=[StepStatus.SUCCEEDED, StepStatus.SKIPPED],
     )
     runs = SequenceRun.objects.using(stored._state.db).unfinished().filter(plan=stored)

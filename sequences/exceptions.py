@@ -39,23 +39,23 @@ class SequenceError(Exception):
 class InvalidDefinition(SequenceError):
     """A class or a definition cannot be what it is meant to be."""
 
-    template = "{where}: {problem}. {mend}"
+    template = "{where}: {problem}. {hint}"
 
     where: str
     problem: str
-    mend: str
+    hint: str
 
 
 class InvalidData(SequenceError):
     """Data cannot be stored, or is not of its type."""
 
-    template = "{path} {problem}. {mend}"
+    template = "{path} {problem}. {hint}"
 
     #: Of typed data: pairs of a path and what is wrong there.
     errors: list[tuple[str, str]] | None = None
     path: str
     problem: str
-    mend: str
+    hint: str
 
 
 class DataConflict(SequenceError):
@@ -72,29 +72,29 @@ class DataConflict(SequenceError):
 class UnknownStep(SequenceError, LookupError):
     """The plan of the run has no such step."""
 
-    template = "{sequence} has no step {step!r}. {mend}"
+    template = "{sequence} has no step {step!r}. {hint}"
 
     sequence: str
     step: str
-    mend: str
+    hint: str
 
 
 class UnknownJob(SequenceError, LookupError):
     """No job is registered under that name."""
 
-    template = "There is no job {job!r}. {mend}"
+    template = "There is no job {job!r}. {hint}"
 
     job: str
-    mend: str
+    hint: str
 
 
 class UnknownSequence(SequenceError, LookupError):
     """No sequence is registered under that label."""
 
-    template = "There is no sequence {name!r}. {mend}"
+    template = "There is no sequence {name!r}. {hint}"
 
     name: str
-    mend: str
+    hint: str
 
 
 class InvalidTransition(SequenceError):
@@ -123,14 +123,14 @@ class StepKindChanged(SequenceError):
     """A step is of another kind in this code than in the plan of its run."""
 
     template = (
-        "Step {step!r} was {before} when run {run} started, and is {now} in this code. {mend}"
+        "Step {step!r} was {before} when run {run} started, and is {now} in this code. {hint}"
     )
 
     step: str
     run: Any
     before: str
     now: str
-    mend: str
+    hint: str
 
 
 class StepExpired(SequenceError):
@@ -184,11 +184,11 @@ class ChildrenFailed(SequenceError):
 class ReadOnlyData(SequenceError):
     """An item of a fan-out changed ``data``."""
 
-    template = "An item of step {step!r} changed {path}, but items cannot change data. {mend}"
+    template = "An item of step {step!r} changed {path}, but items cannot change data. {hint}"
 
     step: str
     path: str
-    mend: str
+    hint: str
 
 
 class Abort(SequenceError):
@@ -199,7 +199,7 @@ class Abort(SequenceError):
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """The mend for an unknown name: the nearest known one, or else all of them."""
+    """The hint for an unknown name: the nearest known one, or else all of them."""
     choices = list(known)
     if near := get_close_matches(str(name), choices, n=1):
         return f"Did you mean {near[0]!r}?"

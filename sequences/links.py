@@ -26,7 +26,7 @@ class InvalidLink(Exception):
     """It is not what was signed here."""
 
 
-class ExpiredLink(Exception):
+class LinkExpired(Exception):
     """It was signed here, and its time is over."""
 
 
@@ -46,14 +46,14 @@ class Link:
 
     @classmethod
     def read(cls, token: str) -> Link:
-        """What `sign` has written. Raises `InvalidLink` or `ExpiredLink`."""
+        """What `sign` has written. Raises `InvalidLink` or `LinkExpired`."""
         try:
             run, until, *shows = _signer().unsign_object(token)
         except BadSignature:
             raise InvalidLink from None
         expires = datetime.fromtimestamp(until / 1000, UTC)
         if expires <= timezone.now():
-            raise ExpiredLink
+            raise LinkExpired
         return cls(UUID(hex=run), expires, *shows)
 
 

@@ -85,7 +85,7 @@ def _describe(record: logging.LogRecord) -> None:
     if _DESCRIBED in vars(record):
         return
     vars(record)[_DESCRIBED] = True
-    attempt = current.in_hand()
+    attempt = current.current_attempt()
     given = _extra(record).keys()
     for name, value in _fields_of(attempt).items():
         vars(record).setdefault(name, value)
@@ -110,7 +110,7 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 
-def _secrets(attempt: current.InHand) -> Iterable[str]:
+def _secrets(attempt: current.CurrentAttempt) -> Iterable[str]:
     """Those of the attempt. A value of `data` whose text is asked for may log in its turn."""
     if _thread.searches:
         raise RecursionError
@@ -121,7 +121,7 @@ def _secrets(attempt: current.InHand) -> Iterable[str]:
         _thread.searches = False
 
 
-def _fields_of(attempt: current.InHand | None) -> dict[str, Any]:
+def _fields_of(attempt: current.CurrentAttempt | None) -> dict[str, Any]:
     if attempt is None:
         return dict.fromkeys(FIELDS, "")
     claim = attempt.claim

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 #: The item index of a step run that is no item of a fan-out. Not NULL, so that the unique
 #: constraint holds on every database.
-PLAIN = -1
+NO_ITEM = -1
 #: What no payload is: None may be delivered.
 _NOTHING = object()
 
@@ -42,7 +42,7 @@ class JSONEncoder(json.JSONEncoder):
         return conf.settings.encoder(*args, **kwargs)
 
 
-class Exact(models.CharField):  # type: ignore[type-arg]
+class ExactCharField(models.CharField):  # type: ignore[type-arg]
     """Text that is equal only to itself, also where a database would ignore case or spaces."""
 
     def db_parameters(self, connection: Any) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class StoredPlan(_Row):
     """One version of a sequence's shape that was ever started, or that a worker knew."""
 
     id = models.BigAutoField(primary_key=True)
-    sequence = Exact(_("sequence"), max_length=200)
+    sequence = ExactCharField(_("sequence"), max_length=200)
     fingerprint = models.CharField(_("fingerprint"), max_length=64)
     graph = models.JSONField(_("graph"))
     created_at = models.DateTimeField(_("created"))
@@ -190,13 +190,15 @@ class SequenceRun(_Row):
         verbose_name=_("plan"),
         db_constraint=False,
     )
-    sequence = Exact(_("sequence"), max_length=200)
-    key = Exact(_("key"), max_length=255, null=True, blank=True)
+    sequence = ExactCharField(_("sequence"), max_length=200)
+    key = ExactCharField(_("key"), max_length=255, null=True, blank=True)
     #: The key as long as it keeps others from starting with it.
-    held_key = Exact(max_length=255, null=True, blank=True, editable=False)
+    active_key = ExactCharField(max_length=255, null=True, blank=True, editable=False)
     #: The name under which it holds it: one that all releases have that start such runs.
-    key_scope = Exact(max_length=200, blank=True, default="", db_default="", editable=False)
-    frees_key = models.BooleanField(default=False, editable=False)
+    key_scope = ExactCharField(
+        max_length=200, blank=True, default="", db_default="", editable=False
+    )
+    releases_key = models.BooleanField(default=False, editable=False)
     status = models.CharField(
         _("status"), max_length=16, choices=RunStatus.choices, default=RunStatus.RUNNING
     )
@@ -239,7 +241,7 @@ class SequenceRun(_Row):
         ]
         constraints = [
             models.UniqueConstraint(
-                fields=["key_scope", "held_key"], name="job_sequences_run_key_once"
+                fields=["key_scope", "active_key"], name="job_sequences_run_key_once"
             )
         ]
         indexes = [
@@ -436,8 +438,8 @@ class StepRun(_Row):
         db_constraint=False,
         db_index=False,
     )
-    step = Exact(_("step"), max_length=100)
-    item = models.IntegerField(_("item"), default=PLAIN)
+    step = ExactCharField(_("step"), max_length=100)
+    item = models.IntegerField(_("item"), default=NO_ITEM)
     kind = models.CharField(_("kind"), max_length=16, default="step")
     status = models.CharField(
         _("status"), max_length=16, choices=StepStatus.choices, default=StepStatus.QUEUED
@@ -478,7 +480,7 @@ class StepRun(_Row):
         ]
 
     def __str__(self) -> str:
-        item = "" if self.item == PLAIN else f"[{self.item}]"
+        item = "" if self.item == NO_ITEM else f"[{self.item}]"
         return f"{self.step}{item}"
 
 
@@ -501,8 +503,8 @@ class StepFailure(_Row):
         verbose_name=_("step run"),
         db_constraint=False,
     )
-    step = Exact(_("step"), max_length=100)
-    item = models.IntegerField(_("item"), default=PLAIN)
+    step = ExactCharField(_("step"), max_length=100)
+    item = models.IntegerField(_("item"), default=NO_ITEM)
     attempt = models.PositiveIntegerField(_("attempt"))
     error = models.CharField(_("error"), max_length=200)
     message = models.TextField(_("message"), blank=True)
@@ -538,8 +540,8 @@ class StepLoss(_Row):
         verbose_name=_("step run"),
         db_constraint=False,
     )
-    step = Exact(_("step"), max_length=100)
-    item = models.IntegerField(_("item"), default=PLAIN)
+    step = ExactCharField(_("step"), max_length=100)
+    item = models.IntegerField(_("item"), default=NO_ITEM)
     worker = models.CharField(_("worker"), max_length=100)
     #: The other step runs of that process, by run, step and item; empty: it died alone.
     beside = models.JSONField(_("beside"), default=list)
@@ -586,7 +588,7 @@ class WorkerProcess(_Row):
     """A worker process as it was last seen: its sweep thread writes the row every few seconds."""
 
     id = models.BigAutoField(primary_key=True)
-    name = Exact(_("name"), max_length=100, unique=True)
+    name = ExactCharField(_("name"), max_length=100, unique=True)
     queues = models.JSONField(_("queues"), default=list)
     threads = models.PositiveIntegerField(_("threads"), default=0)
     #: Of these, those that have ended, and perform nothing any more.

@@ -15,7 +15,7 @@ from .data import serialization, typed
 from .definitions import registry
 from .definitions.definition import Definition, Failure, Outcome, Unique
 from .definitions.options import MetaOptions
-from .definitions.plan import ASIDE, Node, Plan
+from .definitions.plan import COMPENSATION_KINDS, Node, Plan
 from .definitions.steps import (
     Event,
     Finish,
@@ -116,7 +116,7 @@ class _Body(dict[str, Any]):
                 raise InvalidDefinition(
                     where=f"{self['__module__']}.{self['__qualname__']}.{name}",
                     problem="it is declared as a step, and the class has no such step",
-                    mend="Write @step above all other decorators, and give each step a name.",
+                    hint="Write @step above all other decorators, and give each step a name.",
                 )
 
     def __setitem__(self, name: str, value: Any) -> None:
@@ -124,7 +124,7 @@ class _Body(dict[str, Any]):
             raise InvalidDefinition(
                 where=f"{self['__module__']}.{self['__qualname__']}.{name}",
                 problem="this name is declared twice in the class",
-                mend="Rename one of them.",
+                hint="Rename one of them.",
             )
         super().__setitem__(name, value)
 
@@ -166,8 +166,8 @@ class SequenceType(type):
             return cls.start(data)
 
         def __getattr__(cls, name: str) -> NoReturn:
-            mend = f"Start it with {cls.__name__}(…), or {cls.__name__}.start(data, delay=…)."
-            raise no_attribute(f"The sequence {path_of(cls)}", name, mend)
+            hint = f"Start it with {cls.__name__}(…), or {cls.__name__}.start(data, delay=…)."
+            raise no_attribute(f"The sequence {path_of(cls)}", name, hint)
 
 
 class _Runs:
@@ -442,7 +442,7 @@ def _nodes(cls: type[Sequence[Any]], label: str, steps: dict[str, Step[Any]]) ->
     open_ends: list[str] = []
     handlers = {name_of(found.on_error) for found in steps.values() if found.on_error is not None}
     for name, found in steps.items():
-        aside = found.kind in ASIDE or (name in handlers and found.after is None)
+        aside = found.kind in COMPENSATION_KINDS or (name in handlers and found.after is None)
         after: list[str] = []
         if not aside:
             after = open_ends if found.after is None else [name_of(one) for one in found.after]

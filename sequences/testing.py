@@ -1,7 +1,7 @@
-"""For tests: perform sequences in the caller's thread, without a worker and a broker.
+"""For tests: execute sequences in the caller's thread, without a worker or a broker.
 
-It is the engine itself that performs: the same claims, commits and retries on the same tables.
-All of it works in a plain `django.test.TestCase`; there `run` and `drain` send the signals of
+The engine itself executes them: the same claims, commits and retries on the same tables. All of it
+works in a plain `django.test.TestCase`; there `run_sequence` and `drain` send the signals of
 `sequences.signals` too, as if each of the engine's transactions had been committed.
 """
 
@@ -32,23 +32,23 @@ from .transitions import compensation, notifications, plans
 from .transitions.types import dispatch_of
 from .worker.middleware import SequencesMiddleware
 
-__all__ = ["Clock", "assert_ledger", "build", "clock", "drain", "isolate_sequences", "run"]
+__all__ = ["Clock", "assert_steps", "build", "clock", "drain", "isolate_sequences", "run_sequence"]
 
 S = TypeVar("S", bound=Sequence[Any])
 
-#: How many steps `drain` performs before it says that there is no end, and how many `run` does.
+#: How many steps `drain` and `run_sequence` execute before they say that there is no end.
 LIMIT = 10_000
 RUN_LIMIT = 1_000
 
 
-def run(cls: type[S], /, **data: Any) -> S:
+def run_sequence(cls: type[S], /, **data: Any) -> S:
     """Start a sequence and perform all of it: retries at once, delays as if they were over.
 
     Returns the sequence with its run as it ended, and with its data. An error of a step raises
-    nothing here: the run has failed then, and `assert_ledger` shows why. Raises AssertionError
+    nothing here: the run has failed then, and `assert_steps` shows why. Raises AssertionError
     after a thousand steps, as of one that is repeated for ever.
     """
-    with dispatcher.caught(), clock() as moving:
+    with dispatcher.capture_dispatches(), clock() as moving:
         sequence = cls.start(data)
         performed = _drain(sequence.run, RUN_LIMIT)
         while moving.move_to_next(sequence.run):
@@ -64,7 +64,7 @@ def drain(limit: int = LIMIT) -> int:
     A retry is performed at once; a delay is over when the clock says so (see `clock`). Raises
     AssertionError after ``limit`` steps.
     """
-    with dispatcher.caught():
+    with dispatcher.capture_dispatches():
         return _drain(None, limit)
 
 
@@ -80,7 +80,7 @@ def _drain(run: SequenceRun | None, limit: int) -> int:
         if row.status == StepStatus.WAITING:
             # The clock may stand some milliseconds before what the database shows.
             StepRun.objects.using(using).filter(pk=row.pk).update(wake_at=row.due_at)
-        with dispatcher.caught() as dispatches:
+        with dispatcher.capture_dispatches() as dispatches:
             ready = handoff.process(dispatch_of(row, plan), broker, using)
             notifications.send_pending(using)
         # Itself too: an attempt that fails has its next one at once.
@@ -272,10 +272,10 @@ def isolate_sequences() -> Iterator[None]:
         broker.actors.update(actors)
 
 
-def assert_ledger(run: SequenceRun | Sequence[Any], expected: Iterable[tuple[str, str]]) -> None:
+def assert_steps(run: SequenceRun | Sequence[Any], expected: Iterable[tuple[str, str]]) -> None:
     """Check which steps the run has reached, in the order of their beginnings, and their states.
 
-    ``assert_ledger(sequence, [("charge", "succeeded"), ("ship", "failed")])``. What differs is
+    ``assert_steps(sequence, [("charge", "succeeded"), ("ship", "failed")])``. What differs is
     shown with the failures.
     """
     row = run.run if isinstance(run, Sequence) else run

@@ -14,7 +14,7 @@ from django.utils.cache import add_never_cache_headers, patch_vary_headers
 from django.views.decorators.http import require_safe
 
 from .inspection import status
-from .inspection.status import NotShown, Status
+from .inspection.status import Status, StatusNotFound
 
 P = ParamSpec("P")
 View = Callable[Concatenate[HttpRequest, P], HttpResponse]
@@ -55,7 +55,7 @@ def progress(request: HttpRequest, token: str) -> HttpResponse:
     """The progress of the run that a signed address is of: a part of an HTML page."""
     try:
         found = status.by_token(token)
-    except NotShown as error:
+    except StatusNotFound as error:
         context = {"text": error.text}
         return render(request, "sequences/_gone.html", context, status=error.http_status)
     return render(request, "sequences/_progress.html", {"progress": found})
@@ -64,6 +64,6 @@ def progress(request: HttpRequest, token: str) -> HttpResponse:
 def _json(find: Callable[[], Status]) -> HttpResponse:
     try:
         return JsonResponse(find().as_json())
-    except NotShown as error:
+    except StatusNotFound as error:
         content = {"error": error.code, "message": str(error.text)}
         return JsonResponse(content, status=error.http_status)

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from itertools import groupby
 
-from sequences.inspection.snapshot import Portrait, StepPortrait
+from sequences.inspection.snapshot import RunSnapshot, StepSnapshot
 from sequences.management.cli.live import SIGNS, Display, State, state_of, step_state
 from sequences.management.cli.tables import Cell, table
 from sequences.models import SequenceRun
@@ -12,16 +12,16 @@ from sequences.models import SequenceRun
 class Tables(Display):
     """Runs by the names of those who have started them, and their steps beside each other."""
 
-    def who(self, portrait: Portrait) -> str:
+    def who(self, portrait: RunSnapshot) -> str:
         return str(portrait.run.data.get("name", portrait.run.pk))
 
-    def states(self, portrait: Portrait) -> State:
+    def states(self, portrait: RunSnapshot) -> State:
         """Items one by one: the demo has few."""
         rows = sorted(portrait.run.steps.all(), key=lambda row: row.pk)
         states = {str(row): step_state(row.status, row.attempts) for row in rows}
         return states | {title(portrait.run): portrait.run.status}
 
-    def lines(self, portraits: Collection[Portrait], width: int) -> list[str]:
+    def lines(self, portraits: Collection[RunSnapshot], width: int) -> list[str]:
         """A table for each sequence, in the order of their first runs."""
         order = list(dict.fromkeys(one.run.sequence for one in portraits))
         ordered = sorted(portraits, key=lambda one: order.index(one.run.sequence))
@@ -29,13 +29,13 @@ class Tables(Display):
         tables = [["", *self.table_of(list(group), width)] for _, group in grouped]
         return [line for lines in tables for line in lines][1:]
 
-    def table_of(self, portraits: list[Portrait], width: int) -> list[str]:
+    def table_of(self, portraits: list[RunSnapshot], width: int) -> list[str]:
         newest = portraits[-1]
         heads = ["from", title(newest.run), *(step.name for step in newest.steps)]
         rows = [[Cell(head) for head in heads], *(self.row(one, newest) for one in portraits)]
         return [line[:width] for line in table(rows, None)]
 
-    def row(self, portrait: Portrait, newest: Portrait) -> list[Cell]:
+    def row(self, portrait: RunSnapshot, newest: RunSnapshot) -> list[Cell]:
         steps = [portrait.step(step.name) for step in newest.steps]
         cells = [self.who(portrait)[:12], portrait.run.status, *map(cell, steps)]
         return [Cell(text) for text in cells]
@@ -45,7 +45,7 @@ def title(run: SequenceRun) -> str:
     return run.sequence.rpartition(".")[-1]
 
 
-def cell(step: StepPortrait | None) -> str:
+def cell(step: StepSnapshot | None) -> str:
     """A sign for what has ended; of a fan-out how many items have."""
     if step is None or step.row is None:
         return ""

@@ -51,7 +51,7 @@ def fail(claim, *, final=True, error=None):
 
 def sent(act):
     """What an act dispatches once its transaction commits."""
-    with dispatcher.caught() as caught, TestCase.captureOnCommitCallbacks(execute=True):
+    with dispatcher.capture_dispatches() as caught, TestCase.captureOnCommitCallbacks(execute=True):
         act()
     return caught
 

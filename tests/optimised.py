@@ -7,7 +7,7 @@ django.setup()
 
 from sequences import Abort, Sequence, step, subsequence  # noqa: E402
 from sequences.exceptions import InvalidData, InvalidDefinition, InvalidTransition  # noqa: E402
-from sequences.testing import assert_ledger, run  # noqa: E402
+from sequences.testing import assert_steps, run_sequence  # noqa: E402
 
 
 class Options:
@@ -61,14 +61,14 @@ def declare_wrongly():
 def main():
     call_command("migrate", verbosity=0)
     print(__debug__, Order.__doc__)
-    order = run(Order, items=[1])
+    order = run_sequence(Order, items=[1])
     for failure in order.run.failures.all():
         print(failure.step, failure.message)
     print(order.run.status, order.data)
     refused(order.run.pause, InvalidTransition)
     refused(declare_wrongly, InvalidDefinition)
     refused(lambda: Order(items={1}), InvalidData)
-    refused(lambda: assert_ledger(order, []), AssertionError)
+    refused(lambda: assert_steps(order, []), AssertionError)
 
 
 main()

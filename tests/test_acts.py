@@ -23,7 +23,7 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture(autouse=True)
 def _caught():
-    with dispatcher.caught():
+    with dispatcher.capture_dispatches():
         yield
 
 
@@ -49,7 +49,7 @@ def disagreements(run):
     shown = snapshot.of(fresh(run))
     promised = {(act.name, on.name if on else None) for act, on in actions.allowed(shown)}
     wrong = []
-    for act in actions.ACTS.values():
+    for act in actions.ACTIONS.values():
         for name in [one.name for one in shown.steps] if act.on_step else [None]:
             if act.name == "deliver" and is_no_wait(shown.step(name)):
                 assert (act.name, name) not in promised
@@ -369,18 +369,18 @@ def test_a_failed_item_does_not_let_its_fan_out_be_edited_while_another_runs():
 def test_each_act_needs_a_permission_of_its_own_and_the_one_to_view_gives_none():
     user = User.objects.create_user("mia")
     user.user_permissions.add(Permission.objects.get(codename="view_sequencerun"))
-    assert not [name for name, act in actions.ACTS.items() if actions.permitted(user, act)]
+    assert not [name for name, act in actions.ACTIONS.items() if actions.permitted(user, act)]
     user.user_permissions.add(Permission.objects.get(codename="pause_sequencerun"))
     user = User.objects.get(pk=user.pk)
-    assert [name for name, act in actions.ACTS.items() if actions.permitted(user, act)] == [
+    assert [name for name, act in actions.ACTIONS.items() if actions.permitted(user, act)] == [
         "pause",
         "resume",
     ]
-    assert not actions.permitted(AnonymousUser(), actions.ACTS["pause"])
+    assert not actions.permitted(AnonymousUser(), actions.ACTIONS["pause"])
     user.is_active = False
-    assert not actions.permitted(user, actions.ACTS["pause"])
+    assert not actions.permitted(user, actions.ACTIONS["pause"])
 
 
 def test_every_act_has_a_permission_that_exists():
     known = {f"job_sequences.{name}" for name, _ in SequenceRun._meta.permissions}
-    assert {act.permission for act in actions.ACTS.values()} == known
+    assert {act.permission for act in actions.ACTIONS.values()} == known

@@ -12,7 +12,7 @@ from django.utils.html import escape
 from sequences import Abort, Sequence, step
 from sequences.admin import base
 from sequences.models import SequenceRun, StepFailure, StepRun
-from sequences.testing import run
+from sequences.testing import run_sequence
 
 pytestmark = pytest.mark.django_db
 
@@ -64,7 +64,7 @@ def count_queries(client, path):
 
 
 def test_data_keys_errors_tracebacks_and_results_are_shown_as_text(admin_client, sequence):
-    started = run(sequence, name=SCRIPT, fail=True)
+    started = run_sequence(sequence, name=SCRIPT, fail=True)
     SequenceRun.objects.filter(pk=started.run.pk).update(key=SCRIPT)
     StepFailure.objects.update(traceback=f"Traceback {SCRIPT}", error=SCRIPT)
     step_run = started.run.steps.get(step="pay")
@@ -77,7 +77,7 @@ def test_data_keys_errors_tracebacks_and_results_are_shown_as_text(admin_client,
 
 
 def test_what_meta_redact_names_is_shown_as_stars(admin_client, sequence):
-    started = run(sequence, name="Joel", card={"number": "4111-secret"})
+    started = run_sequence(sequence, name="Joel", card={"number": "4111-secret"})
     page = page_of(admin_client, change_url(started.run))
     assert "Joel" in page
     assert "4111-secret" not in page
@@ -87,7 +87,7 @@ def test_what_meta_redact_names_is_shown_as_stars(admin_client, sequence):
 
 
 def test_the_values_of_a_run_without_a_class_are_hidden(admin_client, sequence):
-    started = run(sequence, name="Joel")
+    started = run_sequence(sequence, name="Joel")
     SequenceRun.objects.update(sequence="shop.Removed")
     page = page_of(admin_client, change_url(started.run))
     assert "&quot;name&quot;: &quot;***&quot;" in page
@@ -97,7 +97,7 @@ def test_the_values_of_a_run_without_a_class_are_hidden(admin_client, sequence):
 
 
 def test_nobody_adds_changes_or_deletes(admin_client, sequence):
-    started = run(sequence)
+    started = run_sequence(sequence)
     step_run = started.run.steps.first()
     for row in (started.run, step_run):
         name = f"admin:job_sequences_{row._meta.model_name}"
@@ -112,7 +112,7 @@ def test_nobody_adds_changes_or_deletes(admin_client, sequence):
 
 
 def test_a_user_needs_the_permission_to_view(client, sequence):
-    started = run(sequence)
+    started = run_sequence(sequence)
     user = User.objects.create_user("reader", is_staff=True)
     client.force_login(user)
     assert client.get(RUNS).status_code == 403
@@ -123,7 +123,7 @@ def test_a_user_needs_the_permission_to_view(client, sequence):
 
 
 def test_the_list_filters_by_sequence_status_and_creation(admin_client, sequence):
-    good, bad = run(sequence), run(sequence, fail=True)
+    good, bad = run_sequence(sequence), run_sequence(sequence, fail=True)
     page = page_of(admin_client, RUNS)
     assert "?sequence=shop.Order" in page
     assert "created=day" in page
@@ -163,7 +163,7 @@ def test_runs_are_found_by_id_key_and_data(admin_client):
 
 
 def test_a_search_does_not_find_what_is_redacted(admin_client, sequence):
-    started = run(sequence, name="Joel", card={"number": "4111-secret"})
+    started = run_sequence(sequence, name="Joel", card={"number": "4111-secret"})
     assert found(admin_client, "joel") == {started.run.pk}
     assert found(admin_client, "4111") == set()
 
@@ -171,10 +171,10 @@ def test_a_search_does_not_find_what_is_redacted(admin_client, sequence):
 def test_lists_need_a_constant_number_of_queries_and_leave_large_columns_alone(
     admin_client, sequence
 ):
-    run(sequence, name="Joel", fail=True)
+    run_sequence(sequence, name="Joel", fail=True)
     before = [count_queries(admin_client, path)[0] for path in (RUNS, STEPS)]
     for _ in range(5):
-        run(sequence, name="Joel", fail=True)
+        run_sequence(sequence, name="Joel", fail=True)
     after = [count_queries(admin_client, path) for path in (RUNS, STEPS)]
     assert [count for count, _ in after] == before
     quote = connection.ops.quote_name
@@ -188,7 +188,7 @@ def test_lists_need_a_constant_number_of_queries_and_leave_large_columns_alone(
 
 
 def test_the_page_of_a_run_needs_a_constant_number_of_queries(admin_client, sequence):
-    started = run(sequence, fail=True)
+    started = run_sequence(sequence, fail=True)
     before, _ = count_queries(admin_client, change_url(started.run))
     for number in range(5):
         started.run.restart_from("pay", by=f"user {number}")
@@ -200,7 +200,7 @@ def test_the_page_of_a_run_needs_a_constant_number_of_queries(admin_client, sequ
 
 
 def test_the_page_of_a_run_shows_the_newest_failures_only(admin_client, sequence):
-    started = run(sequence, fail=True)
+    started = run_sequence(sequence, fail=True)
     now = started.run.created_at
     StepFailure.objects.bulk_create(
         StepFailure(run=started.run, step="ship", attempt=n, error=f"Error{n}.", failed_at=now)
@@ -215,14 +215,14 @@ def test_the_page_of_a_run_shows_the_newest_failures_only(admin_client, sequence
 def test_a_list_counts_no_further_than_it_must(admin_client, sequence, monkeypatch):
     monkeypatch.setattr(base, "COUNTED", 2)
     for _ in range(3):
-        run(sequence)
+        run_sequence(sequence)
     response = admin_client.get(RUNS)
     assert str(response.context["cl"].result_count) == "2+"
     assert "2+ runs" in response.content.decode()
 
 
 def test_operations_show_who_did_what_and_edits_are_redacted(admin_client, sequence):
-    started = run(sequence, name="Joel", card={"number": "4111-secret"})
+    started = run_sequence(sequence, name="Joel", card={"number": "4111-secret"})
     started.run.edit({"name": "Ann", "card": {"number": "5222-secret"}}, by="Mia", reason="typo")
     page = page_of(admin_client, change_url(started.run))
     assert "Mia" in page

@@ -28,7 +28,7 @@ YES = {"confirm": "yes"}
 
 @pytest.fixture(autouse=True)
 def _caught():
-    with dispatcher.caught():
+    with dispatcher.capture_dispatches():
         yield
 
 
@@ -117,13 +117,13 @@ BECOMES = {
 }
 
 
-@pytest.mark.parametrize("action", run_actions.ACTS)
+@pytest.mark.parametrize("action", run_actions.ACTIONS)
 def test_an_act_is_explained_then_confirmed_then_done(admin_client, admin_user, action):
     run, name = scene(action)
     before = state_of(run)
     asked = admin_client.get(url(run, action, name))
     assert asked.status_code == 200
-    assert str(run_actions.ACTS[action].explains) in asked.content.decode()
+    assert str(run_actions.ACTIONS[action].explains) in asked.content.decode()
     assert "csrfmiddlewaretoken" in asked.content.decode()
     assert state_of(run) == before, "a GET changes nothing"
     response = admin_client.post(url(run, action, name), data_for(action, run))
@@ -135,13 +135,13 @@ def test_an_act_is_explained_then_confirmed_then_done(admin_client, admin_user, 
     assert (operation.action, operation.by, operation.step) == (action, "admin", name)
     assert operation.reason == ("" if action == "edit" else "because")
     entry = LogEntry.objects.get(object_id=str(run.pk))
-    assert str(run_actions.ACTS[action].label) in entry.get_change_message()
+    assert str(run_actions.ACTIONS[action].label) in entry.get_change_message()
     # What is erased must not stand there still.
     assert "because" not in entry.change_message
     assert entry.object_repr == f"{run.sequence} {run.pk}"
 
 
-@pytest.mark.parametrize("action", run_actions.ACTS)
+@pytest.mark.parametrize("action", run_actions.ACTIONS)
 def test_a_post_that_does_not_confirm_is_refused(admin_client, action):
     run, name = scene(action)
     before = state_of(run)
@@ -151,11 +151,11 @@ def test_a_post_that_does_not_confirm_is_refused(admin_client, action):
     assert state_of(run) == before
 
 
-@pytest.mark.parametrize("action", run_actions.ACTS)
+@pytest.mark.parametrize("action", run_actions.ACTIONS)
 def test_an_act_needs_its_own_permission_and_the_one_to_view(client, action):
     run, name = scene(action)
     before = state_of(run)
-    own = run_actions.ACTS[action].permission.removeprefix("job_sequences.")
+    own = run_actions.ACTIONS[action].permission.removeprefix("job_sequences.")
     others = [code for code, _ in SequenceRun._meta.permissions if code != own]
     client.force_login(user := user_with("view_sequencerun", *others))
     assert client.get(url(run, action, name)).status_code == 403
@@ -170,7 +170,7 @@ def test_an_act_needs_its_own_permission_and_the_one_to_view(client, action):
     assert state_of(run) != before
 
 
-@pytest.mark.parametrize("action", run_actions.ACTS)
+@pytest.mark.parametrize("action", run_actions.ACTIONS)
 def test_an_act_without_its_token_is_refused(admin_user, action):
     run, name = scene(action)
     before = state_of(run)
@@ -214,7 +214,7 @@ def test_a_project_can_restrict_who_does_what_to_which_run(admin_client, monkeyp
     mine, other = started(), started()
     monkeypatch.setattr(
         SequenceRunAdmin,
-        "has_act_permission",
+        "has_action_permission",
         lambda self, request, act, run=None: run is None or run.pk == mine.pk,
     )
     assert admin_client.post(url(other, "pause"), YES).status_code == 403

@@ -523,7 +523,7 @@ def test_a_look_behind_the_back_leaves_messages_for_a_page_that_is_seen(admin_cl
 
 
 class SupportRunAdmin(SequenceRunAdmin):
-    """Shows letters only."""
+    """DisplayOptions letters only."""
 
     def get_queryset(self, request):
         return super().get_queryset(request).filter(sequence="shop.Letter")

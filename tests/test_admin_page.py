@@ -29,7 +29,7 @@ STEPS = reverse("admin:job_sequences_steprun_changelist")
 
 @pytest.fixture(autouse=True)
 def _caught():
-    with dispatcher.caught():
+    with dispatcher.capture_dispatches():
         yield
 
 
@@ -367,7 +367,7 @@ def test_a_run_that_is_not_there_is_said_so(admin_client):
 
 def test_values_are_only_those_that_there_are(admin_client):
     run = started()
-    assert admin_client.get(url(run, "value", "held_key")).status_code == 404
+    assert admin_client.get(url(run, "value", "active_key")).status_code == 404
     assert admin_client.get(f"{url(run, 'value', 'result')}?step=none").status_code == 404
 
 

@@ -6,7 +6,7 @@ from django.db import DataError, connection
 
 from sequences import Sequence, step
 from sequences.exceptions import SequenceError
-from sequences.models import Exact, Operation, SequenceRun, StepFailure
+from sequences.models import ExactCharField, Operation, SequenceRun, StepFailure
 from sequences.testing import drain
 from tests.engine import fresh
 
@@ -24,7 +24,7 @@ def change_texts(model, character_set, collation=""):
         field
         for field in model._meta.local_fields
         if field.get_internal_type() in ("CharField", "TextField")
-        and (field.name == "key" or not isinstance(field, Exact))
+        and (field.name == "key" or not isinstance(field, ExactCharField))
     ]
     changes = ", ".join(
         f"MODIFY {connection.ops.quote_name(field.column)} {field.db_type(connection)} "

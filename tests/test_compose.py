@@ -8,7 +8,7 @@ from sequences import chain, define, group, job, start_definition
 from sequences.exceptions import InvalidDefinition
 from sequences.flows import jobs
 from sequences.models import StepRun
-from sequences.testing import drain, isolate_sequences, run
+from sequences.testing import drain, isolate_sequences, run_sequence
 from tests.engine import fresh
 
 
@@ -135,7 +135,7 @@ def test_a_delay_is_waited_for(performed):
 @pytest.mark.django_db
 def test_a_composition_can_be_declared(performed):
     cls = define(chain("a", task(1), group(task(2), task(3))), name="shop.Numbers")
-    sequence = run(cls)
+    sequence = run_sequence(cls)
     assert sequence.run.status == "succeeded"
     assert sequence.data == {"a": 1}
     assert sorted(performed) == [1, 2, 3]

@@ -4,7 +4,7 @@ import pytest
 from django.db import OperationalError, close_old_connections, connection, connections, transaction
 
 from sequences import Sequence, step
-from sequences.engine.executor import Life
+from sequences.engine.executor import StepExecution
 from sequences.models import StepRun
 from sequences.testing import drain
 from sequences.transitions import claims
@@ -45,7 +45,7 @@ def order():
 
 
 def life(run):
-    return Life(row(run, "pay").pk, 0, "default")
+    return StepExecution(row(run, "pay").pk, 0, "default")
 
 
 # --- claims

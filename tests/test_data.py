@@ -189,7 +189,7 @@ class TestNormalise:
             def default(self, o):
                 return o
 
-        with pytest.raises(InvalidData, match="Mend the encoder"):
+        with pytest.raises(InvalidData, match="Fix the encoder"):
             normalise({"a": object()}, encoder=Encoder)
 
     def test_measures_bytes_of_utf_8(self):

@@ -9,7 +9,7 @@ from sequences import Sequence, step
 from sequences.engine import dispatcher
 from sequences.testing import isolate_sequences
 from sequences.transitions.types import Dispatch
-from sequences.worker.sweeper import Overdue, sweep
+from sequences.worker.sweeper import AssumeLost, sweep
 from tests.engine import claim, fresh, ledger, messages, overdue, perform, row
 
 
@@ -114,9 +114,9 @@ def test_a_dispatch_to_a_queue_that_the_broker_does_not_know_is_logged_and_not_r
 
 def test_what_is_caught_is_not_sent(broker):
     broker.declare_queue("default")
-    with dispatcher.caught() as outer:
+    with dispatcher.capture_dispatches() as outer:
         dispatcher.send([dispatch()])
-        with dispatcher.caught() as inner:
+        with dispatcher.capture_dispatches() as inner:
             dispatcher.send([dispatch(step_run_id=8)])
         dispatcher.send([dispatch(step_run_id=9)])
     assert [one.step_run_id for one in outer] == [7, 9]
@@ -180,7 +180,7 @@ def test_a_start_never_sees_that_the_broker_is_down(unreliable, passing):
     unreliable.down = False
     passing.seconds += 60
     overdue(run, "one")
-    assert sweep(Overdue(), "default") == 1
+    assert sweep(AssumeLost(), "default") == 1
     assert len(messages()) == 1
 
 

@@ -14,7 +14,7 @@ from sequences.exceptions import (
     UnknownStep,
 )
 from sequences.models import Operation, SequenceRun, StepFailure
-from sequences.testing import assert_ledger, clock, drain, run
+from sequences.testing import assert_steps, clock, drain, run_sequence
 from sequences.transitions import claims, failures
 from tests.engine import claim, fail, fresh, ledger, perform, row, sent, steps_of, take
 
@@ -184,7 +184,7 @@ def test_a_payload_of_none_is_told_from_a_timeout():
     assert row(delivered, "ship").result == [None, True]
     assert ledger(delivered) == {"approval": "succeeded", "ship": "succeeded"}
 
-    timed_out = run(Order).run
+    timed_out = run_sequence(Order).run
     assert row(timed_out, "ship").result == ["nothing", False]
     assert ledger(timed_out) == {"approval": "skipped", "ship": "succeeded"}
 
@@ -200,12 +200,12 @@ def test_a_timeout_leaves_a_default_of_its_data_as_it_is():
         @step
         def ship(self): ...
 
-    assert run(Order).data == {"approval": {"by": "nobody"}}
+    assert run_sequence(Order).data == {"approval": {"by": "nobody"}}
 
 
 def test_an_event_that_is_not_delivered_in_time_fails_and_says_so():
-    run_ = run(order(timeout=timedelta(days=3))).run
-    assert_ledger(run_, [("charge", "succeeded"), ("approval", "failed")])
+    run_ = run_sequence(order(timeout=timedelta(days=3))).run
+    assert_steps(run_, [("charge", "succeeded"), ("approval", "failed")])
     assert run_.status == "failed"
     failure = StepFailure.objects.get(run=run_)
     assert failure.error == "sequences.exceptions.EventTimeout"
@@ -227,14 +227,14 @@ def test_a_timeout_counts_from_the_beginning_of_the_wait():
 
 
 def test_a_timeout_in_milliseconds_can_let_the_run_go_on():
-    sequence = run(order(timeout=60_000, on_timeout="continue"))
+    sequence = run_sequence(order(timeout=60_000, on_timeout="continue"))
     assert sequence.run.status == "succeeded"
     assert sequence.data == {"charged": True, "shipped_by": None}
 
 
 def test_a_retry_after_a_timeout_waits_anew():
     cls = order(timeout=timedelta(hours=1))
-    failed = run(cls).run
+    failed = run_sequence(cls).run
     failed.retry()
     drain()
     assert ledger(failed)["approval"] == "waiting"
@@ -333,7 +333,7 @@ def test_a_skipped_wait_goes_on_and_a_later_delivery_says_so():
 
 
 def test_a_wait_can_be_left_out():
-    sequence = run(order(when=lambda sequence: "risk" in sequence.data))
+    sequence = run_sequence(order(when=lambda sequence: "risk" in sequence.data))
     assert sequence.run.status == "succeeded"
     assert ledger(sequence.run)["approval"] == "skipped"
 

@@ -41,7 +41,7 @@ def test_a_detail_that_is_missing_does_not_hide_the_error():
 
 def test_braces_in_a_message_or_a_detail_are_kept():
     assert str(Abort("no {such} thing {")) == "no {such} thing {"
-    assert str(UnknownSequence(name="{x", mend="{y}")) == "There is no sequence '{x'. {y}"
+    assert str(UnknownSequence(name="{x", hint="{y}")) == "There is no sequence '{x'. {y}"
 
 
 @pytest.mark.parametrize("cls", EVERY)

@@ -8,10 +8,10 @@ from dramatiq.middleware import SkipMessage
 
 from sequences import Abort, Sequence, finish, on_failure, repeat, step
 from sequences.engine import dispatcher
-from sequences.engine.executor import Life
+from sequences.engine.executor import StepExecution
 from sequences.exceptions import InvalidDefinition
 from sequences.models import SequenceRun, StepFailure, StepRun
-from sequences.testing import assert_ledger, clock, drain, run
+from sequences.testing import assert_steps, clock, drain, run_sequence
 from sequences.transitions import failures, fanout
 from tests.engine import fresh, perform, sent, take
 
@@ -61,7 +61,7 @@ def claim_item(run, index):
 
 
 def test_each_item_of_a_key_is_performed_and_the_results_come_in_order():
-    sequence = run(fan_out(), numbers=[3, 1, 2])
+    sequence = run_sequence(fan_out(), numbers=[3, 1, 2])
     assert sequence.run.status == "succeeded"
     assert sequence.data["results"] == [9, 1, 4]
     assert [row.result for row in items(sequence.run)] == [9, 1, 4]
@@ -71,17 +71,17 @@ def test_a_generator_can_yield_the_items():
     def numbers(sequence):
         yield from range(sequence.data["upto"])
 
-    assert run(fan_out(numbers), upto=4).data["results"] == [0, 1, 4, 9]
+    assert run_sequence(fan_out(numbers), upto=4).data["results"] == [0, 1, 4, 9]
 
 
 def test_batches_are_lists():
-    sequence = run(fan_out(lambda sequence: range(7), body=sum, batch=3))
+    sequence = run_sequence(fan_out(lambda sequence: range(7), body=sum, batch=3))
     assert sequence.data["results"] == [3, 12, 6]
 
 
 def test_no_items_succeed_at_once():
-    sequence = run(fan_out(), numbers=[])
-    assert_ledger(sequence, [("square", "succeeded"), ("add_up", "succeeded")])
+    sequence = run_sequence(fan_out(), numbers=[])
+    assert_steps(sequence, [("square", "succeeded"), ("add_up", "succeeded")])
 
 
 def test_an_item_has_its_own_attempts_and_failures():
@@ -92,7 +92,7 @@ def test_an_item_has_its_own_attempts_and_failures():
             raise ValueError("not yet")
         return item
 
-    sequence = run(fan_out(body=second_time, max_retries=3), numbers=[1, 2])
+    sequence = run_sequence(fan_out(body=second_time, max_retries=3), numbers=[1, 2])
     assert sequence.data["results"] == [1, 2]
     failure = StepFailure.objects.get(run=sequence.run)
     assert (failure.step, failure.item, failure.attempt) == ("square", 1, 1)
@@ -108,7 +108,7 @@ def test_a_failed_item_fails_the_step_after_the_others_and_a_retry_runs_only_tha
         done.append(item)
         return item
 
-    sequence = run(fan_out(body=body), numbers=[1, 2, 3])
+    sequence = run_sequence(fan_out(body=body), numbers=[1, 2, 3])
     assert sequence.run.status == "failed"
     assert [row.status for row in items(sequence.run)] == ["succeeded", "failed", "succeeded"]
     newest = StepFailure.objects.filter(run=sequence.run).order_by("-pk")[0]
@@ -139,7 +139,7 @@ def test_the_failure_of_a_fan_out_quotes_the_first_item_that_has_failed():
         def tell(self):
             self.data["told"] = [self.failure.step, self.failure.error, self.failure.message]
 
-    step_name, error, message = run(Import).data["told"]
+    step_name, error, message = run_sequence(Import).data["told"]
     assert (step_name, error) == ("read", "sequences.exceptions.ItemsFailed")
     assert message == (
         "3 of 4 items of step 'read' failed, and none may. "
@@ -151,7 +151,7 @@ def test_a_long_error_of_an_item_is_quoted_in_part():
     def body(item):
         raise ValueError("x" * 9000)
 
-    sequence = run(fan_out(body=body), numbers=[1])
+    sequence = run_sequence(fan_out(body=body), numbers=[1])
     newest = StepFailure.objects.filter(run=sequence.run).order_by("-pk")[0]
     assert newest.message.endswith("x…")
     assert len(newest.message) < 400
@@ -161,7 +161,7 @@ def test_an_abort_fails_its_item_without_retries():
     def body(item):
         raise Abort("no")
 
-    sequence = run(fan_out(body=body, max_retries=5), numbers=[1])
+    sequence = run_sequence(fan_out(body=body, max_retries=5), numbers=[1])
     assert items(sequence.run).get().status == "failed"
     assert StepFailure.objects.filter(run=sequence.run, item=0).count() == 1
 
@@ -176,7 +176,7 @@ def test_some_items_may_fail(allowed, status):
             raise ValueError("broken")
         return item
 
-    sequence = run(fan_out(body=body, allow_failed=allowed), numbers=list(range(10)))
+    sequence = run_sequence(fan_out(body=body, allow_failed=allowed), numbers=list(range(10)))
     assert sequence.run.status == status
     if status == "succeeded":
         assert sequence.data["results"] == list(range(2, 10))
@@ -200,7 +200,7 @@ def test_outcomes_pair_each_item_with_its_result_where_some_have_failed():
                 [one.item, one.status, one.result] for one in self.outcomes(Album.resize)
             ]
 
-    assert run(Album, photos=["a", "b", "c"]).data["outcomes"] == [
+    assert run_sequence(Album, photos=["a", "b", "c"]).data["outcomes"] == [
         ["a", "succeeded", "A"],
         ["b", "failed", None],
         ["c", "succeeded", None],
@@ -216,7 +216,7 @@ def test_data_cannot_be_changed_in_an_item_and_a_write_says_so():
         def square(self, item):
             self.data["last"] = item
 
-    sequence = run(Writes, numbers=[1])
+    sequence = run_sequence(Writes, numbers=[1])
     failure = StepFailure.objects.filter(run=sequence.run, item=0).get()
     assert failure.message == (
         "An item of step 'square' changed data['last'], but items cannot change data. Return a "
@@ -239,7 +239,7 @@ def test_an_item_cannot_finish_the_run_but_can_repeat_itself():
                 return finish()
             return repeat() if next(rounds) < 2 else self.step_run.repeats
 
-    sequence = run(Repeats, numbers=[0, 1])
+    sequence = run_sequence(Repeats, numbers=[0, 1])
     assert "returned finish(), which would end its siblings" in (
         StepFailure.objects.get(run=sequence.run, item=0).message
     )
@@ -310,7 +310,7 @@ def test_an_item_that_comes_back_waits_for_a_place():
         moving.move(timedelta(hours=1))
         first = items(run).get(item=0)
         with pytest.raises(SkipMessage):
-            Life(first.pk, 0, "default").live()
+            StepExecution(first.pk, 0, "default").live()
         first.refresh_from_db()
         assert (first.status, first.due_at, first.wake_at) == ("waiting", None, None)
         (released,) = perform(second)
@@ -328,7 +328,7 @@ def test_an_item_that_finds_a_place_has_it():
         perform(claim_item(run, 1))
         moving.move(timedelta(hours=1))
         first = items(run).get(item=0)
-        Life(first.pk, 0, "default").live()
+        StepExecution(first.pk, 0, "default").live()
         second = items(run).get(item=1)
         claimed = claim_item(run, 1)
         assert fanout.find_place(claimed, "default")
@@ -345,13 +345,13 @@ def test_a_place_that_became_free_meanwhile_is_found_by_the_look_that_follows(mo
         items(run, item=1).update(status="succeeded", wake_at=None)  # it saw no item held
         return found
 
-    with clock() as moving, dispatcher.caught() as caught:
+    with clock() as moving, dispatcher.capture_dispatches() as caught:
         perform(claim_item(run, 0))
         claim_item(run, 1)
         moving.move(timedelta(hours=1))
         monkeypatch.setattr(fanout, "find_place", just_before_the_other_ends)
         with pytest.raises(SkipMessage):
-            Life(items(run).get(item=0).pk, 0, "default").live()
+            StepExecution(items(run).get(item=0).pk, 0, "default").live()
     assert [one.step_run_id for one in caught] == [items(run).get(item=0).pk]
 
 
@@ -377,7 +377,7 @@ def test_no_more_items_are_performed_at_once_whoever_comes_back(concurrency):
 
     run = started(Flaky)
     claimed = {}
-    with clock() as moving, dispatcher.caught():
+    with clock() as moving, dispatcher.capture_dispatches():
         for _ in range(2000):
             if own(run).status != "waiting":
                 break
@@ -410,7 +410,7 @@ def test_a_retrying_item_leaves_its_place_to_another():
 
     run = started(fan_out(concurrency=1, max_retries=3, body=body), numbers=[0, 1])
     first = claim_item(run, 0)
-    with dispatcher.caught() as caught, pytest.raises(ValueError, match="not yet"):
+    with dispatcher.capture_dispatches() as caught, pytest.raises(ValueError, match="not yet"):
         perform(first)
     assert [one.step_run_id for one in caught] == [items(run).get(item=1).pk]
     assert [row.status for row in items(run)] == ["retrying", "queued"]
@@ -421,7 +421,7 @@ def test_a_person_who_retries_the_waiting_items_gives_them_no_places():
         raise ValueError("not yet")
 
     run = started(fan_out(concurrency=1, max_retries=3, body=body), numbers=[0, 1, 2])
-    with dispatcher.caught():
+    with dispatcher.capture_dispatches():
         for index in (0, 1):
             with pytest.raises(ValueError, match="not yet"):
                 perform(claim_item(run, index))
@@ -430,7 +430,7 @@ def test_a_person_who_retries_the_waiting_items_gives_them_no_places():
     assert [row.status for row in items(run)] == ["queued", "queued", "running"]
     for index in (0, 1):
         assert not fanout.find_place(claim_item(run, index), "default")
-    with dispatcher.caught(), pytest.raises(ValueError, match="not yet"):
+    with dispatcher.capture_dispatches(), pytest.raises(ValueError, match="not yet"):
         perform(third)
     assert [row.status for row in items(run)] == ["queued", "waiting", "retrying"]
 
@@ -459,13 +459,13 @@ def test_an_end_that_nobody_saw_is_seen_by_the_look():
 
 
 def test_the_sweep_looks_after_a_fan_out():
-    from sequences.worker.sweeper import Overdue, sweep
+    from sequences.worker.sweeper import AssumeLost, sweep
 
     run = started(fan_out(), numbers=[0])
     items(run).update(status="succeeded", wake_at=None)
     found = own(run)
     StepRun.objects.filter(pk=found.pk).update(wake_at=found.ready_at)
-    sent(lambda: sweep(Overdue(), "default"))
+    sent(lambda: sweep(AssumeLost(), "default"))
     assert own(run).status == "queued"
 
 
@@ -508,7 +508,7 @@ def test_skipping_a_fan_out_skips_its_items():
 
 
 def test_a_restart_expands_anew():
-    sequence = run(fan_out(), numbers=[1, 2])
+    sequence = run_sequence(fan_out(), numbers=[1, 2])
     row = SequenceRun.objects.get(pk=sequence.run.pk)
     row.edit({"numbers": [5]})
     row.restart_from("square")
@@ -521,7 +521,7 @@ def test_a_failure_of_the_callable_is_a_failed_attempt_and_leaves_no_items():
         yield 1
         raise ValueError("broken")
 
-    sequence = run(fan_out(broken))
+    sequence = run_sequence(fan_out(broken))
     assert sequence.run.status == "failed"
     assert not items(sequence.run).exists()
 
@@ -534,12 +534,12 @@ def test_a_failure_of_the_callable_is_a_failed_attempt_and_leaves_no_items():
     ],
 )
 def test_what_gives_no_items_says_so(data, message):
-    sequence = run(fan_out(), **data)
+    sequence = run_sequence(fan_out(), **data)
     assert StepFailure.objects.get(run=sequence.run).message.startswith(message)
 
 
 def test_an_item_that_is_not_json_names_its_place():
-    sequence = run(fan_out(lambda sequence: [1, {2}]))
+    sequence = run_sequence(fan_out(lambda sequence: [1, {2}]))
     assert StepFailure.objects.get(run=sequence.run).message.startswith("item 1 is of type set")
 
 
@@ -560,7 +560,7 @@ def test_a_branch_beside_a_fan_out_goes_on_and_both_are_joined():
         def join(self):
             self.data["sum"] = sum(self.results(Branches.square))
 
-    sequence = run(Branches)
+    sequence = run_sequence(Branches)
     assert sequence.data == {"beside": True, "sum": 5}
 
 
@@ -615,7 +615,7 @@ def test_delay_and_when_are_the_steps_own_and_not_its_items():
         def square(self, item):
             return item
 
-    sequence = run(Delayed)
+    sequence = run_sequence(Delayed)
     assert sequence.run.status == "succeeded"
     assert asked == ["delay", "when"]
     assert [row.delayed for row in items(sequence.run)] == [False, False]
@@ -635,7 +635,7 @@ def test_a_fan_out_that_is_not_atomic_is_expanded_in_one_transaction_all_the_sam
         if next(tries) == 0:
             raise ConnectionError("at the very end")
 
-    sequence = run(fan_out(numbers, atomic=False, max_retries=1))
+    sequence = run_sequence(fan_out(numbers, atomic=False, max_retries=1))
     assert sequence.run.status == "succeeded"
     assert items(sequence.run, status="succeeded").count() == 5
 

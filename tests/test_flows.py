@@ -21,9 +21,9 @@ from sequences.exceptions import InvalidData, InvalidDefinition
 from sequences.flows import jobs, parser
 from sequences.flows.parser import duration
 from sequences.models import SequenceRun, StepFailure, StepRun, StoredPlan
-from sequences.testing import assert_ledger, drain, isolate_sequences, run
+from sequences.testing import assert_steps, drain, isolate_sequences, run_sequence
 from sequences.transitions import plans
-from sequences.worker.sweeper import Overdue, sweep
+from sequences.worker.sweeper import AssumeLost, sweep
 from tests.engine import fresh, ledger, sent
 
 pytestmark = pytest.mark.django_db
@@ -103,7 +103,7 @@ def test_a_mapping_becomes_a_sequence_whose_steps_run_jobs(calls):
     )
     assert sequences.get("shop.Import") is cls
     assert issubclass(cls, Sequence)
-    sequence = run(cls, url="a")
+    sequence = run_sequence(cls, url="a")
     assert sequence.run.status == "succeeded"
     assert sequence.data == {"url": "a", "total": 2, "first": "a/0"}
     assert calls == [("fetch", "a", 2), ("count", ["a/0", "a/1"])]
@@ -145,7 +145,7 @@ def test_each_item_of_a_result_is_one_call(calls):
         },
         outputs={"sizes": "steps.visit"},
     )
-    assert run(cls, url="a").data["sizes"] == [3, 3, 3]
+    assert run_sequence(cls, url="a").data["sizes"] == [3, 3, 3]
     assert [call for call in calls if call[0] == "visit"] == [
         ("visit", "a/0"), ("visit", "a/1"), ("visit", "a/2"),
     ]  # fmt: skip
@@ -153,14 +153,14 @@ def test_each_item_of_a_result_is_one_call(calls):
 
 def test_each_reads_a_key_of_data_and_an_input_reads_a_part_of_the_item(calls):
     steps = {"fetch": {"job": "fetch", "each": "sites", "inputs": {"url": "item.url"}}}
-    sequence = run(declare(steps), sites=[{"url": "a"}, {"url": "b"}])
+    sequence = run_sequence(declare(steps), sites=[{"url": "a"}, {"url": "b"}])
     assert sequence.run.status == "succeeded"
     assert calls == [("fetch", "a", 1), ("fetch", "b", 1)]
 
 
 def test_batches_are_lists(calls):
     steps = {"count": {"job": "count", "each": "urls", "batch": 2, "inputs": {"pages": "item"}}}
-    run(declare(steps), urls=["a", "b", "c"])
+    run_sequence(declare(steps), urls=["a", "b", "c"])
     assert calls == [("count", ["a", "b"]), ("count", ["c"])]
 
 
@@ -180,8 +180,8 @@ def test_batches_are_lists(calls):
     ],
 )
 def test_when_decides_by_data(when, data, status):
-    sequence = run(declare({"note": {"job": "note", "when": when}}), **data)
-    assert_ledger(sequence, [("note", status)])
+    sequence = run_sequence(declare({"note": {"job": "note", "when": when}}), **data)
+    assert_steps(sequence, [("note", status)])
 
 
 def test_when_decides_by_a_result():
@@ -190,8 +190,8 @@ def test_when_decides_by_a_result():
         "note": {"job": "note", "when": {"steps.count": 2}},
         "never": {"job": "note", "when": {"steps.count": 3}},
     }
-    sequence = run(declare(steps), pages=["a", "b"])
-    assert_ledger(sequence, [("count", "succeeded"), ("note", "succeeded"), ("never", "skipped")])
+    sequence = run_sequence(declare(steps), pages=["a", "b"])
+    assert_steps(sequence, [("count", "succeeded"), ("note", "succeeded"), ("never", "skipped")])
 
 
 @pytest.mark.parametrize(
@@ -261,14 +261,14 @@ def test_an_undo_and_on_failure_run_jobs(calls):
         "fail": {"job": "fail"},
     }
     cls = declare(steps, on_failure={"job": "note", "args": {"mail": "ops"}})
-    sequence = run(cls, url="a")
+    sequence = run_sequence(cls, url="a")
     expected = [
         ("fetch", "succeeded"),
         ("fail", "failed"),
         ("undo_fetch", "succeeded"),
         ("on_failure", "succeeded"),
     ]
-    assert_ledger(sequence, expected)
+    assert_steps(sequence, expected)
     assert calls == [("fetch", "a", 1), ("note", {"url": "a"}), ("note", {"mail": "ops"})]
 
 
@@ -280,10 +280,10 @@ def test_the_undo_of_a_subsequence_takes_the_place_of_its_childrens(calls):
     undo = {"job": "note", "args": {"of": "parent"}}
     below = {"subsequence": "shop.Below", "each": "data.of", "inputs": {"url": "item"}}
     fails = {"fail": {"job": "fail"}}
-    sequence = run(declare({"below": {**below, "undo": undo}, **fails}), of=["a", "b"])
+    sequence = run_sequence(declare({"below": {**below, "undo": undo}, **fails}), of=["a", "b"])
     assert ledger(sequence.run)["undo_below"] == "succeeded"
     assert [call for call in calls if call[0] == "note"] == [("note", {"of": "parent"})]
-    run(declare({"below": below, **fails}, name="shop.Other"), of=["a", "b"])
+    run_sequence(declare({"below": below, **fails}, name="shop.Other"), of=["a", "b"])
     assert [call for call in calls if call[0] == "note"][1:] == [("note", {"of": "child"})] * 2
 
 
@@ -296,7 +296,7 @@ def test_the_undo_of_a_fan_out_gets_the_item_and_its_result(calls):
         },
         "fail": {"job": "fail"},
     }
-    run(declare(steps), urls=["a", "bb"])
+    run_sequence(declare(steps), urls=["a", "bb"])
     undone = [call[1] for call in calls if call[0] == "note"]
     assert undone == [{"url": "bb", "size": 2}, {"url": "a", "size": 1}]
 
@@ -307,14 +307,14 @@ def test_on_error_goes_on_with_another_step(calls):
         "fail": {"job": "fail", "on_error": "mend"},
         "end": {"job": "note", "after": "fail"},
     }
-    sequence = run(declare(steps))
+    sequence = run_sequence(declare(steps))
     assert sequence.run.status == "succeeded"
     assert ledger(sequence.run) == {"fail": "failed", "mend": "succeeded", "end": "skipped"}
 
 
 def test_outputs_are_left_out_with_what_comes_after_a_failed_step():
     steps = {"mend": {"job": "note"}, "fail": {"job": "fail", "on_error": "mend"}}
-    sequence = run(declare(steps, outputs={"a": "steps.mend"}))
+    sequence = run_sequence(declare(steps, outputs={"a": "steps.mend"}))
     assert sequence.run.status == "succeeded"
     assert ledger(sequence.run)["outputs"] == "skipped"
 
@@ -329,7 +329,7 @@ def test_a_subsequence_gets_its_inputs_and_gives_its_data(calls):
         }
     }
     cls = declare(steps, outputs={"answer": "steps.child.shouted"})
-    sequence = run(cls, word="hello")
+    sequence = run_sequence(cls, word="hello")
     assert sequence.data["answer"] == "HELLO"
     child = SequenceRun.objects.get(sequence="shop.Child")
     assert child.data == {"text": "hello", "loud": True, "shouted": "HELLO"}
@@ -338,7 +338,9 @@ def test_a_subsequence_gets_its_inputs_and_gives_its_data(calls):
 def test_a_subsequence_for_each_item(calls):
     define({"steps": {"shout": {"job": "shout"}}}, name="shop.Child")
     child = {"subsequence": "shop.Child", "each": "words", "inputs": {"text": "item"}}
-    sequence = run(declare({"child": child}, outputs={"all": "steps.child"}), words=["a", "b"])
+    sequence = run_sequence(
+        declare({"child": child}, outputs={"all": "steps.child"}), words=["a", "b"]
+    )
     assert [one["shouted"] for one in sequence.data["all"]] == ["A", "B"]
 
 
@@ -347,7 +349,7 @@ def test_save_keeps_a_result_in_data_for_the_jobs_that_come(calls):
         "fetch": {"job": "fetch", "save": "fetched"},
         "count": {"job": "count", "inputs": {"pages": "data.fetched.pages"}},
     }
-    assert run(declare(steps), url="a").data["fetched"]["url"] == "a"
+    assert run_sequence(declare(steps), url="a").data["fetched"]["url"] == "a"
     assert calls[-1] == ("count", ["a/0"])
 
 
@@ -369,18 +371,18 @@ def test_defaults_and_the_options_of_a_class(calls):
     assert definition.redact == ("url",)
     assert definition.verbose_name == "Import of pages"
     assert sequences.get("shop.Old") is cls
-    run(cls, times=3)
+    run_sequence(cls, times=3)
     assert calls == [("fetch", "b", 3)]
 
 
 def test_an_output_of_a_skipped_step_is_left_out_and_one_that_is_not_there_fails():
     steps = {"fetch": {"job": "fetch", "when": "wanted"}}
     cls = declare(steps, outputs={"pages": "steps.fetch.pages"})
-    assert run(cls).data == {}
+    assert run_sequence(cls).data == {}
     cls = declare(steps, outputs={"pages": "steps.fetch.sites"})
-    sequence = run(cls, wanted=True, url="a")
+    sequence = run_sequence(cls, wanted=True, url="a")
     failure = StepFailure.objects.get(run=sequence.run)
-    text = "steps.fetch.sites is not there. Mend the outputs, or what the step returns."
+    text = "steps.fetch.sites is not there. Fix the outputs, or what the step returns."
     assert failure.message == text
 
 
@@ -397,8 +399,8 @@ def test_a_result_of_none_is_told_from_none_at_all(calls):
         "take": {"job": "take", "inputs": {"found": "steps.find"}},
     }
     cls = declare(steps, outputs={"found": "steps.find"})
-    assert run(cls, wanted=True).data == {"wanted": True, "found": None}
-    assert run(cls).data == {}
+    assert run_sequence(cls, wanted=True).data == {"wanted": True, "found": None}
+    assert run_sequence(cls).data == {}
     assert calls == [None, "nothing"]
 
 
@@ -677,8 +679,8 @@ def test_yaml_and_json_files_beside_the_module_become_sequences(write):
     write("a.json", json.dumps({"name": "shop.Count", "steps": {"count": {"job": "count"}}}))
     count, import_ = load("flows/*")
     assert sequences.get("shop.Count") is count
-    assert run(import_).data == {"total": 1}
-    assert run(count, pages=[]).run.status == "succeeded"
+    assert run_sequence(import_).data == {"total": 1}
+    assert run_sequence(count, pages=[]).run.status == "succeeded"
 
 
 def test_a_file_that_is_loaded_again_replaces_and_another_with_its_name_is_refused(write):
@@ -706,7 +708,7 @@ def test_a_file_that_is_loaded_again_replaces_and_another_with_its_name_is_refus
         (
             "a.yaml",
             "name: shop.A\nsteps:\n  x: {job: note, max_retries: 1}\n  x: {job: note}",
-            "flows/a.yaml: it is not YAML: line 4: 'x' stands in one mapping twice. Mend it there.",
+            "flows/a.yaml: it is not YAML: line 4: 'x' stands in one mapping twice. Fix it there.",
         ),
         (
             "a.json",
@@ -717,7 +719,7 @@ def test_a_file_that_is_loaded_again_replaces_and_another_with_its_name_is_refus
             "a.json",
             "{",
             "flows/a.json: it is not JSON: Expecting property name enclosed in double quotes: "
-            "line 1 column 2 (char 1). Mend it there.",
+            "line 1 column 2 (char 1). Fix it there.",
         ),
         ("a.yaml", "- x", "flows/a.yaml: it holds no mapping. Begin with name: and steps:."),
         (
@@ -808,7 +810,7 @@ def test_shared_values_of_a_definition_and_of_data_are_refused_at_once():
 
 def test_a_pattern_that_finds_nothing_is_an_error(write):
     assert load_error("flows/*.yml") == (
-        "load('flows/*.yml'): finds no file. Mend the pattern: it is looked up beside the module "
+        "load('flows/*.yml'): finds no file. Fix the pattern: it is looked up beside the module "
         "that calls load()."
     )
 
@@ -934,7 +936,7 @@ def test_a_run_that_keeps_its_definition_can_be_steered_swept_and_checked(calls)
     sequence = start_definition({"steps": {"fail": {"job": "fail"}, "end": {"job": "note"}}})
     assert not list(check_unfinished_runs(None))
     StepRun.objects.update(wake_at="2000-01-01T00:00Z")
-    sweep(Overdue(), "default")
+    sweep(AssumeLost(), "default")
     assert ledger(sequence.run) == {"fail": "queued"}
     drain()
     assert fresh(sequence.run).status == "failed"

@@ -22,9 +22,9 @@ from sequences.models import SequenceRun, StepRun, WorkerProcess
 from sequences.testing import clock
 from sequences.transitions import processes
 from sequences.worker import registration
-from sequences.worker.heartbeat import Heart
-from sequences.worker.registration import Presence
-from sequences.worker.sweeper import Overdue, Sweeper, run_forever
+from sequences.worker.heartbeat import HeartbeatThread
+from sequences.worker.registration import WorkerRegistration
+from sequences.worker.sweeper import AssumeLost, Sweeper, run_forever
 from tests.engine import change, claim, fail, now, overdue, row
 
 pytestmark = pytest.mark.django_db
@@ -66,7 +66,7 @@ def sign(name):
 
 
 def test_a_process_has_one_row_that_says_what_it_is_and_when_it_swept():
-    here = Presence(8, lambda: {"mail", "default"})
+    here = WorkerRegistration(8, lambda: {"mail", "default"})
     here.beat(USING)
     first = WorkerProcess.objects.get()
     assert first.name == current.process()
@@ -92,13 +92,13 @@ def test_a_process_has_one_row_that_says_what_it_is_and_when_it_swept():
 
 def test_who_was_never_shown_takes_no_row_of_its_name_with_it():
     process(current.process())
-    Presence().end("default")
+    WorkerRegistration().end("default")
     assert WorkerProcess.objects.count() == 1
 
 
 def test_processes_of_one_name_have_a_row_each():
     # Containers with the name of their host, whose workers have the same numbers.
-    one, other = Presence(8, lambda: {"default"}), Presence(4, lambda: {"mail"})
+    one, other = WorkerRegistration(8, lambda: {"default"}), WorkerRegistration(4, lambda: {"mail"})
     other.end(USING)
     one.beat(USING)
     other.end(USING)
@@ -116,14 +116,14 @@ def test_processes_of_one_name_have_a_row_each():
 
 def test_a_process_takes_the_row_of_one_of_its_name_that_is_gone():
     process(current.process(), seen=30)
-    Presence(8).beat(USING)
+    WorkerRegistration(8).beat(USING)
     assert WorkerProcess.objects.get().name == current.process()
 
 
 def test_who_sweeps_removes_the_rows_of_those_that_were_not_seen_for_an_hour():
     process("old:1", seen=3601)
     process("new:1", seen=3599)
-    here = Presence(8)
+    here = WorkerRegistration(8)
     here.beat(USING)
     assert WorkerProcess.objects.count() == 3, "it does not sweep"
     here.swept()
@@ -140,7 +140,7 @@ def test_what_cannot_be_written_is_said_once_and_hurts_nobody(monkeypatch, caplo
         raise DatabaseError("no such table")
 
     monkeypatch.setattr(processes, "seen", refuse)
-    here = Presence(8)
+    here = WorkerRegistration(8)
     with caplog.at_level(logging.WARNING, "sequences"):
         for _ in range(3):
             here._told = None
@@ -150,7 +150,7 @@ def test_what_cannot_be_written_is_said_once_and_hurts_nobody(monkeypatch, caplo
     ]
 
 
-class Noted(Presence):
+class Noted(WorkerRegistration):
     """Notes what it is told, and raises nothing as the real one does."""
 
     def __init__(self):
@@ -173,7 +173,7 @@ class Noted(Presence):
 def test_the_heartbeat_shows_its_process_until_it_is_stopped(settings):
     settings.SEQUENCES = {"HEARTBEAT": 0.02, "SWEEP_INTERVAL": None}
     noted = Noted()
-    heart = Heart(noted)
+    heart = HeartbeatThread(noted)
     heart.start()
     assert noted.has_beaten.wait(10)
     assert noted.ends == 0
@@ -197,7 +197,7 @@ class Broken:
 def test_a_connection_that_does_not_close_stops_no_heart_and_no_sweep(settings, monkeypatch):
     settings.SEQUENCES = {"HEARTBEAT": 0.02}
     monkeypatch.setattr("sequences.worker.registration.connections", Broken())
-    beats, sweeps, here = [], [], Presence()
+    beats, sweeps, here = [], [], WorkerRegistration()
 
     def beat(using):
         beats.append(using)
@@ -214,7 +214,7 @@ def test_a_connection_that_does_not_close_stops_no_heart_and_no_sweep(settings, 
     monkeypatch.setattr("sequences.worker.queue_monitor.DRAINED", 0)
     monkeypatch.setattr(processes, "seen", beat)
     monkeypatch.setattr(processes, "gone", beat)
-    threads = [Heart(here), Sweeper(Overdue(), 0.01, here)]
+    threads = [HeartbeatThread(here), Sweeper(AssumeLost(), 0.01, here)]
     for thread in threads:
         thread.start()
     until = time.monotonic() + 10
@@ -239,7 +239,7 @@ def test_a_sweep_counts_when_it_has_ended_well(monkeypatch):
     monkeypatch.setattr("sequences.worker.sweeper.store_plans", lambda using: None)
     monkeypatch.setattr("sequences.worker.queue_monitor.DRAINED", 0)
     noted = Noted()
-    sweeper = Sweeper(Overdue(), 0.01, noted)
+    sweeper = Sweeper(AssumeLost(), 0.01, noted)
     sweeper.start()
     assert noted.has_swept.wait(10)
     sweeper.stop()

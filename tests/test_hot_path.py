@@ -12,12 +12,12 @@ from django.test import override_settings
 
 from sequences import Sequence, conf, repeat, signals, step
 from sequences.engine import dispatcher
-from sequences.engine.executor import Life
+from sequences.engine.executor import StepExecution
 from sequences.models import SequenceRun, StepFailure, StepRun, StoredPlan
-from sequences.testing import assert_ledger, clock, drain
-from sequences.testing import run as run_all
+from sequences.testing import assert_steps, clock, drain
+from sequences.testing import run_sequence as run_all
 from sequences.transitions import claims, failures, plans
-from sequences.worker.sweeper import Overdue, store_plans, sweep
+from sequences.worker.sweeper import AssumeLost, store_plans, sweep
 from tests.broken_reads import Router
 from tests.engine import claim, fresh, ledger, now, perform, row, take
 
@@ -71,7 +71,7 @@ def run():
 
 
 def live(run, name):
-    return Life(row(run, name).pk, 0, "default").live()
+    return StepExecution(row(run, name).pk, 0, "default").live()
 
 
 @on_postgresql
@@ -104,7 +104,7 @@ def test_a_step_that_touches_no_table_is_two_statements_and_no_transaction_of_it
     following = row(run, "one").pk
     for _ in ("one", "two"):
         with statements() as sent:
-            ready = Life(following, 0, "default").live()
+            ready = StepExecution(following, 0, "default").live()
         assert sent == ["UPDATE", "WITH"]
         following = ready[0].step_run_id if ready else None
     assert fresh(run).status == "succeeded"
@@ -121,7 +121,7 @@ def test_who_receives_a_signal_has_one_row_read_after_the_commit(run):
     signals.step_succeeded.connect(receive)
     try:
         with statements() as sent:
-            Life(pk, 0, "default").live()
+            StepExecution(pk, 0, "default").live()
     finally:
         signals.step_succeeded.disconnect(receive)
     assert sent == ["UPDATE", "WITH", "SELECT"]
@@ -146,7 +146,7 @@ def test_a_step_that_writes_commits_all_in_one_transaction():
     perform(claim(Writing.start().run, "one"))
     pk = row(run, "one").pk
     with statements() as sent:
-        Life(pk, 0, "default").live()
+        StepExecution(pk, 0, "default").live()
     assert sent == ["UPDATE", "BEGIN", "UPDATE", "WITH", "COMMIT"]
     assert ledger(run) == {"one": "succeeded", "two": "queued"}
 
@@ -290,7 +290,7 @@ def test_a_whole_sequence_reads_only_where_it_writes():
             self.data["results"] = [*self.results("first"), *self.results("flaky")]
 
     sequence = run_all(Everything, n=1)
-    assert_ledger(
+    assert_steps(
         sequence,
         [
             ("first", "succeeded"),
@@ -316,7 +316,7 @@ def test_starts_read_only_where_they_write():
 
 @pytest.mark.usefixtures("_no_reads")
 def test_steering_reads_only_where_it_writes():
-    with dispatcher.caught():
+    with dispatcher.capture_dispatches():
         run = chain().start({}, key="a", unique="unfinished").run
         run.pause(by="ada")
         run.resume()
@@ -350,9 +350,9 @@ def test_the_sweep_reads_only_where_it_writes():
     pk = StepRun.objects.using("default").get(run=taken.pk).pk
     claims.claim(pk, 0, 1, "w", conf.using())
     StepRun.objects.using("default").update(wake_at=now() - timedelta(seconds=1))
-    with dispatcher.caught() as caught, clock() as moving:
+    with dispatcher.capture_dispatches() as caught, clock() as moving:
         moving.move(timedelta(hours=2))
         store_plans(conf.using())
-        assert sweep(Overdue(), conf.using()) == 3
+        assert sweep(AssumeLost(), conf.using()) == 3
     assert {dispatch.run_id for dispatch in caught} == {queued.pk, taken.pk, delayed.pk}
     assert not StepFailure.objects.using("default").exists()

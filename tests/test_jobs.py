@@ -12,7 +12,7 @@ from sequences import define, job, repeat
 from sequences.exceptions import InvalidData, InvalidDefinition, UnknownJob
 from sequences.flows import jobs
 from sequences.models import StepFailure
-from sequences.testing import isolate_sequences, run
+from sequences.testing import isolate_sequences, run_sequence
 
 
 class Bound:
@@ -147,7 +147,7 @@ def test_a_default_counts_where_a_source_has_nothing():
     with pytest.raises(InvalidData) as caught:
         job("y")(lambda a: a).perform(Bound(a=1), {}, {"a": "steps.fetch"})
     assert str(caught.value) == (
-        "Parameter 'a' of job 'y' has no value: there is no steps.fetch. Mend its inputs or what "
+        "Parameter 'a' of job 'y' has no value: there is no steps.fetch. Fix its inputs or what "
         "they read, or give the parameter a default."
     )
 
@@ -210,7 +210,7 @@ def test_what_pydantic_says_is_told_and_the_value_is_not():
 
     assert refused(x, numbers=[1, "secret"]) == (
         "Parameter 'numbers' of job 'x' does not fit list[int]: 1: Input should be a valid "
-        "integer, unable to parse string as an integer. Mend data['numbers'], or what args or "
+        "integer, unable to parse string as an integer. Fix data['numbers'], or what args or "
         "inputs give."
     )
 
@@ -259,7 +259,7 @@ def test_a_result_that_does_not_fit_is_refused():
         return "many"
 
     assert refused(x).startswith("The result of job 'x' ")
-    assert refused(x).endswith("Mend the function, or its annotation.")
+    assert refused(x).endswith("Fix the function, or its annotation.")
 
 
 def test_repeat_may_be_returned_whatever_the_annotation_says():
@@ -290,7 +290,7 @@ def test_a_step_with_wrong_data_fails_at_once_and_says_why():
         pass
 
     definition = {"name": "shop.A", "steps": {"x": {"job": "count", "max_retries": 5}}}
-    sequence = run(define(definition), pages=3)
+    sequence = run_sequence(define(definition), pages=3)
     assert sequence.run.status == "failed"
     failure = StepFailure.objects.get(run=sequence.run)
     assert failure.step == "x"

@@ -71,7 +71,7 @@ def test_a_run_of_the_old_name_cannot_begin_again_while_one_of_the_new_name_hold
     assert not run.operations.exists()
     other.run.cancel()
     CALLS[action](run)
-    assert fresh(run).held_key == "k"
+    assert fresh(run).active_key == "k"
     assert after.start({}, key="k", unique="unfinished").run.pk == run.pk
 
 
@@ -147,7 +147,7 @@ def test_a_failed_undo_cannot_go_on_while_another_run_holds_the_key(action):
 
     run = Saga.start({}, key="k", unique="unfinished").run
     drain()
-    assert (fresh(run).status, fresh(run).held_key) == ("failed", None)
+    assert (fresh(run).status, fresh(run).active_key) == ("failed", None)
     other = Saga.start({}, key="k", unique="unfinished")
     assert other.created
 
@@ -160,7 +160,7 @@ def test_a_failed_undo_cannot_go_on_while_another_run_holds_the_key(action):
     other.run.cancel()
     go_on()
     # Without its undo the run ends at once, and frees the key again.
-    assert fresh(run).held_key == (None if action == "skip" else "k")
+    assert fresh(run).active_key == (None if action == "skip" else "k")
     drain()
     assert fresh(run).finished_at is not None
     assert Saga.start({}, key="k", unique="unfinished").created
@@ -226,7 +226,7 @@ def test_of_two_runs_that_begin_again_with_one_key_at_once_one_is_refused(
     releases, together, monkeypatch
 ):
     before, after = releases
-    look = operations._Locked._holder
+    look = operations.LockedRun._holder
     looked = threading.local()
 
     def late(self, key):
@@ -236,7 +236,7 @@ def test_of_two_runs_that_begin_again_with_one_key_at_once_one_is_refused(
             both.wait(60)
         return found
 
-    monkeypatch.setattr(operations._Locked, "_holder", late)
+    monkeypatch.setattr(operations.LockedRun, "_holder", late)
     for _ in range(ROUNDS):
         both = threading.Barrier(2)
         looked = threading.local()

@@ -10,10 +10,10 @@ from sequences import Sequence, checks, event, step, subsequence, testing
 from sequences.engine import handoff
 from sequences.exceptions import ChildrenFailed
 from sequences.models import SequenceRun, StepRun
-from sequences.testing import assert_ledger, clock, drain, isolate_sequences
+from sequences.testing import assert_steps, clock, drain, isolate_sequences
 from sequences.transitions import plans
 from sequences.transitions.types import dispatch_of
-from sequences.worker.sweeper import Overdue, sweep
+from sequences.worker.sweeper import AssumeLost, sweep
 from tests.engine import claim, fresh, ledger, messages, overdue, perform, row, take
 
 pytestmark = pytest.mark.django_db
@@ -96,7 +96,7 @@ def test_a_step_that_became_another_kind_fails_readably_and_is_mended_by_the_for
         run.deliver("middle", {"by": "ann"})
     with clock() as moving:
         for _ in range(3):
-            sweep(Overdue(), USING)
+            sweep(AssumeLost(), USING)
             drain()
             moving.move(timedelta(hours=1))
         if begun and before == "subsequence":
@@ -130,7 +130,7 @@ def test_it_may_be_skipped(before, now):
     drain()
     run.skip("middle")
     drain()
-    assert_ledger(run, [("first", "succeeded"), ("middle", "skipped"), ("last", "succeeded")])
+    assert_steps(run, [("first", "succeeded"), ("middle", "skipped"), ("last", "succeeded")])
 
 
 @pytest.mark.parametrize(("before", "now"), PAIRS, ids=IDS)
@@ -150,7 +150,7 @@ def test_an_older_worker_leaves_such_a_step_to_those_of_the_release_that_started
     assert (found.status, found.attempts, found.lost) == ("queued", 0, 0)
     assert messages() == [], "it would get it again"
     overdue(run, "middle")
-    assert sweep(Overdue(), USING) == 1
+    assert sweep(AssumeLost(), USING) == 1
 
 
 def drain_once(run):
@@ -185,7 +185,7 @@ def test_a_fan_out_in_flight_that_became_a_subsequence_stops_no_sweep_and_no_oth
     other = new().run
     overdue(other, "first")
     StepRun.objects.filter(run=run.pk, step="middle").update(wake_at=row(other, "first").wake_at)
-    assert sweep(Overdue(), USING) >= 1
+    assert sweep(AssumeLost(), USING) >= 1
     assert str(other.pk) in {message.args[0] for message in messages()}
 
 

@@ -15,9 +15,9 @@ from sequences.inspection import health
 from sequences.inspection.health import Level
 from sequences.models import SequenceRun, StepRun, StoredPlan, WorkerProcess
 from sequences.transitions import due, locking, plans, postgresql
-from sequences.worker.heartbeat import Heart
-from sequences.worker.registration import Presence
-from sequences.worker.sweeper import Overdue, Sweeper, sweep
+from sequences.worker.heartbeat import HeartbeatThread
+from sequences.worker.registration import WorkerRegistration
+from sequences.worker.sweeper import AssumeLost, Sweeper, sweep
 from tests.engine import claim, fresh, ledger, messages, now, overdue, perform, row, take
 from tests.locks import held
 
@@ -73,8 +73,8 @@ def performances(runs, progress=None):
     for run in runs:
         held_claim = claim(run, "pay")
         overdue(run, "pay", timedelta(seconds=-1))
-        performance = leases.Performance(held_claim, since=0.0, progress=progress)
-        leases._performing[held_claim.token] = performance
+        performance = leases.Lease(held_claim, since=0.0, progress=progress)
+        leases._held[held_claim.token] = performance
         found.append(performance)
     return found
 
@@ -82,7 +82,7 @@ def performances(runs, progress=None):
 @pytest.fixture(autouse=True)
 def _no_performance_is_left():
     yield
-    leases._performing.clear()
+    leases._held.clear()
 
 
 @each_lock
@@ -114,13 +114,13 @@ def test_a_beat_that_has_nothing_to_say_asks_the_database_nothing(django_assert_
 
 def test_a_locked_row_of_its_process_keeps_no_worker_from_its_leases(settings):
     settings.SEQUENCES = {"HEARTBEAT": 0.2}
-    presence = Presence(1)
+    presence = WorkerRegistration(1)
     presence.beat(USING)
     run = order()().run
     performances([run])
     with held(lock(WorkerProcess)):
         presence._told = None
-        heart = Heart(presence)
+        heart = HeartbeatThread(presence)
         heart.start()
         try:
             for _ in range(3):
@@ -131,7 +131,7 @@ def test_a_locked_row_of_its_process_keeps_no_worker_from_its_leases(settings):
                     presence._told = None
                     time.sleep(0.05)
         finally:
-            leases._performing.clear()
+            leases._held.clear()
     heart.stop()
     assert not heart.is_alive()
 
@@ -140,13 +140,13 @@ def test_a_step_whose_row_was_locked_for_longer_than_its_lease_is_not_taken_for_
     run, other = (one.run for one in order().start_many([{}] * 2))
     performances([run])
     claim(other, "pay")
-    presence = Presence(1)
+    presence = WorkerRegistration(1)
     with held(lock(StepRun, run=run.pk)):
         presence.leaves_out(leases.beat(USING))
         presence.beat(USING)
     for one in (run, other):
         overdue(one, "pay", timedelta(seconds=20))
-    assert sweep(Overdue(), USING) == 1, "the other one's worker says nothing of it"
+    assert sweep(AssumeLost(), USING) == 1, "the other one's worker says nothing of it"
     assert (row(run, "pay").status, row(run, "pay").lost) == ("running", 0)
     presence.leaves_out(leases.beat(USING))
     presence.beat(USING)
@@ -157,13 +157,13 @@ def test_a_step_whose_row_was_locked_for_longer_than_its_lease_is_not_taken_for_
 def test_a_worker_that_dies_while_its_step_is_locked_is_noticed():
     run = order()().run
     performances([run])
-    presence = Presence(1)
+    presence = WorkerRegistration(1)
     with held(lock(StepRun, run=run.pk)):
         presence.leaves_out(leases.beat(USING))
         presence.beat(USING)
     overdue(run, "pay")
     WorkerProcess.objects.update(seen_at=now() - timedelta(seconds=7))
-    assert sweep(Overdue(), USING) == 1
+    assert sweep(AssumeLost(), USING) == 1
     assert row(run, "pay").lost == 1
 
 
@@ -178,13 +178,13 @@ def test_a_sweep_takes_back_the_others_steps_and_the_locked_one_at_its_next_turn
         overdue(run, "pay")
     before = row(locked, "pay")
     with held(act(locked)), at_once():
-        assert sweep(Overdue(), USING) == 1
+        assert sweep(AssumeLost(), USING) == 1
         assert row(other, "pay").status == "queued"
         assert (row(locked, "pay").status, row(locked, "pay").wake_at) == (
             "running",
             before.wake_at,
         )
-    assert sweep(Overdue(), USING) == 1
+    assert sweep(AssumeLost(), USING) == 1
     assert row(locked, "pay").status == "queued"
 
 
@@ -206,9 +206,9 @@ def test_many_steps_of_a_locked_run_take_nobody_elses_turn(monkeypatch):
     other = order()().run
     overdue(other, "pay")
     with held(lock(SequenceRun, pk=locked.pk)), at_once():
-        assert sweep(Overdue(), USING) == 1
+        assert sweep(AssumeLost(), USING) == 1
         assert [one.args[0] for one in messages()][-1] == str(other.pk)
-    assert sweep(Overdue(), USING) == 9
+    assert sweep(AssumeLost(), USING) == 9
 
 
 def test_a_fan_out_of_a_locked_run_has_its_turn_at_the_next_sweep():
@@ -225,9 +225,9 @@ def test_a_fan_out_of_a_locked_run_has_its_turn_at_the_next_sweep():
     own = StepRun.objects.get(run=run.pk, item=-1)
     StepRun.objects.filter(pk=own.pk).update(wake_at=(due_at := now() - timedelta(seconds=1)))
     with held(lock(SequenceRun, pk=run.pk)), at_once():
-        assert sweep(Overdue(), USING) == 0
+        assert sweep(AssumeLost(), USING) == 0
         assert StepRun.objects.get(pk=own.pk).wake_at == due_at
-    assert sweep(Overdue(), USING) == 1
+    assert sweep(AssumeLost(), USING) == 1
     assert StepRun.objects.get(pk=own.pk).status == "queued"
 
 
@@ -256,9 +256,9 @@ def test_a_lost_step_whose_end_would_cancel_a_locked_child_stops_no_sweep(settin
     overdue(other, "pay")
     below = SequenceRun.objects.get(parent__run=parent.pk)
     with held(lock(SequenceRun, pk=below.pk)), at_once(10):
-        assert sweep(Overdue(), USING) == 1
+        assert sweep(AssumeLost(), USING) == 1
         assert row(parent, "beside").status == "running"
-    sweep(Overdue(), USING)
+    sweep(AssumeLost(), USING)
     assert row(parent, "beside").status == "failed"
     assert fresh(below).status == "cancelled"
 
@@ -281,7 +281,7 @@ def test_a_child_that_ends_waits_for_nobody_who_holds_its_parent():
         perform(last)
         assert fresh(below).status == "succeeded"
     overdue(parent, "order")
-    sweep(Overdue(), USING)
+    sweep(AssumeLost(), USING)
     assert row(parent, "order").status == "queued"
 
 
@@ -306,7 +306,7 @@ def test_the_sweep_begins_while_the_first_start_of_its_release_has_not_committed
 
     overdue(run, "pay")
     before = len(messages())
-    sweeper = Sweeper(Overdue(), 0.05)
+    sweeper = Sweeper(AssumeLost(), 0.05)
     with held(Later):
         plans.forget()
         sweeper.start()
@@ -401,7 +401,7 @@ def test_a_receiver_that_the_sweep_calls_waits_for_locks_as_ever(settings):
     timer = threading.Timer(1.0, lambda: holding.__exit__(None, None, None))
     timer.start()
     try:
-        sweep(Overdue(), USING)
+        sweep(AssumeLost(), USING)
     finally:
         run_failed.disconnect(receiver)
         timer.join()

@@ -21,7 +21,7 @@ from sequences import Abort, Sequence, step
 from sequences.engine import current
 from sequences.engine.executor import Attempt
 from sequences.logs import JSONFormatter, StepFilter
-from sequences.testing import run as run_all
+from sequences.testing import run_sequence as run_all
 from tests.engine import claim, messages, perform
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -96,7 +96,7 @@ def test_after_a_step_the_fields_are_empty_again(log):
     run_all(logging_step(lambda self: None))
     theirs.info("hello")
     assert lines(log) == ["|||||hello"]
-    assert current.in_hand() is None
+    assert current.current_attempt() is None
 
 
 def test_items_and_attempts_are_counted(log):
@@ -174,7 +174,7 @@ def test_what_dramatiq_logs_of_a_failed_step_is_of_the_step_and_keeps_its_secret
     assert "ValueError: the card *** and *** are no good" in text
     assert "4111-1111" not in text  # an id may have some of its digits
     assert "a new secret" not in text
-    assert current.in_hand() is None
+    assert current.current_attempt() is None
 
 
 def test_without_redact_nothing_is_hidden(log):
@@ -210,7 +210,7 @@ def test_a_direct_handoff_logs_each_failure_as_that_of_its_own_step(log):
     process_next()
     told = [line.split("|")[2] for line in lines(log) if line.count("|") == 5]
     assert told[:2] == ["one", "two"]
-    assert current.in_hand() is None
+    assert current.current_attempt() is None
 
 
 # --- secrets
@@ -326,10 +326,10 @@ def test_a_value_whose_text_logs_in_its_turn_is_asked_once(log):
 
 
 def test_an_attempt_that_an_interrupt_left_in_hand_ends_with_its_message(log):
-    current._in_hand.set(current.InHand(claim(logging_step(fails).start().run, "one")))
+    current._in_hand.set(current.CurrentAttempt(claim(logging_step(fails).start().run, "one")))
     logging_step(lambda self: None).start()
     process_next()
-    assert current.in_hand() is None
+    assert current.current_attempt() is None
 
 
 def test_secrets_that_cannot_be_looked_for_take_the_whole_line_with_them(log, json_log):
@@ -362,7 +362,7 @@ def test_the_claims_secrets_are_looked_for_once_in_an_attempt(log, monkeypatch):
     held = claim(
         logging_step(lambda self: None, redact=["card"]).start({"card": "4111"}).run, "one"
     )
-    attempt = current.InHand(held)
+    attempt = current.CurrentAttempt(held)
     for _ in range(3):
         attempt.secrets()
     assert parsed == [held.data]

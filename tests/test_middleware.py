@@ -14,8 +14,8 @@ from sequences import Sequence, job, start_definition, step
 from sequences.engine import current
 from sequences.worker import middleware
 from sequences.worker.middleware import SequencesMiddleware
-from sequences.worker.queue_monitor import Traffic
-from sequences.worker.sweeper import Overdue, sweep
+from sequences.worker.queue_monitor import QueueMonitor
+from sequences.worker.sweeper import AssumeLost, sweep
 from tests.engine import change, claim, fail, fresh, ledger, messages, now, overdue, row
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -145,7 +145,7 @@ def test_the_count_of_retries_stands_in_the_row_and_survives_a_lost_message():
     deliver_next()
     dramatiq.get_broker().flush_all()
     overdue(run, "fails")
-    assert sweep(Overdue(), "default") == 1
+    assert sweep(AssumeLost(), "default") == 1
     deliver_next()
     assert row(run, "fails").attempts == 2
     assert deliver_next("default.DQ").failed
@@ -208,7 +208,7 @@ def test_a_retry_when_that_raises_loses_nothing_the_retry_is_due_now():
     assert found.due_at <= now()
     assert found.wake_at <= now() + timedelta(seconds=15)
     overdue(run, "fails")
-    assert sweep(Overdue(), "default") == 1
+    assert sweep(AssumeLost(), "default") == 1
     deliver_next()
     assert row(run, "fails").attempts == 2
 
@@ -224,7 +224,7 @@ def test_a_retry_that_the_broker_refuses_is_dispatched_by_the_sweep(broker, monk
     monkeypatch.undo()
     assert (ledger(run), messages("default.DQ")) == ({"fails": "retrying"}, [])
     overdue(run, "fails")
-    assert sweep(Overdue(), "default") == 1
+    assert sweep(AssumeLost(), "default") == 1
 
 
 def test_another_message_that_a_failing_step_sends_is_not_taken_for_its_retry():
@@ -258,7 +258,7 @@ def test_a_failure_after_the_step_was_taken_away_is_neither_counted_nor_retried(
         def fails(self):
             fresh_run = fresh(self.run)
             overdue(fresh_run, "fails")
-            sweep(Overdue(), "default")
+            sweep(AssumeLost(), "default")
             raise ValueError
 
     Slow._definition.step("fails").atomic = False
@@ -443,11 +443,11 @@ def test_a_message_that_names_the_step_of_another_actor_neither_performs_nor_fai
 
 def test_a_message_from_the_future_makes_no_other_one_look_lost():
     run = start(broken())
-    traffic = Traffic(FakeWorker())
-    traffic._worker.consumers["default"] = None
-    traffic.began("default", (now() + timedelta(days=1)).timestamp() * 1000, first=True)
+    monitor = QueueMonitor(FakeWorker())
+    monitor._worker.consumers["default"] = None
+    monitor.began("default", (now() + timedelta(days=1)).timestamp() * 1000, first=True)
     queued = row(run, "fails").queued_at
-    assert not traffic.is_lost("default", queued, now())
+    assert not monitor.is_message_lost("default", queued, now())
 
 
 def test_messages_of_other_actors_pass_through():

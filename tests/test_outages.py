@@ -12,9 +12,9 @@ from sequences import Sequence, step
 from sequences.engine import outages
 from sequences.testing import clock
 from sequences.transitions import due
-from sequences.worker.heartbeat import Heart
-from sequences.worker.registration import Presence
-from sequences.worker.sweeper import Overdue, Sweeper, sweep
+from sequences.worker.heartbeat import HeartbeatThread
+from sequences.worker.registration import WorkerRegistration
+from sequences.worker.sweeper import AssumeLost, Sweeper, sweep
 from tests.engine import fresh, overdue
 from tests.test_unprintable import process_next
 
@@ -71,8 +71,8 @@ def loud(caplog):
 
 def test_messages_sweeps_and_heartbeats_of_an_outage_leave_one_line_and_one_at_its_end(caplog):
     runs = order(5)
-    presence = Presence()
-    sweeper, heart = Sweeper(Overdue(), 1, presence), Heart(presence)
+    presence = WorkerRegistration()
+    sweeper, heart = Sweeper(AssumeLost(), 1, presence), HeartbeatThread(presence)
     sweeper._stored = True
     caplog.set_level(logging.INFO)
     with away():
@@ -112,7 +112,7 @@ def test_a_hook_that_misses_the_database_is_quiet_and_the_row_is_retried_without
     assert (run.steps.get().status, run.steps.get().attempts) == ("retrying", 1)
     overdue(run, "pay")
     broker.flush_all()
-    assert sweep(Overdue(), "default") == 1
+    assert sweep(AssumeLost(), "default") == 1
     process_next()
     assert fresh(run).status == "succeeded"
 
@@ -122,7 +122,7 @@ def throw(error):
 
 
 def test_an_error_of_another_kind_is_logged_with_its_traceback(caplog, monkeypatch):
-    sweeper = Sweeper(Overdue(), 1)
+    sweeper = Sweeper(AssumeLost(), 1)
     monkeypatch.setattr(due, "take", lambda *_, **__: throw(LookupError("a bug")))
     assert not sweeper._succeeds(sweeper._sweep)
     (line,) = loud(caplog)

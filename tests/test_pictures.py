@@ -18,7 +18,7 @@ from sequences.inspection.run_diagrams import (
 )
 from sequences.inspection.snapshot import of
 from sequences.models import SequenceRun, StepFailure
-from sequences.testing import clock, drain, run
+from sequences.testing import clock, drain, run_sequence
 
 pytestmark = pytest.mark.django_db
 
@@ -163,7 +163,7 @@ def doomed():
         def ask(self):
             raise Abort("never")
 
-    return run(Doomed)
+    return run_sequence(Doomed)
 
 
 def test_the_last_failed_attempt_of_a_failed_step_has_a_length(doomed):

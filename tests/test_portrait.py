@@ -10,7 +10,7 @@ from sequences import Abort, Sequence, event, step, subsequence
 from sequences.inspection import snapshot
 from sequences.models import SequenceRun, StepRun
 from sequences.testing import drain
-from sequences.testing import run as run_all
+from sequences.testing import run_sequence as run_all
 from tests.engine import change, claim, fail, fresh, now, perform, row, take
 
 pytestmark = pytest.mark.django_db

@@ -7,7 +7,7 @@ from django.test.utils import CaptureQueriesContext
 
 from sequences import Sequence, step
 from sequences.models import StepRun
-from sequences.testing import assert_ledger, isolate_sequences, run
+from sequences.testing import assert_steps, isolate_sequences, run_sequence
 from sequences.transitions import claims
 from tests.test_connections import kill_connection
 
@@ -53,8 +53,8 @@ def prepared():
 
 
 def test_a_sequence_runs_on_prepared_statements(order):
-    done = run(order, name="Joel")
-    assert_ledger(done, [("pay", "succeeded"), ("ship", "succeeded")])
+    done = run_sequence(order, name="Joel")
+    assert_steps(done, [("pay", "succeeded"), ("ship", "succeeded")])
     assert done.data == {"name": "Joel", "paid": ["é", 1.5, None], "price": 7}
     assert done.run.failures.count() == 1
     assert sum("UPDATE job_sequences_steprun" in statement for statement in prepared()) >= 3
@@ -63,7 +63,7 @@ def test_a_sequence_runs_on_prepared_statements(order):
 def test_without_the_wish_nothing_is_prepared(order):
     connection.connection.prepare_threshold = None
     before = prepared()
-    run(order)
+    run_sequence(order)
     assert prepared() == before
 
 

@@ -17,7 +17,7 @@ from sequences.models import UNFINISHED_STEP, SequenceRun, StepRun
 from sequences.testing import _InlineBroker, isolate_sequences
 from sequences.transitions import claims, clock, plans
 from sequences.transitions.types import dispatch_of
-from sequences.worker.sweeper import Overdue, sweep
+from sequences.worker.sweeper import AssumeLost, sweep
 
 pytestmark = pytest.mark.django_db
 
@@ -105,7 +105,7 @@ class World:
         # Not drawn one by one: what there is to choose from depends on the clock, too.
         self.random = random.Random(seed)
         self.broker = _InlineBroker(dramatiq.get_broker())
-        with dispatcher.caught():
+        with dispatcher.capture_dispatches():
             self.run = cls().run
         self.messages = self.queued()
 
@@ -131,7 +131,7 @@ class World:
         if what != "double":
             del self.messages[index]
         if what in ("deliver", "double"):
-            with dispatcher.caught() as caught:
+            with dispatcher.capture_dispatches() as caught:
                 ready = handoff.process(message, self.broker, USING)
             self.messages += [*ready, *caught]
         elif what == "die":
@@ -141,8 +141,8 @@ class World:
         """Time passes: whatever waits is due, and every lease has run out."""
         rows = StepRun.objects.filter(wake_at__isnull=False)
         rows.update(wake_at=clock.now(USING) - timedelta(seconds=1), lost=0)
-        with dispatcher.caught() as caught:
-            sweep(Overdue(), USING)
+        with dispatcher.capture_dispatches() as caught:
+            sweep(AssumeLost(), USING)
         self.messages += caught
 
 
@@ -293,7 +293,7 @@ class Outside(World):
 
     def deliver(self, one):
         payload = {"number": self.random.randrange(10)}
-        with dispatcher.caught(), suppress(InvalidTransition):
+        with dispatcher.capture_dispatches(), suppress(InvalidTransition):
             if self.run.deliver(one, payload):
                 assert one not in self.counted, "two deliveries of one event have counted"
                 self.counted[one] = payload
@@ -379,7 +379,7 @@ def test_a_step_that_is_committed_twice_would_be_seen():
             def step_0(self):
                 self.data.setdefault("step_0", []).append([])
 
-        with dispatcher.caught():
+        with dispatcher.capture_dispatches():
             run = Twice().run
         row = StepRun.objects.get(run=run.pk)
         message = dispatch_of(row, plans.load(run.plan_id, USING))

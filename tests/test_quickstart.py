@@ -31,7 +31,7 @@ from contact import sequences
 sequences.time.sleep = lambda seconds: None
 visitor = Client(headers={"host": "localhost"})
 assert "csrfmiddlewaretoken" in visitor.get("/").text
-with dispatcher.caught():
+with dispatcher.capture_dispatches():
     page = visitor.post("/", {"name": "Joel", "body": "Hello"}, follow=True)
 print(page.text)
 testing.drain()

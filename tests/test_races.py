@@ -16,7 +16,7 @@ from sequences.exceptions import InvalidTransition
 from sequences.models import SequenceRun, StepRun, StoredPlan
 from sequences.testing import drain
 from sequences.transitions import failures, locking
-from sequences.worker.sweeper import Overdue, sweep
+from sequences.worker.sweeper import AssumeLost, sweep
 from tests.engine import change, claim, fail, fresh, ledger, now, perform, row, take
 
 pytestmark = [
@@ -388,7 +388,7 @@ def test_of_run_now_and_a_claim_both_find_one_step_and_perform_it_once(together,
 def test_of_run_now_and_a_sweep_one_queues_the_step(together, given_up):
     for run in waiting("delay"):
         swept, forced = together(
-            soon(lambda: sweep(Overdue(), "default")),
+            soon(lambda: sweep(AssumeLost(), "default")),
             soon(lambda: run.run_now("one")),  # noqa: B023
         )
         assert swept == (1 if refused(forced) else 0)
@@ -460,7 +460,7 @@ def test_all_at_once_nothing_deadlocks_or_is_lost(together, given_up):
     def sweep_all():
         while working:
             StepRun.objects.filter(status="queued", wake_at__isnull=False).update(wake_at=now())
-            sweep(Overdue(), "default")
+            sweep(AssumeLost(), "default")
 
     def hold_and_let_go():
         while working:

@@ -24,7 +24,7 @@ STEPS = reverse("admin:job_sequences_steprun_changelist")
 
 @pytest.fixture(autouse=True)
 def _caught():
-    with dispatcher.caught():
+    with dispatcher.capture_dispatches():
         yield
 
 

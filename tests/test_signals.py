@@ -12,12 +12,12 @@ from dramatiq.middleware import Shutdown, TimeLimitExceeded
 
 from sequences import Abort, Sequence, event, finish, on_failure, repeat, signals, step, subsequence
 from sequences.definitions import registry
-from sequences.engine.executor import Life
+from sequences.engine.executor import StepExecution
 from sequences.models import SequenceRun, StepRun
 from sequences.testing import clock, drain, isolate_sequences
-from sequences.testing import run as run_all
+from sequences.testing import run_sequence as run_all
 from sequences.transitions import failures
-from sequences.worker.sweeper import Overdue, Sweeper, sweep
+from sequences.worker.sweeper import AssumeLost, Sweeper, sweep
 from tests.engine import claim, fail, fresh, messages, overdue, perform, row
 from tests.test_middleware import deliver
 
@@ -338,7 +338,7 @@ def test_a_worker_that_dies_too_often_fails_its_step(heard, settings):
     for expected in ([], ["step_failed one 1", "run_failed"]):
         assert claim(run, "one") is not None
         overdue(run, "one")
-        sweep(Overdue(), "default")
+        sweep(AssumeLost(), "default")
         assert heard == expected
     assert heard.details[0]["failure"].error == "sequences.exceptions.WorkerLost"
 
@@ -426,7 +426,7 @@ def test_what_comes_out_of_a_receiver_keeps_no_next_step_from_its_worker(error, 
 
 def test_a_receiver_that_leaves_stops_no_sweep(settings):
     settings.SEQUENCES = {"MAX_LOST_WORKERS": 1}
-    heard, sweeper = [], Sweeper(Overdue(), 1)
+    heard, sweeper = [], Sweeper(AssumeLost(), 1)
     sweeper._stored = True
 
     def leaves(step_run, **kwargs):
@@ -507,7 +507,7 @@ def life(request, monkeypatch):
     def life(cls, name="one", **data):
         run = cls.start(data).run
         pk = row(run, name).pk
-        return queries_of(lambda: Life(pk, 0, "default").live())
+        return queries_of(lambda: StepExecution(pk, 0, "default").live())
 
     return life
 

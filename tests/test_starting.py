@@ -17,7 +17,7 @@ from django.urls import path
 import sequences
 from sequences import Sequence, step
 from sequences.engine import dispatcher
-from sequences.engine.executor import Life
+from sequences.engine.executor import StepExecution
 from sequences.engine.start import BATCH
 from sequences.exceptions import InvalidData, SequenceError
 from sequences.models import SequenceRun, StepRun, StoredPlan
@@ -406,7 +406,7 @@ def test_the_number_of_queries_does_not_grow_with_the_number_of_runs(contact, ke
 def test_a_hundred_thousand_are_started_with_keys_of_which_some_are_repeated(contact):
     count = 100_000
     items = (({"n": n}, {"key": f"order-{n % 90_000}"}) for n in range(count))
-    with dispatcher.caught() as dispatched:
+    with dispatcher.capture_dispatches() as dispatched:
         started = contact.start_many(items)
 
     assert len(started) == count
@@ -821,7 +821,7 @@ def test_a_worker_reads_a_plan_again_whose_id_another_sequence_had(contact):
         run.pk, definition.plan.node("another"), database_clock.now("default"), run.created_at
     )
     row.save()
-    ready = Life(row.pk, 0, "default").live()
+    ready = StepExecution(row.pk, 0, "default").live()
     assert ready == []
     run.refresh_from_db()
     assert run.status == "succeeded"

@@ -14,7 +14,7 @@ from django.urls import reverse
 from sequences import Abort, Sequence, event, links, on_failure, step
 from sequences.exceptions import SequenceError
 from sequences.models import SequenceRun, StepRun
-from sequences.testing import drain, run
+from sequences.testing import drain, run_sequence
 from tests.engine import change, fail, perform, take
 from tests.engine import claim as claim_step
 
@@ -120,7 +120,7 @@ def test_a_succeeded_run_is_whole(client):
         @step
         def only(self): ...
 
-    answer = answer_of(client, run(Short).run.status_url())
+    answer = answer_of(client, run_sequence(Short).run.status_url())
 
     assert (answer["status"], answer["fraction"], answer["at"]) == ("succeeded", 1.0, [])
 
@@ -388,7 +388,7 @@ def test_an_answer_costs_as_many_queries_whatever_has_happened(client, order, na
     new = order(blob="x" * 100).run
     failing = order(blob="x" * 100).run
     fail(claim_step(failing, "charge"), final=False)
-    failed = run(order).run
+    failed = run_sequence(order).run
     counts = set()
     for row in (new, failing, failed):
         queries = queries_of(client, links.address(name, row.pk, timedelta(hours=1)))

@@ -9,7 +9,7 @@ from django.contrib.auth import get_user_model
 from sequences import Abort, Sequence, event, repeat, step, subsequence
 from sequences.exceptions import InvalidData, InvalidTransition, UnknownStep
 from sequences.models import Operation, RunStatus, SequenceRun, StepFailure, StepRun
-from sequences.testing import assert_ledger, clock, drain, isolate_sequences
+from sequences.testing import assert_steps, clock, drain, isolate_sequences
 from tests.engine import (
     change,
     claim,
@@ -436,7 +436,7 @@ def test_retry_begins_a_failed_step_again_with_all_its_attempts():
     again = row(run, "one")
     assert (again.status, again.attempts, again.lost, again.finished_at) == ("queued", 0, 0, None)
     drain()
-    assert_ledger(fresh(run), [("one", "succeeded"), ("two", "succeeded")])
+    assert_steps(fresh(run), [("one", "succeeded"), ("two", "succeeded")])
     assert fresh(run).finished_at is not None
     assert run.failures.count() == 2
 
@@ -951,9 +951,9 @@ def test_the_end_of_a_run_frees_its_key_and_retry_holds_it_again():
     cls = chain()
     run = cls.start({}, key="a", unique="unfinished").run
     fail(claim(run, "one"))
-    assert fresh(run).held_key is None
+    assert fresh(run).active_key is None
     run.retry()
-    assert run.held_key == "a"
+    assert run.active_key == "a"
     again = cls.start({}, key="a", unique="unfinished")
     assert (again.created, again.run.pk) == (False, run.pk)
 
@@ -974,7 +974,7 @@ def test_a_run_whose_key_another_holds_now_cannot_begin_again(action):
     assert fresh(run).status == "failed"
     other.run.cancel()
     call(run, action)
-    assert fresh(run).held_key == "a"
+    assert fresh(run).active_key == "a"
 
 
 @pytest.mark.parametrize("action", ["cancel", "finish"])
@@ -1192,13 +1192,13 @@ def test_a_repeat_beside_a_failed_step_is_held_and_the_run_fails():
 
 
 def test_a_worker_lost_beside_a_failed_step_leaves_its_step_held():
-    from sequences.worker.sweeper import Overdue, sweep
+    from sequences.worker.sweeper import AssumeLost, sweep
 
     run = begun()
     claim(run, "left")
     fail(claim(run, "right"))
     overdue(run, "left")
-    sweep(Overdue(), "default")
+    sweep(AssumeLost(), "default")
     assert fresh(run).status == "failed"
     assert (row(run, "left").status, row(run, "left").wake_at) == ("queued", None)
     run.retry()

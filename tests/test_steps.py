@@ -21,6 +21,7 @@ from sequences import (
     Abort,
     Sequence,
     chain,
+    define,
     event,
     finish,
     job,
@@ -37,7 +38,7 @@ from sequences.engine import handoff as handoff_module
 from sequences.exceptions import InvalidDefinition, SequenceError
 from sequences.flows import jobs
 from sequences.models import SequenceRun, StepRun
-from sequences.testing import assert_ledger, clock, drain, run
+from sequences.testing import assert_steps, clock, drain, run_sequence
 from testproject.contact.models import Message, Team
 
 pytestmark = pytest.mark.django_db
@@ -86,9 +87,9 @@ def test_a_step_is_a_method_a_function_a_class_or_an_actor():
         cls = step(Count)
         actor = step(add, args=lambda self: (self.data["n"], 10), kwargs=lambda self: {"c": 100})
 
-    forms = run(Forms, n=0)
+    forms = run_sequence(Forms, n=0)
 
-    assert_ledger(forms, [(name, "succeeded") for name in ("method", "function", "cls", "actor")])
+    assert_steps(forms, [(name, "succeeded") for name in ("method", "function", "cls", "actor")])
     assert forms.data == {"n": 3}
     results = forms.run.steps.order_by("pk").values_list("result", flat=True)
     assert list(results) == [1, 2, 3, 113]
@@ -105,7 +106,7 @@ def test_an_existing_actor_keeps_working_by_itself_and_gives_its_options():
     assert work() == "done"
     options = options_of("tests.Work.one")
     assert (options["max_retries"], options["queue_name"], options["priority"]) == (7, "slow", 3)
-    assert run(Work).run.steps.get().result == "done"
+    assert run_sequence(Work).run.steps.get().result == "done"
 
 
 def test_what_the_arguments_of_an_actor_raise_is_a_failed_attempt_of_its_step():
@@ -119,9 +120,9 @@ def test_what_the_arguments_of_an_actor_raise_is_a_failed_attempt_of_its_step():
 
         added = step(add, args=lambda self: (self.data["missing"],))
 
-    sequence = run(Add)
+    sequence = run_sequence(Add)
 
-    assert_ledger(sequence, [("before", "succeeded"), ("added", "failed")])
+    assert_steps(sequence, [("before", "succeeded"), ("added", "failed")])
     assert only_failure(sequence).error == "KeyError"
 
 
@@ -214,7 +215,7 @@ def test_a_time_for_dramatiq_may_be_a_timedelta_wherever_it_stands(name, broker)
 @pytest.mark.parametrize("name", sorted({*TIMES} - {"max_age"}))  # of which the row decides
 def test_a_time_for_dramatiq_may_be_a_timedelta_in_a_definition_that_is_kept(name):
     definition = chain(jobs.get("options.note").with_(**{name: timedelta(seconds=90)}))
-    with dispatcher.caught() as caught, TestCase.captureOnCommitCallbacks(execute=True):
+    with dispatcher.capture_dispatches() as caught, TestCase.captureOnCommitCallbacks(execute=True):
         start_definition(definition)
     assert [dispatch.options for dispatch in caught] == [{name: 90_000}]
 
@@ -285,7 +286,7 @@ def test_a_limit_of_no_time_is_refused_and_none_is_no_limit(name):
         @step(**{name: None})
         def one(self): ...
 
-    assert run(Unlimited).run.status == "succeeded"
+    assert run_sequence(Unlimited).run.status == "succeeded"
     # Dramatiq adds it to a time: None would be a TypeError there.
     assert options_of("tests.Unlimited.one")[name] != 0
 
@@ -357,8 +358,8 @@ def test_an_option_that_no_middleware_knows_is_refused():
 def options_offered(declare):
     with pytest.raises(InvalidDefinition) as caught:
         declare()
-    assert caught.value.mend.startswith("There are: ")
-    return caught.value.where, re.findall(r"\w+", caught.value.mend.partition(". If")[0])[2:]
+    assert caught.value.hint.startswith("There are: ")
+    return caught.value.where, re.findall(r"\w+", caught.value.hint.partition(". If")[0])[2:]
 
 
 def test_the_options_that_are_offered_are_sorted_and_ours_too_and_not_those_that_are_refused():
@@ -419,7 +420,7 @@ def test_what_a_failed_attempt_has_written_is_rolled_back():
             if self.attempt == 1:
                 raise ValueError("not yet")
 
-    sequence = run(Writes)
+    sequence = run_sequence(Writes)
 
     assert sequence.run.status == "succeeded"
     assert [team.name for team in Team.objects.all()] == ["attempt 2"]
@@ -435,7 +436,7 @@ def test_without_atomic_what_a_failed_attempt_has_written_stays_and_its_data_doe
             if self.attempt == 1:
                 raise ValueError("not yet")
 
-    sequence = run(Writes)
+    sequence = run_sequence(Writes)
 
     assert sequence.run.status == "succeeded"
     names = Message.objects.order_by("pk").values_list("name", flat=True)
@@ -448,12 +449,12 @@ def test_without_atomic_what_a_failed_attempt_has_written_stays_and_its_data_doe
 def test_a_step_runs_in_a_transaction_unless_it_is_declared_otherwise(atomic):
     seen = []
 
-    class Seen(Sequence):
+    class ProcessReport(Sequence):
         @step(atomic=atomic)
         def one(self):
             seen.append(connection.in_atomic_block)
 
-    run(Seen)
+    run_sequence(ProcessReport)
     assert seen == [atomic]
 
 
@@ -467,7 +468,7 @@ def test_atomic_may_be_a_default_of_the_class():
             Message.objects.create(name="stays")
             raise ValueError
 
-    run(Loose)
+    run_sequence(Loose)
     assert Message.objects.get().name == "stays"
 
 
@@ -484,12 +485,12 @@ def test_a_step_that_swallows_an_error_of_a_broken_transaction_fails_and_stores_
         @step
         def two(self): ...
 
-    sequence = run(Swallows)
+    sequence = run_sequence(Swallows)
 
-    assert_ledger(sequence, [("one", "failed")])
+    assert_steps(sequence, [("one", "failed")])
     assert sequence.data == {}
     assert not Team.objects.exists()
-    assert run(Swallows).run.status == "failed"  # and the connection still works
+    assert run_sequence(Swallows).run.status == "failed"  # and the connection still works
 
 
 @pytest.mark.django_db(transaction=True)
@@ -504,7 +505,7 @@ def test_a_step_may_catch_an_error_of_the_database_in_a_savepoint():
             except IntegrityError:
                 self.data["caught"] = True
 
-    assert run(Catches).data == {"caught": True}
+    assert run_sequence(Catches).data == {"caught": True}
     assert Team.objects.get().name == "first"
 
 
@@ -515,7 +516,7 @@ def test_a_step_that_marks_its_transaction_for_rollback_does_not_succeed():
         def one(self):
             transaction.set_rollback(True)
 
-    assert run(Marks).run.status == "failed"
+    assert run_sequence(Marks).run.status == "failed"
 
 
 def test_what_the_database_gives_up_for_anothers_sake_is_no_failed_attempt():
@@ -530,7 +531,7 @@ def test_what_the_database_gives_up_for_anothers_sake_is_no_failed_attempt():
             if len(performed) < 3:
                 raise OperationalError("database is locked")
 
-    sequence = run(Deadlocks, n=0)
+    sequence = run_sequence(Deadlocks, n=0)
 
     assert (sequence.run.status, sequence.data) == ("succeeded", {"n": 1})
     assert Message.objects.count() == 1
@@ -549,9 +550,9 @@ def test_a_database_that_gives_up_again_and_again_fails_the_attempt(monkeypatch)
             performed.append(self.attempt)
             raise OperationalError("database is locked")
 
-    sequence = run(Deadlocks)
+    sequence = run_sequence(Deadlocks)
 
-    assert_ledger(sequence, [("one", "failed")])
+    assert_steps(sequence, [("one", "failed")])
     assert [failure[1:] for failure in failures(sequence)] == [
         (attempt, "django.db.utils.OperationalError", "database is locked") for attempt in (1, 2)
     ]
@@ -566,7 +567,7 @@ def test_a_step_without_a_transaction_is_not_performed_again_before_its_retry():
             if self.attempt == 1:
                 raise OperationalError("database is locked")
 
-    sequence = run(Deadlocks)
+    sequence = run_sequence(Deadlocks)
 
     assert sequence.run.status == "succeeded"
     names = Message.objects.order_by("pk").values_list("name", flat=True)
@@ -597,9 +598,9 @@ def test_hooks_run_after_the_commit_and_one_that_raises_fails_nothing(caplog, is
         @step
         def two(self): ...
 
-    sequence = run(Hooks)
+    sequence = run_sequence(Hooks)
 
-    assert_ledger(sequence, [("one", "succeeded"), ("two", "succeeded")])
+    assert_steps(sequence, [("one", "succeeded"), ("two", "succeeded")])
     assert seen == ["succeeded"]
     assert not sequence.run.failures.exists()
     assert "the hook is broken" in caplog.text
@@ -614,7 +615,7 @@ def test_hooks_of_a_step_that_writes_nothing_run_too():
         def one(self):
             transaction.on_commit(lambda: seen.append(connection.in_atomic_block))
 
-    assert run(Hooks).run.status == "succeeded"
+    assert run_sequence(Hooks).run.status == "succeeded"
     assert seen == [False]
 
 
@@ -630,7 +631,7 @@ def test_hooks_of_a_failed_attempt_do_not_run():
             if attempt == 1:
                 raise ValueError
 
-    run(Hooks)
+    run_sequence(Hooks)
     assert seen == [2]
 
 
@@ -717,9 +718,9 @@ def test_a_delay_that_is_none_fails_its_own_step(value, shown):
         @step(delay=lambda self: value, max_retries=0)
         def two(self): ...
 
-    sequence = run(Waits)
+    sequence = run_sequence(Waits)
 
-    assert_ledger(sequence, [("one", "succeeded"), ("two", "failed")])
+    assert_steps(sequence, [("one", "succeeded"), ("two", "failed")])
     assert only_failure(sequence).message == (
         f"The delay of step 'two' is {shown}: it must be a timedelta, an int of milliseconds, or "
         "an aware datetime."
@@ -733,7 +734,7 @@ def test_a_delay_beyond_the_calendar_fails_its_own_step_at_once():
             @step(delay=lambda self, value=value: value)
             def one(self): ...
 
-        sequence = run(Waits)
+        sequence = run_sequence(Waits)
         assert sequence.run.status == "failed"
         failure = only_failure(sequence)
         assert failure.message == (
@@ -753,7 +754,7 @@ def test_a_repeat_that_cannot_be_fails_its_step_at_once(after):
         def one(self):
             return repeat(after=after)
 
-    sequence = run(Poll)
+    sequence = run_sequence(Poll)
     assert failures(sequence)[0][:3] == ("one", 1, "sequences.exceptions.InvalidData")
     assert len(failures(sequence)) == 1
 
@@ -774,9 +775,9 @@ def test_an_error_in_a_delay_is_a_failed_attempt_of_its_own_step_and_it_is_asked
         @step(delay=delay, max_retries=3)
         def two(self): ...
 
-    sequence = run(Waits)
+    sequence = run_sequence(Waits)
 
-    assert_ledger(sequence, [("one", "succeeded"), ("two", "succeeded")])
+    assert_steps(sequence, [("one", "succeeded"), ("two", "succeeded")])
     assert failures(sequence) == [("two", 1, "ValueError", "not yet")]
     assert asked == [1, 2]
 
@@ -794,7 +795,7 @@ def test_a_delay_is_asked_once_however_often_the_step_is_tried():
             if self.attempt < 3:
                 raise ValueError
 
-    assert run(Waits).run.status == "succeeded"
+    assert run_sequence(Waits).run.status == "succeeded"
     assert asked == [1]
 
 
@@ -811,7 +812,7 @@ def test_a_delay_that_is_over_is_asked_once_too():
             if self.attempt < 3:
                 raise ValueError
 
-    assert run(Waits).run.status == "succeeded"
+    assert run_sequence(Waits).run.status == "succeeded"
     assert asked == [1]
 
 
@@ -831,7 +832,7 @@ def test_parallel_steps_wait_each_for_its_own_delay():
         def join(self):
             performed.append("join")
 
-    run(Waits)
+    run_sequence(Waits)
     assert performed == ["early", "late", "join"]
 
 
@@ -852,9 +853,9 @@ def test_a_step_whose_condition_is_false_is_skipped_and_what_comes_after_goes_on
         def three(self):
             return self.result("two", "nothing")
 
-    sequence = run(Conditions)
+    sequence = run_sequence(Conditions)
 
-    assert_ledger(sequence, [("one", "succeeded"), ("two", "skipped"), ("three", "succeeded")])
+    assert_steps(sequence, [("one", "succeeded"), ("two", "skipped"), ("three", "succeeded")])
     assert sequence.run.status == "succeeded"
     assert sequence.run.steps.get(step="three").result == "nothing"
 
@@ -864,7 +865,7 @@ def test_a_run_whose_last_step_is_skipped_succeeds():
         @step(when=lambda self: False)
         def one(self): ...
 
-    assert run(Conditions).run.status == "succeeded"
+    assert run_sequence(Conditions).run.status == "succeeded"
 
 
 def test_an_error_in_a_condition_is_a_failed_attempt_of_its_own_step():
@@ -875,9 +876,9 @@ def test_an_error_in_a_condition_is_a_failed_attempt_of_its_own_step():
         @step(when=lambda self: self.data["missing"], max_retries=1)
         def two(self): ...
 
-    sequence = run(Conditions)
+    sequence = run_sequence(Conditions)
 
-    assert_ledger(sequence, [("one", "succeeded"), ("two", "failed")])
+    assert_steps(sequence, [("one", "succeeded"), ("two", "failed")])
     assert [failure[:3] for failure in failures(sequence)] == [
         ("two", 1, "KeyError"),
         ("two", 2, "KeyError"),
@@ -909,7 +910,7 @@ def test_a_condition_is_asked_after_the_delay_and_at_every_attempt():
         drain()
 
     assert asked == [(1, True), (2, True)]
-    assert_ledger(sequence, [("one", "skipped")])
+    assert_steps(sequence, [("one", "skipped")])
 
 
 # repeat, finish, Abort
@@ -932,9 +933,9 @@ def test_repeat_commits_and_runs_again_with_a_new_key_and_no_failed_attempts():
         def after(self):
             return self.result("poll")
 
-    sequence = run(Polls, n=0)
+    sequence = run_sequence(Polls, n=0)
 
-    assert_ledger(sequence, [("poll", "succeeded"), ("after", "succeeded")])
+    assert_steps(sequence, [("poll", "succeeded"), ("after", "succeeded")])
     assert [(n, attempt) for n, attempt, _ in seen] == [
         (0, 1), (0, 2), (1, 1), (1, 2), (2, 1), (2, 2)
     ]  # fmt: skip
@@ -986,9 +987,9 @@ def test_finish_succeeds_the_run_and_skips_what_waits():
         def last(self):
             raise AssertionError
 
-    sequence = run(Finishes)
+    sequence = run_sequence(Finishes)
 
-    assert_ledger(sequence, [("waiting", "skipped"), ("finishing", "succeeded")])
+    assert_steps(sequence, [("waiting", "skipped"), ("finishing", "succeeded")])
     assert (sequence.run.status, sequence.data) == ("succeeded", {"finished": True})
     assert sequence.run.finished_at is not None
 
@@ -1008,7 +1009,7 @@ def test_finish_takes_the_commit_of_a_step_that_runs_beside_it():
     drain()
 
     sequence.run.refresh_from_db()
-    assert_ledger(sequence, [("running", "skipped"), ("finishing", "succeeded")])
+    assert_steps(sequence, [("running", "skipped"), ("finishing", "succeeded")])
     assert (sequence.run.status, sequence.run.data) == ("succeeded", {})
     assert not sequence.run.failures.exists()
 
@@ -1023,9 +1024,9 @@ def test_abort_fails_the_step_at_once_and_rolls_back():
         @step
         def two(self): ...
 
-    sequence = run(Aborts)
+    sequence = run_sequence(Aborts)
 
-    assert_ledger(sequence, [("one", "failed")])
+    assert_steps(sequence, [("one", "failed")])
     assert sequence.run.status == "failed"
     assert failures(sequence) == [
         ("one", 1, "sequences.exceptions.Abort", "there is no such customer")
@@ -1039,9 +1040,9 @@ def test_a_step_that_skips_its_own_message_fails_and_is_not_left_running():
         def one(self):
             raise dramatiq.middleware.SkipMessage
 
-    sequence = run(Skips)
+    sequence = run_sequence(Skips)
 
-    assert_ledger(sequence, [("one", "failed")])
+    assert_steps(sequence, [("one", "failed")])
     assert only_failure(sequence).message == (
         "Step 'one' raised SkipMessage. Return, or raise Abort."
     )
@@ -1053,8 +1054,8 @@ def test_a_step_that_exits_is_a_failed_attempt():
         def one(self):
             raise SystemExit(1)
 
-    sequence = run(Exits)
-    assert_ledger(sequence, [("one", "failed")])
+    sequence = run_sequence(Exits)
+    assert_steps(sequence, [("one", "failed")])
     assert [failure[2] for failure in failures(sequence)] == ["SystemExit"] * 2
 
 
@@ -1095,7 +1096,7 @@ def test_results_of_earlier_steps_are_read_by_step_or_name():
             assert list(self.results("zero")) == [0]
             self.data["asked"] = True
 
-    assert run(Results).data == {"asked": True}
+    assert run_sequence(Results).data == {"asked": True}
 
 
 def test_the_result_of_a_step_that_is_not_there_is_an_error_that_knows_the_names():
@@ -1107,7 +1108,7 @@ def test_the_result_of_a_step_that_is_not_there_is_an_error_that_knows_the_names
         def ask(self):
             self.result("chrage")
 
-    sequence = run(Results)
+    sequence = run_sequence(Results)
     assert only_failure(sequence).message == (
         "tests.Results has no step 'chrage'. Did you mean 'charge'?"
     )
@@ -1125,7 +1126,7 @@ def test_a_step_knows_its_attempt_its_run_and_its_row():
             if self.attempt < 3:
                 raise ValueError
 
-    sequence = run(Asks)
+    sequence = run_sequence(Asks)
     assert seen == [(attempt, sequence.run.pk, "one", True) for attempt in (1, 2, 3)]
 
 
@@ -1141,8 +1142,8 @@ def test_each_step_of_each_run_has_an_idempotency_key_of_its_own():
         def two(self):
             keys.append(self.idempotency_key)
 
-    run(Keys)
-    run(Keys)
+    run_sequence(Keys)
+    run_sequence(Keys)
     assert len(set(keys)) == 4
     assert all(isinstance(key, str) and 0 < len(key) <= 64 for key in keys)
 
@@ -1155,7 +1156,7 @@ def test_a_step_that_is_restarted_by_a_person_has_a_new_idempotency_key():
         def one(self):
             keys.append(self.idempotency_key)
 
-    sequence = run(Keys)
+    sequence = run_sequence(Keys)
     sequence.run.restart_from(Keys.one)
     drain()
     assert len(set(keys)) == 2
@@ -1171,7 +1172,7 @@ def test_progress_is_stored_with_the_commit():
         @step
         def two(self): ...
 
-    sequence = run(Progress)
+    sequence = run_sequence(Progress)
     one, two = sequence.run.steps.order_by("pk")
     assert one.progress == {"done": 10, "total": 10, "text": "all"}
     assert two.progress is None
@@ -1191,7 +1192,7 @@ def test_progress_that_cannot_be_stored_fails_the_step_that_tells_it(progress, m
         def one(self):
             self.progress(**progress)
 
-    assert only_failure(run(Progress)).message == message
+    assert only_failure(run_sequence(Progress)).message == message
 
 
 @pytest.mark.parametrize("act", ["cancel", "finish", "restart_from"])
@@ -1205,9 +1206,9 @@ def test_a_step_that_ends_or_restarts_its_own_run_fails_and_says_what_to_do_inst
         @step
         def two(self): ...
 
-    sequence = run(Ends)
+    sequence = run_sequence(Ends)
 
-    assert_ledger(sequence, [("one", "failed")])
+    assert_steps(sequence, [("one", "failed")])
     assert sequence.run.status == "failed"
     assert only_failure(sequence).message == (
         "Step 'one' has cancelled, finished or restarted its own run, and with it its own commit. "
@@ -1227,9 +1228,9 @@ def test_a_step_may_pause_its_own_run_and_is_committed():
         @step
         def two(self): ...
 
-    sequence = run(Pauses)
+    sequence = run_sequence(Pauses)
 
-    assert_ledger(sequence, [("one", "succeeded"), ("two", "queued")])
+    assert_steps(sequence, [("one", "succeeded"), ("two", "queued")])
     assert (sequence.run.status, sequence.data) == ("paused", {"n": 1})
     sequence.run.resume()
     drain()
@@ -1243,9 +1244,9 @@ def test_a_step_without_a_transaction_that_cancels_its_own_run_has_cancelled_it(
         def one(self):
             self.run.cancel()
 
-    sequence = run(Ends)
+    sequence = run_sequence(Ends)
 
-    assert_ledger(sequence, [("one", "cancelled")])
+    assert_steps(sequence, [("one", "cancelled")])
     assert sequence.run.status == "cancelled"
     assert not sequence.run.failures.exists()
 
@@ -1271,10 +1272,10 @@ def test_parallel_steps_share_data_and_the_next_one_joins_them():
         def join(self):
             self.data["total"] = sum(self.data["sums"].values())
 
-    sequence = run(Parallel)
+    sequence = run_sequence(Parallel)
 
     names = ["begin", "left", "right", "join"]
-    assert_ledger(sequence, [(name, "succeeded") for name in names])
+    assert_steps(sequence, [(name, "succeeded") for name in names])
     assert sequence.data == {"sums": {"left": 1, "right": 2}, "total": 3}
 
 
@@ -1294,7 +1295,7 @@ def test_a_join_does_not_begin_before_all_that_it_waits_for_has_ended():
 
     sequence = Parallel()
     drain()
-    assert_ledger(sequence, [("quick", "succeeded"), ("slow", "waiting"), ("at_once", "succeeded")])
+    assert_steps(sequence, [("quick", "succeeded"), ("slow", "waiting"), ("at_once", "succeeded")])
     with clock() as moving:
         moving.move(timedelta(days=1, minutes=1))
         drain()
@@ -1333,7 +1334,7 @@ def test_an_edit_that_did_not_yet_see_the_claim_is_not_lost():
                 rows = SequenceRun.objects.filter(pk=self.run.pk)
                 rows.update(data={"theirs": 5, "tags": ["new"]}, version=F("version") + 1)
 
-    sequence = run(Edited, theirs=0, tags=[])
+    sequence = run_sequence(Edited, theirs=0, tags=[])
 
     assert sequence.run.status == "succeeded"
     assert sequence.data == {"theirs": 5, "mine": 1, "tags": ["new", 5]}
@@ -1456,9 +1457,9 @@ def test_every_failed_attempt_is_recorded_with_its_traceback():
         @step
         def three(self): ...
 
-    sequence = run(Retries)
+    sequence = run_sequence(Retries)
 
-    assert_ledger(sequence, [("one", "succeeded"), ("two", "failed")])
+    assert_steps(sequence, [("one", "succeeded"), ("two", "failed")])
     assert sequence.run.status == "failed"
     assert failures(sequence) == [
         ("two", attempt, "LookupError", f"no customer {attempt}") for attempt in (1, 2, 3)
@@ -1499,7 +1500,7 @@ def test_after_the_first_success_no_attempt_is_made():
             if self.attempt < 3:
                 raise ValueError
 
-    sequence = run(Retries)
+    sequence = run_sequence(Retries)
     assert sequence.run.status == "succeeded"
     assert [failure[1] for failure in failures(sequence)] == [1, 2]
     assert sequence.run.steps.get().attempts == 2
@@ -1512,9 +1513,9 @@ def test_an_error_that_the_step_throws_is_not_retried(throws):
         def one(self):
             raise KeyError("gone")
 
-    sequence = run(Throws)
+    sequence = run_sequence(Throws)
 
-    assert_ledger(sequence, [("one", "failed")])
+    assert_steps(sequence, [("one", "failed")])
     assert sequence.run.status == "failed"
     assert failures(sequence) == [("one", 1, "KeyError", "'gone'")]
 
@@ -1528,7 +1529,7 @@ def test_what_all_steps_throw_may_be_a_default_of_the_class():
         def one(self):
             raise KeyError("gone")
 
-    assert run(Throws).run.failures.count() == 1
+    assert run_sequence(Throws).run.failures.count() == 1
 
 
 def test_an_error_that_the_step_throws_after_a_retry_is_not_retried():
@@ -1537,9 +1538,9 @@ def test_an_error_that_the_step_throws_after_a_retry_is_not_retried():
         def one(self):
             raise KeyError("gone") if self.attempt == 2 else ValueError("try again")
 
-    sequence = run(Throws)
+    sequence = run_sequence(Throws)
 
-    assert_ledger(sequence, [("one", "failed")])
+    assert_steps(sequence, [("one", "failed")])
     assert [failure[2] for failure in failures(sequence)] == ["ValueError", "KeyError"]
 
 
@@ -1549,9 +1550,9 @@ def test_retry_when_decides():
         def one(self):
             raise ValueError(self.attempt)
 
-    sequence = run(Decides)
+    sequence = run_sequence(Decides)
 
-    assert_ledger(sequence, [("one", "failed")])
+    assert_steps(sequence, [("one", "failed")])
     assert [failure[1] for failure in failures(sequence)] == [1, 2, 3]
 
 
@@ -1567,7 +1568,7 @@ def test_a_retry_when_that_raises_loses_nothing(caplog):
             if self.attempt == 1:
                 raise ValueError
 
-    sequence = run(Decides)
+    sequence = run_sequence(Decides)
     assert sequence.run.status == "succeeded"
     assert [failure[2] for failure in failures(sequence)] == ["ValueError"]
 
@@ -1605,7 +1606,7 @@ def test_a_step_beside_one_that_has_failed_ends_and_nothing_new_begins():
     drain()
 
     sequence.run.refresh_from_db()
-    assert_ledger(sequence, [("running", "succeeded"), ("failing", "failed"), ("held", "queued")])
+    assert_steps(sequence, [("running", "succeeded"), ("failing", "failed"), ("held", "queued")])
     assert (sequence.run.status, sequence.run.data) == ("failed", {"running": "kept"})
     assert sequence.run.steps.get(step="held").wake_at is None
 
@@ -1622,7 +1623,7 @@ def test_an_error_that_cannot_be_shown_or_stored_as_it_is_is_recorded_all_the_sa
                 raise Nasty
             raise ValueError("a\0b \ud800 " + "x" * 10_000)
 
-    sequence = run(Fails)
+    sequence = run_sequence(Fails)
 
     (_, _, first, shown), (_, _, _, message) = failures(sequence)
     assert first.endswith("Nasty")
@@ -1644,7 +1645,7 @@ def test_a_step_that_waited_in_its_queue_for_longer_than_its_max_age_fails_unper
         moving.move(timedelta(seconds=61))
         drain()
 
-    assert_ledger(sequence, [("one", "failed")])
+    assert_steps(sequence, [("one", "failed")])
     failure = only_failure(sequence)
     assert failure.error == "sequences.exceptions.StepExpired"
     assert failure.message == (
@@ -1658,7 +1659,7 @@ def test_the_time_of_a_delay_is_no_age():
         @step(max_age=60_000, delay=timedelta(days=1))
         def one(self): ...
 
-    assert run(Ages).run.status == "succeeded"
+    assert run_sequence(Ages).run.status == "succeeded"
 
 
 @pytest.mark.parametrize("delay", [None, timedelta(days=1)])
@@ -1675,7 +1676,7 @@ def test_max_age_counts_over_all_attempts(delay):
         moving.move(delay or timedelta(0))
         drain()
 
-    assert_ledger(sequence, [("one", "failed")])
+    assert_steps(sequence, [("one", "failed")])
     assert [failure[2].rpartition(".")[2] for failure in failures(sequence)] == [
         "ValueError", "ValueError", "ValueError", "StepExpired"
     ]  # fmt: skip
@@ -1688,7 +1689,7 @@ def test_max_age_begins_anew_with_every_repeat():
             self.data["n"] += 1
             return repeat(after=timedelta(minutes=5)) if self.data["n"] < 3 else None
 
-    assert run(Ages, n=0).run.status == "succeeded"
+    assert run_sequence(Ages, n=0).run.status == "succeeded"
 
 
 # Bad data
@@ -1732,9 +1733,9 @@ def test_data_that_cannot_be_stored_fails_the_step_at_once_with_its_path_and_the
         @step
         def two(self): ...
 
-    sequence = run(Bad, n=1)
+    sequence = run_sequence(Bad, n=1)
 
-    assert_ledger(sequence, [("one", "failed")])
+    assert_steps(sequence, [("one", "failed")])
     assert (sequence.run.status, sequence.data) == ("failed", {"n": 1})
     assert failures(sequence) == [("one", 1, "sequences.exceptions.InvalidData", message)]
     assert not Message.objects.exists()
@@ -1746,7 +1747,7 @@ def test_a_result_that_cannot_be_stored_fails_the_step_at_once():
         def one(self):
             return {"found": {1, 2}}
 
-    sequence = run(Bad)
+    sequence = run_sequence(Bad)
     assert failures(sequence) == [
         (
             "one",
@@ -1764,7 +1765,7 @@ def test_something_else_in_the_place_of_data_fails_the_step_at_once(value, type_
         def one(self):
             self.data = value
 
-    sequence = run(Bad, n=1)
+    sequence = run_sequence(Bad, n=1)
     assert (sequence.run.status, sequence.data) == ("failed", {"n": 1})
     assert only_failure(sequence).message == (
         f"data is a {type_name}, not a dict. Put values into self.data; do not put another object "
@@ -1778,7 +1779,7 @@ def test_another_dict_in_the_place_of_data_is_stored():
         def one(self):
             self.data = {"new": True}
 
-    assert run(Replaces, old=True).data == {"new": True}
+    assert run_sequence(Replaces, old=True).data == {"new": True}
 
 
 def test_what_the_encoder_knows_is_stored_as_it_says():
@@ -1791,7 +1792,7 @@ def test_what_the_encoder_knows_is_stored_as_it_says():
         def two(self):
             assert self.data["when"] == "2030-01-02T03:04:05Z"
 
-    assert run(Encoded).run.status == "succeeded"
+    assert run_sequence(Encoded).run.status == "succeeded"
 
 
 def test_data_is_read_as_it_went_through_json():
@@ -1810,7 +1811,7 @@ def test_data_is_read_as_it_went_through_json():
                 "numbers": [2**60, 0.1, -1],
             }
 
-    assert run(Shapes).run.status == "succeeded"
+    assert run_sequence(Shapes).run.status == "succeeded"
 
 
 # Inheritance and aliases
@@ -1845,7 +1846,7 @@ def test_a_subclass_performs_its_parents_steps_in_its_own_way():
         def wrap(self):
             return "wrapped"
 
-    sequence = run(GiftOrder)
+    sequence = run_sequence(GiftOrder)
 
     rows = sequence.run.steps.order_by("pk").values_list("step", "result")
     assert list(rows) == [("charge", "gift charged"), ("ship", "shipped"), ("wrap", "wrapped")]
@@ -1880,7 +1881,7 @@ def test_a_run_goes_on_after_its_sequence_and_its_steps_were_renamed():
         drain()
 
     sequence.run.refresh_from_db()
-    assert_ledger(sequence, [("one", "succeeded"), ("two", "succeeded")])
+    assert_steps(sequence, [("one", "succeeded"), ("two", "succeeded")])
     assert sequence.run.data == {"n": 2}
     assert list(After.runs) == [sequence.run]
 
@@ -1938,12 +1939,12 @@ def test_direct_steps_are_performed_in_one_go_each_with_a_message_of_its_own(wor
         def three(self):
             seen.append(current.delivery().message.message_id)
 
-    with dispatcher.caught() as sent:
+    with dispatcher.capture_dispatches() as sent:
         sequence = Direct()
         del sent[:]
         worker_thread(first_message(sequence))
 
-    assert_ledger(sequence, [("one", "succeeded"), ("two", "succeeded"), ("three", "succeeded")])
+    assert_steps(sequence, [("one", "succeeded"), ("two", "succeeded"), ("three", "succeeded")])
     assert len(set(seen)) == 3
     assert sent == []
 
@@ -1967,11 +1968,11 @@ def test_a_step_of_another_queue_or_with_a_delay_is_not_performed_in_the_same_go
             raise AssertionError
 
     sequence = Direct()
-    with dispatcher.caught():
+    with dispatcher.capture_dispatches():
         worker_thread(first_message(sequence))
 
     status = "waiting" if "delay" in options else "queued"
-    assert_ledger(sequence, [("one", "succeeded"), ("two", status)])
+    assert_steps(sequence, [("one", "succeeded"), ("two", status)])
 
 
 @pytest.mark.django_db(transaction=True)
@@ -1990,12 +1991,12 @@ def test_a_worker_that_shuts_down_hands_over_by_the_broker(worker_thread, monkey
 
     sequence = Direct()
     try:
-        with dispatcher.caught() as sent:
+        with dispatcher.capture_dispatches() as sent:
             worker_thread(first_message(sequence))
     finally:
         current.stopping.clear()
 
-    assert_ledger(sequence, [("one", "succeeded"), ("two", "queued")])
+    assert_steps(sequence, [("one", "succeeded"), ("two", "queued")])
     assert [dispatch.actor for dispatch in sent] == ["tests.Direct.two"]
 
 
@@ -2014,10 +2015,10 @@ def test_a_thread_gives_others_their_turn_after_a_while(worker_thread, monkeypat
         def two(self): ...
 
     sequence = Direct()
-    with dispatcher.caught() as sent:
+    with dispatcher.capture_dispatches() as sent:
         worker_thread(first_message(sequence))
 
-    assert_ledger(sequence, [("one", "succeeded"), ("two", "queued")])
+    assert_steps(sequence, [("one", "succeeded"), ("two", "queued")])
     assert [dispatch.actor for dispatch in sent] == ["tests.Direct.two"]
 
 
@@ -2040,10 +2041,10 @@ def test_of_parallel_steps_one_goes_on_directly_and_the_others_are_dispatched(wo
         def join(self): ...
 
     sequence = Direct()
-    with dispatcher.caught() as sent:
+    with dispatcher.capture_dispatches() as sent:
         worker_thread(first_message(sequence))
 
-    assert_ledger(sequence, [("one", "succeeded"), ("left", "succeeded"), ("right", "queued")])
+    assert_steps(sequence, [("one", "succeeded"), ("left", "succeeded"), ("right", "queued")])
     assert [dispatch.actor for dispatch in sent] == ["tests.Direct.right"]
 
 
@@ -2064,11 +2065,11 @@ def test_a_direct_step_that_fails_is_retried_by_a_message_and_does_not_fail_its_
         def two(self):
             raise ValueError("not yet")
 
-    with dispatcher.caught():
+    with dispatcher.capture_dispatches():
         sequence = Direct()
     worker_thread(first_message(sequence))
 
-    assert_ledger(sequence, [("one", "succeeded"), ("two", "retrying")])
+    assert_steps(sequence, [("one", "succeeded"), ("two", "retrying")])
     assert failures(sequence) == [("two", 1, "ValueError", "not yet")]
     retry = broker.queues["default.DQ"].get_nowait()
     assert b"tests.Direct.two" in retry
@@ -2084,10 +2085,10 @@ def test_without_direct_handoff_the_next_step_goes_through_the_broker(worker_thr
         def two(self): ...
 
     sequence = Plain()
-    with dispatcher.caught() as sent:
+    with dispatcher.capture_dispatches() as sent:
         worker_thread(first_message(sequence))
 
-    assert_ledger(sequence, [("one", "succeeded"), ("two", "queued")])
+    assert_steps(sequence, [("one", "succeeded"), ("two", "queued")])
     assert [dispatch.actor for dispatch in sent] == ["tests.Plain.two"]
 
 
@@ -2127,7 +2128,7 @@ def test_nothing_is_read_from_where_the_router_sends_reads(settings, atomic):
                 raise Abort("mend me")
 
     settings.DATABASE_ROUTERS = [NoReads()]
-    sequence = run(Reads, n=0)
+    sequence = run_sequence(Reads, n=0)
     row = sequence.run
     assert (row.status, row.data["n"]) == ("failed", 2)
     row.edit({**row.data, "n": 3})
@@ -2169,7 +2170,7 @@ def _directly(sequence, worker_thread):
 
 
 def _by_a_timer(sequence, worker_thread):
-    with dispatcher.caught() as sent:
+    with dispatcher.capture_dispatches() as sent:
         worker_thread(first_message(sequence))
     sequence.run.steps.filter(step="two").update(due_at=timezone.now())
     handoff_module.perform_here(dispatcher.delayed(sent[-1], None), "tests.Direct", "default")

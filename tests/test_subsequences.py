@@ -5,9 +5,9 @@ import pytest
 from sequences import Abort, Sequence, event, on_failure, step, subsequence
 from sequences.exceptions import InvalidDefinition
 from sequences.models import Operation, SequenceRun, StepFailure
-from sequences.testing import assert_ledger, drain, run
+from sequences.testing import assert_steps, drain, run_sequence
 from sequences.transitions import subsequences
-from sequences.worker.sweeper import Overdue, sweep
+from sequences.worker.sweeper import AssumeLost, sweep
 from tests.engine import change, claim, fresh, ledger, overdue, perform, row, sent, steps_of
 
 pytestmark = pytest.mark.django_db
@@ -66,7 +66,7 @@ def waiting(cls, **data):
 
 
 def test_the_parent_waits_for_its_child_and_gets_its_data():
-    sequence = run(shop(data=lambda self: {"box": self.data["order"]}), order="A1")
+    sequence = run_sequence(shop(data=lambda self: {"box": self.data["order"]}), order="A1")
     assert sequence.run.status == "succeeded"
     assert sequence.data == {
         "order": "A1",
@@ -79,7 +79,7 @@ def test_the_parent_waits_for_its_child_and_gets_its_data():
 
 
 def test_without_data_the_child_begins_with_a_copy_of_the_parents():
-    sequence = run(shop(), order="A1")
+    sequence = run_sequence(shop(), order="A1")
     assert sequence.data["shipping"] == {"order": "A1", "sent": True}
 
 
@@ -113,7 +113,7 @@ def test_there_is_a_child_for_each_item_and_their_data_comes_in_order():
         def count(self):
             self.data["parcels"] = [one["box"] for one in self.results("parcels")]
 
-    sequence = run(Parcels, order="A1", boxes=["x", "y", "z"])
+    sequence = run_sequence(Parcels, order="A1", boxes=["x", "y", "z"])
     assert sequence.data["parcels"] == ["x", "y", "z"]
     assert [child.data["of"] for child in children_of(sequence.run)] == ["A1"] * 3
 
@@ -126,12 +126,12 @@ def test_no_items_succeed_at_once():
         parcels = subsequence("shop.Ship", each=lambda self: [])
 
     shop()
-    assert run(Parcels).run.status == "succeeded"
+    assert run_sequence(Parcels).run.status == "succeeded"
 
 
 def test_a_failed_child_fails_the_step_and_the_error_names_it():
     failing.add("box")
-    sequence = run(shop())
+    sequence = run_sequence(shop())
     (child,) = children_of(sequence.run)
     assert sequence.run.status == "failed"
     assert StepFailure.objects.get(run=sequence.run).message == (
@@ -149,7 +149,7 @@ def test_a_retry_of_the_parent_begins_the_failed_children_again_and_only_those()
         )
 
     failing.add("y")
-    sequence = run(Parcels)
+    sequence = run_sequence(Parcels)
     good, bad = children_of(sequence.run)
     assert (good.status, bad.status) == ("succeeded", "failed")
     failing.clear()
@@ -163,7 +163,7 @@ def test_a_retry_of_the_parent_begins_the_failed_children_again_and_only_those()
 
 def test_a_child_that_is_retried_by_itself_does_not_wake_a_failed_parent():
     failing.add("box")
-    sequence = run(shop())
+    sequence = run_sequence(shop())
     (child,) = children_of(sequence.run)
     failing.clear()
     child.retry()
@@ -195,7 +195,7 @@ def test_some_children_may_fail():
             self.data["results"] = [one["box"] for one in self.results("parcels")]
 
     failing.add("y")
-    sequence = run(Parcels)
+    sequence = run_sequence(Parcels)
     assert sequence.run.status == "succeeded"
     assert sequence.data["outcomes"] == [["succeeded", "x"], ["failed", "y"]]
     assert sequence.data["results"] == ["x"]
@@ -235,7 +235,7 @@ def test_finishing_or_skipping_cancels_the_children():
 
 
 def test_a_restart_starts_children_anew():
-    sequence = run(shop())
+    sequence = run_sequence(shop())
     (first,) = children_of(sequence.run)
     sequence.run.restart_from("charge")
     drain()
@@ -262,7 +262,7 @@ def test_the_end_of_a_child_that_nobody_told_of_is_seen_by_the_sweep():
     (child,) = children_of(parent)
     SequenceRun.objects.filter(pk=child.pk).update(status="succeeded")
     overdue(parent, "shipping")
-    assert steps_of(sent(lambda: sweep(Overdue(), "default"))) == ["shipping"]
+    assert steps_of(sent(lambda: sweep(AssumeLost(), "default"))) == ["shipping"]
     drain()
     assert fresh(parent).status == "succeeded"
 
@@ -315,7 +315,7 @@ def test_a_child_may_wait_for_an_event_or_a_time():
 
         child = subsequence(Child)
 
-    sequence = run(Parent)
+    sequence = run_sequence(Parent)
     (child,) = children_of(sequence.run)
     assert ledger(child) == {"approval": "waiting"}
     child.deliver("approval", "yes")
@@ -333,7 +333,7 @@ def test_a_sequence_that_starts_itself_for_ever_is_stopped():
 
         again = subsequence("shop.Again")
 
-    sequence = run(Again)
+    sequence = run_sequence(Again)
     assert sequence.run.status == "failed"
     assert SequenceRun.objects.count() == subsequences.MAX_DEPTH
     deepest = StepFailure.objects.order_by("pk")[0]
@@ -341,8 +341,8 @@ def test_a_sequence_that_starts_itself_for_ever_is_stopped():
 
 
 def test_bad_data_for_a_child_is_the_steps_failure():
-    sequence = run(shop(data=lambda self: {"box": {1}}))
-    assert_ledger(sequence, [("charge", "succeeded"), ("shipping", "failed")])
+    sequence = run_sequence(shop(data=lambda self: {"box": {1}}))
+    assert_steps(sequence, [("charge", "succeeded"), ("shipping", "failed")])
     assert 'data["box"]' in StepFailure.objects.get(run=sequence.run).message
     assert children_of(sequence.run) == []
 
@@ -366,7 +366,7 @@ def test_an_abort_in_a_child_is_its_own():
         def mend(self):
             self.data["mended"] = True
 
-    assert run(Parent).data == {"mended": True}
+    assert run_sequence(Parent).data == {"mended": True}
 
 
 @pytest.mark.parametrize("wrong", [3, "no label", int])
@@ -452,7 +452,7 @@ def test_a_child_that_was_undone_begins_anew_and_parts_from_the_children_that_it
         below = subsequence(Middle)
 
     failing.add("breaks")
-    eldest = run(Eldest).run
+    eldest = run_sequence(Eldest).run
     (middle,) = children_of(eldest)
     (former,) = children_of(middle)
     assert fresh(middle).status == "failed"
@@ -475,7 +475,7 @@ def test_a_child_that_was_undone_begins_anew_and_parts_from_the_children_that_it
     ],
 )
 def test_none_is_no_data_for_a_child(options):
-    sequence = run(shop(**options))
+    sequence = run_sequence(shop(**options))
     assert ledger(sequence.run) == {"charge": "succeeded", "shipping": "failed"}
     assert sequence.run.failures.get().message == (
         "The data for a run that step 'shipping' starts is None. Return a dict; {} if the child "

@@ -17,7 +17,7 @@ from sequences.models import StepLoss, StepRun
 from sequences.testing import _InlineBroker, clock, drain
 from sequences.transitions import claims, losses
 from sequences.transitions.types import dispatch_of
-from sequences.worker.sweeper import Overdue, sweep
+from sequences.worker.sweeper import AssumeLost, sweep
 from tests.engine import change, claim, fresh, now, overdue, row, sent, take
 from tests.engine import perform as commit
 
@@ -59,7 +59,7 @@ def lose(runs):
         assert claim(run, "pay", worker=thread) is not None
     for run in runs:
         overdue(run, "pay")
-        sweep(Overdue(), USING)
+        sweep(AssumeLost(), USING)
 
 
 def perform(run):
@@ -219,7 +219,7 @@ def test_items_of_a_fan_out_are_suspects_each_for_itself():
     for number, thread in zip(range(3), threads(), strict=False):
         assert take(item(run, number).pk, worker=thread) is not None
     StepRun.objects.filter(run=run, item__gte=0).update(wake_at=now() - timedelta(seconds=1))
-    sweep(Overdue(), USING)
+    sweep(AssumeLost(), USING)
     seen = []
     Inside.calls[1] = lambda: seen.append(perform_step(run, "mail", 2))
     assert perform_step(run, "mail", 1) == "succeeded"

@@ -15,8 +15,8 @@ from sequences.exceptions import SequenceError
 from sequences.models import StepRun, StoredPlan
 from sequences.testing import clock
 from sequences.transitions import due, failures
-from sequences.worker.queue_monitor import DRAINED, Traffic
-from sequences.worker.sweeper import ROUNDS, Overdue, Sweeper, sweep
+from sequences.worker.queue_monitor import DRAINED, QueueMonitor
+from sequences.worker.sweeper import ROUNDS, AssumeLost, Sweeper, sweep
 from tests.engine import change, claim, fail, fresh, ledger, messages, now, overdue, perform, row
 
 pytestmark = pytest.mark.django_db
@@ -51,10 +51,10 @@ def run():
     return chain().start().run
 
 
-class Never(Overdue):
+class Never(AssumeLost):
     """No message is lost: it is only late."""
 
-    def is_lost(self, queue, sent_at, now):
+    def is_message_lost(self, queue, sent_at, now):
         return False
 
 
@@ -73,7 +73,7 @@ def down(broker, monkeypatch):
 def test_a_step_that_was_never_dispatched_is(run):
     assert messages() == []
     overdue(run, "one")
-    assert sweep(Overdue(), USING) == 1
+    assert sweep(AssumeLost(), USING) == 1
     (message,) = messages()
     assert message.actor_name == "shop.Chain.one"
     assert message.args == (str(run.pk), row(run, "one").pk)
@@ -82,14 +82,14 @@ def test_a_step_that_was_never_dispatched_is(run):
 
 
 def test_a_step_that_is_not_overdue_is_left_alone(run):
-    assert sweep(Overdue(), USING) == 0
+    assert sweep(AssumeLost(), USING) == 0
     assert messages() == []
 
 
 def test_a_step_whose_message_was_lost_after_a_commit_is_dispatched(run):
     perform(claim(run, "one"))
     overdue(run, "two")
-    assert sweep(Overdue(), USING) == 1
+    assert sweep(AssumeLost(), USING) == 1
     assert [message.actor_name for message in messages()] == ["shop.Chain.two"]
 
 
@@ -98,7 +98,7 @@ def test_a_retry_is_dispatched_with_the_attempts_that_have_failed(run):
     overdue(run, "one")
     assert sweep(Never(), USING) == 0
     overdue(run, "one")
-    assert sweep(Overdue(), USING) == 1
+    assert sweep(AssumeLost(), USING) == 1
     assert [message.options["retries"] for message in messages()] == [1]
 
 
@@ -123,7 +123,7 @@ def test_a_step_of_a_lost_worker_is_taken_back_and_dispatched(run):
 def test_a_held_step_is_not_dispatched(run):
     overdue(run, "one")
     run.pause()
-    assert sweep(Overdue(), USING) == 0
+    assert sweep(AssumeLost(), USING) == 0
     assert messages() == []
 
 
@@ -131,7 +131,7 @@ def test_all_that_is_due_is_done_in_one_sweep(monkeypatch):
     monkeypatch.setattr(due, "BATCH", 2)
     for sequence in chain().start_many([{}] * 5):
         overdue(sequence.run, "one")
-    assert sweep(Overdue(), USING) == 5
+    assert sweep(AssumeLost(), USING) == 5
     assert len({message.args for message in messages()}) == 5
 
 
@@ -148,7 +148,7 @@ def test_a_row_that_cannot_be_taken_back_does_not_stop_the_sweep(run, monkeypatc
     for one in (broken, other):
         claim(one, "one")
         overdue(one, "one")
-    assert sweep(Overdue(), USING) == 1
+    assert sweep(AssumeLost(), USING) == 1
     assert row(other, "one").status == "queued"
 
 
@@ -158,7 +158,7 @@ def test_a_plan_of_a_later_format_waits_for_workers_that_read_it(run):
     later.save()
     type(run).objects.filter(pk=run.pk).update(plan=later)
     overdue(run, "one")
-    assert sweep(Overdue(), USING) == 0
+    assert sweep(AssumeLost(), USING) == 0
     assert ledger(run) == {"one": "queued"}
     assert row(run, "one").wake_at > now()
 
@@ -169,7 +169,7 @@ def test_a_plan_of_a_later_format_waits_for_workers_that_read_it(run):
 def test_the_pause_between_dispatches_grows(run):
     for times in range(3):
         overdue(run, "one")
-        assert sweep(Overdue(), USING) == 1
+        assert sweep(AssumeLost(), USING) == 1
         left = row(run, "one").wake_at - now()
         assert GRACE * 2**times - timedelta(seconds=10) < left <= GRACE * 2**times
 
@@ -178,19 +178,19 @@ def test_a_dispatch_that_the_broker_refuses_does_not_grow_it(run, broker, monkey
     down(broker, monkeypatch)
     for _ in range(3):
         overdue(run, "one")
-        assert sweep(Overdue(), USING) == 0
+        assert sweep(AssumeLost(), USING) == 0
         assert row(run, "one").dispatches == 0
         assert row(run, "one").wake_at - now() <= GRACE
     monkeypatch.undo()
     overdue(run, "one")
-    assert sweep(Overdue(), USING) == 1
+    assert sweep(AssumeLost(), USING) == 1
 
 
 def test_a_claim_of_a_message_that_was_sent_twice_is_harmless(run):
     overdue(run, "one")
-    sweep(Overdue(), USING)
+    sweep(AssumeLost(), USING)
     overdue(run, "one")
-    sweep(Overdue(), USING)
+    sweep(AssumeLost(), USING)
     assert len(messages()) == 2
     assert claim(run, "one") is not None
     assert claim(run, "one") is None
@@ -200,7 +200,7 @@ def test_a_claim_of_a_message_that_was_sent_twice_is_harmless(run):
 
 
 class Time:
-    """The monotonic clock of `traffic`, moved by a test."""
+    """The monotonic clock of `monitor`, moved by a test."""
 
     def __init__(self, monkeypatch):
         self.seconds = 1000.0
@@ -241,176 +241,176 @@ NOON = datetime(2020, 1, 1, 12, tzinfo=UTC)
 
 
 def test_nothing_is_lost_in_a_queue_that_the_worker_does_not_consume(passing):
-    traffic = Traffic(worker("default"))
-    traffic.look()
+    monitor = QueueMonitor(worker("default"))
+    monitor.look()
     passing.passes(1000)
-    traffic.look()
-    assert not traffic.is_lost("mails", NOON, NOON)
-    assert traffic.is_lost("default", NOON, NOON)
+    monitor.look()
+    assert not monitor.is_message_lost("mails", NOON, NOON)
+    assert monitor.is_message_lost("default", NOON, NOON)
 
 
 def test_nothing_is_lost_without_a_worker():
-    assert not Traffic().is_lost("default", NOON, NOON)
+    assert not QueueMonitor().is_message_lost("default", NOON, NOON)
 
 
 def test_delay_queues_are_not_looked_after():
-    assert set(Traffic(worker("default", "default.DQ")).queues()) == {"default"}
+    assert set(QueueMonitor(worker("default", "default.DQ")).queues()) == {"default"}
 
 
 def test_a_worker_that_has_just_begun_knows_nothing(passing):
-    traffic = Traffic(worker("default"))
-    traffic.look()
-    assert not traffic.is_lost("default", NOON, NOON)
+    monitor = QueueMonitor(worker("default"))
+    monitor.look()
+    assert not monitor.is_message_lost("default", NOON, NOON)
 
 
 def test_a_message_is_lost_when_one_that_was_sent_a_grace_later_has_arrived(passing):
-    traffic = Traffic(worker("default"))
-    traffic.look()
-    traffic.began("default", milliseconds(NOON + timedelta(seconds=14)), first=True)
-    assert not traffic.is_lost("default", NOON, NOON)
-    traffic.began("default", milliseconds(NOON + timedelta(seconds=15)), first=True)
-    assert traffic.is_lost("default", NOON, NOON)
-    assert not traffic.is_lost("default", NOON + timedelta(seconds=1), NOON)
+    monitor = QueueMonitor(worker("default"))
+    monitor.look()
+    monitor.began("default", milliseconds(NOON + timedelta(seconds=14)), first=True)
+    assert not monitor.is_message_lost("default", NOON, NOON)
+    monitor.began("default", milliseconds(NOON + timedelta(seconds=15)), first=True)
+    assert monitor.is_message_lost("default", NOON, NOON)
+    assert not monitor.is_message_lost("default", NOON + timedelta(seconds=1), NOON)
 
 
 def test_an_older_message_that_arrives_afterwards_changes_nothing(passing):
-    traffic = Traffic(worker("default"))
-    traffic.began("default", milliseconds(NOON + timedelta(seconds=15)), first=True)
-    traffic.began("default", milliseconds(NOON), first=True)
-    assert traffic.is_lost("default", NOON, NOON)
+    monitor = QueueMonitor(worker("default"))
+    monitor.began("default", milliseconds(NOON + timedelta(seconds=15)), first=True)
+    monitor.began("default", milliseconds(NOON), first=True)
+    assert monitor.is_message_lost("default", NOON, NOON)
 
 
 def test_a_retry_proves_nothing_for_it_was_delayed(passing):
-    traffic = Traffic(worker("default"))
-    traffic.began("default", milliseconds(NOON + timedelta(hours=1)), first=False)
-    assert not traffic.is_lost("default", NOON, NOON)
+    monitor = QueueMonitor(worker("default"))
+    monitor.began("default", milliseconds(NOON + timedelta(hours=1)), first=False)
+    assert not monitor.is_message_lost("default", NOON, NOON)
 
 
 def test_a_message_of_another_queue_proves_nothing(passing):
-    traffic = Traffic(worker("default", "mails"))
-    traffic.began("mails", milliseconds(NOON + timedelta(hours=1)), first=True)
-    assert not traffic.is_lost("default", NOON, NOON)
+    monitor = QueueMonitor(worker("default", "mails"))
+    monitor.began("mails", milliseconds(NOON + timedelta(hours=1)), first=True)
+    assert not monitor.is_message_lost("default", NOON, NOON)
 
 
 def test_a_message_is_lost_when_the_queue_has_given_nothing_for_a_while(passing):
-    traffic = Traffic(worker("default"))
-    traffic.look()
+    monitor = QueueMonitor(worker("default"))
+    monitor.look()
     passing.passes(DRAINED - 0.1)
-    traffic.look()
-    assert not traffic.is_lost("default", NOON, NOON)
+    monitor.look()
+    assert not monitor.is_message_lost("default", NOON, NOON)
     passing.passes(0.2)
-    traffic.look()
-    assert traffic.is_lost("default", NOON, NOON)
-    traffic.began("default", milliseconds(NOON), first=True)
-    assert not traffic.is_lost("default", NOON, NOON)
+    monitor.look()
+    assert monitor.is_message_lost("default", NOON, NOON)
+    monitor.began("default", milliseconds(NOON), first=True)
+    assert not monitor.is_message_lost("default", NOON, NOON)
 
 
 def test_a_queue_whose_worker_has_its_hands_full_may_hold_anything(passing):
-    traffic = Traffic(worker("default"))
+    monitor = QueueMonitor(worker("default"))
     for _ in range(2):
-        traffic.began("default", milliseconds(NOON), first=True)
+        monitor.began("default", milliseconds(NOON), first=True)
     for _ in range(600):
-        traffic.look()
+        monitor.look()
         passing.passes(1)
-    traffic.look()
-    assert not traffic.is_lost("default", NOON, NOON)
-    traffic.ended("default")
-    traffic.look()
-    assert not traffic.is_lost("default", NOON, NOON)
+    monitor.look()
+    assert not monitor.is_message_lost("default", NOON, NOON)
+    monitor.ended("default")
+    monitor.look()
+    assert not monitor.is_message_lost("default", NOON, NOON)
     passing.passes(DRAINED)
-    traffic.look()
-    assert traffic.is_lost("default", NOON, NOON)
+    monitor.look()
+    assert monitor.is_message_lost("default", NOON, NOON)
 
 
 def test_a_queue_with_messages_that_wait_in_the_worker_may_hold_anything(passing):
     busy = worker("default", "mails", waiting=["default"])
-    traffic = Traffic(busy)
-    traffic.look()
+    monitor = QueueMonitor(busy)
+    monitor.look()
     passing.passes(DRAINED)
-    traffic.look()
-    assert not traffic.is_lost("default", NOON, NOON)
-    assert traffic.is_lost("mails", NOON, NOON)
+    monitor.look()
+    assert not monitor.is_message_lost("default", NOON, NOON)
+    assert monitor.is_message_lost("mails", NOON, NOON)
 
 
 def test_a_queue_whose_consumer_is_not_connected_may_hold_anything(passing):
     cut_off = worker("default")
     cut_off.consumers["default"].alive = False
-    traffic = Traffic(cut_off)
-    traffic.look()
+    monitor = QueueMonitor(cut_off)
+    monitor.look()
     passing.passes(1000)
-    traffic.look()
-    assert not traffic.is_lost("default", NOON, NOON)
+    monitor.look()
+    assert not monitor.is_message_lost("default", NOON, NOON)
 
 
 def test_a_backlog_is_not_amplified(passing):
     """Many messages wait for longer than the grace, and all threads are busy for ten minutes."""
-    traffic = Traffic(worker("default"))
+    monitor = QueueMonitor(worker("default"))
     began_at = now() - timedelta(minutes=10)
     for _ in range(2):
-        traffic.began("default", milliseconds(began_at), first=True)
+        monitor.began("default", milliseconds(began_at), first=True)
     runs = [sequence.run for sequence in chain().start_many([{}] * 20)]
     for _ in range(40):
         StepRun.objects.update(queued_at=began_at, wake_at=now() - timedelta(seconds=1))
         passing.passes(15)
-        traffic.look()
-        assert sweep(traffic, USING) == 0
+        monitor.look()
+        assert sweep(monitor, USING) == 0
     assert messages() == []
     assert all(ledger(run) == {"one": "queued"} for run in runs)
 
 
 def test_what_a_drained_queue_has_lost_is_dispatched(passing):
-    traffic = Traffic(worker("default"))
-    traffic.look()
+    monitor = QueueMonitor(worker("default"))
+    monitor.look()
     run = chain().start().run
     with clock() as moving:
         moving.move(GRACE)
         passing.passes(15)
-        traffic.look()
-        assert sweep(traffic, USING) == 1
+        monitor.look()
+        assert sweep(monitor, USING) == 1
     assert len(messages()) == 1
     assert fresh(run).status == "running"
 
 
 def test_what_the_evidence_shows_as_lost_is_dispatched_after_each_grace(passing):
     """Growing pauses are for those who see nothing."""
-    traffic = Traffic(worker("default"))
-    traffic.look()
+    monitor = QueueMonitor(worker("default"))
+    monitor.look()
     run = chain().start().run
     with clock() as moving:
         for times in range(1, 6):
             moving.move(GRACE)
             passing.passes(15)
-            traffic.look()
-            assert sweep(traffic, USING) == 1
+            monitor.look()
+            assert sweep(monitor, USING) == 1
             assert len(messages()) == times
             assert row(run, "one").wake_at - now() <= GRACE
 
 
 def test_a_step_that_no_worker_here_knows_is_asked_for_with_growing_pauses(passing):
     # The broker keeps each message that nobody knows: its pauses are all that bounds them.
-    traffic = Traffic(worker("default"))
-    traffic._worker.broker = SimpleNamespace(actors={})
-    traffic.look()
+    monitor = QueueMonitor(worker("default"))
+    monitor._worker.broker = SimpleNamespace(actors={})
+    monitor.look()
     passing.passes(15)
-    traffic.look()
+    monitor.look()
     run = chain().start().run
     for times in range(3):
         overdue(run, "one")
-        assert sweep(traffic, USING) == 1
+        assert sweep(monitor, USING) == 1
         assert row(run, "one").wake_at - now() > GRACE * 2**times - timedelta(seconds=10)
 
 
 def test_what_shows_that_the_first_message_is_lost_shows_nothing_of_the_second(passing):
     """The second waits at the end of a long queue, as all that was sent after the first."""
-    traffic = Traffic(worker("default"))
+    monitor = QueueMonitor(worker("default"))
     run = chain().start().run
     began = row(run, "one").queued_at
     with clock() as moving:
         moving.move(2 * GRACE)
-        traffic.began("default", milliseconds(began + 1.1 * GRACE - 2 * GRACE), first=True)
-        assert sweep(traffic, USING) == 1
+        monitor.began("default", milliseconds(began + 1.1 * GRACE - 2 * GRACE), first=True)
+        assert sweep(monitor, USING) == 1
         moving.move(GRACE)
-        assert sweep(traffic, USING) == 0, "its message was sent a grace ago, and may be late"
+        assert sweep(monitor, USING) == 0, "its message was sent a grace ago, and may be late"
         assert row(run, "one").status == "queued"
 
 
@@ -425,7 +425,7 @@ def test_a_row_whose_plan_cannot_be_read_harms_no_other(run, caplog):
     other = chain().start().run
     overdue(run, "one", timedelta(minutes=1))
     overdue(other, "one")
-    assert sweep(Overdue(), USING) == 1
+    assert sweep(AssumeLost(), USING) == 1
     assert [message.args[0] for message in messages()] == [str(other.pk)]
     assert f"step one of run {run.pk}" in caplog.text
     assert row(run, "one").status == "queued"
@@ -459,7 +459,7 @@ def test_an_error_of_one_row_is_logged_with_its_run_and_step_and_harms_no_other(
         monkeypatch.setattr(
             "sequences.worker.sweeper._fails_as_unknown", unless_broken(lambda row, using: False)
         )
-    assert sweep(Overdue(), USING) == 2
+    assert sweep(AssumeLost(), USING) == 2
     sent = {message.args[0] for message in messages()}
     assert sent == {str(runs[0].pk), str(runs[2].pk)}
     assert f"step one of run {broken.pk}" in caplog.text
@@ -487,7 +487,7 @@ def _at_once(monkeypatch):
 def test_the_thread_of_a_worker_sweeps_until_it_is_stopped_also_after_errors():
     looks = []
 
-    class Evidence(Overdue):
+    class LossDetector(AssumeLost):
         def look(self):
             looks.append(threading.current_thread())
             if len(looks) < 3:
@@ -495,7 +495,7 @@ def test_the_thread_of_a_worker_sweeps_until_it_is_stopped_also_after_errors():
 
     run = chain().start().run
     before = len(messages())
-    sweeper = Sweeper(Evidence(), 0.01)
+    sweeper = Sweeper(LossDetector(), 0.01)
     sweeper.start()
     try:
         wait_until(lambda: len(looks) > 3)
@@ -513,11 +513,11 @@ def test_the_thread_stores_the_plans_of_its_release():
     cls = chain()
     done = threading.Event()
 
-    class Evidence(Overdue):
+    class LossDetector(AssumeLost):
         def look(self):
             done.set()
 
-    sweeper = Sweeper(Evidence(), 0.01)
+    sweeper = Sweeper(LossDetector(), 0.01)
     sweeper.start()
     try:
         assert done.wait(60)
@@ -574,14 +574,14 @@ def test_a_sweep_finds_nothing_among_finished_steps(run):
     assert not StepRun.objects.filter(wake_at__isnull=False).exists()
     with clock() as moving:
         moving.move(timedelta(days=400))
-        assert sweep(Overdue(), USING) == 0
+        assert sweep(AssumeLost(), USING) == 0
 
 
 def test_a_row_of_a_queue_that_is_not_consumed_here_is_left_to_its_workers_soon_again():
     run = chain()().run
     change(run, "one", queued_at=now() - timedelta(hours=1))
     overdue(run, "one")
-    sweep(Traffic(worker("mails")), USING)
+    sweep(QueueMonitor(worker("mails")), USING)
     left = row(run, "one")
     assert left.status == "queued"
     assert timedelta(0) < left.wake_at - now() <= GRACE
@@ -590,10 +590,10 @@ def test_a_row_of_a_queue_that_is_not_consumed_here_is_left_to_its_workers_soon_
 def test_a_sweep_that_gets_nowhere_ends(monkeypatch):
     looks = []
 
-    def endless(is_lost, using, **options):
+    def endless(is_message_lost, using, **options):
         looks.append(1)
         return due.Due(more=(now(), 1))
 
     monkeypatch.setattr(due, "take", endless)
-    assert sweep(Overdue(), USING) == 0
+    assert sweep(AssumeLost(), USING) == 0
     assert len(looks) == ROUNDS

@@ -19,9 +19,9 @@ from opentelemetry.trace import SpanKind, StatusCode, TraceFlags
 
 from sequences import Sequence, on_failure, repeat, step, subsequence
 from sequences.engine import tracing
-from sequences.engine.executor import Life
+from sequences.engine.executor import StepExecution
 from sequences.models import SequenceRun
-from sequences.testing import run as run_all
+from sequences.testing import run_sequence as run_all
 from tests.engine import claim, fresh, messages, perform, row
 from tests.test_middleware import deliver
 
@@ -356,7 +356,7 @@ def test_a_message_for_nothing_makes_no_span(spans):
     run = two_steps().start().run
     run.cancel()
     with pytest.raises(SkipMessage):
-        Life(row(run, "create").pk, 0, "default").live()
+        StepExecution(row(run, "create").pk, 0, "default").live()
     assert spans.names == ["start shop.Contact"]
 
 
@@ -463,7 +463,7 @@ def test_it_sends_no_statement_more_than_without(spans, settings):
         run = two_steps().start().run
         pk = row(run, "create").pk
         with CaptureQueriesContext(connection) as captured:
-            Life(pk, 0, "default").live()
+            StepExecution(pk, 0, "default").live()
         return [query["sql"].split()[0] for query in captured]
 
     queries()

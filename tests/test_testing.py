@@ -18,7 +18,7 @@ from sequences.definitions import registry
 from sequences.engine import dispatcher
 from sequences.exceptions import InvalidData, UnknownSequence
 from sequences.models import SequenceRun, StepRun
-from sequences.testing import assert_ledger, build, clock, drain, isolate_sequences, run
+from sequences.testing import assert_steps, build, clock, drain, isolate_sequences, run_sequence
 from sequences.transitions import clock as database_clock
 from testproject.contact.models import Message
 
@@ -54,9 +54,9 @@ ALL = [("create", "succeeded"), ("assign", "succeeded"), ("remind", "succeeded")
 
 class RunTests(SequenceTestCase):
     def test_a_whole_sequence_is_performed_with_its_delays(self):
-        sequence = run(self.Contact, name="Joel")
+        sequence = run_sequence(self.Contact, name="Joel")
 
-        assert_ledger(sequence, ALL)
+        assert_steps(sequence, ALL)
         assert sequence.run.status == "succeeded"
         assert sequence.data == {
             "name": "Joel",
@@ -66,23 +66,23 @@ class RunTests(SequenceTestCase):
         assert sequence.created
 
     def test_retries_are_made_at_once(self):
-        sequence = run(self.Contact, name="Joel", failures=2)
-        assert_ledger(sequence, ALL)
+        sequence = run_sequence(self.Contact, name="Joel", failures=2)
+        assert_steps(sequence, ALL)
         assert [row.attempt for row in sequence.run.failures.all()] == [1, 2]
 
     def test_a_sequence_that_fails_is_returned_as_failed(self):
-        sequence = run(self.Contact, name="Joel", failures=3)
-        assert_ledger(sequence, [("create", "succeeded"), ("assign", "failed")])
+        sequence = run_sequence(self.Contact, name="Joel", failures=3)
+        assert_steps(sequence, [("create", "succeeded"), ("assign", "failed")])
         assert sequence.run.status == "failed"
 
     def test_it_performs_no_other_run(self):
         other = self.Contact(name="other")
-        run(self.Contact, name="Joel")
+        run_sequence(self.Contact, name="Joel")
         assert other.run.steps.get().status == "queued"
 
     def test_the_clock_is_set_back(self):
         before = database_clock.moved()
-        run(self.Contact, name="Joel")
+        run_sequence(self.Contact, name="Joel")
         assert database_clock.moved() == before
 
     def test_nothing_is_sent_to_the_broker(self):
@@ -90,7 +90,7 @@ class RunTests(SequenceTestCase):
             sequence = self.Contact(name="Joel")
         waiting = dramatiq.get_broker().queues["default"]
         assert waiting.qsize() == 1  # by the start itself
-        with dispatcher.caught() as sent:
+        with dispatcher.capture_dispatches() as sent:
             drain()
         assert sent == []
         assert waiting.qsize() == 1
@@ -104,11 +104,11 @@ class RunTests(SequenceTestCase):
 
         limit = mock.patch("sequences.testing.RUN_LIMIT", 20)
         with limit, self.assertRaisesRegex(AssertionError, "no end: step poll of tests.Polls"):
-            run(Polls)
+            run_sequence(Polls)
 
     def test_bad_data_is_refused_as_at_a_start(self):
         with self.assertRaises(InvalidData):
-            run(self.Contact, name={1})
+            run_sequence(self.Contact, name={1})
 
     def test_what_the_steps_commit_can_be_captured(self):
         sent = []
@@ -119,7 +119,7 @@ class RunTests(SequenceTestCase):
                 transaction.on_commit(lambda: sent.append("mail"))
 
         with self.captureOnCommitCallbacks(execute=True):
-            run(Mails)
+            run_sequence(Mails)
         assert sent == ["mail"]
 
 
@@ -129,7 +129,7 @@ class DrainTests(SequenceTestCase):
 
         assert drain() == 6  # two of the three steps are performed, and the third has to wait
         for sequence in (one, two):
-            assert_ledger(
+            assert_steps(
                 sequence, [("create", "succeeded"), ("assign", "succeeded"), ("remind", "waiting")]
             )
         assert drain() == 0
@@ -142,7 +142,7 @@ class DrainTests(SequenceTestCase):
             assert drain() == 0
             moving.move(timedelta(days=1, seconds=1))
             assert drain() == 1
-        assert_ledger(sequence, ALL)
+        assert_steps(sequence, ALL)
         remind = sequence.run.steps.get(step="remind")
         assert remind.finished_at > timezone.now() + timedelta(days=3)
 
@@ -153,7 +153,7 @@ class DrainTests(SequenceTestCase):
             drain()
             assert moving.move_to_next(sequence.run)
             drain()
-        assert_ledger(sequence, ALL)
+        assert_steps(sequence, ALL)
 
     def test_clocks_may_stand_inside_one_another(self):
         before = database_clock.moved()
@@ -185,7 +185,7 @@ class DrainTests(SequenceTestCase):
 
             sequence = Gone()
         assert drain() == 1
-        assert_ledger(sequence, [("one", "failed")])
+        assert_steps(sequence, [("one", "failed")])
         assert "There is no sequence 'tests.Gone'" in sequence.run.failures.get().message
 
     def test_what_is_paused_is_not_performed(self):
@@ -285,14 +285,14 @@ class IsolationTests(SimpleTestCase):
 
 class LedgerTests(SequenceTestCase):
     def test_it_takes_a_sequence_or_a_run(self):
-        sequence = run(self.Contact, name="Joel")
-        assert_ledger(sequence, ALL)
-        assert_ledger(sequence.run, iter(ALL))
+        sequence = run_sequence(self.Contact, name="Joel")
+        assert_steps(sequence, ALL)
+        assert_steps(sequence.run, iter(ALL))
 
     def test_what_differs_is_shown_with_the_failures(self):
-        sequence = run(self.Contact, name="Joel", failures=3)
+        sequence = run_sequence(self.Contact, name="Joel", failures=3)
         with self.assertRaises(AssertionError) as caught:
-            assert_ledger(sequence, ALL)
+            assert_steps(sequence, ALL)
         message = str(caught.exception)
         assert str(sequence.run.pk) in message
         assert "('assign', 'failed')" in message
@@ -300,10 +300,10 @@ class LedgerTests(SequenceTestCase):
         assert "assign #3: ConnectionError: the server is down" in message
 
     def test_a_missing_step_and_another_order_differ(self):
-        sequence = run(self.Contact, name="Joel")
+        sequence = run_sequence(self.Contact, name="Joel")
         for wrong in (ALL[:2], ALL[::-1], []):
             with self.assertRaises(AssertionError):
-                assert_ledger(sequence, wrong)
+                assert_steps(sequence, wrong)
 
 
 class RealTransactionTests(TransactionTestCase):
@@ -323,14 +323,14 @@ class RealTransactionTests(TransactionTestCase):
         self.Contact = Contact
 
     def test_a_sequence_is_performed(self):
-        sequence = run(self.Contact)
-        assert_ledger(sequence, [("create", "succeeded"), ("remind", "succeeded")])
+        sequence = run_sequence(self.Contact)
+        assert_steps(sequence, [("create", "succeeded"), ("remind", "succeeded")])
         assert Message.objects.count() == 1
         self.the_plan_is_there(sequence)
 
     def test_a_sequence_is_performed_again_after_a_flush(self):
         assert not StepRun.objects.exists()
-        self.the_plan_is_there(run(self.Contact))
+        self.the_plan_is_there(run_sequence(self.Contact))
 
     def the_plan_is_there(self, sequence):
         assert sequence.run.plan.plan.names == ("create", "remind")
@@ -369,6 +369,6 @@ class CostTests(TestCase):
     def test_a_step_sees_the_current_message(self):
         broker = dramatiq.get_broker()
         with mock.patch.object(broker, "middleware", [*broker.middleware, CurrentMessage()]):
-            sequence = run(self.short)
+            sequence = run_sequence(self.short)
         assert sequence.data["actor"] == "contact.Short.one"
         assert CurrentMessage.get_current_message() is None

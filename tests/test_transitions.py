@@ -7,10 +7,10 @@ from django.test import override_settings
 from sequences import Sequence, step
 from sequences.definitions.plan import Node, Plan
 from sequences.models import RunStatus, SequenceRun, StepFailure, StepRun, StoredPlan
-from sequences.testing import assert_ledger, drain, isolate_sequences
+from sequences.testing import assert_steps, drain, isolate_sequences
 from sequences.transitions import claims, commits, due, failures, locking, plans
 from sequences.transitions.types import Beat, Change, ClaimLost
-from sequences.worker.sweeper import Overdue, sweep
+from sequences.worker.sweeper import AssumeLost, sweep
 from tests.engine import change, claim, fail, fresh, ledger, now, overdue, perform, row, take
 
 pytestmark = pytest.mark.django_db
@@ -613,7 +613,7 @@ def test_a_step_of_an_earlier_plan_that_this_release_removed_fails_visibly():
     cls = chain()
     plan_id = plan_of(cls, "removed")
     run = start_of_plan(cls, plan_id, "removed")
-    assert sweep(Overdue(), USING) == 0
+    assert sweep(AssumeLost(), USING) == 0
     assert ledger(run) == {"removed": "failed"}
     assert fresh(run).status == "failed"
     failure = fresh(run).failures.get()
@@ -630,7 +630,7 @@ def test_a_step_of_a_later_plan_waits_for_a_worker_of_that_release():
     cls.start({})  # this release's plan
     plan_id = plan_of(cls, "added")
     run = start_of_plan(cls, plan_id, "added")
-    assert sweep(Overdue(), USING) == 1
+    assert sweep(AssumeLost(), USING) == 1
     assert ledger(run) == {"added": "queued"}
     assert fresh(run).status == "running"
     assert not StepFailure.objects.exists()
@@ -653,7 +653,7 @@ def test_the_steps_of_a_class_that_is_not_known_here_are_dispatched():
     with isolate_sequences():
         run = chain().start({}).run
     overdue(run, "one")
-    assert sweep(Overdue(), USING) == 1
+    assert sweep(AssumeLost(), USING) == 1
     assert ledger(run) == {"one": "queued"}
 
 
@@ -745,7 +745,7 @@ def test_inside_the_callers_transaction_nothing_is_played_again():
 
 
 def test_a_start_leaves_a_run_and_its_first_steps(run):
-    assert_ledger(run, [("one", "queued")])
+    assert_steps(run, [("one", "queued")])
     found = fresh(run)
     assert (found.status, found.version, found.data) == (RunStatus.RUNNING, 0, {"n": 1})
     assert found.plan.plan.names == ("one", "two")

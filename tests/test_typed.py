@@ -439,7 +439,7 @@ def test_a_model_where_there_is_no_typed_data_is_refused_with_the_mend():
     with pytest.raises(InvalidData) as caught:
         normalise({"product": Product(sku="book", price=Decimal(1))})
     assert caught.value.path == 'data["product"]'
-    assert caught.value.mend == 'Store a dict: model_dump(mode="json").'
+    assert caught.value.hint == 'Store a dict: model_dump(mode="json").'
 
 
 def test_a_validator_that_takes_its_input_apart_leaves_the_defaults_alone():

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sequences import Sequence, define, event, job, step, subsequence
 from sequences.exceptions import InvalidData, InvalidDefinition
 from sequences.models import SequenceRun, StepFailure
-from sequences.testing import assert_ledger, build, drain, run
+from sequences.testing import assert_steps, build, drain, run_sequence
 from tests.engine import fresh, perform, row, take
 
 pytestmark = pytest.mark.django_db
@@ -72,8 +72,8 @@ def test_a_step_sees_an_instance_and_what_it_changes_is_stored_as_json():
     def look(self):
         seen.append(self.data)
 
-    sequence = run(typed(Order, pay, look), **ORDER)
-    assert_ledger(sequence, [("step_0", "succeeded"), ("step_1", "succeeded")])
+    sequence = run_sequence(typed(Order, pay, look), **ORDER)
+    assert_steps(sequence, [("step_0", "succeeded"), ("step_1", "succeeded")])
     assert seen[1] == Order(id=UUID(int=7), total=Decimal("19.80"), placed=PLACED, paid=True)
     assert sequence.data == seen[1]
     assert sequence.run.data == {
@@ -91,7 +91,7 @@ def test_a_dataclass_is_what_a_step_sees():
         self.data.sent = PLACED
         self.data.stops.append("Berlin")
 
-    sequence = run(typed(Parcel, send), weight=Decimal("1.5"))
+    sequence = run_sequence(typed(Parcel, send), weight=Decimal("1.5"))
     assert sequence.data == Parcel(Decimal("1.5"), PLACED, ["Berlin"])
 
 
@@ -99,7 +99,7 @@ def test_a_typed_dict_is_a_dict_in_a_step():
     def complete(self):
         self.data["zip"] = "10115"
 
-    sequence = run(typed(Address, complete), city="Berlin")
+    sequence = run_sequence(typed(Address, complete), city="Berlin")
     assert sequence.data == {"city": "Berlin", "zip": "10115"}
 
 
@@ -112,7 +112,7 @@ def test_another_instance_can_be_put_in_the_place_of_the_first(frozen):
     def increment(self):
         self.data = self.data.model_copy(update={"count": self.data.count + 1})
 
-    assert run(typed(Frozen, increment, increment), count=1).data == Frozen(count=3)
+    assert run_sequence(typed(Frozen, increment, increment), count=1).data == Frozen(count=3)
 
 
 # The start
@@ -134,7 +134,7 @@ def starts(cls, bad):
     yield lambda: cls.start_many([ORDER, bad])
     yield lambda: cls.start_many([(bad, {"key": "a"})])
     yield lambda: cls.start(Order.model_construct(**bad))
-    yield lambda: run(cls, **bad)
+    yield lambda: run_sequence(cls, **bad)
     yield lambda: build(cls, **bad)
 
 
@@ -195,8 +195,8 @@ def test_a_step_that_leaves_bad_data_fails_at_once_with_the_validators_message()
     def spoil(self):
         self.data.total = Decimal(-1)
 
-    sequence = run(typed(Order, spoil, nothing), **ORDER)
-    assert_ledger(sequence, [("step_0", "failed")])
+    sequence = run_sequence(typed(Order, spoil, nothing), **ORDER)
+    assert_steps(sequence, [("step_0", "failed")])
     found = failure(sequence)
     assert found.attempt == 1
     assert found.error == "sequences.exceptions.InvalidData"
@@ -209,7 +209,7 @@ def test_a_step_that_leaves_bad_data_in_a_dataclass_fails_at_once():
     def spoil(self):
         self.data.weight = "heavy"
 
-    found = failure(run(typed(Parcel, spoil), weight=1))
+    found = failure(run_sequence(typed(Parcel, spoil), weight=1))
     assert found.attempt == 1
     assert found.message.startswith('The data is no valid Parcel. data["weight"]: ')
 
@@ -222,7 +222,8 @@ def test_a_model_instance_is_no_data_whatever_holds_it():
         self.data.anything = SequenceRun()
 
     assert (
-        "SequenceRun, which is not JSON. Store its pk." in failure(run(typed(Loose, spoil))).message
+        "SequenceRun, which is not JSON. Store its pk."
+        in failure(run_sequence(typed(Loose, spoil))).message
     )
 
 
@@ -230,7 +231,7 @@ def test_the_values_of_bad_data_are_in_no_failure():
     def spoil(self):
         self.data.total = "4111-1111"
 
-    found = failure(run(typed(Order, spoil), **ORDER))
+    found = failure(run_sequence(typed(Order, spoil), **ORDER))
     assert "4111-1111" not in found.message + found.traceback
 
 
@@ -239,7 +240,7 @@ def test_a_step_that_does_not_ask_for_data_never_reads_it():
     sequence = cls(**ORDER)
     SequenceRun.objects.filter(pk=sequence.run.pk).update(data={"older": "shape"})
     drain()
-    assert_ledger(sequence, [("step_0", "succeeded"), ("step_1", "failed")])
+    assert_steps(sequence, [("step_0", "succeeded"), ("step_1", "failed")])
     assert failure(sequence).message.startswith('The data is no valid Order. data["id"]: Field')
     assert fresh(sequence.run).data == {"older": "shape"}
 
@@ -316,7 +317,9 @@ def fan_out(body, each="lines"):
 
 def test_items_come_from_a_field_as_json_and_see_typed_data():
     seen = []
-    run(fan_out(lambda self, line: seen.append((line, self.data.gift))), lines=[{"sku": "a"}])
+    run_sequence(
+        fan_out(lambda self, line: seen.append((line, self.data.gift))), lines=[{"sku": "a"}]
+    )
     assert seen == [({"sku": "a"}, False)]
 
 
@@ -326,7 +329,9 @@ def test_items_come_from_a_function_of_typed_data():
     def each(self):
         return (line.sku for line in self.data.lines)
 
-    run(fan_out(lambda self, line: seen.append(line), each), lines=[Line(sku="a"), Line(sku="b")])
+    run_sequence(
+        fan_out(lambda self, line: seen.append(line), each), lines=[Line(sku="a"), Line(sku="b")]
+    )
     assert seen == ["a", "b"]
 
 
@@ -334,14 +339,14 @@ def test_an_item_cannot_change_typed_data():
     def body(self, line):
         self.data.gift = True
 
-    sequence = run(fan_out(body), lines=[{"sku": "a"}])
+    sequence = run_sequence(fan_out(body), lines=[{"sku": "a"}])
     message = StepFailure.objects.filter(run=sequence.run).order_by("pk")[0].message
     assert message.startswith("An item of step 'pack' changed data['gift'], but items cannot")
 
 
 def test_when_sees_typed_data():
-    sequence = run(fan_out(nothing), lines=[{"sku": "a"}], gift=True)
-    assert_ledger(sequence, [("pack", "skipped")])
+    sequence = run_sequence(fan_out(nothing), lines=[{"sku": "a"}], gift=True)
+    assert_steps(sequence, [("pack", "skipped")])
 
 
 def test_a_payload_is_a_result_and_stays_out_of_typed_data():
@@ -392,7 +397,7 @@ def test_a_child_may_be_typed_as_its_parent_or_not_at_all():
             assert self.result("typed")["gift"] is True
             assert self.result("untyped")["count"] == 1
 
-    sequence = run(Parent, lines=[Line(sku="a")])
+    sequence = run_sequence(Parent, lines=[Line(sku="a")])
     assert sequence.run.status == "succeeded"
     assert sequence.data == Cart(lines=[Line(sku="a")])
 
@@ -412,7 +417,7 @@ def test_a_definition_may_have_a_typed_dict_as_data_and_nothing_else():
 
     flow = {"steps": {"shout": {"job": "shout"}}}
     cls = define(flow, name="shop.Shout", base=base(Address))
-    assert run(cls, city="Berlin").run.steps.get().result == "BERLIN"
+    assert run_sequence(cls, city="Berlin").run.steps.get().result == "BERLIN"
     with pytest.raises(InvalidData, match=r'data\["city"\]'):
         cls(city=1)
     with pytest.raises(InvalidDefinition, match="data of the type Order, and jobs read a dict"):

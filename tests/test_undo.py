@@ -4,12 +4,12 @@ import pytest
 from dramatiq.middleware import Shutdown, SkipMessage
 
 from sequences import Abort, Sequence, event, finish, on_failure, repeat, step
-from sequences.engine.executor import Life
+from sequences.engine.executor import StepExecution
 from sequences.exceptions import InvalidDefinition, InvalidTransition
 from sequences.models import StepFailure, StepRun
-from sequences.testing import assert_ledger, drain, run
+from sequences.testing import assert_steps, drain, run_sequence
 from sequences.transitions import claims
-from sequences.worker.sweeper import Overdue, sweep
+from sequences.worker.sweeper import AssumeLost, sweep
 from tests.engine import (
     change,
     claim,
@@ -73,13 +73,13 @@ def saga(*, fails=("ship",), with_handler=True, **ship_options):
 
 
 def test_a_run_that_succeeds_undoes_nothing_and_tells_nobody():
-    sequence = run(saga(fails=()))
+    sequence = run_sequence(saga(fails=()))
     assert sequence.data["done"] == ["charge", "pack", "ship"]
-    assert_ledger(sequence, [("charge", "succeeded"), ("pack", "succeeded"), ("ship", "succeeded")])
+    assert_steps(sequence, [("charge", "succeeded"), ("pack", "succeeded"), ("ship", "succeeded")])
 
 
 def test_a_failed_run_undoes_what_it_did_newest_first_and_then_tells():
-    sequence = run(saga())
+    sequence = run_sequence(saga())
     assert sequence.run.status == "failed"
     assert sequence.data["done"] == [
         "charge",
@@ -88,7 +88,7 @@ def test_a_failed_run_undoes_what_it_did_newest_first_and_then_tells():
         "refund",
         "tell of ship: ship is broken",
     ]
-    assert_ledger(
+    assert_steps(
         sequence,
         [
             ("charge", "succeeded"),
@@ -102,7 +102,7 @@ def test_a_failed_run_undoes_what_it_did_newest_first_and_then_tells():
 
 
 def test_only_what_succeeded_is_undone():
-    sequence = run(saga(fails=["pack"], with_handler=False))
+    sequence = run_sequence(saga(fails=["pack"], with_handler=False))
     assert sequence.data["done"] == ["charge", "refund"]
 
 
@@ -133,7 +133,7 @@ def test_an_undo_whose_message_was_lost_is_dispatched_by_the_sweep():
     perform(claim(run_, "charge"))
     fail(claim(run_, "pack"))
     overdue(run_, "refund")
-    assert steps_of(sent(lambda: sweep(Overdue(), "default"))) == ["refund"]
+    assert steps_of(sent(lambda: sweep(AssumeLost(), "default"))) == ["refund"]
 
 
 def test_an_undo_whose_worker_died_is_begun_again():
@@ -142,7 +142,7 @@ def test_an_undo_whose_worker_died_is_begun_again():
     fail(claim(run_, "pack"))
     claim(run_, "refund")
     overdue(run_, "refund")
-    assert steps_of(sent(lambda: sweep(Overdue(), "default"))) == ["refund"]
+    assert steps_of(sent(lambda: sweep(AssumeLost(), "default"))) == ["refund"]
     drain()
     assert fresh(run_).status == "failed"
     assert ledger(run_)["refund"] == "succeeded"
@@ -150,7 +150,7 @@ def test_an_undo_whose_worker_died_is_begun_again():
 
 def test_a_failed_undo_is_seen_and_a_retry_goes_on_with_it():
     cls = saga(fails=["ship", "unpack"])
-    sequence = run(cls)
+    sequence = run_sequence(cls)
     assert sequence.run.status == "failed"
     assert ledger(sequence.run)["unpack"] == "failed"
     assert "refund" not in ledger(sequence.run)
@@ -165,7 +165,7 @@ def test_a_failed_undo_is_seen_and_a_retry_goes_on_with_it():
 
 
 def test_a_failed_undo_can_be_skipped():
-    sequence = run(saga(fails=["ship", "unpack"]))
+    sequence = run_sequence(saga(fails=["ship", "unpack"]))
     sequence.run.skip("unpack", reason="done by hand")
     drain()
     assert ledger(sequence.run)["unpack"] == "skipped"
@@ -175,7 +175,7 @@ def test_a_failed_undo_can_be_skipped():
 
 def test_a_run_that_was_undone_is_not_retried_but_restarted():
     cls = saga()
-    sequence = run(cls)
+    sequence = run_sequence(cls)
     with pytest.raises(InvalidTransition, match=r"not undone: restart_from\(\) begins again"):
         sequence.run.retry()
     with pytest.raises(InvalidTransition, match=r"not undone: restart_from\(\) begins again"):
@@ -193,7 +193,7 @@ def test_a_run_that_was_undone_is_not_retried_but_restarted():
 
 
 def test_a_restart_from_behind_an_undone_step_is_refused():
-    sequence = run(saga())
+    sequence = run_sequence(saga())
     with pytest.raises(InvalidTransition, match="without undone steps that are not done again: ch"):
         sequence.run.restart_from("pack")
     assert fresh(sequence.run).status == "failed"
@@ -201,7 +201,7 @@ def test_a_restart_from_behind_an_undone_step_is_refused():
 
 def test_a_run_with_nothing_to_undo_can_be_retried():
     cls = saga(fails=["charge"])
-    sequence = run(cls)
+    sequence = run_sequence(cls)
     assert sequence.data["done"] == ["tell of charge: charge is broken"]
     cls.failing.clear()
     sequence.run.retry()
@@ -285,9 +285,9 @@ def test_the_undos_wait_for_the_lease_of_a_worker_that_has_died():
     perform(claim(run_, "charge"))
     running = claim(run_, "pack")
     run_.cancel(undo=True)
-    assert sent(lambda: sweep(Overdue(), "default")) == []
+    assert sent(lambda: sweep(AssumeLost(), "default")) == []
     overdue(run_, "pack")
-    assert steps_of(sent(lambda: sweep(Overdue(), "default"))) == ["refund"]
+    assert steps_of(sent(lambda: sweep(AssumeLost(), "default"))) == ["refund"]
     assert ledger(run_)["pack"] == "cancelled"
     # It was not dead at all, and comes too late.
     with pytest.raises(SkipMessage, match="taken away while it ran"):
@@ -303,7 +303,7 @@ def test_a_step_whose_workers_all_died_fails_and_the_undos_of_its_cancelled_run_
     change(run_, "pack", lost=2)
     run_.cancel(undo=True)
     overdue(run_, "pack")
-    assert steps_of(sent(lambda: sweep(Overdue(), "default"))) == ["refund"]
+    assert steps_of(sent(lambda: sweep(AssumeLost(), "default"))) == ["refund"]
     assert ledger(run_)["pack"] == "failed"
     drain()
     assert fresh(run_).status == "cancelled"
@@ -322,7 +322,7 @@ def test_a_step_that_its_worker_gives_back_is_not_begun_again_in_a_cancelled_run
 def test_a_worker_that_shuts_down_in_a_cancelled_run_dispatches_the_undo_itself():
     run_ = saga(with_handler=False)().run
     perform(claim(run_, "charge"))
-    life = Life(row(run_, "pack").pk, 0, "default")
+    life = StepExecution(row(run_, "pack").pk, 0, "default")
     life.claim = claims.claim(life.step_run_id, 0, life.token, "worker", "default")
     run_.cancel(undo=True)
     assert steps_of(life.recover(Shutdown())) == ["refund"]
@@ -434,7 +434,7 @@ def test_an_item_that_fails_in_a_cancelled_run_or_whose_worker_dies_is_the_last_
     run_.cancel(undo=True)
     assert fail(second, final=False)
     StepRun.objects.filter(run=run_.pk, item=2).update(wake_at=now() - timedelta(seconds=1))
-    assert steps_of(sent(lambda: sweep(Overdue(), "default"))) == ["refund"]
+    assert steps_of(sent(lambda: sweep(AssumeLost(), "default"))) == ["refund"]
     drain()
     # Both may have reached the other side, and have no result.
     assert fresh(run_).data["refunded"] == [[3, None], [2, None], [1, "charge-1"]]
@@ -450,7 +450,7 @@ def test_the_end_of_the_last_item_that_nobody_looked_at_is_seen_by_the_sweep():
         status="succeeded", token=None, wake_at=None, finished_at=now(), result="charge-1"
     )
     StepRun.objects.filter(run=run_.pk, item=-1).update(wake_at=now() - timedelta(seconds=1))
-    assert steps_of(sent(lambda: sweep(Overdue(), "default"))) == ["refund"]
+    assert steps_of(sent(lambda: sweep(AssumeLost(), "default"))) == ["refund"]
 
 
 def test_a_run_that_comes_to_its_standstill_can_be_cancelled_at_once_but_nothing_else():
@@ -488,7 +488,7 @@ def test_a_step_that_cancels_its_own_run_with_undo_is_undone_itself():
         @step
         def ship(self): ...
 
-    sequence = run(Saga)
+    sequence = run_sequence(Saga)
     assert sequence.run.status == "cancelled"
     assert sequence.data == {"refunded": True}
     assert ledger(sequence.run) == {"charge": "succeeded", "refund": "succeeded"}
@@ -499,7 +499,7 @@ def test_a_step_that_cancels_its_own_run_with_undo_is_undone_itself():
 
 def test_an_on_failure_that_has_failed_is_retried_after_all_undos():
     cls = saga(fails=["ship", "tell of ship: ship is broken"])
-    sequence = run(cls)
+    sequence = run_sequence(cls)
     key = row(sequence.run, "tell").pk
     assert ledger(sequence.run)["tell"] == "failed"
     cls.failing.discard("tell of ship: ship is broken")
@@ -515,7 +515,7 @@ def test_an_on_failure_that_has_failed_is_retried_after_all_undos():
 
 def test_a_retry_that_mends_an_undo_performs_a_failed_on_failure_again_once_all_is_undone():
     cls = saga(fails=["ship", "unpack", "tell of ship: ship is broken"])
-    sequence = run(cls)
+    sequence = run_sequence(cls)
     assert (ledger(sequence.run)["unpack"], ledger(sequence.run)["tell"]) == ("failed", "failed")
     cls.failing.clear()
     sequence.run.retry()
@@ -530,7 +530,7 @@ def test_a_retry_that_mends_an_undo_performs_a_failed_on_failure_again_once_all_
 
 def test_a_retry_of_an_undo_that_fails_again_performs_a_failed_on_failure_again_too():
     cls = saga(fails=["ship", "unpack", "tell of ship: ship is broken"])
-    sequence = run(cls)
+    sequence = run_sequence(cls)
     cls.failing.discard("tell of ship: ship is broken")
     sequence.run.retry()
     drain()
@@ -540,7 +540,7 @@ def test_a_retry_of_an_undo_that_fails_again_performs_a_failed_on_failure_again_
 
 def test_an_on_failure_that_has_succeeded_is_not_performed_again():
     cls = saga(fails=["ship", "unpack"])
-    sequence = run(cls)
+    sequence = run_sequence(cls)
     cls.failing.clear()
     sequence.run.retry()
     drain()
@@ -548,7 +548,7 @@ def test_an_on_failure_that_has_succeeded_is_not_performed_again():
 
 
 def test_a_failed_on_failure_can_be_skipped():
-    sequence = run(saga(fails=["ship", "tell of ship: ship is broken"]))
+    sequence = run_sequence(saga(fails=["ship", "tell of ship: ship is broken"]))
     sequence.run.skip("tell", reason="by hand")
     assert sequence.run.status == "failed"
     with pytest.raises(InvalidTransition, match="not undone"):
@@ -572,10 +572,10 @@ def test_an_attempted_step_is_undone_where_that_is_declared():
 
         return Attempted
 
-    assert run(attempts()).data == {}
-    assert run(attempts(attempted=True)).data == {"refunded": "the bank says no"}
-    assert run(attempts(atomic=False)).data == {"refunded": "the bank says no"}
-    assert run(attempts(atomic=False, attempted=False)).data == {}
+    assert run_sequence(attempts()).data == {}
+    assert run_sequence(attempts(attempted=True)).data == {"refunded": "the bank says no"}
+    assert run_sequence(attempts(atomic=False)).data == {"refunded": "the bank says no"}
+    assert run_sequence(attempts(atomic=False, attempted=False)).data == {}
 
 
 def test_an_attempted_step_is_undone_where_its_meta_says_that_it_is_not_atomic():
@@ -592,7 +592,7 @@ def test_an_attempted_step_is_undone_where_its_meta_says_that_it_is_not_atomic()
         def refund(self):
             self.data["refunded"] = self.failure.message
 
-    assert run(Attempted).data == {"refunded": "the bank says no"}
+    assert run_sequence(Attempted).data == {"refunded": "the bank says no"}
 
 
 def test_each_item_of_a_fan_out_is_undone_with_its_result():
@@ -611,7 +611,7 @@ def test_each_item_of_a_fan_out_is_undone_with_its_result():
         def refund(self, amount, result):
             self.data.setdefault("refunded", []).append([amount, result])
 
-    sequence = run(Items, amounts=[1, 2, 3])
+    sequence = run_sequence(Items, amounts=[1, 2, 3])
     assert sequence.run.status == "failed"
     assert sequence.data["refunded"] == [[3, "charge-3"], [1, "charge-1"]]
     rows = StepRun.objects.filter(run=sequence.run, step="refund").order_by("pk")
@@ -639,14 +639,14 @@ def test_a_failure_of_a_branch_cancels_what_waits_and_undoes_the_other():
         @step(after=left)
         def later(self): ...
 
-    sequence = run(Branches)
+    sequence = run_sequence(Branches)
     assert sequence.run.status == "failed"
     assert sequence.data == {}
     assert ledger(sequence.run)["later"] == "cancelled"
 
 
 def test_a_failed_on_failure_leaves_the_run_failed():
-    sequence = run(saga(fails=["ship", "tell of ship: ship is broken"]))
+    sequence = run_sequence(saga(fails=["ship", "tell of ship: ship is broken"]))
     assert sequence.run.status == "failed"
     assert ledger(sequence.run)["tell"] == "failed"
 
@@ -669,7 +669,7 @@ def test_an_undo_is_retried_with_options_of_its_own():
         def ship(self):
             raise Abort("no")
 
-    sequence = run(Saga)
+    sequence = run_sequence(Saga)
     assert sequence.data == {"refunded": 3}
     assert StepFailure.objects.filter(run=sequence.run, step="refund").count() == 2
 
@@ -704,11 +704,11 @@ def flow(*, fails=(), handler_after=None):
 
 
 def test_a_handler_runs_only_after_the_error():
-    assert ledger(run(flow()).run) == {"search": "succeeded", "fetch": "succeeded"}
+    assert ledger(run_sequence(flow()).run) == {"search": "succeeded", "fetch": "succeeded"}
 
 
 def test_after_an_error_the_run_goes_on_with_the_handler_and_succeeds():
-    sequence = run(flow(fails=["search"]))
+    sequence = run_sequence(flow(fails=["search"]))
     assert sequence.run.status == "succeeded"
     assert ledger(sequence.run) == {"search": "failed", "fetch": "skipped", "mend": "succeeded"}
     assert sequence.data == {"mended": True}
@@ -716,16 +716,16 @@ def test_after_an_error_the_run_goes_on_with_the_handler_and_succeeds():
 
 def test_a_handler_of_the_main_line_is_jumped_to():
     cls = flow(fails=["search"], handler_after="fetch")
-    sequence = run(cls)
+    sequence = run_sequence(cls)
     assert sequence.run.status == "succeeded"
     assert ledger(sequence.run) == {"search": "failed", "fetch": "skipped", "mend": "succeeded"}
     cls.failing.clear()
-    assert list(ledger(run(cls).run)) == ["search", "fetch", "mend"]
+    assert list(ledger(run_sequence(cls).run)) == ["search", "fetch", "mend"]
 
 
 def test_a_handler_that_fails_fails_the_run_and_a_retry_goes_on_with_it():
     cls = flow(fails=["search", "mend"])
-    sequence = run(cls)
+    sequence = run_sequence(cls)
     assert sequence.run.status == "failed"
     cls.failing.discard("mend")
     sequence.run.retry()
@@ -736,7 +736,7 @@ def test_a_handler_that_fails_fails_the_run_and_a_retry_goes_on_with_it():
 
 def test_a_restart_forgets_the_handler():
     cls = flow(fails=["search"])
-    sequence = run(cls)
+    sequence = run_sequence(cls)
     cls.failing.clear()
     sequence.run.restart_from("search")
     drain()
@@ -809,7 +809,7 @@ def test_an_undo_is_called_as_the_step_is_declared_that_it_undoes_in_its_own_cla
         def ship(self):
             raise ValueError("no")
 
-    assert run(ManyOrders).data["unpacked"] == [[2, 20], [1, 10]]
+    assert run_sequence(ManyOrders).data["unpacked"] == [[2, 20], [1, 10]]
     with pytest.raises(InvalidDefinition, match="with an item and its result"):
 
         class Wrong(Order):
@@ -836,7 +836,7 @@ def test_finish_in_an_undo_ends_nothing():
         def ship(self):
             raise Abort("no")
 
-    sequence = run(Saga)
+    sequence = run_sequence(Saga)
     assert sequence.run.status == "failed"
     assert ledger(sequence.run)["refund"] == "failed"
     message = StepFailure.objects.get(run=sequence.run, step="refund").message
@@ -863,7 +863,7 @@ def test_what_comes_after_a_handler_comes_with_and_without_the_error(fails, afte
         def tail(self):
             self.data["tail"] = True
 
-    sequence = run(Flow)
+    sequence = run_sequence(Flow)
     assert sequence.run.status == "succeeded"
     assert sequence.data == {"tail": True}
     assert ("mend" in ledger(sequence.run)) == bool(fails)

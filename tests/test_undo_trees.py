@@ -8,9 +8,9 @@ from sequences import Abort, Sequence, event, on_failure, step, subsequence
 from sequences.engine.pruning import prune
 from sequences.exceptions import InvalidTransition
 from sequences.models import Operation, SequenceRun, StepRun
-from sequences.testing import drain, run
+from sequences.testing import drain, run_sequence
 from sequences.transitions import compensation
-from sequences.worker.sweeper import Overdue, sweep
+from sequences.worker.sweeper import AssumeLost, sweep
 from tests.engine import (
     claim,
     fail,
@@ -199,7 +199,7 @@ def test_the_children_of_children_are_undone_between_the_steps_of_their_parents(
 
 def test_a_failing_parent_undoes_its_children_too_and_then_tells():
     failing.add("ship")
-    sequence = run(trip(with_handler=True))
+    sequence = run_sequence(trip(with_handler=True))
     assert done == ["charge", "seat", "meal", "unmeal", "unseat", "refund", "tell"]
     assert sequence.run.status == "failed"
     assert child_of(sequence.run).status == "cancelled"
@@ -253,7 +253,7 @@ def test_children_that_have_succeeded_are_undone_by_their_own_undos():
 @pytest.mark.parametrize("each", [None, lambda self: [1, 2]])
 def test_an_undo_that_the_step_declares_takes_the_place_of_its_childrens(each):
     failing.add("ship")
-    sequence = run(trip(own={}, each=each, data=lambda self, n=0: {"n": n}))
+    sequence = run_sequence(trip(own={}, each=each, data=lambda self, n=0: {"n": n}))
     assert done[-2:] == ["unbook", "refund"]
     assert not [what for what in done if what.startswith(("unseat", "unmeal"))]
     assert {one.status for one in children_of(sequence.run)} == {"succeeded"}
@@ -283,7 +283,7 @@ def test_a_declared_undo_of_an_attempt_waits_for_what_executes_below_and_undoes_
 
 def test_of_the_children_of_a_failed_step_those_that_succeeded_are_undone():
     failing.add("meal 2")
-    parent = run(trip(each=lambda self: [1, 2], data=lambda self, n: {"n": n})).run
+    parent = run_sequence(trip(each=lambda self: [1, 2], data=lambda self, n: {"n": n})).run
     assert parent.status == "failed"
     # The second has undone itself when it failed.
     assert [what for what in done if what.startswith("un")] == ["unseat 2", "unmeal 1", "unseat 1"]
@@ -310,7 +310,7 @@ def test_a_child_that_has_nothing_to_undo_stays_as_it_is_and_its_parent_can_be_r
             act("ship")
 
     failing.add("ship")
-    parent = run(Parent).run
+    parent = run_sequence(Parent).run
     assert (parent.status, child_of(parent).status) == ("failed", "succeeded")
     failing.clear()
     parent.retry()
@@ -369,7 +369,7 @@ def test_a_child_that_was_cancelled_by_somebody_stays_as_it_is():
 
 def test_a_failed_undo_of_a_child_leaves_the_tree_failed_and_a_retry_goes_on_with_it():
     failing.update(["ship", "unseat"])
-    parent = run(trip(with_handler=True)).run
+    parent = run_sequence(trip(with_handler=True)).run
     child = child_of(parent)
     assert (parent.status, child.status) == ("failed", "failed")
     assert done == ["charge", "seat", "meal", "unmeal", "tell"]
@@ -387,7 +387,7 @@ def test_a_failed_undo_of_a_child_leaves_the_tree_failed_and_a_retry_goes_on_wit
 
 def test_an_undo_of_a_child_that_a_person_has_mended_there_lets_the_retry_go_on():
     failing.update(["ship", "unseat"])
-    parent = run(trip()).run
+    parent = run_sequence(trip()).run
     child = child_of(parent)
     child.skip("unseat", reason="by hand")
     drain()
@@ -406,7 +406,7 @@ def test_a_failed_undo_far_below_is_retried_from_the_top():
         below = subsequence(booking(waits=False))
 
     failing.update(["ship", "unmeal"])
-    parent = run(trip(Middle)).run
+    parent = run_sequence(trip(Middle)).run
     assert set(SequenceRun.objects.values_list("status", flat=True)) == {"failed"}
     failing.clear()
     parent.retry()
@@ -420,7 +420,7 @@ def test_a_failed_undo_far_below_is_retried_from_the_top():
 
 def test_a_parent_whose_children_were_undone_is_restarted_from_the_step_and_not_from_behind_it():
     failing.add("ship")
-    parent = run(trip(with_handler=True)).run
+    parent = run_sequence(trip(with_handler=True)).run
     child = child_of(parent)
     with pytest.raises(InvalidTransition, match="without undone steps that are not done again: "):
         parent.restart_from("ship")
@@ -493,9 +493,9 @@ def test_the_end_of_an_undone_child_that_nobody_told_of_is_seen_by_the_sweep():
     perform(claim(child, "unmeal"))
     perform(claim(child, "unseat"))
     assert (fresh(child).status, fresh(parent).status) == ("cancelled", "undoing")
-    assert sent(lambda: sweep(Overdue(), "default")) == []
+    assert sent(lambda: sweep(AssumeLost(), "default")) == []
     overdue(parent, "book")
-    assert steps_of(sent(lambda: sweep(Overdue(), "default"))) == ["refund"]
+    assert steps_of(sent(lambda: sweep(AssumeLost(), "default"))) == ["refund"]
     assert row(parent, "book").wake_at is None
     drain()
     assert fresh(parent).status == "cancelled"
@@ -516,7 +516,7 @@ def test_a_sweep_of_a_tree_that_waits_for_a_child_dispatches_nothing():
     drain()
     parent.cancel(undo=True)
     overdue(parent, "book")
-    assert sent(lambda: sweep(Overdue(), "default")) == []
+    assert sent(lambda: sweep(AssumeLost(), "default")) == []
     assert row(parent, "book").wake_at is not None
     drain()
     assert done[-1] == "refund"
@@ -548,7 +548,7 @@ def test_pruning_leaves_a_tree_that_is_being_undone_and_removes_it_whole_afterwa
 
 def test_what_was_undone_is_remembered_after_an_erasure():
     failing.add("ship")
-    parent = run(trip(with_handler=True)).run
+    parent = run_sequence(trip(with_handler=True)).run
     parent.erase()
     with pytest.raises(InvalidTransition, match="without undone steps that are not done again: "):
         parent.restart_from("ship")

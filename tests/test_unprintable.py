@@ -20,10 +20,10 @@ from dramatiq.worker import _WorkerThread
 
 from sequences import Sequence, conf, signals, step
 from sequences.inspection import health
-from sequences.testing import run
+from sequences.testing import run_sequence
 from sequences.utils.text import Unprintable, name_of, printable
 from sequences.worker.middleware import _dead_threads
-from sequences.worker.registration import Presence
+from sequences.worker.registration import WorkerRegistration
 from tests.engine import fresh
 
 pytestmark = pytest.mark.django_db
@@ -79,7 +79,7 @@ def test_such_an_error_is_a_failed_attempt_like_any_other(make, text):
         def render(self):
             raise make()
 
-    order = run(Page).run
+    order = run_sequence(Page).run
     assert order.status == "failed"
     assert order.steps.get().attempts == 3
     last = order.failures.last()
@@ -99,7 +99,7 @@ def test_options_that_look_at_the_error_see_what_it_was(options):
         def render(self):
             raise broken()
 
-    order = run(Page).run
+    order = run_sequence(Page).run
     assert (order.status, order.steps.get().attempts) == ("failed", 1)
 
 
@@ -241,7 +241,7 @@ def died(count):
 def test_health_sees_threads_that_have_died(count, level, says):
     worker = died(count)
     try:
-        Presence(2, dead_threads=lambda: _dead_threads(worker)).beat(conf.using())
+        WorkerRegistration(2, dead_threads=lambda: _dead_threads(worker)).beat(conf.using())
     finally:
         worker.stop()
     sign = health.read().signs[0]

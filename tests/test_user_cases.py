@@ -7,7 +7,7 @@ from datetime import date, timedelta
 import pytest
 from django.core import mail
 
-from sequences.testing import assert_ledger, clock, drain, isolate_sequences, run
+from sequences.testing import assert_steps, clock, drain, isolate_sequences, run_sequence
 from testproject.contact.models import Message
 from tests.engine import fresh, ledger
 
@@ -34,9 +34,9 @@ def subjects():
 
 
 def test_a_contact_form_makes_a_message_for_a_team_and_thanks(cases):
-    sequence = run(cases.ContactForm, name="Joel", email="joel@example.com", body="Hello")
+    sequence = run_sequence(cases.ContactForm, name="Joel", email="joel@example.com", body="Hello")
     steps = ("create_message", "assign_message", "thank")
-    assert_ledger(sequence, [(name, "succeeded") for name in steps])
+    assert_steps(sequence, [(name, "succeeded") for name in steps])
     message = Message.objects.get(pk=sequence.data["message_id"])
     assert (message.name, message.team.name) == ("Joel", "Support")
     assert mail.outbox[0].body == "The Support team will answer."
@@ -48,7 +48,7 @@ LINES = [{"count": 2, "price": 10}, {"count": 1, "price": 5}]
 def test_an_order_is_packed_and_invoiced_side_by_side_and_ships_when_it_is_approved(cases):
     order = cases.Order(lines=LINES)
     drain()
-    assert_ledger(
+    assert_steps(
         order,
         [
             ("reserve", "succeeded"),
@@ -91,7 +91,7 @@ def write_csv(path, count):
 def test_a_csv_import_stores_all_rows_but_the_bad_ones_and_sums_up(cases, tmp_path, count):
     path = tmp_path / "old.csv"
     write_csv(path, count)
-    sequence = run(cases.CsvImport, path=str(path))
+    sequence = run_sequence(cases.CsvImport, path=str(path))
     assert sequence.run.status == "succeeded"
     bad = count // 400
     summary = sequence.data["summary"]
@@ -149,7 +149,7 @@ def test_onboarding_stops_when_the_user_converts(cases):
 
 
 def test_a_saga_books_each_of_its_services_once(cases):
-    trip = run(cases.Trip, email="joel@example.com")
+    trip = run_sequence(cases.Trip, email="joel@example.com")
     assert trip.run.status == "succeeded"
     for service in (cases.FLIGHTS, cases.HOTELS, cases.CARDS):
         assert (len(service.done), service.undone) == (1, [])
@@ -157,8 +157,8 @@ def test_a_saga_books_each_of_its_services_once(cases):
 
 def test_a_saga_takes_back_what_was_booked_when_a_service_has_nothing_left(cases):
     cases.CARDS.full = True
-    trip = run(cases.Trip, email="joel@example.com")
-    assert_ledger(
+    trip = run_sequence(cases.Trip, email="joel@example.com")
+    assert_steps(
         trip,
         [
             ("flight", "succeeded"),
@@ -176,13 +176,13 @@ def test_a_saga_takes_back_what_was_booked_when_a_service_has_nothing_left(cases
 
 def test_a_saga_also_takes_back_what_was_only_tried_where_that_may_have_happened(cases):
     cases.HOTELS.full = True
-    run(cases.Trip, email="joel@example.com")
+    run_sequence(cases.Trip, email="joel@example.com")
     assert cases.HOTELS.undone == ["what was tried"]
     assert cases.FLIGHTS.undone == ["flight-1"]
 
 
 def test_a_celery_chain_is_steps_that_take_what_the_ones_before_returned(cases):
-    sequence = run(cases.CountWords, url="https://example.com", name="Joel")
+    sequence = run_sequence(cases.CountWords, url="https://example.com", name="Joel")
     assert sequence.run.status == "succeeded"
     assert Message.objects.get().body == "4 words"
     assert cases.CountWords._definition.options(cases.CountWords.counted)["max_retries"] == 3

@@ -22,20 +22,20 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from .. import conf
-from ..definitions.plan import ASIDE
+from ..definitions.plan import COMPENSATION_KINDS
 from ..exceptions import InvalidTransition, SequenceError
 from ..inspection import actions as run_actions
 from ..inspection.snapshot import label_of
-from ..models import PLAIN, RunStatus, SequenceRun, StepRun
+from ..models import NO_ITEM, RunStatus, SequenceRun, StepRun
 from .base import heavy
-from .forms import ActForm
-from .operations import FORMS, RunActs, perform
+from .forms import ActionForm
+from .operations import FORMS, RunActions, perform
 
 if TYPE_CHECKING:
     from django.utils.functional import _StrPromise
 
 #: What can be done to many at once: all but to edit, which is about the data of one.
-ON_MANY = tuple(name for name in run_actions.ACTS if name != "edit")
+ON_MANY = tuple(name for name in run_actions.ACTIONS if name != "edit")
 #: Runs of one request. The rest is for another one, or for the command line.
 MOST = 1_000
 #: Runs that are read together.
@@ -50,7 +50,7 @@ Action = Callable[["ManyRuns", HttpRequest, "QuerySet[SequenceRun]"], HttpRespon
 def _on_many(name: str, description: _StrPromise) -> Action:
     """An entry of the list of actions."""
 
-    act = run_actions.ACTS[name]
+    act = run_actions.ACTIONS[name]
 
     @admin.action(description=description, permissions=[act.needs or name])
     def action(
@@ -65,12 +65,12 @@ def _may(name: str) -> Callable[[ManyRuns, HttpRequest], bool]:
     """Whether somebody may do it to some runs at all."""
 
     def has_permission(self: ManyRuns, request: HttpRequest) -> bool:
-        return self.has_act_permission(request, run_actions.ACTS[name])
+        return self.has_action_permission(request, run_actions.ACTIONS[name])
 
     return has_permission
 
 
-class ManyRuns(RunActs):
+class ManyRuns(RunActions):
     """The part of the runs' admin that does something to many of them."""
 
     actions = tuple(f"{name}_runs" for name in ON_MANY)
@@ -102,12 +102,12 @@ class ManyRuns(RunActs):
     def _act_on_many(
         self, request: HttpRequest, action: str, runs: QuerySet[SequenceRun]
     ) -> HttpResponseBase:
-        act = run_actions.ACTS[action]
-        if not self.has_view_permission(request) or not self.has_act_permission(request, act):
+        act = run_actions.ACTIONS[action]
+        if not self.has_view_permission(request) or not self.has_action_permission(request, act):
             raise PermissionDenied
         found = _first(runs, action)
         is_confirmed = request.POST.get("confirm") == "yes"
-        form = FORMS.get(action, ActForm)(request.POST if is_confirmed else None)
+        form = FORMS.get(action, ActionForm)(request.POST if is_confirmed else None)
         if act.on_step and not _ask_for_step(form, act, [pk for pk, _status in found[:MOST]]):
             self.message_user(request, _no_step(), messages.WARNING)
             return HttpResponseRedirect(request.get_full_path())
@@ -120,9 +120,9 @@ class ManyRuns(RunActs):
     def _ask_about_many(
         self,
         request: HttpRequest,
-        act: run_actions.Act,
+        act: run_actions.Action,
         found: Sequence[tuple[UUID, str]],
-        form: ActForm,
+        form: ActionForm,
     ) -> HttpResponseBase:
         counted = Counter(status for _pk, status in found[:MOST])
         context = {
@@ -145,7 +145,7 @@ class ManyRuns(RunActs):
     def _do_to_many(
         self,
         request: HttpRequest,
-        act: run_actions.Act,
+        act: run_actions.Action,
         ids: Sequence[UUID],
         cleaned: dict[str, Any],
     ) -> Report:
@@ -156,7 +156,7 @@ class ManyRuns(RunActs):
             if monotonic() > until:
                 report.left += len(chosen) - index
                 break
-            if not self.has_act_permission(request, act, run):
+            if not self.has_action_permission(request, act, run):
                 report.skipped[_("not allowed to you")].append(run)
                 continue
             self._do_to_one(request, act, run, cleaned, report)
@@ -170,7 +170,7 @@ class ManyRuns(RunActs):
     def _do_to_one(
         self,
         request: HttpRequest,
-        act: run_actions.Act,
+        act: run_actions.Action,
         run: SequenceRun,
         cleaned: dict[str, Any],
         report: Report,
@@ -188,7 +188,7 @@ class ManyRuns(RunActs):
             self.log_change(request, run, _title(act, cleaned))
             report.done += 1
 
-    def _tell(self, request: HttpRequest, act: run_actions.Act, report: Report) -> None:
+    def _tell(self, request: HttpRequest, act: run_actions.Action, report: Report) -> None:
         if report.done:
             told = ngettext("%(act)s: %(count)d run.", "%(act)s: %(count)d runs.", report.done)
             told %= {"act": act.label, "count": report.done}
@@ -232,7 +232,7 @@ def _first(runs: QuerySet[SequenceRun], action: str) -> list[tuple[UUID, str]]:
     """Those of one request, with their states; one more, if there are more."""
     found: list[tuple[UUID, str]] = []
     # Else doing it again would begin with those that were skipped before.
-    for status in dict.fromkeys([*run_actions.ACTS[action].meant_for, *RunStatus]):
+    for status in dict.fromkeys([*run_actions.ACTIONS[action].meant_for, *RunStatus]):
         if room := MOST + 1 - len(found):
             found += runs.filter(status=status).values_list("pk", "status")[:room]
     return found
@@ -244,7 +244,7 @@ def _reason(error: InvalidTransition) -> str:
     return _("it is %(status)s, and must be %(allowed)s") % values
 
 
-def _title(act: run_actions.Act, cleaned: dict[str, Any]) -> str:
+def _title(act: run_actions.Action, cleaned: dict[str, Any]) -> str:
     return f"{act.label}: {cleaned['step']}" if act.on_step else str(act.label)
 
 
@@ -254,14 +254,14 @@ def _no_step() -> str:
 
 #: The step runs that an act on a step may find something to do with.
 _STEPS = {
-    "skip": Q(item=PLAIN, status__in=("failed", "waiting", "queued", "retrying")),
+    "skip": Q(item=NO_ITEM, status__in=("failed", "waiting", "queued", "retrying")),
     "run_now": Q(due_at__isnull=False, status__in=("waiting", "retrying")),
     "deliver": Q(kind="event", status__in=("waiting", "failed")),
-    "restart_from": Q(item=PLAIN) & ~Q(kind__in=ASIDE),
+    "restart_from": Q(item=NO_ITEM) & ~Q(kind__in=COMPENSATION_KINDS),
 }
 
 
-def _ask_for_step(form: ActForm, act: run_actions.Act, ids: Sequence[UUID]) -> bool:
+def _ask_for_step(form: ActionForm, act: run_actions.Action, ids: Sequence[UUID]) -> bool:
     """Let people choose a step that these runs have. False: there is none."""
     rows = StepRun.objects.using(conf.using()).filter(_STEPS[act.name], run__in=ids)
     counted = rows.order_by().values_list("step").annotate(Count("run", distinct=True), Min("pk"))

@@ -12,7 +12,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
 
-from ..inspection.snapshot import Portrait, StepPortrait, title_of
+from ..inspection.snapshot import RunSnapshot, StepSnapshot, title_of
 from ..models import RunStatus, SequenceRun, StepFailure, StepStatus
 from ..utils.text import class_name, first_line
 
@@ -72,7 +72,7 @@ def moment(when: datetime, now: datetime) -> SafeString:
     )
 
 
-def steps(portrait: Portrait) -> SafeString:
+def steps(portrait: RunSnapshot) -> SafeString:
     """The steps that a run is at, each with how it is doing there."""
     at = sorted(portrait.at, key=lambda step: _ORDER.get(step.status, 9))
     lines = [(step.name, step.label, doing(step, portrait.now)) for step in at[:NAMED]]
@@ -90,12 +90,12 @@ def steps(portrait: Portrait) -> SafeString:
 _ORDER = {"failed": 0, "retrying": 1, "running": 2, "waiting": 3, "queued": 4}
 
 
-def doing(step: StepPortrait, now: datetime) -> str:
+def doing(step: StepSnapshot, now: datetime) -> str:
     """How a step that has not ended well is doing: "attempt 2, in 3 min"."""
     return ", ".join(_doing(step, now))
 
 
-def _doing(step: StepPortrait, now: datetime) -> Iterator[str]:
+def _doing(step: StepSnapshot, now: datetime) -> Iterator[str]:
     row = step.row
     if row is None:
         yield gettext("items under way")
@@ -116,7 +116,7 @@ def _doing(step: StepPortrait, now: datetime) -> Iterator[str]:
         yield gettext("queued for %(span)s") % {"span": brief(now - row.queued_at)}
 
 
-def _waiting(step: StepPortrait) -> str:
+def _waiting(step: StepSnapshot) -> str:
     if step.node.kind == "event":
         return gettext("waiting for this event")
     if step.node.kind == "subsequence" and not step.is_delayed:
@@ -126,7 +126,7 @@ def _waiting(step: StepPortrait) -> str:
     return gettext("waiting")
 
 
-def progress(portrait: Portrait) -> SafeString:
+def progress(portrait: RunSnapshot) -> SafeString:
     """How far a run is, as a bar and in words."""
     words = gettext("%(done)d of %(total)d") % {"done": portrait.done, "total": portrait.total}
     label = gettext("%(done)d of %(total)d steps") % {

@@ -15,7 +15,7 @@ from django.utils.translation import gettext_lazy as _
 from .. import conf
 from ..inspection.snapshot import label_of, title_of
 from ..models import (
-    PLAIN,
+    NO_ITEM,
     UNFINISHED_RUN,
     UNFINISHED_STEP,
     RunStatus,
@@ -115,7 +115,9 @@ class StepFilter(admin.SimpleListFilter):
         name = self.value()
         if not name:
             return queryset
-        rows = StepRun.objects.using(conf.using()).filter(run=OuterRef("pk"), step=name, item=PLAIN)
+        rows = StepRun.objects.using(conf.using()).filter(
+            run=OuterRef("pk"), step=name, item=NO_ITEM
+        )
         failed = Q(Exists(rows.filter(status=StepStatus.FAILED)))
         begun = Q(Exists(rows.filter(status__in=UNFINISHED_STEP)))
         may_go_on = (*UNFINISHED_RUN, RunStatus.FAILED)

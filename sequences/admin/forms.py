@@ -40,7 +40,7 @@ class JSONText(forms.CharField):
         """It is no text any more."""
 
 
-class ActForm(forms.Form):
+class ActionForm(forms.Form):
     """Why somebody does something."""
 
     reason = forms.CharField(
@@ -52,7 +52,7 @@ class ActForm(forms.Form):
     )
 
 
-class SkipForm(ActForm):
+class SkipForm(ActionForm):
     """The reason is all that is left of a step that was skipped."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -60,14 +60,14 @@ class SkipForm(ActForm):
         self.fields["reason"].required = True
 
 
-class CancelForm(ActForm):
+class CancelForm(ActionForm):
     """Whether to undo what was done."""
 
     undo = forms.BooleanField(label=_("Undo what it has done, before it ends"), required=False)
     field_order = ("undo", "reason")
 
 
-class RestartForm(ActForm):
+class RestartForm(ActionForm):
     """Whether approvals and other events that are done again are asked for again."""
 
     keep_deliveries = forms.BooleanField(
@@ -76,7 +76,7 @@ class RestartForm(ActForm):
     field_order = ("keep_deliveries", "reason")
 
 
-class EraseForm(ActForm):
+class EraseForm(ActionForm):
     """Whether others may start with the key again."""
 
     keep_key = forms.BooleanField(
@@ -85,7 +85,7 @@ class EraseForm(ActForm):
     field_order = ("keep_key", "reason")
 
 
-class DeliverForm(ActForm):
+class DeliverForm(ActionForm):
     """What comes with the event."""
 
     payload = JSONText(
@@ -94,7 +94,7 @@ class DeliverForm(ActForm):
     field_order = ("payload", "reason")
 
 
-class EditForm(ActForm):
+class EditForm(ActionForm):
     """Other data, and the version of the run that it was made from."""
 
     version = forms.IntegerField(widget=forms.HiddenInput)

@@ -17,16 +17,16 @@ from ..data.redaction import NoSecret, changed_secrets, hide, redact, restore, s
 from ..exceptions import InvalidData, SequenceError
 from ..inspection import actions, snapshot
 from ..inspection.diagnosis import summary
-from ..inspection.snapshot import Portrait, StepPortrait, patterns_of, visible
+from ..inspection.snapshot import RunSnapshot, StepSnapshot, patterns_of, visible
 from ..models import RunStatus, SequenceRun
 from . import run_context
-from .forms import ActForm, CancelForm, DeliverForm, EditForm, EraseForm, RestartForm, SkipForm
+from .forms import ActionForm, CancelForm, DeliverForm, EditForm, EraseForm, RestartForm, SkipForm
 from .run_context import Urls
 from .run_detail import RunPage
 
 #: Data longer than this, in characters, is edited by code: a form of it would be refused.
 EDITABLE = 500_000
-FORMS: dict[str, type[ActForm]] = {
+FORMS: dict[str, type[ActionForm]] = {
     "skip": SkipForm,
     "cancel": CancelForm,
     "restart_from": RestartForm,
@@ -36,31 +36,31 @@ FORMS: dict[str, type[ActForm]] = {
 }
 
 
-class RunActs(RunPage):
+class RunActions(RunPage):
     """The part of the runs' admin that does something to them."""
 
     def get_urls(self) -> list[URLPattern]:
         """One page for each act."""
-        return [*self._paths(("act/<slug:action>/", self.act_view, "act")), *super().get_urls()]
+        return [*self._paths(("act/<slug:action>/", self.action_view, "act")), *super().get_urls()]
 
     def log_change(self, request: HttpRequest, obj: Any, message: Any) -> Any:
         """Under its id: a key may have to be erased, and Django's history is beyond our reach."""
         return super().log_change(request, SequenceRun(pk=obj.pk, sequence=obj.sequence), message)
 
-    def act_view(self, request: HttpRequest, object_id: str, action: str) -> HttpResponseBase:
+    def action_view(self, request: HttpRequest, object_id: str, action: str) -> HttpResponseBase:
         """Ask whether to do it; do it when a POST confirms it."""
-        act = actions.ACTS.get(action)
+        act = actions.ACTIONS.get(action)
         if act is None:
             raise Http404
         run = self._run(request, object_id)
-        if not self.has_act_permission(request, act, run):
+        if not self.has_action_permission(request, act, run):
             raise PermissionDenied
         shown = snapshot.of(run)
         asked = _Asked(self, request, act, shown, _step(request, act, shown))
         return asked.answer()
 
 
-def _step(request: HttpRequest, act: actions.Act, shown: Portrait) -> StepPortrait | None:
+def _step(request: HttpRequest, act: actions.Action, shown: RunSnapshot) -> StepSnapshot | None:
     if not act.on_step:
         return None
     step = shown.step(request.GET.get("step", ""))
@@ -74,11 +74,11 @@ class _Asked:
 
     def __init__(
         self,
-        admin: RunActs,
+        admin: RunActions,
         request: HttpRequest,
-        act: actions.Act,
-        shown: Portrait,
-        step: StepPortrait | None,
+        act: actions.Action,
+        shown: RunSnapshot,
+        step: StepSnapshot | None,
     ) -> None:
         self.admin, self.request, self.act, self.shown, self.step = admin, request, act, shown, step
         self.run = shown.run
@@ -101,9 +101,9 @@ class _Asked:
         found = actions.allowed(self.shown)
         return (self.act.name, step) in {(act.name, on.name if on else None) for act, on in found}
 
-    def _form(self) -> ActForm:
+    def _form(self) -> ActionForm:
         data = self.request.POST if self.request.method == "POST" else None
-        form = FORMS.get(self.act.name, ActForm)(data, initial=self._initial())
+        form = FORMS.get(self.act.name, ActionForm)(data, initial=self._initial())
         is_open = self.run.status in (RunStatus.RUNNING, RunStatus.PAUSED)
         plan = self.shown.plan
         # Whether the runs below have undos their own plans tell: asked of nobody, it may be so.
@@ -228,7 +228,7 @@ class _Asked:
         return self._ask(is_preview=True, lines=lines, secrets=secrets)
 
 
-def _name_events(form: ActForm, events: list[StepPortrait]) -> None:
+def _name_events(form: ActionForm, events: list[StepSnapshot]) -> None:
     """Say for which events people would be asked again; without any there is no box."""
     if not events:
         del form.fields["keep_deliveries"]
@@ -239,7 +239,7 @@ def _name_events(form: ActForm, events: list[StepPortrait]) -> None:
 
 
 def perform(
-    run: SequenceRun, act: actions.Act, step: str, cleaned: dict[str, Any], by: Any
+    run: SequenceRun, act: actions.Action, step: str, cleaned: dict[str, Any], by: Any
 ) -> bool:
     """Call the run's own method. False: it was a delivery, and not the first."""
     told = {"by": by, "reason": cleaned.get("reason", "")}

@@ -17,9 +17,9 @@ from django.urls import reverse
 from django.utils.translation import gettext_lazy as _
 
 from .. import conf
-from ..inspection.actions import ACTS
-from ..inspection.snapshot import Portrait, StepPortrait, hide_secrets, visible
-from ..models import PLAIN, Operation, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
+from ..inspection.actions import ACTIONS
+from ..inspection.snapshot import RunSnapshot, StepSnapshot, hide_secrets, visible
+from ..models import NO_ITEM, Operation, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
 from ..utils.durations import duration
 from .base import NEWEST
 
@@ -113,7 +113,7 @@ class Tally:
 class StepLine:
     """A step in the table of a run's page."""
 
-    portrait: StepPortrait
+    portrait: StepSnapshot
     now: datetime
     url: str = ""
     counts: tuple[Tally, ...] = ()
@@ -211,7 +211,7 @@ class Done:
     @property
     def label(self) -> Any:
         """What people call it."""
-        act = ACTS.get(self.operation.action)
+        act = ACTIONS.get(self.operation.action)
         return act.label if act else self.operation.action.replace("_", " ").capitalize()
 
 
@@ -255,9 +255,9 @@ class Result:
     value: Value
 
 
-def results_of(portrait: Portrait, urls: Urls) -> list[Result]:
+def results_of(portrait: RunSnapshot, urls: Urls) -> list[Result]:
     """What the steps have returned; of a large one only where it is."""
-    rows = StepRun.objects.using(conf.using()).filter(run=portrait.run.pk, item=PLAIN)
+    rows = StepRun.objects.using(conf.using()).filter(run=portrait.run.pk, item=NO_ITEM)
     rows = rows.filter(result__isnull=False).order_by("pk")
     sizes = rows.annotate(size=Length(Cast("result", TextField()))).values_list("step", "size")
     found = dict(sizes)
@@ -304,7 +304,7 @@ class Urls:
 
 
 def lines_of(
-    portrait: Portrait,
+    portrait: RunSnapshot,
     urls: Urls,
     buttons: Iterable[Button],
     children: Mapping[str, Mapping[str, int]],
@@ -328,7 +328,7 @@ def lines_of(
 
 
 def _counts(
-    step: StepPortrait, urls: Urls, children: Mapping[str, int], sees_rows: bool
+    step: StepSnapshot, urls: Urls, children: Mapping[str, int], sees_rows: bool
 ) -> Iterator[Tally]:
     for status in StepStatus:
         if count := step.items.get(status):

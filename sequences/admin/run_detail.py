@@ -18,8 +18,8 @@ from django.utils.translation import gettext as _
 from .. import conf
 from ..inspection import actions, run_diagrams, snapshot
 from ..inspection.diagnosis import summary
-from ..inspection.snapshot import Portrait, StepPortrait, hide_secrets, visible, visible_inbox
-from ..models import PLAIN, Operation, RunStatus, SequenceRun, StepFailure, StepRun
+from ..inspection.snapshot import RunSnapshot, StepSnapshot, hide_secrets, visible, visible_inbox
+from ..models import NO_ITEM, Operation, RunStatus, SequenceRun, StepFailure, StepRun
 from ..utils.durations import duration
 from . import run_context
 from .base import NEWEST, ReadOnlyAdmin, heavy, is_refresh
@@ -58,8 +58,8 @@ class RunPage(ReadOnlyAdmin):
 
     # Who may
 
-    def has_act_permission(
-        self, request: HttpRequest, act: actions.Act, run: SequenceRun | None = None
+    def has_action_permission(
+        self, request: HttpRequest, act: actions.Action, run: SequenceRun | None = None
     ) -> bool:
         """Whether this user may do this, with this run. For projects to restrict further."""
         return actions.permitted(request.user, act)
@@ -129,7 +129,7 @@ class RunPage(ReadOnlyAdmin):
             js=["sequences/live.js"],
         )
 
-    def _page(self, request: HttpRequest, shown: Portrait) -> dict[str, Any]:
+    def _page(self, request: HttpRequest, shown: RunSnapshot) -> dict[str, Any]:
         run, urls = shown.run, Urls(self.admin_site.name, shown.run)
         buttons = list(self._buttons(request, shown, urls))
         last = Operation.objects.using(conf.using()).filter(run=run.pk).order_by("-pk")
@@ -161,7 +161,7 @@ class RunPage(ReadOnlyAdmin):
             **history,
         }
 
-    def _history(self, request: HttpRequest, shown: Portrait, urls: Urls) -> dict[str, Any]:
+    def _history(self, request: HttpRequest, shown: RunSnapshot, urls: Urls) -> dict[str, Any]:
         """What needs a permission of its own."""
         found: dict[str, Any] = {}
         if self._sees(request, StepFailure):
@@ -174,9 +174,9 @@ class RunPage(ReadOnlyAdmin):
             found["operations"] = run_context.operations_of(shown.run, shown.now)
         return found
 
-    def _buttons(self, request: HttpRequest, shown: Portrait, urls: Urls) -> Iterator[Button]:
+    def _buttons(self, request: HttpRequest, shown: RunSnapshot, urls: Urls) -> Iterator[Button]:
         for act, step in actions.allowed(shown):
-            if not self.has_act_permission(request, act, shown.run):
+            if not self.has_action_permission(request, act, shown.run):
                 continue
             name = step.name if step else ""
             yield Button(
@@ -229,20 +229,20 @@ class RunPage(ReadOnlyAdmin):
         if not self._sees(request, StepRun):
             raise PermissionDenied
         step = step.replace("\0", "")  # PostgreSQL has none, and would not even look for it
-        rows = StepRun.objects.using(conf.using()).filter(run=run.pk, step=step, item=PLAIN)
+        rows = StepRun.objects.using(conf.using()).filter(run=run.pk, step=step, item=NO_ITEM)
         for result in rows.values_list("result", flat=True):
             return result
         raise Http404
 
 
-def _way_out(shown: Portrait, buttons: list[Button]) -> Button | None:
+def _way_out(shown: RunSnapshot, buttons: list[Button]) -> Button | None:
     """Of a run that has failed and cannot be retried, for it was undone: to begin again."""
     if shown.run.status != RunStatus.FAILED or any(one.name == "retry" for one in buttons):
         return None
     return next((one for one in buttons if one.name == "restart_from"), None)
 
 
-def _row_of(step: StepPortrait) -> str:
+def _row_of(step: StepSnapshot) -> str:
     """Where the picture leads: to the step's row in the table."""
     return f"#step-{step.name}"
 

@@ -16,7 +16,7 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from ..inspection import snapshot
-from ..inspection.snapshot import Portrait
+from ..inspection.snapshot import RunSnapshot
 from ..models import UNFINISHED_RUN, RunStatus, SequenceRun
 from . import columns, pagination
 from .base import heavy
@@ -226,7 +226,7 @@ class RunListing(RunFailures):
         return holding(queryset, term) if found is None else found, False
 
 
-def run_portrait(run: SequenceRun) -> Portrait:
+def run_portrait(run: SequenceRun) -> RunSnapshot:
     """That which the list has read for all its rows at once."""
-    found: Portrait | None = run.__dict__.get("portrait")
+    found: RunSnapshot | None = run.__dict__.get("portrait")
     return found or snapshot.of_many([run])[0]

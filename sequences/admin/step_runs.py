@@ -15,7 +15,7 @@ from django.utils.translation import gettext_lazy as _
 
 from .. import conf
 from ..inspection.snapshot import visible_payload, visible_text
-from ..models import PLAIN, SequenceRun, StepRun
+from ..models import NO_ITEM, SequenceRun, StepRun
 from . import columns
 from .base import EMPTY, heavy, shown
 from .failures import list_media
@@ -149,7 +149,7 @@ class StepRunAdmin(KeysetAdmin):
     @admin.display(description=_("item"))
     def shown_item(self, row: StepRun) -> str:
         """Which of a fan-out."""
-        return EMPTY if row.item == PLAIN else str(row.item)
+        return EMPTY if row.item == NO_ITEM else str(row.item)
 
     @admin.display(description=_("progress"))
     def shown_progress(self, row: StepRun) -> str:

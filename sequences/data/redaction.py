@@ -340,10 +340,10 @@ def _hexadecimal(text: str) -> bytes:
     return bytes.fromhex(text)
 
 
-Seen: TypeAlias = set[tuple[int, tuple[Path, ...]]]
+ProcessReport: TypeAlias = set[tuple[int, tuple[Path, ...]]]
 
 
-def _texts(value: Any, paths: tuple[Path, ...], seen: Seen) -> Iterator[str]:
+def _texts(value: Any, paths: tuple[Path, ...], seen: ProcessReport) -> Iterator[str]:
     """What stands at the ends of these paths, and below. Nothing else is looked at.
 
     A value of a step may stand in many places, or in itself: it is looked at once.

@@ -83,7 +83,7 @@ def normalise(
             path=path,
             problem=f"takes {size:,} bytes as JSON, and the limit is {max_bytes:,}"
             + _largest_part(result, path),
-            mend="Store it elsewhere and keep a reference, or raise MAX_DATA_BYTES.",
+            hint="Store it elsewhere and keep a reference, or raise MAX_DATA_BYTES.",
         )
     return result, text
 
@@ -101,7 +101,7 @@ def refuse_expansion(value: Any, max_bytes: int | None = None, path: str = "data
             path=path,
             problem=f"takes more than {most:,} bytes as JSON, in which a value that stands in many "
             "places is written as often",
-            mend="Store each value once, or a reference to it.",
+            hint="Store each value once, or a reference to it.",
         )
 
 
@@ -202,7 +202,7 @@ def _parts(value: Any, path: str) -> Iterator[tuple[Any, int, str]]:
 class Trouble(NamedTuple):
     path: str
     problem: str
-    mend: str
+    hint: str
 
 
 def _suspicious(value: Any, result: Any, text: str) -> bool:
@@ -306,7 +306,7 @@ def _in_object(value: Any, path: str, default: Callable[[Any], Any], depth: int)
     except (TypeError, ValueError):
         return Trouble(path, f"is of type {_type(value)}, which is not JSON", _mend(value))
     if type(converted) is type(value):
-        return Trouble(path, f"is of type {_type(value)}, which stays so", "Mend the encoder.")
+        return Trouble(path, f"is of type {_type(value)}, which stays so", "Fix the encoder.")
     return _find(converted, path, default, depth)
 
 

@@ -99,7 +99,7 @@ class Codec:
             raise InvalidData(
                 path="data",
                 problem=f"is a {type(value).__name__}, and must be of the type {self.name}",
-                mend=f"Give an instance of {self.name}.",
+                hint=f"Give an instance of {self.name}.",
             )
         if self.is_dict:
             self.refuse_unknown(value)
@@ -119,7 +119,7 @@ class Codec:
             f"The data is no valid {self.name}. {problem}",
             path=errors[0][0],
             problem=problem,
-            mend=f"Give what {self.name} declares.",
+            hint=f"Give what {self.name} declares.",
             errors=errors,
         )
 

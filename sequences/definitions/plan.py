@@ -15,7 +15,7 @@ FORMAT = 1
 
 DONE = frozenset({"succeeded", "skipped"})
 #: Kinds of steps that do not decide how a run ends.
-ASIDE = frozenset({"undo", "on_failure"})
+COMPENSATION_KINDS = frozenset({"undo", "on_failure"})
 EXECUTING = frozenset({"running", "retrying"})
 
 
@@ -152,8 +152,8 @@ class Plan:
         """The step of that name, or `UnknownStep`."""
         if node := self.get(name):
             return node
-        mend = did_you_mean(name, self.names)
-        raise UnknownStep(sequence=self.sequence, step=name, mend=mend)
+        hint = did_you_mean(name, self.names)
+        raise UnknownStep(sequence=self.sequence, step=name, hint=hint)
 
     def successors(self, name: str) -> tuple[Node, ...]:
         """The steps that wait for this one directly."""
@@ -213,7 +213,7 @@ class Plan:
             node.name
             for node in self.nodes
             if states.get(node.name) == "failed"
-            and node.kind not in ASIDE
+            and node.kind not in COMPENSATION_KINDS
             and node.on_error not in states
         )
 
@@ -244,7 +244,7 @@ def _validated(where: str, nodes: tuple[Node, ...]) -> tuple[Node, ...]:
         raise InvalidDefinition(
             where=where,
             problem="it has no steps",
-            mend="Declare one with @step, or set abstract = True in its Meta.",
+            hint="Declare one with @step, or set abstract = True in its Meta.",
         )
     names = [node.name for node in nodes]
     for index, node in enumerate(nodes):
@@ -258,7 +258,7 @@ def _check_unique(where: str, node: Node, above: list[str]) -> None:
         raise InvalidDefinition(
             where=f"{where}.{node.name}",
             problem="two steps have this name",
-            mend="Rename one of them.",
+            hint="Rename one of them.",
         )
 
 
@@ -266,8 +266,8 @@ def _check_after(where: str, node: Node, above: list[str], names: list[str]) -> 
     for name in node.after:
         if name in above:
             continue
-        problem, mend = _after_problem(name, names)
-        raise InvalidDefinition(where=f"{where}.{node.name}", problem=problem, mend=mend)
+        problem, hint = _after_problem(name, names)
+        raise InvalidDefinition(where=f"{where}.{node.name}", problem=problem, hint=hint)
 
 
 def _after_problem(name: str, names: list[str]) -> tuple[str, str]:

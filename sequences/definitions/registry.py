@@ -32,7 +32,7 @@ def get(label: str) -> SequenceClass:
     """The sequence of that label (``"shop.ContactForm"``) or alias, or `UnknownSequence`."""
     if cls := find(label):
         return cls
-    raise UnknownSequence(name=label, mend=did_you_mean(label, [*_by_label, *_by_alias]))
+    raise UnknownSequence(name=label, hint=did_you_mean(label, [*_by_label, *_by_alias]))
 
 
 def find(label: str) -> SequenceClass | None:
@@ -156,7 +156,7 @@ def _check_free(cls: SequenceClass, name: str) -> None:
     raise InvalidDefinition(
         where=_path(cls),
         problem=f"{name!r} is the label or an alias of {_path(other)} already",
-        mend="Rename one of the classes, or set another app_label in its Meta.",
+        hint="Rename one of the classes, or set another app_label in its Meta.",
     )
 
 
@@ -176,7 +176,7 @@ def _definition(cls: SequenceClass) -> Definition:
         raise InvalidDefinition(
             where=_path(cls),
             problem="it is abstract",
-            mend="Register a subclass that is not abstract.",
+            hint="Register a subclass that is not abstract.",
         )
     return cls._definition
 

@@ -432,8 +432,8 @@ def repeat(after: timedelta | int | None = None) -> Repeat:
     wait = timedelta() if after is None else after
     if problem := duration_problem(wait):
         call = f"repeat(after={after!r})"
-        mend = "Give a timedelta, or milliseconds."
-        raise InvalidData(f"{call}: {problem}.", path=call, problem=problem, mend=mend)
+        hint = "Give a timedelta, or milliseconds."
+        raise InvalidData(f"{call}: {problem}.", path=call, problem=problem, hint=hint)
     return Repeat(as_timedelta(wait))
 
 
@@ -477,10 +477,10 @@ FOREIGN_CALLS = frozenset(
 )
 
 
-def no_attribute(owner: str, name: str, mend: str) -> AttributeError:
+def no_attribute(owner: str, name: str, hint: str) -> AttributeError:
     """The error for an attribute that is missing, with the way out where it is a foreign call."""
     text = f"{owner} has no attribute {name!r}."
-    return AttributeError(f"{text} {mend}" if name in FOREIGN_CALLS else text, name=name)
+    return AttributeError(f"{text} {hint}" if name in FOREIGN_CALLS else text, name=name)
 
 
 def name_of(step: Step[Any] | str) -> str:

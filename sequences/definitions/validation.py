@@ -1,4 +1,4 @@
-"""What can be wrong with a sequence's class, and how to mend it."""
+"""What can be wrong with a sequence's class, with a hint for each problem."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from django.utils.functional import Promise
 from dramatiq import Actor
 
 from ..exceptions import InvalidDefinition, did_you_mean
-from .plan import ASIDE
+from .plan import COMPENSATION_KINDS
 from .steps import (
     FAN_OUT_OPTIONS,
     STEP_OPTIONS,
@@ -33,7 +33,7 @@ from .steps import (
     subsequence,
 )
 
-Problem = tuple[str, str]  # what is wrong, and the mend
+Problem = tuple[str, str]  # what is wrong, and the hint
 
 META_STEP_OPTIONS = frozenset({"atomic", "delay", "when"})
 META_OWN = frozenset({"abstract", "aliases", "app_label", "verbose_name"})  # not inherited
@@ -64,8 +64,8 @@ def check_body(cls: type) -> None:
             raise invalid(cls, problem, "Put what it needs into data.")
     for owner in (cls, *_mixins(cls)):
         for name, value in vars(owner).items():
-            for problem, mend in _lookalike_problems(value):
-                raise invalid(owner, problem, mend, step=name)
+            for problem, hint in _lookalike_problems(value):
+                raise invalid(owner, problem, hint, step=name)
 
 
 def _mixins(cls: type) -> Iterator[type]:
@@ -85,8 +85,8 @@ def _lookalike_problems(value: object) -> Iterator[Problem]:
         name = getattr(value, "__name__", "step")
         yield f"it is the function {name}() itself", f"Call it: {name}(…)."
     elif isinstance(value, Actor) or getattr(type(value), "is_step_elsewhere", False):
-        mend = "Make a step of it with step(…), or keep it outside of the class."
-        yield f"{value!r:.60} is no step", mend
+        hint = "Make a step of it with step(…), or keep it outside of the class."
+        yield f"{value!r:.60} is no step", hint
 
 
 def hidden_step(value: object) -> Step[Any] | None:
@@ -136,11 +136,11 @@ def check_references(cls: type, steps: dict[str, Step[Any]]) -> None:
     for name, found in steps.items():
         for role, other in _references(found):
             if other not in steps:
-                mend = did_you_mean(other, steps)
-                raise invalid(cls, f"{role} {other!r}, which is not a step of it", mend, step=name)
-            if other == name or steps[other].kind in ASIDE:
-                mend = "Name another step, one of the main line."
-                raise invalid(cls, f"{role} {other!r}", mend, step=name)
+                hint = did_you_mean(other, steps)
+                raise invalid(cls, f"{role} {other!r}, which is not a step of it", hint, step=name)
+            if other == name or steps[other].kind in COMPENSATION_KINDS:
+                hint = "Name another step, one of the main line."
+                raise invalid(cls, f"{role} {other!r}", hint, step=name)
         if isinstance(found, Undo):
             if name_of(found.undoes) in undone:
                 problem = f"it undoes {name_of(found.undoes)!r}, which has an undo already"
@@ -226,8 +226,8 @@ def _of_partial(function: Any) -> Any:
 
 def _kind_problems(code: Any) -> Iterator[Problem]:
     if inspect.iscoroutinefunction(code):
-        mend = "Define it without async, or wrap it in asgiref's async_to_sync()."
-        yield "it is a coroutine function", mend
+        hint = "Define it without async, or wrap it in asgiref's async_to_sync()."
+        yield "it is a coroutine function", hint
     if inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code):
         yield "it is a generator function", "Return a value instead of yielding."
 
@@ -254,7 +254,7 @@ def _argument_problems(step: Step[Any], steps: Mapping[str, Step[Any]]) -> Itera
 
 
 def _fan_out_problems(step: Step[Any]) -> Iterator[Problem]:
-    if step.kind in ASIDE:
+    if step.kind in COMPENSATION_KINDS:
         for name in sorted((FAN_OUT_OPTIONS | {"after", "on_error"}) & step.declared.keys()):
             if step.declared[name] is not None:
                 yield f"{name} is not for a step that only a failure begins", "Leave it out."
@@ -450,13 +450,13 @@ def _rule_problems(rules: Rules, options: Mapping[str, Any]) -> Iterator[Problem
 
 
 def raise_first(where: str, problems: Iterator[Problem]) -> None:
-    for problem, mend in problems:
-        raise InvalidDefinition(where=where, problem=problem, mend=mend)
+    for problem, hint in problems:
+        raise InvalidDefinition(where=where, problem=problem, hint=hint)
 
 
-def invalid(cls: type, problem: str, mend: str, *, step: str = "") -> InvalidDefinition:
+def invalid(cls: type, problem: str, hint: str, *, step: str = "") -> InvalidDefinition:
     where = f"{path_of(cls)}.{step}" if step else path_of(cls)
-    return InvalidDefinition(where=where, problem=problem, mend=mend)
+    return InvalidDefinition(where=where, problem=problem, hint=hint)
 
 
 def path_of(cls: type) -> str:

@@ -91,7 +91,7 @@ class _Band:
     columns: dict[int, float]
 
 
-class _Draughtsman:
+class _Renderer:
     """Turns an order of slots into places, lines and arrows."""
 
     def __init__(self, graph: Graph, layout: Layout, width: float, page: float) -> None:
@@ -391,7 +391,7 @@ class _Painter:
         )
 
     def drawing(self, page: float) -> Drawing:
-        return _Draughtsman(self.graph, layout_of(self.graph), self._width(), page).drawing()
+        return _Renderer(self.graph, layout_of(self.graph), self._width(), page).drawing()
 
     def _width(self) -> float:
         """All boxes are as wide as the widest name needs, within limits.

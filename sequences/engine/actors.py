@@ -26,7 +26,7 @@ def bind_all() -> None:
 
 
 def problems() -> list[tuple[str, str]]:
-    """What only the broker could tell of the sequences: a text and its mend, for the check."""
+    """What only the broker could tell of the sequences: a text and its hint, for the check."""
     return list(_problems)
 
 
@@ -34,7 +34,7 @@ def _bind_or_note(cls: type[Sequence[Any]]) -> None:
     try:
         bind(cls)
     except InvalidDefinition as error:
-        _problems.append((f"{error.where}: {error.problem}.", error.mend))
+        _problems.append((f"{error.where}: {error.problem}.", error.hint))
 
 
 def bind(cls: type[Sequence[Any]]) -> None:
@@ -113,6 +113,6 @@ def _check_options(definition: Definition, step: Step[Any], broker: dramatiq.Bro
             where=f"{path_of(definition.cls)}.{place}",
             problem=f"{name!r} is no option of {'Meta' if in_meta else 'a step'}, nor of an actor "
             "of this broker",
-            mend=f"{did_you_mean(name, known)} If a middleware gives it, add that to "
+            hint=f"{did_you_mean(name, known)} If a middleware gives it, add that to "
             "DRAMATIQ_BROKER.",
         )

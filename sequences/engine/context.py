@@ -30,7 +30,15 @@ from ..exceptions import (
     UnknownStep,
     did_you_mean,
 )
-from ..models import PLAIN, UNFINISHED_RUN, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
+from ..models import (
+    NO_ITEM,
+    UNFINISHED_RUN,
+    RunStatus,
+    SequenceRun,
+    StepFailure,
+    StepRun,
+    StepStatus,
+)
 from ..transitions import claims, clock, failures, fanout, plans, subsequences
 from ..transitions.types import Change, Claim, FanOut
 from ..utils.text import class_name, first_line
@@ -47,10 +55,10 @@ class Bound:
         self,
         definition: Definition,
         claim: Claim,
-        performance: leases.Performance,
+        lease: leases.Lease,
         using: str,
     ) -> None:
-        self.claim, self.performance, self.using = claim, performance, using
+        self.claim, self.lease, self.using = claim, lease, using
         self.before: dict[str, Any] = serialization.loads(claim.data)
         codec = definition.cls._codec
         self.stored = None if codec is None else typed.Stored(codec, claim.data)
@@ -79,8 +87,8 @@ class Bound:
             return self._receive(step)
         if isinstance(step, Subsequence):
             return self._start_children(step)
-        if self.claim.is_aside:
-            return self._perform_aside(step)
+        if self.claim.is_compensation:
+            return self._perform_compensation(step)
         if step.each is not None:
             return self._fan_out(step)
         return self._change(step.perform(self.sequence))
@@ -128,7 +136,7 @@ class Bound:
             raise InvalidData(
                 path=f"The data for a run that step {self.claim.step!r} starts",
                 problem="is None",
-                mend="Return a dict; {} if the child needs no data.",
+                hint="Return a dict; {} if the child needs no data.",
             )
         return data
 
@@ -161,7 +169,7 @@ class Bound:
             run=self.claim.run_id,
             before=f"a subsequence for each of {total} items",
             now="one for all",
-            mend="Retry the run with code in which it has its `each`, or skip the step.",
+            hint="Retry the run with code in which it has its `each`, or skip the step.",
         )
 
     def _perform_item(self, step: Step[Any]) -> Change:
@@ -173,10 +181,10 @@ class Bound:
             )
         return change
 
-    def _perform_aside(self, step: Step[Any]) -> Change:
+    def _perform_compensation(self, step: Step[Any]) -> Change:
         """An undo, of an item with that and its result; or `on_failure`."""
         of = self.claim.payload
-        arguments = () if self.claim.item == PLAIN else (of["item"], of["result"])
+        arguments = () if self.claim.item == NO_ITEM else (of["item"], of["result"])
         change = self._change(step.perform(self.sequence, *arguments))
         if change.finish:
             raise Abort(
@@ -224,14 +232,14 @@ class Bound:
             raise InvalidData(
                 path=f"data[{each!r}]",
                 problem=f"is not there, and step {self.claim.step!r} runs for each item of it",
-                mend="Put a list there in an earlier step.",
+                hint="Put a list there in an earlier step.",
             )
         if isinstance(found, Iterable) and not isinstance(found, str | bytes | dict):
             return found
         raise InvalidData(
             path="each" if callable(each) else f"data[{each!r}]",
             problem=f"gives a {type(found).__name__}, and step {self.claim.step!r} needs items",
-            mend="Give a list, or a generator of JSON values.",
+            hint="Give a list, or a generator of JSON values.",
         )
 
     def _change(self, returned: Any) -> Change:
@@ -251,7 +259,7 @@ class Bound:
             if self.claim.is_item:
                 raise _read_only(self.claim, self.before, after)
             change.data, change.before, change.after = text, self.before, after
-        change.progress = self.performance.progress
+        change.progress = self.lease.progress
         return change
 
     def _left(self) -> dict[str, Any]:
@@ -265,7 +273,7 @@ class Bound:
             raise InvalidData(
                 path="data",
                 problem=f"is a {type(data).__name__}, not a dict",
-                mend="Put values into self.data; do not put another object in its place.",
+                hint="Put values into self.data; do not put another object in its place.",
             )
         return data
 
@@ -291,9 +299,9 @@ class Bound:
 
     def _invalid_delay(self, value: Any, problem: str) -> InvalidData:
         path = f"The delay of step {self.claim.step!r}"
-        mend = "Return another one."
+        hint = "Return another one."
         return InvalidData(
-            f"{path} is {value!r}: {problem}.", path=path, problem=problem, mend=mend
+            f"{path} is {value!r}: {problem}.", path=path, problem=problem, hint=hint
         )
 
     @property
@@ -313,7 +321,7 @@ class Bound:
 
     def result(self, name: str, default: Any) -> Any:
         """What that step returned."""
-        row = self._rows(name).filter(item=PLAIN, status=StepStatus.SUCCEEDED).first()
+        row = self._rows(name).filter(item=NO_ITEM, status=StepStatus.SUCCEEDED).first()
         if row is None or (row.result is None and row.kind in ("each", "subsequence")):
             return default  # of many items or children, `results` has what they came to
         return row.result
@@ -332,10 +340,10 @@ class Bound:
         rows: Any = self._rows(name).order_by("item")
         columns = ["payload", "status", "result"]
         if kind == "subsequence":
-            parent = rows.filter(item=PLAIN).values_list("pk", flat=True).first()
+            parent = rows.filter(item=NO_ITEM).values_list("pk", flat=True).first()
             rows, columns = subsequences.ended(parent, self.using), ["pk", "status", "data"]
         elif kind == "each":
-            rows = rows.filter(item__gt=PLAIN)
+            rows = rows.filter(item__gt=NO_ITEM)
         found = rows.filter(**conditions).values_list(*columns)
         return (Outcome(*values) for values in found.iterator(chunk_size=1000))
 
@@ -344,7 +352,7 @@ class Bound:
         node = plan.get(name)
         if node is None:
             raise UnknownStep(
-                sequence=self.claim.sequence, step=name, mend=did_you_mean(name, plan.names)
+                sequence=self.claim.sequence, step=name, hint=did_you_mean(name, plan.names)
             )
         return node
 
@@ -357,12 +365,12 @@ class Bound:
         row = failures.newest(self.claim.run_id, self.claim.plan_id, self.using)
         if row is None:
             return None
-        return Failure(row.step, None if row.item == PLAIN else row.item, row.error, row.message)
+        return Failure(row.step, None if row.item == NO_ITEM else row.item, row.error, row.message)
 
     def progress(self, done: float | None, total: float | None, text: str) -> None:
         """Keep it; the heartbeat stores it, outside of the step's transaction."""
         told = {"done": done, "total": total, "text": text}
-        _, self.performance.progress = _normalise(told, "progress")
+        _, self.lease.progress = _normalise(told, "progress")
 
 
 def _moment(value: Any, base: datetime) -> datetime | None:
@@ -389,7 +397,7 @@ def _read_only(claim: Claim, before: dict[str, Any], after: dict[str, Any]) -> R
     return ReadOnlyData(
         step=claim.step,
         path=" and ".join(f"data[{key!r}]" for key in keys) or "data",
-        mend="Return a result, and collect the results with self.results() in a later step.",
+        hint="Return a result, and collect the results with self.results() in a later step.",
     )
 
 

@@ -38,11 +38,11 @@ class Delivery:
     retry_delay: int | None = None
     retried: bool = False
     #: The attempt that has failed: what is logged until the message is done with is about it.
-    failed: InHand | None = None
+    failed: CurrentAttempt | None = None
 
 
 @dataclass(slots=True)
-class InHand:
+class CurrentAttempt:
     """An attempt of a step, as long as it is performed."""
 
     claim: Claim
@@ -57,7 +57,7 @@ class InHand:
     #: The claim's data of which they are, and the secrets in it.
     _known: tuple[str, frozenset[str]] | None = None
 
-    def without_secrets(self, failure: Failure) -> Failure:
+    def redacted(self, failure: Failure) -> Failure:
         """What is kept of an error: a secret that it quotes may soon be gone from `data`."""
         try:
             secrets = self.secrets()
@@ -99,7 +99,7 @@ class InHand:
 
 
 #: Of a context, not of a thread: what a step awaits, or calls in another thread, is its own too.
-_in_hand: ContextVar[InHand | None] = ContextVar("sequences_in_hand", default=None)
+_in_hand: ContextVar[CurrentAttempt | None] = ContextVar("sequences_in_hand", default=None)
 
 
 class _Thread(threading.local):
@@ -111,7 +111,7 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 
-def begin(message: MessageProxy) -> Delivery:
+def push_delivery(message: MessageProxy) -> Delivery:
     """This thread begins to process a message."""
     retries = message.options.get("retries") if isinstance(message.options, dict) else None
     begun = Delivery(message, retries if type(retries) is int else 0)
@@ -124,7 +124,7 @@ def delivery() -> Delivery | None:
     return _thread.deliveries[-1] if _thread.deliveries else None
 
 
-def end(message: Any) -> list[Delivery]:
+def pop_delivery(message: Any) -> list[Delivery]:
     """The message is done with; so is what was begun inside of it and never ended."""
     for index, one in enumerate(_thread.deliveries):
         if one.message.message_id == message.message_id:
@@ -137,7 +137,7 @@ def end(message: Any) -> list[Delivery]:
 
 
 @contextmanager
-def performing(attempt: InHand) -> Iterator[None]:
+def performing(attempt: CurrentAttempt) -> Iterator[None]:
     """While this lasts the attempt is what this context does."""
     token = _in_hand.set(attempt)
     try:
@@ -149,13 +149,13 @@ def performing(attempt: InHand) -> Iterator[None]:
         _in_hand.reset(token)
 
 
-def failed(attempt: InHand) -> None:
+def failed(attempt: CurrentAttempt) -> None:
     """The attempt was recorded as failed: what Dramatiq decides of this message is about it."""
     if (message := delivery()) is not None:
         message.failed = attempt
 
 
-def in_hand() -> InHand | None:
+def current_attempt() -> CurrentAttempt | None:
     """The attempt that is performed here, or whose failure is being seen to."""
     attempt = _in_hand.get()
     if attempt is None and (message := delivery()) is not None:

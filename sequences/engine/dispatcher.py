@@ -24,7 +24,7 @@ logger = logging.getLogger("sequences")
 
 #: The option that marks a message as a step's, and the format of its arguments: the ids of the
 #: run and of the step run. A release understands the formats of those before it.
-MARK, FORMAT = "sequences", 1
+STEP_OPTION, FORMAT = "sequences", 1
 
 
 class _Breaker:
@@ -58,7 +58,7 @@ _thread = _Thread()
 
 
 @contextmanager
-def caught() -> Iterator[list[Dispatch]]:
+def capture_dispatches() -> Iterator[list[Dispatch]]:
     """Keep what this thread dispatches from the broker: `sequences.testing` performs it."""
     outer, _thread.caught = _thread.caught, []
     try:
@@ -90,7 +90,7 @@ def _send(dispatch: Dispatch) -> bool:
     if _thread.caught is not None:
         _thread.caught.append(dispatch)
         return True
-    if dispatch.delay is not None and _waits_here is not None and _waits_here(dispatch):
+    if dispatch.delay is not None and _delay_handler is not None and _delay_handler(dispatch):
         return True
     if _breaker.is_open():
         return False
@@ -112,13 +112,13 @@ def _send(dispatch: Dispatch) -> bool:
 
 
 #: What waits for a short delay in this process, where there is a worker.
-_waits_here: Callable[[Dispatch], bool] | None = None
+_delay_handler: Callable[[Dispatch], bool] | None = None
 
 
-def wait_here(take: Callable[[Dispatch], bool] | None) -> None:
+def set_delay_handler(take: Callable[[Dispatch], bool] | None) -> None:
     """Offer delayed messages to this first; None: to the broker only."""
-    global _waits_here
-    _waits_here = take
+    global _delay_handler
+    _delay_handler = take
 
 
 def delayed(dispatch: Dispatch, delay: int | None) -> Dispatch:
@@ -135,7 +135,7 @@ def message_for(dispatch: Dispatch) -> Message[None]:
         kwargs={},
         options={
             **dispatch.options,
-            MARK: FORMAT,
+            STEP_OPTION: FORMAT,
             **({"retries": dispatch.attempts} if dispatch.attempts else {}),
         },
     )

@@ -22,7 +22,7 @@ from dramatiq.middleware import AgeLimit, Shutdown, SkipMessage
 from ..data import serialization
 from ..definitions import registry
 from ..definitions.definition import Definition
-from ..definitions.plan import ASIDE
+from ..definitions.plan import COMPENSATION_KINDS
 from ..definitions.steps import Step
 from ..exceptions import (
     Abort,
@@ -71,7 +71,7 @@ class _LaterRelease(Exception):
     """The run was started by a later release, whose workers perform this step as they have it."""
 
 
-class Life:
+class StepExecution:
     """One delivery of one step run."""
 
     def __init__(self, step_run_id: int, attempts: int, using: str) -> None:
@@ -79,7 +79,7 @@ class Life:
         self.token = secrets.randbits(63)
         self.claim: Claim | None = None
 
-    @interrupts.revealed
+    @interrupts.reraises_interrupts
     def live(self) -> list[Dispatch]:
         """All of it but the handing over: that is the caller's, with what this returns.
 
@@ -101,7 +101,7 @@ class Life:
         try:
             self.claim = self._claim(suspects=False) or self._claim_suspect()
         except Error as error:
-            interrupts.reveal(error)
+            interrupts.reraise_interrupt(error)
             if not outages.noted(error):
                 raise
             # Which Dramatiq tries again, and writes no traceback of for each message.
@@ -132,7 +132,7 @@ class Life:
         try:
             return self._take(suspects=suspects)
         except Error as error:
-            interrupts.reveal(error)
+            interrupts.reraise_interrupt(error)
             if not (was_connected and interrupts.replace_connection(error, self.using)):
                 raise
             logger.info("Step run %s is claimed again, on a new connection.", self.step_run_id)
@@ -194,11 +194,11 @@ class Life:
                 if another is interrupt:
                     raise
             except Error as error:
-                if interrupts.behind(error) in (None, interrupt):
+                if interrupts.interrupt_behind(error) in (None, interrupt):
                     raise
 
     def _recover(self, interrupt: Interrupt) -> list[Dispatch]:
-        interrupts.disarm()
+        interrupts.disable_interrupts()
         leases.forget(self.token)
         interrupts.discard_connection(self.using)
         self._make_room()
@@ -216,9 +216,9 @@ class Life:
         if isinstance(interrupt, Shutdown):
             claims.release(claim, self.using)
             return False
-        in_hand = _in_hand(claim)
-        current.failed(in_hand)
-        failure = in_hand.without_secrets(failures.Failure.of(interrupt))
+        current_attempt = _in_hand(claim)
+        current.failed(current_attempt)
+        failure = current_attempt.redacted(failures.Failure.of(interrupt))
         ready = failures.record(claim, failure, final=False, using=self.using)
         dispatcher.send(ready or [])
         return ready is not None
@@ -235,14 +235,14 @@ class Life:
             return fanout.after_item(row.run_id, row.step, row.item, self.using)
         steps = [row.step, *plan.descendants(row.step)]
         if row.run.status == RunStatus.UNDOING:
-            steps += [node.name for node in plan.nodes if node.kind in ASIDE]
+            steps += [node.name for node in plan.nodes if node.kind in COMPENSATION_KINDS]
         return claims.queued_after(row.run_id, steps, self.using)
 
 
-def _in_hand(claim: Claim) -> current.InHand:
+def _in_hand(claim: Claim) -> current.CurrentAttempt:
     """The attempt of this claim, if this thread knows it still."""
-    known = current.in_hand()
-    return known if known and known.claim.token == claim.token else current.InHand(claim)
+    known = current.current_attempt()
+    return known if known and known.claim.token == claim.token else current.CurrentAttempt(claim)
 
 
 class Attempt:
@@ -250,24 +250,24 @@ class Attempt:
 
     def __init__(self, claim: Claim, using: str) -> None:
         self.claim, self.using = claim, using
-        self.in_hand = current.InHand(claim)  # what others see of it
+        self.current_attempt = current.CurrentAttempt(claim)  # what others see of it
         self.change: Change | None = None  # set once the user's code is done
         self.looks = False  # whether an item has ended so that others are to be looked after
 
     def make(self) -> list[Dispatch]:
         """Play it until it commits or fails, and return what became ready."""
-        with current.performing(self.in_hand), tracing.attempt(self.in_hand):
+        with current.performing(self.current_attempt), tracing.attempt(self.current_attempt):
             ready = self._make()
-            self.in_hand.change = self.change
+            self.current_attempt.change = self.change
             return ready
 
     def _make(self) -> list[Dispatch]:
         try:
             definition, step = self._find()
-            self.in_hand.definition = definition
+            self.current_attempt.definition = definition
             self._refuse_if_expired(definition, step)
-            with leases.performing(self.claim) as performance:
-                ready = self._play(definition, step, performance)
+            with leases.held(self.claim) as lease:
+                ready = self._play(definition, step, lease)
             return ready + self._after_item()
         except Interrupt:
             raise
@@ -279,7 +279,7 @@ class Attempt:
         except _LaterRelease:
             raise self._left_to_others() from None
         except BaseException as error:
-            interrupts.reveal(error)
+            interrupts.reraise_interrupt(error)
             self._record(error)
             raise
 
@@ -322,7 +322,7 @@ class Attempt:
         before, now = change
         raise StepKindChanged(
             step=self.claim.step, run=self.claim.run_id, before=before, now=now,
-            mend=f"Retry the run with code in which it is {before}, or skip the step.",
+            hint=f"Retry the run with code in which it is {before}, or skip the step.",
         )  # fmt: skip
 
     def _left_to_others(self) -> SkipMessage:
@@ -340,12 +340,10 @@ class Attempt:
             limit = timedelta(milliseconds=max_age)
             raise StepExpired(step=step.name, run=self.claim.run_id, max_age=limit)
 
-    def _play(
-        self, definition: Definition, step: Step[Any], performance: leases.Performance
-    ) -> list[Dispatch]:
+    def _play(self, definition: Definition, step: Step[Any], lease: leases.Lease) -> list[Dispatch]:
         for replay in count():
             try:
-                return self._try(definition, step, performance)
+                return self._try(definition, step, lease)
             except serialization.MergeConflict as conflict:
                 if replay >= self._most_conflicts():
                     raise self._conflict(conflict) from conflict
@@ -353,7 +351,7 @@ class Attempt:
             except (ClaimLost, Interrupt):
                 raise
             except BaseException as error:  # a receiver of a signal may call sys.exit()
-                interrupts.reveal(error)
+                interrupts.reraise_interrupt(error)
                 committed = self._committed(error)
                 if committed is not None:
                     return committed
@@ -391,30 +389,26 @@ class Attempt:
             other=", ".join(others) or "an edit",
         )
 
-    def _try(
-        self, definition: Definition, step: Step[Any], performance: leases.Performance
-    ) -> list[Dispatch]:
+    def _try(self, definition: Definition, step: Step[Any], lease: leases.Lease) -> list[Dispatch]:
         if self._is_atomic(step):
             self.change = None
             with transaction.atomic(using=self.using):
-                self._perform(definition, step, performance)
+                self._perform(definition, step, lease)
                 if not _is_untouched(self.using):
                     ready = self._commit()
                     _let_no_hook_fail(self.using)
                     return ready
         elif self.change is None:
-            self._perform(definition, step, performance)
+            self._perform(definition, step, lease)
         # The caller's transaction, if there is one (a test's), must outlive a lost commit.
         return self._commit(savepoint=True)
 
-    def _perform(
-        self, definition: Definition, step: Step[Any], performance: leases.Performance
-    ) -> None:
-        bound = Bound(definition, self.claim, performance, self.using)
-        self.in_hand.sequence = bound.sequence
+    def _perform(self, definition: Definition, step: Step[Any], lease: leases.Lease) -> None:
+        bound = Bound(definition, self.claim, lease, self.using)
+        self.current_attempt.sequence = bound.sequence
         with self._connection_stays_open():
             change = bound.perform(step)
-        interrupts.disarm()
+        interrupts.disable_interrupts()
         self.change = bound.seal(change)
 
     @contextmanager
@@ -468,10 +462,10 @@ class Attempt:
         return claims.queued_after(row.run_id, [row.step, *following], self.using)
 
     def _record(self, error: BaseException) -> None:
-        interrupts.disarm()
+        interrupts.disable_interrupts()
         _repair(self.using)
         _in_milliseconds(error)
-        failure = self.in_hand.without_secrets(failures.Failure.of(error))
+        failure = self.current_attempt.redacted(failures.Failure.of(error))
         final = isinstance(error, FATAL)
         timed_out = isinstance(error, EventTimeout)
         ready = failures.record(
@@ -502,7 +496,7 @@ def unknown_step(definition: Definition, step: str) -> UnknownStep:
     return UnknownStep(
         sequence=definition.label,
         step=step,
-        mend=f"{did_you_mean(step, definition.steps)} If it was renamed, give the step "
+        hint=f"{did_you_mean(step, definition.steps)} If it was renamed, give the step "
         f"aliases=[{step!r}] and retry the run; if it was removed, skip it.",
     )
 

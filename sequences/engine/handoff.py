@@ -21,7 +21,7 @@ from ..transitions import compensation, locking, subsequences
 from ..transitions.types import Dispatch
 from ..utils.text import raises_printable
 from . import current, dispatcher, interrupts
-from .executor import Life, attempts_so_far
+from .executor import StepExecution, attempts_so_far
 from .interrupts import Interrupt
 
 logger = logging.getLogger("sequences")
@@ -33,15 +33,15 @@ DIRECTLY = 10.0
 @raises_printable
 def perform(step_run_id: int, label: str) -> None:
     """What the actor of every step does with its message."""
-    life: Life | None = None
+    life: StepExecution | None = None
     try:
         using = conf.using()
-        life = Life(step_run_id, attempts_so_far(), using)
-        interrupts.own_connection(using)
+        life = StepExecution(step_run_id, attempts_so_far(), using)
+        interrupts.ensure_clean_connection(using)
         hand_over(life.live(), label, using)
     except Interrupt as interrupt:
         # A message too many is harmless, a lost one costs time.
-        life = life or Life(step_run_id, attempts_so_far(), conf.using())
+        life = life or StepExecution(step_run_id, attempts_so_far(), conf.using())
         dispatcher.send(life.recover(interrupt))
 
 
@@ -84,7 +84,7 @@ def _is_direct(label: str) -> bool:
 
 
 def _perform_directly(dispatch: Dispatch, using: str) -> list[Dispatch]:
-    interrupts.own_connection(using)
+    interrupts.ensure_clean_connection(using)
     return process(dispatch, dramatiq.get_broker(), using)
 
 
@@ -117,7 +117,7 @@ def process(dispatch: Dispatch, broker: dramatiq.Broker, using: str) -> list[Dis
 def _live(
     dispatch: Dispatch, message: MessageProxy, broker: dramatiq.Broker, using: str
 ) -> list[Dispatch]:
-    life = Life(dispatch.step_run_id, dispatch.attempts, using)
+    life = StepExecution(dispatch.step_run_id, dispatch.attempts, using)
     try:
         broker.emit_before("process_message", message)
         return life.live()

@@ -21,17 +21,17 @@ logger = logging.getLogger("sequences")
 
 __all__ = [
     "Interrupt",
-    "behind",
-    "disarm",
+    "disable_interrupts",
     "discard_connection",
-    "own_connection",
+    "ensure_clean_connection",
+    "interrupt_behind",
     "replace_connection",
-    "reveal",
-    "revealed",
+    "reraise_interrupt",
+    "reraises_interrupts",
 ]
 
 
-def disarm() -> None:
+def disable_interrupts() -> None:
     """From here on neither a time limit nor a shutdown strikes this thread's message.
 
     The hooks for a skipped message do nothing but this. One that is raised just now still
@@ -43,11 +43,11 @@ def disarm() -> None:
     broker = dramatiq.get_broker()
     for middleware in broker.middleware:
         if isinstance(middleware, TimeLimit | ShutdownNotifications):
-            disarm: Any = middleware.after_skip_message
-            disarm(broker, delivery.message)
+            disable_interrupts: Any = middleware.after_skip_message
+            disable_interrupts(broker, delivery.message)
 
 
-def revealed(function: Callable[P, T]) -> Callable[P, T]:
+def reraises_interrupts(function: Callable[P, T]) -> Callable[P, T]:
     """The same, but an error of the database that hides an interrupt never comes out of it."""
 
     @wraps(function)
@@ -55,20 +55,20 @@ def revealed(function: Callable[P, T]) -> Callable[P, T]:
         try:
             return function(*args, **kwargs)
         except Error as error:
-            reveal(error)
+            reraise_interrupt(error)
             raise
 
     return wrapped
 
 
-def reveal(error: BaseException) -> None:
+def reraise_interrupt(error: BaseException) -> None:
     """Raise the interrupt that an error of the database hides."""
-    interrupt = behind(error)
+    interrupt = interrupt_behind(error)
     if interrupt is not None:
         raise interrupt
 
 
-def behind(error: BaseException) -> Interrupt | None:
+def interrupt_behind(error: BaseException) -> Interrupt | None:
     """The interrupt in whose place an error of the database has come.
 
     One in the end of a transaction leaves the connection in a state in which the rest of that
@@ -80,7 +80,7 @@ def behind(error: BaseException) -> Interrupt | None:
     return context
 
 
-def own_connection(using: str) -> None:
+def ensure_clean_connection(using: str) -> None:
     """Begin outside of any transaction: one that was left open here is not ours."""
     connection = connections[using]
     open_still = connection.connection is not None and not connection.autocommit

@@ -18,7 +18,7 @@ logger = logging.getLogger("sequences")
 
 
 @dataclass(slots=True)
-class Performance:
+class Lease:
     """A claimed step run in the hands of a thread of this process."""
 
     claim: Claim
@@ -27,27 +27,27 @@ class Performance:
     shown: str | None = None
 
 
-_performing: dict[int, Performance] = {}
+_held: dict[int, Lease] = {}
 
 
 @contextmanager
-def performing(claim: Claim) -> Iterator[Performance]:
+def held(claim: Claim) -> Iterator[Lease]:
     """While this lasts the claim's lease is extended. Costs a short step nothing."""
-    performance = _performing[claim.token] = Performance(claim)
+    lease = _held[claim.token] = Lease(claim)
     try:
-        yield performance
+        yield lease
     finally:
-        _performing.pop(claim.token, None)
+        _held.pop(claim.token, None)
 
 
 def forget(token: int) -> None:
     """No lease of this claim is extended any more: an interrupt may have kept it from its end."""
-    _performing.pop(token, None)
+    _held.pop(token, None)
 
 
 def is_busy() -> bool:
     """Whether this process performs a step."""
-    return bool(_performing)
+    return bool(_held)
 
 
 def beat(using: str) -> set[int]:
@@ -56,21 +56,21 @@ def beat(using: str) -> set[int]:
     Returns the tokens of those that were left out.
     """
     long_ago = time.monotonic() - conf.settings.heartbeat
-    beats: dict[int, tuple[Performance, str | None]] = {}
-    for performance in list(_performing.values()):
-        progress = performance.progress  # which its own thread may change at any time
-        if performance.since <= long_ago or progress != performance.shown:
-            beats[performance.claim.token] = performance, progress
+    beats: dict[int, tuple[Lease, str | None]] = {}
+    for lease in list(_held.values()):
+        progress = lease.progress  # which its own thread may change at any time
+        if lease.since <= long_ago or progress != lease.shown:
+            beats[lease.claim.token] = lease, progress
     extended = _extend([_beat_of(*each) for each in beats.values()], using) if beats else set()
     for token in extended:
-        performance, progress = beats[token]
-        performance.shown = progress
+        lease, progress = beats[token]
+        lease.shown = progress
     return beats.keys() - extended
 
 
-def _beat_of(performance: Performance, progress: str | None) -> Beat:
-    claim = performance.claim
-    news = progress if progress != performance.shown else None
+def _beat_of(lease: Lease, progress: str | None) -> Beat:
+    claim = lease.claim
+    news = progress if progress != lease.shown else None
     return Beat(claim.step_run_id, claim.token, news)
 
 

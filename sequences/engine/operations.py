@@ -13,7 +13,7 @@ from ..definitions import registry
 from ..exceptions import InvalidData, UnknownStep, did_you_mean
 from ..models import SequenceRun
 from ..transitions import claims, operations, plans
-from ..transitions.operations import Deed
+from ..transitions.operations import OperationRequest
 from ..transitions.types import Dispatch
 from . import dispatcher
 
@@ -26,47 +26,51 @@ def operate(
 ) -> Any:
     """Perform one operation on a run; the options are those of its method."""
     using = conf.using()
-    deed = Deed(action, by=_name(by), reason=reason)
-    return _OPERATIONS[action](run, deed, using, **options)
+    request = OperationRequest(action, by=_name(by), reason=reason)
+    return _OPERATIONS[action](run, request, using, **options)
 
 
 def _on_run(transition: Callable[..., list[Dispatch]]) -> Callable[..., None]:
-    def operation(run: SequenceRun, deed: Deed, using: str) -> None:
-        _send_and_reload(run, transition(run.pk, deed, using), using)
+    def operation(run: SequenceRun, request: OperationRequest, using: str) -> None:
+        _send_and_reload(run, transition(run.pk, request, using), using)
 
     return operation
 
 
 def _on_step(transition: Callable[..., list[Dispatch]]) -> Callable[..., None]:
-    def operation(run: SequenceRun, deed: Deed, using: str, *, step: Named, **options: Any) -> None:
-        deed = replace(deed, step=_step(run, step, using))
-        _send_and_reload(run, transition(run.pk, deed, using, **options), using)
+    def operation(
+        run: SequenceRun, request: OperationRequest, using: str, *, step: Named, **options: Any
+    ) -> None:
+        request = replace(request, step=_step(run, step, using))
+        _send_and_reload(run, transition(run.pk, request, using, **options), using)
 
     return operation
 
 
-def _cancel(run: SequenceRun, deed: Deed, using: str, *, undo: bool) -> None:
+def _cancel(run: SequenceRun, request: OperationRequest, using: str, *, undo: bool) -> None:
     if undo:
-        deed = replace(deed, action="cancel_and_undo")
-    _send_and_reload(run, operations.cancel(run.pk, deed, using, undo=undo), using)
+        request = replace(request, action="cancel_and_undo")
+    _send_and_reload(run, operations.cancel(run.pk, request, using, undo=undo), using)
 
 
-def _edit(run: SequenceRun, deed: Deed, using: str, *, data: dict[str, Any]) -> None:
+def _edit(run: SequenceRun, request: OperationRequest, using: str, *, data: dict[str, Any]) -> None:
     checked, _ = serialization.normalise(
         data, encoder=conf.settings.encoder, max_bytes=conf.settings.max_data_bytes
     )
     if not isinstance(checked, dict):
         problem = f"is a {type(data).__name__}, not a dict"
-        raise InvalidData(path="data", problem=problem, mend="Give all that it is to hold.")
+        raise InvalidData(path="data", problem=problem, hint="Give all that it is to hold.")
     definition = registry.definition_of(run.sequence)
     if definition is not None and definition.cls._codec is not None:
         definition.cls._codec.check(checked)
     hidden = registry.hidden_by(run.sequence)
-    dispatches = operations.edit(run.pk, run.version, checked, hidden, deed, using)
+    dispatches = operations.edit(run.pk, run.version, checked, hidden, request, using)
     _send_and_reload(run, dispatches, using)
 
 
-def _deliver(run: SequenceRun, deed: Deed, using: str, *, event: Named, payload: Any) -> bool:
+def _deliver(
+    run: SequenceRun, request: OperationRequest, using: str, *, event: Named, payload: Any
+) -> bool:
     checked, _ = serialization.normalise(
         payload,
         encoder=conf.settings.encoder,
@@ -76,16 +80,16 @@ def _deliver(run: SequenceRun, deed: Deed, using: str, *, event: Named, payload:
     name = _event(run, event, using)
     hidden = registry.hidden_by(run.sequence)
     shown = redact({name: redact(checked, hidden)}, hidden)[name]
-    deed = replace(deed, step=name, after=shown)
-    dispatches, counted = operations.deliver(run.pk, checked, deed, using)
+    request = replace(request, step=name, after=shown)
+    dispatches, counted = operations.deliver(run.pk, checked, request, using)
     _send_and_reload(run, dispatches, using)
     return counted
 
 
-def _erase(run: SequenceRun, deed: Deed, using: str, *, keep_key: bool) -> None:
+def _erase(run: SequenceRun, request: OperationRequest, using: str, *, keep_key: bool) -> None:
     if keep_key:
-        deed = replace(deed, action="erase_but_key")
-    _send_and_reload(run, operations.erase(run.pk, deed, using, keep_key=keep_key), using)
+        request = replace(request, action="erase_but_key")
+    _send_and_reload(run, operations.erase(run.pk, request, using, keep_key=keep_key), using)
 
 
 _OPERATIONS: dict[str, Callable[..., Any]] = {
@@ -125,7 +129,7 @@ def _step(run: SequenceRun, step: Named, using: str) -> str:
     for name in names:
         if plan.get(name) is not None:
             return name
-    raise UnknownStep(sequence=run.sequence, step=names[0], mend=did_you_mean(names[0], plan.names))
+    raise UnknownStep(sequence=run.sequence, step=names[0], hint=did_you_mean(names[0], plan.names))
 
 
 def _event(run: SequenceRun, event: Named, using: str) -> str:
@@ -138,7 +142,7 @@ def _event(run: SequenceRun, event: Named, using: str) -> str:
         f"Step {name!r} of {run.sequence} waits for no event. {did_you_mean(name, events)}",
         sequence=run.sequence,
         step=name,
-        mend=did_you_mean(name, events),
+        hint=did_you_mean(name, events),
     )
 
 

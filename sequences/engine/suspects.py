@@ -1,7 +1,7 @@
 """The one place that a process has for a step whose last worker was lost.
 
-The row says who is a suspect, and what this process has in hand is known to nobody better than to
-itself. A place that an interrupt has kept from being left is left by `execution.Life.recover`.
+The row says which step is a suspect, and a process knows best what it is executing. If an interrupt
+kept a place from being left, `StepExecution.recover` leaves it.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from ..transitions.failures import Failure
 from ..transitions.starts import Start
 from ..transitions.types import Change, Claim
 from . import current
-from .current import InHand
+from .current import CurrentAttempt
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -96,17 +96,17 @@ def _start_of(plan: Plan, wanted: Start) -> Span:
 
 
 @contextmanager
-def attempt(in_hand: InHand) -> Iterator[None]:
+def attempt(current_attempt: CurrentAttempt) -> Iterator[None]:
     """The span of an attempt, which is the current one while the step is performed."""
-    span = _safely(_NO_SPAN, _attempt_of, in_hand.claim)
+    span = _safely(_NO_SPAN, _attempt_of, current_attempt.claim)
     try:
         with trace.use_span(span, record_exception=False, set_status_on_exception=False):
             yield
     except BaseException as error:
-        _safely(None, _tell, span, error, in_hand)
+        _safely(None, _tell, span, error, current_attempt)
         raise
     else:
-        _safely(None, span.set_attribute, "sequences.outcome", _outcome(in_hand.change))
+        _safely(None, span.set_attribute, "sequences.outcome", _outcome(current_attempt.change))
     finally:
         _safely(None, span.end)
 
@@ -157,7 +157,7 @@ def _messaging(operation: str, queue: str) -> dict[str, str]:
     }
 
 
-def _tell(span: Span, error: BaseException, in_hand: InHand) -> None:
+def _tell(span: Span, error: BaseException, current_attempt: CurrentAttempt) -> None:
     if isinstance(error, Shutdown):
         span.set_attribute("sequences.outcome", "interrupted")
     elif isinstance(error, SkipMessage):
@@ -165,7 +165,7 @@ def _tell(span: Span, error: BaseException, in_hand: InHand) -> None:
         span.set_status(StatusCode.ERROR, str(error))
     else:
         span.set_attribute("sequences.outcome", "failed")
-        _record(span, in_hand.without_secrets(Failure.of(error)).cut())
+        _record(span, current_attempt.redacted(Failure.of(error)).cut())
 
 
 def _record(span: Span, failure: Failure) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from .. import conf
 from ..definitions.plan import Plan
 from ..transitions.starts import Start
-from .current import InHand
+from .current import CurrentAttempt
 
 logger = logging.getLogger("sequences")
 
@@ -27,10 +27,10 @@ def starting(plan: Plan, wanted: Sequence[Start]) -> AbstractContextManager[None
     return telemetry.starting(plan, wanted) if telemetry else _NOTHING
 
 
-def attempt(in_hand: InHand) -> AbstractContextManager[None]:
+def attempt(current_attempt: CurrentAttempt) -> AbstractContextManager[None]:
     """Around an attempt of a step, from its claim to its commit."""
     telemetry = _load() if conf.settings.telemetry else None
-    return telemetry.attempt(in_hand) if telemetry else _NOTHING
+    return telemetry.attempt(current_attempt) if telemetry else _NOTHING
 
 
 @cache

@@ -65,7 +65,7 @@ def build(
     where = file or f"{module}.{class_name}"
     if cls._codec is not None and not cls._codec.is_dict:
         problem = f"{path_of(cls)} has data of the type {cls._codec.name}, and jobs read a dict"
-        raise InvalidDefinition(where=where, problem=problem, mend="Make it a TypedDict.")
+        raise InvalidDefinition(where=where, problem=problem, hint="Make it a TypedDict.")
     mapping = _normalised(given, where)
     parsed = Parser(where).parse(mapping)
     if app_label:
@@ -125,15 +125,15 @@ def start_definition(
     """
     where = f"start_definition, {name!r}"
     if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
-        mend = f"Give a text of 1 to {MAX_NAME} characters."
-        raise InvalidDefinition(where="start_definition", problem=f"name is {name!r}", mend=mend)
+        hint = f"Give a text of 1 to {MAX_NAME} characters."
+        raise InvalidDefinition(where="start_definition", problem=f"name is {name!r}", hint=hint)
     serialization.normalise(name, path="name")
     mapping = _normalised(_given(definition, where), where)
     for refused in CLASS_KEYS:
         if refused in mapping:
             problem = f"it has {refused}, which is for a definition that is declared"
-            mend = "Leave it out, or declare it with sequences.define."
-            raise InvalidDefinition(where=where, problem=problem, mend=mend)
+            hint = "Leave it out, or declare it with sequences.define."
+            raise InvalidDefinition(where=where, problem=problem, hint=hint)
     built = _inline(mapping, f"{INLINE_LABEL}:{name}", where, strict=True)
     _check_inline(built, where)
     return built.cls.start(data, key=key, unique=unique, delay=delay)
@@ -211,8 +211,8 @@ def _given(definition: Data, where: str) -> dict[str, Any]:
     if callable(getattr(definition, "definition", None)):
         return definition.definition()
     problem = f"a definition is a mapping, and this is a {type(definition).__name__}"
-    mend = "Give a mapping, or what chain() or group() returns."
-    raise InvalidDefinition(where=where, problem=problem, mend=mend)
+    hint = "Give a mapping, or what chain() or group() returns."
+    raise InvalidDefinition(where=where, problem=problem, hint=hint)
 
 
 def _normalised(given: dict[str, Any], where: str) -> dict[str, Any]:
@@ -224,7 +224,7 @@ def _normalised(given: dict[str, Any], where: str) -> dict[str, Any]:
         )  # fmt: skip
     except InvalidData as error:
         problem = f"{error.path} {error.problem}"
-        raise InvalidDefinition(where=where, problem=problem, mend=error.mend) from None
+        raise InvalidDefinition(where=where, problem=problem, hint=error.hint) from None
     if isinstance(steps := mapping.get("steps"), dict):
         mapping["steps"] = [_listed(name, step, where) for name, step in steps.items()]
     result: dict[str, Any] = mapping
@@ -233,13 +233,13 @@ def _normalised(given: dict[str, Any], where: str) -> dict[str, Any]:
 
 def _listed(name: str, step: Any, where: str) -> dict[str, Any]:
     if not isinstance(step, dict):
-        mend = "Give a mapping, such as {job: fetch_data}."
+        hint = "Give a mapping, such as {job: fetch_data}."
         place = f"{where}: step {name!r}"
-        raise InvalidDefinition(where=place, problem=f"the step is {step!r:.60}", mend=mend)
+        raise InvalidDefinition(where=place, problem=f"the step is {step!r:.60}", hint=hint)
     if "name" in step:
         problem = "name is no key of a step here: the key above it is its name"
         place = f"{where}: step {name!r}"
-        raise InvalidDefinition(where=place, problem=problem, mend="Leave it out.")
+        raise InvalidDefinition(where=place, problem=problem, hint="Leave it out.")
     return {"name": name, **step}
 
 
@@ -247,8 +247,8 @@ def _label(name: Any, where: str) -> tuple[str | None, str]:
     found = CLASS_NAME.fullmatch(name) if isinstance(name, str) else None
     if found is None:
         problem = "it has no name" if name is None else f"its name is {name!r}"
-        mend = 'Add name: an app\'s label and a name, such as "shop.Import".'
-        raise InvalidDefinition(where=where, problem=problem, mend=mend)
+        hint = 'Add name: an app\'s label and a name, such as "shop.Import".'
+        raise InvalidDefinition(where=where, problem=problem, hint=hint)
     return found[1], found[2]
 
 
@@ -276,4 +276,4 @@ def _placed(error: InvalidDefinition, path: str, where: str) -> InvalidDefinitio
         return error
     step = error.where[len(path) :].removeprefix(".")
     place = f"{where}: step {step!r}" if step and step != "Meta" else where
-    return InvalidDefinition(where=place, problem=error.problem, mend=error.mend)
+    return InvalidDefinition(where=place, problem=error.problem, hint=error.hint)

@@ -32,8 +32,8 @@ class Composition:
     if not TYPE_CHECKING:  # lest a type checker believes in every attribute
 
         def __getattr__(self, name: str) -> NoReturn:
-            mend = "Start it with start_definition(…, data)."
-            raise no_attribute("A chain or group", name, mend)
+            hint = "Start it with start_definition(…, data)."
+            raise no_attribute("A chain or group", name, hint)
 
     def with_(self, *, delay: Delay | None = None) -> Composition:
         """The same, begun only after a while."""
@@ -85,14 +85,14 @@ class _Drawing:
             raise InvalidDefinition(
                 where="a chain or group",
                 problem=f"it has more than {MAX_STEPS} steps",
-                mend="Use each, or subsequences.",
+                hint="Use each, or subsequences.",
             )
         name = self._free(str(keys.pop("name", re.sub(r"[^A-Za-z0-9_-]", "_", use.job))))
         if delay is not None:
             if "delay" in keys:
                 problem = "it has a delay, and so has what begins with it"
                 raise InvalidDefinition(
-                    where=f"step {name!r}", problem=problem, mend="Leave out one of them."
+                    where=f"step {name!r}", problem=problem, hint="Leave out one of them."
                 )
             keys["delay"] = delay
         self.steps[name] = {"job": use.job, "after": after, **keys}
@@ -111,7 +111,7 @@ def _longer(part: Composition, delay: Delay | None) -> Delay | None:
     if part.delay is not None and delay is not None:
         what = "group" if part.parallel else "chain"
         problem = "it has a delay, and so has what begins with it"
-        raise InvalidDefinition(where=f"a {what}", problem=problem, mend="Leave out one of them.")
+        raise InvalidDefinition(where=f"a {what}", problem=problem, hint="Leave out one of them.")
     return delay if part.delay is None else part.delay
 
 
@@ -124,10 +124,10 @@ def _use(part: Any) -> Use:
 def _checked(what: str, parts: Iterable[Any]) -> tuple[Any, ...]:
     found = tuple(parts)
     if not found:
-        raise InvalidDefinition(where=f"{what}()", problem="it is empty", mend="Give it a job.")
+        raise InvalidDefinition(where=f"{what}()", problem="it is empty", hint="Give it a job.")
     for part in found:
         if not isinstance(part, Composition | Use | Job | str):
-            mend = "Give jobs, names of jobs, job.with_(…), chains and groups."
+            hint = "Give jobs, names of jobs, job.with_(…), chains and groups."
             problem = f"{reprlib.repr(part)} is no part of it"
-            raise InvalidDefinition(where=f"{what}(…)", problem=problem, mend=mend)
+            raise InvalidDefinition(where=f"{what}(…)", problem=problem, hint=hint)
     return found

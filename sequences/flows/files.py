@@ -30,8 +30,8 @@ def load(pattern: str, /) -> list[type[Sequence[Any]]]:
     folder = Path(file).resolve().parent if file else Path.cwd()
     found = sorted(Path(folder.anchor).glob(_inside(folder / pattern)))
     if not found:
-        mend = "Mend the pattern: it is looked up beside the module that calls load()."
-        raise InvalidDefinition(where=f"load({pattern!r})", problem="finds no file", mend=mend)
+        hint = "Fix the pattern: it is looked up beside the module that calls load()."
+        raise InvalidDefinition(where=f"load({pattern!r})", problem="finds no file", hint=hint)
     return [_load(path, caller["__name__"]) for path in found]
 
 
@@ -81,19 +81,19 @@ def _json(text: str, file: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=once)
     except ValueError as error:
-        raise _invalid(file, f"it is not JSON: {error}", "Mend it there.") from None
+        raise _invalid(file, f"it is not JSON: {error}", "Fix it there.") from None
 
 
 def _yaml(text: str, file: str) -> Any:
     try:
         import yaml
     except ImportError:
-        mend = 'Install it: pip install "django-dramatiq-sequences[yaml]".'
-        raise _invalid(file, "reading YAML takes PyYAML", mend) from None
+        hint = 'Install it: pip install "django-dramatiq-sequences[yaml]".'
+        raise _invalid(file, "reading YAML takes PyYAML", hint) from None
     try:
         return yaml.load(text, Loader=_loader())  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
-        raise _invalid(file, f"it is not YAML: {_told(error)}", "Mend it there.") from None
+        raise _invalid(file, f"it is not YAML: {_told(error)}", "Fix it there.") from None
 
 
 def _told(error: Any) -> str:
@@ -154,5 +154,5 @@ def _twice(keys: Iterator[str]) -> Iterator[str]:
         seen.add(key)
 
 
-def _invalid(file: str, problem: str, mend: str) -> InvalidDefinition:
-    return InvalidDefinition(where=file, problem=problem, mend=mend)
+def _invalid(file: str, problem: str, hint: str) -> InvalidDefinition:
+    return InvalidDefinition(where=file, problem=problem, hint=hint)

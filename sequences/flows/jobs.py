@@ -48,8 +48,8 @@ class Job(Generic[P, R]):
     if not TYPE_CHECKING:  # lest a type checker believes in every attribute
 
         def __getattr__(self, name: str) -> NoReturn:
-            mend = "Start it as a definition: start_definition(chain(job), data)."
-            raise no_attribute("A job", name, mend)
+            hint = "Start it as a definition: start_definition(chain(job), data)."
+            raise no_attribute("A job", name, hint)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.function(*args, **kwargs)
@@ -126,41 +126,41 @@ class Job(Generic[P, R]):
     def _missing(self, name: str, source: str | None) -> InvalidData:
         if source is None:
             problem = "has no value, and no default"
-            mend = f"Put {name!r} into data, or give it with args or inputs."
+            hint = f"Put {name!r} into data, or give it with args or inputs."
         else:
             problem = f"has no value: there is no {source}"
-            mend = "Mend its inputs or what they read, or give the parameter a default."
-        return InvalidData(path=self._path(name), problem=problem, mend=mend)
+            hint = "Fix its inputs or what they read, or give the parameter a default."
+        return InvalidData(path=self._path(name), problem=problem, hint=hint)
 
     def _checked(self, name: str, value: Any) -> Any:
-        hints = self._hints
-        if name not in hints:
+        annotations = self._annotations
+        if name not in annotations:
             return value
-        mend = f"Mend data[{name!r}], or what args or inputs give."
-        return _validated(hints[name], value, self._path(name), mend)
+        hint = f"Fix data[{name!r}], or what args or inputs give."
+        return _validated(annotations[name], value, self._path(name), hint)
 
     def _result(self, value: Any) -> Any:
-        if "return" not in self._hints or isinstance(value, Repeat | Finish):
+        if "return" not in self._annotations or isinstance(value, Repeat | Finish):
             return value
-        hint = self._hints["return"]
+        annotation = self._annotations["return"]
         path = f"The result of job {self.name!r}"
-        checked = _validated(hint, value, path, "Mend the function, or its annotation.")
-        adapter = _adapter(hint)
+        checked = _validated(annotation, value, path, "Fix the function, or its annotation.")
+        adapter = _adapter(annotation)
         return checked if adapter is None else adapter.dump_python(checked, mode="json")
 
     def _path(self, name: str) -> str:
         return f"Parameter {name!r} of job {self.name!r}"
 
     @cached_property
-    def _hints(self) -> dict[str, Any]:
+    def _annotations(self) -> dict[str, Any]:
         # Not when it is registered: the names in its annotations may be defined below it.
         try:
             return typing.get_type_hints(inspect.unwrap(self.function), include_extras=True)
         except NameError as error:
             problem = f"its annotations cannot be read: {error}"
-            mend = "Annotate it with what its module has when it is called."
+            hint = "Annotate it with what its module has when it is called."
             raise InvalidDefinition(
-                where=f"job {self.name!r}", problem=problem, mend=mend
+                where=f"job {self.name!r}", problem=problem, hint=hint
             ) from None
 
 
@@ -176,7 +176,7 @@ def job(name: str, /) -> Callable[[Callable[P, R]], Job[P, R]]:
         raise InvalidDefinition(
             where=f"job {_path(name) if callable(name) else repr(name)}",
             problem="it has no name",
-            mend='Write @job("fetch_data"), with a name of your own.',
+            hint='Write @job("fetch_data"), with a name of your own.',
         )
     return lambda function: _register(name, function)
 
@@ -185,7 +185,7 @@ def get(name: str) -> Job[Any, Any]:
     """The job of that name, or `UnknownJob`."""
     if found := _by_name.get(name):
         return found
-    raise UnknownJob(job=name, mend=did_you_mean(name, sorted(_by_name)))
+    raise UnknownJob(job=name, hint=did_you_mean(name, sorted(_by_name)))
 
 
 def find(name: str) -> Job[Any, Any] | None:
@@ -210,8 +210,8 @@ def isolated() -> Iterator[None]:
 
 
 def _register(name: str, function: Callable[P, R]) -> Job[P, R]:
-    for problem, mend in _problems(name, function):
-        raise InvalidDefinition(where=f"job {name!r}", problem=problem, mend=mend)
+    for problem, hint in _problems(name, function):
+        raise InvalidDefinition(where=f"job {name!r}", problem=problem, hint=hint)
     found = _by_name[name] = Job(name, function)
     return found
 
@@ -247,15 +247,15 @@ def _path(function: Any) -> str:
     return f"{function.__module__}.{function.__qualname__}"
 
 
-def _validated(hint: Any, value: Any, path: str, mend: str) -> Any:
-    adapter = _adapter(hint)
+def _validated(annotation: Any, value: Any, path: str, hint: str) -> Any:
+    adapter = _adapter(annotation)
     if adapter is None:
         return value
     try:
         return adapter.validate_python(value)
     except ValueError as error:
-        problem = f"does not fit {_name(hint)}: {_first_of(error)}"
-        raise InvalidData(path=path, problem=problem, mend=mend) from None
+        problem = f"does not fit {_name(annotation)}: {_first_of(error)}"
+        raise InvalidData(path=path, problem=problem, hint=hint) from None
 
 
 def _first_of(error: Any) -> str:
@@ -265,27 +265,31 @@ def _first_of(error: Any) -> str:
     return f"{place}: {found['msg']}" if place else str(found["msg"])
 
 
-def _adapter(hint: Any) -> Any:
+def _adapter(annotation: Any) -> Any:
     """Pydantic's, or None if it has nothing to say of this annotation."""
     try:
-        return _built_adapter(hint)
+        return _built_adapter(annotation)
     except TypeError:  # it cannot be hashed
-        return _build_adapter(hint)
+        return _build_adapter(annotation)
 
 
-def _build_adapter(hint: Any) -> Any:
+def _build_adapter(annotation: Any) -> Any:
     from pydantic import ConfigDict, TypeAdapter
     from pydantic.errors import PydanticUserError
 
     # A class that pydantic does not know is checked by isinstance.
     for config in (None, ConfigDict(arbitrary_types_allowed=True)):
         with suppress(PydanticUserError):
-            return TypeAdapter(hint, config=config)
+            return TypeAdapter(annotation, config=config)
     return None
 
 
 _built_adapter = cache(_build_adapter)
 
 
-def _name(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+def _name(annotation: Any) -> str:
+    return (
+        annotation.__name__
+        if isinstance(annotation, type) and not typing.get_args(annotation)
+        else str(annotation)
+    )

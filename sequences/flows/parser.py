@@ -108,8 +108,8 @@ class Parser:
         for name, spec in pairs:
             self.step = name
             if not NAME.fullmatch(self.step):
-                mend = "Use letters, digits, underscores and hyphens; begin with a letter."
-                raise self._error("its name is not allowed", mend)
+                hint = "Use letters, digits, underscores and hyphens; begin with a letter."
+                raise self._error("its name is not allowed", hint)
             if self.step in (*seen, "outputs", "on_failure"):
                 raise self._error("this name is taken already", "Rename the step.")
             seen.add(self.step)
@@ -222,8 +222,8 @@ class Parser:
         options = {name: value for name, value in spec.items() if name not in set(ours)}
         for name, why in NOT_DATA.items():
             if name in options:
-                mend = "Leave it out, or declare the sequence as a class."
-                raise self._error(f"the option {name} is refused: {why}", mend)
+                hint = "Leave it out, or declare the sequence as a class."
+                raise self._error(f"the option {name} is refused: {why}", hint)
         for name in DURATION_OPTIONS:
             if options.get(name) is not None:
                 options[name] = _milliseconds(self._duration(name, options[name]))
@@ -243,8 +243,8 @@ class Parser:
     def _subsequence(self, spec: dict[str, Any], options: dict[str, Any]) -> Subsequence:
         label = spec["subsequence"]
         if not isinstance(label, str) or not CLASS_NAME.fullmatch(label) or "." not in label:
-            mend = 'Give the label of a sequence, such as "shop.ShipOrder".'
-            raise self._error(f"subsequence is {label!r}", mend)
+            hint = 'Give the label of a sequence, such as "shop.ShipOrder".'
+            raise self._error(f"subsequence is {label!r}", hint)
         arguments = self._arguments(spec, ("item",) if "each" in spec else ())
         given = arguments.inputs or arguments.args
         return subsequence(label, data=ChildData(arguments) if given else None, **options)
@@ -300,17 +300,17 @@ class Parser:
     def _check_job(self, name: str, arguments: Arguments, *, each: bool) -> None:
         job = jobs.find(name)
         if job is None:
-            mend = "Jobs are registered when the module with their @job is imported."
+            hint = "Jobs are registered when the module with their @job is imported."
             problem = f"there is no job {name!r}"
-            raise self._error(problem, f"{did_you_mean(name, jobs.names())} {mend}")
+            raise self._error(problem, f"{did_you_mean(name, jobs.names())} {hint}")
         for parameter in {**arguments.inputs, **arguments.args}:
             if parameter not in job.parameters and not job.takes_any:
                 problem = f"job {name!r} has no parameter {parameter!r}"
                 raise self._error(problem, did_you_mean(parameter, job.parameters))
         reads = any(ref.root == "item" for ref in arguments.inputs.values())
         if each and not (reads or "item" in job.parameters or job.takes_sequence):
-            mend = f"Add inputs, such as {next(iter(job.parameters), 'item')}: item."
-            raise self._error(f"job {name!r} would not get the item", mend)
+            hint = f"Add inputs, such as {next(iter(job.parameters), 'item')}: item."
+            raise self._error(f"job {name!r} would not get the item", hint)
 
     def _arguments(
         self, spec: Mapping[str, Any], given: tuple[str, ...], *, anywhere: bool = False
@@ -341,8 +341,8 @@ class Parser:
         if isinstance(value, Mapping) and value:
             pairs = [(self._bare_ref("when", text), wanted) for text, wanted in value.items()]
             return Conditions(values=tuple(pairs))
-        mend = 'Give a key of data, "not key", or a mapping of keys to the values that they need.'
-        raise self._error(f"when is {value!r}", mend)
+        hint = 'Give a key of data, "not key", or a mapping of keys to the values that they need.'
+        raise self._error(f"when is {value!r}", hint)
 
     def _bare_ref(self, what: str, text: Any) -> Ref:
         """A reference, or a key of data by its name only."""
@@ -355,8 +355,8 @@ class Parser:
         roots = ("data", "steps", *given)
         if not parts or not all(parts) or parts[0] not in roots:
             forms = ["data.key", "steps.name", *given]
-            mend = f"Write {' or '.join(forms)}, or give a literal value with args."
-            raise self._error(f"{what} is {text!r}", mend)
+            hint = f"Write {' or '.join(forms)}, or give a literal value with args."
+            raise self._error(f"{what} is {text!r}", hint)
         if parts[0] != "steps":
             return Ref(text, parts[0], tuple(parts[1:]))
         if len(parts) == 1:
@@ -378,8 +378,8 @@ class Parser:
     def _duration(self, what: str, value: Any) -> timedelta:
         if (found := duration(value)) is not None:
             return found
-        mend = 'Give milliseconds, or a text such as "15 min", "3 days" or "PT1H30M".'
-        raise self._error(f"{what} is {value!r}", mend)
+        hint = 'Give milliseconds, or a text such as "15 min", "3 days" or "PT1H30M".'
+        raise self._error(f"{what} is {value!r}", hint)
 
     def _meta(self, mapping: Mapping[str, Any]) -> dict[str, Any]:
         options = mapping.get("options") or {}
@@ -420,9 +420,9 @@ class Parser:
         if not isinstance(value, Mapping):
             raise self._error(f"{what} is {value!r:.60}", "Give a mapping.")
 
-    def _error(self, problem: str, mend: str) -> InvalidDefinition:
+    def _error(self, problem: str, hint: str) -> InvalidDefinition:
         where = f"{self.where}: step {self.step!r}" if self.step else self.where
-        return InvalidDefinition(where=where, problem=problem, mend=mend)
+        return InvalidDefinition(where=where, problem=problem, hint=hint)
 
 
 _DRAMATIQ = {"queue_name", "priority", "on_success", "on_failure", "broker", "actor_name"}.union(

@@ -100,7 +100,7 @@ class ChildData:
         for name, source in missing.items():
             problem = f"has no value: there is no {source}"
             path = f"data[{name!r}] of the subsequence"
-            raise InvalidData(path=path, problem=problem, mend="Mend its inputs.")
+            raise InvalidData(path=path, problem=problem, hint="Fix its inputs.")
         return values
 
 
@@ -115,8 +115,8 @@ class Items:
         if isinstance(found, list):
             return found
         problem = "is not there" if found is MISSING else f"is a {type(found).__name__}, not a list"
-        mend = "Mend each, or put a list there in an earlier step."
-        raise InvalidData(path=self.ref.text, problem=problem, mend=mend)
+        hint = "Fix each, or put a list there in an earlier step."
+        raise InvalidData(path=self.ref.text, problem=problem, hint=hint)
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Outputs:
         for name, ref in self.refs.items():
             value = ref.read(sequence, {})
             if value is MISSING and (ref.root != "steps" or ref.has_root(sequence)):
-                mend = "Mend the outputs, or what the step returns."
-                raise InvalidData(path=ref.text, problem="is not there", mend=mend)
+                hint = "Fix the outputs, or what the step returns."
+                raise InvalidData(path=ref.text, problem="is not there", hint=hint)
             if value is not MISSING:  # of a step that was skipped there is nothing to put out
                 sequence.data[name] = value

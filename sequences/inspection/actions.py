@@ -12,16 +12,16 @@ from typing import Any
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
-from ..definitions.plan import ASIDE
+from ..definitions.plan import COMPENSATION_KINDS
 from ..models import UNFINISHED_RUN, RunStatus, StepStatus
 from ..transitions.subsequences import UNDONE, Undoing
-from .snapshot import Portrait, StepPortrait
+from .snapshot import RunSnapshot, StepSnapshot
 
 _GOING = (RunStatus.FAILED, RunStatus.RUNNING, RunStatus.PAUSED)
 
 
 @dataclass(frozen=True, slots=True)
-class Act:
+class Action:
     """One of the methods of a run, as people know it."""
 
     #: The method of the run.
@@ -44,10 +44,10 @@ class Act:
         return f"job_sequences.{self.needs or self.name}_sequencerun"
 
 
-ACTS: dict[str, Act] = {
+ACTIONS: dict[str, Action] = {
     act.name: act
     for act in (
-        Act(
+        Action(
             "retry",
             _("Retry"),
             _(
@@ -57,7 +57,7 @@ ACTS: dict[str, Act] = {
             ),
             meant_for=(RunStatus.FAILED,),
         ),
-        Act(
+        Action(
             "restart_from",
             _("Restart from here"),
             _(
@@ -69,7 +69,7 @@ ACTS: dict[str, Act] = {
             needs="restart",
             meant_for=(*_GOING, RunStatus.CANCELLED),
         ),
-        Act(
+        Action(
             "skip",
             _("Skip"),
             _("The run goes on without this step, as if it had nothing to do."),
@@ -77,47 +77,47 @@ ACTS: dict[str, Act] = {
             is_dangerous=True,
             meant_for=_GOING,
         ),
-        Act(
+        Action(
             "run_now",
             _("Run now"),
             _("The step does not wait for its time any longer."),
             on_step=True,
             meant_for=(RunStatus.RUNNING, RunStatus.UNDOING),
         ),
-        Act(
+        Action(
             "deliver",
             _("Deliver"),
             _("The event that this step waits for has come, with this payload."),
             on_step=True,
             meant_for=_GOING,
         ),
-        Act(
+        Action(
             "pause",
             _("Pause"),
             _("A running step may end; nothing new begins until it is resumed."),
             meant_for=(RunStatus.RUNNING,),
         ),
-        Act(
+        Action(
             "resume",
             _("Resume"),
             _("What the pause holds goes on; what fell due meanwhile is performed now."),
             needs="pause",
             meant_for=(RunStatus.PAUSED,),
         ),
-        Act(
+        Action(
             "edit",
             _("Edit data"),
             _("Other data takes the place of what the steps share."),
             is_dangerous=True,
         ),
-        Act(
+        Action(
             "finish",
             _("Finish"),
             _("The run succeeds as it is now; what has not ended is skipped."),
             is_dangerous=True,
             meant_for=(RunStatus.RUNNING, RunStatus.PAUSED),
         ),
-        Act(
+        Action(
             "cancel",
             _("Cancel"),
             _(
@@ -127,7 +127,7 @@ ACTS: dict[str, Act] = {
             is_dangerous=True,
             meant_for=UNFINISHED_RUN,
         ),
-        Act(
+        Action(
             "erase",
             _("Erase"),
             _(
@@ -141,40 +141,40 @@ ACTS: dict[str, Act] = {
 }
 
 
-def allowed(portrait: Portrait) -> Iterator[tuple[Act, StepPortrait | None]]:
+def allowed(portrait: RunSnapshot) -> Iterator[tuple[Action, StepSnapshot | None]]:
     """What the state of this run allows; with the step, of what concerns one."""
     if not portrait.is_readable:
         return
     for name, is_allowed in _OF_RUN.items():
         if is_allowed(portrait):
-            yield ACTS[name], None
+            yield ACTIONS[name], None
     for step in portrait.steps:
         for name, is_allowed_on in _OF_STEP.items():
             if is_allowed_on(portrait, step):
-                yield ACTS[name], step
+                yield ACTIONS[name], step
 
 
-def permitted(user: Any, act: Act) -> bool:
+def permitted(user: Any, act: Action) -> bool:
     """Whether this user may do it."""
     return bool(user.is_active and user.has_perm(act.permission))
 
 
-def _status(portrait: Portrait, *statuses: str) -> bool:
+def _status(portrait: RunSnapshot, *statuses: str) -> bool:
     return portrait.run.status in statuses
 
 
-def _goes(portrait: Portrait) -> bool:
+def _goes(portrait: RunSnapshot) -> bool:
     return _status(portrait, *_GOING)
 
 
-def _undone(portrait: Portrait) -> frozenset[str]:
+def _undone(portrait: RunSnapshot) -> frozenset[str]:
     """The steps that were undone, or tried to be."""
     undos = (step for step in portrait.steps if step.node.kind == "undo" and step.status)
     below = (step.name for step in portrait.steps if step.undoing in UNDONE)
     return frozenset({*(step.node.undoes for step in undos), *below})
 
 
-def _may_retry(portrait: Portrait) -> bool:
+def _may_retry(portrait: RunSnapshot) -> bool:
     if _undone(portrait):
         return _status(portrait, RunStatus.FAILED) and any(map(_has_failed, portrait.steps))
     retrying = any(
@@ -183,20 +183,20 @@ def _may_retry(portrait: Portrait) -> bool:
     return _goes(portrait) and (portrait.is_failing or retrying)
 
 
-def _has_failed(step: StepPortrait) -> bool:
+def _has_failed(step: StepSnapshot) -> bool:
     """Whether it is an undo or `on_failure` that has failed, or its children's undos have."""
     failed = step.status == "failed" or bool(step.items.get("failed"))
-    return (step.node.kind in ASIDE and failed) or step.undoing == Undoing.FAILED
+    return (step.node.kind in COMPENSATION_KINDS and failed) or step.undoing == Undoing.FAILED
 
 
-def _may_edit(portrait: Portrait) -> bool:
+def _may_edit(portrait: RunSnapshot) -> bool:
     return not any(step.status == "running" or step.items.get("running") for step in portrait.steps)
 
 
-def _may_skip(portrait: Portrait, step: StepPortrait) -> bool:
+def _may_skip(portrait: RunSnapshot, step: StepSnapshot) -> bool:
     if not _goes(portrait):
         return False
-    if step.node.kind in ASIDE:
+    if step.node.kind in COMPENSATION_KINDS:
         return _status(portrait, RunStatus.FAILED) and _has_failed(step)
     if _undone(portrait) or step.row is None:
         return False
@@ -205,8 +205,12 @@ def _may_skip(portrait: Portrait, step: StepPortrait) -> bool:
     return step.status in (StepStatus.WAITING, StepStatus.QUEUED, StepStatus.RETRYING)
 
 
-def _may_restart(portrait: Portrait, step: StepPortrait) -> bool:
-    if _status(portrait, RunStatus.UNDOING) or step.row is None or step.node.kind in ASIDE:
+def _may_restart(portrait: RunSnapshot, step: StepSnapshot) -> bool:
+    if (
+        _status(portrait, RunStatus.UNDOING)
+        or step.row is None
+        or step.node.kind in COMPENSATION_KINDS
+    ):
         return False
     plan = portrait.plan
     again = plan.again(step.name)
@@ -216,13 +220,13 @@ def _may_restart(portrait: Portrait, step: StepPortrait) -> bool:
     return not plan.is_failing(states)
 
 
-def asked_again(portrait: Portrait, step: StepPortrait) -> list[StepPortrait]:
+def asked_again(portrait: RunSnapshot, step: StepSnapshot) -> list[StepSnapshot]:
     """The events whose deliveries a restart from this step forgets, unless they are kept."""
     again, inbox = portrait.plan.again(step.name), _inbox(portrait)
     return [one for one in portrait.steps if one.name in again and one.name in inbox]
 
 
-def _may_deliver(portrait: Portrait, step: StepPortrait) -> bool:
+def _may_deliver(portrait: RunSnapshot, step: StepSnapshot) -> bool:
     if step.node.kind != "event" or not _goes(portrait):
         return False
     # One that the run has not come to yet can be delivered early, from code.
@@ -231,11 +235,11 @@ def _may_deliver(portrait: Portrait, step: StepPortrait) -> bool:
     )
 
 
-def _inbox(portrait: Portrait) -> dict[str, Any]:
+def _inbox(portrait: RunSnapshot) -> dict[str, Any]:
     return {} if "inbox" in portrait.run.get_deferred_fields() else portrait.run.inbox
 
 
-def _may_run_now(portrait: Portrait, step: StepPortrait) -> bool:
+def _may_run_now(portrait: RunSnapshot, step: StepSnapshot) -> bool:
     if not _status(portrait, RunStatus.RUNNING, RunStatus.UNDOING):
         return False
     if step.items.get("retrying"):
@@ -243,7 +247,7 @@ def _may_run_now(portrait: Portrait, step: StepPortrait) -> bool:
     return step.is_delayed and step.row is not None and step.row.wake_at is not None
 
 
-_OF_RUN: dict[str, Callable[[Portrait], bool]] = {
+_OF_RUN: dict[str, Callable[[RunSnapshot], bool]] = {
     "retry": _may_retry,
     "resume": lambda portrait: _status(portrait, RunStatus.PAUSED),
     "pause": lambda portrait: _status(portrait, RunStatus.RUNNING),
@@ -252,7 +256,7 @@ _OF_RUN: dict[str, Callable[[Portrait], bool]] = {
     "cancel": lambda portrait: _status(portrait, *UNFINISHED_RUN),
     "erase": lambda portrait: portrait.run.is_finished,
 }
-_OF_STEP: dict[str, Callable[[Portrait, StepPortrait], bool]] = {
+_OF_STEP: dict[str, Callable[[RunSnapshot, StepSnapshot], bool]] = {
     "run_now": _may_run_now,
     "deliver": _may_deliver,
     "skip": _may_skip,

@@ -14,13 +14,13 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from .. import conf
-from ..definitions.plan import ASIDE
+from ..definitions.plan import COMPENSATION_KINDS
 from ..models import Operation, RunStatus, StepFailure, StepRun, StepStatus
 from ..transitions.compensation import STANDSTILL
 from ..transitions.subsequences import Undoing
 from ..utils.durations import duration
 from ..utils.text import class_name, first_line
-from .snapshot import Portrait, StepPortrait
+from .snapshot import RunSnapshot, StepSnapshot
 
 #: How much of an error's message stands in the sentence, in characters.
 LONGEST = 200
@@ -28,7 +28,7 @@ LONGEST = 200
 PATIENCE = timedelta(seconds=30)
 
 
-def summary(portrait: Portrait, last: Operation | None = None) -> str:
+def summary(portrait: RunSnapshot, last: Operation | None = None) -> str:
     """What is the matter with this run; ``last`` is the newest act on it, if that is known.
 
     The failure of the portrait tells the error.
@@ -47,17 +47,17 @@ def error_of(failure: StepFailure) -> str:
 # A run that has ended
 
 
-def _succeeded(portrait: Portrait, last: Operation | None) -> str:
+def _succeeded(portrait: RunSnapshot, last: Operation | None) -> str:
     told = _("Succeeded %(ago)s ago, after %(span)s.") % _times(portrait)
     return _by(told, last, "finish")
 
 
-def _cancelled(portrait: Portrait, last: Operation | None) -> str:
+def _cancelled(portrait: RunSnapshot, last: Operation | None) -> str:
     told = _("Cancelled %(ago)s ago.") % _times(portrait)
     return _by(told, last, "cancel", "cancel_and_undo")
 
 
-def _failed(portrait: Portrait, last: Operation | None) -> str:
+def _failed(portrait: RunSnapshot, last: Operation | None) -> str:
     undo = next((step for step in portrait.steps if _is_failed_undo(step)), None)
     names = _names(portrait.plan.failed(portrait.states))
     told = _("Failed at %(steps)s %(ago)s ago") % {"steps": names, **_times(portrait)}
@@ -77,12 +77,12 @@ def _failed(portrait: Portrait, last: Operation | None) -> str:
     return told + _("What comes after it is held.") if _is_held(portrait) else told.strip()
 
 
-def _is_failed_undo(step: StepPortrait) -> bool:
+def _is_failed_undo(step: StepSnapshot) -> bool:
     is_failed = step.status == "failed" or bool(step.items.get("failed"))
     return step.node.kind == "undo" and is_failed
 
 
-def _is_held(portrait: Portrait) -> bool:
+def _is_held(portrait: RunSnapshot) -> bool:
     """Whether there is more to do, were it not for the failure."""
     return any(step.status not in _ENDED for step in portrait.steps if not step.node.aside)
 
@@ -93,7 +93,7 @@ _ENDED = ("succeeded", "failed", "skipped", "cancelled")
 # A run that has not
 
 
-def _undoing(portrait: Portrait, last: Operation | None) -> str:
+def _undoing(portrait: RunSnapshot, last: Operation | None) -> str:
     failed = portrait.plan.failed(portrait.states)
     if not portrait.run.ending:
         told = _("It is stopped with its parent, and is undone when its turn comes.")
@@ -108,7 +108,7 @@ def _undoing(portrait: Portrait, last: Operation | None) -> str:
     return " ".join([told, *_undoing_now(portrait)])
 
 
-def _undoing_now(portrait: Portrait) -> list[str]:
+def _undoing_now(portrait: RunSnapshot) -> list[str]:
     """What an undoing is about, or waits for."""
     running = [step.name for step in portrait.steps if _still_executes(step)]
     if running:
@@ -117,21 +117,23 @@ def _undoing_now(portrait: Portrait) -> list[str]:
     if below:
         told = _("The runs that %(step)s has started are being undone.")
         return [told % {"step": _name(below[0])}]
-    aside = [step for step in portrait.steps if step.node.kind in ASIDE and _is_open(step)]
+    aside = [
+        step for step in portrait.steps if step.node.kind in COMPENSATION_KINDS and _is_open(step)
+    ]
     return [_now(portrait, step) for step in aside[:1]]
 
 
-def _still_executes(step: StepPortrait) -> bool:
+def _still_executes(step: StepSnapshot) -> bool:
     running = step.status == StepStatus.RUNNING or bool(step.items.get("running"))
-    return running and step.node.kind not in ASIDE
+    return running and step.node.kind not in COMPENSATION_KINDS
 
 
-def _is_open(step: StepPortrait) -> bool:
+def _is_open(step: StepSnapshot) -> bool:
     is_held = step.row is not None and step.row.wake_at is None
     return step.status in _OF_STEP and not is_held
 
 
-def _paused(portrait: Portrait, last: Operation | None) -> str:
+def _paused(portrait: RunSnapshot, last: Operation | None) -> str:
     if last is not None and last.action == "pause":
         ago = duration(portrait.now - last.done_at)
         by_whom, by_nobody = (
@@ -151,7 +153,7 @@ def _paused(portrait: Portrait, last: Operation | None) -> str:
     return told
 
 
-def _running(portrait: Portrait, last: Operation | None) -> str:
+def _running(portrait: RunSnapshot, last: Operation | None) -> str:
     if portrait.is_failing:
         return _failing(portrait)
     steps = sorted(portrait.at, key=lambda step: _urgency(portrait, step))
@@ -165,7 +167,7 @@ def _running(portrait: Portrait, last: Operation | None) -> str:
     return f"{told} " + beside % {"count": more}
 
 
-def _failing(portrait: Portrait) -> str:
+def _failing(portrait: RunSnapshot) -> str:
     failed = portrait.at[0]
     told = _("%(step)s has failed") % {"step": _name(failed)}
     told += _attempts(failed) + _error(portrait, failed) + ". "
@@ -176,7 +178,7 @@ def _failing(portrait: Portrait) -> str:
     return told + _("The run fails when %(steps)s has ended.") % {"steps": names}
 
 
-def _urgency(portrait: Portrait, step: StepPortrait) -> int:
+def _urgency(portrait: RunSnapshot, step: StepSnapshot) -> int:
     """What stands in the way of most comes first."""
     row = step.row
     if row is None:
@@ -190,14 +192,14 @@ def _urgency(portrait: Portrait, step: StepPortrait) -> int:
     return 3 if step.is_awaiting_event else 4
 
 
-def _now(portrait: Portrait, step: StepPortrait) -> str:
+def _now(portrait: RunSnapshot, step: StepSnapshot) -> str:
     """What this step is about."""
     if step.row is None:
         return _("%(step)s is under way.") % {"step": _name(step)}
     return _OF_STEP[StepStatus(step.row.status)](portrait, step, step.row)
 
 
-def _queued_step(portrait: Portrait, step: StepPortrait, row: StepRun) -> str:
+def _queued_step(portrait: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
     values = {
         "step": _name(step),
         "ago": duration(portrait.now - row.queued_at),
@@ -225,7 +227,7 @@ def _queued_step(portrait: Portrait, step: StepPortrait, row: StepRun) -> str:
     return _("%(step)s has been queued for %(ago)s.") % values
 
 
-def _running_step(portrait: Portrait, step: StepPortrait, row: StepRun) -> str:
+def _running_step(portrait: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
     silent = _silent(portrait, row)
     values: dict[str, Any] = {
         "step": _name(step),
@@ -255,7 +257,7 @@ def _running_step(portrait: Portrait, step: StepPortrait, row: StepRun) -> str:
     )
 
 
-def _silent(portrait: Portrait, row: StepRun) -> timedelta | None:
+def _silent(portrait: RunSnapshot, row: StepRun) -> timedelta | None:
     """How long its worker has given no sign of life, if that is too long."""
     if row.wake_at is None or row.started_at is None:
         return None
@@ -266,7 +268,7 @@ def _silent(portrait: Portrait, row: StepRun) -> timedelta | None:
     return silent if silent > patience or row.wake_at <= portrait.now else None
 
 
-def _retrying_step(portrait: Portrait, step: StepPortrait, row: StepRun) -> str:
+def _retrying_step(portrait: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
     tried = ngettext("%(count)d failed attempt", "%(count)d failed attempts", row.attempts)
     values = {"step": _name(step), "tried": tried % {"count": row.attempts}}
     if row.due_at is not None and row.due_at > portrait.now:
@@ -286,7 +288,7 @@ def _retrying_step(portrait: Portrait, step: StepPortrait, row: StepRun) -> str:
     return f"{told}{_error(portrait, step)}."
 
 
-def _waiting_step(portrait: Portrait, step: StepPortrait, row: StepRun) -> str:
+def _waiting_step(portrait: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
     if step.is_delayed and step.node.kind != "event":
         return _delayed(portrait, step, row)
     if step.node.kind == "event":
@@ -305,7 +307,7 @@ def _waiting_step(portrait: Portrait, step: StepPortrait, row: StepRun) -> str:
     }
 
 
-def _awaiting(portrait: Portrait, step: StepPortrait, row: StepRun) -> str:
+def _awaiting(portrait: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
     if row.payload is None and row.due_at is not None:  # its own delay is not over
         return _delayed(portrait, step, row)
     since = _since(row) or row.queued_at
@@ -324,7 +326,7 @@ def _since(row: StepRun) -> datetime | None:
     return parse_datetime(str(payload.get("waiting_since", "")))
 
 
-def _delayed(portrait: Portrait, step: StepPortrait, row: StepRun) -> str:
+def _delayed(portrait: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
     left = (row.due_at or portrait.now) - portrait.now
     if left < timedelta(0):
         return _("The time that %(step)s has waited for has come.") % {"step": _name(step)}
@@ -342,7 +344,7 @@ def _count(payload: Any, key: str) -> int:
 # Parts of the sentences
 
 
-def _name(step: StepPortrait) -> str:
+def _name(step: StepSnapshot) -> str:
     return f"“{step.name}”"
 
 
@@ -350,19 +352,19 @@ def _names(names: Any) -> str:
     return ", ".join(f"“{name}”" for name in names)
 
 
-def _times(portrait: Portrait) -> dict[str, str]:
+def _times(portrait: RunSnapshot) -> dict[str, str]:
     ended = portrait.run.finished_at or portrait.now
     return {"ago": duration(portrait.now - ended), "span": duration(portrait.duration)}
 
 
-def _attempts(step: StepPortrait) -> str:
+def _attempts(step: StepSnapshot) -> str:
     count = step.row.attempts if step.row is not None else 0
     if count < 2:
         return ""
     return " " + _("after %(count)d attempts") % {"count": count}
 
 
-def _error(portrait: Portrait, step: StepPortrait | None) -> str:
+def _error(portrait: RunSnapshot, step: StepSnapshot | None) -> str:
     """The error, if the newest failed attempt is this step's."""
     failure = portrait.failure
     if failure is None or (step is not None and failure.step != step.name):
@@ -370,7 +372,7 @@ def _error(portrait: Portrait, step: StepPortrait | None) -> str:
     return f": {error_of(failure)}".rstrip(".")
 
 
-def _progress(step: StepPortrait) -> str:
+def _progress(step: StepSnapshot) -> str:
     told = [f": {step.progress_text}"] if step.progress_text else []
     if step.progress is not None:
         done, total = step.progress

@@ -8,7 +8,7 @@ from typing import Any
 from django.db.models import Max
 from django.utils.translation import gettext, ngettext
 
-from ..models import PLAIN, StepLoss, StepRun
+from ..models import NO_ITEM, StepLoss, StepRun
 
 #: How many neighbours are named.
 NAMED = 3
@@ -47,6 +47,6 @@ def names(beside: list[dict[str, Any]]) -> str:
 
 
 def _name(one: dict[str, Any]) -> str:
-    item = "" if one["item"] == PLAIN else f"[{one['item']}]"
+    item = "" if one["item"] == NO_ITEM else f"[{one['item']}]"
     values = {"step": f"{one['step']}{item}", "run": one["run"]}
     return gettext("“%(step)s” of run %(run)s") % values

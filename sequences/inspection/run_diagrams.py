@@ -17,10 +17,10 @@ from ..exceptions import SequenceError
 from ..models import UNFINISHED_STEP, RunStatus, StepFailure, StepRun, StepStatus
 from ..utils.durations import duration
 from .diagnosis import error_of
-from .snapshot import Portrait, StepPortrait
+from .snapshot import RunSnapshot, StepSnapshot
 
 #: Where a step's box leads; an empty text: nowhere.
-Href = Callable[[StepPortrait], str]
+Href = Callable[[StepSnapshot], str]
 
 #: Failed attempts that one lane shows, the newest ones.
 MOST_FAILURES = 50
@@ -50,7 +50,7 @@ def labels() -> Labels:
     )
 
 
-def picture_of(portrait: Portrait, href: Href | None = None) -> SafeString:
+def picture_of(portrait: RunSnapshot, href: Href | None = None) -> SafeString:
     """The run's plan as an SVG. Beyond some dozens of steps: empty; `outline` is for those."""
     if not diagrams.is_drawable(portrait.plan):
         return SafeString("")
@@ -64,7 +64,7 @@ def picture_of(portrait: Portrait, href: Href | None = None) -> SafeString:
 
 
 def timeline_of(
-    portrait: Portrait, failures: Iterable[StepFailure] = (), href: Href | None = None
+    portrait: RunSnapshot, failures: Iterable[StepFailure] = (), href: Href | None = None
 ) -> SafeString:
     """What each step did when, as an SVG."""
     found = diagrams.timeline(
@@ -81,7 +81,7 @@ def timeline_of(
 # Marks
 
 
-def marks_of(portrait: Portrait, href: Href | None = None) -> dict[str, Mark]:
+def marks_of(portrait: RunSnapshot, href: Href | None = None) -> dict[str, Mark]:
     """How far each step is, by its name."""
     delayed = _delayed(portrait)
     return {
@@ -99,7 +99,7 @@ def marks_of(portrait: Portrait, href: Href | None = None) -> dict[str, Mark]:
     }
 
 
-def _delayed(portrait: Portrait) -> frozenset[str]:
+def _delayed(portrait: RunSnapshot) -> frozenset[str]:
     """The steps with a delay of their own: a plan does not know them, its class does."""
     try:
         definition = registry.definition_for(portrait.run.sequence, portrait.plan)
@@ -109,7 +109,7 @@ def _delayed(portrait: Portrait) -> frozenset[str]:
     return frozenset(name for name, step in found.items() if step and step.delay is not None)
 
 
-def _text(portrait: Portrait, step: StepPortrait) -> str:
+def _text(portrait: RunSnapshot, step: StepSnapshot) -> str:
     """What stands beside its state; short, there is little room. Empty: its progress, if any."""
     row = step.row
     if row is None:
@@ -131,14 +131,14 @@ def _text(portrait: Portrait, step: StepPortrait) -> str:
     return ""
 
 
-def _time_left(step: StepPortrait, left: timedelta) -> str:
+def _time_left(step: StepSnapshot, left: timedelta) -> str:
     if left <= timedelta(0):
         return _("due")
     words = _("in %(time)s") if step.is_delayed else _("%(time)s left")
     return words % {"time": duration(left)}
 
 
-def _title(portrait: Portrait, step: StepPortrait) -> str:
+def _title(portrait: RunSnapshot, step: StepSnapshot) -> str:
     """What is shown where the pointer rests."""
     told = []
     row = step.row
@@ -151,7 +151,7 @@ def _title(portrait: Portrait, step: StepPortrait) -> str:
     return "\n".join(filter(None, [*told, step.progress_text]))
 
 
-def _is_held(portrait: Portrait, row: StepRun) -> bool:
+def _is_held(portrait: RunSnapshot, row: StepRun) -> bool:
     """Whether nothing looks at it, because its run is paused or has failed."""
     stopped = portrait.run.status == RunStatus.PAUSED or portrait.is_failing
     return stopped and row.wake_at is None and row.status != StepStatus.RUNNING
@@ -161,7 +161,7 @@ def _is_held(portrait: Portrait, row: StepRun) -> bool:
 
 
 def lanes_of(
-    portrait: Portrait, failures: Iterable[StepFailure] = (), href: Href | None = None
+    portrait: RunSnapshot, failures: Iterable[StepFailure] = (), href: Href | None = None
 ) -> list[Lane]:
     """What each step that the run has come to did when, in the order in which they were ready.
 
@@ -185,7 +185,7 @@ def lanes_of(
 
 
 def _spans(
-    portrait: Portrait, step: StepPortrait, row: StepRun, failures: list[StepFailure]
+    portrait: RunSnapshot, step: StepSnapshot, row: StepRun, failures: list[StepFailure]
 ) -> Iterator[Span]:
     failures = sorted(failures, key=lambda failure: failure.failed_at)[-MOST_FAILURES:]
     last = failures[-1] if failures and row.item == failures[-1].item else None
@@ -204,8 +204,8 @@ def _spans(
 
 
 def _last_attempt(
-    portrait: Portrait,
-    step: StepPortrait,
+    portrait: RunSnapshot,
+    step: StepSnapshot,
     row: StepRun,
     begins: datetime,
     failure: StepFailure | None,
@@ -227,22 +227,22 @@ def _told(failure: StepFailure | None) -> str:
     return error_of(failure) if failure else ""
 
 
-def _wait(portrait: Portrait, row: StepRun) -> Literal["waited", "held"]:
+def _wait(portrait: RunSnapshot, row: StepRun) -> Literal["waited", "held"]:
     return "held" if not row.finished_at and _is_held(portrait, row) else "waited"
 
 
-def mermaid_of(portrait: Portrait) -> str:
+def mermaid_of(portrait: RunSnapshot) -> str:
     """The run as a flowchart of Mermaid."""
     return diagrams.mermaid(portrait.plan, marks_of(portrait), labels=labels())
 
 
-def text_of(portrait: Portrait, *, width: int = 80, unicode: bool = True) -> str:
+def text_of(portrait: RunSnapshot, *, width: int = 80, unicode: bool = True) -> str:
     """The run as text for a terminal."""
     return diagrams.text(
         portrait.plan, marks_of(portrait), width=width, unicode=unicode, labels=labels()
     )
 
 
-def outline_of(portrait: Portrait, href: Href | None = None) -> tuple[diagrams.Row, ...]:
+def outline_of(portrait: RunSnapshot, href: Href | None = None) -> tuple[diagrams.Row, ...]:
     """The run's steps as rows of a list, for what no picture can hold."""
     return diagrams.outline(portrait.plan, marks_of(portrait, href))

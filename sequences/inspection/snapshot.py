@@ -22,7 +22,7 @@ from ..definitions.plan import DONE, Node, Plan
 from ..definitions.steps import Undo, name_of
 from ..exceptions import SequenceError
 from ..models import (
-    PLAIN,
+    NO_ITEM,
     UNFINISHED_STEP,
     RunStatus,
     SequenceRun,
@@ -45,7 +45,7 @@ HEAVY = ("data", "inbox")
 
 
 @dataclass(frozen=True)
-class StepPortrait:
+class StepSnapshot:
     """One step of a run's plan, and how far it is."""
 
     node: Node
@@ -164,13 +164,13 @@ class StepPortrait:
 
 
 @dataclass(frozen=True)
-class Portrait:
+class RunSnapshot:
     """One run as people are shown it."""
 
     run: SequenceRun
     plan: Plan
     #: In the order of the plan; what only a failure begins comes last.
-    steps: tuple[StepPortrait, ...]
+    steps: tuple[StepSnapshot, ...]
     #: The newest failed attempt, without secrets.
     failure: StepFailure | None
     #: The database's time when it was read.
@@ -191,7 +191,7 @@ class Portrait:
         """Whether this release knows the format of its plan; if not, no step is shown."""
         return bool(self.plan.nodes)
 
-    def step(self, name: str) -> StepPortrait | None:
+    def step(self, name: str) -> StepSnapshot | None:
         """The step of that name in its plan."""
         return next((step for step in self.steps if step.name == name), None)
 
@@ -206,7 +206,7 @@ class Portrait:
         return self.plan.is_failing(self.states)
 
     @cached_property
-    def at(self) -> tuple[StepPortrait, ...]:
+    def at(self) -> tuple[StepSnapshot, ...]:
         """The steps that the run is at: those that failed it, else those that are unfinished."""
         failed = set(self.plan.failed(self.states))
         if failed and self.run.status in (RunStatus.FAILED, RunStatus.RUNNING, RunStatus.PAUSED):
@@ -281,7 +281,7 @@ def label_of(name: str) -> str:
     return name.replace("_", " ")
 
 
-def of(run: SequenceRun, *, failures: bool = True) -> Portrait:
+def of(run: SequenceRun, *, failures: bool = True) -> RunSnapshot:
     """This run, with the counts of its fan-outs' items.
 
     Three queries: the time, its steps, its newest failure (which ``failures=False`` leaves out).
@@ -293,7 +293,7 @@ def of(run: SequenceRun, *, failures: bool = True) -> Portrait:
 
 def of_many(
     runs: Collection[SequenceRun], *, items: bool = False, failures: bool = True
-) -> list[Portrait]:
+) -> list[RunSnapshot]:
     """These runs, in a constant number of queries; ``items``: with the counts of items."""
     using = conf.using()
     now = clock.now(using)
@@ -308,7 +308,7 @@ def of_many(
     for failure in newest.values():
         _hide(failure, secrets[failure.run_id])
     return [
-        Portrait(
+        RunSnapshot(
             run,
             plan := known[run.plan_id],
             _steps(
@@ -332,7 +332,7 @@ def _fans_out(plan: Plan) -> bool:
 
 
 def _rows(ids: Collection[UUID], using: str) -> dict[UUID, dict[str, StepRun]]:
-    rows = StepRun.objects.using(using).filter(run__in=ids, item=PLAIN).defer("result")
+    rows = StepRun.objects.using(using).filter(run__in=ids, item=NO_ITEM).defer("result")
     found: dict[UUID, dict[str, StepRun]] = defaultdict(dict)
     for row in rows:
         found[row.run_id][row.step] = row
@@ -348,7 +348,7 @@ def _counts(
     ids: Collection[UUID], using: str
 ) -> tuple[dict[UUID, dict[str, dict[str, int]]], set[UUID]]:
     """How many items there are of each status, and the runs where one under way has told of it."""
-    rows = StepRun.objects.using(using).filter(run__in=ids, item__gt=PLAIN)
+    rows = StepRun.objects.using(using).filter(run__in=ids, item__gt=NO_ITEM)
     found: dict[UUID, dict[str, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
     telling = set()
     grouped = rows.order_by().values_list("run", "step", "status")
@@ -363,7 +363,7 @@ def _told_by_items(
     ids: Collection[UUID], using: str
 ) -> dict[UUID, dict[str, list[Mapping[str, Any]]]]:
     found: dict[UUID, dict[str, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    rows = StepRun.objects.using(using).filter(run__in=ids, item__gt=PLAIN, kind="item")
+    rows = StepRun.objects.using(using).filter(run__in=ids, item__gt=NO_ITEM, kind="item")
     rows = rows.filter(status__in=UNFINISHED_STEP, progress__isnull=False).order_by("item")
     for run_id, step, told in rows.values_list("run", "step", "progress")[:MAX_TELLING_ITEMS]:
         if isinstance(told, dict):
@@ -386,11 +386,11 @@ def _steps(
     told: Mapping[str, Sequence[Mapping[str, Any]]],
     losses: Mapping[int, StepLoss],
     secrets: frozenset[str],
-) -> tuple[StepPortrait, ...]:
+) -> tuple[StepSnapshot, ...]:
     ordered = sorted(plan.nodes, key=lambda node: node.aside)
     labels = _labels(run, plan)
     return tuple(
-        StepPortrait(
+        StepSnapshot(
             node,
             rows.get(node.name),
             items.get(node.name, {}),
@@ -475,7 +475,7 @@ def visible_text(text: str, run: SequenceRun) -> str:
     return hide(text, secrets_of(run.data, patterns)) if patterns else text
 
 
-def without_secrets(failure: StepFailure | None, run: SequenceRun) -> StepFailure | None:
+def redacted(failure: StepFailure | None, run: SequenceRun) -> StepFailure | None:
     """The failed attempt, its texts changed in place: never to be saved."""
     if failure is not None:
         _hide(failure, secrets_of(run.data, patterns_of(run.sequence)))

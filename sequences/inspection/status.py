@@ -15,10 +15,10 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from .. import conf
-from ..links import ExpiredLink, InvalidLink, Link
+from ..links import InvalidLink, Link, LinkExpired
 from ..models import RunStatus, SequenceRun, StepStatus
 from . import snapshot
-from .snapshot import HEAVY, NOT_BEGUN, Portrait, StepPortrait
+from .snapshot import HEAVY, NOT_BEGUN, RunSnapshot, StepSnapshot
 
 #: Of the answers of one run: the shortest and the longest time between two of them.
 SHORTEST, LONGEST = timedelta(seconds=1), timedelta(seconds=15)
@@ -26,7 +26,7 @@ SHORTEST, LONGEST = timedelta(seconds=1), timedelta(seconds=15)
 ASKED = 30
 
 
-class NotShown(Exception):
+class StatusNotFound(Exception):
     """There is nothing to show. All that was never there looks alike, so that nobody can guess."""
 
     code = "not-found"
@@ -34,7 +34,7 @@ class NotShown(Exception):
     text = gettext_lazy("There is nothing at this address.")
 
 
-class NoLonger(NotShown):
+class NoLonger(StatusNotFound):
     """The address was right, and its time is over."""
 
     code = "expired"
@@ -43,7 +43,7 @@ class NoLonger(NotShown):
 
 
 @dataclass(frozen=True)
-class Shows:
+class DisplayOptions:
     """What a page has chosen to show. It travels, signed, in the address of the progress."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -61,11 +61,11 @@ class Shows:
 class Status:
     """How far a run is, in the words of a page."""
 
-    def __init__(self, run: SequenceRun, shows: Shows) -> None:
+    def __init__(self, run: SequenceRun, shows: DisplayOptions) -> None:
         self.run, self.shows = run, shows
 
     @cached_property
-    def portrait(self) -> Portrait:
+    def portrait(self) -> RunSnapshot:
         return snapshot.of(self.run, failures=False)
 
     def as_json(self) -> dict[str, Any]:
@@ -141,11 +141,11 @@ class Status:
         return round(wanted / timedelta(milliseconds=1))
 
     @property
-    def at(self) -> tuple[StepPortrait, ...]:
+    def at(self) -> tuple[StepSnapshot, ...]:
         """The steps that are being worked on, or waited for."""
         return () if self._has_failed or self.run.is_finished else self.portrait.at
 
-    def label(self, step: StepPortrait) -> str:
+    def label(self, step: StepSnapshot) -> str:
         """What this page calls a step."""
         return self.shows.labels.get(step.name) or step.label
 
@@ -155,12 +155,12 @@ class Status:
         return failed or (not self.run.is_finished and self.portrait.is_failing)
 
     @property
-    def _shown(self) -> Iterator[StepPortrait]:
+    def _shown(self) -> Iterator[StepSnapshot]:
         """The main line, and what a failure has begun."""
         steps = self.portrait.steps
         return (step for step in steps if not step.node.aside or step.status != NOT_BEGUN)
 
-    def _step(self, step: StepPortrait) -> dict[str, Any]:
+    def _step(self, step: StepSnapshot) -> dict[str, Any]:
         return {
             "name": step.name,
             "label": self.label(step),
@@ -170,7 +170,7 @@ class Status:
             "text": self._told(step),
         }
 
-    def _told(self, step: StepPortrait) -> str:
+    def _told(self, step: StepSnapshot) -> str:
         return step.progress_text
 
     def _ending(self) -> str:
@@ -182,7 +182,7 @@ class Status:
             return (not self.shows.done_url and self.shows.done_text) or _("Done.")
         return ""
 
-    def _phrase(self, step: StepPortrait) -> str:
+    def _phrase(self, step: StepSnapshot) -> str:
         label = self.label(step)
         if step.status == StepStatus.RETRYING:
             return _("%(step)s (trying again)") % {"step": label}
@@ -195,41 +195,41 @@ class Status:
 
 
 def by_token(token: str) -> Status:
-    """Of the run that a signed address is of. Raises `NotShown`."""
+    """Of the run that a signed address is of. Raises `StatusNotFound`."""
     try:
         link = Link.read(token)
-    except ExpiredLink:
+    except LinkExpired:
         raise NoLonger from None
     except InvalidLink:
-        raise NotShown from None
-    return Status(_run(link.run), Shows(**link.shows))
+        raise StatusNotFound from None
+    return Status(_run(link.run), DisplayOptions(**link.shows))
 
 
 def by_id(request: HttpRequest, pk: UUID) -> Status:
-    """Of this run, for whom ``SEQUENCES["STATUS_PERMISSION"]`` lets see it; or `NotShown`."""
+    """Of this run, for whom ``SEQUENCES["STATUS_PERMISSION"]`` lets see it; or `StatusNotFound`."""
     permission = conf.settings.status_permission
     if permission is None:
-        raise NotShown
+        raise StatusNotFound
     if not callable(permission):
         user = getattr(request, "user", None)
         if user is None or not user.has_perm(permission):
-            raise NotShown
-        return Status(_run(pk), Shows())
+            raise StatusNotFound
+        return Status(_run(pk), DisplayOptions())
     run = _run(pk)
     if not permission(request, run):
-        raise NotShown
-    return Status(run, Shows())
+        raise StatusNotFound
+    return Status(run, DisplayOptions())
 
 
 def _run(pk: UUID) -> SequenceRun:
     runs = SequenceRun.objects.using(conf.using()).defer(*HEAVY)
     run = runs.filter(pk=pk).first()
     if run is None:
-        raise NotShown
+        raise StatusNotFound
     return run
 
 
-def _amount(step: StepPortrait) -> str:
+def _amount(step: StepSnapshot) -> str:
     done, total = step.progress or (0, 0)
     if not total:
         return ""

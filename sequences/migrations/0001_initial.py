@@ -25,24 +25,29 @@ class Migration(migrations.Migration):
                         serialize=False,
                     ),
                 ),
-                ("sequence", sequences.models.Exact(max_length=200, verbose_name="sequence")),
+                (
+                    "sequence",
+                    sequences.models.ExactCharField(max_length=200, verbose_name="sequence"),
+                ),
                 (
                     "key",
-                    sequences.models.Exact(
+                    sequences.models.ExactCharField(
                         blank=True, max_length=255, null=True, verbose_name="key"
                     ),
                 ),
                 (
-                    "held_key",
-                    sequences.models.Exact(blank=True, editable=False, max_length=255, null=True),
+                    "active_key",
+                    sequences.models.ExactCharField(
+                        blank=True, editable=False, max_length=255, null=True
+                    ),
                 ),
                 (
                     "key_scope",
-                    sequences.models.Exact(
+                    sequences.models.ExactCharField(
                         blank=True, db_default="", default="", editable=False, max_length=200
                     ),
                 ),
-                ("frees_key", models.BooleanField(default=False, editable=False)),
+                ("releases_key", models.BooleanField(default=False, editable=False)),
                 (
                     "status",
                     models.CharField(
@@ -133,7 +138,7 @@ class Migration(migrations.Migration):
             name="StepRun",
             fields=[
                 ("id", models.BigAutoField(primary_key=True, serialize=False)),
-                ("step", sequences.models.Exact(max_length=100, verbose_name="step")),
+                ("step", sequences.models.ExactCharField(max_length=100, verbose_name="step")),
                 ("item", models.IntegerField(default=-1, verbose_name="item")),
                 ("kind", models.CharField(default="step", max_length=16, verbose_name="kind")),
                 (
@@ -226,7 +231,7 @@ class Migration(migrations.Migration):
             name="StepFailure",
             fields=[
                 ("id", models.BigAutoField(primary_key=True, serialize=False)),
-                ("step", sequences.models.Exact(max_length=100, verbose_name="step")),
+                ("step", sequences.models.ExactCharField(max_length=100, verbose_name="step")),
                 ("item", models.IntegerField(default=-1, verbose_name="item")),
                 ("attempt", models.PositiveIntegerField(verbose_name="attempt")),
                 ("error", models.CharField(max_length=200, verbose_name="error")),
@@ -266,7 +271,7 @@ class Migration(migrations.Migration):
             name="StepLoss",
             fields=[
                 ("id", models.BigAutoField(primary_key=True, serialize=False)),
-                ("step", sequences.models.Exact(max_length=100, verbose_name="step")),
+                ("step", sequences.models.ExactCharField(max_length=100, verbose_name="step")),
                 ("item", models.IntegerField(default=-1, verbose_name="item")),
                 ("worker", models.CharField(max_length=100, verbose_name="worker")),
                 ("beside", models.JSONField(default=list, verbose_name="beside")),
@@ -316,7 +321,10 @@ class Migration(migrations.Migration):
             name="StoredPlan",
             fields=[
                 ("id", models.BigAutoField(primary_key=True, serialize=False)),
-                ("sequence", sequences.models.Exact(max_length=200, verbose_name="sequence")),
+                (
+                    "sequence",
+                    sequences.models.ExactCharField(max_length=200, verbose_name="sequence"),
+                ),
                 ("fingerprint", models.CharField(max_length=64, verbose_name="fingerprint")),
                 ("graph", models.JSONField(verbose_name="graph")),
                 ("created_at", models.DateTimeField(verbose_name="created")),
@@ -363,7 +371,7 @@ class Migration(migrations.Migration):
         migrations.AddConstraint(
             model_name="sequencerun",
             constraint=models.UniqueConstraint(
-                fields=("key_scope", "held_key"), name="job_sequences_run_key_once"
+                fields=("key_scope", "active_key"), name="job_sequences_run_key_once"
             ),
         ),
     ]

@@ -15,7 +15,12 @@ class Migration(migrations.Migration):
             name="WorkerProcess",
             fields=[
                 ("id", models.BigAutoField(primary_key=True, serialize=False)),
-                ("name", sequences.models.Exact(max_length=100, unique=True, verbose_name="name")),
+                (
+                    "name",
+                    sequences.models.ExactCharField(
+                        max_length=100, unique=True, verbose_name="name"
+                    ),
+                ),
                 ("queues", models.JSONField(default=list, verbose_name="queues")),
                 ("threads", models.PositiveIntegerField(default=0, verbose_name="threads")),
                 (

@@ -13,7 +13,7 @@ from django.template import Context
 from django.utils.http import url_has_allowed_host_and_scheme
 
 from ..exceptions import SequenceError
-from ..inspection.status import Shows, Status
+from ..inspection.status import DisplayOptions, Status
 from ..links import DAY, address
 from ..models import SequenceRun
 from ..sequence import Sequence
@@ -42,7 +42,7 @@ def sequence_progress(
     """
     row = _row(run)
     request = context.get("request")
-    shows = Shows(
+    shows = DisplayOptions(
         labels={str(name): _text(label) for name, label in (labels or {}).items()},
         done_url=_on_this_site(_text(done_url), request),
         done_text=_text(done_text),

@@ -62,9 +62,9 @@ def commit(claim: Claim, change: Change, using: str) -> list[Dispatch]:
         skip_unfinished(run, now, using)
         end(run, RunStatus.SUCCEEDED, now)
         ready = []
-    elif claim.is_aside and change.again is None:
+    elif claim.is_compensation and change.again is None:
         ready = compensation.go_on(run, plan, now, using)
-    elif claim.is_aside:
+    elif claim.is_compensation:
         ready = _again(claim, change, plan, now, using)
     else:
         ready = advance(run, plan, now, using)
@@ -85,7 +85,7 @@ def _commits_in(claim: Claim) -> tuple[RunStatus, ...]:
 
     One that executes when its run is to be undone ends first, and is undone then.
     """
-    return (RunStatus.UNDOING,) if claim.is_aside else UNFINISHED_RUN
+    return (RunStatus.UNDOING,) if claim.is_compensation else UNFINISHED_RUN
 
 
 def _write_row(claim: Claim, change: Change, run: SequenceRun, now: datetime, using: str) -> None:

@@ -16,8 +16,16 @@ from uuid import UUID
 
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
-from ..definitions.plan import ASIDE, Node, Plan
-from ..models import PLAIN, UNFINISHED_STEP, Operation, RunStatus, SequenceRun, StepRun, StepStatus
+from ..definitions.plan import COMPENSATION_KINDS, Node, Plan
+from ..models import (
+    NO_ITEM,
+    UNFINISHED_STEP,
+    Operation,
+    RunStatus,
+    SequenceRun,
+    StepRun,
+    StepStatus,
+)
 from . import clock, plans, runs, starts, subsequences
 from .locking import lock_run, transact
 from .subsequences import Undoing
@@ -39,7 +47,7 @@ def stop(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispat
     waiting = (StepStatus.QUEUED, StepStatus.WAITING)
     runs.unfinished(run, using).filter(status__in=waiting).update(wake_at=None)
     executing = runs.unfinished(run, using).exclude(status__in=waiting)
-    items = executing.filter(item__gt=PLAIN)
+    items = executing.filter(item__gt=NO_ITEM)
     for own in _rows(run, using).filter(kind="each", step__in=items.values("step")):
         wait_for_running_items(own, now, using)
     if executing.exists() or plan.outcome(runs.states_of(run, using)) is None:
@@ -76,7 +84,7 @@ def has_undo(run: SequenceRun, plan: Plan, using: str) -> bool:
 
 def stops_here(run: SequenceRun, step: StepRun | Claim) -> bool:
     """Whether this step is not tried again: its run is being undone, and waits for its end."""
-    return run.status == RunStatus.UNDOING and step.kind not in ASIDE
+    return run.status == RunStatus.UNDOING and step.kind not in COMPENSATION_KINDS
 
 
 def go_on(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
@@ -85,7 +93,7 @@ def go_on(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispa
         return []
     if run.ending == STANDSTILL:
         return _stand_still(run, now, using)
-    busy = _rows(run, using).filter(kind__in=ASIDE, status__in=UNFINISHED_STEP)
+    busy = _rows(run, using).filter(kind__in=COMPENSATION_KINDS, status__in=UNFINISHED_STEP)
     # An `on_failure` that is held has its turn after the undos.
     if not run.ending or busy.filter(wake_at__isnull=False).exists():
         return []
@@ -107,12 +115,12 @@ def _settle(run: SequenceRun, now: datetime, using: str) -> bool:
 
     First written, then read: a step that was claimed just before is seen to run.
     """
-    main = runs.unfinished(run, using).exclude(kind__in=ASIDE)
+    main = runs.unfinished(run, using).exclude(kind__in=COMPENSATION_KINDS)
     if not main.exists():
         return False
     main.exclude(status=StepStatus.RUNNING).exclude(_WAITS_FOR_ITEMS).update(**_cancelled(now))
     running = list(main.filter(status=StepStatus.RUNNING).values_list("step", "item"))
-    _stop_items(main, {step for step, item in running if item != PLAIN}, now, using)
+    _stop_items(main, {step for step, item in running if item != NO_ITEM}, now, using)
     _stop_children(run, now, using)
     return bool(running)
 
@@ -358,7 +366,7 @@ def _not_undone(run: SequenceRun, plan: Plan, node: Node, using: str) -> StepRun
     rows = _rows(run, using).filter(_done(node), ~Exists(begun), step=node.undoes)
     # Of a fan-out the items are undone, not the row that waited for them.
     is_fan_out = plan.node(node.undoes).kind == "each"
-    rows = rows.filter(item__gt=PLAIN) if is_fan_out else rows
+    rows = rows.filter(item__gt=NO_ITEM) if is_fan_out else rows
     return rows.order_by("-pk").first()
 
 
@@ -374,7 +382,7 @@ def _insert(
     run: SequenceRun, plan: Plan, node: Node, of: StepRun | None, now: datetime, using: str
 ) -> list[Dispatch]:
     row = new_row(run.pk, node, now, now + clock.grace())
-    if of is not None and of.item != PLAIN:
+    if of is not None and of.item != NO_ITEM:
         row.item, row.payload = of.item, {"item": of.payload, "result": of.result}
     starts.insert([row], using)
     return [dispatch_of(row, plan)]

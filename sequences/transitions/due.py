@@ -55,24 +55,26 @@ class Due:
     more: Place | None = None
 
 
-def take(is_lost: IsLost, using: str, *, knows: Knows = guesses, after: Place | None = None) -> Due:
+def take(
+    is_message_lost: IsLost, using: str, *, knows: Knows = guesses, after: Place | None = None
+) -> Due:
     """Move on what is due, so that no other sweep takes it for now.
 
     What another transaction has locked keeps its time, and has its turn at the next sweep.
     ``after``: only what comes after this place, so that a sweep does not meet again what it has
     left as it is.
     """
-    return transact(using, lambda: _take(is_lost, knows, after, using))
+    return transact(using, lambda: _take(is_message_lost, knows, after, using))
 
 
-def _take(is_lost: IsLost, knows: Knows, after: Place | None, using: str) -> Due:
+def _take(is_message_lost: IsLost, knows: Knows, after: Place | None, using: str) -> Due:
     now = clock.now(using)
     rows = list(_locked(now, after, using))
     due = Due(times={row.pk: row.wake_at for row in rows if row.wake_at})
     if len(rows) == BATCH:
         due.more = due.times[rows[-1].pk], rows[-1].pk
     for row in rows:
-        _sort(row, due, is_lost, knows, now, using)
+        _sort(row, due, is_message_lost, knows, now, using)
     StepRun._base_manager.using(using).bulk_update(
         [row for row in rows if row.status != StepStatus.RUNNING],
         ["status", "wake_at", "queued_at", "dispatches"],
@@ -92,7 +94,9 @@ def _locked(now: datetime, after: Place | None, using: str) -> QuerySet[StepRun]
     return rows.select_for_update(skip_locked=skip, of=of)[:BATCH]
 
 
-def _sort(row: StepRun, due: Due, is_lost: IsLost, knows: Knows, now: datetime, using: str) -> None:
+def _sort(
+    row: StepRun, due: Due, is_message_lost: IsLost, knows: Knows, now: datetime, using: str
+) -> None:
     if row.status == StepStatus.RUNNING:
         due.expired.append(row)
         return
@@ -122,7 +126,7 @@ def _sort(row: StepRun, due: Due, is_lost: IsLost, knows: Knows, now: datetime, 
         row.status, row.queued_at, row.dispatches = StepStatus.QUEUED, now, 0
         lost: bool | None = True
     else:
-        lost = is_lost(node.queue, _sent_at(row), now)
+        lost = is_message_lost(node.queue, _sent_at(row), now)
     if lost:
         row.wake_at = now + (clock.grace() if knows(node.actor) else _pause(row))
         due.rows.append(row)

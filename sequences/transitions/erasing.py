@@ -44,7 +44,7 @@ def _children(above: Sequence[UUID], using: str) -> Iterator[SequenceRun]:
 
 def blank(run_ids: Sequence[UUID], now: datetime, using: str, *, keep_key: bool) -> None:
     """Data, deliveries, payloads, results, progress, texts of failures, reasons; and keys."""
-    keys: dict[str, Any] = {} if keep_key else {"key": None, "held_key": None}
+    keys: dict[str, Any] = {} if keep_key else {"key": None, "active_key": None}
     for part in _chunks(run_ids):
         SequenceRun._base_manager.using(using).filter(pk__in=part).update(
             data={}, inbox={}, version=F("version") + 1, updated_at=now, **keys

@@ -9,9 +9,9 @@ from uuid import UUID
 
 from django.db.models import QuerySet
 
-from ..definitions.plan import ASIDE
+from ..definitions.plan import COMPENSATION_KINDS
 from ..exceptions import WorkerLost
-from ..models import PLAIN, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
+from ..models import NO_ITEM, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
 from ..utils.text import text_of, trace_of
 from . import clock, compensation, fanout, losses, notifications, plans, processes
 from .commits import divert
@@ -316,7 +316,7 @@ def _fail(run: SequenceRun, step: Claim | StepRun, now: datetime, using: str) ->
         return []
     if run.status == RunStatus.UNDOING:
         ready = compensation.go_on(run, plan, now, using)
-    elif step.item != PLAIN:
+    elif step.item != NO_ITEM:
         return []
     elif plan.node(step.step).on_error:
         ready = divert(run, plan, step.step, now, using)
@@ -330,7 +330,7 @@ def newest(run_id: UUID, plan_id: int, using: str) -> StepFailure | None:
     """What the run fails with: the newest failure of a step that is no undo."""
     plan = plans.load(plan_id, using)
     rows = StepFailure._base_manager.using(using).filter(run=run_id)
-    aside = [node.name for node in plan.nodes if node.kind in ASIDE]
+    aside = [node.name for node in plan.nodes if node.kind in COMPENSATION_KINDS]
     failed = StepRun._base_manager.using(using).filter(run=run_id, status=StepStatus.FAILED)
     rows = rows.exclude(step__in=aside).filter(step__in=failed.values("step"))
     return rows.order_by("-pk").first()

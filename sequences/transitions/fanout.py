@@ -23,7 +23,7 @@ from django.db.models import Q, QuerySet, Subquery
 
 from ..definitions.plan import Plan
 from ..models import (
-    PLAIN,
+    NO_ITEM,
     UNFINISHED_STEP,
     RunStatus,
     SequenceRun,
@@ -178,7 +178,7 @@ def _calls_for_a_look(state: State | None, item: int) -> bool:
 
 def _state_of(run_id: UUID, step: str, using: str) -> State | None:
     """How far a fan-out is that waits for its items."""
-    rows = StepRun._base_manager.using(using).filter(run=run_id, step=step, item=PLAIN)
+    rows = StepRun._base_manager.using(using).filter(run=run_id, step=step, item=NO_ITEM)
     waiting = rows.filter(status=StepStatus.WAITING, payload__isnull=False)
     state: State | None = waiting.values_list("payload", flat=True).first()
     return state
@@ -322,12 +322,12 @@ def has_unfinished(run_id: UUID, step: str, using: str) -> bool:
 
 
 def _items(run_id: UUID, step: str, using: str) -> QuerySet[StepRun]:
-    return StepRun._base_manager.using(using).filter(run=run_id, step=step, item__gt=PLAIN)
+    return StepRun._base_manager.using(using).filter(run=run_id, step=step, item__gt=NO_ITEM)
 
 
 def _own(run_id: UUID, step: str, using: str) -> StepRun | None:
     rows = StepRun._base_manager.using(using)
-    return rows.filter(run=run_id, step=step, item=PLAIN).first()
+    return rows.filter(run=run_id, step=step, item=NO_ITEM).first()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """What people and programs do to a run from outside.
 
-Each deed locks the run and writes every step run that it concerns: a step that is running just
+Each request locks the run and writes every step run that it concerns: a step that is running just
 then meets its own row changed when it commits, and rolls back.
 """
 
@@ -18,9 +18,9 @@ from django.db.models import Case, Q, QuerySet, When
 
 from ..data.redaction import redact
 from ..definitions import registry
-from ..definitions.plan import ASIDE, Plan
+from ..definitions.plan import COMPENSATION_KINDS, Plan
 from ..exceptions import InvalidTransition
-from ..models import PLAIN, UNFINISHED_RUN, Operation, RunStatus, SequenceRun, StepRun, StepStatus
+from ..models import NO_ITEM, UNFINISHED_RUN, Operation, RunStatus, SequenceRun, StepRun, StepStatus
 from . import clock, commits, compensation, erasing, fanout, plans, runs, starts, subsequences
 from .locking import lock_run, transact
 from .refusals import with_text
@@ -30,7 +30,7 @@ _FINISHED_RUN = tuple(status for status in RunStatus if status not in UNFINISHED
 
 
 @dataclass(frozen=True, slots=True)
-class Deed:
+class OperationRequest:
     """Who does what, and why: what an `Operation` row keeps."""
 
     action: str
@@ -41,13 +41,18 @@ class Deed:
     after: Any = None
 
 
-class _Locked:
-    """A run under its lock, and what every deed does with it."""
+class LockedRun:
+    """A run under its lock, and what every request does with it."""
 
     def __init__(
-        self, run: SequenceRun, deed: Deed, using: str, *, keep_deliveries: bool = False
+        self,
+        run: SequenceRun,
+        request: OperationRequest,
+        using: str,
+        *,
+        keep_deliveries: bool = False,
     ) -> None:
-        self.run, self.deed, self.using = run, deed, using
+        self.run, self.request, self.using = run, request, using
         self.keep_deliveries = keep_deliveries
         self.now: datetime = clock.now(using)
         plans.forget_unless_of(run.sequence, run.plan_id, using)
@@ -57,29 +62,29 @@ class _Locked:
         return StepRun._base_manager.using(self.using).filter(run=self.run.pk, **conditions)
 
     def allow(self, *states: str) -> None:
-        """Refuse the deed in any other state than these."""
+        """Refuse the request in any other state than these."""
         if self.run.status not in states:
             self.refuse(" or ".join(states))
 
     def refuse(self, allowed: str) -> None:
         raise InvalidTransition(
-            action=self.deed.action, run=self.run.pk, status=self.run.status, allowed=allowed
+            action=self.request.action, run=self.run.pk, status=self.run.status, allowed=allowed
         )
 
     def done(self) -> None:
         """Store the run, and what was done to it."""
         runs.save(self.run, self.now, self.using)
-        with_text(self._log, self.deed, self.using)
+        with_text(self._log, self.request, self.using)
 
-    def _log(self, deed: Deed) -> None:
+    def _log(self, request: OperationRequest) -> None:
         Operation._base_manager.using(self.using).create(
             run=self.run,
-            action=deed.action,
-            step=deed.step[:100],
-            reason=deed.reason,
-            by=deed.by[:150],
-            before=deed.before,
-            after=deed.after,
+            action=request.action,
+            step=request.step[:100],
+            reason=request.reason,
+            by=request.by[:150],
+            before=request.before,
+            after=request.after,
             done_at=self.now,
         )
 
@@ -138,8 +143,8 @@ class _Locked:
         """
         cancelled = self.steps(status=StepStatus.CANCELLED)
         cancelled.filter(attempts=0).update(delayed=False)
-        fanout.reopen(cancelled.filter(item=PLAIN), self.using)
-        ended = self._reopen_parents(cancelled.filter(item=PLAIN))
+        fanout.reopen(cancelled.filter(item=NO_ITEM), self.using)
+        ended = self._reopen_parents(cancelled.filter(item=NO_ITEM))
         self.requeue(cancelled)
         return ended
 
@@ -166,8 +171,10 @@ class _Locked:
         run = lock_run(child.pk, self.using)
         if run is None or not run.is_finished or run.status == RunStatus.SUCCEEDED:
             return []
-        deed = Deed(self.deed.action, self.deed.by, reason=f"so is its parent {self.run.pk}")
-        locked = _Locked(run, deed, self.using, keep_deliveries=self.keep_deliveries)
+        request = OperationRequest(
+            self.request.action, self.request.by, reason=f"so is its parent {self.run.pk}"
+        )
+        locked = LockedRun(run, request, self.using, keep_deliveries=self.keep_deliveries)
         if locked.undone():  # it begins from nothing
             every = frozenset(locked.plan.names)
             locked.forget_deliveries(every)
@@ -187,7 +194,7 @@ class _Locked:
         if self.run.is_finished:  # what has not begun was held, or cancelled
             ended = self.requeue_cancelled()
         failed = self.plan.failed(runs.states_of(self.run, self.using))
-        rows = self.steps(item=PLAIN, status=StepStatus.FAILED, step__in=failed)
+        rows = self.steps(item=NO_ITEM, status=StepStatus.FAILED, step__in=failed)
         fanout.reopen(rows, self.using)
         ended += self._reopen_parents(rows)
         self.requeue(rows)
@@ -231,7 +238,9 @@ class _Locked:
         if not delivered:
             return
         kept = delivered if self.keep_deliveries else []
-        self.deed = replace(self.deed, before={"deliveries": delivered}, after={"deliveries": kept})
+        self.request = replace(
+            self.request, before={"deliveries": delivered}, after={"deliveries": kept}
+        )
         inbox = self.run.inbox.items()
         self.run.inbox = {name: value for name, value in inbox if name in kept or name not in steps}
 
@@ -253,43 +262,46 @@ class _Locked:
     def _begin_again(self) -> None:
         self.run.status = RunStatus.RUNNING
         self.run.finished_at = None
-        if self.run.key is not None and self.run.held_key is None:
+        if self.run.key is not None and self.run.active_key is None:
             self._hold_key(self.run.key)
 
     def _hold_key(self, key: str) -> None:
         other = self._holder(key)
         if other is not None:
             raise InvalidTransition(
-                f"Cannot {self.deed.action} run {self.run.pk}: run {other.pk} holds its key "
+                f"Cannot {self.request.action} run {self.run.pk}: run {other.pk} holds its key "
                 f"{key!r} now. Finish or cancel that one first.",
-                action=self.deed.action,
+                action=self.request.action,
                 run=self.run.pk,
                 status=self.run.status,
                 allowed="the holder of its key",
             )
-        self.run.held_key = key
+        self.run.active_key = key
 
     def _holder(self, key: str) -> SequenceRun | None:
         """The run that holds the key, under whichever name the sequence had at its start."""
         names = registry.names_of(self.run.sequence)
         held = Q(sequence__in=names) | Q(key_scope__in=[self.run.key_scope, *names])
         rivals = SequenceRun._base_manager.using(self.using).exclude(pk=self.run.pk)
-        return rivals.filter(held, held_key=key).first()
+        return rivals.filter(held, active_key=key).first()
 
     def is_failing(self) -> bool:
         return runs.is_failing(self.run, self.plan, self.using)
 
 
 def _act(
-    run_id: UUID, deed: Deed, using: str, function: Callable[[_Locked], list[Dispatch]]
+    run_id: UUID,
+    request: OperationRequest,
+    using: str,
+    function: Callable[[LockedRun], list[Dispatch]],
 ) -> list[Dispatch]:
     def locked() -> list[Dispatch]:
         run = lock_run(run_id, using)
         if run is None:
             raise InvalidTransition(
-                action=deed.action, run=run_id, status="gone", allowed="any other"
+                action=request.action, run=run_id, status="gone", allowed="any other"
             )
-        subject = _Locked(run, deed, using)
+        subject = LockedRun(run, request, using)
         dispatches = function(subject)
         subject.done()
         return dispatches
@@ -301,23 +313,23 @@ def _act(
         return transact(using, locked)
 
 
-def pause(run_id: UUID, deed: Deed, using: str) -> list[Dispatch]:
+def pause(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch]:
     """Hold what has not begun; the step in hand may commit."""
 
-    def function(locked: _Locked) -> list[Dispatch]:
+    def function(locked: LockedRun) -> list[Dispatch]:
         locked.allow(RunStatus.RUNNING)
         locked.run.status = RunStatus.PAUSED
         states = (StepStatus.WAITING, StepStatus.QUEUED, StepStatus.RETRYING)
         locked.steps(status__in=states).update(wake_at=None)
         return []
 
-    return _act(run_id, deed, using, function)
+    return _act(run_id, request, using, function)
 
 
-def resume(run_id: UUID, deed: Deed, using: str) -> list[Dispatch]:
+def resume(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch]:
     """Let go what a pause holds."""
 
-    def function(locked: _Locked) -> list[Dispatch]:
+    def function(locked: LockedRun) -> list[Dispatch]:
         locked.allow(RunStatus.PAUSED)
         locked.run.status = RunStatus.RUNNING
         if not locked.is_failing():
@@ -325,13 +337,15 @@ def resume(run_id: UUID, deed: Deed, using: str) -> list[Dispatch]:
         retries = locked.wake_retries()
         return retries + compensation.stop(locked.run, locked.plan, locked.now, using)
 
-    return _act(run_id, deed, using, function)
+    return _act(run_id, request, using, function)
 
 
-def cancel(run_id: UUID, deed: Deed, using: str, *, undo: bool = False) -> list[Dispatch]:
+def cancel(
+    run_id: UUID, request: OperationRequest, using: str, *, undo: bool = False
+) -> list[Dispatch]:
     """End the run; nothing of it is committed any more. Before that, perhaps, undo it."""
 
-    def function(locked: _Locked) -> list[Dispatch]:
+    def function(locked: LockedRun) -> list[Dispatch]:
         locked.allow(*UNFINISHED_RUN)
         if undo and locked.run.status == RunStatus.UNDOING:
             locked.refuse("running or paused: it is being undone")
@@ -345,29 +359,29 @@ def cancel(run_id: UUID, deed: Deed, using: str, *, undo: bool = False) -> list[
         runs.end(locked.run, RunStatus.CANCELLED, locked.now)
         return []
 
-    return _act(run_id, deed, using, function)
+    return _act(run_id, request, using, function)
 
 
-def finish(run_id: UUID, deed: Deed, using: str) -> list[Dispatch]:
+def finish(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch]:
     """Succeed the run as it is; what has not ended is skipped."""
 
-    def function(locked: _Locked) -> list[Dispatch]:
+    def function(locked: LockedRun) -> list[Dispatch]:
         locked.allow(RunStatus.RUNNING, RunStatus.PAUSED)
         subsequences.cancel(locked.steps(), locked.now, using)
         runs.skip_unfinished(locked.run, locked.now, using)
         runs.end(locked.run, RunStatus.SUCCEEDED, locked.now)
         return []
 
-    return _act(run_id, deed, using, function)
+    return _act(run_id, request, using, function)
 
 
-def retry(run_id: UUID, deed: Deed, using: str) -> list[Dispatch]:
+def retry(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch]:
     """Begin the failed steps again, and let go what their failure holds.
 
     A step whose retry has a time of its own is retried now.
     """
 
-    def function(locked: _Locked) -> list[Dispatch]:
+    def function(locked: LockedRun) -> list[Dispatch]:
         if locked.undone():
             return locked.retry_undo()
         retrying = locked.steps(status=StepStatus.RETRYING)
@@ -376,40 +390,40 @@ def retry(run_id: UUID, deed: Deed, using: str) -> list[Dispatch]:
         locked.allow(RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FAILED)
         return locked.begin_failed_again()
 
-    return _act(run_id, deed, using, function)
+    return _act(run_id, request, using, function)
 
 
 _SKIPPABLE = (StepStatus.FAILED, StepStatus.WAITING, StepStatus.QUEUED, StepStatus.RETRYING)
 
 
-def skip(run_id: UUID, deed: Deed, using: str) -> list[Dispatch]:
+def skip(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch]:
     """Go on without this step."""
 
-    def function(locked: _Locked) -> list[Dispatch]:
+    def function(locked: LockedRun) -> list[Dispatch]:
         locked.allow(RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FAILED)
-        if locked.plan.node(deed.step).kind in ASIDE:
-            return locked.skip_aside(deed.step)
+        if locked.plan.node(request.step).kind in COMPENSATION_KINDS:
+            return locked.skip_aside(request.step)
         if locked.undone():
             locked.refuse("not undone: restart_from() begins again")
-        rows = locked.steps(step=deed.step)
+        rows = locked.steps(step=request.step)
         ended = {"status": StepStatus.SKIPPED, "finished_at": locked.now}
         ended |= {"token": None, "wake_at": None, "due_at": None}
         states = runs.states_of(locked.run, using)
-        if states.get(deed.step) == StepStatus.FAILED and deed.step not in locked.plan.failed(
+        if states.get(request.step) == StepStatus.FAILED and request.step not in locked.plan.failed(
             states
         ):
             _refuse_step(locked, "one in whose place no other goes on")
         # The write decides, not a look before it: a claim may come in between.
-        if not rows.filter(item=PLAIN, status__in=_SKIPPABLE).update(**ended):
+        if not rows.filter(item=NO_ITEM, status__in=_SKIPPABLE).update(**ended):
             _refuse_step(locked, "failed, waiting, queued or retrying")
         subsequences.cancel(rows, locked.now, using)
-        items = rows.filter(item__gt=PLAIN)
+        items = rows.filter(item__gt=NO_ITEM)
         items.filter(status__in=(*_SKIPPABLE, StepStatus.RUNNING)).update(**ended)
         again = locked.requeue_cancelled() if locked.run.is_finished else []
         locked.forget_failure()
         return locked.begin_children_again(again) + locked.go_on()
 
-    return _act(run_id, deed, using, function)
+    return _act(run_id, request, using, function)
 
 
 #: Whose wait is a time's only until they have begun: then they have a payload.
@@ -420,27 +434,27 @@ _TIMED = Q(status=StepStatus.RETRYING) | (
 )
 
 
-def run_now(run_id: UUID, deed: Deed, using: str) -> list[Dispatch]:
+def run_now(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch]:
     """Let a step wait for its time no longer; of a fan-out every item that waits for one.
 
     Their time is now, so that what counts from it counts on. The messages that were sent with
     the delay come later: they find the rows claimed, or are as good as these.
     """
 
-    def function(locked: _Locked) -> list[Dispatch]:
+    def function(locked: LockedRun) -> list[Dispatch]:
         if locked.run.status == RunStatus.PAUSED:
             locked.refuse("running: resume() it first")
         locked.allow(RunStatus.RUNNING, RunStatus.UNDOING)
-        timed = locked.steps(step=deed.step).filter(_TIMED)
+        timed = locked.steps(step=request.step).filter(_TIMED)
         # The write decides, not a look before it: a claim or a sweep may come in between.
         due = locked.queued() | {"due_at": locked.now}
         if not timed.filter(wake_at__isnull=False).update(**due):
             _refuse_step(locked, _held_or_not_timed(timed))
         # One of the same moment that was queued before gets a message too many, and no harm.
-        queued = locked.steps(step=deed.step, status=StepStatus.QUEUED, queued_at=locked.now)
+        queued = locked.steps(step=request.step, status=StepStatus.QUEUED, queued_at=locked.now)
         return [dispatch_of(row, locked.plan) for row in queued.order_by("pk")]
 
-    return _act(run_id, deed, using, function)
+    return _act(run_id, request, using, function)
 
 
 def _held_or_not_timed(timed: QuerySet[StepRun]) -> str:
@@ -449,15 +463,15 @@ def _held_or_not_timed(timed: QuerySet[StepRun]) -> str:
     return "waiting for its own time, or for its next attempt"
 
 
-def _refuse_step(locked: _Locked, allowed: str) -> None:
+def _refuse_step(locked: LockedRun, allowed: str) -> None:
     # Of a fan-out its own row tells, not an item.
-    row = locked.steps(step=locked.deed.step).order_by("item").first()
+    row = locked.steps(step=locked.request.step).order_by("item").first()
     status = "not begun" if row is None else row.status
-    deed = locked.deed
+    request = locked.request
     raise InvalidTransition(
-        f"Cannot {deed.action} step {deed.step!r} of run {locked.run.pk}: the step is "
+        f"Cannot {request.action} step {request.step!r} of run {locked.run.pk}: the step is "
         f"{status}; it must be {allowed}.",
-        action=deed.action,
+        action=request.action,
         run=locked.run.pk,
         status=status,
         allowed=allowed,
@@ -465,18 +479,18 @@ def _refuse_step(locked: _Locked, allowed: str) -> None:
 
 
 def restart_from(
-    run_id: UUID, deed: Deed, using: str, *, keep_deliveries: bool = False
+    run_id: UUID, request: OperationRequest, using: str, *, keep_deliveries: bool = False
 ) -> list[Dispatch]:
     """Begin again with this step, and do again all that comes after it."""
 
-    def function(locked: _Locked) -> list[Dispatch]:
+    def function(locked: LockedRun) -> list[Dispatch]:
         locked.keep_deliveries = keep_deliveries
         locked.allow(RunStatus.RUNNING, RunStatus.PAUSED, *_FINISHED_RUN)
-        if not locked.steps(step=deed.step).exists():
+        if not locked.steps(step=request.step).exists():
             _refuse_step(locked, "begun")
-        if locked.plan.node(deed.step).kind in ASIDE:
+        if locked.plan.node(request.step).kind in COMPENSATION_KINDS:
             _refuse_step(locked, "of the main line: retry() goes on with an undo")
-        again = locked.plan.again(deed.step)
+        again = locked.plan.again(request.step)
         if kept := locked.undone() - again:
             locked.refuse(f"without undone steps that are not done again: {', '.join(kept)}")
         locked.forget_deliveries(again)
@@ -487,11 +501,11 @@ def restart_from(
         ended = locked.requeue_cancelled()
         if locked.is_failing():
             locked.refuse("without another failed step: retry() or skip() that one")
-        row = new_row(run_id, locked.plan.node(deed.step), locked.now, None)
+        row = new_row(run_id, locked.plan.node(request.step), locked.now, None)
         starts.insert([row], using)
         return locked.begin_children_again(ended) + locked.go_on()
 
-    return _act(run_id, deed, using, function)
+    return _act(run_id, request, using, function)
 
 
 _RECEIVES = (
@@ -503,27 +517,29 @@ _RECEIVES = (
 )
 
 
-def deliver(run_id: UUID, payload: Any, deed: Deed, using: str) -> tuple[list[Dispatch], bool]:
+def deliver(
+    run_id: UUID, payload: Any, request: OperationRequest, using: str
+) -> tuple[list[Dispatch], bool]:
     """Keep a payload for an event, and end its wait. False: there was one already."""
     counts = True
 
-    def function(locked: _Locked) -> list[Dispatch]:
+    def function(locked: LockedRun) -> list[Dispatch]:
         nonlocal counts
         locked.allow(RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FAILED)
-        row = locked.steps(step=deed.step).first()
-        counts = deed.step not in locked.run.inbox
+        row = locked.steps(step=request.step).first()
+        counts = request.step not in locked.run.inbox
         if not counts:
             return []
         if row is not None and row.status not in _RECEIVES:
             _refuse_step(locked, "waiting, or not begun")
-        locked.run.inbox = {**locked.run.inbox, deed.step: payload}
+        locked.run.inbox = {**locked.run.inbox, request.step: payload}
         if row is None or row.status != StepStatus.WAITING:
             return []  # it finds the payload when it looks, or when it commits its wait
         if row.payload is None and row.due_at is not None:
             return []  # its own delay is not over
         return locked.receive(row)
 
-    return _act(run_id, deed, using, function), counts
+    return _act(run_id, request, using, function), counts
 
 
 def edit(
@@ -531,36 +547,38 @@ def edit(
     version: int,
     data: dict[str, Any],
     hidden: tuple[str, ...],
-    deed: Deed,
+    request: OperationRequest,
     using: str,
 ) -> list[Dispatch]:
     """Put other data in the place of the run's, while no step runs."""
 
-    def function(locked: _Locked) -> list[Dispatch]:
+    def function(locked: LockedRun) -> list[Dispatch]:
         if locked.steps(status=StepStatus.RUNNING).exists():
             locked.refuse("without a running step")
         if locked.run.version != version:
             raise InvalidTransition(
                 f"Cannot edit run {run_id}: it has changed since it was read (version "
                 f"{version}, now {locked.run.version}); call refresh_from_db() and look again.",
-                action=deed.action,
+                action=request.action,
                 run=run_id,
                 status=locked.run.status,
                 allowed="as it was read",
             )
         # What is stored, not what the caller's instance shows: that may be changed in place.
         before, after = redact(locked.run.data, hidden), redact(data, hidden)
-        locked.deed = replace(deed, before=before, after=after)
+        locked.request = replace(request, before=before, after=after)
         locked.run.data = data
         return []
 
-    return _act(run_id, deed, using, function)
+    return _act(run_id, request, using, function)
 
 
-def erase(run_id: UUID, deed: Deed, using: str, *, keep_key: bool = False) -> list[Dispatch]:
+def erase(
+    run_id: UUID, request: OperationRequest, using: str, *, keep_key: bool = False
+) -> list[Dispatch]:
     """Blank what the run, and those that it has started, have stored of their data, for good."""
 
-    def function(locked: _Locked) -> list[Dispatch]:
+    def function(locked: LockedRun) -> list[Dispatch]:
         locked.allow(*_FINISHED_RUN)
         below = erasing.lock_below(run_id, using)
         _refuse_unfinished(locked, below)
@@ -568,24 +586,26 @@ def erase(run_id: UUID, deed: Deed, using: str, *, keep_key: bool = False) -> li
         erasing.blank([run_id, *ids], locked.now, using, keep_key=keep_key)
         locked.run.data, locked.run.inbox = {}, {}
         if not keep_key:
-            locked.run.held_key = None
+            locked.run.active_key = None
         reason = f"so is run {run_id} above it"
         Operation._base_manager.using(using).bulk_create(
-            Operation(run_id=pk, action=deed.action, by=deed.by, reason=reason, done_at=locked.now)
+            Operation(
+                run_id=pk, action=request.action, by=request.by, reason=reason, done_at=locked.now
+            )
             for pk in ids
         )
         return []
 
-    return _act(run_id, deed, using, function)
+    return _act(run_id, request, using, function)
 
 
-def _refuse_unfinished(locked: _Locked, below: list[SequenceRun]) -> None:
+def _refuse_unfinished(locked: LockedRun, below: list[SequenceRun]) -> None:
     child = next((child for child in below if not child.is_finished), None)
     if child is not None:
         raise InvalidTransition(
             f"Cannot erase run {locked.run.pk}: run {child.pk} below it is {child.status}, and "
             "would go on without its data. Cancel that one, or wait for its end.",
-            action=locked.deed.action,
+            action=locked.request.action,
             run=locked.run.pk,
             status=child.status,
             allowed="above finished runs only",

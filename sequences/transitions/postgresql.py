@@ -18,7 +18,7 @@ from uuid import UUID
 from django.db import connections
 
 from ..definitions.plan import Node, Plan
-from ..models import PLAIN, RunStatus, SequenceRun, StepRun
+from ..models import NO_ITEM, RunStatus, SequenceRun, StepRun
 from . import clock, notifications
 from .types import Beat, Change, Claim, Dispatch
 
@@ -98,7 +98,7 @@ _ADVANCE = f"""{_GUARD}, advanced AS (
 INSERT INTO {_STEPS} (
     run_id, step, item, kind, status, attempts, lost, repeats, dispatches, delayed, worker,
     ready_at, queued_at, wake_at)
-SELECT %(run)s, %(next)s, {PLAIN}, %(kind)s, 'queued', 0, 0, 0, 0, false, '',
+SELECT %(run)s, %(next)s, {NO_ITEM}, %(kind)s, 'queued', 0, 0, 0, 0, false, '',
     {{now}}, {{now}}, {{now}} + {{grace}}
 FROM done
 RETURNING id
@@ -108,7 +108,7 @@ _SUCCEED = f"""{_GUARD}
 UPDATE {_RUNS} SET
     data = COALESCE(%(data)s::jsonb, data), version = version + 1, updated_at = {{now}},
     status = 'succeeded', finished_at = {{now}},
-    held_key = CASE WHEN frees_key THEN NULL ELSE held_key END
+    active_key = CASE WHEN releases_key THEN NULL ELSE active_key END
 WHERE id = %(run)s AND EXISTS (SELECT FROM done)
 RETURNING 0
 """
@@ -182,7 +182,7 @@ UPDATE {_STEPS} SET
 WHERE id = %(id)s AND token = %(token)s AND status = 'running'
 RETURNING (
     SELECT own.payload FROM {_STEPS} own
-    WHERE own.run_id = %(run)s AND own.step = %(step)s AND own.item = {PLAIN}
+    WHERE own.run_id = %(run)s AND own.step = %(step)s AND own.item = {NO_ITEM}
         AND own.status = 'waiting')
 """
 

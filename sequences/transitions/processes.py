@@ -20,7 +20,7 @@ FRESH = timedelta(seconds=20)
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ProcessReport:
     """What a process tells of itself."""
 
     name: str
@@ -39,12 +39,12 @@ class Seen:
     left_out: Sequence[int] = ()
 
 
-def seen(worker: Seen, using: str) -> bool:
+def seen(worker: ProcessReport, using: str) -> bool:
     """Write that this process is there now. False: so is another one of its name."""
     return transact(using, lambda: _seen(worker, using))
 
 
-def _seen(worker: Seen, using: str) -> bool:
+def _seen(worker: ProcessReport, using: str) -> bool:
     now = clock.now(using)
     values = {
         "queues": sorted(worker.queues),

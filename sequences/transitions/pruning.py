@@ -17,7 +17,7 @@ from django.db import connections
 from django.db.models import Model, Q, QuerySet
 from django.db.models.deletion import Collector, get_candidate_relations_to_delete
 
-from ..models import PLAIN, UNFINISHED_RUN, Operation, SequenceRun, StepFailure, StepLoss, StepRun
+from ..models import NO_ITEM, UNFINISHED_RUN, Operation, SequenceRun, StepFailure, StepLoss, StepRun
 from .locking import transact
 
 #: Ids in one statement.
@@ -172,7 +172,7 @@ def _locked(ids: Sequence[UUID], using: str, **conditions: Any) -> dict[UUID, _H
 def _children(level: dict[UUID, UUID], using: str, room: int | None = None) -> dict[UUID, UUID]:
     """The children of these runs, each with its root. Raises `TooMany` if there is no room."""
     # Not of items: there may be a million of those.
-    rows = SequenceRun._base_manager.using(using).filter(parent__item=PLAIN)
+    rows = SequenceRun._base_manager.using(using).filter(parent__item=NO_ITEM)
     found: dict[UUID, UUID] = {}
     for chunk in _chunks(list(level)):
         below = rows.filter(parent__run__in=chunk).values_list("pk", "parent__run")

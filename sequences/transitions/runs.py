@@ -11,7 +11,7 @@ from django.db.models import QuerySet
 
 from ..definitions.plan import Plan
 from ..models import (
-    PLAIN,
+    NO_ITEM,
     UNFINISHED_STEP,
     RunStatus,
     SequenceRun,
@@ -41,7 +41,7 @@ def steps_of(run: SequenceRun, using: str) -> QuerySet[StepRun]:
 
 def states_of(run: SequenceRun, using: str) -> dict[str, str]:
     """The state of each step that the run has reached."""
-    rows = StepRun._base_manager.using(using).filter(run=run.pk, item=PLAIN)
+    rows = StepRun._base_manager.using(using).filter(run=run.pk, item=NO_ITEM)
     return dict(rows.values_list("step", "status"))
 
 
@@ -59,8 +59,8 @@ def end(run: SequenceRun, status: RunStatus, now: datetime) -> None:
             get_engine().child_ended(parent, using)
 
         transaction.on_commit(child_ended, using=using, robust=True)
-    if run.frees_key:
-        run.held_key = None
+    if run.releases_key:
+        run.active_key = None
 
 
 def save(run: SequenceRun, now: datetime, using: str) -> None:
@@ -76,7 +76,7 @@ _CHANGED = (
     "data",
     "inbox",
     "version",
-    "held_key",
+    "active_key",
     "updated_at",
     "finished_at",
 )

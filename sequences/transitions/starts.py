@@ -125,7 +125,7 @@ def _insert_many(runs: Iterable[SequenceRun], *, ignore_conflicts: bool, using: 
 
 
 def _inserted(fresh: dict[UUID, SequenceRun], using: str) -> set[UUID]:
-    keyed = [pk for pk, run in fresh.items() if run.held_key is not None]
+    keyed = [pk for pk, run in fresh.items() if run.active_key is not None]
     if not keyed:
         return set(fresh)
     found = SequenceRun._base_manager.using(using).filter(pk__in=keyed)
@@ -155,9 +155,9 @@ def _row(
         plan_id=plan_id,
         sequence=plan.sequence,
         key=wanted.key,
-        held_key=wanted.key,
+        active_key=wanted.key,
         key_scope=scope if wanted.key is not None else "",
-        frees_key=wanted.unique == "unfinished",
+        releases_key=wanted.unique == "unfinished",
         data=wanted.data,
         parent_id=wanted.parent,
         trace=wanted.trace,
@@ -204,15 +204,15 @@ def _holders(labels: Labels, wanted: Sequence[Start], using: str) -> Holders:
     keys = [one.key for one in wanted if one.key is not None]
     ever = [one.key for one in wanted if one.key is not None and one.unique == "ever"]
     # A later release holds its keys under one of these names, too: an earlier one knows no other.
-    held = Q(key_scope__in=labels, held_key__in=keys)
+    held = Q(key_scope__in=labels, active_key__in=keys)
     runs = SequenceRun._base_manager.using(using).filter(
         held | Q(sequence__in=labels, key__in=ever)
     )
     found: Holders = {}
     for run in runs.order_by("created_at"):
         # A run that has freed its key counts only where no other holds it.
-        if run.held_key is not None:
-            found[run.held_key, "unfinished"] = found[run.held_key, "ever"] = run
+        if run.active_key is not None:
+            found[run.active_key, "unfinished"] = found[run.active_key, "ever"] = run
         elif run.key is not None:
             found.setdefault((run.key, "ever"), run)
     return found

@@ -17,7 +17,7 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 from ..definitions.plan import Plan
 from ..exceptions import SequenceError
 from ..models import (
-    PLAIN,
+    NO_ITEM,
     UNFINISHED_RUN,
     UNFINISHED_STEP,
     RunStatus,
@@ -99,7 +99,7 @@ def waiting(run: SequenceRun, using: str) -> QuerySet[StepRun]:
 
 
 def _waiting(using: str) -> QuerySet[StepRun]:
-    rows = StepRun._base_manager.using(using).filter(kind="subsequence", item=PLAIN)
+    rows = StepRun._base_manager.using(using).filter(kind="subsequence", item=NO_ITEM)
     return rows.filter(status=StepStatus.WAITING, payload__isnull=False)
 
 

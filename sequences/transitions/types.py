@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from ..definitions.plan import ASIDE, Node, Plan
-from ..models import PLAIN, StepRun
+from ..definitions.plan import COMPENSATION_KINDS, Node, Plan
+from ..models import NO_ITEM, StepRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +56,9 @@ class Claim:
         return self.kind == "item"
 
     @property
-    def is_aside(self) -> bool:
+    def is_compensation(self) -> bool:
         """Whether only a failure begins it: an undo, or `on_failure`."""
-        return self.kind in ASIDE
+        return self.kind in COMPENSATION_KINDS
 
     @property
     def first_due(self) -> datetime.datetime:
@@ -133,7 +133,7 @@ def new_row(
     return StepRun(
         run_id=run_id,
         step=node.name,
-        item=PLAIN,
+        item=NO_ITEM,
         kind=node.kind,
         ready_at=now,
         queued_at=now,

@@ -9,17 +9,17 @@ from collections.abc import Callable
 from .. import conf
 from ..engine import outages
 from ..engine.leases import beat
-from .registration import Presence, close_all
+from .registration import WorkerRegistration, close_all
 
 logger = logging.getLogger("sequences")
 
 
-class Heart(threading.Thread):
+class HeartbeatThread(threading.Thread):
     """Beats until it is stopped: later than the worker, whose last steps still run."""
 
-    def __init__(self, presence: Presence) -> None:
+    def __init__(self, registration: WorkerRegistration) -> None:
         super().__init__(name="sequences-heartbeat", daemon=True)
-        self._presence = presence
+        self._registration = registration
         self._stopped = threading.Event()
 
     def run(self) -> None:
@@ -27,12 +27,12 @@ class Heart(threading.Thread):
         # before two are over.
         while not self._stopped.wait(conf.settings.heartbeat / 2):
             self._try(self._beat)
-            self._try(self._presence.beat)
-        self._try(self._presence.end)
+            self._try(self._registration.beat)
+        self._try(self._registration.end)
         close_all()
 
     def _beat(self, using: str) -> None:
-        self._presence.leaves_out(beat(using))
+        self._registration.leaves_out(beat(using))
 
     def _try(self, part: Callable[[str], None]) -> None:
         # Whatever happens, it beats on: without it every long step loses its lease.

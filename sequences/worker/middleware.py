@@ -18,9 +18,9 @@ from .. import conf
 from ..engine import current, dispatcher, outages
 from ..transitions import failures
 from ..transitions.types import Claim
-from .heartbeat import Heart
-from .queue_monitor import Traffic
-from .registration import Presence
+from .heartbeat import HeartbeatThread
+from .queue_monitor import QueueMonitor
+from .registration import WorkerRegistration
 from .sweeper import Sweeper
 from .timers import Timers
 
@@ -39,8 +39,8 @@ class SequencesMiddleware(Middleware):
     """Follows the messages of steps, and keeps the threads that a worker has of this app."""
 
     def __init__(self) -> None:
-        self._traffic = Traffic()
-        self._heart: Heart | None = None
+        self._monitor = QueueMonitor()
+        self._heart: HeartbeatThread | None = None
         self._sweeper: Sweeper | None = None
         self._timers: Timers | None = None
 
@@ -48,8 +48,8 @@ class SequencesMiddleware(Middleware):
         """Remember what this thread does."""
         if _is_step(message):
             dispatcher.distrust(message)
-        retried = bool(current.begin(message).attempts)
-        self._traffic.began(message.queue_name, message.message_timestamp, first=not retried)
+        retried = bool(current.push_delivery(message).attempts)
+        self._monitor.began(message.queue_name, message.message_timestamp, first=not retried)
 
     def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
         """Ids are all that a message carries: what `Retries` adds of the error is kept already."""
@@ -96,19 +96,19 @@ class SequencesMiddleware(Middleware):
     def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
         """Start the heartbeat, the sweep and the timers."""
         current.stopping.clear()
-        self._traffic = Traffic(worker)
-        presence = Presence(
-            worker.worker_threads, self._traffic.queues, dead_threads=lambda: _dead_threads(worker)
+        self._monitor = QueueMonitor(worker)
+        registration = WorkerRegistration(
+            worker.worker_threads, self._monitor.queues, dead_threads=lambda: _dead_threads(worker)
         )
-        self._heart = Heart(presence)
+        self._heart = HeartbeatThread(registration)
         self._heart.start()
         interval = conf.settings.sweep_interval
         if interval is not None:
-            self._sweeper = Sweeper(self._traffic, interval, presence)
+            self._sweeper = Sweeper(self._monitor, interval, registration)
             self._sweeper.start()
             self._timers = Timers(worker)
             self._timers.start()
-            dispatcher.wait_here(self._timers.take)
+            dispatcher.set_delay_handler(self._timers.take)
 
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         """Sweep no more. The heart beats on: the last steps are still running."""
@@ -116,7 +116,7 @@ class SequencesMiddleware(Middleware):
         if self._sweeper is not None:
             self._sweeper.stop()
         if self._timers is not None:
-            dispatcher.wait_here(None)
+            dispatcher.set_delay_handler(None)
             self._timers.stop()
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
@@ -127,9 +127,9 @@ class SequencesMiddleware(Middleware):
             self._heart.stop()
 
     def _ended(self, message: MessageProxy) -> current.Delivery | None:
-        ended = current.end(message)
+        ended = current.pop_delivery(message)
         for delivery in ended:
-            self._traffic.ended(delivery.message.queue_name)
+            self._monitor.ended(delivery.message.queue_name)
         return ended[0] if ended else None
 
 
@@ -139,4 +139,4 @@ def _dead_threads(worker: Worker) -> int:
 
 
 def _is_step(message: MessageProxy | Message[Any]) -> bool:
-    return isinstance(message.options, dict) and dispatcher.MARK in message.options
+    return isinstance(message.options, dict) and dispatcher.STEP_OPTION in message.options

@@ -16,7 +16,7 @@ from ..transitions import clock
 DRAINED = 2.5
 
 
-class Traffic:
+class QueueMonitor:
     """Of the queues that one worker consumes."""
 
     def __init__(self, worker: Any = None) -> None:
@@ -48,7 +48,7 @@ class Traffic:
             if not self._could_take_more(queue):
                 self._last[queue] = now
 
-    def is_lost(self, queue: str, queued_at: datetime, now: datetime) -> bool | None:
+    def is_message_lost(self, queue: str, queued_at: datetime, now: datetime) -> bool | None:
         """Whether a message dispatched then would have arrived, here or at another worker.
 
         Either one that was dispatched a grace later has arrived, or the queue has nothing more.

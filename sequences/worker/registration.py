@@ -17,7 +17,7 @@ from django.db import connections
 from ..engine import current, outages
 from ..transitions import processes
 from ..transitions.locking import no_wait
-from ..transitions.processes import Seen
+from ..transitions.processes import ProcessReport
 
 logger = logging.getLogger("sequences")
 
@@ -31,7 +31,7 @@ def close_all() -> None:
         connections.close_all()
 
 
-class Presence:
+class WorkerRegistration:
     """Of this process. One thread calls `beat` and `end`; any may call `swept`."""
 
     def __init__(
@@ -78,7 +78,7 @@ class Presence:
     def _tell(self, using: str) -> None:
         swept = None if self._swept is None else _ago(self._swept)
         queues = tuple(self._queues())
-        told = Seen(
+        told = ProcessReport(
             self._name, queues, self._threads, self._dead_threads(), _ago(self._since), swept,
             self._is_known, tuple(self._left_out),
         )  # fmt: skip

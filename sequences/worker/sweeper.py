@@ -21,7 +21,7 @@ from ..models import StepRun
 from ..transitions import compensation, due, failures, fanout, locking, plans
 from ..transitions.types import Dispatch
 from . import queue_monitor
-from .registration import Presence, close_all
+from .registration import WorkerRegistration, close_all
 
 logger = logging.getLogger("sequences")
 
@@ -30,21 +30,21 @@ logger = logging.getLogger("sequences")
 ROUNDS = 50
 
 
-class Evidence(Protocol):
+class LossDetector(Protocol):
     """What decides whether the message of a queued step run is lost."""
 
-    def is_lost(self, queue: str, queued_at: datetime, now: datetime) -> bool | None: ...
+    def is_message_lost(self, queue: str, queued_at: datetime, now: datetime) -> bool | None: ...
     def knows(self, actor: str) -> bool: ...
     def look(self) -> None: ...
 
 
-class Overdue:
+class AssumeLost:
     """For a sweep outside of a worker, which sees no queue: what is overdue counts as lost.
 
     It asks with growing pauses, five minutes at most, so a long queue gets few duplicates.
     """
 
-    def is_lost(self, queue: str, queued_at: datetime, now: datetime) -> bool:
+    def is_message_lost(self, queue: str, queued_at: datetime, now: datetime) -> bool:
         """Always."""
         return True
 
@@ -56,7 +56,7 @@ class Overdue:
         """There is nothing to see."""
 
 
-def sweep(evidence: Evidence, using: str) -> int:
+def sweep(evidence: LossDetector, using: str) -> int:
     """Do all that is due, and return how many messages the broker took.
 
     It waits for no lock: a row that another transaction has locked, or whose run it has, keeps its
@@ -64,7 +64,7 @@ def sweep(evidence: Evidence, using: str) -> int:
     """
     sent, place = 0, None
     for _ in range(ROUNDS):
-        found = due.take(evidence.is_lost, using, knows=evidence.knows, after=place)
+        found = due.take(evidence.is_message_lost, using, knows=evidence.knows, after=place)
         # First what needs no more of the database: nothing keeps it from its message.
         sent += _dispatch(_known(found, using), using)
         for row in found.expired:
@@ -168,11 +168,11 @@ class Sweeper(threading.Thread):
     """Sweeps in a worker process until it is stopped."""
 
     def __init__(
-        self, traffic: Evidence, interval: float, presence: Presence | None = None
+        self, monitor: LossDetector, interval: float, registration: WorkerRegistration | None = None
     ) -> None:
         super().__init__(name="sequences-sweep", daemon=True)
-        self._traffic, self._interval = traffic, interval
-        self._presence = presence or Presence()
+        self._monitor, self._interval = monitor, interval
+        self._registration = registration or WorkerRegistration()
         self._stopped = threading.Event()
 
     def run(self) -> None:
@@ -189,9 +189,9 @@ class Sweeper(threading.Thread):
         # Of what it has not seen yet a worker cannot say that it is lost: a sweep now would put
         # off the rows that are, each by as long as it has waited already.
         until = time.monotonic() + queue_monitor.DRAINED
-        self._traffic.look()
+        self._monitor.look()
         while time.monotonic() < until and not self._stopped.wait(self._interval):
-            self._traffic.look()
+            self._monitor.look()
 
     def _succeeds(self, part: Callable[[], None]) -> bool:
         try:
@@ -204,10 +204,10 @@ class Sweeper(threading.Thread):
         return True
 
     def _sweep(self) -> None:
-        self._traffic.look()
-        sweep(self._traffic, conf.using())
+        self._monitor.look()
+        sweep(self._monitor, conf.using())
         outages.over()
-        self._presence.swept()
+        self._registration.swept()
         self._store_plans()
 
     def _store_plans(self) -> None:
@@ -223,22 +223,22 @@ class Sweeper(threading.Thread):
 
 def once() -> int:
     """Sweep one time, as from cron; returns how many messages the broker took."""
-    sent = sweep(Overdue(), conf.using())
+    sent = sweep(AssumeLost(), conf.using())
     # One row for all of them: the next has another process.
-    presence = Presence(name=f"{current.host()}:sweep")
-    presence.swept()
-    presence.beat(conf.using())
+    registration = WorkerRegistration(name=f"{current.host()}:sweep")
+    registration.swept()
+    registration.beat(conf.using())
     return sent
 
 
 def run_forever(interval: float) -> None:
     """Sweep in this thread, as the command does."""
-    presence = Presence()
+    registration = WorkerRegistration()
     try:
         while True:
-            sweep(Overdue(), conf.using())
-            presence.swept()
-            presence.beat(conf.using())
+            sweep(AssumeLost(), conf.using())
+            registration.swept()
+            registration.beat(conf.using())
             time.sleep(interval)
     finally:
-        presence.end(conf.using())
+        registration.end(conf.using())

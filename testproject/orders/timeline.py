@@ -4,7 +4,7 @@ another sequence below the step that they belong to."""
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sequences.models import PLAIN, SequenceRun, StepRun
+from sequences.models import NO_ITEM, SequenceRun, StepRun
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def rows_of(run: SequenceRun, *, is_part: bool) -> Iterator[Row]:
 
 
 def row_of(step: StepRun, failure: str, *, is_part: bool) -> Row:
-    is_item = step.item != PLAIN
+    is_item = step.item != NO_ITEM
     label = step.payload["product"] if is_item and step.payload else label_of(step.step)
     # Of a fan-out the items below say why they failed.
     tells = step.status in ("failed", "retrying") and step.kind != "each"

@@ -75,7 +75,7 @@ class Boundaries(Middleware):
     def passes(self, name: str) -> None:
         if threading.current_thread().name.startswith(self.ignored):
             return
-        attempt = current.in_hand()
+        attempt = current.current_attempt()
         step = attempt.claim.step if attempt else ""
         with self._lock:
             boundary = (step, name, self._times[step, name])

@@ -4,7 +4,7 @@ import pytest
 
 from sequences.definitions import registry
 from sequences.models import SequenceRun, StoredPlan
-from sequences.testing import assert_ledger
+from sequences.testing import assert_steps
 
 from .app.gates import Gate
 from .app.models import Entry
@@ -54,7 +54,7 @@ def test_an_old_worker_that_gets_a_new_step_leaves_it_to_a_new_one(crew, gate):
     wait_for(StoredPlan.objects.filter(sequence="acceptance.Order").exists)
     run = start_elsewhere(crew, "2", gate)
     wait_for(lambda: crew.dead_letters() >= 2, "the new step's message, and its repetition")
-    assert_ledger(run, [("reserve", "succeeded"), ("charge", "succeeded"), ("pack", "queued")])
+    assert_steps(run, [("reserve", "succeeded"), ("charge", "succeeded"), ("pack", "queued")])
     crew.start(1, release="2")
     old.terminate()
     ended(run)
@@ -79,7 +79,7 @@ def test_runs_in_flight_survive_new_names_and_the_loss_of_a_step_is_told(crew, g
     first.terminate()
     for run in runs:
         ended(run, "failed")
-        assert_ledger(run, [("reserve", "succeeded"), ("charge", "succeeded"), ("ship", "failed")])
+        assert_steps(run, [("reserve", "succeeded"), ("charge", "succeeded"), ("ship", "failed")])
         failure = run.failures.get()
         assert failure.error == "sequences.exceptions.UnknownStep"
         assert "'ship'" in failure.message

@@ -23,7 +23,7 @@ import sequences
 from sequences.definitions import registry
 from sequences.engine import handoff, interrupts
 from sequences.models import StepRun
-from sequences.worker.sweeper import Overdue, sweep
+from sequences.worker.sweeper import AssumeLost, sweep
 from tests.engine import is_postgresql
 
 from .app.models import Entry
@@ -53,7 +53,7 @@ class Striker:
 
     @contextmanager
     def around_the_actor(self):
-        perform, disarm = handoff.perform, interrupts.disarm
+        perform, disarm = handoff.perform, interrupts.disable_interrupts
 
         def watched(*arguments):
             sys.setprofile(self._watch)
@@ -68,11 +68,11 @@ class Striker:
             if self.places:
                 sys.setprofile(self._watch)
 
-        handoff.perform, interrupts.disarm = watched, disarmed
+        handoff.perform, interrupts.disable_interrupts = watched, disarmed
         try:
             yield
         finally:
-            handoff.perform, interrupts.disarm = perform, disarm
+            handoff.perform, interrupts.disable_interrupts = perform, disarm
 
     def _watch(self, frame, event, argument):
         code = frame.f_code
@@ -113,7 +113,7 @@ class Player:
             sweeps += 1
             long_ago = timezone.now() - timedelta(hours=1)
             StepRun.objects.filter(run=run.pk, wake_at__isnull=False).update(wake_at=long_ago)
-            sweep(Overdue(), "default")
+            sweep(AssumeLost(), "default")
         return sweeps
 
     def _has_ended(self, run):

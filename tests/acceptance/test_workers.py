@@ -13,8 +13,8 @@ from sequences.engine import dispatcher
 from sequences.exceptions import InvalidTransition
 from sequences.inspection import health
 from sequences.models import SequenceRun, StepRun
-from sequences.testing import clock, run
-from sequences.worker.sweeper import Overdue, sweep
+from sequences.testing import clock, run_sequence
+from sequences.worker.sweeper import AssumeLost, sweep
 from tests.locks import held
 
 from .app.gates import Gate
@@ -127,7 +127,7 @@ class TestDeath:
         assert (row.status, row.lost) == ("running", 2)
 
         def lease_has_ended():
-            sweep(Overdue(), "default")
+            sweep(AssumeLost(), "default")
             return step_of(sequence, "kills").status != "running"
 
         wait_for(lease_has_ended)
@@ -458,7 +458,7 @@ class TestDirectHandoff:
 
 class TestMessages:
     def test_one_that_is_delivered_several_times_at_once_is_performed_once(self, crew):
-        with dispatcher.caught() as dispatches:
+        with dispatcher.capture_dispatches() as dispatches:
             sequences = [Tiny() for _ in range(10)]
         before = crew.skipped()
         for worker in crew.workers:
@@ -475,7 +475,7 @@ class TestMessages:
         assert Entry.objects.count() == 10
 
     def test_one_that_comes_again_while_its_step_runs_changes_nothing(self, crew, gate):
-        with dispatcher.caught() as dispatches:
+        with dispatcher.capture_dispatches() as dispatches:
             sequence = Busy(gate=str(gate))
         message = dispatcher.message_for(dispatches[0])
         crew.broker.enqueue(message)
@@ -549,6 +549,6 @@ class TestInline:
         by_worker = cls()
         ended(by_worker, status)
         with crew.aside():
-            inline = run(cls)
+            inline = run_sequence(cls)
         assert rows_of(inline) == rows_of(by_worker)
         assert entries(inline) == entries(by_worker)

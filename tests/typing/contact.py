@@ -11,7 +11,7 @@ import dramatiq
 from sequences import Abort, Sequence, finish, get, repeat, step
 from sequences.definitions.steps import Finish, Repeat, Step, Undo
 from sequences.models import SequenceRun, StepRun
-from sequences.testing import assert_ledger, build, clock, drain, isolate_sequences, run
+from sequences.testing import assert_steps, build, clock, drain, isolate_sequences, run_sequence
 
 
 def notify(sequence: Sequence) -> int:
@@ -142,9 +142,9 @@ async def asynchronous_view() -> None:
 
 @isolate_sequences()
 def test() -> None:
-    assert_type(run(ContactForm, name="Joel"), ContactForm)
+    assert_type(run_sequence(ContactForm, name="Joel"), ContactForm)
     assert_type(build(ContactForm).create(), int)
     assert_type(drain(), int)
     with clock() as moving:
         moving.move(timedelta(days=1))
-    assert_ledger(run(ContactForm), [("create", "succeeded")])
+    assert_steps(run_sequence(ContactForm), [("create", "succeeded")])

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from sequences import Sequence, event, step, subsequence
 from sequences.definitions.steps import Step
-from sequences.testing import assert_ledger, build, run
+from sequences.testing import assert_steps, build, run_sequence
 
 
 class Line(BaseModel):
@@ -113,10 +113,10 @@ def start(order: Order, address: Address) -> None:
     assert_type(Checkout(total=3).data, Order)
     assert_type(Checkout.start_many([order, {"total": 3}, (order, {"key": "a"})]), list[Checkout])
     assert_type(Move.start(address).data["city"], str)
-    assert_type(run(Checkout, total=3).data.total, Decimal)
+    assert_type(run_sequence(Checkout, total=3).data.total, Decimal)
     assert_type(build(Shipping, weight=1.5).data, Parcel)
     assert_type(Checkout.charge, Step[int])
-    assert_ledger(Checkout(total=3), [])
+    assert_steps(Checkout(total=3), [])
     Checkout.start(3)  # type: ignore[arg-type]
     Checkout.start(Parcel(1))  # type: ignore[arg-type]
 

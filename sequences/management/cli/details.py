@@ -13,8 +13,8 @@ from django.utils import timezone
 from ... import conf
 from ...inspection import snapshot
 from ...inspection.diagnosis import error_of, summary
-from ...inspection.snapshot import Portrait, StepPortrait
-from ...models import PLAIN, Operation, SequenceRun, StepFailure, StepRun
+from ...inspection.snapshot import RunSnapshot, StepSnapshot
+from ...models import NO_ITEM, Operation, SequenceRun, StepFailure, StepRun
 from ...utils.durations import duration
 from .base import Task
 from .tables import Cell, plain, table
@@ -25,7 +25,7 @@ MOST = 100
 TRACEBACKS = 5
 
 
-def brief(shown: Portrait) -> dict[str, Any]:
+def brief(shown: RunSnapshot) -> dict[str, Any]:
     """What tells a run among others."""
     run = shown.run
     return {
@@ -49,7 +49,7 @@ def _error(failure: StepFailure | None) -> dict[str, Any] | None:
         return None
     return {
         "step": failure.step,
-        "item": None if failure.item == PLAIN else failure.item,
+        "item": None if failure.item == NO_ITEM else failure.item,
         "attempt": failure.attempt,
         "error": failure.error,
         "message": failure.message,
@@ -112,12 +112,12 @@ class Described:
         return list(rows.defer("before", "after").order_by("-pk")[:MOST])[::-1]
 
     def _steps(self) -> Iterator[dict[str, Any]]:
-        rows = StepRun.objects.using(self.using).filter(run=self.run.pk, item=PLAIN)
+        rows = StepRun.objects.using(self.using).filter(run=self.run.pk, item=NO_ITEM)
         results = dict(rows.values_list("step", "result"))
         for step in self.portrait.steps:
             yield self._step(step, results.get(step.name))
 
-    def _step(self, step: StepPortrait, result: Any) -> dict[str, Any]:
+    def _step(self, step: StepSnapshot, result: Any) -> dict[str, Any]:
         row, now = step.row, self.portrait.now
         return {
             "name": step.name,
@@ -201,7 +201,7 @@ class Described:
                 Cell(plain(row.worker) if row is not None else ""),
             ]
 
-    def remark(self, step: StepPortrait) -> str:
+    def remark(self, step: StepSnapshot) -> str:
         """How far it is, and until when it waits."""
         return remark(step, self.portrait)
 
@@ -213,7 +213,7 @@ class Described:
     def _told_failures(self) -> Iterator[str]:
         failures = self._failures
         for index, one in enumerate(failures):
-            item = "" if one.item == PLAIN else f"[{one.item}]"
+            item = "" if one.item == NO_ITEM else f"[{one.item}]"
             yield plain(
                 f"{moment(one.failed_at)}  {one.step}{item} #{one.attempt}  {error_of(one)}"
             )
@@ -231,7 +231,7 @@ class Described:
             yield from ["", task.paint("heading")(title), *lines]
 
 
-def remark(step: StepPortrait, shown: Portrait) -> str:
+def remark(step: StepSnapshot, shown: RunSnapshot) -> str:
     """How far a step is, what it says of itself, and until when it waits."""
     found = []
     if step.progress is not None:

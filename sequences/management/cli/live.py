@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import TextIO
 from uuid import UUID
 
-from ...inspection.snapshot import Portrait, StepPortrait
+from ...inspection.snapshot import RunSnapshot, StepSnapshot
 from ...models import UNFINISHED_STEP
 from ...utils.durations import duration
 from .base import Paint
@@ -27,7 +27,7 @@ State = dict[str, str]
 
 
 class Display:
-    """Shows runs, as often as it is asked to."""
+    """DisplayOptions runs, as often as it is asked to."""
 
     def __init__(self, out: TextIO, paint: object = None) -> None:
         self.out = out
@@ -35,7 +35,7 @@ class Display:
         self.drawn: list[str] = []
         self._paint = paint
 
-    def show(self, portraits: Collection[Portrait]) -> None:
+    def show(self, portraits: Collection[RunSnapshot]) -> None:
         """Show them as they are now; nothing, if nothing has changed."""
         if self.out.isatty():
             self._draw(portraits)
@@ -43,7 +43,7 @@ class Display:
             self._tell(portraits)
         self.out.flush()
 
-    def _draw(self, portraits: Collection[Portrait]) -> None:
+    def _draw(self, portraits: Collection[RunSnapshot]) -> None:
         columns, height = shutil.get_terminal_size()
         # A line that wraps would be two, and the next drawing would begin at the wrong one.
         lines = self.lines(portraits, columns - 1)[-max(height - 2, 1) :]
@@ -54,7 +54,7 @@ class Display:
         self.out.writelines(f"{line}\n" for line in lines)
         self.drawn = lines
 
-    def _tell(self, portraits: Collection[Portrait]) -> None:
+    def _tell(self, portraits: Collection[RunSnapshot]) -> None:
         now = time.strftime("%H:%M:%S")
         for portrait in portraits:
             before = self.shown.get(portrait.run.pk, {})
@@ -67,22 +67,22 @@ class Display:
 
     # What a project may show in another way
 
-    def who(self, portrait: Portrait) -> str:
+    def who(self, portrait: RunSnapshot) -> str:
         """What tells the run from the others."""
         return portrait.run.key or str(portrait.run.pk)
 
-    def states(self, portrait: Portrait) -> State:
+    def states(self, portrait: RunSnapshot) -> State:
         """What is told when it changes: the state of each step, and at the end of the run."""
         begun = (step for step in portrait.steps if step.status)
         return {step.name: state_of(step) for step in begun} | {
             portrait.run.sequence.rpartition(".")[-1]: portrait.run.status
         }
 
-    def lines(self, portraits: Collection[Portrait], width: int) -> list[str]:
+    def lines(self, portraits: Collection[RunSnapshot], width: int) -> list[str]:
         """The whole picture."""
         return [line for portrait in portraits for line in self._picture(portrait, width)]
 
-    def _picture(self, portrait: Portrait, width: int) -> list[str]:
+    def _picture(self, portrait: RunSnapshot, width: int) -> list[str]:
         status = portrait.run.status
         done = f"{portrait.done}/{portrait.total}"
         bar = bar_of(portrait.fraction)
@@ -93,7 +93,7 @@ class Display:
         above = cut(plain(head), max(width - len(tail), 8)) + tail
         return [cut(above, width), *(table(rows, width, narrowing=[3, 1]) if rows else [])]
 
-    def _row(self, step: StepPortrait, portrait: Portrait) -> list[Cell]:
+    def _row(self, step: StepSnapshot, portrait: RunSnapshot) -> list[Cell]:
         paint = self.paint(step.status)
         ran = duration(step.ran(portrait.now)) if step.status not in ("", "queued") else ""
         word = "" if step.status in SIGNS else state_of(step, counts=False)
@@ -107,7 +107,7 @@ class Display:
         return found
 
 
-def state_of(step: StepPortrait, *, counts: bool = True) -> str:
+def state_of(step: StepSnapshot, *, counts: bool = True) -> str:
     """In words: ``retrying (2 failed)``, and of a fan-out how many items are done."""
     amount = ""
     if counts and step.items and step.status in UNFINISHED_STEP and step.progress:
@@ -128,7 +128,7 @@ def bar_of(fraction: float) -> str:
     return f"[{'#' * full}{' ' * (BAR - full)}]"
 
 
-def _of_interest(steps: list[StepPortrait]) -> list[StepPortrait]:
+def _of_interest(steps: list[StepSnapshot]) -> list[StepSnapshot]:
     if len(steps) <= MOST:
         return steps
     return [step for step in steps if step.status not in ("", "succeeded", "skipped")][:MOST]

@@ -13,7 +13,7 @@ from django.core.management.base import BaseCommand, CommandError
 from ...data.redaction import NoSecret, restore
 from ...exceptions import SequenceError
 from ...inspection import snapshot
-from ...inspection.actions import ACTS
+from ...inspection.actions import ACTIONS
 from ...models import SequenceRun
 from .argtypes import assignment, json_object, json_value
 from .base import INTERRUPTED, REFUSED, Task, caller, wrong
@@ -37,12 +37,12 @@ class Tally:
 
 
 class Acting(Task):
-    """One of the acts of `acts.ACTS`."""
+    """One of the acts of `acts.ACTIONS`."""
 
     action: str
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        act = ACTS[self.action]
+        act = ACTIONS[self.action]
         parser.description = str(act.explains)
         if act.on_step:
             parser.add_argument(
@@ -92,7 +92,7 @@ class Acting(Task):
         self._sum_up(tally, options)
 
     def _named(self, options: Namespace) -> tuple[list[str], str | None]:
-        if not ACTS[self.action].on_step:
+        if not ACTIONS[self.action].on_step:
             return options.runs, None
         *named, step = options.names
         return named, step
@@ -108,7 +108,7 @@ class Acting(Task):
             raise wrong("Add --all to do it to every run of these filters, --dry-run to see them.")
         found = filtered(options)
         if options.status is None:
-            found = found.filter(status__in=ACTS[self.action].meant_for)
+            found = found.filter(status__in=ACTIONS[self.action].meant_for)
         if step is not None and self.action != "restart_from":
             found = at_step(found, step)
         return list(found.values_list("pk", flat=True))

@@ -13,7 +13,7 @@ from ...definitions.plan import Plan
 from ...flows import builder
 from ...inspection import snapshot
 from ...inspection.diagnosis import error_of
-from ...inspection.snapshot import HEAVY, Portrait, StepPortrait
+from ...inspection.snapshot import HEAVY, RunSnapshot, StepSnapshot
 from ...utils.durations import duration
 from . import wait
 from .argtypes import count, definition_in
@@ -49,7 +49,7 @@ class List(Task):
         else:
             self.write("There is no such run.")
 
-    def _rows(self, shown: list[Portrait]) -> Iterator[list[Cell]]:
+    def _rows(self, shown: list[RunSnapshot]) -> Iterator[list[Cell]]:
         heads = ("RUN", "SEQUENCE", "KEY", "STATUS", "AT", "DONE", "AGE", "ERROR")
         yield [Cell(head) for head in heads]
         ids = [one.run.pk for one in shown]
@@ -69,7 +69,7 @@ class List(Task):
             ]
 
 
-def _error(one: Portrait) -> str:
+def _error(one: RunSnapshot) -> str:
     # One that it has got over is no news.
     told = one.failure is not None and one.run.status not in ("succeeded", "cancelled")
     return error_of(one.failure) if one.failure is not None and told else ""
@@ -114,7 +114,7 @@ class _Drawn:
     def __init__(self, display: Display) -> None:
         self.display = display
 
-    def look(self, shown: Portrait) -> None:
+    def look(self, shown: RunSnapshot) -> None:
         self.display.show([shown])
 
 
@@ -126,7 +126,7 @@ class _Lines:
         self.before: State | None = None
         self.states = Display(task.command.stdout).states  # type: ignore[arg-type]
 
-    def look(self, shown: Portrait) -> None:
+    def look(self, shown: RunSnapshot) -> None:
         states = self.states(shown)
         if states != self.before:
             self.before = states
@@ -135,7 +135,7 @@ class _Lines:
             self.task.command.stdout.flush()
 
 
-def _states(shown: Portrait) -> Mapping[str, Any]:
+def _states(shown: RunSnapshot) -> Mapping[str, Any]:
     return {step.name: step.status for step in shown.steps if step.status}
 
 
@@ -200,6 +200,6 @@ def _marked(options: Namespace) -> tuple[Plan, dict[str, diagrams.Mark]]:
     return shown.plan, {step.name: _mark(step) for step in shown.steps}
 
 
-def _mark(step: StepPortrait) -> diagrams.Mark:
+def _mark(step: StepSnapshot) -> diagrams.Mark:
     done, total = step.progress or (None, None)
     return diagrams.Mark(status=step.status, count=done, total=total, label=step.label)

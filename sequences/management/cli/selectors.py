@@ -12,7 +12,7 @@ from ... import conf
 from ...definitions import registry
 from ...exceptions import did_you_mean
 from ...models import (
-    PLAIN,
+    NO_ITEM,
     UNFINISHED_RUN,
     UNFINISHED_STEP,
     RunStatus,
@@ -70,7 +70,7 @@ def _by_key(text: str) -> list[SequenceRun]:
         return []
     found = runs().filter(wanted).order_by("-created_at", "-pk")
     # Of those that have freed it, the newest.
-    return list((found.filter(held_key__isnull=False)[:1] or found)[:1])
+    return list((found.filter(active_key__isnull=False)[:1] or found)[:1])
 
 
 def _pairs(text: str) -> Iterator[tuple[str, str]]:
@@ -130,7 +130,7 @@ def _since(since: timedelta | datetime) -> datetime:
 def at_step(found: SequenceRunQuerySet, step: str) -> SequenceRunQuerySet:
     """Those that are at this step, or have failed at it."""
     states = (*UNFINISHED_STEP, StepStatus.FAILED)
-    rows = StepRun.objects.using(conf.using()).filter(step=step, item=PLAIN, status__in=states)
+    rows = StepRun.objects.using(conf.using()).filter(step=step, item=NO_ITEM, status__in=states)
     return found.filter(pk__in=rows.values("run"))
 
 

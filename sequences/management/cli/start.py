@@ -11,7 +11,7 @@ from typing import Any
 from ... import conf
 from ...definitions import registry
 from ...flows.builder import start_definition
-from ...inspection.snapshot import Portrait
+from ...inspection.snapshot import RunSnapshot
 from ...models import StepRun, StepStatus
 from ...sequence import Sequence
 from ...utils.durations import duration
@@ -86,7 +86,7 @@ class _Doubts:
         self.task = task
         self.told = False
 
-    def look(self, shown: Portrait) -> None:
+    def look(self, shown: RunSnapshot) -> None:
         if self.told or shown.age.total_seconds() < conf.settings.grace:
             return
         begun = StepRun.objects.using(conf.using()).filter(run=shown.run.pk)

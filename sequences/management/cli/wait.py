@@ -12,7 +12,7 @@ from django.db import InterfaceError, OperationalError, connections
 from ... import conf
 from ...inspection import snapshot
 from ...inspection.diagnosis import summary
-from ...inspection.snapshot import Portrait
+from ...inspection.snapshot import RunSnapshot
 from ...models import RunStatus, SequenceRun
 from ...utils.durations import duration
 from .base import INTERRUPTED, OUTCOMES, TIMEOUT
@@ -24,12 +24,12 @@ SHORTEST, LONGEST = 0.1, 1.0
 #: Seconds for which a database that is away is waited for, as while it is restarted.
 PATIENCE = 60.0
 
-Look = Callable[[Portrait], None]
+Look = Callable[[RunSnapshot], None]
 
 
 def until_ended(
     run: SequenceRun, look: Look | None, *, timeout: timedelta | None, interval: float | None = None
-) -> Portrait:
+) -> RunSnapshot:
     """Look at it until it has ended. Raises `CommandError` with another status if nobody waits."""
     deadline = None if timeout is None else time.monotonic() + timeout.total_seconds()
     pause = interval or SHORTEST
@@ -55,7 +55,7 @@ class _Looks:
         self.run, self.look = run, look
         self.away_since: float | None = None
 
-    def once_more(self) -> Portrait | None:
+    def once_more(self) -> RunSnapshot | None:
         """What is seen; None: the database is away."""
         try:
             found = snapshot.of(_again(self.run))
@@ -97,7 +97,7 @@ def _left(run: SequenceRun, why: str, status: int) -> CommandError:
     )
 
 
-def outcome(ended: Portrait) -> None:
+def outcome(ended: RunSnapshot) -> None:
     """Nothing, if it has succeeded; else raises `CommandError` with the status that tells how."""
     run = ended.run
     if status := OUTCOMES[RunStatus(run.status)]:
