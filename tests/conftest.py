@@ -9,6 +9,7 @@ from django.db import connection
 from django.test import TransactionTestCase
 from hypothesis import settings
 
+from sequences.engine import current
 from sequences.testing import isolate_sequences
 
 # What failed once fails again, here and in CI; `--hypothesis-profile=default` looks for more.
@@ -74,6 +75,7 @@ def _isolated():
     """What a test declares is gone after it: the next may use the same names."""
     with isolate_sequences():
         yield
+    current.stopping.clear()  # a worker that a test has shut down is gone
 
 
 @pytest.fixture(autouse=True, scope="module")
