@@ -456,6 +456,7 @@ class TestPatterns:
 
     def test_tracebacks_that_another_middleware_keeps_are_warned_of(self, use_broker, monkeypatch):
         monkeypatch.setattr(registry, "_by_label", {})  # other modules' classes hide something
+
         class Careful(AdminMiddleware):
             def after_process_message(self, *args, **kwargs):
                 pass

@@ -39,6 +39,7 @@ from sequences.exceptions import InvalidDefinition, SequenceError
 from sequences.flows import jobs
 from sequences.models import SequenceRun, StepRun
 from sequences.testing import assert_steps, clock, drain, run_sequence
+from sequences.transitions import commits
 from testproject.contact.models import Message, Team
 
 pytestmark = pytest.mark.django_db
@@ -171,6 +172,30 @@ def test_dramatiq_asks_no_message_of_a_step_for_its_age():
 
 
 TIMES = ["time_limit", "max_age", "min_backoff", "max_backoff"]
+
+
+@pytest.mark.parametrize("error", ["the server closed the connection", "database is locked"])
+def test_a_delay_whose_wait_could_not_be_stored_is_still_waited_for(monkeypatch, error):
+    executed, errors = [], [OperationalError(error)]
+    commit = commits.commit
+
+    def failing(*args):
+        if errors:
+            raise errors.pop()
+        return commit(*args)
+
+    class Late(Sequence):
+        @step(delay=60_000)
+        def one(self):
+            executed.append(self.attempt)
+
+    run = Late().run
+    monkeypatch.setattr(commits, "commit", failing)
+    drain()
+
+    row = run.steps.get()
+    assert (errors, executed, row.status) == ([], [], "waiting")
+    assert row.due_at - row.ready_at == timedelta(minutes=1)
 
 
 @pytest.mark.parametrize("name", TIMES)

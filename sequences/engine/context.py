@@ -78,9 +78,11 @@ class Bound:
             return self._gather(step)
         if step.delay is not None and not self.claim.delayed:
             due = self._due(step.delay)
-            self.claim.delayed = True
             if due > self.claim.now:
+                # Only the commit of this wait says that the delay was evaluated: an attempt that
+                # fails before it, or is replayed, still has the delay before it.
                 return Change(again=due)
+            self.claim.delayed = True
         if step.when is not None and not step.when(self.sequence):
             return Change(status=StepStatus.SKIPPED)
         if isinstance(step, Event):

@@ -146,7 +146,7 @@ class Crew:
     def start_run(self, label, release, **data):
         """Start a sequence as a web process of that release does; returns the run's id."""
         program = (
-            "import django, json, sys; django.setup(); from sequences import registry; "
+            "import django, json, sys; django.setup(); from sequences.definitions import registry; "
             "print(registry.get(sys.argv[1]).start(json.loads(sys.argv[2])).run.pk)"
         )
         settings = {"DJANGO_SETTINGS_MODULE": "tests.worker_settings", "RELEASE": release}
