@@ -137,9 +137,9 @@ def test_a_row_says_where_its_run_is_and_what_went_wrong(admin_client, order):
 
 def test_each_state_of_a_step_is_told_in_words(admin_client, order):
     run = order.start({}).run
-    assert "charge card queued for 0 s" in text_of(admin_client)
+    assert re.search(r"charge card queued for [\d.]+ m?s\b", text_of(admin_client))
     held = claim(run, "charge_card")
-    assert "charge card running for 0 s" in text_of(admin_client)
+    assert re.search(r"charge card running for [\d.]+ m?s\b", text_of(admin_client))
     perform(held)
     perform(claim(run, "approval"))
     assert "approval waiting for this event" in text_of(admin_client)

@@ -21,7 +21,7 @@ from sequences.management.cli.live import Display
 from sequences.models import Operation, SequenceRun
 from sequences.testing import clock, drain
 from sequences.transitions import clock as database_clock
-from tests.engine import claim, fresh, ledger, now, perform, row
+from tests.engine import claim, fail, fresh, ledger, now, perform, row
 from tests.models import Receipt
 
 pytestmark = pytest.mark.django_db
@@ -126,6 +126,12 @@ def approval():
         ("1h30m", timedelta(minutes=90)),
         ("0.5s", timedelta(milliseconds=500)),
         ("250ms", timedelta(milliseconds=250)),
+        ("3 days", timedelta(days=3)),
+        ("1 hour", timedelta(hours=1)),
+        ("2 weeks", timedelta(days=14)),
+        ("1 hour, 30 minutes and 5 s", timedelta(seconds=5405)),
+        ("PT1H", timedelta(hours=1)),
+        ("P3DT12H", timedelta(hours=84)),
     ],
 )
 def test_a_duration_is(text, expected):
@@ -141,6 +147,7 @@ def test_a_duration_is_not(text):
 def test_a_moment_is_a_duration_or_a_date(settings):
     settings.TIME_ZONE = "Europe/Berlin"
     assert argtypes.moment("24h") == timedelta(days=1)
+    assert argtypes.moment("3 days") == timedelta(days=3)
     assert argtypes.moment("2026-11-21").isoformat() == "2026-11-21T00:00:00+01:00"
     assert argtypes.moment("2026-11-21T08:00Z").utcoffset() == timedelta()
     for wrong in ("yesterday", "2026-13-01"):
@@ -287,6 +294,21 @@ def test_list_as_json_has_what_a_script_needs():
         "id", "sequence", "key", "status", "at", "done", "total", "fraction", "created_at",
         "finished_at", "duration", "error",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ["succeeded", "cancelled"])
+def test_a_run_that_has_ended_otherwise_has_no_error(end):
+    run = order().start({}).run
+    fail(claim(run, "charge"), final=False, error=ValueError("no money"))
+    assert as_json("list")[0]["error"]["message"] == "no money"
+    run = fresh(run)
+    run.cancel() if end == "cancelled" else run.finish()
+    assert fresh(run).status == end
+    assert "no money" not in sequences("list")
+    assert as_json("list")[0]["error"] is None
+    described = as_json("show", run.pk)
+    assert described["error"] is None
+    assert described["failures"][0]["message"] == "no money"
 
 
 def test_list_is_filtered():

@@ -19,10 +19,10 @@ from sequences.checks import check_unfinished_runs
 from sequences.engine import dispatcher
 from sequences.exceptions import InvalidData, InvalidDefinition
 from sequences.flows import jobs, parser
-from sequences.flows.parser import duration
 from sequences.models import SequenceRun, StepFailure, StepRun, StoredPlan
 from sequences.testing import assert_steps, drain, isolate_sequences, run_sequence
 from sequences.transitions import plans
+from sequences.utils.durations import parse_duration
 from sequences.worker.sweeper import AssumeLost, sweep
 from tests.engine import fresh, ledger, sent
 
@@ -211,7 +211,7 @@ def test_when_decides_by_a_result():
     ],
 )
 def test_a_duration_is_milliseconds_or_a_text(written, seconds):
-    assert duration(written) == timedelta(seconds=seconds)
+    assert parse_duration(written) == timedelta(seconds=seconds)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_a_duration_is_milliseconds_or_a_text(written, seconds):
     [True, -1, 1.5, None, "", "15", "3 dayz", "soon", "-3 days", "-P1D", "P", "9" * 30 + " days"],
 )
 def test_what_is_no_duration_is_refused(written):
-    assert duration(written) is None
+    assert parse_duration(written) is None
 
 
 def test_a_delay_waits_and_options_may_be_written_as_durations():

@@ -318,7 +318,7 @@ def test_no_worker_is_an_alarm_that_says_what_to_look_at():
     assert "for an hour: is `rundramatiq` running?" in sign("workers").advice
     process(seen=300)
     assert sign("workers").level == Level.BAD
-    assert "No worker has been seen for 5\xa0minutes" in str(sign("workers"))
+    assert "No worker has been seen for 5 min" in str(sign("workers"))
     assert any("rundramatiq" in problem for problem in health.read().problems())
 
 
@@ -329,7 +329,7 @@ def test_a_worker_that_went_without_a_word_is_named():
     process("box:3", seen=120)
     found = sign("workers")
     assert (found.level, found.says) == (Level.WARNING, "2 workers, 1 missing")
-    assert "box:3 was last seen 2\xa0minutes ago" in found.advice
+    assert "box:3 was last seen 2 min ago" in found.advice
 
 
 @pytest.mark.parametrize(("swept", "level"), [(5, Level.GOOD), (70, Level.BAD), (None, Level.BAD)])

@@ -117,7 +117,7 @@ def test_a_failed_run_is_where_it_failed():
     shown = of(run)
     assert [one.name for one in shown.at] == ["refund"]
     assert shown.run.status == "undoing"
-    assert shown.failure.message == "refused ***"
+    assert shown.newest_failure.message == "refused ***"
     drain()
     shown = of(run)
     assert [one.name for one in shown.at] == ["thank"]
@@ -203,7 +203,7 @@ def test_what_a_child_hides_is_hidden_where_its_data_stands_in_its_parents():
     assert snapshot.visible(run.data, run.sequence) == {"pay": {"token": "***"}}
     result = row(run, "pay").result
     assert snapshot.visible(result, run.sequence, "pay") == {"token": "***"}
-    assert of(run).failure.message == "no thanks for ***"
+    assert of(run).newest_failure.message == "no thanks for ***"
     run.edit({"pay": {"token": "tok-0815"}})
     operation = run.operations.get()
     assert "tok-" not in f"{operation.before}{operation.after}"

@@ -294,7 +294,7 @@ def test_other_open_steps_are_counted():
 def test_an_error_is_its_name_and_its_first_line():
     run = started()
     fail(claim(run, "charge"), error=CardError("x" * 500 + "\nsecond"))
-    failure = snapshot.of(fresh(run)).failure
+    failure = snapshot.of(fresh(run)).newest_failure
     assert error_of(failure) == f"CardError: {'x' * LONGEST}…"
     failure.message = ""
     assert error_of(failure) == "CardError"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from django.utils import timezone
@@ -14,6 +14,7 @@ from django.utils.translation import gettext, ngettext
 
 from ..inspection.snapshot import RunSnapshot, StepSnapshot, title_of
 from ..models import RunStatus, SequenceRun, StepFailure, StepStatus
+from ..utils.durations import format_duration
 from ..utils.text import class_name, first_line
 
 #: Steps that a cell names; the others are counted.
@@ -50,25 +51,13 @@ def run_name(run: SequenceRun) -> SafeString:
     )
 
 
-def brief(span: timedelta) -> str:
-    """A length of time in its largest unit: "3 min"."""
-    seconds = max(int(span.total_seconds()), 0)
-    if seconds < 60:
-        return gettext("%(count)d s") % {"count": seconds}
-    if seconds < 3_600:
-        return gettext("%(count)d min") % {"count": seconds // 60}
-    if seconds < 86_400:
-        return gettext("%(count)d h") % {"count": seconds // 3_600}
-    return gettext("%(count)d d") % {"count": seconds // 86_400}
-
-
 def moment(when: datetime, now: datetime) -> SafeString:
     """How long ago, and in full where one points at it."""
     return format_html(
         '<time datetime="{}" title="{}">{}</time>',
         when.isoformat(timespec="seconds"),
         date_format(timezone.localtime(when), "DATETIME_FORMAT"),
-        gettext("%(span)s ago") % {"span": brief(now - when)},
+        gettext("%(span)s ago") % {"span": format_duration(now - when)},
     )
 
 
@@ -109,11 +98,13 @@ def _doing(step: StepSnapshot, now: datetime) -> Iterator[str]:
     elif row.attempts:
         yield gettext("attempt %(number)d") % {"number": row.attempts + 1}
     if row.due_at is not None and row.due_at > now and row.status != StepStatus.RUNNING:
-        yield gettext("in %(span)s") % {"span": brief(row.due_at - now)}
+        yield gettext("in %(span)s") % {"span": format_duration(row.due_at - now)}
     elif row.status == StepStatus.RUNNING:
-        yield gettext("running for %(span)s") % {"span": brief(now - (row.started_at or now))}
+        yield gettext("running for %(span)s") % {
+            "span": format_duration(now - (row.started_at or now))
+        }
     elif row.status == StepStatus.QUEUED:
-        yield gettext("queued for %(span)s") % {"span": brief(now - row.queued_at)}
+        yield gettext("queued for %(span)s") % {"span": format_duration(now - row.queued_at)}
 
 
 def _waiting(step: StepSnapshot) -> str:

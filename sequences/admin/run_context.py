@@ -20,7 +20,7 @@ from .. import conf
 from ..inspection.actions import ACTIONS
 from ..inspection.snapshot import RunSnapshot, StepSnapshot, hide_secrets, visible
 from ..models import NO_ITEM, Operation, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
-from ..utils.durations import duration
+from ..utils.durations import format_duration
 from .base import NEWEST
 
 #: What a page shows of one value, in characters; the rest is a link away.
@@ -143,13 +143,13 @@ class StepLine:
     def waited(self) -> str:
         """How long it had to wait."""
         waited = self.portrait.waited(self.now)
-        return "" if waited is None else duration(waited)
+        return "" if waited is None else format_duration(waited)
 
     @property
     def ran(self) -> str:
         """How long its last attempt took."""
         ran = self.portrait.ran(self.now)
-        return "" if ran is None else duration(ran)
+        return "" if ran is None else format_duration(ran)
 
     @property
     def due(self) -> datetime | None:
@@ -159,7 +159,9 @@ class StepLine:
     @property
     def due_in(self) -> str:
         """How long until then."""
-        return "" if self.due is None or self.due <= self.now else duration(self.due - self.now)
+        return (
+            "" if self.due is None or self.due <= self.now else format_duration(self.due - self.now)
+        )
 
     @property
     def percent(self) -> int | None:
@@ -193,7 +195,7 @@ def attempts_of(run: SequenceRun, now: datetime) -> list[Attempt]:
     )
     hide_secrets(newest + older, [run], conf.using())
     return [
-        Attempt(failure, duration(now - failure.failed_at), index < TRACEBACKS, index == 0)
+        Attempt(failure, format_duration(now - failure.failed_at), index < TRACEBACKS, index == 0)
         for index, failure in enumerate(newest + older)
     ]
 
@@ -232,7 +234,7 @@ def _values_of(rows: QuerySet[Operation], ids: Collection[int]) -> dict[int, tup
 def _done(
     operation: Operation, run: SequenceRun, values: tuple[Any, Any] | None, now: datetime
 ) -> Done:
-    ago = duration(now - operation.done_at)
+    ago = format_duration(now - operation.done_at)
     if values is None:
         return Done(operation, ago)
     step = operation.step if operation.action == "deliver" else ""

@@ -20,7 +20,7 @@ from ..inspection import actions, run_diagrams, snapshot
 from ..inspection.diagnosis import summary
 from ..inspection.snapshot import RunSnapshot, StepSnapshot, hide_secrets, visible, visible_inbox
 from ..models import NO_ITEM, Operation, RunStatus, SequenceRun, StepFailure, StepRun
-from ..utils.durations import duration
+from ..utils.durations import format_duration
 from . import run_context
 from .base import NEWEST, ReadOnlyAdmin, heavy, is_refresh
 from .run_context import Button, Urls
@@ -144,8 +144,8 @@ class RunPage(ReadOnlyAdmin):
             "path": request.path,
             "title": shown.title,
             "summary": summary(shown, last.defer("before", "after").first()),
-            "age": duration(shown.age),
-            "duration": duration(shown.duration),
+            "age": format_duration(shown.age),
+            "duration": format_duration(shown.duration),
             "live": str(INTERVAL) if shown.is_moving else "",
             "buttons": [button for button in buttons if not button.step],
             "at": [line for line in steps if line.portrait in shown.at and line.buttons][:3],

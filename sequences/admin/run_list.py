@@ -18,6 +18,7 @@ from django.utils.translation import gettext_lazy as _
 from ..inspection import snapshot
 from ..inspection.snapshot import RunSnapshot
 from ..models import UNFINISHED_RUN, RunStatus, SequenceRun
+from ..utils.durations import format_duration
 from . import columns, pagination
 from .base import heavy
 from .failures import RunFailures, list_media
@@ -204,14 +205,13 @@ class RunListing(RunFailures):
         ago = columns.moment(run.created_at, seen.now)
         if seen.is_moving:
             return ago
-        took = gettext("took %(span)s") % {"span": columns.brief(seen.duration)}
+        took = gettext("took %(span)s") % {"span": format_duration(seen.duration)}
         return format_html("{}<small>{}</small>", ago, took)
 
     @admin.display(description=_("last error"), empty_value="")
     def shown_error(self, run: SequenceRun) -> str:
-        """Of its newest failed attempt. One that the run has got over is no news."""
-        is_over = run.status in (RunStatus.SUCCEEDED, RunStatus.CANCELLED)
-        return "" if is_over else columns.error(run_portrait(run).failure)
+        """Of its newest failed attempt, if the run has not got over it."""
+        return columns.error(run_portrait(run).current_failure)
 
     # Search
 

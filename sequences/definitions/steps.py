@@ -24,6 +24,7 @@ from typing import (
 from dramatiq import Actor
 
 from ..exceptions import InvalidData, SequenceError
+from ..utils.durations import to_milliseconds
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -502,27 +503,23 @@ def _actor_options(function: object) -> dict[str, Any]:
 def duration_problem(value: object) -> str | None:
     if isinstance(value, bool) or not isinstance(value, int | timedelta):
         return "it must be a timedelta or an int of milliseconds"
-    length = value if isinstance(value, int) else _milliseconds(value)
+    length = value if isinstance(value, int) else to_milliseconds(value)
     if length < 0:
         return "it cannot be negative"
-    return "it cannot be longer than 1,000 years" if length > _milliseconds(MAX_WAIT) else None
+    return "it cannot be longer than 1,000 years" if length > to_milliseconds(MAX_WAIT) else None
 
 
 def as_timedelta(value: timedelta | int) -> timedelta:
     return value if isinstance(value, timedelta) else timedelta(milliseconds=value)
 
 
-def _milliseconds(length: timedelta) -> int:
-    return length // timedelta(milliseconds=1)
-
-
 def _as_dramatiq(name: str, value: Any) -> Any:
     """An option as Dramatiq takes it. What is wrong with it is told later, by `validation`."""
     if name == "time_limit" and value in (None, float("inf")):
         # Dramatiq fails on None, and the messages of kept definitions are JSON.
-        return _milliseconds(MAX_WAIT)
+        return to_milliseconds(MAX_WAIT)
     if name in DURATION_OPTIONS and isinstance(value, timedelta):
-        return _milliseconds(value)
+        return to_milliseconds(value)
     return value
 
 

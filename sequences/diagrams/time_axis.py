@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from ..utils.durations import duration_of_seconds
+from ..utils.durations import format_seconds
 
 #: How small a part of the axis may be left to what has happened before idle times are left out.
 SHARE = 0.1
@@ -93,7 +93,7 @@ class Scale:
 
 
 def _told(seconds: float, *, since_start: bool) -> str:
-    text = duration_of_seconds(seconds) if seconds else "0"
+    text = format_seconds(seconds) if seconds else "0"
     return text if since_start else f"+{text}"
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from ..utils.durations import duration_of_seconds
+from ..utils.durations import format_seconds
 from .marks import Labels
 from .markup import clean, element, fitted, stylesheet, width_of
 from .time_axis import Interval, Piece, Scale
@@ -155,11 +155,11 @@ class _Painter:
     def _sum(self, lane: Lane, kind: str) -> str:
         spans = [self.interval(span) for span in lane.spans if span.kind == kind]
         length = sum(end - begin for begin, end in spans)
-        return f"{self.labels.span(kind)} {duration_of_seconds(length)}" if spans else ""
+        return f"{self.labels.span(kind)} {format_seconds(length)}" if spans else ""
 
     def _length(self, lane: Lane) -> str:
         busy = [self.interval(span) for span in lane.spans if span.kind in BUSY]
-        ran = duration_of_seconds(sum(end - begin for begin, end in busy)) if busy else "–"  # noqa: RUF001
+        ran = format_seconds(sum(end - begin for begin, end in busy)) if busy else "–"  # noqa: RUF001
         return fitted(lane.text or ran, 11.5, LENGTH - 8)
 
     def _span(self, span: Span, top: float) -> str:
@@ -181,7 +181,7 @@ class _Painter:
         return element("g", *parts, class_=f"seq-span seq-span-{span.kind}{still}")
 
     def _told(self, span: Span, seconds: float) -> str:
-        words = f"{self.labels.span(span.kind)} {duration_of_seconds(seconds)}"
+        words = f"{self.labels.span(span.kind)} {format_seconds(seconds)}"
         return f"{words}\n{span.title}" if span.title else words
 
     def _cross(self, x: float, top: float) -> str:
@@ -212,7 +212,7 @@ def _short(piece: Piece) -> str:
     """About how long it is: a few seconds of an hour have no place here."""
     length = piece.end - piece.begin
     unit = max((unit for unit in (1, 10, 60, 600, 3600) if unit <= length * 0.02), default=1)
-    return duration_of_seconds(round(length / unit) * unit)
+    return format_seconds(round(length / unit) * unit)
 
 
 def _zigzag(x: float, top: float, bottom: float) -> str:

@@ -13,7 +13,7 @@ from datetime import timedelta
 from django.db import InterfaceError, OperationalError
 
 from ..transitions.locking import is_transient
-from ..utils.durations import duration
+from ..utils.durations import format_duration
 
 logger = logging.getLogger("sequences")
 
@@ -44,5 +44,5 @@ def over() -> None:
     with _lock:
         since, _since = _since, None
     if since is not None:
-        span = duration(timedelta(seconds=time.monotonic() - since))
+        span = format_duration(timedelta(seconds=time.monotonic() - since))
         logger.warning("The database can be used again, after %s.", span)

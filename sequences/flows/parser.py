@@ -11,7 +11,6 @@ from typing import Any
 
 import dramatiq
 from django.apps import apps
-from django.utils.dateparse import parse_duration
 
 from ..definitions.steps import (
     DURATION_OPTIONS,
@@ -25,6 +24,7 @@ from ..definitions.steps import (
 )
 from ..definitions.validation import refusal
 from ..exceptions import InvalidDefinition, did_you_mean
+from ..utils.durations import parse_duration, to_milliseconds
 from . import jobs
 from .references import Arguments, Call, ChildData, Conditions, Items, Outputs, Ref
 
@@ -226,7 +226,7 @@ class Parser:
                 raise self._error(f"the option {name} is refused: {why}", hint)
         for name in DURATION_OPTIONS:
             if options.get(name) is not None:
-                options[name] = _milliseconds(self._duration(name, options[name]))
+                options[name] = to_milliseconds(self._duration(name, options[name]))
         retries = options.get("max_retries")
         if retries is not None and (type(retries) is not int or retries < 0):
             raise self._error(f"max_retries is {retries!r}", "Give a number, or null for no end.")
@@ -376,8 +376,8 @@ class Parser:
             raise self._error(problem, f"Add {name!r} to its after.")
 
     def _duration(self, what: str, value: Any) -> timedelta:
-        if (found := duration(value)) is not None:
-            return found
+        if (length := parse_duration(value)) is not None:
+            return length
         hint = 'Give milliseconds, or a text such as "15 min", "3 days" or "PT1H30M".'
         raise self._error(f"{what} is {value!r}", hint)
 
@@ -428,45 +428,3 @@ class Parser:
 _DRAMATIQ = {"queue_name", "priority", "on_success", "on_failure", "broker", "actor_name"}.union(
     *(middleware().actor_options for middleware in dramatiq.middleware.default_middleware)
 )
-
-_UNITS = {
-    "ms": 0.001, "millisecond": 0.001,
-    "s": 1, "sec": 1, "second": 1,
-    "m": 60, "min": 60, "minute": 60,
-    "h": 3600, "hour": 3600,
-    "d": 86400, "day": 86400,
-    "w": 604800, "week": 604800,
-}  # fmt: skip
-_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)\s*(?:,|and)?\s*")
-
-
-def duration(value: Any) -> timedelta | None:
-    """Milliseconds, ``"1 h 30 min"`` or ISO 8601; None for anything else."""
-    try:
-        if type(value) is int and value >= 0:
-            return timedelta(milliseconds=value)
-        if not isinstance(value, str):
-            return None
-        if value.startswith("P"):
-            found = (
-                parse_duration(value) if value[-1].isupper() and value not in ("P", "PT") else None
-            )
-            return found if found is None or found >= timedelta() else None
-        return _sum_of_amounts(value.strip().lower())
-    except OverflowError:
-        return None
-
-
-def _sum_of_amounts(text: str) -> timedelta | None:
-    found = _AMOUNT.findall(text)
-    if not found or _AMOUNT.sub("", text):
-        return None
-    units = [unit if unit in _UNITS else unit.removesuffix("s") for _, unit in found]
-    if not all(unit in _UNITS for unit in units):
-        return None
-    amounts = (float(number) * _UNITS[unit] for (number, _), unit in zip(found, units, strict=True))
-    return timedelta(seconds=sum(amounts))
-
-
-def _milliseconds(wait: timedelta) -> int:
-    return wait // timedelta(milliseconds=1)

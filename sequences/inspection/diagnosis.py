@@ -18,7 +18,7 @@ from ..definitions.plan import COMPENSATION_KINDS
 from ..models import Operation, RunStatus, StepFailure, StepRun, StepStatus
 from ..transitions.compensation import STANDSTILL
 from ..transitions.subsequences import Undoing
-from ..utils.durations import duration
+from ..utils.durations import format_duration
 from ..utils.text import class_name, first_line
 from .snapshot import RunSnapshot, StepSnapshot
 
@@ -135,7 +135,7 @@ def _is_open(step: StepSnapshot) -> bool:
 
 def _paused(portrait: RunSnapshot, last: Operation | None) -> str:
     if last is not None and last.action == "pause":
-        ago = duration(portrait.now - last.done_at)
+        ago = format_duration(portrait.now - last.done_at)
         by_whom, by_nobody = (
             _("Paused by %(by)s %(ago)s ago%(why)s."),
             _("Paused %(ago)s ago%(why)s."),
@@ -202,7 +202,7 @@ def _now(portrait: RunSnapshot, step: StepSnapshot) -> str:
 def _queued_step(portrait: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
     values = {
         "step": _name(step),
-        "ago": duration(portrait.now - row.queued_at),
+        "ago": format_duration(portrait.now - row.queued_at),
         "queue": step.node.queue,
     }
     if step.loss is not None:
@@ -231,14 +231,17 @@ def _running_step(portrait: RunSnapshot, step: StepSnapshot, row: StepRun) -> st
     silent = _silent(portrait, row)
     values: dict[str, Any] = {
         "step": _name(step),
-        "span": duration(portrait.now - (row.started_at or portrait.now)),
+        "span": format_duration(portrait.now - (row.started_at or portrait.now)),
         "worker": row.worker,
     }
     if silent is None or row.wake_at is None:
         told = _("%(step)s has been running for %(span)s") % values
         told += f"{_progress(step)}."
         return told if step.loss is None else told + _(" It has %s.") % step.deaths
-    values |= {"silent": duration(silent), "left": duration(row.wake_at - portrait.now)}
+    values |= {
+        "silent": format_duration(silent),
+        "left": format_duration(row.wake_at - portrait.now),
+    }
     if row.wake_at > portrait.now:
         return (
             _(
@@ -247,7 +250,7 @@ def _running_step(portrait: RunSnapshot, step: StepSnapshot, row: StepRun) -> st
             )
             % values
         )
-    values["left"] = duration(portrait.now - row.wake_at)
+    values["left"] = format_duration(portrait.now - row.wake_at)
     return (
         _(
             "The worker of %(step)s was lost. Its lease ran out %(left)s ago, and no sweep has "
@@ -272,12 +275,12 @@ def _retrying_step(portrait: RunSnapshot, step: StepSnapshot, row: StepRun) -> s
     tried = ngettext("%(count)d failed attempt", "%(count)d failed attempts", row.attempts)
     values = {"step": _name(step), "tried": tried % {"count": row.attempts}}
     if row.due_at is not None and row.due_at > portrait.now:
-        values["left"] = duration(row.due_at - portrait.now)
+        values["left"] = format_duration(row.due_at - portrait.now)
         told = _("%(step)s is retried in %(left)s (%(tried)s)") % values
     else:
         told = _("%(step)s is about to be retried (%(tried)s)") % values
         if row.due_at is not None and portrait.now - row.due_at > PATIENCE:
-            values |= {"ago": duration(portrait.now - row.due_at), "queue": step.node.queue}
+            values |= {"ago": format_duration(portrait.now - row.due_at), "queue": step.node.queue}
             told = (
                 _(
                     "%(step)s should have been retried %(ago)s ago (%(tried)s), and no worker "
@@ -311,14 +314,14 @@ def _awaiting(portrait: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
     if row.payload is None and row.due_at is not None:  # its own delay is not over
         return _delayed(portrait, step, row)
     since = _since(row) or row.queued_at
-    values = {"step": _name(step), "ago": duration(portrait.now - since)}
+    values = {"step": _name(step), "ago": format_duration(portrait.now - since)}
     told = _("Waiting for the event %(step)s for %(ago)s") % values
     if row.due_at is None:
         return f"{told}. " + _("It may take for ever: it has no timeout.")
     left = row.due_at - portrait.now
     if left < timedelta(0):
         return f"{told}; " + _("its time is over.")
-    return f"{told}; " + _("it times out in %(left)s.") % {"left": duration(left)}
+    return f"{told}; " + _("it times out in %(left)s.") % {"left": format_duration(left)}
 
 
 def _since(row: StepRun) -> datetime | None:
@@ -332,7 +335,7 @@ def _delayed(portrait: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
         return _("The time that %(step)s has waited for has come.") % {"step": _name(step)}
     return _("%(step)s waits for its time, in %(left)s.") % {
         "step": _name(step),
-        "left": duration(left),
+        "left": format_duration(left),
     }
 
 
@@ -354,7 +357,10 @@ def _names(names: Any) -> str:
 
 def _times(portrait: RunSnapshot) -> dict[str, str]:
     ended = portrait.run.finished_at or portrait.now
-    return {"ago": duration(portrait.now - ended), "span": duration(portrait.duration)}
+    return {
+        "ago": format_duration(portrait.now - ended),
+        "span": format_duration(portrait.duration),
+    }
 
 
 def _attempts(step: StepSnapshot) -> str:
@@ -365,8 +371,8 @@ def _attempts(step: StepSnapshot) -> str:
 
 
 def _error(portrait: RunSnapshot, step: StepSnapshot | None) -> str:
-    """The error, if the newest failed attempt is this step's."""
-    failure = portrait.failure
+    """The run's error, if it is this step's."""
+    failure = portrait.current_failure
     if failure is None or (step is not None and failure.step != step.name):
         return ""
     return f": {error_of(failure)}".rstrip(".")

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import Any
 
 from django.db.models import Count, Min, Q, QuerySet
 from django.utils.functional import cached_property
-from django.utils.timesince import timesince
 from django.utils.translation import gettext, ngettext
 
 from .. import conf
@@ -21,6 +20,7 @@ from ..models import SequenceRun, StepLoss, StepRun, StepStatus, WorkerProcess
 from ..transitions import clock, holders
 from ..transitions.due import LONGEST
 from ..transitions.holders import Holder, Locked
+from ..utils.durations import format_duration
 from ..worker.registration import INTERVAL
 from .losses import deaths, newest_losses
 
@@ -34,8 +34,6 @@ SUSPECTS = 3
 STALE = timedelta(seconds=4 * INTERVAL)
 #: What waits for so long for a free worker is worth a look; for so long, an alarm.
 LONG, TOO_LONG = timedelta(minutes=1), timedelta(minutes=5)
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Level(IntEnum):
@@ -146,7 +144,7 @@ class Health:
         return f"{number:,}+" if self.capped else f"{number:,}"
 
     def _since(self, moment: datetime) -> str:
-        return _for_how_long(self.now - moment)
+        return format_duration(self.now - moment)
 
     def _level(self, moment: datetime | None) -> Level:
         waited = self.now - moment if moment else timedelta(0)
@@ -198,13 +196,6 @@ def _suspects_of(rows: QuerySet[StepRun], using: str) -> tuple[Suspect, ...]:
     suspects = list(rows.filter(lost__gt=0).order_by("-lost", "pk")[:SUSPECTS])
     losses = newest_losses([row.pk for row in suspects], using)
     return tuple(Suspect(row, losses.get(row.pk)) for row in suspects)
-
-
-def _for_how_long(span: timedelta) -> str:
-    if span < timedelta(minutes=1):
-        seconds = max(int(span.total_seconds()), 0)
-        return ngettext("%(count)d second", "%(count)d seconds", seconds) % {"count": seconds}
-    return timesince(_EPOCH, _EPOCH + span, depth=1)
 
 
 # What is looked at
@@ -327,7 +318,7 @@ def _session(holder: Holder) -> str:
         "pid": holder.pid,
         "user": holder.user,
         "details": f" ({details})" if details else "",
-        "time": _for_how_long(holder.age),
+        "time": format_duration(holder.age),
     }
 
 

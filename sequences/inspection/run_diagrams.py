@@ -15,7 +15,7 @@ from ..definitions import registry
 from ..diagrams import Labels, Lane, Mark, Span
 from ..exceptions import SequenceError
 from ..models import UNFINISHED_STEP, RunStatus, StepFailure, StepRun, StepStatus
-from ..utils.durations import duration
+from ..utils.durations import format_duration
 from .diagnosis import error_of
 from .snapshot import RunSnapshot, StepSnapshot
 
@@ -127,7 +127,7 @@ def _text(portrait: RunSnapshot, step: StepSnapshot) -> str:
     if step.status == StepStatus.FAILED and row.attempts > 1 and step.progress is None:
         return _("%(count)d attempts") % {"count": row.attempts}
     if step.status == StepStatus.SUCCEEDED and step.node.kind != "event" and not step.progress:
-        return duration(step.ran(portrait.now))
+        return format_duration(step.ran(portrait.now))
     return ""
 
 
@@ -135,7 +135,7 @@ def _time_left(step: StepSnapshot, left: timedelta) -> str:
     if left <= timedelta(0):
         return _("due")
     words = _("in %(time)s") if step.is_delayed else _("%(time)s left")
-    return words % {"time": duration(left)}
+    return words % {"time": format_duration(left)}
 
 
 def _title(portrait: RunSnapshot, step: StepSnapshot) -> str:
@@ -146,8 +146,9 @@ def _title(portrait: RunSnapshot, step: StepSnapshot) -> str:
         told.append(_("Failed attempts: %(count)d") % {"count": row.attempts})
     if failed := step.items.get("failed"):
         told.append(_("Failed items: %(count)d") % {"count": failed})
-    if portrait.failure and portrait.failure.step == step.name:
-        told.append(error_of(portrait.failure))
+    failure = portrait.current_failure
+    if failure is not None and failure.step == step.name:
+        told.append(error_of(failure))
     return "\n".join(filter(None, [*told, step.progress_text]))
 
 

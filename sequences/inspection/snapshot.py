@@ -40,6 +40,8 @@ NOT_BEGUN = ""
 _PERFORMED = (StepStatus.SUCCEEDED, StepStatus.FAILED)
 #: Items whose own progress is read: more than this are rarely under way.
 MAX_TELLING_ITEMS = 1000
+#: The states of a run in which no failed attempt is its error any more.
+_OVER_FAILURES = (RunStatus.SUCCEEDED, RunStatus.CANCELLED)
 #: Columns that may be large, and that no list shows.
 HEAVY = ("data", "inbox")
 
@@ -172,7 +174,7 @@ class RunSnapshot:
     #: In the order of the plan; what only a failure begins comes last.
     steps: tuple[StepSnapshot, ...]
     #: The newest failed attempt, without secrets.
-    failure: StepFailure | None
+    newest_failure: StepFailure | None
     #: The database's time when it was read.
     now: datetime
 
@@ -185,6 +187,14 @@ class RunSnapshot:
     def is_known(self) -> bool:
         """Whether this code has its sequence."""
         return registry.definition_of(self.run.sequence) is not None
+
+    @property
+    def current_failure(self) -> StepFailure | None:
+        """The failed attempt to show as the run's error.
+
+        None of a run that has succeeded or was cancelled: it has got over what failed on the way.
+        """
+        return None if self.run.status in _OVER_FAILURES else self.newest_failure
 
     @property
     def is_readable(self) -> bool:

@@ -1,34 +1,90 @@
-"""How long something takes or took, as people read it: ``1.2 s``, ``3 min 5 s``, ``2 d 4 h``.
+"""Durations as people write them and as they read them: the one parser, the one formatter.
 
-The units are symbols that stand in every language, so nothing here is translated.
+People read ``400 ms``, ``1.2 s``, ``3 min 5 s`` or ``2 d 4 h``. The units are symbols that every
+language has, so nothing here is translated.
 """
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 
-#: Each unit, and how many milliseconds it has.
-UNITS = (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1000), ("ms", 1))
+#: Each unit that is shown, and how many milliseconds it has.
+SHOWN_UNITS = (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1000), ("ms", 1))
 _SECONDS_WITH_TENTHS = 10
 
+#: Each unit that is understood, and how many seconds it has. All but the symbols take a plural s.
+_SECONDS_IN = {
+    "ms": 0.001, "millisecond": 0.001,
+    "s": 1, "sec": 1, "second": 1,
+    "m": 60, "min": 60, "minute": 60,
+    "h": 3600, "hour": 3600,
+    "d": 86400, "day": 86400,
+    "w": 604800, "week": 604800,
+}  # fmt: skip
+_ISO = re.compile(
+    r"P(?:(?P<days>\d+(?:[.,]\d+)?)D)?"
+    r"(?:T(?:(?P<hours>\d+(?:[.,]\d+)?)H)?"
+    r"(?:(?P<minutes>\d+(?:[.,]\d+)?)M)?"
+    r"(?:(?P<seconds>\d+(?:[.,]\d+)?)S)?)?"
+)
+_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)\s*(?:,|and)?\s*")
 
-def duration(value: timedelta | None, none: str = "") -> str:
+
+def parse_duration(value: object) -> timedelta | None:
+    """Milliseconds, ``"90s"``, ``"1 h 30 min"``, ``"3 days"`` or ISO 8601; None: no duration."""
+    try:
+        if type(value) is int and value >= 0:
+            return timedelta(milliseconds=value)
+        if not isinstance(value, str):
+            return None
+        return _parse_iso(value) if value.startswith("P") else _parse_amounts(value)
+    except OverflowError:
+        return None
+
+
+def _parse_iso(text: str) -> timedelta | None:
+    match = _ISO.fullmatch(text)
+    if match is None or not any(match.groups()):
+        return None
+    amounts = match.groupdict(default="0").items()
+    return timedelta(**{unit: float(amount.replace(",", ".")) for unit, amount in amounts})
+
+
+def _parse_amounts(text: str) -> timedelta | None:
+    text = text.strip().lower()
+    seconds, end = 0.0, 0
+    while amount := _AMOUNT.match(text, end):
+        number, unit = amount.groups()
+        if (size := _SECONDS_IN.get(unit) or _SECONDS_IN.get(unit.removesuffix("s"))) is None:
+            return None
+        seconds, end = seconds + float(number) * size, amount.end()
+    return timedelta(seconds=seconds) if text and end == len(text) else None
+
+
+def format_duration(value: timedelta | None, none: str = "") -> str:
     """A length of time in its two largest units, cut off and never rounded up; ``none`` of None.
 
     A negative one, of clocks that differ, is shown as ``0 ms``.
     """
     if value is None:
         return none
-    milliseconds = max(value // timedelta(milliseconds=1), 0)
+    milliseconds = max(to_milliseconds(value), 0)
     if 1000 <= milliseconds < _SECONDS_WITH_TENTHS * 1000:
         return _seconds(milliseconds)
-    largest = next((i for i, (_, size) in enumerate(UNITS) if milliseconds >= size), len(UNITS) - 1)
+    sizes = [size for _unit, size in SHOWN_UNITS]
+    largest = next((i for i, size in enumerate(sizes) if milliseconds >= size), len(sizes) - 1)
     return " ".join(_parts(milliseconds, largest)) or "0 ms"
 
 
-def duration_of_seconds(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """The same of a number of seconds."""
-    return duration(timedelta(seconds=seconds))
+    return format_duration(timedelta(seconds=seconds))
+
+
+def to_milliseconds(length: timedelta) -> int:
+    """As Dramatiq counts; what is less than one is cut off."""
+    return length // timedelta(milliseconds=1)
 
 
 def _seconds(milliseconds: int) -> str:
@@ -38,10 +94,10 @@ def _seconds(milliseconds: int) -> str:
 
 def _parts(milliseconds: int, largest: int) -> list[str]:
     # Below a minute one unit says enough.
-    units = UNITS[largest : largest + 2] if largest < 3 else UNITS[largest : largest + 1]
-    found = []
-    for name, size in units:
+    units = SHOWN_UNITS[largest : largest + (2 if largest < 3 else 1)]
+    parts = []
+    for unit, size in units:
         count, milliseconds = divmod(milliseconds, size)
         if count:
-            found.append(f"{count} {name}")
-    return found
+            parts.append(f"{count} {unit}")
+    return parts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from argparse import ArgumentTypeError
 from datetime import datetime, timedelta
@@ -14,24 +13,15 @@ from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
 from ...flows import files
+from ...utils.durations import parse_duration
 from .base import wrong
-
-_UNITS = {"ms": "milliseconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-_UNITS |= {"min": "minutes", "w": "weeks"}
-_PART = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|min|[smhdw])\s*")
 
 
 def duration(text: str) -> timedelta:
-    """``90s``, ``15m``, ``24h``, ``7d``, ``1h30m``."""
-    found, end = timedelta(), 0
-    try:
-        while part := _PART.match(text, end):
-            found, end = found + timedelta(**{_UNITS[part[2]]: float(part[1])}), part.end()
-    except OverflowError:
-        end = 0
-    if not text.strip() or end != len(text):
-        raise ArgumentTypeError(f"{text!r} is no duration: give one such as 90s, 15m, 24h or 7d")
-    return found
+    """``90s``, ``24h``, ``1h30m``, ``3 days``, ``PT1H``: as in a definition."""
+    if (length := parse_duration(text)) is not None:
+        return length
+    raise ArgumentTypeError(f"{text!r} is no duration: give one such as 90s, 15m, 24h or 7d")
 
 
 def moment(text: str) -> timedelta | datetime:

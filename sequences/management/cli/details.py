@@ -15,7 +15,7 @@ from ...inspection import snapshot
 from ...inspection.diagnosis import error_of, summary
 from ...inspection.snapshot import RunSnapshot, StepSnapshot
 from ...models import NO_ITEM, Operation, SequenceRun, StepFailure, StepRun
-from ...utils.durations import duration
+from ...utils.durations import format_duration
 from .base import Task
 from .tables import Cell, plain, table
 
@@ -40,7 +40,7 @@ def brief(shown: RunSnapshot) -> dict[str, Any]:
         "created_at": run.created_at,
         "finished_at": run.finished_at,
         "duration": shown.duration.total_seconds(),
-        "error": _error(shown.failure) if shown.run.status != "succeeded" else None,
+        "error": _error(shown.current_failure),
     }
 
 
@@ -177,7 +177,10 @@ class Described:
         yield [Cell("started"), Cell(moment(run.created_at))]
         if run.finished_at is not None:
             yield [Cell("finished"), Cell(moment(run.finished_at))]
-        yield [Cell("took" if run.is_finished else "takes"), Cell(duration(self.portrait.duration))]
+        yield [
+            Cell("took" if run.is_finished else "takes"),
+            Cell(format_duration(self.portrait.duration)),
+        ]
         yield [Cell("done"), Cell(f"{self.portrait.done} of {self.portrait.total} steps")]
         if (above := self._parent) is not None:
             yield [Cell("parent"), Cell(above)]
@@ -195,8 +198,8 @@ class Described:
                 Cell(plain(step.name)),
                 Cell(step.status or "-", task.paint(step.status)),
                 Cell(str(row.attempts) if row is not None and row.attempts else ""),
-                Cell(duration(step.waited(now))),
-                Cell(duration(step.ran(now))),
+                Cell(format_duration(step.waited(now))),
+                Cell(format_duration(step.ran(now))),
                 Cell(self.remark(step)),
                 Cell(plain(row.worker) if row is not None else ""),
             ]
@@ -243,7 +246,7 @@ def remark(step: StepSnapshot, shown: RunSnapshot) -> str:
     row = step.row
     if row is not None and row.due_at is not None and row.due_at > shown.now:
         ends = "times out in" if step.is_awaiting_event and not step.is_delayed else "in"
-        found.append(f"{ends} {duration(row.due_at - shown.now)}")
+        found.append(f"{ends} {format_duration(row.due_at - shown.now)}")
     return ", ".join(found)
 
 

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from ...inspection.snapshot import RunSnapshot, StepSnapshot
 from ...models import UNFINISHED_STEP
-from ...utils.durations import duration
+from ...utils.durations import format_duration
 from .base import Paint
 from .details import remark
 from .tables import Cell, cut, plain, table
@@ -87,7 +87,7 @@ class Display:
         done = f"{portrait.done}/{portrait.total}"
         bar = bar_of(portrait.fraction)
         head = f"{portrait.title}  {self.who(portrait)}"
-        tail = f"  {status}  {bar}  {done}  {duration(portrait.duration)}"
+        tail = f"  {status}  {bar}  {done}  {format_duration(portrait.duration)}"
         steps = [step for step in portrait.steps if step.status or not step.node.aside]
         rows = [self._row(step, portrait) for step in _of_interest(steps)]
         above = cut(plain(head), max(width - len(tail), 8)) + tail
@@ -95,7 +95,7 @@ class Display:
 
     def _row(self, step: StepSnapshot, portrait: RunSnapshot) -> list[Cell]:
         paint = self.paint(step.status)
-        ran = duration(step.ran(portrait.now)) if step.status not in ("", "queued") else ""
+        ran = format_duration(step.ran(portrait.now)) if step.status not in ("", "queued") else ""
         word = "" if step.status in SIGNS else state_of(step, counts=False)
         told = "  ".join(filter(None, [word, remark(step, portrait)]))
         sign = SIGNS.get(step.status, MOVING)

@@ -14,7 +14,7 @@ from ...flows import builder
 from ...inspection import snapshot
 from ...inspection.diagnosis import error_of
 from ...inspection.snapshot import HEAVY, RunSnapshot, StepSnapshot
-from ...utils.durations import duration
+from ...utils.durations import format_duration
 from . import wait
 from .argtypes import count, definition_in
 from .argtypes import duration as seconds
@@ -64,15 +64,9 @@ class List(Task):
                 Cell(one.run.status, self.paint(status)),
                 Cell(plain(", ".join(step.name for step in one.at))),
                 Cell(f"{one.done}/{one.total}"),
-                Cell(duration(one.age)),
-                Cell(plain(_error(one))),
+                Cell(format_duration(one.age)),
+                Cell(plain(error_of(failure)) if (failure := one.current_failure) else ""),
             ]
-
-
-def _error(one: RunSnapshot) -> str:
-    # One that it has got over is no news.
-    told = one.failure is not None and one.run.status not in ("succeeded", "cancelled")
-    return error_of(one.failure) if one.failure is not None and told else ""
 
 
 class Show(Task):

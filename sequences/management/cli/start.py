@@ -14,7 +14,7 @@ from ...flows.builder import start_definition
 from ...inspection.snapshot import RunSnapshot
 from ...models import StepRun, StepStatus
 from ...sequence import Sequence
-from ...utils.durations import duration
+from ...utils.durations import format_duration
 from . import wait
 from .argtypes import definition_in, json_object
 from .argtypes import duration as length
@@ -67,7 +67,7 @@ class Start(Task):
         if ended is not None:
             wait.outcome(ended)
             if not options.json:
-                self.write(f"Succeeded after {duration(ended.duration)}.")
+                self.write(f"Succeeded after {format_duration(ended.duration)}.")
 
     def _start(self, options: Namespace) -> Callable[..., Sequence[Any]]:
         if (options.label is None) == (options.file is None):

@@ -14,7 +14,7 @@ from ...inspection import snapshot
 from ...inspection.diagnosis import summary
 from ...inspection.snapshot import RunSnapshot
 from ...models import RunStatus, SequenceRun
-from ...utils.durations import duration
+from ...utils.durations import format_duration
 from .base import INTERRUPTED, OUTCOMES, TIMEOUT
 from .selectors import runs
 from .tables import plain
@@ -41,7 +41,7 @@ def until_ended(
                 return found
             left = pause if deadline is None else deadline - time.monotonic()
             if left <= 0:
-                raise _left(run, f"has not ended within {duration(timeout)}", TIMEOUT)
+                raise _left(run, f"has not ended within {format_duration(timeout)}", TIMEOUT)
             sleep(min(pause, left))
             pause = interval or min(pause * 1.5, LONGEST)
     except KeyboardInterrupt:
