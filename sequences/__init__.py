@@ -1,13 +1,12 @@
 """Durable job sequences for Django, on Dramatiq."""
 
-from .definitions.registry import get
 from .definitions.steps import event, finish, on_failure, repeat, step, subsequence
 from .exceptions import Abort
 from .flows.builder import astart_definition, define, start_definition
 from .flows.composition import chain, group
 from .flows.files import load
 from .flows.jobs import job
-from .sequence import Sequence
+from .sequence import Sequence, get
 
 __all__ = [  # noqa: RUF022 (grouped)
     # declaring

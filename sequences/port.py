@@ -8,47 +8,39 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 from .exceptions import SequenceError
-
-if TYPE_CHECKING:
-    from .definitions.definition import Unique
-    from .models import SequenceRun, SequenceRunQuerySet
-    from .sequence import Sequence
-
-    S = TypeVar("S", bound=Sequence[Any])
-    SequenceClass = type[Sequence[Any]]
 
 
 class Engine(Protocol):
     """What starts sequences, executes their steps, and performs operations on their runs."""
 
-    def bind(self, cls: SequenceClass, /) -> None:
+    def bind(self, cls: type[Any], /) -> None:
         """Declare the actors of a sequence; raises `InvalidDefinition` for an unknown option."""
 
     def start(
         self,
-        cls: type[S],
+        cls: type[Any],
         data: Any,
         /,
         *,
         key: str | None,
-        unique: Unique,
+        unique: Literal["ever", "unfinished"],
         delay: timedelta | int | None,
-    ) -> S:
+    ) -> Any:
         """See `Sequence.start`."""
 
-    def start_many(self, cls: type[S], iterable: Iterable[Any], /) -> list[S]:
+    def start_many(self, cls: type[Any], iterable: Iterable[Any], /) -> list[Any]:
         """See `Sequence.start_many`."""
 
-    def runs(self, cls: SequenceClass, /) -> SequenceRunQuerySet:
+    def runs(self, cls: type[Any], /) -> Any:
         """The runs of a sequence, under its earlier names too."""
 
-    def operate(self, run: SequenceRun, action: str, /, **options: Any) -> Any:
+    def operate(self, run: Any, action: str, /, **options: Any) -> Any:
         """Perform an operation on a run: see the methods of `SequenceRun`."""
 
-    def payload(self, run: SequenceRun, event: Any, default: Any, /) -> Any:
+    def payload(self, run: Any, event: Any, default: Any, /) -> Any:
         """See `SequenceRun.payload`."""
 
     def child_ended(self, parent: int, using: str, /) -> None:

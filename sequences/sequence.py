@@ -172,7 +172,8 @@ class SequenceType(type):
 
 class _Runs:
     def __get__(self, instance: object | None, owner: type[Sequence[Any]]) -> SequenceRunQuerySet:
-        return _startable(owner).runs(owner)
+        runs: SequenceRunQuerySet = _startable(owner).runs(owner)
+        return runs
 
 
 class Sequence(Generic[D], metaclass=SequenceType):
@@ -230,7 +231,8 @@ class Sequence(Generic[D], metaclass=SequenceType):
         returned instead, and ``created`` is false. ``delay`` is a timedelta or milliseconds.
         Raises `InvalidData`.
         """
-        return _startable(cls).start(cls, data, key=key, unique=unique, delay=delay)
+        sequence: Self = _startable(cls).start(cls, data, key=key, unique=unique, delay=delay)
+        return sequence
 
     @classmethod
     def start_many(cls, iterable: Iterable[Any], /) -> list[Self]:
@@ -475,3 +477,8 @@ def _startable(cls: type[Sequence[Any]]) -> Engine:
 
 def _outside_a_step(sequence: Sequence[Any], name: str) -> SequenceError:
     return SequenceError(f"{path_of(type(sequence))}.{name} is only there inside a step.")
+
+
+def get(label: str) -> type[Sequence[Any]]:
+    """The sequence of that label (``"shop.ContactForm"``) or alias, or `UnknownSequence`."""
+    return registry.get(label)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from django.utils.functional import Promise
 from django.utils.text import camel_case_to_spaces
@@ -16,10 +16,6 @@ from .plan import Node, Plan
 from .steps import (
     Step,
 )
-
-if TYPE_CHECKING:
-    from ..sequence import Sequence
-
 
 Unique = Literal["ever", "unfinished"]
 
@@ -48,7 +44,7 @@ class Definition:
 
     label: str
     app_label: str
-    cls: type[Sequence[Any]]
+    cls: type[Any]
     steps: dict[str, Step[Any]]
     plan: Plan
     aliases: tuple[str, ...]
@@ -85,7 +81,8 @@ class Definition:
         Raises `InvalidData` if it is not of the declared type.
         """
         if self.cls._codec is not None:
-            return self.cls._codec.admit(data, self.defaults)
+            admitted: dict[str, Any] = self.cls._codec.admit(data, self.defaults)
+            return admitted
         if data is None or isinstance(data, Mapping):
             return {**self.defaults, **(data or {})}
         raise SequenceError(

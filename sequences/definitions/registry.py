@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from django.apps import apps
 from django.utils.module_loading import autodiscover_modules
@@ -13,12 +13,12 @@ from ..exceptions import InvalidDefinition, UnknownSequence, did_you_mean
 from ..port import get_engine, has_engine
 
 if TYPE_CHECKING:
-    from ..sequence import Sequence
     from .definition import Definition
     from .plan import Plan
 
-    SequenceClass = type[Sequence[Any]]
-    Saved = tuple[dict[str, SequenceClass], dict[str, SequenceClass]]
+# A subclass of `Sequence`, which stands above this room.
+SequenceClass: TypeAlias = type[Any]
+Saved: TypeAlias = tuple[dict[str, SequenceClass], dict[str, SequenceClass]]
 
 #: The sequence that stands for all runs whose definition is inline: stored with their plan.
 INLINE_LABEL = "job_sequences.Flow"
@@ -172,13 +172,14 @@ def _forget(label: str) -> None:
 
 
 def _definition(cls: SequenceClass) -> Definition:
-    if cls._definition is None:
+    definition: Definition | None = cls._definition
+    if definition is None:
         raise InvalidDefinition(
             where=_path(cls),
             problem="it is abstract",
             hint="Register a subclass that is not abstract.",
         )
-    return cls._definition
+    return definition
 
 
 def _path(cls: SequenceClass) -> str:

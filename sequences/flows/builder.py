@@ -136,7 +136,8 @@ def start_definition(
             raise InvalidDefinition(where=where, problem=problem, hint=hint)
     built = _inline(mapping, f"{INLINE_LABEL}:{name}", where, strict=True)
     _check_inline(built, where)
-    return built.cls.start(data, key=key, unique=unique, delay=delay)
+    cls: type[Sequence[Any]] = built.cls
+    return cls.start(data, key=key, unique=unique, delay=delay)
 
 
 def plan_of(definition: Data, where: str) -> Plan:

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ... import conf
-from ...definitions import registry
 from ...flows.builder import start_definition
 from ...inspection.snapshot import RunSnapshot
 from ...models import StepRun, StepStatus
-from ...sequence import Sequence
+from ...sequence import Sequence, get
 from ...utils.durations import format_duration
 from . import wait
 from .argtypes import definition_in, json_object
@@ -73,7 +72,7 @@ class Start(Task):
         if (options.label is None) == (options.file is None):
             raise wrong("Give the label of a sequence, or --file flow.yaml.")
         if options.file is None:
-            return registry.get(options.label).start
+            return get(options.label).start
         definition = definition_in(options.file)
         name = definition.pop("name", None) or options.file.stem
         return partial(start_definition, definition, name=name)
