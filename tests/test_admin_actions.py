@@ -255,7 +255,7 @@ def test_a_cancel_can_undo_what_only_the_runs_below_have_undos_for(admin_client)
     assert 'name="undo"' in admin_client.get(url(run, "cancel")).content.decode()
     admin_client.post(url(run, "cancel"), {**YES, "undo": "on"})
     page = html.unescape(admin_client.get(page_url(run)).content.decode())
-    assert "The runs that “below” has started are being undone." in page
+    assert "The child runs of “below” are being rolled back." in page
     drain()
     assert fresh(run).status == "cancelled"
     child = SequenceRun.objects.get(parent__run=run.pk)

@@ -105,8 +105,8 @@ def test_the_head_says_what_why_and_what_can_be_done(admin_client):
     fail(claim(run, "charge"), error=CardError("insufficient funds"))
     page = page_of(admin_client, run)
     text = words(page)
-    assert "Failed at “charge”" in text
-    assert "CardError: insufficient funds. What comes after it is held." in text
+    assert "“charge” failed" in text
+    assert "CardError: insufficient funds. Later steps are blocked." in text
     assert "order-7" in text
     assert str(run.pk) in text
     assert '<span class="seq-state seq-failed">failed</span>' in page
@@ -338,7 +338,7 @@ def test_what_a_user_may_not_view_is_left_out(client):
     fail(claim(run, "charge"), error=CardError("no funds"))
     client.force_login(user_with("view_sequencerun"))
     page = page_of(client, run)
-    assert "Failed at" in page
+    assert "“charge” failed" in page
     assert "Traceback" not in page
     for region in ("failures", "results", "operations"):
         assert f'id="{region}"' not in page
@@ -393,13 +393,13 @@ def test_a_run_of_a_newer_release_says_so_and_cannot_be_changed_here(admin_clien
     StoredPlan.objects.update(graph={**stored.graph, "format": 99})
     plans.forget()
     page = page_of(admin_client, run)
-    assert "A newer release has started this run" in page
+    assert "A newer release started this run" in page
     assert url(run, "act", "pause") not in page
     answer = admin_client.post(url(run, "act", "finish"), {"confirm": "yes"}, follow=True)
     assert "Upgrade this process to the release that wrote it." in answer.content.decode()
     assert fresh(run).status == "running"
     call_command("sequences", "show", str(run.pk))
-    assert "A newer release has started this run" in capsys.readouterr().out
+    assert "A newer release started this run" in capsys.readouterr().out
 
 
 def test_the_text_of_a_progress_on_the_page_of_its_step_has_no_secrets(admin_client):

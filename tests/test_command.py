@@ -384,7 +384,7 @@ def test_show_tells_all_about_a_run_and_no_secret():
     out = sequences("show", "shop.Order:o-1")
     assert out.startswith("Order: o-1\n")
     assert f"id        {run.pk}" in out
-    assert "Failed at “charge”" in out
+    assert "“charge” failed" in out
     assert re.search(r"charge +failed +1 ", out)
     assert '"number": "***"' in out
     assert "#1  Abort: no money on ***" in out
@@ -494,7 +494,7 @@ def test_start_and_wait_ends_as_a_failed_run_and_says_why(performs):
     data = '{"broken": true, "card": {"number": "4111-1111"}}'
     message = refused("start", "shop.Order", "--data", data, "--wait", status=1)
     run = SequenceRun.objects.get()
-    assert "Failed at “charge”" in message
+    assert "“charge” failed" in message
     assert "Abort: no money on ***" in message
     assert f"manage.py sequences show {run.pk} --tracebacks" in message
 
@@ -609,7 +609,7 @@ def test_watch_tells_each_change_and_ends_as_the_run_does(performs):
         "approved succeeded", "tell waiting", "Approval running", "tell succeeded",
         "Approval succeeded",
     ]  # fmt: skip
-    assert "Failed at “charge”" in refused("watch", failed().pk, status=1)
+    assert "“charge” failed" in refused("watch", failed().pk, status=1)
 
 
 def test_watch_as_json_is_a_line_for_each_change(performs):

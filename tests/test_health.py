@@ -315,7 +315,7 @@ def test_a_command_that_sweeps_takes_leave_when_it_is_terminated(monkeypatch):
 
 
 def test_no_worker_is_an_alarm_that_says_what_to_look_at():
-    assert "for an hour: is `rundramatiq` running?" in sign("workers").advice
+    assert "for an hour. Is `rundramatiq` running?" in sign("workers").advice
     process(seen=300)
     assert sign("workers").level == Level.BAD
     assert "No worker has been seen for 5 min" in str(sign("workers"))
@@ -356,7 +356,7 @@ def test_a_step_past_its_lease_is_seen(run):
     overdue(run, "pay")
     assert (sign("expired").level, sign("expired").says) == (
         Level.WARNING,
-        "1 step is past its lease",
+        "1 expired lease",
     )
     overdue(run, "pay", timedelta(minutes=6))
     assert sign("expired").level == Level.BAD
@@ -367,7 +367,7 @@ def test_a_retry_that_nobody_begins_is_overdue_however_often_the_sweep_has_looke
     change(run, "pay", due_at=ago(5), wake_at=now() + timedelta(minutes=4))
     assert sign("overdue").level == Level.GOOD, "a grace is left"
     change(run, "pay", due_at=ago(20))
-    assert sign("overdue").says == "1 retry is overdue"
+    assert sign("overdue").says == "1 overdue retry"
 
 
 def test_what_waits_for_days_is_nobodys_concern(run):

@@ -350,7 +350,7 @@ def test_health_says_that_a_due_step_has_been_locked_for_long_and_by_whom(act):
     with held(act(locked)) as session, at_once():
         found = sign("locked")
         assert found.level == Level.BAD
-        assert found.says == "1 due step has been locked for 6\xa0minutes"
+        assert found.says == "1 due step has been locked for 6 min"
         assert f"step “pay” of run {locked.pk}" in found.advice
         assert f"held by session {session.pid} of user " in found.advice
         assert sign("locked", SequenceRun.objects.filter(pk=other.pk)) is None
@@ -362,7 +362,7 @@ def test_the_one_that_holds_the_row_is_told_from_one_that_is_older():
     run, other = (one.run for one in order().start_many([{}] * 2))
     overdue(run, "pay", timedelta(minutes=2))
     with held(lock(SequenceRun, pk=other.pk)), held(lock(SequenceRun, pk=run.pk)) as session:
-        assert f"It is held by session {session.pid} of user " in sign("locked").advice
+        assert f"The lock is held by session {session.pid} of user " in sign("locked").advice
 
 
 def test_what_is_locked_for_seconds_is_nobodys_concern():

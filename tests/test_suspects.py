@@ -257,20 +257,19 @@ def test_people_are_told_whom_to_suspect(admin_client):
     lose([one])
     change(one, "pay", queued_at=now() - timedelta(seconds=75))
     assert told(one) == (
-        "“pay” has lost 2 workers in a row, the last one with nothing else in hand. It waits for "
-        "a process that has no other such step in hand, for 1 min 15 s now."
+        "“pay” has been waiting for 1 min 15 s for a worker process that runs no other suspect "
+        "step. Lost 2 workers in a row; the last one was running nothing else."
     )
-    assert told(other).startswith(
-        f"“pay” has lost 1 worker, the last one beside “pay” of run {one.pk}. It waits"
-    )
+    assert told(other).startswith("“pay” has been waiting for ")
+    assert told(other).endswith(f"Lost 1 worker, which was also running “pay” of run {one.pk}.")
     (sign,) = [sign for sign in health.read().signs if sign.name == "suspects"]
     assert (sign.level, sign.says) == (health.Level.WARNING, "2 steps have lost their workers")
-    assert sign.advice.startswith(f"“pay” of run {one.pk} has lost 2 workers in a row")
-    assert f"“pay” of run {other.pk} has lost 1 worker, the last one beside" in sign.advice
+    assert sign.advice.startswith(f"“pay” of run {one.pk}: Lost 2 workers in a row")
+    assert f"“pay” of run {other.pk}: Lost 1 worker, which was also running" in sign.advice
     page = admin_client.get(f"/admin/job_sequences/sequencerun/{other.pk}/change/")
-    assert f"lost 1 worker, the last one beside “pay” of run {one.pk}" in page.content.decode()
+    assert f"Lost 1 worker, which was also running “pay” of run {one.pk}" in page.content.decode()
     taken = take(row(other, "pay").pk)
-    assert told(other).endswith(f"It has lost 1 worker, the last one beside “pay” of run {one.pk}.")
+    assert told(other).endswith(f"Lost 1 worker, which was also running “pay” of run {one.pk}.")
     commit(taken)
     drain()
     assert [sign.name for sign in health.read().signs if sign.name == "suspects"] == []

@@ -1,11 +1,13 @@
 """What is the matter with a run, in a sentence: why it is stuck, and what it waits for.
 
 For the admin, the command line and the pages of a project. Plain text: whoever shows it as HTML
-escapes it.
+escapes it. Each case is one whole message, so that a translation can order its words as it likes;
+where two things are to be said, two sentences stand side by side.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -20,61 +22,114 @@ from ..transitions.compensation import STANDSTILL
 from ..transitions.subsequences import Undoing
 from ..utils.durations import format_duration
 from ..utils.text import class_name, first_line
+from .losses import deaths_sentence
 from .snapshot import RunSnapshot, StepSnapshot
 
 #: How much of an error's message stands in the sentence, in characters.
-LONGEST = 200
+ERROR_LENGTH = 200
 #: A queued step whose message is this old finds no worker.
-PATIENCE = timedelta(seconds=30)
+PICKUP_TIME = timedelta(seconds=30)
 
 
-def summary(portrait: RunSnapshot, last: Operation | None = None) -> str:
-    """What is the matter with this run; ``last`` is the newest act on it, if that is known.
+def summary(snapshot: RunSnapshot, last: Operation | None = None) -> str:
+    """What is the matter with this run; ``last`` is the newest operation on it, if known.
 
-    The failure of the portrait tells the error.
+    The error is that of the snapshot's failure.
     """
-    if not portrait.is_readable:
-        return _("A newer release has started this run: this one can neither show nor change it.")
-    return _OF[RunStatus(portrait.run.status)](portrait, last)
+    if not snapshot.is_readable:
+        return _("A newer release started this run. This release can neither show nor change it.")
+    return _OF_RUN[RunStatus(snapshot.run.status)](snapshot, last)
 
 
 def error_of(failure: StepFailure) -> str:
     """The error and the first line of its message: ``CardError: insufficient funds``."""
-    name, line = class_name(failure.error), first_line(failure.message, LONGEST + 1)
+    name, line = class_name(failure.error), first_line(failure.message, ERROR_LENGTH + 1)
     return f"{name}: {line}" if line else name
 
 
 # A run that has ended
 
 
-def _succeeded(portrait: RunSnapshot, last: Operation | None) -> str:
-    told = _("Succeeded %(ago)s ago, after %(span)s.") % _times(portrait)
-    return _by(told, last, "finish")
+def _succeeded(snapshot: RunSnapshot, last: Operation | None) -> str:
+    values = _times(snapshot)
+    if last is None or last.action != "finish":
+        return _("Succeeded %(ago)s ago, after %(span)s.") % values
+    if last.by:
+        message = _("Marked as succeeded by %(by)s %(ago)s ago, after %(span)s.")
+    else:
+        message = _("Marked as succeeded %(ago)s ago, after %(span)s.")
+    return _with_reason(message % {"by": last.by, **values}, last)
 
 
-def _cancelled(portrait: RunSnapshot, last: Operation | None) -> str:
-    told = _("Cancelled %(ago)s ago.") % _times(portrait)
-    return _by(told, last, "cancel", "cancel_and_undo")
+def _cancelled(snapshot: RunSnapshot, last: Operation | None) -> str:
+    values = _times(snapshot)
+    if last is None or last.action not in _CANCELLING:
+        return _("Cancelled %(ago)s ago.") % values
+    message = _("Cancelled %(ago)s ago by %(by)s.") if last.by else _("Cancelled %(ago)s ago.")
+    return _with_reason(message % {"by": last.by, **values}, last)
 
 
-def _failed(portrait: RunSnapshot, last: Operation | None) -> str:
-    undo = next((step for step in portrait.steps if _is_failed_undo(step)), None)
-    names = _names(portrait.plan.failed(portrait.states))
-    told = _("Failed at %(steps)s %(ago)s ago") % {"steps": names, **_times(portrait)}
+_CANCELLING = ("cancel", "cancel_and_undo")
+
+
+def _failed(snapshot: RunSnapshot, last: Operation | None) -> str:
+    undo = next((step for step in snapshot.steps if _is_failed_undo(step)), None)
     if undo is not None:
-        told += ". " + _("Its undo %(step)s has failed, too") % {"step": _name(undo)}
-        return f"{told}{_error(portrait, undo)}."
-    below = next((step for step in portrait.steps if step.undoing == Undoing.FAILED), None)
+        return f"{_failed_at(snapshot)} {_failed_rollback(snapshot, undo)}"
+    below = next((step for step in snapshot.steps if step.undoing == Undoing.FAILED), None)
     if below is not None:
-        why = _("The undo of a run that %(step)s has started has failed, too.")
-        return f"{told}. " + why % {"step": _name(below)}
+        message = _("Rolling back the child runs of %(step)s failed, too.")
+        return f"{_failed_at(snapshot)} " + message % {"step": _name(below)}
+    if not snapshot.plan.failed(snapshot.states):
+        return _failed_at(snapshot, with_error=True)
+    text = _failed_at(snapshot, with_error=True)
+    if snapshot.plan.undos or any(step.undoing for step in snapshot.steps):
+        return f"{text} " + _("Completed steps were rolled back.")
+    return f"{text} " + _("Later steps are blocked.") if _is_held(snapshot) else text
+
+
+def _failed_at(snapshot: RunSnapshot, *, with_error: bool = False) -> str:
+    """Which steps failed the run, and when; the error is that of the first."""
+    names = snapshot.plan.failed(snapshot.states)
+    failed = snapshot.at[0] if names else None
+    error = _error(snapshot, failed) if with_error else ""
+    values = {"steps": _names(names), "error": error, **_times(snapshot)}
+    attempts = _attempts(failed) if with_error else 0
     if not names:
-        return _("Failed %(ago)s ago") % _times(portrait) + f"{_error(portrait, None)}."
-    failed = portrait.at[0]
-    told += _attempts(failed) + _error(portrait, failed) + ". "
-    if portrait.plan.undos or any(step.undoing for step in portrait.steps):
-        return told + _("What it had done is undone.")
-    return told + _("What comes after it is held.") if _is_held(portrait) else told.strip()
+        message = (
+            _("The run failed %(ago)s ago: %(error)s.")
+            if error
+            else _("The run failed %(ago)s ago.")
+        )
+    elif attempts < 2:
+        message = (
+            _("%(steps)s failed %(ago)s ago: %(error)s.")
+            if error
+            else _("%(steps)s failed %(ago)s ago.")
+        )
+    elif error:
+        message = ngettext(
+            "%(steps)s failed %(ago)s ago after %(count)d attempt: %(error)s.",
+            "%(steps)s failed %(ago)s ago after %(count)d attempts: %(error)s.",
+            attempts,
+        )
+    else:
+        message = ngettext(
+            "%(steps)s failed %(ago)s ago after %(count)d attempt.",
+            "%(steps)s failed %(ago)s ago after %(count)d attempts.",
+            attempts,
+        )
+    return message % {"count": attempts, **values}
+
+
+def _failed_rollback(snapshot: RunSnapshot, undo: StepSnapshot) -> str:
+    error = _error(snapshot, undo)
+    message = (
+        _("The rollback failed, too, at %(step)s: %(error)s.")
+        if error
+        else _("The rollback failed, too, at %(step)s.")
+    )
+    return message % {"step": _name(undo), "error": error}
 
 
 def _is_failed_undo(step: StepSnapshot) -> bool:
@@ -82,45 +137,57 @@ def _is_failed_undo(step: StepSnapshot) -> bool:
     return step.node.kind == "undo" and is_failed
 
 
-def _is_held(portrait: RunSnapshot) -> bool:
+def _is_held(snapshot: RunSnapshot) -> bool:
     """Whether there is more to do, were it not for the failure."""
-    return any(step.status not in _ENDED for step in portrait.steps if not step.node.aside)
+    return any(step.status not in _ENDED for step in snapshot.steps if not step.node.aside)
 
 
 _ENDED = ("succeeded", "failed", "skipped", "cancelled")
 
 
-# A run that has not
+# A run that is rolled back
 
 
-def _undoing(portrait: RunSnapshot, last: Operation | None) -> str:
-    failed = portrait.plan.failed(portrait.states)
-    if not portrait.run.ending:
-        told = _("It is stopped with its parent, and is undone when its turn comes.")
-    elif portrait.run.ending == STANDSTILL:
-        told = _("It is cancelled with its parent, which has an undo for it.")
-    elif portrait.run.ending == RunStatus.CANCELLED:
-        told = _by(_("It is cancelled, and undone before that."), last, "cancel_and_undo")
-    elif failed:
-        told = _("%(steps)s has failed, and what was done is undone.") % {"steps": _names(failed)}
-    else:
-        told = _("It is undone.")
-    return " ".join([told, *_undoing_now(portrait)])
+def _undoing(snapshot: RunSnapshot, last: Operation | None) -> str:
+    return " ".join([_why_undoing(snapshot, last), *_undoing_now(snapshot)])
 
 
-def _undoing_now(portrait: RunSnapshot) -> list[str]:
+def _why_undoing(snapshot: RunSnapshot, last: Operation | None) -> str:
+    failed = snapshot.plan.failed(snapshot.states)
+    if not snapshot.run.ending:
+        return _("Stopped together with its parent; it is rolled back when its turn comes.")
+    if snapshot.run.ending == STANDSTILL:
+        return _("Being cancelled together with its parent, which has an undo for this run.")
+    if snapshot.run.ending == RunStatus.CANCELLED:
+        return _being_cancelled(last)
+    if failed:
+        return _("%(steps)s failed; rolling back completed steps.") % {"steps": _names(failed)}
+    return _("Rolling back completed steps.")
+
+
+def _being_cancelled(last: Operation | None) -> str:
+    if last is None or last.action != "cancel_and_undo":
+        return _("Being cancelled; rolling back first.")
+    message = (
+        _("Being cancelled by %(by)s; rolling back first.")
+        if last.by
+        else _("Being cancelled; rolling back first.")
+    )
+    return _with_reason(message % {"by": last.by}, last)
+
+
+def _undoing_now(snapshot: RunSnapshot) -> list[str]:
     """What an undoing is about, or waits for."""
-    running = [step.name for step in portrait.steps if _still_executes(step)]
+    running = [step.name for step in snapshot.steps if _still_executes(step)]
     if running:
-        return [_("First %(steps)s must end.") % {"steps": _names(running)}]
-    below = [step for step in portrait.steps if step.undoing == Undoing.RUNNING]
+        return [_("Waiting for %(steps)s to finish first.") % {"steps": _names(running)}]
+    below = [step for step in snapshot.steps if step.undoing == Undoing.RUNNING]
     if below:
-        told = _("The runs that %(step)s has started are being undone.")
-        return [told % {"step": _name(below[0])}]
+        return [_("The child runs of %(step)s are being rolled back.") % {"step": _name(below[0])}]
     aside = [
-        step for step in portrait.steps if step.node.kind in COMPENSATION_KINDS and _is_open(step)
+        step for step in snapshot.steps if step.node.kind in COMPENSATION_KINDS and _is_open(step)
     ]
-    return [_now(portrait, step) for step in aside[:1]]
+    return [_now(snapshot, step) for step in aside[:1]]
 
 
 def _still_executes(step: StepSnapshot) -> bool:
@@ -133,195 +200,238 @@ def _is_open(step: StepSnapshot) -> bool:
     return step.status in _OF_STEP and not is_held
 
 
-def _paused(portrait: RunSnapshot, last: Operation | None) -> str:
-    if last is not None and last.action == "pause":
-        ago = format_duration(portrait.now - last.done_at)
-        by_whom, by_nobody = (
-            _("Paused by %(by)s %(ago)s ago%(why)s."),
-            _("Paused %(ago)s ago%(why)s."),
+# A run that goes on, or could
+
+
+def _paused(snapshot: RunSnapshot, last: Operation | None) -> str:
+    sentences = [_why_paused(snapshot, last)]
+    if snapshot.is_failing:
+        sentences.append(_failing(snapshot))
+    if running := [step.name for step in snapshot.steps if step.status == StepStatus.RUNNING]:
+        message = ngettext(
+            "%(steps)s is still running.", "%(steps)s are still running.", len(running)
         )
-        told = by_whom if last.by else by_nobody
-        told %= {"by": last.by, "ago": ago, "why": _why(last)}
-    else:
-        told = _("Paused: nothing new begins until it is resumed.")
-    if portrait.is_failing:
-        told += " " + _failing(portrait)
-    running = [step for step in portrait.steps if step.status == StepStatus.RUNNING]
-    if running:
-        may = _("%(steps)s may end still.") % {"steps": _names(step.name for step in running)}
-        told += f" {may}"
-    return told
+        sentences.append(message % {"steps": _names(running)})
+    return " ".join(sentences)
 
 
-def _running(portrait: RunSnapshot, last: Operation | None) -> str:
-    if portrait.is_failing:
-        return _failing(portrait)
-    steps = sorted(portrait.at, key=lambda step: _urgency(portrait, step))
+def _why_paused(snapshot: RunSnapshot, last: Operation | None) -> str:
+    if last is None or last.action != "pause":
+        return _("Paused. No new step starts until the run is resumed.")
+    ago = format_duration(snapshot.now - last.done_at)
+    message = _("Paused by %(by)s %(ago)s ago.") if last.by else _("Paused %(ago)s ago.")
+    return _with_reason(message % {"by": last.by, "ago": ago}, last)
+
+
+def _running(snapshot: RunSnapshot, last: Operation | None) -> str:
+    if snapshot.is_failing:
+        return _failing(snapshot)
+    steps = sorted(snapshot.at, key=lambda step: _urgency(snapshot, step))
     if not steps:
-        return _("Its first steps are about to begin.")
-    told = _now(portrait, steps[0])
+        return _("The first steps are about to start.")
+    text = _now(snapshot, steps[0])
     more = len(steps) - 1
     if not more:
-        return told
-    beside = ngettext("%(count)d other step is open.", "%(count)d other steps are open.", more)
-    return f"{told} " + beside % {"count": more}
+        return text
+    beside = ngettext("%(count)d other step is active.", "%(count)d other steps are active.", more)
+    return f"{text} " + beside % {"count": more}
 
 
-def _failing(portrait: RunSnapshot) -> str:
-    failed = portrait.at[0]
-    told = _("%(step)s has failed") % {"step": _name(failed)}
-    told += _attempts(failed) + _error(portrait, failed) + ". "
-    others = [step for step in portrait.steps if step.status in ("running", "retrying")]
+def _failing(snapshot: RunSnapshot) -> str:
+    text = _failed_step(snapshot, snapshot.at[0])
+    others = [step.name for step in snapshot.steps if step.status in ("running", "retrying")]
     if not others:
-        return told + _("What comes after it is held.")
-    names = _names(step.name for step in others)
-    return told + _("The run fails when %(steps)s has ended.") % {"steps": names}
+        return f"{text} " + _("Later steps are blocked.")
+    message = ngettext(
+        "The run fails once %(steps)s has finished.",
+        "The run fails once %(steps)s have finished.",
+        len(others),
+    )
+    return f"{text} " + message % {"steps": _names(others)}
 
 
-def _urgency(portrait: RunSnapshot, step: StepSnapshot) -> int:
+def _failed_step(snapshot: RunSnapshot, step: StepSnapshot) -> str:
+    attempts, error = _attempts(step), _error(snapshot, step)
+    if attempts < 2:
+        message = _("%(step)s failed: %(error)s.") if error else _("%(step)s failed.")
+    elif error:
+        message = ngettext(
+            "%(step)s failed after %(count)d attempt: %(error)s.",
+            "%(step)s failed after %(count)d attempts: %(error)s.",
+            attempts,
+        )
+    else:
+        message = ngettext(
+            "%(step)s failed after %(count)d attempt.",
+            "%(step)s failed after %(count)d attempts.",
+            attempts,
+        )
+    return message % {"step": _name(step), "count": attempts, "error": error}
+
+
+def _urgency(snapshot: RunSnapshot, step: StepSnapshot) -> int:
     """What stands in the way of most comes first."""
     row = step.row
     if row is None:
         return 9
     if row.status == StepStatus.RUNNING:
-        return 0 if _silent(portrait, row) is not None else 5
+        return 0 if _silence(snapshot, row) is not None else 5
     if row.status == StepStatus.QUEUED:
-        return 1 if portrait.now - row.queued_at > PATIENCE else 6
+        return 1 if snapshot.now - row.queued_at > PICKUP_TIME else 6
     if row.status == StepStatus.RETRYING:
         return 2
     return 3 if step.is_awaiting_event else 4
 
 
-def _now(portrait: RunSnapshot, step: StepSnapshot) -> str:
+# A step
+
+
+def _now(snapshot: RunSnapshot, step: StepSnapshot) -> str:
     """What this step is about."""
     if step.row is None:
-        return _("%(step)s is under way.") % {"step": _name(step)}
-    return _OF_STEP[StepStatus(step.row.status)](portrait, step, step.row)
+        return _("%(step)s is running.") % {"step": _name(step)}
+    return _OF_STEP[StepStatus(step.row.status)](snapshot, step, step.row)
 
 
-def _queued_step(portrait: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
+def _queued_step(snapshot: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
     values = {
         "step": _name(step),
-        "ago": format_duration(portrait.now - row.queued_at),
+        "ago": format_duration(snapshot.now - row.queued_at),
         "queue": step.node.queue,
     }
     if step.loss is not None:
-        values["deaths"] = step.deaths
-        return (
-            _(
-                "%(step)s has %(deaths)s. It waits for a process that has no other such step in "
-                "hand, for %(ago)s now."
-            )
-            % values
+        message = _(
+            "%(step)s has been waiting for %(ago)s for a worker process that runs no other "
+            "suspect step."
         )
-    if portrait.now - row.queued_at > PATIENCE:
-        return (
-            _(
-                "%(step)s has been queued for %(ago)s: no worker takes it. Is one running for the "
-                "queue “%(queue)s”?"
-            )
-            % values
+        return f"{message % values} {deaths_sentence(row, step.loss)}"
+    if snapshot.now - row.queued_at > PICKUP_TIME:
+        message = _(
+            "%(step)s has been queued for %(ago)s and no worker has picked it up. Is a worker "
+            "running for the queue “%(queue)s”?"
         )
-    if row.lost:
-        return _("The worker of %(step)s was lost; another one takes it.") % values
-    return _("%(step)s has been queued for %(ago)s.") % values
+    elif row.lost:
+        message = _("The worker of %(step)s was lost; another one will take over.")
+    else:
+        message = _("%(step)s has been queued for %(ago)s.")
+    return message % values
 
 
-def _running_step(portrait: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
-    silent = _silent(portrait, row)
-    values: dict[str, Any] = {
-        "step": _name(step),
-        "span": format_duration(portrait.now - (row.started_at or portrait.now)),
-        "worker": row.worker,
-    }
-    if silent is None or row.wake_at is None:
-        told = _("%(step)s has been running for %(span)s") % values
-        told += f"{_progress(step)}."
-        return told if step.loss is None else told + _(" It has %s.") % step.deaths
-    values |= {
-        "silent": format_duration(silent),
-        "left": format_duration(row.wake_at - portrait.now),
-    }
-    if row.wake_at > portrait.now:
-        return (
-            _(
-                "The worker of %(step)s seems to be lost: no sign of life for %(silent)s. The step "
-                "is taken back when its lease runs out, in %(left)s."
-            )
-            % values
-        )
-    values["left"] = format_duration(portrait.now - row.wake_at)
-    return (
-        _(
-            "The worker of %(step)s was lost. Its lease ran out %(left)s ago, and no sweep has "
-            "taken the step back yet: is any worker running?"
-        )
-        % values
+def _running_step(snapshot: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
+    silence = _silence(snapshot, row)
+    if silence is not None and row.wake_at is not None:
+        return _silent_worker(snapshot, step, silence, row.wake_at)
+    text = _with_progress(
+        step,
+        _("%(step)s has been running for %(span)s."),
+        _("%(step)s has been running for %(span)s: %(text)s."),
+        _("%(step)s has been running for %(span)s (%(done)g of %(total)g)."),
+        _("%(step)s has been running for %(span)s: %(text)s (%(done)g of %(total)g)."),
+        {"span": format_duration(snapshot.now - (row.started_at or snapshot.now))},
     )
+    return text if step.loss is None else f"{text} {deaths_sentence(row, step.loss)}"
 
 
-def _silent(portrait: RunSnapshot, row: StepRun) -> timedelta | None:
+def _silent_worker(
+    snapshot: RunSnapshot, step: StepSnapshot, silence: timedelta, expires_at: datetime
+) -> str:
+    if expires_at > snapshot.now:
+        message = _(
+            "The worker of %(step)s seems to be lost: no sign of life for %(silence)s. The step "
+            "is requeued once its lease has expired, in %(left)s."
+        )
+        left = format_duration(expires_at - snapshot.now)
+        return message % {"step": _name(step), "silence": format_duration(silence), "left": left}
+    message = _(
+        "The worker of %(step)s was lost. Its lease expired %(ago)s ago and no sweep has requeued "
+        "the step yet. Is any worker running?"
+    )
+    return message % {"step": _name(step), "ago": format_duration(snapshot.now - expires_at)}
+
+
+def _silence(snapshot: RunSnapshot, row: StepRun) -> timedelta | None:
     """How long its worker has given no sign of life, if that is too long."""
     if row.wake_at is None or row.started_at is None:
         return None
     lease = timedelta(seconds=conf.settings.lease)
     patience = timedelta(seconds=2 * conf.settings.heartbeat)
     # A heartbeat extends the lease to its full length; a claim may leave less than that.
-    silent = min(portrait.now - (row.wake_at - lease), portrait.now - row.started_at)
-    return silent if silent > patience or row.wake_at <= portrait.now else None
+    silence = min(snapshot.now - (row.wake_at - lease), snapshot.now - row.started_at)
+    return silence if silence > patience or row.wake_at <= snapshot.now else None
 
 
-def _retrying_step(portrait: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
-    tried = ngettext("%(count)d failed attempt", "%(count)d failed attempts", row.attempts)
-    values = {"step": _name(step), "tried": tried % {"count": row.attempts}}
-    if row.due_at is not None and row.due_at > portrait.now:
-        values["left"] = format_duration(row.due_at - portrait.now)
-        told = _("%(step)s is retried in %(left)s (%(tried)s)") % values
+def _retrying_step(snapshot: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
+    overdue = snapshot.now - row.due_at if row.due_at is not None else timedelta(0)
+    if overdue < timedelta(0):
+        message = ngettext(
+            "Retrying %(step)s in %(time)s (%(count)d failed attempt).",
+            "Retrying %(step)s in %(time)s (%(count)d failed attempts).",
+            row.attempts,
+        )
+    elif overdue > PICKUP_TIME:
+        message = ngettext(
+            "%(step)s has been due for a retry for %(time)s (%(count)d failed attempt) and no "
+            "worker has picked it up. Is a worker running for the queue “%(queue)s”?",
+            "%(step)s has been due for a retry for %(time)s (%(count)d failed attempts) and no "
+            "worker has picked it up. Is a worker running for the queue “%(queue)s”?",
+            row.attempts,
+        )
     else:
-        told = _("%(step)s is about to be retried (%(tried)s)") % values
-        if row.due_at is not None and portrait.now - row.due_at > PATIENCE:
-            values |= {"ago": format_duration(portrait.now - row.due_at), "queue": step.node.queue}
-            told = (
-                _(
-                    "%(step)s should have been retried %(ago)s ago (%(tried)s), and no worker "
-                    "takes it. Is one running for the queue “%(queue)s”?"
-                )
-                % values
-            )
-    return f"{told}{_error(portrait, step)}."
+        message = ngettext(
+            "Retrying %(step)s now (%(count)d failed attempt).",
+            "Retrying %(step)s now (%(count)d failed attempts).",
+            row.attempts,
+        )
+    text = message % {
+        "step": _name(step),
+        "time": format_duration(abs(overdue)),
+        "count": row.attempts,
+        "queue": step.node.queue,
+    }
+    error = _error(snapshot, step)
+    return f"{text} " + _("Last error: %(error)s.") % {"error": error} if error else text
 
 
-def _waiting_step(portrait: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
-    if step.is_delayed and step.node.kind != "event":
-        return _delayed(portrait, step, row)
+def _waiting_step(snapshot: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
     if step.node.kind == "event":
-        return _awaiting(portrait, step, row)
+        return _awaiting(snapshot, step, row)
+    if step.is_delayed:
+        return _delayed(snapshot, step, row)
     if step.node.kind == "subsequence":
         count = _count(row.payload, "children")
-        told = ngettext(
-            "%(step)s waits for the run that it has started.",
-            "%(step)s waits for the %(count)d runs that it has started.",
+        message = ngettext(
+            "%(step)s is waiting for its child run.",
+            "%(step)s is waiting for its %(count)d child runs.",
             count,
         )
-        return told % {"step": _name(step), "count": count}
-    return _("%(step)s is under way%(progress)s.") % {
-        "step": _name(step),
-        "progress": _progress(step),
-    }
+        return message % {"step": _name(step), "count": count}
+    text = _with_progress(
+        step,
+        _("%(step)s is running."),
+        _("%(step)s is running: %(text)s."),
+        _("%(step)s is running (%(done)g of %(total)g)."),
+        _("%(step)s is running: %(text)s (%(done)g of %(total)g)."),
+    )
+    failed = step.items.get("failed", 0)
+    if not failed:
+        return text
+    message = ngettext("%(count)d item failed.", "%(count)d items failed.", failed)
+    return f"{text} " + message % {"count": failed}
 
 
-def _awaiting(portrait: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
+def _awaiting(snapshot: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
     if row.payload is None and row.due_at is not None:  # its own delay is not over
-        return _delayed(portrait, step, row)
+        return _delayed(snapshot, step, row)
     since = _since(row) or row.queued_at
-    values = {"step": _name(step), "ago": format_duration(portrait.now - since)}
-    told = _("Waiting for the event %(step)s for %(ago)s") % values
-    if row.due_at is None:
-        return f"{told}. " + _("It may take for ever: it has no timeout.")
-    left = row.due_at - portrait.now
-    if left < timedelta(0):
-        return f"{told}; " + _("its time is over.")
-    return f"{told}; " + _("it times out in %(left)s.") % {"left": format_duration(left)}
+    left = row.due_at - snapshot.now if row.due_at is not None else None
+    if left is None:
+        message = _("Waiting for the event %(step)s (%(time)s so far). It has no timeout.")
+    elif left < timedelta(0):
+        message = _("Waiting for the event %(step)s (%(time)s so far). Its timeout has passed.")
+    else:
+        message = _("Waiting for the event %(step)s (%(time)s so far). It times out in %(left)s.")
+    time = format_duration(snapshot.now - since)
+    return message % {"step": _name(step), "time": time, "left": format_duration(left)}
 
 
 def _since(row: StepRun) -> datetime | None:
@@ -329,81 +439,80 @@ def _since(row: StepRun) -> datetime | None:
     return parse_datetime(str(payload.get("waiting_since", "")))
 
 
-def _delayed(portrait: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
-    left = (row.due_at or portrait.now) - portrait.now
+def _delayed(snapshot: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
+    left = (row.due_at or snapshot.now) - snapshot.now
     if left < timedelta(0):
-        return _("The time that %(step)s has waited for has come.") % {"step": _name(step)}
-    return _("%(step)s waits for its time, in %(left)s.") % {
-        "step": _name(step),
-        "left": format_duration(left),
-    }
+        return _("%(step)s is due now.") % {"step": _name(step)}
+    return _("%(step)s starts in %(left)s.") % {"step": _name(step), "left": format_duration(left)}
 
 
 def _count(payload: Any, key: str) -> int:
-    found = payload.get(key) if isinstance(payload, dict) else None
-    return found if isinstance(found, int) else 1
+    count = payload.get(key) if isinstance(payload, dict) else None
+    return count if isinstance(count, int) else 1
 
 
-# Parts of the sentences
+# What the messages are filled with
 
 
 def _name(step: StepSnapshot) -> str:
     return f"“{step.name}”"
 
 
-def _names(names: Any) -> str:
+def _names(names: Collection[str]) -> str:
     return ", ".join(f"“{name}”" for name in names)
 
 
-def _times(portrait: RunSnapshot) -> dict[str, str]:
-    ended = portrait.run.finished_at or portrait.now
+def _times(snapshot: RunSnapshot) -> dict[str, str]:
+    ended = snapshot.run.finished_at or snapshot.now
     return {
-        "ago": format_duration(portrait.now - ended),
-        "span": format_duration(portrait.duration),
+        "ago": format_duration(snapshot.now - ended),
+        "span": format_duration(snapshot.duration),
     }
 
 
-def _attempts(step: StepSnapshot) -> str:
-    count = step.row.attempts if step.row is not None else 0
-    if count < 2:
-        return ""
-    return " " + _("after %(count)d attempts") % {"count": count}
+def _attempts(step: StepSnapshot | None) -> int:
+    return step.row.attempts if step is not None and step.row is not None else 0
 
 
-def _error(portrait: RunSnapshot, step: StepSnapshot | None) -> str:
+def _error(snapshot: RunSnapshot, step: StepSnapshot | None) -> str:
     """The run's error, if it is this step's."""
-    failure = portrait.current_failure
+    failure = snapshot.current_failure
     if failure is None or (step is not None and failure.step != step.name):
         return ""
-    return f": {error_of(failure)}".rstrip(".")
+    return error_of(failure).rstrip(".")
 
 
-def _progress(step: StepSnapshot) -> str:
-    told = [f": {step.progress_text}"] if step.progress_text else []
-    if step.progress is not None:
-        done, total = step.progress
-        told.append(" " + _("(%(done)g of %(total)g)") % {"done": done, "total": total})
-    failed = step.items.get("failed")
-    if failed:
-        told.append(", " + ngettext("%(count)d failed", "%(count)d failed", failed))
-        told[-1] %= {"count": failed}
-    return "".join(told)
+def _with_progress(
+    step: StepSnapshot,
+    plain: str,
+    with_text: str,
+    with_amount: str,
+    with_both: str,
+    values: dict[str, str] | None = None,
+) -> str:
+    """That of the four messages for which the step has told enough."""
+    text, amount = step.progress_text, step.progress
+    if amount is None:
+        message = with_text if text else plain
+    else:
+        message = with_both if text else with_amount
+    done, total = amount or (0, 0)
+    return message % {
+        "step": _name(step),
+        "text": text,
+        "done": done,
+        "total": total,
+        **(values or {}),
+    }
 
 
-def _by(told: str, last: Operation | None, *actions: str) -> str:
-    """The sentence, and who did it, if that is known."""
-    if last is None or last.action not in actions or not (last.by or last.reason):
-        return told
-    who = _("By %(by)s%(why)s.") if last.by else _("Why%(why)s.")
-    return f"{told} " + who % {"by": last.by, "why": _why(last)}
+def _with_reason(text: str, operation: Operation) -> str:
+    """With the first line of why somebody did it."""
+    reason = next(iter(operation.reason.strip().splitlines()), "").rstrip(".")
+    return f"{text} " + _("Reason: %(reason)s.") % {"reason": reason} if reason else text
 
 
-def _why(act: Operation) -> str:
-    line = next(iter(act.reason.strip().splitlines()), "")
-    return f": {line}".rstrip(".") if line else ""
-
-
-_OF = {
+_OF_RUN = {
     RunStatus.RUNNING: _running,
     RunStatus.PAUSED: _paused,
     RunStatus.UNDOING: _undoing,

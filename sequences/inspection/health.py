@@ -22,7 +22,7 @@ from ..transitions.due import LONGEST
 from ..transitions.holders import Holder, Locked
 from ..utils.durations import format_duration
 from ..worker.registration import INTERVAL
-from .losses import deaths, newest_losses
+from .losses import deaths_sentence, newest_losses
 
 #: Step runs that are looked at, those first that should have been looked after first.
 LOOKED_AT = 10_000
@@ -68,11 +68,8 @@ class Suspect:
     loss: StepLoss | None
 
     def __str__(self) -> str:
-        values = {"step": self.row, "run": self.row.run_id}
-        return gettext("“%(step)s” of run %(run)s has %(deaths)s") % {
-            **values,
-            "deaths": deaths(self.row, self.loss),
-        }
+        name = gettext("“%(step)s” of run %(run)s") % {"step": self.row, "run": self.row.run_id}
+        return f"{name}: {deaths_sentence(self.row, self.loss)}"
 
 
 @dataclass(frozen=True)
@@ -211,30 +208,34 @@ def _workers(health: Health) -> Sign:
     if not health.stale:
         return Sign("workers", Level.GOOD, says)
     gone = len(health.stale)
-    missing = ngettext("%(count)d missing", "%(count)d missing", gone) % {"count": gone}
+    message = ngettext("%(workers)s, %(count)d missing", "%(workers)s, %(count)d missing", gone)
     advice = gettext(
-        "%(name)s was last seen %(time)s ago and has not said good-bye: was it killed? Its steps "
-        "are taken over by the others."
+        "%(name)s was last seen %(time)s ago and did not shut down cleanly: was it killed? Other "
+        "workers take over its steps."
     ) % {"name": health.stale[0].name, "time": health._since(health.stale[0].seen_at)}
-    return Sign("workers", Level.WARNING, f"{says}, {missing}", advice)
+    says = message % {"workers": says, "count": gone}
+    return Sign("workers", Level.WARNING, says, advice)
 
 
 def _dead_threads(says: str, dead: list[WorkerProcess]) -> Sign:
     count = sum(one.dead_threads for one in dead)
-    text = ngettext("%(count)d dead thread", "%(count)d dead threads", count) % {"count": count}
+    message = ngettext(
+        "%(workers)s, %(count)d dead thread", "%(workers)s, %(count)d dead threads", count
+    )
     advice = gettext(
-        "%(dead)d of the %(threads)d threads of %(name)s have ended by an error that nobody "
-        "caught, and execute nothing any more: look for it in the log, and restart the worker."
+        "%(dead)d of the %(threads)d threads of %(name)s died of an uncaught error and run no more "
+        "steps. Look for the error in the log and restart the worker."
     ) % {"dead": dead[0].dead_threads, "threads": dead[0].threads, "name": dead[0].name}
     is_useless = any(one.dead_threads >= one.threads for one in dead)
-    return Sign("workers", Level.BAD if is_useless else Level.WARNING, f"{says}, {text}", advice)
+    says = message % {"workers": says, "count": count}
+    return Sign("workers", Level.BAD if is_useless else Level.WARNING, says, advice)
 
 
 def _no_worker(health: Health) -> str:
     if not health.stale:
-        return gettext("No worker has been seen for an hour: is `rundramatiq` running?")
+        return gettext("No worker has been seen for an hour. Is `rundramatiq` running?")
     since = health._since(health.stale[0].seen_at)
-    return gettext("No worker has been seen for %(time)s: is `rundramatiq` running?") % {
+    return gettext("No worker has been seen for %(time)s. Is `rundramatiq` running?") % {
         "time": since
     }
 
@@ -243,7 +244,7 @@ def _sweep(health: Health) -> Sign:
     if health.swept_at is None:
         says = gettext("No sweep")
     else:
-        says = gettext("Swept %(time)s ago") % {"time": health._since(health.swept_at)}
+        says = gettext("Last sweep %(time)s ago") % {"time": health._since(health.swept_at)}
         if health.now - health.swept_at <= LONG:
             return Sign("sweep", Level.GOOD, says)
     return Sign(
@@ -251,8 +252,8 @@ def _sweep(health: Health) -> Sign:
         Level.BAD,
         says,
         gettext(
-            "Nobody looks after delays, retries and lost steps. Workers do, unless SWEEP_INTERVAL "
-            "is None; `manage.py sequences sweep --loop` does too."
+            "The sweep has stopped: delays, retries and lost steps are not handled. Workers run it "
+            "unless SWEEP_INTERVAL is None; so does `manage.py sequences sweep --loop`."
         ),
     )
 
@@ -265,27 +266,29 @@ def _queued(health: Health) -> Sign:
         "time": health._since(health.queued_since),
     }
     level = health._level(health.queued_since)
-    advice = gettext("Steps wait for a free worker: start more, or look at what keeps them busy.")
+    advice = gettext(
+        "Steps are waiting for a free worker: start more workers, or check what keeps them busy."
+    )
     return Sign("queued", level, says, advice if level else "")
 
 
 def _expired(health: Health) -> Sign:
     if not health.expired or health.expired_since is None:
-        return Sign("expired", Level.GOOD, gettext("No step is past its lease"))
-    says = ngettext(
-        "%(count)s step is past its lease", "%(count)s steps are past their lease", health.expired
-    ) % {"count": health._count(health.expired)}
-    advice = gettext("Their workers have died or hang. A sweep takes such steps back.")
+        return Sign("expired", Level.GOOD, gettext("No expired leases"))
+    says = ngettext("%(count)s expired lease", "%(count)s expired leases", health.expired) % {
+        "count": health._count(health.expired)
+    }
+    advice = gettext("Their workers died or hang; the sweep will requeue these steps.")
     return Sign("expired", max(Level.WARNING, health._level(health.expired_since)), says, advice)
 
 
 def _overdue(health: Health) -> Sign:
     if not health.overdue or health.overdue_since is None:
-        return Sign("overdue", Level.GOOD, gettext("No retry is overdue"))
-    says = ngettext(
-        "%(count)s retry is overdue", "%(count)s retries are overdue", health.overdue
-    ) % {"count": health._count(health.overdue)}
-    advice = gettext("Their time has come and no worker has begun them: they wait in its queue.")
+        return Sign("overdue", Level.GOOD, gettext("No overdue retries"))
+    says = ngettext("%(count)s overdue retry", "%(count)s overdue retries", health.overdue) % {
+        "count": health._count(health.overdue)
+    }
+    advice = gettext("They are due, but no worker has picked them up from the queue yet.")
     return Sign("overdue", max(Level.WARNING, health._level(health.overdue_since)), says, advice)
 
 
@@ -303,23 +306,22 @@ def _locked(health: Health) -> Sign:
 
 def _who_locks(locked: Locked, holder: Holder | None) -> str:
     advice = gettext(
-        "Another transaction has locked step “%(step)s” of run %(run)s or its run: the sweep "
-        "leaves it alone until that ends."
+        "Another transaction holds a lock on step “%(step)s” of run %(run)s, or on the run. The "
+        "sweep skips the step until that transaction ends."
     ) % {"step": locked.step, "run": locked.run}
-    if holder is None:
-        return advice
-    held_by = gettext("It is held by") if holder.is_certain else gettext("It is probably held by")
-    return f"{advice} {held_by} {_session(holder)}"
+    return advice if holder is None else f"{advice} {_session(holder)}"
 
 
 def _session(holder: Holder) -> str:
-    details = ", ".join(filter(None, (holder.application, holder.state)))
-    return gettext("session %(pid)d of user %(user)s%(details)s, open for %(time)s.") % {
-        "pid": holder.pid,
-        "user": holder.user,
-        "details": f" ({details})" if details else "",
-        "time": format_duration(holder.age),
-    }
+    session = gettext("%(pid)d of user %(user)s") % {"pid": holder.pid, "user": holder.user}
+    if details := ", ".join(filter(None, (holder.application, holder.state))):
+        session = f"{session} ({details})"
+    message = (
+        gettext("The lock is held by session %(session)s, open for %(time)s.")
+        if holder.is_certain
+        else gettext("The lock is probably held by session %(session)s, open for %(time)s.")
+    )
+    return message % {"session": session, "time": format_duration(holder.age)}
 
 
 def _suspects(health: Health) -> Sign:
@@ -329,10 +331,11 @@ def _suspects(health: Health) -> Sign:
         health.suspected,
     ) % {"count": health._count(health.suspected)}
     advice = gettext(
-        "%(suspects)s. No process takes two such steps at a time; the one that kills its workers "
-        "by itself fails."
-    ) % {"suspects": "; ".join(str(suspect) for suspect in health.suspects)}
-    return Sign("suspects", Level.WARNING, says, advice)
+        "A process runs only one such step at a time, so that a step that kills its workers fails "
+        "alone."
+    )
+    suspects = " ".join(str(suspect) for suspect in health.suspects)
+    return Sign("suspects", Level.WARNING, says, f"{suspects} {advice}")
 
 
 _LOOKS: tuple[Callable[[Health], Sign], ...] = (

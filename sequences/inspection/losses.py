@@ -22,31 +22,37 @@ def newest_losses(step_run_ids: Collection[int], using: str) -> dict[int, StepLo
     return {loss.step_run_id: loss for loss in losses if loss.step_run_id is not None}
 
 
-def deaths(row: StepRun, loss: StepLoss | None) -> str:
-    """How many workers died in the step, and beside whom: a part of a sentence."""
-    died = ngettext("lost %(count)d worker", "lost %(count)d workers in a row", row.lost)
-    text = died % {"count": row.lost}
+def deaths_sentence(row: StepRun, loss: StepLoss | None) -> str:
+    """How many workers died in the step, and what the last one was running beside it."""
+    values = {"count": row.lost, "steps": names(loss.beside) if loss is not None else ""}
     if loss is None:
-        return text
-    if not loss.beside:
-        return gettext("%(deaths)s, the last one with nothing else in hand") % {"deaths": text}
-    return gettext("%(deaths)s, the last one beside %(steps)s") % {
-        "deaths": text,
-        "steps": names(loss.beside),
-    }
+        message = ngettext("Lost %(count)d worker.", "Lost %(count)d workers in a row.", row.lost)
+    elif not loss.beside:
+        message = ngettext(
+            "Lost %(count)d worker, which was running nothing else.",
+            "Lost %(count)d workers in a row; the last one was running nothing else.",
+            row.lost,
+        )
+    else:
+        message = ngettext(
+            "Lost %(count)d worker, which was also running %(steps)s.",
+            "Lost %(count)d workers in a row; the last one was also running %(steps)s.",
+            row.lost,
+        )
+    return message % values
 
 
-def names(beside: list[dict[str, Any]]) -> str:
+def names(neighbours: list[dict[str, Any]]) -> str:
     """The neighbours, the first of them by name."""
-    named = ", ".join(_name(one) for one in beside[:NAMED])
-    more = len(beside) - NAMED
+    named = ", ".join(_name(neighbour) for neighbour in neighbours[:NAMED])
+    more = len(neighbours) - NAMED
     if more <= 0:
         return named
-    others = ngettext("%(count)d other", "%(count)d others", more) % {"count": more}
-    return gettext("%(steps)s and %(others)s") % {"steps": named, "others": others}
+    message = ngettext("%(steps)s and %(count)d other", "%(steps)s and %(count)d others", more)
+    return message % {"steps": named, "count": more}
 
 
-def _name(one: dict[str, Any]) -> str:
-    item = "" if one["item"] == NO_ITEM else f"[{one['item']}]"
-    values = {"step": f"{one['step']}{item}", "run": one["run"]}
+def _name(neighbour: dict[str, Any]) -> str:
+    item = "" if neighbour["item"] == NO_ITEM else f"[{neighbour['item']}]"
+    values = {"step": f"{neighbour['step']}{item}", "run": neighbour["run"]}
     return gettext("“%(step)s” of run %(run)s") % values

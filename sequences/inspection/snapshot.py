@@ -32,7 +32,7 @@ from ..models import (
     StepStatus,
 )
 from ..transitions import clock, plans
-from .losses import deaths, newest_losses
+from .losses import deaths_sentence, newest_losses
 
 #: The status of a step that the run has not come to.
 NOT_BEGUN = ""
@@ -88,8 +88,10 @@ class StepSnapshot:
 
     @property
     def deaths(self) -> str:
-        """How many workers died in it since its last attempt has ended, and beside whom."""
-        return deaths(self.row, self.loss) if self.row is not None and self.row.lost else ""
+        """In a sentence: how many workers died in it since its last attempt ended, if any."""
+        if self.row is None or not self.row.lost:
+            return ""
+        return deaths_sentence(self.row, self.loss)
 
     @property
     def is_delayed(self) -> bool:

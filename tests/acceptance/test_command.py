@@ -57,5 +57,5 @@ def test_a_start_that_waits_ends_as_its_run_does(start, tmp_path):
     status, out, err = ended(bad)
     run = json.loads(out)
     assert (status, run["status"], run["error"]["attempt"]) == (1, "failed", 2)
-    assert "Failed at “note”" in err
+    assert "“note” failed" in err
     assert "Traceback" not in err

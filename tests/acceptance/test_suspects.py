@@ -110,7 +110,7 @@ def test_steps_that_were_never_lost_are_not_held_up_and_people_see_whom_to_suspe
     (sign,) = [sign for sign in health.read().signs if sign.name == "suspects"]
     assert sign.says == "3 steps have lost their workers"
     for one in suspects:
-        said = f"“goes_on” of run {one.run.pk} has lost 1 worker, the last one beside “goes_on”"
+        said = f"“goes_on” of run {one.run.pk}: Lost 1 worker, which was also running “goes_on”"
         assert said in sign.advice
     gate.open()
     wait_for(have_ended(suspects), limit=20)

@@ -6,7 +6,7 @@ import pytest
 
 from sequences import Sequence, event, on_failure, step, subsequence
 from sequences.inspection import snapshot
-from sequences.inspection.diagnosis import LONGEST, error_of, summary
+from sequences.inspection.diagnosis import ERROR_LENGTH, error_of, summary
 from sequences.models import Operation, SequenceRun
 from sequences.testing import clock, drain
 from tests.engine import change, claim, fail, fresh, now, perform, row, take
@@ -76,8 +76,8 @@ def test_a_queued_step_that_no_worker_takes_asks_for_its_queue():
     assert told(run).startswith("“charge” has been queued for ")
     shift(run, "charge", "queued_at", -14 * MINUTES)
     assert told(run) == (
-        "“charge” has been queued for 14 min: no worker takes it. "
-        "Is one running for the queue “money”?"
+        "“charge” has been queued for 14 min and no worker has picked it up. "
+        "Is a worker running for the queue “money”?"
     )
 
 
@@ -100,13 +100,13 @@ def test_a_worker_without_a_sign_of_life_is_told_before_and_after_its_lease():
     assert text.startswith("The worker of “charge” seems to be lost: no sign of life for 1")
     assert "in 4" in text
     shift(run, "charge", "wake_at", -2 * MINUTES)
-    assert "Its lease ran out 2 min ago, and no sweep has taken the step back yet" in told(run)
+    assert "Its lease expired 2 min ago and no sweep has requeued the step yet" in told(run)
 
 
 def test_a_step_whose_worker_was_lost_is_taken_by_another():
     run = started()
     change(run, "charge", lost=1)
-    assert told(run) == "The worker of “charge” was lost; another one takes it."
+    assert told(run) == "The worker of “charge” was lost; another one will take over."
 
 
 def test_a_retry_says_when_how_often_and_why():
@@ -114,10 +114,10 @@ def test_a_retry_says_when_how_often_and_why():
     fail(claim(run, "charge"), final=False, error=CardError("no funds on 4111-secret\nmore"))
     shift(run, "charge", "due_at", timedelta(seconds=12.5))
     assert told(run) == (
-        "“charge” is retried in 12 s (1 failed attempt): CardError: no funds on ***."
+        "Retrying “charge” in 12 s (1 failed attempt). Last error: CardError: no funds on ***."
     )
     shift(run, "charge", "due_at", -2 * MINUTES)
-    assert "should have been retried 2 min ago (1 failed attempt), and no worker" in told(run)
+    assert "has been due for a retry for 2 min (1 failed attempt) and no worker" in told(run)
 
 
 def test_a_failed_run_says_where_when_why_and_what_is_held():
@@ -127,8 +127,8 @@ def test_a_failed_run_says_where_when_why_and_what_is_held():
     with clock() as moving:
         moving.move(5 * MINUTES)
         assert told(run) == (
-            "Failed at “charge” 5 min ago after 2 attempts: CardError: insufficient funds. What "
-            "comes after it is held."
+            "“charge” failed 5 min ago after 2 attempts: CardError: insufficient funds. Later "
+            "steps are blocked."
         )
 
 
@@ -138,9 +138,11 @@ def test_an_event_says_since_when_and_until_when():
         drain()
         moving.move(timedelta(hours=2))
         text = told(run)
-    assert text.startswith("Waiting for the event “approval” for 2 h; it times out in 2 d 21 h")
+    assert text.startswith(
+        "Waiting for the event “approval” (2 h so far). It times out in 2 d 21 h"
+    )
     change(run, "approval", due_at=None)
-    assert told(run).endswith("It may take for ever: it has no timeout.")
+    assert told(run).endswith("It has no timeout.")
 
 
 def test_a_delay_says_how_long_it_is():
@@ -149,7 +151,7 @@ def test_a_delay_says_how_long_it_is():
     fresh(run).deliver("approval")
     drain()
     drain()
-    assert told(run).startswith("“thank” waits for its time, in 1 h 59 min")
+    assert told(run).startswith("“thank” starts in 1 h 59 min")
 
 
 def test_a_fan_out_says_how_far_it_is_and_how_many_failed():
@@ -159,7 +161,7 @@ def test_a_fan_out_says_how_far_it_is_and_how_many_failed():
     items = run.steps.filter(kind="item").order_by("pk")
     fail(take(items[0].pk))
     perform(take(items[1].pk))
-    assert told(run) == "“pack” is under way (2 of 4), 1 failed."
+    assert told(run) == "“pack” is running (2 of 4). 1 item failed."
 
 
 def test_a_parent_waits_for_its_child():
@@ -168,7 +170,7 @@ def test_a_parent_waits_for_its_child():
     fresh(run).deliver("approval")
     for name in ("approval", "ship"):
         perform(claim(run, name))
-    assert told(run) == "“ship” waits for the run that it has started."
+    assert told(run) == "“ship” is waiting for its child run."
 
 
 def test_a_pause_says_who_and_why():
@@ -177,19 +179,18 @@ def test_a_pause_says_who_and_why():
     fresh(run).pause(by="anna", reason="The shop is closed.\nUntil Monday.")
     text = told(run, newest(run))
     assert text.startswith("Paused by anna ")
-    assert text.endswith("ago: The shop is closed. “charge” may end still.")
-    assert told(run).startswith("Paused: nothing new begins until it is resumed.")
+    assert text.endswith("ago. Reason: The shop is closed. “charge” is still running.")
+    assert told(run).startswith("Paused. No new step starts until the run is resumed.")
 
 
 def test_a_cancelled_and_a_finished_run_say_by_whom():
     run = started()
     run.cancel(by="anna", reason="a mistake")
-    assert told(run, newest(run)).endswith("By anna: a mistake.")
+    assert told(run, newest(run)).endswith("ago by anna. Reason: a mistake.")
     run = started()
     run.finish(by="anna")
     text = told(run, newest(run))
-    assert text.startswith("Succeeded ")
-    assert text.endswith("By anna.")
+    assert text.startswith("Marked as succeeded by anna ")
     assert told(run).endswith(".")
 
 
@@ -221,22 +222,22 @@ def test_beside_a_failed_step_the_others_end_first():
     perform(claim(run, "reserve"))
     claim(run, "left")
     fail(claim(run, "right"), error=CardError("no"))
-    assert told(run) == ("“right” has failed: CardError: no. The run fails when “left” has ended.")
+    assert told(run) == "“right” failed: CardError: no. The run fails once “left” has finished."
 
 
 def test_an_undoing_says_why_and_where_it_is():
     run = started(undone())
     perform(claim(run, "reserve"))
     fail(claim(run, "right"))
-    assert told(run).startswith("“right” has failed, and what was done is undone. “release” has")
+    assert told(run).startswith("“right” failed; rolling back completed steps. “release” has")
     fail(claim(run, "release"), error=CardError("gone"))
     perform(claim(run, "tell"))
     text = told(run)
-    assert "Its undo “release” has failed, too: CardError: gone." in text
+    assert "The rollback failed, too, at “release”: CardError: gone." in text
     run.refresh_from_db()
     run.retry()
     drain()
-    assert "What it had done is undone." in told(run)
+    assert "Completed steps were rolled back." in told(run)
 
 
 def test_a_cancelled_run_says_what_its_undos_wait_for():
@@ -245,7 +246,7 @@ def test_a_cancelled_run_says_what_its_undos_wait_for():
     left = claim(run, "left")
     run.cancel(undo=True, by="ann")
     assert told(run, newest(run)) == (
-        "It is cancelled, and undone before that. By ann. First “left” must end."
+        "Being cancelled by ann; rolling back first. Waiting for “left” to finish first."
     )
     perform(left)
     assert "“release” has been queued for" in told(run)
@@ -274,28 +275,30 @@ def test_a_parent_and_its_children_say_whose_turn_it_is_to_be_undone():
     drain()
     run.cancel(undo=True)
     first, second = SequenceRun.objects.filter(parent__run=run.pk).order_by("pk")
-    assert told(run).endswith("The runs that “nights” has started are being undone.")
-    assert told(first) == "It is stopped with its parent, and is undone when its turn comes."
-    assert f"Why: its parent {run.pk} is undone." in told(second, newest(second))
+    assert told(run).endswith("The child runs of “nights” are being rolled back.")
+    assert told(first) == (
+        "Stopped together with its parent; it is rolled back when its turn comes."
+    )
+    assert f"Reason: its parent {run.pk} is undone." in told(second, newest(second))
     fail(claim(second, "release"))
     drain()
-    assert "The undo of a run that “nights” has started has failed, too." in told(run)
+    assert "Rolling back the child runs of “nights” failed, too." in told(run)
 
 
 def test_other_open_steps_are_counted():
     run = started(undone())
     perform(claim(run, "reserve"))
     claim(run, "left")
-    assert told(run).endswith("1 other step is open.")
+    assert told(run).endswith("1 other step is active.")
     fail(claim(run, "right"), final=False)
-    assert "“right” is about to be retried" in told(run), "what is in the way comes first"
+    assert "Retrying “right” now" in told(run), "what is in the way comes first"
 
 
 def test_an_error_is_its_name_and_its_first_line():
     run = started()
     fail(claim(run, "charge"), error=CardError("x" * 500 + "\nsecond"))
     failure = snapshot.of(fresh(run)).newest_failure
-    assert error_of(failure) == f"CardError: {'x' * LONGEST}…"
+    assert error_of(failure) == f"CardError: {'x' * ERROR_LENGTH}…"
     failure.message = ""
     assert error_of(failure) == "CardError"
 
