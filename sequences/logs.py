@@ -1,7 +1,7 @@
 """For ``LOGGING``: which step a line is about, and none of its secrets.
 
-Both classes work without the other, on handlers of any loggers: what is logged while a step is
-performed is about that step, whoever logs it, and so is what Dramatiq logs of its failure.
+The filter works on handlers of any loggers, with any formatter: what is logged while a step runs is
+about that step, whoever logs it, and so is what Dramatiq logs of its failure.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Collection, Iterable
-from datetime import UTC, datetime
+from collections.abc import Callable, Collection, Iterable, Iterator
+from datetime import date, time
 from typing import Any
 
 from .data.redaction import HIDDEN, hide
 from .engine import current
 
-__all__ = ["JSONFormatter", "StepFilter"]
+__all__ = ["StepFilter"]
 
 #: What a record gets; empty outside of a step.
 FIELDS = ("sequence", "run", "step", "item", "attempt")
@@ -28,52 +28,14 @@ class StepFilter(logging.Filter):
     """Lets every record pass; gives it the five `FIELDS`, and hides secrets in it.
 
     Hidden are the texts that the sequence's ``Meta.redact`` names in the run's `data`: in the
-    message, its arguments, the traceback, and in fields of ``extra``. A field of ``extra`` that
-    has the name of one of the five stays.
+    message, its arguments, the traceback, and in fields of ``extra``. A traceback that quotes one
+    stays as text (``exc_text``), without the exception (``exc_info``), of which a formatter could
+    make a text again. A field of ``extra`` that has the name of one of the five stays.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
         _describe(record)
         return True
-
-
-class JSONFormatter(logging.Formatter):
-    """One JSON object on each line, with what `StepFilter` adds, and what was given as ``extra``.
-
-    ``time`` (UTC), ``level``, ``logger``, ``message``, the five (null outside of a step), and
-    ``exception`` and ``stack``, if there are any.
-    """
-
-    def format(self, record: logging.LogRecord) -> str:
-        _describe(record)
-        fields = self.fields(record)
-        try:
-            return json.dumps(fields, default=str, allow_nan=False)
-        except (TypeError, ValueError):  # keys that are no texts, NaN, a circle
-            return json.dumps({name: _plain(value) for name, value in fields.items()})
-
-    def fields(self, record: logging.LogRecord) -> dict[str, Any]:
-        """What is written; for subclasses to change."""
-        fields = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        fields |= {name: _or_none(getattr(record, name)) for name in FIELDS}
-        if record.exc_info and not record.exc_text:
-            record.exc_text = self.formatException(record.exc_info)
-        texts = {"exception": record.exc_text, "stack": record.stack_info}
-        fields |= {name: text for name, text in texts.items() if text}
-        return {**_extra(record), **fields}
-
-
-def _or_none(value: Any) -> Any:
-    return None if value == "" else value
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, str | int | None) else str(value)
 
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:
@@ -133,13 +95,27 @@ def _fields_of(attempt: current.CurrentAttempt | None) -> dict[str, Any]:
 def _hide(record: logging.LogRecord, given: Collection[str], secrets: Iterable[str]) -> None:
     if not secrets:
         return
-    text = _message(record)
-    if (hidden := hide(text, secrets)) != text:
-        record.msg, record.args = hidden, ()
-    if record.exc_info and not record.exc_text:
-        record.exc_text = logging.Formatter().formatException(record.exc_info)
+    _hide_message(record, secrets)
+    if record.exc_info:
+        _hide_exception(record, secrets)
     for name in ("exc_text", "stack_info", *given):
         _hide_field(record, name, secrets)
+
+
+def _hide_message(record: logging.LogRecord, secrets: Iterable[str]) -> None:
+    text = _message(record)
+    # A formatter may write the parts instead: a message that is a mapping, as JSON.
+    parts = [*_texts(record.msg), *(_texts(record.args) if record.args else ())]
+    if _has_secret([text, *parts], secrets):
+        is_json = not record.args and not isinstance(record.msg, str)
+        record.msg, record.args = hide(_as_json(record.msg) if is_json else text, secrets), ()
+
+
+def _hide_exception(record: logging.LogRecord, secrets: Iterable[str]) -> None:
+    assert record.exc_info
+    trace = logging.Formatter().formatException(record.exc_info)
+    if (hidden := hide(trace, secrets)) != trace:
+        record.exc_info, record.exc_text = None, hidden
 
 
 def _message(record: logging.LogRecord) -> str:
@@ -151,18 +127,29 @@ def _message(record: logging.LogRecord) -> str:
 
 def _hide_field(record: logging.LogRecord, name: str, secrets: Iterable[str]) -> None:
     value = vars(record)[name]
-    if value is None:
-        return
-    # A formatter may write it as JSON, in which what is inside of it looks otherwise.
-    texts = _as_json(value), str(value)
-    if any(hide(text, secrets) != text for text in texts):
-        setattr(record, name, hide(texts[0], secrets))
+    if value is not None and _has_secret(_texts(value), secrets):
+        setattr(record, name, hide(_as_json(value), secrets))
 
 
-def _as_json(value: Any) -> str:
+def _has_secret(texts: Iterable[str], secrets: Iterable[str]) -> bool:
+    return any(hide(text, secrets) != text for text in texts)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """As formatters may write it: in JSON what is inside of it looks otherwise."""
+    yield str(value)
+    if not isinstance(value, str):
+        yield from (repr(value), _as_json(value), _as_json(value, default=str))
+
+
+def _iso_format(value: Any) -> str:
+    return value.isoformat() if isinstance(value, date | time) else str(value)
+
+
+def _as_json(value: Any, default: Callable[[Any], str] = _iso_format) -> str:
     if not isinstance(value, dict | list | tuple):
-        return str(value)
+        return default(value)
     try:
-        return json.dumps(value, default=str)
-    except (TypeError, ValueError):
+        return json.dumps(value, default=default)
+    except (TypeError, ValueError):  # keys that are no texts, a circle
         return str(value)

@@ -5,27 +5,34 @@ import io
 import json
 import logging
 import queue
+import re
 import subprocess
 import sys
 import threading
 from datetime import UTC, date, datetime
+from enum import Enum
 from logging.handlers import QueueHandler
+from pathlib import Path
 from types import SimpleNamespace
 
 import dramatiq
 import pytest
+from django.utils.module_loading import import_string
 from dramatiq.middleware import TimeLimitExceeded
 from dramatiq.worker import _WorkerThread
 
 from sequences import Abort, Sequence, step
 from sequences.engine import current
 from sequences.engine.executor import Attempt
-from sequences.logs import JSONFormatter, StepFilter
+from sequences.logs import StepFilter
 from sequences.testing import run_sequence as run_all
 from tests.engine import claim, messages, perform
 
 pytestmark = pytest.mark.django_db(transaction=True)
 theirs = logging.getLogger("shop")
+OBSERVING = Path(__file__).parents[1] / "docs" / "observing.md"
+#: The settings that the docs recommend.
+LOGGING = re.search(r"```python\n# settings.py\n(LOGGING = .+?)```", OBSERVING.read_text(), re.S)[1]
 FORMAT = "{sequence}|{run}|{step}|{item}|{attempt}|{message}"
 
 
@@ -38,9 +45,15 @@ def log():
 
 @pytest.fixture
 def json_log():
-    """What a handler with the formatter writes."""
-    with written(JSONFormatter()) as stream:
+    """What a handler as the docs have it writes."""
+    with written(json_formatter(), StepFilter()) as stream:
         yield stream
+
+
+def json_formatter():
+    exec(LOGGING, namespace := {})
+    options = namespace["LOGGING"]["formatters"]["json"]
+    return import_string(options.pop("()"))(**options)
 
 
 class written:
@@ -385,25 +398,91 @@ def test_a_line_is_one_object_with_what_was_given_as_extra(json_log):
         "sequence": "shop.Logs",
         "run": str(run.pk),
         "step": "one",
-        "item": None,
+        "item": "",
         "attempt": 1,
         "order": 7,
-        "when": "2026-01-02 00:00:00+00:00",
+        "when": "2026-01-02T00:00:00+00:00",
     }
 
 
-def test_outside_of_a_step_the_five_are_null(json_log):
+def test_outside_of_a_step_the_five_are_empty_in_json_too(json_log):
     theirs.info("hello")
     (line,) = objects(json_log)
-    assert [line[name] for name in ("sequence", "run", "step", "item", "attempt")] == [None] * 5
+    assert [line[name] for name in ("sequence", "run", "step", "item", "attempt")] == [""] * 5
     assert "exception" not in line
 
 
-@pytest.mark.parametrize("value", [float("nan"), {(1, 2): 3}], ids=["nan", "keys"])
-def test_what_is_no_json_is_written_as_text(json_log, value):
-    theirs.info("hello", extra={"odd": value, "level": "mine"})
+class Cards(Enum):
+    JOEL = "4111"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"card": "4111"},
+        [Cards.JOEL],
+        Cards.JOEL,
+        {1: {"card": b"4111"}},
+        {"4111"},
+        {("4111", 1): 2},
+    ],
+    ids=["mapping", "member in a list", "member", "bytes", "set", "keys"],
+)
+def test_a_value_that_json_writes_in_its_own_way_keeps_its_secrets(json_log, value):
+    act_on_card(lambda self: theirs.info("is", extra={"paid": value}))
     (line,) = objects(json_log)
-    assert (line["odd"], line["level"]) == (str(value), "INFO")
+    assert line["message"] == "is"
+    assert isinstance(line["paid"], str)
+    assert "4111" not in json_log.getvalue()
+
+
+@pytest.mark.parametrize(
+    "born", [date(1990, 1, 2), datetime(1990, 1, 2, 3, tzinfo=UTC)], ids=["date", "datetime"]
+)
+def test_a_message_that_is_a_mapping_keeps_its_secrets(json_log, born):
+    cls = logging_step(lambda self: theirs.info({"born": born, "n": 1}), redact=["born"])
+    run_all(cls, born=born.isoformat())
+    (line,) = objects(json_log)
+    assert '"n": 1' in line["message"]
+    assert "1990" not in json_log.getvalue()
+
+
+def test_a_formatter_that_writes_arguments_or_the_exception_by_itself_gets_no_secret():
+    class Own(logging.Formatter):
+        def format(self, record):
+            error = record.exc_info and record.exc_info[1]
+            return f"{record.getMessage()} {record.args} {error!r} {record.exc_text}"
+
+    def act(self):
+        try:
+            raise LookupError(f"nothing at {self.data['card']['no']}")
+        except LookupError:
+            theirs.exception("is %.1s", self.data["card"]["no"])
+
+    with (
+        written(logging.Formatter("cut: {message}", style="{")),
+        written(Own(), StepFilter()) as log,
+    ):
+        act_on_card(act)
+    assert log.getvalue().startswith("is 4 () None Traceback")
+    assert "LookupError: nothing at ***" in log.getvalue()
+    assert "4111" not in log.getvalue()
+
+
+def test_an_exception_without_a_secret_stays_one():
+    class Own(logging.Formatter):
+        def format(self, record):
+            return f"{record.getMessage()}: {record.exc_info[0].__name__}"
+
+    def act(self):
+        try:
+            raise LookupError("nothing")
+        except LookupError:
+            theirs.exception("so it goes")
+
+    with written(Own(), StepFilter()) as log:
+        act_on_card(act)
+    assert lines(log) == ["so it goes: LookupError"]
 
 
 def test_both_together_and_across_a_queue(json_log):
@@ -423,27 +502,22 @@ def test_both_together_and_across_a_queue(json_log):
 
 
 def test_logging_is_configured_before_there_are_models():
-    code = """
+    code = f"""
 import logging
 from django.conf import settings
+{LOGGING}
 settings.configure(
     INSTALLED_APPS=["django_dramatiq", "sequences"],
-    DRAMATIQ_BROKER={"BROKER": "dramatiq.brokers.stub.StubBroker"},
-    LOGGING={
-        "version": 1,
-        "filters": {"step": {"()": "sequences.logs.StepFilter"}},
-        "formatters": {"json": {"()": "sequences.logs.JSONFormatter"}},
-        "handlers": {"console": {
-            "class": "logging.StreamHandler", "filters": ["step"], "formatter": "json"}},
-        "root": {"handlers": ["console"]},
-    },
+    DRAMATIQ_BROKER={{"BROKER": "dramatiq.brokers.stub.StubBroker"}},
+    LOGGING=LOGGING,
 )
 import django
 django.setup()
 logging.warning("ready")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stderr.splitlines()[-1])["message"] == "ready"
+    line = json.loads(done.stderr.splitlines()[-1])
+    assert (line["message"], line["level"], line["logger"]) == ("ready", "WARNING", "root")
 
 
 def test_what_the_package_logs_of_a_commit_that_broke_is_of_the_step(log, monkeypatch):
