@@ -301,7 +301,7 @@ def test_an_approval_is_one_click(admin_client, admin_user):
 def test_a_payload_is_json(admin_client):
     run = waiting()
     page = admin_client.post(url(run, "deliver", "approval"), {**YES, "payload": "{nope"})
-    assert "This is no JSON" in page.content.decode()
+    assert "Invalid JSON" in page.content.decode()
     assert "{nope" in page.content.decode(), "what was typed is kept"
     assert fresh(run).inbox == {}
     for typed in ("[" * 100_000, '"\\u0000"', "NaN"):
@@ -431,7 +431,7 @@ def test_what_changed_meanwhile_is_not_overwritten(admin_client):
 def test_an_edit_without_a_change_has_nothing_to_confirm(admin_client):
     run = started(**SECRETS)
     page = edit(admin_client, run, form_of(admin_client, run)).content.decode()
-    assert "Nothing: the data is as it was." in page
+    assert "No changes." in page
     assert 'name="confirm"' not in page
 
 
@@ -453,7 +453,7 @@ def test_while_a_step_runs_nothing_is_edited(admin_client):
 def test_data_that_is_too_large_for_a_form_is_edited_by_code(admin_client, monkeypatch):
     monkeypatch.setattr(operations, "EDITABLE", 10)
     page = admin_client.get(url(started(**SECRETS), "edit")).content.decode()
-    assert "too large for a form" in page
+    assert "Too large to edit here" in page
     assert "<textarea" not in page
 
 
@@ -657,7 +657,10 @@ def test_half_of_a_character_is_refused_in_the_form(admin_client, action):
     run = waiting()
     broken = {"text": '{"a": "\\ud800"}', "payload": '{"a": "\\ud800"}', "version": run.version}
     answer = admin_client.post(url(run, action, "approval"), {**YES, **broken})
-    assert "Half of a surrogate pair is no character." in answer.content.decode()
+    assert (
+        "Contains half of a surrogate pair, which is not a valid character."
+        in answer.content.decode()
+    )
     assert fresh(run).version == run.version
 
 

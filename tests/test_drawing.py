@@ -74,12 +74,12 @@ def texts_of(root):
 def test_a_plan_alone_shows_every_step_once_with_what_only_an_error_leads_to():
     assert names_of(parsed(svg(SAGA))) == [
         "reserve",
-        "release: undoes reserve",
+        "release: undo of reserve",
         "charge",
-        "pack: for each item",
+        "pack: fan-out",
         "tell: if charge fails",
-        "ship: another sequence",
-        "inform: if the run fails",
+        "ship: child run",
+        "inform: on failure",
     ]
 
 
@@ -87,9 +87,9 @@ def test_a_run_without_errors_is_not_cluttered_with_what_they_would_lead_to():
     root = parsed(svg(SAGA, {"reserve": Mark("running", "2nd attempt")}))
     assert names_of(root) == [
         "reserve: running, 2nd attempt",
-        "charge: not begun",
-        "pack: not begun",
-        "ship: not begun",
+        "charge: not started",
+        "pack: not started",
+        "ship: not started",
     ]
 
 

@@ -61,15 +61,15 @@ def test_a_run_has_a_sign_and_a_word_for_each_state():
     assert drawn(SAGA, RUN) == [
         "✓ reserve    succeeded, 12 ms",
         "├─ ✗ charge  failed",
-        "└─ ● pack    running, 3 of 10, for each item",
-        "· ship       not begun, another sequence",
+        "└─ ● pack    running, 3 of 10, fan-out",
+        "· ship       not started, child run",
         "↻ tell       retrying, attempt 2, if charge fails",
     ]
 
 
 def test_without_unicode_it_is_ascii():
     lines = drawn(SAGA, RUN, unicode=False)
-    assert lines[1:3] == ["|- x charge  failed", "`- * pack    running, 3 of 10, for each item"]
+    assert lines[1:3] == ["|- x charge  failed", "`- * pack    running, 3 of 10, fan-out"]
     assert all(line.isascii() for line in lines)
     assert all(line.isascii() for line in drawn(chain(2), unicode=False, width=2))
 
@@ -108,7 +108,7 @@ def test_mermaid_has_a_shape_for_each_kind_a_line_for_each_edge_and_a_class_for_
         '    s1["charge<br/>failed"]',
         '    s2[["pack<br/>running · 3 of 10"]]',
         '    s3["tell<br/>retrying · attempt 2"]',
-        '    s4[/"ship<br/>not begun"/]',
+        '    s4[/"ship<br/>not started"/]',
         "    s0 --> s1",
         "    s0 --> s2",
         "    s1 --> s4",
@@ -129,7 +129,7 @@ def test_mermaid_has_a_shape_for_each_kind_a_line_for_each_edge_and_a_class_for_
 
 def test_an_undo_hangs_on_what_it_undoes():
     lines = mermaid(SAGA).splitlines()
-    assert '    s6(["release<br/>undoes reserve"])' in lines
+    assert '    s6(["release<br/>undo of reserve"])' in lines
     assert "    s0 -.- s6" in lines
 
 

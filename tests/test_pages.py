@@ -106,7 +106,7 @@ def test_a_retry_says_so_and_not_why(order):
 
     page = page_of(fresh(run))
 
-    assert part(page, "text") == "Charge card (trying again)"
+    assert part(page, "text") == "Charge card (retrying)"
     assert "broken" not in page
     assert "ValueError" not in page
 
@@ -134,7 +134,7 @@ def test_how_much_of_a_step_is_done_is_a_part_of_the_whole(order, done, total, t
 def test_a_delayed_step_comes_later(order):
     run = order.start({}, delay=timedelta(hours=1)).run
 
-    assert part(page_of(run), "text") == "Charge card (later)"
+    assert part(page_of(run), "text") == "Charge card (scheduled)"
 
 
 def test_steps_side_by_side_are_all_told():
@@ -156,7 +156,7 @@ def test_steps_side_by_side_are_all_told():
 @pytest.mark.parametrize(
     ("act", "text", "polls"),
     [
-        ("pause", "On hold.", True),
+        ("pause", "Paused.", True),
         ("cancel", "This was cancelled.", False),
         ("finish", "Done.", False),
     ],
@@ -175,13 +175,13 @@ def test_what_is_being_undone_is_told(order):
     run = waiting(order)
     SequenceRun.objects.filter(pk=run.pk).update(status="undoing")
 
-    assert part(page_of(fresh(run)), "text") == "What was done is being undone."
+    assert part(page_of(fresh(run)), "text") == "Rolling back…"
 
 
 def test_a_failed_run_tells_nothing_but_that(order):
     page = page_of(ended(order, fails=True))
 
-    assert part(page, "text") == "Something went wrong; we have been told."
+    assert part(page, "text") == "Something went wrong; we have been notified."
     assert "no parcels" not in page
     assert 'value="66"' in page
 
@@ -251,7 +251,7 @@ def test_a_text_alone_is_the_end(order):
 
 
 def test_a_link_without_a_text_has_one(order):
-    assert part(page_of(ended(order), "done_url='/'"), "end") == "Go on"
+    assert part(page_of(ended(order), "done_url='/'"), "end") == "Continue"
 
 
 @pytest.mark.parametrize(("act", "argument"), [("cancel", "cancelled_text"), ("", "failed_text")])
@@ -320,7 +320,7 @@ def test_a_page_asks_as_long_as_it_says(client, order, monkeypatch):
     answer = client.get(url)
 
     assert answer.status_code == 410
-    assert part(answer.text, "text").startswith("This address has expired. Reload the page")
+    assert part(answer.text, "text").startswith("This link has expired. Reload the page")
     assert "data-seq-poll" not in answer.text
 
 

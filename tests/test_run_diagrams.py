@@ -102,7 +102,7 @@ def test_what_a_pause_holds_is_called_so(order):
         started.run.pause()
         drain()
         portrait = portrait_of(started)
-    assert marks_of(portrait)["charge"].text == "held"
+    assert marks_of(portrait)["charge"].text == "on hold"
     assert kinds(lanes_of(portrait)) == {"charge": ["held"]}
 
 

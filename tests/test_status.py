@@ -228,7 +228,7 @@ def test_an_address_is_a_path_that_ends_after_its_time(client, order, monkeypatc
     assert answer_of(client, url, 410)["error"] == "expired"
     page = client.get(url.replace("status", "progress"))
     assert page.status_code == 410
-    assert "This address has expired." in page.text
+    assert "This link has expired." in page.text
 
 
 def tampered(url):
@@ -247,7 +247,7 @@ def test_a_tampered_address_looks_as_if_it_never_was(client, order, name):
     for other in tampered(url):
         assert client.get(other).status_code == 404
     assert len(bodies) == 1
-    assert b"There is nothing at this address." in bodies.pop()
+    assert b"Page not found." in bodies.pop()
 
 
 def test_the_signature_of_another_run_fits_no_other(client, order):

@@ -87,7 +87,7 @@ def doing(step: StepSnapshot, now: datetime) -> str:
 def _doing(step: StepSnapshot, now: datetime) -> Iterator[str]:
     row = step.row
     if row is None:
-        yield gettext("items under way")
+        yield gettext("items running")
         return
     if row.status == StepStatus.FAILED:
         tried = ngettext("failed", "failed after %(count)d attempts", row.attempts)
@@ -109,11 +109,11 @@ def _doing(step: StepSnapshot, now: datetime) -> Iterator[str]:
 
 def _waiting(step: StepSnapshot) -> str:
     if step.node.kind == "event":
-        return gettext("waiting for this event")
+        return gettext("waiting for the event")
     if step.node.kind == "subsequence" and not step.is_delayed:
-        return gettext("waiting for what it started")
+        return gettext("waiting for child runs")
     if step.node.kind == "each" and not step.is_delayed:
-        return gettext("waiting for its items")
+        return gettext("waiting for items")
     return gettext("waiting")
 
 

@@ -33,10 +33,10 @@ OFFERED = 200
 VERSIONS = 20
 
 SPANS = {
-    "hour": (timedelta(hours=1), _("the last hour")),
-    "day": (timedelta(days=1), _("the last 24 hours")),
-    "week": (timedelta(days=7), _("the last 7 days")),
-    "month": (timedelta(days=30), _("the last 30 days")),
+    "hour": (timedelta(hours=1), _("last hour")),
+    "day": (timedelta(days=1), _("last 24 hours")),
+    "week": (timedelta(days=7), _("last 7 days")),
+    "month": (timedelta(days=30), _("last 30 days")),
 }
 
 
@@ -90,7 +90,7 @@ class SequenceOfRunFilter(SequenceFilter):
 class StepFilter(admin.SimpleListFilter):
     """Runs that are at this step, or have failed at it. Offered for a chosen sequence."""
 
-    title = _("the step it is at")
+    title = _("current step")
     parameter_name = "step"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
@@ -129,7 +129,7 @@ class StepFilter(admin.SimpleListFilter):
 class CreatedFilter(admin.SimpleListFilter):
     """By the time that has passed since."""
 
-    title = _("start")
+    title = _("start time")
     parameter_name = "created"
     field: ClassVar[str] = "created_at"
 
@@ -174,10 +174,14 @@ class FailureFilter(admin.ListFilter):
     def _described(self) -> str:
         error, step, span = (str(self.used_parameters.get(name, "")) for name in self.parameters)
         _span, label = SPANS.get(span, SPANS["week"])
-        parts = [class_name(error) if error else gettext("any error")]
+        values = {"error": class_name(error), "step": label_of(step), "span": label}
+        if error and step:
+            return gettext("%(error)s at %(step)s, %(span)s") % values
+        if error:
+            return gettext("%(error)s, %(span)s") % values
         if step:
-            parts.append(gettext("at %(step)s") % {"step": label_of(step)})
-        return ", ".join([" ".join(parts), str(label)])
+            return gettext("any error at %(step)s, %(span)s") % values
+        return gettext("any error, %(span)s") % values
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         using = conf.using()

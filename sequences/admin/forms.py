@@ -25,11 +25,13 @@ class JSONText(forms.CharField):
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             # It would not even be shown: no encoding has it.
-            raise ValidationError(_("Half of a surrogate pair is no character.")) from error
+            raise ValidationError(
+                _("Contains half of a surrogate pair, which is not a valid character.")
+            ) from error
         except ValueError as error:
-            raise ValidationError(_("This is no JSON: %(error)s") % {"error": error}) from error
+            raise ValidationError(_("Invalid JSON: %(error)s") % {"error": error}) from error
         except RecursionError as error:
-            raise ValidationError(_("This is nested too deeply.")) from error
+            raise ValidationError(_("Nested too deeply.")) from error
         return value
 
     def validate(self, value: Any) -> None:
@@ -48,7 +50,7 @@ class ActionForm(forms.Form):
         required=False,
         max_length=2_000,
         widget=forms.Textarea(attrs={"rows": 2}),
-        help_text=_("It is kept with the run."),
+        help_text=_("Stored with the run."),
     )
 
 
@@ -63,7 +65,7 @@ class SkipForm(ActionForm):
 class CancelForm(ActionForm):
     """Whether to undo what was done."""
 
-    undo = forms.BooleanField(label=_("Undo what it has done, before it ends"), required=False)
+    undo = forms.BooleanField(label=_("Roll back completed steps first"), required=False)
     field_order = ("undo", "reason")
 
 
@@ -71,7 +73,7 @@ class RestartForm(ActionForm):
     """Whether approvals and other events that are done again are asked for again."""
 
     keep_deliveries = forms.BooleanField(
-        label=_("Keep what was delivered for events, and do not ask again"), required=False
+        label=_("Keep delivered events instead of waiting for them again"), required=False
     )
     field_order = ("keep_deliveries", "reason")
 
@@ -80,7 +82,7 @@ class EraseForm(ActionForm):
     """Whether others may start with the key again."""
 
     keep_key = forms.BooleanField(
-        label=_("Keep the key, so that no other run can be started with it"), required=False
+        label=_("Keep the key, so that no other run can use it"), required=False
     )
     field_order = ("keep_key", "reason")
 
@@ -88,9 +90,7 @@ class EraseForm(ActionForm):
 class DeliverForm(ActionForm):
     """What comes with the event."""
 
-    payload = JSONText(
-        label=_("Payload (JSON)"), required=False, help_text=_("It may be left empty.")
-    )
+    payload = JSONText(label=_("Payload (JSON)"), required=False, help_text=_("Optional."))
     field_order = ("payload", "reason")
 
 
@@ -108,5 +108,5 @@ class EditForm(ActionForm):
         """What steps share is always an object."""
         data = self.cleaned_data["text"]
         if not isinstance(data, dict):
-            raise ValidationError(_("Data is a JSON object: {…}."))
+            raise ValidationError(_("Data must be a JSON object: {…}."))
         return data

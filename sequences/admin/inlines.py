@@ -27,7 +27,7 @@ class NewestFailures(Newest):
 class StepFailureInline(ReadOnlyInline):
     model = StepFailure
     formset = NewestFailures
-    verbose_name_plural = _("failed attempts (the newest %(count)d)") % {"count": NEWEST}
+    verbose_name_plural = _("failed attempts (newest %(count)d)") % {"count": NEWEST}
     fields = readonly_fields = (
         "step",
         "item",

@@ -79,7 +79,9 @@ class KeysetChangeList(LightChangeList):
 
     def get_filters(self, request: HttpRequest) -> Any:
         if any("\0" in text for text in request.GET.values()):
-            raise IncorrectLookupParameters("No row has it, and PostgreSQL would not even look.")
+            raise IncorrectLookupParameters(
+                "A NUL character matches no row, and PostgreSQL rejects it."
+            )
         for side in (BEFORE, AFTER):
             if text := self.params.pop(side, ""):
                 self.place = Place(side, self._values(text))

@@ -35,10 +35,10 @@ CHILDREN = 20
 DIFFERENCES = 10
 
 KINDS = {
-    "each": _("for each"),
+    "each": _("fan-out"),
     "event": _("event"),
-    "subsequence": _("subsequence"),
-    "on_failure": _("at the failure"),
+    "subsequence": _("child run"),
+    "on_failure": _("on failure"),
 }
 
 
@@ -172,7 +172,7 @@ class StepLine:
 
 def label_of_step(status: str) -> Any:
     """A step's status as text."""
-    return StepStatus(status).label if status else _("not begun")
+    return StepStatus(status).label if status else _("not started")
 
 
 @dataclass(frozen=True)

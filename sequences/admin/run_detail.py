@@ -78,7 +78,7 @@ class RunPage(ReadOnlyAdmin):
         if not self.has_view_permission(request, run):
             raise PermissionDenied
         if run is None:
-            raise Http404(_("There is no such run."))
+            raise Http404(_("Run not found."))
         return run
 
     # The page

@@ -150,7 +150,7 @@ class RunListing(RunFailures):
     list_filter = (FailureFilter, SequenceFilter, StepFilter, CreatedFilter)
     list_select_related = ()
     search_fields = ("key",)
-    search_help_text = _("An id or its beginning, a key, or a part of a key or of the data.")
+    search_help_text = _("Run ID (or prefix), key, or text in key or data.")
     ordering = ("-created_at",)
     sortable_by = ("shown_start",)
     page_keys: ClassVar[tuple[str, ...]] = ("created_at", "id")

@@ -31,7 +31,7 @@ FILTERED = 20_000
 class ReadyFilter(CreatedFilter):
     """By the time since it became ready."""
 
-    title = _("ready")
+    title = _("ready time")
     parameter_name = "ready"
     field = "ready_at"
 
@@ -70,7 +70,7 @@ class StepRunAdmin(KeysetAdmin):
     list_filter = (SequenceOfRunFilter, "status", ReadyFilter)
     list_select_related = ("run",)
     search_fields = ("run__key",)
-    search_help_text = _("The id of a run or its beginning, or its key.")
+    search_help_text = _("Run ID (or prefix) or key.")
     ordering = ("-id",)
     sortable_by = ("id",)
     deferred = (*heavy("run__"), "payload", "result", "progress")

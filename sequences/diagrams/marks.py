@@ -67,7 +67,7 @@ class Labels:
     statuses: Mapping[str, str] = field(default_factory=dict)
     #: ``{step}`` is the step that it concerns.
     kinds: Mapping[str, str] = field(default_factory=dict)
-    pending: str = "not begun"
+    pending: str = "not started"
     count: str = "{count} of {total}"
     #: What a step waits for, in a list.
     after: str = "after {steps}"
@@ -109,18 +109,18 @@ class Labels:
 
 #: How each kind of step is told apart in words.
 KINDS = {
-    "each": "for each item",
-    "event": "waits for an event",
-    "subsequence": "another sequence",
-    "undo": "undoes {step}",
-    "on_failure": "if the run fails",
+    "each": "fan-out",
+    "event": "event",
+    "subsequence": "child run",
+    "undo": "undo of {step}",
+    "on_failure": "on failure",
     "on_error": "if {step} fails",
     "delay": "after a delay",
 }
 
 
 #: What each bar of a timeline is.
-SPANS = {"waited": "waited", "ran": "ran", "failed": "failed attempt", "held": "held"}
+SPANS = {"waited": "waited", "ran": "ran", "failed": "failed attempt", "held": "on hold"}
 
 
 def label_of(node: Node, mark: Mark) -> str:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from .. import diagrams
 from ..definitions import registry
@@ -31,21 +32,21 @@ def labels() -> Labels:
     return Labels(
         statuses={str(value): str(text) for value, text in StepStatus.choices},
         kinds={
-            "each": _("for each item"),
-            "event": _("waits for an event"),
-            "subsequence": _("another sequence"),
-            "undo": _("undoes {step}"),
-            "on_failure": _("if the run fails"),
+            "each": _("fan-out"),
+            "event": _("event"),
+            "subsequence": _("child run"),
+            "undo": _("undo of {step}"),
+            "on_failure": _("on failure"),
             "on_error": _("if {step} fails"),
         },
-        pending=_("not begun"),
+        pending=_("not started"),
         count=_("{count} of {total}"),
         after=_("after {steps}"),
         spans={
             "waited": _("waited"),
             "ran": _("ran"),
             "failed": _("failed attempt"),
-            "held": _("held"),
+            "held": _("on hold"),
         },
     )
 
@@ -57,7 +58,7 @@ def picture_of(portrait: RunSnapshot, href: Href | None = None) -> SafeString:
     found = diagrams.svg(
         portrait.plan,
         marks_of(portrait, href),
-        label=_("The steps of %(run)s") % {"run": portrait.title},
+        label=_("Steps of %(run)s") % {"run": portrait.title},
         labels=labels(),
     )
     return mark_safe(found)  # noqa: S308 - `drawing` escapes
@@ -72,7 +73,7 @@ def timeline_of(
         portrait.run.created_at,
         portrait.run.finished_at,
         portrait.now,
-        label=_("When the steps of %(run)s ran") % {"run": portrait.title},
+        label=_("Timeline of %(run)s") % {"run": portrait.title},
         labels=labels(),
     )
     return mark_safe(found)  # noqa: S308 - `drawing` escapes
@@ -115,7 +116,7 @@ def _text(portrait: RunSnapshot, step: StepSnapshot) -> str:
     if row is None:
         return ""
     if step.status in UNFINISHED_STEP and _is_held(portrait, row):
-        return _("held")
+        return _("on hold")
     if row.due_at and (step.is_delayed or step.is_awaiting_event):
         return _time_left(step, row.due_at - portrait.now)
     if step.status == StepStatus.RUNNING and row.attempts and step.progress is None:
@@ -125,7 +126,9 @@ def _text(portrait: RunSnapshot, step: StepSnapshot) -> str:
         counts = {"failed": step.items["failed"], "total": sum(step.items.values())}
         return _("%(failed)d of %(total)d") % counts
     if step.status == StepStatus.FAILED and row.attempts > 1 and step.progress is None:
-        return _("%(count)d attempts") % {"count": row.attempts}
+        return ngettext("%(count)d attempt", "%(count)d attempts", row.attempts) % {
+            "count": row.attempts
+        }
     if step.status == StepStatus.SUCCEEDED and step.node.kind != "event" and not step.progress:
         return format_duration(step.ran(portrait.now))
     return ""

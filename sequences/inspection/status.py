@@ -31,7 +31,7 @@ class StatusNotFound(Exception):
 
     code = "not-found"
     http_status = 404
-    text = gettext_lazy("There is nothing at this address.")
+    text = gettext_lazy("Page not found.")
 
 
 class NoLonger(StatusNotFound):
@@ -39,7 +39,7 @@ class NoLonger(StatusNotFound):
 
     code = "expired"
     http_status = 410
-    text = gettext_lazy("This address has expired. Reload the page that you had it from.")
+    text = gettext_lazy("This link has expired. Reload the page that it came from.")
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,10 @@ class Status:
         if ended := self._ending():
             return [ended]
         if self.run.status == RunStatus.PAUSED:
-            return [_("On hold.")]
+            return [_("Paused.")]
         if self.run.status == RunStatus.UNDOING:
-            return [_("What was done is being undone.")]
-        return [capfirst(self._phrase(step)) for step in self.at] or [_("About to begin.")]
+            return [_("Rolling back…")]
+        return [capfirst(self._phrase(step)) for step in self.at] or [_("Starting…")]
 
     @property
     def notes(self) -> list[str]:
@@ -123,7 +123,7 @@ class Status:
         """Where a good end leads to, and the words of it."""
         if self.run.status != RunStatus.SUCCEEDED or not self.shows.done_url:
             return None
-        return self.shows.done_url, self.shows.done_text or _("Go on")
+        return self.shows.done_url, self.shows.done_text or _("Continue")
 
     @property
     def redirects(self) -> bool:
@@ -175,7 +175,7 @@ class Status:
 
     def _ending(self) -> str:
         if self._has_failed:
-            return self.shows.failed_text or _("Something went wrong; we have been told.")
+            return self.shows.failed_text or _("Something went wrong; we have been notified.")
         if self.run.status == RunStatus.CANCELLED:
             return self.shows.cancelled_text or _("This was cancelled.")
         if self.run.status == RunStatus.SUCCEEDED:
@@ -185,13 +185,13 @@ class Status:
     def _phrase(self, step: StepSnapshot) -> str:
         label = self.label(step)
         if step.status == StepStatus.RETRYING:
-            return _("%(step)s (trying again)") % {"step": label}
+            return _("%(step)s (retrying)") % {"step": label}
         if step.is_awaiting_event:
             own = step.name in self.shows.labels
             return label if own else _("waiting for %(step)s") % {"step": label}
         if step.is_delayed:
-            return _("%(step)s (later)") % {"step": label}
-        return label + _amount(step)
+            return _("%(step)s (scheduled)") % {"step": label}
+        return _with_amount(step, label)
 
 
 def by_token(token: str) -> Status:
@@ -229,12 +229,13 @@ def _run(pk: UUID) -> SequenceRun:
     return run
 
 
-def _amount(step: StepSnapshot) -> str:
+def _with_amount(step: StepSnapshot, label: str) -> str:
+    """The step, and how much of it is done, if that is known."""
     done, total = step.progress or (0, 0)
     if not total:
-        return ""
+        return label
     if done == int(done) and total == int(total) and total > 1:
-        amount = _("%(done)s of %(total)s") % {"done": int(done), "total": int(total)}
-    else:
-        amount = f"{min(int(done / total * 100), 100)} %"
-    return f" ({amount})"
+        values = {"step": label, "done": int(done), "total": int(total)}
+        return _("%(step)s (%(done)s of %(total)s)") % values
+    percent = min(int(done / total * 100), 100)
+    return _("%(step)s (%(percent)d %%)") % {"step": label, "percent": percent}

@@ -116,20 +116,20 @@ def test_the_bar_moves_in_place_until_the_end(shop):
     page = shop.open((200, part("Packing", percent=50)))
     expect(text_of(page)).to_have_text("Packing")
     expect(page.locator("progress")).to_have_attribute("value", "50")
-    end = part("Done.", poll=None, percent=100, link=("/next/", "Go on"))
+    end = part("Done.", poll=None, percent=100, link=("/next/", "Continue"))
     shop.answers = [(200, end)]
 
     expect(text_of(page)).to_have_text("Done.")
     expect(page.locator("progress")).to_have_attribute("value", "100")
-    expect(page.get_by_role("link", name="Go on")).to_be_visible()
+    expect(page.get_by_role("link", name="Continue")).to_be_visible()
     assert page.evaluate("window.region.isConnected"), "a screen reader tells what changes in it"
     assert shop.is_silent()
 
 
 def test_an_address_that_has_expired_is_told_and_asked_no_more(shop):
-    page = shop.open((410, gone("This address has expired.")))
+    page = shop.open((410, gone("This link has expired.")))
 
-    expect(text_of(page)).to_have_text("This address has expired.")
+    expect(text_of(page)).to_have_text("This link has expired.")
     expect(page.locator("progress")).to_be_visible()
     assert shop.is_silent()
 
