@@ -16,7 +16,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DatabaseError
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import Count, Q
+from django.db.models import Count, Model, Q
 from dramatiq import Broker
 from dramatiq import broker as dramatiq_broker
 from dramatiq.middleware import Middleware, Retries
@@ -29,13 +29,13 @@ from .exceptions import SequenceError
 if TYPE_CHECKING:
     from .definitions.definition import Definition
     from .models import StoredPlan
+    from .transitions.backends import Backend
 
 __all__ = ["TAG", "register"]
 
 TAG = "sequences"
 #: Of the connections of redis-py, in seconds.
 SOCKET_TIMEOUTS = ("socket_timeout", "socket_connect_timeout")
-VENDORS = ("postgresql", "mysql", "sqlite")
 
 Messages = Iterator[CheckMessage]
 
@@ -343,8 +343,14 @@ def _connection() -> BaseDatabaseWrapper | None:
         return None  # check_settings says so
 
 
+def _backend(connection: BaseDatabaseWrapper) -> Backend:
+    from .transitions.backends import of_vendor
+
+    return of_vendor(connection.vendor)
+
+
 def _vendor(connection: BaseDatabaseWrapper) -> Messages:
-    if connection.vendor not in VENDORS:
+    if not _backend(connection).vendor:
         yield Error(
             f"The database {connection.alias!r} is of the kind {connection.vendor!r}, "
             "on which sequences cannot run.",
@@ -352,7 +358,7 @@ def _vendor(connection: BaseDatabaseWrapper) -> Messages:
             "SEQUENCES['DATABASE'] names the alias.",
             id="sequences.E006",
         )
-    elif connection.vendor == "sqlite" and not _locks_at_begin(connection):
+    elif _backend(connection).locks_late(_options(connection)):
         yield Warning(
             f"The SQLite database {connection.alias!r} takes its write lock late, so that "
             "transactions that meet fail at once instead of waiting.",
@@ -362,35 +368,10 @@ def _vendor(connection: BaseDatabaseWrapper) -> Messages:
         )
 
 
-def _locks_at_begin(connection: BaseDatabaseWrapper) -> bool:
-    mode = _options(connection).get("transaction_mode") or ""
-    return mode.upper() in {"IMMEDIATE", "EXCLUSIVE"}
-
-
 def _isolation(connection: BaseDatabaseWrapper) -> Messages:
-    configured = {"postgresql": _postgresql_isolation, "mysql": _mysql_isolation}
-    level = configured.get(connection.vendor, _no_isolation)(_options(connection))
+    level = _backend(connection).configured_isolation(_options(connection))
     if level != "read committed":
         yield _wrong_isolation(connection, level)
-
-
-def _no_isolation(options: dict[str, Any]) -> str:
-    return "read committed"
-
-
-def _postgresql_isolation(options: dict[str, Any]) -> str:
-    from django.db.backends.postgresql.psycopg_any import IsolationLevel
-
-    level = options.get("isolation_level")
-    if level is None:
-        return "read committed"  # check_server asks the server, whose default may be another
-    names = {each.value: each.name for each in IsolationLevel}
-    return names.get(level, repr(level)).lower().replace("_", " ")
-
-
-def _mysql_isolation(options: dict[str, Any]) -> str:
-    level = options.get("isolation_level", "read committed")  # Django's default
-    return level.lower() if level else "the server's default"
 
 
 def _wrong_isolation(connection: BaseDatabaseWrapper, level: str) -> CheckMessage:
@@ -403,7 +384,7 @@ def _wrong_isolation(connection: BaseDatabaseWrapper, level: str) -> CheckMessag
 
 
 def _reconnects(connection: BaseDatabaseWrapper) -> Messages:
-    if connection.vendor == "sqlite" or _options(connection).get("pool"):
+    if not _backend(connection).has_server or _options(connection).get("pool"):
         return
     if connection.settings_dict.get("CONN_MAX_AGE") == 0 and _closes_connections():
         yield Warning(
@@ -427,99 +408,61 @@ def _options(connection: BaseDatabaseWrapper) -> dict[str, Any]:
 
 
 def _version(connection: BaseDatabaseWrapper) -> Messages:
-    if connection.vendor == "mysql" and not connection.features.has_select_for_update_skip_locked:
+    needed = _backend(connection).needed_version(connection)
+    if needed:
         yield Error(
             f"The server of the database {connection.alias!r} has no SKIP LOCKED.",
-            hint="Use MySQL 8.0, MariaDB 10.6, or newer.",
+            hint=needed,
             id="sequences.E008",
         )
 
 
 def _actual_isolation(connection: BaseDatabaseWrapper) -> Messages:
-    if connection.vendor != "postgresql":
-        return  # Django sets it for every connection
-    with connection.cursor() as cursor:
-        cursor.execute("SHOW transaction_isolation")
-        (level,) = cursor.fetchone()
+    level = _backend(connection).actual_isolation(connection)
     if level != "read committed":
         yield _wrong_isolation(connection, level)
 
 
 def _character_set(connection: BaseDatabaseWrapper) -> Messages:
-    asked = {"postgresql": _not_utf8_of_postgresql, "mysql": _not_utf8_of_mysql}
-    found = asked[connection.vendor](connection) if connection.vendor in asked else []
+    backend = _backend(connection)
+    found = backend.not_unicode(_tables(), connection)
     if found:
         yield Warning(
             f"The database {connection.alias!r} cannot store every character: {'; '.join(found)}.",
             hint="Emoji in the texts of errors and reasons are stored escaped, and a key with one "
-            f"may be refused. {_CHARACTER_SETS[connection.vendor]}",
+            f"may be refused. {backend.character_set_hint}",
             id="sequences.W016",
         )
-
-
-_CHARACTER_SETS = {
-    "postgresql": "Create the database with ENCODING 'UTF8'.",
-    "mysql": "ALTER DATABASE … CHARACTER SET utf8mb4 before the first migrate; MODIFY the columns "
-    "that exist (CONVERT TO would change their collations); leave 'charset' out of OPTIONS.",
-}
-
-
-def _not_utf8_of_postgresql(connection: BaseDatabaseWrapper) -> list[str]:
-    with connection.cursor() as cursor:
-        cursor.execute("SHOW server_encoding")
-        (encoding,) = cursor.fetchone()
-    return [] if encoding == "UTF8" else [f"its encoding is {encoding}"]
-
-
-def _not_utf8_of_mysql(connection: BaseDatabaseWrapper) -> list[str]:
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT @@character_set_connection, @@character_set_database")
-        of_connection, of_database = cursor.fetchone()
-    columns = [
-        (f"{table}.{column}", character_set)
-        for table, column, character_set, _ in _text_columns(connection)
-    ]
-    names = [("its connection", of_connection), *columns]
-    if not columns:  # there are no tables yet, and they will have the database's
-        names.append(("the database's default", of_database))
-    return [f"{name} has {found}" for name, found in names if found != "utf8mb4"]
 
 
 def _collations(connection: BaseDatabaseWrapper) -> Messages:
     """Those of the columns whose values differ by case, accents and spaces."""
     from .models import ExactCharField
 
-    collations = {
-        (model._meta.db_table, field.column): field.db_parameters(connection).get("collation")
-        for model in apps.get_app_config("job_sequences").get_models()
+    backend = _backend(connection)
+    exact = backend.exact_collation(connection)
+    fields = {
+        (model._meta.db_table, field.column)
+        for model in _models()
         for field in model._meta.local_fields
         if isinstance(field, ExactCharField)
     }
-    for table, column, _, collation in _text_columns(connection):
-        exact = collations.get((table, column), collation)
-        if collation != exact:
+    for column in backend.text_columns(_tables(), connection):
+        if (column.table, column.name) in fields and column.collation != exact:
             yield Warning(
-                f"{table}.{column} of the database {connection.alias!r} has the collation "
-                f"{collation}, in which different texts may be equal.",
+                f"{column.table}.{column.name} of the database {connection.alias!r} has the "
+                f"collation {column.collation}, in which different texts may be equal.",
                 hint=f"MODIFY the column, with CHARACTER SET utf8mb4 COLLATE {exact}.",
                 id="sequences.W017",
             )
 
 
-def _text_columns(connection: BaseDatabaseWrapper) -> list[tuple[str, str, str, str]]:
-    """Table, column, character set and collation of each, on MySQL and MariaDB."""
-    if connection.vendor != "mysql":
-        return []
-    tables = [model._meta.db_table for model in apps.get_app_config("job_sequences").get_models()]
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT table_name, column_name, character_set_name, collation_name "
-            "FROM information_schema.columns WHERE table_schema = DATABASE() "
-            "AND character_set_name IS NOT NULL AND table_name IN %s "
-            "ORDER BY table_name, ordinal_position",
-            [tables],
-        )
-        return list(cursor.fetchall())
+def _models() -> Iterable[type[Model]]:
+    return apps.get_app_config("job_sequences").get_models()
+
+
+def _tables() -> list[str]:
+    return [model._meta.db_table for model in _models()]
 
 
 # Unfinished runs

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from uuid import UUID
 
 from asgiref.sync import sync_to_async
-from django.db import connections, models
+from django.db import models
 from django.utils.functional import cached_property
 from django.utils.translation import gettext_lazy as _
 
@@ -47,10 +47,8 @@ class ExactCharField(models.CharField):  # type: ignore[type-arg]
 
     def db_parameters(self, connection: Any) -> dict[str, Any]:
         parameters = super().db_parameters(connection)
-        if connection.vendor == "mysql":
-            exact = "utf8mb4_nopad_bin" if connection.mysql_is_mariadb else "utf8mb4_0900_bin"
-            parameters["collation"] = exact
-        return parameters
+        collation = get_engine().database(connection.alias).exact_collation(connection)
+        return {**parameters, "collation": collation} if collation else parameters
 
 
 class _Manager(models.Manager[M]):
@@ -166,9 +164,8 @@ class SequenceRunQuerySet(models.QuerySet["SequenceRun"]):
     def whose_id_begins(self, digits: str) -> SequenceRunQuerySet:
         """Those whose id begins with these hexadecimal digits, 32 at most, in small letters."""
         first, last = UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
-        if connections[self.db].vendor != "mysql":
+        if get_engine().database(self.db).orders_ids:
             return self.filter(pk__range=(first, last))
-        # MariaDB orders its ids by other bytes first.
         dashes = sum(len(digits) > before for before in (8, 12, 16, 20))
         return self.filter(pk__startswith=str(first)[: len(digits) + dashes])
 

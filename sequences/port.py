@@ -13,6 +13,17 @@ from typing import Any, Literal, Protocol
 from .exceptions import SequenceError
 
 
+class Database(Protocol):
+    """What the tables ask of the database that they are in."""
+
+    @property
+    def orders_ids(self) -> bool:
+        """Whether it orders ids as their digits are ordered."""
+
+    def exact_collation(self, connection: Any, /) -> str | None:
+        """The collation in which a text equals only itself. None: every collation is one."""
+
+
 class Engine(Protocol):
     """What starts sequences, executes their steps, and performs operations on their runs."""
 
@@ -42,6 +53,9 @@ class Engine(Protocol):
 
     def payload(self, run: Any, event: Any, default: Any, /) -> Any:
         """See `SequenceRun.payload`."""
+
+    def database(self, using: str, /) -> Database:
+        """What the database of this alias does in its own way."""
 
     def child_ended(self, parent: int, using: str, /) -> None:
         """A child of this step run has ended, and that is committed."""

@@ -9,6 +9,7 @@ from sequences.models import StepRun
 from sequences.testing import drain
 from sequences.transitions import claims
 from tests.engine import fresh, row, take
+from tests.portable import Portable, choose
 
 pytestmark = pytest.mark.django_db(transaction=True)
 on_servers = pytest.mark.only_on("postgresql", "mysql")
@@ -55,7 +56,7 @@ def life(run):
 @pytest.mark.parametrize("portable", [False, True])
 def test_a_claim_on_a_connection_that_has_died_is_made_on_a_new_one(order, monkeypatch, portable):
     if portable:
-        monkeypatch.setenv("SEQUENCES_PORTABLE", "1")
+        choose(monkeypatch, Portable())
     run = order.start().run
     one = life(run)
     kill_connection()

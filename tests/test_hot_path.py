@@ -1,6 +1,5 @@
 """What a step costs the database, and where it is never read."""
 
-import os
 import re
 import tempfile
 from contextlib import contextmanager
@@ -20,12 +19,11 @@ from sequences.transitions import claims, failures, plans
 from sequences.worker.sweeper import AssumeLost, store_plans, sweep
 from tests.broken_reads import Router
 from tests.engine import claim, fresh, ledger, now, perform, row, take
+from tests.portable import is_portable
 
 pytestmark = pytest.mark.django_db(transaction=True)
 on_postgresql = pytest.mark.only_on("postgresql")
-fast = pytest.mark.skipif(
-    bool(os.environ.get("SEQUENCES_PORTABLE")), reason="of the statements for PostgreSQL"
-)
+fast = pytest.mark.skipif(is_portable(), reason="of the statements for PostgreSQL")
 
 
 @contextmanager

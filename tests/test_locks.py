@@ -14,7 +14,8 @@ from sequences.engine.pruning import TAKEN, prune
 from sequences.inspection import health
 from sequences.inspection.health import Level
 from sequences.models import SequenceRun, StepRun, StoredPlan, WorkerProcess
-from sequences.transitions import due, locking, plans, postgresql
+from sequences.transitions import due, locking, plans
+from sequences.transitions.backends import backend_of
 from sequences.worker.heartbeat import HeartbeatThread
 from sequences.worker.registration import WorkerRegistration
 from sequences.worker.sweeper import AssumeLost, Sweeper, sweep
@@ -102,7 +103,7 @@ def test_a_locked_step_is_left_out_of_a_beat_and_every_other_lease_is_extended(a
 def test_the_leases_of_a_process_are_extended_by_one_statement(django_assert_num_queries):
     runs = [one.run for one in order().start_many([{}] * 20)]
     performances(runs)
-    with django_assert_num_queries(1 if postgresql.is_fast(USING) else 6):
+    with django_assert_num_queries(1 if backend_of(USING).fast else 6):
         leases.beat(USING)
     assert not StepRun.objects.filter(wake_at__lt=now() + timedelta(seconds=10)).exists()
 

@@ -9,6 +9,8 @@ from sequences import Sequence, step
 from sequences.models import StepRun
 from sequences.testing import assert_steps, isolate_sequences, run_sequence
 from sequences.transitions import claims
+from sequences.transitions.backends.postgresql import PostgreSQL
+from tests.portable import choose
 from tests.test_connections import kill_connection
 
 pytestmark = [pytest.mark.django_db, pytest.mark.only_on("postgresql")]
@@ -16,7 +18,7 @@ pytestmark = [pytest.mark.django_db, pytest.mark.only_on("postgresql")]
 
 @pytest.fixture(autouse=True)
 def _prepares(monkeypatch):
-    monkeypatch.delenv("SEQUENCES_PORTABLE", raising=False)
+    choose(monkeypatch, PostgreSQL())
     connection.ensure_connection()
     connection.connection.prepare_threshold = 0  # what OPTIONS["prepare_threshold"] sets
     yield

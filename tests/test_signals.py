@@ -19,6 +19,7 @@ from sequences.testing import run_sequence as run_all
 from sequences.transitions import failures
 from sequences.worker.sweeper import AssumeLost, Sweeper, sweep
 from tests.engine import claim, fail, fresh, messages, overdue, perform, row
+from tests.portable import Portable, choose
 from tests.test_middleware import deliver
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -502,7 +503,7 @@ def queries_of(act):
 def life(request, monkeypatch):
     """One life of a step, from claim to commit."""
     if request.param == "portable":
-        monkeypatch.setenv("SEQUENCES_PORTABLE", "1")
+        choose(monkeypatch, Portable())
 
     def life(cls, name="one", **data):
         run = cls.start(data).run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..transitions.backends import backend_of
 from .actors import bind
 from .handoff import child_ended
 from .operations import operate, payload
@@ -17,4 +18,5 @@ class DramatiqEngine:
     runs = staticmethod(runs)
     operate = staticmethod(operate)
     payload = staticmethod(payload)
+    database = staticmethod(backend_of)
     child_ended = staticmethod(child_ended)

@@ -40,6 +40,7 @@ from ..exceptions import (
 )
 from ..models import RunStatus, StepRun, StepStatus
 from ..transitions import claims, commits, failures, fanout, losses, plans
+from ..transitions.backends import backend_of
 from ..transitions.locking import REPLAYS, back_off, is_transient
 from ..transitions.notifications import PendingSignal
 from ..transitions.types import Change, Claim, ClaimLost, Dispatch, dispatch_of
@@ -504,14 +505,13 @@ def unknown_step(definition: Definition, step: str) -> UnknownStep:
 def _is_untouched(using: str) -> bool:
     """Whether the block around the user's code has sent nothing to the database.
 
-    psycopg sends BEGIN with the first statement: then the commit, one statement, needs neither
-    BEGIN nor COMMIT, and leaving the block costs nothing.
+    Then the commit, one statement, needs neither BEGIN nor COMMIT, and leaving the block costs
+    nothing.
     """
     connection: Any = connections[using]
-    if connection.vendor != "postgresql" or connection.run_on_commit or connection.needs_rollback:
+    if connection.run_on_commit or connection.needs_rollback:
         return False
-    raw = connection.connection
-    return raw is not None and raw.info.transaction_status.name == "IDLE"
+    return backend_of(using).is_idle(connection)
 
 
 def _let_no_hook_fail(using: str) -> None:

@@ -12,6 +12,7 @@ from django.db import Error, InterfaceError, OperationalError, connections
 from dramatiq.middleware import ShutdownNotifications, TimeLimit
 from dramatiq.middleware.threading import Interrupt
 
+from ..transitions.backends import backend_of
 from . import current
 
 P = ParamSpec("P")
@@ -88,17 +89,13 @@ def ensure_clean_connection(using: str) -> None:
         discard_connection(using)
 
 
-# Of MySQL and MariaDB: closed before a statement, or while one was executed.
-_LOST = {0, 1053, 1927, 2006, 2013, 2055, 4031}
-
-
 def replace_connection(error: Error, using: str) -> bool:
     """Whether this thread has a new connection now, as the error says that the old one was dead.
 
     In a transaction it has not: what was done in it before would be lost without a word.
     """
     connection: Any = connections[using]
-    if connection.in_atomic_block or not _is_of_connection(error, connection.vendor):
+    if connection.in_atomic_block or not _is_of_connection(error, using):
         return False
     discard_connection(using)
     if pool := getattr(connections[using], "pool", None):
@@ -106,14 +103,10 @@ def replace_connection(error: Error, using: str) -> bool:
     return True
 
 
-def _is_of_connection(error: Error, vendor: str) -> bool:
+def _is_of_connection(error: Error, using: str) -> bool:
     if not isinstance(error, OperationalError | InterfaceError):
         return False
-    if vendor == "mysql":
-        return bool(error.args) and error.args[0] in _LOST
-    state = getattr(error.__cause__, "sqlstate", None)
-    # Without one it is libpq's own; else connection exceptions, and the server's farewells.
-    return vendor == "postgresql" and (state is None or state[:2] == "08" or state[:3] == "57P")
+    return backend_of(using).is_of_connection(error)
 
 
 def discard_connection(using: str) -> None:

@@ -18,8 +18,9 @@ from django.utils.translation import gettext, ngettext
 from .. import conf
 from ..models import SequenceRun, StepLoss, StepRun, StepStatus, WorkerProcess
 from ..transitions import clock, holders
+from ..transitions.backends import Holder
 from ..transitions.due import LONGEST
-from ..transitions.holders import Holder, Locked
+from ..transitions.holders import Locked
 from ..utils.durations import format_duration
 from ..worker.registration import INTERVAL
 from .losses import deaths_sentence, newest_losses

@@ -8,11 +8,13 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from django.db import connections
 from django.db.models import Case, F, Q, QuerySet, When
 
 from .. import conf
 from ..models import RunStatus, SequenceRun, StepRun, StepStatus
-from . import clock, plans, postgresql
+from . import clock, plans
+from .backends import backend_of
 from .compensation import proceed, stop, stops_here
 from .locking import lock_free, lock_run, transact
 from .runs import save, stops
@@ -37,8 +39,9 @@ def claim(
     taken by nobody. The row is the only guard, so claims of siblings never wait for each other.
     `suspects=False` leaves a step alone whose last worker was lost.
     """
-    if postgresql.is_fast(using):
-        return postgresql.claim(step_run_id, attempts, token, worker, suspects, using)
+    fast = backend_of(using).fast
+    if fast is not None:
+        return fast.claim(step_run_id, attempts, token, worker, suspects, connections[using])
     return transact(using, lambda: _claim(step_run_id, attempts, token, worker, suspects, using))
 
 
@@ -121,8 +124,9 @@ def beat(beats: Sequence[Beat], using: str) -> set[int]:
     Left out is what is not ours any more, and what another transaction has locked: the others
     would lose their leases if this waited for it.
     """
-    if postgresql.is_fast(using):
-        return postgresql.beat(beats, using)
+    fast = backend_of(using).fast
+    if fast is not None:
+        return fast.beat(beats, connections[using])
     return transact(using, lambda: _beat(beats, using))
 
 

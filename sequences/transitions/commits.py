@@ -11,10 +11,13 @@ from datetime import datetime, timedelta
 from math import ceil
 from typing import Any
 
+from django.db import connections
+
 from ..data import serialization
 from ..definitions.plan import Plan
 from ..models import UNFINISHED_RUN, RunStatus, SequenceRun, StepRun, StepStatus
-from . import clock, compensation, fanout, notifications, plans, postgresql, starts, subsequences
+from . import clock, compensation, fanout, notifications, plans, starts, subsequences
+from .backends import FastStatements, backend_of
 from .locking import lock_run
 from .runs import end, save, skip_unfinished, states_of, steps_of
 from .types import Change, Claim, ClaimLost, Dispatch, dispatch_of, new_row
@@ -36,10 +39,28 @@ def commit_quickly(claim: Claim, change: Change, using: str) -> list[Dispatch] |
         or change.items is not None
         or change.children is not None
     )
-    if not postgresql.is_fast(using) or change.again is not None or waits or change.finish:
+    fast = backend_of(using).fast
+    if fast is None or change.again is not None or waits or change.finish:
         return None
     plan = plans.load(claim.plan_id, using)
-    return postgresql.commit_in_chain(claim, change, plan, using) if plan.is_chain else None
+    return _commit_in_chain(fast, claim, change, plan, using) if plan.is_chain else None
+
+
+def _commit_in_chain(
+    fast: FastStatements, claim: Claim, change: Change, plan: Plan, using: str
+) -> list[Dispatch] | None:
+    following = next(iter(plan.successors(claim.step)), None)
+    row = fast.commit_in_chain(claim, change, following, connections[using])
+    if row is None:
+        return None
+    notifications.succeeded(claim.step_run_id, change.status, claim.sequence, using)
+    if following is None:
+        notifications.ended(claim.run_id, claim.sequence, RunStatus.SUCCEEDED, using)
+        return []
+    message = Dispatch(
+        row, claim.run_id, following.actor, following.queue, options=following.options
+    )
+    return [message]
 
 
 def commit(claim: Claim, change: Change, using: str) -> list[Dispatch]:

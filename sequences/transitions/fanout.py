@@ -19,6 +19,7 @@ from itertools import islice
 from typing import Any
 from uuid import UUID
 
+from django.db import connections
 from django.db.models import Q, QuerySet, Subquery
 
 from ..definitions.plan import Plan
@@ -31,7 +32,8 @@ from ..models import (
     StepRun,
     StepStatus,
 )
-from . import clock, notifications, plans, postgresql
+from . import clock, notifications, plans
+from .backends import backend_of
 from .compensation import proceed, stop
 from .locking import lock_run, transact
 from .runs import is_failing, save, stops
@@ -100,8 +102,9 @@ def commit_item(claim: Claim, change: Change, using: str) -> bool:
 
     Returns whether somebody has to look after the others, once this is committed.
     """
-    if postgresql.is_fast(using):
-        row = postgresql.commit_item(claim, change, using)
+    fast = backend_of(using).fast
+    if fast is not None:
+        row = fast.commit_item(claim, change, connections[using])
         if row is None:
             raise ClaimLost
         notifications.succeeded(claim.step_run_id, change.status, claim.sequence, using)

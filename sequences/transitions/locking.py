@@ -6,32 +6,21 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager
 from typing import Any, TypeVar
 from uuid import UUID
 
-from django.db import DatabaseError, OperationalError, connections, transaction
+from django.db import DatabaseError, connections, transaction
 from django.db.models import QuerySet
 
 from ..models import SequenceRun
+from .backends import backend_of, is_error
 from .refusals import is_unmigrated, unmigrated
 
 T = TypeVar("T")
 
 #: How often a transaction that the database gave up is played again.
 REPLAYS = 8
-#: How long a statement that cannot say NOWAIT waits for a lock in a `no_wait` block: milliseconds
-#: on PostgreSQL; on MariaDB and MySQL seconds, of which one is the least.
-PATIENCE, MYSQL_PATIENCE = 50, 1
-
-# PostgreSQL: lock not available; it gave the transaction up for a serialization failure, a
-# deadlock.
-_LOCKED_SQLSTATES = {"55P03"}
-_SQLSTATES = {"40001", "40P01", *_LOCKED_SQLSTATES}
-# MySQL and MariaDB: lock wait timeout, MySQL's NOWAIT; deadlock, record changed since the last
-# read.
-_LOCKED_ERRNOS = {1205, 3572}
-_ERRNOS = {1213, 1020, *_LOCKED_ERRNOS}
 
 
 class Locked(Exception):
@@ -50,21 +39,11 @@ _thread = _Thread()
 
 def is_transient(error: BaseException) -> bool:
     """Whether the database gave the transaction up for another's sake: play it again."""
-    return _is_one_of(error, _SQLSTATES, _ERRNOS)
+    return is_error(error, lambda backend, error: backend.is_transient(error))
 
 
 def _is_locked(error: BaseException) -> bool:
-    return _is_one_of(error, _LOCKED_SQLSTATES, _LOCKED_ERRNOS)
-
-
-def _is_one_of(error: BaseException, sqlstates: set[str], errnos: set[int]) -> bool:
-    if not isinstance(error, DatabaseError):
-        return False
-    if getattr(error.__cause__, "sqlstate", None) in sqlstates:
-        return True
-    if isinstance(error, OperationalError) and error.args:
-        return error.args[0] in errnos or "database is locked" in str(error)
-    return False
+    return is_error(error, lambda backend, error: backend.is_locked(error))
 
 
 def back_off(replay: int) -> None:
@@ -95,7 +74,7 @@ def transact(using: str, function: Callable[[], T]) -> T:
         return _transact(using, function)
     _thread.no_wait = False  # for what is called after the commit
     try:
-        with _bound_of_session(connections[using]):
+        with backend_of(using).limit_session(connections[using]):
             return _transact(using, lambda: _at_once(using, function))
     finally:
         _thread.no_wait = True
@@ -119,7 +98,7 @@ def _transact(using: str, function: Callable[[], T]) -> T:
 def _at_once(using: str, function: Callable[[], T]) -> T:
     _thread.nowait = True
     try:
-        _bound_transaction(connections[using])
+        backend_of(using).limit_transaction(connections[using])
         return function()
     except DatabaseError as error:
         if _is_locked(error):
@@ -127,32 +106,6 @@ def _at_once(using: str, function: Callable[[], T]) -> T:
         raise
     finally:
         _thread.nowait = False
-
-
-def _bound_transaction(connection: Any) -> None:
-    # In a transaction of the caller it would outlive the savepoint.
-    if connection.vendor == "postgresql" and not connection.savepoint_ids:
-        with connection.cursor() as cursor:
-            cursor.execute(f"SET LOCAL lock_timeout = {PATIENCE}")
-
-
-def _bound_of_session(connection: Any) -> AbstractContextManager[None]:
-    if connection.vendor != "mysql" or connection.in_atomic_block:
-        return nullcontext()
-    return _mysql_bound(connection)
-
-
-@contextmanager
-def _mysql_bound(connection: Any) -> Iterator[None]:
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT @@SESSION.innodb_lock_wait_timeout")
-        (usual,) = cursor.fetchone()
-        cursor.execute("SET SESSION innodb_lock_wait_timeout = %s", [MYSQL_PATIENCE])
-    try:
-        yield
-    finally:
-        with suppress(DatabaseError), connection.cursor() as cursor:  # it may be gone by now
-            cursor.execute("SET SESSION innodb_lock_wait_timeout = %s", [usual])
 
 
 def lock_run(run_id: UUID, using: str) -> SequenceRun | None:

@@ -1,37 +1,25 @@
-"""What a database refuses that people can mend; and texts that it stores all the same."""
+"""What a database refuses that people can fix; and texts that it stores all the same."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, transaction
 
 from ..exceptions import SequenceError
+from .backends import is_error
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 T = TypeVar("T", bound="DataclassInstance")
 
-# PostgreSQL: undefined table, undefined column. MySQL and MariaDB: the same.
-_UNDEFINED = {"42P01", "42703", 1146, 1054}
-_UNDEFINED_IN_SQLITE = ("no such table", "no such column", "has no column named")
-
-# PostgreSQL: not in the repertoire, no equivalent in the database's encoding. MySQL and MariaDB:
-# an incorrect string, an illegal mix of collations, an invalid string, an impossible conversion.
-_CHARACTERS = {"22021", "22P05", 1366, 1267, 1300, 3988}
-
-
-def _is_one_of(codes: set[Any], error: DatabaseError) -> bool:
-    return not codes.isdisjoint({getattr(error.__cause__, "sqlstate", None), *error.args[:1]})
-
 
 def is_unmigrated(error: DatabaseError) -> bool:
     """Whether a statement of ours met tables that are not those of this release."""
-    is_sqlites = any(words in str(error) for words in _UNDEFINED_IN_SQLITE)
-    return is_sqlites or _is_one_of(_UNDEFINED, error)
+    return is_error(error, lambda backend, error: backend.is_undefined(error))
 
 
 def unmigrated(error: DatabaseError, using: str) -> SequenceError:
@@ -45,7 +33,7 @@ def unmigrated(error: DatabaseError, using: str) -> SequenceError:
 
 def is_of_characters(error: DatabaseError) -> bool:
     """Whether the database's character set lacks a character of a text."""
-    return _is_one_of(_CHARACTERS, error)
+    return is_error(error, lambda backend, error: backend.is_of_characters(error))
 
 
 def with_text(store: Callable[[T], None], text: T, using: str) -> None:

@@ -1,0 +1,353 @@
+"""PostgreSQL: the hot path in one statement each, and its own clock, locks and errors.
+
+A claim is one statement, and so is the commit of a chain's step. Both guard in the order that all
+transactions keep: the run's row first, then the step run. Each guard is an uncorrelated EXISTS,
+which PostgreSQL evaluates once: a row that changes while the statement waits for it is checked
+against the guard's answer, never against a second look.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any, ClassVar
+from uuid import UUID
+
+from django.db import DatabaseError, InterfaceError, OperationalError
+
+from ...definitions.plan import Node
+from ...models import NO_ITEM, SequenceRun, StepRun
+from .. import periods
+from ..types import Beat, Change, Claim
+from .base import Backend, FastStatements, Holder, holder_of, state_of
+
+#: How long a statement that cannot say NOWAIT waits for a lock in a `no_wait` block, in
+#: milliseconds.
+LOCK_TIMEOUT = 50
+
+# Lock not available.
+_LOCKED = {"55P03"}
+# A serialization failure, a deadlock.
+_TRANSIENT = {"40001", "40P01", *_LOCKED}
+# Undefined table, undefined column.
+_UNDEFINED = {"42P01", "42703"}
+# Not in the repertoire, no equivalent in the database's encoding.
+_CHARACTERS = {"22021", "22P05"}
+
+_CLOCK = "STATEMENT_TIMESTAMP()"
+_STEPS = StepRun._meta.db_table
+_RUNS = SequenceRun._meta.db_table
+
+# The claim need not survive a crash of the database: a step whose claim is lost is simply
+# queued still, so this one transaction does not wait for the disk.
+_CLAIM = f"""
+UPDATE {_STEPS} mine SET
+    status = 'running', token = %(token)s, worker = %(worker)s, started_at = {{now}},
+    wake_at = CASE
+        WHEN wake_at < {{now}} + {{shortest}} OR wake_at > {{now}} + {{longest}}
+        THEN {{now}} + {{lease}} ELSE wake_at END
+FROM {_RUNS} run
+WHERE mine.id = %(id)s AND attempts = %(attempts)s AND wake_at IS NOT NULL
+    AND (lost = 0 OR %(suspects)s)
+    AND (mine.status IN ('queued', 'retrying')
+        OR mine.status = 'waiting' AND due_at <= {{now}} + {{early}})
+    AND run.id = mine.run_id
+RETURNING mine.id, mine.run_id, run.sequence, run.plan_id, mine.step, item, mine.kind, attempts,
+    repeats, delayed, ready_at, due_at, {{now}}, run.data, run.version, payload, run.trace, lost,
+    set_config('synchronous_commit', 'off', true)
+"""
+
+_GUARD = f"""
+WITH ours AS MATERIALIZED (
+    SELECT id FROM {_RUNS}
+    WHERE id = %(run)s AND version = %(version)s AND status = 'running'
+        AND (parent_id IS NULL OR %(next)s::text IS NOT NULL) FOR UPDATE
+), done AS (
+    UPDATE {_STEPS} SET
+        status = %(status)s, result = %(result)s::jsonb, lost = 0, wake_at = NULL, due_at = NULL,
+        progress = COALESCE(%(progress)s::jsonb, progress), finished_at = {{now}}
+    WHERE id = %(id)s AND token = %(token)s AND status = 'running' AND EXISTS (SELECT FROM ours)
+    RETURNING id
+)"""
+
+_ADVANCE = f"""{_GUARD}, advanced AS (
+    UPDATE {_RUNS} SET
+        data = COALESCE(%(data)s::jsonb, data), version = version + 1, updated_at = {{now}}
+    WHERE id = %(run)s AND EXISTS (SELECT FROM done)
+)
+INSERT INTO {_STEPS} (
+    run_id, step, item, kind, status, attempts, lost, repeats, dispatches, delayed, worker,
+    ready_at, queued_at, wake_at)
+SELECT %(run)s, %(next)s, {NO_ITEM}, %(kind)s, 'queued', 0, 0, 0, 0, false, '',
+    {{now}}, {{now}}, {{now}} + {{grace}}
+FROM done
+RETURNING id
+"""
+
+_SUCCEED = f"""{_GUARD}
+UPDATE {_RUNS} SET
+    data = COALESCE(%(data)s::jsonb, data), version = version + 1, updated_at = {{now}},
+    status = 'succeeded', finished_at = {{now}},
+    active_key = CASE WHEN releases_key THEN NULL ELSE active_key END
+WHERE id = %(run)s AND EXISTS (SELECT FROM done)
+RETURNING 0
+"""
+
+# The rows are locked in the order that all transactions keep; one that another has is left out.
+_BEAT = f"""
+WITH mine AS MATERIALIZED (
+    SELECT steps.id, beats.progress
+    FROM {_STEPS} steps
+    JOIN unnest(%(ids)s::bigint[], %(tokens)s::bigint[], %(progress)s::text[])
+        AS beats(id, token, progress) ON steps.id = beats.id AND steps.token = beats.token
+    WHERE steps.status = 'running'
+    ORDER BY steps.id FOR NO KEY UPDATE OF steps SKIP LOCKED
+)
+UPDATE {_STEPS} steps SET
+    wake_at = {{now}} + {{lease}}, progress = COALESCE(mine.progress::jsonb, steps.progress)
+FROM mine WHERE steps.id = mine.id
+RETURNING steps.token
+"""
+
+# A result of None stays NULL. What is told of the fan-out is as it was at this statement.
+_ITEM = f"""
+UPDATE {_STEPS} SET
+    status = %(status)s, result = %(result)s::jsonb, lost = 0, wake_at = NULL, due_at = NULL,
+    progress = COALESCE(%(progress)s::jsonb, progress), finished_at = {{now}}
+WHERE id = %(id)s AND token = %(token)s AND status = 'running'
+RETURNING (
+    SELECT own.payload FROM {_STEPS} own
+    WHERE own.run_id = %(run)s AND own.step = %(step)s AND own.item = {NO_ITEM}
+        AND own.status = 'waiting')
+"""
+
+# A row names the transaction that has locked it in xmax. That of a savepoint that was released
+# has no lock of its own any more: then it is the oldest that has locked rows of these tables.
+_HOLDER = f"""
+SELECT activity.pid, activity.usename, activity.application_name, activity.state,
+    EXTRACT(EPOCH FROM CLOCK_TIMESTAMP() - activity.xact_start), EXISTS (
+        SELECT FROM pg_locks own
+        WHERE own.pid = activity.pid AND own.locktype = 'transactionid' AND own.granted
+            AND own.transactionid IN (
+                SELECT xmax FROM {_STEPS} WHERE run_id = %(run)s AND step = %(step)s
+                UNION ALL SELECT xmax FROM {_RUNS} WHERE id = %(run)s)
+    ) AS is_certain
+FROM pg_stat_activity activity
+WHERE activity.pid <> pg_backend_pid() AND activity.xact_start IS NOT NULL AND EXISTS (
+    SELECT FROM pg_locks held
+    JOIN pg_database here ON here.oid = held.database AND here.datname = CURRENT_DATABASE()
+    WHERE held.pid = activity.pid AND held.locktype = 'relation' AND held.granted
+        AND held.mode NOT IN ('AccessShareLock', 'ShareUpdateExclusiveLock')
+        AND held.relation IN ('{_STEPS}'::regclass, '{_RUNS}'::regclass))
+ORDER BY is_certain DESC, activity.xact_start
+LIMIT 1
+"""
+
+
+class Statements:
+    """The hot path. Each statement takes the database's clock, and reads and writes once."""
+
+    def claim(
+        self,
+        step_run_id: int,
+        attempts: int,
+        token: int,
+        worker: str,
+        suspects: bool,
+        connection: Any,
+    ) -> Claim | None:
+        """See `claims.claim`."""
+        row = _fetch(
+            connection,
+            _CLAIM,
+            {
+                "id": step_run_id,
+                "attempts": attempts,
+                "token": token,
+                "worker": worker,
+                "suspects": suspects,
+            },
+        )
+        if row is None:
+            return None
+        (pk, run_id, sequence, plan_id, step, item, kind, attempts, *rest) = row
+        repeats, delayed, ready_at, due_at, now, data, version, payload, trace, lost, _ = rest
+        return Claim(
+            pk, run_id, sequence, plan_id, step, item, kind, token, attempts,
+            repeats, delayed, ready_at, due_at, now, data, version,
+            None if payload is None else json.loads(payload), worker, trace, lost,
+        )  # fmt: skip
+
+    def commit_in_chain(
+        self, claim: Claim, change: Change, following: Node | None, connection: Any
+    ) -> int | None:
+        """See `FastStatements`."""
+        row = _fetch(
+            connection,
+            _SUCCEED if following is None else _ADVANCE,
+            {
+                **_changed(claim, change),
+                "version": claim.version,
+                "data": change.data,
+                "next": None if following is None else following.name,
+                "kind": None if following is None else following.kind,
+            },
+        )
+        return None if row is None else row[0]
+
+    def commit_item(self, claim: Claim, change: Change, connection: Any) -> tuple[Any] | None:
+        """See `FastStatements`."""
+        row = _fetch(connection, _ITEM, {**_changed(claim, change), "step": claim.step})
+        if row is None:
+            return None
+        return (None if row[0] is None else json.loads(row[0]),)
+
+    def beat(self, beats: Sequence[Beat], connection: Any) -> set[int]:
+        """See `claims.beat`."""
+        values: dict[str, Any] = {
+            "ids": [each.step_run_id for each in beats],
+            "tokens": [each.token for each in beats],
+            "progress": [each.progress for each in beats],
+        }
+        with connection.cursor() as cursor:
+            cursor.execute(_with_times(_BEAT), values)
+            return {token for (token,) in cursor.fetchall()}
+
+
+class PostgreSQL(Backend):
+    """Also behind PgBouncer in transaction mode: nothing is set for longer than a transaction."""
+
+    vendor = "postgresql"
+    clock = _CLOCK
+    fast: ClassVar[FastStatements | None] = Statements()
+    character_set_hint = "Create the database with ENCODING 'UTF8'."
+
+    def limit_transaction(self, connection: Any) -> None:
+        """Set a limit, but not in the caller's transaction: it would outlive the savepoint."""
+        if not connection.savepoint_ids:
+            with connection.cursor() as cursor:
+                cursor.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT}")
+
+    def is_idle(self, connection: Any) -> bool:
+        """psycopg sends BEGIN with the first statement."""
+        raw = connection.connection
+        return raw is not None and raw.info.transaction_status.name == "IDLE"
+
+    def holder(self, run: UUID, step: str, connection: Any) -> Holder | None:
+        """The transaction whose lock is on the row, or the likeliest."""
+        with connection.cursor() as cursor:
+            cursor.execute(_HOLDER, {"run": run, "step": step})
+            return holder_of(cursor.fetchone())
+
+    def is_transient(self, error: DatabaseError) -> bool:
+        """Whether it gave the transaction up for another's sake."""
+        return state_of(error) in _TRANSIENT
+
+    def is_locked(self, error: DatabaseError) -> bool:
+        """Whether another transaction holds a row that this one needs."""
+        return state_of(error) in _LOCKED
+
+    def is_undefined(self, error: DatabaseError) -> bool:
+        """Whether it lacks a table or a column."""
+        return state_of(error) in _UNDEFINED
+
+    def is_of_characters(self, error: DatabaseError) -> bool:
+        """Whether the database's encoding lacks a character."""
+        return state_of(error) in _CHARACTERS
+
+    def is_of_connection(self, error: OperationalError | InterfaceError) -> bool:
+        """Whether the error is libpq's own, a connection exception, or the server's farewell."""
+        state = state_of(error)
+        return state is None or state[:2] == "08" or state[:3] == "57P"
+
+    def not_unicode(self, tables: Iterable[str], connection: Any) -> list[str]:
+        """One encoding holds for the whole database."""
+        encoding = _shown("server_encoding", connection)
+        return [] if encoding == "UTF8" else [f"its encoding is {encoding}"]
+
+    def configured_isolation(self, options: dict[str, Any]) -> str:
+        """Without an option it is the server's: see `actual_isolation`."""
+        from django.db.backends.postgresql.psycopg_any import IsolationLevel
+
+        level = options.get("isolation_level")
+        if level is None:
+            return super().configured_isolation(options)
+        names = {each.value: each.name for each in IsolationLevel}
+        return names.get(level, repr(level)).lower().replace("_", " ")
+
+    def actual_isolation(self, connection: Any) -> str:
+        """The server's default may be another."""
+        return _shown("transaction_isolation", connection)
+
+
+def _changed(claim: Claim, change: Change) -> dict[str, Any]:
+    return {
+        "run": claim.run_id,
+        "id": claim.step_run_id,
+        "token": claim.token,
+        "status": change.status,
+        "result": change.result,
+        "progress": change.progress,
+    }
+
+
+def _shown(setting: str, connection: Any) -> str:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SHOW {setting}")
+        (value,) = cursor.fetchone()
+    return str(value)
+
+
+def _fetch(connection: Any, statement: str, values: dict[str, Any]) -> tuple[Any, ...] | None:
+    with _cursor(connection) as cursor:
+        cursor.execute(_with_times(statement), values)
+        row: tuple[Any, ...] | None = cursor.fetchone()
+    return row
+
+
+def _cursor(connection: Any) -> Any:
+    """Django's own cursor: it refuses a transaction that is broken already, and logs.
+
+    Where the project has set ``prepare_threshold`` it stands on one of psycopg that binds on the
+    server, as only those prepare. Planning costs these statements more than all the rest.
+    """
+    # As cursor() begins: CONN_HEALTH_CHECKS may put another connection in the place of this one.
+    connection.close_if_health_check_failed()
+    connection.ensure_connection()
+    raw = connection.connection
+    if raw.prepare_threshold is None:
+        return connection.cursor()
+    import psycopg  # only where there is PostgreSQL
+
+    return connection._prepare_cursor(psycopg.Cursor(raw))
+
+
+def _with_times(statement: str) -> str:
+    lengths = periods.shortest_lease(), periods.longest_lease(), periods.lease(), periods.grace()
+    return _written(statement, periods.moved(), *lengths)
+
+
+@lru_cache
+def _written(
+    statement: str,
+    moved: timedelta,
+    shortest: timedelta,
+    longest: timedelta,
+    lease: timedelta,
+    grace: timedelta,
+) -> str:
+    # What hardly ever changes is no parameter: each costs more than it does to look this up.
+    return statement.format(
+        now=f"({_CLOCK} + {_interval(moved)})" if moved else _CLOCK,
+        shortest=_interval(shortest),
+        longest=_interval(longest),
+        lease=_interval(lease),
+        grace=_interval(grace),
+        early=_interval(periods.EARLY),
+    )
+
+
+def _interval(duration: timedelta) -> str:
+    return f"INTERVAL '{duration.total_seconds():.6f} seconds'"
