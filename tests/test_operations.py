@@ -133,13 +133,13 @@ PAIRS = [(action, state) for action in ALLOWED for state in STATES]
 )
 def test_what_a_state_allows_is_done_and_leaves_its_operation(action, state):
     run = run_in(state)
-    before, acts = run.version, run.operations.count()
+    before, operations = run.version, run.operations.count()
     call(run, action)
     assert run.status == fresh(run).status
     if action in BECOMES:
         assert run.status == BECOMES[action]
     assert run.version > before
-    assert run.operations.count() == acts + 1
+    assert run.operations.count() == operations + 1
     assert run.operations.last().action == action
 
 
@@ -148,7 +148,7 @@ def test_what_a_state_allows_is_done_and_leaves_its_operation(action, state):
 )
 def test_what_a_state_does_not_allow_is_refused_and_changes_nothing(action, state):
     run = run_in(state)
-    rows, acts = ledger(run), run.operations.count()
+    rows, operations = ledger(run), run.operations.count()
     with pytest.raises(InvalidTransition) as caught:
         call(run, action)
     message = str(caught.value)
@@ -157,10 +157,10 @@ def test_what_a_state_does_not_allow_is_refused_and_changes_nothing(action, stat
     assert caught.value.status == state
     stored = fresh(run)
     assert (stored.status, stored.version, ledger(run)) == (state, run.version, rows)
-    assert run.operations.count() == acts
+    assert run.operations.count() == operations
 
 
-def test_a_refusal_names_the_states_that_allow_the_act():
+def test_a_refusal_names_the_states_that_allow_the_operation():
     run = run_in("succeeded")
     with pytest.raises(InvalidTransition, match=r"Allowed while it is running\.$"):
         run.pause()
@@ -172,7 +172,7 @@ def test_a_refusal_names_the_states_that_allow_the_act():
         run_in("paused").erase()
 
 
-def test_an_act_on_a_run_that_is_gone_says_so():
+def test_an_operation_on_a_run_that_is_gone_says_so():
     run = SequenceRun(pk=uuid.uuid4(), sequence="shop.Chain")
     with pytest.raises(InvalidTransition, match="it is gone"):
         run.pause()
@@ -210,7 +210,7 @@ def test_a_long_name_is_cut_to_its_column():
 def test_the_async_twins_do_the_same():
     run, reasons = run_in("running"), []
 
-    async def acts():
+    async def operate():
         await run.apause(by="a")
         await run.aresume(by="b")
         await run.aedit({"n": 5}, by="c")
@@ -221,7 +221,7 @@ def test_the_async_twins_do_the_same():
         reasons.append(await run.operations.aget(action="skip"))
         await run.aerase(by="h", reason="gone")
 
-    async_to_sync(acts)()
+    async_to_sync(operate)()
     done = run.operations.values_list("action", "by")
     assert list(done) == [
         ("pause", "a"),
