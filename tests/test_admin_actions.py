@@ -1,4 +1,4 @@
-"""Acts in the admin: asked for by GET, done by a POST that confirms, by whom it is allowed."""
+"""Actions in the admin: asked for by GET, done by a POST that confirms, by whom it is allowed."""
 
 import html
 import json
@@ -80,7 +80,7 @@ def told(client, response):
 
 
 def scene(action):
-    """A run in a state that allows this act, and its step."""
+    """A run in a state that allows this action, and its step."""
     run = started()
     if action in ("deliver", "run_now"):
         drain()
@@ -118,7 +118,7 @@ BECOMES = {
 
 
 @pytest.mark.parametrize("action", run_actions.ACTIONS)
-def test_an_act_is_explained_then_confirmed_then_done(admin_client, admin_user, action):
+def test_an_action_is_explained_then_confirmed_then_done(admin_client, admin_user, action):
     run, name = scene(action)
     before = state_of(run)
     asked = admin_client.get(url(run, action, name))
@@ -152,7 +152,7 @@ def test_a_post_that_does_not_confirm_is_refused(admin_client, action):
 
 
 @pytest.mark.parametrize("action", run_actions.ACTIONS)
-def test_an_act_needs_its_own_permission_and_the_one_to_view(client, action):
+def test_an_action_needs_its_own_permission_and_the_one_to_view(client, action):
     run, name = scene(action)
     before = state_of(run)
     own = run_actions.ACTIONS[action].permission.removeprefix("job_sequences.")
@@ -171,7 +171,7 @@ def test_an_act_needs_its_own_permission_and_the_one_to_view(client, action):
 
 
 @pytest.mark.parametrize("action", run_actions.ACTIONS)
-def test_an_act_without_its_token_is_refused(admin_user, action):
+def test_an_action_without_its_token_is_refused(admin_user, action):
     run, name = scene(action)
     before = state_of(run)
     client = Client(enforce_csrf_checks=True)
@@ -190,7 +190,7 @@ def test_a_state_that_has_changed_meanwhile_is_told_in_the_errors_own_words(admi
     assert LogEntry.objects.count() == 0
 
 
-def test_acts_and_steps_that_there_are_not_are_not_found(admin_client):
+def test_actions_and_steps_that_there_are_not_are_not_found(admin_client):
     run = started()
     assert admin_client.get(url(run, "delete")).status_code == 404
     assert admin_client.post(url(run, "skip", "none"), YES).status_code == 404
@@ -215,7 +215,7 @@ def test_a_project_can_restrict_who_does_what_to_which_run(admin_client, monkeyp
     monkeypatch.setattr(
         SequenceRunAdmin,
         "has_action_permission",
-        lambda self, request, act, run=None: run is None or run.pk == mine.pk,
+        lambda self, request, action, run=None: run is None or run.pk == mine.pk,
     )
     assert admin_client.post(url(other, "pause"), YES).status_code == 403
     response = post_many(admin_client, "pause_runs", mine, other, confirm="yes")
@@ -499,8 +499,8 @@ def test_all_that_match_the_filter_are_done_and_no_others(admin_client):
 
 
 def test_a_request_does_so_many_and_says_that_there_are_more(admin_client, monkeypatch):
-    monkeypatch.setattr(bulk_operations, "MOST", 2)
-    monkeypatch.setattr(bulk_operations, "BATCH", 1)
+    monkeypatch.setattr(bulk_operations, "MAX_RUNS_PER_REQUEST", 2)
+    monkeypatch.setattr(bulk_operations, "RUNS_PER_QUERY", 1)
     runs = [started() for _ in range(3)]
     assert "the first 2" in post_many(admin_client, "pause_runs", *runs).content.decode()
     response = post_many(admin_client, "pause_runs", *runs, confirm="yes")
@@ -510,7 +510,7 @@ def test_a_request_does_so_many_and_says_that_there_are_more(admin_client, monke
 
 
 def test_those_to_which_something_can_be_done_come_first(admin_client, monkeypatch):
-    monkeypatch.setattr(bulk_operations, "MOST", 2)
+    monkeypatch.setattr(bulk_operations, "MAX_RUNS_PER_REQUEST", 2)
     older, *newer = [started() for _ in range(3)]
     for run in newer:
         run.cancel()
@@ -519,7 +519,7 @@ def test_those_to_which_something_can_be_done_come_first(admin_client, monkeypat
 
 
 def test_a_request_ends_before_a_proxy_gives_it_up(admin_client, monkeypatch):
-    monkeypatch.setattr(bulk_operations, "PATIENCE", -1)
+    monkeypatch.setattr(bulk_operations, "MAX_SECONDS_PER_REQUEST", -1)
     run = started()
     response = post_many(admin_client, "pause_runs", run, confirm="yes")
     assert "1 more run was left alone" in told(admin_client, response)
@@ -625,7 +625,7 @@ def test_many_are_refused_without_the_permission(client):
     assert fresh(run).status == "running"
 
 
-def test_many_are_refused_where_a_project_offers_all_acts_to_everybody(client, monkeypatch):
+def test_many_are_refused_where_a_project_offers_all_actions_to_everybody(client, monkeypatch):
     def every(self, request, actions):
         return actions
 
@@ -664,7 +664,7 @@ def test_half_of_a_character_is_refused_in_the_form(admin_client, action):
     assert fresh(run).version == run.version
 
 
-def test_an_act_on_a_run_that_is_gone_meanwhile_is_told(admin_client, monkeypatch):
+def test_an_action_on_a_run_that_is_gone_meanwhile_is_told(admin_client, monkeypatch):
     run = started()
     real = snapshot.of
 

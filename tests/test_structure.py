@@ -35,6 +35,7 @@ PURE = (
     "exceptions",
     "utils",
     "definitions.plan",
+    "definitions.rules",
     "data.serialization",
     "data.redaction",
     "diagrams",

@@ -1,10 +1,11 @@
-"""Acts on many runs at once, from the list: each run its own transaction, with a report."""
+"""Actions on many runs at once, from the list: each run its own transaction, with a report."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -22,7 +23,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from .. import conf
-from ..definitions.plan import COMPENSATION_KINDS
+from ..definitions.rules import RULES, Rule
 from ..exceptions import InvalidTransition, SequenceError
 from ..inspection import actions as run_actions
 from ..inspection.snapshot import label_of
@@ -37,26 +38,25 @@ if TYPE_CHECKING:
 #: What can be done to many at once: all but to edit, which is about the data of one.
 ON_MANY = tuple(name for name in run_actions.ACTIONS if name != "edit")
 #: Runs of one request. The rest is for another one, or for the command line.
-MOST = 1_000
+MAX_RUNS_PER_REQUEST = 1_000
 #: Runs that are read together.
-BATCH = 100
+RUNS_PER_QUERY = 100
 #: Seconds after which a request begins no other run: a proxy would give it up.
-PATIENCE = 20
+MAX_SECONDS_PER_REQUEST = 20
 #: Runs that a report links, of each reason.
-EXAMPLES = 3
+MAX_LINKED_RUNS = 3
 Action = Callable[["ManyRuns", HttpRequest, "QuerySet[SequenceRun]"], HttpResponseBase]
 
 
 def _on_many(name: str, description: _StrPromise) -> Action:
     """An entry of the list of actions."""
+    needed = run_actions.ACTIONS[name].needs or name
 
-    act = run_actions.ACTIONS[name]
-
-    @admin.action(description=description, permissions=[act.needs or name])
+    @admin.action(description=description, permissions=[needed])
     def action(
         self: ManyRuns, request: HttpRequest, queryset: QuerySet[SequenceRun]
     ) -> HttpResponseBase:
-        return self._act_on_many(request, name, queryset)
+        return self._operate_on_many(request, run_actions.ACTIONS[name], queryset)
 
     return action
 
@@ -99,40 +99,40 @@ class ManyRuns(RunActions):
     has_cancel_permission = _may("cancel")
     has_erase_permission = _may("erase")
 
-    def _act_on_many(
-        self, request: HttpRequest, action: str, runs: QuerySet[SequenceRun]
+    def _operate_on_many(
+        self, request: HttpRequest, action: run_actions.Action, queryset: QuerySet[SequenceRun]
     ) -> HttpResponseBase:
-        act = run_actions.ACTIONS[action]
-        if not self.has_view_permission(request) or not self.has_action_permission(request, act):
+        if not self.has_view_permission(request) or not self.has_action_permission(request, action):
             raise PermissionDenied
-        found = _first(runs, action)
+        statuses = _likeliest(queryset, action)
+        ids = list(statuses)
         is_confirmed = request.POST.get("confirm") == "yes"
-        form = FORMS.get(action, ActionForm)(request.POST if is_confirmed else None)
-        if act.on_step and not _ask_for_step(form, act, [pk for pk, _status in found[:MOST]]):
+        form = FORMS.get(action.name, ActionForm)(request.POST if is_confirmed else None)
+        if action.on_step and not _ask_for_step(form, action, ids[:MAX_RUNS_PER_REQUEST]):
             self.message_user(request, _no_step(), messages.WARNING)
             return HttpResponseRedirect(request.get_full_path())
         if not is_confirmed or not form.is_valid():
-            return self._ask_about_many(request, act, found, form)
-        report = self._do_to_many(request, act, [pk for pk, _status in found], form.cleaned_data)
-        self._tell(request, act, report)
+            return self._ask_about_many(request, action, list(statuses.values()), form)
+        report = self._do_to_many(request, action, ids, form.cleaned_data)
+        self._report(request, action, report)
         return HttpResponseRedirect(request.get_full_path())
 
     def _ask_about_many(
         self,
         request: HttpRequest,
-        act: run_actions.Action,
-        found: Sequence[tuple[UUID, str]],
+        action: run_actions.Action,
+        statuses: Sequence[str],
         form: ActionForm,
     ) -> HttpResponseBase:
-        counted = Counter(status for _pk, status in found[:MOST])
+        counted = Counter(statuses[:MAX_RUNS_PER_REQUEST])
         context = {
-            "page_title": _("%(act)s: many runs") % {"act": act.label},
-            "act": act,
+            "page_title": _("%(action)s: many runs") % {"action": action.label},
+            "act": action,
             "action": request.POST.get("action"),
             "counts": [(status, status.label, counted[status]) for status in RunStatus],
-            "count": min(len(found), MOST),
-            "are_more": len(found) > MOST,
-            "most": MOST,
+            "count": min(len(statuses), MAX_RUNS_PER_REQUEST),
+            "are_more": len(statuses) > MAX_RUNS_PER_REQUEST,
+            "most": MAX_RUNS_PER_REQUEST,
             "form": form,
             "checkbox": ACTION_CHECKBOX_NAME,
             "selected": request.POST.getlist(ACTION_CHECKBOX_NAME),
@@ -145,38 +145,38 @@ class ManyRuns(RunActions):
     def _do_to_many(
         self,
         request: HttpRequest,
-        act: run_actions.Action,
+        action: run_actions.Action,
         ids: Sequence[UUID],
         cleaned: dict[str, Any],
     ) -> Report:
-        report = Report(left=max(len(ids) - MOST, 0))
-        until = monotonic() + PATIENCE
-        chosen = ids[:MOST]
+        report = Report(left=max(len(ids) - MAX_RUNS_PER_REQUEST, 0))
+        until = monotonic() + MAX_SECONDS_PER_REQUEST
+        chosen = ids[:MAX_RUNS_PER_REQUEST]
         for index, run in enumerate(self._one_by_one(request, chosen)):
             if monotonic() > until:
                 report.left += len(chosen) - index
                 break
-            if not self.has_action_permission(request, act, run):
+            if not self.has_action_permission(request, action, run):
                 report.skipped[_("not allowed to you")].append(run)
                 continue
-            self._do_to_one(request, act, run, cleaned, report)
+            self._do_to_one(request, action, run, cleaned, report)
         return report
 
     def _one_by_one(self, request: HttpRequest, ids: Sequence[UUID]) -> Iterator[SequenceRun]:
-        for index in range(0, len(ids), BATCH):
-            batch = ids[index : index + BATCH]
+        for index in range(0, len(ids), RUNS_PER_QUERY):
+            batch = ids[index : index + RUNS_PER_QUERY]
             yield from self.get_queryset(request).filter(pk__in=batch).defer(*heavy())
 
     def _do_to_one(
         self,
         request: HttpRequest,
-        act: run_actions.Action,
+        action: run_actions.Action,
         run: SequenceRun,
         cleaned: dict[str, Any],
         report: Report,
     ) -> None:
         try:
-            counts = perform(run, act, cleaned.get("step", ""), cleaned, request.user)
+            counts = perform(run, action, cleaned.get("step", ""), cleaned, request.user)
         except InvalidTransition as error:
             report.skipped[_reason(error)].append(run)
         except SequenceError as error:
@@ -185,35 +185,37 @@ class ManyRuns(RunActions):
             if not counts:
                 report.skipped[_("it was delivered before")].append(run)
                 return
-            self.log_change(request, run, _title(act, cleaned))
+            self.log_change(request, run, _title(action, cleaned))
             report.done += 1
 
-    def _tell(self, request: HttpRequest, act: run_actions.Action, report: Report) -> None:
+    def _report(self, request: HttpRequest, action: run_actions.Action, report: Report) -> None:
         if report.done:
-            told = ngettext("%(act)s: %(count)d run.", "%(act)s: %(count)d runs.", report.done)
-            told %= {"act": act.label, "count": report.done}
-            self.message_user(request, told, messages.SUCCESS)
+            message = ngettext(
+                "%(action)s: %(count)d run.", "%(action)s: %(count)d runs.", report.done
+            )
+            message %= {"action": action.label, "count": report.done}
+            self.message_user(request, message, messages.SUCCESS)
         for reason, runs in report.skipped.items():
             self.message_user(request, self._skipped(reason, runs), messages.WARNING)
         if report.left:
-            told = ngettext(
+            message = ngettext(
                 "%(count)d more run was left alone: do this again, or use manage.py sequences.",
                 "%(count)d or more runs were left alone: do this again, or use manage.py "
                 "sequences.",
                 report.left,
             )
-            self.message_user(request, told % {"count": report.left}, messages.WARNING)
+            self.message_user(request, message % {"count": report.left}, messages.WARNING)
 
     def _skipped(self, reason: str, runs: Sequence[SequenceRun]) -> SafeString:
-        told = ngettext("%(count)d run was skipped", "%(count)d runs were skipped", len(runs))
+        message = ngettext("%(count)d run was skipped", "%(count)d runs were skipped", len(runs))
         name = f"{self.admin_site.name}:job_sequences_sequencerun_change"
-        links = [(reverse(name, args=[run.pk]), str(run)) for run in runs[:EXAMPLES]]
+        links = [(reverse(name, args=[run.pk]), str(run)) for run in runs[:MAX_LINKED_RUNS]]
         return format_html(
             "{}: {} ({}{})",
-            told % {"count": len(runs)},
+            message % {"count": len(runs)},
             reason,
             format_html_join(", ", '<a href="{}">{}</a>', links),
-            ", …" if len(runs) > EXAMPLES else "",
+            ", …" if len(runs) > MAX_LINKED_RUNS else "",
         )
 
 
@@ -228,14 +230,15 @@ class Report:
     left: int = 0
 
 
-def _first(runs: QuerySet[SequenceRun], action: str) -> list[tuple[UUID, str]]:
-    """Those of one request, with their states; one more, if there are more."""
-    found: list[tuple[UUID, str]] = []
+def _likeliest(queryset: QuerySet[SequenceRun], action: run_actions.Action) -> dict[UUID, str]:
+    """The runs of one request, with their states; one more, if there are more."""
+    statuses: dict[UUID, str] = {}
     # Else doing it again would begin with those that were skipped before.
-    for status in dict.fromkeys([*run_actions.ACTIONS[action].meant_for, *RunStatus]):
-        if room := MOST + 1 - len(found):
-            found += runs.filter(status=status).values_list("pk", "status")[:room]
-    return found
+    for status in dict.fromkeys([*action.rule.targets, *RunStatus.values]):
+        if room := MAX_RUNS_PER_REQUEST + 1 - len(statuses):
+            runs = queryset.filter(status=status)
+            statuses |= dict(runs.values_list("pk", "status")[:room])
+    return statuses
 
 
 def _reason(error: InvalidTransition) -> str:
@@ -244,31 +247,35 @@ def _reason(error: InvalidTransition) -> str:
     return _("it is %(status)s, and must be %(allowed)s") % values
 
 
-def _title(act: run_actions.Action, cleaned: dict[str, Any]) -> str:
-    return f"{act.label}: {cleaned['step']}" if act.on_step else str(act.label)
+def _title(action: run_actions.Action, cleaned: dict[str, Any]) -> str:
+    return f"{action.label}: {cleaned['step']}" if action.on_step else str(action.label)
 
 
 def _no_step() -> str:
     return _("None of these runs has a step to which this can be done.")
 
 
-#: The step runs that an act on a step may find something to do with.
-_STEPS = {
-    "skip": Q(item=NO_ITEM, status__in=("failed", "waiting", "queued", "retrying")),
-    "run_now": Q(due_at__isnull=False, status__in=("waiting", "retrying")),
-    "deliver": Q(kind="event", status__in=("waiting", "failed")),
-    "restart_from": Q(item=NO_ITEM) & ~Q(kind__in=COMPENSATION_KINDS),
+def _rows_for(rule: Rule) -> Q:
+    return Q(kind__in=rule.kinds, status__in=rule.offered_steps or rule.step_states)
+
+
+#: The step runs that an action on a step may find something to do with.
+_STEP_RUNS = {
+    "skip": Q(item=NO_ITEM) & (_rows_for(RULES["skip"]) | _rows_for(RULES["skip_compensation"])),
+    "run_now": Q(due_at__isnull=False) & _rows_for(RULES["run_now"]),
+    "deliver": _rows_for(RULES["deliver"]),
+    "restart_from": Q(item=NO_ITEM) & _rows_for(RULES["restart_from"]),
 }
 
 
-def _ask_for_step(form: ActionForm, act: run_actions.Action, ids: Sequence[UUID]) -> bool:
+def _ask_for_step(form: ActionForm, action: run_actions.Action, ids: Sequence[UUID]) -> bool:
     """Let people choose a step that these runs have. False: there is none."""
-    rows = StepRun.objects.using(conf.using()).filter(_STEPS[act.name], run__in=ids)
+    rows = StepRun.objects.using(conf.using()).filter(_STEP_RUNS[action.name], run__in=ids)
     counted = rows.order_by().values_list("step").annotate(Count("run", distinct=True), Min("pk"))
     choices = [
         (step, ngettext("%(step)s (%(count)d run)", "%(step)s (%(count)d runs)", count)
             % {"step": label_of(step), "count": count})
-        for step, count, _first in sorted(counted, key=lambda one: one[2])
+        for step, count, _first in sorted(counted, key=itemgetter(2))
     ]  # fmt: skip
     form.fields["step"] = forms.ChoiceField(label=_("Step"), choices=choices)
     form.order_fields(["step"])

@@ -1,6 +1,6 @@
-"""The acts on runs: their buttons, and the pages that ask for confirmation.
+"""The operations on runs: their buttons, and the pages that ask for confirmation.
 
-Every act is one method of the run. A GET changes nothing; a POST does only what it confirms.
+Every operation is one method of the run. A GET changes nothing; a POST does only what it confirms.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from django.urls import URLPattern
 from django.utils.translation import gettext as _
 
 from ..data.redaction import NoSecret, changed_secrets, hide, redact, restore, secrets_of
+from ..definitions.rules import RULES
 from ..exceptions import InvalidData, SequenceError
 from ..inspection import actions, snapshot
 from ..inspection.diagnosis import summary
 from ..inspection.snapshot import RunSnapshot, StepSnapshot, patterns_of, visible
-from ..models import RunStatus, SequenceRun
+from ..models import SequenceRun
 from . import run_context
 from .forms import ActionForm, CancelForm, DeliverForm, EditForm, EraseForm, RestartForm, SkipForm
 from .run_context import Urls
@@ -40,7 +41,7 @@ class RunActions(RunPage):
     """The part of the runs' admin that does something to them."""
 
     def get_urls(self) -> list[URLPattern]:
-        """One page for each act."""
+        """One page for each action."""
         return [*self._paths(("act/<slug:action>/", self.action_view, "act")), *super().get_urls()]
 
     def log_change(self, request: HttpRequest, obj: Any, message: Any) -> Any:
@@ -49,39 +50,39 @@ class RunActions(RunPage):
 
     def action_view(self, request: HttpRequest, object_id: str, action: str) -> HttpResponseBase:
         """Ask whether to do it; do it when a POST confirms it."""
-        act = actions.ACTIONS.get(action)
-        if act is None:
+        chosen = actions.ACTIONS.get(action)
+        if chosen is None:
             raise Http404
         run = self._run(request, object_id)
-        if not self.has_action_permission(request, act, run):
+        if not self.has_action_permission(request, chosen, run):
             raise PermissionDenied
-        shown = snapshot.of(run)
-        asked = _Asked(self, request, act, shown, _step(request, act, shown))
-        return asked.answer()
+        return _ActionRequest(self, request, chosen, snapshot.of(run)).answer()
 
 
-def _step(request: HttpRequest, act: actions.Action, shown: RunSnapshot) -> StepSnapshot | None:
-    if not act.on_step:
+def _step(
+    request: HttpRequest, action: actions.Action, run_snapshot: RunSnapshot
+) -> StepSnapshot | None:
+    if not action.on_step:
         return None
-    step = shown.step(request.GET.get("step", ""))
+    step = run_snapshot.step(request.GET.get("step", ""))
     if step is None:
         raise Http404(_("The run has no such step."))
     return step
 
 
-class _Asked:
-    """One request for an act."""
+class _ActionRequest:
+    """One request for an action."""
 
     def __init__(
         self,
         admin: RunActions,
         request: HttpRequest,
-        act: actions.Action,
-        shown: RunSnapshot,
-        step: StepSnapshot | None,
+        action: actions.Action,
+        run_snapshot: RunSnapshot,
     ) -> None:
-        self.admin, self.request, self.act, self.shown, self.step = admin, request, act, shown, step
-        self.run = shown.run
+        self.admin, self.request, self.action = admin, request, action
+        self.snapshot, self.run = run_snapshot, run_snapshot.run
+        self.step = _step(request, action, run_snapshot)
         self.patterns = patterns_of(self.run.sequence)
         self.urls = Urls(admin.admin_site.name, self.run)
         self.form = self._form()
@@ -90,32 +91,34 @@ class _Asked:
         """What a GET and a POST get."""
         if self.request.method != "POST":
             return self._ask() if self._is_allowed() else self._refused(_not_allowed())
-        if self.act.name == "edit":
+        if self.action.name == "edit":
             return self._edit()
         if self.request.POST.get("confirm") != "yes":
             return self._ask(status=400)
         return self._do(self.form.cleaned_data) if self.form.is_valid() else self._ask()
 
     def _is_allowed(self) -> bool:
-        step = self.step.name if self.step else None
-        found = actions.allowed(self.shown)
-        return (self.act.name, step) in {(act.name, on.name if on else None) for act, on in found}
+        allowed = actions.allowed(self.snapshot)
+        names = {(action.name, step.name if step else "") for action, step in allowed}
+        return (self.action.name, self._step_name()) in names
 
     def _form(self) -> ActionForm:
         data = self.request.POST if self.request.method == "POST" else None
-        form = FORMS.get(self.act.name, ActionForm)(data, initial=self._initial())
-        is_open = self.run.status in (RunStatus.RUNNING, RunStatus.PAUSED)
-        plan = self.shown.plan
-        # Whether the runs below have undos their own plans tell: asked of nobody, it may be so.
-        may_undo = bool(plan.undos or plan.subsequences) and is_open
-        if self.act.name == "cancel" and not may_undo:
+        form = FORMS.get(self.action.name, ActionForm)(data, initial=self._initial())
+        if self.action.name == "cancel" and not self._may_undo():
             del form.fields["undo"]
-        if self.act.name == "restart_from" and self.step:
-            _name_events(form, actions.asked_again(self.shown, self.step))
+        if self.action.name == "restart_from" and self.step:
+            _name_events(form, actions.asked_again(self.snapshot, self.step))
         return form
 
+    def _may_undo(self) -> bool:
+        plan = self.snapshot.plan
+        # Whether the runs below have undos their own plans tell: asked of nobody, it may be so.
+        has_undos = bool(plan.undos or plan.subsequences)
+        return has_undos and RULES["cancel_and_undo"].allows(self.run.status)
+
     def _initial(self) -> dict[str, Any]:
-        if self.act.name != "edit":
+        if self.action.name != "edit":
             return {}
         data = run_context.text_of(visible(self.run.data, self.run.sequence))
         return {"text": data, "version": self.run.version}
@@ -123,14 +126,14 @@ class _Asked:
     # What it answers
 
     def _ask(self, status: int = 200, **context: Any) -> HttpResponseBase:
-        template = "edit" if self.act.name == "edit" else "confirm"
+        template = "edit" if self.action.name == "edit" else "confirm"
         context = {
             "page_title": self._title(),
-            "act": self.act,
+            "act": self.action,
             "step": self.step,
             "run": self.run,
-            "portrait": self.shown,
-            "summary": summary(self.shown),
+            "portrait": self.snapshot,
+            "summary": summary(self.snapshot),
             "form": self.form,
             "back": self._back(),
             "step_status": run_context.label_of_step(self.step.status) if self.step else "",
@@ -141,10 +144,10 @@ class _Asked:
         return self.admin._show(self.request, self.run, template, context, status=status)
 
     def _title(self) -> str:
-        return f"{self.act.label}: {self.step.name}" if self.step else str(self.act.label)
+        return f"{self.action.label}: {self.step.name}" if self.step else str(self.action.label)
 
     def _is_too_large(self) -> bool:
-        return self.act.name == "edit" and len(self.form.initial["text"]) > EDITABLE
+        return self.action.name == "edit" and len(self.form.initial["text"]) > EDITABLE
 
     def _back(self) -> str:
         anchor = f"#step-{self.step.name}" if self.step else ""
@@ -158,7 +161,7 @@ class _Asked:
 
     def _do(self, cleaned: dict[str, Any]) -> HttpResponseBase:
         try:
-            counts = perform(self.run, self.act, self._name(), cleaned, self.request.user)
+            counts = perform(self.run, self.action, self._step_name(), cleaned, self.request.user)
         except InvalidData as error:
             self.form.add_error(None, self._without_secrets(str(error)))
             return self._ask()
@@ -170,13 +173,13 @@ class _Asked:
         self.admin.message_user(self.request, self._done(), messages.SUCCESS)
         return HttpResponseRedirect(self.urls.to("change", self.run.pk))
 
-    def _name(self) -> str:
+    def _step_name(self) -> str:
         return self.step.name if self.step else ""
 
     def _done(self) -> str:
         status = self.run.get_status_display()
-        return _("Done: %(act)s. The run is %(status)s now.") % {
-            "act": self._title(),
+        return _("Done: %(action)s. The run is %(status)s now.") % {
+            "action": self._title(),
             "status": status,
         }
 
@@ -221,7 +224,8 @@ class _Asked:
 
     def _preview(self, data: dict[str, Any], typed: Any) -> HttpResponseBase:
         before, after = (
-            run_context.sorted_text(redact(one, self.patterns)) for one in (self.run.data, data)
+            run_context.sorted_text(redact(values, self.patterns))
+            for values in (self.run.data, data)
         )
         secrets = changed_secrets(self.run.data, typed, self.patterns)
         lines = run_context.differences(before, after)
@@ -234,29 +238,29 @@ def _name_events(form: ActionForm, events: list[StepSnapshot]) -> None:
         del form.fields["keep_deliveries"]
         return
     names = ", ".join(event.label for event in events)
-    told = _("Otherwise these are asked for again: %(events)s.")
-    form.fields["keep_deliveries"].help_text = told % {"events": names}
+    text = _("Otherwise these are asked for again: %(events)s.")
+    form.fields["keep_deliveries"].help_text = text % {"events": names}
 
 
 def perform(
-    run: SequenceRun, act: actions.Action, step: str, cleaned: dict[str, Any], by: Any
+    run: SequenceRun, action: actions.Action, step: str, cleaned: dict[str, Any], by: Any
 ) -> bool:
     """Call the run's own method. False: it was a delivery, and not the first."""
-    told = {"by": by, "reason": cleaned.get("reason", "")}
-    if act.name == "deliver":
-        return run.deliver(step, cleaned["payload"], **told)
-    if act.name == "edit":
-        run.edit(cleaned["data"], **told)
-    elif act.name == "cancel":
-        run.cancel(undo=cleaned.get("undo", False), **told)
-    elif act.name == "erase":
-        run.erase(keep_key=cleaned.get("keep_key", False), **told)
-    elif act.name == "restart_from":
-        run.restart_from(step, keep_deliveries=cleaned.get("keep_deliveries", False), **told)
-    elif act.on_step:
-        getattr(run, act.name)(step, **told)
+    log = {"by": by, "reason": cleaned.get("reason", "")}
+    if action.name == "deliver":
+        return run.deliver(step, cleaned["payload"], **log)
+    if action.name == "edit":
+        run.edit(cleaned["data"], **log)
+    elif action.name == "cancel":
+        run.cancel(undo=cleaned.get("undo", False), **log)
+    elif action.name == "erase":
+        run.erase(keep_key=cleaned.get("keep_key", False), **log)
+    elif action.name == "restart_from":
+        run.restart_from(step, keep_deliveries=cleaned.get("keep_deliveries", False), **log)
+    elif action.on_step:
+        getattr(run, action.name)(step, **log)
     else:
-        getattr(run, act.name)(**told)
+        getattr(run, action.name)(**log)
     return True
 
 

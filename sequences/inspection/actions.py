@@ -1,6 +1,6 @@
 """What may be done to a run in its state: the buttons of the admin, and who may press them.
 
-The run's own methods decide in the end, under its lock: this tells beforehand.
+Both this and the run's own methods follow `definitions.rules`; the methods decide, under the lock.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
 from ..definitions.plan import COMPENSATION_KINDS
-from ..models import UNFINISHED_RUN, RunStatus, StepStatus
+from ..definitions.rules import RULES, Rule, fails_elsewhere, has_handler, left_undone, skip_rule
 from ..transitions.subsequences import UNDONE, Undoing
 from .snapshot import RunSnapshot, StepSnapshot
-
-_GOING = (RunStatus.FAILED, RunStatus.RUNNING, RunStatus.PAUSED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +27,20 @@ class Action:
     label: str | Promise
     #: What it will do, for the page that asks for confirmation.
     explains: str | Promise
-    #: Whether it concerns one step.
-    on_step: bool = False
     #: What cannot be taken back.
     is_dangerous: bool = False
     #: The permission that it needs, if not one of its own name.
     needs: str = ""
-    #: Of many runs those that it is for, by their states: the likeliest first.
-    meant_for: tuple[RunStatus, ...] = ()
+
+    @property
+    def rule(self) -> Rule:
+        """When the states of a run, and of a step, allow it."""
+        return RULES[self.name]
+
+    @property
+    def on_step(self) -> bool:
+        """Whether it concerns one step."""
+        return self.rule.is_on_step
 
     @property
     def permission(self) -> str:
@@ -45,8 +49,8 @@ class Action:
 
 
 ACTIONS: dict[str, Action] = {
-    act.name: act
-    for act in (
+    action.name: action
+    for action in (
         Action(
             "retry",
             _("Retry"),
@@ -55,7 +59,6 @@ ACTIONS: dict[str, Action] = {
                 "attempt is tried now. Steps that have succeeded are not performed again. Of a run "
                 "that was undone, the undos that have failed begin again."
             ),
-            meant_for=(RunStatus.FAILED,),
         ),
         Action(
             "restart_from",
@@ -64,45 +67,35 @@ ACTIONS: dict[str, Action] = {
                 "This step is performed again, and all that come after it. The data stays as it "
                 "is now. Events among these steps ask again."
             ),
-            on_step=True,
             is_dangerous=True,
             needs="restart",
-            meant_for=(*_GOING, RunStatus.CANCELLED),
         ),
         Action(
             "skip",
             _("Skip"),
             _("The run goes on without this step, as if it had nothing to do."),
-            on_step=True,
             is_dangerous=True,
-            meant_for=_GOING,
         ),
         Action(
             "run_now",
             _("Run now"),
             _("The step does not wait for its time any longer."),
-            on_step=True,
-            meant_for=(RunStatus.RUNNING, RunStatus.UNDOING),
         ),
         Action(
             "deliver",
             _("Deliver"),
             _("The event that this step waits for has come, with this payload."),
-            on_step=True,
-            meant_for=_GOING,
         ),
         Action(
             "pause",
             _("Pause"),
             _("A running step may end; nothing new begins until it is resumed."),
-            meant_for=(RunStatus.RUNNING,),
         ),
         Action(
             "resume",
             _("Resume"),
             _("What the pause holds goes on; what fell due meanwhile is performed now."),
             needs="pause",
-            meant_for=(RunStatus.PAUSED,),
         ),
         Action(
             "edit",
@@ -115,7 +108,6 @@ ACTIONS: dict[str, Action] = {
             _("Finish"),
             _("The run succeeds as it is now; what has not ended is skipped."),
             is_dangerous=True,
-            meant_for=(RunStatus.RUNNING, RunStatus.PAUSED),
         ),
         Action(
             "cancel",
@@ -125,7 +117,6 @@ ACTIONS: dict[str, Action] = {
                 "is undone first, the step ends before that."
             ),
             is_dangerous=True,
-            meant_for=UNFINISHED_RUN,
         ),
         Action(
             "erase",
@@ -135,130 +126,119 @@ ACTIONS: dict[str, Action] = {
                 "blanked, for good: of the run, and of all that it has started."
             ),
             is_dangerous=True,
-            meant_for=(RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED),
         ),
     )
 }
 
 
-def allowed(portrait: RunSnapshot) -> Iterator[tuple[Action, StepSnapshot | None]]:
+def allowed(snapshot: RunSnapshot) -> Iterator[tuple[Action, StepSnapshot | None]]:
     """What the state of this run allows; with the step, of what concerns one."""
-    if not portrait.is_readable:
+    if not snapshot.is_readable:
         return
-    for name, is_allowed in _OF_RUN.items():
-        if is_allowed(portrait):
+    status = snapshot.run.status
+    for name, accepts in _RUN_ACTIONS.items():
+        if RULES[name].allows(status) and accepts(snapshot):
             yield ACTIONS[name], None
-    for step in portrait.steps:
-        for name, is_allowed_on in _OF_STEP.items():
-            if is_allowed_on(portrait, step):
+    for step in snapshot.steps:
+        for name, step_accepts in _STEP_ACTIONS.items():
+            if RULES[name].allows(status) and step_accepts(snapshot, step):
                 yield ACTIONS[name], step
 
 
-def permitted(user: Any, act: Action) -> bool:
+def permitted(user: Any, action: Action) -> bool:
     """Whether this user may do it."""
-    return bool(user.is_active and user.has_perm(act.permission))
+    return bool(user.is_active and user.has_perm(action.permission))
 
 
-def _status(portrait: RunSnapshot, *statuses: str) -> bool:
-    return portrait.run.status in statuses
+def asked_again(snapshot: RunSnapshot, step: StepSnapshot) -> list[StepSnapshot]:
+    """The events whose deliveries a restart from this step forgets, unless they are kept."""
+    again, inbox = snapshot.plan.again(step.name), _inbox(snapshot)
+    return [event for event in snapshot.steps if event.name in again and event.name in inbox]
 
 
-def _goes(portrait: RunSnapshot) -> bool:
-    return _status(portrait, *_GOING)
-
-
-def _undone(portrait: RunSnapshot) -> frozenset[str]:
+def _undone(snapshot: RunSnapshot) -> frozenset[str]:
     """The steps that were undone, or tried to be."""
-    undos = (step for step in portrait.steps if step.node.kind == "undo" and step.status)
-    below = (step.name for step in portrait.steps if step.undoing in UNDONE)
+    undos = (step for step in snapshot.steps if step.node.kind == "undo" and step.status)
+    below = (step.name for step in snapshot.steps if step.undoing in UNDONE)
     return frozenset({*(step.node.undoes for step in undos), *below})
 
 
-def _may_retry(portrait: RunSnapshot) -> bool:
-    if _undone(portrait):
-        return _status(portrait, RunStatus.FAILED) and any(map(_has_failed, portrait.steps))
-    retrying = any(
-        step.status == "retrying" or step.items.get("retrying") for step in portrait.steps
-    )
-    return _goes(portrait) and (portrait.is_failing or retrying)
+def _inbox(snapshot: RunSnapshot) -> dict[str, Any]:
+    return {} if "inbox" in snapshot.run.get_deferred_fields() else snapshot.run.inbox
 
 
-def _has_failed(step: StepSnapshot) -> bool:
+def _has(step: StepSnapshot, status: str) -> bool:
+    """Whether the step is in this state, or one of its items."""
+    return step.status == status or bool(step.items.get(status))
+
+
+def _failed_to_undo(step: StepSnapshot) -> bool:
     """Whether it is an undo or `on_failure` that has failed, or its children's undos have."""
-    failed = step.status == "failed" or bool(step.items.get("failed"))
-    return (step.node.kind in COMPENSATION_KINDS and failed) or step.undoing == Undoing.FAILED
+    is_compensation = step.node.kind in COMPENSATION_KINDS
+    return (is_compensation and _has(step, "failed")) or step.undoing == Undoing.FAILED
 
 
-def _may_edit(portrait: RunSnapshot) -> bool:
-    return not any(step.status == "running" or step.items.get("running") for step in portrait.steps)
+# What an action asks beside the states of the run
 
 
-def _may_skip(portrait: RunSnapshot, step: StepSnapshot) -> bool:
-    if not _goes(portrait):
+def _always(snapshot: RunSnapshot) -> bool:
+    return True
+
+
+def _has_something_to_retry(snapshot: RunSnapshot) -> bool:
+    if _undone(snapshot):
+        rule = RULES["retry_compensation"]
+        return rule.allows(snapshot.run.status) and any(map(_failed_to_undo, snapshot.steps))
+    return snapshot.is_failing or any(_has(step, "retrying") for step in snapshot.steps)
+
+
+def _runs_no_step(snapshot: RunSnapshot) -> bool:
+    return not any(_has(step, "running") for step in snapshot.steps)
+
+
+def _is_skippable(snapshot: RunSnapshot, step: StepSnapshot) -> bool:
+    rule = skip_rule(step.node.kind)
+    if not (rule.allows(snapshot.run.status) and rule.offers_step(step.status, step.node.kind)):
         return False
-    if step.node.kind in COMPENSATION_KINDS:
-        return _status(portrait, RunStatus.FAILED) and _has_failed(step)
-    if _undone(portrait) or step.row is None:
-        return False
-    if step.status == StepStatus.FAILED:
-        return step.name in portrait.plan.failed(portrait.states)
-    return step.status in (StepStatus.WAITING, StepStatus.QUEUED, StepStatus.RETRYING)
+    if rule is RULES["skip_compensation"]:
+        return True
+    return not _undone(snapshot) and not has_handler(snapshot.plan, snapshot.states, step.name)
 
 
-def _may_restart(portrait: RunSnapshot, step: StepSnapshot) -> bool:
-    if (
-        _status(portrait, RunStatus.UNDOING)
-        or step.row is None
-        or step.node.kind in COMPENSATION_KINDS
-    ):
-        return False
-    plan = portrait.plan
-    again = plan.again(step.name)
-    if _undone(portrait) - again:
-        return False
-    states = {name: status for name, status in portrait.states.items() if name not in again}
-    return not plan.is_failing(states)
-
-
-def asked_again(portrait: RunSnapshot, step: StepSnapshot) -> list[StepSnapshot]:
-    """The events whose deliveries a restart from this step forgets, unless they are kept."""
-    again, inbox = portrait.plan.again(step.name), _inbox(portrait)
-    return [one for one in portrait.steps if one.name in again and one.name in inbox]
-
-
-def _may_deliver(portrait: RunSnapshot, step: StepSnapshot) -> bool:
-    if step.node.kind != "event" or not _goes(portrait):
-        return False
-    # One that the run has not come to yet can be delivered early, from code.
-    return step.status in (StepStatus.WAITING, StepStatus.FAILED) and step.name not in _inbox(
-        portrait
+def _can_be_restarted(snapshot: RunSnapshot, step: StepSnapshot) -> bool:
+    plan, name = snapshot.plan, step.name
+    return (
+        RULES["restart_from"].offers_step(step.status, step.node.kind)
+        and not left_undone(plan, _undone(snapshot), name)
+        and not fails_elsewhere(plan, snapshot.states, name)
     )
 
 
-def _inbox(portrait: RunSnapshot) -> dict[str, Any]:
-    return {} if "inbox" in portrait.run.get_deferred_fields() else portrait.run.inbox
+def _lacks_delivery(snapshot: RunSnapshot, step: StepSnapshot) -> bool:
+    offered = RULES["deliver"].offers_step(step.status, step.node.kind)
+    return offered and step.name not in _inbox(snapshot)
 
 
-def _may_run_now(portrait: RunSnapshot, step: StepSnapshot) -> bool:
-    if not _status(portrait, RunStatus.RUNNING, RunStatus.UNDOING):
-        return False
+def _waits_for_time(snapshot: RunSnapshot, step: StepSnapshot) -> bool:
+    """Whether it, or one of its items, waits for a time and no failure holds it."""
     if step.items.get("retrying"):
         return True
     return step.is_delayed and step.row is not None and step.row.wake_at is not None
 
 
-_OF_RUN: dict[str, Callable[[RunSnapshot], bool]] = {
-    "retry": _may_retry,
-    "resume": lambda portrait: _status(portrait, RunStatus.PAUSED),
-    "pause": lambda portrait: _status(portrait, RunStatus.RUNNING),
-    "edit": _may_edit,
-    "finish": lambda portrait: _status(portrait, RunStatus.RUNNING, RunStatus.PAUSED),
-    "cancel": lambda portrait: _status(portrait, *UNFINISHED_RUN),
-    "erase": lambda portrait: portrait.run.is_finished,
+#: The buttons, in their order.
+_RUN_ACTIONS: dict[str, Callable[[RunSnapshot], bool]] = {
+    "retry": _has_something_to_retry,
+    "resume": _always,
+    "pause": _always,
+    "edit": _runs_no_step,
+    "finish": _always,
+    "cancel": _always,
+    "erase": _always,
 }
-_OF_STEP: dict[str, Callable[[RunSnapshot, StepSnapshot], bool]] = {
-    "run_now": _may_run_now,
-    "deliver": _may_deliver,
-    "skip": _may_skip,
-    "restart_from": _may_restart,
+_STEP_ACTIONS: dict[str, Callable[[RunSnapshot, StepSnapshot], bool]] = {
+    "run_now": _waits_for_time,
+    "deliver": _lacks_delivery,
+    "skip": _is_skippable,
+    "restart_from": _can_be_restarted,
 }

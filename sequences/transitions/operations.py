@@ -18,15 +18,22 @@ from django.db.models import Case, Q, QuerySet, When
 
 from ..data.redaction import redact
 from ..definitions import registry
-from ..definitions.plan import COMPENSATION_KINDS, Plan
+from ..definitions.plan import Plan
+from ..definitions.rules import (
+    NOT_STARTED,
+    RULES,
+    Rule,
+    fails_elsewhere,
+    has_handler,
+    left_undone,
+    skip_rule,
+)
 from ..exceptions import InvalidTransition
-from ..models import NO_ITEM, UNFINISHED_RUN, Operation, RunStatus, SequenceRun, StepRun, StepStatus
+from ..models import NO_ITEM, Operation, RunStatus, SequenceRun, StepRun, StepStatus
 from . import clock, commits, compensation, erasing, fanout, plans, runs, starts, subsequences
 from .locking import lock_run, transact
 from .refusals import with_text
 from .types import Dispatch, dispatch_of, new_row
-
-_FINISHED_RUN = tuple(status for status in RunStatus if status not in UNFINISHED_RUN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +68,15 @@ class LockedRun:
     def steps(self, **conditions: Any) -> QuerySet[StepRun]:
         return StepRun._base_manager.using(self.using).filter(run=self.run.pk, **conditions)
 
-    def allow(self, *states: str) -> None:
-        """Refuse the request in any other state than these."""
-        if self.run.status not in states:
-            self.refuse(" or ".join(states))
+    def status_of(self, step: str) -> str:
+        """The state of this step. Of a fan-out its own row tells, not an item."""
+        row = self.steps(step=step).order_by("item").first()
+        return NOT_STARTED if row is None else row.status
+
+    def allow(self, rule: Rule) -> None:
+        """Refuse the request in a state of the run that this rule does not name."""
+        if not rule.allows(self.run.status):
+            self.refuse(" or ".join(rule.run_states))
 
     def refuse(self, allowed: str) -> None:
         raise InvalidTransition(
@@ -165,7 +177,7 @@ class LockedRun:
         return self.begin_children_again(failed) + self.go_on()
 
     def begin_children_again(self, ended: list[SequenceRun]) -> list[Dispatch]:
-        return [one for child in ended for one in self._begin_child_again(child)]
+        return [dispatch for child in ended for dispatch in self._begin_child_again(child)]
 
     def _begin_child_again(self, child: SequenceRun) -> list[Dispatch]:
         run = lock_run(child.pk, self.using)
@@ -216,18 +228,17 @@ class LockedRun:
 
     def retry_undo(self) -> list[Dispatch]:
         """Go on with the undo that has failed, or with `on_failure`."""
-        self.allow(RunStatus.FAILED)
+        self.allow(RULES["retry_compensation"])
         if not compensation.can_retry(self.run, self.plan, self.using):
-            self.refuse("not undone: restart_from() begins again")
+            self.refuse(_NOT_UNDONE)
         self._begin_again()
         return compensation.retry(self.run, self.plan, self.now, self.using)
 
-    def skip_aside(self, step: str) -> list[Dispatch]:
+    def skip_compensation(self, step: str, rule: Rule) -> list[Dispatch]:
         """Go on with the undoing, without this undo."""
-        self.allow(RunStatus.FAILED)
-        failed = self.steps(step=step, status=StepStatus.FAILED)
-        if not failed.update(status=StepStatus.SKIPPED):
-            _refuse_step(self, "failed")
+        rows = self.steps(step=step, status__in=rule.step_states)
+        if not rows.update(status=StepStatus.SKIPPED):
+            _refuse_step(self, _one_of(rule.step_states))
         self._begin_again()
         self.run.status = RunStatus.UNDOING
         return compensation.go_on(self.run, self.plan, self.now, self.using)
@@ -289,55 +300,59 @@ class LockedRun:
         return runs.is_failing(self.run, self.plan, self.using)
 
 
-def _act(
+#: What a run must be, for its main line to go on.
+_NOT_UNDONE = "not undone: restart_from() begins again"
+
+
+def _operate(
     run_id: UUID,
     request: OperationRequest,
     using: str,
     function: Callable[[LockedRun], list[Dispatch]],
 ) -> list[Dispatch]:
-    def locked() -> list[Dispatch]:
+    def operation() -> list[Dispatch]:
         run = lock_run(run_id, using)
         if run is None:
             raise InvalidTransition(
                 action=request.action, run=run_id, status="gone", allowed="any other"
             )
-        subject = LockedRun(run, request, using)
-        dispatches = function(subject)
-        subject.done()
+        locked_run = LockedRun(run, request, using)
+        dispatches = function(locked_run)
+        locked_run.done()
         return dispatches
 
     try:
-        return transact(using, locked)
+        return transact(using, operation)
     except IntegrityError:
         # Another run has taken its key between the look and the write: the next look meets it.
-        return transact(using, locked)
+        return transact(using, operation)
 
 
 def pause(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch]:
     """Hold what has not begun; the step in hand may commit."""
 
     def function(locked: LockedRun) -> list[Dispatch]:
-        locked.allow(RunStatus.RUNNING)
+        locked.allow(RULES["pause"])
         locked.run.status = RunStatus.PAUSED
         states = (StepStatus.WAITING, StepStatus.QUEUED, StepStatus.RETRYING)
         locked.steps(status__in=states).update(wake_at=None)
         return []
 
-    return _act(run_id, request, using, function)
+    return _operate(run_id, request, using, function)
 
 
 def resume(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch]:
     """Let go what a pause holds."""
 
     def function(locked: LockedRun) -> list[Dispatch]:
-        locked.allow(RunStatus.PAUSED)
+        locked.allow(RULES["resume"])
         locked.run.status = RunStatus.RUNNING
         if not locked.is_failing():
             return locked.wake()
         retries = locked.wake_retries()
         return retries + compensation.stop(locked.run, locked.plan, locked.now, using)
 
-    return _act(run_id, request, using, function)
+    return _operate(run_id, request, using, function)
 
 
 def cancel(
@@ -346,8 +361,8 @@ def cancel(
     """End the run; nothing of it is committed any more. Before that, perhaps, undo it."""
 
     def function(locked: LockedRun) -> list[Dispatch]:
-        locked.allow(*UNFINISHED_RUN)
-        if undo and locked.run.status == RunStatus.UNDOING:
+        locked.allow(RULES["cancel"])
+        if undo and not RULES["cancel_and_undo"].allows(locked.run.status):
             locked.refuse("running or paused: it is being undone")
         if undo:
             return compensation.begin(
@@ -359,20 +374,20 @@ def cancel(
         runs.end(locked.run, RunStatus.CANCELLED, locked.now)
         return []
 
-    return _act(run_id, request, using, function)
+    return _operate(run_id, request, using, function)
 
 
 def finish(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch]:
     """Succeed the run as it is; what has not ended is skipped."""
 
     def function(locked: LockedRun) -> list[Dispatch]:
-        locked.allow(RunStatus.RUNNING, RunStatus.PAUSED)
+        locked.allow(RULES["finish"])
         subsequences.cancel(locked.steps(), locked.now, using)
         runs.skip_unfinished(locked.run, locked.now, using)
         runs.end(locked.run, RunStatus.SUCCEEDED, locked.now)
         return []
 
-    return _act(run_id, request, using, function)
+    return _operate(run_id, request, using, function)
 
 
 def retry(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch]:
@@ -387,43 +402,39 @@ def retry(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch]
         retrying = locked.steps(status=StepStatus.RETRYING)
         if not locked.is_failing() and not retrying.exists():
             locked.refuse("failed, or with a step that is retrying")
-        locked.allow(RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FAILED)
+        locked.allow(RULES["retry"])
         return locked.begin_failed_again()
 
-    return _act(run_id, request, using, function)
-
-
-_SKIPPABLE = (StepStatus.FAILED, StepStatus.WAITING, StepStatus.QUEUED, StepStatus.RETRYING)
+    return _operate(run_id, request, using, function)
 
 
 def skip(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch]:
     """Go on without this step."""
 
     def function(locked: LockedRun) -> list[Dispatch]:
-        locked.allow(RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FAILED)
-        if locked.plan.node(request.step).kind in COMPENSATION_KINDS:
-            return locked.skip_aside(request.step)
+        locked.allow(RULES["skip"])
+        rule = skip_rule(locked.plan.node(request.step).kind)
+        locked.allow(rule)
+        if rule is RULES["skip_compensation"]:
+            return locked.skip_compensation(request.step, rule)
         if locked.undone():
-            locked.refuse("not undone: restart_from() begins again")
+            locked.refuse(_NOT_UNDONE)
         rows = locked.steps(step=request.step)
         ended = {"status": StepStatus.SKIPPED, "finished_at": locked.now}
         ended |= {"token": None, "wake_at": None, "due_at": None}
-        states = runs.states_of(locked.run, using)
-        if states.get(request.step) == StepStatus.FAILED and request.step not in locked.plan.failed(
-            states
-        ):
+        if has_handler(locked.plan, runs.states_of(locked.run, using), request.step):
             _refuse_step(locked, "one in whose place no other goes on")
         # The write decides, not a look before it: a claim may come in between.
-        if not rows.filter(item=NO_ITEM, status__in=_SKIPPABLE).update(**ended):
-            _refuse_step(locked, "failed, waiting, queued or retrying")
+        if not rows.filter(item=NO_ITEM, status__in=rule.step_states).update(**ended):
+            _refuse_step(locked, _one_of(rule.step_states))
         subsequences.cancel(rows, locked.now, using)
         items = rows.filter(item__gt=NO_ITEM)
-        items.filter(status__in=(*_SKIPPABLE, StepStatus.RUNNING)).update(**ended)
+        items.filter(status__in=(*rule.step_states, StepStatus.RUNNING)).update(**ended)
         again = locked.requeue_cancelled() if locked.run.is_finished else []
         locked.forget_failure()
         return locked.begin_children_again(again) + locked.go_on()
 
-    return _act(run_id, request, using, function)
+    return _operate(run_id, request, using, function)
 
 
 #: Whose wait is a time's only until they have begun: then they have a payload.
@@ -444,7 +455,7 @@ def run_now(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatc
     def function(locked: LockedRun) -> list[Dispatch]:
         if locked.run.status == RunStatus.PAUSED:
             locked.refuse("running: resume() it first")
-        locked.allow(RunStatus.RUNNING, RunStatus.UNDOING)
+        locked.allow(RULES["run_now"])
         timed = locked.steps(step=request.step).filter(_TIMED)
         # The write decides, not a look before it: a claim or a sweep may come in between.
         due = locked.queued() | {"due_at": locked.now}
@@ -454,7 +465,7 @@ def run_now(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatc
         queued = locked.steps(step=request.step, status=StepStatus.QUEUED, queued_at=locked.now)
         return [dispatch_of(row, locked.plan) for row in queued.order_by("pk")]
 
-    return _act(run_id, request, using, function)
+    return _operate(run_id, request, using, function)
 
 
 def _held_or_not_timed(timed: QuerySet[StepRun]) -> str:
@@ -463,10 +474,13 @@ def _held_or_not_timed(timed: QuerySet[StepRun]) -> str:
     return "waiting for its own time, or for its next attempt"
 
 
+def _one_of(states: tuple[str, ...]) -> str:
+    *others, last = states
+    return f"{', '.join(others)} or {last}" if others else last
+
+
 def _refuse_step(locked: LockedRun, allowed: str) -> None:
-    # Of a fan-out its own row tells, not an item.
-    row = locked.steps(step=locked.request.step).order_by("item").first()
-    status = "not begun" if row is None else row.status
+    status = locked.status_of(locked.request.step) or "not begun"
     request = locked.request
     raise InvalidTransition(
         f"Cannot {request.action} step {request.step!r} of run {locked.run.pk}: the step is "
@@ -485,36 +499,32 @@ def restart_from(
 
     def function(locked: LockedRun) -> list[Dispatch]:
         locked.keep_deliveries = keep_deliveries
-        locked.allow(RunStatus.RUNNING, RunStatus.PAUSED, *_FINISHED_RUN)
-        if not locked.steps(step=request.step).exists():
-            _refuse_step(locked, "begun")
-        if locked.plan.node(request.step).kind in COMPENSATION_KINDS:
-            _refuse_step(locked, "of the main line: retry() goes on with an undo")
+        _check_restart(locked, RULES["restart_from"])
         again = locked.plan.again(request.step)
-        if kept := locked.undone() - again:
-            locked.refuse(f"without undone steps that are not done again: {', '.join(kept)}")
         locked.forget_deliveries(again)
         compensation.forget(locked.run, locked.plan, again, using)
         subsequences.cancel(locked.steps(step__in=again), locked.now, using)
         subsequences.part(locked.steps(step__in=again), using)
         runs.remove(locked.run, again, using)
         ended = locked.requeue_cancelled()
-        if locked.is_failing():
-            locked.refuse("without another failed step: retry() or skip() that one")
         row = new_row(run_id, locked.plan.node(request.step), locked.now, None)
         starts.insert([row], using)
         return locked.begin_children_again(ended) + locked.go_on()
 
-    return _act(run_id, request, using, function)
+    return _operate(run_id, request, using, function)
 
 
-_RECEIVES = (
-    StepStatus.WAITING,
-    StepStatus.QUEUED,
-    StepStatus.RUNNING,
-    StepStatus.RETRYING,
-    StepStatus.FAILED,
-)
+def _check_restart(locked: LockedRun, rule: Rule) -> None:
+    plan, step = locked.plan, locked.request.step
+    locked.allow(rule)
+    if locked.status_of(step) not in rule.step_states:
+        _refuse_step(locked, "begun")
+    if plan.node(step).kind not in rule.kinds:
+        _refuse_step(locked, "of the main line: retry() goes on with an undo")
+    if undone := left_undone(plan, locked.undone(), step):
+        locked.refuse(f"without undone steps that are not done again: {', '.join(undone)}")
+    if fails_elsewhere(plan, runs.states_of(locked.run, locked.using), step):
+        locked.refuse("without another failed step: retry() or skip() that one")
 
 
 def deliver(
@@ -525,12 +535,13 @@ def deliver(
 
     def function(locked: LockedRun) -> list[Dispatch]:
         nonlocal counts
-        locked.allow(RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FAILED)
+        locked.allow(RULES["deliver"])
         row = locked.steps(step=request.step).first()
         counts = request.step not in locked.run.inbox
         if not counts:
             return []
-        if row is not None and row.status not in _RECEIVES:
+        status = NOT_STARTED if row is None else row.status
+        if status not in RULES["deliver"].step_states:
             _refuse_step(locked, "waiting, or not begun")
         locked.run.inbox = {**locked.run.inbox, request.step: payload}
         if row is None or row.status != StepStatus.WAITING:
@@ -539,7 +550,7 @@ def deliver(
             return []  # its own delay is not over
         return locked.receive(row)
 
-    return _act(run_id, request, using, function), counts
+    return _operate(run_id, request, using, function), counts
 
 
 def edit(
@@ -553,6 +564,7 @@ def edit(
     """Put other data in the place of the run's, while no step runs."""
 
     def function(locked: LockedRun) -> list[Dispatch]:
+        locked.allow(RULES["edit"])
         if locked.steps(status=StepStatus.RUNNING).exists():
             locked.refuse("without a running step")
         if locked.run.version != version:
@@ -570,7 +582,7 @@ def edit(
         locked.run.data = data
         return []
 
-    return _act(run_id, request, using, function)
+    return _operate(run_id, request, using, function)
 
 
 def erase(
@@ -579,7 +591,7 @@ def erase(
     """Blank what the run, and those that it has started, have stored of their data, for good."""
 
     def function(locked: LockedRun) -> list[Dispatch]:
-        locked.allow(*_FINISHED_RUN)
+        locked.allow(RULES["erase"])
         below = erasing.lock_below(run_id, using)
         _refuse_unfinished(locked, below)
         ids = [child.pk for child in below]
@@ -596,7 +608,7 @@ def erase(
         )
         return []
 
-    return _act(run_id, request, using, function)
+    return _operate(run_id, request, using, function)
 
 
 def _refuse_unfinished(locked: LockedRun, below: list[SequenceRun]) -> None:

@@ -1,4 +1,4 @@
-"""Words that act on runs: each is the run's own method, for one run or many."""
+"""Operations on runs: each is the run's own method, for one run or many."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from uuid import UUID
 from django.core.management.base import BaseCommand, CommandError
 
 from ...data.redaction import NoSecret, restore
+from ...definitions.rules import RULES
 from ...exceptions import SequenceError
 from ...inspection import snapshot
 from ...inspection.actions import ACTIONS
@@ -36,15 +37,15 @@ class Tally:
         }
 
 
-class Acting(Task):
-    """One of the acts of `acts.ACTIONS`."""
+class Operating(Task):
+    """One of the `ACTIONS` on runs."""
 
     action: str
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        act = ACTIONS[self.action]
-        parser.description = str(act.explains)
-        if act.on_step:
+        action = ACTIONS[self.action]
+        parser.description = str(action.explains)
+        if action.on_step:
             parser.add_argument(
                 "names", nargs="+", metavar=f"{RUN} STEP",
                 help=f"runs ({RUN_HELP}), and last the step; the step alone, with filters",
@@ -55,14 +56,14 @@ class Acting(Task):
         parser.add_argument("--reason", default="", help="why; kept with the run")
         parser.add_argument("--by", help="who; you, if nobody is named")
         parser.add_argument("--json", action="store_true", help="a JSON object: done, refused")
-        add_filters(parser, step=not act.on_step)
+        add_filters(parser, step=not action.on_step)
         parser.add_argument(
             "--all", action="store_true", help="every run that the filters let pass"
         )
         parser.add_argument("--dry-run", action="store_true", help="only say which those are")
 
     def add_options(self, parser: ArgumentParser) -> None:
-        """What only this act takes."""
+        """What only this operation takes."""
 
     def arguments(self, options: Namespace) -> tuple[Any, ...]:
         """What its method takes, after the step."""
@@ -76,14 +77,14 @@ class Acting(Task):
         named, step = self._named(options)
         chosen = self._chosen(options, named, step)
         if options.dry_run:
-            self._tell_which(chosen, options)
+            self._list_chosen(chosen, options)
             return
-        given = [*([step] if step is not None else []), *self.arguments(options)]
+        arguments = [*([step] if step is not None else []), *self.arguments(options)]
         keywords = self.keywords(options)
         tally = Tally()
         try:
             for pk in chosen:
-                self._act(pk, given, keywords, tally, quiet=options.json)
+                self._operate(pk, arguments, keywords, tally, quiet=options.json)
         except KeyboardInterrupt:
             self._sum_up(tally, options)
             raise CommandError(
@@ -106,14 +107,14 @@ class Acting(Task):
             raise wrong(f"Name the {RUN}, or choose by filters: --sequence, --status, --since, …")
         if not options.all and not options.dry_run:
             raise wrong("Add --all to do it to every run of these filters, --dry-run to see them.")
-        found = filtered(options)
+        chosen = filtered(options)
         if options.status is None:
-            found = found.filter(status__in=ACTIONS[self.action].meant_for)
+            chosen = chosen.filter(status__in=RULES[self.action].targets)
         if step is not None and self.action != "restart_from":
-            found = at_step(found, step)
-        return list(found.values_list("pk", flat=True))
+            chosen = at_step(chosen, step)
+        return list(chosen.values_list("pk", flat=True))
 
-    def _tell_which(self, chosen: list[UUID], options: Namespace) -> None:
+    def _list_chosen(self, chosen: list[UUID], options: Namespace) -> None:
         if options.json:
             self.write_json({"action": self.action, "runs": [str(pk) for pk in chosen]})
             return
@@ -121,14 +122,14 @@ class Acting(Task):
             self.write(str(pk))
         self.write(f"{self.name} would be tried on {len(chosen)} runs.")
 
-    def _act(
-        self, pk: UUID, given: list[Any], keywords: dict[str, Any], tally: Tally, *, quiet: bool
+    def _operate(
+        self, pk: UUID, arguments: list[Any], keywords: dict[str, Any], tally: Tally, *, quiet: bool
     ) -> None:
         run = runs().filter(pk=pk).first()
         if run is None:  # pruned since it was found
             return
         try:
-            why = self.perform(run, given, keywords)
+            why = self.perform(run, arguments, keywords)
         except SequenceError as error:
             why = str(error)
         if why:
@@ -140,10 +141,10 @@ class Acting(Task):
         elif not quiet:
             self.command.stderr.write(plain(why))
 
-    def perform(self, run: SequenceRun, given: list[Any], keywords: dict[str, Any]) -> str:
+    def perform(self, run: SequenceRun, arguments: list[Any], keywords: dict[str, Any]) -> str:
         """Do it to one. Returns, or raises, why not."""
         method: Callable[..., Any] = getattr(run, self.action)
-        method(*given, **keywords)
+        method(*arguments, **keywords)
         return ""
 
     def _sum_up(self, tally: Tally, options: Namespace) -> None:
@@ -157,7 +158,7 @@ class Acting(Task):
             raise CommandError(why, returncode=REFUSED)
 
 
-class Cancel(Acting):
+class Cancel(Operating):
     """Cancel, perhaps with its undos."""
 
     name, action = "cancel", "cancel"
@@ -170,7 +171,7 @@ class Cancel(Acting):
         return {**super().keywords(options), "undo": options.undo}
 
 
-class Deliver(Acting):
+class Deliver(Operating):
     """Deliver an event."""
 
     name, action = "deliver", "deliver"
@@ -184,13 +185,13 @@ class Deliver(Acting):
     def arguments(self, options: Namespace) -> tuple[Any, ...]:
         return (options.payload,)
 
-    def perform(self, run: SequenceRun, given: list[Any], keywords: dict[str, Any]) -> str:
-        if run.deliver(*given, **keywords):
+    def perform(self, run: SequenceRun, arguments: list[Any], keywords: dict[str, Any]) -> str:
+        if run.deliver(*arguments, **keywords):
             return ""
-        return f"Run {run.pk} has a delivery of {given[0]!r} already, and the first one counts."
+        return f"Run {run.pk} has a delivery of {arguments[0]!r} already, and the first one counts."
 
 
-class RestartFrom(Acting):
+class RestartFrom(Operating):
     """Restart, perhaps with what was delivered before."""
 
     name, action = "restart-from", "restart_from"
@@ -204,7 +205,7 @@ class RestartFrom(Acting):
         return {**super().keywords(options), "keep_deliveries": options.keep_deliveries}
 
 
-class Erase(Acting):
+class Erase(Operating):
     """Erase, perhaps without its key."""
 
     name, action = "erase", "erase"
@@ -218,10 +219,10 @@ class Erase(Acting):
         return {**super().keywords(options), "keep_key": options.keep_key}
 
 
-def _acting(action: str, told: str) -> Callable[[BaseCommand], Acting]:
-    """The class of an act that takes nothing of its own."""
-    name = action.replace("_", "-")
-    return type(f"{action.title()}Task", (Acting,), {"name": name, "action": action, "help": told})
+def _operating(action: str, help_text: str) -> Callable[[BaseCommand], Operating]:
+    """The class of an operation that takes nothing of its own."""
+    attributes = {"name": action.replace("_", "-"), "action": action, "help": help_text}
+    return type(f"{action.title()}Task", (Operating,), attributes)
 
 
 class Edit(Task):
@@ -277,13 +278,13 @@ class Edit(Task):
 
 
 TASKS: list[Callable[[BaseCommand], Task]] = [
-    _acting("retry", "Begin failed steps again, and retry now what waits for that."),
+    _operating("retry", "Begin failed steps again, and retry now what waits for that."),
     Cancel,
-    _acting("pause", "Hold what has not begun."),
-    _acting("resume", "Let go what a pause holds."),
-    _acting("finish", "Succeed runs as they are."),
-    _acting("skip", "Go on without a step."),
-    _acting("run_now", "Let a step wait no longer for its time."),
+    _operating("pause", "Hold what has not begun."),
+    _operating("resume", "Let go what a pause holds."),
+    _operating("finish", "Succeed runs as they are."),
+    _operating("skip", "Go on without a step."),
+    _operating("run_now", "Let a step wait no longer for its time."),
     RestartFrom,
     Deliver,
     Edit,

@@ -10,6 +10,7 @@ from django.db.models import Q
 from dramatiq.middleware import SkipMessage
 
 from sequences import Abort, Sequence, conf, event, on_failure, step, subsequence
+from sequences.definitions.rules import RULES
 from sequences.engine import dispatcher
 from sequences.exceptions import ChildrenFailed, EventTimeout, InvalidTransition, ItemsFailed
 from sequences.inspection import actions, snapshot
@@ -31,38 +32,45 @@ class Undo(Exception):
     """Ends an attempt without a trace."""
 
 
-def accepts(run, act, name):
+def accepts(run, action, name):
     """Whether the run's own method does it; nothing of it stays."""
-    arguments = [name] if name else [run.data] if act.name == "edit" else []
+    arguments = [name] if name else [run.data] if action.name == "edit" else []
     try:
         with transaction.atomic():
-            did = getattr(fresh(run), act.name)(*arguments)
+            result = getattr(fresh(run), action.name)(*arguments)
             raise Undo
     except InvalidTransition:
         return False
     except Undo:
-        return did is not False
+        return result is not False
 
 
 def disagreements(run):
     """What is promised and refused, or accepted and not promised."""
-    shown = snapshot.of(fresh(run))
-    promised = {(act.name, on.name if on else None) for act, on in actions.allowed(shown)}
+    run_snapshot = snapshot.of(fresh(run))
+    promised = names_of(run_snapshot)
     wrong = []
-    for act in actions.ACTIONS.values():
-        for name in [one.name for one in shown.steps] if act.on_step else [None]:
-            if act.name == "deliver" and is_no_wait(shown.step(name)):
-                assert (act.name, name) not in promised
+    for action in actions.ACTIONS.values():
+        for name in run_snapshot.plan.names if action.on_step else [None]:
+            if action.name == "deliver" and is_no_wait(run_snapshot.step(name)):
+                assert (action.name, name) not in promised
                 continue
-            if accepts(run, act, name) != ((act.name, name) in promised):
-                states = {one.name: (one.status, dict(one.items)) for one in shown.steps}
-                wrong.append((act.name, name, run.status, states))
+            if accepts(run, action, name) != ((action.name, name) in promised):
+                states = {on.name: (on.status, dict(on.items)) for on in run_snapshot.steps}
+                wrong.append((action.name, name, run.status, states))
     return wrong
 
 
-def is_no_wait(found):
+def names_of(run_snapshot):
+    """The buttons, each with the name of its step."""
+    allowed = actions.allowed(run_snapshot)
+    return {(action.name, on.name if on else None) for action, on in allowed}
+
+
+def is_no_wait(step_snapshot):
     # One that comes early is kept; no button asks for that. Other steps have no such method.
-    return found.node.kind != "event" or found.status not in ("waiting", "failed")
+    kind, status = step_snapshot.node.kind, step_snapshot.status
+    return kind != "event" or status not in ("waiting", "failed")
 
 
 def order():
@@ -196,7 +204,7 @@ def wander(run, seed, moving):
         elif chance < 0.85:
             end_children(run, dice)
         elif chance < 0.95:
-            act(fresh(run), dice)
+            operate(fresh(run), dice)
     return run
 
 
@@ -229,17 +237,20 @@ def end_children(run, dice):
         look(child.parent_id, conf.using())
 
 
-def act(run, dice):
-    found = list(actions.allowed(snapshot.of(run)))
-    found = [one for one in found if one[0].name not in ("erase", "edit")]
-    if found:
-        chosen, on = dice.choice(found)
-        undo = {"undo": True} if chosen.name == "cancel" and may_undo(run, dice) else {}
-        getattr(run, chosen.name)(*([on.name] if on else []), **undo)
+def operate(run, dice):
+    allowed = [
+        (action.name, [on.name] if on else [])
+        for action, on in actions.allowed(snapshot.of(run))
+        if action.name not in ("erase", "edit")
+    ]
+    if allowed:
+        name, arguments = dice.choice(allowed)
+        options = {"undo": True} if name == "cancel" and may_undo(run, dice) else {}
+        getattr(run, name)(*arguments, **options)
 
 
 def may_undo(run, dice):
-    return run.status in (RunStatus.RUNNING, RunStatus.PAUSED) and dice.random() < 0.8
+    return RULES["cancel_and_undo"].allows(run.status) and dice.random() < 0.8
 
 
 @pytest.mark.parametrize(
@@ -274,13 +285,11 @@ def does(name, *arguments):
 
 
 def of_run(run):
-    return {act.name for act, on in actions.allowed(snapshot.of(fresh(run))) if on is None}
+    return of_step(run, None)
 
 
 def of_step(run, name):
-    return {
-        act.name for act, on in actions.allowed(snapshot.of(fresh(run))) if on and on.name == name
-    }
+    return {action for action, on in names_of(snapshot.of(fresh(run))) if on == name}
 
 
 @pytest.mark.parametrize(
@@ -366,13 +375,15 @@ def test_a_failed_item_does_not_let_its_fan_out_be_edited_while_another_runs():
     assert disagreements(run) == []
 
 
-def test_each_act_needs_a_permission_of_its_own_and_the_one_to_view_gives_none():
+def test_each_action_needs_a_permission_of_its_own_and_the_one_to_view_gives_none():
     user = User.objects.create_user("mia")
     user.user_permissions.add(Permission.objects.get(codename="view_sequencerun"))
-    assert not [name for name, act in actions.ACTIONS.items() if actions.permitted(user, act)]
+    assert not [name for name, action in actions.ACTIONS.items() if actions.permitted(user, action)]
     user.user_permissions.add(Permission.objects.get(codename="pause_sequencerun"))
     user = User.objects.get(pk=user.pk)
-    assert [name for name, act in actions.ACTIONS.items() if actions.permitted(user, act)] == [
+    assert [
+        name for name, action in actions.ACTIONS.items() if actions.permitted(user, action)
+    ] == [
         "pause",
         "resume",
     ]
@@ -381,6 +392,6 @@ def test_each_act_needs_a_permission_of_its_own_and_the_one_to_view_gives_none()
     assert not actions.permitted(user, actions.ACTIONS["pause"])
 
 
-def test_every_act_has_a_permission_that_exists():
+def test_every_action_has_a_permission_that_exists():
     known = {f"job_sequences.{name}" for name, _ in SequenceRun._meta.permissions}
-    assert {act.permission for act in actions.ACTIONS.values()} == known
+    assert {action.permission for action in actions.ACTIONS.values()} == known

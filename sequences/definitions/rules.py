@@ -1,0 +1,119 @@
+"""What may be done to a run, and when: one table for the engine, the admin and the command line.
+
+A rule says what the states of a run, and of a step, can say. The functions below it say the rest,
+from the plan and the states of its steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from .plan import COMPENSATION_KINDS, Plan
+
+RunState = Literal["running", "paused", "undoing", "succeeded", "failed", "cancelled"]
+StepState = Literal[
+    "waiting", "queued", "running", "retrying", "succeeded", "failed", "skipped", "cancelled"
+]
+RUN_STATES: tuple[RunState, ...] = get_args(RunState)
+STEP_STATES: tuple[StepState, ...] = get_args(StepState)
+#: The state of a step that has no row yet.
+NOT_STARTED: Literal[""] = ""
+MAIN_KINDS = frozenset({"step", "each", "event", "subsequence"})
+ALL_KINDS = MAIN_KINDS | COMPENSATION_KINDS | {"item"}
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """In which states an operation is allowed, in the order in which a refusal names them."""
+
+    run_states: tuple[RunState, ...]
+    #: Of an operation on one step: the states that allow it. Empty: it concerns the whole run.
+    step_states: tuple[StepState | Literal[""], ...] = ()
+    kinds: frozenset[str] = ALL_KINDS
+    #: Of many runs those that it is meant for, if nobody names a state; the likeliest first.
+    usual_runs: tuple[RunState, ...] = ()
+    #: The states in which people are offered it, if there are more that accept it from code.
+    offered_steps: tuple[StepState, ...] = ()
+
+    @property
+    def is_on_step(self) -> bool:
+        return bool(self.step_states)
+
+    def allows(self, run_state: str) -> bool:
+        """Whether a run in this state may accept it."""
+        return run_state in self.run_states
+
+    def allows_step(self, step_state: str, kind: str) -> bool:
+        """Whether a step of this kind, in this state, may accept it."""
+        return step_state in self.step_states and kind in self.kinds
+
+    def offers_step(self, step_state: str, kind: str) -> bool:
+        """Whether people are offered it for such a step."""
+        return step_state in (self.offered_steps or self.step_states) and kind in self.kinds
+
+    @property
+    def targets(self) -> tuple[RunState, ...]:
+        """Of many runs those that it is meant for, the likeliest first."""
+        return self.usual_runs or self.run_states
+
+
+#: By the name of the method; below that of its variants.
+RULES: dict[str, Rule] = {
+    "pause": Rule(("running",)),
+    "resume": Rule(("paused",)),
+    "cancel": Rule(("running", "paused", "undoing")),
+    "cancel_and_undo": Rule(("running", "paused")),
+    "finish": Rule(("running", "paused")),
+    "retry": Rule(("running", "paused", "failed"), usual_runs=("failed",)),
+    "retry_compensation": Rule(("failed",)),
+    "skip": Rule(
+        ("running", "paused", "failed"),
+        step_states=("failed", "waiting", "queued", "retrying"),
+        kinds=MAIN_KINDS,
+        usual_runs=("failed", "running", "paused"),
+    ),
+    "skip_compensation": Rule(("failed",), step_states=("failed",), kinds=COMPENSATION_KINDS),
+    "run_now": Rule(("running", "undoing"), step_states=("waiting", "retrying")),
+    "restart_from": Rule(
+        ("running", "paused", "succeeded", "failed", "cancelled"),
+        step_states=STEP_STATES,
+        kinds=MAIN_KINDS,
+        usual_runs=("failed", "running", "paused", "cancelled"),
+    ),
+    "deliver": Rule(
+        ("running", "paused", "failed"),
+        # One that comes early is kept until the run comes to its event.
+        step_states=(NOT_STARTED, "waiting", "queued", "running", "retrying", "failed"),
+        kinds=frozenset({"event"}),
+        usual_runs=("failed", "running", "paused"),
+        offered_steps=("waiting", "failed"),
+    ),
+    "edit": Rule(RUN_STATES),
+    "erase": Rule(("succeeded", "failed", "cancelled")),
+}
+
+
+def skip_rule(kind: str) -> Rule:
+    """A compensation is skipped only after it has failed, and its run with it."""
+    return RULES["skip_compensation" if kind in COMPENSATION_KINDS else "skip"]
+
+
+# What the states alone cannot say
+
+
+def has_handler(plan: Plan, states: Mapping[str, str], step: str) -> bool:
+    """Whether this step has failed and another goes on in its place: it cannot be skipped."""
+    return states.get(step) == "failed" and step not in plan.failed(states)
+
+
+def left_undone(plan: Plan, undone: frozenset[str], step: str) -> frozenset[str]:
+    """The undone steps that a restart from this one would not run again: it needs them done."""
+    return undone - plan.again(step)
+
+
+def fails_elsewhere(plan: Plan, states: Mapping[str, str], step: str) -> bool:
+    """Whether a step has failed that a restart from this one would not run again."""
+    again = plan.again(step)
+    return plan.is_failing({name: state for name, state in states.items() if name not in again})
