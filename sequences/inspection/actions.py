@@ -55,17 +55,17 @@ ACTIONS: dict[str, Action] = {
             "retry",
             _("Retry"),
             _(
-                "The failed steps begin again, with all their attempts; what waits for its next "
-                "attempt is tried now. Steps that have succeeded are not performed again. Of a run "
-                "that was undone, the undos that have failed begin again."
+                "Restarts the failed steps with fresh attempts; steps waiting for a retry run now. "
+                "Completed steps do not run again. In a run that was rolled back, the failed "
+                "undos restart instead."
             ),
         ),
         Action(
             "restart_from",
             _("Restart from here"),
             _(
-                "This step is performed again, and all that come after it. The data stays as it "
-                "is now. Events among these steps ask again."
+                "The chosen step and all later steps run again. The data stays as it is now. "
+                "Events among these steps wait for a new delivery."
             ),
             is_dangerous=True,
             needs="restart",
@@ -73,48 +73,48 @@ ACTIONS: dict[str, Action] = {
         Action(
             "skip",
             _("Skip"),
-            _("The run goes on without this step, as if it had nothing to do."),
+            _("Continues without this step, as if there had been nothing to do."),
             is_dangerous=True,
         ),
         Action(
             "run_now",
             _("Run now"),
-            _("The step does not wait for its time any longer."),
+            _("Runs the step now instead of at its scheduled time."),
         ),
         Action(
             "deliver",
             _("Deliver"),
-            _("The event that this step waits for has come, with this payload."),
+            _("Delivers the event with this payload. Only the first delivery counts."),
         ),
         Action(
             "pause",
             _("Pause"),
-            _("A running step may end; nothing new begins until it is resumed."),
+            _("Running steps finish; no new step starts until you resume."),
         ),
         Action(
             "resume",
             _("Resume"),
-            _("What the pause holds goes on; what fell due meanwhile is performed now."),
+            _("Held steps continue; anything that became due meanwhile runs now."),
             needs="pause",
         ),
         Action(
             "edit",
             _("Edit data"),
-            _("Other data takes the place of what the steps share."),
+            _("Replaces the data shared by the steps."),
             is_dangerous=True,
         ),
         Action(
             "finish",
             _("Finish"),
-            _("The run succeeds as it is now; what has not ended is skipped."),
+            _("Marks the run as succeeded; unfinished steps are skipped."),
             is_dangerous=True,
         ),
         Action(
             "cancel",
             _("Cancel"),
             _(
-                "The run ends here; a step that runs just now loses its commit. If what was done "
-                "is undone first, the step ends before that."
+                "Stops the run here. A step that is running is rolled back; if completed steps "
+                "are rolled back first, it finishes before that."
             ),
             is_dangerous=True,
         ),
@@ -122,8 +122,8 @@ ACTIONS: dict[str, Action] = {
             "erase",
             _("Erase"),
             _(
-                "Data, payloads, results, the texts of failures, earlier reasons and the key are "
-                "blanked, for good: of the run, and of all that it has started."
+                "Permanently erases data, payloads, results, error texts, earlier reasons and the "
+                "key of this run, and of every run that it has started."
             ),
             is_dangerous=True,
         ),

@@ -53,14 +53,12 @@ class Operating(Task):
         else:
             parser.add_argument("runs", nargs="*", metavar=RUN, help=RUN_HELP)
         self.add_options(parser)
-        parser.add_argument("--reason", default="", help="why; kept with the run")
+        parser.add_argument("--reason", default="", help="why; stored with the run")
         parser.add_argument("--by", help="who; you, if nobody is named")
         parser.add_argument("--json", action="store_true", help="a JSON object: done, refused")
         add_filters(parser, step=not action.on_step)
-        parser.add_argument(
-            "--all", action="store_true", help="every run that the filters let pass"
-        )
-        parser.add_argument("--dry-run", action="store_true", help="only say which those are")
+        parser.add_argument("--all", action="store_true", help="every run that matches the filters")
+        parser.add_argument("--dry-run", action="store_true", help="only list these runs")
 
     def add_options(self, parser: ArgumentParser) -> None:
         """What only this operation takes."""
@@ -162,10 +160,10 @@ class Cancel(Operating):
     """Cancel, perhaps with its undos."""
 
     name, action = "cancel", "cancel"
-    help = "End runs; with --undo, take back what they have done."
+    help = "Cancel runs; with --undo, roll back completed steps first."
 
     def add_options(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--undo", action="store_true", help="take back what was done, first")
+        parser.add_argument("--undo", action="store_true", help="roll back completed steps first")
 
     def keywords(self, options: Namespace) -> dict[str, Any]:
         return {**super().keywords(options), "undo": options.undo}
@@ -195,10 +193,10 @@ class RestartFrom(Operating):
     """Restart, perhaps with what was delivered before."""
 
     name, action = "restart-from", "restart_from"
-    help = "Perform a step again, and all that come after it."
+    help = "Run a step and all later steps again."
 
     def add_options(self, parser: ArgumentParser) -> None:
-        keep = "keep what was delivered for the events among them, instead of asking again"
+        keep = "keep earlier deliveries for the events among them"
         parser.add_argument("--keep-deliveries", action="store_true", help=keep)
 
     def keywords(self, options: Namespace) -> dict[str, Any]:
@@ -209,7 +207,7 @@ class Erase(Operating):
     """Erase, perhaps without its key."""
 
     name, action = "erase", "erase"
-    help = "Blank data, results, texts of failures, reasons and the key, for good."
+    help = "Permanently erase data, results, error texts, reasons and the key."
 
     def add_options(self, parser: ArgumentParser) -> None:
         keep = "keep the key, so that no other run starts with it"
@@ -226,14 +224,14 @@ def _operating(action: str, help_text: str) -> Callable[[BaseCommand], Operating
 
 
 class Edit(Task):
-    """Put other data in the place of a run's."""
+    """Replace the data of a run."""
 
-    name, help = "edit", "Put other data in the place of a run's."
+    name, help = "edit", "Replace the data of a run."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.description = (
-            "While no step runs. Values that are shown as *** stay as they are where you leave *** "
-            "in their place."
+            "Replaces the data of a run while no step is running. Values shown as *** stay as they "
+            "are wherever you leave *** in place."
         )
         parser.add_argument("run", metavar=RUN, help=RUN_HELP)
         what = parser.add_mutually_exclusive_group()
@@ -246,7 +244,7 @@ class Edit(Task):
         parser.add_argument(
             "--if-version", type=int, metavar="N", help="only if `show` says this version still"
         )
-        parser.add_argument("--reason", default="", help="why; kept with the run")
+        parser.add_argument("--reason", default="", help="why; stored with the run")
         parser.add_argument("--by", help="who; you, if nobody is named")
 
     def run(self, options: Namespace) -> None:
@@ -278,13 +276,13 @@ class Edit(Task):
 
 
 TASKS: list[Callable[[BaseCommand], Task]] = [
-    _operating("retry", "Begin failed steps again, and retry now what waits for that."),
+    _operating("retry", "Restart failed steps, and run waiting retries now."),
     Cancel,
-    _operating("pause", "Hold what has not begun."),
-    _operating("resume", "Let go what a pause holds."),
-    _operating("finish", "Succeed runs as they are."),
-    _operating("skip", "Go on without a step."),
-    _operating("run_now", "Let a step wait no longer for its time."),
+    _operating("pause", "Start no further steps until you resume."),
+    _operating("resume", "Continue paused runs."),
+    _operating("finish", "Mark runs as succeeded."),
+    _operating("skip", "Continue without a step."),
+    _operating("run_now", "Run a delayed step now."),
     RestartFrom,
     Deliver,
     Edit,
