@@ -21,6 +21,8 @@ from .port import get_engine
 from .utils.uuid7 import uuid7
 
 if TYPE_CHECKING:
+    from django.db.models.fields.related_descriptors import RelatedManager
+
     from .definitions.steps import Step
 
     Named: TypeAlias = Step[Any] | str
@@ -126,6 +128,9 @@ class StoredPlan(_Row):
     graph = models.JSONField(_("graph"))
     created_at = models.DateTimeField(_("created"))
 
+    if TYPE_CHECKING:  # Django adds them
+        runs: RelatedManager[SequenceRun]
+
     class Meta:
         verbose_name = _("plan")
         verbose_name_plural = _("plans")
@@ -220,6 +225,14 @@ class SequenceRun(_Row):
     trace = models.CharField(max_length=55, blank=True, default="", db_default="", editable=False)
 
     objects = _Manager.from_queryset(SequenceRunQuerySet)()  # type: ignore[misc]
+
+    if TYPE_CHECKING:  # Django adds them
+        plan_id: int
+        parent_id: int | None
+        steps: RelatedManager[StepRun]
+        failures: RelatedManager[StepFailure]
+        losses: RelatedManager[StepLoss]
+        operations: RelatedManager[Operation]
 
     class Meta:
         verbose_name = _("run")
@@ -467,6 +480,12 @@ class StepRun(_Row):
     #: finished, or held because its run is paused or has failed.
     wake_at = models.DateTimeField(_("wakes"), null=True, blank=True, db_index=True)
 
+    if TYPE_CHECKING:  # Django adds them
+        run_id: UUID
+        children: RelatedManager[SequenceRun]
+        failures: RelatedManager[StepFailure]
+        losses: RelatedManager[StepLoss]
+
     class Meta:
         verbose_name = _("step run")
         verbose_name_plural = _("step runs")
@@ -509,6 +528,10 @@ class StepFailure(_Row):
     worker = models.CharField(_("worker"), max_length=100, blank=True)
     failed_at = models.DateTimeField(_("failed"), db_index=True)
 
+    if TYPE_CHECKING:  # Django adds them
+        run_id: UUID
+        step_run_id: int | None
+
     class Meta:
         verbose_name = _("failed attempt")
         verbose_name_plural = _("failed attempts")
@@ -544,6 +567,10 @@ class StepLoss(_Row):
     beside = models.JSONField(_("beside"), default=list)
     lost_at = models.DateTimeField(_("lost"), db_index=True)
 
+    if TYPE_CHECKING:  # Django adds them
+        run_id: UUID
+        step_run_id: int | None
+
     class Meta:
         verbose_name = _("lost worker")
         verbose_name_plural = _("lost workers")
@@ -571,6 +598,9 @@ class Operation(_Row):
     before = models.JSONField(_("before"), null=True, blank=True, encoder=JSONEncoder)
     after = models.JSONField(_("after"), null=True, blank=True, encoder=JSONEncoder)
     done_at = models.DateTimeField(_("done"))
+
+    if TYPE_CHECKING:  # Django adds it
+        run_id: UUID
 
     class Meta:
         verbose_name = _("operation")
