@@ -16,23 +16,7 @@ from .definitions import registry
 from .definitions.definition import Definition, Failure, Outcome, Unique
 from .definitions.options import MetaOptions
 from .definitions.plan import COMPENSATION_KINDS, Node, Plan
-from .definitions.steps import (
-    Event,
-    Finish,
-    OnFailure,
-    Repeat,
-    Step,
-    Subsequence,
-    Undo,
-    event,
-    finish,
-    name_of,
-    no_attribute,
-    on_failure,
-    repeat,
-    step,
-    subsequence,
-)
+from .definitions.steps import Step, Undo, name_of, no_attribute
 from .definitions.validation import (
     MAX_LABEL,
     check_body,
@@ -50,26 +34,6 @@ from .port import Engine, get_engine
 if TYPE_CHECKING:
     from .models import SequenceRun, SequenceRunQuerySet, StepRun
 
-__all__ = [
-    "Definition",
-    "Event",
-    "Finish",
-    "OnFailure",
-    "Repeat",
-    "Sequence",
-    "Step",
-    "StepContext",
-    "Subsequence",
-    "Undo",
-    "event",
-    "finish",
-    "on_failure",
-    "repeat",
-    "step",
-    "subsequence",
-]
-
-S = TypeVar("S", bound="Sequence[Any]")
 if TYPE_CHECKING:  # a default, which Python has from 3.13 on, and type checkers know already
     from typing_extensions import TypeVar as TypeVarWithDefault
 
@@ -109,7 +73,7 @@ class _Body(dict[str, Any]):
         """A decorator above ``@step`` has put something else in the place of a step."""
         steps = [value for value in self.values() if isinstance(value, Step)]
         # What other steps name has errors of its own.
-        known = {id(one) for step in steps for one in (step, *_references(step))}
+        known = {id(named) for step in steps for named in (step, *_references(step))}
         for lost in self.declared:
             if id(lost) not in known:
                 name = getattr(lost.function, "__name__", "a step")
@@ -368,8 +332,8 @@ def _declare(cls: type[Sequence[Any]]) -> None:
     meta = MetaOptions.of(cls)
     steps = {name: step.with_defaults(meta.step_defaults) for name, step in _collect(cls).items()}
     check_names(cls, [*vars(cls), *steps], RESERVED)
-    for name, found in steps.items():
-        raise_first(f"{path_of(cls)}.{name}", step_problems(name, found, steps))
+    for name, step in steps.items():
+        raise_first(f"{path_of(cls)}.{name}", step_problems(name, step, steps))
     check_step_aliases(cls, steps)
     check_references(cls, steps)
     if meta.abstract:
@@ -428,8 +392,8 @@ def _collect(cls: type) -> dict[str, Step[Any]]:
     """The steps of a class: those of its bases in their order, then its own."""
     names = [name for base in cls.__bases__ for name in _collect(base)]
     names += [name for name, value in vars(cls).items() if isinstance(value, Step)]
-    found = {name: inspect.getattr_static(cls, name) for name in dict.fromkeys(names)}
-    for name, value in found.items():
+    attributes = {name: inspect.getattr_static(cls, name) for name in dict.fromkeys(names)}
+    for name, value in attributes.items():
         if value is not None and not isinstance(value, Step):
             raise invalid(
                 cls,
@@ -437,27 +401,27 @@ def _collect(cls: type) -> dict[str, Step[Any]]:
                 "Decorate it with @step, or remove the step with None.",
                 step=name,
             )
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in attributes.items() if value is not None}
 
 
 def _nodes(cls: type[Sequence[Any]], label: str, steps: dict[str, Step[Any]]) -> Iterator[Node]:
     open_ends: list[str] = []
-    handlers = {name_of(found.on_error) for found in steps.values() if found.on_error is not None}
-    for name, found in steps.items():
-        aside = found.kind in COMPENSATION_KINDS or (name in handlers and found.after is None)
+    handlers = {name_of(step.on_error) for step in steps.values() if step.on_error is not None}
+    for name, step in steps.items():
+        aside = step.kind in COMPENSATION_KINDS or (name in handlers and step.after is None)
         after: list[str] = []
         if not aside:
-            after = open_ends if found.after is None else [name_of(one) for one in found.after]
+            after = open_ends if step.after is None else [name_of(other) for other in step.after]
             open_ends = [*(end for end in open_ends if end not in after), name]
         yield Node(
             name=name,
             after=tuple(after),
             actor=f"{label}.{name}",
-            queue=found.options.get("queue_name", "default"),
-            kind=found.kind,
-            undoes=name_of(found.undoes) if isinstance(found, Undo) else "",
-            attempted=isinstance(found, Undo) and _undoes_attempted(found, steps),
-            on_error="" if found.on_error is None else name_of(found.on_error),
+            queue=step.options.get("queue_name", "default"),
+            kind=step.kind,
+            undoes=name_of(step.undoes) if isinstance(step, Undo) else "",
+            attempted=isinstance(step, Undo) and _undoes_attempted(step, steps),
+            on_error="" if step.on_error is None else name_of(step.on_error),
             aside=aside,
         )
 

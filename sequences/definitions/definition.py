@@ -13,9 +13,7 @@ from django.utils.text import camel_case_to_spaces
 
 from ..exceptions import SequenceError
 from .plan import Node, Plan
-from .steps import (
-    Step,
-)
+from .steps import Step
 
 Unique = Literal["ever", "unfinished"]
 

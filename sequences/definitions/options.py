@@ -5,26 +5,12 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal
 
 from django.utils.functional import Promise
 
-from .steps import (
-    as_tuple,
-)
-from .validation import (
-    META_OWN,
-    meta_problems,
-    path_of,
-    raise_first,
-)
-
-if TYPE_CHECKING:  # a default, which Python has from 3.13 on, and type checkers know already
-    from typing_extensions import TypeVar as TypeVarWithDefault
-
-    D = TypeVarWithDefault("D", default=dict[str, Any])
-else:
-    D = TypeVar("D")
+from .steps import as_tuple
+from .validation import META_OWN, meta_problems, path_of, raise_first
 
 
 @dataclass(frozen=True)

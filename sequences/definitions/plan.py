@@ -162,17 +162,17 @@ class Plan:
 
     def descendants(self, name: str) -> frozenset[str]:
         """The names of all steps that come after this one, without itself."""
-        found = {self.node(name).name}
+        names = {self.node(name).name}
         for node in self.nodes:  # topological: one pass finds all
-            if not found.isdisjoint(node.after):
-                found.add(node.name)
-        return frozenset(found - {name})
+            if not names.isdisjoint(node.after):
+                names.add(node.name)
+        return frozenset(names - {name})
 
     def again(self, name: str) -> frozenset[str]:
         """What begins anew with this step: it, all that come after it, and what went on in the
         place of one of them."""
         again = self.descendants(name) | {name}
-        handlers = {self.node(one).on_error for one in again} - {"", *again}
+        handlers = {self.node(step).on_error for step in again} - {"", *again}
         return frozenset(again.union(*(self.again(handler) for handler in handlers)))
 
     def predecessors(self, name: str) -> frozenset[str]:
@@ -199,8 +199,8 @@ class Plan:
         if self.is_failing(states):
             return None if EXECUTING & set(states.values()) else "failed"
         handlers = {node.on_error for node in self.nodes if states.get(node.name) == "failed"}
-        wanted = {node.name for node in self.main} | handlers
-        done = all(states.get(name) in DONE or self._is_handled(name, states) for name in wanted)
+        names = {node.name for node in self.main} | handlers
+        done = all(states.get(name) in DONE or self._is_handled(name, states) for name in names)
         return "succeeded" if done else None
 
     def is_failing(self, states: Mapping[str, str]) -> bool:
@@ -232,11 +232,11 @@ class Plan:
 
     @cached_property
     def _successors(self) -> dict[str, tuple[Node, ...]]:
-        found: dict[str, tuple[Node, ...]] = {}
+        successors: dict[str, tuple[Node, ...]] = {}
         for node in self.nodes:
             for name in node.after:
-                found[name] = (*found.get(name, ()), node)
-        return found
+                successors[name] = (*successors.get(name, ()), node)
+        return successors
 
 
 def _validated(where: str, nodes: tuple[Node, ...]) -> tuple[Node, ...]:

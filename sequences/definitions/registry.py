@@ -70,7 +70,7 @@ def hidden_by(label: str) -> tuple[str, ...]:
 
 def hidden(definition: Definition, above: frozenset[str] = frozenset()) -> tuple[str, ...]:
     """What it hides in `data`, and what its children hide in theirs, which stands in it, too."""
-    found = list(definition.redact)
+    patterns = list(definition.redact)
     above |= {definition.label}
     for step in definition.steps.values():
         child = getattr(step, "sequence", None)
@@ -78,12 +78,12 @@ def hidden(definition: Definition, above: frozenset[str] = frozenset()) -> tuple
             continue
         below = definition_of(child) if isinstance(child, str) else child._definition
         if below is None:
-            patterns: tuple[str, ...] = ("*",)
+            patterns_below: tuple[str, ...] = ("*",)
         else:
-            patterns = () if below.label in above else hidden(below, above)
+            patterns_below = () if below.label in above else hidden(below, above)
         names = (step.name, *step.aliases)
-        found += [f"{name}.{pattern}" for name in names for pattern in patterns]
-    return tuple(found)
+        patterns += [f"{name}.{pattern}" for name in names for pattern in patterns_below]
+    return tuple(patterns)
 
 
 def names_of(label: str) -> list[str]:

@@ -122,8 +122,8 @@ def check_names(cls: type, names: Iterable[str], reserved: frozenset[str]) -> No
 
 def check_step_aliases(cls: type, steps: dict[str, Step[Any]]) -> None:
     taken = set(steps)
-    for name, found in steps.items():
-        for alias in found.aliases:
+    for name, declaration in steps.items():
+        for alias in declaration.aliases:
             if alias in taken:
                 problem = f"its alias {alias!r} is the name or an alias of another step"
                 raise invalid(cls, problem, "Remove the alias.", step=name)
@@ -133,20 +133,20 @@ def check_step_aliases(cls: type, steps: dict[str, Step[Any]]) -> None:
 def check_references(cls: type, steps: dict[str, Step[Any]]) -> None:
     """What steps name: the one that is undone, and the one to go on with after an error."""
     undone: set[str] = set()
-    for name, found in steps.items():
-        for role, other in _references(found):
+    for name, declaration in steps.items():
+        for role, other in _references(declaration):
             if other not in steps:
                 hint = did_you_mean(other, steps)
                 raise invalid(cls, f"{role} {other!r}, which is not a step of it", hint, step=name)
             if other == name or steps[other].kind in COMPENSATION_KINDS:
                 hint = "Name another step, one of the main line."
                 raise invalid(cls, f"{role} {other!r}", hint, step=name)
-        if isinstance(found, Undo):
-            if name_of(found.undoes) in undone:
-                problem = f"it undoes {name_of(found.undoes)!r}, which has an undo already"
+        if isinstance(declaration, Undo):
+            if name_of(declaration.undoes) in undone:
+                problem = f"it undoes {name_of(declaration.undoes)!r}, which has an undo already"
                 raise invalid(cls, problem, "Do both in one.", step=name)
-            undone.add(name_of(found.undoes))
-    handlers = [name for name, found in steps.items() if found.kind == "on_failure"]
+            undone.add(name_of(declaration.undoes))
+    handlers = [name for name, declaration in steps.items() if declaration.kind == "on_failure"]
     if len(handlers) > 1:
         problem = f"it is a second @on_failure, beside {handlers[0]!r}"
         raise invalid(cls, problem, "Do both in one.", step=handlers[1])
@@ -374,9 +374,9 @@ _MILLISECOND = timedelta(milliseconds=1)
 
 
 def _are_exceptions(value: object) -> bool:
-    found = value if isinstance(value, tuple) else (value,)
+    classes = value if isinstance(value, tuple) else (value,)
     return value is None or all(
-        isinstance(one, type) and issubclass(one, BaseException) for one in found
+        isinstance(cls, type) and issubclass(cls, BaseException) for cls in classes
     )
 
 
