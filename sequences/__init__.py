@@ -1,5 +1,6 @@
 """Durable job sequences for Django, on Dramatiq."""
 
+from .definitions.option_types import SequenceMeta
 from .definitions.steps import event, finish, on_failure, repeat, step, subsequence
 from .exceptions import Abort
 from .flows.builder import astart_definition, define, start_definition
@@ -11,6 +12,7 @@ from .sequence import Sequence, get
 __all__ = [  # noqa: RUF022 (grouped)
     # declaring
     "Sequence",
+    "SequenceMeta",
     "event",
     "on_failure",
     "step",

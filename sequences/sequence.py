@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, Self, TypeVar, overload
 
 from asgiref.sync import sync_to_async
 from django.apps import apps
@@ -34,6 +34,8 @@ from .port import Engine, get_engine
 if TYPE_CHECKING:
     from .models import SequenceRun, SequenceRunQuerySet, StepRun
 
+R = TypeVar("R")
+T = TypeVar("T")
 if TYPE_CHECKING:  # a default, which Python has from 3.13 on, and type checkers know already
     from typing_extensions import TypeVar as TypeVarWithDefault
 
@@ -270,6 +272,12 @@ class Sequence(Generic[D], metaclass=SequenceType):
         """A key to hand to other services: it stays the same when this step is tried again."""
         return self._in_step("idempotency_key").idempotency_key
 
+    @overload
+    def result(self, step: Step[R]) -> R: ...
+    @overload
+    def result(self, step: Step[R], default: T) -> R | T: ...
+    @overload
+    def result(self, step: str, default: Any = None) -> Any: ...
     def result(self, step: Step[Any] | str, default: Any = None) -> Any:
         """What an earlier step returned, as JSON; of an event, what was delivered.
 
@@ -278,6 +286,10 @@ class Sequence(Generic[D], metaclass=SequenceType):
         """
         return self._in_step("result").result(name_of(step), default)
 
+    @overload
+    def results(self, step: Step[R]) -> Iterator[R]: ...
+    @overload
+    def results(self, step: str) -> Iterator[Any]: ...
     def results(self, step: Step[Any] | str) -> Iterator[Any]:
         """What the items of an earlier step returned, in order; only those that succeeded."""
         return self._in_step("results").results(name_of(step))

@@ -1,5 +1,6 @@
 import asyncio
 import copy
+import inspect
 import pickle
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,9 +13,13 @@ from asgiref.sync import async_to_sync
 from django.db import transaction
 from django.utils.translation import gettext_lazy
 from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import default_middleware
+from dramatiq.results import Results
+from dramatiq.results.backends import StubBackend
 
 from sequences import (
     Sequence,
+    SequenceMeta,
     chain,
     event,
     finish,
@@ -25,9 +30,9 @@ from sequences import (
     step,
     subsequence,
 )
-from sequences.definitions import registry
-from sequences.definitions.steps import Finish, Repeat
-from sequences.definitions.validation import REFUSED_OPTIONS
+from sequences.definitions import option_types, registry
+from sequences.definitions.steps import STEP_OPTIONS, Finish, Repeat
+from sequences.definitions.validation import META_OPTIONS, REFUSED_OPTIONS, own_options, refusal
 from sequences.exceptions import InvalidDefinition, SequenceError
 from sequences.sequence import RESERVED
 
@@ -200,6 +205,76 @@ def test_a_step_knows_its_own_options():
     late = timedelta(days=3)
     found = declare(pay=step(work, delay=late, when=work))._definition.steps["pay"]
     assert (found.delay, found.when, found.atomic, found.options) == (late, work, True, {})
+
+
+def test_the_options_of_middleware_may_stand_in_one_that_type_checkers_know():
+    options = {"notify_shutdown": True, "max_retries": 1}
+    cls = declare(
+        pay=step(work, options=options, max_retries=2),
+        ask=event(options=options),
+        end=on_failure(options=options)(work),
+    )
+    steps = cls._definition.steps
+    assert steps["pay"].options == {"notify_shutdown": True, "max_retries": 2}
+    assert steps["ask"].options == steps["end"].options == options
+
+
+@pytest.mark.parametrize("options", ["trace", None, {1: 2}])
+def test_options_that_are_no_dict_of_names_are_refused(options):
+    with pytest.raises(InvalidDefinition, match="It must be a dict with strings as keys"):
+        declare(pay=step(work, options=options))
+
+
+def keys_of(typed_dict):
+    return typed_dict.__required_keys__ | typed_dict.__optional_keys__
+
+
+def parameters_of(function):
+    return set(inspect.signature(function).parameters)
+
+
+OF_ACTORS = keys_of(option_types.ActorOptions) - {"options"}
+
+
+def test_type_checkers_know_the_options_of_dramatiqs_actors():
+    middleware = [*(kind() for kind in default_middleware), Results(backend=StubBackend())]
+    names = {"queue_name", "priority"}.union(*(one.actor_options for one in middleware))
+    assert {name for name in names if not refusal(name)} == OF_ACTORS
+
+
+def test_type_checkers_know_our_options():
+    pay = step(work)
+    declared = declare(
+        pay=pay,
+        back=pay.undo(work),
+        ask=event(),
+        child=subsequence("shop.Child"),
+        end=on_failure(work),
+    )
+    fan_out = keys_of(option_types.FanOutOptions) | {"each"}
+    assert fan_out | {"args", "kwargs"} == STEP_OPTIONS | OF_ACTORS
+    assert fan_out - {"allow_failed", "batch", "concurrency", "each"} == keys_of(
+        option_types.StepOptions
+    )
+    assert keys_of(option_types.UndoOptions) - OF_ACTORS == own_options(declared.back)
+    assert keys_of(option_types.OnFailureOptions) - OF_ACTORS == own_options(declared.end)
+    assert parameters_of(event) == own_options(declared.ask)
+    assert parameters_of(subsequence) - {"sequence"} == own_options(declared.child)
+    assert set(vars(SequenceMeta)["__annotations__"]) == META_OPTIONS | OF_ACTORS
+
+
+def test_a_meta_may_inherit_from_the_class_that_lists_its_options():
+    class Typed(Sequence):
+        class Meta(SequenceMeta):
+            app_label = "shop"
+            max_retries = 3
+            notify_shutdown = True
+
+        pay = step(work, priority=1)
+
+    assert Typed._definition.label == "shop.Typed"
+    options = {"max_retries": 3, "notify_shutdown": True, "priority": 1}
+    assert Typed._definition.steps["pay"].options == options
 
 
 def test_a_label_for_people_is_made_of_the_name_or_given():

@@ -367,7 +367,11 @@ def test_the_option_of_a_middleware_of_the_project_reaches_the_actor(broker):
             @step(trace="all")
             def one(self): ...
 
+            @step(options={"trace": "some"})
+            def two(self): ...
+
         assert options_of("tests.Traced.one")["trace"] == "all"
+        assert options_of("tests.Traced.two")["trace"] == "some"
     finally:
         broker.middleware, broker.actor_options = middleware, actor_options
 

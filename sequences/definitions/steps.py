@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from types import FrameType, MethodType
 from typing import (
@@ -18,6 +18,7 @@ from typing import (
     Protocol,
     Self,
     TypeVar,
+    Unpack,
     overload,
 )
 
@@ -25,11 +26,22 @@ from dramatiq import Actor
 
 from ..exceptions import InvalidData, SequenceError
 from ..utils.durations import to_milliseconds
+from .option_types import (
+    ActorOptions,
+    Delay,
+    Duration,
+    Each,
+    FanOutOptions,
+    Named,
+    Names,
+    OnFailureOptions,
+    StepOptions,
+    Text,
+    UndoOptions,
+)
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
-
-Delay = int | timedelta | Callable[[Any], timedelta | datetime]
 
 FAN_OUT_OPTIONS = frozenset({"allow_failed", "batch", "concurrency", "each"})
 STEP_OPTIONS = FAN_OUT_OPTIONS | {
@@ -41,19 +53,25 @@ STEP_OPTIONS = FAN_OUT_OPTIONS | {
     "kwargs",
     "label",
     "on_error",
+    "options",
     "when",
 }  # every other option is Dramatiq's
 #: Dramatiq's own options that are times, of which Dramatiq takes milliseconds only.
 DURATION_OPTIONS = frozenset({"max_age", "max_backoff", "min_backoff", "time_limit"})
 #: The longest time that anything may wait: added to any moment it stays within the calendar.
 MAX_WAIT = timedelta(days=365_000)
-Each = str | Callable[[Any], Iterable[Any]]
 
 
 class Performer(Protocol[R_co]):
     """A class of which ``step(cls)`` makes a step."""
 
     def perform(self, sequence: Any, /) -> R_co: ...
+
+
+class ItemPerformer(Protocol[R_co]):
+    """A class of which ``step(cls, each=…)`` makes a fan-out."""
+
+    def perform(self, sequence: Any, item: Any, /) -> R_co: ...
 
 
 class Step(Generic[R]):
@@ -80,6 +98,7 @@ class Step(Generic[R]):
     allow_failed: bool | int | float
 
     def __init__(self, function: Callable[..., Any], declared: Mapping[str, Any]) -> None:
+        declared = _flattened(declared)
         self.name = ""
         self.function = function
         self.after = None if declared.get("after") is None else as_tuple(declared["after"])
@@ -170,9 +189,7 @@ class Step(Generic[R]):
     @overload
     def undo(self, target: Callable[..., Any], /) -> Undo: ...
     @overload
-    def undo(
-        self, /, *, attempted: bool | None = None, **options: Any
-    ) -> Callable[[Callable[..., Any]], Undo]: ...
+    def undo(self, /, **options: Unpack[UndoOptions]) -> Callable[[Callable[..., Any]], Undo]: ...
     def undo(self, target: Any = None, /, **declared: Any) -> Any:
         """Declare how this step is undone: ``@charge.undo`` on a method.
 
@@ -255,27 +272,26 @@ def step(
     *,
     args: Callable[[Any], Iterable[Any]] | None = None,
     kwargs: Callable[[Any], Mapping[str, Any]] | None = None,
-    **options: Any,
+    **options: Unpack[StepOptions],
 ) -> Step[R]: ...
 @overload
-def step(target: type[Performer[R]], /, **options: Any) -> Step[R]: ...
-@overload
-def step(target: Callable[[Any], R], /, **options: Any) -> Step[R]: ...
-@overload
-def step(target: Callable[[Any, Any], R], /, *, each: Each, **options: Any) -> Step[R]: ...
-@overload
-def step(*, each: Each, **options: Any) -> Callable[[Callable[[Any, Any], R]], Step[R]]: ...
+def step(target: type[Performer[R]], /, **options: Unpack[StepOptions]) -> Step[R]: ...
 @overload
 def step(
-    *,
-    after: Step[Any] | str | Iterable[Step[Any] | str] | None = None,
-    delay: Delay | None = None,
-    when: Callable[[Any], Any] | None = None,
-    atomic: bool = True,
-    aliases: Iterable[str] = (),
-    label: str = "",
-    **options: Any,
-) -> Callable[[Callable[[Any], R]], Step[R]]: ...
+    target: type[ItemPerformer[R]], /, *, each: Each, **options: Unpack[FanOutOptions]
+) -> Step[R]: ...
+@overload
+def step(target: Callable[[Any], R], /, **options: Unpack[StepOptions]) -> Step[R]: ...
+@overload
+def step(
+    target: Callable[[Any, Any], R], /, *, each: Each, **options: Unpack[FanOutOptions]
+) -> Step[R]: ...
+@overload
+def step(
+    *, each: Each, **options: Unpack[FanOutOptions]
+) -> Callable[[Callable[[Any, Any], R]], Step[R]]: ...
+@overload
+def step(**options: Unpack[StepOptions]) -> Callable[[Callable[[Any], R]], Step[R]]: ...
 def step(target: Any = None, /, **declared: Any) -> Any:
     """Declare a step: ``@step``, ``@step(max_retries=5)``, or ``name = step(callable)``.
 
@@ -299,6 +315,9 @@ def step(target: Any = None, /, **declared: Any) -> Any:
       changed there.
     - ``concurrency``: how many items may be in flight; ``batch``: hand over lists of so many
       items; ``allow_failed``: True, or how many items, or which part of them (0.01), may fail.
+
+    - ``options``: options of the project's own middleware, which type checkers do not know:
+      ``options={"trace": True}`` is ``trace=True``.
 
     Every other option is Dramatiq's own. Errors are found when the class is created.
     """
@@ -329,14 +348,14 @@ def subsequence(
     *,
     data: Callable[..., Mapping[str, Any]] | None = None,
     each: Each | None = None,
-    allow_failed: bool | int | float = False,
-    after: Step[Any] | str | Iterable[Step[Any] | str] | None = None,
+    allow_failed: bool | float = False,
+    after: Named | Iterable[Named] | None = None,
     when: Callable[[Any], Any] | None = None,
     delay: Delay | None = None,
-    on_error: Step[Any] | str | None = None,
-    aliases: Iterable[str] = (),
-    label: str = "",
-    **options: Any,
+    on_error: Named | None = None,
+    aliases: Names = (),
+    label: Text = "",
+    **options: Unpack[ActorOptions],
 ) -> Subsequence:
     """Declare a step that starts a run of another sequence, and waits for it without a worker.
 
@@ -367,13 +386,14 @@ def subsequence(
 
 def event(
     *,
-    timeout: timedelta | int | None = None,
+    timeout: Duration | None = None,
     on_timeout: Literal["fail", "continue"] = "fail",
-    after: Step[Any] | str | Iterable[Step[Any] | str] | None = None,
+    after: Named | Iterable[Named] | None = None,
     when: Callable[[Any], Any] | None = None,
-    aliases: Iterable[str] = (),
-    label: str = "",
-    **options: Any,
+    delay: Delay | None = None,
+    aliases: Names = (),
+    label: Text = "",
+    **options: Unpack[ActorOptions],
 ) -> Event:
     """Declare a wait for something from outside: ``approval = event(timeout=timedelta(days=3))``.
 
@@ -388,6 +408,7 @@ def event(
         "on_timeout": on_timeout,
         "after": after,
         "when": when,
+        "delay": delay,
         "aliases": aliases,
         "label": label,
         **options,
@@ -398,7 +419,9 @@ def event(
 @overload
 def on_failure(target: Callable[[Any], Any], /) -> OnFailure: ...
 @overload
-def on_failure(**options: Any) -> Callable[[Callable[[Any], Any]], OnFailure]: ...
+def on_failure(
+    **options: Unpack[OnFailureOptions],
+) -> Callable[[Callable[[Any], Any]], OnFailure]: ...
 def on_failure(target: Any = None, /, **options: Any) -> Any:
     """Declare what is done once when the run has failed: ``@on_failure`` on a method.
 
@@ -511,6 +534,14 @@ def duration_problem(value: object) -> str | None:
 
 def as_timedelta(value: timedelta | int) -> timedelta:
     return value if isinstance(value, timedelta) else timedelta(milliseconds=value)
+
+
+def _flattened(declared: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The declared options, those in ``options`` among them; a keyword takes precedence."""
+    further = declared.get("options")
+    if not isinstance(further, Mapping) or not all(isinstance(name, str) for name in further):
+        return declared  # `validation` tells what is wrong with it
+    return {**further, **{name: declared[name] for name in declared if name != "options"}}
 
 
 def _as_dramatiq(name: str, value: Any) -> Any:

@@ -322,7 +322,7 @@ def own_options(step: Step[Any]) -> frozenset[str]:
     return _OPTIONS_OF_KIND.get(step.kind, STEP_OPTIONS)
 
 
-_OF_ALL = frozenset({"aliases", "delay", "label", "when"})
+_OF_ALL = frozenset({"aliases", "delay", "label", "options", "when"})
 _OPTIONS_OF_KIND = {
     "event": _OF_ALL | {"after", "on_timeout", "timeout"},
     "subsequence": _OF_ALL | {"after", "allow_failed", "data", "each", "on_error"},
@@ -391,6 +391,7 @@ _STEP_RULES: Rules = {
     "kwargs": (lambda value: value is None or _is_function(value), "a function of the sequence"),
     "aliases": (_are_names, "a list of names"),
     "label": (_is_text, "a text"),
+    "options": (_is_data, "a dict with strings as keys"),
     "queue_name": (
         lambda value: isinstance(value, str) and bool(QUEUE_NAME.fullmatch(value)),
         "a name of letters, digits, underscores, hyphens and dots",

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, assert_type
+from uuid import UUID
 
 import dramatiq
+from django.db.models import QuerySet
 
 from sequences import Abort, Sequence, finish, get, repeat, step
 from sequences.definitions.steps import Finish, Repeat, Step, Undo
-from sequences.models import SequenceRun, StepRun
+from sequences.models import Operation, SequenceRun, StepFailure, StepLoss, StepRun
 from sequences.testing import assert_steps, build, clock, drain, isolate_sequences, run_sequence
 
 
@@ -52,8 +54,14 @@ class ContactForm(Sequence):
 
     @step(after=[create, "assign"], delay=lambda self: timedelta(days=self.data["days"]))
     def end(self) -> Finish:
-        assert_type(self.result(ContactForm.create, 0), Any)
+        assert_type(self.result(ContactForm.create), int)
+        assert_type(self.result(ContactForm.create, 0), int)
+        assert_type(self.result(ContactForm.create, None), int | None)
+        assert_type(self.result(ContactForm.rendered, default=0), str | int)
+        assert_type(self.result(ContactForm.converted), float)
+        assert_type(self.result("create"), Any)
         assert_type(self.results("create"), Iterator[Any])
+        self.result(1)  # type: ignore[call-overload]
         return finish()
 
     notified = step(notify, after="create")
@@ -85,7 +93,9 @@ class Album(Sequence):
     resized = step(resize, each="pages", after=fetch)
 
     @step
-    def publish(self) -> None: ...
+    def publish(self) -> None:
+        assert_type(self.results(Album.fetch), Iterator[int])
+        assert_type(self.results(Album.resized), Iterator[int])
 
     @publish.undo(attempted=True, max_retries=3)
     def withdraw(self) -> None: ...
@@ -126,11 +136,26 @@ def steer(run: SequenceRun) -> None:
     run.skip(ContactForm.assign, reason="not needed")
     run.restart_from("create")
     run.edit({"name": "Joel"})
-    for one in ContactForm.runs.unfinished().waiting_for(ContactForm.end):
-        assert_type(one, SequenceRun)
-        one.cancel()
+    for waiting in ContactForm.runs.unfinished().waiting_for(ContactForm.end):
+        assert_type(waiting, SequenceRun)
+        waiting.cancel()
     assert_type(ContactForm.runs.get(key="a").deliver("approval", {"by": "me"}), bool)
     run.skip(5)  # type: ignore[arg-type]
+
+
+def read(run: SequenceRun) -> None:
+    assert_type(run.steps.get(), StepRun)
+    assert_type(run.steps.filter(step="create"), QuerySet[StepRun])
+    assert_type(run.steps.get().run_id, UUID)
+    assert_type(run.steps.get().children.get(), SequenceRun)
+    assert_type(run.steps.get().failures.get(), StepFailure)
+    assert_type(run.steps.get().losses.get(), StepLoss)
+    assert_type(run.failures.get(), StepFailure)
+    assert_type(run.failures.get().step_run_id, int | None)
+    assert_type(run.losses.get(), StepLoss)
+    assert_type(run.operations.get(), Operation)
+    assert_type(run.parent_id, int | None)
+    run.stepps.all()  # type: ignore[attr-defined]
 
 
 async def asynchronous_view() -> None:

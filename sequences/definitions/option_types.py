@@ -1,0 +1,123 @@
+"""The options that `step` and its like, and a sequence's Meta, take: for editors and type checkers.
+
+What an option is at run time is checked in `validation`; a middleware of the project may add more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timedelta
+from typing import Any, Literal, Protocol, TypeAlias, TypedDict
+
+from django.utils.functional import Promise
+
+
+class NamedStep(Protocol):
+    """A `Step`, whose module imports this one."""
+
+    name: str
+    declared: Any
+
+    @property
+    def kind(self) -> str: ...
+
+
+Named: TypeAlias = NamedStep | str
+Names: TypeAlias = str | Iterable[str]
+Text: TypeAlias = str | Promise  # a promise: it is translated when it is read
+Duration: TypeAlias = timedelta | int  # milliseconds
+Delay: TypeAlias = int | timedelta | Callable[[Any], timedelta | datetime]
+Each: TypeAlias = str | Callable[[Any], Iterable[Any]]
+Exceptions: TypeAlias = type[BaseException] | tuple[type[BaseException], ...]
+
+
+class ActorOptions(TypedDict, total=False):
+    """The options of a Dramatiq actor that a step may have; in ``options`` those of others."""
+
+    queue_name: str
+    priority: int
+    max_retries: int | None
+    min_backoff: Duration
+    max_backoff: Duration
+    retry_when: Callable[[int, Any], bool] | None
+    throws: Exceptions | None
+    on_retry_exhausted: str | None
+    max_age: Duration | None
+    time_limit: Duration | float | None  # math.inf: no limit
+    notify_shutdown: bool
+    store_results: bool
+    result_ttl: int
+    #: Of the project's own middleware, whose names no type checker knows.
+    options: Mapping[str, Any]
+
+
+class BaseOptions(ActorOptions, total=False):
+    """Those of every step, whatever its kind."""
+
+    aliases: Names
+    delay: Delay | None
+    label: Text
+    when: Callable[[Any], Any] | None
+
+
+class OnFailureOptions(BaseOptions, total=False):
+    """Those of `on_failure`."""
+
+    atomic: bool
+
+
+class UndoOptions(BaseOptions, total=False):
+    """Those of `Step.undo`."""
+
+    atomic: bool
+    attempted: bool
+
+
+class StepOptions(BaseOptions, total=False):
+    """Those of `step`."""
+
+    after: Named | Iterable[Named] | None
+    atomic: bool
+    on_error: Named | None
+
+
+class FanOutOptions(StepOptions, total=False):
+    """Those of a `step` that has ``each``."""
+
+    allow_failed: bool | float
+    batch: int | None
+    concurrency: int | None
+
+
+class SequenceMeta:
+    """The options of a sequence's Meta, for ``class Meta(SequenceMeta)``. It need not inherit."""
+
+    # Of this class only
+    abstract: bool
+    aliases: Names
+    app_label: str | None
+    verbose_name: Text | None
+    # Of the sequence, and of those that inherit from it
+    defaults: Mapping[str, Any]
+    handoff: Literal["broker", "direct"]
+    redact: Names
+    retention: timedelta | None
+    retention_failed: timedelta | None
+    # Defaults of its steps
+    atomic: bool
+    delay: Any  # a function in a class body is a method, to a type checker
+    when: Any
+    # Defaults of its actors: those of `ActorOptions`
+    queue_name: str
+    priority: int
+    max_retries: int | None
+    min_backoff: Duration
+    max_backoff: Duration
+    retry_when: Any
+    throws: Exceptions | None
+    on_retry_exhausted: str | None
+    max_age: Duration | None
+    time_limit: Duration | float | None
+    notify_shutdown: bool
+    store_results: bool
+    result_ttl: int
