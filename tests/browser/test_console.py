@@ -54,7 +54,7 @@ def test_somebody_logs_in_and_sees_the_runs(visitors, admin_user, gate):
     page.click("input[type=submit]")
     row = page.locator("#result_list tbody tr")
     expect(row).to_have_count(1)
-    expect(row).to_contain_text("on hold")
+    expect(row).to_contain_text("held")
     expect(row.locator(".seq-running").first).to_be_visible()
     row.locator("a").first.click()
     expect(page).to_have_url(re.compile(re.escape(path_of(run))))
