@@ -9,7 +9,7 @@ from django.test import TestCase
 
 from sequences import conf
 from sequences.engine import dispatcher
-from sequences.engine.executor import Attempt
+from sequences.engine.executor import StepExecution
 from sequences.models import SequenceRun, StepRun
 from sequences.transitions import claims, clock, failures
 from sequences.transitions.failures import Failure
@@ -40,7 +40,7 @@ def take(step_run_id, attempts=0, worker="worker"):
 
 def perform(claim):
     """Perform and commit what was claimed; returns what became ready."""
-    return Attempt(claim, conf.using()).make()
+    return StepExecution.of(claim, conf.using()).execute()
 
 
 def fail(claim, *, final=True, error=None):

@@ -9,7 +9,7 @@ import pytest
 from django.db import connection, transaction
 
 from sequences import Sequence, step, subsequence
-from sequences.engine import leases
+from sequences.engine import current, leases
 from sequences.engine.pruning import TAKEN, prune
 from sequences.inspection import health
 from sequences.inspection.health import Level
@@ -74,8 +74,8 @@ def performances(runs, progress=None):
     for run in runs:
         held_claim = claim(run, "pay")
         overdue(run, "pay", timedelta(seconds=-1))
-        performance = leases.Lease(held_claim, since=0.0, progress=progress)
-        leases._held[held_claim.token] = performance
+        performance = current.CurrentAttempt(held_claim, since=0.0, latest_progress=progress)
+        current.attempts[held_claim.token] = performance
         found.append(performance)
     return found
 
@@ -83,7 +83,7 @@ def performances(runs, progress=None):
 @pytest.fixture(autouse=True)
 def _no_performance_is_left():
     yield
-    leases._held.clear()
+    current.attempts.clear()
 
 
 @each_lock
@@ -132,7 +132,7 @@ def test_a_locked_row_of_its_process_keeps_no_worker_from_its_leases(settings):
                     presence._told = None
                     time.sleep(0.05)
         finally:
-            leases._held.clear()
+            current.attempts.clear()
     heart.stop()
     assert not heart.is_alive()
 

@@ -23,7 +23,7 @@ from dramatiq.worker import _WorkerThread
 
 from sequences import Abort, Sequence, step
 from sequences.engine import current
-from sequences.engine.executor import Attempt
+from sequences.engine.executor import StepExecution
 from sequences.logs import StepFilter
 from sequences.testing import run_sequence as run_all
 from tests.engine import claim, messages, perform
@@ -339,7 +339,7 @@ def test_a_value_whose_text_logs_in_its_turn_is_asked_once(log):
 
 
 def test_an_attempt_that_an_interrupt_left_in_hand_ends_with_its_message(log):
-    current._in_hand.set(current.CurrentAttempt(claim(logging_step(fails).start().run, "one")))
+    current._attempt.set(current.CurrentAttempt(claim(logging_step(fails).start().run, "one")))
     logging_step(lambda self: None).start()
     process_next()
     assert current.current_attempt() is None
@@ -521,13 +521,13 @@ logging.warning("ready")
 
 
 def test_what_the_package_logs_of_a_commit_that_broke_is_of_the_step(log, monkeypatch):
-    attempt = Attempt._try
+    run_and_commit = StepExecution._run_and_commit
 
     def broken(self, *args):
-        attempt(self, *args)
+        run_and_commit(self, *args)
         raise ConnectionError("4111 is on its way")
 
-    monkeypatch.setattr(Attempt, "_try", broken)
+    monkeypatch.setattr(StepExecution, "_run_and_commit", broken)
     cls = logging_step(lambda self: None, redact=["card"])
     perform(claim(cls.start({"card": "4111"}).run, "one"))
     assert "|one||1|Step one of run" in log.getvalue()

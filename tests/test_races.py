@@ -11,7 +11,7 @@ from django.db import connections, transaction
 from dramatiq.middleware import SkipMessage
 
 from sequences import Sequence, event, step
-from sequences.engine import executor
+from sequences.engine import recovery
 from sequences.exceptions import InvalidTransition
 from sequences.models import SequenceRun, StepRun, StoredPlan
 from sequences.testing import drain
@@ -40,7 +40,7 @@ def given_up(monkeypatch):
         return found
 
     monkeypatch.setattr(locking, "is_transient", noting)
-    monkeypatch.setattr(executor, "is_transient", noting)
+    monkeypatch.setattr(recovery, "is_transient", noting)
     return errors
 
 

@@ -4,6 +4,7 @@ import pytest
 from dramatiq.middleware import Shutdown, SkipMessage
 
 from sequences import Abort, Sequence, event, finish, on_failure, repeat, step
+from sequences.engine import recovery
 from sequences.engine.executor import StepExecution
 from sequences.exceptions import InvalidDefinition, InvalidTransition
 from sequences.models import StepFailure, StepRun
@@ -325,7 +326,7 @@ def test_a_worker_that_shuts_down_in_a_cancelled_run_dispatches_the_undo_itself(
     life = StepExecution(row(run_, "pack").pk, 0, "default")
     life.claim = claims.claim(life.step_run_id, 0, life.token, "worker", "default")
     run_.cancel(undo=True)
-    assert steps_of(life.recover(Shutdown())) == ["refund"]
+    assert steps_of(recovery.recover(life, Shutdown())) == ["refund"]
     assert ledger(run_)["pack"] == "cancelled"
 
 

@@ -14,7 +14,7 @@ from ..definitions.validation import META_OPTIONS, own_options, path_of, refusal
 from ..exceptions import InvalidDefinition, did_you_mean
 from ..sequence import Sequence
 from . import dispatcher, handoff
-from .executor import FATAL
+from .recovery import FATAL
 
 _problems: list[tuple[str, str]] = []
 

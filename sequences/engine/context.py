@@ -10,13 +10,14 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any, cast
 
+from django.db import connections
 from django.utils import timezone
 
 from .. import conf
 from ..data import serialization, typed
 from ..definitions import registry
 from ..definitions.definition import Definition, Failure, Outcome
-from ..definitions.plan import Node
+from ..definitions.plan import COMPENSATION_KINDS, Node
 from ..definitions.steps import Event, Finish, Repeat, Step, Subsequence
 from ..exceptions import (
     Abort,
@@ -42,35 +43,59 @@ from ..models import (
 from ..transitions import claims, clock, failures, fanout, plans, subsequences
 from ..transitions.types import Change, Claim, FanOut
 from ..utils.text import class_name, first_line
-from . import leases, start, tracing
+from . import interrupts, start, tracing
+from .current import CurrentAttempt
+from .recovery import FATAL
 
 #: Characters of an item's error that stand in the error of its step.
 QUOTED = 300
 
 
-class Bound:
-    """The instance that the user's code sees as ``self``, and what it may ask of us."""
+class ExecutionContext(CurrentAttempt):
+    """A claimed step in execution: what it does, and what its ``self`` may ask of us."""
 
-    def __init__(
-        self,
-        definition: Definition,
-        claim: Claim,
-        lease: leases.Lease,
-        using: str,
-    ) -> None:
-        self.claim, self.lease, self.using = claim, lease, using
-        self.before: dict[str, Any] = serialization.loads(claim.data)
-        codec = definition.cls._codec
-        self.stored = None if codec is None else typed.Stored(codec, claim.data)
-        self.sequence = definition.cls._bind(
-            data=self.stored or serialization.loads(claim.data),
-            attempt=claim.attempts + 1,
+    def __init__(self, claim: Claim, using: str) -> None:
+        super().__init__(claim)
+        self.using = using
+        self.is_item = claim.kind == "item"
+
+    def execute(self, step: Step[Any]) -> None:
+        """Run the step on an instance of its own; `change` is what is to be committed of it."""
+        self._bind()
+        try:
+            change = self._perform(step)
+        except Exception as error:
+            if not isinstance(error, FATAL) and connections[self.using].closed_in_transaction:
+                raise self._closed() from error
+            raise
+        if connections[self.using].closed_in_transaction:
+            raise self._closed()
+        interrupts.disable_interrupts()
+        self.change = self._collect_changes(change)
+
+    def _bind(self) -> None:
+        assert self.definition is not None
+        data, codec = self.claim.data, self.definition.cls._codec
+        self.before: dict[str, Any] = serialization.loads(data)
+        self.stored = None if codec is None else typed.Stored(codec, data)
+        self.sequence = self.definition.cls._bind(
+            data=self.stored or serialization.loads(data),
+            attempt=self.claim.attempts + 1,
             context=self,
         )
 
-    def perform(self, step: Step[Any]) -> Change:
+    def _closed(self) -> Abort:
+        """A step that closes the connection of its own transaction does so at each attempt."""
+        return Abort(
+            f"Step {self.claim.step!r} closed the database connection inside its own transaction, "
+            "and everything it wrote is rolled back. Remove close_old_connections(), "
+            "connection.close() or connections.close_all(): workers see to their connections "
+            "between steps. Or declare the step with atomic=False."
+        )
+
+    def _perform(self, step: Step[Any]) -> Change:
         """Its own delay, then `when`, then the user's code."""
-        if self.claim.is_item:
+        if self.is_item:
             return self._perform_item(step)
         if isinstance(step, Subsequence) and self.claim.payload is not None:
             return self._gather_children(step)
@@ -89,7 +114,7 @@ class Bound:
             return self._receive(step)
         if isinstance(step, Subsequence):
             return self._start_children(step)
-        if self.claim.is_compensation:
+        if self.claim.kind in COMPENSATION_KINDS:
             return self._perform_compensation(step)
         if step.each is not None:
             return self._fan_out(step)
@@ -254,17 +279,17 @@ class Bound:
         _, text = _normalise(returned, "result")
         return Change(result=text)
 
-    def seal(self, change: Change) -> Change:
-        """Take `data` as the step left it, and the progress that it told last."""
-        after, text = _normalise(self._left(), "data")
+    def _collect_changes(self, change: Change) -> Change:
+        """Add `data` as the step left it, and its latest progress."""
+        after, text = _normalise(self._data_after(), "data")
         if not serialization.same(self.before, after):
-            if self.claim.is_item:
+            if self.is_item:
                 raise _read_only(self.claim, self.before, after)
             change.data, change.before, change.after = text, self.before, after
-        change.progress = self.lease.progress
+        change.progress = self.latest_progress
         return change
 
-    def _left(self) -> dict[str, Any]:
+    def _data_after(self) -> dict[str, Any]:
         """What the step left as `data`, as something like JSON."""
         if self.stored is not None:
             # Typed data that was not asked for is not in the instance.
@@ -372,7 +397,7 @@ class Bound:
     def progress(self, done: float | None, total: float | None, text: str) -> None:
         """Keep it; the heartbeat stores it, outside of the step's transaction."""
         told = {"done": done, "total": total, "text": text}
-        _, self.lease.progress = _normalise(told, "progress")
+        _, self.latest_progress = _normalise(told, "progress")
 
 
 def _moment(value: Any, base: datetime) -> datetime | None:

@@ -6,10 +6,11 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ class Delivery:
 
 @dataclass(slots=True)
 class CurrentAttempt:
-    """An attempt of a step, as long as it is performed."""
+    """An attempt of a step, as long as it is executed: what others may see of it."""
 
     claim: Claim
     #: What its sequence declares; None: what the class of that name does.
@@ -56,6 +57,11 @@ class CurrentAttempt:
     _hidden: tuple[str, ...] | None = None
     #: The claim's data of which they are, and the secrets in it.
     _known: tuple[str, frozenset[str]] | None = None
+    #: By the monotonic clock; for the heartbeat, which extends the lease of what takes long.
+    since: float = field(default_factory=time.monotonic)
+    #: As JSON: what the step has told last, and what of that is stored.
+    latest_progress: str | None = None
+    stored_progress: str | None = None
 
     def redacted(self, failure: Failure) -> Failure:
         """What is kept of an error: a secret that it quotes may soon be gone from `data`."""
@@ -78,7 +84,7 @@ class CurrentAttempt:
         data = self.claim.data
         if self._known is None or self._known[0] is not data:
             self._known = data, self._claimed(patterns)
-        return self._known[1] | redaction.secrets_of(self._left(), patterns)
+        return self._known[1] | redaction.secrets_of(self._visible_data(), patterns)
 
     def _patterns(self) -> tuple[str, ...]:
         if self.definition is None:  # not found yet, or not there
@@ -93,13 +99,17 @@ class CurrentAttempt:
         found = (json.loads(self.claim.data), payload, {self.claim.step: payload})
         return frozenset().union(*(redaction.secrets_of(value, patterns) for value in found))
 
-    def _left(self) -> Any:
+    def _visible_data(self) -> Any:
         # Typed data has no keys to go by until it is stored.
         return vars(self.sequence).get("data") if self.sequence is not None else None
 
 
 #: Of a context, not of a thread: what a step awaits, or calls in another thread, is its own too.
-_in_hand: ContextVar[CurrentAttempt | None] = ContextVar("sequences_in_hand", default=None)
+_attempt: ContextVar[CurrentAttempt | None] = ContextVar("sequences_attempt", default=None)
+
+
+#: What this process executes, by the tokens of the claims: the heartbeat extends their leases.
+attempts: dict[int, CurrentAttempt] = {}
 
 
 class _Thread(threading.local):
@@ -124,6 +134,11 @@ def delivery() -> Delivery | None:
     return _thread.deliveries[-1] if _thread.deliveries else None
 
 
+def failed_attempts() -> int:
+    """How many the message that this thread processes knows of."""
+    return _thread.deliveries[-1].attempts if _thread.deliveries else 0
+
+
 def pop_delivery(message: Any) -> list[Delivery]:
     """The message is done with; so is what was begun inside of it and never ended."""
     for index, one in enumerate(_thread.deliveries):
@@ -131,22 +146,24 @@ def pop_delivery(message: Any) -> list[Delivery]:
             ended = _thread.deliveries[index:]
             del _thread.deliveries[index:]
             if not index:
-                _in_hand.set(None)  # an interrupt may have kept an attempt from its end
+                _attempt.set(None)  # an interrupt may have kept an attempt from its end
             return ended
     return []
 
 
 @contextmanager
-def performing(attempt: CurrentAttempt) -> Iterator[None]:
-    """While this lasts the attempt is what this context does."""
-    token = _in_hand.set(attempt)
+def executing(attempt: CurrentAttempt) -> Iterator[None]:
+    """While this lasts the attempt is what this context does, and its lease is extended."""
+    token = _attempt.set(attempt)
+    attempts[attempt.claim.token] = attempt
     try:
         yield
     except BaseException:
         failed(attempt)
         raise
     finally:
-        _in_hand.reset(token)
+        attempts.pop(attempt.claim.token, None)
+        _attempt.reset(token)
 
 
 def failed(attempt: CurrentAttempt) -> None:
@@ -156,8 +173,8 @@ def failed(attempt: CurrentAttempt) -> None:
 
 
 def current_attempt() -> CurrentAttempt | None:
-    """The attempt that is performed here, or whose failure is being seen to."""
-    attempt = _in_hand.get()
+    """The attempt that is executed here, or whose failure is being seen to."""
+    attempt = _attempt.get()
     if attempt is None and (message := delivery()) is not None:
         return message.failed
     return attempt

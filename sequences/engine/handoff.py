@@ -1,4 +1,4 @@
-"""After the commit: dispatch what became ready, or perform it right here.
+"""After the commit: dispatch what became ready, or execute it right here.
 
 All of this happens in the actor, before Dramatiq acknowledges its message: a process that dies
 here leaves rows that the sweep dispatches.
@@ -20,8 +20,8 @@ from ..definitions import registry
 from ..transitions import compensation, locking, subsequences
 from ..transitions.types import Dispatch
 from ..utils.text import raises_printable
-from . import current, dispatcher, interrupts
-from .executor import StepExecution, attempts_so_far
+from . import current, dispatcher, interrupts, recovery
+from .executor import StepExecution
 from .interrupts import Interrupt
 
 logger = logging.getLogger("sequences")
@@ -33,24 +33,24 @@ DIRECTLY = 10.0
 @raises_printable
 def perform(step_run_id: int, label: str) -> None:
     """What the actor of every step does with its message."""
-    life: StepExecution | None = None
+    execution: StepExecution | None = None
     try:
         using = conf.using()
-        life = StepExecution(step_run_id, attempts_so_far(), using)
+        execution = StepExecution(step_run_id, current.failed_attempts(), using)
         interrupts.ensure_clean_connection(using)
-        hand_over(life.live(), label, using)
+        hand_off(execution.live(), label, using)
     except Interrupt as interrupt:
         # A message too many is harmless, a lost one costs time.
-        life = life or StepExecution(step_run_id, attempts_so_far(), conf.using())
-        dispatcher.send(life.recover(interrupt))
+        execution = execution or StepExecution(step_run_id, current.failed_attempts(), conf.using())
+        dispatcher.send(recovery.recover(execution, interrupt))
 
 
-def hand_over(ready: list[Dispatch], label: str, using: str) -> None:
-    """Dispatch these steps; with ``handoff="direct"`` go on with the first of them here."""
+def hand_off(ready: list[Dispatch], label: str, using: str) -> None:
+    """Dispatch these steps; with ``handoff="direct"`` execute the first of them here."""
     until = time.monotonic() + DIRECTLY
     while ready:
         chosen = _chosen(ready, label, until)
-        dispatcher.send(dispatch for dispatch in ready if dispatch is not chosen)
+        dispatcher.send([dispatch for dispatch in ready if dispatch is not chosen])
         ready = _perform_directly(chosen, using) if chosen else []
 
 
@@ -90,7 +90,7 @@ def _perform_directly(dispatch: Dispatch, using: str) -> list[Dispatch]:
 
 def perform_here(dispatch: Dispatch, label: str, using: str) -> None:
     """Perform a step outside of the worker's own threads, and hand over what comes next."""
-    hand_over(_perform_directly(dispatch, using), label, using)
+    hand_off(_perform_directly(dispatch, using), label, using)
 
 
 def process(dispatch: Dispatch, broker: dramatiq.Broker, using: str) -> list[Dispatch]:
@@ -117,12 +117,12 @@ def process(dispatch: Dispatch, broker: dramatiq.Broker, using: str) -> list[Dis
 def _live(
     dispatch: Dispatch, message: MessageProxy, broker: dramatiq.Broker, using: str
 ) -> list[Dispatch]:
-    life = StepExecution(dispatch.step_run_id, dispatch.attempts, using)
+    execution = StepExecution(dispatch.step_run_id, dispatch.attempts, using)
     try:
         broker.emit_before("process_message", message)
-        return life.live()
+        return execution.live()
     except Interrupt as interrupt:
-        return life.recover(interrupt)
+        return recovery.recover(execution, interrupt)
 
 
 def _log(error: BaseException, dispatch: Dispatch, broker: dramatiq.Broker) -> None:

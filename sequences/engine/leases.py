@@ -4,50 +4,26 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 from django.db import DataError
 
 from .. import conf
 from ..transitions import claims
-from ..transitions.types import Beat, Claim
+from ..transitions.types import Beat
+from . import current
+from .current import CurrentAttempt
 
 logger = logging.getLogger("sequences")
 
 
-@dataclass(slots=True)
-class Lease:
-    """A claimed step run in the hands of a thread of this process."""
-
-    claim: Claim
-    since: float = field(default_factory=time.monotonic)
-    progress: str | None = None
-    shown: str | None = None
-
-
-_held: dict[int, Lease] = {}
-
-
-@contextmanager
-def held(claim: Claim) -> Iterator[Lease]:
-    """While this lasts the claim's lease is extended. Costs a short step nothing."""
-    lease = _held[claim.token] = Lease(claim)
-    try:
-        yield lease
-    finally:
-        _held.pop(claim.token, None)
-
-
 def forget(token: int) -> None:
     """No lease of this claim is extended any more: an interrupt may have kept it from its end."""
-    _held.pop(token, None)
+    current.attempts.pop(token, None)
 
 
 def is_busy() -> bool:
-    """Whether this process performs a step."""
-    return bool(_held)
+    """Whether this process executes a step."""
+    return bool(current.attempts)
 
 
 def beat(using: str) -> set[int]:
@@ -56,22 +32,22 @@ def beat(using: str) -> set[int]:
     Returns the tokens of those that were left out.
     """
     long_ago = time.monotonic() - conf.settings.heartbeat
-    beats: dict[int, tuple[Lease, str | None]] = {}
-    for lease in list(_held.values()):
-        progress = lease.progress  # which its own thread may change at any time
-        if lease.since <= long_ago or progress != lease.shown:
-            beats[lease.claim.token] = lease, progress
+    beats: dict[int, tuple[CurrentAttempt, str | None]] = {}
+    for attempt in list(current.attempts.values()):
+        progress = attempt.latest_progress  # which its own thread may change at any time
+        if attempt.since <= long_ago or progress != attempt.stored_progress:
+            beats[attempt.claim.token] = attempt, progress
     extended = _extend([_beat_of(*each) for each in beats.values()], using) if beats else set()
     for token in extended:
-        lease, progress = beats[token]
-        lease.shown = progress
+        attempt, progress = beats[token]
+        attempt.stored_progress = progress
     return beats.keys() - extended
 
 
-def _beat_of(lease: Lease, progress: str | None) -> Beat:
-    claim = lease.claim
-    news = progress if progress != lease.shown else None
-    return Beat(claim.step_run_id, claim.token, news)
+def _beat_of(attempt: CurrentAttempt, progress: str | None) -> Beat:
+    claim = attempt.claim
+    unstored = progress if progress != attempt.stored_progress else None
+    return Beat(claim.step_run_id, claim.token, unstored)
 
 
 def _extend(beats: list[Beat], using: str) -> set[int]:

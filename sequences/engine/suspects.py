@@ -1,7 +1,7 @@
 """The one place that a process has for a step whose last worker was lost.
 
 The row says which step is a suspect, and a process knows best what it is executing. If an interrupt
-kept a place from being left, `StepExecution.recover` leaves it.
+kept a place from being left, `recovery.recover` leaves it.
 """
 
 from __future__ import annotations

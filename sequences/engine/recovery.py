@@ -1,0 +1,276 @@
+"""What is done when something strikes a step: each function reads the row, and leaves it right.
+
+An exception out of a commit never says whether it has committed, and an interrupt may strike
+anywhere. The row says it, by the token of the claim.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from django.db import Error, connections
+from dramatiq.errors import Retry
+from dramatiq.middleware import Shutdown, SkipMessage
+
+from ..data.serialization import MergeConflict
+from ..definitions.plan import COMPENSATION_KINDS
+from ..definitions.steps import Step
+from ..exceptions import (
+    Abort,
+    ChildrenFailed,
+    DataConflict,
+    EventTimeout,
+    InvalidData,
+    ItemsFailed,
+    ReadOnlyData,
+    StepExpired,
+    StepKindChanged,
+    UnknownSequence,
+    UnknownStep,
+)
+from ..models import RunStatus, StepRun, StepStatus
+from ..transitions import claims, commits, failures, fanout, plans
+from ..transitions.locking import REPLAYS, is_transient
+from ..transitions.types import Claim, ClaimLost, Dispatch, dispatch_of
+from . import current, dispatcher, interrupts, leases
+from .current import CurrentAttempt
+from .interrupts import Interrupt
+
+if TYPE_CHECKING:
+    from .executor import StepExecution
+
+logger = logging.getLogger("sequences")
+
+#: Errors that no other attempt mends: the step fails at once.
+FATAL = (
+    Abort,
+    ChildrenFailed,
+    InvalidData,
+    DataConflict,
+    EventTimeout,
+    ItemsFailed,
+    ReadOnlyData,
+    UnknownSequence,
+    UnknownStep,
+    StepExpired,
+    StepKindChanged,
+)
+
+
+class LaterRelease(Exception):
+    """The run was started by a later release, whose workers execute this step as they have it."""
+
+
+# --- a commit has failed: did it, and may the step run again?
+
+
+def find_commit(
+    execution: StepExecution, step: Step[Any], error: BaseException, replay: int
+) -> list[Dispatch] | None:
+    """What became ready, if the step has committed for all that. None: it may run again.
+
+    Raises the error, if the step may not.
+    """
+    if isinstance(error, MergeConflict):
+        if replay >= _most_conflicts(execution):
+            raise _conflict(execution, error) from error
+        execution.context.change = None
+        return None
+    interrupts.reraise_interrupt(error)
+    committed = _committed(execution, error)
+    if committed is None and (replay >= REPLAYS or not _may_replay(execution, step, error)):
+        raise error
+    return committed
+
+
+def _most_conflicts(execution: StepExecution) -> int:
+    # Each is with a step that has committed meanwhile, and every other one may: they all get
+    # through, however many there are. Those that repeat themselves have an end here.
+    return REPLAYS + len(execution.plan.names)
+
+
+def _may_replay(execution: StepExecution, step: Step[Any], error: BaseException) -> bool:
+    # Without a transaction around it, what the user's code has done stands already.
+    is_undone = execution.is_atomic(step)
+    return is_transient(error) and (is_undone or execution.context.change is not None)
+
+
+def _conflict(execution: StepExecution, conflict: MergeConflict) -> DataConflict:
+    claim = execution.context.claim
+    others = commits.rivals(claim, execution.using)
+    return DataConflict(
+        key=conflict.key,
+        step=claim.step,
+        run=claim.run_id,
+        other=", ".join(others) or "an edit",
+    )
+
+
+def _committed(execution: StepExecution, error: BaseException) -> list[Dispatch] | None:
+    claim, using = execution.context.claim, execution.using
+    if execution.context.change is None:
+        return None
+    _repair(using)
+    row = claims.find(claim.step_run_id, using)
+    if row is None or row.token != claim.token or row.status == StepStatus.RUNNING:
+        return None
+    logger.warning(
+        "Step %s of run %s has committed, and then failed: %r",
+        row.step, row.run_id, error, exc_info=error,
+    )  # fmt: skip
+    if claim.is_item:
+        execution.wakes_siblings = row.status == StepStatus.SUCCEEDED
+        return []
+    following = [node.name for node in execution.plan.successors(row.step)]
+    return claims.queued_after(row.run_id, [row.step, *following], using)
+
+
+# --- an attempt has failed
+
+
+def end_attempt(execution: StepExecution, error: BaseException) -> None:
+    """Record why the attempt has ended without a commit. Raises what is raised in its place."""
+    if isinstance(error, SkipMessage):
+        # The step's own. Dramatiq would acknowledge its message, and nobody end its claim.
+        raise _abort(execution, "raised SkipMessage. Return, or raise Abort.") from error
+    if isinstance(error, ClaimLost):
+        raise _lost(execution) from None
+    if isinstance(error, LaterRelease):
+        raise _left_to_others(execution) from None
+    interrupts.reraise_interrupt(error)
+    _record(execution, error)
+
+
+def _lost(execution: StepExecution) -> Exception:
+    claim = execution.context.claim
+    row = claims.find(claim.step_run_id, execution.using)
+    if row is None or row.token != claim.token or row.run.is_finished:
+        return SkipMessage(
+            f"Step run {claim.step_run_id} was taken away while it ran; nothing of it is stored."
+        )
+    # It is ours still: what took it away stood in its own transaction, and is rolled back.
+    return _abort(
+        execution,
+        "has cancelled, finished or restarted its own run, and with it its own commit. "
+        "Return finish(), or raise Abort.",
+    )
+
+
+def _abort(execution: StepExecution, why: str) -> Abort:
+    error = Abort(f"Step {execution.context.claim.step!r} {why}")
+    _record(execution, error)
+    return error
+
+
+def _left_to_others(execution: StepExecution) -> SkipMessage:
+    # Not dispatched at once: we would be the ones to get it. The sweep does, after a grace.
+    claims.release(execution.context.claim, execution.using)
+    return SkipMessage(
+        f"Step run {execution.step_run_id} is left to the workers of a later release: its "
+        "step is of another kind there."
+    )
+
+
+def _record(execution: StepExecution, error: BaseException) -> None:
+    interrupts.disable_interrupts()
+    _repair(execution.using)
+    _in_milliseconds(error)
+    ready = failures.record(
+        execution.context.claim,
+        execution.context.redacted(failures.Failure.of(error)),
+        final=isinstance(error, FATAL),
+        timed_out=isinstance(error, EventTimeout),
+        using=execution.using,
+    )
+    if ready is None:
+        raise SkipMessage(
+            f"Step run {execution.step_run_id} failed, but was not ours any more."
+        ) from error
+    dispatcher.send(ready)
+
+
+def _in_milliseconds(error: BaseException) -> None:
+    """Dramatiq takes no other delay of its `Retry`."""
+    delay: Any = error.delay if isinstance(error, Retry) else None
+    if isinstance(error, Retry) and isinstance(delay, timedelta):
+        error.delay = delay // timedelta(milliseconds=1)
+
+
+def _repair(using: str) -> None:
+    """Put aside a connection that an error has broken."""
+    connection = connections[using]
+    if not connection.in_atomic_block:
+        connection.close_if_unusable_or_obsolete()
+
+
+# --- an interrupt has struck
+
+
+def recover(execution: StepExecution, interrupt: Interrupt) -> list[Dispatch]:
+    """A time limit or a shutdown has struck in `StepExecution.live`, or later. The row says where.
+
+    Returns what is to be dispatched. Raises the interrupt, for Dramatiq's retries, if it is a time
+    limit that has ended an attempt.
+    """
+    while True:
+        try:
+            return _recover(execution, interrupt)
+        except Interrupt as another:
+            # A time limit and a shutdown may strike both, the one while we see to the other.
+            if another is interrupt:
+                raise
+        except Error as error:
+            if interrupts.interrupt_behind(error) in (None, interrupt):
+                raise
+
+
+def _recover(execution: StepExecution, interrupt: Interrupt) -> list[Dispatch]:
+    interrupts.disable_interrupts()
+    leases.forget(execution.token)
+    interrupts.discard_connection(execution.using)
+    execution.leave_place()
+    row = claims.find(execution.step_run_id, execution.using)
+    if row is not None and execution.holds(row):
+        claim = execution.claim or claims.found(row, execution.token)
+        if _end_interrupted(claim, interrupt, execution.using):
+            raise interrupt
+        # It is released; or a commit that was under way came first.
+        row = claims.find(execution.step_run_id, execution.using)
+    return _queued_from(row, execution.using) if row is not None else []
+
+
+def _end_interrupted(claim: Claim, interrupt: Interrupt, using: str) -> bool:
+    """Whether it was recorded as a failed attempt. A shutdown's is given back instead."""
+    if isinstance(interrupt, Shutdown):
+        claims.release(claim, using)
+        return False
+    attempt = _attempt_of(claim)
+    current.failed(attempt)
+    failure = attempt.redacted(failures.Failure.of(interrupt))
+    ready = failures.record(claim, failure, final=False, using=using)
+    dispatcher.send(ready or [])
+    return ready is not None
+
+
+def _attempt_of(claim: Claim) -> CurrentAttempt:
+    """The attempt of this claim, if this thread knows it still."""
+    known = current.current_attempt()
+    return known if known and known.claim.token == claim.token else CurrentAttempt(claim)
+
+
+def _queued_from(row: StepRun, using: str) -> list[Dispatch]:
+    """What is queued of this step and of all that comes after it, not only next.
+
+    Steps that were handed off directly may have committed too.
+    """
+    plan = plans.load(row.run.plan_id, using)
+    if row.status in (StepStatus.QUEUED, StepStatus.RETRYING):
+        return [dispatch_of(row, plan)] if row.wake_at else []
+    if row.kind == "item":
+        return fanout.after_item(row.run_id, row.step, row.item, using)
+    steps = [row.step, *plan.descendants(row.step)]
+    if row.run.status == RunStatus.UNDOING:
+        steps += [node.name for node in plan.nodes if node.kind in COMPENSATION_KINDS]
+    return claims.queued_after(row.run_id, steps, using)
