@@ -236,7 +236,8 @@ class StepExecution:
 
     def _find_step(self) -> Step[Any]:
         claim = self.context.claim
-        definition = registry.get(claim.sequence)._definition_for(claim.sequence, self.plan)
+        cls = registry.get(claim.sequence)
+        definition: Definition | None = cls._definition_for(claim.sequence, self.plan)
         assert definition is not None
         step = definition.step(claim.step)
         if step is None:
