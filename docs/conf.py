@@ -6,6 +6,7 @@ import tomllib
 from os.path import relpath
 from pathlib import Path
 
+from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 
 DOCS = Path(__file__).resolve().parent
@@ -39,6 +40,7 @@ LINK = re.compile(r"\]\((?P<path>[\w./-]+)(?P<anchor>#[\w-]+)?\)")
 
 
 def setup(app: Sphinx) -> None:
+    app.add_lexer("mermaid", TextLexer)  # a code host draws it
     app.connect("source-read", read_page)
     app.connect("build-finished", copy_images)
 
