@@ -26,8 +26,8 @@ from .. import conf
 from ..definitions.rules import RULES, Rule
 from ..exceptions import InvalidTransition, SequenceError
 from ..inspection import actions as run_actions
-from ..inspection.snapshot import label_of
 from ..models import NO_ITEM, RunStatus, SequenceRun, StepRun
+from ..utils.text import label_of
 from .base import heavy
 from .forms import ActionForm
 from .operations import FORMS, RunActions, perform

@@ -18,10 +18,10 @@ from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
 from .. import conf
-from ..inspection.snapshot import hide_secrets, label_of, title_of
+from ..inspection.snapshot import hide_secrets, title_of
 from ..models import SequenceRun, StepFailure
 from ..transitions import clock
-from ..utils.text import class_name, first_line
+from ..utils.text import class_name, first_line, label_of
 from . import columns
 from .base import heavy
 from .filters import SPANS, runs_for

@@ -13,7 +13,7 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from .. import conf
-from ..inspection.snapshot import label_of, title_of
+from ..inspection.snapshot import title_of
 from ..models import (
     NO_ITEM,
     UNFINISHED_RUN,
@@ -26,7 +26,7 @@ from ..models import (
     StoredPlan,
 )
 from ..transitions import clock, plans
-from ..utils.text import class_name
+from ..utils.text import class_name, label_of
 
 #: Sequences, and versions of one, whose names are offered.
 OFFERED = 200

@@ -26,6 +26,7 @@ from dramatiq import Actor
 
 from ..exceptions import InvalidData, SequenceError
 from ..utils.durations import to_milliseconds
+from ..utils.text import label_of
 from .option_types import (
     ActorOptions,
     Delay,
@@ -160,7 +161,7 @@ class Step(Generic[R]):
     @property
     def label(self) -> str:
         """What people read in the admin."""
-        return str(self.declared.get("label") or self.name.replace("_", " "))
+        return str(self.declared.get("label") or label_of(self.name))
 
     def perform(self, sequence: Any, *item: Any) -> R:
         """Call the user's code with the bound sequence, and return what it returns.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..definitions.plan import Node, Plan
+from ..utils import text
 
 #: The states of runs and steps; ``pending`` is a step that its run has not come to.
 STATUSES = (
@@ -125,4 +126,4 @@ SPANS = {"waited": "waited", "ran": "ran", "failed": "failed attempt", "held": "
 
 def label_of(node: Node, mark: Mark) -> str:
     """What people call a step."""
-    return mark.label or node.name.replace("_", " ")
+    return mark.label or text.label_of(node.name)

@@ -188,7 +188,7 @@ def _shape(plan: Plan, node: Node, marks: Mapping[str, Mark], labels: Labels) ->
     opening, closing = _SHAPES.get(node.kind, ("[", "]"))
     mark = marks.get(node.name, Mark())
     detail = labels.detail(mark) if any(one.status for one in marks.values()) else ""
-    lines = (mark.label or node.name.replace("_", " "), detail or labels.kind_of(plan, node, marks))
+    lines = (label_of(node, mark), detail or labels.kind_of(plan, node, marks))
     shown = "<br/>".join(_escaped(line) for line in lines if line)
     return f'{opening}"{shown}"{closing}'
 

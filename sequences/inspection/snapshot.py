@@ -32,6 +32,7 @@ from ..models import (
     StepStatus,
 )
 from ..transitions import clock, plans
+from ..utils.text import label_of
 from .losses import deaths_sentence, newest_losses
 
 #: The status of a step that the run has not come to.
@@ -286,11 +287,6 @@ def title_of(sequence: str) -> str:
     definition = registry.definition_of(sequence)
     name = definition.verbose_name if definition else sequence.rpartition(".")[-1]
     return name[:1].upper() + name[1:]
-
-
-def label_of(name: str) -> str:
-    """A step's name as people read it."""
-    return name.replace("_", " ")
 
 
 def of(run: SequenceRun, *, failures: bool = True) -> RunSnapshot:

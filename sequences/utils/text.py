@@ -97,6 +97,11 @@ def name_of(function: Any) -> str:
     return f"{name} ({code.co_filename}:{code.co_firstlineno})"
 
 
+def label_of(name: str) -> str:
+    """What people call a step that declares no label: its name with spaces."""
+    return name.replace("_", " ")
+
+
 def class_name(path: str) -> str:
     """Of an error's class: without its module."""
     return path.rpartition(".")[2] or path
