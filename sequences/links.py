@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DAY = timedelta(days=1)
 #: Servers refuse a request line of more than 4,096 characters, or of 8,192.
-LONGEST = 3_500
+MAX_TOKEN_LENGTH = 3_500
 
 
 class InvalidLink(Exception):
@@ -67,10 +67,10 @@ def address(view: str, run: UUID, expires: timedelta, **shows: Any) -> str:
     if expires <= timedelta(0):
         raise SequenceError(f"An address of a run cannot expire before now: {expires!r}.")
     token = Link(run, timezone.now() + expires, shows).sign()
-    if len(token) > LONGEST:
+    if len(token) > MAX_TOKEN_LENGTH:
         raise SequenceError(
             f"The texts that are shown with run {run} make its address {len(token)} characters"
-            f" long, and servers refuse that: shorten them to less than {LONGEST}."
+            f" long, and servers refuse that: shorten them to less than {MAX_TOKEN_LENGTH}."
         )
     try:
         return reverse(f"sequences:{view}", args=[token])

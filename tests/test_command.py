@@ -193,7 +193,7 @@ def test_a_table_fits_the_terminal_by_cutting_what_is_widest():
     assert line.count("…") == 2
     assert "  id  " in line
     assert tables.table(cells, None) == [f"{'x' * 40}  id  {'注文' * 10}"]
-    assert len(tables.table(cells, 5, narrowing=[0, 2])[0]) >= 2 * tables.NARROWEST - 4
+    assert len(tables.table(cells, 5, narrowing=[0, 2])[0]) >= 2 * tables.MIN_COLUMN_WIDTH - 4
 
 
 def test_ids_are_cut_only_as_far_as_they_differ():
@@ -527,7 +527,7 @@ def test_start_and_wait_gives_up_when_its_time_is_over_and_the_run_goes_on(monke
     assert f"watch {run.pk}" in message
     assert run.status == "running"
     assert slept
-    assert max(slept) <= wait.LONGEST
+    assert max(slept) <= wait.MAX_PAUSE_SECONDS
 
 
 def breaks_for(monkeypatch, times):

@@ -86,7 +86,7 @@ def test_settings_change_while_they_are_overridden(settings):
         ("STATUS_PERMISSION", True),
         ("STATUS_PERMISSION", "view_order"),
         ("STATUS_PERMISSION", "shop.no.such_function"),
-        ("STATUS_PERMISSION", "sequences.links.LONGEST"),
+        ("STATUS_PERMISSION", "sequences.links.MAX_TOKEN_LENGTH"),
     ],
 )
 def test_a_bad_value_is_named_with_what_it_must_be(settings, key, value):

@@ -80,7 +80,7 @@ def test_a_process_has_one_row_that_says_what_it_is_and_when_it_swept():
         moving.move(timedelta(minutes=1))
         here.beat(USING)
         assert WorkerProcess.objects.get().seen_at == first.seen_at, "it was told lately"
-        here._told -= registration.INTERVAL
+        here._told -= registration.REPORT_INTERVAL_SECONDS
         here.beat(USING)
         again = WorkerProcess.objects.get()
         assert again.pk == first.pk
@@ -211,7 +211,7 @@ def test_a_connection_that_does_not_close_stops_no_heart_and_no_sweep(settings, 
     monkeypatch.setattr("sequences.engine.leases.beat", beat)
     monkeypatch.setattr("sequences.worker.sweeper.sweep", sweep)
     monkeypatch.setattr("sequences.worker.sweeper.store_plans", lambda using: None)
-    monkeypatch.setattr("sequences.worker.queue_monitor.DRAINED", 0)
+    monkeypatch.setattr("sequences.worker.queue_monitor.DRAINED_AFTER_SECONDS", 0)
     monkeypatch.setattr(processes, "seen", beat)
     monkeypatch.setattr(processes, "gone", beat)
     threads = [HeartbeatThread(here), Sweeper(AssumeLost(), 0.01, here)]
@@ -237,7 +237,7 @@ def test_a_sweep_counts_when_it_has_ended_well(monkeypatch):
 
     monkeypatch.setattr("sequences.worker.sweeper.sweep", sweep)
     monkeypatch.setattr("sequences.worker.sweeper.store_plans", lambda using: None)
-    monkeypatch.setattr("sequences.worker.queue_monitor.DRAINED", 0)
+    monkeypatch.setattr("sequences.worker.queue_monitor.DRAINED_AFTER_SECONDS", 0)
     noted = Noted()
     sweeper = Sweeper(AssumeLost(), 0.01, noted)
     sweeper.start()
@@ -399,5 +399,5 @@ def test_it_takes_three_queries_and_looks_at_so_many_rows_only(run, monkeypatch)
         assert health.read().queued == 4
     # SQLite is not asked for the time.
     assert len(queries) == (2 if connection.vendor == "sqlite" else 3)
-    monkeypatch.setattr(health, "LOOKED_AT", 2)
+    monkeypatch.setattr(health, "MAX_STEP_RUNS", 2)
     assert sign("queued").says.startswith("3+ queued")

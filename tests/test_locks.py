@@ -295,7 +295,7 @@ def test_a_dispatch_is_counted_without_waiting_for_a_row_that_was_locked_meanwhi
 
 
 def test_the_sweep_begins_while_the_first_start_of_its_release_has_not_committed(monkeypatch):
-    monkeypatch.setattr("sequences.worker.queue_monitor.DRAINED", 0.0)
+    monkeypatch.setattr("sequences.worker.queue_monitor.DRAINED_AFTER_SECONDS", 0.0)
     run = order()().run
 
     class Later(Sequence):

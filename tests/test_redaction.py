@@ -371,5 +371,5 @@ def test_of_many_secrets_each_is_hidden(monkeypatch):
     text = "secret-7, secret-77 secret-77x abc öööö secret-"
     hidden = "***, *** ***x *** *** secret-"
     assert hide(text, secrets) == hidden
-    monkeypatch.setattr("sequences.data.redaction.MANY", 10_000)
+    monkeypatch.setattr("sequences.data.redaction.MIN_INDEXED_SECRETS", 10_000)
     assert hide(text, secrets) == hidden

@@ -15,8 +15,8 @@ from sequences.exceptions import SequenceError
 from sequences.models import StepRun, StoredPlan
 from sequences.testing import clock
 from sequences.transitions import due, failures
-from sequences.worker.queue_monitor import DRAINED, QueueMonitor
-from sequences.worker.sweeper import ROUNDS, AssumeLost, Sweeper, sweep
+from sequences.worker.queue_monitor import DRAINED_AFTER_SECONDS, QueueMonitor
+from sequences.worker.sweeper import MAX_BATCHES_PER_SWEEP, AssumeLost, Sweeper, sweep
 from tests.engine import change, claim, fail, fresh, ledger, messages, now, overdue, perform, row
 
 pytestmark = pytest.mark.django_db
@@ -295,7 +295,7 @@ def test_a_message_of_another_queue_proves_nothing(passing):
 def test_a_message_is_lost_when_the_queue_has_given_nothing_for_a_while(passing):
     monitor = QueueMonitor(worker("default"))
     monitor.look()
-    passing.passes(DRAINED - 0.1)
+    passing.passes(DRAINED_AFTER_SECONDS - 0.1)
     monitor.look()
     assert not monitor.is_message_lost("default", NOON, NOON)
     passing.passes(0.2)
@@ -317,7 +317,7 @@ def test_a_queue_whose_worker_has_its_hands_full_may_hold_anything(passing):
     monitor.ended("default")
     monitor.look()
     assert not monitor.is_message_lost("default", NOON, NOON)
-    passing.passes(DRAINED)
+    passing.passes(DRAINED_AFTER_SECONDS)
     monitor.look()
     assert monitor.is_message_lost("default", NOON, NOON)
 
@@ -326,7 +326,7 @@ def test_a_queue_with_messages_that_wait_in_the_worker_may_hold_anything(passing
     busy = worker("default", "mails", waiting=["default"])
     monitor = QueueMonitor(busy)
     monitor.look()
-    passing.passes(DRAINED)
+    passing.passes(DRAINED_AFTER_SECONDS)
     monitor.look()
     assert not monitor.is_message_lost("default", NOON, NOON)
     assert monitor.is_message_lost("mails", NOON, NOON)
@@ -479,7 +479,7 @@ def wait_until(condition):
 @pytest.fixture
 def _at_once(monkeypatch):
     """A worker's sweep begins without looking around first."""
-    monkeypatch.setattr("sequences.worker.queue_monitor.DRAINED", 0.0)
+    monkeypatch.setattr("sequences.worker.queue_monitor.DRAINED_AFTER_SECONDS", 0.0)
 
 
 @pytest.mark.django_db(transaction=True)
@@ -596,4 +596,4 @@ def test_a_sweep_that_gets_nowhere_ends(monkeypatch):
 
     monkeypatch.setattr(due, "take", endless)
     assert sweep(AssumeLost(), USING) == 0
-    assert len(looks) == ROUNDS
+    assert len(looks) == MAX_BATCHES_PER_SWEEP

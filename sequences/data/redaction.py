@@ -15,9 +15,9 @@ from urllib.parse import quote, quote_plus
 
 HIDDEN = "***"
 #: Shorter secrets are not looked for in other texts: they would hide half of them.
-SHORTEST = 4
+MIN_SECRET_LENGTH = 4
 #: So many are not all looked for: those that begin like no part of a text are left out before.
-MANY = 100
+MIN_INDEXED_SECRETS = 100
 
 
 #: The names on the way to a value.
@@ -193,18 +193,22 @@ def hide(text: str, secrets: Iterable[str]) -> str:
 
 def _near(text: str, secrets: list[str]) -> list[str]:
     """Those that may stand in the text. To look for each of fifty thousand takes a second."""
-    if len(secrets) < MANY:
+    if len(secrets) < MIN_INDEXED_SECRETS:
         return [secret for secret in secrets if _anchor(secret) in text]
     parts = _parts(text)
     anchors = ((secret, _anchor(secret)) for secret in secrets)
-    return [one for one, anchor in anchors if anchor[:SHORTEST] in parts or len(anchor) < SHORTEST]
+    return [
+        one
+        for one, anchor in anchors
+        if anchor[:MIN_SECRET_LENGTH] in parts or len(anchor) < MIN_SECRET_LENGTH
+    ]
 
 
 def _parts(text: str | bytes) -> set[str | bytes]:
-    return {text[index : index + SHORTEST] for index in range(len(text))}
+    return {text[index : index + MIN_SECRET_LENGTH] for index in range(len(text))}
 
 
-_LONG_ENOUGH = re.compile(rf"[A-Za-z0-9]{{{SHORTEST},}}")
+_LONG_ENOUGH = re.compile(rf"[A-Za-z0-9]{{{MIN_SECRET_LENGTH},}}")
 _PLAIN = re.compile(r"[A-Za-z0-9]+")
 
 
@@ -218,7 +222,7 @@ def _anchor(secret: str) -> str:
 # As it is quoted
 
 #: A longer text is looked for only as a few libraries quote the whole of it.
-LONGEST_PATTERN = 2_000
+MAX_PATTERN_LENGTH = 2_000
 _LETTERS = {"\n": "n", "\r": "r", "\t": "t", "\b": "b", "\f": "f", "\v": "v", "\a": "a"}
 #: Backslashes before a character, each doubled by every text in which it is quoted again.
 _BACKSLASHES = r"\\{%d,16}+"
@@ -226,7 +230,7 @@ _BACKSLASHES = r"\\{%d,16}+"
 
 def _hide_quoted(text: str, secret: str) -> str:
     is_plain = secret.isascii() and secret.isalnum()
-    if not is_plain and len(secret) <= LONGEST_PATTERN:
+    if not is_plain and len(secret) <= MAX_PATTERN_LENGTH:
         return _pattern(secret).sub(HIDDEN, text)
     for form in (secret,) if is_plain else _forms(secret):
         text = text.replace(form, HIDDEN)
@@ -323,9 +327,9 @@ def _near_bytes(decoded: bytes, secrets: list[str]) -> list[bytes]:
     if not decoded:
         return []
     found = [secret.encode("utf-8", "surrogatepass") for secret in secrets]
-    if len(secrets) >= MANY:
+    if len(secrets) >= MIN_INDEXED_SECRETS:
         parts = _parts(decoded)
-        found = [secret for secret in found if secret[:SHORTEST] in parts]
+        found = [secret for secret in found if secret[:MIN_SECRET_LENGTH] in parts]
     return [secret for secret in found if secret in decoded]
 
 
@@ -357,7 +361,7 @@ def _texts(value: Any, paths: tuple[Path, ...], seen: ProcessReport) -> Iterator
                 yield from _texts(part, tuple(below), seen)
     elif not all(paths) and value is not None and not isinstance(value, bool):
         text = str(value)
-        if len(text) >= SHORTEST:
+        if len(text) >= MIN_SECRET_LENGTH:
             yield text
 
 

@@ -19,22 +19,22 @@ from .. import conf
 from ..models import SequenceRun, StepLoss, StepRun, StepStatus, WorkerProcess
 from ..transitions import clock, holders
 from ..transitions.backends import Holder
-from ..transitions.due import LONGEST
+from ..transitions.due import LONGEST as MAX_LOOK_DELAY
 from ..transitions.holders import Locked
 from ..utils.durations import format_duration
-from ..worker.registration import INTERVAL
+from ..worker.registration import REPORT_INTERVAL_SECONDS
 from .losses import deaths_sentence, newest_losses
 
 #: Step runs that are looked at, those first that should have been looked after first.
-LOOKED_AT = 10_000
+MAX_STEP_RUNS = 10_000
 #: Rows of worker processes that are read.
-WORKERS = 1_000
+MAX_PROCESSES = 1_000
 #: Suspects that are named.
-SUSPECTS = 3
+MAX_NAMED_SUSPECTS = 3
 #: A process that was not seen for so long is gone, or hangs.
-STALE = timedelta(seconds=4 * INTERVAL)
+STALE_AFTER = timedelta(seconds=4 * REPORT_INTERVAL_SECONDS)
 #: What waits for so long for a free worker is worth a look; for so long, an alarm.
-LONG, TOO_LONG = timedelta(minutes=1), timedelta(minutes=5)
+WARN_AFTER, ALARM_AFTER = timedelta(minutes=1), timedelta(minutes=5)
 
 
 class Level(IntEnum):
@@ -136,7 +136,7 @@ class Health:
         return [one for one in self.processes if one.threads]
 
     def _is_alive(self, process: WorkerProcess) -> bool:
-        return self.now - process.seen_at < STALE
+        return self.now - process.seen_at < STALE_AFTER
 
     def _count(self, number: int) -> str:
         return f"{number:,}+" if self.capped else f"{number:,}"
@@ -146,7 +146,7 @@ class Health:
 
     def _level(self, moment: datetime | None) -> Level:
         waited = self.now - moment if moment else timedelta(0)
-        return Level((waited > LONG) + (waited > TOO_LONG))
+        return Level((waited > WARN_AFTER) + (waited > ALARM_AFTER))
 
 
 def read(using: str | None = None, runs: QuerySet[SequenceRun] | None = None) -> Health:
@@ -154,20 +154,20 @@ def read(using: str | None = None, runs: QuerySet[SequenceRun] | None = None) ->
     using = using or conf.using()
     now = clock.now(using)
     processes = WorkerProcess.objects.using(using).order_by("-seen_at")
-    return Health(now=now, processes=tuple(processes[:WORKERS]), **_steps(now, using, runs))
+    return Health(now=now, processes=tuple(processes[:MAX_PROCESSES]), **_steps(now, using, runs))
 
 
 def _steps(now: datetime, using: str, runs: QuerySet[SequenceRun] | None) -> dict[str, Any]:
     # The sweep looks at whatever waits for a worker within this time, so all that is of interest
     # is at the beginning of the one index that a claim leaves as it is.
-    rows = StepRun.objects.using(using).filter(wake_at__lte=now + LONGEST)
+    rows = StepRun.objects.using(using).filter(wake_at__lte=now + MAX_LOOK_DELAY)
     if runs is not None:
         rows = rows.filter(run__in=runs.order_by().values("pk"))
     late = now - clock.grace()
     queued = Q(status=StepStatus.QUEUED)
     expired = Q(status=StepStatus.RUNNING, wake_at__lt=now)
     overdue = Q(status=StepStatus.RETRYING, due_at__lt=late)
-    seen = rows.order_by("wake_at")[: LOOKED_AT + 1].aggregate(
+    seen = rows.order_by("wake_at")[: MAX_STEP_RUNS + 1].aggregate(
         looked_at=Count("pk"),
         queued=Count("pk", filter=queued),
         queued_since=Min("queued_at", filter=queued),
@@ -176,12 +176,12 @@ def _steps(now: datetime, using: str, runs: QuerySet[SequenceRun] | None) -> dic
         overdue=Count("pk", filter=overdue),
         overdue_since=Min("due_at", filter=overdue),
         suspected=Count("pk", filter=Q(lost__gt=0)),
-        unseen=Count("pk", filter=Q(wake_at__lt=now - LONG)),
+        unseen=Count("pk", filter=Q(wake_at__lt=now - WARN_AFTER)),
     )
-    capped = seen.pop("looked_at") > LOOKED_AT
+    capped = seen.pop("looked_at") > MAX_STEP_RUNS
     suspects = _suspects_of(rows, using) if seen["suspected"] else ()
     # A sweep looks after what is due within seconds: what is not, is locked, or nobody sweeps.
-    unseen = rows.filter(wake_at__lt=now - LONG) if seen.pop("unseen") else None
+    unseen = rows.filter(wake_at__lt=now - WARN_AFTER) if seen.pop("unseen") else None
     return {**seen, "capped": capped, "suspects": suspects, **_locked_of(unseen, using)}
 
 
@@ -191,7 +191,7 @@ def _locked_of(unseen: QuerySet[StepRun] | None, using: str) -> dict[str, Any]:
 
 
 def _suspects_of(rows: QuerySet[StepRun], using: str) -> tuple[Suspect, ...]:
-    suspects = list(rows.filter(lost__gt=0).order_by("-lost", "pk")[:SUSPECTS])
+    suspects = list(rows.filter(lost__gt=0).order_by("-lost", "pk")[:MAX_NAMED_SUSPECTS])
     losses = newest_losses([row.pk for row in suspects], using)
     return tuple(Suspect(row, losses.get(row.pk)) for row in suspects)
 
@@ -246,7 +246,7 @@ def _sweep(health: Health) -> Sign:
         says = gettext("No sweep")
     else:
         says = gettext("Last sweep %(time)s ago") % {"time": health._since(health.swept_at)}
-        if health.now - health.swept_at <= LONG:
+        if health.now - health.swept_at <= WARN_AFTER:
             return Sign("sweep", Level.GOOD, says)
     return Sign(
         "sweep",

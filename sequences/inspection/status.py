@@ -21,9 +21,9 @@ from . import snapshot
 from .snapshot import HEAVY, NOT_BEGUN, RunSnapshot, StepSnapshot
 
 #: Of the answers of one run: the shortest and the longest time between two of them.
-SHORTEST, LONGEST = timedelta(seconds=1), timedelta(seconds=15)
+MIN_POLL, MAX_POLL = timedelta(seconds=1), timedelta(seconds=15)
 #: The longer it takes, the less often somebody needs to ask.
-ASKED = 30
+POLLS_PER_RUN = 30
 
 
 class StatusNotFound(Exception):
@@ -136,9 +136,9 @@ class Status:
         if self.run.is_finished:
             return None
         waits = self.run.status == RunStatus.PAUSED or self.state == StepStatus.WAITING
-        least = 5 * SHORTEST if waits else SHORTEST
-        wanted = min(max(self.portrait.duration / ASKED, least), LONGEST)
-        return round(wanted / timedelta(milliseconds=1))
+        least = 5 * MIN_POLL if waits else MIN_POLL
+        interval = min(max(self.portrait.duration / POLLS_PER_RUN, least), MAX_POLL)
+        return round(interval / timedelta(milliseconds=1))
 
     @property
     def at(self) -> tuple[StepSnapshot, ...]:

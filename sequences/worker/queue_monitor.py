@@ -13,7 +13,7 @@ from ..transitions import clock
 
 #: Seconds for which a queue must give nothing to a consumer that could take more. An idle
 #: consumer of Redis asks once a second at the least.
-DRAINED = 2.5
+DRAINED_AFTER_SECONDS = 2.5
 
 
 class QueueMonitor:
@@ -73,7 +73,7 @@ class QueueMonitor:
 
     def _is_drained(self, queue: str) -> bool:
         last = self._last.get(queue)
-        return last is not None and time.monotonic() - last >= DRAINED
+        return last is not None and time.monotonic() - last >= DRAINED_AFTER_SECONDS
 
     def _could_take_more(self, queue: str) -> bool:
         waiting = sum(

@@ -22,7 +22,7 @@ from ..transitions.processes import ProcessReport
 logger = logging.getLogger("sequences")
 
 #: Seconds between two rows of one process.
-INTERVAL = 10.0
+REPORT_INTERVAL_SECONDS = 10.0
 
 
 def close_all() -> None:
@@ -66,7 +66,7 @@ class WorkerRegistration:
 
     def beat(self, using: str) -> None:
         """Tell that it is there, if that was not told lately. Never raises."""
-        if self._told is None or time.monotonic() - self._told >= INTERVAL:
+        if self._told is None or time.monotonic() - self._told >= REPORT_INTERVAL_SECONDS:
             self._told = time.monotonic()
             self._try(self._tell, using)
 

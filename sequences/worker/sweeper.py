@@ -27,7 +27,7 @@ logger = logging.getLogger("sequences")
 
 
 #: Batches of one sweep. What is due still then has the next one.
-ROUNDS = 50
+MAX_BATCHES_PER_SWEEP = 50
 
 
 class LossDetector(Protocol):
@@ -63,7 +63,7 @@ def sweep(evidence: LossDetector, using: str) -> int:
     time and has its turn at the next sweep. An error of one row harms no other.
     """
     sent, place = 0, None
-    for _ in range(ROUNDS):
+    for _ in range(MAX_BATCHES_PER_SWEEP):
         found = due.take(evidence.is_message_lost, using, knows=evidence.knows, after=place)
         # First what needs no more of the database: nothing keeps it from its message.
         sent += _dispatch(_known(found, using), using)
@@ -188,7 +188,7 @@ class Sweeper(threading.Thread):
     def _look_around(self) -> None:
         # Of what it has not seen yet a worker cannot say that it is lost: a sweep now would put
         # off the rows that are, each by as long as it has waited already.
-        until = time.monotonic() + queue_monitor.DRAINED
+        until = time.monotonic() + queue_monitor.DRAINED_AFTER_SECONDS
         self._monitor.look()
         while time.monotonic() < until and not self._stopped.wait(self._interval):
             self._monitor.look()

@@ -235,7 +235,7 @@ def recover(k: int, last: int | None = None) -> None:
     broker = broker_of(k)
     boundaries.ignored = threading.main_thread().name
     boundaries.is_last = lambda boundary: len(boundaries.passed) == last
-    queue_monitor.DRAINED = 0.3 if isinstance(broker, StubBroker) else 1.5
+    queue_monitor.DRAINED_AFTER_SECONDS = 0.3 if isinstance(broker, StubBroker) else 1.5
     worker = Worker(broker, worker_threads=1, worker_timeout=20)
     worker.start()
     before, until = None, 0.0

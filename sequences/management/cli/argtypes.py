@@ -27,11 +27,11 @@ def duration(text: str) -> timedelta:
 def moment(text: str) -> timedelta | datetime:
     """A duration before now, or a date, or a date and a time in the project's time zone."""
     try:
-        given = parse_datetime(text)  # a date alone is its midnight
+        time = parse_datetime(text)  # a date alone is its midnight
     except ValueError:  # well formed, and on no calendar
-        given = None
-    if given is not None:
-        return given if timezone.is_aware(given) else timezone.make_aware(given)
+        time = None
+    if time is not None:
+        return time if timezone.is_aware(time) else timezone.make_aware(time)
     try:
         return duration(text)
     except ArgumentTypeError:

@@ -1,4 +1,4 @@
-"""One word of the command: its arguments, and what it does."""
+"""One subcommand: its arguments, and what it does."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OUTCOMES = {RunStatus.SUCCEEDED: 0, RunStatus.FAILED: REFUSED, RunStatus.CANCELL
 Paint = Callable[[str], str]
 
 
-class Task:
+class Subcommand:
     """One of them. It writes to where its command does, in colour only on a terminal."""
 
     name: ClassVar[str]
@@ -62,8 +62,8 @@ class Task:
         """The colour of a status."""
         style: Any = self.command.style if self._is_coloured else no_style()
         role = _ROLES.get(status)
-        found: Paint = getattr(style, role) if role else str
-        return found
+        paint: Paint = getattr(style, role) if role else str
+        return paint
 
     @property
     def _is_coloured(self) -> bool:
@@ -88,11 +88,14 @@ _ROLES = {
 def json_text(value: Any, *, indent: int | None = None) -> str:
     """JSON in which nothing steers a terminal: such characters stand in it by their numbers."""
     text = json.dumps(value, cls=DjangoJSONEncoder, indent=indent, ensure_ascii=False)
+    return printable(text, lambda char: json.dumps(char)[1:-1], keep="\n")
+
+
+def printable(text: str, escape: Callable[[str], str], *, keep: str = "") -> str:
+    """The text, with what a terminal may obey escaped."""
     if text.isprintable():
         return text
-    return "".join(
-        char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text
-    )
+    return "".join(char if char.isprintable() or char in keep else escape(char) for char in text)
 
 
 def wrong(message: str) -> CommandError:
@@ -100,7 +103,7 @@ def wrong(message: str) -> CommandError:
     return CommandError(message, returncode=USAGE)
 
 
-def mended(error: SequenceError) -> CommandError:
+def usage_error(error: SequenceError) -> CommandError:
     """An error that says itself what to do."""
     return wrong(str(error))
 

@@ -18,16 +18,16 @@ from .tables import Cell, cut, plain, table
 #: What each state of a step looks like.
 SIGNS = {"succeeded": "✓", "failed": "✗", "skipped": "-", "cancelled": "-", "": " "}
 MOVING = "•"
-#: Rows of steps of one run. Beyond, only those that are neither done nor yet to come.
-MOST = 40
+#: Of one run. Beyond, only those that are neither done nor yet to come.
+MAX_STEP_ROWS = 40
 #: Characters of a progress bar.
-BAR = 20
+BAR_WIDTH = 20
 
 State = dict[str, str]
 
 
 class Display:
-    """DisplayOptions runs, as often as it is asked to."""
+    """Shows runs, as often as it is asked to."""
 
     def __init__(self, out: TextIO, paint: object = None) -> None:
         self.out = out
@@ -35,18 +35,18 @@ class Display:
         self.drawn: list[str] = []
         self._paint = paint
 
-    def show(self, portraits: Collection[RunSnapshot]) -> None:
+    def show(self, snapshots: Collection[RunSnapshot]) -> None:
         """Show them as they are now; nothing, if nothing has changed."""
         if self.out.isatty():
-            self._draw(portraits)
+            self._draw(snapshots)
         else:
-            self._tell(portraits)
+            self._tell(snapshots)
         self.out.flush()
 
-    def _draw(self, portraits: Collection[RunSnapshot]) -> None:
+    def _draw(self, snapshots: Collection[RunSnapshot]) -> None:
         columns, height = shutil.get_terminal_size()
         # A line that wraps would be two, and the next drawing would begin at the wrong one.
-        lines = self.lines(portraits, columns - 1)[-max(height - 2, 1) :]
+        lines = self.lines(snapshots, columns - 1)[-max(height - 2, 1) :]
         if lines == self.drawn:
             return
         if self.drawn:
@@ -54,57 +54,58 @@ class Display:
         self.out.writelines(f"{line}\n" for line in lines)
         self.drawn = lines
 
-    def _tell(self, portraits: Collection[RunSnapshot]) -> None:
+    def _tell(self, snapshots: Collection[RunSnapshot]) -> None:
         now = time.strftime("%H:%M:%S")
-        for portrait in portraits:
-            before = self.shown.get(portrait.run.pk, {})
-            self.shown[portrait.run.pk] = states = self.states(portrait)
+        for run_snapshot in snapshots:
+            before = self.shown.get(run_snapshot.run.pk, {})
+            self.shown[run_snapshot.run.pk] = states = self.states(run_snapshot)
             for name, state in states.items():
                 if state != before.get(name):
                     self.out.write(
-                        f"{now}  {plain(self.who(portrait)):12}  {plain(name)} {state}\n"
+                        f"{now}  {plain(self.who(run_snapshot)):12}  {plain(name)} {state}\n"
                     )
 
     # What a project may show in another way
 
-    def who(self, portrait: RunSnapshot) -> str:
+    def who(self, run_snapshot: RunSnapshot) -> str:
         """What tells the run from the others."""
-        return portrait.run.key or str(portrait.run.pk)
+        return run_snapshot.run.key or str(run_snapshot.run.pk)
 
-    def states(self, portrait: RunSnapshot) -> State:
+    def states(self, run_snapshot: RunSnapshot) -> State:
         """What is told when it changes: the state of each step, and at the end of the run."""
-        begun = (step for step in portrait.steps if step.status)
+        begun = (step for step in run_snapshot.steps if step.status)
         return {step.name: state_of(step) for step in begun} | {
-            portrait.run.sequence.rpartition(".")[-1]: portrait.run.status
+            run_snapshot.run.sequence.rpartition(".")[-1]: run_snapshot.run.status
         }
 
-    def lines(self, portraits: Collection[RunSnapshot], width: int) -> list[str]:
+    def lines(self, snapshots: Collection[RunSnapshot], width: int) -> list[str]:
         """The whole picture."""
-        return [line for portrait in portraits for line in self._picture(portrait, width)]
+        return [line for run_snapshot in snapshots for line in self._picture(run_snapshot, width)]
 
-    def _picture(self, portrait: RunSnapshot, width: int) -> list[str]:
-        status = portrait.run.status
-        done = f"{portrait.done}/{portrait.total}"
-        bar = bar_of(portrait.fraction)
-        head = f"{portrait.title}  {self.who(portrait)}"
-        tail = f"  {status}  {bar}  {done}  {format_duration(portrait.duration)}"
-        steps = [step for step in portrait.steps if step.status or not step.node.aside]
-        rows = [self._row(step, portrait) for step in _of_interest(steps)]
+    def _picture(self, run_snapshot: RunSnapshot, width: int) -> list[str]:
+        status = run_snapshot.run.status
+        done = f"{run_snapshot.done}/{run_snapshot.total}"
+        bar = bar_of(run_snapshot.fraction)
+        head = f"{run_snapshot.title}  {self.who(run_snapshot)}"
+        tail = f"  {status}  {bar}  {done}  {format_duration(run_snapshot.duration)}"
+        steps = [step for step in run_snapshot.steps if step.status or not step.node.aside]
+        rows = [self._row(step, run_snapshot) for step in _of_interest(steps)]
         above = cut(plain(head), max(width - len(tail), 8)) + tail
         return [cut(above, width), *(table(rows, width, narrowing=[3, 1]) if rows else [])]
 
-    def _row(self, step: StepSnapshot, portrait: RunSnapshot) -> list[Cell]:
+    def _row(self, step: StepSnapshot, run_snapshot: RunSnapshot) -> list[Cell]:
         paint = self.paint(step.status)
-        ran = format_duration(step.ran(portrait.now)) if step.status not in ("", "queued") else ""
+        has_run = step.status not in ("", "queued")
+        ran = format_duration(step.ran(run_snapshot.now)) if has_run else ""
         word = "" if step.status in SIGNS else state_of(step, counts=False)
-        told = "  ".join(filter(None, [word, remark(step, portrait)]))
+        remarks = "  ".join(filter(None, [word, remark(step, run_snapshot)]))
         sign = SIGNS.get(step.status, MOVING)
-        return [Cell(f"  {sign}", paint), Cell(plain(step.label)), Cell(ran), Cell(told, paint)]
+        return [Cell(f"  {sign}", paint), Cell(plain(step.label)), Cell(ran), Cell(remarks, paint)]
 
     def paint(self, status: str) -> Paint:
         """The colour of a status."""
-        found: Paint = self._paint(status) if callable(self._paint) else str
-        return found
+        paint: Paint = self._paint(status) if callable(self._paint) else str
+        return paint
 
 
 def state_of(step: StepSnapshot, *, counts: bool = True) -> str:
@@ -112,8 +113,8 @@ def state_of(step: StepSnapshot, *, counts: bool = True) -> str:
     amount = ""
     if counts and step.items and step.status in UNFINISHED_STEP and step.progress:
         amount = f" {step.progress[0]:g}/{step.progress[1]:g}"
-        many = step.items.get("failed")
-        amount += f", {many} failed" if many else ""
+        failed = step.items.get("failed")
+        amount += f", {failed} failed" if failed else ""
     return step_state(f"{step.status}{amount}", step.row.attempts if step.row is not None else 0)
 
 
@@ -124,11 +125,12 @@ def step_state(status: str, failed: int) -> str:
 
 def bar_of(fraction: float) -> str:
     """``[#####     ]``"""
-    full = int(fraction * BAR)
-    return f"[{'#' * full}{' ' * (BAR - full)}]"
+    full = int(fraction * BAR_WIDTH)
+    return f"[{'#' * full}{' ' * (BAR_WIDTH - full)}]"
 
 
 def _of_interest(steps: list[StepSnapshot]) -> list[StepSnapshot]:
-    if len(steps) <= MOST:
+    if len(steps) <= MAX_STEP_ROWS:
         return steps
-    return [step for step in steps if step.status not in ("", "succeeded", "skipped")][:MOST]
+    busy = [step for step in steps if step.status not in ("", "succeeded", "skipped")]
+    return busy[:MAX_STEP_ROWS]

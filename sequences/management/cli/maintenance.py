@@ -1,4 +1,4 @@
-"""Words for cron and for monitoring: sweep, prune, health."""
+"""Subcommands for cron and for monitoring: sweep, prune, health."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from ...engine.pruning import BATCH, Kept, Report, prune
 from ...inspection import health
 from ...inspection.health import Level
 from ...worker.sweeper import once, run_forever
-from .argtypes import count
-from .argtypes import duration as length
-from .base import REFUSED, Task
+from .argtypes import count, duration
+from .base import REFUSED, Subcommand
 from .selectors import known_names
 from .tables import plain
 
-#: Runs that are named of each reason to keep some.
-NAMED = 5
+#: Of each reason to keep some.
+MAX_NAMED_RUNS = 5
 
 
-class Sweep(Task):
+class Sweep(Subcommand):
     """Do what is due, where no worker does."""
 
     name, help = "sweep", "Dispatch what is due and what was lost."
@@ -51,7 +50,7 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-class Health(Task):
+class Health(Subcommand):
     """Whether steps are performed as they should be."""
 
     name, help = "health", "Whether workers and sweeps are there, and what waits for them."
@@ -60,13 +59,13 @@ class Health(Task):
         parser.add_argument("--json", action="store_true", help="a JSON object")
 
     def run(self, options: Namespace) -> None:
-        found = health.read()
+        report = health.read()
         if options.json:
-            self.write_json(_health_as_json(found))
+            self.write_json(_health_as_json(report))
         else:
-            for sign in found.signs:
+            for sign in report.signs:
                 self.write(f"{self.paint(_PAINTS[sign.level])(_WORDS[sign.level]):8} {plain(sign)}")
-        if found.level is Level.BAD:
+        if report.level is Level.BAD:
             raise CommandError("Steps are not performed as they should be.", returncode=REFUSED)
 
 
@@ -74,28 +73,33 @@ _WORDS = {Level.GOOD: "good", Level.WARNING: "warning", Level.BAD: "bad"}
 _PAINTS = {Level.GOOD: "succeeded", Level.WARNING: "retrying", Level.BAD: "failed"}
 
 
-def _health_as_json(found: health.Health) -> dict[str, object]:
+def _health_as_json(report: health.Health) -> dict[str, object]:
     return {
-        "level": _WORDS[found.level],
+        "level": _WORDS[report.level],
         "signs": [
-            {"name": one.name, "level": _WORDS[one.level], "says": one.says, "advice": one.advice}
-            for one in found.signs
+            {
+                "name": sign.name,
+                "level": _WORDS[sign.level],
+                "says": sign.says,
+                "advice": sign.advice,
+            }
+            for sign in report.signs
         ],
-        "workers": [one.name for one in found.workers],
+        "workers": [worker.name for worker in report.workers],
     }
 
 
-class Prune(Task):
+class Prune(Subcommand):
     """Remove what is finished, and old."""
 
     name, help = "prune", "Remove finished runs whose retention is over, with their children."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
-            "--older-than", type=length, metavar="30d", help='in the place of "RETENTION"'
+            "--older-than", type=duration, metavar="30d", help='in the place of "RETENTION"'
         )
         parser.add_argument(
-            "--failed-older-than", type=length, metavar="90d",
+            "--failed-older-than", type=duration, metavar="90d",
             help='in the place of "RETENTION_FAILED"',
         )  # fmt: skip
         parser.add_argument("--sequence", metavar="LABEL", help="of this one only")
@@ -125,7 +129,7 @@ def _as_json(report: Report, dry_run: bool) -> dict[str, object]:
         "pruned": dict(report.runs),
         "runs": report.runs.total(),
         "trees": report.trees,
-        "kept": [{"run": str(one.run), "why": one.why, "by": dict(one.by)} for one in report.kept],
+        "kept": [{"run": str(run.run), "why": run.why, "by": dict(run.by)} for run in report.kept],
     }
 
 
@@ -138,13 +142,13 @@ def _lines(report: Report, dry_run: bool) -> Iterator[str]:
     verb = "would be pruned" if dry_run else "pruned"
     yield f"{report.runs.total()} runs in {report.trees} trees {verb}."
     reasons: dict[str, list[Kept]] = {}
-    for one in report.kept:
-        reasons.setdefault(_why(one), []).append(one)
+    for run in report.kept:
+        reasons.setdefault(_why(run), []).append(run)
     for why, kept in reasons.items():
-        some = ", ".join(str(one.run) for one in kept[:NAMED])
-        yield plain(f"{len(kept)} kept, {why}: {some}{' …' if len(kept) > NAMED else ''}")
+        some = ", ".join(str(run.run) for run in kept[:MAX_NAMED_RUNS])
+        yield plain(f"{len(kept)} kept, {why}: {some}{' …' if len(kept) > MAX_NAMED_RUNS else ''}")
 
 
-def _why(one: Kept) -> str:
-    by: Counter[str] = Counter(one.by)
-    return one.why + (f" ({', '.join(sorted(by))})" if by else "")
+def _why(run: Kept) -> str:
+    by: Counter[str] = Counter(run.by)
+    return run.why + (f" ({', '.join(sorted(by))})" if by else "")

@@ -17,7 +17,7 @@ from ...inspection import snapshot
 from ...inspection.actions import ACTIONS
 from ...models import SequenceRun
 from .argtypes import assignment, json_object, json_value
-from .base import INTERRUPTED, REFUSED, Task, caller, wrong
+from .base import INTERRUPTED, REFUSED, Subcommand, caller, wrong
 from .selectors import RUN, RUN_HELP, add_filters, at_step, filtered, find, is_filtered, runs
 from .tables import plain
 
@@ -37,7 +37,7 @@ class Tally:
         }
 
 
-class Operating(Task):
+class Operating(Subcommand):
     """One of the `ACTIONS` on runs."""
 
     action: str
@@ -220,10 +220,10 @@ class Erase(Operating):
 def _operating(action: str, help_text: str) -> Callable[[BaseCommand], Operating]:
     """The class of an operation that takes nothing of its own."""
     attributes = {"name": action.replace("_", "-"), "action": action, "help": help_text}
-    return type(f"{action.title()}Task", (Operating,), attributes)
+    return type(f"{action.title()}Subcommand", (Operating,), attributes)
 
 
-class Edit(Task):
+class Edit(Subcommand):
     """Replace the data of a run."""
 
     name, help = "edit", "Replace the data of a run."
@@ -275,7 +275,7 @@ class Edit(Task):
         return restored
 
 
-TASKS: list[Callable[[BaseCommand], Task]] = [
+TASKS: list[Callable[[BaseCommand], Subcommand]] = [
     _operating("retry", "Restart failed steps, and run waiting retries now."),
     Cancel,
     _operating("pause", "Start no further steps until you resume."),

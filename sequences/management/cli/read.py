@@ -1,4 +1,4 @@
-"""Words that only read: list, show, watch, graph."""
+"""Subcommands that only read: list, show, watch, graph."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ from ...inspection.diagnosis import error_of
 from ...inspection.snapshot import HEAVY, RunSnapshot, StepSnapshot
 from ...utils.durations import format_duration
 from . import wait
-from .argtypes import count, definition_in
-from .argtypes import duration as seconds
-from .base import Task, json_text, wrong
-from .details import Described, brief
+from .argtypes import count, definition_in, duration
+from .base import Subcommand, json_text, printable, wrong
+from .details import RunDetails, brief
 from .live import Display, State
-from .selectors import RUN, RUN_HELP, add_filters, filtered, find
+from .selectors import add_filters, add_run, filtered, find
 from .tables import Cell, plain, shortened, table
 
 #: What an operator finds first.
 LIMIT = 50
 
 
-class List(Task):
+class List(Subcommand):
     """The newest runs."""
 
     name, help = "list", "The newest runs, or those that filters let through."
@@ -39,62 +38,62 @@ class List(Task):
         parser.add_argument("--json", action="store_true", help="a JSON list")
 
     def run(self, options: Namespace) -> None:
-        found = filtered(options).defer(*HEAVY)[: options.limit]
-        shown = snapshot.of_many(list(found))
+        runs = filtered(options).defer(*HEAVY)[: options.limit]
+        snapshots = snapshot.of_many(list(runs))
         if options.json:
-            self.write_json([brief(one) for one in shown])
-        elif shown:
-            lines = table(list(self._rows(shown)), self.width, narrowing=[1, 2, 4, 7])
+            self.write_json([brief(run_snapshot) for run_snapshot in snapshots])
+        elif snapshots:
+            lines = table(list(self._rows(snapshots)), self.width, narrowing=[1, 2, 4, 7])
             self.write("\n".join(lines))
         else:
             self.write("There is no such run.")
 
-    def _rows(self, shown: list[RunSnapshot]) -> Iterator[list[Cell]]:
+    def _rows(self, snapshots: list[RunSnapshot]) -> Iterator[list[Cell]]:
         heads = ("RUN", "SEQUENCE", "KEY", "STATUS", "AT", "DONE", "AGE", "ERROR")
         yield [Cell(head) for head in heads]
-        ids = [one.run.pk for one in shown]
+        ids = [run_snapshot.run.pk for run_snapshot in snapshots]
         # Whoever pipes it can take the whole.
         texts = {pk: str(pk) for pk in ids} if self.width is None else shortened(ids)
-        for one in shown:
-            status = "failed" if one.is_failing else one.run.status
+        for run_snapshot in snapshots:
+            status = "failed" if run_snapshot.is_failing else run_snapshot.run.status
             yield [
-                Cell(texts[one.run.pk]),
-                Cell(plain(one.run.sequence)),
-                Cell(plain(one.run.key or "")),
-                Cell(one.run.status, self.paint(status)),
-                Cell(plain(", ".join(step.name for step in one.at))),
-                Cell(f"{one.done}/{one.total}"),
-                Cell(format_duration(one.age)),
-                Cell(plain(error_of(failure)) if (failure := one.current_failure) else ""),
+                Cell(texts[run_snapshot.run.pk]),
+                Cell(plain(run_snapshot.run.sequence)),
+                Cell(plain(run_snapshot.run.key or "")),
+                Cell(run_snapshot.run.status, self.paint(status)),
+                Cell(plain(", ".join(step.name for step in run_snapshot.at))),
+                Cell(f"{run_snapshot.done}/{run_snapshot.total}"),
+                Cell(format_duration(run_snapshot.age)),
+                Cell(plain(error_of(failure)) if (failure := run_snapshot.current_failure) else ""),
             ]
 
 
-class Show(Task):
+class Show(Subcommand):
     """All about one run."""
 
     name, help = "show", "One run: its steps, data, failed attempts and operations."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("run", metavar=RUN, help=RUN_HELP)
+        add_run(parser)
         parser.add_argument("--tracebacks", action="store_true", help="of its failed attempts")
         parser.add_argument("--json", action="store_true", help="a JSON object")
 
     def run(self, options: Namespace) -> None:
-        described = Described(find(options.run), tracebacks=options.tracebacks)
+        details = RunDetails(find(options.run), tracebacks=options.tracebacks)
         if options.json:
-            self.write_json(described.as_json())
+            self.write_json(details.as_json())
         else:
-            self.write("\n".join(described.lines(self)))
+            self.write("\n".join(details.lines(self)))
 
 
-class Watch(Task):
+class Watch(Subcommand):
     """The progress of a run, until it has ended."""
 
     name, help = "watch", "The progress of a run, live, until it has ended."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("run", metavar=RUN, help=RUN_HELP)
-        parser.add_argument("--timeout", type=seconds, metavar="10m", help="wait no longer")
+        add_run(parser)
+        parser.add_argument("--timeout", type=duration, metavar="10m", help="wait no longer")
         parser.add_argument("--json", action="store_true", help="a JSON object for each change")
 
     def run(self, options: Namespace) -> None:
@@ -108,32 +107,32 @@ class _Drawn:
     def __init__(self, display: Display) -> None:
         self.display = display
 
-    def look(self, shown: RunSnapshot) -> None:
-        self.display.show([shown])
+    def look(self, run_snapshot: RunSnapshot) -> None:
+        self.display.show([run_snapshot])
 
 
 class _Lines:
     """A line of JSON for each change."""
 
-    def __init__(self, task: Task) -> None:
-        self.task = task
+    def __init__(self, subcommand: Subcommand) -> None:
+        self.subcommand = subcommand
         self.before: State | None = None
-        self.states = Display(task.command.stdout).states  # type: ignore[arg-type]
+        self.states = Display(subcommand.command.stdout).states  # type: ignore[arg-type]
 
-    def look(self, shown: RunSnapshot) -> None:
-        states = self.states(shown)
+    def look(self, run_snapshot: RunSnapshot) -> None:
+        states = self.states(run_snapshot)
         if states != self.before:
             self.before = states
-            line = {"time": shown.now, **brief(shown), "steps": _states(shown)}
-            self.task.write(json_text(line))
-            self.task.command.stdout.flush()
+            line = {"time": run_snapshot.now, **brief(run_snapshot), "steps": _states(run_snapshot)}
+            self.subcommand.write(json_text(line))
+            self.subcommand.command.stdout.flush()
 
 
-def _states(shown: RunSnapshot) -> Mapping[str, Any]:
-    return {step.name: step.status for step in shown.steps if step.status}
+def _states(run_snapshot: RunSnapshot) -> Mapping[str, Any]:
+    return {step.name: step.status for step in run_snapshot.steps if step.status}
 
 
-class Graph(Task):
+class Graph(Subcommand):
     """A picture of a plan, or of a run."""
 
     name, help = "graph", "The steps of a sequence or a run as text, Mermaid or SVG."
@@ -151,7 +150,7 @@ class Graph(Task):
         plan, marks = _marked(options)
         picture = self._picture(options, plan, marks)
         if options.output is None:
-            self.write(_shown(picture, options.format))
+            self.write(_safe(picture, options.format))
             return
         try:
             options.output.write_text(f"{picture.rstrip()}\n", encoding="utf-8")
@@ -170,13 +169,11 @@ class Graph(Task):
         return diagrams.text(plan, marks, width=self.width or WIDE, unicode=is_unicode)
 
 
-def _shown(picture: str, form: str) -> str:
+def _safe(picture: str, form: str) -> str:
     """As a terminal may get it: labels are anybody's."""
     if form != "svg":
         return plain(picture, lines=True)
-    return "".join(
-        char if char.isprintable() or char in "\n\t" else f"&#x{ord(char):x};" for char in picture
-    )
+    return printable(picture, lambda char: f"&#x{ord(char):x};", keep="\n\t")
 
 
 #: Columns of a text that no terminal limits.
@@ -190,8 +187,8 @@ def _marked(options: Namespace) -> tuple[Plan, dict[str, diagrams.Mark]]:
     definition = registry.definition_of(options.what)
     if definition is not None and ":" not in options.what:
         return definition.plan, {}
-    shown = snapshot.of(find(options.what))
-    return shown.plan, {step.name: _mark(step) for step in shown.steps}
+    run_snapshot = snapshot.of(find(options.what))
+    return run_snapshot.plan, {step.name: _mark(step) for step in run_snapshot.steps}
 
 
 def _mark(step: StepSnapshot) -> diagrams.Mark:

@@ -28,9 +28,9 @@ from .base import wrong
 #: What can be asked for beside the states themselves.
 STATUSES = (*RunStatus.values, "unfinished", "finished")
 #: Shorter beginnings of an id are taken for something else.
-SHORTEST = 4
+MIN_ID_DIGITS = 4
 #: How many runs an error names.
-NAMED = 3
+MAX_NAMED_RUNS = 3
 
 RUN = "RUN"
 RUN_HELP = "its id, the beginning of its id, or label:key"
@@ -43,11 +43,11 @@ def runs() -> SequenceRunQuerySet:
 
 def find(text: str) -> SequenceRun:
     """The run that is meant; raises `CommandError` if it is none, or more than one."""
-    found = _by_id(text) or _by_key(text)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        some = ", ".join(str(run.pk) for run in found[:NAMED])
+    matches = _by_id(text) or _by_key(text)
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        some = ", ".join(str(run.pk) for run in matches[:MAX_NAMED_RUNS])
         raise wrong(
             f"{text!r} is the beginning of more than one run's id: {some}. Give more of it."
         )
@@ -56,21 +56,21 @@ def find(text: str) -> SequenceRun:
 
 def _by_id(text: str) -> list[SequenceRun]:
     digits = text.replace("-", "").lower()
-    if not SHORTEST <= len(digits) <= 32 or not set(digits) <= set("0123456789abcdef"):
+    if not MIN_ID_DIGITS <= len(digits) <= 32 or not set(digits) <= set("0123456789abcdef"):
         return []
-    return list(runs().whose_id_begins(digits).order_by("pk")[: NAMED + 1])
+    return list(runs().whose_id_begins(digits).order_by("pk")[: MAX_NAMED_RUNS + 1])
 
 
 def _by_key(text: str) -> list[SequenceRun]:
     """A key may contain colons, and so may the name of a definition that is kept with its run."""
-    wanted = Q()
+    is_named = Q()
     for label, key in _pairs(text):
-        wanted |= Q(sequence__in=registry.names_of(label), key=key)
-    if not wanted:
+        is_named |= Q(sequence__in=registry.names_of(label), key=key)
+    if not is_named:
         return []
-    found = runs().filter(wanted).order_by("-created_at", "-pk")
+    matches = runs().filter(is_named).order_by("-created_at", "-pk")
     # Of those that have freed it, the newest.
-    return list((found.filter(active_key__isnull=False)[:1] or found)[:1])
+    return list((matches.filter(active_key__isnull=False)[:1] or matches)[:1])
 
 
 def _pairs(text: str) -> Iterator[tuple[str, str]]:
@@ -82,17 +82,24 @@ def _pairs(text: str) -> Iterator[tuple[str, str]]:
 # Filters
 
 
+def add_run(parser: ArgumentParser) -> None:
+    """The one run."""
+    parser.add_argument("run", metavar=RUN, help=RUN_HELP)
+
+
 def add_filters(parser: ArgumentParser, *, step: bool = True) -> None:
     """Which runs, if they are not named."""
-    chosen = parser.add_argument_group("filters")
-    chosen.add_argument("--sequence", metavar="LABEL", help="of this sequence")
-    chosen.add_argument("--status", choices=STATUSES, metavar="STATUS", help=", ".join(STATUSES))
-    chosen.add_argument("--key", help="started with this key")
-    chosen.add_argument(
+    filters = parser.add_argument_group("filters")
+    filters.add_argument("--sequence", metavar="LABEL", help="of this sequence")
+    filters.add_argument("--status", choices=STATUSES, metavar="STATUS", help=", ".join(STATUSES))
+    filters.add_argument("--key", help="started with this key")
+    filters.add_argument(
         "--since", type=moment, metavar="24h", help="started since then: a duration, or a date"
     )
     if step:
-        chosen.add_argument("--step", metavar="NAME", help="that are at this step, or failed at it")
+        filters.add_argument(
+            "--step", metavar="NAME", help="that are at this step, or failed at it"
+        )
 
 
 def is_filtered(options: Namespace) -> bool:
@@ -103,35 +110,35 @@ def is_filtered(options: Namespace) -> bool:
 
 def filtered(options: Namespace) -> SequenceRunQuerySet:
     """The runs that the filters let through, the newest first."""
-    found = runs().order_by("-created_at", "-pk")
+    chosen = runs().order_by("-created_at", "-pk")
     if options.sequence is not None:
-        found = found.filter(sequence__in=known_names(options.sequence))
+        chosen = chosen.filter(sequence__in=known_names(options.sequence))
     if options.status is not None:
-        found = found.filter(status__in=_statuses(options.status))
+        chosen = chosen.filter(status__in=_statuses(options.status))
     if options.key is not None:
-        found = found.filter(key=options.key)
+        chosen = chosen.filter(key=options.key)
     if options.since is not None:
-        found = found.filter(created_at__gte=_since(options.since))
+        chosen = chosen.filter(created_at__gte=_since(options.since))
     if getattr(options, "step", None) is not None:
-        found = at_step(found, options.step)
-    return found
+        chosen = at_step(chosen, options.step)
+    return chosen
 
 
 def _statuses(status: str) -> list[str]:
-    finished = [one for one in RunStatus.values if one not in UNFINISHED_RUN]
+    finished = [value for value in RunStatus.values if value not in UNFINISHED_RUN]
     several: dict[str, list[str]] = {"unfinished": [*UNFINISHED_RUN], "finished": finished}
-    return [str(one) for one in several.get(status, [status])]
+    return [str(value) for value in several.get(status, [status])]
 
 
 def _since(since: timedelta | datetime) -> datetime:
     return clock.now(conf.using()) - since if isinstance(since, timedelta) else since
 
 
-def at_step(found: SequenceRunQuerySet, step: str) -> SequenceRunQuerySet:
+def at_step(chosen: SequenceRunQuerySet, step: str) -> SequenceRunQuerySet:
     """Those that are at this step, or have failed at it."""
     states = (*UNFINISHED_STEP, StepStatus.FAILED)
     rows = StepRun.objects.using(conf.using()).filter(step=step, item=NO_ITEM, status__in=states)
-    return found.filter(pk__in=rows.values("run"))
+    return chosen.filter(pk__in=rows.values("run"))
 
 
 def known_names(label: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The word that starts: start."""
+"""The subcommand that starts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from ...models import StepRun, StepStatus
 from ...sequence import Sequence, get
 from ...utils.durations import format_duration
 from . import wait
-from .argtypes import definition_in, json_object
-from .argtypes import duration as length
-from .base import Task, wrong
-from .details import Described
+from .argtypes import definition_in, duration, json_object
+from .base import Subcommand, wrong
+from .details import RunDetails
 from .tables import plain
 
 
-class Start(Task):
+class Start(Subcommand):
     """A run of a sequence, or of a definition in a file."""
 
     name, help = "start", "Start a sequence, or a flow file; --wait for how it ends."
@@ -39,9 +38,9 @@ class Start(Task):
         )  # fmt: skip
         parser.add_argument("--key", help="start nothing if a run has this key")
         parser.add_argument("--unique", choices=("ever", "unfinished"), default="ever")
-        parser.add_argument("--delay", type=length, metavar="5m", help="begin that much later")
+        parser.add_argument("--delay", type=duration, metavar="5m", help="begin that much later")
         parser.add_argument("--wait", action="store_true", help="end when it ends, and as it ends")
-        parser.add_argument("--timeout", type=length, metavar="10m", help="wait no longer")
+        parser.add_argument("--timeout", type=duration, metavar="10m", help="wait no longer")
         parser.add_argument("--json", action="store_true", help="the run, as `show --json`")
 
     def run(self, options: Namespace) -> None:
@@ -51,8 +50,8 @@ class Start(Task):
         sequence = start(options.data, key=options.key, unique=options.unique, delay=options.delay)
         run = sequence.run
         if not options.json:
-            known = "Started" if sequence.created else "There was already"
-            self.write(f"{known} {plain(run.sequence)} {run.pk}")
+            prefix = "Started" if sequence.created else "There was already"
+            self.write(f"{prefix} {plain(run.sequence)} {run.pk}")
             self.command.stdout.flush()
         ended = None
         try:
@@ -62,7 +61,7 @@ class Start(Task):
         finally:
             if options.json:
                 run.refresh_from_db()
-                self.write_json({**Described(run).as_json(), "created": sequence.created})
+                self.write_json({**RunDetails(run).as_json(), "created": sequence.created})
         if ended is not None:
             wait.outcome(ended)
             if not options.json:
@@ -81,19 +80,19 @@ class Start(Task):
 class _Doubts:
     """Says once, if nobody seems to perform anything."""
 
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.told = False
+    def __init__(self, subcommand: Subcommand) -> None:
+        self.subcommand = subcommand
+        self.is_said = False
 
-    def look(self, shown: RunSnapshot) -> None:
-        if self.told or shown.age.total_seconds() < conf.settings.grace:
+    def look(self, run_snapshot: RunSnapshot) -> None:
+        if self.is_said or run_snapshot.age.total_seconds() < conf.settings.grace:
             return
-        begun = StepRun.objects.using(conf.using()).filter(run=shown.run.pk)
-        queued = [row for row in begun[:100] if row.status == StepStatus.QUEUED]
-        if queued and not any(row.started_at for row in begun[:100]):
-            self.told = True
-            queues = ", ".join(sorted({shown.plan.node(row.step).queue for row in queued}))
-            self.task.command.stderr.write(
+        step_runs = StepRun.objects.using(conf.using()).filter(run=run_snapshot.run.pk)
+        queued = [row for row in step_runs[:100] if row.status == StepStatus.QUEUED]
+        if queued and not any(row.started_at for row in step_runs[:100]):
+            self.is_said = True
+            queues = ", ".join(sorted({run_snapshot.plan.node(row.step).queue for row in queued}))
+            self.subcommand.command.stderr.write(
                 f"No worker has begun it yet: does one run for the queue {queues}? "
                 "`python manage.py rundramatiq` starts one."
             )

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 from unicodedata import east_asian_width
 
-from .base import Paint
+from .base import Paint, printable
 
-#: A column is not made narrower than this.
-NARROWEST = 8
+#: Characters below which no column is cut.
+MIN_COLUMN_WIDTH = 8
 GAP = "  "
 
 
@@ -22,11 +22,8 @@ class Cell(NamedTuple):
 
 def plain(text: object, *, lines: bool = False) -> str:
     """The text without what a terminal obeys: an escape in somebody's key must not reach it."""
-    kept = "\n\t" if lines else ""
-    return "".join(
-        char if char.isprintable() or char in kept else char.encode("unicode_escape").decode()
-        for char in str(text)
-    )
+    keep = "\n\t" if lines else ""
+    return printable(str(text), lambda char: char.encode("unicode_escape").decode(), keep=keep)
 
 
 def columns_of(text: str) -> int:
@@ -50,14 +47,13 @@ def table(
     widths = [max(columns_of(cell.text) for cell in column) for column in zip(*rows, strict=True)]
     if width is not None:
         _narrow(widths, width - len(GAP) * (len(widths) - 1), list(narrowing))
-    lines = [GAP.join(map(_fitted, row, widths)).rstrip() for row in rows]
-    return lines
+    return [GAP.join(map(_fitted, row, widths)).rstrip() for row in rows]
 
 
 def _narrow(widths: list[int], room: int, columns: list[int]) -> None:
     while sum(widths) > room and columns:
         widest = max(columns, key=lambda index: widths[index])
-        if widths[widest] <= NARROWEST:
+        if widths[widest] <= MIN_COLUMN_WIDTH:
             return
         widths[widest] -= 1
 
@@ -69,8 +65,8 @@ def _fitted(cell: Cell, width: int) -> str:
 
 def shortened(ids: Sequence[object]) -> dict[object, str]:
     """As much of each id as tells it from the others: what people type again."""
-    texts = {one: str(one) for one in ids}
+    texts = {pk: str(pk) for pk in ids}
     for length in (18, 23, 28):
         if len({text[:length] for text in texts.values()}) == len(texts):
-            return {one: text[:length] for one, text in texts.items()}
+            return {pk: text[:length] for pk, text in texts.items()}
     return texts

@@ -19,10 +19,10 @@ from .base import INTERRUPTED, OUTCOMES, TIMEOUT
 from .selectors import runs
 from .tables import plain
 
-#: Seconds between two looks, at first and at most.
-SHORTEST, LONGEST = 0.1, 1.0
-#: Seconds for which a database that is away is waited for, as while it is restarted.
-PATIENCE = 60.0
+#: Between two looks, at first and at most.
+MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.1, 1.0
+#: For which a database that is away is waited for, as while it is restarted.
+MAX_OUTAGE_SECONDS = 60.0
 
 Look = Callable[[RunSnapshot], None]
 
@@ -32,18 +32,18 @@ def until_ended(
 ) -> RunSnapshot:
     """Look at it until it has ended. Raises `CommandError` with another status if nobody waits."""
     deadline = None if timeout is None else time.monotonic() + timeout.total_seconds()
-    pause = interval or SHORTEST
+    pause = interval or MIN_PAUSE_SECONDS
     looks = _Looks(run, look)
     try:
         while True:
-            found = looks.once_more()
-            if found is not None and found.run.is_finished:
-                return found
+            run_snapshot = looks.once_more()
+            if run_snapshot is not None and run_snapshot.run.is_finished:
+                return run_snapshot
             left = pause if deadline is None else deadline - time.monotonic()
             if left <= 0:
                 raise _left(run, f"has not ended within {format_duration(timeout)}", TIMEOUT)
             sleep(min(pause, left))
-            pause = interval or min(pause * 1.5, LONGEST)
+            pause = interval or min(pause * 1.5, MAX_PAUSE_SECONDS)
     except KeyboardInterrupt:
         raise _left(run, "is not waited for any more", INTERRUPTED) from None
 
@@ -58,14 +58,14 @@ class _Looks:
     def once_more(self) -> RunSnapshot | None:
         """What is seen; None: the database is away."""
         try:
-            found = snapshot.of(_again(self.run))
+            run_snapshot = snapshot.of(_again(self.run))
             if self.look is not None:
-                self.look(found)
+                self.look(run_snapshot)
         except (OperationalError, InterfaceError) as error:
             self._bear(error)
             return None
         self.away_since = None
-        return found
+        return run_snapshot
 
     def _bear(self, error: Exception) -> None:
         connection = connections[conf.using()]
@@ -74,7 +74,7 @@ class _Looks:
         now = time.monotonic()
         if self.away_since is None:
             self.away_since = now
-        elif now - self.away_since > PATIENCE:
+        elif now - self.away_since > MAX_OUTAGE_SECONDS:
             raise _left(self.run, f"cannot be seen any more: {error}".strip(), TIMEOUT) from error
 
 
@@ -84,10 +84,10 @@ def sleep(seconds: float) -> None:
 
 
 def _again(run: SequenceRun) -> SequenceRun:
-    found = runs().filter(pk=run.pk).first()
-    if found is None:
+    again = runs().filter(pk=run.pk).first()
+    if again is None:
         raise CommandError(f"Run {run.pk} is gone: somebody has pruned it.")
-    return found
+    return again
 
 
 def _left(run: SequenceRun, why: str, status: int) -> CommandError:

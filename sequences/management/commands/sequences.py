@@ -14,10 +14,10 @@ from ... import conf
 from ...exceptions import SequenceError
 from ...transitions.refusals import is_unmigrated, unmigrated
 from ..cli import maintenance, operations, read, start
-from ..cli.base import mended
+from ..cli.base import usage_error
 from ..cli.tables import plain
 
-TASKS = [
+SUBCOMMANDS = [
     read.List,
     read.Show,
     start.Start,
@@ -31,17 +31,18 @@ TASKS = [
 
 
 class Command(BaseCommand):
-    """One word a task."""
+    """A subcommand for each task of an operator."""
 
     help = "See, start, steer, sweep and prune sequences; see whether all is well."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Those of each task, and Django's own behind the task, too."""
-        self.tasks = {task.name: task for task in (make(self) for make in TASKS)}
+        """Those of each subcommand, and Django's own behind it, too."""
+        subcommands = [make(self) for make in SUBCOMMANDS]
+        self.subcommands = {subcommand.name: subcommand for subcommand in subcommands}
         parsers = parser.add_subparsers(dest="task", required=True, metavar="task")
-        for name, task in self.tasks.items():
-            below = parsers.add_parser(name, help=task.help, description=task.help)
-            task.add_arguments(below)
+        for name, subcommand in self.subcommands.items():
+            below = parsers.add_parser(name, help=subcommand.help, description=subcommand.help)
+            subcommand.add_arguments(below)
             _add_djangos(below)
 
     def handle(self, *args: Any, task: str, **options: Any) -> None:
@@ -50,15 +51,15 @@ class Command(BaseCommand):
         if self.stdout._out is sys.stdout and hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="replace")  # a terminal that knows no ✓ gets a ?
         try:
-            self.tasks[task].run(Namespace(**options))
+            self.subcommands[task].run(Namespace(**options))
         except CommandError as error:
             raise _safe(error) from None
         except SequenceError as error:
-            raise _safe(mended(error)) from None
+            raise _safe(usage_error(error)) from None
         except DatabaseError as error:
             if not is_unmigrated(error):
                 raise
-            raise _safe(mended(unmigrated(error, conf.using()))) from None
+            raise _safe(usage_error(unmigrated(error, conf.using()))) from None
         except BrokenPipeError:
             # Whoever has read has enough, as `head` has. Nothing is left to be flushed.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
