@@ -28,6 +28,7 @@ def sqlstate(state):
     return error
 
 
+@pytest.mark.django_db  # so that it is part of every run on a database
 def test_the_backend_of_an_alias_is_that_of_its_kind():
     kind = {"postgresql": PostgreSQL, "mysql": MySQL, "sqlite": SQLite}[connection.vendor]
     assert isinstance(backend_of("default"), kind)
