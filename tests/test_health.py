@@ -146,7 +146,7 @@ def test_what_cannot_be_written_is_said_once_and_hurts_nobody(monkeypatch, caplo
             here._told = None
             here.beat(USING)
     assert [record.getMessage() for record in caplog.records] == [
-        "This worker could not be shown as present: no such table"
+        "Could not register this worker process: no such table"
     ]
 
 

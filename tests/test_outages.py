@@ -84,7 +84,7 @@ def test_messages_sweeps_and_heartbeats_of_an_outage_leave_one_line_and_one_at_i
             heart._try(presence.beat)
     (line,) = loud(caplog)
     assert line.getMessage() == (
-        "The database cannot be used, and is tried again until it can: "
+        "The database is unavailable; retrying until it is back: "
         "server closed the connection unexpectedly"
     )
     assert line.exc_info is None
@@ -92,7 +92,7 @@ def test_messages_sweeps_and_heartbeats_of_an_outage_leave_one_line_and_one_at_i
     for _ in range(3):
         assert sweeper._succeeds(sweeper._sweep)
     (line,) = lines(caplog, logging.WARNING)
-    assert line.getMessage().startswith("The database can be used again, after ")
+    assert line.getMessage().startswith("The database is available again, after ")
     assert {fresh(run).steps.get().status for run in runs} == {"queued"}
 
 

@@ -458,11 +458,11 @@ def test_data_that_cannot_be_stored_is_refused_in_the_caller_and_nothing_is_writ
         (lambda cls: cls.start("text"), "tests.Contact.start: data is a str, not a dict: 'text'"),
         (
             lambda cls: cls.start({}, key=""),
-            "tests.Contact.start: key is ''; it must be a text that is not empty, or None.",
+            "tests.Contact.start: key is ''; it must be a non-empty string or None.",
         ),
         (
             lambda cls: cls.start({}, key=5),
-            "tests.Contact.start: key is 5; it must be a text that is not empty, or None.",
+            "tests.Contact.start: key is 5; it must be a non-empty string or None.",
         ),
         (
             lambda cls: cls.start({}, key="k" * 256),

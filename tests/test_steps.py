@@ -377,7 +377,9 @@ def test_the_option_of_a_middleware_of_the_project_reaches_the_actor(broker):
 
 
 def test_an_option_that_no_middleware_knows_is_refused():
-    with pytest.raises(SequenceError, match=r"one: 'max_retris' is no option.*'max_retries'"):
+    with pytest.raises(
+        SequenceError, match=r"one: 'max_retris' is not a valid option.*'max_retries'"
+    ):
 
         class Wrong(Sequence):
             @step(max_retris=3)

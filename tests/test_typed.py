@@ -173,7 +173,7 @@ def test_a_model_that_its_own_json_does_not_fit_is_refused_at_the_start():
         password: str = Field(exclude=True)
 
     message = refusal(codec(Secret), Secret(name="Ada", password="1234"))
-    assert message == 'The data is no valid Secret. data["password"]: Field required'
+    assert message == 'The data is not a valid Secret. data["password"]: Field required'
 
 
 def test_the_validator_speaks_for_itself_about_all_that_is_wrong():
@@ -192,7 +192,7 @@ def test_the_validator_speaks_for_itself_about_all_that_is_wrong():
         codec(Person).admit({"name": "Ada", "age": "secret"}, {})
     error = caught.value
     assert str(error) == (
-        'The data is no valid Person. data["name"]: Value error, a name has two words; '
+        'The data is not a valid Person. data["name"]: Value error, a name has two words; '
         'data["age"]: Input should be a valid integer, unable to parse string as an integer'
     )
     assert error.path == 'data["name"]'
@@ -331,7 +331,7 @@ def test_a_key_that_a_typed_dict_lacks_is_told():
 
 @pytest.mark.parametrize("text", ["{}", '{"city":7}'])
 def test_what_is_stored_and_does_not_fit_any_more_is_told_when_it_is_read(text):
-    with pytest.raises(InvalidData, match=r'The data is no valid Address. data\["city"\]'):
+    with pytest.raises(InvalidData, match=r'The data is not a valid Address. data\["city"\]'):
         Stored(codec(Address), text).read()
 
 

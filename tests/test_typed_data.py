@@ -144,7 +144,7 @@ def test_bad_data_is_refused_at_the_start_and_nothing_is_written(way):
     start = list(starts(cls, {**ORDER, "total": -1}))[way]
     with pytest.raises(InvalidData) as caught:
         start()
-    message = 'The data is no valid Order. data["total"]: Input should be greater than 0'
+    message = 'The data is not a valid Order. data["total"]: Input should be greater than 0'
     assert str(caught.value) == message
     assert not SequenceRun.objects.exists()
 
@@ -152,7 +152,7 @@ def test_bad_data_is_refused_at_the_start_and_nothing_is_written(way):
 def test_bad_data_of_a_dataclass_is_refused_at_the_start():
     cls = typed(Parcel, nothing)
     for bad in ({}, {"weight": "heavy"}, {"weight": 1, "wieght": 2}, {"weight": 1, "stops": [3]}):
-        with pytest.raises(InvalidData, match=r"^The data is no valid Parcel\. data"):
+        with pytest.raises(InvalidData, match=r"^The data is not a valid Parcel\. data"):
             cls(**bad)
     assert not SequenceRun.objects.exists()
 
@@ -200,7 +200,7 @@ def test_a_step_that_leaves_bad_data_fails_at_once_with_the_validators_message()
     found = failure(sequence)
     assert found.attempt == 1
     assert found.error == "sequences.exceptions.InvalidData"
-    message = 'The data is no valid Order. data["total"]: Input should be greater than 0'
+    message = 'The data is not a valid Order. data["total"]: Input should be greater than 0'
     assert found.message == message
     assert sequence.data == Order(**ORDER)
 
@@ -211,7 +211,7 @@ def test_a_step_that_leaves_bad_data_in_a_dataclass_fails_at_once():
 
     found = failure(run_sequence(typed(Parcel, spoil), weight=1))
     assert found.attempt == 1
-    assert found.message.startswith('The data is no valid Parcel. data["weight"]: ')
+    assert found.message.startswith('The data is not a valid Parcel. data["weight"]: ')
 
 
 def test_a_model_instance_is_no_data_whatever_holds_it():
@@ -241,7 +241,7 @@ def test_a_step_that_does_not_ask_for_data_never_reads_it():
     SequenceRun.objects.filter(pk=sequence.run.pk).update(data={"older": "shape"})
     drain()
     assert_steps(sequence, [("step_0", "succeeded"), ("step_1", "failed")])
-    assert failure(sequence).message.startswith('The data is no valid Order. data["id"]: Field')
+    assert failure(sequence).message.startswith('The data is not a valid Order. data["id"]: Field')
     assert fresh(sequence.run).data == {"older": "shape"}
 
 

@@ -116,7 +116,7 @@ class Codec:
         """``errors`` are pairs of a path and what is wrong there."""
         problem = "; ".join(f"{path}: {message}" for path, message in errors)
         return InvalidData(
-            f"The data is no valid {self.name}. {problem}",
+            f"The data is not a valid {self.name}. {problem}",
             path=errors[0][0],
             problem=problem,
             hint=f"Give what {self.name} declares.",

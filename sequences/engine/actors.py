@@ -111,8 +111,8 @@ def _check_options(definition: Definition, step: Step[Any], broker: dramatiq.Bro
         known = sorted({one for one in of_broker if not refusal(one)} | ours)
         raise InvalidDefinition(
             where=f"{path_of(definition.cls)}.{place}",
-            problem=f"{name!r} is no option of {'Meta' if in_meta else 'a step'}, nor of an actor "
-            "of this broker",
+            problem=f"{name!r} is not a valid option of {'Meta' if in_meta else 'a step'}, nor of "
+            "an actor of this broker",
             hint=f"{did_you_mean(name, known)} If a middleware gives it, add that to "
             "DRAMATIQ_BROKER.",
         )

@@ -166,8 +166,8 @@ def step_run_in(args: tuple[Any, ...]) -> int:
     """The id in a message's arguments. Raises `SkipMessage` if they are no step's."""
     if len(args) == 2 and _is_number(args[1], MAX_ID):
         return int(args[1])
-    logger.warning("A message with the arguments %.200r is no step's, and is ignored.", args)
-    raise SkipMessage("Its arguments are no step's.")
+    logger.warning("Ignoring a message whose arguments are not those of a step: %.200r", args)
+    raise SkipMessage("Its arguments are not those of a step.")
 
 
 def _is_number(value: Any, most: int) -> bool:

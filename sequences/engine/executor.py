@@ -159,7 +159,7 @@ class StepExecution:
             interrupts.reraise_interrupt(error)
             if not (was_connected and interrupts.replace_connection(error, self.using)):
                 raise
-            logger.info("Step run %s is claimed again, on a new connection.", self.step_run_id)
+            logger.info("Claiming step run %s again, on a new connection.", self.step_run_id)
         # The first may have come through before its connection broke: the token tells.
         return self._take(suspects=suspects) or self._taken()
 

@@ -99,7 +99,7 @@ def process(dispatch: Dispatch, broker: dramatiq.Broker, using: str) -> list[Dis
     try:
         ready = _live(dispatch, message, broker, using)
     except SkipMessage as skip:
-        logger.debug("Not performed: %s", skip)
+        logger.debug("Not run: %s", skip)
         broker.emit_after("skip_message", message)
         return []
     except BaseException as error:
@@ -131,7 +131,7 @@ def _log(error: BaseException, dispatch: Dispatch, broker: dramatiq.Broker) -> N
     actor = broker.actors.get(dispatch.actor)
     throws = actor.options.get("throws") if actor is not None else None
     if isinstance(error, RateLimitExceeded | Retry):
-        logger.debug("Step run %s (actor %s) is tried again: %s", *what, type(error).__name__)
+        logger.debug("Step run %s (actor %s) will be retried: %s", *what, type(error).__name__)
     elif throws and isinstance(error, throws):
         logger.info("Step run %s (actor %s) failed with %s.", *what, type(error).__name__)
     else:

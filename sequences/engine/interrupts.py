@@ -122,4 +122,4 @@ def discard_connection(using: str) -> None:
     try:
         connection.close()
     except Exception:
-        logger.debug("A connection that is thrown away did not close.", exc_info=True)
+        logger.debug("A discarded connection did not close.", exc_info=True)

@@ -54,6 +54,6 @@ def _extend(beats: list[Beat], using: str) -> set[int]:
     try:
         return claims.beat(beats, using)
     except DataError:  # of one progress: no lease depends on another's
-        logger.exception("The progress of a step could not be stored.")
+        logger.exception("Could not store the progress of a step.")
         leases = [Beat(each.step_run_id, each.token) for each in beats]
         return claims.beat(leases, using)

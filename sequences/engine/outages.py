@@ -30,9 +30,9 @@ def noted(error: BaseException) -> bool:
     with _lock:
         is_news, _since = _since is None, _since or time.monotonic()
     if is_news:
-        logger.error("The database cannot be used, and is tried again until it can: %s", error)
+        logger.error("The database is unavailable; retrying until it is back: %s", error)
     else:
-        logger.debug("The database cannot be used: %s", error)
+        logger.debug("The database is unavailable: %s", error)
     return True
 
 
@@ -45,4 +45,4 @@ def over() -> None:
         since, _since = _since, None
     if since is not None:
         span = format_duration(timedelta(seconds=time.monotonic() - since))
-        logger.warning("The database can be used again, after %s.", span)
+        logger.warning("The database is available again, after %s.", span)

@@ -169,8 +169,7 @@ def _check_key(definition: Definition, key: Any, unique: Any) -> None:
         return
     if not isinstance(key, str) or not key:
         raise SequenceError(
-            f"{definition.label}.start: key is {key!r}; it must be a text that is not empty, or "
-            "None."
+            f"{definition.label}.start: key is {key!r}; it must be a non-empty string or None."
         )
     if len(key) > KEY_LENGTH:
         raise SequenceError(

@@ -107,7 +107,7 @@ def _sort(
     except SequenceError as error:
         # A later release's plan: that release's workers sweep too.
         logger.warning(
-            "Step %s of run %s waits for a worker that reads its plan: %s",
+            "Step %s of run %s is waiting for a worker that can read its plan: %s",
             row.step, row.run_id, error,
         )  # fmt: skip
         row.wake_at = now + clock.grace()

@@ -137,4 +137,4 @@ def _send_inside(hook: PendingSignal) -> None:
         with transaction.atomic(using=hook.using):
             hook()
     except DatabaseError:  # after a commit it would have broken its own statement alone
-        logger.exception("A receiver has broken the transaction that it was called in.")
+        logger.exception("A signal receiver broke the transaction that it was called in.")

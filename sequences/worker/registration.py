@@ -97,7 +97,7 @@ class WorkerRegistration:
         except Exception as error:
             # Once, and not every few seconds: the table may not be there yet.
             if not self._fails and not outages.noted(error):
-                logger.warning("This worker could not be shown as present: %s", error)
+                logger.warning("Could not register this worker process: %s", error)
             self._fails = True
             with suppress(Exception):
                 connections[using].close_if_unusable_or_obsolete()

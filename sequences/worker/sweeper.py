@@ -110,7 +110,7 @@ def _look_after(
         if _is_away(error, using):
             raise
         logger.exception(
-            "The sweep could not look after step %s of run %s; it tries again in a while.",
+            "The sweep could not handle step %s of run %s; it will try again later.",
             row.step, row.run_id,
         )  # fmt: skip
         due.put_off(row, using)

@@ -79,7 +79,9 @@ class Timers(threading.Thread):
             label, _, _ = dispatch.actor.rpartition(".")
             handoff.perform_here(_at_once(dispatch), label, conf.using())
         except Exception:  # the row says what is missing, and the sweep sees it
-            logger.exception("Step run %s was not performed at its time.", dispatch.step_run_id)
+            logger.exception(
+                "Step run %s could not run at its scheduled time.", dispatch.step_run_id
+            )
         finally:
             self._idle.release()
 
