@@ -382,13 +382,12 @@ def test_runs_of_one_batch_are_found_by_the_keys_of_a_batch_before(contact):
 
 
 @pytest.mark.only_on("postgresql", "mysql")
+@pytest.mark.django_db(transaction=True)  # a plan that is not committed is looked up again
 @pytest.mark.parametrize("keyed", [False, True])
 def test_the_number_of_queries_does_not_grow_with_the_number_of_runs(contact, keyed):
     def queries(count, prefix):
         items = [({"n": n}, {"key": f"{prefix}-{n}"} if keyed else {}) for n in range(count)]
-        with CaptureQueriesContext(
-            connection,
-        ) as captured:
+        with CaptureQueriesContext(connection) as captured:
             contact.start_many(items)
         return len(captured)
 
@@ -396,7 +395,7 @@ def test_the_number_of_queries_does_not_grow_with_the_number_of_runs(contact, ke
     few = queries(2, "few")
     assert queries(BATCH, "many") == few
     assert queries(2 * BATCH, "twice") == 2 * few
-    assert few <= 10  # some of them this test's own savepoints
+    assert few <= 8  # BEGIN and COMMIT among them
 
 
 @pytest.mark.slow
