@@ -59,8 +59,8 @@ REST = Part(("--rest",), starts_workers=True)
 #: What touches no database says the same beside each: SQLite and PostgreSQL have it.
 DATABASE = Part((*QUICK.arguments, "--database-only"))
 #: What shows runs to people writes none, and asks the same of PostgreSQL in either way.
-SHOWN = ("actions", "admin*", "command", "docs", "drawing*", "pages", "pictures", "quickstart")
-SHOWN += ("reference", "secrets", "status", "summary")
+SHOWN = ("actions", "admin*", "command", "diagnosis", "docs", "drawing*", "pages", "quickstart")
+SHOWN += ("reference", "run_diagrams", "secrets", "snapshot", "status")
 ENGINE = Part((*DATABASE.arguments, *ignored(*(f"test_{name}.py" for name in SHOWN))))
 #: The longest first, with the seconds that each takes on two cores that do nothing else.
 CHOICES = {
