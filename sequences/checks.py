@@ -283,7 +283,7 @@ def _shown_secrets() -> Messages:
 
 
 def _unmatched(definition: Definition) -> Iterator[tuple[str, str]]:
-    """Each pattern that names nothing in `data` nor in what a step is given, and its mend."""
+    """Each pattern that names nothing in `data` nor in what a step is given, and its hint."""
     steps = definition.steps.values()
     names = {name for step in steps for name in (step.name, *step.aliases)}
     for pattern in definition.redact:

@@ -6,7 +6,7 @@ PostgreSQL and Valkey are started here unless DATABASE_URL and REDIS_URL name ot
 MySQL (MYSQL_URL) and RabbitMQ (AMQP_URL) are used where they answer. `portable` is PostgreSQL with
 the statements that every other database gets. What starts no workers runs two at a time, then what
 does runs alone. No other begins after one has failed. `--quick` is what a change needs while it is
-made: no workers, SQLite, and the engine on PostgreSQL.
+made: no workers, SQLite, and locks, races and statements on PostgreSQL.
 
 One part, the quick one on PostgreSQL, measures which lines and branches of the package the tests
 reach. The whole suite fails where that is less than `fail_under` in pyproject.toml.
@@ -62,6 +62,13 @@ DATABASE = Part((*QUICK.arguments, "--database-only"))
 SHOWN = ("actions", "admin*", "command", "diagnosis", "docs", "drawing*", "pages", "quickstart")
 SHOWN += ("reference", "run_diagrams", "secrets", "snapshot", "status")
 ENGINE = Part((*DATABASE.arguments, *ignored(*(f"test_{name}.py" for name in SHOWN))))
+#: What asks hardly anything of PostgreSQL that SQLite does not answer alike.
+ALIKE = ("characters", "compose", "durations", "events", "exceptions", "fan_out", "flows", "health")
+ALIKE += ("jobs", "kinds", "logs", "operations", "outages", "properties", "pruning", "rules")
+ALIKE += ("signals", "steps", "subsequences", "telemetry", "testing", "typed", "typed_data")
+ALIKE += ("undo", "undo_trees", "user_cases")
+#: Locks, races, connections and statements.
+SQL = Part((*ENGINE.arguments, *ignored(*(f"test_{name}.py" for name in ALIKE))))
 #: With the seconds that each takes on two cores that do nothing else, beside another part or alone.
 CHOICES = {
     "mysql": {DATABASE: 240},
@@ -70,7 +77,7 @@ CHOICES = {
     "portable": {ENGINE: 175},
 }
 #: What a change needs while it is made; with `--only`, all that this database has without workers.
-QUICK_CHOICES = {"postgresql": {ENGINE: 175}, "sqlite": {QUICK: 135}}
+QUICK_CHOICES = {"postgresql": {SQL: 75}, "sqlite": {QUICK: 135}}
 ALSO = {QUICK: 135, ENGINE: 90}
 #: The part that measures: the fast statements and nearly all else are in it.
 MEASURED = ("postgresql", QUICK)

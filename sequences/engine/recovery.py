@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sequences")
 
-#: Errors that no other attempt mends: the step fails at once.
+#: Errors that another attempt would only meet again: the step fails at once.
 FATAL = (
     Abort,
     ChildrenFailed,

@@ -1,4 +1,4 @@
-"""What a picture shows of a run: its portrait in the words and values that `drawing` takes."""
+"""The diagrams of a run: its snapshot in the words and values that `diagrams` takes."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Subcommand:
         """What it takes."""
 
     def run(self, options: Namespace) -> None:
-        """Do it. Raises `CommandError` for what the caller can mend."""
+        """Do it. Raises `CommandError` for what the caller can fix."""
         raise NotImplementedError
 
     @property
