@@ -12,32 +12,32 @@ from sequences.models import SequenceRun
 class Tables(Display):
     """Runs by the names of those who have started them, and their steps beside each other."""
 
-    def who(self, portrait: RunSnapshot) -> str:
-        return str(portrait.run.data.get("name", portrait.run.pk))
+    def who(self, snapshot: RunSnapshot) -> str:
+        return str(snapshot.run.data.get("name", snapshot.run.pk))
 
-    def states(self, portrait: RunSnapshot) -> State:
+    def states(self, snapshot: RunSnapshot) -> State:
         """Items one by one: the demo has few."""
-        rows = sorted(portrait.run.steps.all(), key=lambda row: row.pk)
+        rows = sorted(snapshot.run.steps.all(), key=lambda row: row.pk)
         states = {str(row): step_state(row.status, row.attempts) for row in rows}
-        return states | {title(portrait.run): portrait.run.status}
+        return states | {title(snapshot.run): snapshot.run.status}
 
-    def lines(self, portraits: Collection[RunSnapshot], width: int) -> list[str]:
+    def lines(self, snapshots: Collection[RunSnapshot], width: int) -> list[str]:
         """A table for each sequence, in the order of their first runs."""
-        order = list(dict.fromkeys(one.run.sequence for one in portraits))
-        ordered = sorted(portraits, key=lambda one: order.index(one.run.sequence))
+        order = list(dict.fromkeys(one.run.sequence for one in snapshots))
+        ordered = sorted(snapshots, key=lambda one: order.index(one.run.sequence))
         grouped = groupby(ordered, key=lambda one: one.run.sequence)
         tables = [["", *self.table_of(list(group), width)] for _, group in grouped]
         return [line for lines in tables for line in lines][1:]
 
-    def table_of(self, portraits: list[RunSnapshot], width: int) -> list[str]:
-        newest = portraits[-1]
+    def table_of(self, snapshots: list[RunSnapshot], width: int) -> list[str]:
+        newest = snapshots[-1]
         heads = ["from", title(newest.run), *(step.name for step in newest.steps)]
-        rows = [[Cell(head) for head in heads], *(self.row(one, newest) for one in portraits)]
+        rows = [[Cell(head) for head in heads], *(self.row(one, newest) for one in snapshots)]
         return [line[:width] for line in table(rows, None)]
 
-    def row(self, portrait: RunSnapshot, newest: RunSnapshot) -> list[Cell]:
-        steps = [portrait.step(step.name) for step in newest.steps]
-        cells = [self.who(portrait)[:12], portrait.run.status, *map(cell, steps)]
+    def row(self, snapshot: RunSnapshot, newest: RunSnapshot) -> list[Cell]:
+        steps = [snapshot.step(step.name) for step in newest.steps]
+        cells = [self.who(snapshot)[:12], snapshot.run.status, *map(cell, steps)]
         return [Cell(text) for text in cells]
 
 

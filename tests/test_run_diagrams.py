@@ -1,4 +1,4 @@
-"""A portrait becomes marks and lanes: what a picture says of a run is what its rows say."""
+"""A snapshot becomes marks and lanes: what a picture says of a run is what its rows say."""
 
 from datetime import timedelta
 
@@ -30,7 +30,7 @@ def begun(sequence, **data):
     return started
 
 
-def portrait_of(started):
+def snapshot_of(started):
     return of(SequenceRun.objects.get(pk=started.run.pk))
 
 
@@ -73,9 +73,9 @@ def order():
 
 def test_each_step_has_a_mark_with_its_state_its_name_and_where_it_leads(order):
     with clock():
-        portrait = portrait_of(begun(order, items=["a", "b"]))
-    marks = marks_of(portrait, lambda step: f"/steps/{step.name}/")
-    assert list(marks) == [found.name for found in portrait.steps]
+        snapshot = snapshot_of(begun(order, items=["a", "b"]))
+    marks = marks_of(snapshot, lambda step: f"/steps/{step.name}/")
+    assert list(marks) == [found.name for found in snapshot.steps]
     assert marks["charge"].status == "succeeded"
     assert marks["charge"].label == "Take <the> money"
     assert marks["charge"].href == "/steps/charge/"
@@ -86,14 +86,14 @@ def test_each_step_has_a_mark_with_its_state_its_name_and_where_it_leads(order):
 def test_what_waits_says_for_how_long(order):
     with clock() as moving:
         started = begun(order, items=[])
-        portrait = portrait_of(started)
-        assert marks_of(portrait)["invoice"].text.startswith("in 2 h 59 min")
-        assert marks_of(portrait)["invoice"].delayed
-        assert not marks_of(portrait)["charge"].delayed
+        snapshot = snapshot_of(started)
+        assert marks_of(snapshot)["invoice"].text.startswith("in 2 h 59 min")
+        assert marks_of(snapshot)["invoice"].delayed
+        assert not marks_of(snapshot)["charge"].delayed
         moving.move_to_next(started.run)
         drain()
-        portrait = portrait_of(started)
-        assert marks_of(portrait)["approval"].text in ("2 d 23 h left", "3 d left")
+        snapshot = snapshot_of(started)
+        assert marks_of(snapshot)["approval"].text in ("2 d 23 h left", "3 d left")
 
 
 def test_what_a_pause_holds_is_called_so(order):
@@ -101,23 +101,23 @@ def test_what_a_pause_holds_is_called_so(order):
         started = order(items=[])
         started.run.pause()
         drain()
-        portrait = portrait_of(started)
-    assert marks_of(portrait)["charge"].text == "on hold"
-    assert kinds(lanes_of(portrait)) == {"charge": ["held"]}
+        snapshot = snapshot_of(started)
+    assert marks_of(snapshot)["charge"].text == "on hold"
+    assert kinds(lanes_of(snapshot)) == {"charge": ["held"]}
 
 
 def test_a_failure_is_told_in_titles_and_leads_to_what_is_beside_the_main_line(order):
     with clock():
         started = begun(order, items=["gone"])
-        portrait = portrait_of(started)
-    marks = marks_of(portrait)
+        snapshot = snapshot_of(started)
+    marks = marks_of(snapshot)
     assert marks["pack"].status == "failed"
     assert marks["pack"].text == "1 of 1"
     assert marks["pack"].title == (
         "Failed items: 1\nItemsFailed: 1 of 1 items of step 'pack' failed, and none may. "
         "The first is item 0: Abort: <b>out of stock</b>"
     )
-    picture = picture_of(portrait)
+    picture = picture_of(snapshot)
     assert "<b>" not in picture
     assert "Take &lt;the&gt; …" in picture or "Take &lt;the&gt; money" in picture
     for name in ("refund", "inform"):
@@ -141,15 +141,15 @@ def test_the_timeline_has_a_lane_for_each_step_that_was_come_to():
 
     with clock():
         started = begun(Flaky)
-        portrait = portrait_of(started)
-    lanes = lanes_of(portrait, failures_of(started), lambda step: f"/{step.name}/")
+        snapshot = snapshot_of(started)
+    lanes = lanes_of(snapshot, failures_of(started), lambda step: f"/{step.name}/")
     assert [lane.name for lane in lanes] == ["ask", "tell", "approval"]
     assert kinds(lanes)["ask"] == ["waited", "ran", "failed", "failed"]
     assert kinds(lanes)["approval"] == ["waited"]
     assert lanes[0].spans[2].title == "ConnectionError: no <i>answer</i>"
     assert lanes[2].spans[0].ends is None
     assert lanes[0].href == "/ask/"
-    picture = timeline_of(portrait, failures_of(started))
+    picture = timeline_of(snapshot, failures_of(started))
     assert "no &lt;i&gt;answer&lt;/i&gt;" in picture
 
 
@@ -167,7 +167,7 @@ def doomed():
 
 
 def test_the_last_failed_attempt_of_a_failed_step_has_a_length(doomed):
-    (lane,) = lanes_of(portrait_of(doomed), failures_of(doomed))
+    (lane,) = lanes_of(snapshot_of(doomed), failures_of(doomed))
     span = lane.spans[-1]
     assert (span.kind, span.title) == ("failed", "Abort: never")
     assert span.ends > span.begins
@@ -177,32 +177,32 @@ def test_a_step_that_retries_has_failed_and_waits_for_its_next_attempt(doomed):
     due = timezone.now() + timedelta(minutes=5, seconds=30)
     doomed.run.steps.update(status="retrying", finished_at=None, due_at=due)
     SequenceRun.objects.update(status="running")
-    portrait = portrait_of(doomed)
-    (lane,) = lanes_of(portrait, failures_of(doomed))
+    snapshot = snapshot_of(doomed)
+    (lane,) = lanes_of(snapshot, failures_of(doomed))
     assert [span.kind for span in lane.spans][-2:] == ["failed", "waited"]
     assert lane.spans[-1].ends is None
-    mark = marks_of(portrait)["ask"]
+    mark = marks_of(snapshot)["ask"]
     assert mark.title == "Failed attempts: 1\nAbort: never"
     doomed.run.steps.update(wake_at=due)
-    assert marks_of(portrait_of(doomed))["ask"].text.startswith("in 5 min ")
+    assert marks_of(snapshot_of(doomed))["ask"].text.startswith("in 5 min ")
 
 
 def test_a_plan_that_is_too_large_for_a_picture_is_a_list():
     steps = {f"step_{index}": step(lambda self: None) for index in range(61)}
     meta = type("Meta", (), {"app_label": "shop"})
     long = type("Long", (Sequence,), {**steps, "Meta": meta, "__module__": __name__})
-    portrait = portrait_of(long())
-    assert picture_of(portrait) == ""
-    assert len(outline_of(portrait)) == 61
-    assert len(text_of(portrait).splitlines()) == 61
+    snapshot = snapshot_of(long())
+    assert picture_of(snapshot) == ""
+    assert len(outline_of(snapshot)) == 61
+    assert len(text_of(snapshot).splitlines()) == 61
 
 
 def test_text_and_mermaid_have_the_same_words(order):
     with clock():
-        portrait = portrait_of(begun(order, items=["a"]))
-    assert "├─ ✓ pack" in text_of(portrait)
-    assert "◷ invoice" in text_of(portrait)
-    assert "#60;the#62;" in mermaid_of(portrait)
+        snapshot = snapshot_of(begun(order, items=["a"]))
+    assert "├─ ✓ pack" in text_of(snapshot)
+    assert "◷ invoice" in text_of(snapshot)
+    assert "#60;the#62;" in mermaid_of(snapshot)
 
 
 def test_states_are_told_in_the_language_of_the_moment():

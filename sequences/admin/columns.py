@@ -61,10 +61,10 @@ def moment(when: datetime, now: datetime) -> SafeString:
     )
 
 
-def steps(portrait: RunSnapshot) -> SafeString:
+def steps(snapshot: RunSnapshot) -> SafeString:
     """The steps that a run is at, each with how it is doing there."""
-    at = sorted(portrait.at, key=lambda step: _ORDER.get(step.status, 9))
-    lines = [(step.name, step.label, doing(step, portrait.now)) for step in at[:NAMED]]
+    at = sorted(snapshot.at, key=lambda step: _ORDER.get(step.status, 9))
+    lines = [(step.name, step.label, doing(step, snapshot.now)) for step in at[:NAMED]]
     named = format_html_join(
         "", '<span class="seq-at"><b title="{}">{}</b> <span>{}</span></span>', lines
     )
@@ -117,18 +117,18 @@ def _waiting(step: StepSnapshot) -> str:
     return gettext("waiting")
 
 
-def progress(portrait: RunSnapshot) -> SafeString:
+def progress(snapshot: RunSnapshot) -> SafeString:
     """How far a run is, as a bar and in words."""
-    words = gettext("%(done)d of %(total)d") % {"done": portrait.done, "total": portrait.total}
+    words = gettext("%(done)d of %(total)d") % {"done": snapshot.done, "total": snapshot.total}
     label = gettext("%(done)d of %(total)d steps") % {
-        "done": portrait.done,
-        "total": portrait.total,
+        "done": snapshot.done,
+        "total": snapshot.total,
     }
     return format_html(
         '<span class="seq-far"><progress class="seq-meter seq-{}" max="100" value="{}" '
         'aria-label="{}">{}</progress> <small>{}</small></span>',
-        portrait.run.status,
-        round(100 * portrait.fraction),
+        snapshot.run.status,
+        round(100 * snapshot.fraction),
         label,
         label,
         words,

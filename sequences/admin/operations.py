@@ -132,7 +132,7 @@ class _ActionRequest:
             "act": self.action,
             "step": self.step,
             "run": self.run,
-            "portrait": self.snapshot,
+            "snapshot": self.snapshot,
             "summary": summary(self.snapshot),
             "form": self.form,
             "back": self._back(),

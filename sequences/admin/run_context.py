@@ -113,7 +113,7 @@ class Tally:
 class StepLine:
     """A step in the table of a run's page."""
 
-    portrait: StepSnapshot
+    step: StepSnapshot
     now: datetime
     url: str = ""
     counts: tuple[Tally, ...] = ()
@@ -122,39 +122,39 @@ class StepLine:
     @property
     def anchor(self) -> str:
         """The id of its row."""
-        return f"step-{self.portrait.name}"
+        return f"step-{self.step.name}"
 
     @property
     def status(self) -> str:
         """For the class of its badge."""
-        return self.portrait.status or "pending"
+        return self.step.status or "pending"
 
     @property
     def status_label(self) -> Any:
         """For its text."""
-        return label_of_step(self.portrait.status)
+        return label_of_step(self.step.status)
 
     @property
     def kind_label(self) -> Any:
         """What it is, if it is no plain step."""
-        return KINDS.get(self.portrait.node.kind, self.portrait.node.kind)
+        return KINDS.get(self.step.node.kind, self.step.node.kind)
 
     @property
     def waited(self) -> str:
         """How long it had to wait."""
-        waited = self.portrait.waited(self.now)
+        waited = self.step.waited(self.now)
         return "" if waited is None else format_duration(waited)
 
     @property
     def ran(self) -> str:
         """How long its last attempt took."""
-        ran = self.portrait.ran(self.now)
+        ran = self.step.ran(self.now)
         return "" if ran is None else format_duration(ran)
 
     @property
     def due(self) -> datetime | None:
         """When it may run."""
-        return self.portrait.row.due_at if self.portrait.row is not None else None
+        return self.step.row.due_at if self.step.row is not None else None
 
     @property
     def due_in(self) -> str:
@@ -166,7 +166,7 @@ class StepLine:
     @property
     def percent(self) -> int | None:
         """Of its progress."""
-        progress = self.portrait.progress
+        progress = self.step.progress
         return None if progress is None else min(round(100 * progress[0] / progress[1]), 100)
 
 
@@ -257,15 +257,15 @@ class Result:
     value: Value
 
 
-def results_of(portrait: RunSnapshot, urls: Urls) -> list[Result]:
+def results_of(snapshot: RunSnapshot, urls: Urls) -> list[Result]:
     """What the steps have returned; of a large one only where it is."""
-    rows = StepRun.objects.using(conf.using()).filter(run=portrait.run.pk, item=NO_ITEM)
+    rows = StepRun.objects.using(conf.using()).filter(run=snapshot.run.pk, item=NO_ITEM)
     rows = rows.filter(result__isnull=False).order_by("pk")
     sizes = rows.annotate(size=Length(Cast("result", TextField()))).values_list("step", "size")
     found = dict(sizes)
     known = [step for step, size in found.items() if size <= SHORT]
     loaded = dict(rows.filter(step__in=known).values_list("step", "result")) if known else {}
-    sequence = portrait.run.sequence
+    sequence = snapshot.run.sequence
     return [
         Result(step, value_of(loaded[step], sequence, step, urls.value("result", step), SHORT))
         if step in loaded
@@ -306,7 +306,7 @@ class Urls:
 
 
 def lines_of(
-    portrait: RunSnapshot,
+    snapshot: RunSnapshot,
     urls: Urls,
     buttons: Iterable[Button],
     children: Mapping[str, Mapping[str, int]],
@@ -320,12 +320,12 @@ def lines_of(
     return [
         StepLine(
             step,
-            portrait.now,
+            snapshot.now,
             url=urls.step_run(step.row) if sees_rows and step.row is not None else "",
             counts=tuple(_counts(step, urls, children.get(step.name, {}), sees_rows)),
             buttons=tuple(of_step[step.name]),
         )
-        for step in portrait.steps
+        for step in snapshot.steps
     ]
 
 

@@ -139,7 +139,7 @@ class RunPage(ReadOnlyAdmin):
         sees_rows = self._links_rows(request)
         steps = run_context.lines_of(shown, urls, buttons, family["counts"], sees_rows=sees_rows)
         return {
-            "portrait": shown,
+            "snapshot": shown,
             "run": run,
             "path": request.path,
             "title": shown.title,
@@ -148,7 +148,7 @@ class RunPage(ReadOnlyAdmin):
             "duration": format_duration(shown.duration),
             "live": str(INTERVAL) if shown.is_moving else "",
             "buttons": [button for button in buttons if not button.step],
-            "at": [line for line in steps if line.portrait in shown.at and line.buttons][:3],
+            "at": [line for line in steps if line.step in shown.at and line.buttons][:3],
             "restart": _way_out(shown, buttons),
             "steps": steps,
             "urls": urls,

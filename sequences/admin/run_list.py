@@ -98,7 +98,7 @@ class RunList(KeysetChangeList):
         self.tabs = tuple(self._tabs())
         super().get_results(request)
         for run, seen in zip(self.result_list, snapshot.of_many(self.result_list), strict=True):
-            run.__dict__["portrait"] = seen
+            run.__dict__["snapshot"] = seen
 
     def count_results(self) -> int:
         current = next(tab for tab in self.tabs if tab.is_current)
@@ -131,7 +131,7 @@ class RunList(KeysetChangeList):
     @property
     def live(self) -> int:
         """Milliseconds until the page should be looked at again; 0: it stays as it is."""
-        is_moving = any(run_portrait(run).is_moving for run in self.result_list)
+        is_moving = any(run_snapshot(run).is_moving for run in self.result_list)
         is_first = not self.newer_url and not self.query
         return LIVE if is_first or is_moving else 0
 
@@ -196,12 +196,12 @@ class RunListing(RunFailures):
     @admin.display(description=_("progress"))
     def shown_progress(self, run: SequenceRun) -> str:
         """How far it is, and the steps that it is at, or that failed it."""
-        return columns.progress(run_portrait(run)) + columns.steps(run_portrait(run))
+        return columns.progress(run_snapshot(run)) + columns.steps(run_snapshot(run))
 
     @admin.display(description=_("started"), ordering="created_at")
     def shown_start(self, run: SequenceRun) -> str:
         """How long ago, and how long it took."""
-        seen = run_portrait(run)
+        seen = run_snapshot(run)
         ago = columns.moment(run.created_at, seen.now)
         if seen.is_moving:
             return ago
@@ -211,7 +211,7 @@ class RunListing(RunFailures):
     @admin.display(description=_("last error"), empty_value="")
     def shown_error(self, run: SequenceRun) -> str:
         """Of its newest failed attempt, if the run has not got over it."""
-        return columns.error(run_portrait(run).current_failure)
+        return columns.error(run_snapshot(run).current_failure)
 
     # Search
 
@@ -226,7 +226,7 @@ class RunListing(RunFailures):
         return holding(queryset, term) if found is None else found, False
 
 
-def run_portrait(run: SequenceRun) -> RunSnapshot:
+def run_snapshot(run: SequenceRun) -> RunSnapshot:
     """That which the list has read for all its rows at once."""
-    found: RunSnapshot | None = run.__dict__.get("portrait")
+    found: RunSnapshot | None = run.__dict__.get("snapshot")
     return found or snapshot.of_many([run])[0]

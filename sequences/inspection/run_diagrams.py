@@ -51,29 +51,29 @@ def labels() -> Labels:
     )
 
 
-def picture_of(portrait: RunSnapshot, href: Href | None = None) -> SafeString:
+def picture_of(snapshot: RunSnapshot, href: Href | None = None) -> SafeString:
     """The run's plan as an SVG. Beyond some dozens of steps: empty; `outline` is for those."""
-    if not diagrams.is_drawable(portrait.plan):
+    if not diagrams.is_drawable(snapshot.plan):
         return SafeString("")
     found = diagrams.svg(
-        portrait.plan,
-        marks_of(portrait, href),
-        label=_("Steps of %(run)s") % {"run": portrait.title},
+        snapshot.plan,
+        marks_of(snapshot, href),
+        label=_("Steps of %(run)s") % {"run": snapshot.title},
         labels=labels(),
     )
     return mark_safe(found)  # noqa: S308 - `drawing` escapes
 
 
 def timeline_of(
-    portrait: RunSnapshot, failures: Iterable[StepFailure] = (), href: Href | None = None
+    snapshot: RunSnapshot, failures: Iterable[StepFailure] = (), href: Href | None = None
 ) -> SafeString:
     """What each step did when, as an SVG."""
     found = diagrams.timeline(
-        lanes_of(portrait, failures, href),
-        portrait.run.created_at,
-        portrait.run.finished_at,
-        portrait.now,
-        label=_("Timeline of %(run)s") % {"run": portrait.title},
+        lanes_of(snapshot, failures, href),
+        snapshot.run.created_at,
+        snapshot.run.finished_at,
+        snapshot.now,
+        label=_("Timeline of %(run)s") % {"run": snapshot.title},
         labels=labels(),
     )
     return mark_safe(found)  # noqa: S308 - `drawing` escapes
@@ -82,43 +82,43 @@ def timeline_of(
 # Marks
 
 
-def marks_of(portrait: RunSnapshot, href: Href | None = None) -> dict[str, Mark]:
+def marks_of(snapshot: RunSnapshot, href: Href | None = None) -> dict[str, Mark]:
     """How far each step is, by its name."""
-    delayed = _delayed(portrait)
+    delayed = _delayed(snapshot)
     return {
         step.name: Mark(
             status=str(step.status),
-            text=_text(portrait, step),
+            text=_text(snapshot, step),
             href=href(step) if href else "",
             count=step.progress[0] if step.progress else None,
             total=step.progress[1] if step.progress else None,
-            title=_title(portrait, step),
+            title=_title(snapshot, step),
             label=step.label,
             delayed=step.name in delayed or (step.is_delayed and step.status == StepStatus.WAITING),
         )
-        for step in portrait.steps
+        for step in snapshot.steps
     }
 
 
-def _delayed(portrait: RunSnapshot) -> frozenset[str]:
+def _delayed(snapshot: RunSnapshot) -> frozenset[str]:
     """The steps with a delay of their own: a plan does not know them, its class does."""
     try:
-        definition = registry.definition_for(portrait.run.sequence, portrait.plan)
+        definition = registry.definition_for(snapshot.run.sequence, snapshot.plan)
     except SequenceError:  # kept with the run by a newer release
         return frozenset()
-    found = {name: definition.step(name) for name in portrait.plan.names} if definition else {}
+    found = {name: definition.step(name) for name in snapshot.plan.names} if definition else {}
     return frozenset(name for name, step in found.items() if step and step.delay is not None)
 
 
-def _text(portrait: RunSnapshot, step: StepSnapshot) -> str:
+def _text(snapshot: RunSnapshot, step: StepSnapshot) -> str:
     """What stands beside its state; short, there is little room. Empty: its progress, if any."""
     row = step.row
     if row is None:
         return ""
-    if step.status in UNFINISHED_STEP and _is_held(portrait, row):
+    if step.status in UNFINISHED_STEP and _is_held(snapshot, row):
         return _("on hold")
     if row.due_at and (step.is_delayed or step.is_awaiting_event):
-        return _time_left(step, row.due_at - portrait.now)
+        return _time_left(step, row.due_at - snapshot.now)
     if step.status == StepStatus.RUNNING and row.attempts and step.progress is None:
         return _("attempt %(number)d") % {"number": row.attempts + 1}
     if step.status == StepStatus.FAILED and step.items.get("failed"):
@@ -130,7 +130,7 @@ def _text(portrait: RunSnapshot, step: StepSnapshot) -> str:
             "count": row.attempts
         }
     if step.status == StepStatus.SUCCEEDED and step.node.kind != "event" and not step.progress:
-        return format_duration(step.ran(portrait.now))
+        return format_duration(step.ran(snapshot.now))
     return ""
 
 
@@ -141,7 +141,7 @@ def _time_left(step: StepSnapshot, left: timedelta) -> str:
     return words % {"time": format_duration(left)}
 
 
-def _title(portrait: RunSnapshot, step: StepSnapshot) -> str:
+def _title(snapshot: RunSnapshot, step: StepSnapshot) -> str:
     """What is shown where the pointer rests."""
     told = []
     row = step.row
@@ -149,15 +149,15 @@ def _title(portrait: RunSnapshot, step: StepSnapshot) -> str:
         told.append(_("Failed attempts: %(count)d") % {"count": row.attempts})
     if failed := step.items.get("failed"):
         told.append(_("Failed items: %(count)d") % {"count": failed})
-    failure = portrait.current_failure
+    failure = snapshot.current_failure
     if failure is not None and failure.step == step.name:
         told.append(error_of(failure))
     return "\n".join(filter(None, [*told, step.progress_text]))
 
 
-def _is_held(portrait: RunSnapshot, row: StepRun) -> bool:
+def _is_held(snapshot: RunSnapshot, row: StepRun) -> bool:
     """Whether nothing looks at it, because its run is paused or has failed."""
-    stopped = portrait.run.status == RunStatus.PAUSED or portrait.is_failing
+    stopped = snapshot.run.status == RunStatus.PAUSED or snapshot.is_failing
     return stopped and row.wake_at is None and row.status != StepStatus.RUNNING
 
 
@@ -165,7 +165,7 @@ def _is_held(portrait: RunSnapshot, row: StepRun) -> bool:
 
 
 def lanes_of(
-    portrait: RunSnapshot, failures: Iterable[StepFailure] = (), href: Href | None = None
+    snapshot: RunSnapshot, failures: Iterable[StepFailure] = (), href: Href | None = None
 ) -> list[Lane]:
     """What each step that the run has come to did when, in the order in which they were ready.
 
@@ -175,40 +175,40 @@ def lanes_of(
     of: dict[str, list[StepFailure]] = defaultdict(list)
     for failure in failures:
         of[failure.step].append(failure)
-    begun = [(step, step.row) for step in portrait.steps if step.row is not None]
+    begun = [(step, step.row) for step in snapshot.steps if step.row is not None]
     begun.sort(key=lambda pair: (pair[1].ready_at, pair[1].pk))
     return [
         Lane(
             name=step.name,
             label=step.label,
             href=href(step) if href else "",
-            spans=tuple(_spans(portrait, step, row, of[step.name])),
+            spans=tuple(_spans(snapshot, step, row, of[step.name])),
         )
         for step, row in begun
     ]
 
 
 def _spans(
-    portrait: RunSnapshot, step: StepSnapshot, row: StepRun, failures: list[StepFailure]
+    snapshot: RunSnapshot, step: StepSnapshot, row: StepRun, failures: list[StepFailure]
 ) -> Iterator[Span]:
     failures = sorted(failures, key=lambda failure: failure.failed_at)[-MOST_FAILURES:]
     last = failures[-1] if failures and row.item == failures[-1].item else None
     begins = row.started_at
     if begins is None or (step.status == StepStatus.WAITING and step.node.kind != "each"):
-        yield Span(_wait(portrait, row), row.ready_at, row.finished_at)
+        yield Span(_wait(snapshot, row), row.ready_at, row.finished_at)
         last = None
     else:
         if begins > row.ready_at:
             yield Span("waited", row.ready_at, begins)
         last = last if last and last.failed_at >= begins else None
-        yield from _last_attempt(portrait, step, row, begins, last)
+        yield from _last_attempt(snapshot, step, row, begins, last)
     for failure in failures:
         if failure is not last:
             yield Span("failed", failure.failed_at, failure.failed_at, error_of(failure))
 
 
 def _last_attempt(
-    portrait: RunSnapshot,
+    snapshot: RunSnapshot,
     step: StepSnapshot,
     row: StepRun,
     begins: datetime,
@@ -222,31 +222,31 @@ def _last_attempt(
         yield Span("failed" if failed else "ran", begins, row.finished_at, _told(failure))
     elif failure:
         yield Span("failed", begins, failure.failed_at, _told(failure))
-        yield Span(_wait(portrait, row), failure.failed_at, None)
+        yield Span(_wait(snapshot, row), failure.failed_at, None)
     else:
-        yield Span(_wait(portrait, row), begins, None)
+        yield Span(_wait(snapshot, row), begins, None)
 
 
 def _told(failure: StepFailure | None) -> str:
     return error_of(failure) if failure else ""
 
 
-def _wait(portrait: RunSnapshot, row: StepRun) -> Literal["waited", "held"]:
-    return "held" if not row.finished_at and _is_held(portrait, row) else "waited"
+def _wait(snapshot: RunSnapshot, row: StepRun) -> Literal["waited", "held"]:
+    return "held" if not row.finished_at and _is_held(snapshot, row) else "waited"
 
 
-def mermaid_of(portrait: RunSnapshot) -> str:
+def mermaid_of(snapshot: RunSnapshot) -> str:
     """The run as a flowchart of Mermaid."""
-    return diagrams.mermaid(portrait.plan, marks_of(portrait), labels=labels())
+    return diagrams.mermaid(snapshot.plan, marks_of(snapshot), labels=labels())
 
 
-def text_of(portrait: RunSnapshot, *, width: int = 80, unicode: bool = True) -> str:
+def text_of(snapshot: RunSnapshot, *, width: int = 80, unicode: bool = True) -> str:
     """The run as text for a terminal."""
     return diagrams.text(
-        portrait.plan, marks_of(portrait), width=width, unicode=unicode, labels=labels()
+        snapshot.plan, marks_of(snapshot), width=width, unicode=unicode, labels=labels()
     )
 
 
-def outline_of(portrait: RunSnapshot, href: Href | None = None) -> tuple[diagrams.Row, ...]:
+def outline_of(snapshot: RunSnapshot, href: Href | None = None) -> tuple[diagrams.Row, ...]:
     """The run's steps as rows of a list, for what no picture can hold."""
-    return diagrams.outline(portrait.plan, marks_of(portrait, href))
+    return diagrams.outline(snapshot.plan, marks_of(snapshot, href))

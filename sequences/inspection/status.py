@@ -65,20 +65,20 @@ class Status:
         self.run, self.shows = run, shows
 
     @cached_property
-    def portrait(self) -> RunSnapshot:
+    def snapshot(self) -> RunSnapshot:
         return snapshot.of(self.run, failures=False)
 
     def as_json(self) -> dict[str, Any]:
         """What the view of that name answers."""
         return {
-            "title": self.portrait.title,
+            "title": self.snapshot.title,
             "status": self.run.status,
             "is_finished": self.run.is_finished,
-            "fraction": round(self.portrait.fraction, 4),
-            "done": self.portrait.done,
-            "total": self.portrait.total,
+            "fraction": round(self.snapshot.fraction, 4),
+            "done": self.snapshot.done,
+            "total": self.snapshot.total,
             "at": [self.label(step) for step in self.at],
-            "failed": [self.label(step) for step in self.portrait.at] if self._has_failed else [],
+            "failed": [self.label(step) for step in self.snapshot.at] if self._has_failed else [],
             "steps": [self._step(step) for step in self._shown],
             "poll": self.poll,
         }
@@ -100,7 +100,7 @@ class Status:
         """How far it is; a hundred at a good end only."""
         if self.run.status == RunStatus.SUCCEEDED:
             return 100
-        return min(int(self.portrait.fraction * 100), 99)
+        return min(int(self.snapshot.fraction * 100), 99)
 
     @property
     def texts(self) -> list[str]:
@@ -137,13 +137,13 @@ class Status:
             return None
         waits = self.run.status == RunStatus.PAUSED or self.state == StepStatus.WAITING
         least = 5 * MIN_POLL if waits else MIN_POLL
-        interval = min(max(self.portrait.duration / POLLS_PER_RUN, least), MAX_POLL)
+        interval = min(max(self.snapshot.duration / POLLS_PER_RUN, least), MAX_POLL)
         return round(interval / timedelta(milliseconds=1))
 
     @property
     def at(self) -> tuple[StepSnapshot, ...]:
         """The steps that are being worked on, or waited for."""
-        return () if self._has_failed or self.run.is_finished else self.portrait.at
+        return () if self._has_failed or self.run.is_finished else self.snapshot.at
 
     def label(self, step: StepSnapshot) -> str:
         """What this page calls a step."""
@@ -152,12 +152,12 @@ class Status:
     @property
     def _has_failed(self) -> bool:
         failed = self.run.status == RunStatus.FAILED
-        return failed or (not self.run.is_finished and self.portrait.is_failing)
+        return failed or (not self.run.is_finished and self.snapshot.is_failing)
 
     @property
     def _shown(self) -> Iterator[StepSnapshot]:
         """The main line, and what a failure has begun."""
-        steps = self.portrait.steps
+        steps = self.snapshot.steps
         return (step for step in steps if not step.node.aside or step.status != NOT_BEGUN)
 
     def _step(self, step: StepSnapshot) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def progress(*texts, poll=100, percent=10, link=None, redirects=False):
         state="running" if poll else "succeeded",
         link=link,
         redirects=redirects,
-        portrait=SimpleNamespace(title="Your order"),
+        snapshot=SimpleNamespace(title="Your order"),
     )
 
 
