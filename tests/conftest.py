@@ -17,7 +17,7 @@ settings.register_profile("steady", derandomize=True, deadline=None)
 settings.load_profile("steady")
 
 #: The folders of tests that start other processes.
-REST = ("acceptance", "browser", "testproject")
+REST = ("acceptance", "browser")
 
 
 def pytest_addoption(parser):

@@ -37,19 +37,15 @@ def minutes(seconds: float) -> str:
 
 @dataclass
 class Progress:
-    """The share of the parts' expected time that is over, at so many parts at a time."""
+    """The share of the parts' expected time that is over."""
 
     legs: list[Estimated]
-    at_a_time: int
+    expected: float  # seconds, for all of them
     output: TextIO = field(default_factory=lambda: sys.stdout)
     outputs: dict[Estimated, Path] = field(default_factory=dict, init=False)
     ended: set[Estimated] = field(default_factory=set, init=False)
     started: float = field(default_factory=monotonic, init=False)
     _lock: Lock = field(default_factory=Lock, init=False)
-
-    @property
-    def expected(self) -> float:
-        return sum(leg.seconds for leg in self.legs) / self.at_a_time
 
     def share(self) -> float:
         total = sum(leg.seconds for leg in self.legs)

@@ -4,9 +4,10 @@
 
 PostgreSQL and Valkey are started here unless DATABASE_URL and REDIS_URL name others. MariaDB or
 MySQL (MYSQL_URL) and RabbitMQ (AMQP_URL) are used where they answer. `portable` is PostgreSQL with
-the statements that every other database gets. What starts no workers runs two at a time, then what
-does runs alone. No other begins after one has failed. `--quick` is what a change needs while it is
-made: no workers, SQLite, and locks, races and statements on PostgreSQL.
+the statements that every other database gets. Parts that start no workers run two at a time. Beside
+them run those that do, one at a time, since they mostly wait. After a failure no other part begins.
+`--quick` is what a change needs while it is made: no workers, SQLite, and locks, races and
+statements on PostgreSQL.
 
 One part, the quick one on PostgreSQL, measures which lines and branches of the package the tests
 reach. The whole suite fails where that is less than `fail_under` in pyproject.toml.
@@ -20,8 +21,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -52,23 +53,23 @@ def ignored(*names: str) -> tuple[str, ...]:
 
 
 #: What neither takes long nor starts workers: two of these at a time.
-QUICK = Part(("-m", "not slow", *ignored("acceptance", "browser", "testproject")))
-#: All the rest, alone, for its sake of time: with workers, on PostgreSQL, which several of them can
-#: share; the death of one on SQLite too.
+QUICK = Part(("-m", "not slow", *ignored("acceptance", "browser")))
+#: All the rest, which starts workers: on PostgreSQL, which several of them can share; the death of
+#: one on SQLite too.
 REST = Part(("--rest",), starts_workers=True)
 #: What touches no database says the same beside each: SQLite and PostgreSQL have it.
 DATABASE = Part((*QUICK.arguments, "--database-only"))
 #: What shows runs to people writes none, and asks the same of PostgreSQL in either way.
 SHOWN = ("actions", "admin*", "command", "diagnosis", "docs", "drawing*", "pages", "quickstart")
 SHOWN += ("reference", "run_diagrams", "secrets", "snapshot", "status")
-ENGINE = Part((*DATABASE.arguments, *ignored(*(f"test_{name}.py" for name in SHOWN))))
+ENGINE = Part((*DATABASE.arguments, *ignored(*(f"*/test_{name}.py" for name in SHOWN))))
 #: What asks hardly anything of PostgreSQL that SQLite does not answer alike.
 ALIKE = ("characters", "compose", "durations", "events", "exceptions", "fan_out", "flows", "health")
 ALIKE += ("jobs", "kinds", "logs", "operations", "outages", "properties", "pruning", "rules")
 ALIKE += ("signals", "steps", "subsequences", "telemetry", "testing", "typed", "typed_data")
 ALIKE += ("undo", "undo_trees", "user_cases")
 #: Locks, races, connections and statements.
-SQL = Part((*ENGINE.arguments, *ignored(*(f"test_{name}.py" for name in ALIKE))))
+SQL = Part((*ENGINE.arguments, *ignored(*(f"*/test_{name}.py" for name in ALIKE))))
 #: With the seconds that each takes on two cores that do nothing else, beside another part or alone.
 CHOICES = {
     "mysql": {DATABASE: 240},
@@ -163,11 +164,9 @@ def run_all(legs: list[Leg], arguments: list[str], *, amqp: bool) -> int:
     if {"postgresql", "portable"} & {leg.vendor for leg in legs} and not given_postgresql():
         os.environ.pop("DATABASE_URL", None)
         names.append("DATABASE_URL")
-    beside = [leg for leg in legs if not leg.part.starts_workers]
-    alone = [leg for leg in legs if leg.part.starts_workers]
+    lanes = lanes_of(legs)
     if not arguments:
-        seconds = expected(beside, alone)
-        print(f"On two idle cores this takes {minutes(seconds)}.")
+        print(f"On two idle cores this takes {minutes(max(lane.seconds for lane in lanes))}.")
     with services.running(*names) as urls, tempfile.TemporaryDirectory() as directory:
         environment = {**os.environ, "TEST_REDIS_URL": urls["REDIS_URL"]}
         if amqp:
@@ -181,11 +180,27 @@ def run_all(legs: list[Leg], arguments: list[str], *, amqp: bool) -> int:
         }
         with interrupts_passed_on() as processes:
             suite = Suite(environment, database_urls, Path(directory), arguments, processes)
-            return suite.run_beside(beside) or suite.run_alone(alone) or suite.check_coverage(legs)
+            return suite.run(lanes) or suite.check_coverage(legs)
 
 
-def expected(beside: list[Leg], alone: list[Leg]) -> float:
-    return sum(leg.seconds for leg in beside) / at_a_time() + sum(leg.seconds for leg in alone)
+@dataclass(frozen=True)
+class Lane:
+    """Parts of which so many run at a time; beside other lanes."""
+
+    legs: list[Leg]
+    at_a_time: int
+
+    @property
+    def seconds(self) -> float:
+        return sum(leg.seconds for leg in self.legs) / self.at_a_time
+
+
+def lanes_of(legs: list[Leg]) -> list[Lane]:
+    """Two at a time of what computes; one of what waits for its workers: they share a broker."""
+    computing = [leg for leg in legs if not leg.part.starts_workers]
+    waiting = [leg for leg in legs if leg.part.starts_workers]
+    lanes = [Lane(computing, at_a_time()), Lane(waiting, 1)]
+    return [lane for lane in lanes if lane.legs]
 
 
 def at_a_time() -> int:
@@ -203,23 +218,21 @@ class Suite:
     processes: list["subprocess.Popen[bytes]"]
     failed: int = field(default=0, init=False)
 
-    def run_alone(self, legs: list[Leg]) -> int:
-        for number, leg in enumerate(legs):
-            if not self.failed:
-                left = sum(each.seconds for each in legs[number:])
-                print(f"\nOn {leg} ({minutes(left)} left):", flush=True)
-                self._run(leg, None)
-        return self.failed
-
-    def run_beside(self, legs: list[Leg]) -> int:
-        """Several at a time. What each has to say is held back until it has ended."""
-        if len(legs) < 2 or at_a_time() < 2:
-            return self.run_alone(legs)
-        progress = Progress(legs, at_a_time())
-        print(f"\n{at_a_time()} at a time: {'; '.join(map(str, legs))}", flush=True)
-        with ThreadPoolExecutor(at_a_time()) as pool, progress.shown():
-            for text in pool.map(lambda leg: self._run_quietly(leg, progress), legs):
-                progress.say(text)
+    def run(self, lanes: list[Lane]) -> int:
+        """All lanes beside each other. What a part has to say is held back until it has ended."""
+        legs = [leg for lane in lanes for leg in lane.legs]
+        if len(legs) == 1:
+            self._run(legs[0], None)
+            return self.failed
+        progress = Progress(legs, max(lane.seconds for lane in lanes))
+        print(f"\nIn this order, several at a time: {'; '.join(map(str, legs))}", flush=True)
+        with ExitStack() as pools, progress.shown():
+            outputs = []
+            for lane in lanes:
+                pool = pools.enter_context(ThreadPoolExecutor(lane.at_a_time))
+                outputs += [pool.submit(self._run_quietly, leg, progress) for leg in lane.legs]
+            for output in as_completed(outputs):
+                progress.say(output.result())
         return self.failed
 
     def _run_quietly(self, leg: Leg, progress: Progress) -> str:

@@ -1,6 +1,6 @@
 """Seven cases as their users would write them.
 
-mypy and pyright check that they understand them; `tests/test_user_cases.py` performs them.
+mypy and pyright check their types; `tests/integration/test_user_cases.py` runs them.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from sequences.testing import drain
 from sequences.transitions import pruning as transitions
 from sequences.transitions.locking import lock_run
 from tests.engine import claim, fail, fresh, now
+from tests.integration.test_races import Crew
 from tests.models import Line, Receipt
-from tests.test_races import Crew
 
 pytestmark = pytest.mark.django_db
 MONTH = timedelta(days=30)

@@ -11,7 +11,7 @@ from sequences.models import SequenceRun, StepRun
 from sequences.testing import drain
 from sequences.transitions import failures
 from tests.engine import claim, fail, fresh, ledger, perform, row, take
-from tests.test_races import Crew
+from tests.integration.test_races import Crew
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),

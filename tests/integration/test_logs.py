@@ -30,7 +30,7 @@ from tests.engine import claim, messages, perform
 
 pytestmark = pytest.mark.django_db(transaction=True)
 theirs = logging.getLogger("shop")
-OBSERVING = Path(__file__).parents[1] / "docs" / "observing.md"
+OBSERVING = Path(__file__).parents[2] / "docs" / "observing.md"
 #: The settings that the docs recommend.
 LOGGING = re.search(r"```python\n# settings.py\n(LOGGING = .+?)```", OBSERVING.read_text(), re.S)[1]
 FORMAT = "{sequence}|{run}|{step}|{item}|{attempt}|{message}"

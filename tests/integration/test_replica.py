@@ -34,7 +34,7 @@ def _replica(tmp_path):
         "NAME": str(path),
         "OPTIONS": {},
     }
-    with override_settings(DATABASE_ROUTERS=["tests.test_replica.Router"]):
+    with override_settings(DATABASE_ROUTERS=["tests.integration.test_replica.Router"]):
         yield
     del connections.databases["replica"]
 

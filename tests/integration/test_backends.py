@@ -12,7 +12,7 @@ from sequences.transitions.backends.mysql import MySQL
 from sequences.transitions.backends.postgresql import PostgreSQL
 from sequences.transitions.backends.sqlite import SQLite
 from tests.portable import Portable, is_portable
-from tests.test_structure import MODULES, ROOT, name_of
+from tests.unit.test_structure import MODULES, ROOT, name_of
 
 
 class DriversError(Exception):

@@ -524,7 +524,7 @@ def test_an_error_of_a_step_names_it_and_the_mend(step, text):
     if "undo_two" in str(step):
         steps["undo_two"] = {"job": "note", "after": []}
     found = refused(steps)
-    assert found == f"tests.test_flows.Flow: step 'two': {text}"
+    assert found == f"tests.integration.test_flows.Flow: step 'two': {text}"
 
 
 @pytest.mark.parametrize(
@@ -580,7 +580,7 @@ def test_an_error_of_a_step_names_it_and_the_mend(step, text):
 def test_an_error_of_a_definition_names_it_and_the_mend(definition, text):
     with pytest.raises(InvalidDefinition) as caught:
         define(definition)
-    expected = "tests.test_flows" + text.removeprefix("shop")
+    expected = "tests.integration.test_flows" + text.removeprefix("shop")
     assert str(caught.value).startswith(expected)
 
 
@@ -1077,7 +1077,7 @@ def test_the_schema_refuses_a_wrong_definition(definition):
 
 def test_the_schema_takes_steps_in_a_list_and_the_examples_of_the_docs():
     assert fits({"steps": [{"name": "a", "job": "a"}, {"name": "b", "event": True}]})
-    text = Path(__file__).parent.parent.joinpath("docs", "flows.md").read_text()
+    text = Path(__file__).parents[2].joinpath("docs", "flows.md").read_text()
     blocks = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     assert len(blocks) == 2
     assert all(fits(yaml.safe_load(block)) for block in blocks)

@@ -23,7 +23,7 @@ from sequences.engine.executor import StepExecution
 from sequences.models import SequenceRun
 from sequences.testing import run_sequence as run_all
 from tests.engine import claim, fresh, messages, perform, row
-from tests.test_middleware import deliver
+from tests.integration.test_middleware import deliver
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

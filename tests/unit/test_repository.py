@@ -12,7 +12,7 @@ from django.db.backends.mysql.features import DatabaseFeatures as MySQLFeatures
 from django.db.backends.postgresql.features import DatabaseFeatures as PostgreSQLFeatures
 from django.db.backends.sqlite3.base import DatabaseFeatures as SQLiteFeatures
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SUPPORTED = (ROOT / "docs" / "compatibility.md").read_text()
 WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())

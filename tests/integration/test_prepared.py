@@ -10,8 +10,8 @@ from sequences.models import StepRun
 from sequences.testing import assert_steps, isolate_sequences, run_sequence
 from sequences.transitions import claims
 from sequences.transitions.backends.postgresql import PostgreSQL
+from tests.integration.test_connections import kill_connection
 from tests.portable import choose
-from tests.test_connections import kill_connection
 
 pytestmark = [pytest.mark.django_db, pytest.mark.only_on("postgresql")]
 

@@ -27,7 +27,7 @@ def write(path, text):
     ("text", "share"),
     [
         ("", 0),
-        ("tests/test_ids.py ....", 0),
+        ("tests/unit/test_ids.py ....", 0),
         ("..... [  7%]\n", 0.07),
         ("..... [  7%]\n..... [ 42%]\n...", 0.42),
         ("[ 42%]\n" + "." * 10_000 + " [ 43%]\n", 0.43),
@@ -40,18 +40,17 @@ def test_a_part_is_as_far_as_pytest_says_last(tmp_path, text, share):
 
 def test_the_whole_is_as_far_as_its_parts_by_the_time_they_take(tmp_path):
     long, short, last = Leg("long", 80), Leg("short", 10), Leg("last", 10)
-    progress = Progress([long, short, last], at_a_time=2)
+    progress = Progress([long, short, last], expected=50)
     progress.outputs[long] = write(tmp_path / "long", "[ 50%]")
     progress.outputs[short] = write(tmp_path / "short", "[ 20%]")
     progress.ended.add(short)
-    assert progress.expected == 50
     assert progress.share() == 0.5
     assert progress.line().startswith(" 50%, less than a minute left: long 50%")
 
 
 def test_the_rest_takes_as_long_for_its_share_as_what_is_over(tmp_path):
     leg = Leg("only", 60)
-    progress = Progress([leg], at_a_time=1)
+    progress = Progress([leg], expected=60)
     assert progress.seconds_left() == 60
     progress.outputs[leg] = write(tmp_path / "only", "[ 25%]")
     progress.started -= 100
@@ -60,7 +59,7 @@ def test_the_rest_takes_as_long_for_its_share_as_what_is_over(tmp_path):
 
 def test_where_there_is_no_terminal_lines_are_lines():
     output = StringIO()
-    Progress([Leg("only", 60)], 1, output).say("On SQLite:\n")
+    Progress([Leg("only", 60)], 60, output).say("On SQLite:\n")
     assert output.getvalue() == "On SQLite:\n"
 
 
@@ -79,3 +78,16 @@ def test_quick_starts_no_workers_and_takes_about_two_minutes():
 def test_quick_on_one_database_is_all_that_it_has_without_workers():
     assert set(run.choices_for("postgresql", quick=True)["postgresql"]) == {run.QUICK}
     assert run.choices_for("mysql", quick=True) == {"mysql": run.CHOICES["mysql"]}
+
+
+def test_what_starts_workers_runs_one_at_a_time_beside_what_computes():
+    legs = [
+        run.Leg(vendor, part, seconds)
+        for vendor, parts in run.CHOICES.items()
+        for part, seconds in parts.items()
+    ]
+    computing, waiting = run.lanes_of(legs)
+    assert not [leg for leg in computing.legs if leg.part.starts_workers]
+    assert all(leg.part.starts_workers for leg in waiting.legs)
+    assert waiting.at_a_time == 1
+    assert max(computing.seconds, waiting.seconds) < 20 * 60

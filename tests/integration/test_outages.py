@@ -16,7 +16,7 @@ from sequences.worker.heartbeat import HeartbeatThread
 from sequences.worker.registration import WorkerRegistration
 from sequences.worker.sweeper import AssumeLost, Sweeper, sweep
 from tests.engine import fresh, overdue
-from tests.test_unprintable import process_next
+from tests.integration.test_unprintable import process_next
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

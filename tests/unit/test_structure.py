@@ -159,7 +159,7 @@ def test_all_writes_of_state_are_transitions(path):
 
 
 def test_the_rules_see_what_breaks_them(tmp_path, monkeypatch):
-    monkeypatch.setattr("tests.test_structure.ROOT", tmp_path)
+    monkeypatch.setattr("tests.unit.test_structure.ROOT", tmp_path)
     (tmp_path / "plan.py").write_text(
         "from typing import TYPE_CHECKING\n"
         "if TYPE_CHECKING:\n    from . import admin\n"

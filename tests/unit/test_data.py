@@ -157,7 +157,7 @@ class TestNormalise:
         assert mend in str(error)
 
     def test_names_the_type_that_it_met(self):
-        assert "tests.test_data.Point" in str(refused({"a": Point()}))
+        assert "tests.unit.test_data.Point" in str(refused({"a": Point()}))
         assert "of type set" in str(refused({"a": set()}))
 
     def test_names_a_path_of_another_root(self):

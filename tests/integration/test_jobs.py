@@ -68,7 +68,8 @@ def test_two_functions_of_one_name_are_refused_and_a_reloaded_one_is_not():
 
     with pytest.raises(InvalidDefinition) as caught:
         job("fetch")(other)
-    start = "tests.test_jobs.test_two_functions_of_one_name_are_refused_and_a_reloaded_one_is_not"
+    test = "test_two_functions_of_one_name_are_refused_and_a_reloaded_one_is_not"
+    start = f"{__name__}.{test}"
     assert str(caught.value) == (
         f"job 'fetch': {start}.<locals>.other and {start}.<locals>.declare.<locals>.fetch both "
         "have this name. Rename one of them."
@@ -102,7 +103,7 @@ def test_what_cannot_be_a_job_is_refused(function, text):
 def test_a_job_without_a_name_is_refused():
     with pytest.raises(InvalidDefinition) as caught:
         job(generator)
-    expected = "job tests.test_jobs.generator: it has no name. "
+    expected = "job tests.integration.test_jobs.generator: it has no name. "
     assert str(caught.value) == expected + 'Write @job("fetch_data"), with a name of your own.'
 
 

@@ -19,8 +19,8 @@ from sequences.testing import run_sequence as run_all
 from sequences.transitions import failures
 from sequences.worker.sweeper import AssumeLost, Sweeper, sweep
 from tests.engine import claim, fail, fresh, messages, overdue, perform, row
+from tests.integration.test_middleware import deliver
 from tests.portable import Portable, choose
-from tests.test_middleware import deliver
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -14,7 +14,7 @@ from sequences.engine.operations import _OPERATIONS
 from sequences.inspection.actions import ACTIONS
 from sequences.models import RunStatus, StepStatus
 
-DOCS = Path(__file__).parents[1] / "docs" / "lifecycle.md"
+DOCS = Path(__file__).parents[2] / "docs" / "lifecycle.md"
 #: Rules of one method in a case of its own.
 VARIANTS = {
     "cancel_and_undo": "`cancel(undo=True)`",

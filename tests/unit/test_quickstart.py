@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from django.core.management import call_command
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(
     r"^```(?:python\n#|django\n\{#) (\S+)(?: #\})?\n(.*?)^```$", re.MULTILINE | re.DOTALL
 )

@@ -6,7 +6,7 @@ import pytest
 
 from sequences.diagrams import Mark, mermaid, outline, text
 from sequences.diagrams.text import cells
-from tests.test_drawing import DIAMOND, SAGA, build, chain, fan, node
+from tests.unit.test_drawing import DIAMOND, SAGA, build, chain, fan, node
 
 NESTED = build(
     node("a"),

@@ -14,7 +14,7 @@ from sequences import sequence
 from sequences.testing import isolate_sequences
 from testproject.contact import models
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 FILE = re.compile(
     r"^```(?:yaml\n#|django\n\{#) (\S+)(?: #\})?\n(.*?)^```$", re.MULTILINE | re.DOTALL
 )

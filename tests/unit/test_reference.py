@@ -12,7 +12,7 @@ from sequences.definitions.steps import DURATION_OPTIONS, STEP_OPTIONS
 from sequences.definitions.validation import META_OPTIONS, META_STEP_OPTIONS
 from sequences.templatetags.sequences import sequence_progress
 
-TEXT = (Path(__file__).parent.parent / "docs" / "reference.md").read_text()
+TEXT = (Path(__file__).parents[2] / "docs" / "reference.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.+)\n((?:(?!^## ).*\n)*)", TEXT, re.MULTILINE))
 
 
@@ -105,7 +105,7 @@ def test_nothing_is_there_that_is_gone(section, known):
 
 def test_every_link_leads_to_a_heading():
     for name, anchor in re.findall(r"\]\((\w*(?:\.md)?)#([\w-]+)\)", TEXT):
-        text = (Path(__file__).parent.parent / "docs" / (name or "reference.md")).read_text()
+        text = (Path(__file__).parents[2] / "docs" / (name or "reference.md")).read_text()
         headings = re.findall(r"^##+ (.+)$", text, re.MULTILINE)
         anchors = [
             re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings

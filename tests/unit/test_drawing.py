@@ -16,7 +16,7 @@ from sequences.diagrams.markup import fitted, width_of
 from sequences.diagrams.svg import BOX, STACK, _Painter
 
 SVG = "{http://www.w3.org/2000/svg}"
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SCRIPT = '<script>alert("&")</script>'
 
 
