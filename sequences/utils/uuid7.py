@@ -1,10 +1,13 @@
-"""Identifiers that sort by the time of their making."""
+"""Identifiers that sort by the time of their making: Python's own where it has them."""
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
+import uuid
+from collections.abc import Callable
 from uuid import UUID
 
 __all__ = ["uuid7"]
@@ -13,24 +16,29 @@ COUNTER_BITS = 42
 TAIL_BITS = 32
 
 
-class _Clock:
-    """Milliseconds and a counter within one: never the same pair twice, never backwards."""
+class Uuid7Counter:
+    """UUIDs of version 7 for Python before 3.14, after RFC 9562, section 6.2, method 1.
+
+    They have 48 bits of Unix milliseconds, a counter of 42 bits, and 32 random bits.
+    """
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
         self.milliseconds = -1
         self.counter = 0
 
-    def tick(self) -> tuple[int, int]:
-        with self.lock:
-            now = time.time_ns() // 1_000_000
-            if now > self.milliseconds:
-                self._move_to(now)
-            elif self.counter + 1 < 1 << COUNTER_BITS:
-                self.counter += 1
-            else:
-                self._move_to(self.milliseconds + 1)
-            return self.milliseconds, self.counter
+    def __call__(self) -> UUID:
+        """One that is greater than the one before, also when the system's clock is set back."""
+        now = time.time_ns() // 1_000_000
+        if now > self.milliseconds:
+            self._move_to(now)
+        elif self.counter + 1 < 1 << COUNTER_BITS:
+            self.counter += 1
+        else:
+            self._move_to(self.milliseconds + 1)
+        high, low = self.counter >> 30, self.counter & (1 << 30) - 1
+        time_bits = (self.milliseconds & (1 << 48) - 1) << 80
+        tail = low << TAIL_BITS | _random(TAIL_BITS)
+        return UUID(int=time_bits | 0x7 << 76 | high << 64 | 0b10 << 62 | tail)
 
     def _move_to(self, milliseconds: int) -> None:
         self.milliseconds = milliseconds
@@ -39,33 +47,27 @@ class _Clock:
 
 
 def uuid7() -> UUID:
-    """A UUID of version 7: 48 bits of Unix milliseconds, a counter of 42 bits, 32 random bits.
-
-    Within a process each one is greater than the one before, also when the system's clock is set
-    back (RFC 9562, section 6.2, method 1).
-    """
-    milliseconds, counter = _clock.tick()
-    high, low = counter >> 30, counter & (1 << 30) - 1
-    return UUID(
-        int=(milliseconds & (1 << 48) - 1) << 80
-        | 0x7 << 76
-        | high << 64
-        | 0b10 << 62
-        | low << TAIL_BITS
-        | _random(TAIL_BITS)
-    )
+    """A UUID of version 7 that is greater than each one that this process has made before."""
+    with _lock:  # the counters are not made for threads
+        return _make()
 
 
 def _random(bits: int) -> int:
     return int.from_bytes(os.urandom((bits + 7) // 8), "big") >> -bits % 8
 
 
-def _start_clock() -> None:
-    global _clock
-    _clock = _Clock()
+def _start() -> None:
+    global _lock, _make
+    _lock = threading.Lock()
+    if sys.version_info >= (3, 14):
+        _make = uuid.uuid7
+    else:
+        _make = Uuid7Counter()
 
 
-_clock = _Clock()
+_lock: threading.Lock
+_make: Callable[[], UUID]
+_start()
 # A child would go on with its parent's counter, and perhaps with a lock that nobody releases.
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_clock)
+    os.register_at_fork(after_in_child=_start)

@@ -3,6 +3,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from unittest import mock
 
 import pytest
@@ -14,11 +15,25 @@ from sequences.utils.uuid7 import uuid7
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that stands still, and of which nobody has read the time."""
-    monkeypatch.setattr(uuid7_module, "_clock", uuid7_module._Clock())
+    monkeypatch.setattr(uuid7_module, "_make", uuid7_module.Uuid7Counter())
     with mock.patch.object(
         uuid7_module.time, "time_ns", return_value=1_700_000_000_000_000_000
     ) as now:
         yield now
+
+
+def test_pythons_own_is_used_where_it_has_them():
+    own = getattr(uuid, "uuid7", None)
+    is_counter = isinstance(uuid7_module._make, uuid7_module.Uuid7Counter)
+    assert uuid7_module._make is own if own else is_counter
+
+
+@pytest.fixture(params=["Python's", "ours"])
+def every_uuid7(request, monkeypatch):
+    """What makes them in this Python, and what does in one that has none."""
+    if request.param == "ours":
+        monkeypatch.setattr(uuid7_module, "_make", uuid7_module.Uuid7Counter())
+    return uuid7
 
 
 def milliseconds(value):
@@ -33,8 +48,8 @@ def test_is_a_uuid_of_version_7_that_tells_the_time():
     assert before <= milliseconds(value) <= time.time_ns() // 1_000_000 + 1
 
 
-def test_each_is_greater_than_the_one_before():
-    made = [uuid7() for _ in range(5000)]
+def test_each_is_greater_than_the_one_before(every_uuid7):
+    made = [every_uuid7() for _ in range(5000)]
     assert made == sorted(set(made))
 
 
@@ -52,17 +67,17 @@ def test_a_clock_set_back_changes_nothing(clock):
 
 def test_a_full_counter_borrows_from_the_next_millisecond(clock):
     uuid7()
-    uuid7_module._clock.counter = (1 << uuid7_module.COUNTER_BITS) - 2
+    uuid7_module._make.counter = (1 << uuid7_module.COUNTER_BITS) - 2
     last, borrowed = uuid7(), uuid7()
     assert borrowed > last
     assert milliseconds(borrowed) == milliseconds(last) + 1
 
 
-def test_threads_never_get_the_same_one_nor_go_backwards():
+def test_threads_never_get_the_same_one_nor_go_backwards(every_uuid7):
     made = [[] for _ in range(4)]
 
     def make(mine):
-        mine.extend(uuid7() for _ in range(2000))
+        mine.extend(every_uuid7() for _ in range(2000))
 
     threads = [threading.Thread(target=make, args=(mine,)) for mine in made]
     for thread in threads:
@@ -79,7 +94,7 @@ def test_a_forked_process_starts_a_counter_and_a_lock_of_its_own():
 import os
 from sequences.utils import uuid7
 first = uuid7.uuid7()
-uuid7._clock.lock.acquire()
+uuid7._lock.acquire()
 child = os.fork()
 if not child:
     assert uuid7.uuid7() != first

@@ -158,6 +158,52 @@ def test_all_writes_of_state_are_transitions(path):
     assert list(writes_of(path)) == []
 
 
+#: Participles and numerals are no names: they say what was done to a thing and not what it is.
+PARTICIPLES = "asked begun chosen found given held kept known one said seen shown taken told wanted"
+#: Those that a room has still. The lists may only shrink.
+STILL = {
+    "admin": "begun chosen found known one seen shown told wanted",
+    "checks": "found known one wanted",
+    "conf": "found given wanted",
+    "data": "found given known one seen shown told",
+    "definitions": "kept taken",
+    "diagrams": "begun found kept one seen shown told wanted",
+    "engine": "asked begun chosen found given kept known one said shown taken told wanted",
+    "exceptions": "known",
+    "flows": "found given kept known one said seen shown told wanted",
+    "inspection": "begun found known one seen shown told wanted",
+    "logs": "given",
+    "management": "begun chosen kept shown",
+    "sequence": "known",
+    "testing": "found one wanted",
+    "transitions": "begun chosen found held kept known one seen shown taken wanted",
+    "views": "found",
+    "worker": "found known told",
+}
+
+
+def names_in(tree):
+    """The names that a module gives: to variables, arguments, attributes, functions, classes."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.id if isinstance(node, ast.Name) else node.attr
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.MatchAs):
+            yield node.name or ""
+
+
+def no_names_of(path):
+    return {name.strip("_") for name in names_in(tree_of(path))} & set(PARTICIPLES.split())
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_names_are_nouns_of_things(path):
+    room = name_of(path).split(".")[0]
+    allowed = set(STILL.get(room, "").split())
+    assert not no_names_of(path) - allowed, "name the thing: step_runs, row, definition"
+
+
 def test_the_rules_see_what_breaks_them(tmp_path, monkeypatch):
     monkeypatch.setattr("tests.unit.test_structure.ROOT", tmp_path)
     (tmp_path / "plan.py").write_text(
@@ -170,3 +216,7 @@ def test_the_rules_see_what_breaks_them(tmp_path, monkeypatch):
     path = Path("plan.py")
     assert dependencies(path) == {"transitions.claims", "engine.operations", "worker.sweeper"}
     assert list(writes_of(path)) == ["Row.objects.filter(pk=1).update"]
+    (tmp_path / "names.py").write_text(
+        "def _told(given):\n    for one in given:\n        found, row.kept = one, seen\n"
+    )
+    assert no_names_of(Path("names.py")) == {"told", "given", "one", "found", "kept"}
