@@ -62,7 +62,7 @@ def play(address: str) -> dict[str, str]:
         "console-runs": reverse(f"{page}_changelist"),
         "console-run": reverse(f"{page}_change", args=[waiting.pk]),
         "console-failed-run": reverse(f"{page}_change", args=[failed.pk]),
-        "console-confirm": reverse(f"{page}_act", args=[waiting.pk, "cancel"]),
+        "console-confirm": reverse(f"{page}_action", args=[waiting.pk, "cancel"]),
         "console-failures": reverse(f"{page}_failure_groups"),
         "progress": "/contact/",
     }

@@ -32,7 +32,7 @@ NEWEST = 100
 EMPTY = "-"
 
 
-def shown(value: Any, sequence: str, step: str = "") -> SafeString | str:
+def pretty(value: Any, sequence: str, step: str = "") -> SafeString | str:
     """A stored value as people may see it: indented, redacted, escaped."""
     if value is None:
         return EMPTY

@@ -124,12 +124,12 @@ class ManyRuns(RunActions):
         statuses: Sequence[str],
         form: ActionForm,
     ) -> HttpResponseBase:
-        counted = Counter(statuses[:MAX_RUNS_PER_REQUEST])
+        counts = Counter(statuses[:MAX_RUNS_PER_REQUEST])
         context = {
             "page_title": _("%(action)s: many runs") % {"action": action.label},
-            "act": action,
-            "action": request.POST.get("action"),
-            "counts": [(status, status.label, counted[status]) for status in RunStatus],
+            "action": action,
+            "action_name": request.POST.get("action"),
+            "counts": [(status, status.label, counts[status]) for status in RunStatus],
             "count": min(len(statuses), MAX_RUNS_PER_REQUEST),
             "are_more": len(statuses) > MAX_RUNS_PER_REQUEST,
             "most": MAX_RUNS_PER_REQUEST,
@@ -151,10 +151,10 @@ class ManyRuns(RunActions):
     ) -> Report:
         report = Report(left=max(len(ids) - MAX_RUNS_PER_REQUEST, 0))
         until = monotonic() + MAX_SECONDS_PER_REQUEST
-        chosen = ids[:MAX_RUNS_PER_REQUEST]
-        for index, run in enumerate(self._one_by_one(request, chosen)):
+        batch = ids[:MAX_RUNS_PER_REQUEST]
+        for index, run in enumerate(self._one_by_one(request, batch)):
             if monotonic() > until:
-                report.left += len(chosen) - index
+                report.left += len(batch) - index
                 break
             if not self.has_action_permission(request, action, run):
                 report.skipped[_("not allowed to you")].append(run)
@@ -271,11 +271,11 @@ _STEP_RUNS = {
 def _ask_for_step(form: ActionForm, action: run_actions.Action, ids: Sequence[UUID]) -> bool:
     """Let people choose a step that these runs have. False: there is none."""
     rows = StepRun.objects.using(conf.using()).filter(_STEP_RUNS[action.name], run__in=ids)
-    counted = rows.order_by().values_list("step").annotate(Count("run", distinct=True), Min("pk"))
+    counts = rows.order_by().values_list("step").annotate(Count("run", distinct=True), Min("pk"))
     choices = [
         (step, ngettext("%(step)s (%(count)d run)", "%(step)s (%(count)d runs)", count)
             % {"step": label_of(step), "count": count})
-        for step, count, _first in sorted(counted, key=itemgetter(2))
+        for step, count, _first in sorted(counts, key=itemgetter(2))
     ]  # fmt: skip
     form.fields["step"] = forms.ChoiceField(label=_("Step"), choices=choices)
     form.order_fields(["step"])

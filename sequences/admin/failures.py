@@ -111,22 +111,22 @@ def read(runs: QuerySet[SequenceRun] | None, list_url: str, using: str) -> Table
     since = newest_first[COUNTED : COUNTED + 1].first()
     if since is not None:
         rows = rows.filter(failed_at__gt=since)
-    found = list(_grouped(rows, now)[: GROUPS + 1])
-    newest = _newest([one["newest"] for one in found[:GROUPS]], using)
+    counts = list(_grouped(rows, now)[: GROUPS + 1])
+    newest = _newest([row["newest"] for row in counts[:GROUPS]], using)
     groups = (
         Group(
-            sequence=one["run__sequence"],
-            step=one["step"],
-            error=one["error"],
-            counts={span: one[span] for span in WITHIN},
-            newest=newest[one["newest"]],
+            sequence=row["run__sequence"],
+            step=row["step"],
+            error=row["error"],
+            counts={span: row[span] for span in WITHIN},
+            newest=newest[row["newest"]],
             now=now,
             list_url=list_url,
         )
-        for one in found[:GROUPS]
-        if one["newest"] in newest
+        for row in counts[:GROUPS]
+        if row["newest"] in newest
     )
-    return Table(tuple(groups), since, len(found) > GROUPS)
+    return Table(tuple(groups), since, len(counts) > GROUPS)
 
 
 def _grouped(rows: QuerySet[StepFailure], now: datetime) -> Any:
@@ -141,9 +141,9 @@ def _grouped(rows: QuerySet[StepFailure], now: datetime) -> Any:
 
 def _newest(ids: list[int], using: str) -> dict[int, StepFailure]:
     rows = StepFailure.objects.using(using).filter(pk__in=ids).select_related("run")
-    found = list(rows.defer("traceback", *heavy("run__")))
-    hide_secrets(found, [failure.run for failure in found], using)
-    return {failure.pk: failure for failure in found}
+    failures = list(rows.defer("traceback", *heavy("run__")))
+    hide_secrets(failures, [failure.run for failure in failures], using)
+    return {failure.pk: failure for failure in failures}
 
 
 class RunFailures(KeysetAdmin):

@@ -95,8 +95,8 @@ class StepFilter(admin.SimpleListFilter):
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         names = self._names(request, model_admin)
-        if chosen := self.used_parameters.get(self.parameter_name):
-            names.setdefault(str(chosen))
+        if step := self.used_parameters.get(self.parameter_name):
+            names.setdefault(str(step))
         return [(name, label_of(name)) for name in names]
 
     def _names(self, request: HttpRequest, model_admin: Any) -> dict[str, None]:
@@ -104,11 +104,11 @@ class StepFilter(admin.SimpleListFilter):
         if not label or label not in labels_for(model_admin, request):
             return {}
         stored = StoredPlan.objects.using(conf.using()).filter(sequence=label).order_by("-pk")
-        known = plans.load_many(stored.values_list("pk", flat=True)[:VERSIONS], conf.using())
+        loaded = plans.load_many(stored.values_list("pk", flat=True)[:VERSIONS], conf.using())
         return {
             node.name: None
-            for pk in sorted(known, reverse=True)
-            for node in sorted(known[pk].nodes, key=lambda node: node.aside)
+            for pk in sorted(loaded, reverse=True)
+            for node in sorted(loaded[pk].nodes, key=lambda node: node.aside)
         }
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
@@ -119,10 +119,10 @@ class StepFilter(admin.SimpleListFilter):
             run=OuterRef("pk"), step=name, item=NO_ITEM
         )
         failed = Q(Exists(rows.filter(status=StepStatus.FAILED)))
-        begun = Q(Exists(rows.filter(status__in=UNFINISHED_STEP)))
+        unfinished = Q(Exists(rows.filter(status__in=UNFINISHED_STEP)))
         may_go_on = (*UNFINISHED_RUN, RunStatus.FAILED)
         return queryset.filter(status__in=may_go_on).filter(
-            failed | Q(status__in=UNFINISHED_RUN) & begun
+            failed | Q(status__in=UNFINISHED_RUN) & unfinished
         )
 
 
@@ -147,7 +147,7 @@ class FailureFilter(admin.ListFilter):
     """Runs with such a failed attempt, whatever became of them: where the failures page leads.
 
     ``error`` is the path of the exception's class, ``failed_step`` a step, ``since`` one of the
-    `SPANS`; a week if it is not given.
+    `SPANS`; a week by default.
     """
 
     title = _("failed attempt")
@@ -168,8 +168,8 @@ class FailureFilter(admin.ListFilter):
     def choices(self, changelist: Any) -> Iterator[Any]:
         everything = changelist.get_query_string(remove=list(self.parameters))
         yield {"selected": False, "query_string": everything, "display": _("All")}
-        chosen = changelist.get_query_string(self.used_parameters)
-        yield {"selected": True, "query_string": chosen, "display": self._described()}
+        current = changelist.get_query_string(self.used_parameters)
+        yield {"selected": True, "query_string": current, "display": self._described()}
 
     def _described(self) -> str:
         error, step, span = (str(self.used_parameters.get(name, "")) for name in self.parameters)

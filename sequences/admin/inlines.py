@@ -34,13 +34,13 @@ class StepFailureInline(ReadOnlyInline):
         "attempt",
         "error",
         "message",
-        "shown_traceback",
+        "traceback_column",
         "worker",
         "failed_at",
     )
 
     @admin.display(description=_("traceback"))
-    def shown_traceback(self, failure: StepFailure) -> str:
+    def traceback_column(self, failure: StepFailure) -> str:
         """Escaped: it holds whatever the step was given."""
         if not failure.traceback:
             return EMPTY

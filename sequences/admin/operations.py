@@ -42,21 +42,24 @@ class RunActions(RunPage):
 
     def get_urls(self) -> list[URLPattern]:
         """One page for each action."""
-        return [*self._paths(("act/<slug:action>/", self.action_view, "act")), *super().get_urls()]
+        return [
+            *self._paths(("action/<slug:name>/", self.action_view, "action")),
+            *super().get_urls(),
+        ]
 
     def log_change(self, request: HttpRequest, obj: Any, message: Any) -> Any:
         """Under its id: a key may have to be erased, and Django's history is beyond our reach."""
         return super().log_change(request, SequenceRun(pk=obj.pk, sequence=obj.sequence), message)
 
-    def action_view(self, request: HttpRequest, object_id: str, action: str) -> HttpResponseBase:
+    def action_view(self, request: HttpRequest, object_id: str, name: str) -> HttpResponseBase:
         """Ask whether to do it; do it when a POST confirms it."""
-        chosen = actions.ACTIONS.get(action)
-        if chosen is None:
+        action = actions.ACTIONS.get(name)
+        if action is None:
             raise Http404
         run = self._run(request, object_id)
-        if not self.has_action_permission(request, chosen, run):
+        if not self.has_action_permission(request, action, run):
             raise PermissionDenied
-        return _ActionRequest(self, request, chosen, snapshot.of(run)).answer()
+        return _ActionRequest(self, request, action, snapshot.of(run)).answer()
 
 
 def _step(
@@ -129,7 +132,7 @@ class _ActionRequest:
         template = "edit" if self.action.name == "edit" else "confirm"
         context = {
             "page_title": self._title(),
-            "act": self.action,
+            "action": self.action,
             "step": self.step,
             "run": self.run,
             "snapshot": self.snapshot,

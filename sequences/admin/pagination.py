@@ -1,6 +1,6 @@
 """Lists that page by key: the thousandth page costs what the first one does.
 
-`?before=` and `?after=` hold the key of a row that is on the page next to the wanted one. OFFSET
+`?before=` and `?after=` hold the key of a row that is on the page next to the one asked for. OFFSET
 would read, and throw away, all rows before it.
 """
 
@@ -34,16 +34,16 @@ class Capped(int):
 
 def count(rows: QuerySet[Any], column: str = "pk") -> int:
     """How many rows there are, counted no further than people care."""
-    found = rows.order_by().values(column)[: base.COUNTED + 1].count()
-    return found if found <= base.COUNTED else Capped(base.COUNTED)
+    number = rows.order_by().values(column)[: base.COUNTED + 1].count()
+    return number if number <= base.COUNTED else Capped(base.COUNTED)
 
 
 def total(counts: Sequence[int]) -> int:
     """Their sum, if it can be told."""
-    found = sum(int(count) for count in counts)
-    if found <= base.COUNTED and not any(isinstance(count, Capped) for count in counts):
-        return found
-    return Capped(min(found, base.COUNTED))
+    number = sum(int(count) for count in counts)
+    if number <= base.COUNTED and not any(isinstance(count, Capped) for count in counts):
+        return number
+    return Capped(min(number, base.COUNTED))
 
 
 @dataclass(frozen=True)
@@ -130,25 +130,25 @@ class KeysetChangeList(LightChangeList):
         """The rows of this page, and whether there are pages in front of it and behind it."""
         size, keys = self.list_per_page, self.model_admin.page_keys
         if self.place is not None and self.place.side == (AFTER if self.descending else BEFORE):
-            found = list(self.place.filter(rows, keys).reverse()[: size + 1])
-            if len(found) > size:
-                return found[size - 1 :: -1], True, True
+            page = list(self.place.filter(rows, keys).reverse()[: size + 1])
+            if len(page) > size:
+                return page[size - 1 :: -1], True, True
             self.place = None  # the beginning: a whole page of it
         if self.place is not None:
             rows = self.place.filter(rows, keys)
-        found = list(rows[: size + 1])
-        return found[:size], self.place is not None, len(found) > size
+        page = list(rows[: size + 1])
+        return page[:size], self.place is not None, len(page) > size
 
     def _link(self, rows: Sequence[Any], back: bool, on: bool) -> None:
         ahead, behind = (AFTER, BEFORE) if self.descending else (BEFORE, AFTER)
-        found = {ahead: "", behind: ""}
+        urls = {ahead: "", behind: ""}
         if rows and back:
-            found[ahead] = self.get_query_string({ahead: self._text(rows[0])})
+            urls[ahead] = self.get_query_string({ahead: self._text(rows[0])})
         if rows and on:
-            found[behind] = self.get_query_string({behind: self._text(rows[-1])})
-        if self.looked_to is not None and not found[BEFORE]:
-            found[BEFORE] = self.get_query_string({BEFORE: self._text(self.looked_to)})
-        self.newer_url, self.older_url = found[AFTER], found[BEFORE]
+            urls[behind] = self.get_query_string({behind: self._text(rows[-1])})
+        if self.looked_to is not None and not urls[BEFORE]:
+            urls[BEFORE] = self.get_query_string({BEFORE: self._text(self.looked_to)})
+        self.newer_url, self.older_url = urls[AFTER], urls[BEFORE]
         self.first_url = self.get_query_string() if back else ""
 
     def _fields(self) -> list[Field[Any, Any]]:

@@ -89,7 +89,7 @@ def small(rows: QuerySet[Any], column: str, longest: int = SHORT) -> QuerySet[An
 
 @dataclass(frozen=True)
 class Button:
-    """One act that may be done now."""
+    """One action that the run allows now."""
 
     name: str
     label: Any
@@ -142,14 +142,12 @@ class StepLine:
     @property
     def waited(self) -> str:
         """How long it had to wait."""
-        waited = self.step.waited(self.now)
-        return "" if waited is None else format_duration(waited)
+        return format_duration(self.step.waited(self.now))
 
     @property
     def ran(self) -> str:
         """How long its last attempt took."""
-        ran = self.step.ran(self.now)
-        return "" if ran is None else format_duration(ran)
+        return format_duration(self.step.ran(self.now))
 
     @property
     def due(self) -> datetime | None:
@@ -201,8 +199,8 @@ def attempts_of(run: SequenceRun, now: datetime) -> list[Attempt]:
 
 
 @dataclass(frozen=True)
-class Done:
-    """An act that was done."""
+class OperationLine:
+    """An operation in the list of a run's page."""
 
     operation: Operation
     ago: str
@@ -213,35 +211,35 @@ class Done:
     @property
     def label(self) -> Any:
         """What people call it."""
-        act = ACTIONS.get(self.operation.action)
-        return act.label if act else self.operation.action.replace("_", " ").capitalize()
+        action = ACTIONS.get(self.operation.action)
+        return action.label if action else self.operation.action.replace("_", " ").capitalize()
 
 
-def operations_of(run: SequenceRun, now: datetime) -> list[Done]:
-    """The newest acts, the newest first."""
+def operations_of(run: SequenceRun, now: datetime) -> list[OperationLine]:
+    """The newest operations, the newest first."""
     rows = Operation.objects.using(conf.using()).filter(run=run.pk).order_by("-pk")
     newest = list(rows.defer("before", "after")[:NEWEST])
-    known = _values_of(rows, [one.pk for one in newest]) if newest else {}
-    return [_done(one, run, known.get(one.pk), now) for one in newest]
+    values = _values_of(rows, [operation.pk for operation in newest]) if newest else {}
+    return [_operation_line(operation, run, values.get(operation.pk), now) for operation in newest]
 
 
 def _values_of(rows: QuerySet[Operation], ids: Collection[int]) -> dict[int, tuple[Any, Any]]:
-    with_values = small(rows.filter(pk__in=ids, after__isnull=False), "after", LONGEST)
-    found = with_values.values_list("pk", "before", "after")[:DIFFERENCES]
-    return {pk: (before, after) for pk, before, after in found}
+    small_rows = small(rows.filter(pk__in=ids, after__isnull=False), "after", LONGEST)
+    values = small_rows.values_list("pk", "before", "after")[:DIFFERENCES]
+    return {pk: (before, after) for pk, before, after in values}
 
 
-def _done(
+def _operation_line(
     operation: Operation, run: SequenceRun, values: tuple[Any, Any] | None, now: datetime
-) -> Done:
+) -> OperationLine:
     ago = format_duration(now - operation.done_at)
     if values is None:
-        return Done(operation, ago)
+        return OperationLine(operation, ago)
     step = operation.step if operation.action == "deliver" else ""
     before, after = (visible(value, run.sequence, step) for value in values)
     if operation.action != "edit" and (operation.action == "deliver" or before == after):
-        return Done(operation, ago, payload=text_of(after))
-    return Done(operation, ago, differences(sorted_text(before), sorted_text(after)))
+        return OperationLine(operation, ago, payload=text_of(after))
+    return OperationLine(operation, ago, differences(sorted_text(before), sorted_text(after)))
 
 
 def sorted_text(value: Any) -> str:
@@ -262,15 +260,15 @@ def results_of(snapshot: RunSnapshot, urls: Urls) -> list[Result]:
     rows = StepRun.objects.using(conf.using()).filter(run=snapshot.run.pk, item=NO_ITEM)
     rows = rows.filter(result__isnull=False).order_by("pk")
     sizes = rows.annotate(size=Length(Cast("result", TextField()))).values_list("step", "size")
-    found = dict(sizes)
-    known = [step for step, size in found.items() if size <= SHORT]
-    loaded = dict(rows.filter(step__in=known).values_list("step", "result")) if known else {}
+    size_of = dict(sizes)
+    small_ones = [step for step, size in size_of.items() if size <= SHORT]
+    results = dict(rows.filter(step__in=small_ones).values_list("step", "result"))
     sequence = snapshot.run.sequence
     return [
-        Result(step, value_of(loaded[step], sequence, step, urls.value("result", step), SHORT))
-        if step in loaded
+        Result(step, value_of(results[step], sequence, step, urls.value("result", step), SHORT))
+        if step in results
         else Result(step, Value("", size, urls.value("result", step)))
-        for step, size in found.items()
+        for step, size in size_of.items()
     ]
 
 
@@ -286,9 +284,9 @@ class Urls:
         url = reverse(f"{self.site}:job_sequences_sequencerun_{name}", args=args)
         return f"{url}?{urlencode(query)}" if query else url
 
-    def act(self, action: str, step: str = "") -> str:
+    def action(self, name: str, step: str = "") -> str:
         """Of the page that asks for confirmation."""
-        return self.to("act", self.run.pk, action, **({"step": step} if step else {}))
+        return self.to("action", self.run.pk, name, **({"step": step} if step else {}))
 
     def value(self, what: str, step: str = "") -> str:
         """Of a whole value, as text."""
@@ -348,8 +346,8 @@ def children_of(runs: QuerySet[SequenceRun], run: SequenceRun) -> QuerySet[Seque
 
 def counts_of(children: QuerySet[SequenceRun]) -> dict[str, dict[str, int]]:
     """How many of each status, by the step that has started them."""
-    found: dict[str, dict[str, int]] = defaultdict(dict)
+    counts: dict[str, dict[str, int]] = defaultdict(dict)
     rows = children.order_by().values_list("parent__step", "status").annotate(count=Count("pk"))
     for step, status, count in rows:
-        found[step][status] = count
-    return found
+        counts[step][status] = count
+    return counts

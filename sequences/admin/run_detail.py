@@ -59,10 +59,10 @@ class RunPage(ReadOnlyAdmin):
     # Who may
 
     def has_action_permission(
-        self, request: HttpRequest, act: actions.Action, run: SequenceRun | None = None
+        self, request: HttpRequest, action: actions.Action, run: SequenceRun | None = None
     ) -> bool:
         """Whether this user may do this, with this run. For projects to restrict further."""
-        return actions.permitted(request.user, act)
+        return actions.permitted(request.user, action)
 
     def _sees(self, request: HttpRequest, model: type[Any]) -> bool:
         name = model._meta.model_name
@@ -129,58 +129,69 @@ class RunPage(ReadOnlyAdmin):
             js=["sequences/live.js"],
         )
 
-    def _page(self, request: HttpRequest, shown: RunSnapshot) -> dict[str, Any]:
-        run, urls = shown.run, Urls(self.admin_site.name, shown.run)
-        buttons = list(self._buttons(request, shown, urls))
+    def _page(self, request: HttpRequest, run_snapshot: RunSnapshot) -> dict[str, Any]:
+        run, urls = run_snapshot.run, Urls(self.admin_site.name, run_snapshot.run)
+        buttons = list(self._buttons(request, run_snapshot, urls))
         last = Operation.objects.using(conf.using()).filter(run=run.pk).order_by("-pk")
         family = self._family(request, run)
-        history = self._history(request, shown, urls)
+        history = self._history(request, run_snapshot, urls)
         failures = [attempt.failure for attempt in history.get("attempts", ())]
         sees_rows = self._links_rows(request)
-        steps = run_context.lines_of(shown, urls, buttons, family["counts"], sees_rows=sees_rows)
+        steps = run_context.lines_of(
+            run_snapshot, urls, buttons, family["counts"], sees_rows=sees_rows
+        )
         return {
-            "snapshot": shown,
+            "snapshot": run_snapshot,
             "run": run,
             "path": request.path,
-            "title": shown.title,
-            "summary": summary(shown, last.defer("before", "after").first()),
-            "age": format_duration(shown.age),
-            "duration": format_duration(shown.duration),
-            "live": str(INTERVAL) if shown.is_moving else "",
+            "title": run_snapshot.title,
+            "summary": summary(run_snapshot, last.defer("before", "after").first()),
+            "age": format_duration(run_snapshot.age),
+            "duration": format_duration(run_snapshot.duration),
+            "live": str(INTERVAL) if run_snapshot.is_moving else "",
             "buttons": [button for button in buttons if not button.step],
-            "at": [line for line in steps if line.step in shown.at and line.buttons][:3],
-            "restart": _way_out(shown, buttons),
+            "at": [line for line in steps if line.step in run_snapshot.at and line.buttons][:3],
+            "restart": _way_out(run_snapshot, buttons),
             "steps": steps,
             "urls": urls,
             "data": run_context.value_of(run.data, run.sequence, "", urls.value("data")),
             "inbox": run.inbox
             and run_context.value_of(visible_inbox(run), run.sequence, "", urls.value("inbox")),
             "family": family,
-            "picture": run_diagrams.picture_of(shown, _row_of),
-            "timeline": run_diagrams.timeline_of(shown, failures, _row_of),
+            "picture": run_diagrams.picture_of(run_snapshot, _row_of),
+            "timeline": run_diagrams.timeline_of(run_snapshot, failures, _row_of),
             **history,
         }
 
-    def _history(self, request: HttpRequest, shown: RunSnapshot, urls: Urls) -> dict[str, Any]:
+    def _history(
+        self, request: HttpRequest, run_snapshot: RunSnapshot, urls: Urls
+    ) -> dict[str, Any]:
         """What needs a permission of its own."""
-        found: dict[str, Any] = {}
+        context: dict[str, Any] = {}
         if self._sees(request, StepFailure):
-            attempts = run_context.attempts_of(shown.run, shown.now)
-            found["attempts"] = attempts[:NEWEST]
-            found["more_attempts"] = len(attempts) > NEWEST
+            attempts = run_context.attempts_of(run_snapshot.run, run_snapshot.now)
+            context["attempts"] = attempts[:NEWEST]
+            context["more_attempts"] = len(attempts) > NEWEST
         if self._sees(request, StepRun):
-            found["results"] = run_context.results_of(shown, urls)
+            context["results"] = run_context.results_of(run_snapshot, urls)
         if self._sees(request, Operation):
-            found["operations"] = run_context.operations_of(shown.run, shown.now)
-        return found
+            context["operations"] = run_context.operations_of(run_snapshot.run, run_snapshot.now)
+        return context
 
-    def _buttons(self, request: HttpRequest, shown: RunSnapshot, urls: Urls) -> Iterator[Button]:
-        for act, step in actions.allowed(shown):
-            if not self.has_action_permission(request, act, shown.run):
+    def _buttons(
+        self, request: HttpRequest, run_snapshot: RunSnapshot, urls: Urls
+    ) -> Iterator[Button]:
+        for action, step in actions.allowed(run_snapshot):
+            if not self.has_action_permission(request, action, run_snapshot.run):
                 continue
             name = step.name if step else ""
             yield Button(
-                act.name, act.label, act.explains, urls.act(act.name, name), name, act.is_dangerous
+                action.name,
+                action.label,
+                action.explains,
+                urls.action(action.name, name),
+                name,
+                action.is_dangerous,
             )
 
     def _family(self, request: HttpRequest, run: SequenceRun) -> dict[str, Any]:
@@ -190,7 +201,7 @@ class RunPage(ReadOnlyAdmin):
         above = runs.filter(steps=run.parent_id).first() if run.parent_id else None
         newest = children.select_related("parent").defer(*heavy(), *_HEAVY_PARENT)
         counts = run_context.counts_of(children)
-        count = sum(sum(found.values()) for found in counts.values())
+        count = sum(sum(by_status.values()) for by_status in counts.values())
         return {
             "parent": above,
             "children": newest.order_by("-pk")[: run_context.CHILDREN],
@@ -235,11 +246,13 @@ class RunPage(ReadOnlyAdmin):
         raise Http404
 
 
-def _way_out(shown: RunSnapshot, buttons: list[Button]) -> Button | None:
+def _way_out(run_snapshot: RunSnapshot, buttons: list[Button]) -> Button | None:
     """Of a run that has failed and cannot be retried, for it was undone: to begin again."""
-    if shown.run.status != RunStatus.FAILED or any(one.name == "retry" for one in buttons):
+    if run_snapshot.run.status != RunStatus.FAILED or any(
+        button.name == "retry" for button in buttons
+    ):
         return None
-    return next((one for one in buttons if one.name == "restart_from"), None)
+    return next((button for button in buttons if button.name == "restart_from"), None)
 
 
 def _row_of(step: StepSnapshot) -> str:

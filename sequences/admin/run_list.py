@@ -60,8 +60,8 @@ class RunList(KeysetChangeList):
     is_exact = False
 
     def get_filters_params(self, params: Any = None) -> dict[str, Any]:
-        found: dict[str, Any] = super().get_filters_params(params)
-        return {name: found[name] for name in found if name not in (STATUS, TEXT)}
+        filters: dict[str, Any] = super().get_filters_params(params)
+        return {name: filters[name] for name in filters if name not in (STATUS, TEXT)}
 
     def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> QuerySet[Any]:
         query, self.query = self.query, ""
@@ -78,8 +78,8 @@ class RunList(KeysetChangeList):
     @property
     def tab(self) -> str:
         """The name of the one that is chosen."""
-        wanted = self.params.get(STATUS, "")
-        return wanted if any(wanted == name for name, *_ in TABS) else ""
+        name = self.params.get(STATUS, "")
+        return name if any(name == tab for tab, *_ in TABS) else ""
 
     @property
     def statuses(self) -> tuple[str, ...]:
@@ -87,18 +87,19 @@ class RunList(KeysetChangeList):
         return next(statuses for name, _label, statuses in TABS if name == self.tab)
 
     def _search(self, request: HttpRequest, rows: QuerySet[Any]) -> QuerySet[Any]:
-        found = None if TEXT in self.params else named(rows, self.query)
-        if found is not None:
+        matches = None if TEXT in self.params else named(rows, self.query)
+        if matches is not None:
             self.is_exact = True
-            return found
+            return matches
         rows = self.newest(rows, rows, SEARCHED)
         return self.model_admin.get_search_results(request, rows, self.query)[0]
 
     def get_results(self, request: HttpRequest) -> None:
         self.tabs = tuple(self._tabs())
         super().get_results(request)
-        for run, seen in zip(self.result_list, snapshot.of_many(self.result_list), strict=True):
-            run.__dict__["snapshot"] = seen
+        snapshots = snapshot.of_many(self.result_list)
+        for run, run_snapshot in zip(self.result_list, snapshots, strict=True):
+            run.__dict__["snapshot"] = run_snapshot
 
     def count_results(self) -> int:
         current = next(tab for tab in self.tabs if tab.is_current)
@@ -111,7 +112,9 @@ class RunList(KeysetChangeList):
                 name,
                 label,
                 statuses,
-                pagination.total([counts[one] for one in statuses or counts]) if counts else None,
+                pagination.total([counts[status] for status in statuses or counts])
+                if counts
+                else None,
                 self.get_query_string({STATUS: name or None}),
                 name == self.tab,
             )
@@ -131,7 +134,7 @@ class RunList(KeysetChangeList):
     @property
     def live(self) -> int:
         """Milliseconds until the page should be looked at again; 0: it stays as it is."""
-        is_moving = any(run_snapshot(run).is_moving for run in self.result_list)
+        is_moving = any(snapshot_of(run).is_moving for run in self.result_list)
         is_first = not self.newer_url and not self.query
         return LIVE if is_first or is_moving else 0
 
@@ -140,19 +143,19 @@ class RunListing(RunFailures):
     """The part of the runs' admin that lists and searches them."""
 
     list_display = (
-        "shown_status",
-        "shown_run",
-        "shown_progress",
-        "shown_start",
-        "shown_error",
+        "status_column",
+        "run_column",
+        "progress_column",
+        "start_column",
+        "error_column",
     )
-    list_display_links = ("shown_run",)
+    list_display_links = ("run_column",)
     list_filter = (FailureFilter, SequenceFilter, StepFilter, CreatedFilter)
     list_select_related = ()
     search_fields = ("key",)
     search_help_text = _("Run ID (or prefix), key, or text in key or data.")
     ordering = ("-created_at",)
-    sortable_by = ("shown_start",)
+    sortable_by = ("start_column",)
     page_keys: ClassVar[tuple[str, ...]] = ("created_at", "id")
     deferred = heavy()
 
@@ -184,34 +187,34 @@ class RunListing(RunFailures):
     # Columns
 
     @admin.display(description=_("status"))
-    def shown_status(self, run: SequenceRun) -> str:
+    def status_column(self, run: SequenceRun) -> str:
         """Its state."""
         return columns.run_badge(run.status)
 
     @admin.display(description=_("run"))
-    def shown_run(self, run: SequenceRun) -> str:
+    def run_column(self, run: SequenceRun) -> str:
         """What people call its sequence, and its key, or the beginning of its id."""
         return columns.run_name(run)
 
     @admin.display(description=_("progress"))
-    def shown_progress(self, run: SequenceRun) -> str:
+    def progress_column(self, run: SequenceRun) -> str:
         """How far it is, and the steps that it is at, or that failed it."""
-        return columns.progress(run_snapshot(run)) + columns.steps(run_snapshot(run))
+        return columns.progress(snapshot_of(run)) + columns.steps(snapshot_of(run))
 
     @admin.display(description=_("started"), ordering="created_at")
-    def shown_start(self, run: SequenceRun) -> str:
+    def start_column(self, run: SequenceRun) -> str:
         """How long ago, and how long it took."""
-        seen = run_snapshot(run)
-        ago = columns.moment(run.created_at, seen.now)
-        if seen.is_moving:
+        run_snapshot = snapshot_of(run)
+        ago = columns.moment(run.created_at, run_snapshot.now)
+        if run_snapshot.is_moving:
             return ago
-        took = gettext("took %(span)s") % {"span": format_duration(seen.duration)}
+        took = gettext("took %(span)s") % {"span": format_duration(run_snapshot.duration)}
         return format_html("{}<small>{}</small>", ago, took)
 
     @admin.display(description=_("last error"), empty_value="")
-    def shown_error(self, run: SequenceRun) -> str:
+    def error_column(self, run: SequenceRun) -> str:
         """Of its newest failed attempt, if the run has not got over it."""
-        return columns.error(run_snapshot(run).current_failure)
+        return columns.error(snapshot_of(run).current_failure)
 
     # Search
 
@@ -222,11 +225,11 @@ class RunListing(RunFailures):
         term = search_term.strip()
         if not term:
             return queryset, False
-        found = None if TEXT in request.GET else named(queryset, term)
-        return holding(queryset, term) if found is None else found, False
+        matches = None if TEXT in request.GET else named(queryset, term)
+        return holding(queryset, term) if matches is None else matches, False
 
 
-def run_snapshot(run: SequenceRun) -> RunSnapshot:
+def snapshot_of(run: SequenceRun) -> RunSnapshot:
     """That which the list has read for all its rows at once."""
-    found: RunSnapshot | None = run.__dict__.get("snapshot")
-    return found or snapshot.of_many([run])[0]
+    run_snapshot: RunSnapshot | None = run.__dict__.get("snapshot")
+    return run_snapshot or snapshot.of_many([run])[0]

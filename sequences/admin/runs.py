@@ -1,4 +1,4 @@
-"""Runs in the admin: list, page and acts, put together."""
+"""Runs in the admin: list, page and actions, put together."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ SEARCHED_HERE = 1_000
 def named(runs: Any, search_term: str) -> QuerySet[Any] | None:
     """Those with this id, or one that begins so, or with exactly this key, if there are any."""
     term = search_term.strip()
-    wanted = [_with_id(runs, term), runs.filter(sequence__in=_labels(runs), key=term)]
-    return next((found for found in wanted if found is not None and found.exists()), None)
+    candidates = [_with_id(runs, term), runs.filter(sequence__in=_labels(runs), key=term)]
+    return next((rows for rows in candidates if rows is not None and rows.exists()), None)
 
 
 def holding(runs: QuerySet[Any], term: str) -> QuerySet[Any]:
@@ -45,12 +45,12 @@ def _with_id(runs: SequenceRunQuerySet, term: str) -> QuerySet[Any] | None:
 
 def _with_data(runs: QuerySet[Any], term: str) -> Q:
     """Those whose data holds this text, where people may see it."""
-    found = Q()
+    matches = Q()
     for spelling in _spellings(term):
-        found |= Q(data_text__icontains=spelling)
+        matches |= Q(data_text__icontains=spelling)
     open_to_all = Q(sequence__in=_labels_without_secrets())
-    guarded = runs.filter(~open_to_all & found).order_by("-created_at")
-    return found & open_to_all | Q(pk__in=_seen(guarded[:SEARCHED_HERE], term))
+    guarded = runs.filter(~open_to_all & matches).order_by("-created_at")
+    return matches & open_to_all | Q(pk__in=_visibly_with(guarded[:SEARCHED_HERE], term))
 
 
 def _spellings(term: str) -> set[str]:
@@ -70,13 +70,13 @@ def _labels_without_secrets() -> list[str]:
     ]
 
 
-def _seen(runs: QuerySet[Any], term: str) -> list[UUID]:
+def _visibly_with(runs: QuerySet[Any], term: str) -> list[UUID]:
     """Those that hold the text outside of what is redacted: a search must not tell secrets."""
     spellings = _spellings(term)
-    found = []
+    ids = []
     # What is deferred already would be loaded row by row.
     for run in runs.defer(None).only("sequence", "data"):
         text = json.dumps(visible(run.data, run.sequence), ensure_ascii=False).lower()
         if any(spelling in text for spelling in spellings):
-            found.append(run.pk)
-    return found
+            ids.append(run.pk)
+    return ids

@@ -17,7 +17,7 @@ from .. import conf
 from ..inspection.snapshot import visible_payload, visible_text
 from ..models import NO_ITEM, SequenceRun, StepRun
 from . import columns
-from .base import EMPTY, heavy, shown
+from .base import EMPTY, heavy, pretty
 from .failures import list_media
 from .filters import CreatedFilter, SequenceOfRunFilter, runs_for
 from .inlines import StepFailureInline
@@ -57,10 +57,10 @@ class StepRunAdmin(KeysetAdmin):
 
     list_display = (
         "id",
-        "run_link",
+        "run_column",
         "step",
-        "shown_item",
-        "shown_status",
+        "item_column",
+        "status_column",
         "attempts",
         "queued_at",
         "started_at",
@@ -77,18 +77,18 @@ class StepRunAdmin(KeysetAdmin):
     inlines = (StepFailureInline,)
     fields = readonly_fields = (
         "id",
-        "run_link",
+        "run_column",
         "step",
         "item",
         "kind",
-        "shown_status",
+        "status_column",
         "attempts",
         "lost",
         "repeats",
         "worker",
-        "shown_progress",
-        "shown_payload",
-        "shown_result",
+        "progress_column",
+        "payload_column",
+        "result_column",
         "ready_at",
         "queued_at",
         "started_at",
@@ -129,17 +129,17 @@ class StepRunAdmin(KeysetAdmin):
         """Of the runs with this id, or one that begins so, or with this key."""
         if not search_term.strip():
             return queryset, False
-        found = named(SequenceRun.objects.using(queryset.db), search_term)
-        rows = queryset.none() if found is None else queryset.filter(run__in=found.values("pk"))
+        runs = named(SequenceRun.objects.using(queryset.db), search_term)
+        rows = queryset.none() if runs is None else queryset.filter(run__in=runs.values("pk"))
         return rows, False
 
     @admin.display(description=_("status"))
-    def shown_status(self, row: StepRun) -> str:
+    def status_column(self, row: StepRun) -> str:
         """Its state."""
         return columns.step_badge(row.status)
 
     @admin.display(description=_("run"))
-    def run_link(self, row: StepRun) -> str:
+    def run_column(self, row: StepRun) -> str:
         """To its run."""
         if not self.admin_site.is_registered(SequenceRun):
             return str(row.run)
@@ -147,24 +147,25 @@ class StepRunAdmin(KeysetAdmin):
         return format_html('<a href="{}">{}</a>', url, columns.run_name(row.run))
 
     @admin.display(description=_("item"))
-    def shown_item(self, row: StepRun) -> str:
+    def item_column(self, row: StepRun) -> str:
         """Which of a fan-out."""
         return EMPTY if row.item == NO_ITEM else str(row.item)
 
     @admin.display(description=_("progress"))
-    def shown_progress(self, row: StepRun) -> str:
-        """What it told last."""
-        told = row.progress
-        if isinstance(told, dict):
-            told = {**told, "text": visible_text(str(told.get("text") or ""), row.run)}
-        return shown(told, row.run.sequence, row.step)
+    def progress_column(self, row: StepRun) -> str:
+        """What it reported last."""
+        progress = row.progress
+        if isinstance(progress, dict):
+            text = visible_text(str(progress.get("text") or ""), row.run)
+            progress = {**progress, "text": text}
+        return pretty(progress, row.run.sequence, row.step)
 
     @admin.display(description=_("payload"))
-    def shown_payload(self, row: StepRun) -> str:
+    def payload_column(self, row: StepRun) -> str:
         """What it was given."""
-        return shown(visible_payload(row), row.run.sequence)
+        return pretty(visible_payload(row), row.run.sequence)
 
     @admin.display(description=_("result"))
-    def shown_result(self, row: StepRun) -> str:
+    def result_column(self, row: StepRun) -> str:
         """What it returned."""
-        return shown(row.result, row.run.sequence, row.step)
+        return pretty(row.result, row.run.sequence, row.step)

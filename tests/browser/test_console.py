@@ -112,8 +112,8 @@ def test_a_script_is_shown_as_text_wherever_people_can_put_it(page):
     for path in (
         reverse(RUNS),
         path_of(run),
-        *(reverse(f"{RUN}_act", args=[run.pk, act]) for act in ("retry", "edit", "erase")),
-        f"{reverse(f'{RUN}_act', args=[run.pk, 'skip'])}?step=fails",
+        *(reverse(f"{RUN}_action", args=[run.pk, name]) for name in ("retry", "edit", "erase")),
+        f"{reverse(f'{RUN}_action', args=[run.pk, 'skip'])}?step=fails",
         reverse(f"{RUN}_failures", args=[run.pk]),
         reverse(f"{RUN}_failure_groups"),
         reverse("admin:job_sequences_steprun_changelist"),

@@ -56,7 +56,7 @@ def started(**data):
     return order().start(data).run
 
 
-def url(run, action, name="", page="act"):
+def url(run, action, name="", page="action"):
     path = reverse(f"admin:job_sequences_sequencerun_{page}", args=[run.pk, action])
     return f"{path}?step={name}" if name else path
 

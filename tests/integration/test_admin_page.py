@@ -110,9 +110,9 @@ def test_the_head_says_what_why_and_what_can_be_done(admin_client):
     assert "order-7" in text
     assert str(run.pk) in text
     assert '<span class="seq-state seq-failed">failed</span>' in page
-    assert url(run, "act", "retry") in page
-    assert f"{url(run, 'act', 'skip')}?step=charge" in page
-    assert url(run, "act", "pause") not in page, "it does not run"
+    assert url(run, "action", "retry") in page
+    assert f"{url(run, 'action', 'skip')}?step=charge" in page
+    assert url(run, "action", "pause") not in page, "it does not run"
     assert "Deliver" not in page
 
 
@@ -136,8 +136,8 @@ def test_a_run_that_was_undone_can_begin_again_from_its_head(admin_client):
     drain()
     page = page_of(admin_client, run)
     head = page[page.index('id="head"') : page.index('id="steps"')]
-    assert url(run, "act", "retry") not in page
-    assert f"{url(run, 'act', 'restart_from')}?step=reserve" in head
+    assert url(run, "action", "retry") not in page
+    assert f"{url(run, 'action', 'restart_from')}?step=reserve" in head
     assert "Restart from “reserve”" in words(head)
 
 
@@ -149,7 +149,12 @@ def test_every_text_of_a_run_is_shown_as_text(admin_client):
     StepRun.objects.filter(run=run.pk).update(result={"ok": SCRIPT})
     run.refresh_from_db()
     run.edit({"name": f"2{SCRIPT}"}, by=SCRIPT, reason=SCRIPT)
-    for path in (url(run), url(run, "failures"), url(run, "act", "retry"), url(run, "act", "edit")):
+    for path in (
+        url(run),
+        url(run, "failures"),
+        url(run, "action", "retry"),
+        url(run, "action", "edit"),
+    ):
         page = admin_client.get(path).content.decode()
         assert SCRIPT not in page
         assert escape(SCRIPT) in page
@@ -167,7 +172,7 @@ def test_secrets_are_stars_wherever_they_stand(admin_client):
     run.refresh_from_db()
     run.edit({"card": {"number": "5222-secret"}, "items": []})
     StepFailure.objects.update(message="5222-secret", traceback="card 5222-secret")
-    paths = [url(run), url(run, "failures"), url(run, "act", "edit"), url(run, "value", "data")]
+    paths = [url(run), url(run, "failures"), url(run, "action", "edit"), url(run, "value", "data")]
     for path in [*paths, f"{url(run, 'value', 'result')}?step=charge"]:
         page = admin_client.get(path).content.decode()
         assert "***" in page
@@ -284,7 +289,7 @@ def test_the_number_of_queries_does_not_grow(admin_client):
     assert before <= 20
 
 
-def test_acts_are_shown_with_who_why_and_what_changed(admin_client):
+def test_operations_are_shown_with_who_why_and_what_changed(admin_client):
     run = started(name="Joel")
     run.edit({"name": "Ann", "items": []}, by="mia", reason="typo")
     run.pause(by="anna")
@@ -318,7 +323,7 @@ def test_a_page_is_live_only_while_something_moves(admin_client):
 
 def test_a_refresh_leaves_the_messages_for_the_reader(admin_client):
     run = started()
-    admin_client.post(url(run, "act", "pause"), {"confirm": "yes"})
+    admin_client.post(url(run, "action", "pause"), {"confirm": "yes"})
     page_of(admin_client, run, X_Requested_With="sequences-live")
     assert "Done: Pause" in page_of(admin_client, run)
     assert "Done: Pause" not in page_of(admin_client, run)
@@ -342,7 +347,7 @@ def test_what_a_user_may_not_view_is_left_out(client):
     assert "Traceback" not in page
     for region in ("failures", "results", "operations"):
         assert f'id="{region}"' not in page
-    assert "/act/" not in page, "the permission to view gives no other"
+    assert "/action/" not in page, "the permission to view gives no other"
     assert client.get(url(run, "failures")).status_code == 403
     assert client.get(f"{url(run, 'value', 'result')}?step=charge").status_code == 403
     assert client.get(url(run, "value", "data")).status_code == 200
@@ -383,7 +388,7 @@ def test_a_waiting_event_is_delivered_from_the_page_itself(admin_client):
     run = started()
     drain()
     page = page_of(admin_client, run)
-    assert f'<form method="post" action="{url(run, "act", "deliver")}?step=approval"' in page
+    assert f'<form method="post" action="{url(run, "action", "deliver")}?step=approval"' in page
     assert "Deliver “approval”" in page
 
 
@@ -394,8 +399,8 @@ def test_a_run_of_a_newer_release_says_so_and_cannot_be_changed_here(admin_clien
     plans.forget()
     page = page_of(admin_client, run)
     assert "A newer release started this run" in page
-    assert url(run, "act", "pause") not in page
-    answer = admin_client.post(url(run, "act", "finish"), {"confirm": "yes"}, follow=True)
+    assert url(run, "action", "pause") not in page
+    answer = admin_client.post(url(run, "action", "finish"), {"confirm": "yes"}, follow=True)
     assert "Upgrade this process to the release that wrote it." in answer.content.decode()
     assert fresh(run).status == "running"
     call_command("sequences", "show", str(run.pk))
@@ -422,4 +427,4 @@ def test_a_site_may_have_runs_without_step_runs_and_the_other_way_round(rf, admi
     page = only_runs.get_model_admin(SequenceRun).change_view(request, str(run.pk))
     assert not [line for line in page.context_data["steps"] if line.url]
     row = StepRun.objects.select_related("run").get()
-    assert only_steps.get_model_admin(StepRun).run_link(row) == str(run)
+    assert only_steps.get_model_admin(StepRun).run_column(row) == str(run)
