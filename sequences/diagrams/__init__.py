@@ -1,36 +1,32 @@
-"""Pictures of plans and runs, drawn by us: SVG, Mermaid and text.
+"""Diagrams of plans and runs, drawn by us: SVG, Mermaid and text.
 
-Pure: values in, `str` out. All of it is escaped, and whoever shows it marks it as safe.
+Pure: values in, `str` out. All of it is escaped, and whoever shows it marks it as safe. Words are
+English, or what ``translate`` makes of them.
 """
 
 from ..definitions.plan import Plan
-from .marks import STATUSES, Labels, Mark
-from .outline import Row, outline
+from .marks import STATUSES, Mark
 from .svg import svg
-from .text import SIGNS, mermaid, text
+from .text import mermaid, text
 from .timeline import Lane, Span, timeline
 
-#: The steps of a main line that one picture holds. More are shown as a list.
-MOST = 60
+#: How many steps of a main line one picture holds. More are shown as a list.
+MAX_STEPS = 60
 
 
 def is_drawable(plan: Plan) -> bool:
-    """Whether a picture of it would still be one. If not: `outline`."""
-    return 0 < len(plan.main) <= MOST
+    """Whether a picture of it would still be one. If not: `text`."""
+    return 0 < len(plan.main) <= MAX_STEPS
 
 
 __all__ = [
-    "MOST",
-    "SIGNS",
+    "MAX_STEPS",
     "STATUSES",
-    "Labels",
     "Lane",
     "Mark",
-    "Row",
     "Span",
     "is_drawable",
     "mermaid",
-    "outline",
     "svg",
     "text",
     "timeline",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 
 from ..definitions.plan import Node, Plan
 
 #: More steps that are side by side, and alike in what they wait for, stand in a frame.
-MOST_IN_COLUMN = 8
+MAX_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +43,14 @@ class Graph:
     @classmethod
     def of(cls, plan: Plan, states: Mapping[str, str]) -> Graph:
         """What to draw of a run with these states; without any, all of the plan."""
-        shown = tuple(
-            node for node in plan.nodes if not node.aside or not states or node.name in states
-        )
-        names = {node.name for node in shown}
+        nodes = [node for node in plan.nodes if not node.aside or not states or node.name in states]
+        names = {node.name for node in nodes}
         below: dict[str, tuple[Node, ...]] = {}
-        for node in shown:
+        for node in nodes:
             if node.undoes in names:
                 below[node.undoes] = (*below.get(node.undoes, ()), node)
-        placed = tuple(node for node in shown if node.undoes not in names)
-        kept = {node.name for node in placed}
-        edges = [*_solid(plan, placed), *_aside(plan, states, kept)]
+        placed = tuple(node for node in nodes if node.undoes not in names)
+        edges = [*_solid(plan, placed), *_aside(plan, states, {node.name for node in placed})]
         return cls(placed, tuple(_without_circles(edges)), below, {})
 
     def grouped(self) -> Graph:
@@ -73,13 +71,13 @@ class Graph:
             waits[edge.target].add(edge.source)
         depth: dict[str, int] = {}
         for name in TopologicalSorter(waits).static_order():
-            depth[name] = max((depth[one] + 1 for one in waits[name]), default=0)
+            depth[name] = max((depth[source] + 1 for source in waits[name]), default=0)
         last = max(depth.values())
-        found: list[list[Node]] = [[] for _ in range(last + 1)]
+        layers: list[list[Node]] = [[] for _ in range(last + 1)]
         for node in self.nodes:
             loose = node.kind == "on_failure" and not waits[node.name]
-            found[last if loose else depth[node.name]].append(node)
-        return found
+            layers[last if loose else depth[node.name]].append(node)
+        return layers
 
 
 def _solid(plan: Plan, nodes: Sequence[Node]) -> list[Edge]:
@@ -101,67 +99,59 @@ def sources_of(plan: Plan, node: Node) -> tuple[str, ...]:
 
     A handler of errors that do not come is done as soon as the steps that name it are.
     """
-    found: dict[str, None] = {}
-    seen: set[str] = set()
-    todo = list(reversed(node.after))
-    while todo:
-        name = todo.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        if not plan.node(name).aside:
-            found[name] = None
-        else:
-            todo += [other.name for other in plan.nodes if other.on_error == name]
-    return tuple(found)
+
+    def after(name: str) -> list[str]:
+        is_aside = plan.node(name).aside
+        return [other.name for other in plan.nodes if is_aside and other.on_error == name]
+
+    return tuple(name for name in _reached(node.after, after) if not plan.node(name).aside)
 
 
 def _aside(plan: Plan, states: Mapping[str, str], names: set[str]) -> list[Edge]:
-    found = [Edge(node.name, node.on_error, aside=True) for node in plan.nodes if node.on_error]
+    edges = [Edge(node.name, node.on_error, aside=True) for node in plan.nodes if node.on_error]
     for node in plan.nodes:
-        found += [Edge(name, node.name, True) for name in node.after if plan.node(name).aside]
+        edges += [Edge(name, node.name, True) for name in node.after if plan.node(name).aside]
     if plan.on_failure:
-        found += [Edge(name, plan.on_failure.name, True) for name in plan.failed(states)]
-    return [edge for edge in found if edge.source in names and edge.target in names]
+        edges += [Edge(name, plan.on_failure.name, True) for name in plan.failed(states)]
+    return [edge for edge in edges if edge.source in names and edge.target in names]
 
 
 def _without_circles(edges: Sequence[Edge]) -> list[Edge]:
     """A handler may stand anywhere; what leads back from it is not drawn."""
-    after: dict[str, set[str]] = {}
-    kept = []
+    drawn: dict[tuple[str, str], Edge] = {}
+    after: dict[str, list[str]] = defaultdict(list)
     for edge in edges:
-        if edge.aside and _leads(after, edge.target, edge.source):
+        if edge.aside and edge.source in _reached([edge.target], after.__getitem__):
             continue
-        if edge.target not in after.setdefault(edge.source, set()):
-            after[edge.source].add(edge.target)
-            kept.append(edge)
-    return kept
+        drawn.setdefault((edge.source, edge.target), edge)
+        after[edge.source].append(edge.target)
+    return list(drawn.values())
 
 
 def _groups(
     nodes: Sequence[Node], edges: Sequence[Edge], below: Mapping[str, tuple[Node, ...]]
 ) -> dict[str, tuple[Node, ...]]:
-    before: dict[str, set[str]] = {node.name: set() for node in nodes}
-    after: dict[str, set[str]] = {node.name: set() for node in nodes}
+    before: dict[str, set[str]] = defaultdict(set)
+    after: dict[str, set[str]] = defaultdict(set)
     for edge in edges:
         if not edge.aside:
             before[edge.target].add(edge.source)
             after[edge.source].add(edge.target)
-    alike: dict[tuple[frozenset[str], frozenset[str]], list[Node]] = {}
+    alike: dict[tuple[frozenset[str], frozenset[str]], list[Node]] = defaultdict(list)
     for node in nodes:
         if not node.aside and node.name not in below:
-            key = (frozenset(before[node.name]), frozenset(after[node.name]))
-            alike.setdefault(key, []).append(node)
-    return {one[0].name: tuple(one) for one in alike.values() if len(one) > MOST_IN_COLUMN}
+            alike[frozenset(before[node.name]), frozenset(after[node.name])].append(node)
+    groups = [tuple(group) for group in alike.values() if len(group) > MAX_ROWS]
+    return {group[0].name: group for group in groups}
 
 
-def _leads(after: Mapping[str, set[str]], start: str, end: str) -> bool:
-    todo, seen = [start], set[str]()
+def _reached(names: Iterable[str], after: Callable[[str], Iterable[str]]) -> dict[str, None]:
+    """These, and all that they lead to, each once: depth first, in order."""
+    reached: dict[str, None] = {}
+    todo = [*names][::-1]
     while todo:
         name = todo.pop()
-        if name == end:
-            return True
-        if name not in seen:
-            seen.add(name)
-            todo += after.get(name, ())
-    return False
+        if name not in reached:
+            reached[name] = None
+            todo += after(name)
+    return reached

@@ -10,15 +10,16 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, chain, pairwise
 from math import ceil, floor
+from statistics import fmean
 
 from ..definitions.plan import Node
-from .graph import MOST_IN_COLUMN, Edge, Graph
+from .graph import MAX_ROWS, Edge, Graph
 
 SWEEPS = 6
 #: Columns of a frame.
-WIDEST_FRAME = 3
+MAX_FRAME_COLUMNS = 3
 
 
 @dataclass(eq=False)
@@ -45,8 +46,8 @@ class Slot:
 
     def near(self, *, downwards: bool) -> list[Slot]:
         """What it is placed by: the main line stands still when an error leads aside."""
-        found = self.before if downwards else self.after
-        return found if self.aside else [slot for slot in found if not slot.aside]
+        slots = self.before if downwards else self.after
+        return slots if self.aside else [slot for slot in slots if not slot.aside]
 
     def to(self, other: Slot) -> float:
         """How far below it the next slot stands, at least: in rows, a multiple of a half."""
@@ -79,15 +80,12 @@ class Layout:
 
 def layout_of(graph: Graph) -> Layout:
     """Order without places: `place` gives those, band by band."""
-    found = _slots(graph)
-    best, fewest = [list(layer) for layer in found.layers], _crossings(found.layers)
-    for sweep in range(SWEEPS):
-        if not fewest:
-            break
-        _sort(found.layers, downwards=sweep % 2 == 0)
-        if (count := _crossings(found.layers)) < fewest:
-            best, fewest = [list(layer) for layer in found.layers], count
-    return Layout(best, found.pieces)
+    layout = _slots(graph)
+    orders = [[list(layer) for layer in layout.layers]]
+    for sweep in range(SWEEPS if _crossings(layout.layers) else 0):
+        _sort(layout.layers, downwards=sweep % 2 == 0)
+        orders.append([list(layer) for layer in layout.layers])
+    return Layout(min(orders, key=_crossings), layout.pieces)
 
 
 def _slots(graph: Graph) -> Layout:
@@ -118,7 +116,7 @@ def _slot(layer: int, node: Node, graph: Graph) -> Slot:
 
 def columns_of(count: int) -> int:
     """In how many columns so many boxes of one frame stand."""
-    return 1 if count <= MOST_IN_COLUMN else min(ceil(count / MOST_IN_COLUMN), WIDEST_FRAME)
+    return 1 if count <= MAX_ROWS else min(ceil(count / MAX_ROWS), MAX_FRAME_COLUMNS)
 
 
 def rows_of(count: int) -> int:
@@ -131,7 +129,7 @@ def _sort(layers: Sequence[list[Slot]], *, downwards: bool) -> None:
     for layer in layers if downwards else reversed(layers):
         wish: dict[Slot, float] = {}
         for index, slot in enumerate(layer):
-            ranks = [rank[one] for one in slot.near(downwards=downwards)]
+            ranks = [rank[neighbour] for neighbour in slot.near(downwards=downwards)]
             wish[slot] = sum(ranks) / len(ranks) if ranks else float(index)
         # What only an error leads to stays below the rest.
         layer.sort(key=lambda slot: (slot.aside, wish[slot]))
@@ -175,16 +173,15 @@ def place(layers: Sequence[Sequence[Slot]]) -> float:
 
 
 def _wish(slot: Slot, here: set[Slot], *, downwards: bool) -> float:
-    near = [one for one in slot.near(downwards=downwards) if one in here]
-    near = near or [one for one in slot.near(downwards=not downwards) if one in here]
-    return sum(one.y for one in near) / len(near) if near else slot.y
+    for way in (downwards, not downwards):
+        if near := [other.y for other in slot.near(downwards=way) if other in here]:
+            return fmean(near)
+    return slot.y
 
 
 def _put(layer: Sequence[Slot], wishes: Iterable[float]) -> None:
     """As near to the wishes as order and distances allow, by pooling adjacent violators."""
-    offsets = [0.0]
-    for one, other in pairwise(layer):
-        offsets.append(offsets[-1] + one.to(other))
+    offsets = [0.0, *accumulate(above.to(below) for above, below in pairwise(layer))]
     pools: list[tuple[float, float, int]] = []  # where, weight, how many
     for slot, wish, offset in zip(layer, wishes, offsets, strict=True):
         pool = (wish - offset, slot.weight, 1)
@@ -214,7 +211,7 @@ def bands(layout: Layout, most: int) -> list[range]:
     """
     count = len(layout.layers)
     rows = -(-count // most)
-    found, start = [], 0
+    ranges, start = [], 0
     cuts = [index + 1 for index, pieces in enumerate(layout.pieces[:-1]) if _is_waist(pieces)]
     for row in range(rows, 1, -1):
         wish = start + -(-(count - start) // row)
@@ -223,9 +220,9 @@ def bands(layout: Layout, most: int) -> list[range]:
         if not later:
             break
         end = min(possible or later[:1], key=lambda cut: (abs(cut - wish), -cut))
-        found.append(range(start, end))
+        ranges.append(range(start, end))
         start = end
-    return [*found, range(start, count)] if start < count else found
+    return [*ranges, range(start, count)] if start < count else ranges
 
 
 def _is_waist(pieces: Sequence[Step]) -> bool:
@@ -240,13 +237,13 @@ def is_complete(pieces: Sequence[Step]) -> bool:
 
 def components(pieces: Sequence[Step]) -> list[list[Step]]:
     """The pieces that have starts or ends in common, in the order of their starts."""
-    found: list[list[Step]] = []
+    groups: list[list[Step]] = []
     for piece in pieces:
-        touched = [
-            one
-            for one in found
-            if any(piece.start is other.start or piece.end is other.end for other in one)
+        touching = [
+            group
+            for group in groups
+            if any(piece.start is other.start or piece.end is other.end for other in group)
         ]
-        found = [one for one in found if one not in touched]
-        found.append([*(other for one in touched for other in one), piece])
-    return found
+        groups = [group for group in groups if group not in touching]
+        groups.append([*chain.from_iterable(touching), piece])
+    return groups

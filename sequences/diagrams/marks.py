@@ -1,28 +1,54 @@
-"""What a picture is told about a run: values, in the words of whoever shows it."""
+"""What a diagram is told about a run, and its words for that, in any language."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from ..definitions.plan import Node, Plan
 from ..utils import text
 
-#: The states of runs and steps; ``pending`` is a step that its run has not come to.
-STATUSES = (
-    "pending",
-    "waiting",
-    "queued",
-    "running",
-    "retrying",
-    "succeeded",
-    "failed",
-    "skipped",
-    "cancelled",
-    "paused",
-    "undoing",
-)
+#: A sign for each state of runs and steps, and one for terminals that know nothing else.
+#: ``pending`` is a step that its run has not come to.
+SIGNS = {
+    "pending": ("·", "."),
+    "waiting": ("◷", "w"),
+    "queued": ("○", "o"),
+    "running": ("●", "*"),
+    "retrying": ("↻", "r"),
+    "succeeded": ("✓", "+"),
+    "failed": ("✗", "x"),
+    "skipped": ("-", "-"),
+    "cancelled": ("-", "-"),
+    "paused": ("‖", "="),
+    "undoing": ("↺", "u"),
+}
+STATUSES = tuple(SIGNS)
 PENDING = "pending"
+
+Translate = Callable[[str], str]
+#: For `makemessages`, which looks for this name. Each diagram translates these words itself.
+_ = str
+
+#: What each kind of step is.
+KINDS = {
+    "each": _("fan-out"),
+    "event": _("event"),
+    "subsequence": _("child run"),
+    "undo": _("undo of {step}"),
+    "on_failure": _("on failure"),
+    "on_error": _("if {step} fails"),
+}
+#: What each bar of a timeline is.
+SPANS = {
+    "waited": _("waited"),
+    "ran": _("ran"),
+    "failed": _("failed attempt"),
+    "held": _("on hold"),
+}
+_NOT_STARTED = _("not started")
+_COUNT = _("{count} of {total}")
+_AFTER = _("after {steps}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,69 +87,53 @@ class Mark:
 NO_MARK = Mark()
 
 
-@dataclass(frozen=True)
-class Labels:
-    """The words of a picture. Whoever has a translation passes it."""
+class Captions:
+    """The words for the steps of one plan, or of one run if any of the marks has a status."""
 
-    statuses: Mapping[str, str] = field(default_factory=dict)
-    #: ``{step}`` is the step that it concerns.
-    kinds: Mapping[str, str] = field(default_factory=dict)
-    pending: str = "not started"
-    count: str = "{count} of {total}"
-    #: What a step waits for, in a list.
-    after: str = "after {steps}"
-    #: What the bars of a timeline are.
-    spans: Mapping[str, str] = field(default_factory=dict)
+    def __init__(
+        self, plan: Plan, marks: Mapping[str, Mark] | None, translate: Translate = str
+    ) -> None:
+        self.plan, self.marks, self.translate = plan, marks or {}, translate
+        self.states = {name: mark.status for name, mark in self.marks.items() if mark.status}
 
-    def status(self, status: str) -> str:
-        """The word for a status."""
-        return self.statuses.get(status) or (self.pending if status in ("", PENDING) else status)
+    def mark(self, name: str) -> Mark:
+        """How far a step is."""
+        return self.marks.get(name, NO_MARK)
 
-    def kind(self, kind: str, step: str = "") -> str:
-        """The words for a kind of step; ``step`` is the one that it concerns."""
-        words = self.kinds.get(kind, KINDS.get(kind, ""))
-        return words.replace("{step}", step)
+    def label(self, name: str) -> str:
+        """What people call a step."""
+        return self.mark(name).label or text.label_of(name)
 
-    def kind_of(self, plan: Plan, node: Node, marks: Mapping[str, Mark] | None = None) -> str:
+    def kind(self, node: Node) -> str:
         """The words for what a step is; none for a plain one."""
-        kind, of = node.kind, plan.get(node.undoes)
+        kind, step = node.kind, node.undoes
         if kind == "step" and node.aside:
-            kind, of = "on_error", next((n for n in plan.nodes if n.on_error == node.name), None)
-        return self.kind(kind, label_of(of, (marks or {}).get(of.name, NO_MARK)) if of else "")
+            kind = "on_error"
+            step = next(
+                (other.name for other in self.plan.nodes if other.on_error == node.name), ""
+            )
+        if kind not in KINDS:
+            return ""
+        return self.translate(KINDS[kind]).replace("{step}", self.label(step) if step else "")
 
-    def span(self, kind: str) -> str:
-        """The word for a kind of span."""
-        return self.spans.get(kind) or SPANS.get(kind, kind)
+    def state(self, name: str) -> list[str]:
+        """The words for how far a step is: its state, and more about it."""
+        mark = self.mark(name)
+        status = _NOT_STARTED if mark.status in ("", PENDING) else mark.status
+        return [
+            word for word in (self.translate(status), mark.text or self._progress(mark)) if word
+        ]
 
-    def detail(self, mark: Mark) -> str:
-        """What stands below a step's name: its state, and more about it."""
-        words = (self.status(mark.status), mark.text or self.progress(mark))
-        return " · ".join(word for word in words if word)
+    def detail(self, node: Node) -> str:
+        """What stands below a step's name: in a run how far it is, in a plan what it is."""
+        return " · ".join(self.state(node.name)) if self.states else self.kind(node)
 
-    def progress(self, mark: Mark) -> str:
-        """How much of how much is done, in words."""
+    def after(self, names: str) -> str:
+        """What a step waits for, in a list."""
+        return self.translate(_AFTER).replace("{steps}", names)
+
+    def _progress(self, mark: Mark) -> str:
         if mark.count is None or mark.total is None:
             return ""
-        done, total = f"{mark.count:g}", f"{mark.total:g}"
-        return self.count.replace("{count}", done).replace("{total}", total)
-
-
-#: How each kind of step is told apart in words.
-KINDS = {
-    "each": "fan-out",
-    "event": "event",
-    "subsequence": "child run",
-    "undo": "undo of {step}",
-    "on_failure": "on failure",
-    "on_error": "if {step} fails",
-    "delay": "after a delay",
-}
-
-
-#: What each bar of a timeline is.
-SPANS = {"waited": "waited", "ran": "ran", "failed": "failed attempt", "held": "on hold"}
-
-
-def label_of(node: Node, mark: Mark) -> str:
-    """What people call a step."""
-    return mark.label or text.label_of(node.name)
+        count, total = f"{mark.count:g}", f"{mark.total:g}"
+        return self.translate(_COUNT).replace("{count}", count).replace("{total}", total)

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 from html import escape
 from importlib import resources
+from itertools import accumulate
+from typing import Any
 
 Point = tuple[float, float]
 
@@ -15,15 +17,13 @@ ELLIPSIS = "…"
 _WIDTHS = {"ijlI .,:;'`|!·": 0.34, "ftr()[]": 0.42, "csvxyzkJ": 0.59, "mwMW@%&—": 1.0}
 _EM = {char: width for chars, width in _WIDTHS.items() for char in chars}
 #: What XML 1.0 has no way to write.
-_FORBIDDEN = dict.fromkeys((*range(32), 65534, 65535), "�")
+_FORBIDDEN = dict.fromkeys((*range(32), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF), "�")
 _FORBIDDEN |= {9: " ", 10: "\n", 13: " "}
-_SURROGATES = range(0xD800, 0xE000)
 
 
 def clean(text: object) -> str:
     """A text without characters that are not allowed in XML."""
-    found = str(text).translate(_FORBIDDEN)
-    return "".join("\N{REPLACEMENT CHARACTER}" if ord(c) in _SURROGATES else c for c in found)
+    return str(text).translate(_FORBIDDEN)
 
 
 def element(name: str, *content: str, text: object = "", **attributes: object) -> str:
@@ -39,8 +39,46 @@ def element(name: str, *content: str, text: object = "", **attributes: object) -
 def _attribute(name: str, value: object) -> str:
     if value is None or value == "":
         return ""
-    shown = number(value) if isinstance(value, float) else clean(value)
-    return f' {name.rstrip("_").replace("_", "-")}="{escape(shown)}"'
+    text = number(value) if isinstance(value, float) else clean(value)
+    return f' {name.rstrip("_").replace("_", "-")}="{escape(text)}"'
+
+
+def document(
+    width: float, height: float, *content: str, label: str, standalone: bool, class_: str = ""
+) -> str:
+    """The whole picture in its natural size; ``standalone``: with the style sheet in it."""
+    size: dict[str, Any] = {"width": width, "height": height}
+    own = [f"<style>{stylesheet()}</style>", element("rect", class_="seq-back", **size)]
+    return element(
+        "svg",
+        *(own if standalone else []),
+        *content,
+        xmlns="http://www.w3.org/2000/svg",
+        class_=f"seq-picture {class_}".rstrip(),
+        viewBox=f"0 0 {width:g} {height:g}",
+        role="group",
+        aria_label=label,
+        direction="ltr",
+        **size,
+    )
+
+
+def listed(items: Iterable[str]) -> str:
+    """A list, as a screen reader reads it."""
+    return element("g", *(element("g", item, role="listitem") for item in items), role="list")
+
+
+def hidden(items: Iterable[str], class_: str) -> str:
+    """What a screen reader leaves out, for the list says it."""
+    return element("g", *items, class_=class_, aria_hidden="true")
+
+
+def linked(*content: str, label: str, title: str, href: str, class_: str) -> str:
+    """Something with a name, and a link if it leads anywhere."""
+    content = (element("title", text=title), *content)
+    if href:
+        return element("a", *content, href=href, class_=class_, aria_label=label)
+    return element("g", *content, class_=class_, role="img", aria_label=label)
 
 
 def number(value: float) -> str:
@@ -70,13 +108,8 @@ def fitted(text: str, size: float, room: float, *, bold: bool = False) -> str:
     if width_of(text, size, bold=bold) <= room:
         return text
     room -= width_of(ELLIPSIS, size, bold=bold)
-    kept = list[str]()
-    for char in text:
-        room -= width_of(char, size, bold=bold)
-        if room < 0:
-            break
-        kept.append(char)
-    return "".join(kept).rstrip() + ELLIPSIS
+    widths = accumulate(width_of(char, size, bold=bold) for char in text)
+    return text[: sum(width <= room for width in widths)].rstrip() + ELLIPSIS
 
 
 def rounded(points: Iterable[Point], radius: float = 10) -> str:
@@ -113,8 +146,8 @@ def _straight(first: Point, second: Point, third: Point) -> bool:
     return any(first[axis] == second[axis] == third[axis] for axis in (0, 1))
 
 
-def _distance(one: Point, other: Point) -> float:
-    return float(abs(one[0] - other[0]) + abs(one[1] - other[1]))
+def _distance(start: Point, end: Point) -> float:
+    return float(abs(start[0] - end[0]) + abs(start[1] - end[1]))
 
 
 def _towards(corner: Point, other: Point, distance: float) -> Point:

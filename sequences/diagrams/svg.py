@@ -5,14 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
+from statistics import fmean
 from typing import Any
 
 from ..definitions.plan import DONE, Node, Plan
 from .graph import Graph
 from .icons import kind_icon, state_icon
 from .layout import Layout, Slot, Step, bands, columns_of, components, is_complete, layout_of, place
-from .marks import NO_MARK, Labels, Mark, label_of
-from .markup import Point, curve, element, fitted, rounded, stylesheet, width_of
+from .marks import Captions, Mark, Translate
+from .markup import (
+    Point,
+    curve,
+    document,
+    element,
+    fitted,
+    hidden,
+    linked,
+    listed,
+    rounded,
+    width_of,
+)
 
 #: Pixels.
 BOX = 48.0
@@ -21,7 +33,7 @@ GAP = 44.0
 PAD = 12.0
 GUTTER = 30.0
 BETWEEN_BANDS = 40.0
-NARROWEST, WIDEST = 172.0, 216.0
+MIN_BOX_WIDTH, MAX_BOX_WIDTH = 172.0, 216.0
 NAME, DETAIL = 13.0, 11.5
 #: How far the sheets of a fan-out stand out behind its box.
 STACK = 6.0
@@ -102,6 +114,7 @@ class _Renderer:
         self.left = PAD + (GUTTER if len(rows) > 1 else 0)
         self.bands = list(self._bands(rows))
         self.band_of = {index: band for band in self.bands for index in band.layers}
+        self.slots = [slot for layer in layout.layers for slot in layer]
 
     def _most(self, room: float) -> int:
         """How many layers stand side by side."""
@@ -167,12 +180,8 @@ class _Renderer:
         """What stands below it, with the row: 1, 2, …"""
         return enumerate(self.graph.below.get(slot.node.name, ()) if slot.node else (), 1)
 
-    def _slots(self) -> Iterator[Slot]:
-        for layer in self.layout.layers:
-            yield from layer
-
     def _boxes(self) -> Iterator[Box]:
-        for slot in self._slots():
+        for slot in self.slots:
             if slot.node is None:
                 continue
             x, y = self.x(slot), self.y(slot) - BOX / 2
@@ -192,14 +201,14 @@ class _Renderer:
             yield Box(node, x, top + row * ROW, self.width)
 
     def _frames(self) -> Iterator[Frame]:
-        for slot in self._slots():
+        for slot in self.slots:
             if self._members(slot):
                 height = (slot.rows - 1) * ROW + BOX + 2 * INSIDE
                 y = self.y(slot) - height / 2
                 yield Frame(self.x(slot), y, self._wide(slot), height)
 
     def _arrows(self) -> Iterator[tuple[Point, str]]:
-        for slot in self._slots():
+        for slot in self.slots:
             if slot.node and slot.before:
                 yield (self.x(slot), self.y(slot)), slot.node.name
 
@@ -213,7 +222,7 @@ class _Renderer:
 
     def _bonds(self) -> Iterator[Line]:
         """Between a step and what undoes it."""
-        for slot in self._slots():
+        for slot in self.slots:
             for index, node in self._below(slot):
                 x, y = self.x(slot) + self.width / 2, self.y(slot) - BOX / 2 + index * ROW
                 path = rounded([(x, y - ROW + BOX), (x, y)])
@@ -255,17 +264,27 @@ class _Renderer:
         left = self._right(starts[0].layer) + STACK
         right = min(self._end(slot)[0] for slot in ends)
         if len(starts) > 1 and len(ends) > 1:
-            yield from self._hub(pieces, left + (right - left) / 3, left + (right - left) * 2 / 3)
+            level = (fmean(map(self.y, starts)) + fmean(map(self.y, ends))) / 2
+            third = (right - left) / 3
+            yield from self._hub(pieces, left + third, right - third, level)
             return
         x = (left + right) / 2
         for piece in pieces:
             start, end = self._start(piece.start), self._end(piece.end)
             yield _line(rounded([start, (x, start[1]), (x, end[1]), end]), [piece])
 
-    def _hub(self, pieces: Sequence[Step], first: float, second: float) -> Iterator[Line]:
+    def _turn(self, pieces: Sequence[Step]) -> Iterator[Line]:
+        """From the end of one row to the beginning of the next, as a reader's eye goes."""
+        above = self.band_of[pieces[0].start.layer]
+        right = max(map(self._right, above.layers)) + STACK + GUTTER / 2
+        level = above.bottom + BETWEEN_BANDS / 2 + STACK / 2
+        yield from self._hub(pieces, right, PAD + GUTTER / 2, level)
+
+    def _hub(
+        self, pieces: Sequence[Step], first: float, second: float, level: float
+    ) -> Iterator[Line]:
+        """From each start by one upright to a point on this level, by another to each end."""
         starts, ends = _both(pieces)
-        middle = sum(map(self.y, starts)) / len(starts), sum(map(self.y, ends)) / len(ends)
-        level = sum(middle) / 2
         centre = ((first + second) / 2, level)
         for slot in starts:
             start = self._start(slot)
@@ -274,23 +293,6 @@ class _Renderer:
         for slot in ends:
             end = self._end(slot)
             path = rounded([centre, (second, level), (second, end[1]), end])
-            yield _line(path, [piece for piece in pieces if piece.end is slot])
-
-    def _turn(self, pieces: Sequence[Step]) -> Iterator[Line]:
-        """From the end of one row to the beginning of the next, as a reader's eye goes."""
-        starts, ends = _both(pieces)
-        above = self.band_of[starts[0].layer]
-        right = max(map(self._right, above.layers)) + STACK + GUTTER / 2
-        left = PAD + GUTTER / 2
-        level = above.bottom + BETWEEN_BANDS / 2 + STACK / 2
-        centre = ((left + right) / 2, level)
-        for slot in starts:
-            start = self._start(slot)
-            path = rounded([start, (right, start[1]), (right, level), centre])
-            yield _line(path, [piece for piece in pieces if piece.start is slot])
-        for slot in ends:
-            end = self._end(slot)
-            path = rounded([centre, (left, level), (left, end[1]), end])
             yield _line(path, [piece for piece in pieces if piece.end is slot])
 
 
@@ -311,27 +313,27 @@ def _both(pieces: Sequence[Step]) -> tuple[list[Slot], list[Slot]]:
 def _tangled(pieces: Sequence[Step]) -> list[list[Step]]:
     """The groups that no upright line can stand for, or whose lines would meet those of others."""
     groups = components(_solid(pieces))
-    found = []
-    for group in groups:
-        alone = all(_apart(group, other) for other in groups if other is not group)
-        if not alone or not is_complete(group):
-            found.append(group)
-    return found
+    return [
+        group
+        for group in groups
+        if not is_complete(group)
+        or not all(_apart(group, other) for other in groups if other is not group)
+    ]
 
 
 def _solid(pieces: Sequence[Step]) -> list[Step]:
     return [piece for piece in pieces if not piece.edge.aside]
 
 
-def _apart(one: Sequence[Step], other: Sequence[Step]) -> bool:
-    highest, lowest = _range(one)
+def _apart(group: Sequence[Step], other: Sequence[Step]) -> bool:
+    highest, lowest = _range(group)
     above, below = _range(other)
     return lowest < above or below < highest
 
 
 def _range(pieces: Sequence[Step]) -> tuple[float, float]:
-    found = [slot.y for piece in pieces for slot in (piece.start, piece.end)]
-    return min(found), max(found)
+    places = [slot.y for piece in pieces for slot in (piece.start, piece.end)]
+    return min(places), max(places)
 
 
 # The picture
@@ -342,7 +344,7 @@ def svg(
     marks: Mapping[str, Mark] | None = None,
     *,
     label: str = "",
-    labels: Labels | None = None,
+    translate: Translate = str,
     standalone: bool = False,
     page: float = 1080.0,
 ) -> str:
@@ -350,44 +352,30 @@ def svg(
 
     ``marks``: how far each step is, by its name; without a status in any of them it is the picture
     of the plan alone, with all that an error may lead to. Rows are broken at ``page`` pixels.
-    ``label`` is what a screen reader calls it. ``standalone``: a file of its own, with the style
+    ``label`` is what a screen reader calls it, ``translate`` makes its words those of another
+    language. ``standalone``: a file of its own, with the style
     sheet in it. The picture has its natural size in pixels; what is around it scrolls.
     """
-    painter = _Painter(plan, marks or {}, labels or Labels())
+    painter = _Painter(Captions(plan, marks, translate))
     return painter.picture(label or plan.sequence, page, standalone=standalone)
 
 
 class _Painter:
     """Turns places into markup."""
 
-    def __init__(self, plan: Plan, marks: Mapping[str, Mark], labels: Labels) -> None:
-        self.plan, self.marks, self.labels = plan, marks, labels
-        self.states = {name: mark.status for name, mark in marks.items() if mark.status}
-        self.graph = Graph.of(plan, self.states).grouped()
-
-    def mark(self, name: str) -> Mark:
-        return self.marks.get(name, NO_MARK)
+    def __init__(self, captions: Captions) -> None:
+        self.captions, self.plan, self.states = captions, captions.plan, captions.states
+        self.graph = Graph.of(self.plan, self.states).grouped()
 
     def picture(self, label: str, page: float, *, standalone: bool) -> str:
         drawing = self.drawing(page)
-        size: dict[str, Any] = {"width": drawing.width, "height": drawing.height}
-        style, back = "", ""
-        if standalone:
-            style = f"<style>{stylesheet()}</style>"
-            back = element("rect", class_="seq-back", **size)
-        return element(
-            "svg",
-            style,
-            back,
-            element("g", *self._lines(drawing), class_="seq-lines", aria_hidden="true"),
-            element("g", *map(self._item, self._in_order(drawing)), role="list"),
-            xmlns="http://www.w3.org/2000/svg",
-            class_="seq-picture",
-            viewBox=f"0 0 {drawing.width:g} {drawing.height:g}",
-            role="group",
-            aria_label=label,
-            direction="ltr",
-            **size,
+        return document(
+            drawing.width,
+            drawing.height,
+            hidden(self._lines(drawing), "seq-lines"),
+            listed(map(self._node, self._in_order(drawing))),
+            label=label,
+            standalone=standalone,
         )
 
     def drawing(self, page: float) -> Drawing:
@@ -398,11 +386,11 @@ class _Painter:
 
         A state has no say: a picture that is drawn anew while its run goes on stands still.
         """
-        wanted = max(map(self._wanted, self.plan.nodes))
-        return float(ceil(min(max(wanted, NARROWEST), WIDEST)))
+        widest = max(map(self._width_of, self.plan.nodes))
+        return float(ceil(min(max(widest, MIN_BOX_WIDTH), MAX_BOX_WIDTH)))
 
-    def _wanted(self, node: Node) -> float:
-        name = width_of(label_of(node, self.mark(node.name)), NAME, bold=True)
+    def _width_of(self, node: Node) -> float:
+        name = width_of(self.captions.label(node.name), NAME, bold=True)
         return _LEFT + _RIGHT + name + _SIGN * len(self._signs(node))
 
     def _in_order(self, drawing: Drawing) -> list[Box]:
@@ -417,18 +405,18 @@ class _Painter:
         for line in sorted(drawing.lines, key=self._was_passed):
             yield element("path", d=line.path, class_=self._class(line))
         for (x, y), name in drawing.arrows:
-            passed = " seq-passed" if self._was_begun(name) else ""
+            passed = " seq-passed" if self._has_started(name) else ""
             path = f"M{x - ARROW:g},{y - 4:g} L{x:g},{y:g} L{x - ARROW:g},{y + 4:g} Z"
             yield element("path", d=path, class_=f"seq-arrow{passed}")
 
     def _was_passed(self, line: Line) -> bool:
-        begun = not line.sources or any(map(self._was_done, line.sources)) or line.aside
-        return begun and any(map(self._was_begun, line.targets))
+        left = not line.sources or any(map(self._was_done, line.sources)) or line.aside
+        return left and any(map(self._has_started, line.targets))
 
     def _was_done(self, name: str) -> bool:
         return all(self.states.get(member) in DONE for member in self._members(name))
 
-    def _was_begun(self, name: str) -> bool:
+    def _has_started(self, name: str) -> bool:
         states = [self.states.get(member, "cancelled") for member in self._members(name)]
         return any(state != "cancelled" for state in states)
 
@@ -439,43 +427,25 @@ class _Painter:
         aside = " seq-aside" if line.aside else ""
         return f"seq-edge{aside}{' seq-passed' if self._was_passed(line) else ''}"
 
-    def _item(self, box: Box) -> str:
-        return element("g", self._node(box), role="listitem")
-
     def _node(self, box: Box) -> str:
-        node, mark = box.node, self.mark(box.node.name)
-        name = self._accessible_name(node)
-        inner = [
-            element("title", text="\n".join(filter(None, (name, mark.title)))),
-            *self._shapes(box),
-        ]
+        node, mark = box.node, self.captions.mark(box.node.name)
+        words = self.captions.state(node.name) if self.states else [self.captions.kind(node)]
+        name = ": ".join(filter(None, (self.captions.label(node.name), ", ".join(words))))
         state = f"seq-{mark.state}" if self.states else "seq-plan"
-        kind = "seq-node" + (" seq-beside" if node.aside else "")
-        if mark.href:
-            return element("a", *inner, href=mark.href, class_=f"{kind} {state}", aria_label=name)
-        return element("g", *inner, class_=f"{kind} {state}", role="img", aria_label=name)
-
-    def _accessible_name(self, node: Node) -> str:
-        mark = self.mark(node.name)
-        words = [self.labels.status(mark.status), mark.text or self.labels.progress(mark)]
-        if not self.states:
-            words = [self._kind(node)]
-        told = ", ".join(word for word in words if word)
-        return ": ".join(filter(None, (label_of(node, mark), told)))
-
-    def _kind(self, node: Node) -> str:
-        return self.labels.kind_of(self.plan, node, self.marks)
-
-    def _detail(self, node: Node) -> str:
-        return self.labels.detail(self.mark(node.name)) if self.states else self._kind(node)
+        return linked(
+            *self._shapes(box, mark),
+            label=name,
+            title="\n".join(filter(None, (name, mark.title))),
+            href=mark.href,
+            class_=f"seq-node{' seq-beside' if node.aside else ''} {state}",
+        )
 
     def _signs(self, node: Node) -> list[str]:
         kind = "on_error" if node.aside and node.kind == "step" else node.kind
-        delay = ["delay"] if self.mark(node.name).delayed else []
+        delay = ["delay"] if self.captions.mark(node.name).delayed else []
         return delay + ([kind] if kind != "step" else [])
 
-    def _shapes(self, box: Box) -> Iterator[str]:
-        mark = self.mark(box.node.name)
+    def _shapes(self, box: Box, mark: Mark) -> Iterator[str]:
         if box.node.kind == "each":
             for shift in (STACK, STACK / 2):
                 yield self._rect(box, shift, "seq-sheet")
@@ -488,15 +458,8 @@ class _Painter:
         yield from self._texts(box, mark)
 
     def _rect(self, box: Box, shift: float, class_: str) -> str:
-        return element(
-            "rect",
-            x=box.x + shift,
-            y=box.y + shift,
-            width=box.width,
-            height=BOX,
-            rx=8,
-            class_=class_,
-        )
+        x, y = box.x + shift, box.y + shift
+        return element("rect", x=x, y=y, width=box.width, height=BOX, rx=8, class_=class_)
 
     def _bar(self, box: Box, mark: Mark) -> Iterator[str]:
         if mark.fraction is None:
@@ -513,11 +476,11 @@ class _Painter:
         for index, sign in enumerate(reversed(signs)):
             yield kind_icon(sign, right - 10 - index * _SIGN, box.y + 9)
         room = box.width - _LEFT - _RIGHT
-        detail = fitted(self._detail(box.node), DETAIL, room)
-        name = fitted(label_of(box.node, mark), NAME, room - _SIGN * len(signs), bold=True)
+        detail = fitted(self.captions.detail(box.node), DETAIL, room)
+        label = self.captions.label(box.node.name)
+        name = fitted(label, NAME, room - _SIGN * len(signs), bold=True)
         x, up = box.x + _LEFT, 2.0 if mark.fraction is not None else 0.0
-        yield element(
-            "text", text=name, x=x, y=box.y + (21 if detail else 29.5) - up, class_="seq-name"
-        )
+        y = box.y + (21 if detail else 29.5) - up
+        yield element("text", text=name, x=x, y=y, class_="seq-name")
         if detail:
             yield element("text", text=detail, x=x, y=box.y + 38 - 1.5 * up, class_="seq-detail")

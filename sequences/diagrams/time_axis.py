@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from math import ceil
+from typing import NamedTuple
 
 from ..utils.durations import format_seconds
 
@@ -25,8 +25,7 @@ _STEPS = (
 Interval = tuple[float, float]
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """A part of the axis: seconds, and where they are drawn; ``left_out``: not to scale."""
 
     begin: float
@@ -41,8 +40,7 @@ class Piece:
         return self.x + (self.width * (second - self.begin) / length if length else 0.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
+class Tick(NamedTuple):
     """A mark on the axis."""
 
     x: float
@@ -54,15 +52,14 @@ class Scale:
 
     def __init__(self, total: float, busy: Iterable[Interval], left: float, width: float) -> None:
         self.total = max(total, 0.001)
-        merged = list(_merged(busy, self.total))
-        gaps = _left_out(merged, self.total, width)
+        gaps = _left_out(list(busy), self.total, width)
         self.pieces = list(_pieces(gaps, self.total, left, width))
 
     def x(self, second: float) -> float:
         """Where a second is drawn; one before the start or after the end stands at that."""
         second = min(max(second, 0.0), self.total)
-        found = (piece for piece in self.pieces if second <= piece.end)
-        return next(found, self.pieces[-1]).at(second)
+        pieces = (piece for piece in self.pieces if second <= piece.end)
+        return next(pieces, self.pieces[-1]).at(second)
 
     @property
     def breaks(self) -> list[Piece]:
@@ -72,68 +69,48 @@ class Scale:
     def ticks(self) -> Iterator[Tick]:
         """Round times. Behind a break they count from its end."""
         step = self._step()
-        for index, piece in enumerate(self.pieces):
+        for piece in self.pieces:
             if piece.left_out:
                 continue
-            first = 0 if piece.begin == 0 else 1
-            is_last = index == len(self.pieces) - 1
-            room = piece.x + piece.width - (0 if is_last else APART / 2)
-            for count in range(first, ceil((piece.end - piece.begin) / step) + 1):
+            end = piece.x + piece.width
+            room = end - (0 if piece is self.pieces[-1] else APART / 2)
+            for count in range(1 if piece.begin else 0, ceil((piece.end - piece.begin) / step) + 1):
                 x = piece.at(piece.begin + count * step)
                 if x <= room + 0.5:
-                    end = piece.x + piece.width
-                    yield Tick(min(x, end), _told(count * step, since_start=piece.begin == 0))
+                    text = format_seconds(count * step) if count else "0"
+                    yield Tick(min(x, end), f"+{text}" if piece.begin else text)
 
     def _step(self) -> float:
-        shown = [piece for piece in self.pieces if not piece.left_out]
-        seconds = sum(piece.end - piece.begin for piece in shown) or self.total
-        pixels = sum(piece.width for piece in shown) or 1.0
-        wanted = APART * seconds / pixels
-        return next((step for step in _STEPS if step >= wanted), _STEPS[-1])
-
-
-def _told(seconds: float, *, since_start: bool) -> str:
-    text = format_seconds(seconds) if seconds else "0"
-    return text if since_start else f"+{text}"
-
-
-def _merged(intervals: Iterable[Interval], total: float) -> Iterator[Interval]:
-    """What of the whole is covered, without overlaps."""
-    last: Interval | None = None
-    within = [(min(max(a, 0.0), total), min(max(b, 0.0), total)) for a, b in intervals]
-    for begin, end in sorted(within):
-        if last and begin <= last[1]:
-            last = (last[0], max(last[1], end))
-        else:
-            if last:
-                yield last
-            last = (begin, end)
-    if last:
-        yield last
+        to_scale = [piece for piece in self.pieces if not piece.left_out]
+        seconds = sum(piece.end - piece.begin for piece in to_scale) or self.total
+        pixels = sum(piece.width for piece in to_scale) or 1.0
+        shortest = APART * seconds / pixels
+        return next((step for step in _STEPS if step >= shortest), _STEPS[-1])
 
 
 def _left_out(busy: Sequence[Interval], total: float, width: float) -> list[Interval]:
     """The longest idle times, until there is room for the rest."""
-    if not busy:
-        return []
-    active = max(sum(end - begin for begin, end in busy), 0.001 * len(busy))
-    shown, found = total, list[Interval]()
-    for begin, end in sorted(_idle(busy, total), key=lambda gap: gap[0] - gap[1]):
+    idle = list(_idle(busy, total)) if busy else []
+    active = max(total - sum(end - begin for begin, end in idle), 0.001 * len(idle))
+    visible, gaps = total, list[Interval]()
+    for begin, end in sorted(idle, key=lambda gap: gap[0] - gap[1]):
         # A little of it stays on both sides, so that one sees a wait begin and end.
         length = end - begin - active / 2
-        is_worth_it = length / shown * width > 2 * BREAK
-        if active >= SHARE * shown or length < SHORTEST or not is_worth_it:
+        is_worth_it = length / visible * width > 2 * BREAK
+        if active >= SHARE * visible or length < SHORTEST or not is_worth_it:
             break
-        found.append((begin + active / 4, end - active / 4))
-        shown -= length
-    return sorted(found)
+        gaps.append((begin + active / 4, end - active / 4))
+        visible -= length
+    return sorted(gaps)
 
 
 def _idle(busy: Sequence[Interval], total: float) -> Iterator[Interval]:
-    edges = [0.0, *(edge for interval in busy for edge in interval), total]
-    for begin, end in zip(edges[::2], edges[1::2], strict=True):
-        if end > begin:
-            yield begin, end
+    """What of the whole is not covered."""
+    covered = 0.0
+    for begin, end in sorted([*busy, (total, total)]):
+        if covered < min(begin, total):
+            yield covered, min(begin, total)
+        covered = max(covered, end)
 
 
 def _pieces(gaps: Sequence[Interval], total: float, left: float, width: float) -> Iterator[Piece]:

@@ -13,7 +13,7 @@ from django.utils.translation import ngettext
 
 from .. import diagrams
 from ..definitions import registry
-from ..diagrams import Labels, Lane, Mark, Span
+from ..diagrams import Lane, Mark, Span
 from ..exceptions import SequenceError
 from ..models import UNFINISHED_STEP, RunStatus, StepFailure, StepRun, StepStatus
 from ..utils.durations import format_duration
@@ -27,56 +27,25 @@ Href = Callable[[StepSnapshot], str]
 MOST_FAILURES = 50
 
 
-def labels() -> Labels:
-    """The words of a picture, in the language of the moment."""
-    return Labels(
-        statuses={str(value): str(text) for value, text in StepStatus.choices},
-        kinds={
-            "each": _("fan-out"),
-            "event": _("event"),
-            "subsequence": _("child run"),
-            "undo": _("undo of {step}"),
-            "on_failure": _("on failure"),
-            "on_error": _("if {step} fails"),
-        },
-        pending=_("not started"),
-        count=_("{count} of {total}"),
-        after=_("after {steps}"),
-        spans={
-            "waited": _("waited"),
-            "ran": _("ran"),
-            "failed": _("failed attempt"),
-            "held": _("on hold"),
-        },
-    )
-
-
 def picture_of(snapshot: RunSnapshot, href: Href | None = None) -> SafeString:
-    """The run's plan as an SVG. Beyond some dozens of steps: empty; `outline` is for those."""
+    """The run's plan as an SVG; empty beyond some dozens of steps."""
     if not diagrams.is_drawable(snapshot.plan):
         return SafeString("")
-    found = diagrams.svg(
-        snapshot.plan,
-        marks_of(snapshot, href),
-        label=_("Steps of %(run)s") % {"run": snapshot.title},
-        labels=labels(),
-    )
-    return mark_safe(found)  # noqa: S308 - `drawing` escapes
+    label = _("Steps of %(run)s") % {"run": snapshot.title}
+    picture = diagrams.svg(snapshot.plan, marks_of(snapshot, href), label=label, translate=_)
+    return mark_safe(picture)  # noqa: S308 - `diagrams` escapes
 
 
 def timeline_of(
     snapshot: RunSnapshot, failures: Iterable[StepFailure] = (), href: Href | None = None
 ) -> SafeString:
     """What each step did when, as an SVG."""
-    found = diagrams.timeline(
-        lanes_of(snapshot, failures, href),
-        snapshot.run.created_at,
-        snapshot.run.finished_at,
-        snapshot.now,
-        label=_("Timeline of %(run)s") % {"run": snapshot.title},
-        labels=labels(),
+    run, lanes = snapshot.run, lanes_of(snapshot, failures, href)
+    label = _("Timeline of %(run)s") % {"run": snapshot.title}
+    picture = diagrams.timeline(
+        lanes, run.created_at, run.finished_at, snapshot.now, label=label, translate=_
     )
-    return mark_safe(found)  # noqa: S308 - `drawing` escapes
+    return mark_safe(picture)  # noqa: S308 - `diagrams` escapes
 
 
 # Marks
@@ -106,8 +75,8 @@ def _delayed(snapshot: RunSnapshot) -> frozenset[str]:
         definition = registry.definition_for(snapshot.run.sequence, snapshot.plan)
     except SequenceError:  # kept with the run by a newer release
         return frozenset()
-    found = {name: definition.step(name) for name in snapshot.plan.names} if definition else {}
-    return frozenset(name for name, step in found.items() if step and step.delay is not None)
+    steps = {name: definition.step(name) for name in snapshot.plan.names} if definition else {}
+    return frozenset(name for name, step in steps.items() if step and step.delay is not None)
 
 
 def _text(snapshot: RunSnapshot, step: StepSnapshot) -> str:
@@ -115,7 +84,7 @@ def _text(snapshot: RunSnapshot, step: StepSnapshot) -> str:
     row = step.row
     if row is None:
         return ""
-    if step.status in UNFINISHED_STEP and _is_held(snapshot, row):
+    if step.status in UNFINISHED_STEP and _is_on_hold(snapshot, row):
         return _("on hold")
     if row.due_at and (step.is_delayed or step.is_awaiting_event):
         return _time_left(step, row.due_at - snapshot.now)
@@ -143,19 +112,19 @@ def _time_left(step: StepSnapshot, left: timedelta) -> str:
 
 def _title(snapshot: RunSnapshot, step: StepSnapshot) -> str:
     """What is shown where the pointer rests."""
-    told = []
+    lines = []
     row = step.row
     if row is not None and row.attempts and not step.items:
-        told.append(_("Failed attempts: %(count)d") % {"count": row.attempts})
+        lines.append(_("Failed attempts: %(count)d") % {"count": row.attempts})
     if failed := step.items.get("failed"):
-        told.append(_("Failed items: %(count)d") % {"count": failed})
+        lines.append(_("Failed items: %(count)d") % {"count": failed})
     failure = snapshot.current_failure
     if failure is not None and failure.step == step.name:
-        told.append(error_of(failure))
-    return "\n".join(filter(None, [*told, step.progress_text]))
+        lines.append(error_of(failure))
+    return "\n".join(filter(None, [*lines, step.progress_text]))
 
 
-def _is_held(snapshot: RunSnapshot, row: StepRun) -> bool:
+def _is_on_hold(snapshot: RunSnapshot, row: StepRun) -> bool:
     """Whether nothing looks at it, because its run is paused or has failed."""
     stopped = snapshot.run.status == RunStatus.PAUSED or snapshot.is_failing
     return stopped and row.wake_at is None and row.status != StepStatus.RUNNING
@@ -175,8 +144,8 @@ def lanes_of(
     of: dict[str, list[StepFailure]] = defaultdict(list)
     for failure in failures:
         of[failure.step].append(failure)
-    begun = [(step, step.row) for step in snapshot.steps if step.row is not None]
-    begun.sort(key=lambda pair: (pair[1].ready_at, pair[1].pk))
+    rows = [(step, step.row) for step in snapshot.steps if step.row is not None]
+    rows.sort(key=lambda pair: (pair[1].ready_at, pair[1].pk))
     return [
         Lane(
             name=step.name,
@@ -184,7 +153,7 @@ def lanes_of(
             href=href(step) if href else "",
             spans=tuple(_spans(snapshot, step, row, of[step.name])),
         )
-        for step, row in begun
+        for step, row in rows
     ]
 
 
@@ -215,38 +184,18 @@ def _last_attempt(
     failure: StepFailure | None,
 ) -> Iterator[Span]:
     """Of the attempt that is known best, and of the wait for the next one."""
+    error = error_of(failure) if failure else ""
     if row.status == StepStatus.RUNNING or (not row.finished_at and step.node.kind == "each"):
         yield Span("ran", begins, None)
     elif row.finished_at:
         failed = row.status == StepStatus.FAILED
-        yield Span("failed" if failed else "ran", begins, row.finished_at, _told(failure))
+        yield Span("failed" if failed else "ran", begins, row.finished_at, error)
     elif failure:
-        yield Span("failed", begins, failure.failed_at, _told(failure))
+        yield Span("failed", begins, failure.failed_at, error)
         yield Span(_wait(snapshot, row), failure.failed_at, None)
     else:
         yield Span(_wait(snapshot, row), begins, None)
 
 
-def _told(failure: StepFailure | None) -> str:
-    return error_of(failure) if failure else ""
-
-
 def _wait(snapshot: RunSnapshot, row: StepRun) -> Literal["waited", "held"]:
-    return "held" if not row.finished_at and _is_held(snapshot, row) else "waited"
-
-
-def mermaid_of(snapshot: RunSnapshot) -> str:
-    """The run as a flowchart of Mermaid."""
-    return diagrams.mermaid(snapshot.plan, marks_of(snapshot), labels=labels())
-
-
-def text_of(snapshot: RunSnapshot, *, width: int = 80, unicode: bool = True) -> str:
-    """The run as text for a terminal."""
-    return diagrams.text(
-        snapshot.plan, marks_of(snapshot), width=width, unicode=unicode, labels=labels()
-    )
-
-
-def outline_of(snapshot: RunSnapshot, href: Href | None = None) -> tuple[diagrams.Row, ...]:
-    """The run's steps as rows of a list, for what no picture can hold."""
-    return diagrams.outline(snapshot.plan, marks_of(snapshot, href))
+    return "held" if not row.finished_at and _is_on_hold(snapshot, row) else "waited"

@@ -21,6 +21,7 @@ from sequences.management.cli.live import Display
 from sequences.models import Operation, SequenceRun
 from sequences.testing import clock, drain
 from sequences.transitions import clock as database_clock
+from sequences.utils import terminal
 from tests.engine import claim, fail, fresh, ledger, now, perform, row
 from tests.models import Receipt
 
@@ -181,15 +182,15 @@ def test_data_that_is_none_is_refused_with_its_mend(data, says):
 
 
 def test_a_text_cannot_steer_the_terminal():
-    assert tables.plain("a\x1b[2Jb\r\nc\u202e") == "a\\x1b[2Jb\\r\\nc\\u202e"
-    assert tables.plain("a\n\tb\x1b", lines=True) == "a\n\tb\\x1b"
-    assert tables.plain("Zoë 注文") == "Zoë 注文"
+    assert terminal.plain("a\x1b[2Jb\r\nc\u202e") == "a\\x1b[2Jb\\r\\nc\\u202e"
+    assert terminal.plain("a\n\tb\x1b", lines=True) == "a\n\tb\\x1b"
+    assert terminal.plain("Zoë 注文") == "Zoë 注文"
 
 
 def test_a_table_fits_the_terminal_by_cutting_what_is_widest():
     cells = [[tables.Cell("x" * 40), tables.Cell("id"), tables.Cell("注文" * 10)]]
     (line,) = tables.table(cells, 40, narrowing=[0, 2])
-    assert tables.columns_of(line) <= 40
+    assert terminal.cells(line) <= 40
     assert line.count("…") == 2
     assert "  id  " in line
     assert tables.table(cells, None) == [f"{'x' * 40}  id  {'注文' * 10}"]

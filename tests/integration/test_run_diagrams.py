@@ -3,19 +3,12 @@
 from datetime import timedelta
 
 import pytest
-from django.utils import timezone, translation
+from django.utils import timezone
 
 from sequences import Abort, Sequence, event, on_failure, step
-from sequences.inspection.run_diagrams import (
-    labels,
-    lanes_of,
-    marks_of,
-    mermaid_of,
-    outline_of,
-    picture_of,
-    text_of,
-    timeline_of,
-)
+from sequences.diagrams import mermaid, text
+from sequences.inspection import run_diagrams
+from sequences.inspection.run_diagrams import lanes_of, marks_of, picture_of, timeline_of
 from sequences.inspection.snapshot import of
 from sequences.models import SequenceRun, StepFailure
 from sequences.testing import clock, drain, run_sequence
@@ -193,19 +186,21 @@ def test_a_plan_that_is_too_large_for_a_picture_is_a_list():
     long = type("Long", (Sequence,), {**steps, "Meta": meta, "__module__": __name__})
     snapshot = snapshot_of(long())
     assert picture_of(snapshot) == ""
-    assert len(outline_of(snapshot)) == 61
-    assert len(text_of(snapshot).splitlines()) == 61
+    assert len(text(snapshot.plan, marks_of(snapshot)).splitlines()) == 61
 
 
 def test_text_and_mermaid_have_the_same_words(order):
     with clock():
         snapshot = snapshot_of(begun(order, items=["a"]))
-    assert "├─ ✓ pack" in text_of(snapshot)
-    assert "◷ invoice" in text_of(snapshot)
-    assert "#60;the#62;" in mermaid_of(snapshot)
+    lines = text(snapshot.plan, marks_of(snapshot))
+    assert "├─ ✓ pack" in lines
+    assert "◷ invoice" in lines
+    assert "#60;the#62;" in mermaid(snapshot.plan, marks_of(snapshot))
 
 
-def test_states_are_told_in_the_language_of_the_moment():
-    with translation.override("de"):
-        assert set(labels().statuses) >= {"running", "failed"}
-        assert labels().pending
+def test_diagrams_are_in_the_language_of_the_moment(order, monkeypatch):
+    monkeypatch.setattr(run_diagrams, "_", lambda text: text if "%" in text else text.upper())
+    with clock():
+        snapshot = snapshot_of(begun(order, items=["a"]))
+    assert "NOT STARTED" in picture_of(snapshot)
+    assert "WAITED" in timeline_of(snapshot)

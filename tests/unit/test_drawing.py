@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sequences.definitions.plan import Node, Plan
-from sequences.diagrams import STATUSES, Labels, Mark, is_drawable, svg
+from sequences.diagrams import STATUSES, Mark, is_drawable, svg
 from sequences.diagrams.graph import Graph
+from sequences.diagrams.marks import Captions
 from sequences.diagrams.markup import fitted, width_of
 from sequences.diagrams.svg import BOX, STACK, _Painter
 
@@ -143,10 +144,19 @@ def test_a_state_that_is_unknown_here_is_drawn_as_not_begun_with_its_own_word():
 
 
 def test_the_words_can_be_translated():
-    labels = Labels({"running": "läuft"}, {"each": "für jedes"}, "offen", "{count} von {total}")
+    german = {
+        "running": "läuft",
+        "fan-out": "für jedes",
+        "{count} of {total}": "{count} von {total}",
+    }
     marks = {"pack": Mark("running", count=1, total=3)}
-    assert texts_of(parsed(svg(SAGA, marks, labels=labels)))[4:6] == ["pack", "läuft · 1 von 3"]
-    assert "für jedes" in texts_of(parsed(svg(SAGA, labels=labels)))
+
+    def translate(text):
+        return german.get(text, text)
+
+    texts = texts_of(parsed(svg(SAGA, marks, translate=translate)))
+    assert texts[4:6] == ["pack", "läuft · 1 von 3"]
+    assert "für jedes" in texts_of(parsed(svg(SAGA, translate=translate)))
 
 
 def test_texts_and_addresses_are_escaped():
@@ -179,7 +189,7 @@ def test_beyond_sixty_steps_it_is_no_picture_any_more():
 
 def drawing_of(plan, states=None):
     marks = {name: Mark(status) for name, status in (states or {}).items()}
-    return _Painter(plan, marks, Labels()).drawing(1080)
+    return _Painter(Captions(plan, marks)).drawing(1080)
 
 
 def points_of(path):

@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from sequences.diagrams import Mark, mermaid, outline, text
-from sequences.diagrams.text import cells
+from sequences.diagrams import Mark, mermaid, text
+from sequences.diagrams.outline import outline
+from sequences.utils.terminal import cells
 from tests.unit.test_drawing import DIAMOND, SAGA, build, chain, fan, node
 
 NESTED = build(
@@ -89,7 +90,7 @@ def test_what_could_steer_a_terminal_does_not():
 def test_an_outline_of_hundreds_of_steps_is_quick_and_whole():
     rows = outline(fan(200))
     assert len(rows) == 202
-    assert [row.depth for row in rows[:2]] == [0, 1]
+    assert [len(row.rails) for row in rows[:2]] == [0, 1]
     assert len(outline(chain(300))) == 300
 
 

@@ -167,7 +167,6 @@ STILL = {
     "conf": "found given wanted",
     "data": "found given known one seen shown told",
     "definitions": "kept taken",
-    "diagrams": "begun found kept one seen shown told wanted",
     "engine": "asked begun chosen found given kept known one said shown taken told wanted",
     "exceptions": "known",
     "flows": "found given kept known one said seen shown told wanted",

@@ -15,6 +15,7 @@ from django.core.serializers.json import DjangoJSONEncoder
 
 from ...exceptions import SequenceError
 from ...models import RunStatus
+from ...utils.terminal import printable
 
 #: How the command ends, beside 0: the act was refused or the run has failed; it was called wrongly;
 #: the run was cancelled; it has not ended in time, as with ``timeout``; it was interrupted.
@@ -89,13 +90,6 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
     """JSON in which nothing steers a terminal: such characters stand in it by their numbers."""
     text = json.dumps(value, cls=DjangoJSONEncoder, indent=indent, ensure_ascii=False)
     return printable(text, lambda char: json.dumps(char)[1:-1], keep="\n")
-
-
-def printable(text: str, escape: Callable[[str], str], *, keep: str = "") -> str:
-    """The text, with what a terminal may obey escaped."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() or char in keep else escape(char) for char in text)
 
 
 def wrong(message: str) -> CommandError:

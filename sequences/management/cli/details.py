@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
+from uuid import UUID
 
-from django.core.serializers.json import DjangoJSONEncoder
+from django.db.models import Model, QuerySet
 from django.utils import timezone
 
 from ... import conf
@@ -16,13 +17,17 @@ from ...inspection.diagnosis import error_of, summary
 from ...inspection.snapshot import RunSnapshot, StepSnapshot
 from ...models import NO_ITEM, Operation, SequenceRun, StepFailure, StepRun
 from ...utils.durations import format_duration
-from .base import Subcommand
-from .tables import Cell, plain, table
+from ...utils.terminal import plain
+from .base import Subcommand, json_text
+from .tables import Cell, table
 
 #: Children, failures and operations that are shown: the newest of each.
 MAX_ENTRIES = 100
 #: And tracebacks, in text.
 MAX_TRACEBACKS = 5
+
+
+Row = TypeVar("Row", bound=Model)
 
 
 def brief(run_snapshot: RunSnapshot) -> dict[str, Any]:
@@ -44,16 +49,19 @@ def brief(run_snapshot: RunSnapshot) -> dict[str, Any]:
     }
 
 
+def _values(row: Model, *names: str) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in names}
+
+
+def _newest(rows: QuerySet[Row]) -> list[Row]:
+    return list(rows.order_by("-pk")[:MAX_ENTRIES])[::-1]
+
+
 def _error(failure: StepFailure | None) -> dict[str, Any] | None:
     if failure is None:
         return None
-    return {
-        "step": failure.step,
-        "item": None if failure.item == NO_ITEM else failure.item,
-        "attempt": failure.attempt,
-        "error": failure.error,
-        "message": failure.message,
-    }
+    item = None if failure.item == NO_ITEM else failure.item
+    return {**_values(failure, "step", "item", "attempt", "error", "message"), "item": item}
 
 
 class RunDetails:
@@ -73,11 +81,11 @@ class RunDetails:
             "parent": self._parent,
             "children": [
                 {"id": str(pk), "sequence": sequence, "status": status}
-                for pk, sequence, status in self._children[:MAX_ENTRIES]
+                for pk, sequence, status in self._children
             ],
             "steps": list(self._steps()),
             "failures": [self._failure(failure) for failure in self._failures],
-            "operations": [self._operation(operation) for operation in self._operations],
+            "operations": [_operation(operation) for operation in self._operations],
         }
 
     @property
@@ -86,30 +94,29 @@ class RunDetails:
         operations = self._operations
         return summary(self.run_snapshot, operations[-1] if operations else None)
 
-    @property
+    @cached_property
     def _parent(self) -> str | None:
         if self.run.parent_id is None:
             return None
         rows = StepRun.objects.using(self.using).filter(pk=self.run.parent_id)
         return str(rows.values_list("run", flat=True).get())
 
-    @property
-    def _children(self) -> Any:
+    @cached_property
+    def _children(self) -> list[tuple[UUID, str, str]]:
         rows = SequenceRun.objects.using(self.using).filter(parent__run=self.run.pk)
-        return rows.order_by("pk").values_list("pk", "sequence", "status")
+        return list(rows.order_by("pk").values_list("pk", "sequence", "status")[:MAX_ENTRIES])
 
-    @property
+    @cached_property
     def _failures(self) -> list[StepFailure]:
         rows = StepFailure.objects.using(self.using).filter(run=self.run.pk)
-        rows = rows if self.tracebacks else rows.defer("traceback")
-        newest = list(rows.order_by("-pk")[:MAX_ENTRIES])[::-1]
-        snapshot.hide_secrets(newest, [self.run], self.using)
-        return newest
+        failures = _newest(rows if self.tracebacks else rows.defer("traceback"))
+        snapshot.hide_secrets(failures, [self.run], self.using)
+        return failures
 
-    @property
+    @cached_property
     def _operations(self) -> list[Operation]:
         rows = Operation.objects.using(self.using).filter(run=self.run.pk)
-        return list(rows.defer("before", "after").order_by("-pk")[:MAX_ENTRIES])[::-1]
+        return _newest(rows.defer("before", "after"))
 
     def _steps(self) -> Iterator[dict[str, Any]]:
         rows = StepRun.objects.using(self.using).filter(run=self.run.pk, item=NO_ITEM)
@@ -137,101 +144,87 @@ class RunDetails:
         }
 
     def _failure(self, failure: StepFailure) -> dict[str, Any]:
-        attempt = {
-            **(_error(failure) or {}),
-            "failed_at": failure.failed_at,
-            "worker": failure.worker,
-        }
-        return {**attempt, "traceback": failure.traceback} if self.tracebacks else attempt
-
-    def _operation(self, operation: Operation) -> dict[str, Any]:
-        return {
-            "action": operation.action,
-            "step": operation.step or None,
-            "by": operation.by,
-            "reason": operation.reason,
-            "done_at": operation.done_at,
-        }
+        more = ["failed_at", "worker", *(["traceback"] if self.tracebacks else [])]
+        return {**(_error(failure) or {}), **_values(failure, *more)}
 
     # As text
 
     def lines(self, subcommand: Subcommand) -> Iterator[str]:
         """For people."""
-        run = self.run
-        yield subcommand.paint("heading")(plain(f"{self.run_snapshot.title}: {run.key or run.pk}"))
+        heading, run = subcommand.paint("heading"), self.run
+        yield heading(plain(f"{self.run_snapshot.title}: {run.key or run.pk}"))
         yield ""
-        yield from table(list(self._heads(subcommand)), subcommand.width, narrowing=[1])
+        yield from table(self._heads(subcommand), subcommand.width, narrowing=[1])
         yield ""
-        yield from table(list(self._rows(subcommand)), subcommand.width, narrowing=[6, 5, 0])
-        yield from self._section(subcommand, "Data", self._data())
-        children = [
-            plain(f"{pk}  {sequence}  {status}")
-            for pk, sequence, status in self._children[:MAX_ENTRIES]
-        ]
-        yield from self._section(subcommand, "Children", children)
-        yield from self._section(subcommand, "Failed attempts", list(self._failure_lines()))
-        yield from self._section(subcommand, "Operations", list(self._operation_lines()))
+        yield from table(self._rows(subcommand), subcommand.width, narrowing=[6, 5, 0])
+        sections = {
+            "Data": self._data(),
+            "Children": (f"{pk}  {sequence}  {status}" for pk, sequence, status in self._children),
+            "Failed attempts": self._failure_lines(),
+            "Operations": map(_operation_line, self._operations),
+        }
+        for title, texts in sections.items():
+            if lines := [plain(text) for text in texts]:
+                yield from ["", heading(title), *lines]
 
-    def _heads(self, subcommand: Subcommand) -> Iterator[list[Cell]]:
-        run, paint = self.run, subcommand.paint
-        yield [Cell("id"), Cell(str(run.pk))]
-        yield [Cell("sequence"), Cell(plain(run.sequence))]
-        if run.key is not None:
-            yield [Cell("key"), Cell(plain(run.key))]
-        yield [Cell("status"), Cell(run.status, paint(run.status))]
-        yield [Cell("started"), Cell(moment(run.created_at))]
-        if run.finished_at is not None:
-            yield [Cell("finished"), Cell(moment(run.finished_at))]
-        took = format_duration(self.run_snapshot.duration)
-        yield [Cell("took" if run.is_finished else "takes"), Cell(took)]
-        yield [Cell("done"), Cell(f"{self.run_snapshot.done} of {self.run_snapshot.total} steps")]
-        if (above := self._parent) is not None:
-            yield [Cell("parent"), Cell(above)]
-        yield [Cell("version"), Cell(str(run.version))]
-        yield [Cell(""), Cell(plain(self.summary))]
+    def _heads(self, subcommand: Subcommand) -> Iterator[tuple[object, object]]:
+        run, run_snapshot = self.run, self.run_snapshot
+        heads = {
+            "id": run.pk,
+            "sequence": run.sequence,
+            "key": run.key,
+            "status": Cell(run.status, subcommand.paint(run.status)),
+            "started": moment(run.created_at),
+            "finished": moment(run.finished_at) if run.finished_at else None,
+            "took" if run.is_finished else "takes": format_duration(run_snapshot.duration),
+            "done": f"{run_snapshot.done} of {run_snapshot.total} steps",
+            "parent": self._parent,
+            "version": run.version,
+            "": self.summary,
+        }
+        return ((name, value) for name, value in heads.items() if value is not None)
 
-    def _rows(self, subcommand: Subcommand) -> Iterator[list[Cell]]:
-        yield [Cell(head) for head in ("STEP", "STATUS", "FAILED", "WAITED", "RAN", "", "WORKER")]
+    def _rows(self, subcommand: Subcommand) -> Iterator[tuple[object, ...]]:
+        yield ("STEP", "STATUS", "FAILED", "WAITED", "RAN", "", "WORKER")
         now = self.run_snapshot.now
         for step in self.run_snapshot.steps:
             if step.node.aside and not step.status:
                 continue
             row = step.row
-            yield [
-                Cell(plain(step.name)),
+            yield (
+                step.name,
                 Cell(step.status or "-", subcommand.paint(step.status)),
-                Cell(str(row.attempts) if row is not None and row.attempts else ""),
-                Cell(format_duration(step.waited(now))),
-                Cell(format_duration(step.ran(now))),
-                Cell(remark(step, self.run_snapshot)),
-                Cell(plain(row.worker) if row is not None else ""),
-            ]
+                (row.attempts if row is not None else 0) or "",
+                format_duration(step.waited(now)),
+                format_duration(step.ran(now)),
+                remark(step, self.run_snapshot),
+                row.worker if row is not None else "",
+            )
 
     def _data(self) -> list[str]:
         data = snapshot.visible(self.run.data, self.run.sequence)
-        text = json.dumps(data, indent=2, ensure_ascii=False, cls=DjangoJSONEncoder)
-        return plain(text, lines=True).splitlines() if data else []
+        return json_text(data, indent=2).splitlines() if data else []
 
     def _failure_lines(self) -> Iterator[str]:
         failures = self._failures
         for index, failure in enumerate(failures):
             item = "" if failure.item == NO_ITEM else f"[{failure.item}]"
             attempt = f"{failure.step}{item} #{failure.attempt}"
-            yield plain(f"{moment(failure.failed_at)}  {attempt}  {error_of(failure)}")
+            yield f"{moment(failure.failed_at)}  {attempt}  {error_of(failure)}"
             if self.tracebacks and index >= len(failures) - MAX_TRACEBACKS:
-                trace = plain(failure.traceback, lines=True)
-                yield from (f"    {line}" for line in trace.splitlines())
+                yield from (f"    {line}" for line in failure.traceback.splitlines())
 
-    def _operation_lines(self) -> Iterator[str]:
-        for operation in self._operations:
-            action = " ".join(filter(None, [operation.action, operation.step]))
-            by = f" by {operation.by}" if operation.by else ""
-            reason = f": {operation.reason}" if operation.reason else ""
-            yield plain(f"{moment(operation.done_at)}  {action}{by}{reason}")
 
-    def _section(self, subcommand: Subcommand, title: str, lines: list[str]) -> Iterator[str]:
-        if lines:
-            yield from ["", subcommand.paint("heading")(title), *lines]
+def _operation(operation: Operation) -> dict[str, Any]:
+    values = _values(operation, "action", "step", "by", "reason", "done_at")
+    return {**values, "step": operation.step or None}
+
+
+def _operation_line(operation: Operation) -> str:
+    action = " ".join(filter(None, [operation.action, operation.step]))
+    by = f" by {operation.by}" if operation.by else ""
+    reason = f": {operation.reason}" if operation.reason else ""
+    return f"{moment(operation.done_at)}  {action}{by}{reason}"
 
 
 def remark(step: StepSnapshot, run_snapshot: RunSnapshot) -> str:
@@ -242,7 +235,7 @@ def remark(step: StepSnapshot, run_snapshot: RunSnapshot) -> str:
     if failed := step.items.get("failed"):
         parts.append(f"{failed} failed")
     if step.progress_text:
-        parts.append(plain(step.progress_text))
+        parts.append(step.progress_text)
     row = step.row
     if row is not None and row.due_at is not None and row.due_at > run_snapshot.now:
         ends = "times out in" if step.is_awaiting_event and not step.is_delayed else "in"

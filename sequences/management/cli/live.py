@@ -11,9 +11,10 @@ from uuid import UUID
 from ...inspection.snapshot import RunSnapshot, StepSnapshot
 from ...models import UNFINISHED_STEP
 from ...utils.durations import format_duration
+from ...utils.terminal import cut, plain
 from .base import Paint
 from .details import remark
-from .tables import Cell, cut, plain, table
+from .tables import Cell, table
 
 #: What each state of a step looks like.
 SIGNS = {"succeeded": "✓", "failed": "✗", "skipped": "-", "cancelled": "-", "": " "}

@@ -14,11 +14,11 @@ from ... import conf
 from ...engine.pruning import BATCH, Kept, Report, prune
 from ...inspection import health
 from ...inspection.health import Level
+from ...utils.terminal import plain
 from ...worker.sweeper import once, run_forever
 from .argtypes import count, duration
 from .base import REFUSED, Subcommand
 from .selectors import known_names
-from .tables import plain
 
 #: Of each reason to keep some.
 MAX_NAMED_RUNS = 5

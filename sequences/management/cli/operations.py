@@ -16,10 +16,10 @@ from ...exceptions import SequenceError
 from ...inspection import snapshot
 from ...inspection.actions import ACTIONS
 from ...models import SequenceRun
+from ...utils.terminal import plain
 from .argtypes import assignment, json_object, json_value
 from .base import INTERRUPTED, REFUSED, Subcommand, caller, wrong
 from .selectors import RUN, RUN_HELP, add_filters, at_step, filtered, find, is_filtered, runs
-from .tables import plain
 
 
 @dataclass

@@ -7,21 +7,25 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from django.utils.translation import gettext
+
 from ... import diagrams
 from ...definitions import registry
 from ...definitions.plan import Plan
 from ...flows import builder
 from ...inspection import snapshot
 from ...inspection.diagnosis import error_of
-from ...inspection.snapshot import HEAVY, RunSnapshot, StepSnapshot
+from ...inspection.run_diagrams import marks_of
+from ...inspection.snapshot import HEAVY, RunSnapshot
 from ...utils.durations import format_duration
+from ...utils.terminal import plain, printable
 from . import wait
 from .argtypes import count, definition_in, duration
-from .base import Subcommand, json_text, printable, wrong
+from .base import Subcommand, json_text, wrong
 from .details import RunDetails, brief
 from .live import Display, State
 from .selectors import add_filters, add_run, filtered, find
-from .tables import Cell, plain, shortened, table
+from .tables import Cell, shortened, table
 
 #: What an operator finds first.
 LIMIT = 50
@@ -159,14 +163,13 @@ class Graph(Subcommand):
 
     def _picture(self, options: Namespace, plan: Plan, marks: Mapping[str, diagrams.Mark]) -> str:
         if options.format == "svg":
-            return diagrams.svg(plan, marks, standalone=True)
+            return diagrams.svg(plan, marks, standalone=True, translate=gettext)
         if options.format == "mermaid":
-            return diagrams.mermaid(plan, marks)
-        if options.output is not None:
-            return diagrams.text(plan, marks, width=WIDE)
+            return diagrams.mermaid(plan, marks, translate=gettext)
         encoding = getattr(self.command.stdout, "encoding", None) or "utf-8"
-        is_unicode = encoding.lower().startswith("utf")
-        return diagrams.text(plan, marks, width=self.width or WIDE, unicode=is_unicode)
+        is_unicode = options.output is not None or encoding.lower().startswith("utf")
+        width = WIDE if options.output is not None else self.width or WIDE
+        return diagrams.text(plan, marks, width=width, unicode=is_unicode, translate=gettext)
 
 
 def _safe(picture: str, form: str) -> str:
@@ -188,9 +191,4 @@ def _marked(options: Namespace) -> tuple[Plan, dict[str, diagrams.Mark]]:
     if definition is not None and ":" not in options.what:
         return definition.plan, {}
     run_snapshot = snapshot.of(find(options.what))
-    return run_snapshot.plan, {step.name: _mark(step) for step in run_snapshot.steps}
-
-
-def _mark(step: StepSnapshot) -> diagrams.Mark:
-    done, total = step.progress or (None, None)
-    return diagrams.Mark(status=step.status, count=done, total=total, label=step.label)
+    return run_snapshot.plan, marks_of(run_snapshot)

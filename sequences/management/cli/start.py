@@ -14,11 +14,11 @@ from ...inspection.snapshot import RunSnapshot
 from ...models import StepRun, StepStatus
 from ...sequence import Sequence, get
 from ...utils.durations import format_duration
+from ...utils.terminal import plain
 from . import wait
 from .argtypes import definition_in, duration, json_object
 from .base import Subcommand, wrong
 from .details import RunDetails
-from .tables import plain
 
 
 class Start(Subcommand):

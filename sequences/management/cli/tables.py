@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
-from unicodedata import east_asian_width
 
-from .base import Paint, printable
+from ...utils.terminal import cells, cut, plain
+from .base import Paint
 
 #: Characters below which no column is cut.
 MIN_COLUMN_WIDTH = 8
@@ -20,34 +20,23 @@ class Cell(NamedTuple):
     paint: Paint = str
 
 
-def plain(text: object, *, lines: bool = False) -> str:
-    """The text without what a terminal obeys: an escape in somebody's key must not reach it."""
-    keep = "\n\t" if lines else ""
-    return printable(str(text), lambda char: char.encode("unicode_escape").decode(), keep=keep)
-
-
-def columns_of(text: str) -> int:
-    """How many columns it takes."""
-    return sum(2 if east_asian_width(char) in "WF" else 1 for char in text)
-
-
-def cut(text: str, width: int) -> str:
-    """As much of it as fits."""
-    if columns_of(text) <= width:
-        return text
-    while text and columns_of(text) > width - 1:
-        text = text[:-1]
-    return f"{text}…"
-
-
 def table(
-    rows: Sequence[Sequence[Cell]], width: int | None, *, narrowing: Iterable[int] = ()
+    rows: Iterable[Iterable[object]], width: int | None, *, narrowing: Iterable[int] = ()
 ) -> list[str]:
-    """Lines of columns. If they are too wide, the widest of those named is cut, again and again."""
-    widths = [max(columns_of(cell.text) for cell in column) for column in zip(*rows, strict=True)]
+    """Lines of columns of texts and `Cell`s, in which nothing can steer a terminal.
+
+    If they are too wide, the widest of those named is cut, again and again.
+    """
+    lines = [[_cell(value) for value in row] for row in rows]
+    widths = [max(cells(cell.text) for cell in column) for column in zip(*lines, strict=True)]
     if width is not None:
         _narrow(widths, width - len(GAP) * (len(widths) - 1), list(narrowing))
-    return [GAP.join(map(_fitted, row, widths)).rstrip() for row in rows]
+    return [GAP.join(map(_fitted, line, widths)).rstrip() for line in lines]
+
+
+def _cell(value: object) -> Cell:
+    text, paint = value if isinstance(value, Cell) else (value, str)
+    return Cell(plain(text), paint)
 
 
 def _narrow(widths: list[int], room: int, columns: list[int]) -> None:
@@ -60,7 +49,7 @@ def _narrow(widths: list[int], room: int, columns: list[int]) -> None:
 
 def _fitted(cell: Cell, width: int) -> str:
     text = cut(cell.text, width)
-    return cell.paint(text) + " " * (width - columns_of(text)) if text else " " * width
+    return cell.paint(text) + " " * (width - cells(text)) if text else " " * width
 
 
 def shortened(ids: Sequence[object]) -> dict[object, str]:

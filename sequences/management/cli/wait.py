@@ -15,9 +15,9 @@ from ...inspection.diagnosis import summary
 from ...inspection.snapshot import RunSnapshot
 from ...models import RunStatus, SequenceRun
 from ...utils.durations import format_duration
+from ...utils.terminal import plain
 from .base import INTERRUPTED, OUTCOMES, TIMEOUT
 from .selectors import runs
-from .tables import plain
 
 #: Between two looks, at first and at most.
 MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.1, 1.0

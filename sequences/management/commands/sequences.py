@@ -13,9 +13,9 @@ from django.db import DatabaseError
 from ... import conf
 from ...exceptions import SequenceError
 from ...transitions.refusals import is_unmigrated, unmigrated
+from ...utils.terminal import plain
 from ..cli import maintenance, operations, read, start
 from ..cli.base import usage_error
-from ..cli.tables import plain
 
 SUBCOMMANDS = [
     read.List,
