@@ -110,6 +110,17 @@ class StepStatus(models.TextChoices):
     CANCELLED = "cancelled", _("cancelled")
 
 
+class Wait(models.TextChoices):
+    """What a step run waits for, other than a worker."""
+
+    TIME = "time", _("its time")
+    EVENT = "event", _("an event")
+    ITEMS = "items", _("its items")
+    CHILDREN = "children", _("its child runs")
+    PLACE = "place", _("a place among its siblings")
+    UNDO = "undo", _("the rollback")
+
+
 UNFINISHED_RUN = (RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.UNDOING)
 UNFINISHED_STEP = (
     StepStatus.WAITING,
@@ -464,10 +475,29 @@ class StepRun(_Row):
     dispatches = models.PositiveSmallIntegerField(default=0, editable=False)
     #: Whether its own `delay` was looked at.
     delayed = models.BooleanField(default=False, editable=False)
+    #: What it waits for while its status is "waiting". Afterwards, what it waited for last: a step
+    #: that has waited for its items or children is claimed again to gather them.
+    wait = models.CharField(
+        _("waits for"),
+        max_length=16,
+        choices=Wait.choices,
+        blank=True,
+        default="",
+        db_default="",
+    )
+    #: When that wait began.
+    waiting_since = models.DateTimeField(_("waiting since"), null=True, blank=True)
+    #: Of the wait for items: the `total` of them, the `window` of those that may be in flight, the
+    #: `next` one to be released, how many of those before it are `held`, having lost their places,
+    #: and whether it is `stopping`. Of that for children: their `total`.
+    members = models.JSONField(null=True, blank=True, editable=False)
+    #: How far the undoing of its children is, one of `transitions.subsequences.Undoing`.
+    undoing = models.CharField(max_length=8, blank=True, default="", db_default="", editable=False)
     #: The fencing token of the claim that runs, or ran, it.
     token = models.BigIntegerField(null=True, blank=True, editable=False)
     worker = models.CharField(_("worker"), max_length=100, blank=True)
     progress = models.JSONField(_("progress"), null=True, blank=True, encoder=JSONEncoder)
+    #: Of an item: the item. Of the undo of an item: the item, and its result.
     payload = models.JSONField(_("payload"), null=True, blank=True, encoder=JSONEncoder)
     result = models.JSONField(_("result"), null=True, blank=True, encoder=JSONEncoder)
     ready_at = models.DateTimeField(_("ready"))

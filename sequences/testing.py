@@ -25,7 +25,7 @@ from .definitions import registry
 from .definitions.definition import Outcome
 from .engine import dispatcher, handoff
 from .flows import jobs
-from .models import UNFINISHED_STEP, SequenceRun, StepFailure, StepRun, StepStatus
+from .models import UNFINISHED_STEP, SequenceRun, StepFailure, StepRun, StepStatus, Wait
 from .sequence import Sequence
 from .transitions import clock as database_clock
 from .transitions import compensation, notifications, plans
@@ -156,7 +156,7 @@ def _woken_parents(using: str) -> list[int]:
 
 def _parents(using: str) -> list[StepRun]:
     """The step runs that wait for their children, or for the end of those that are undone."""
-    rows = StepRun.objects.using(using).filter(kind="subsequence", payload__isnull=False)
+    rows = StepRun.objects.using(using).filter(wait=Wait.CHILDREN)
     ended = ~Q(status__in=UNFINISHED_STEP)
     waiting = rows.filter(Q(status=StepStatus.WAITING) | ended, wake_at__isnull=False)
     return list(waiting.order_by("pk"))

@@ -39,6 +39,7 @@ from ..models import (
     StepFailure,
     StepRun,
     StepStatus,
+    Wait,
 )
 from ..transitions import claims, clock, failures, fanout, plans, subsequences
 from ..transitions.types import Change, Claim, FanOut
@@ -97,9 +98,9 @@ class ExecutionContext(CurrentAttempt):
         """Its own delay, then `when`, then the user's code."""
         if self.is_item:
             return self._perform_item(step)
-        if isinstance(step, Subsequence) and self.claim.payload is not None:
+        if self.claim.wait == Wait.CHILDREN and isinstance(step, Subsequence):
             return self._gather_children(step)
-        if step.each is not None and self.claim.payload is not None:
+        if self.claim.wait == Wait.ITEMS:
             return self._gather(step)
         if step.delay is not None and not self.claim.delayed:
             due = self._due(step.delay)
@@ -127,7 +128,7 @@ class ExecutionContext(CurrentAttempt):
         if name in inbox:
             self._copy(name, inbox[name])
             return self._change(inbox[name])
-        waits = claim.payload is not None
+        waits = claim.wait == Wait.EVENT
         if waits and claim.due_at is not None and claim.due_at <= claim.now + clock.EARLY:
             if event.on_timeout == "fail":
                 raise EventTimeout(step=name, run=claim.run_id, timeout=event.timeout)

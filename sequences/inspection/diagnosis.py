@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from datetime import datetime, timedelta
-from typing import Any
 
-from django.utils.dateparse import parse_datetime
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from .. import conf
 from ..definitions.plan import COMPENSATION_KINDS
-from ..models import Operation, RunStatus, StepFailure, StepRun, StepStatus
+from ..models import Operation, RunStatus, StepFailure, StepRun, StepStatus, Wait
 from ..transitions.compensation import STANDSTILL
 from ..transitions.subsequences import Undoing
 from ..utils.durations import format_duration
@@ -393,12 +391,12 @@ def _retrying_step(snapshot: RunSnapshot, step: StepSnapshot, row: StepRun) -> s
 
 
 def _waiting_step(snapshot: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
-    if step.node.kind == "event":
+    if row.wait == Wait.EVENT:
         return _awaiting(snapshot, step, row)
-    if step.is_delayed:
+    if row.wait == Wait.TIME:
         return _delayed(snapshot, step, row)
-    if step.node.kind == "subsequence":
-        count = _count(row.payload, "children")
+    if row.wait == Wait.CHILDREN:
+        count = (row.members or {}).get("total", 1)
         message = ngettext(
             "%(step)s is waiting for its child run.",
             "%(step)s is waiting for its %(count)d child runs.",
@@ -420,9 +418,7 @@ def _waiting_step(snapshot: RunSnapshot, step: StepSnapshot, row: StepRun) -> st
 
 
 def _awaiting(snapshot: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
-    if row.payload is None and row.due_at is not None:  # its own delay is not over
-        return _delayed(snapshot, step, row)
-    since = _since(row) or row.queued_at
+    since = row.waiting_since or row.queued_at
     left = row.due_at - snapshot.now if row.due_at is not None else None
     if left is None:
         message = _("Waiting for the event %(step)s (%(time)s so far). It has no timeout.")
@@ -434,21 +430,11 @@ def _awaiting(snapshot: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
     return message % {"step": _name(step), "time": time, "left": format_duration(left)}
 
 
-def _since(row: StepRun) -> datetime | None:
-    payload = row.payload if isinstance(row.payload, dict) else {}
-    return parse_datetime(str(payload.get("waiting_since", "")))
-
-
 def _delayed(snapshot: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
     left = (row.due_at or snapshot.now) - snapshot.now
     if left < timedelta(0):
         return _("%(step)s is due now.") % {"step": _name(step)}
     return _("%(step)s starts in %(left)s.") % {"step": _name(step), "left": format_duration(left)}
-
-
-def _count(payload: Any, key: str) -> int:
-    count = payload.get(key) if isinstance(payload, dict) else None
-    return count if isinstance(count, int) else 1
 
 
 # What the messages are filled with

@@ -30,6 +30,7 @@ from ..models import (
     StepLoss,
     StepRun,
     StepStatus,
+    Wait,
 )
 from ..transitions import clock, plans
 from ..utils.text import label_of
@@ -100,7 +101,7 @@ class StepSnapshot:
         row = self.row
         if row is None or row.due_at is None:
             return False
-        waits_for_time = row.status == StepStatus.WAITING and row.payload is None
+        waits_for_time = row.status == StepStatus.WAITING and row.wait == Wait.TIME
         return waits_for_time or row.status == StepStatus.RETRYING
 
     @property
@@ -112,10 +113,7 @@ class StepSnapshot:
     @property
     def undoing(self) -> str:
         """How far the undoing of its children is, one of `Undoing`; nothing if there is none."""
-        payload = self.row.payload if self.row is not None else None
-        if self.node.kind != "subsequence" or not isinstance(payload, dict):
-            return ""
-        return str(payload.get("undo", ""))
+        return self.row.undoing if self.row is not None else ""
 
     @property
     def progress(self) -> tuple[float, float] | None:

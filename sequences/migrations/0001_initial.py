@@ -228,6 +228,35 @@ class Migration(migrations.Migration):
                 ("repeats", models.PositiveIntegerField(default=0, verbose_name="repeats")),
                 ("dispatches", models.PositiveSmallIntegerField(default=0, editable=False)),
                 ("delayed", models.BooleanField(default=False, editable=False)),
+                (
+                    "wait",
+                    models.CharField(
+                        blank=True,
+                        choices=[
+                            ("time", "its time"),
+                            ("event", "an event"),
+                            ("items", "its items"),
+                            ("children", "its child runs"),
+                            ("place", "a place among its siblings"),
+                            ("undo", "the rollback"),
+                        ],
+                        db_default="",
+                        default="",
+                        max_length=16,
+                        verbose_name="waits for",
+                    ),
+                ),
+                (
+                    "waiting_since",
+                    models.DateTimeField(blank=True, null=True, verbose_name="waiting since"),
+                ),
+                ("members", models.JSONField(blank=True, editable=False, null=True)),
+                (
+                    "undoing",
+                    models.CharField(
+                        blank=True, db_default="", default="", editable=False, max_length=8
+                    ),
+                ),
                 ("token", models.BigIntegerField(blank=True, editable=False, null=True)),
                 ("worker", models.CharField(blank=True, max_length=100, verbose_name="worker")),
                 (

@@ -108,7 +108,7 @@ def _claim_of(row: StepRun, token: int, now: datetime) -> Claim:
         row.pk, run.pk, run.sequence, run.plan_id, row.step, row.item, row.kind, token,
         row.attempts,
         row.repeats, row.delayed, row.ready_at, row.due_at, now,
-        _text(run.data), run.version, row.payload, row.worker, run.trace, row.lost,
+        _text(run.data), run.version, row.wait, row.payload, row.worker, run.trace, row.lost,
     )  # fmt: skip
 
 

@@ -15,12 +15,12 @@ from django.db import connections
 
 from ..data import serialization
 from ..definitions.plan import Plan
-from ..models import UNFINISHED_RUN, RunStatus, SequenceRun, StepRun, StepStatus
+from ..models import UNFINISHED_RUN, RunStatus, SequenceRun, StepRun, StepStatus, Wait
 from . import clock, compensation, fanout, notifications, plans, starts, subsequences
 from .backends import FastStatements, backend_of
 from .locking import lock_run
 from .runs import end, save, skip_unfinished, states_of, steps_of
-from .types import Change, Claim, ClaimLost, Dispatch, dispatch_of, new_row
+from .types import Change, Claim, ClaimLost, Dispatch, dispatch_of, new_row, wait_for
 
 #: A delay up to this is waited for in the broker too, which is more precise than a sweep.
 SHORT = timedelta(seconds=60)
@@ -114,9 +114,9 @@ def _write_row(claim: Claim, change: Change, run: SequenceRun, now: datetime, us
     if change.progress is not None:
         values["progress"] = json.loads(change.progress)
     if change.children is not None:
-        values.update(subsequences.waits(change.children, run, now))
+        values.update(subsequences.wait_values(change.children, run, now))
     elif change.items is not None:
-        values.update(fanout.waits(change.items, run, now))
+        values.update(fanout.wait_values(change.items, run, now))
     elif change.receive or (change.timed_out and claim.step in run.inbox):
         values.update(_receive(claim, change, run, now))
     elif change.again is not None:
@@ -141,7 +141,7 @@ def _wait(claim: Claim, change: Change, run: SequenceRun, now: datetime) -> dict
         values.update(status=StepStatus.QUEUED, wake_at=now + clock.grace())
     else:
         slack = SLACK if due - now <= SHORT else timedelta(0)
-        values.update(status=StepStatus.WAITING, due_at=due, wake_at=due + slack)
+        values.update(**wait_for(Wait.TIME, now), due_at=due, wake_at=due + slack)
     if run.status == RunStatus.PAUSED:
         values["wake_at"] = None
     return values
@@ -153,8 +153,7 @@ def _receive(claim: Claim, change: Change, run: SequenceRun, now: datetime) -> d
         values.update(status=StepStatus.QUEUED, wake_at=now + clock.grace())
     else:
         due = now + change.again if isinstance(change.again, timedelta) else change.again
-        values.update(status=StepStatus.WAITING, due_at=due, wake_at=due)
-        values["payload"] = {"waiting_since": now.isoformat()}
+        values.update(**wait_for(Wait.EVENT, now), due_at=due, wake_at=due)
     if run.status == RunStatus.PAUSED:
         values["wake_at"] = None
     return values

@@ -25,15 +25,15 @@ from ..models import (
     SequenceRun,
     StepRun,
     StepStatus,
+    Wait,
 )
 from . import clock, plans, runs, starts, subsequences
 from .locking import lock_run, transact
 from .subsequences import Undoing
-from .types import Claim, Dispatch, dispatch_of, new_row
+from .types import Claim, Dispatch, dispatch_of, new_row, wait_for
 
 #: The `ending` of a run that only comes to a standstill: its parent has another undo for it.
 STANDSTILL = "standstill"
-_WAITS_FOR_ITEMS = Q(kind="each", status=StepStatus.WAITING, payload__isnull=False)
 
 
 def stop(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
@@ -44,9 +44,9 @@ def stop(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispat
     """
     if run.is_finished:
         return []
-    waiting = (StepStatus.QUEUED, StepStatus.WAITING)
-    runs.unfinished(run, using).filter(status__in=waiting).update(wake_at=None)
-    executing = runs.unfinished(run, using).exclude(status__in=waiting)
+    not_started = (StepStatus.QUEUED, StepStatus.WAITING)
+    runs.unfinished(run, using).filter(status__in=not_started).update(wake_at=None)
+    executing = runs.unfinished(run, using).exclude(status__in=not_started)
     items = executing.filter(item__gt=NO_ITEM)
     for own in _rows(run, using).filter(kind="each", step__in=items.values("step")):
         wait_for_running_items(own, now, using)
@@ -118,7 +118,7 @@ def _settle(run: SequenceRun, now: datetime, using: str) -> bool:
     main = runs.unfinished(run, using).exclude(kind__in=COMPENSATION_KINDS)
     if not main.exists():
         return False
-    main.exclude(status=StepStatus.RUNNING).exclude(_WAITS_FOR_ITEMS).update(**_cancelled(now))
+    main.exclude(status=StepStatus.RUNNING).exclude(runs.WAITS_FOR_ITEMS).update(**_cancelled(now))
     running = list(main.filter(status=StepStatus.RUNNING).values_list("step", "item"))
     _stop_items(main, {step for step, item in running if item != NO_ITEM}, now, using)
     _stop_children(run, now, using)
@@ -132,7 +132,7 @@ def _cancelled(now: datetime) -> dict[str, object]:
 
 def _stop_items(main: QuerySet[StepRun], busy: set[str], now: datetime, using: str) -> None:
     """The fan-outs without an item that executes are cancelled; the others wait for those."""
-    for own in main.filter(_WAITS_FOR_ITEMS):
+    for own in main.filter(runs.WAITS_FOR_ITEMS):
         if own.step in busy:
             wait_for_running_items(own, now, using)
         else:
@@ -141,9 +141,9 @@ def _stop_items(main: QuerySet[StepRun], busy: set[str], now: datetime, using: s
 
 def wait_for_running_items(own: StepRun, now: datetime, using: str) -> None:
     """Have the end of every item be looked at: none is released any more."""
-    own.payload = {**(own.payload or {}), "stopping": True}
+    own.members = {**(own.members or {}), "stopping": True}
     own.wake_at = now + clock.grace()
-    own.save(using=using, update_fields=["payload", "wake_at"])
+    own.save(using=using, update_fields=["members", "wake_at"])
 
 
 def _stop_children(run: SequenceRun, now: datetime, using: str) -> None:
@@ -198,9 +198,9 @@ def _undo_child(run: SequenceRun, own: StepRun, now: datetime, using: str) -> li
 
 def _look_after(own: StepRun, now: datetime, using: str) -> None:
     """From now on its children are undone, and the sweep sees to it."""
-    own.payload = {**(own.payload or {}), "undo": Undoing.RUNNING}
+    own.undoing = Undoing.RUNNING
     own.queued_at, own.wake_at = now, now + clock.grace()
-    own.save(using=using, update_fields=["payload", "queued_at", "wake_at"])
+    own.save(using=using, update_fields=["undoing", "queued_at", "wake_at"])
 
 
 def _record(
@@ -269,11 +269,11 @@ def retry(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispa
     run.status, run.finished_at = RunStatus.UNDOING, None
     failed = _rows(run, using).filter(status=StepStatus.FAILED)
     again = {"attempts": 0, "lost": 0, "token": None, "due_at": None, "finished_at": None}
-    failed.filter(kind="on_failure").update(status=StepStatus.WAITING, **again)
+    failed.filter(kind="on_failure").update(**wait_for(Wait.UNDO, now), **again)
     undos = list(failed.filter(kind="undo").values_list("pk", flat=True))
     failed.filter(kind="undo").update(**again, **_queued(now))
     ready = [dispatch_of(row, plan) for row in _rows(run, using).filter(pk__in=undos)]
-    for own in _rows(run, using).filter(kind="subsequence", payload__undo=Undoing.FAILED):
+    for own in _rows(run, using).filter(undoing=Undoing.FAILED):
         ready += _retry_children(run, own, now, using)
     return ready or go_on(run, plan, now, using)
 
@@ -302,7 +302,7 @@ def undone(run: SequenceRun, plan: Plan, using: str) -> frozenset[str]:
     undos = _rows(run, using).filter(kind="undo").values_list("step", flat=True)
     names = {plan.node(name).undoes for name in undos}
     if plan.subsequences:
-        below = _rows(run, using).filter(kind="subsequence", payload__undo__in=subsequences.UNDONE)
+        below = _rows(run, using).filter(undoing__in=subsequences.UNDONE)
         names.update(below.values_list("step", flat=True))
     return frozenset(names)
 
@@ -333,7 +333,7 @@ def _newest_parent(run: SequenceRun, plan: Plan, using: str) -> StepRun | None:
 
 def _parents(run: SequenceRun, plan: Plan, using: str) -> QuerySet[StepRun]:
     """The step runs whose children are undone by their own undos."""
-    rows = _rows(run, using).filter(kind="subsequence", payload__isnull=False)
+    rows = _rows(run, using).filter(wait=Wait.CHILDREN)
     for node in plan.undos:
         rows = rows.exclude(_done(node), step=node.undoes)
     return rows

@@ -11,7 +11,7 @@ from django.db import DatabaseError, connections
 from django.db.models import F, Q, QuerySet
 
 from ..exceptions import SequenceError
-from ..models import UNFINISHED_STEP, StepRun, StepStatus
+from ..models import UNFINISHED_STEP, StepRun, StepStatus, Wait
 from . import clock, plans
 from .locking import lock_free, transact
 from .types import Dispatch, dispatch_of
@@ -148,8 +148,7 @@ def _waits_for_others(row: StepRun) -> bool:
     """Whether it waits for its items or children; of one that has ended those are undone."""
     if row.kind == "subsequence" and row.status not in UNFINISHED_STEP:
         return True
-    waits = row.kind in ("each", "subsequence") and row.status == StepStatus.WAITING
-    return waits and bool(row.payload)
+    return row.status == StepStatus.WAITING and row.wait in (Wait.ITEMS, Wait.CHILDREN)
 
 
 def _sent_at(row: StepRun) -> datetime:

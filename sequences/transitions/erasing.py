@@ -50,9 +50,7 @@ def blank(run_ids: Sequence[UUID], now: datetime, using: str, *, keep_key: bool)
             data={}, inbox={}, version=F("version") + 1, updated_at=now, **keys
         )
         steps = StepRun._base_manager.using(using).filter(run__in=part)
-        steps.update(result=None, progress=None)
-        # That of a subsequence says how many children it has, and whether they were undone.
-        steps.exclude(kind="subsequence").update(payload=None)
+        steps.update(payload=None, result=None, progress=None)
         StepFailure._base_manager.using(using).filter(run__in=part).update(message="", traceback="")
         Operation._base_manager.using(using).filter(run__in=part).update(
             before=None, after=None, reason=""

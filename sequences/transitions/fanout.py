@@ -31,13 +31,14 @@ from ..models import (
     StepFailure,
     StepRun,
     StepStatus,
+    Wait,
 )
 from . import clock, notifications, plans
 from .backends import backend_of
 from .compensation import proceed, stop
 from .locking import lock_run, transact
-from .runs import is_failing, save, stops
-from .types import Change, Claim, ClaimLost, Dispatch, FanOut, dispatch_of
+from .runs import WAITS_FOR_ITEMS, is_failing, save, stops
+from .types import Change, Claim, ClaimLost, Dispatch, FanOut, dispatch_of, wait_for
 
 #: Items in flight where a step names no `concurrency`.
 WINDOW = 1000
@@ -46,13 +47,12 @@ CHUNK = 100
 #: Rows of one INSERT.
 BATCH = 1000
 
-#: Of a fan-out's own row: the `total` of items, the `window` of those that may be in flight, the
-#: `next` one to be released, and how many of those before it are held, having lost their places.
+#: The `members` of a fan-out's own row.
 State = dict[str, int]
 
 _HAS_A_PLACE = Q(status=StepStatus.RUNNING) | Q(status=StepStatus.QUEUED, due_at__isnull=True)
-#: A row that is held: neither dispatched, nor waiting for a time.
-_HELD = Q(status=StepStatus.WAITING, due_at__isnull=True)
+#: An item that is held: neither dispatched, nor waiting for a time.
+_HELD = Q(status=StepStatus.WAITING, wait=Wait.PLACE)
 
 
 def insert(claim: Claim, items: Iterable[Any], using: str) -> int:
@@ -68,8 +68,8 @@ def insert(claim: Claim, items: Iterable[Any], using: str) -> int:
                 step=claim.step,
                 item=total + index,
                 kind="item",
-                status=StepStatus.WAITING,
                 payload=item,
+                **wait_for(Wait.PLACE, claim.now),
                 ready_at=claim.now,
                 queued_at=claim.now,
             )
@@ -86,12 +86,12 @@ def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
         yield batch
 
 
-def waits(fan_out: FanOut, run: SequenceRun, now: datetime) -> dict[str, Any]:
+def wait_values(fan_out: FanOut, run: SequenceRun, now: datetime) -> dict[str, Any]:
     """What the step's own row becomes while its items run."""
     held = run.status == RunStatus.PAUSED
     return {
-        "status": StepStatus.WAITING,
-        "payload": {"total": fan_out.total, "window": fan_out.window, "next": 0},
+        **wait_for(Wait.ITEMS, now),
+        "members": {"total": fan_out.total, "window": fan_out.window, "next": 0},
         "delayed": True,
         "wake_at": None if held else now + clock.grace(),
     }
@@ -156,15 +156,15 @@ def _find_place(claim: Claim, using: str) -> bool:
         return True
     lock_run(claim.run_id, using)
     own = _own(claim.run_id, claim.step, using)
-    if own is None or not own.payload:
+    if own is None or not own.members:
         raise ClaimLost
     others = _items(claim.run_id, claim.step, using).exclude(pk=claim.step_run_id)
     busy = others.filter(_HAS_A_PLACE, wake_at__isnull=False).count()
     values: dict[str, Any] = {}
-    if held := busy >= own.payload["window"]:
-        own.payload["held"] = own.payload.get("held", 0) + 1
-        own.save(using=using, update_fields=["payload"])
-        values = {"status": StepStatus.WAITING, "token": None, "wake_at": None}
+    if held := busy >= own.members["window"]:
+        own.members["held"] = own.members.get("held", 0) + 1
+        own.save(using=using, update_fields=["members"])
+        values = {**wait_for(Wait.PLACE, claim.now), "token": None, "wake_at": None}
     rows = StepRun._base_manager.using(using)
     rows = rows.filter(pk=claim.step_run_id, token=claim.token, status=StepStatus.RUNNING)
     if not rows.update(**values, due_at=None, ready_at=claim.first_due):
@@ -182,8 +182,7 @@ def _calls_for_a_look(state: State | None, item: int) -> bool:
 def _state_of(run_id: UUID, step: str, using: str) -> State | None:
     """How far a fan-out is that waits for its items."""
     rows = StepRun._base_manager.using(using).filter(run=run_id, step=step, item=NO_ITEM)
-    waiting = rows.filter(status=StepStatus.WAITING, payload__isnull=False)
-    state: State | None = waiting.values_list("payload", flat=True).first()
+    state: State | None = rows.filter(WAITS_FOR_ITEMS).values_list("members", flat=True).first()
     return state
 
 
@@ -224,11 +223,11 @@ def go_on(
     if run.status != RunStatus.RUNNING or is_failing(run, plan, using):
         return []
     own = _own(run.pk, step, using)
-    if own is None or own.status != StepStatus.WAITING or not own.payload:
+    if own is None or own.status != StepStatus.WAITING or not own.members:
         return []
-    if _releases(own.payload):
+    if _releases(own.members):
         ready = _release(own, plan, now, using, more)
-        if ready or _releases(own.payload):
+        if ready or _releases(own.members):
             return ready
     if has_unfinished(run.pk, step, using):
         return []
@@ -242,7 +241,7 @@ def _release(
     own: StepRun, plan: Plan, now: datetime, using: str, more: int | None
 ) -> list[Dispatch]:
     items = _items(own.run_id, own.step, using)
-    state: State = own.payload or {}
+    state: State = own.members or {}
     if more is None or state["window"] != WINDOW:
         # Whatever has called for this look: another may have released in its place.
         busy = items.filter(_HAS_A_PLACE, wake_at__isnull=False).count()
@@ -252,8 +251,8 @@ def _release(
         return []
     again = _held_again(items, state, more)
     rows = _next(items, state, more - len(again))
-    own.payload = state
-    own.save(using=using, update_fields=["payload"])
+    own.members = state
+    own.save(using=using, update_fields=["members"])
     queued = {"status": StepStatus.QUEUED, "queued_at": now, "wake_at": now + clock.grace()}
     items.filter(pk__in=[row.pk for row in again]).update(**queued, dispatches=0)
     items.filter(pk__in=[row.pk for row in rows]).update(**queued, ready_at=now)
@@ -281,27 +280,27 @@ def _next(items: QuerySet[StepRun], state: State, more: int) -> list[StepRun]:
 
 def reopen(rows: QuerySet[StepRun], using: str) -> None:
     """Let these fan-outs, begun again, wait for their items that failed or were cancelled."""
-    for own in rows.filter(kind="each", payload__isnull=False):
+    now = clock.now(using)
+    for own in rows.filter(wait=Wait.ITEMS):
         ended = (StepStatus.FAILED, StepStatus.CANCELLED)
         _items(own.run_id, own.step, using).filter(status__in=ended).update(
-            status=StepStatus.WAITING, token=None, attempts=0, lost=0, wake_at=None,
+            **wait_for(Wait.PLACE, now), token=None, attempts=0, lost=0, wake_at=None,
             due_at=None, finished_at=None,
         )  # fmt: skip
-        own.payload = _begun_again(own)
-        own.status, own.attempts, own.lost, own.finished_at = StepStatus.WAITING, 0, 0, None
-        fields = ["payload", "status", "attempts", "lost", "finished_at"]
-        own.save(using=using, update_fields=fields)
+        rows.filter(pk=own.pk).update(
+            **wait_for(Wait.ITEMS, now), members=_begun_again(own), attempts=0, lost=0,
+            finished_at=None,
+        )  # fmt: skip
 
 
 def _begun_again(own: StepRun) -> State:
-    state: State = own.payload or {}
+    state: State = own.members or {}
     return {"total": state["total"], "window": state["window"], "next": 0}
 
 
 def waiting(run: SequenceRun, using: str) -> QuerySet[StepRun]:
     """The own rows of the fan-outs that wait for their items."""
-    rows = StepRun._base_manager.using(using).filter(run=run.pk, kind="each")
-    return rows.filter(status=StepStatus.WAITING, payload__isnull=False)
+    return StepRun._base_manager.using(using).filter(WAITS_FOR_ITEMS, run=run.pk)
 
 
 def counts(claim: Claim, using: str) -> tuple[int, int]:

@@ -29,11 +29,14 @@ from ..definitions.rules import (
     skip_rule,
 )
 from ..exceptions import InvalidTransition
-from ..models import NO_ITEM, Operation, RunStatus, SequenceRun, StepRun, StepStatus
+from ..models import NO_ITEM, Operation, RunStatus, SequenceRun, StepRun, StepStatus, Wait
 from . import clock, commits, compensation, erasing, fanout, plans, runs, starts, subsequences
 from .locking import lock_run, transact
 from .refusals import with_text
-from .types import Dispatch, dispatch_of, new_row
+from .types import Dispatch, dispatch_of, new_row, wait_for
+
+#: Waits that others end, not a time.
+_WAITS_FOR_OTHERS = (Wait.EVENT, Wait.ITEMS, Wait.CHILDREN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,7 @@ class LockedRun:
             due = row.due_at
             if due is not None and due > self.now:
                 # Its message, if it had one, may have come and gone during the pause.
-                held.filter(pk=row.pk).update(status=StepStatus.WAITING, wake_at=due)
+                held.filter(pk=row.pk).update(**self._waiting(row), wake_at=due)
             elif due is not None:
                 held.filter(pk=row.pk).update(**self.queued())
         held.filter(status=StepStatus.QUEUED).update(**self.queued())
@@ -121,6 +124,12 @@ class LockedRun:
             fanout.go_on(self.run, self.plan, own.step, self.now, self.using)
         woken = self.steps(status=StepStatus.QUEUED, queued_at=self.now)
         return ended + [dispatch_of(row, self.plan) for row in woken.order_by("pk")]
+
+    def _waiting(self, row: StepRun) -> dict[str, Any]:
+        """A wait for others goes on as it was; the next attempt is a time to wait for."""
+        if row.status == StepStatus.RETRYING and row.wait not in _WAITS_FOR_OTHERS:
+            return wait_for(Wait.TIME, self.now)
+        return {"status": StepStatus.WAITING}
 
     def wake_retries(self) -> list[Dispatch]:
         """Let go only the retries: beside a step that has finally failed nothing else goes on."""
@@ -162,7 +171,7 @@ class LockedRun:
 
     def requeue(self, rows: QuerySet[StepRun]) -> None:
         """Begin these again, held until `wake`: no failed attempt counts any more."""
-        rows.filter(kind="event").update(payload=None)
+        rows.filter(kind="event").update(wait="", waiting_since=None)
         rows.update(
             status=StepStatus.QUEUED, token=None, attempts=0, lost=0, ready_at=self.now,
             # An item may have lost its place: its claim finds it another.
@@ -216,10 +225,10 @@ class LockedRun:
     def _reopen_parents(self, rows: QuerySet[StepRun]) -> list[SequenceRun]:
         """Of those that wait for children: the failed children are begun again, not the wait."""
         failed: list[SequenceRun] = []
-        for own in rows.filter(kind="subsequence", payload__isnull=False):
+        for own in rows.filter(wait=Wait.CHILDREN):
             failed += subsequences.unsuccessful(self.steps(pk=own.pk), self.using)
             self.steps(pk=own.pk).update(
-                status=StepStatus.WAITING, attempts=0, lost=0, finished_at=None
+                **wait_for(Wait.CHILDREN, self.now), attempts=0, lost=0, finished_at=None
             )
         return failed
 
@@ -437,12 +446,7 @@ def skip(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch]:
     return _operate(run_id, request, using, function)
 
 
-#: Whose wait is a time's only until they have begun: then they have a payload.
-_WAIT_FOR_OTHERS = ("event", "each", "subsequence")
-_TIMED = Q(status=StepStatus.RETRYING) | (
-    Q(status=StepStatus.WAITING, due_at__isnull=False)
-    & ~Q(kind__in=_WAIT_FOR_OTHERS, payload__isnull=False)
-)
+_TIMED = Q(status=StepStatus.RETRYING) | Q(status=StepStatus.WAITING, wait=Wait.TIME)
 
 
 def run_now(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch]:
@@ -546,7 +550,7 @@ def deliver(
         locked.run.inbox = {**locked.run.inbox, request.step: payload}
         if row is None or row.status != StepStatus.WAITING:
             return []  # it finds the payload when it looks, or when it commits its wait
-        if row.payload is None and row.due_at is not None:
+        if row.wait != Wait.EVENT:
             return []  # its own delay is not over
         return locked.receive(row)
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, transaction
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 
 from ..definitions.plan import Plan
 from ..models import (
@@ -19,9 +19,13 @@ from ..models import (
     StepLoss,
     StepRun,
     StepStatus,
+    Wait,
 )
 from ..port import get_engine
 from . import notifications
+
+#: The own row of a fan-out that waits for its items.
+WAITS_FOR_ITEMS = Q(status=StepStatus.WAITING, wait=Wait.ITEMS)
 
 
 def is_failing(run: SequenceRun, plan: Plan, using: str) -> bool:

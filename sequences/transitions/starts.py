@@ -13,10 +13,10 @@ from django.db import IntegrityError, transaction
 from django.db.models import Q
 
 from ..definitions.plan import Node, Plan
-from ..models import SequenceRun, StepRun, StepStatus
+from ..models import SequenceRun, StepRun, StepStatus, Wait
 from ..utils.uuid7 import uuid7
 from . import clock, notifications, plans
-from .types import Dispatch, dispatch_of, new_row
+from .types import Dispatch, dispatch_of, new_row, wait_for
 
 Labels = Sequence[str]
 #: The runs that stand in the way of starts, by their key and its `unique`.
@@ -183,7 +183,7 @@ def _first_step(
     if not delay:
         return new_row(run_id, node, now, now + clock.grace())
     due = now + delay
-    return new_row(run_id, node, now, due, status=StepStatus.WAITING, due_at=due)
+    return new_row(run_id, node, now, due, **wait_for(Wait.TIME, now), due_at=due)
 
 
 def insert(rows: list[StepRun], using: str) -> None:

@@ -17,18 +17,18 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 from ..definitions.plan import Plan
 from ..exceptions import SequenceError
 from ..models import (
-    NO_ITEM,
     UNFINISHED_RUN,
     UNFINISHED_STEP,
     RunStatus,
     SequenceRun,
     StepRun,
     StepStatus,
+    Wait,
 )
 from . import clock, plans, runs, starts
 from .locking import lock_free, lock_run, transact
 from .starts import Labels, Start
-from .types import Claim, Dispatch, dispatch_of
+from .types import Claim, Dispatch, dispatch_of, wait_for
 
 #: How many runs may stand above one another.
 MAX_DEPTH = 10
@@ -60,12 +60,13 @@ def _check_depth(claim: Claim, using: str) -> None:
             )
 
 
-def waits(count: int, run: SequenceRun, now: datetime) -> dict[str, Any]:
+def wait_values(count: int, run: SequenceRun, now: datetime) -> dict[str, Any]:
     """What the step's row becomes while its children run."""
     held = run.status == RunStatus.PAUSED
     return {
-        "status": StepStatus.WAITING,
-        "payload": {"children": count},
+        **wait_for(Wait.CHILDREN, now),
+        "members": {"total": count},
+        "undoing": "",
         "delayed": True,
         "wake_at": None if held else now + clock.grace(),
     }
@@ -99,8 +100,8 @@ def waiting(run: SequenceRun, using: str) -> QuerySet[StepRun]:
 
 
 def _waiting(using: str) -> QuerySet[StepRun]:
-    rows = StepRun._base_manager.using(using).filter(kind="subsequence", item=NO_ITEM)
-    return rows.filter(status=StepStatus.WAITING, payload__isnull=False)
+    rows = StepRun._base_manager.using(using)
+    return rows.filter(status=StepStatus.WAITING, wait=Wait.CHILDREN)
 
 
 def unfinished(step_run: Any, using: str) -> QuerySet[SequenceRun]:
@@ -150,7 +151,7 @@ def unsuccessful(rows: QuerySet[StepRun], using: str) -> list[SequenceRun]:
 
 
 class Undoing(StrEnum):
-    """How far the undoing of a step's children is: what ``payload["undo"]`` of its row says."""
+    """How far the undoing of a step's children is."""
 
     RUNNING = "running"
     DONE = "done"
@@ -168,23 +169,23 @@ def note_undoing(run: SequenceRun, now: datetime, using: str) -> bool:
 
     As long as one is, the sweep looks at the step's row: the end of a child may go untold.
     """
-    rows = StepRun._base_manager.using(using).filter(run=run.pk, kind="subsequence")
-    busy = [_note(own, now, using) for own in rows.filter(payload__isnull=False)]
+    rows = StepRun._base_manager.using(using).filter(run=run.pk, wait=Wait.CHILDREN)
+    busy = [_note(own, now, using) for own in rows]
     return any(busy)
 
 
 def _note(own: StepRun, now: datetime, using: str) -> bool:
     is_busy = being_undone(own, using).exists()
-    payload, wake_at = dict(own.payload or {}), own.wake_at
-    if payload.get("undo") == Undoing.RUNNING and not is_busy:
-        payload["undo"] = _outcome(own, using)
+    undoing, wake_at = own.undoing, own.wake_at
+    if undoing == Undoing.RUNNING and not is_busy:
+        undoing = _outcome(own, using)
     if is_busy:
         wake_at = wake_at or now + clock.grace()
     elif own.status not in UNFINISHED_STEP:
         wake_at = None
-    if (payload, wake_at) != (own.payload, own.wake_at):
-        own.payload, own.wake_at = payload, wake_at
-        own.save(using=using, update_fields=["payload", "wake_at"])
+    if (undoing, wake_at) != (own.undoing, own.wake_at):
+        own.undoing, own.wake_at = undoing, wake_at
+        own.save(using=using, update_fields=["undoing", "wake_at"])
     return is_busy
 
 
@@ -202,12 +203,10 @@ def _outcome(own: StepRun, using: str) -> Undoing:
     below = StepRun._base_manager.using(using).filter(run__parent=own.pk)
     if below.filter(failed_undo(), run__status=RunStatus.FAILED).exists():
         return Undoing.FAILED
-    undone = Q(kind="undo") | Q(kind="subsequence", payload__undo=Undoing.DONE)
+    undone = Q(kind="undo") | Q(undoing=Undoing.DONE)
     return Undoing.DONE if below.filter(undone).exists() else Undoing.EMPTY
 
 
 def failed_undo() -> Q:
     """A step run whose undo has failed: it is one, or one of its children has it."""
-    return Q(kind="undo", status=StepStatus.FAILED) | Q(
-        kind="subsequence", payload__undo=Undoing.FAILED
-    )
+    return Q(kind="undo", status=StepStatus.FAILED) | Q(undoing=Undoing.FAILED)

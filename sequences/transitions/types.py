@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from ..definitions.plan import COMPENSATION_KINDS, Node, Plan
-from ..models import NO_ITEM, StepRun
+from ..models import NO_ITEM, StepRun, StepStatus, Wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,8 @@ class Claim:
     now: datetime.datetime  # of the database, when it was claimed
     data: str  # as JSON
     version: int
-    payload: Any = None  # of an item: the item; of a fan-out: how far it is
+    wait: str = ""  # what it waited for last, one of `Wait`
+    payload: Any = None  # of an item: the item; of the undo of one: it, and its result
     worker: str = ""
     trace: str = ""  # of the run, as W3C's traceparent
     lost: int = 0  # workers that died in it, one after the other
@@ -114,6 +115,11 @@ class Change:
 
 class ClaimLost(Exception):
     """The token is not ours any more, or the run has ended: nothing may be stored."""
+
+
+def wait_for(wait: Wait, now: datetime.datetime) -> dict[str, Any]:
+    """The values of a row that begins to wait."""
+    return {"status": StepStatus.WAITING, "wait": wait, "waiting_since": now}
 
 
 def dispatch_of(row: StepRun, plan: Plan, delay: int | None = None) -> Dispatch:

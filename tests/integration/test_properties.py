@@ -119,6 +119,7 @@ class World:
             if self.run.is_finished:
                 return
             self.move()
+            assert not StepRun.objects.filter(status="waiting", wait="").exists()
         pytest.fail(f"It does not end: {list(self.run.steps.values())}")
 
     def move(self):

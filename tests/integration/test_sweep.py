@@ -454,7 +454,7 @@ def test_an_error_of_one_row_is_logged_with_its_run_and_step_and_harms_no_other(
         overdue(broken, "one")
         monkeypatch.setattr(failures, "reap", unless_broken(failures.reap))
     elif fails == "look":
-        change(broken, "one", status="waiting", kind="each", payload={"children": 1})
+        change(broken, "one", status="waiting", kind="each", wait="items", members={"total": 1})
     else:
         monkeypatch.setattr(
             "sequences.worker.sweeper._fails_as_unknown", unless_broken(lambda row, using: False)

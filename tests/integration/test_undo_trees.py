@@ -552,4 +552,5 @@ def test_what_was_undone_is_remembered_after_an_erasure():
     parent.erase()
     with pytest.raises(InvalidTransition, match="without undone steps that are not done again: "):
         parent.restart_from("ship")
-    assert row(parent, "book").payload == {"children": 1, "undo": "done"}
+    assert row(parent, "book").members == {"total": 1}
+    assert row(parent, "book").undoing == "done"

@@ -55,8 +55,8 @@ WHERE mine.id = %(id)s AND attempts = %(attempts)s AND wake_at IS NOT NULL
         OR mine.status = 'waiting' AND due_at <= {{now}} + {{early}})
     AND run.id = mine.run_id
 RETURNING mine.id, mine.run_id, run.sequence, run.plan_id, mine.step, item, mine.kind, attempts,
-    repeats, delayed, ready_at, due_at, {{now}}, run.data, run.version, payload, run.trace, lost,
-    set_config('synchronous_commit', 'off', true)
+    repeats, delayed, ready_at, due_at, {{now}}, run.data, run.version, wait, payload, run.trace,
+    lost, set_config('synchronous_commit', 'off', true)
 """
 
 _GUARD = f"""
@@ -118,9 +118,9 @@ UPDATE {_STEPS} SET
     progress = COALESCE(%(progress)s::jsonb, progress), finished_at = {{now}}
 WHERE id = %(id)s AND token = %(token)s AND status = 'running'
 RETURNING (
-    SELECT own.payload FROM {_STEPS} own
+    SELECT own.members FROM {_STEPS} own
     WHERE own.run_id = %(run)s AND own.step = %(step)s AND own.item = {NO_ITEM}
-        AND own.status = 'waiting')
+        AND own.status = 'waiting' AND own.wait = 'items')
 """
 
 # A row names the transaction that has locked it in xmax. That of a savepoint that was released
@@ -173,10 +173,10 @@ class Statements:
         if row is None:
             return None
         (pk, run_id, sequence, plan_id, step, item, kind, attempts, *rest) = row
-        repeats, delayed, ready_at, due_at, now, data, version, payload, trace, lost, _ = rest
+        repeats, delayed, ready_at, due_at, now, data, version, wait, payload, trace, lost, _ = rest
         return Claim(
             pk, run_id, sequence, plan_id, step, item, kind, token, attempts,
-            repeats, delayed, ready_at, due_at, now, data, version,
+            repeats, delayed, ready_at, due_at, now, data, version, wait,
             None if payload is None else json.loads(payload), worker, trace, lost,
         )  # fmt: skip
 
