@@ -116,6 +116,20 @@ def _retention(value: Any) -> timedelta | None:
     raise ValueError("None, or a positive timedelta")
 
 
+def _step_defaults(value: Any) -> dict[str, Any]:
+    """What each option may be is checked in `definitions.validation`."""
+    if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        return dict(value)
+    raise ValueError("a dict of step options, such as {'max_retries': 5}")
+
+
+def _count_or_none(value: Any) -> int | None:
+    try:
+        return None if value is None else _count(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, or None") from None
+
+
 def _permission(value: Any) -> str | Guard | None:
     """A callable, or the path of one, or what looks like a permission."""
     if value is None or callable(value):
@@ -147,6 +161,10 @@ class Settings:
     heartbeat = Option(3, _seconds)
     #: Seconds between sweeps in each worker process; None: no sweep in workers.
     sweep_interval = Option(1, _seconds_or_none)
+    #: Options of every step in the project, where neither the step nor its Meta says otherwise.
+    defaults = Option({}, _step_defaults)
+    #: Failed attempts in a row after which a step that is still retried is struggling; None: never.
+    struggling_after = Option(5, _count_or_none)
     #: Workers that may die in a row in one step.
     max_lost_workers = Option(3, _count)
     #: Bytes of UTF-8 that the data of a run may take as JSON.

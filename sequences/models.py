@@ -171,6 +171,16 @@ class SequenceRunQuerySet(models.QuerySet["SequenceRun"]):
         """Those that succeeded, failed or were cancelled."""
         return self.exclude(status__in=UNFINISHED_RUN)
 
+    def struggling(self) -> SequenceRunQuerySet:
+        """Unfinished runs with a step that has failed as often as STRUGGLING_AFTER says."""
+        limit = conf.settings.struggling_after
+        if limit is None:
+            return self.none()
+        rows = StepRun.objects.using(self.db).filter(
+            status__in=UNFINISHED_STEP, attempts__gte=limit
+        )
+        return self.unfinished().filter(pk__in=rows.values("run"))
+
     def waiting_for(self, step: Step[Any] | str) -> SequenceRunQuerySet:
         """Unfinished runs in which this step waits: for a time or an event."""
         name = step if isinstance(step, str) else step.name
@@ -528,6 +538,12 @@ class StepRun(_Row):
     def __str__(self) -> str:
         item = "" if self.item == NO_ITEM else f"[{self.item}]"
         return f"{self.step}{item}"
+
+    @property
+    def is_struggling(self) -> bool:
+        """Whether it has failed as often as STRUGGLING_AFTER says, and has not ended."""
+        limit = conf.settings.struggling_after
+        return limit is not None and self.attempts >= limit and self.status in UNFINISHED_STEP
 
 
 class StepFailure(_Row):

@@ -16,6 +16,7 @@ __all__ = [
     "run_succeeded",
     "step_failed",
     "step_retrying",
+    "step_struggling",
     "step_succeeded",
 ]
 
@@ -29,5 +30,8 @@ run_cancelled = Signal()
 step_succeeded = Signal()
 #: An attempt has failed, and there will be another.
 step_retrying = Signal()
+#: As many attempts in a row as ``SEQUENCES["STRUGGLING_AFTER"]`` says have failed: sent once, and
+#: the step is still retried.
+step_struggling = Signal()
 #: An attempt has failed, and it was the last.
 step_failed = Signal()

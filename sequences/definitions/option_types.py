@@ -29,6 +29,7 @@ Duration: TypeAlias = timedelta | int  # milliseconds
 Delay: TypeAlias = int | timedelta | Callable[[Any], timedelta | datetime]
 Each: TypeAlias = str | Callable[[Any], Iterable[Any]]
 Exceptions: TypeAlias = type[BaseException] | tuple[type[BaseException], ...]
+Retries: TypeAlias = Mapping[type[BaseException], int | None]
 
 
 class ActorOptions(TypedDict, total=False):
@@ -57,6 +58,8 @@ class BaseOptions(ActorOptions, total=False):
     aliases: Names
     delay: Delay | None
     label: Text
+    #: For each class of exceptions; None: without end.
+    retries: Retries | None
     when: Callable[[Any], Any] | None
 
 
@@ -106,6 +109,7 @@ class SequenceMeta:
     # Defaults of its steps
     atomic: bool
     delay: Any  # a function in a class body is a method, to a type checker
+    retries: Retries | None
     when: Any
     # Defaults of its actors: those of `ActorOptions`
     queue_name: str

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from django.utils.functional import Promise
 
-from .steps import as_tuple
-from .validation import META_OWN, meta_problems, path_of, raise_first
+from .. import conf
+from .steps import as_tuple, inherit
+from .validation import META_OWN, default_problems, meta_problems, path_of, raise_first
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class MetaOptions:
     def of(cls, owner: type) -> MetaOptions:
         options = _meta_options(owner)
         raise_first(f"{path_of(owner)}.Meta", meta_problems(options))
+        options = inherit(project_defaults(), options)
         return cls(
             abstract=options.pop("abstract", False),
             app_label=options.pop("app_label", None),
@@ -42,6 +44,13 @@ class MetaOptions:
             defaults=deepcopy(dict(options.pop("defaults", {}))),
             step_defaults=options,
         )
+
+
+def project_defaults() -> dict[str, Any]:
+    """``SEQUENCES["DEFAULTS"]``, checked. Raises `InvalidDefinition`."""
+    options = conf.settings.defaults
+    raise_first('SEQUENCES["DEFAULTS"]', default_problems(options))
+    return dict(options)
 
 
 def _kept_for(options: dict[str, Any], name: str) -> timedelta | None:

@@ -36,6 +36,7 @@ from .option_types import (
     Named,
     Names,
     OnFailureOptions,
+    Retries,
     StepOptions,
     Text,
     UndoOptions,
@@ -55,6 +56,7 @@ STEP_OPTIONS = FAN_OUT_OPTIONS | {
     "label",
     "on_error",
     "options",
+    "retries",
     "when",
 }  # every other option is Dramatiq's
 #: Dramatiq's own options that are times, of which Dramatiq takes milliseconds only.
@@ -93,6 +95,7 @@ class Step(Generic[R]):
     args: Callable[[Any], Iterable[Any]] | None
     kwargs: Callable[[Any], Mapping[str, Any]] | None
     options: dict[str, Any]
+    retries: Mapping[type[BaseException], int | None]
     each: Each | None
     concurrency: int | None
     batch: int | None
@@ -111,6 +114,7 @@ class Step(Generic[R]):
         self.on_error = declared.get("on_error")
         self.args = declared.get("args")
         self.kwargs = declared.get("kwargs")
+        self.retries = declared.get("retries") or {}
         self.each = declared.get("each")
         self.concurrency = declared.get("concurrency")
         self.batch = declared.get("batch")
@@ -182,10 +186,20 @@ class Step(Generic[R]):
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> Step[R]:
         """The same step, with these options where it declares none."""
-        declared = {**defaults, **_actor_options(self.function), **self.declared}
+        declared = inherit(defaults, {**_actor_options(self.function), **self.declared})
         resolved = type(self)(self.function, declared)
         resolved.name = self.name
         return resolved
+
+    def retry_limit(self, error: BaseException) -> dict[str, int | None]:
+        """What ``retries`` says of this exception, as Dramatiq's option; empty where it is silent.
+
+        The nearest class in the exception's method resolution order counts.
+        """
+        for kind in type(error).__mro__:
+            if kind in self.retries:
+                return {"max_retries": self.retries[kind]}
+        return {}
 
     @overload
     def undo(self, target: Callable[..., Any], /) -> Undo: ...
@@ -209,8 +223,9 @@ class _Other(Step[Any]):
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> Step[Any]:
         """Of the defaults of all steps only Dramatiq's concern it: the queue and its like."""
+        ours = STEP_OPTIONS - {"retries"}
         return super().with_defaults(
-            {name: value for name, value in defaults.items() if name not in STEP_OPTIONS}
+            {name: value for name, value in defaults.items() if name not in ours}
         )
 
 
@@ -320,6 +335,10 @@ def step(target: Any = None, /, **declared: Any) -> Any:
     - ``options``: options of the project's own middleware, which type checkers do not know:
       ``options={"trace": True}`` is ``trace=True``.
 
+    - ``retries``: how often it is retried after which exceptions, ``{ConnectionError: 10,
+      ValueError: 0}``; None is without end. All its retries count, whatever raised before. For
+      others ``max_retries`` holds.
+
     Every other option is Dramatiq's own. Errors are found when the class is created.
     """
     make = partial(_make, Step, declared)
@@ -356,6 +375,7 @@ def subsequence(
     on_error: Named | None = None,
     aliases: Names = (),
     label: Text = "",
+    retries: Retries | None = None,
     **options: Unpack[ActorOptions],
 ) -> Subsequence:
     """Declare a step that starts a run of another sequence, and waits for it without a worker.
@@ -382,6 +402,8 @@ def subsequence(
         "label": label,
         **options,
     }
+    if retries is not None:
+        declared["retries"] = retries
     return noted(Subsequence(_wait, declared), sys._getframe(1))
 
 
@@ -522,6 +544,21 @@ def _actor_options(function: object) -> dict[str, Any]:
     if function.priority:
         options["priority"] = function.priority
     return options
+
+
+#: Which of the three decide about another attempt: one that is declared replaces these others.
+_REPLACES = {
+    "max_retries": ("retries", "retry_when"),
+    "retries": ("retry_when",),
+    "retry_when": ("retries",),
+}
+
+
+def inherit(defaults: Mapping[str, Any], declared: Mapping[str, Any]) -> dict[str, Any]:
+    """The declared options over their defaults."""
+    replaced = {other for name in _REPLACES if name in declared for other in _REPLACES[name]}
+    kept = {name: value for name, value in defaults.items() if name not in replaced}
+    return {**kept, **declared}
 
 
 def duration_problem(value: object) -> str | None:

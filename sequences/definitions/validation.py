@@ -35,7 +35,7 @@ from .steps import (
 
 Problem = tuple[str, str]  # what is wrong, and the hint
 
-META_STEP_OPTIONS = frozenset({"atomic", "delay", "when"})
+META_STEP_OPTIONS = frozenset({"atomic", "delay", "retries", "when"})
 META_OWN = frozenset({"abstract", "aliases", "app_label", "verbose_name"})  # not inherited
 REFUSED_OPTIONS: dict[str, Problem] = {
     "broker": ("all steps use the broker of the project", "Leave it out."),
@@ -167,6 +167,15 @@ def meta_problems(options: dict[str, Any]) -> Iterator[Problem]:
     yield from _option_problems(options)
 
 
+def default_problems(options: Mapping[str, Any]) -> Iterator[Problem]:
+    """Of ``SEQUENCES["DEFAULTS"]``."""
+    for name in sorted((STEP_OPTIONS | META_OPTIONS) - PROJECT_OPTIONS):
+        if name in options:
+            yield f"{name} is not an option of all steps", "Set it on the sequence or the step."
+    yield from _rule_problems(_META_RULES, options)
+    yield from _option_problems(options)
+
+
 def step_problems(name: str, step: Step[Any], steps: Mapping[str, Step[Any]]) -> Iterator[Problem]:
     yield from _name_problems(name, step)
     yield from _function_problems(step)
@@ -174,6 +183,8 @@ def step_problems(name: str, step: Step[Any], steps: Mapping[str, Step[Any]]) ->
     yield from _after_problems(step.after or ())
     yield from _rule_problems(_STEP_RULES, step.declared)
     yield from _fan_out_problems(step)
+    if step.retries and step.options.get("retry_when") is not None:
+        yield "retries and retry_when both say when it is retried", "Keep one of them."
     yield from _option_problems(step.options)
 
 
@@ -325,9 +336,9 @@ def own_options(step: Step[Any]) -> frozenset[str]:
 _OF_ALL = frozenset({"aliases", "delay", "label", "options", "when"})
 _OPTIONS_OF_KIND = {
     "event": _OF_ALL | {"after", "on_timeout", "timeout"},
-    "subsequence": _OF_ALL | {"after", "allow_failed", "data", "each", "on_error"},
-    "undo": _OF_ALL | {"atomic", "attempted"},
-    "on_failure": _OF_ALL | {"atomic"},
+    "subsequence": _OF_ALL | {"after", "allow_failed", "data", "each", "on_error", "retries"},
+    "undo": _OF_ALL | {"atomic", "attempted", "retries"},
+    "on_failure": _OF_ALL | {"atomic", "retries"},
 }
 
 
@@ -373,6 +384,19 @@ def _is_limit(value: object) -> bool:
 _MILLISECOND = timedelta(milliseconds=1)
 
 
+def _are_retries(value: object) -> bool:
+    if value is None:
+        return True
+    return isinstance(value, Mapping) and all(
+        isinstance(kind, type) and issubclass(kind, BaseException) and _is_retry_count(count)
+        for kind, count in value.items()
+    )
+
+
+def _is_retry_count(value: object) -> bool:
+    return value is None or (type(value) is int and value >= 0)
+
+
 def _are_exceptions(value: object) -> bool:
     classes = value if isinstance(value, tuple) else (value,)
     return value is None or all(
@@ -398,13 +422,14 @@ _STEP_RULES: Rules = {
     ),
     "priority": (lambda value: type(value) is int, "an int"),
     "max_retries": (
-        lambda value: value is None or (type(value) is int and value >= 0),
+        _is_retry_count,
         "an int that is not negative, or None for no end",
     ),
     "retry_when": (
         lambda value: value is None or _is_function(value),
         "a function of the number of retries and the exception",
     ),
+    "retries": (_are_retries, "a dict of classes of exceptions and how often each is retried"),
     "throws": (_are_exceptions, "a class of exceptions, or a tuple of them"),
     "max_age": (_is_limit, LIMIT),
     "time_limit": (lambda value: value == math.inf or _is_limit(value), LIMIT),
@@ -442,6 +467,9 @@ _META_RULES: Rules = {
 _NOT_OF_META = {"attempted", "data", "on_timeout", "timeout"}
 #: Those of Meta that are this package's.
 META_OPTIONS = frozenset(_META_RULES) - _NOT_OF_META
+_OF_DRAMATIQ = frozenset(_STEP_RULES) - STEP_OPTIONS - _NOT_OF_META
+#: What a project may say of all its steps.
+PROJECT_OPTIONS = _OF_DRAMATIQ | {"atomic", "handoff", "retries"}
 
 
 def _rule_problems(rules: Rules, options: Mapping[str, Any]) -> Iterator[Problem]:

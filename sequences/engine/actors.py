@@ -7,10 +7,11 @@ from typing import Any
 
 import dramatiq
 
+from .. import conf
 from ..definitions import registry
 from ..definitions.definition import Definition
 from ..definitions.steps import Step
-from ..definitions.validation import META_OPTIONS, own_options, path_of, refusal
+from ..definitions.validation import META_OPTIONS, PROJECT_OPTIONS, own_options, path_of, refusal
 from ..exceptions import InvalidDefinition, did_you_mean
 from ..sequence import Sequence
 from . import dispatcher, handoff
@@ -74,6 +75,8 @@ def _declare(name: str, definition: Definition, step: Step[Any], broker: dramati
     priority = options.pop("priority", 0)
     # The age of the row counts, by the database's clock: see `execution`.
     options["max_age"] = None
+    if step.retries:
+        options["retry_when"] = None  # of the middleware's: it would come before `retries`
     options["throws"] = (*_as_tuple(options.get("throws")), *FATAL)
     broker.actors.pop(name, None)
     dramatiq.Actor(
@@ -106,13 +109,23 @@ def _check_options(definition: Definition, step: Step[Any], broker: dramatiq.Bro
     for name in definition.options(step):
         if name in of_broker:
             continue
-        in_meta = name in definition.step_defaults
-        place, ours = ("Meta", META_OPTIONS) if in_meta else (step.name, own_options(step))
-        known = sorted({one for one in of_broker if not refusal(one)} | ours)
+        place, owner, ours = _declared_in(definition, step, name)
+        known = sorted({option for option in of_broker if not refusal(option)} | ours)
         raise InvalidDefinition(
-            where=f"{path_of(definition.cls)}.{place}",
-            problem=f"{name!r} is not a valid option of {'Meta' if in_meta else 'a step'}, nor of "
-            "an actor of this broker",
+            where=place,
+            problem=f"{name!r} is not a valid option of {owner}, nor of an actor of this broker",
             hint=f"{did_you_mean(name, known)} If a middleware gives it, add that to "
             "DRAMATIQ_BROKER.",
         )
+
+
+def _declared_in(
+    definition: Definition, step: Step[Any], name: str
+) -> tuple[str, str, frozenset[str]]:
+    """Where an option stands, what that is called, and what else may stand there."""
+    path = path_of(definition.cls)
+    if name not in definition.step_defaults:
+        return f"{path}.{step.name}", "a step", own_options(step)
+    if name in conf.settings.defaults:
+        return 'SEQUENCES["DEFAULTS"]', "a project", PROJECT_OPTIONS
+    return f"{path}.Meta", "Meta", META_OPTIONS

@@ -177,6 +177,7 @@ def _record(execution: StepExecution, error: BaseException) -> None:
     interrupts.disable_interrupts()
     _repair(execution.using)
     _in_milliseconds(error)
+    _limit_retries(execution, error)
     ready = failures.record(
         execution.context.claim,
         execution.context.redacted(failures.Failure.of(error)),
@@ -189,6 +190,14 @@ def _record(execution: StepExecution, error: BaseException) -> None:
             f"Step run {execution.step_run_id} failed, but was not ours any more."
         ) from error
     dispatcher.send(ready)
+
+
+def _limit_retries(execution: StepExecution, error: BaseException) -> None:
+    """Dramatiq decides about another attempt, by the option that this exception has."""
+    definition, delivery = execution.context.definition, current.delivery()
+    step = definition.step(execution.context.claim.step) if definition else None
+    if step is not None and delivery is not None:
+        delivery.message.options.update(step.retry_limit(error))
 
 
 def _in_milliseconds(error: BaseException) -> None:

@@ -176,7 +176,7 @@ def _inline(mapping: Mapping[str, Any], label: str, where: str, *, strict: bool)
 
 def _inline_node(node: Node, step: Step[Any]) -> Node:
     """Its options go with its messages: the actor has none of its own."""
-    ours = ("queue_name", "max_age")
+    ours = ("queue_name", "max_age", "retry_when", "throws")
     options = {name: value for name, value in step.options.items() if name not in ours}
     return replace(node, actor=ACTOR, options=options)
 

@@ -15,7 +15,7 @@ from uuid import UUID
 from django.db import DatabaseError, connections, transaction
 from django.dispatch import Signal
 
-from .. import signals
+from .. import conf, signals
 from ..definitions import registry
 from ..models import RunStatus, SequenceRun, StepFailure, StepRun
 
@@ -53,6 +53,10 @@ def retrying(step_run_id: int, attempt: int, using: str) -> None:
     """This attempt of a step has failed, and there will be another."""
     if _has_receivers("step_retrying", None):
         _send_on_commit(_PendingOfStep("step_retrying", using, step_run_id, attempt))
+    if attempt == conf.settings.struggling_after:
+        logger.warning("Step run %s is struggling: %s attempts have failed.", step_run_id, attempt)
+        if _has_receivers("step_struggling", None):
+            _send_on_commit(_PendingOfStep("step_struggling", using, step_run_id, attempt))
 
 
 def _has_receivers(name: str, sequence: str | None) -> bool:

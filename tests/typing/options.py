@@ -96,12 +96,20 @@ class Everything(Sequence):
         data=lambda self, item: {"item": item},
         each="pages",
         allow_failed=0.1,
+        retries={LookupError: 0},
         after=[first, "approval"],
         max_retries=3,
         options={"trace": "all"},
     )
 
-    @step(each="pages", concurrency=3, batch=2, allow_failed=True, options={"trace": "all"})
+    @step(
+        each="pages",
+        concurrency=3,
+        batch=2,
+        allow_failed=True,
+        retries={ConnectionError: 10, ValueError: None},
+        options={"trace": "all"},
+    )
     def fetch(self, pages: list[str]) -> int:
         return len(pages)
 
