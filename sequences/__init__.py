@@ -1,6 +1,7 @@
 """Durable job sequences for Django, on Dramatiq."""
 
 from .definitions.option_types import SequenceMeta
+from .definitions.schedules import cron, every
 from .definitions.steps import event, finish, on_failure, repeat, step, subsequence
 from .exceptions import Abort
 from .flows.builder import astart_definition, define, start_definition
@@ -17,6 +18,9 @@ __all__ = [  # noqa: RUF022 (grouped)
     "on_failure",
     "step",
     "subsequence",
+    # schedules
+    "cron",
+    "every",
     # inside a step
     "Abort",
     "finish",

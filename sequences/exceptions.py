@@ -13,6 +13,7 @@ __all__ = [
     "EventTimeout",
     "InvalidData",
     "InvalidDefinition",
+    "InvalidSchedule",
     "InvalidTransition",
     "ItemsFailed",
     "ReadOnlyData",
@@ -20,6 +21,7 @@ __all__ = [
     "StepExpired",
     "StepKindChanged",
     "UnknownJob",
+    "UnknownSchedule",
     "UnknownSequence",
     "UnknownStep",
     "WorkerLost",
@@ -106,6 +108,27 @@ class InvalidTransition(SequenceError):
     run: Any
     status: str
     allowed: str
+
+
+class InvalidSchedule(SequenceError):
+    """This cannot be done to the schedule, or there cannot be one of that name."""
+
+    template = "Cannot {action} schedule {schedule}: {problem}. {hint}"
+
+    action: str
+    schedule: str
+    problem: str
+    hint: str
+
+
+class UnknownSchedule(SequenceError, LookupError):
+    """The sequence has no schedule of that name."""
+
+    template = "{sequence} has no schedule {schedule!r}. {hint}"
+
+    sequence: str
+    schedule: str
+    hint: str
 
 
 class WorkerLost(SequenceError):

@@ -17,6 +17,7 @@ from django.utils.translation import gettext_lazy as _
 
 from . import conf, links
 from .definitions.plan import Plan
+from .definitions.schedules import Timetable, timetable_of
 from .port import get_engine
 from .utils.uuid7 import uuid7
 
@@ -655,6 +656,192 @@ class Operation(_Row):
 
     def __str__(self) -> str:
         return f"{self.action} {self.step}".strip()
+
+
+class ScheduleQuerySet(models.QuerySet["Schedule"]):
+    """Schedules, to be read. Never writes."""
+
+    def active(self) -> ScheduleQuerySet:
+        """Those that start runs: neither paused nor orphaned."""
+        return self.filter(paused_at=None, orphaned_at=None)
+
+
+class Schedule(_Row):
+    """What starts runs of a sequence at the slots of a timetable.
+
+    Its timetable is declared in the code of the sequence, or was made at run time. Each operation
+    takes ``by`` (who: a user or a string) and ``reason``, leaves a `ScheduleOperation` row, updates
+    this instance, and raises `InvalidSchedule` where it is not possible.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    sequence = ExactCharField(_("sequence"), max_length=200)
+    #: The name that all releases have for its sequence, whatever they call it.
+    scope = ExactCharField(max_length=200, editable=False)
+    name = ExactCharField(_("name"), max_length=100)
+    #: What `Timetable.to_json` says of its timetable.
+    spec = models.JSONField(_("timetable"))
+    #: Of its runs, if it was made at run time: the code has its own.
+    data = models.JSONField(_("data"), null=True, blank=True, encoder=JSONEncoder)
+    is_declared = models.BooleanField(_("declared in code"), default=False)
+    #: The declaration that counts, and those before it, in the order of the releases.
+    fingerprint = models.CharField(max_length=64, blank=True, default="", editable=False)
+    declarations = models.JSONField(default=list, editable=False)
+    #: When a process that sweeps last had this declaration in its code.
+    confirmed_at = models.DateTimeField(null=True, blank=True, editable=False)
+    #: Since when no code declares it any more.
+    orphaned_at = models.DateTimeField(_("orphaned"), null=True, blank=True)
+    paused_at = models.DateTimeField(_("paused"), null=True, blank=True)
+    next_slot = models.DateTimeField(_("next slot"), null=True, blank=True)
+    #: Whether that slot has come, and waits for the end of the last run.
+    is_waiting = models.BooleanField(default=False, editable=False)
+    #: When the sweep gives it its turn. None: it is paused, orphaned, or over.
+    wake_at = models.DateTimeField(_("wakes"), null=True, blank=True, db_index=True)
+    last_slot = models.DateTimeField(_("last slot"), null=True, blank=True)
+    #: The run that it started last; it may be gone.
+    last_run = models.ForeignKey(
+        SequenceRun,
+        models.DO_NOTHING,
+        null=True,
+        blank=True,
+        related_name="+",
+        verbose_name=_("last run"),
+        db_constraint=False,
+        db_index=False,
+    )
+    last_started_at = models.DateTimeField(_("last start"), null=True, blank=True)
+    #: The newest slot that started no run, and why: "overlap" or "missed".
+    skipped_slot = models.DateTimeField(_("skipped slot"), null=True, blank=True)
+    skipped_why = models.CharField(max_length=16, blank=True, default="", editable=False)
+    #: Why it could not start the run of its slot, and how often in a row.
+    error = models.TextField(_("error"), blank=True, default="")
+    failures = models.PositiveIntegerField(_("failures"), default=0)
+    failed_at = models.DateTimeField(_("failed"), null=True, blank=True)
+    #: Changes with each write but a confirmation, so that nobody acts on what was before.
+    version = models.PositiveBigIntegerField(default=0, editable=False)
+    created_at = models.DateTimeField(_("created"))
+    updated_at = models.DateTimeField(_("updated"))
+
+    objects = _Manager.from_queryset(ScheduleQuerySet)()  # type: ignore[misc]
+
+    if TYPE_CHECKING:  # Django adds them
+        last_run_id: UUID | None
+        operations: RelatedManager[ScheduleOperation]
+
+    class Meta:
+        verbose_name = _("schedule")
+        verbose_name_plural = _("schedules")
+        permissions = [
+            ("pause_schedule", "Can pause and resume schedules"),
+            ("run_now_schedule", "Can start runs of schedules now"),
+        ]
+        constraints = [
+            models.UniqueConstraint(fields=["scope", "name"], name="job_sequences_schedule_once")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.sequence} {self.name}"
+
+    @cached_property
+    def timetable(self) -> Timetable:
+        """Its slots and options. Raises `SequenceError` if this release cannot read them."""
+        return timetable_of(self.spec, self.data)
+
+    def pause(self, *, by: Any = "", reason: str = "") -> None:
+        """Start no runs until it is resumed. Slots that pass meanwhile are not made up for."""
+        get_engine().operate_schedule(self, "pause", by=by, reason=reason)
+
+    def resume(self, *, by: Any = "", reason: str = "") -> None:
+        """Start runs again, with the next slot."""
+        get_engine().operate_schedule(self, "resume", by=by, reason=reason)
+
+    def update(
+        self,
+        timetable: Timetable | None = None,
+        *,
+        data: Any = None,
+        by: Any = "",
+        reason: str = "",
+    ) -> None:
+        """Give a schedule that was made at run time another timetable, or its runs other data.
+
+        What is None stays as it is. Raises `InvalidData`, and `InvalidSchedule` for a schedule
+        that is declared in code.
+        """
+        get_engine().operate_schedule(
+            self, "update", timetable=timetable, data=data, by=by, reason=reason
+        )
+
+    def remove(self, *, by: Any = "", reason: str = "") -> None:
+        """Remove the schedule; its runs stay. Raises `InvalidSchedule` if code declares it."""
+        get_engine().operate_schedule(self, "remove", by=by, reason=reason)
+
+    def run_now(self, *, by: Any = "", reason: str = "") -> SequenceRun:
+        """Start a run at once, whatever its timetable says, and return the run.
+
+        Raises `InvalidSchedule` while its last run is unfinished, unless its runs may overlap.
+        """
+        run: SequenceRun = get_engine().operate_schedule(self, "run_now", by=by, reason=reason)
+        return run
+
+    async def apause(self, *, by: Any = "", reason: str = "") -> None:
+        """`pause`, for asynchronous code."""
+        await sync_to_async(self.pause)(by=by, reason=reason)
+
+    async def aresume(self, *, by: Any = "", reason: str = "") -> None:
+        """`resume`, for asynchronous code."""
+        await sync_to_async(self.resume)(by=by, reason=reason)
+
+    async def aupdate(
+        self,
+        timetable: Timetable | None = None,
+        *,
+        data: Any = None,
+        by: Any = "",
+        reason: str = "",
+    ) -> None:
+        """`update`, for asynchronous code."""
+        await sync_to_async(self.update)(timetable, data=data, by=by, reason=reason)
+
+    async def aremove(self, *, by: Any = "", reason: str = "") -> None:
+        """`remove`, for asynchronous code."""
+        await sync_to_async(self.remove)(by=by, reason=reason)
+
+    async def arun_now(self, *, by: Any = "", reason: str = "") -> SequenceRun:
+        """`run_now`, for asynchronous code."""
+        return await sync_to_async(self.run_now)(by=by, reason=reason)
+
+
+class ScheduleOperation(_Row):
+    """One act of a person or a program on a schedule. Only ever added; it outlives the schedule."""
+
+    id = models.BigAutoField(primary_key=True)
+    schedule = models.ForeignKey(
+        Schedule,
+        models.DO_NOTHING,
+        related_name="operations",
+        verbose_name=_("schedule"),
+        db_constraint=False,
+    )
+    sequence = ExactCharField(_("sequence"), max_length=200)
+    name = ExactCharField(_("name"), max_length=100)
+    action = models.CharField(_("action"), max_length=32)
+    reason = models.TextField(_("reason"), blank=True)
+    by = models.CharField(_("by"), max_length=150, blank=True)
+    before = models.JSONField(_("before"), null=True, blank=True, encoder=JSONEncoder)
+    after = models.JSONField(_("after"), null=True, blank=True, encoder=JSONEncoder)
+    done_at = models.DateTimeField(_("done"))
+
+    if TYPE_CHECKING:  # Django adds it
+        schedule_id: int
+
+    class Meta:
+        verbose_name = _("operation on a schedule")
+        verbose_name_plural = _("operations on schedules")
+        ordering = ["id"]
+
+    def __str__(self) -> str:
+        return f"{self.action} {self.sequence} {self.name}"
 
 
 class WorkerProcess(_Row):

@@ -51,6 +51,17 @@ class Engine(Protocol):
     def operate(self, run: Any, action: str, /, **options: Any) -> Any:
         """Perform an operation on a run: see the methods of `SequenceRun`."""
 
+    def create_schedule(
+        self, cls: type[Any], name: str, timetable: Any, /, *, data: Any, by: Any, reason: str
+    ) -> Any:
+        """See `Schedules.create`."""
+
+    def schedules(self, cls: type[Any], /) -> Any:
+        """The schedules of a sequence, under its earlier names too."""
+
+    def operate_schedule(self, schedule: Any, action: str, /, **options: Any) -> Any:
+        """Perform an operation on a schedule: see the methods of `Schedule`."""
+
     def payload(self, run: Any, event: Any, default: Any, /) -> Any:
         """See `SequenceRun.payload`."""
 

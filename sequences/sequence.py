@@ -16,6 +16,7 @@ from .definitions import registry
 from .definitions.definition import Definition, Failure, Outcome, Unique
 from .definitions.options import MetaOptions
 from .definitions.plan import COMPENSATION_KINDS, Node, Plan
+from .definitions.schedules import DEFAULT_NAME, Timetable
 from .definitions.steps import Step, Undo, name_of, no_attribute
 from .definitions.validation import (
     MAX_LABEL,
@@ -28,11 +29,11 @@ from .definitions.validation import (
     raise_first,
     step_problems,
 )
-from .exceptions import InvalidDefinition, SequenceError
+from .exceptions import InvalidDefinition, SequenceError, UnknownSchedule, did_you_mean
 from .port import Engine, get_engine
 
 if TYPE_CHECKING:
-    from .models import SequenceRun, SequenceRunQuerySet, StepRun
+    from .models import Schedule, ScheduleQuerySet, SequenceRun, SequenceRunQuerySet, StepRun
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -142,6 +143,71 @@ class _Runs:
         return runs
 
 
+class Schedules(Generic[D]):
+    """The schedules of one sequence: those that its Meta declares, and those made at run time."""
+
+    def __init__(self, cls: type[Sequence[D]]) -> None:
+        self._cls = cls
+
+    def create(
+        self,
+        name: str,
+        timetable: Timetable,
+        /,
+        *,
+        data: D | Mapping[str, Any] | None = None,
+        by: Any = "",
+        reason: str = "",
+    ) -> Schedule:
+        """Start runs at the slots of ``cron(…)`` or ``every(…)``, each with this data.
+
+        It is stored: it needs no code, and starts with the transaction around it. ``by`` and
+        ``reason`` are kept with it. Raises `InvalidSchedule` if the sequence has a schedule of
+        that name, or the timetable has a function as its data, and `InvalidData`.
+        """
+        schedule: Schedule = _startable(self._cls).create_schedule(
+            self._cls, name, timetable, data=data, by=by, reason=reason
+        )
+        return schedule
+
+    async def acreate(
+        self,
+        name: str,
+        timetable: Timetable,
+        /,
+        *,
+        data: D | Mapping[str, Any] | None = None,
+        by: Any = "",
+        reason: str = "",
+    ) -> Schedule:
+        """`create`, for asynchronous code."""
+        create = sync_to_async(self.create)
+        return await create(name, timetable, data=data, by=by, reason=reason)
+
+    def all(self) -> ScheduleQuerySet:
+        """The rows: a queryset. What Meta declares has one once a worker has booted with it."""
+        schedules: ScheduleQuerySet = _startable(self._cls).schedules(self._cls)
+        return schedules
+
+    def get(self, name: str = DEFAULT_NAME, /) -> Schedule:
+        """The row of that name; of ``Meta.schedule`` without one. Raises `UnknownSchedule`."""
+        schedules = self.all()
+        if (schedule := schedules.filter(name=name).first()) is not None:
+            return schedule
+        hint = did_you_mean(name, schedules.values_list("name", flat=True))
+        label = path_of(self._cls)
+        raise UnknownSchedule(sequence=label, schedule=name, hint=hint)
+
+    async def aget(self, name: str = DEFAULT_NAME, /) -> Schedule:
+        """`get`, for asynchronous code."""
+        return await sync_to_async(self.get)(name)
+
+
+class _SchedulesOfClass:
+    def __get__(self, instance: object | None, owner: type[Sequence[D]]) -> Schedules[D]:
+        return Schedules(owner)
+
+
 class Sequence(Generic[D], metaclass=SequenceType):
     """A durable sequence of steps.
 
@@ -172,6 +238,8 @@ class Sequence(Generic[D], metaclass=SequenceType):
     """Whether this call started the run; false if one with its key existed."""
     runs = _Runs()
     """The runs of this class: a queryset."""
+    schedules = _SchedulesOfClass()
+    """What starts runs of this class by itself."""
 
     if TYPE_CHECKING:
 
@@ -385,6 +453,7 @@ def _define(
         retention_failed=meta.retention_failed,
         redact=meta.redact,
         defaults=meta.defaults,
+        schedules=meta.schedules,
         declared_name=meta.verbose_name,
         step_defaults=frozenset(meta.step_defaults),
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from datetime import timedelta
+from datetime import datetime, timedelta
 from heapq import heappop, heappush
 from typing import Any, TypeVar
 from uuid import UUID
@@ -24,15 +24,25 @@ from . import conf
 from .definitions import registry
 from .definitions.definition import Outcome
 from .engine import dispatcher, handoff
+from .engine import schedules as scheduling
 from .flows import jobs
-from .models import UNFINISHED_STEP, SequenceRun, StepFailure, StepRun, StepStatus, Wait
+from .models import UNFINISHED_STEP, Schedule, SequenceRun, StepFailure, StepRun, StepStatus, Wait
 from .sequence import Sequence
 from .transitions import clock as database_clock
-from .transitions import compensation, notifications, plans
+from .transitions import compensation, notifications, plans, schedules
 from .transitions.types import dispatch_of
 from .worker.middleware import SequencesMiddleware
 
-__all__ = ["Clock", "assert_steps", "build", "clock", "drain", "isolate_sequences", "run_sequence"]
+__all__ = [
+    "Clock",
+    "assert_steps",
+    "build",
+    "clock",
+    "drain",
+    "isolate_sequences",
+    "run_sequence",
+    "sync_schedules",
+]
 
 S = TypeVar("S", bound=Sequence[Any])
 
@@ -63,9 +73,38 @@ def drain(limit: int = LIMIT) -> int:
 
     A retry is performed at once; a delay is over when the clock says so (see `clock`). Raises
     AssertionError after ``limit`` steps.
+
+    Schedules whose rows are there start the runs of all slots that have passed by that clock, one
+    after the other, as if a worker had been there all the time.
     """
     with dispatcher.capture_dispatches():
-        return _drain(None, limit)
+        performed = _drain(None, limit)
+        while _start_next_slot():
+            performed += _drain(None, limit - performed)
+        return performed
+
+
+def _start_next_slot() -> bool:
+    """Give the schedule that is due first its turn, at its own time. False: none is due."""
+    using = conf.using()
+    now = database_clock.now(using)
+    for row in schedules.upcoming(LIMIT, using):
+        if row.wake_at is not None and row.wake_at <= now and scheduling.is_ours(row, now):
+            scheduling.give_turn(row.pk, using, as_of=row.wake_at)
+            return True
+    return False
+
+
+def sync_schedules(*classes: type[Sequence[Any]]) -> None:
+    """Write the schedules that these sequences declare, or all do, as a worker does that boots.
+
+    Their first slots are those after this moment: call it before the clock is moved.
+    """
+    using = conf.using()
+    labels = {cls._definition.label for cls in classes if cls._definition is not None}
+    for declaration in scheduling.declarations(using):
+        if not classes or declaration.sequence in labels:
+            schedules.declare(declaration, None, using)
 
 
 def _drain(run: SequenceRun | None, limit: int) -> int:
@@ -190,21 +229,28 @@ class Clock:
         """Move it on; `drain` performs what has fallen due."""
         database_clock.move(by)
 
-    def move_to_next(self, run: SequenceRun) -> bool:
-        """Move it to the next due time of this run; false if it waits for no time."""
+    def move_to_next(self, run: SequenceRun | Schedule) -> bool:
+        """Move it to the next due time of this run, or the next start of this schedule.
+
+        False if it waits for no time.
+        """
         using = conf.using()
+        if isinstance(run, Schedule):
+            row = schedules.read(run.pk, using)
+            return row is not None and self._move_to(row.wake_at)
         waiting = StepRun.objects.using(using).filter(
             run__in=_family(run, using),
             status=StepStatus.WAITING,
             due_at__isnull=False,
             wake_at__isnull=False,
         )
-        row = waiting.order_by("due_at").first()
-        if row is None or row.due_at is None:
+        return self._move_to(waiting.order_by("due_at").values_list("due_at", flat=True).first())
+
+    def _move_to(self, moment: datetime | None) -> bool:
+        if moment is None:
             return False
-        database_clock.move(
-            max(row.due_at - database_clock.now(using), timedelta(0)) + timedelta(milliseconds=1)
-        )
+        length = moment - database_clock.now(conf.using())
+        database_clock.move(max(length, timedelta(0)) + timedelta(milliseconds=1))
         return True
 
     def restore(self) -> None:

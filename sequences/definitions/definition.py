@@ -13,6 +13,7 @@ from django.utils.text import camel_case_to_spaces
 
 from ..exceptions import SequenceError
 from .plan import Node, Plan
+from .schedules import Timetable
 from .steps import Step
 
 Unique = Literal["ever", "unfinished"]
@@ -53,6 +54,8 @@ class Definition:
     redact: tuple[str, ...]
     defaults: dict[str, Any]
     declared_name: str | Promise | None
+    #: The schedules that its Meta declares, by name.
+    schedules: dict[str, Timetable]
     #: The options of its Meta that are defaults of all steps.
     step_defaults: frozenset[str]
 
@@ -90,6 +93,11 @@ class Definition:
     def options(self, step: Step[Any]) -> dict[str, Any]:
         """The Dramatiq options of a step: those of Meta, and over them its own."""
         return dict(self.steps[step.name].options)
+
+    @property
+    def labels(self) -> list[str]:
+        """Its label, and those that it has had."""
+        return [self.label, *self.aliases]
 
     @cached_property
     def _by_alias(self) -> dict[str, Step[Any]]:

@@ -11,6 +11,8 @@ from typing import Any, Literal, Protocol, TypeAlias, TypedDict
 
 from django.utils.functional import Promise
 
+from .schedules import Timetable
+
 
 class NamedStep(Protocol):
     """A `Step`, whose module imports this one."""
@@ -99,6 +101,8 @@ class SequenceMeta:
     abstract: bool
     aliases: Names
     app_label: str | None
+    schedule: Timetable | None
+    schedules: Mapping[str, Timetable]
     verbose_name: Text | None
     # Of the sequence, and of those that inherit from it
     defaults: Mapping[str, Any]

@@ -10,8 +10,11 @@ from typing import Any, Literal
 from django.utils.functional import Promise
 
 from .. import conf
+from .schedules import Timetable, declared_in
 from .steps import as_tuple, inherit
 from .validation import META_OWN, default_problems, meta_problems, path_of, raise_first
+
+SCHEDULE_OPTIONS = ("schedule", "schedules")
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class MetaOptions:
     retention_failed: timedelta | None
     redact: tuple[str, ...]
     defaults: dict[str, Any]
+    schedules: dict[str, Timetable]
     step_defaults: dict[str, Any]
 
     @classmethod
@@ -42,6 +46,7 @@ class MetaOptions:
             retention_failed=_kept_for(options, "retention_failed"),
             redact=as_tuple(options.pop("redact", ())),
             defaults=deepcopy(dict(options.pop("defaults", {}))),
+            schedules=declared_in({name: options.pop(name, None) for name in SCHEDULE_OPTIONS}),
             step_defaults=options,
         )
 

@@ -17,6 +17,7 @@ from dramatiq import Actor
 
 from ..exceptions import InvalidDefinition, did_you_mean
 from .plan import COMPENSATION_KINDS
+from .schedules import Timetable, declaration_problems
 from .steps import (
     FAN_OUT_OPTIONS,
     STEP_OPTIONS,
@@ -36,7 +37,9 @@ from .steps import (
 Problem = tuple[str, str]  # what is wrong, and the hint
 
 META_STEP_OPTIONS = frozenset({"atomic", "delay", "retries", "when"})
-META_OWN = frozenset({"abstract", "aliases", "app_label", "verbose_name"})  # not inherited
+META_OWN = frozenset(  # not inherited
+    {"abstract", "aliases", "app_label", "schedule", "schedules", "verbose_name"}
+)
 REFUSED_OPTIONS: dict[str, Problem] = {
     "broker": ("all steps use the broker of the project", "Leave it out."),
     "actor_name": ("it is made from the sequence's label and the step's name", "Leave it out."),
@@ -161,6 +164,7 @@ def _references(step: Step[Any]) -> Iterator[tuple[str, str]]:
 
 def meta_problems(options: dict[str, Any]) -> Iterator[Problem]:
     yield from _rule_problems(_META_RULES, options)
+    yield from declaration_problems(options)
     for name in sorted(STEP_OPTIONS - META_STEP_OPTIONS - META_OWN):
         if name in options:
             yield f"{name} is an option of one step, not of all", "Set it on the step."
@@ -459,6 +463,8 @@ _META_RULES: Rules = {
     "aliases": (_are_labels, 'a list of labels, such as "shop.ContactForm"'),
     "verbose_name": (_is_text, "a text"),
     "handoff": (lambda value: value in ("broker", "direct"), '"broker" or "direct"'),
+    "schedule": (lambda value: isinstance(value, Timetable | None), "cron(…) or every(…)"),
+    "schedules": (lambda value: isinstance(value, Mapping | None), "a dict of names to cron(…)"),
     "retention": (_is_retention, "a timedelta, or None to keep runs"),
     "retention_failed": (_is_retention, "a timedelta, or None to keep runs"),
     "redact": (_are_names, "a list of names"),

@@ -6,6 +6,7 @@ from ..transitions.backends import backend_of
 from .actors import bind
 from .handoff import child_ended
 from .operations import operate, payload
+from .schedules import create_schedule, operate_schedule, schedules_of
 from .start import runs, start, start_many
 
 
@@ -18,5 +19,8 @@ class DramatiqEngine:
     runs = staticmethod(runs)
     operate = staticmethod(operate)
     payload = staticmethod(payload)
+    create_schedule = staticmethod(create_schedule)
+    schedules = staticmethod(schedules_of)
+    operate_schedule = staticmethod(operate_schedule)
     database = staticmethod(backend_of)
     child_ended = staticmethod(child_ended)

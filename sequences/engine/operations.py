@@ -26,7 +26,7 @@ def operate(
 ) -> Any:
     """Perform one operation on a run; the options are those of its method."""
     using = conf.using()
-    request = OperationRequest(action, by=_name(by), reason=reason)
+    request = OperationRequest(action, by=name_of_caller(by), reason=reason)
     return _OPERATIONS[action](run, request, using, **options)
 
 
@@ -146,7 +146,7 @@ def _event(run: SequenceRun, event: Named, using: str) -> str:
     )
 
 
-def _name(by: Any) -> str:
+def name_of_caller(by: Any) -> str:
     """A user's name, or the text itself."""
     get_username = getattr(by, "get_username", None)
     return str(get_username() if callable(get_username) else by)[:150]

@@ -10,7 +10,7 @@ import threading
 import time
 from datetime import timedelta
 
-from django.db import InterfaceError, OperationalError
+from django.db import Error, InterfaceError, OperationalError, connections
 
 from ..transitions.locking import is_transient
 from ..utils.durations import format_duration
@@ -34,6 +34,14 @@ def noted(error: BaseException) -> bool:
     else:
         logger.debug("The database is unavailable: %s", error)
     return True
+
+
+def is_away(error: BaseException, using: str) -> bool:
+    """Whether it is the whole database that fails, and not what one row asked of it."""
+    connection = connections[using]
+    return isinstance(error, Error) and (
+        connection.connection is None or not connection.is_usable()
+    )
 
 
 def over() -> None:

@@ -41,7 +41,7 @@ def start(
     delay: timedelta | int | None,
 ) -> S:
     """See `Sequence.start`."""
-    definition = _definition(cls)
+    definition = definition_of(cls)
     wanted = _wanted(definition, data, key, unique, delay)
     using = conf.using()
     labels = [definition.label, *definition.aliases]
@@ -55,7 +55,7 @@ def start(
 
 def start_many(cls: type[S], iterable: Iterable[Any]) -> list[S]:
     """See `Sequence.start_many`."""
-    definition = _definition(cls)
+    definition = definition_of(cls)
     wanted = [_wanted_of(definition, item) for item in iterable]
     started = {
         one.id: sequence
@@ -67,7 +67,7 @@ def start_many(cls: type[S], iterable: Iterable[Any]) -> list[S]:
 
 def runs(cls: type[Sequence[Any]]) -> SequenceRunQuerySet:
     """The runs of this class, under its earlier names too."""
-    definition = _definition(cls)
+    definition = definition_of(cls)
     runs = SequenceRunQuerySet(SequenceRun, using=conf.using())
     return runs.filter(sequence__in=[definition.label, *definition.aliases])
 
@@ -105,7 +105,8 @@ def _batches(wanted: list[Start]) -> Iterator[list[Start]]:
         yield wanted[index : index + BATCH]
 
 
-def _definition(cls: type[Sequence[Any]]) -> Definition:
+def definition_of(cls: type[Sequence[Any]]) -> Definition:
+    """What this class declares."""
     assert cls._definition is not None  # the caller has refused an abstract class
     return cls._definition
 
@@ -151,6 +152,11 @@ def _wanted(
         max_bytes=conf.settings.max_data_bytes,
     )
     return Start(checked, key, unique, _delay(definition, delay))
+
+
+def start_of(definition: Definition, data: Any, *, key: str | None) -> Start:
+    """The run of a schedule: data and key are checked as those of `Sequence.start` are."""
+    return _wanted(definition, data, key, "ever", None)
 
 
 def wanted_by(definition: Definition, data: Any, parent: int) -> Start:

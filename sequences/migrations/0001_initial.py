@@ -470,5 +470,150 @@ class Migration(migrations.Migration):
                 fields=("key_scope", "active_key"), name="job_sequences_run_key_once"
             ),
         ),
+        migrations.CreateModel(
+            name="Schedule",
+            fields=[
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                (
+                    "sequence",
+                    sequences.models.ExactCharField(max_length=200, verbose_name="sequence"),
+                ),
+                ("scope", sequences.models.ExactCharField(editable=False, max_length=200)),
+                ("name", sequences.models.ExactCharField(max_length=100, verbose_name="name")),
+                ("spec", models.JSONField(verbose_name="timetable")),
+                (
+                    "data",
+                    models.JSONField(
+                        blank=True,
+                        encoder=sequences.models.JSONEncoder,
+                        null=True,
+                        verbose_name="data",
+                    ),
+                ),
+                (
+                    "is_declared",
+                    models.BooleanField(default=False, verbose_name="declared in code"),
+                ),
+                (
+                    "fingerprint",
+                    models.CharField(blank=True, default="", editable=False, max_length=64),
+                ),
+                ("declarations", models.JSONField(default=list, editable=False)),
+                ("confirmed_at", models.DateTimeField(blank=True, editable=False, null=True)),
+                (
+                    "orphaned_at",
+                    models.DateTimeField(blank=True, null=True, verbose_name="orphaned"),
+                ),
+                ("paused_at", models.DateTimeField(blank=True, null=True, verbose_name="paused")),
+                (
+                    "next_slot",
+                    models.DateTimeField(blank=True, null=True, verbose_name="next slot"),
+                ),
+                ("is_waiting", models.BooleanField(default=False, editable=False)),
+                (
+                    "wake_at",
+                    models.DateTimeField(
+                        blank=True, db_index=True, null=True, verbose_name="wakes"
+                    ),
+                ),
+                (
+                    "last_slot",
+                    models.DateTimeField(blank=True, null=True, verbose_name="last slot"),
+                ),
+                (
+                    "last_started_at",
+                    models.DateTimeField(blank=True, null=True, verbose_name="last start"),
+                ),
+                (
+                    "skipped_slot",
+                    models.DateTimeField(blank=True, null=True, verbose_name="skipped slot"),
+                ),
+                (
+                    "skipped_why",
+                    models.CharField(blank=True, default="", editable=False, max_length=16),
+                ),
+                ("error", models.TextField(blank=True, default="", verbose_name="error")),
+                ("failures", models.PositiveIntegerField(default=0, verbose_name="failures")),
+                ("failed_at", models.DateTimeField(blank=True, null=True, verbose_name="failed")),
+                ("version", models.PositiveBigIntegerField(default=0, editable=False)),
+                ("created_at", models.DateTimeField(verbose_name="created")),
+                ("updated_at", models.DateTimeField(verbose_name="updated")),
+                (
+                    "last_run",
+                    models.ForeignKey(
+                        blank=True,
+                        db_constraint=False,
+                        db_index=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        related_name="+",
+                        to="job_sequences.sequencerun",
+                        verbose_name="last run",
+                    ),
+                ),
+            ],
+            options={
+                "verbose_name": "schedule",
+                "verbose_name_plural": "schedules",
+                "permissions": [
+                    ("pause_schedule", "Can pause and resume schedules"),
+                    ("run_now_schedule", "Can start runs of schedules now"),
+                ],
+            },
+        ),
+        migrations.CreateModel(
+            name="ScheduleOperation",
+            fields=[
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                (
+                    "sequence",
+                    sequences.models.ExactCharField(max_length=200, verbose_name="sequence"),
+                ),
+                ("name", sequences.models.ExactCharField(max_length=100, verbose_name="name")),
+                ("action", models.CharField(max_length=32, verbose_name="action")),
+                ("reason", models.TextField(blank=True, verbose_name="reason")),
+                ("by", models.CharField(blank=True, max_length=150, verbose_name="by")),
+                (
+                    "before",
+                    models.JSONField(
+                        blank=True,
+                        encoder=sequences.models.JSONEncoder,
+                        null=True,
+                        verbose_name="before",
+                    ),
+                ),
+                (
+                    "after",
+                    models.JSONField(
+                        blank=True,
+                        encoder=sequences.models.JSONEncoder,
+                        null=True,
+                        verbose_name="after",
+                    ),
+                ),
+                ("done_at", models.DateTimeField(verbose_name="done")),
+                (
+                    "schedule",
+                    models.ForeignKey(
+                        db_constraint=False,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        related_name="operations",
+                        to="job_sequences.schedule",
+                        verbose_name="schedule",
+                    ),
+                ),
+            ],
+            options={
+                "verbose_name": "operation on a schedule",
+                "verbose_name_plural": "operations on schedules",
+                "ordering": ["id"],
+            },
+        ),
+        migrations.AddConstraint(
+            model_name="schedule",
+            constraint=models.UniqueConstraint(
+                fields=("scope", "name"), name="job_sequences_schedule_once"
+            ),
+        ),
         migrations.RunPython(leave_room, fill_up),
     ]

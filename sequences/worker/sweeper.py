@@ -10,8 +10,6 @@ from datetime import datetime
 from functools import partial
 from typing import Protocol
 
-from django.db import DatabaseError, connections
-
 from .. import conf
 from ..definitions import registry
 from ..definitions.plan import Plan
@@ -22,6 +20,7 @@ from ..transitions import compensation, due, failures, fanout, locking, plans
 from ..transitions.types import Dispatch
 from . import queue_monitor
 from .registration import WorkerRegistration, close_all
+from .scheduler import AtOnce, Scheduler
 
 logger = logging.getLogger("sequences")
 
@@ -107,7 +106,7 @@ def _look_after(
         if row.wake_at != found.times[row.pk]:
             due.give_back(row, found.times[row.pk], using)
     except Exception as error:
-        if _is_away(error, using):
+        if outages.is_away(error, using):
             raise
         logger.exception(
             "The sweep could not handle step %s of run %s; it will try again later.",
@@ -115,14 +114,6 @@ def _look_after(
         )  # fmt: skip
         due.put_off(row, using)
     return []
-
-
-def _is_away(error: Exception, using: str) -> bool:
-    """Whether it is the whole database that fails, and not one row."""
-    connection = connections[using]
-    return isinstance(error, DatabaseError) and (
-        connection.connection is None or not connection.is_usable()
-    )
 
 
 def _look(row: StepRun, using: str) -> list[Dispatch]:
@@ -174,6 +165,9 @@ class Sweeper(threading.Thread):
         self._monitor, self._interval = monitor, interval
         self._registration = registration or WorkerRegistration()
         self._stopped = threading.Event()
+        self._scheduler = Scheduler()
+        #: In how many seconds a schedule is due, if that is before the next sweep.
+        self._due_in: float | None = None
 
     def run(self) -> None:
         failed = 0
@@ -181,17 +175,32 @@ class Sweeper(threading.Thread):
         # At once: a plan that a later release stores meanwhile would look like an earlier one's.
         self._succeeds(self._store_plans)
         self._succeeds(self._look_around)
-        while not self._stopped.wait(self._interval * min(2**failed, 30)):
-            failed = 0 if self._succeeds(self._sweep) else failed + 1
+        sweep_at = time.monotonic() + self._interval
+        while not self._stopped.wait(self._pause_until(sweep_at)):
+            if time.monotonic() >= sweep_at:
+                failed = 0 if self._succeeds(self._sweep) else failed + 1
+                sweep_at = time.monotonic() + self._interval * min(2**failed, 30)
+            if not failed:
+                self._succeeds(self._look_at_schedules)
         close_all()
+
+    def _pause_until(self, sweep_at: float) -> float:
+        pause = max(sweep_at - time.monotonic(), 0)
+        return pause if self._due_in is None else min(pause, self._due_in)
+
+    def _look_at_schedules(self) -> None:
+        self._due_in = None  # also if the look fails
+        self._due_in = self._scheduler.look(conf.using(), within=self._interval)
 
     def _look_around(self) -> None:
         # Of what it has not seen yet a worker cannot say that it is lost: a sweep now would put
         # off the rows that are, each by as long as it has waited already.
         until = time.monotonic() + queue_monitor.DRAINED_AFTER_SECONDS
         self._monitor.look()
+        self._succeeds(self._look_at_schedules)
         while time.monotonic() < until and not self._stopped.wait(self._interval):
             self._monitor.look()
+            self._succeeds(self._look_at_schedules)
 
     def _succeeds(self, part: Callable[[], None]) -> bool:
         try:
@@ -217,6 +226,7 @@ class Sweeper(threading.Thread):
     def stop(self) -> None:
         """Sweep no more, and wait for the sweep that is under way."""
         self._stopped.set()
+        self._scheduler.stop()
         if self.is_alive() and threading.current_thread() is not self:
             self.join(timeout=5)
 
@@ -224,6 +234,7 @@ class Sweeper(threading.Thread):
 def once() -> int:
     """Sweep one time, as from cron; returns how many messages the broker took."""
     sent = sweep(AssumeLost(), conf.using())
+    Scheduler(AtOnce()).look(conf.using())
     # One row for all of them: the next has another process.
     registration = WorkerRegistration(name=f"{current.host()}:sweep")
     registration.swept()
@@ -233,10 +244,11 @@ def once() -> int:
 
 def run_forever(interval: float) -> None:
     """Sweep in this thread, as the command does."""
-    registration = WorkerRegistration()
+    registration, scheduler = WorkerRegistration(), Scheduler(AtOnce())
     try:
         while True:
             sweep(AssumeLost(), conf.using())
+            scheduler.look(conf.using())
             registration.swept()
             registration.beat(conf.using())
             time.sleep(interval)

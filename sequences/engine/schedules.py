@@ -1,0 +1,361 @@
+"""Schedules start runs: the declarations of the code, the turns that are due, the operations."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+from .. import conf
+from ..data import serialization
+from ..data.redaction import redact
+from ..definitions import registry
+from ..definitions.definition import Definition
+from ..definitions.schedules import (
+    Timetable,
+    in_zone,
+    key_of,
+    name_problems,
+    timetable_of,
+    turn_of,
+)
+from ..exceptions import InvalidSchedule, UnknownSequence
+from ..models import Schedule, ScheduleQuerySet, SequenceRun
+from ..sequence import Sequence
+from ..transitions import clock, locking, plans, schedules
+from ..transitions.schedules import Declaration, ScheduleRequest, Taken, TurnFailure
+from ..transitions.starts import Start
+from ..utils.text import first_line, text_of
+from . import dispatcher, outages, start, tracing
+from .operations import name_of_caller
+
+logger = logging.getLogger("sequences")
+
+#: Characters of an error that are stored.
+MAX_ERROR = 500
+#: Nobody starts a schedule of a class that is gone: this late, that is recorded.
+UNKNOWN_AFTER = timedelta(minutes=1)
+
+
+# Declarations
+
+
+def declarations(using: str) -> Iterator[Declaration]:
+    """The schedules that this code declares."""
+    for cls in registry.all():
+        definition: Definition | None = cls._definition
+        if definition is None or not definition.schedules:
+            continue
+        scope = plans.key_scope(definition.labels, using)
+        for name, timetable in definition.schedules.items():
+            yield Declaration(definition.label, scope, name, timetable)
+
+
+def sync(using: str) -> None:
+    """Write what this code declares, and that it has it; note what no code declares any more.
+
+    Any process may do that at any time: see `schedules.declare` for which of two releases counts.
+    """
+    rows = {(row.scope, row.name): row for row in schedules.declared(using)}
+    own = {(each.scope, each.name): each for each in declarations(using)}
+    if not rows and not own:
+        return
+    now = clock.now(using)
+    for key, declaration in own.items():
+        _guarded(_declare, declaration, rows.get(key), using)
+    for key, row in rows.items():
+        is_missing = key not in own and row.orphaned_at is None
+        if is_missing and not schedules.is_confirmed(row, now):
+            _guarded(_orphan, row, using)
+    agreed = [
+        row.pk
+        for key, row in rows.items()
+        if key in own and row.fingerprint == own[key].fingerprint
+    ]
+    if agreed:
+        schedules.confirm(agreed, using)
+
+
+def _guarded(act: Callable[..., None], *args: Any) -> None:
+    """One schedule that cannot be written costs the others nothing."""
+    try:
+        with locking.no_wait():
+            act(*args)
+    except locking.Locked:
+        pass  # by another worker that boots; the next look is soon
+    except Exception as error:
+        if outages.is_away(error, args[-1]):
+            raise
+        logger.exception("Could not write a schedule of the code: %s", args[0])
+
+
+def _declare(declaration: Declaration, row: Schedule | None, using: str) -> None:
+    schedules.declare(declaration, row, using)
+
+
+def _orphan(row: Schedule, using: str) -> None:
+    if schedules.orphan(row, using):
+        logger.warning("Schedule %s is declared by no code any more: it starts no runs.", row)
+
+
+def timetable_for(schedule: Schedule) -> Timetable | None:
+    """The timetable that counts, with its data. None: only another release has it.
+
+    Raises `UnknownSequence` and `SequenceError` for one that this code cannot read.
+    """
+    definition = registry.definition_of(schedule.sequence)
+    if definition is None:
+        raise UnknownSequence(name=schedule.sequence, hint="This code does not declare it.")
+    if not schedule.is_declared:
+        return schedule.timetable
+    return _declared_as(schedule, definition)
+
+
+def _declared_as(schedule: Schedule, definition: Definition) -> Timetable | None:
+    timetable = definition.schedules.get(schedule.name)
+    is_same = timetable is not None and timetable.fingerprint() == schedule.fingerprint
+    return timetable if is_same else None
+
+
+# Turns
+
+
+def is_ours(schedule: Schedule, now: datetime) -> bool:
+    """Whether this code can give a schedule that is due its turn; no query.
+
+    One of a class that this code does not have is another release's: if that one does not start
+    it in time, there is none, and the turn records that.
+    """
+    definition = registry.definition_of(schedule.sequence)
+    if definition is None:
+        return schedule.wake_at is not None and now - schedule.wake_at > UNKNOWN_AFTER
+    return not schedule.is_declared or _declared_as(schedule, definition) is not None
+
+
+def give_turn(pk: int, using: str, *, as_of: datetime | None = None) -> SequenceRun | None:
+    """Do what a schedule that is due has to do now; returns the run that it has started.
+
+    ``as_of``: as if that were the time, for tests whose clock has moved beyond it. Whatever is
+    wrong with the schedule is stored with it, and not raised; only the database's own errors are.
+    """
+    schedule = schedules.read(pk, using)
+    if schedule is None or schedule.wake_at is None:
+        return None
+    now = clock.now(using) if as_of is None else as_of
+    if schedule.wake_at > now:
+        return None
+    try:
+        return _take_turn(schedule, now, using)
+    except (Exception, SystemExit) as error:
+        if outages.is_away(error, using):
+            raise
+        logger.exception("Schedule %s could not start its run; it will try again.", schedule)
+        schedules.fail_turn(schedule, TurnFailure(_text(error)), using)
+        return None
+
+
+def _text(error: BaseException) -> str:
+    kind = type(error)
+    return first_line(f"{kind.__module__}.{kind.__qualname__}: {text_of(error)}", MAX_ERROR)
+
+
+def _take_turn(schedule: Schedule, now: datetime, using: str) -> SequenceRun | None:
+    timetable = timetable_for(schedule)
+    if timetable is None or schedule.next_slot is None:
+        return None
+    turn = turn_of(
+        timetable, schedule.next_slot, now, schedules.identity_of(schedule),
+        has_waited=schedule.is_waiting,
+    )  # fmt: skip
+    if turn.missed is not None:
+        logger.warning("Schedule %s has missed its slot %s.", schedule, turn.missed.isoformat())
+    if turn.slot is None or _is_busy(schedule, timetable, using):
+        schedules.take_turn(schedule, timetable, turn, None, using)
+        return None
+    definition = _definition(schedule)
+    data = _data(timetable, turn.slot)
+    wanted = start.start_of(definition, data, key=key_of(schedule.name, turn.slot))
+    with tracing.starting(definition.plan, [wanted]):
+        plan = (definition.plan, wanted, definition.labels)
+        taken = schedules.take_turn(schedule, timetable, turn, plan, using)
+    return _sent(taken, using)
+
+
+def _is_busy(schedule: Schedule, timetable: Timetable, using: str) -> bool:
+    """Whether its runs must not overlap, and the last one is unfinished: no data is needed."""
+    last = schedule.last_run_id
+    return timetable.overlap != "allow" and schedules.is_unfinished(last, using)
+
+
+def _definition(schedule: Schedule) -> Definition:
+    definition = registry.definition_of(schedule.sequence)
+    assert definition is not None  # `timetable_for` has raised
+    return definition
+
+
+def _data(timetable: Timetable, slot: datetime) -> Any:
+    return timetable.data(in_zone(timetable, slot)) if callable(timetable.data) else timetable.data
+
+
+def _sent(taken: Taken | None, using: str) -> SequenceRun | None:
+    if taken is None:
+        return None
+    dispatcher.send_on_commit(taken.dispatches, using)
+    return taken.run
+
+
+# Operations
+
+
+def create_schedule(
+    cls: type[Sequence[Any]], name: str, timetable: Timetable, /, *, data: Any, by: Any, reason: str
+) -> Schedule:
+    """See `Schedules.create`."""
+    definition: Definition = start.definition_of(cls)
+    _check_name(definition, name)
+    timetable = _storable(definition, name, timetable, "create")
+    checked = _checked(definition, timetable.data if data is None else data)
+    using = conf.using()
+    request = ScheduleRequest(
+        "create", name_of_caller(by), reason, after=_logged(definition.label, timetable, checked)
+    )
+    scope = plans.key_scope(definition.labels, using)
+    return schedules.add(definition.label, scope, name, timetable, checked, request, using)
+
+
+def schedules_of(cls: type[Sequence[Any]], /) -> ScheduleQuerySet:
+    """The schedules of this class, under its earlier names too."""
+    rows = ScheduleQuerySet(Schedule, using=conf.using())
+    return rows.filter(sequence__in=start.definition_of(cls).labels)
+
+
+def operate_schedule(
+    schedule: Schedule, action: str, /, *, by: Any = "", reason: str = "", **options: Any
+) -> Any:
+    """Perform one operation on a schedule; the options are those of its method."""
+    using = conf.using()
+    request = ScheduleRequest(action, by=name_of_caller(by), reason=reason)
+    result = _OPERATIONS[action](schedule, request, using, **options)
+    if action != "remove":
+        schedule.refresh_from_db(using=using)
+        vars(schedule).pop("timetable", None)
+    return result
+
+
+def _pause(schedule: Schedule, request: ScheduleRequest, using: str) -> None:
+    schedules.pause(schedule.pk, request, using)
+
+
+def _resume(schedule: Schedule, request: ScheduleRequest, using: str) -> None:
+    stored = schedules.read(schedule.pk, using) or schedule
+    schedules.resume(schedule.pk, timetable_of(stored.spec), request, using)
+
+
+def _update(
+    schedule: Schedule,
+    request: ScheduleRequest,
+    using: str,
+    *,
+    timetable: Timetable | None,
+    data: Any,
+) -> None:
+    stored = schedules.read(schedule.pk, using) or schedule
+    definition = registry.definition_of(stored.sequence)
+    if definition is None:
+        raise UnknownSequence(name=stored.sequence, hint="This code does not declare it.")
+    new = stored.timetable
+    if timetable is not None:
+        new = _storable(definition, stored.name, timetable, "update")
+    if data is None and timetable is not None:
+        data = timetable.data
+    checked = stored.data if data is None else _checked(definition, data)
+    before = _logged(stored.sequence, stored.timetable, stored.data)
+    after = _logged(stored.sequence, new, checked)
+    request = replace(request, before=before, after=after)
+    schedules.update(schedule.pk, new, checked, request, using)
+
+
+def _remove(schedule: Schedule, request: ScheduleRequest, using: str) -> None:
+    schedules.remove(schedule.pk, request, using)
+
+
+def _run_now(schedule: Schedule, request: ScheduleRequest, using: str) -> SequenceRun:
+    stored = schedules.read(schedule.pk, using) or schedule
+    timetable = timetable_for(stored)
+    if timetable is None:
+        raise InvalidSchedule(
+            action="run",
+            schedule=f"{stored.name!r} of {stored.sequence}",
+            problem="this code does not declare it as the workers do",
+            hint="Do it in the release that declares it.",
+        )
+    definition = _definition(stored)
+    data = _data(timetable, clock.now(using).replace(microsecond=0))
+    key = f"schedule:{stored.name}:now:{uuid4().hex}"
+    wanted = start.start_of(definition, data, key=key)
+    with tracing.starting(definition.plan, [wanted]):
+        plan = (definition.plan, wanted, definition.labels)
+        taken = schedules.run_now(stored.pk, timetable, plan, request, using)
+    run = _sent(taken, using)
+    assert run is not None
+    return run
+
+
+_OPERATIONS: dict[str, Callable[..., Any]] = {
+    "pause": _pause,
+    "resume": _resume,
+    "update": _update,
+    "remove": _remove,
+    "run_now": _run_now,
+}
+
+
+def _check_name(definition: Definition, name: Any) -> None:
+    for problem, hint in name_problems(name):
+        raise InvalidSchedule(
+            action="create", schedule=f"of {definition.label}", problem=problem, hint=hint
+        )
+    if name in definition.schedules:
+        raise InvalidSchedule(
+            action="create",
+            schedule=f"{name!r} of {definition.label}",
+            problem="its code declares one of that name",
+            hint="Choose another name.",
+        )
+
+
+def _storable(definition: Definition, name: str, timetable: Any, action: str) -> Timetable:
+    problem = ""
+    if not isinstance(timetable, Timetable):
+        problem = f"{timetable!r:.60} is neither cron(…) nor every(…)"
+    elif callable(timetable.data):
+        problem = f"its data is the function {timetable.data_name()}, which cannot be stored"
+    if problem:
+        raise InvalidSchedule(
+            action=action,
+            schedule=f"{name!r} of {definition.label}",
+            problem=problem,
+            hint="Give cron(…) or every(…), and data as a dict.",
+        )
+    assert isinstance(timetable, Timetable)
+    return timetable
+
+
+def _checked(definition: Definition, data: Any) -> dict[str, Any] | None:
+    """The data as it is stored, after a look whether a run could begin with it."""
+    wanted: Start = start.start_of(definition, data, key=None)
+    if data is None:
+        return None
+    if definition.cls._codec is not None:
+        return wanted.data
+    checked, _ = serialization.normalise(dict(data), encoder=conf.settings.encoder)
+    stored: dict[str, Any] = checked
+    return stored
+
+
+def _logged(sequence: str, timetable: Timetable, data: Mapping[str, Any] | None) -> dict[str, Any]:
+    shown = None if data is None else redact(dict(data), registry.hidden_by(sequence))
+    return {**timetable.to_json(), "data": shown}
