@@ -70,7 +70,15 @@ def shop(request, monkeypatch, settings, tmp_path):
         yield module
 
 
-FILES = ["writing.md", "orchestration.md", "flows.md", "coming-from.md", "pages.md", "observing.md"]
+FILES = [
+    "writing.md",
+    "orchestration.md",
+    "schedules.md",
+    "flows.md",
+    "coming-from.md",
+    "pages.md",
+    "observing.md",
+]
 SECTIONS = {(name, heading): code for name in FILES for heading, code in sections(name)}
 TESTS = {section for section, code in SECTIONS.items() if "(TestCase)" in code}
 
