@@ -17,8 +17,8 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import Count, Min, Q, QuerySet
 from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect
 from django.urls import reverse
-from django.utils.html import format_html, format_html_join
-from django.utils.safestring import SafeString
+from django.utils.html import escape, format_html_join
+from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
@@ -28,6 +28,7 @@ from ..exceptions import InvalidTransition, SequenceError
 from ..inspection import actions as run_actions
 from ..models import NO_ITEM, RunStatus, SequenceRun, StepRun
 from ..utils.text import label_of
+from .action_texts import TEXTS, title_of
 from .base import heavy
 from .forms import ActionForm
 from .operations import FORMS, RunActions, perform
@@ -84,7 +85,7 @@ class ManyRuns(RunActions):
     deliver_runs = _on_many("deliver", gettext_lazy("Deliver an event to the selected runs"))
     pause_runs = _on_many("pause", gettext_lazy("Pause the selected runs"))
     resume_runs = _on_many("resume", gettext_lazy("Resume the selected runs"))
-    finish_runs = _on_many("finish", gettext_lazy("Finish the selected runs"))
+    finish_runs = _on_many("finish", gettext_lazy("Mark the selected runs as succeeded"))
     cancel_runs = _on_many("cancel", gettext_lazy("Cancel the selected runs"))
     erase_runs = _on_many("erase", gettext_lazy("Erase the data of the selected runs"))
 
@@ -124,13 +125,15 @@ class ManyRuns(RunActions):
         statuses: Sequence[str],
         form: ActionForm,
     ) -> HttpResponseBase:
+        texts, count = TEXTS[action.name], min(len(statuses), MAX_RUNS_PER_REQUEST)
         counts = Counter(statuses[:MAX_RUNS_PER_REQUEST])
         context = {
-            "page_title": _("%(action)s: many runs") % {"action": action.label},
+            "page_title": texts.title_of_many % {"count": count},
+            "button": texts.title_of_many % {"count": count},
             "action": action,
             "action_name": request.POST.get("action"),
             "counts": [(status, status.label, counts[status]) for status in RunStatus],
-            "count": min(len(statuses), MAX_RUNS_PER_REQUEST),
+            "count": count,
             "are_more": len(statuses) > MAX_RUNS_PER_REQUEST,
             "most": MAX_RUNS_PER_REQUEST,
             "form": form,
@@ -190,10 +193,7 @@ class ManyRuns(RunActions):
 
     def _report(self, request: HttpRequest, action: run_actions.Action, report: Report) -> None:
         if report.done:
-            message = ngettext(
-                "%(action)s: %(count)d run.", "%(action)s: %(count)d runs.", report.done
-            )
-            message %= {"action": action.label, "count": report.done}
+            message = str(TEXTS[action.name].done_to_many % {"count": report.done})
             self.message_user(request, message, messages.SUCCESS)
         for reason, runs in report.skipped.items():
             self.message_user(request, self._skipped(reason, runs), messages.WARNING)
@@ -207,16 +207,17 @@ class ManyRuns(RunActions):
             self.message_user(request, message % {"count": report.left}, messages.WARNING)
 
     def _skipped(self, reason: str, runs: Sequence[SequenceRun]) -> SafeString:
-        message = ngettext("%(count)d run was skipped", "%(count)d runs were skipped", len(runs))
+        message = ngettext(
+            "%(count)d run skipped: %(reason)s. (%(runs)s)",
+            "%(count)d runs skipped: %(reason)s. (%(runs)s)",
+            len(runs),
+        )
         name = f"{self.admin_site.name}:job_sequences_sequencerun_change"
         links = [(reverse(name, args=[run.pk]), str(run)) for run in runs[:MAX_LINKED_RUNS]]
-        return format_html(
-            "{}: {} ({}{})",
-            message % {"count": len(runs)},
-            reason,
-            format_html_join(", ", '<a href="{}">{}</a>', links),
-            ", …" if len(runs) > MAX_LINKED_RUNS else "",
-        )
+        names = format_html_join(", ", '<a href="{}">{}</a>', links)
+        more = ", …" if len(runs) > MAX_LINKED_RUNS else ""
+        values = {"count": len(runs), "reason": escape(reason.rstrip(".")), "runs": names + more}
+        return mark_safe(escape(message) % values)  # noqa: S308 - its values are escaped
 
 
 @dataclass
@@ -248,7 +249,7 @@ def _reason(error: InvalidTransition) -> str:
 
 
 def _title(action: run_actions.Action, cleaned: dict[str, Any]) -> str:
-    return f"{action.label}: {cleaned['step']}" if action.on_step else str(action.label)
+    return title_of(action.name, label_of(cleaned.get("step", "")))
 
 
 def _no_step() -> str:

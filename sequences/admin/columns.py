@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -13,7 +13,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
 
 from ..inspection.snapshot import RunSnapshot, StepSnapshot, title_of
-from ..models import RunStatus, SequenceRun, StepFailure, StepStatus
+from ..models import RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
 from ..utils.durations import format_duration
 from ..utils.text import class_name, first_line
 
@@ -80,41 +80,76 @@ _ORDER = {"failed": 0, "retrying": 1, "running": 2, "waiting": 3, "queued": 4}
 
 
 def doing(step: StepSnapshot, now: datetime) -> str:
-    """How a step that has not ended well is doing: "attempt 2, in 3 min"."""
-    return ", ".join(_doing(step, now))
+    """How a step that has not ended well is doing: "attempt 2 in 3 min"."""
+    if step.row is None:
+        return gettext("items running")
+    return _DOING[StepStatus(step.row.status)](step, step.row, now)
 
 
-def _doing(step: StepSnapshot, now: datetime) -> Iterator[str]:
-    row = step.row
-    if row is None:
-        yield gettext("items running")
-        return
-    if row.status == StepStatus.FAILED:
-        tried = ngettext("failed", "failed after %(count)d attempts", row.attempts)
-        yield tried % {"count": row.attempts}
-        return
-    if row.status == StepStatus.WAITING:
-        yield _waiting(step)
-    elif row.attempts:
-        yield gettext("attempt %(number)d") % {"number": row.attempts + 1}
-    if row.due_at is not None and row.due_at > now and row.status != StepStatus.RUNNING:
-        yield gettext("in %(span)s") % {"span": format_duration(row.due_at - now)}
-    elif row.status == StepStatus.RUNNING:
-        yield gettext("running for %(span)s") % {
-            "span": format_duration(now - (row.started_at or now))
-        }
-    elif row.status == StepStatus.QUEUED:
-        yield gettext("queued for %(span)s") % {"span": format_duration(now - row.queued_at)}
+def _failed(step: StepSnapshot, row: StepRun, now: datetime) -> str:
+    if row.attempts < 2:
+        return gettext("failed")
+    message = ngettext(
+        "failed after %(count)d attempt", "failed after %(count)d attempts", row.attempts
+    )
+    return message % {"count": row.attempts}
 
 
-def _waiting(step: StepSnapshot) -> str:
+def _queued(step: StepSnapshot, row: StepRun, now: datetime) -> str:
+    if row.attempts:
+        message = gettext("attempt %(number)d, queued for %(span)s")
+    else:
+        message = gettext("queued for %(span)s")
+    return message % {"number": row.attempts + 1, "span": format_duration(now - row.queued_at)}
+
+
+def _running(step: StepSnapshot, row: StepRun, now: datetime) -> str:
+    if row.attempts:
+        message = gettext("attempt %(number)d, running for %(span)s")
+    else:
+        message = gettext("running for %(span)s")
+    span = now - (row.started_at or now)
+    return message % {"number": row.attempts + 1, "span": format_duration(span)}
+
+
+def _retrying(step: StepSnapshot, row: StepRun, now: datetime) -> str:
+    if row.due_at is not None and row.due_at > now:
+        message = gettext("attempt %(number)d in %(span)s")
+    else:
+        message = gettext("attempt %(number)d is due")
+    left = (row.due_at or now) - now
+    return message % {"number": row.attempts + 1, "span": format_duration(left)}
+
+
+def _waiting(step: StepSnapshot, row: StepRun, now: datetime) -> str:
+    left = row.due_at - now if row.due_at is not None and row.due_at > now else None
+    span = {"span": format_duration(left)}
+    if step.is_delayed:
+        return gettext("due now") if left is None else gettext("starts in %(span)s") % span
     if step.node.kind == "event":
-        return gettext("waiting for the event")
-    if step.node.kind == "subsequence" and not step.is_delayed:
-        return gettext("waiting for child runs")
-    if step.node.kind == "each" and not step.is_delayed:
-        return gettext("waiting for items")
-    return gettext("waiting")
+        if left is None:
+            return gettext("waiting for the event")
+        return gettext("waiting for the event, %(span)s left") % span
+    return {
+        "subsequence": gettext("waiting for child runs"),
+        "each": gettext("waiting for items"),
+    }.get(step.node.kind, gettext("waiting"))
+
+
+def _ended(step: StepSnapshot, row: StepRun, now: datetime) -> str:
+    return str(StepStatus(row.status).label)
+
+
+_DOING: dict[StepStatus, Callable[[StepSnapshot, StepRun, datetime], str]] = {
+    StepStatus.FAILED: _failed,
+    StepStatus.QUEUED: _queued,
+    StepStatus.RUNNING: _running,
+    StepStatus.RETRYING: _retrying,
+    StepStatus.WAITING: _waiting,
+    StepStatus.SUCCEEDED: _ended,
+    StepStatus.SKIPPED: _ended,
+    StepStatus.CANCELLED: _ended,
+}
 
 
 def progress(snapshot: RunSnapshot) -> SafeString:

@@ -20,7 +20,7 @@ from ..inspection import actions, snapshot
 from ..inspection.diagnosis import summary
 from ..inspection.snapshot import RunSnapshot, StepSnapshot, patterns_of, visible
 from ..models import SequenceRun
-from . import run_context
+from . import action_texts, run_context
 from .forms import ActionForm, CancelForm, DeliverForm, EditForm, EraseForm, RestartForm, SkipForm
 from .run_context import Urls
 from .run_detail import RunPage
@@ -133,6 +133,7 @@ class _ActionRequest:
         context = {
             "page_title": self._title(),
             "action": self.action,
+            "texts": action_texts.TEXTS[self.action.name],
             "step": self.step,
             "run": self.run,
             "snapshot": self.snapshot,
@@ -147,7 +148,7 @@ class _ActionRequest:
         return self.admin._show(self.request, self.run, template, context, status=status)
 
     def _title(self) -> str:
-        return f"{self.action.label}: {self.step.name}" if self.step else str(self.action.label)
+        return action_texts.title_of(self.action.name, self._step_label())
 
     def _is_too_large(self) -> bool:
         return self.action.name == "edit" and len(self.form.initial["text"]) > EDITABLE
@@ -179,12 +180,11 @@ class _ActionRequest:
     def _step_name(self) -> str:
         return self.step.name if self.step else ""
 
+    def _step_label(self) -> str:
+        return self.step.label if self.step else ""
+
     def _done(self) -> str:
-        status = self.run.get_status_display()
-        return _("Done: %(action)s. The run is %(status)s now.") % {
-            "action": self._title(),
-            "status": status,
-        }
+        return action_texts.done_message(self.action.name, self._step_label(), self.run)
 
     def _without_secrets(self, text: str) -> str:
         """What was typed is quoted as it is: stars in its place would tell that it was guessed."""

@@ -17,10 +17,11 @@ from django.urls import reverse
 from django.utils.translation import gettext_lazy as _
 
 from .. import conf
-from ..inspection.actions import ACTIONS
 from ..inspection.snapshot import RunSnapshot, StepSnapshot, hide_secrets, visible
 from ..models import NO_ITEM, Operation, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
 from ..utils.durations import format_duration
+from ..utils.text import label_of
+from .action_texts import TEXTS, title_of
 from .base import NEWEST
 
 #: What a page shows of one value, in characters; the rest is a link away.
@@ -92,11 +93,21 @@ class Button:
     """One action that the run allows now."""
 
     name: str
-    label: Any
     explains: Any
     url: str
     step: str = ""
+    step_label: str = ""
     is_dangerous: bool = False
+
+    @property
+    def label(self) -> Any:
+        """What stands on it in the row of its step."""
+        return TEXTS[self.name].button
+
+    @property
+    def title(self) -> str:
+        """What stands on it beside buttons of other steps."""
+        return TEXTS[self.name].title_for(self.step_label)
 
 
 @dataclass(frozen=True)
@@ -209,10 +220,9 @@ class OperationLine:
     payload: str = ""
 
     @property
-    def label(self) -> Any:
+    def title(self) -> str:
         """What people call it."""
-        action = ACTIONS.get(self.operation.action)
-        return action.label if action else self.operation.action.replace("_", " ").capitalize()
+        return title_of(self.operation.action, label_of(self.operation.step))
 
 
 def operations_of(run: SequenceRun, now: datetime) -> list[OperationLine]:

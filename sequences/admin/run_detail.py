@@ -187,11 +187,11 @@ class RunPage(ReadOnlyAdmin):
             name = step.name if step else ""
             yield Button(
                 action.name,
-                action.label,
                 action.explains,
                 urls.action(action.name, name),
-                name,
-                action.is_dangerous,
+                step=name,
+                step_label=step.label if step else "",
+                is_dangerous=action.is_dangerous,
             )
 
     def _family(self, request: HttpRequest, run: SequenceRun) -> dict[str, Any]:

@@ -24,7 +24,6 @@ class Action:
 
     #: The method of the run.
     name: str
-    label: str | Promise
     #: What it will do, for the page that asks for confirmation.
     explains: str | Promise
     #: What cannot be taken back.
@@ -53,7 +52,6 @@ ACTIONS: dict[str, Action] = {
     for action in (
         Action(
             "retry",
-            _("Retry"),
             _(
                 "Restarts the failed steps with fresh attempts; steps waiting for a retry run now. "
                 "Completed steps do not run again. In a run that was rolled back, the failed "
@@ -62,7 +60,6 @@ ACTIONS: dict[str, Action] = {
         ),
         Action(
             "restart_from",
-            _("Restart from here"),
             _(
                 "The chosen step and all later steps run again. The data stays as it is now. "
                 "Events among these steps wait for a new delivery."
@@ -72,46 +69,38 @@ ACTIONS: dict[str, Action] = {
         ),
         Action(
             "skip",
-            _("Skip"),
             _("Continues without this step, as if there had been nothing to do."),
             is_dangerous=True,
         ),
         Action(
             "run_now",
-            _("Run now"),
             _("Runs the step now instead of at its scheduled time."),
         ),
         Action(
             "deliver",
-            _("Deliver"),
             _("Delivers the event with this payload. Only the first delivery counts."),
         ),
         Action(
             "pause",
-            _("Pause"),
             _("Running steps finish; no new step starts until you resume."),
         ),
         Action(
             "resume",
-            _("Resume"),
             _("Held steps continue; anything that became due meanwhile runs now."),
             needs="pause",
         ),
         Action(
             "edit",
-            _("Edit data"),
             _("Replaces the data shared by the steps."),
             is_dangerous=True,
         ),
         Action(
             "finish",
-            _("Finish"),
             _("Marks the run as succeeded; unfinished steps are skipped."),
             is_dangerous=True,
         ),
         Action(
             "cancel",
-            _("Cancel"),
             _(
                 "Stops the run here. A step that is running is rolled back; if completed steps "
                 "are rolled back first, it finishes before that."
@@ -120,7 +109,6 @@ ACTIONS: dict[str, Action] = {
         ),
         Action(
             "erase",
-            _("Erase"),
             _(
                 "Permanently erases data, payloads, results, error texts, earlier reasons and the "
                 "key of this run, and of every run that it has started."

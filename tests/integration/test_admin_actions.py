@@ -13,11 +13,13 @@ from django.urls import reverse
 
 from sequences import Sequence, event, step, subsequence
 from sequences.admin import SequenceRunAdmin, bulk_operations, operations
+from sequences.admin.action_texts import TEXTS, done_message, title_of
 from sequences.engine import dispatcher
 from sequences.inspection import actions as run_actions
 from sequences.inspection import snapshot
 from sequences.models import Operation, SequenceRun, StepRun
 from sequences.testing import drain
+from sequences.utils.text import label_of
 from tests.engine import claim, fail, fresh, ledger, perform
 
 pytestmark = pytest.mark.django_db
@@ -127,15 +129,15 @@ def test_an_action_is_explained_then_confirmed_then_done(admin_client, admin_use
     assert "csrfmiddlewaretoken" in asked.content.decode()
     assert state_of(run) == before, "a GET changes nothing"
     response = admin_client.post(url(run, action, name), data_for(action, run))
-    assert "Done: " in told(admin_client, response)
     done = fresh(run)
+    assert done_message(action, label_of(name), done) in told(admin_client, response)
     assert done.status == BECOMES.get(action, done.status)
     assert done.version > run.version
     operation = done.operations.last()
     assert (operation.action, operation.by, operation.step) == (action, "admin", name)
     assert operation.reason == ("" if action == "edit" else "because")
     entry = LogEntry.objects.get(object_id=str(run.pk))
-    assert str(run_actions.ACTIONS[action].label) in entry.get_change_message()
+    assert title_of(action, label_of(name)) in entry.get_change_message()
     # What is erased must not stand there still.
     assert "because" not in entry.change_message
     assert entry.object_repr == f"{run.sequence} {run.pk}"
@@ -293,7 +295,7 @@ def test_an_approval_is_one_click(admin_client, admin_user):
     assert "required" not in form[2]
     fields = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', form[2]))
     response = client.post(form[1], {**fields, "payload": "", "reason": ""})
-    assert "Done: Deliver" in told(client, response)
+    assert "Delivered “approval”." in told(client, response)
     drain()
     assert ledger(run)["approval"] == "succeeded"
 
@@ -354,7 +356,7 @@ def test_an_edit_shows_what_will_change_and_then_changes_it(admin_client):
     fields = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', page))
     assert fields["version"] == str(run.version)
     response = edit(admin_client, run, text, **YES)
-    assert "Done: Edit data" in told(admin_client, response)
+    assert "Data saved." in told(admin_client, response)
     assert fresh(run).data == {**SECRETS, "name": "Ann"}
     assert fresh(run).operations.get().reason == "typo"
 
@@ -479,8 +481,8 @@ def test_many_are_asked_for_with_their_states_and_then_done(admin_client, admin_
     data = {name: [value for key, value in fields if key == name] for name, _ in fields}
     response = admin_client.post(RUNS, {**data, "reason": "closed"})
     text = told(admin_client, response)
-    assert "Pause: 2 runs." in text
-    assert "1 run was skipped: it is cancelled, and must be running" in text
+    assert "2 runs paused." in text
+    assert "1 run skipped: it is cancelled, and must be running" in text
     assert page_url(ended) in text
     assert [fresh(one).status for one in (run, other, ended)] == ["paused", "paused", "cancelled"]
     operation = fresh(run).operations.get()
@@ -504,7 +506,7 @@ def test_a_request_does_so_many_and_says_that_there_are_more(admin_client, monke
     runs = [started() for _ in range(3)]
     assert "the first 2" in post_many(admin_client, "pause_runs", *runs).content.decode()
     response = post_many(admin_client, "pause_runs", *runs, confirm="yes")
-    assert "Pause: 2 runs." in (text := told(admin_client, response))
+    assert "2 runs paused." in (text := told(admin_client, response))
     assert "left alone" in text
     assert sorted(fresh(run).status for run in runs) == ["paused", "paused", "running"]
 
@@ -536,8 +538,8 @@ def test_what_concerns_a_step_asks_for_one_that_many_have(admin_client):
     waiting.deliver("approval", {"ok": False})
     response = post_many(admin_client, "deliver_runs", waiting, other, **payload)
     text = told(admin_client, response)
-    assert "Deliver: 1 run." in text
-    assert "1 run was skipped: it was delivered before" in text
+    assert "Delivered to 1 run." in text
+    assert "1 run skipped: it was delivered before" in text
     assert fresh(waiting).inbox == {"approval": {"ok": False}}
     assert fresh(other).inbox == {"approval": {"ok": True}}
     entry = LogEntry.objects.get(object_id=str(other.pk))
@@ -677,3 +679,23 @@ def test_an_action_on_a_run_that_is_gone_meanwhile_is_told(admin_client, monkeyp
     monkeypatch.setattr(snapshot, "of", and_prune)
     answer = admin_client.post(url(run, "pause"), YES)
     assert answer.status_code in (302, 404)
+
+
+@pytest.mark.parametrize("action", run_actions.ACTIONS)
+def test_each_text_of_an_action_is_one_message_that_names_what_it_is_about(action):
+    texts = TEXTS[action]
+    assert ("%(step)s" in str(texts.title)) == run_actions.ACTIONS[action].on_step
+    assert title_of(action, "50 % off").count("%") == int(run_actions.ACTIONS[action].on_step)
+    for message in (texts.title_of_many, texts.done_to_many):
+        one, many = (str(message % {"count": count}) for count in (1, 2))
+        assert "1 run" in one
+        assert "2 runs" in many
+
+
+def test_what_is_done_to_a_paused_run_says_that_it_is_paused_still(admin_client):
+    run, name = scene("deliver")
+    run.pause()
+    response = admin_client.post(url(run, "deliver", name), data_for("deliver", run))
+    said = told(admin_client, response)
+    assert "Delivered “approval”." in said
+    assert "The run is still paused." in said

@@ -128,7 +128,7 @@ def test_a_row_says_where_its_run_is_and_what_went_wrong(admin_client, order):
     assert 'aria-label="0 of 3 steps"' in page
     assert f'<tr id="run-{run.pk}">' in page, "what swaps rows knows which is which"
     text = text_of(admin_client)
-    assert "charge card attempt 2, in 3 min" in text
+    assert "charge card attempt 2 in 3 min" in text
     assert "order-7" in text
     with clock() as moving:
         moving.move(timedelta(minutes=10))

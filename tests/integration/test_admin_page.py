@@ -325,8 +325,8 @@ def test_a_refresh_leaves_the_messages_for_the_reader(admin_client):
     run = started()
     admin_client.post(url(run, "action", "pause"), {"confirm": "yes"})
     page_of(admin_client, run, X_Requested_With="sequences-live")
-    assert "Done: Pause" in page_of(admin_client, run)
-    assert "Done: Pause" not in page_of(admin_client, run)
+    assert "Paused. No new step" in page_of(admin_client, run)
+    assert "Paused. No new step" not in page_of(admin_client, run)
 
 
 def test_there_is_no_script_and_no_style_inside_of_the_page(admin_client):

@@ -1,0 +1,160 @@
+"""What the pages call an action: on its button, as a page's title, of many runs, and afterwards.
+
+Each text is one whole message, so that a translation can order its words as it likes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from django.utils.functional import Promise
+from django.utils.translation import gettext as _now
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext_lazy
+
+from ..models import RunStatus, SequenceRun
+
+Text = str | Promise
+
+
+@dataclass(frozen=True)
+class ActionTexts:
+    """The texts of one action. Those of an action on a step name it with ``%(step)s``."""
+
+    #: On the button that confirms it, and in the row of a step.
+    button: Text
+    #: On a button beside others, as the title of its page, and in Django's history.
+    title: Text
+    #: The same of ``%(count)d`` runs; a plural that takes the count.
+    title_of_many: Any
+    #: What people are told when it is done.
+    done: Text
+    #: The same of ``%(count)d`` runs.
+    done_to_many: Any
+
+    def title_for(self, step: str = "") -> str:
+        """With the name of the step that it concerns."""
+        return str(self.title) % {"step": step}
+
+
+TEXTS: dict[str, ActionTexts] = {
+    "retry": ActionTexts(
+        _("Retry"),
+        _("Retry"),
+        ngettext_lazy("Retry %(count)d run", "Retry %(count)d runs", "count"),
+        _("The failed steps run again."),
+        ngettext_lazy("%(count)d run retried.", "%(count)d runs retried.", "count"),
+    ),
+    "restart_from": ActionTexts(
+        _("Restart from here"),
+        _("Restart from “%(step)s”"),
+        ngettext_lazy(
+            "Restart %(count)d run from a step", "Restart %(count)d runs from a step", "count"
+        ),
+        _("Restarted from “%(step)s”."),
+        ngettext_lazy("%(count)d run restarted.", "%(count)d runs restarted.", "count"),
+    ),
+    "skip": ActionTexts(
+        _("Skip"),
+        _("Skip “%(step)s”"),
+        ngettext_lazy("Skip a step of %(count)d run", "Skip a step of %(count)d runs", "count"),
+        _("Skipped “%(step)s”."),
+        ngettext_lazy(
+            "Skipped the step of %(count)d run.", "Skipped the step of %(count)d runs.", "count"
+        ),
+    ),
+    "run_now": ActionTexts(
+        _("Run now"),
+        _("Run “%(step)s” now"),
+        ngettext_lazy(
+            "Run a delayed step of %(count)d run now",
+            "Run a delayed step of %(count)d runs now",
+            "count",
+        ),
+        _("“%(step)s” runs now."),
+        ngettext_lazy(
+            "The step runs now in %(count)d run.", "The step runs now in %(count)d runs.", "count"
+        ),
+    ),
+    "deliver": ActionTexts(
+        _("Deliver"),
+        _("Deliver “%(step)s”"),
+        ngettext_lazy(
+            "Deliver an event to %(count)d run", "Deliver an event to %(count)d runs", "count"
+        ),
+        _("Delivered “%(step)s”."),
+        ngettext_lazy("Delivered to %(count)d run.", "Delivered to %(count)d runs.", "count"),
+    ),
+    "pause": ActionTexts(
+        _("Pause"),
+        _("Pause"),
+        ngettext_lazy("Pause %(count)d run", "Pause %(count)d runs", "count"),
+        _("Paused. No new step starts until the run is resumed."),
+        ngettext_lazy("%(count)d run paused.", "%(count)d runs paused.", "count"),
+    ),
+    "resume": ActionTexts(
+        _("Resume"),
+        _("Resume"),
+        ngettext_lazy("Resume %(count)d run", "Resume %(count)d runs", "count"),
+        _("Resumed."),
+        ngettext_lazy("%(count)d run resumed.", "%(count)d runs resumed.", "count"),
+    ),
+    "edit": ActionTexts(
+        _("Edit data"),
+        _("Edit data"),
+        ngettext_lazy("Edit the data of %(count)d run", "Edit the data of %(count)d runs", "count"),
+        _("Data saved."),
+        ngettext_lazy("Data of %(count)d run saved.", "Data of %(count)d runs saved.", "count"),
+    ),
+    "finish": ActionTexts(
+        _("Mark as succeeded"),
+        _("Mark as succeeded"),
+        ngettext_lazy(
+            "Mark %(count)d run as succeeded", "Mark %(count)d runs as succeeded", "count"
+        ),
+        _("Marked as succeeded."),
+        ngettext_lazy(
+            "%(count)d run marked as succeeded.", "%(count)d runs marked as succeeded.", "count"
+        ),
+    ),
+    "cancel": ActionTexts(
+        _("Cancel run"),
+        _("Cancel run"),
+        ngettext_lazy("Cancel %(count)d run", "Cancel %(count)d runs", "count"),
+        _("Cancelled."),
+        ngettext_lazy("%(count)d run cancelled.", "%(count)d runs cancelled.", "count"),
+    ),
+    "erase": ActionTexts(
+        _("Erase data"),
+        _("Erase data"),
+        ngettext_lazy(
+            "Erase the data of %(count)d run", "Erase the data of %(count)d runs", "count"
+        ),
+        _("Data erased."),
+        ngettext_lazy("Data of %(count)d run erased.", "Data of %(count)d runs erased.", "count"),
+    ),
+}  # fmt: skip
+
+#: What the engine's log of operations calls them, where that is not the action's own name.
+_OPERATIONS: dict[str, Text] = {
+    "cancel_and_undo": _("Cancel run, rolling back completed steps"),
+    "erase_but_key": _("Erase data, keeping the key"),
+}
+
+
+def title_of(action: str, step: str = "") -> str:
+    """What people call an operation: its name, if this release does not know it."""
+    if action in TEXTS:
+        return TEXTS[action].title_for(step)
+    return str(_OPERATIONS.get(action, action.replace("_", " ").capitalize()))
+
+
+def done_message(action: str, step: str, run: SequenceRun) -> str:
+    """What people are told when it is done, and that the run is paused still, if it is."""
+    if action == "cancel" and run.status == RunStatus.UNDOING:
+        return _now("Completed steps are being rolled back; the run is cancelled after that.")
+    text = str(TEXTS[action].done) % {"step": step}
+    if run.status == RunStatus.PAUSED and action != "pause":
+        return f"{text} " + _now("The run is still paused.")
+    return text
