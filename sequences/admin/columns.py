@@ -83,6 +83,8 @@ def doing(step: StepSnapshot, now: datetime) -> str:
     """How a step that has not ended well is doing: "attempt 2 in 3 min"."""
     if step.row is None:
         return gettext("items running")
+    if step.is_on_hold:
+        return gettext("on hold")
     return _DOING[StepStatus(step.row.status)](step, step.row, now)
 
 

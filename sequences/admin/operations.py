@@ -140,7 +140,7 @@ class _ActionRequest:
             "summary": summary(self.snapshot),
             "form": self.form,
             "back": self._back(),
-            "step_status": run_context.label_of_step(self.step.status) if self.step else "",
+            "step_status": run_context.label_of_step(self.step) if self.step else "",
             "is_too_large": self._is_too_large(),
             **context,
         }

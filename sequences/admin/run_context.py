@@ -17,7 +17,14 @@ from django.urls import reverse
 from django.utils.translation import gettext_lazy as _
 
 from .. import conf
-from ..inspection.snapshot import RunSnapshot, StepSnapshot, hide_secrets, visible
+from ..inspection.snapshot import (
+    HOLDABLE,
+    ON_HOLD,
+    RunSnapshot,
+    StepSnapshot,
+    hide_secrets,
+    visible,
+)
 from ..models import NO_ITEM, Operation, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
 from ..utils.durations import format_duration
 from ..utils.text import label_of
@@ -112,7 +119,7 @@ class Button:
 
 @dataclass(frozen=True)
 class Tally:
-    """How many items or children of one status there are."""
+    """How many items or children of one state there are."""
 
     status: str
     label: Any
@@ -138,12 +145,12 @@ class StepLine:
     @property
     def status(self) -> str:
         """For the class of its badge."""
-        return self.step.status or "pending"
+        return self.step.state or "pending"
 
     @property
     def status_label(self) -> Any:
         """For its text."""
-        return label_of_step(self.step.status)
+        return label_of_step(self.step)
 
     @property
     def kind_label(self) -> Any:
@@ -179,9 +186,11 @@ class StepLine:
         return None if progress is None else min(round(100 * progress[0] / progress[1]), 100)
 
 
-def label_of_step(status: str) -> Any:
-    """A step's status as text."""
-    return StepStatus(status).label if status else _("not started")
+def label_of_step(step: StepSnapshot) -> Any:
+    """A step's state as text."""
+    if step.is_on_hold:
+        return _("on hold")
+    return StepStatus(step.status).label if step.status else _("not started")
 
 
 @dataclass(frozen=True)
@@ -343,7 +352,9 @@ def _counts(
     for status in StepStatus:
         if count := step.items.get(status):
             url = urls.step_runs(step.name, status) if sees_rows else ""
-            yield Tally(status, status.label, count, url)
+            is_held = step.is_on_hold and status in HOLDABLE
+            state, label = (ON_HOLD, _("on hold")) if is_held else (status, status.label)
+            yield Tally(state, label, count, url)
     for run_status in RunStatus:
         if count := children.get(run_status):
             yield Tally(run_status, run_status.label, count)

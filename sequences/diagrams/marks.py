@@ -46,7 +46,9 @@ SPANS = {
     "failed": _("failed attempt"),
     "held": _("on hold"),
 }
-_NOT_STARTED = _("not started")
+#: What the states of a step are called that have other names than `StepStatus`. A step is never
+#: paused: a pause, or a failure, of its run keeps it from starting.
+_STATES = {"": _("not started"), PENDING: _("not started"), "paused": _("on hold")}
 _COUNT = _("{count} of {total}")
 _AFTER = _("after {steps}")
 
@@ -119,7 +121,7 @@ class Captions:
     def state(self, name: str) -> list[str]:
         """The words for how far a step is: its state, and more about it."""
         mark = self.mark(name)
-        status = _NOT_STARTED if mark.status in ("", PENDING) else mark.status
+        status = _STATES.get(mark.status, mark.status)
         return [
             word for word in (self.translate(status), mark.text or self._progress(mark)) if word
         ]

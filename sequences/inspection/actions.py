@@ -186,6 +186,8 @@ def _runs_no_step(snapshot: RunSnapshot) -> bool:
 
 def _is_skippable(snapshot: RunSnapshot, step: StepSnapshot) -> bool:
     rule = skip_rule(step.node.kind)
+    if snapshot.is_failing and step.is_on_hold:
+        return False  # it is not what is in the way, though the engine would accept it
     if not (rule.allows(snapshot.run.status) and rule.offers_step(step.status, step.node.kind)):
         return False
     if rule is RULES["skip_compensation"]:

@@ -78,12 +78,12 @@ def _failed(snapshot: RunSnapshot, last: Operation | None) -> str:
     if below is not None:
         message = _("Rolling back the child runs of %(step)s failed, too.")
         return f"{_failed_at(snapshot)} " + message % {"step": _name(below)}
-    if not snapshot.plan.failed(snapshot.states):
-        return _failed_at(snapshot, with_error=True)
     text = _failed_at(snapshot, with_error=True)
+    if not snapshot.plan.failed(snapshot.states):
+        return text
     if snapshot.plan.undos or any(step.undoing for step in snapshot.steps):
         return f"{text} " + _("Completed steps were rolled back.")
-    return f"{text} " + _("Later steps are blocked.") if _is_held(snapshot) else text
+    return _with_blocked(snapshot, text)
 
 
 def _failed_at(snapshot: RunSnapshot, *, with_error: bool = False) -> str:
@@ -135,12 +135,25 @@ def _is_failed_undo(step: StepSnapshot) -> bool:
     return step.node.kind == "undo" and is_failed
 
 
-def _is_held(snapshot: RunSnapshot) -> bool:
-    """Whether there is more to do, were it not for the failure."""
-    return any(step.status not in _ENDED for step in snapshot.steps if not step.node.aside)
-
-
-_ENDED = ("succeeded", "failed", "skipped", "cancelled")
+def _with_blocked(snapshot: RunSnapshot, text: str) -> str:
+    """With what a failure keeps from going on: the steps beside the failed one, and those after."""
+    held = sum(step.is_on_hold for step in snapshot.steps)
+    is_more = any(not step.status for step in snapshot.steps if not step.node.aside)
+    if held and is_more:
+        message = ngettext(
+            "%(count)d other step is on hold, and later steps are blocked.",
+            "%(count)d other steps are on hold, and later steps are blocked.",
+            held,
+        )
+    elif held:
+        message = ngettext(
+            "%(count)d other step is on hold.", "%(count)d other steps are on hold.", held
+        )
+    elif is_more:
+        message = _("Later steps are blocked.")
+    else:
+        return text
+    return f"{text} " + message % {"count": held}
 
 
 # A run that is rolled back
@@ -202,7 +215,7 @@ def _is_open(step: StepSnapshot) -> bool:
 
 
 def _paused(snapshot: RunSnapshot, last: Operation | None) -> str:
-    sentences = [_why_paused(snapshot, last)]
+    sentences = [_why_paused(snapshot)]
     if snapshot.is_failing:
         sentences.append(_failing(snapshot))
     if running := [step.name for step in snapshot.steps if step.status == StepStatus.RUNNING]:
@@ -213,12 +226,13 @@ def _paused(snapshot: RunSnapshot, last: Operation | None) -> str:
     return " ".join(sentences)
 
 
-def _why_paused(snapshot: RunSnapshot, last: Operation | None) -> str:
-    if last is None or last.action != "pause":
+def _why_paused(snapshot: RunSnapshot) -> str:
+    pause = snapshot.pause
+    if pause is None:
         return _("Paused. No new step starts until the run is resumed.")
-    ago = format_duration(snapshot.now - last.done_at)
-    message = _("Paused by %(by)s %(ago)s ago.") if last.by else _("Paused %(ago)s ago.")
-    return _with_reason(message % {"by": last.by, "ago": ago}, last)
+    ago = format_duration(snapshot.now - pause.done_at)
+    message = _("Paused by %(by)s %(ago)s ago.") if pause.by else _("Paused %(ago)s ago.")
+    return _with_reason(message % {"by": pause.by, "ago": ago}, pause)
 
 
 def _running(snapshot: RunSnapshot, last: Operation | None) -> str:
@@ -237,9 +251,9 @@ def _running(snapshot: RunSnapshot, last: Operation | None) -> str:
 
 def _failing(snapshot: RunSnapshot) -> str:
     text = _failed_step(snapshot, snapshot.at[0])
-    others = [step.name for step in snapshot.steps if step.status in ("running", "retrying")]
+    others = [step.name for step in snapshot.steps if step.state in ("running", "retrying")]
     if not others:
-        return f"{text} " + _("Later steps are blocked.")
+        return _with_blocked(snapshot, text)
     message = ngettext(
         "The run fails once %(steps)s has finished.",
         "The run fails once %(steps)s have finished.",

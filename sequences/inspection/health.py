@@ -103,24 +103,25 @@ class Health:
     @cached_property
     def workers(self) -> tuple[WorkerProcess, ...]:
         """The processes that perform steps, as far as they were seen lately."""
-        return tuple(one for one in self._performing if self._is_alive(one))
+        return tuple(process for process in self._performing if self._is_alive(process))
 
     @cached_property
     def stale(self) -> tuple[WorkerProcess, ...]:
         """The worker processes that were there, and neither said good-bye nor are seen now."""
-        return tuple(one for one in self._performing if not self._is_alive(one))
+        return tuple(process for process in self._performing if not self._is_alive(process))
 
     @cached_property
     def swept_at(self) -> datetime | None:
         """When the last sweep ended."""
-        return max((one.swept_at for one in self.processes if one.swept_at), default=None)
+        times = (process.swept_at for process in self.processes)
+        return max(filter(None, times), default=None)
 
     @cached_property
     def signs(self) -> tuple[Sign, ...]:
         """What to look at, in the order of what causes what."""
         rare = ((_locked, self.locked), (_suspects, self.suspected))
-        looks = (*_LOOKS, *(look for look, seen in rare if seen))
-        return tuple(look(self) for look in looks)
+        signs = (*_SIGNS, *(sign for sign, is_there in rare if is_there))
+        return tuple(sign(self) for sign in signs)
 
     @property
     def level(self) -> Level:
@@ -133,7 +134,7 @@ class Health:
 
     @property
     def _performing(self) -> list[WorkerProcess]:
-        return [one for one in self.processes if one.threads]
+        return [process for process in self.processes if process.threads]
 
     def _is_alive(self, process: WorkerProcess) -> bool:
         return self.now - process.seen_at < STALE_AFTER
@@ -167,7 +168,7 @@ def _steps(now: datetime, using: str, runs: QuerySet[SequenceRun] | None) -> dic
     queued = Q(status=StepStatus.QUEUED)
     expired = Q(status=StepStatus.RUNNING, wake_at__lt=now)
     overdue = Q(status=StepStatus.RETRYING, due_at__lt=late)
-    seen = rows.order_by("wake_at")[: MAX_STEP_RUNS + 1].aggregate(
+    counts = rows.order_by("wake_at")[: MAX_STEP_RUNS + 1].aggregate(
         looked_at=Count("pk"),
         queued=Count("pk", filter=queued),
         queued_since=Min("queued_at", filter=queued),
@@ -178,11 +179,11 @@ def _steps(now: datetime, using: str, runs: QuerySet[SequenceRun] | None) -> dic
         suspected=Count("pk", filter=Q(lost__gt=0)),
         unseen=Count("pk", filter=Q(wake_at__lt=now - WARN_AFTER)),
     )
-    capped = seen.pop("looked_at") > MAX_STEP_RUNS
-    suspects = _suspects_of(rows, using) if seen["suspected"] else ()
+    capped = counts.pop("looked_at") > MAX_STEP_RUNS
+    suspects = _suspects_of(rows, using) if counts["suspected"] else ()
     # A sweep looks after what is due within seconds: what is not, is locked, or nobody sweeps.
-    unseen = rows.filter(wake_at__lt=now - WARN_AFTER) if seen.pop("unseen") else None
-    return {**seen, "capped": capped, "suspects": suspects, **_locked_of(unseen, using)}
+    unseen = rows.filter(wake_at__lt=now - WARN_AFTER) if counts.pop("unseen") else None
+    return {**counts, "capped": capped, "suspects": suspects, **_locked_of(unseen, using)}
 
 
 def _locked_of(unseen: QuerySet[StepRun] | None, using: str) -> dict[str, Any]:
@@ -204,7 +205,7 @@ def _workers(health: Health) -> Sign:
     if not count:
         return Sign("workers", Level.BAD, gettext("No worker"), _no_worker(health))
     says = ngettext("%(count)d worker", "%(count)d workers", count) % {"count": count}
-    if dead := [one for one in health.workers if one.dead_threads]:
+    if dead := [process for process in health.workers if process.dead_threads]:
         return _dead_threads(says, dead)
     if not health.stale:
         return Sign("workers", Level.GOOD, says)
@@ -219,7 +220,7 @@ def _workers(health: Health) -> Sign:
 
 
 def _dead_threads(says: str, dead: list[WorkerProcess]) -> Sign:
-    count = sum(one.dead_threads for one in dead)
+    count = sum(process.dead_threads for process in dead)
     message = ngettext(
         "%(workers)s, %(count)d dead thread", "%(workers)s, %(count)d dead threads", count
     )
@@ -227,7 +228,7 @@ def _dead_threads(says: str, dead: list[WorkerProcess]) -> Sign:
         "%(dead)d of the %(threads)d threads of %(name)s died of an uncaught error and run no more "
         "steps. Look for the error in the log and restart the worker."
     ) % {"dead": dead[0].dead_threads, "threads": dead[0].threads, "name": dead[0].name}
-    is_useless = any(one.dead_threads >= one.threads for one in dead)
+    is_useless = any(process.dead_threads >= process.threads for process in dead)
     says = message % {"workers": says, "count": count}
     return Sign("workers", Level.BAD if is_useless else Level.WARNING, says, advice)
 
@@ -339,7 +340,7 @@ def _suspects(health: Health) -> Sign:
     return Sign("suspects", Level.WARNING, says, f"{suspects} {advice}")
 
 
-_LOOKS: tuple[Callable[[Health], Sign], ...] = (
+_SIGNS: tuple[Callable[[Health], Sign], ...] = (
     _workers,
     _sweep,
     _queued,

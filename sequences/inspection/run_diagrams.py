@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
-from typing import Literal
 
 from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext as _
@@ -15,7 +14,7 @@ from .. import diagrams
 from ..definitions import registry
 from ..diagrams import Lane, Mark, Span
 from ..exceptions import SequenceError
-from ..models import UNFINISHED_STEP, RunStatus, StepFailure, StepRun, StepStatus
+from ..models import StepFailure, StepRun, StepStatus
 from ..utils.durations import format_duration
 from .diagnosis import error_of
 from .snapshot import RunSnapshot, StepSnapshot
@@ -56,7 +55,7 @@ def marks_of(snapshot: RunSnapshot, href: Href | None = None) -> dict[str, Mark]
     delayed = _delayed(snapshot)
     return {
         step.name: Mark(
-            status=str(step.status),
+            status=str(step.state),
             text=_text(snapshot, step),
             href=href(step) if href else "",
             count=step.progress[0] if step.progress else None,
@@ -82,10 +81,8 @@ def _delayed(snapshot: RunSnapshot) -> frozenset[str]:
 def _text(snapshot: RunSnapshot, step: StepSnapshot) -> str:
     """What stands beside its state; short, there is little room. Empty: its progress, if any."""
     row = step.row
-    if row is None:
+    if row is None or step.is_on_hold:
         return ""
-    if step.status in UNFINISHED_STEP and _is_on_hold(snapshot, row):
-        return _("on hold")
     if row.due_at and (step.is_delayed or step.is_awaiting_event):
         return _time_left(step, row.due_at - snapshot.now)
     if step.status == StepStatus.RUNNING and row.attempts and step.progress is None:
@@ -124,12 +121,6 @@ def _title(snapshot: RunSnapshot, step: StepSnapshot) -> str:
     return "\n".join(filter(None, [*lines, step.progress_text]))
 
 
-def _is_on_hold(snapshot: RunSnapshot, row: StepRun) -> bool:
-    """Whether nothing looks at it, because its run is paused or has failed."""
-    stopped = snapshot.run.status == RunStatus.PAUSED or snapshot.is_failing
-    return stopped and row.wake_at is None and row.status != StepStatus.RUNNING
-
-
 # Lanes
 
 
@@ -164,7 +155,7 @@ def _spans(
     last = failures[-1] if failures and row.item == failures[-1].item else None
     begins = row.started_at
     if begins is None or (step.status == StepStatus.WAITING and step.node.kind != "each"):
-        yield Span(_wait(snapshot, row), row.ready_at, row.finished_at)
+        yield from _waits(step, row.ready_at, row.finished_at)
         last = None
     else:
         if begins > row.ready_at:
@@ -192,10 +183,17 @@ def _last_attempt(
         yield Span("failed" if failed else "ran", begins, row.finished_at, error)
     elif failure:
         yield Span("failed", begins, failure.failed_at, error)
-        yield Span(_wait(snapshot, row), failure.failed_at, None)
+        yield from _waits(step, failure.failed_at, None)
     else:
-        yield Span(_wait(snapshot, row), begins, None)
+        yield from _waits(step, begins, None)
 
 
-def _wait(snapshot: RunSnapshot, row: StepRun) -> Literal["waited", "held"]:
-    return "held" if not row.finished_at and _is_on_hold(snapshot, row) else "waited"
+def _waits(step: StepSnapshot, begins: datetime, ends: datetime | None) -> Iterator[Span]:
+    """A wait: until the step was put on hold, and on hold since."""
+    held_since = step.held_since
+    if held_since is None:
+        yield Span("waited", begins, ends)
+        return
+    if held_since > begins:
+        yield Span("waited", begins, held_since)
+    yield Span("held", max(begins, held_since), ends)

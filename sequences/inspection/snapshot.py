@@ -18,12 +18,13 @@ from django.db.models import Count, Max
 from .. import conf
 from ..data.redaction import HIDDEN, hide, redact, secrets_of
 from ..definitions import registry
-from ..definitions.plan import DONE, Node, Plan
+from ..definitions.plan import COMPENSATION_KINDS, DONE, Node, Plan
 from ..definitions.steps import Undo, name_of
 from ..exceptions import SequenceError
 from ..models import (
     NO_ITEM,
     UNFINISHED_STEP,
+    Operation,
     RunStatus,
     SequenceRun,
     StepFailure,
@@ -38,10 +39,14 @@ from .losses import deaths_sentence, newest_losses
 
 #: The status of a step that the run has not come to.
 NOT_BEGUN = ""
+#: What a step is shown as that its run keeps from going on, whatever its row says.
+ON_HOLD = "paused"
+#: The step runs that a stop of their run keeps from going on.
+HOLDABLE = (StepStatus.WAITING, StepStatus.QUEUED, StepStatus.RETRYING)
 #: How an item has ended that was performed; one that was cancelled, or skipped, was not.
 _PERFORMED = (StepStatus.SUCCEEDED, StepStatus.FAILED)
-#: Items whose own progress is read: more than this are rarely under way.
-MAX_TELLING_ITEMS = 1000
+#: Items whose own progress is read: more than this are rarely unfinished.
+MAX_REPORTING_ITEMS = 1000
 #: The states of a run in which no failed attempt is its error any more.
 _OVER_FAILURES = (RunStatus.SUCCEEDED, RunStatus.CANCELLED)
 #: Columns that may be large, and that no list shows.
@@ -57,14 +62,16 @@ class StepSnapshot:
     row: StepRun | None
     #: Of a fan-out, and of the undo of one: how many items there are of each status.
     items: Mapping[str, int] = field(default_factory=dict)
-    #: What the unfinished items of a fan-out have told of themselves, in their order.
-    told_by_items: tuple[Mapping[str, Any], ...] = ()
+    #: The progress that unfinished items of a fan-out report, in their order.
+    item_reports: tuple[Mapping[str, Any], ...] = ()
     #: What its declaration calls it.
     declared_label: str = ""
     #: The newest loss of a worker in it, if it was lost since its last attempt has ended.
     loss: StepLoss | None = None
     #: What the text of its progress must not tell.
     secrets: frozenset[str] = field(default=frozenset(), repr=False)
+    #: Since when a pause or a failure of its run keeps it from going on; None: nothing does.
+    held_since: datetime | None = None
 
     @property
     def name(self) -> str:
@@ -82,6 +89,16 @@ class StepSnapshot:
         if self.row is not None:
             return self.row.status
         return self._status_of_items()
+
+    @property
+    def state(self) -> str:
+        """What people are shown: its status, or `ON_HOLD`, for what will not run is not queued."""
+        return ON_HOLD if self.is_on_hold else self.status
+
+    @property
+    def is_on_hold(self) -> bool:
+        """Whether nothing looks at it, because its run is paused or has failed."""
+        return self.held_since is not None
 
     def _status_of_items(self) -> str:
         # The undo of a fan-out has no row of its own.
@@ -117,24 +134,24 @@ class StepSnapshot:
 
     @property
     def progress(self) -> tuple[float, float] | None:
-        """How much of how much is done: of the items, or what the step has told. None: unknown."""
+        """How much of how much is done: of the items, or as reported. None: unknown."""
         if self._counts_items:
             return sum(self.items.get(status, 0) for status in _PERFORMED), self._item_count
-        return _amount_of(self._told)
+        return _amount_of(self._report)
 
     @property
     def fraction(self) -> float | None:
-        """The same as a part of one; items under way count by what they have told."""
+        """The same as a part of one; unfinished items count by what they report."""
         if (amount := self.progress) is None:
             return None
         done, total = amount
-        return min((done + sum(map(_part_of, self.told_by_items))) / total, 1.0)
+        return min((done + sum(map(_part_of, self.item_reports))) / total, 1.0)
 
     @property
     def progress_text(self) -> str:
-        """What the step has told of itself, or its first item that is under way; no secrets."""
-        told = next((told for told in (self._told, *self.told_by_items) if told.get("text")), {})
-        return hide(str(told.get("text") or ""), self.secrets)
+        """What the step says of itself, or its first unfinished item that does; no secrets."""
+        texts = (report.get("text") for report in (self._report, *self.item_reports))
+        return hide(str(next(filter(None, texts), "")), self.secrets)
 
     @property
     def _counts_items(self) -> bool:
@@ -145,15 +162,15 @@ class StepSnapshot:
         return sum(self.items.values())
 
     @property
-    def _told(self) -> Mapping[str, Any]:
-        told = self.row.progress if self.row is not None else None
-        return told if isinstance(told, dict) else {}
+    def _report(self) -> Mapping[str, Any]:
+        progress = self.row.progress if self.row is not None else None
+        return progress if isinstance(progress, dict) else {}
 
     def waited(self, now: datetime) -> timedelta | None:
-        """From when it was ready until it was last begun, or until now."""
+        """From when it was ready until it last started; else until it was put on hold, or now."""
         if self.row is None:
             return None
-        until = self.row.started_at or self.row.finished_at or now
+        until = self.row.started_at or self.row.finished_at or self.held_since or now
         return max(until - self.row.ready_at, timedelta(0))
 
     def ran(self, now: datetime) -> timedelta | None:
@@ -178,6 +195,8 @@ class RunSnapshot:
     newest_failure: StepFailure | None
     #: The database's time when it was read.
     now: datetime
+    #: Of a paused run: the operation that has paused it.
+    pause: Operation | None = None
 
     @cached_property
     def title(self) -> str:
@@ -263,20 +282,20 @@ class RunSnapshot:
         return (self.run.finished_at or self.now) - self.run.created_at
 
 
-def _amount_of(told: Mapping[str, Any]) -> tuple[float, float] | None:
-    done, total = told.get("done"), told.get("total")
+def _amount_of(report: Mapping[str, Any]) -> tuple[float, float] | None:
+    done, total = report.get("done"), report.get("total")
     if _is_amount(done) and _is_amount(total) and total > 0:
         return done, total
     return None
 
 
-def _part_of(told: Mapping[str, Any]) -> float:
-    done, total = _amount_of(told) or (0.0, 1.0)
+def _part_of(report: Mapping[str, Any]) -> float:
+    done, total = _amount_of(report) or (0.0, 1.0)
     return min(done / total, 1.0)
 
 
 def _is_amount(value: Any) -> TypeGuard[float]:
-    # A Decimal that a step has told is a text by now.
+    # A Decimal that a step reports is a text by now.
     return isinstance(value, int | float) and value >= 0
 
 
@@ -291,8 +310,8 @@ def of(run: SequenceRun, *, failures: bool = True) -> RunSnapshot:
     """This run, with the counts of its fan-outs' items.
 
     Three queries: the time, its steps, its newest failure (which ``failures=False`` leaves out).
-    One more each for a failure that there is, the items of a fan-out, what those have told that
-    are under way, and a plan that is new to this process.
+    One more each for a failure that there is, the items of a fan-out, what unfinished ones report,
+    who paused it, and a plan that is new to this process.
     """
     return of_many([run], items=True, failures=failures)[0]
 
@@ -306,11 +325,12 @@ def of_many(
     known = plans.load_many((run.plan_id for run in runs), using)
     rows = _rows([run.pk for run in runs], using)
     fanned = [run.pk for run in runs if items and _fans_out(known[run.plan_id])]
-    counts, telling = _counts(fanned, using) if fanned else ({}, set())
-    told = _told_by_items(telling, using) if telling else {}
+    counts, reporting = _counts(fanned, using) if fanned else ({}, set())
+    reports = _item_reports(reporting, using) if reporting else {}
     newest = _newest_failures([run.pk for run in runs], using) if failures else {}
     losses = _losses(rows, using)
-    secrets = _secrets_of(runs, newest.keys() | _telling(rows) | told.keys(), using)
+    pauses = _pauses(runs, using)
+    secrets = _secrets_of(runs, newest.keys() | _reporting(rows) | reports.keys(), using)
     for failure in newest.values():
         _hide(failure, secrets[failure.run_id])
     return [
@@ -322,12 +342,14 @@ def of_many(
                 plan,
                 rows.get(run.pk, {}),
                 counts.get(run.pk, {}),
-                told.get(run.pk, {}),
+                reports.get(run.pk, {}),
                 losses,
                 secrets[run.pk],
+                pauses.get(run.pk),
             ),
             newest.get(run.pk),
             now,
+            pauses.get(run.pk),
         )
         for run in runs
     ]
@@ -339,10 +361,10 @@ def _fans_out(plan: Plan) -> bool:
 
 def _rows(ids: Collection[UUID], using: str) -> dict[UUID, dict[str, StepRun]]:
     rows = StepRun.objects.using(using).filter(run__in=ids, item=NO_ITEM).defer("result")
-    found: dict[UUID, dict[str, StepRun]] = defaultdict(dict)
+    by_run: dict[UUID, dict[str, StepRun]] = defaultdict(dict)
     for row in rows:
-        found[row.run_id][row.step] = row
-    return found
+        by_run[row.run_id][row.step] = row
+    return by_run
 
 
 def _losses(rows: Mapping[UUID, Mapping[str, StepRun]], using: str) -> dict[int, StepLoss]:
@@ -353,35 +375,44 @@ def _losses(rows: Mapping[UUID, Mapping[str, StepRun]], using: str) -> dict[int,
 def _counts(
     ids: Collection[UUID], using: str
 ) -> tuple[dict[UUID, dict[str, dict[str, int]]], set[UUID]]:
-    """How many items there are of each status, and the runs where one under way has told of it."""
+    """How many items there are of each status, and the runs where an unfinished one reports."""
     rows = StepRun.objects.using(using).filter(run__in=ids, item__gt=NO_ITEM)
-    found: dict[UUID, dict[str, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
-    telling = set()
+    counts: dict[UUID, dict[str, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
+    reporting = set()
     grouped = rows.order_by().values_list("run", "step", "status")
-    for run_id, step, status, count, told in grouped.annotate(Count("pk"), Count("progress")):
-        found[run_id][step][status] = count
-        if told and status in UNFINISHED_STEP:
-            telling.add(run_id)
-    return found, telling
+    for run_id, step, status, count, reports in grouped.annotate(Count("pk"), Count("progress")):
+        counts[run_id][step][status] = count
+        if reports and status in UNFINISHED_STEP:
+            reporting.add(run_id)
+    return counts, reporting
 
 
-def _told_by_items(
+def _item_reports(
     ids: Collection[UUID], using: str
 ) -> dict[UUID, dict[str, list[Mapping[str, Any]]]]:
-    found: dict[UUID, dict[str, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    reports: dict[UUID, dict[str, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     rows = StepRun.objects.using(using).filter(run__in=ids, item__gt=NO_ITEM, kind="item")
     rows = rows.filter(status__in=UNFINISHED_STEP, progress__isnull=False).order_by("item")
-    for run_id, step, told in rows.values_list("run", "step", "progress")[:MAX_TELLING_ITEMS]:
-        if isinstance(told, dict):
-            found[run_id][step].append(told)
-    return found
+    for run_id, step, report in rows.values_list("run", "step", "progress")[:MAX_REPORTING_ITEMS]:
+        if isinstance(report, dict):
+            reports[run_id][step].append(report)
+    return reports
 
 
 def _newest_failures(ids: Collection[UUID], using: str) -> dict[UUID, StepFailure]:
     rows = StepFailure.objects.using(using)
     newest = rows.filter(run__in=ids).order_by().values("run").annotate(newest=Max("pk"))
-    found = rows.filter(pk__in=[one["newest"] for one in newest]).defer("traceback")
-    return {failure.run_id: failure for failure in found}
+    failures = rows.filter(pk__in=[group["newest"] for group in newest]).defer("traceback")
+    return {failure.run_id: failure for failure in failures}
+
+
+def _pauses(runs: Iterable[SequenceRun], using: str) -> dict[UUID, Operation]:
+    """Who has paused each of those that are paused, and why, whatever was done to it since."""
+    paused = [run.pk for run in runs if run.status == RunStatus.PAUSED]
+    if not paused:
+        return {}
+    rows = Operation.objects.using(using).filter(run__in=paused, action="pause").order_by("pk")
+    return {operation.run_id: operation for operation in rows.defer("before", "after")}
 
 
 def _steps(
@@ -389,29 +420,52 @@ def _steps(
     plan: Plan,
     rows: Mapping[str, StepRun],
     items: Mapping[str, Mapping[str, int]],
-    told: Mapping[str, Sequence[Mapping[str, Any]]],
+    reports: Mapping[str, Sequence[Mapping[str, Any]]],
     losses: Mapping[int, StepLoss],
     secrets: frozenset[str],
+    pause: Operation | None,
 ) -> tuple[StepSnapshot, ...]:
     ordered = sorted(plan.nodes, key=lambda node: node.aside)
     labels = _labels(run, plan)
+    stopped_at = _stopped_at(run, plan, rows, pause)
     return tuple(
         StepSnapshot(
             node,
-            rows.get(node.name),
+            row := rows.get(node.name),
             items.get(node.name, {}),
-            tuple(told.get(node.name, ())),
+            tuple(reports.get(node.name, ())),
             labels.get(node.name, ""),
-            losses.get(row.pk) if (row := rows.get(node.name)) is not None else None,
+            losses.get(row.pk) if row is not None else None,
             secrets,
+            _held_since(node, row, stopped_at),
         )
         for node in ordered
     )
 
 
-def _telling(rows: Mapping[UUID, Mapping[str, StepRun]]) -> set[UUID]:
-    """The runs of which a step tells its progress."""
-    return {run_id for run_id, of in rows.items() if any(row.progress for row in of.values())}
+def _stopped_at(
+    run: SequenceRun, plan: Plan, rows: Mapping[str, StepRun], pause: Operation | None
+) -> datetime | None:
+    """When a pause or a failure first kept this run from starting steps; None: nothing does."""
+    moments = []
+    if run.status == RunStatus.PAUSED:
+        moments.append(run.updated_at if pause is None else pause.done_at)
+    if run.status not in _OVER_FAILURES:
+        failed = plan.failed({name: row.status for name, row in rows.items()})
+        moments += [moment for name in failed if (moment := rows[name].finished_at) is not None]
+    return min(moments, default=None)
+
+
+def _held_since(node: Node, row: StepRun | None, stopped_at: datetime | None) -> datetime | None:
+    if row is None or stopped_at is None or node.kind in COMPENSATION_KINDS:
+        return None
+    is_held = row.wake_at is None and row.status in HOLDABLE
+    return max(stopped_at, row.ready_at) if is_held else None
+
+
+def _reporting(rows: Mapping[UUID, Mapping[str, StepRun]]) -> set[UUID]:
+    """The runs of which a step reports its progress."""
+    return {run_id for run_id, steps in rows.items() if any(row.progress for row in steps.values())}
 
 
 def _labels(run: SequenceRun, plan: Plan) -> dict[str, str]:
@@ -419,8 +473,8 @@ def _labels(run: SequenceRun, plan: Plan) -> dict[str, str]:
         definition = registry.definition_for(run.sequence, plan)
     except SequenceError:  # kept with the run by a newer release
         return {}
-    found = {name: definition.step(name) for name in plan.names} if definition else {}
-    return {name: step.label for name, step in found.items() if step is not None}
+    declared = {name: definition.step(name) for name in plan.names} if definition else {}
+    return {name: step.label for name, step in declared.items() if step is not None}
 
 
 # Secrets
@@ -498,15 +552,15 @@ def hide_secrets(
 
 
 def _secrets_of(
-    runs: Iterable[SequenceRun], wanted: Collection[UUID], using: str
+    runs: Iterable[SequenceRun], ids: Collection[UUID], using: str
 ) -> Mapping[UUID, frozenset[str]]:
-    """Of those that are wanted, the texts that their sequences hide."""
-    of = {run.pk: run for run in runs if run.pk in wanted}
-    guarded = [run for run in of.values() if patterns_of(run.sequence)]
+    """The texts that the sequences of the runs with these ids hide."""
+    chosen = {run.pk: run for run in runs if run.pk in ids}
+    guarded = [run for run in chosen.values() if patterns_of(run.sequence)]
     data = _data_of(guarded, using)
-    found: dict[UUID, frozenset[str]] = defaultdict(frozenset)
-    found |= {run.pk: secrets_of(data[run.pk], patterns_of(run.sequence)) for run in guarded}
-    return found
+    secrets: dict[UUID, frozenset[str]] = defaultdict(frozenset)
+    secrets |= {run.pk: secrets_of(data[run.pk], patterns_of(run.sequence)) for run in guarded}
+    return secrets
 
 
 def _data_of(runs: Collection[SequenceRun], using: str) -> dict[UUID, Any]:

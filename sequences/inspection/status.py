@@ -115,8 +115,10 @@ class Status:
 
     @property
     def notes(self) -> list[str]:
-        """What the steps have told of themselves."""
-        return [] if self._ending() else [text for step in self.at if (text := self._told(step))]
+        """What the steps say of themselves."""
+        return (
+            [] if self._ending() else [step.progress_text for step in self.at if step.progress_text]
+        )
 
     @property
     def link(self) -> tuple[str, str] | None:
@@ -167,11 +169,8 @@ class Status:
             "status": step.status,
             "progress": step.progress,
             "fraction": None if step.fraction is None else round(step.fraction, 4),
-            "text": self._told(step),
+            "text": step.progress_text,
         }
-
-    def _told(self, step: StepSnapshot) -> str:
-        return step.progress_text
 
     def _ending(self) -> str:
         if self._has_failed:

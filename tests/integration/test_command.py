@@ -405,8 +405,8 @@ def test_show_as_json_has_stable_keys_and_no_secret():
     assert found["data"] == {"card": {"number": "***"}, "shipped": True}
     charge, ship = found["steps"]
     assert set(charge) == {
-        "name", "label", "kind", "after", "status", "attempts", "items", "progress", "text",
-        "waited", "ran", "due_at", "worker", "result",
+        "name", "label", "kind", "after", "status", "on_hold", "attempts", "items",
+        "progress", "text", "waited", "ran", "due_at", "worker", "result",
     }  # fmt: skip
     assert charge["result"] == {"token": "***", "paid": 3}
     assert (ship["after"], ship["status"]) == (["charge"], "succeeded")

@@ -180,7 +180,19 @@ def test_a_pause_says_who_and_why():
     text = told(run, newest(run))
     assert text.startswith("Paused by anna ")
     assert text.endswith("ago. Reason: The shop is closed. “charge” is still running.")
+    Operation.objects.all().delete()
     assert told(run).startswith("Paused. No new step starts until the run is resumed.")
+
+
+def test_who_paused_and_why_stays_until_it_is_resumed():
+    run = started()
+    fresh(run).pause(by="ben", reason="Stock count.")
+    fresh(run).resume(by="ben")
+    fresh(run).pause(by="anna", reason="The shop is closed.")
+    fresh(run).edit({"items": [1]}, by="mia", reason="A typo.")
+    assert newest(run).action == "edit"
+    assert told(run, newest(run)).startswith("Paused by anna ")
+    assert "Reason: The shop is closed." in told(run, newest(run))
 
 
 def test_a_cancelled_and_a_finished_run_say_by_whom():

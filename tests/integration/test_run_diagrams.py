@@ -9,7 +9,7 @@ from sequences import Abort, Sequence, event, on_failure, step
 from sequences.diagrams import mermaid, text
 from sequences.inspection import run_diagrams
 from sequences.inspection.run_diagrams import lanes_of, marks_of, picture_of, timeline_of
-from sequences.inspection.snapshot import of
+from sequences.inspection.snapshot import ON_HOLD, of
 from sequences.models import SequenceRun, StepFailure
 from sequences.testing import clock, drain, run_sequence
 
@@ -95,8 +95,10 @@ def test_what_a_pause_holds_is_called_so(order):
         started.run.pause()
         drain()
         snapshot = snapshot_of(started)
-    assert marks_of(snapshot)["charge"].text == "on hold"
-    assert kinds(lanes_of(snapshot)) == {"charge": ["held"]}
+    assert marks_of(snapshot)["charge"].status == ON_HOLD
+    lane = lanes_of(snapshot)[0]
+    assert [span.kind for span in lane.spans] == ["waited", "held"]
+    assert lane.spans[0].ends == lane.spans[1].begins == snapshot.pause.done_at
 
 
 def test_a_failure_is_told_in_titles_and_leads_to_what_is_beside_the_main_line(order):

@@ -132,6 +132,7 @@ class RunDetails:
             "kind": step.node.kind,
             "after": list(step.node.after),
             "status": step.status or None,
+            "on_hold": step.is_on_hold,
             "attempts": row.attempts if row is not None else 0,
             "items": dict(step.items),
             "progress": list(step.progress) if step.progress else None,
@@ -193,7 +194,7 @@ class RunDetails:
             row = step.row
             yield (
                 step.name,
-                Cell(step.status or "-", subcommand.paint(step.status)),
+                Cell(state_word(step), subcommand.paint(step.state)),
                 (row.attempts if row is not None else 0) or "",
                 format_duration(step.waited(now)),
                 format_duration(step.ran(now)),
@@ -225,6 +226,11 @@ def _operation_line(operation: Operation) -> str:
     by = f" by {operation.by}" if operation.by else ""
     reason = f": {operation.reason}" if operation.reason else ""
     return f"{moment(operation.done_at)}  {action}{by}{reason}"
+
+
+def state_word(step: StepSnapshot) -> str:
+    """Its state in a word or two."""
+    return "on hold" if step.is_on_hold else step.status or "-"
 
 
 def remark(step: StepSnapshot, run_snapshot: RunSnapshot) -> str:

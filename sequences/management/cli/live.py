@@ -13,7 +13,7 @@ from ...models import UNFINISHED_STEP
 from ...utils.durations import format_duration
 from ...utils.terminal import cut, plain
 from .base import Paint
-from .details import remark
+from .details import remark, state_word
 from .tables import Cell, table
 
 #: What each state of a step looks like.
@@ -95,7 +95,7 @@ class Display:
         return [cut(above, width), *(table(rows, width, narrowing=[3, 1]) if rows else [])]
 
     def _row(self, step: StepSnapshot, run_snapshot: RunSnapshot) -> list[Cell]:
-        paint = self.paint(step.status)
+        paint = self.paint(step.state)
         has_run = step.status not in ("", "queued")
         ran = format_duration(step.ran(run_snapshot.now)) if has_run else ""
         word = "" if step.status in SIGNS else state_of(step, counts=False)
@@ -116,7 +116,8 @@ def state_of(step: StepSnapshot, *, counts: bool = True) -> str:
         amount = f" {step.progress[0]:g}/{step.progress[1]:g}"
         failed = step.items.get("failed")
         amount += f", {failed} failed" if failed else ""
-    return step_state(f"{step.status}{amount}", step.row.attempts if step.row is not None else 0)
+    failed = step.row.attempts if step.row is not None else 0
+    return step_state(f"{state_word(step)}{amount}", failed)
 
 
 def step_state(status: str, failed: int) -> str:
