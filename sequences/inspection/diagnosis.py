@@ -137,23 +137,23 @@ def _is_failed_undo(step: StepSnapshot) -> bool:
 
 def _with_blocked(snapshot: RunSnapshot, text: str) -> str:
     """With what a failure keeps from going on: the steps beside the failed one, and those after."""
-    held = sum(step.is_on_hold for step in snapshot.steps)
+    on_hold = sum(step.is_on_hold for step in snapshot.steps)
     is_more = any(not step.status for step in snapshot.steps if not step.node.aside)
-    if held and is_more:
+    if on_hold and is_more:
         message = ngettext(
             "%(count)d other step is on hold, and later steps are blocked.",
             "%(count)d other steps are on hold, and later steps are blocked.",
-            held,
+            on_hold,
         )
-    elif held:
+    elif on_hold:
         message = ngettext(
-            "%(count)d other step is on hold.", "%(count)d other steps are on hold.", held
+            "%(count)d other step is on hold.", "%(count)d other steps are on hold.", on_hold
         )
     elif is_more:
         message = _("Later steps are blocked.")
     else:
         return text
-    return f"{text} " + message % {"count": held}
+    return f"{text} " + message % {"count": on_hold}
 
 
 # A run that is rolled back

@@ -322,9 +322,9 @@ def of_many(
     """These runs, in a constant number of queries; ``items``: with the counts of items."""
     using = conf.using()
     now = clock.now(using)
-    known = plans.load_many((run.plan_id for run in runs), using)
+    plans_by_id = plans.load_many((run.plan_id for run in runs), using)
     rows = _rows([run.pk for run in runs], using)
-    fanned = [run.pk for run in runs if items and _fans_out(known[run.plan_id])]
+    fanned = [run.pk for run in runs if items and _fans_out(plans_by_id[run.plan_id])]
     counts, reporting = _counts(fanned, using) if fanned else ({}, set())
     reports = _item_reports(reporting, using) if reporting else {}
     newest = _newest_failures([run.pk for run in runs], using) if failures else {}
@@ -336,7 +336,7 @@ def of_many(
     return [
         RunSnapshot(
             run,
-            plan := known[run.plan_id],
+            plan := plans_by_id[run.plan_id],
             _steps(
                 run,
                 plan,
@@ -555,8 +555,8 @@ def _secrets_of(
     runs: Iterable[SequenceRun], ids: Collection[UUID], using: str
 ) -> Mapping[UUID, frozenset[str]]:
     """The texts that the sequences of the runs with these ids hide."""
-    chosen = {run.pk: run for run in runs if run.pk in ids}
-    guarded = [run for run in chosen.values() if patterns_of(run.sequence)]
+    runs_by_id = {run.pk: run for run in runs if run.pk in ids}
+    guarded = [run for run in runs_by_id.values() if patterns_of(run.sequence)]
     data = _data_of(guarded, using)
     secrets: dict[UUID, frozenset[str]] = defaultdict(frozenset)
     secrets |= {run.pk: secrets_of(data[run.pk], patterns_of(run.sequence)) for run in guarded}

@@ -170,7 +170,6 @@ STILL = {
     "engine": "asked begun chosen found given kept known one said shown taken told wanted",
     "exceptions": "known",
     "flows": "found given kept known one said seen shown told wanted",
-    "inspection": "begun found known one seen shown told wanted",
     "logs": "given",
     "management": "begun chosen kept shown",
     "sequence": "known",
