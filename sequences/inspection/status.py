@@ -79,7 +79,7 @@ class Status:
             "total": self.snapshot.total,
             "at": [self.label(step) for step in self.at],
             "failed": [self.label(step) for step in self.snapshot.at] if self._has_failed else [],
-            "steps": [self._step(step) for step in self._shown],
+            "steps": [self._step(step) for step in self._listed_steps],
             "poll": self.poll,
         }
 
@@ -157,7 +157,7 @@ class Status:
         return failed or (not self.run.is_finished and self.snapshot.is_failing)
 
     @property
-    def _shown(self) -> Iterator[StepSnapshot]:
+    def _listed_steps(self) -> Iterator[StepSnapshot]:
         """The main line, and what a failure has begun."""
         steps = self.snapshot.steps
         return (step for step in steps if not step.node.aside or step.status != NOT_BEGUN)

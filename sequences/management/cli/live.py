@@ -116,8 +116,8 @@ def state_of(step: StepSnapshot, *, counts: bool = True) -> str:
         amount = f" {step.progress[0]:g}/{step.progress[1]:g}"
         failed = step.items.get("failed")
         amount += f", {failed} failed" if failed else ""
-    failed = step.row.attempts if step.row is not None else 0
-    return step_state(f"{state_word(step)}{amount}", failed)
+    attempts = step.row.attempts if step.row is not None else 0
+    return step_state(f"{state_word(step)}{amount}", attempts)
 
 
 def step_state(status: str, failed: int) -> str:
