@@ -5,7 +5,7 @@ from itertools import groupby
 
 from sequences.inspection.snapshot import RunSnapshot, StepSnapshot
 from sequences.management.cli.live import SIGNS, Display, State, state_of, step_state
-from sequences.management.cli.tables import Cell, table
+from sequences.management.cli.tables import table
 from sequences.models import SequenceRun
 
 
@@ -32,13 +32,12 @@ class Tables(Display):
     def table_of(self, snapshots: list[RunSnapshot], width: int) -> list[str]:
         newest = snapshots[-1]
         heads = ["from", title(newest.run), *(step.name for step in newest.steps)]
-        rows = [[Cell(head) for head in heads], *(self.row(one, newest) for one in snapshots)]
+        rows = [heads, *(self.row(snapshot, newest) for snapshot in snapshots)]
         return [line[:width] for line in table(rows, None)]
 
-    def row(self, snapshot: RunSnapshot, newest: RunSnapshot) -> list[Cell]:
+    def row(self, snapshot: RunSnapshot, newest: RunSnapshot) -> list[str]:
         steps = [snapshot.step(step.name) for step in newest.steps]
-        cells = [self.who(snapshot)[:12], snapshot.run.status, *map(cell, steps)]
-        return [Cell(text) for text in cells]
+        return [self.who(snapshot)[:12], snapshot.run.status, *map(cell, steps)]
 
 
 def title(run: SequenceRun) -> str:

@@ -171,7 +171,6 @@ STILL = {
     "exceptions": "known",
     "flows": "found given kept known one said seen shown told wanted",
     "logs": "given",
-    "management": "begun chosen kept shown",
     "sequence": "known",
     "testing": "found one wanted",
     "transitions": "begun chosen found held kept known one seen shown taken wanted",

@@ -108,3 +108,14 @@ def caller() -> str:
         return f"command line: {getpass.getuser()}"
     except (OSError, KeyError):  # a container whose user has no name
         return "command line"
+
+
+def add_caller_and_reason(parser: ArgumentParser) -> None:
+    """What every operation stores with the run."""
+    parser.add_argument("--reason", default="", help="why; stored with the run")
+    parser.add_argument("--by", help="who; you, if nobody is named")
+
+
+def caller_and_reason(options: Namespace) -> dict[str, str]:
+    """The same, as the methods of a run take it."""
+    return {"by": caller() if options.by is None else options.by, "reason": options.reason}

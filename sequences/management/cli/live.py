@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Collection
-from typing import TextIO
+from collections.abc import Callable, Collection
+from typing import Any
 from uuid import UUID
 
 from ...inspection.snapshot import RunSnapshot, StepSnapshot
@@ -30,18 +30,21 @@ State = dict[str, str]
 class Display:
     """Shows runs, as often as it is asked to."""
 
-    def __init__(self, out: TextIO, paint: object = None) -> None:
-        self.out = out
-        self.shown: dict[UUID, State] = {}
+    def __init__(self, out: Any, paint: Callable[[str], Paint] = lambda status: str) -> None:
+        self.out, self.paint = out, paint
+        self.states_of: dict[UUID, State] = {}
         self.drawn: list[str] = []
-        self._paint = paint
+
+    def show_one(self, run_snapshot: RunSnapshot) -> None:
+        """The same of one run."""
+        self.show([run_snapshot])
 
     def show(self, snapshots: Collection[RunSnapshot]) -> None:
         """Show them as they are now; nothing, if nothing has changed."""
         if self.out.isatty():
             self._draw(snapshots)
         else:
-            self._tell(snapshots)
+            self._write_changes(snapshots)
         self.out.flush()
 
     def _draw(self, snapshots: Collection[RunSnapshot]) -> None:
@@ -52,19 +55,22 @@ class Display:
             return
         if self.drawn:
             self.out.write(f"\x1b[{len(self.drawn)}F\x1b[J")
-        self.out.writelines(f"{line}\n" for line in lines)
+        for line in lines:
+            self.out.write(f"{line}\n")
         self.drawn = lines
 
-    def _tell(self, snapshots: Collection[RunSnapshot]) -> None:
+    def _write_changes(self, snapshots: Collection[RunSnapshot]) -> None:
         now = time.strftime("%H:%M:%S")
         for run_snapshot in snapshots:
-            before = self.shown.get(run_snapshot.run.pk, {})
-            self.shown[run_snapshot.run.pk] = states = self.states(run_snapshot)
-            for name, state in states.items():
-                if state != before.get(name):
-                    self.out.write(
-                        f"{now}  {plain(self.who(run_snapshot)):12}  {plain(name)} {state}\n"
-                    )
+            who = plain(self.who(run_snapshot))
+            for name, state in self.changes(run_snapshot).items():
+                self.out.write(f"{now}  {who:12}  {plain(name)} {state}\n")
+
+    def changes(self, run_snapshot: RunSnapshot) -> State:
+        """The states that are others than when this was asked before."""
+        before = self.states_of.get(run_snapshot.run.pk, {})
+        self.states_of[run_snapshot.run.pk] = states = self.states(run_snapshot)
+        return {name: state for name, state in states.items() if state != before.get(name)}
 
     # What a project may show in another way
 
@@ -74,10 +80,9 @@ class Display:
 
     def states(self, run_snapshot: RunSnapshot) -> State:
         """What is told when it changes: the state of each step, and at the end of the run."""
-        begun = (step for step in run_snapshot.steps if step.status)
-        return {step.name: state_of(step) for step in begun} | {
-            run_snapshot.run.sequence.rpartition(".")[-1]: run_snapshot.run.status
-        }
+        run = run_snapshot.run
+        states = {step.name: state_of(step) for step in run_snapshot.steps if step.status}
+        return states | {run.sequence.rpartition(".")[-1]: run.status}
 
     def lines(self, snapshots: Collection[RunSnapshot], width: int) -> list[str]:
         """The whole picture."""
@@ -94,19 +99,14 @@ class Display:
         above = cut(plain(head), max(width - len(tail), 8)) + tail
         return [cut(above, width), *(table(rows, width, narrowing=[3, 1]) if rows else [])]
 
-    def _row(self, step: StepSnapshot, run_snapshot: RunSnapshot) -> list[Cell]:
+    def _row(self, step: StepSnapshot, run_snapshot: RunSnapshot) -> list[object]:
         paint = self.paint(step.state)
         has_run = step.status not in ("", "queued")
         ran = format_duration(step.ran(run_snapshot.now)) if has_run else ""
         word = "" if step.status in SIGNS else state_of(step, counts=False)
         remarks = "  ".join(filter(None, [word, remark(step, run_snapshot)]))
         sign = SIGNS.get(step.status, MOVING)
-        return [Cell(f"  {sign}", paint), Cell(plain(step.label)), Cell(ran), Cell(remarks, paint)]
-
-    def paint(self, status: str) -> Paint:
-        """The colour of a status."""
-        paint: Paint = self._paint(status) if callable(self._paint) else str
-        return paint
+        return [Cell(f"  {sign}", paint), step.label, ran, Cell(remarks, paint)]
 
 
 def state_of(step: StepSnapshot, *, counts: bool = True) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 from argparse import ArgumentParser, Namespace
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
+from uuid import UUID
 
 from django.core.management.base import CommandError
 
@@ -64,27 +66,19 @@ class Health(Subcommand):
             self.write_json(_health_as_json(report))
         else:
             for sign in report.signs:
-                self.write(f"{self.paint(_PAINTS[sign.level])(_WORDS[sign.level]):8} {plain(sign)}")
+                paint = self.paint(_PAINTS[sign.level])
+                self.write(f"{paint(sign.level.name.lower()):8} {plain(sign)}")
         if report.level is Level.BAD:
             raise CommandError("Steps are not performed as they should be.", returncode=REFUSED)
 
 
-_WORDS = {Level.GOOD: "good", Level.WARNING: "warning", Level.BAD: "bad"}
 _PAINTS = {Level.GOOD: "succeeded", Level.WARNING: "retrying", Level.BAD: "failed"}
 
 
 def _health_as_json(report: health.Health) -> dict[str, object]:
     return {
-        "level": _WORDS[report.level],
-        "signs": [
-            {
-                "name": sign.name,
-                "level": _WORDS[sign.level],
-                "says": sign.says,
-                "advice": sign.advice,
-            }
-            for sign in report.signs
-        ],
+        "level": report.level.name.lower(),
+        "signs": [{**asdict(sign), "level": sign.level.name.lower()} for sign in report.signs],
         "workers": [worker.name for worker in report.workers],
     }
 
@@ -138,17 +132,16 @@ def _lines(report: Report, dry_run: bool) -> Iterator[str]:
         yield 'All are kept: set SEQUENCES["RETENTION"] or Meta.retention, or --older-than 30d.'
         return
     for sequence, runs in sorted(report.runs.items()):
-        yield f"{plain(sequence)}: {runs}"
+        yield f"{sequence}: {runs}"
     verb = "would be pruned" if dry_run else "pruned"
     yield f"{report.runs.total()} runs in {report.trees} trees {verb}."
-    reasons: dict[str, list[Kept]] = {}
+    ids: dict[str, list[UUID]] = defaultdict(list)
     for run in report.kept:
-        reasons.setdefault(_why(run), []).append(run)
-    for why, kept in reasons.items():
-        some = ", ".join(str(run.run) for run in kept[:MAX_NAMED_RUNS])
-        yield plain(f"{len(kept)} kept, {why}: {some}{' …' if len(kept) > MAX_NAMED_RUNS else ''}")
+        ids[_why(run)].append(run.run)
+    for why, roots in ids.items():
+        some = ", ".join(map(str, roots[:MAX_NAMED_RUNS]))
+        yield f"{len(roots)} kept, {why}: {some}{' …' if len(roots) > MAX_NAMED_RUNS else ''}"
 
 
 def _why(run: Kept) -> str:
-    by: Counter[str] = Counter(run.by)
-    return run.why + (f" ({', '.join(sorted(by))})" if by else "")
+    return run.why + (f" ({', '.join(sorted(set(run.by)))})" if run.by else "")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 from django.core.management.base import BaseCommand, CommandError
@@ -18,7 +18,14 @@ from ...inspection.actions import ACTIONS
 from ...models import SequenceRun
 from ...utils.terminal import plain
 from .argtypes import assignment, json_object, json_value
-from .base import INTERRUPTED, REFUSED, Subcommand, caller, wrong
+from .base import (
+    INTERRUPTED,
+    REFUSED,
+    Subcommand,
+    add_caller_and_reason,
+    caller_and_reason,
+    wrong,
+)
 from .selectors import RUN, RUN_HELP, add_filters, at_step, filtered, find, is_filtered, runs
 
 
@@ -41,20 +48,21 @@ class Operating(Subcommand):
     """One of the `ACTIONS` on runs."""
 
     action: str
+    #: Options that are on or off, as the method of the run has them.
+    flags: ClassVar[Mapping[str, str]] = {}
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         action = ACTIONS[self.action]
         parser.description = str(action.explains)
         if action.on_step:
             parser.add_argument(
-                "names", nargs="+", metavar=f"{RUN} STEP",
+                "runs", nargs="+", metavar=f"{RUN} STEP",
                 help=f"runs ({RUN_HELP}), and last the step; the step alone, with filters",
             )  # fmt: skip
         else:
             parser.add_argument("runs", nargs="*", metavar=RUN, help=RUN_HELP)
         self.add_options(parser)
-        parser.add_argument("--reason", default="", help="why; stored with the run")
-        parser.add_argument("--by", help="who; you, if nobody is named")
+        add_caller_and_reason(parser)
         parser.add_argument("--json", action="store_true", help="a JSON object: done, refused")
         add_filters(parser, step=not action.on_step)
         parser.add_argument("--all", action="store_true", help="every run that matches the filters")
@@ -62,27 +70,26 @@ class Operating(Subcommand):
 
     def add_options(self, parser: ArgumentParser) -> None:
         """What only this operation takes."""
-
-    def arguments(self, options: Namespace) -> tuple[Any, ...]:
-        """What its method takes, after the step."""
-        return ()
+        for flag, help_text in self.flags.items():
+            name = f"--{flag.replace('_', '-')}"
+            parser.add_argument(name, action="store_true", help=help_text)
 
     def keywords(self, options: Namespace) -> dict[str, Any]:
-        """The same by name."""
-        return {"by": caller() if options.by is None else options.by, "reason": options.reason}
+        """What its method takes, beside the step."""
+        flags = {flag: getattr(options, flag) for flag in self.flags}
+        return {**caller_and_reason(options), **flags}
 
     def run(self, options: Namespace) -> None:
-        named, step = self._named(options)
-        chosen = self._chosen(options, named, step)
+        names = list(options.runs)
+        step = [names.pop()] if ACTIONS[self.action].on_step else []
+        ids = self._ids(options, names, *step)
         if options.dry_run:
-            self._list_chosen(chosen, options)
+            self._list(ids, options)
             return
-        arguments = [*([step] if step is not None else []), *self.arguments(options)]
-        keywords = self.keywords(options)
-        tally = Tally()
+        keywords, tally = self.keywords(options), Tally()
         try:
-            for pk in chosen:
-                self._operate(pk, arguments, keywords, tally, quiet=options.json)
+            for pk in ids:
+                self._operate(pk, step, keywords, tally, quiet=options.json)
         except KeyboardInterrupt:
             self._sum_up(tally, options)
             raise CommandError(
@@ -90,44 +97,38 @@ class Operating(Subcommand):
             ) from None
         self._sum_up(tally, options)
 
-    def _named(self, options: Namespace) -> tuple[list[str], str | None]:
-        if not ACTIONS[self.action].on_step:
-            return options.runs, None
-        *named, step = options.names
-        return named, step
-
-    def _chosen(self, options: Namespace, named: list[str], step: str | None) -> list[UUID]:
-        if named and (is_filtered(options) or options.all):
+    def _ids(self, options: Namespace, names: list[str], step: str | None = None) -> list[UUID]:
+        if names and (is_filtered(options) or options.all):
             raise wrong("Name runs, or choose them by filters and --all; not both.")
-        if named:
-            return [find(text).pk for text in named]
+        if names:
+            return [find(name).pk for name in names]
         if not is_filtered(options):
             raise wrong(f"Name the {RUN}, or choose by filters: --sequence, --status, --since, …")
         if not options.all and not options.dry_run:
             raise wrong("Add --all to do it to every run of these filters, --dry-run to see them.")
-        chosen = filtered(options)
+        rows = filtered(options)
         if options.status is None:
-            chosen = chosen.filter(status__in=RULES[self.action].targets)
+            rows = rows.filter(status__in=RULES[self.action].targets)
         if step is not None and self.action != "restart_from":
-            chosen = at_step(chosen, step)
-        return list(chosen.values_list("pk", flat=True))
+            rows = at_step(rows, step)
+        return list(rows.values_list("pk", flat=True))
 
-    def _list_chosen(self, chosen: list[UUID], options: Namespace) -> None:
+    def _list(self, ids: list[UUID], options: Namespace) -> None:
         if options.json:
-            self.write_json({"action": self.action, "runs": [str(pk) for pk in chosen]})
+            self.write_json({"action": self.action, "runs": [str(pk) for pk in ids]})
             return
-        for pk in chosen:
+        for pk in ids:
             self.write(str(pk))
-        self.write(f"{self.name} would be tried on {len(chosen)} runs.")
+        self.write(f"{self.name} would be tried on {len(ids)} runs.")
 
     def _operate(
-        self, pk: UUID, arguments: list[Any], keywords: dict[str, Any], tally: Tally, *, quiet: bool
+        self, pk: UUID, step: list[str], keywords: dict[str, Any], tally: Tally, *, quiet: bool
     ) -> None:
         run = runs().filter(pk=pk).first()
         if run is None:  # pruned since it was found
             return
         try:
-            why = self.perform(run, arguments, keywords)
+            why = self.perform(run, *step, **keywords)
         except SequenceError as error:
             why = str(error)
         if why:
@@ -139,10 +140,9 @@ class Operating(Subcommand):
         elif not quiet:
             self.command.stderr.write(plain(why))
 
-    def perform(self, run: SequenceRun, arguments: list[Any], keywords: dict[str, Any]) -> str:
+    def perform(self, run: SequenceRun, *step: str, **keywords: Any) -> str:
         """Do it to one. Returns, or raises, why not."""
-        method: Callable[..., Any] = getattr(run, self.action)
-        method(*arguments, **keywords)
+        getattr(run, self.action)(*step, **keywords)
         return ""
 
     def _sum_up(self, tally: Tally, options: Namespace) -> None:
@@ -156,19 +156,6 @@ class Operating(Subcommand):
             raise CommandError(why, returncode=REFUSED)
 
 
-class Cancel(Operating):
-    """Cancel, perhaps with its undos."""
-
-    name, action = "cancel", "cancel"
-    help = "Cancel runs; with --undo, roll back completed steps first."
-
-    def add_options(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--undo", action="store_true", help="roll back completed steps first")
-
-    def keywords(self, options: Namespace) -> dict[str, Any]:
-        return {**super().keywords(options), "undo": options.undo}
-
-
 class Deliver(Operating):
     """Deliver an event."""
 
@@ -180,46 +167,20 @@ class Deliver(Operating):
             "--payload", type=json_value, metavar="JSON", help="JSON, @file, or -; null"
         )
 
-    def arguments(self, options: Namespace) -> tuple[Any, ...]:
-        return (options.payload,)
+    def keywords(self, options: Namespace) -> dict[str, Any]:
+        return {**super().keywords(options), "payload": options.payload}
 
-    def perform(self, run: SequenceRun, arguments: list[Any], keywords: dict[str, Any]) -> str:
-        if run.deliver(*arguments, **keywords):
+    def perform(self, run: SequenceRun, *step: str, **keywords: Any) -> str:
+        if run.deliver(*step, **keywords):
             return ""
-        return f"Run {run.pk} has a delivery of {arguments[0]!r} already, and the first one counts."
+        return f"Run {run.pk} has a delivery of {step[0]!r} already, and the first one counts."
 
 
-class RestartFrom(Operating):
-    """Restart, perhaps with what was delivered before."""
-
-    name, action = "restart-from", "restart_from"
-    help = "Run a step and all later steps again."
-
-    def add_options(self, parser: ArgumentParser) -> None:
-        keep = "keep earlier deliveries for the events among them"
-        parser.add_argument("--keep-deliveries", action="store_true", help=keep)
-
-    def keywords(self, options: Namespace) -> dict[str, Any]:
-        return {**super().keywords(options), "keep_deliveries": options.keep_deliveries}
-
-
-class Erase(Operating):
-    """Erase, perhaps without its key."""
-
-    name, action = "erase", "erase"
-    help = "Permanently erase data, results, error texts, reasons and the key."
-
-    def add_options(self, parser: ArgumentParser) -> None:
-        keep = "keep the key, so that no other run starts with it"
-        parser.add_argument("--keep-key", action="store_true", help=keep)
-
-    def keywords(self, options: Namespace) -> dict[str, Any]:
-        return {**super().keywords(options), "keep_key": options.keep_key}
-
-
-def _operating(action: str, help_text: str) -> Callable[[BaseCommand], Operating]:
-    """The class of an operation that takes nothing of its own."""
-    attributes = {"name": action.replace("_", "-"), "action": action, "help": help_text}
+def _operating(action: str, help_text: str, **flags: str) -> Callable[[BaseCommand], Operating]:
+    """The class of an operation that takes no more than options that are on or off."""
+    attributes = {
+        "name": action.replace("_", "-"), "action": action, "help": help_text, "flags": flags,
+    }  # fmt: skip
     return type(f"{action.title()}Subcommand", (Operating,), attributes)
 
 
@@ -244,8 +205,7 @@ class Edit(Subcommand):
         parser.add_argument(
             "--if-version", type=int, metavar="N", help="only if `show` says this version still"
         )
-        parser.add_argument("--reason", default="", help="why; stored with the run")
-        parser.add_argument("--by", help="who; you, if nobody is named")
+        add_caller_and_reason(parser)
 
     def run(self, options: Namespace) -> None:
         if (options.data is None) == (options.set is None):
@@ -254,9 +214,8 @@ class Edit(Subcommand):
         data = self._edited(run, options)
         if options.if_version is not None:
             run.version = options.if_version
-        by = caller() if options.by is None else options.by
         try:
-            run.edit(data, by=by, reason=options.reason)
+            run.edit(data, **caller_and_reason(options))
         except SequenceError as error:
             raise CommandError(str(error), returncode=REFUSED) from None
         self.write(f"edit: {plain(run)} has version {run.version}")
@@ -277,14 +236,26 @@ class Edit(Subcommand):
 
 TASKS: list[Callable[[BaseCommand], Subcommand]] = [
     _operating("retry", "Restart failed steps, and run waiting retries now."),
-    Cancel,
+    _operating(
+        "cancel",
+        "Cancel runs; with --undo, roll back completed steps first.",
+        undo="roll back completed steps first",
+    ),
     _operating("pause", "Start no further steps until you resume."),
     _operating("resume", "Continue paused runs."),
     _operating("finish", "Mark runs as succeeded."),
     _operating("skip", "Continue without a step."),
     _operating("run_now", "Run a delayed step now."),
-    RestartFrom,
+    _operating(
+        "restart_from",
+        "Run a step and all later steps again.",
+        keep_deliveries="keep earlier deliveries for the events among them",
+    ),
     Deliver,
     Edit,
-    Erase,
+    _operating(
+        "erase",
+        "Permanently erase data, results, error texts, reasons and the key.",
+        keep_key="keep the key, so that no other run starts with it",
+    ),
 ]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from django.utils.translation import gettext
 
@@ -23,7 +22,7 @@ from . import wait
 from .argtypes import count, definition_in, duration
 from .base import Subcommand, json_text, wrong
 from .details import RunDetails, brief
-from .live import Display, State
+from .live import Display
 from .selectors import add_filters, add_run, filtered, find
 from .tables import Cell, shortened, table
 
@@ -47,29 +46,28 @@ class List(Subcommand):
         if options.json:
             self.write_json([brief(run_snapshot) for run_snapshot in snapshots])
         elif snapshots:
-            lines = table(list(self._rows(snapshots)), self.width, narrowing=[1, 2, 4, 7])
+            lines = table(self._rows(snapshots), self.width, narrowing=[1, 2, 4, 7])
             self.write("\n".join(lines))
         else:
             self.write("There is no such run.")
 
-    def _rows(self, snapshots: list[RunSnapshot]) -> Iterator[list[Cell]]:
-        heads = ("RUN", "SEQUENCE", "KEY", "STATUS", "AT", "DONE", "AGE", "ERROR")
-        yield [Cell(head) for head in heads]
+    def _rows(self, snapshots: list[RunSnapshot]) -> Iterator[tuple[object, ...]]:
+        yield ("RUN", "SEQUENCE", "KEY", "STATUS", "AT", "DONE", "AGE", "ERROR")
         ids = [run_snapshot.run.pk for run_snapshot in snapshots]
         # Whoever pipes it can take the whole.
         texts = {pk: str(pk) for pk in ids} if self.width is None else shortened(ids)
         for run_snapshot in snapshots:
-            status = "failed" if run_snapshot.is_failing else run_snapshot.run.status
-            yield [
-                Cell(texts[run_snapshot.run.pk]),
-                Cell(plain(run_snapshot.run.sequence)),
-                Cell(plain(run_snapshot.run.key or "")),
-                Cell(run_snapshot.run.status, self.paint(status)),
-                Cell(plain(", ".join(step.name for step in run_snapshot.at))),
-                Cell(f"{run_snapshot.done}/{run_snapshot.total}"),
-                Cell(format_duration(run_snapshot.age)),
-                Cell(plain(error_of(failure)) if (failure := run_snapshot.current_failure) else ""),
-            ]
+            run, failure = run_snapshot.run, run_snapshot.current_failure
+            yield (
+                texts[run.pk],
+                run.sequence,
+                run.key or "",
+                Cell(run.status, self.paint("failed" if run_snapshot.is_failing else run.status)),
+                ", ".join(step.name for step in run_snapshot.at),
+                f"{run_snapshot.done}/{run_snapshot.total}",
+                format_duration(run_snapshot.age),
+                error_of(failure) if failure else "",
+            )
 
 
 class Show(Subcommand):
@@ -102,38 +100,21 @@ class Watch(Subcommand):
 
     def run(self, options: Namespace) -> None:
         run = find(options.run)
-        out: Any = self.command.stdout
-        look = _Lines(self).look if options.json else _Drawn(Display(out, self.paint)).look
-        wait.outcome(wait.until_ended(run, look, timeout=options.timeout))
+        display = (JsonLines if options.json else Display)(self.command.stdout, self.paint)
+        wait.outcome(wait.until_ended(run, display.show_one, timeout=options.timeout))
 
 
-class _Drawn:
-    def __init__(self, display: Display) -> None:
-        self.display = display
+class JsonLines(Display):
+    """A line of JSON for each change of a run."""
 
-    def look(self, run_snapshot: RunSnapshot) -> None:
-        self.display.show([run_snapshot])
-
-
-class _Lines:
-    """A line of JSON for each change."""
-
-    def __init__(self, subcommand: Subcommand) -> None:
-        self.subcommand = subcommand
-        self.before: State | None = None
-        self.states = Display(subcommand.command.stdout).states  # type: ignore[arg-type]
-
-    def look(self, run_snapshot: RunSnapshot) -> None:
-        states = self.states(run_snapshot)
-        if states != self.before:
-            self.before = states
-            line = {"time": run_snapshot.now, **brief(run_snapshot), "steps": _states(run_snapshot)}
-            self.subcommand.write(json_text(line))
-            self.subcommand.command.stdout.flush()
-
-
-def _states(run_snapshot: RunSnapshot) -> Mapping[str, Any]:
-    return {step.name: step.status for step in run_snapshot.steps if step.status}
+    def show(self, snapshots: Collection[RunSnapshot]) -> None:
+        """A line, if anything has changed."""
+        for run_snapshot in snapshots:
+            if self.changes(run_snapshot):
+                steps = {step.name: step.status for step in run_snapshot.steps if step.status}
+                line = {"time": run_snapshot.now, **brief(run_snapshot), "steps": steps}
+                self.out.write(f"{json_text(line)}\n")
+                self.out.flush()
 
 
 class Graph(Subcommand):

@@ -110,18 +110,18 @@ def is_filtered(options: Namespace) -> bool:
 
 def filtered(options: Namespace) -> SequenceRunQuerySet:
     """The runs that the filters let through, the newest first."""
-    chosen = runs().order_by("-created_at", "-pk")
+    rows = runs().order_by("-created_at", "-pk")
     if options.sequence is not None:
-        chosen = chosen.filter(sequence__in=known_names(options.sequence))
+        rows = rows.filter(sequence__in=known_names(options.sequence))
     if options.status is not None:
-        chosen = chosen.filter(status__in=_statuses(options.status))
+        rows = rows.filter(status__in=_statuses(options.status))
     if options.key is not None:
-        chosen = chosen.filter(key=options.key)
+        rows = rows.filter(key=options.key)
     if options.since is not None:
-        chosen = chosen.filter(created_at__gte=_since(options.since))
+        rows = rows.filter(created_at__gte=_since(options.since))
     if getattr(options, "step", None) is not None:
-        chosen = at_step(chosen, options.step)
-    return chosen
+        rows = at_step(rows, options.step)
+    return rows
 
 
 def _statuses(status: str) -> list[str]:
@@ -134,11 +134,11 @@ def _since(since: timedelta | datetime) -> datetime:
     return clock.now(conf.using()) - since if isinstance(since, timedelta) else since
 
 
-def at_step(chosen: SequenceRunQuerySet, step: str) -> SequenceRunQuerySet:
+def at_step(rows: SequenceRunQuerySet, step: str) -> SequenceRunQuerySet:
     """Those that are at this step, or have failed at it."""
     states = (*UNFINISHED_STEP, StepStatus.FAILED)
-    rows = StepRun.objects.using(conf.using()).filter(step=step, item=NO_ITEM, status__in=states)
-    return chosen.filter(pk__in=rows.values("run"))
+    steps = StepRun.objects.using(conf.using()).filter(step=step, item=NO_ITEM, status__in=states)
+    return rows.filter(pk__in=steps.values("run"))
 
 
 def known_names(label: str) -> list[str]:

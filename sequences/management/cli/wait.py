@@ -27,31 +27,29 @@ MAX_OUTAGE_SECONDS = 60.0
 Look = Callable[[RunSnapshot], None]
 
 
-def until_ended(
-    run: SequenceRun, look: Look | None, *, timeout: timedelta | None, interval: float | None = None
-) -> RunSnapshot:
+def until_ended(run: SequenceRun, look: Look, *, timeout: timedelta | None) -> RunSnapshot:
     """Look at it until it has ended. Raises `CommandError` with another status if nobody waits."""
     deadline = None if timeout is None else time.monotonic() + timeout.total_seconds()
-    pause = interval or MIN_PAUSE_SECONDS
+    pause = MIN_PAUSE_SECONDS
     looks = _Looks(run, look)
     try:
         while True:
             run_snapshot = looks.once_more()
             if run_snapshot is not None and run_snapshot.run.is_finished:
                 return run_snapshot
-            left = pause if deadline is None else deadline - time.monotonic()
-            if left <= 0:
-                raise _left(run, f"has not ended within {format_duration(timeout)}", TIMEOUT)
-            sleep(min(pause, left))
-            pause = interval or min(pause * 1.5, MAX_PAUSE_SECONDS)
+            rest = pause if deadline is None else deadline - time.monotonic()
+            if rest <= 0:
+                raise _given_up(run, f"has not ended within {format_duration(timeout)}", TIMEOUT)
+            sleep(min(pause, rest))
+            pause = min(pause * 1.5, MAX_PAUSE_SECONDS)
     except KeyboardInterrupt:
-        raise _left(run, "is not waited for any more", INTERRUPTED) from None
+        raise _given_up(run, "is not waited for any more", INTERRUPTED) from None
 
 
 class _Looks:
     """At one run, for longer than a connection may last: that it breaks is not how the run ends."""
 
-    def __init__(self, run: SequenceRun, look: Look | None) -> None:
+    def __init__(self, run: SequenceRun, look: Look) -> None:
         self.run, self.look = run, look
         self.away_since: float | None = None
 
@@ -59,8 +57,7 @@ class _Looks:
         """What is seen; None: the database is away."""
         try:
             run_snapshot = snapshot.of(_again(self.run))
-            if self.look is not None:
-                self.look(run_snapshot)
+            self.look(run_snapshot)
         except (OperationalError, InterfaceError) as error:
             self._bear(error)
             return None
@@ -75,7 +72,9 @@ class _Looks:
         if self.away_since is None:
             self.away_since = now
         elif now - self.away_since > MAX_OUTAGE_SECONDS:
-            raise _left(self.run, f"cannot be seen any more: {error}".strip(), TIMEOUT) from error
+            raise _given_up(
+                self.run, f"cannot be seen any more: {error}".strip(), TIMEOUT
+            ) from error
 
 
 def sleep(seconds: float) -> None:
@@ -90,7 +89,7 @@ def _again(run: SequenceRun) -> SequenceRun:
     return again
 
 
-def _left(run: SequenceRun, why: str, status: int) -> CommandError:
+def _given_up(run: SequenceRun, why: str, status: int) -> CommandError:
     return CommandError(
         f"{plain(run)} {why}. It goes on: `manage.py sequences watch {run.pk}` waits for it.",
         returncode=status,
