@@ -56,9 +56,9 @@ def check_project(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 
 def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     """The keys and values of SEQUENCES."""
-    found = conf.problems()
-    errors = [Error(message, hint=hint, id="sequences.E002") for _, message, hint in found]
-    return [*errors, *([] if found else [*_permissions(), *_telemetry()])]
+    problems = conf.problems()
+    errors = [Error(message, hint=hint, id="sequences.E002") for _, message, hint in problems]
+    return [*errors, *([] if problems else [*_permissions(), *_telemetry()])]
 
 
 def check_broker(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
@@ -172,10 +172,10 @@ def _other_app(config: AppConfig) -> CheckMessage:
 
 
 def _permissions() -> Messages:
-    wanted = conf.settings.status_permission
-    if isinstance(wanted, str) and wanted.partition(".")[0] not in apps.app_configs:
+    permission = conf.settings.status_permission
+    if isinstance(permission, str) and permission.partition(".")[0] not in apps.app_configs:
         yield Error(
-            f"SEQUENCES['STATUS_PERMISSION'] is {wanted!r}, which is neither a callable nor a"
+            f"SEQUENCES['STATUS_PERMISSION'] is {permission!r}, which is neither a callable nor a"
             " permission of an installed app: nobody would have it.",
             hint="Begin a permission with its app's label, as in 'shop.view_order', or correct the"
             " path of the callable.",
@@ -237,9 +237,9 @@ def _texts_kept(middleware: list[Middleware]) -> Messages:
     from django_dramatiq.middleware import AdminMiddleware
 
     keeps = AdminMiddleware.after_process_message
-    if not any(getattr(type(one), "after_process_message", None) is keeps for one in middleware):
+    if not any(getattr(type(part), "after_process_message", None) is keeps for part in middleware):
         return
-    guarded = [one.label for one in _definitions() if one.redact]
+    guarded = [definition.label for definition in _definitions() if definition.redact]
     if guarded:
         yield Warning(
             "The broker has AdminMiddleware of django_dramatiq, whose table keeps the tracebacks "
@@ -267,8 +267,8 @@ def _confirmation(broker: Broker) -> Messages:
 def _definitions() -> list[Definition]:
     from .definitions import registry
 
-    found = (cls._definition for cls in registry.all())
-    return [definition for definition in found if definition is not None]
+    definitions = (cls._definition for cls in registry.all())
+    return [definition for definition in definitions if definition is not None]
 
 
 def _shown_secrets() -> Messages:
@@ -425,10 +425,10 @@ def _actual_isolation(connection: BaseDatabaseWrapper) -> Messages:
 
 def _character_set(connection: BaseDatabaseWrapper) -> Messages:
     backend = _backend(connection)
-    found = backend.not_unicode(_tables(), connection)
-    if found:
+    tables = backend.not_unicode(_tables(), connection)
+    if tables:
         yield Warning(
-            f"The database {connection.alias!r} cannot store every character: {'; '.join(found)}.",
+            f"The database {connection.alias!r} cannot store every character: {'; '.join(tables)}.",
             hint="Emoji in the texts of errors and reasons are stored escaped, and a key with one "
             f"may be refused. {backend.character_set_hint}",
             id="sequences.W016",
@@ -487,8 +487,8 @@ def _unfinished_runs_of(stored: StoredPlan) -> Messages:
     definition = _definition(stored)
     if definition is not None:
         yield from _changed_kinds(stored, definition)
-    known = definition.step if definition else _unknown
-    missing = [name for name in stored.plan.names if known(name) is None]
+    step_of = definition.step if definition else _unknown
+    missing = [name for name in stored.plan.names if step_of(name) is None]
     count = _count_without(stored, missing) if missing else 0
     if count:
         lacks = "steps" if definition else "such sequence, with the steps"

@@ -56,10 +56,10 @@ class Option(Generic[T]):
 
     def value(self) -> T:
         """Raises ImproperlyConfigured if the value is not what it should be."""
-        given = _given()
-        if not isinstance(given, dict):
+        setting = _sequences_setting()
+        if not isinstance(setting, dict):
             raise ImproperlyConfigured("SEQUENCES must be a dict.")
-        raw = given.get(self.key, self.default)
+        raw = setting.get(self.key, self.default)
         try:
             return self.read(raw)
         except (TypeError, ValueError, ImportError) as error:
@@ -100,14 +100,14 @@ def _alias(value: Any) -> str | None:
 
 
 def _encoder(value: Any) -> type[json.JSONEncoder]:
-    wanted = ValueError("the path of a subclass of json.JSONEncoder")
+    error = ValueError("the path of a subclass of json.JSONEncoder")
     try:
         encoder = import_string(value) if isinstance(value, str) else value
     except ImportError:
-        raise wanted from None
+        raise error from None
     if isinstance(encoder, type) and issubclass(encoder, json.JSONEncoder):
         return encoder
-    raise wanted
+    raise error
 
 
 def _retention(value: Any) -> timedelta | None:
@@ -134,20 +134,20 @@ def _permission(value: Any) -> str | Guard | None:
     """A callable, or the path of one, or what looks like a permission."""
     if value is None or callable(value):
         return cast("Guard | None", value)
-    wanted = ValueError(
+    error = ValueError(
         "None, a permission such as 'shop.view_order', or the path of a callable"
         " that takes a request and a run"
     )
     if not isinstance(value, str):
-        raise wanted
+        raise error
     with suppress(ImportError):
-        found = import_string(value)
-        if callable(found):
-            return cast(Guard, found)
-        raise wanted
+        guard = import_string(value)
+        if callable(guard):
+            return cast(Guard, guard)
+        raise error
     if PERMISSION.fullmatch(value):
         return value
-    raise wanted
+    raise error
 
 
 class Settings:
@@ -193,19 +193,19 @@ def using() -> str:
 
 def problems() -> list[Problem]:
     """What is wrong with SEQUENCES, for the system check."""
-    given = _given()
-    if not isinstance(given, dict):
+    setting = _sequences_setting()
+    if not isinstance(setting, dict):
         return [Problem("SEQUENCES", "SEQUENCES must be a dict.", "See docs/operations.md.")]
     options = {
         option.key: option for option in vars(Settings).values() if isinstance(option, Option)
     }
-    found = [
+    unknown = [
         Problem(str(key), f"SEQUENCES has no setting {key!r}.", did_you_mean(key, options))
-        for key in given
+        for key in setting
         if key not in options
     ]
-    found += [problem for option in options.values() for problem in _problems_of(option)]
-    return found or _contradictions()
+    unknown += [problem for option in options.values() for problem in _problems_of(option)]
+    return unknown or _contradictions()
 
 
 def _problems_of(option: Option[Any]) -> list[Problem]:
@@ -217,20 +217,20 @@ def _problems_of(option: Option[Any]) -> list[Problem]:
 
 
 def _contradictions() -> list[Problem]:
-    found = []
+    contradictions = []
     if settings.heartbeat >= settings.lease:
         message = "SEQUENCES['HEARTBEAT'] must be less than SEQUENCES['LEASE']."
         hint = "A lease that ends before its first heartbeat is lost: a fifth of LEASE is good."
-        found.append(Problem("HEARTBEAT", message, hint))
+        contradictions.append(Problem("HEARTBEAT", message, hint))
     longest = settings.retention_failed
     if longest is not None and (settings.retention is None or settings.retention > longest):
         message = "SEQUENCES['RETENTION_FAILED'] must not be shorter than SEQUENCES['RETENTION']."
         hint = "Failed runs are kept for as long as the others, or longer; None is for ever."
-        found.append(Problem("RETENTION_FAILED", message, hint))
-    return found
+        contradictions.append(Problem("RETENTION_FAILED", message, hint))
+    return contradictions
 
 
-def _given() -> Any:
+def _sequences_setting() -> Any:
     return getattr(django_settings, "SEQUENCES", {})
 
 

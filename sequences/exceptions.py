@@ -221,9 +221,9 @@ class Abort(SequenceError):
         super().__init__(message, **details)
 
 
-def did_you_mean(name: object, known: Iterable[str]) -> str:
+def did_you_mean(name: object, names: Iterable[str]) -> str:
     """The hint for an unknown name: the nearest known one, or else all of them."""
-    choices = list(known)
+    choices = list(names)
     if near := get_close_matches(str(name), choices, n=1):
         return f"Did you mean {near[0]!r}?"
     return f"There are: {', '.join(choices)}." if choices else "There are none."

@@ -48,20 +48,20 @@ def _describe(record: logging.LogRecord) -> None:
         return
     vars(record)[_DESCRIBED] = True
     attempt = current.current_attempt()
-    given = _extra(record).keys()
+    extra = _extra(record).keys()
     for name, value in _fields_of(attempt).items():
         vars(record).setdefault(name, value)
     if attempt is not None:
         try:
-            _hide(record, given, _secrets(attempt))
+            _hide(record, extra, _secrets(attempt))
         except Exception:  # logging must not fail a step, nor let out what it has not seen
-            _blank(record, given)
+            _blank(record, extra)
 
 
-def _blank(record: logging.LogRecord, given: Collection[str]) -> None:
+def _blank(record: logging.LogRecord, extra: Collection[str]) -> None:
     record.msg, record.args = "A message that could not be searched for secrets.", ()
     record.exc_info = record.exc_text = record.stack_info = None
-    for name in given:
+    for name in extra:
         setattr(record, name, HIDDEN)
 
 
@@ -92,13 +92,13 @@ def _fields_of(attempt: current.CurrentAttempt | None) -> dict[str, Any]:
     return dict(zip(FIELDS, values, strict=True))
 
 
-def _hide(record: logging.LogRecord, given: Collection[str], secrets: Iterable[str]) -> None:
+def _hide(record: logging.LogRecord, extra: Collection[str], secrets: Iterable[str]) -> None:
     if not secrets:
         return
     _hide_message(record, secrets)
     if record.exc_info:
         _hide_exception(record, secrets)
-    for name in ("exc_text", "stack_info", *given):
+    for name in ("exc_text", "stack_info", *extra):
         _hide_field(record, name, secrets)
 
 

@@ -76,9 +76,9 @@ class _Body(dict[str, Any]):
         """A decorator above ``@step`` has put something else in the place of a step."""
         steps = [value for value in self.values() if isinstance(value, Step)]
         # What other steps name has errors of its own.
-        known = {id(named) for step in steps for named in (step, *_references(step))}
+        ids = {id(named) for step in steps for named in (step, *_references(step))}
         for lost in self.declared:
-            if id(lost) not in known:
+            if id(lost) not in ids:
                 name = getattr(lost.function, "__name__", "a step")
                 raise InvalidDefinition(
                     where=f"{self['__module__']}.{self['__qualname__']}.{name}",

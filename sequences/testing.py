@@ -123,7 +123,7 @@ def _drain(run: SequenceRun | None, limit: int) -> int:
             ready = handoff.process(dispatch_of(row, plan), broker, using)
             notifications.send_pending(using)
         # Itself too: an attempt that fails has its next one at once.
-        due.add([row.pk, *(one.step_run_id for one in [*ready, *dispatches])])
+        due.add([row.pk, *(made.step_run_id for made in [*ready, *dispatches])])
         performed += row.kind != "item"
     return performed
 
@@ -176,18 +176,18 @@ class _Due:
 
 def _family(run: SequenceRun, using: str) -> list[UUID]:
     """The run, and all that its steps have started."""
-    found, newest = [run.pk], [run.pk]
+    ids, newest = [run.pk], [run.pk]
     while newest:
         below = SequenceRun.objects.using(using).filter(parent__run__in=newest)
         newest = list(below.values_list("pk", flat=True))
-        found += newest
-    return found
+        ids += newest
+    return ids
 
 
 def _woken_parents(using: str) -> list[int]:
     """What the end of children makes ready: nobody is told of that before a commit."""
     rows = _parents(using)
-    woken = [one.step_run_id for row in rows for one in compensation.look(row.pk, using)]
+    woken = [dispatch.step_run_id for row in rows for dispatch in compensation.look(row.pk, using)]
     if not woken and _parents(using) != rows:  # a run has ended so, and that may be a child, too
         return _woken_parents(using)
     return woken
@@ -328,11 +328,12 @@ def assert_steps(run: SequenceRun | Sequence[Any], expected: Iterable[tuple[str,
     using = conf.using()
     # Not by the run's own managers: those ask the router where to read.
     steps = StepRun.objects.using(using).filter(run=row.pk).order_by("pk")
-    found = [(str(step), str(step.status)) for step in steps]
-    wanted = list(expected)
+    ledger = [(str(step), str(step.status)) for step in steps]
+    entries = list(expected)
     failed = StepFailure.objects.using(using).filter(run=row.pk)
-    failures = "\n".join(f"  {one}: {one.message}" for one in failed)
-    if found != wanted:  # not by assert, which python -O leaves out
+    failures = "\n".join(f"  {failure}: {failure.message}" for failure in failed)
+    if ledger != entries:  # not by assert, which python -O leaves out
         raise AssertionError(
-            f"The ledger of run {row.pk} is\n  {found}\nand not\n  {wanted}\nFailures:\n{failures}"
+            f"The ledger of run {row.pk} is\n  {ledger}\nand not\n  {entries}\n"
+            f"Failures:\n{failures}"
         )

@@ -54,11 +54,11 @@ def status_by_id(request: HttpRequest, pk: UUID) -> HttpResponse:
 def progress(request: HttpRequest, token: str) -> HttpResponse:
     """The progress of the run that a signed address is of: a part of an HTML page."""
     try:
-        found = status.by_token(token)
+        run_progress = status.by_token(token)
     except StatusNotFound as error:
         context = {"text": error.text}
         return render(request, "sequences/_gone.html", context, status=error.http_status)
-    return render(request, "sequences/_progress.html", {"progress": found})
+    return render(request, "sequences/_progress.html", {"progress": run_progress})
 
 
 def _json(find: Callable[[], Status]) -> HttpResponse:

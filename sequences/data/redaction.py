@@ -91,47 +91,51 @@ def restore(edited: Any, stored: Any, patterns: Iterable[str]) -> Any:
 _NOTHING = object()
 
 
-def _restore(edited: Any, stored: Any, shown: Any, path: str) -> Any:
+def _restore(edited: Any, stored: Any, redacted: Any, path: str) -> Any:
     # What was not touched stays, also a text that has always been three stars.
-    if shown is not _NOTHING and _same(edited, shown):
+    if redacted is not _NOTHING and _same(edited, redacted):
         return stored
     if edited == HIDDEN:
         raise NoSecret(path)
     if isinstance(edited, dict):
-        stored, shown = (stored, shown) if isinstance(shown, dict) else ({}, {})
+        stored, redacted = (stored, redacted) if isinstance(redacted, dict) else ({}, {})
         return {
             key: _restore(
                 value,
                 stored.get(key, _NOTHING),
-                shown.get(key, _NOTHING),
+                redacted.get(key, _NOTHING),
                 f"{path}.{key}".lstrip("."),
             )
             for key, value in edited.items()
         }
     if isinstance(edited, list):
-        stored, shown = (stored, shown) if isinstance(shown, list) else ([], [])
-        return _restore_items(edited, stored, shown, path)
+        stored, redacted = (stored, redacted) if isinstance(redacted, list) else ([], [])
+        return _restore_items(edited, stored, redacted, path)
     return edited
 
 
-def _restore_items(edited: list[Any], stored: list[Any], shown: list[Any], path: str) -> list[Any]:
-    pairs = list(enumerate(zip(edited, shown, strict=False)))
-    changed = [index for index, (one, other) in pairs if not _same(one, other)]
-    if len(edited) == len(shown) and len(changed) == 1 and edited[changed[0]] not in shown:
+def _restore_items(
+    edited: list[Any], stored: list[Any], redacted: list[Any], path: str
+) -> list[Any]:
+    pairs = list(enumerate(zip(edited, redacted, strict=False)))
+    changed = [index for index, (item, other) in pairs if not _same(item, other)]
+    if len(edited) == len(redacted) and len(changed) == 1 and edited[changed[0]] not in redacted:
         (index,) = changed
-        item = _restore(edited[index], stored[index], shown[index], f"{path}[{index}]")
+        item = _restore(edited[index], stored[index], redacted[index], f"{path}[{index}]")
         return [*stored[:index], item, *stored[index + 1 :]]
-    return list(_found(edited, stored, shown, path))
+    return list(_restored_by_likeness(edited, stored, redacted, path))
 
 
-def _found(edited: list[Any], stored: list[Any], shown: list[Any], path: str) -> Iterator[Any]:
+def _restored_by_likeness(
+    edited: list[Any], stored: list[Any], redacted: list[Any], path: str
+) -> Iterator[Any]:
     """The items with stars as they are stored: some may be gone, and others have come between."""
     last = -1
     for index, item in enumerate(edited):
         if not _has_stars(item):
             yield item
             continue
-        alike = [place for place, other in enumerate(shown) if _same(item, other)]
+        alike = [place for place, other in enumerate(redacted) if _same(item, other)]
         after = [place for place in alike if place > last]
         # Whether those that look alike are the same must not be told, not even by taking them.
         if not after or sum(_same(item, other) for other in edited) != len(alike):
@@ -146,9 +150,9 @@ def _has_stars(value: Any) -> bool:
     return any(map(_has_stars, value)) if isinstance(value, list) else value == HIDDEN
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(value: Any, other: Any) -> bool:
     """Whether they are the same JSON: 1 is not true, and not 1.0."""
-    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+    return json.dumps(value, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 def changed_secrets(stored: Any, edited: Any, patterns: Iterable[str]) -> list[str]:
@@ -157,19 +161,21 @@ def changed_secrets(stored: Any, edited: Any, patterns: Iterable[str]) -> list[s
     Not whether that is another value than the stored one: it would tell them if they have guessed.
     """
     patterns = tuple(patterns)
-    before, after = (dict(_hidden(one, redact(one, patterns), "")) for one in (stored, edited))
+    before, after = (
+        dict(_hidden(value, redact(value, patterns), "")) for value in (stored, edited)
+    )
     written = [path for path, value in after.items() if value != HIDDEN or path not in before]
     return [*(path for path in before if path not in after), *written]
 
 
-def _hidden(value: Any, shown: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and isinstance(shown, dict):
+def _hidden(value: Any, redacted: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and isinstance(redacted, dict):
         for key, member in value.items():
-            yield from _hidden(member, shown[key], f"{path}.{key}".lstrip("."))
-    elif isinstance(value, list) and isinstance(shown, list):
+            yield from _hidden(member, redacted[key], f"{path}.{key}".lstrip("."))
+    elif isinstance(value, list) and isinstance(redacted, list):
         for index, item in enumerate(value):
-            yield from _hidden(item, shown[index], f"{path}[{index}]")
-    elif shown == HIDDEN:
+            yield from _hidden(item, redacted[index], f"{path}[{index}]")
+    elif redacted == HIDDEN:
         yield path, value
 
 
@@ -184,9 +190,9 @@ def hide(text: str, secrets: Iterable[str]) -> str:
     Each is found as it is, as Python, JSON, HTML and URLs quote it, also one in the other, and
     inside of what is base64 or hexadecimal.
     """
-    known = list(secrets)
-    text = _hide_encoded(text, known)
-    for secret in sorted(_near(text, known), key=len, reverse=True):
+    distinct = list(secrets)
+    text = _hide_encoded(text, distinct)
+    for secret in sorted(_near(text, distinct), key=len, reverse=True):
         text = _hide_quoted(text, secret)
     return text
 
@@ -198,8 +204,8 @@ def _near(text: str, secrets: list[str]) -> list[str]:
     parts = _parts(text)
     anchors = ((secret, _anchor(secret)) for secret in secrets)
     return [
-        one
-        for one, anchor in anchors
+        secret
+        for secret, anchor in anchors
         if anchor[:MIN_SECRET_LENGTH] in parts or len(anchor) < MIN_SECRET_LENGTH
     ]
 
@@ -214,8 +220,8 @@ _PLAIN = re.compile(r"[A-Za-z0-9]+")
 
 def _anchor(secret: str) -> str:
     """A part of it that nobody quotes, or nothing."""
-    if found := _LONG_ENOUGH.search(secret):
-        return found[0]
+    if match := _LONG_ENOUGH.search(secret):
+        return match[0]
     return max(_PLAIN.findall(secret), key=len, default="")
 
 
@@ -312,9 +318,9 @@ def _hide_encoded(text: str, secrets: list[str]) -> str:
     All of it, such as the credentials of a header: its ends tell of the secret's.
     """
     for pattern, decode in ((_BASE64, _base64), (_HEX, _hexadecimal)):
-        found = _near_bytes(b"\n".join(map(decode, pattern.findall(text))), secrets)
-        if found:
-            text = pattern.sub(partial(_without, decode, found), text)
+        encoded = _near_bytes(b"\n".join(map(decode, pattern.findall(text))), secrets)
+        if encoded:
+            text = pattern.sub(partial(_without, decode, encoded), text)
     return text
 
 
@@ -326,39 +332,41 @@ def _without(decode: Callable[[str], bytes], secrets: Sequence[bytes], match: re
 def _near_bytes(decoded: bytes, secrets: list[str]) -> list[bytes]:
     if not decoded:
         return []
-    found = [secret.encode("utf-8", "surrogatepass") for secret in secrets]
+    encoded = [secret.encode("utf-8", "surrogatepass") for secret in secrets]
     if len(secrets) >= MIN_INDEXED_SECRETS:
         parts = _parts(decoded)
-        found = [secret for secret in found if secret[:MIN_SECRET_LENGTH] in parts]
-    return [secret for secret in found if secret in decoded]
+        encoded = [secret for secret in encoded if secret[:MIN_SECRET_LENGTH] in parts]
+    return [secret for secret in encoded if secret in decoded]
 
 
 def _base64(text: str) -> bytes:
     """What it may be: where it begins is told by nothing but what it is."""
     text = text.rstrip("=").translate(_STANDARD)
     starts = (text[start:] for start in range(4))
-    return b"\n".join(b64decode(one[: len(one) - (len(one) % 4 == 1)] + "===") for one in starts)
+    return b"\n".join(
+        b64decode(part[: len(part) - (len(part) % 4 == 1)] + "===") for part in starts
+    )
 
 
 def _hexadecimal(text: str) -> bytes:
     return bytes.fromhex(text)
 
 
-ProcessReport: TypeAlias = set[tuple[int, tuple[Path, ...]]]
+Visits: TypeAlias = set[tuple[int, tuple[Path, ...]]]
 
 
-def _texts(value: Any, paths: tuple[Path, ...], seen: ProcessReport) -> Iterator[str]:
+def _texts(value: Any, paths: tuple[Path, ...], visits: Visits) -> Iterator[str]:
     """What stands at the ends of these paths, and below. Nothing else is looked at.
 
     A value of a step may stand in many places, or in itself: it is looked at once.
     """
     if isinstance(value, dict | list):
-        if (visit := (id(value), paths)) in seen:
+        if (visit := (id(value), paths)) in visits:
             return
-        seen.add(visit)
+        visits.add(visit)
         for part, below in list(_parts_of(value, paths)):
             if below:
-                yield from _texts(part, tuple(below), seen)
+                yield from _texts(part, tuple(below), visits)
     elif not all(paths) and value is not None and not isinstance(value, bool):
         text = str(value)
         if len(text) >= MIN_SECRET_LENGTH:

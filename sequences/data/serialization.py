@@ -135,21 +135,21 @@ def same(a: Any, b: Any) -> bool:
 
 
 def _measure(
-    value: Any, trail: Any, known: dict[int, tuple[int, int]], depth: int = 1
+    value: Any, trail: Any, measures: dict[int, tuple[int, int]], depth: int = 1
 ) -> tuple[int, int]:
     """The least number of bytes of its JSON, and its levels. Each container is looked at once."""
-    found = known.get(id(value))
-    if found is None:
+    measure = measures.get(id(value))
+    if measure is None:
         if depth > MAX_DEPTH:
             raise _too_deep(_path_of(trail))
-        found = known[id(value)] = _measure_parts(value, trail, known, depth)
-    elif depth + found[1] - 1 > MAX_DEPTH:
+        measure = measures[id(value)] = _measure_parts(value, trail, measures, depth)
+    elif depth + measure[1] - 1 > MAX_DEPTH:
         raise _too_deep(_path_of(trail))
-    return found
+    return measure
 
 
 def _measure_parts(
-    value: Any, trail: Any, known: dict[int, tuple[int, int]], depth: int
+    value: Any, trail: Any, measures: dict[int, tuple[int, int]], depth: int
 ) -> tuple[int, int]:
     size, height = 0, 0
     if isinstance(value, dict):
@@ -159,7 +159,7 @@ def _measure_parts(
         if isinstance(part, str):
             size += len(part)
         elif (container := _container(part)) is not None:
-            more, levels = _measure(container, (trail, name), known, depth + 1)
+            more, levels = _measure(container, (trail, name), measures, depth + 1)
             size, height = size + more, max(height, levels)
     return size, height + 1
 
@@ -249,12 +249,12 @@ def _find(value: Any, path: str, default: Callable[[Any], Any], depth: int = 1) 
         return _in_object(value, path, default, depth)
     if depth > MAX_DEPTH:
         return _TOO_DEEP._replace(path=path)
-    found = (
+    troubles = (
         _find(part, f"{path}[{_quote(name)}]", default, depth + 1)
         for name, part in (value.items() if isinstance(value, dict) else enumerate(value))
     )
     keys = (_in_key(key, path) for key in value) if isinstance(value, dict) else ()
-    return next(filter(None, chain(keys, found)), None)
+    return next(filter(None, chain(keys, troubles)), None)
 
 
 _TOO_DEEP = Trouble("", f"nests deeper than {MAX_DEPTH} levels", "Store it flat, or as text.")

@@ -58,10 +58,10 @@ class Codec:
         """The instance of what is stored. Raises InvalidData."""
         return self._call(self.adapter.validate_json, text, by_alias=False, by_name=True)
 
-    def parse(self, given: dict[str, Any]) -> Any:
+    def parse(self, values: dict[str, Any]) -> Any:
         """The instance of what a caller gives, for whom we are stricter. Raises InvalidData."""
-        self.refuse_unknown(given)
-        return self._call(self.adapter.validate_python, given)
+        self.refuse_unknown(values)
+        return self._call(self.adapter.validate_python, values)
 
     def dump(self, value: Any) -> dict[str, Any]:
         """The JSON of an instance, which may have been changed for the worse: see `check`."""
@@ -76,13 +76,13 @@ class Codec:
         """Raises InvalidData if this could not be loaded again."""
         self.load(serialization.dumps(dumped))
 
-    def admit(self, given: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    def admit(self, data: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
         """The JSON of what a caller gives: an instance, or a mapping over the defaults."""
-        if given is None or isinstance(given, Mapping):
-            _refuse_expansion(given)
-            value = self.parse({**deepcopy(dict(defaults)), **(given or {})})
+        if data is None or isinstance(data, Mapping):
+            _refuse_expansion(data)
+            value = self.parse({**deepcopy(dict(defaults)), **(data or {})})
         else:
-            value = given
+            value = data
         return self.validated(value)
 
     def validated(self, value: Any) -> dict[str, Any]:
@@ -105,12 +105,12 @@ class Codec:
             self.refuse_unknown(value)
         return value
 
-    def refuse_unknown(self, given: Mapping[str, Any]) -> None:
+    def refuse_unknown(self, data: Mapping[str, Any]) -> None:
         """A key that a dataclass or a TypedDict lacks is a slip; a model has a say of its own."""
-        known = _names(self.cls)
-        for key in given if known else ():
-            if key not in known:
-                raise self.invalid([("data", f"has no {key!r}. {did_you_mean(key, known)}")])
+        names = _names(self.cls)
+        for key in data if names else ():
+            if key not in names:
+                raise self.invalid([("data", f"has no {key!r}. {did_you_mean(key, names)}")])
 
     def invalid(self, errors: list[tuple[str, str]]) -> InvalidData:
         """``errors`` are pairs of a path and what is wrong there."""
@@ -135,8 +135,8 @@ class Codec:
             return validate(*args, **options)
         except self.invalid_type as error:
             # Without the input: what may be secret stays out of the texts of failures.
-            told = error.errors(include_url=False, include_context=False, include_input=False)
-            errors = [(_path(one["loc"]), one["msg"]) for one in told]
+            details = error.errors(include_url=False, include_context=False, include_input=False)
+            errors = [(_path(detail["loc"]), detail["msg"]) for detail in details]
         raise self.invalid(errors)
 
 
@@ -199,8 +199,8 @@ def codec_of(cls: type, root: type) -> Codec | None:
 
     Raises InvalidDefinition.
     """
-    found = _declared(cls, root)
-    declared = None if isinstance(found, TypeVar) else found
+    argument = _declared(cls, root)
+    declared = None if isinstance(argument, TypeVar) else argument
     if declared in _UNTYPED or get_origin(declared) is dict:
         return None
     if not _is_supported(declared):
@@ -257,13 +257,13 @@ def _is_model(declared: type) -> bool:
 def _declared(cls: type, root: type) -> Any:
     """The argument of ``root`` in the bases of ``cls``: a type, a TypeVar, or None."""
     bases = vars(cls).get("__orig_bases__", cls.__bases__)
-    found = [_argument(base, root) for base in bases]
-    known = [one for one in dict.fromkeys(found) if one is not None]
-    types = [one for one in known if not isinstance(one, TypeVar)]
+    arguments = [_argument(base, root) for base in bases]
+    distinct = [argument for argument in dict.fromkeys(arguments) if argument is not None]
+    types = [argument for argument in distinct if not isinstance(argument, TypeVar)]
     if len(types) > 1:
-        names = " and ".join(getattr(one, "__name__", str(one)) for one in types)
+        names = " and ".join(getattr(argument, "__name__", str(argument)) for argument in types)
         raise invalid(cls, f"its bases declare data of different types: {names}", "Keep one.")
-    return next(iter(types or known), None)
+    return next(iter(types or distinct), None)
 
 
 def _argument(base: Any, root: type) -> Any:
@@ -297,13 +297,13 @@ def _names(cls: type) -> frozenset[str]:
     if any(_has_alias(hint) for hint in get_type_hints(cls, include_extras=True).values()):
         return frozenset()
     if is_dataclass(cls):
-        return frozenset(one.name for one in fields(cls) if one.init)
+        return frozenset(field.name for field in fields(cls) if field.init)
     return frozenset(get_type_hints(cls))
 
 
 def _has_alias(hint: Any) -> bool:
     metadata = getattr(hint, "__metadata__", ())
-    return any(getattr(one, "validation_alias", None) for one in metadata)
+    return any(getattr(part, "validation_alias", None) for part in metadata)
 
 
 def _path(location: Iterator[str | int]) -> str:
@@ -348,19 +348,20 @@ def _reaches_parts(origin: type, args: tuple[Any, ...], path: Path) -> bool:
 def _reaches_fields(hint: type, path: Path) -> bool:
     if issubclass(hint, (*_SCALARS, *_TIMES)):
         return False
-    found = _stored_fields(hint)
-    if found is None:
+    fields = _stored_fields(hint)
+    if fields is None:
         return True
     return any(
-        reaches(field, path[1:]) for name, field in found.items() if fnmatchcase(name, path[0])
+        reaches(field, path[1:]) for name, field in fields.items() if fnmatchcase(name, path[0])
     )
 
 
 def _stored_fields(hint: type) -> Mapping[str, Any] | None:
     """Those that are stored under these names; None: it may have others."""
-    found: Mapping[str, Any] | None = getattr(hint, "model_fields", None)
-    if found is not None:
+    model_fields: Mapping[str, Any] | None = getattr(hint, "model_fields", None)
+    if model_fields is not None:
         config: Mapping[str, Any] = getattr(hint, "model_config", {})
         may_have_more = config.get("extra") == "allow"
-        return None if may_have_more else {name: one.annotation for name, one in found.items()}
+        hints = {name: field.annotation for name, field in model_fields.items()}
+        return None if may_have_more else hints
     return get_type_hints(hint) if is_dataclass(hint) or is_typed_dict(hint) else None

@@ -93,8 +93,8 @@ class Plan:
         return cls(sequence, nodes, graph.get("definition"))
 
     def to_json(self) -> dict[str, Any]:
-        kept = {} if self.definition is None else {"definition": dict(self.definition)}
-        return {"format": FORMAT, "steps": [node.to_json() for node in self.nodes], **kept}
+        definition = {} if self.definition is None else {"definition": dict(self.definition)}
+        return {"format": FORMAT, "steps": [node.to_json() for node in self.nodes], **definition}
 
     @cached_property
     def memo(self) -> dict[str, Any]:

@@ -124,13 +124,13 @@ def check_names(cls: type, names: Iterable[str], reserved: frozenset[str]) -> No
 
 
 def check_step_aliases(cls: type, steps: dict[str, Step[Any]]) -> None:
-    taken = set(steps)
+    names = set(steps)
     for name, declaration in steps.items():
         for alias in declaration.aliases:
-            if alias in taken:
+            if alias in names:
                 problem = f"its alias {alias!r} is the name or an alias of another step"
                 raise invalid(cls, problem, "Remove the alias.", step=name)
-            taken.add(alias)
+            names.add(alias)
 
 
 def check_references(cls: type, steps: dict[str, Step[Any]]) -> None:

@@ -60,13 +60,13 @@ def build(
 ) -> type[Any]:
     """See `define`; ``file`` is where the definition stands, for the errors."""
     where = file or module
-    given = _given(definition, where)
-    app_label, class_name = _label(name or given.get("name"), where)
+    mapping = _mapping_of(definition, where)
+    app_label, class_name = _label(name or mapping.get("name"), where)
     where = file or f"{module}.{class_name}"
     if cls._codec is not None and not cls._codec.is_dict:
         problem = f"{path_of(cls)} has data of the type {cls._codec.name}, and jobs read a dict"
         raise InvalidDefinition(where=where, problem=problem, hint="Make it a TypedDict.")
-    mapping = _normalised(given, where)
+    mapping = _normalised(mapping, where)
     parsed = Parser(where).parse(mapping)
     if app_label:
         parsed.meta["app_label"] = app_label
@@ -128,7 +128,7 @@ def start_definition(
         hint = f"Give a text of 1 to {MAX_NAME} characters."
         raise InvalidDefinition(where="start_definition", problem=f"name is {name!r}", hint=hint)
     serialization.normalise(name, path="name")
-    mapping = _normalised(_given(definition, where), where)
+    mapping = _normalised(_mapping_of(definition, where), where)
     for refused in CLASS_KEYS:
         if refused in mapping:
             problem = f"it has {refused}, which is for a definition that is declared"
@@ -142,7 +142,7 @@ def start_definition(
 
 def plan_of(definition: Data, where: str) -> Plan:
     """The plan of a definition that nobody has started; ``where`` names it in errors."""
-    mapping = _normalised(_given(definition, where), where)
+    mapping = _normalised(_mapping_of(definition, where), where)
     steps = {key: value for key, value in mapping.items() if key not in CLASS_KEYS}
     return _inline(steps, str(mapping.get("name") or where), where, strict=True).plan
 
@@ -167,11 +167,11 @@ def _inline(mapping: Mapping[str, Any], label: str, where: str, *, strict: bool)
     parsed.meta |= {"app_label": "job_sequences", "abstract": True}
     name = label.removeprefix("job_sequences.")
     cls = _class(Sequence, name, parsed, module=__name__, where=where, file=where)
-    found = define_abstract(cls)
-    nodes = tuple(_inline_node(node, found.steps[node.name]) for node in found.plan.nodes)
-    kept = replace(found, plan=Plan(label, nodes, definition=mapping))
-    cls._definition = kept
-    return kept
+    definition = define_abstract(cls)
+    steps = definition.steps
+    nodes = tuple(_inline_node(node, steps[node.name]) for node in definition.plan.nodes)
+    cls._definition = replace(definition, plan=Plan(label, nodes, definition=mapping))
+    return cls._definition
 
 
 def _inline_node(node: Node, step: Step[Any]) -> Node:
@@ -183,10 +183,10 @@ def _inline_node(node: Node, step: Step[Any]) -> Node:
 
 def _check_inline(definition: Definition, where: str) -> None:
     """What their one actor cannot do for each of its messages, and what is not there."""
-    classes = [cls._definition for cls in every_class() if cls._definition is not None]
-    labels = [one.label for one in classes]
+    others = [cls._definition for cls in every_class() if cls._definition is not None]
+    labels = [other.label for other in others]
     declared = dramatiq.get_broker().get_declared_queues()
-    queues = {"default", *declared, *(node.queue for one in classes for node in one.plan.nodes)}
+    queues = {"default", *declared, *(node.queue for other in others for node in other.plan.nodes)}
     for node in definition.plan.nodes:
         problems = _problems(node, definition.steps[node.name], sorted(queues), labels)
         raise_first(f"{where}: step {node.name!r}", problems)
@@ -206,7 +206,7 @@ def _problems(
 # The class
 
 
-def _given(definition: Data, where: str) -> dict[str, Any]:
+def _mapping_of(definition: Data, where: str) -> dict[str, Any]:
     if isinstance(definition, Mapping):
         return dict(definition)
     if callable(getattr(definition, "definition", None)):
@@ -216,11 +216,11 @@ def _given(definition: Data, where: str) -> dict[str, Any]:
     raise InvalidDefinition(where=where, problem=problem, hint=hint)
 
 
-def _normalised(given: dict[str, Any], where: str) -> dict[str, Any]:
+def _normalised(mapping: dict[str, Any], where: str) -> dict[str, Any]:
     """JSON, with its steps in a list: databases do not keep the order of keys."""
     try:
         mapping, _ = serialization.normalise(
-            given, encoder=DjangoJSONEncoder, path="definition",
+            mapping, encoder=DjangoJSONEncoder, path="definition",
             max_bytes=conf.settings.max_data_bytes,
         )  # fmt: skip
     except InvalidData as error:
@@ -245,12 +245,12 @@ def _listed(name: str, step: Any, where: str) -> dict[str, Any]:
 
 
 def _label(name: Any, where: str) -> tuple[str | None, str]:
-    found = CLASS_NAME.fullmatch(name) if isinstance(name, str) else None
-    if found is None:
+    match = CLASS_NAME.fullmatch(name) if isinstance(name, str) else None
+    if match is None:
         problem = "it has no name" if name is None else f"its name is {name!r}"
         hint = 'Add name: an app\'s label and a name, such as "shop.Import".'
         raise InvalidDefinition(where=where, problem=problem, hint=hint)
-    return found[1], found[2]
+    return match[1], match[2]
 
 
 def _class(
@@ -267,8 +267,8 @@ def _class(
         cls: Any = SequenceType(name, (base,), body)
     except InvalidDefinition as error:
         raise _placed(error, file or f"{module}.{name}", where) from None
-    found: type[Sequence[Any]] = cls
-    return found
+    sequence_class: type[Sequence[Any]] = cls
+    return sequence_class
 
 
 def _placed(error: InvalidDefinition, path: str, where: str) -> InvalidDefinition:

@@ -72,10 +72,10 @@ class _Drawing:
             return [self._add(_use(part), after, delay)]
         delay = _longer(part, delay)
         if part.parallel:
-            ends = (self.draw(one, after=after, delay=delay) for one in part.parts)
-            return list(dict.fromkeys(end for found in ends for end in found))
-        for one in part.parts:
-            after, delay = self.draw(one, after=after, delay=delay), None
+            ends = (self.draw(branch, after=after, delay=delay) for branch in part.parts)
+            return list(dict.fromkeys(end for names in ends for end in names))
+        for link in part.parts:
+            after, delay = self.draw(link, after=after, delay=delay), None
         return after
 
     def _add(self, use: Use, after: list[str], delay: Delay | None) -> str:
@@ -99,12 +99,12 @@ class _Drawing:
         return name
 
     def _free(self, name: str) -> str:
-        found = name
+        free = name
         for number in count(2):
-            if found not in self.steps:
+            if free not in self.steps:
                 break
-            found = f"{name}_{number}"
-        return found
+            free = f"{name}_{number}"
+        return free
 
 
 def _longer(part: Composition, delay: Delay | None) -> Delay | None:
@@ -122,12 +122,12 @@ def _use(part: Any) -> Use:
 
 
 def _checked(what: str, parts: Iterable[Any]) -> tuple[Any, ...]:
-    found = tuple(parts)
-    if not found:
+    checked = tuple(parts)
+    if not checked:
         raise InvalidDefinition(where=f"{what}()", problem="it is empty", hint="Give it a job.")
-    for part in found:
+    for part in checked:
         if not isinstance(part, Composition | Use | Job | str):
             hint = "Give jobs, names of jobs, job.with_(…), chains and groups."
             problem = f"{reprlib.repr(part)} is no part of it"
             raise InvalidDefinition(where=f"{what}(…)", problem=problem, hint=hint)
-    return found
+    return checked

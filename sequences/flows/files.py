@@ -28,11 +28,11 @@ def load(pattern: str, /) -> list[type[Sequence[Any]]]:
     caller = sys._getframe(1).f_globals
     file = caller.get("__file__")  # a shell has none
     folder = Path(file).resolve().parent if file else Path.cwd()
-    found = sorted(Path(folder.anchor).glob(_inside(folder / pattern)))
-    if not found:
+    paths = sorted(Path(folder.anchor).glob(_inside(folder / pattern)))
+    if not paths:
         hint = "Fix the pattern: it is looked up beside the module that calls load()."
         raise InvalidDefinition(where=f"load({pattern!r})", problem="finds no file", hint=hint)
-    return [_load(path, caller["__name__"]) for path in found]
+    return [_load(path, caller["__name__"]) for path in paths]
 
 
 def _inside(path: Path) -> str:
@@ -42,15 +42,15 @@ def _inside(path: Path) -> str:
 
 def read(path: Path) -> dict[str, Any]:
     """The mapping in one file. Raises `InvalidDefinition`, and `OSError`."""
-    return _read(path, _shown(path))
+    return _read(path, _relative(path))
 
 
 def _load(path: Path, module: str) -> type[Sequence[Any]]:
-    file = _shown(path)
+    file = _relative(path)
     return build(Sequence, read(path), name=None, module=module, file=file)
 
 
-def _shown(path: Path) -> str:
+def _relative(path: Path) -> str:
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
@@ -62,14 +62,14 @@ def _read(path: Path, file: str) -> dict[str, Any]:
         problem = f"its suffix is {path.suffix!r}"
         raise _invalid(file, problem, f"Name it with one of {', '.join(readers)}.")
     try:
-        found = read(path.read_text(encoding="utf-8"), file)
+        mapping = read(path.read_text(encoding="utf-8"), file)
     except RecursionError:
         raise _invalid(file, "it is nested too deeply", "Write it flat.") from None
     except UnicodeDecodeError as error:
         raise _invalid(file, f"it is not UTF-8: {error}", "Save it as UTF-8.") from None
-    if not isinstance(found, dict):
+    if not isinstance(mapping, dict):
         raise _invalid(file, "it holds no mapping", "Begin with name: and steps:.")
-    return found
+    return mapping
 
 
 def _json(text: str, file: str) -> Any:
@@ -93,10 +93,10 @@ def _yaml(text: str, file: str) -> Any:
     try:
         return yaml.load(text, Loader=_loader())  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
-        raise _invalid(file, f"it is not YAML: {_told(error)}", "Fix it there.") from None
+        raise _invalid(file, f"it is not YAML: {_problem_of(error)}", "Fix it there.") from None
 
 
-def _told(error: Any) -> str:
+def _problem_of(error: Any) -> str:
     mark = getattr(error, "problem_mark", None)
     return f"line {mark.line + 1}: {error.problem}" if mark else " ".join(str(error).split())
 
@@ -147,11 +147,11 @@ def _below(node: Any) -> Iterator[Any]:
 
 
 def _twice(keys: Iterator[str]) -> Iterator[str]:
-    seen: set[str] = set()
+    distinct: set[str] = set()
     for key in keys:
-        if key in seen:
+        if key in distinct:
             yield key
-        seen.add(key)
+        distinct.add(key)
 
 
 def _invalid(file: str, problem: str, hint: str) -> InvalidDefinition:

@@ -67,18 +67,19 @@ class Job(Generic[P, R]):
         step of a definition may have (``inputs``, ``when``, ``each``, …), Dramatiq's options, and
         ``name``, the name of the step.
         """
-        given = {"args": args, "delay": delay}
+        own = {"args": args, "delay": delay}
         # Of the keys None is a value: max_retries=None is for ever.
-        return Use(self.name, {name: one for name, one in given.items() if one is not None} | keys)
+        own = {name: value for name, value in own.items() if value is not None}
+        return Use(self.name, own | keys)
 
     @cached_property
     def parameters(self) -> dict[str, inspect.Parameter]:
         """By name, without `sequence` and without ``**kwargs``."""
-        found = inspect.signature(self.function).parameters
+        parameters = inspect.signature(self.function).parameters
         return {
-            name: one
-            for name, one in found.items()
-            if name != SEQUENCE and one.kind is not one.VAR_KEYWORD
+            name: parameter
+            for name, parameter in parameters.items()
+            if name != SEQUENCE and parameter.kind is not parameter.VAR_KEYWORD
         }
 
     @cached_property
@@ -89,8 +90,8 @@ class Job(Generic[P, R]):
     @cached_property
     def takes_any(self) -> bool:
         """Whether it takes arguments that it does not name."""
-        found = inspect.signature(self.function).parameters.values()
-        return any(one.kind is one.VAR_KEYWORD for one in found)
+        parameters = inspect.signature(self.function).parameters.values()
+        return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
     def perform(
         self,
@@ -183,8 +184,8 @@ def job(name: str, /) -> Callable[[Callable[P, R]], Job[P, R]]:
 
 def get(name: str) -> Job[Any, Any]:
     """The job of that name, or `UnknownJob`."""
-    if found := _by_name.get(name):
-        return found
+    if job_of_name := _by_name.get(name):
+        return job_of_name
     raise UnknownJob(job=name, hint=did_you_mean(name, sorted(_by_name)))
 
 
@@ -212,8 +213,8 @@ def isolated() -> Iterator[None]:
 def _register(name: str, function: Callable[P, R]) -> Job[P, R]:
     for problem, hint in _problems(name, function):
         raise InvalidDefinition(where=f"job {name!r}", problem=problem, hint=hint)
-    found = _by_name[name] = Job(name, function)
-    return found
+    _by_name[name] = Job(name, function)
+    return _by_name[name]
 
 
 def _problems(name: str, function: Any) -> Iterator[tuple[str, str]]:
@@ -260,9 +261,9 @@ def _validated(annotation: Any, value: Any, path: str, hint: str) -> Any:
 
 def _first_of(error: Any) -> str:
     """The place and the message, without the value: it may be a secret."""
-    found = error.errors(include_input=False, include_url=False)[0]
-    place = ".".join(map(str, found["loc"]))
-    return f"{place}: {found['msg']}" if place else str(found["msg"])
+    detail = error.errors(include_input=False, include_url=False)[0]
+    place = ".".join(map(str, detail["loc"]))
+    return f"{place}: {detail['msg']}" if place else str(detail["msg"])
 
 
 def _adapter(annotation: Any) -> Any:

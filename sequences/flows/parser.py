@@ -74,7 +74,7 @@ class Parser:
         self.step = ""
 
     def parse(self, mapping: Mapping[str, Any]) -> Parsed:
-        self._known(mapping, KEYS, "key of a definition")
+        self._check_names(mapping, KEYS, "key of a definition")
         self.specs = dict(self._specs(mapping.get("steps")))
         self._check_kinds()
         order = self._order()
@@ -94,7 +94,7 @@ class Parser:
 
     def _specs(self, steps: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         if isinstance(steps, list):
-            pairs = [(self._named(one), one) for one in steps]
+            pairs = [(self._named(spec), spec) for spec in steps]
         elif isinstance(steps, Mapping):
             pairs = list(steps.items())
         else:
@@ -104,15 +104,15 @@ class Parser:
         if len(pairs) > MAX_STEPS:
             problem = f"it has {len(pairs)} steps, and {MAX_STEPS} at most fit"
             raise self._error(problem, "Use each, or subsequences.")
-        seen: set[str] = set()
+        names: set[str] = set()
         for name, spec in pairs:
             self.step = name
             if not NAME.fullmatch(self.step):
                 hint = "Use letters, digits, underscores and hyphens; begin with a letter."
                 raise self._error("its name is not allowed", hint)
-            if self.step in (*seen, "outputs", "on_failure"):
+            if self.step in (*names, "outputs", "on_failure"):
                 raise self._error("this name is taken already", "Rename the step.")
-            seen.add(self.step)
+            names.add(self.step)
             self._mapping(spec, "the step")
             yield self.step, {key: value for key, value in spec.items() if key != "name"}
         self.step = ""
@@ -144,7 +144,7 @@ class Parser:
         needs = dict(self._needs())
         while needs:
             # What is placed has what is above it.
-            ready = (name for name, wanted in needs.items() if wanted <= self.above.keys())
+            ready = (name for name, names in needs.items() if names <= self.above.keys())
             name = next(ready, None)
             if name is None:
                 raise self._circle(needs)
@@ -158,7 +158,7 @@ class Parser:
         main: list[str] = []
         for name in self.specs:
             self.step = name
-            said, after = self._after(self.step)
+            is_explicit, after = self._after(self.step)
             for other in after:
                 if other not in self.specs:
                     problem = f"after names {other!r}, which is not a step of it"
@@ -166,7 +166,7 @@ class Parser:
             if self.step in self.beside:
                 yield self.step, set()
                 continue
-            yield self.step, set(after) if said else set(main)
+            yield self.step, set(after) if is_explicit else set(main)
             main.append(self.step)
         self.step = ""
 
@@ -175,7 +175,7 @@ class Parser:
         if after is None:
             return False, []
         names = [after] if isinstance(after, str) else after
-        if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
+        if not isinstance(names, list) or not all(isinstance(other, str) for other in names):
             self.step = name
             raise self._error(f"after is {after!r}", "Give the name of a step, or a list of names.")
         return True, names
@@ -198,14 +198,14 @@ class Parser:
         if "event" in spec:
             yield name, self._event(spec["event"], options)
             return
-        found: Step[Any]
+        declaration: Step[Any]
         if "subsequence" in spec:
-            found = self._subsequence(spec, options)
+            declaration = self._subsequence(spec, options)
         else:
-            found = Step(self._call(spec, each="each" in spec), options)
-        yield name, found
+            declaration = Step(self._call(spec, each="each" in spec), options)
+        yield name, declaration
         if "undo" in spec:
-            yield self._undo(name, spec["undo"], found)
+            yield self._undo(name, spec["undo"], declaration)
 
     def _step_options(self, spec: dict[str, Any]) -> dict[str, Any]:
         names = ("after", "aliases", "allow_failed", "atomic", "batch", "concurrency", "label")
@@ -235,7 +235,7 @@ class Parser:
     def _event(self, spec: Any, options: dict[str, Any]) -> Event:
         spec = {} if spec is True or spec is None else spec
         self._mapping(spec, "event")
-        self._known(spec, EVENT_KEYS, "key of event")
+        self._check_names(spec, EVENT_KEYS, "key of event")
         if spec.get("timeout") is not None:
             options["timeout"] = self._duration("timeout", spec["timeout"])
         return event(**options, **{key: spec[key] for key in ("on_timeout",) if key in spec})
@@ -246,8 +246,8 @@ class Parser:
             hint = 'Give the label of a sequence, such as "shop.ShipOrder".'
             raise self._error(f"subsequence is {label!r}", hint)
         arguments = self._arguments(spec, ("item",) if "each" in spec else ())
-        given = arguments.inputs or arguments.args
-        return subsequence(label, data=ChildData(arguments) if given else None, **options)
+        data = ChildData(arguments) if arguments.inputs or arguments.args else None
+        return subsequence(label, data=data, **options)
 
     def _undo(self, name: str, spec: Any, of: Step[Any]) -> tuple[str, Step[Any]]:
         if (own := f"undo_{name}") in self.specs:
@@ -257,23 +257,23 @@ class Parser:
         if isinstance(spec, Mapping) and "attempted" in spec:
             options["attempted"] = spec["attempted"]
         # Of a subsequence the step is undone, and not each of its children.
-        given = ("item", "result") if of.kind == "each" else ()
-        found = self._aside(spec, Undo, options, given=given)
-        return own, found
+        roots = ("item", "result") if of.kind == "each" else ()
+        declaration = self._aside(spec, Undo, options, roots=roots)
+        return own, declaration
 
     def _aside(
         self,
         spec: Any,
         kind: Callable[[Any, Mapping[str, Any]], Step[Any]],
         options: Mapping[str, Any] | None = None,
-        given: tuple[str, ...] = (),
+        roots: tuple[str, ...] = (),
     ) -> Step[Any]:
         spec = {"job": spec} if isinstance(spec, str) else spec
         self._mapping(spec, self.step if kind is OnFailure else "undo")
         keys = (*CALL_KEYS, "aliases", "label", *(("attempted",) if kind is Undo else ()))
         self._check_keys(spec, keys)
         own = {name: spec[name] for name in ("aliases", "label") if name in spec}
-        call = self._call(spec, given=given, anywhere=True)
+        call = self._call(spec, roots=roots, anywhere=True)
         declared = {**(options or {}), **own, **self._dramatiq_options(spec, keys)}
         return kind(call, declared)
 
@@ -282,7 +282,7 @@ class Parser:
         spec: Mapping[str, Any],
         *,
         each: bool = False,
-        given: tuple[str, ...] = (),
+        roots: tuple[str, ...] = (),
         anywhere: bool = False,
     ) -> Call:
         name = spec.get("job")
@@ -292,7 +292,7 @@ class Parser:
         if save is not None and (not isinstance(save, str) or each):
             problem = "items cannot change data, and save would" if each else f"save is {save!r}"
             raise self._error(problem, "Give a key of data, and only to a step without each.")
-        arguments = self._arguments(spec, ("item",) if each else given, anywhere=anywhere)
+        arguments = self._arguments(spec, ("item",) if each else roots, anywhere=anywhere)
         if self.strict:
             self._check_job(name, arguments, each=each)
         return Call(name, arguments, save)
@@ -313,7 +313,7 @@ class Parser:
             raise self._error(f"job {name!r} would not get the item", hint)
 
     def _arguments(
-        self, spec: Mapping[str, Any], given: tuple[str, ...], *, anywhere: bool = False
+        self, spec: Mapping[str, Any], roots: tuple[str, ...], *, anywhere: bool = False
     ) -> Arguments:
         inputs, args = spec.get("inputs") or {}, spec.get("args") or {}
         self._mapping(inputs, "inputs")
@@ -321,7 +321,7 @@ class Parser:
         for name in inputs.keys() & args.keys():
             raise self._error(f"{name!r} is in inputs and in args", "Leave out one of them.")
         refs = {
-            name: self._ref(f"inputs.{name}", text, given, anywhere=anywhere)
+            name: self._ref(f"inputs.{name}", text, roots, anywhere=anywhere)
             for name, text in inputs.items()
         }
         return Arguments(refs, args)
@@ -339,7 +339,7 @@ class Parser:
             ref = self._bare_ref("when", value.removeprefix("not ").strip())
             return Conditions(truths=((ref, not negated),))
         if isinstance(value, Mapping) and value:
-            pairs = [(self._bare_ref("when", text), wanted) for text, wanted in value.items()]
+            pairs = [(self._bare_ref("when", text), expected) for text, expected in value.items()]
             return Conditions(values=tuple(pairs))
         hint = 'Give a key of data, "not key", or a mapping of keys to the values that they need.'
         raise self._error(f"when is {value!r}", hint)
@@ -350,11 +350,13 @@ class Parser:
             text = f"data.{text}"
         return self._ref(what, text, ())
 
-    def _ref(self, what: str, text: Any, given: tuple[str, ...], *, anywhere: bool = False) -> Ref:
+    def _ref(
+        self, what: str, text: Any, extra_roots: tuple[str, ...], *, anywhere: bool = False
+    ) -> Ref:
         parts = text.split(".") if isinstance(text, str) else []
-        roots = ("data", "steps", *given)
+        roots = ("data", "steps", *extra_roots)
         if not parts or not all(parts) or parts[0] not in roots:
-            forms = ["data.key", "steps.name", *given]
+            forms = ["data.key", "steps.name", *extra_roots]
             hint = f"Write {' or '.join(forms)}, or give a literal value with args."
             raise self._error(f"{what} is {text!r}", hint)
         if parts[0] != "steps":
@@ -390,30 +392,30 @@ class Parser:
         meta |= {name: mapping[name] for name in names if mapping.get(name) is not None}
         for name in RETENTIONS:
             if name in mapping:
-                kept = mapping[name]
-                meta[name] = None if kept is None else self._duration(name, kept)
+                length = mapping[name]
+                meta[name] = None if length is None else self._duration(name, length)
         return meta
 
     # errors
 
-    def _known(self, mapping: Mapping[str, Any], known: Iterable[str], what: str) -> None:
+    def _check_names(self, mapping: Mapping[str, Any], names: Iterable[str], what: str) -> None:
         for key in mapping:
-            if key not in set(known):
-                raise self._error(f"{key!r} is no {what}", did_you_mean(key, known))
+            if key not in set(names):
+                raise self._error(f"{key!r} is no {what}", did_you_mean(key, names))
 
     def _check_keys(self, spec: Mapping[str, Any], ours: tuple[str, ...]) -> None:
         """Refuse what is no option of Dramatiq's, unless it was one at the run's start.
 
         Middleware may bring options of its own, which only a broker knows that is there already.
         """
-        known = {*_DRAMATIQ, *ours}
+        names = {*_DRAMATIQ, *ours}
         for key in spec if self.strict else ():
-            if key in known or not (apps.ready or get_close_matches(key, known, n=1)):
+            if key in names or not (apps.ready or get_close_matches(key, names, n=1)):
                 continue
             if apps.ready and key in dramatiq.get_broker().actor_options:
                 continue
             problem = f"{key!r} is no key of a step, nor an option of Dramatiq's"
-            choices = sorted(name for name in known if not (refusal(name) or name in NOT_DATA))
+            choices = sorted(name for name in names if not (refusal(name) or name in NOT_DATA))
             raise self._error(problem, did_you_mean(key, choices))
 
     def _mapping(self, value: Any, what: str) -> None:

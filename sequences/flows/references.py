@@ -24,9 +24,9 @@ class Ref:
     step: str = ""
     many: bool = False
 
-    def read(self, sequence: Any, given: Mapping[str, Any]) -> Any:
+    def read(self, sequence: Any, item_values: Mapping[str, Any]) -> Any:
         """The value, or MISSING."""
-        value = self._root(sequence, given)
+        value = self._root(sequence, item_values)
         for part in self.path:
             value = _part(value, part)
         return value
@@ -35,14 +35,14 @@ class Ref:
         """Whether the step that it reads has a result at all."""
         return self._root(sequence, {}) is not MISSING
 
-    def _root(self, sequence: Any, given: Mapping[str, Any]) -> Any:
+    def _root(self, sequence: Any, item_values: Mapping[str, Any]) -> Any:
         if self.root == "data":
             return sequence.data
         if self.root == "steps":
             if self.many:
                 return list(sequence.results(self.step))
             return sequence.result(self.step, MISSING)
-        return given.get(self.root, MISSING)
+        return item_values.get(self.root, MISSING)
 
 
 def _part(value: Any, part: str) -> Any:
@@ -61,12 +61,12 @@ class Arguments:
     args: Mapping[str, Any]
 
     def read(
-        self, sequence: Any, given: Mapping[str, Any]
+        self, sequence: Any, item_values: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, str]]:
         """The values, and what was not there."""
-        found = {name: ref.read(sequence, given) for name, ref in self.inputs.items()}
-        values = {name: value for name, value in found.items() if value is not MISSING}
-        missing = {name: self.inputs[name].text for name in found.keys() - values.keys()}
+        inputs = {name: ref.read(sequence, item_values) for name, ref in self.inputs.items()}
+        values = {name: value for name, value in inputs.items() if value is not MISSING}
+        missing = {name: self.inputs[name].text for name in inputs.keys() - values.keys()}
         return {**self.args, **values}, missing
 
 
@@ -79,10 +79,10 @@ class Call:
     save: str | None = None
 
     def __call__(self, sequence: Any, *of_item: Any) -> Any:
-        given = dict(zip(("item", "result"), of_item, strict=False))
-        explicit, missing = self.arguments.read(sequence, given)
+        item_values = dict(zip(("item", "result"), of_item, strict=False))
+        explicit, missing = self.arguments.read(sequence, item_values)
         job = jobs.get(self.job)
-        implied = {name: value for name, value in given.items() if name in job.parameters}
+        implied = {name: value for name, value in item_values.items() if name in job.parameters}
         result = job.perform(sequence, implied | explicit, missing)
         if self.save is not None and not isinstance(result, Repeat | Finish):
             sequence.data[self.save] = result
@@ -111,10 +111,10 @@ class Items:
     ref: Ref
 
     def __call__(self, sequence: Any) -> Any:
-        found = self.ref.read(sequence, {})
-        if isinstance(found, list):
-            return found
-        problem = "is not there" if found is MISSING else f"is a {type(found).__name__}, not a list"
+        value = self.ref.read(sequence, {})
+        if isinstance(value, list):
+            return value
+        problem = "is not there" if value is MISSING else f"is a {type(value).__name__}, not a list"
         hint = "Fix each, or put a list there in an earlier step."
         raise InvalidData(path=self.ref.text, problem=problem, hint=hint)
 
@@ -127,9 +127,9 @@ class Conditions:
     values: tuple[tuple[Ref, Any], ...] = ()
 
     def __call__(self, sequence: Any) -> bool:
-        for ref, wanted in self.truths:
-            found = ref.read(sequence, {})
-            if (found is not MISSING and bool(found)) is not wanted:
+        for ref, truth in self.truths:
+            value = ref.read(sequence, {})
+            if (value is not MISSING and bool(value)) is not truth:
                 return False
         return all(serialization.same(ref.read(sequence, {}), value) for ref, value in self.values)
 

@@ -48,26 +48,26 @@ class WorkerRegistration:
         self._is_known = bool(name)
         self._since = time.monotonic()
         self._swept: float | None = None
-        self._told: float | None = None
+        self._reported: float | None = None
         self._left_out: Collection[int] = ()
         self._fails = False
 
     def swept(self) -> None:
         """A sweep of this process has ended well."""
         if self._swept is None:
-            self._told = None  # the first is news
+            self._reported = None  # the first is news
         self._swept = time.monotonic()
 
     def leaves_out(self, tokens: Collection[int]) -> None:
         """Of these claims it performs the steps, and could not extend the leases."""
         if tokens or self._left_out:
-            self._told = None  # those who sweep are to know it at once
+            self._reported = None  # those who sweep are to know it at once
         self._left_out = tokens
 
     def beat(self, using: str) -> None:
         """Tell that it is there, if that was not told lately. Never raises."""
-        if self._told is None or time.monotonic() - self._told >= REPORT_INTERVAL_SECONDS:
-            self._told = time.monotonic()
+        if self._reported is None or time.monotonic() - self._reported >= REPORT_INTERVAL_SECONDS:
+            self._reported = time.monotonic()
             self._try(self._tell, using)
 
     def end(self, using: str) -> None:
@@ -78,13 +78,13 @@ class WorkerRegistration:
     def _tell(self, using: str) -> None:
         swept = None if self._swept is None else _ago(self._swept)
         queues = tuple(self._queues())
-        told = ProcessReport(
+        report = ProcessReport(
             self._name, queues, self._threads, self._dead_threads(), _ago(self._since), swept,
             self._is_known, tuple(self._left_out),
         )  # fmt: skip
-        if not processes.seen(told, using):
+        if not processes.seen(report, using):
             self._name = f"{current.process()}~{token_hex(2)}"
-            self._told = None
+            self._reported = None
             return
         self._is_known = True
         if swept is not None:

@@ -63,14 +63,14 @@ def sweep(evidence: LossDetector, using: str) -> int:
     """
     sent, place = 0, None
     for _ in range(MAX_BATCHES_PER_SWEEP):
-        found = due.take(evidence.is_message_lost, using, knows=evidence.knows, after=place)
+        batch = due.take(evidence.is_message_lost, using, knows=evidence.knows, after=place)
         # First what needs no more of the database: nothing keeps it from its message.
-        sent += _dispatch(_known(found, using), using)
-        for row in found.expired:
-            sent += _dispatch(_look_after(row, failures.reap, found, using), using)
-        for row in found.waiting:
-            sent += _dispatch(_look_after(row, _look, found, using), using)
-        if (place := found.more) is None:
+        sent += _dispatch(_known_dispatches(batch, using), using)
+        for row in batch.expired:
+            sent += _dispatch(_look_after(row, failures.reap, batch, using), using)
+        for row in batch.waiting:
+            sent += _dispatch(_look_after(row, _look, batch, using), using)
+        if (place := batch.more) is None:
             break
     return sent
 
@@ -82,13 +82,13 @@ def _dispatch(dispatches: list[Dispatch], using: str) -> int:
     return len(accepted)
 
 
-def _known(found: due.Due, using: str) -> list[Dispatch]:
+def _known_dispatches(batch: due.Due, using: str) -> list[Dispatch]:
     """The messages of all but those that no release knows any more."""
-    pairs = zip(found.rows, found.dispatches, strict=True)
+    pairs = zip(batch.rows, batch.dispatches, strict=True)
     return [
         each
         for row, dispatch in pairs
-        for each in _look_after(row, partial(_unless_unknown, dispatch), found, using)
+        for each in _look_after(row, partial(_unless_unknown, dispatch), batch, using)
     ]
 
 
@@ -97,14 +97,14 @@ def _unless_unknown(dispatch: Dispatch, row: StepRun, using: str) -> list[Dispat
 
 
 def _look_after(
-    row: StepRun, act: Callable[[StepRun, str], list[Dispatch]], found: due.Due, using: str
+    row: StepRun, act: Callable[[StepRun, str], list[Dispatch]], batch: due.Due, using: str
 ) -> list[Dispatch]:
     try:
         with locking.no_wait():
             return act(row, using)
     except locking.Locked:
-        if row.wake_at != found.times[row.pk]:
-            due.give_back(row, found.times[row.pk], using)
+        if row.wake_at != batch.times[row.pk]:
+            due.give_back(row, batch.times[row.pk], using)
     except Exception as error:
         if outages.is_away(error, using):
             raise

@@ -45,8 +45,8 @@ class Timers(threading.Thread):
 
     def take(self, dispatch: Dispatch) -> bool:
         """Perform it after its delay. False: this worker does not, so send it to the broker."""
-        known = dispatch.actor in dramatiq.get_broker().actors
-        if dispatch.delay is None or not known or dispatch.queue not in self._worker.consumers:
+        is_known = dispatch.actor in dramatiq.get_broker().actors
+        if dispatch.delay is None or not is_known or dispatch.queue not in self._worker.consumers:
             return False
         if isinstance(dramatiq.get_broker(), StubBroker):  # its join() waits for its own messages
             return False
