@@ -557,8 +557,8 @@ _REPLACES = {
 def inherit(defaults: Mapping[str, Any], declared: Mapping[str, Any]) -> dict[str, Any]:
     """The declared options over their defaults."""
     replaced = {other for name in _REPLACES if name in declared for other in _REPLACES[name]}
-    kept = {name: value for name, value in defaults.items() if name not in replaced}
-    return {**kept, **declared}
+    inherited = {name: value for name, value in defaults.items() if name not in replaced}
+    return {**inherited, **declared}
 
 
 def duration_problem(value: object) -> str | None:
