@@ -175,10 +175,6 @@ class Plan:
         handlers = {self.node(step).on_error for step in again} - {"", *again}
         return frozenset(again.union(*(self.again(handler) for handler in handlers)))
 
-    def predecessors(self, name: str) -> frozenset[str]:
-        """The names of all steps that come before this one."""
-        return frozenset(node.name for node in self.nodes if name in self.descendants(node.name))
-
     def ready(self, states: Mapping[str, str]) -> tuple[Node, ...]:
         """The steps without a state for which everything that they wait for is done."""
         return tuple(

@@ -45,10 +45,6 @@ class Rule:
         """Whether a run in this state may accept it."""
         return run_state in self.run_states
 
-    def allows_step(self, step_state: str, kind: str) -> bool:
-        """Whether a step of this kind, in this state, may accept it."""
-        return step_state in self.step_states and kind in self.kinds
-
     def offers_step(self, step_state: str, kind: str) -> bool:
         """Whether people are offered it for such a step."""
         return step_state in (self.offered_steps or self.step_states) and kind in self.kinds

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..definitions.plan import DONE, Node, Plan
 from .graph import Graph
@@ -92,15 +92,12 @@ class Drawing:
     height: float
 
 
-@dataclass
-class _Band:
+class _Band(NamedTuple):
     """One row of layers, and where it stands."""
 
     layers: range
     top: float
     bottom: float
-    #: The left edge of each layer.
-    columns: dict[int, float]
 
 
 class _Renderer:
@@ -108,58 +105,44 @@ class _Renderer:
 
     def __init__(self, graph: Graph, layout: Layout, width: float, page: float) -> None:
         self.graph, self.layout, self.width = graph, layout, width
-        most, count = self._most(page - 2 * PAD), len(layout.layers)
+        self.slots = [slot for layer in layout.layers for slot in layer]
+        # How many layers stand side by side.
+        most = max(int((page - 2 * PAD + GAP) // (width + GAP)), 3)
+        count = len(layout.layers)
         # A box too much is better looked at than one on a row of its own.
         rows = [range(count)] if count <= most + 1 else bands(layout, most)
-        self.left = PAD + (GUTTER if len(rows) > 1 else 0)
+        #: The edges of each layer. What is right of it is the room for lines.
+        self.left: dict[int, float] = {}
+        self.right: dict[int, float] = {}
         self.bands = list(self._bands(rows))
         self.band_of = {index: band for band in self.bands for index in band.layers}
-        self.slots = [slot for layer in layout.layers for slot in layer]
-
-    def _most(self, room: float) -> int:
-        """How many layers stand side by side."""
-        return max(int((room + GAP) // (self.width + GAP)), 3)
 
     def _bands(self, rows: Sequence[range]) -> Iterator[_Band]:
         top = PAD
         for row in rows:
+            x = PAD + (GUTTER if len(rows) > 1 else 0)
+            for index in row:
+                self.left[index] = x
+                self.right[index] = x + max(map(self._width_of, self.layout.layers[index]))
+                # Where lines cross there is more room between the layers.
+                tangled = sum(map(len, _tangled(self.layout.pieces[index])))
+                x = self.right[index] + GAP + min(4.0 * tangled, 60.0)
             height = place([self.layout.layers[index] for index in row])
             bottom = top + height * ROW - (ROW - BOX)
-            yield _Band(row, top, bottom, dict(self._columns(row)))
+            yield _Band(row, top, bottom)
             top = bottom + BETWEEN_BANDS
 
-    def _columns(self, row: range) -> Iterator[tuple[int, float]]:
-        x = self.left
-        for index in row:
-            yield index, x
-            x += self._column(index) + self._gap(self.layout.pieces[index])
-
-    def _column(self, layer: int) -> float:
-        """How wide a layer is."""
-        return max(map(self._wide, self.layout.layers[layer]))
-
-    def _wide(self, slot: Slot) -> float:
+    def _width_of(self, slot: Slot) -> float:
         """How wide a slot is, with its frame."""
-        members = self._members(slot)
-        if len(members) < 2:
-            return self.width
-        return columns_of(len(members)) * (self.width + INSIDE) + INSIDE
+        columns = columns_of(len(self._members(slot)))
+        return columns * (self.width + INSIDE) + INSIDE if self._members(slot) else self.width
 
     def _members(self, slot: Slot) -> tuple[Node, ...]:
         return self.graph.groups.get(slot.node.name, ()) if slot.node else ()
 
-    def _right(self, layer: int) -> float:
-        """Where a layer ends, and the room for lines begins."""
-        return self.band_of[layer].columns[layer] + self._column(layer)
-
-    def _gap(self, pieces: Sequence[Step]) -> float:
-        """Where lines cross there is more room between the layers."""
-        tangled = [piece for group in _tangled(pieces) for piece in group]
-        return GAP + min(4.0 * len(tangled), 60.0)
-
     def x(self, slot: Slot) -> float:
         """Its left edge."""
-        return self.band_of[slot.layer].columns[slot.layer]
+        return self.left[slot.layer]
 
     def y(self, slot: Slot) -> float:
         """Its middle."""
@@ -170,7 +153,7 @@ class _Renderer:
         boxes = tuple(self._boxes())
         lines = tuple(line for pieces in self.layout.pieces for line in self._lines(pieces))
         lines += tuple(self._passages()) + tuple(self._bonds())
-        right = max(map(self._right, self.band_of)) + PAD
+        right = max(self.right.values()) + PAD
         right += GUTTER if len(self.bands) > 1 else STACK
         bottom = self.bands[-1].bottom + PAD + STACK
         arrows, frames = tuple(self._arrows()), tuple(self._frames())
@@ -205,7 +188,7 @@ class _Renderer:
             if self._members(slot):
                 height = (slot.rows - 1) * ROW + BOX + 2 * INSIDE
                 y = self.y(slot) - height / 2
-                yield Frame(self.x(slot), y, self._wide(slot), height)
+                yield Frame(self.x(slot), y, self._width_of(slot), height)
 
     def _arrows(self) -> Iterator[tuple[Point, str]]:
         for slot in self.slots:
@@ -218,7 +201,7 @@ class _Renderer:
             for piece in pieces:
                 if piece.end.node is None:
                     x, y = self.x(piece.end), self.y(piece.end)
-                    yield _line(rounded([(x, y), (self._right(piece.end.layer), y)]), [piece])
+                    yield _line(rounded([(x, y), (self.right[piece.end.layer], y)]), [piece])
 
     def _bonds(self) -> Iterator[Line]:
         """Between a step and what undoes it."""
@@ -246,22 +229,22 @@ class _Renderer:
 
     def _start(self, slot: Slot) -> Point:
         if slot.node is None:
-            return self._right(slot.layer), self.y(slot)
+            return self.right[slot.layer], self.y(slot)
         stack = STACK if slot.node.kind == "each" and not self._members(slot) else 0.0
-        return self.x(slot) + self._wide(slot) + stack, self.y(slot)
+        return self.x(slot) + self._width_of(slot) + stack, self.y(slot)
 
     def _end(self, slot: Slot) -> Point:
         return self.x(slot) - (ARROW - 1 if slot.node else 0), self.y(slot)
 
     def _curve(self, piece: Step) -> Line:
         start, end = self._start(piece.start), self._end(piece.end)
-        edge = max(self._right(piece.start.layer), start[0])
+        edge = max(self.right[piece.start.layer], start[0])
         return _line(curve(start, end, edge), [piece])
 
     def _bus(self, pieces: Sequence[Step]) -> Iterator[Line]:
         """All of a group share one upright line: each of its starts leads to each of its ends."""
         starts, ends = _both(pieces)
-        left = self._right(starts[0].layer) + STACK
+        left = self.right[starts[0].layer] + STACK
         right = min(self._end(slot)[0] for slot in ends)
         if len(starts) > 1 and len(ends) > 1:
             level = (fmean(map(self.y, starts)) + fmean(map(self.y, ends))) / 2
@@ -276,7 +259,7 @@ class _Renderer:
     def _turn(self, pieces: Sequence[Step]) -> Iterator[Line]:
         """From the end of one row to the beginning of the next, as a reader's eye goes."""
         above = self.band_of[pieces[0].start.layer]
-        right = max(map(self._right, above.layers)) + STACK + GUTTER / 2
+        right = max(self.right[index] for index in above.layers) + STACK + GUTTER / 2
         level = above.bottom + BETWEEN_BANDS / 2 + STACK / 2
         yield from self._hub(pieces, right, PAD + GUTTER / 2, level)
 

@@ -98,8 +98,9 @@ def test_the_rules_know_every_state_and_every_kind():
 def test_a_rule_offers_nothing_that_it_does_not_allow(name):
     rule = RULES[name]
     assert set(rule.targets) <= set(rule.run_states)
+    assert set(rule.offered_steps) <= set(rule.step_states)
     for state, kind in product(["", *rules.STEP_STATES], rules.ALL_KINDS):
-        assert rule.allows_step(state, kind) or not rule.offers_step(state, kind)
+        assert kind in rule.kinds or not rule.offers_step(state, kind)
 
 
 def plan(*nodes):
