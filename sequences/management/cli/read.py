@@ -110,7 +110,9 @@ class JsonLines(Display):
     def show(self, snapshots: Collection[RunSnapshot]) -> None:
         """A line, if anything has changed."""
         for run_snapshot in snapshots:
-            if self.changes(run_snapshot):
+            before = self.states_of.get(run_snapshot.run.pk)
+            self.changes(run_snapshot)
+            if self.states_of[run_snapshot.run.pk] != before:
                 steps = {step.name: step.status for step in run_snapshot.steps if step.status}
                 line = {"time": run_snapshot.now, **brief(run_snapshot), "steps": steps}
                 self.out.write(f"{json_text(line)}\n")
