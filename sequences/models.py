@@ -526,6 +526,7 @@ class StepRun(_Row):
         children: RelatedManager[SequenceRun]
         failures: RelatedManager[StepFailure]
         losses: RelatedManager[StepLoss]
+        calls: RelatedManager[StepCall]
 
     class Meta:
         verbose_name = _("step run")
@@ -625,6 +626,47 @@ class StepLoss(_Row):
 
     def __str__(self) -> str:
         return f"{self.step}: {self.worker}"
+
+
+class StepCall(_Row):
+    """What one call of `Sequence.once` has returned in a step run. Only ever added."""
+
+    id = models.BigAutoField(primary_key=True)
+    run = models.ForeignKey(
+        SequenceRun,
+        models.CASCADE,
+        related_name="calls",
+        verbose_name=_("run"),
+        db_constraint=False,
+    )
+    step_run = models.ForeignKey(
+        StepRun,
+        models.CASCADE,
+        related_name="calls",
+        verbose_name=_("step run"),
+        db_constraint=False,
+        db_index=False,
+    )
+    name = ExactCharField(_("name"), max_length=100)
+    result = models.JSONField(_("result"), null=True, encoder=JSONEncoder)
+    called_at = models.DateTimeField(_("called"))
+
+    if TYPE_CHECKING:  # Django adds them
+        run_id: UUID
+        step_run_id: int
+
+    class Meta:
+        verbose_name = _("durable call")
+        verbose_name_plural = _("durable calls")
+        ordering = ["id"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["step_run", "name"], name="job_sequences_step_call_once"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return str(self.name)
 
 
 class Operation(_Row):

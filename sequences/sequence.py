@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, Self, TypeVar, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    NoReturn,
+    ParamSpec,
+    Protocol,
+    Self,
+    TypeVar,
+    overload,
+)
 
 from asgiref.sync import sync_to_async
 from django.apps import apps
@@ -37,6 +47,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 T = TypeVar("T")
+P = ParamSpec("P")
 if TYPE_CHECKING:  # a default, which Python has from 3.13 on, and type checkers know already
     from typing_extensions import TypeVar as TypeVarWithDefault
 
@@ -54,6 +65,7 @@ class StepContext(Protocol):
     def step_run(self) -> StepRun: ...
     @property
     def idempotency_key(self) -> str: ...
+    def once(self, name: str, call: Callable[[], Any]) -> Any: ...
     def result(self, name: str, default: Any) -> Any: ...
     def results(self, name: str) -> Iterator[Any]: ...
     def outcomes(self, name: str) -> Iterator[Outcome]: ...
@@ -334,6 +346,19 @@ class Sequence(Generic[D], metaclass=SequenceType):
     def step_run(self) -> StepRun:
         """The row of the step that is being performed."""
         return self._in_step("step_run").step_run
+
+    def once(self, name: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Make this call once, for all attempts of this step: a durable call.
+
+        ``name`` says which one, and is unique in an attempt. The first time, the function is
+        called, and what it returns is stored in a commit of its own, as JSON; every later attempt
+        of the step, and every repeat, gets that. Only for steps with ``atomic=False``. A call that
+        raises is made again, and so is one whose process died before its result was stored: give
+        other services `idempotency_key`, with the name.
+        """
+        call = partial(function, *args, **kwargs)
+        result: T = self._in_step("once").once(name, call)
+        return result
 
     @property
     def idempotency_key(self) -> str:

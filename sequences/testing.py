@@ -7,7 +7,7 @@ works in a plain `django.test.TestCase`; there `run_sequence` and `drain` send t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from datetime import datetime, timedelta
@@ -284,6 +284,9 @@ class _Alone:
 
     def __init__(self, run: SequenceRun) -> None:
         self.run, self.step_run = run, StepRun()
+
+    def once(self, name: str, call: Callable[[], Any]) -> Any:
+        return call()
 
     def result(self, name: str, default: Any) -> Any:
         return default

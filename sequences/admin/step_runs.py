@@ -14,7 +14,7 @@ from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
 from .. import conf
-from ..inspection.snapshot import visible_payload, visible_text
+from ..inspection.snapshot import visible, visible_payload, visible_text
 from ..models import NO_ITEM, SequenceRun, StepRun
 from . import columns
 from .base import EMPTY, heavy, pretty
@@ -26,6 +26,10 @@ from .search import named
 
 #: Step runs that a filter looks through, the newest: there is no index for it.
 FILTERED = 20_000
+
+
+#: Durable calls that the page of a step run shows.
+NEWEST_CALLS = 100
 
 
 class ReadyFilter(CreatedFilter):
@@ -89,6 +93,7 @@ class StepRunAdmin(KeysetAdmin):
         "progress_column",
         "payload_column",
         "result_column",
+        "calls_column",
         "ready_at",
         "queued_at",
         "started_at",
@@ -169,3 +174,11 @@ class StepRunAdmin(KeysetAdmin):
     def result_column(self, row: StepRun) -> str:
         """What it returned."""
         return pretty(row.result, row.run.sequence, row.step)
+
+    @admin.display(description=_("durable calls"))
+    def calls_column(self, row: StepRun) -> str:
+        """What `self.once` has stored: hidden like results of the step, and by the calls' names."""
+        sequence, step = row.run.sequence, row.step
+        newest = row.calls.order_by("-pk")[:NEWEST_CALLS]
+        results = {call.name: visible(call.result, sequence, step) for call in reversed(newest)}
+        return pretty(results or None, sequence, step)

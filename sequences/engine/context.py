@@ -5,12 +5,12 @@ All of it in the step's own claim and transaction. What comes out is a `Change`,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any, cast
 
-from django.db import connections
+from django.db import Error, connections
 from django.utils import timezone
 
 from .. import conf
@@ -41,13 +41,15 @@ from ..models import (
     StepStatus,
     Wait,
 )
-from ..transitions import claims, clock, failures, fanout, plans, subsequences
+from ..transitions import calls, claims, clock, failures, fanout, plans, subsequences
 from ..transitions.types import Change, Claim, FanOut
 from ..utils.text import class_name, first_line
 from . import interrupts, start, tracing
 from .current import CurrentAttempt
 from .recovery import FATAL
 
+#: Characters of the name of a durable call: the column's length.
+MAX_CALL_NAME = 100
 #: Characters of an item's error that stand in the error of its step.
 QUOTED = 300
 
@@ -59,10 +61,15 @@ class ExecutionContext(CurrentAttempt):
         super().__init__(claim)
         self.using = using
         self.is_item = claim.kind == "item"
+        #: Results of durable calls that earlier attempts have stored; None: not read yet.
+        self._calls: dict[str, Any] | None = None
+        self._called: set[str] = set()
 
     def execute(self, step: Step[Any]) -> None:
         """Run the step on an instance of its own; `change` is what is to be committed of it."""
         self._bind()
+        self._depth = _depth(self.using)
+        self._step = step
         try:
             change = self._perform(step)
         except Exception as error:
@@ -347,6 +354,53 @@ class ExecutionContext(CurrentAttempt):
         """Stable over attempts; new after `restart_from`, a new row, and after each repeat."""
         return f"{self.claim.run_id.hex}-{self.claim.step_run_id}-{self.claim.repeats}"
 
+    def once(self, name: str, call: Callable[[], Any]) -> Any:
+        """The result of this call: an earlier attempt's, or else it is made and stored."""
+        self._check_call(name)
+        if self._calls is None:
+            self._calls = calls.results(self.claim.step_run_id, self.using)
+        if name in self._calls:
+            return self._calls[name]
+        result, text = _normalise(call(), f"The result of once({name!r})")
+        self._store_call(name, text)
+        return result
+
+    def _store_call(self, name: str, text: str) -> None:
+        try:
+            calls.store(self.claim, name, text, self.using)
+        except Error as error:
+            # The connection was idle for as long as the call took: the call is not made again
+            # because it has died of that. If the first has come through, it is stored.
+            interrupts.reraise_interrupt(error)
+            if not interrupts.replace_connection(error, self.using):
+                raise
+            if name not in calls.results(self.claim.step_run_id, self.using):
+                calls.store(self.claim, name, text, self.using)
+
+    def _check_call(self, name: str) -> None:
+        if self._step.atomic:
+            raise Abort(
+                f"Step {self.claim.step!r} calls self.once() inside its transaction, which would "
+                "be rolled back with the step. Declare the step with atomic=False."
+            )
+        if _depth(self.using) > self._depth:
+            raise Abort(
+                f"Step {self.claim.step!r} calls self.once({name!r}) inside transaction.atomic(), "
+                "so its result would not be committed at once. Call it outside of that block."
+            )
+        if not isinstance(name, str) or not 0 < len(name) <= MAX_CALL_NAME:
+            raise Abort(
+                f"Step {self.claim.step!r} calls self.once({name!r}): the name must be a text of "
+                f"1 to {MAX_CALL_NAME} characters."
+            )
+        if name in self._called:
+            raise Abort(
+                f"Step {self.claim.step!r} calls self.once({name!r}) twice in one attempt, and the "
+                "second call would not be made. Give each its own name, such as "
+                f'once(f"{name}-{{number}}", …).'
+            )
+        self._called.add(name)
+
     def result(self, name: str, default: Any) -> Any:
         """What that step returned."""
         row = self._rows(name).filter(item=NO_ITEM, status=StepStatus.SUCCEEDED).first()
@@ -399,6 +453,12 @@ class ExecutionContext(CurrentAttempt):
         """Keep it; the heartbeat stores it, outside of the step's transaction."""
         told = {"done": done, "total": total, "text": text}
         _, self.latest_progress = _normalise(told, "progress")
+
+
+def _depth(using: str) -> int:
+    """How many transaction.atomic() blocks are open around us."""
+    connection = connections[using]
+    return connection.in_atomic_block + len(connection.savepoint_ids)
 
 
 def _moment(value: Any, base: datetime) -> datetime | None:

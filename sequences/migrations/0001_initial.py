@@ -318,6 +318,51 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name="StepCall",
+            fields=[
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("name", sequences.models.ExactCharField(max_length=100, verbose_name="name")),
+                (
+                    "result",
+                    models.JSONField(
+                        encoder=sequences.models.JSONEncoder, null=True, verbose_name="result"
+                    ),
+                ),
+                ("called_at", models.DateTimeField(verbose_name="called")),
+                (
+                    "run",
+                    models.ForeignKey(
+                        db_constraint=False,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="calls",
+                        to="job_sequences.sequencerun",
+                        verbose_name="run",
+                    ),
+                ),
+                (
+                    "step_run",
+                    models.ForeignKey(
+                        db_constraint=False,
+                        db_index=False,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="calls",
+                        to="job_sequences.steprun",
+                        verbose_name="step run",
+                    ),
+                ),
+            ],
+            options={
+                "verbose_name": "durable call",
+                "verbose_name_plural": "durable calls",
+                "ordering": ["id"],
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("step_run", "name"), name="job_sequences_step_call_once"
+                    )
+                ],
+            },
+        ),
+        migrations.CreateModel(
             name="StepLoss",
             fields=[
                 ("id", models.BigAutoField(primary_key=True, serialize=False)),

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from django.db.models import F
 
-from ..models import Operation, SequenceRun, StepFailure, StepRun
+from ..models import Operation, SequenceRun, StepCall, StepFailure, StepRun
 
 T = TypeVar("T")
 
@@ -51,6 +51,8 @@ def blank(run_ids: Sequence[UUID], now: datetime, using: str, *, keep_key: bool)
         )
         steps = StepRun._base_manager.using(using).filter(run__in=part)
         steps.update(payload=None, result=None, progress=None)
+        # The rows stay: without them a retry would make the calls again.
+        StepCall._base_manager.using(using).filter(run__in=part).update(result=None)
         StepFailure._base_manager.using(using).filter(run__in=part).update(message="", traceback="")
         Operation._base_manager.using(using).filter(run__in=part).update(
             before=None, after=None, reason=""

@@ -17,7 +17,16 @@ from django.db import connections
 from django.db.models import Model, Q, QuerySet
 from django.db.models.deletion import Collector, get_candidate_relations_to_delete
 
-from ..models import NO_ITEM, UNFINISHED_RUN, Operation, SequenceRun, StepFailure, StepLoss, StepRun
+from ..models import (
+    NO_ITEM,
+    UNFINISHED_RUN,
+    Operation,
+    SequenceRun,
+    StepCall,
+    StepFailure,
+    StepLoss,
+    StepRun,
+)
 from .locking import transact
 
 #: Ids in one statement.
@@ -25,7 +34,7 @@ CHUNK = 500
 #: Children that go in one transaction, but for those of a single tree.
 MOST = 5_000
 #: What belongs to a run, in the order in which it is removed.
-_PARTS: tuple[type[Model], ...] = (Operation, StepFailure, StepLoss, StepRun)
+_PARTS: tuple[type[Model], ...] = (Operation, StepCall, StepFailure, StepLoss, StepRun)
 _MODELS: tuple[type[Model], ...] = (*_PARTS, SequenceRun)
 
 #: Where a page of candidates has ended: their start, and their id.

@@ -15,6 +15,7 @@ from ..models import (
     UNFINISHED_STEP,
     RunStatus,
     SequenceRun,
+    StepCall,
     StepFailure,
     StepLoss,
     StepRun,
@@ -109,4 +110,6 @@ def remove(run: SequenceRun, steps: Collection[str], using: str) -> None:
     losses = StepLoss._base_manager.using(using).filter(run=run.pk, step__in=steps)
     losses.update(step_run=None)
     rows = StepRun._base_manager.using(using).filter(run=run.pk, step__in=steps)
+    calls = StepCall._base_manager.using(using).filter(step_run__in=rows.values("pk"))
+    calls._raw_delete(using)
     rows._raw_delete(using)
