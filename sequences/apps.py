@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.apps import AppConfig
+from django.db import connections
 from django.db.models.signals import post_migrate
 from django.utils.translation import gettext_lazy as _
 
@@ -38,11 +39,13 @@ class SequencesConfig(AppConfig):
         registry.autodiscover()
         actors.bind_all()
         set_engine(DramatiqEngine())
-        post_migrate.connect(_forget_plans, sender=self)
+        post_migrate.connect(_follow_migration, sender=self)
 
 
-def _forget_plans(**_: Any) -> None:
+def _follow_migration(using: str, **_: Any) -> None:
     # Django sends this after a flush too: the plans' rows are gone.
     from .transitions import plans
+    from .transitions.backends import backend_of
 
     plans.forget()
+    backend_of(using).follow_migration(connections[using])

@@ -95,7 +95,7 @@ def check_server(
     connection = _connection()
     if connection is None or connection.alias not in (databases or ()):
         return []
-    return [*_version(connection), *_actual_isolation(connection)]
+    return [*_version(connection), *_actual_isolation(connection), *_functions(connection)]
 
 
 def check_character_sets(
@@ -421,6 +421,18 @@ def _actual_isolation(connection: BaseDatabaseWrapper) -> Messages:
     level = _backend(connection).actual_isolation(connection)
     if level != "read committed":
         yield _wrong_isolation(connection, level)
+
+
+def _functions(connection: BaseDatabaseWrapper) -> Messages:
+    missing = _backend(connection).missing_functions(connection)
+    if missing:
+        yield Warning(
+            f"The database {connection.alias!r} lacks the functions {', '.join(missing)}, or does "
+            "not let this role call them. Sequences work without them, and cost it more.",
+            hint="Run manage.py migrate as a role that may create functions in the schema of the "
+            "tables, and let the role of the workers EXECUTE them.",
+            id="sequences.W018",
+        )
 
 
 def _character_set(connection: BaseDatabaseWrapper) -> Messages:

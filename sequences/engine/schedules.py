@@ -27,7 +27,7 @@ from ..models import Schedule, ScheduleQuerySet, SequenceRun
 from ..sequence import Sequence
 from ..transitions import clock, locking, plans, schedules
 from ..transitions.schedules import Declaration, ScheduleRequest, Taken, TurnFailure
-from ..transitions.starts import Start
+from ..transitions.types import Start
 from ..utils.text import first_line, text_of
 from . import dispatcher, outages, start, tracing
 from .operations import name_of_caller

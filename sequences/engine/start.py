@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,14 +19,13 @@ from ..sequence import Sequence
 from ..transitions import starts
 from ..transitions.locking import transact
 from ..transitions.refusals import is_of_characters
-from ..transitions.starts import Start
+from ..transitions.types import Dispatch, Start
 from . import dispatcher, tracing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
 S = TypeVar("S", bound=Sequence[Any])
-T = TypeVar("T")
 
 #: Runs that are inserted together.
 BATCH = 1000
@@ -46,9 +46,7 @@ def start(
     using = conf.using()
     labels = [definition.label, *definition.aliases]
     with tracing.starting(definition.plan, [wanted]):
-        run, dispatches = _stored(
-            lambda: starts.start(definition.plan, wanted, labels, using), definition, using
-        )
+        run, dispatches = _start_one(definition, wanted, labels, using)
     dispatcher.send_on_commit(dispatches, using)
     return _bound(cls, run, wanted)
 
@@ -76,16 +74,33 @@ def _start_batch(cls: type[S], definition: Definition, wanted: SequenceOf[Start]
     using = conf.using()
     labels = [definition.label, *definition.aliases]
     with tracing.starting(definition.plan, wanted):
-        runs, dispatches = _stored(
-            lambda: starts.start_many(definition.plan, wanted, labels, using), definition, using
-        )
+        runs, dispatches = _start_all(definition, wanted, labels, using)
     dispatcher.send_on_commit(dispatches, using)
     return (_bound(cls, run, one) for run, one in zip(runs, wanted, strict=True))
 
 
-def _stored(start: Callable[[], T], definition: Definition, using: str) -> T:
+def _start_one(
+    definition: Definition, wanted: Start, labels: list[str], using: str
+) -> tuple[SequenceRun, list[Dispatch]]:
+    with _refusing_characters(definition, using):
+        if quick := starts.start_quickly(definition.plan, [wanted], labels, using):
+            return quick[0][0], quick[1]
+        return transact(using, lambda: starts.start(definition.plan, wanted, labels, using))
+
+
+def _start_all(
+    definition: Definition, wanted: SequenceOf[Start], labels: list[str], using: str
+) -> tuple[list[SequenceRun], list[Dispatch]]:
+    with _refusing_characters(definition, using):
+        return starts.start_quickly(definition.plan, wanted, labels, using) or transact(
+            using, lambda: starts.start_many(definition.plan, wanted, labels, using)
+        )
+
+
+@contextmanager
+def _refusing_characters(definition: Definition, using: str) -> Iterator[None]:
     try:
-        return transact(using, start)
+        yield
     except DatabaseError as error:
         if not is_of_characters(error):
             raise
@@ -146,12 +161,12 @@ def _wanted(
     delay: timedelta | int | None,
 ) -> Start:
     _check_key(definition, key, unique)
-    checked, _ = serialization.normalise(
+    checked, text = serialization.normalise(
         definition.admit(data),
         encoder=conf.settings.encoder,
         max_bytes=conf.settings.max_data_bytes,
     )
-    return Start(checked, key, unique, _delay(definition, delay))
+    return Start(checked, text, key, unique, _delay(definition, delay))
 
 
 def start_of(definition: Definition, data: Any, *, key: str | None) -> Start:

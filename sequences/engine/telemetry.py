@@ -29,8 +29,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from ..definitions.plan import Plan
 from ..transitions.failures import Failure
-from ..transitions.starts import Start
-from ..transitions.types import Change, Claim
+from ..transitions.types import Change, Claim, Start
 from . import current
 from .current import CurrentAttempt
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import conf
 from ..definitions.plan import Plan
-from ..transitions.starts import Start
+from ..transitions.types import Start
 from .current import CurrentAttempt
 
 logger = logging.getLogger("sequences")

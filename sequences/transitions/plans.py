@@ -28,9 +28,14 @@ def forget() -> None:
     _plans.clear()
 
 
+def known_id(plan: Plan, using: str) -> int | None:
+    """The id of this plan's row, if this process remembers it: the row may be gone."""
+    return _ids.get((using, plan.sequence, plan.fingerprint))
+
+
 def store(plan: Plan, using: str) -> int:
     """The id of this plan's row, written if it is new."""
-    known = _ids.get((using, plan.sequence, plan.fingerprint))
+    known = known_id(plan, using)
     if known is not None:
         return known
     plan_id = transact(using, lambda: _store(plan, using))
@@ -56,7 +61,7 @@ def store_now(plan: Plan, using: str) -> tuple[int, datetime]:
     Somebody may have emptied the tables under this process: the statement that asks for the time
     looks whether the row that is remembered is there still.
     """
-    known = _ids.get((using, plan.sequence, plan.fingerprint))
+    known = known_id(plan, using)
     if known is not None:
         now = clock.now_beside(_ROW, (known, plan.sequence, plan.fingerprint), using)
         if now is not None:

@@ -23,8 +23,8 @@ from ..models import Schedule, ScheduleOperation, SequenceRun
 from . import clock, starts
 from .locking import lock_free, transact
 from .refusals import with_text
-from .starts import Labels, Start
-from .types import Dispatch
+from .starts import Labels
+from .types import Dispatch, Start
 
 #: How often a process that sweeps says that it has a declaration, and after how long without a
 #: word nobody has it any more.

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
 from uuid import UUID
 
-from django.db import IntegrityError, transaction
+from django.db import DatabaseError, IntegrityError, connections, transaction
 from django.db.models import Q
 
 from ..definitions.plan import Node, Plan
 from ..models import SequenceRun, StepRun, StepStatus, Wait
-from ..utils.uuid7 import uuid7
 from . import clock, notifications, plans
-from .types import Dispatch, dispatch_of, new_row, wait_for
+from .backends import backend_of
+from .locking import is_transient
+from .refusals import is_unmigrated
+from .types import Dispatch, Start, StartedStep, dispatch_of, new_row, wait_for
 
 Labels = Sequence[str]
 #: The runs that stand in the way of starts, by their key and its `unique`.
@@ -26,24 +26,42 @@ Holders = dict[tuple[str, str], SequenceRun]
 _CHANCES = 5
 
 
-@dataclass(slots=True)
-class Start:
-    """A run that somebody wants: its data is checked already."""
+def start_quickly(
+    plan: Plan, wanted: Sequence[Start], labels: Labels, using: str
+) -> tuple[list[SequenceRun], list[Dispatch]] | None:
+    """Insert the runs by one statement, which needs no transaction around it.
 
-    data: dict[str, Any]
-    key: str | None = None
-    unique: str = "ever"
-    delay: timedelta | None = None
-    parent: int | None = None
-    trace: str = ""
-    id: UUID = field(default_factory=uuid7)
-    #: The run that holds its key, and that it gets in place of one of its own.
-    found: UUID | None = None
+    None: nothing is stored, this is a case for `start` or `start_many`. One that has a key is
+    started alone: many may stand in each other's way.
+    """
+    fast, plan_id = backend_of(using).fast, plans.known_id(plan, using)
+    if fast is None or plan_id is None or not wanted or (len(wanted) > 1 and _has_keys(wanted)):
+        return None
+    scope = _scope(labels, wanted, using)
+    try:
+        rows = fast.start(plan, plan_id, wanted, scope, labels, connections[using])
+    except DatabaseError as error:
+        if connections[using].in_atomic_block or not (is_transient(error) or is_unmigrated(error)):
+            raise
+        return None
+    if not rows:
+        return None
+    runs = [_stored(plan, plan_id, one, scope, rows[0].now, using) for one in wanted]
+    notifications.started(runs, plan.sequence, using)
+    return runs, _dispatches_of(plan, wanted, rows)
 
-    @property
-    def name(self) -> tuple[str, str]:
-        """What it must share with another run to find that one. Empty without a key."""
-        return (self.key or "", self.unique)
+
+def _dispatches_of(
+    plan: Plan, wanted: Sequence[Start], rows: Iterable[StartedStep]
+) -> list[Dispatch]:
+    """The messages of the first steps, in the order of their runs; none for those that wait."""
+    ids = {(row.run_id, row.step): row.step_run_id for row in rows}
+    return [
+        Dispatch(ids[one.id, node.name], one.id, node.actor, node.queue, options=node.options)
+        for one in wanted
+        if not one.delay
+        for node in plan.roots
+    ]
 
 
 def start(
@@ -143,8 +161,20 @@ def _insert_one(
 
 
 def _scope(labels: Labels, wanted: Sequence[Start], using: str) -> str:
-    is_keyed = any(one.key is not None for one in wanted)
-    return plans.key_scope(labels, using) if is_keyed else ""
+    return plans.key_scope(labels, using) if _has_keys(wanted) else ""
+
+
+def _has_keys(wanted: Sequence[Start]) -> bool:
+    return any(one.key is not None for one in wanted)
+
+
+def _stored(
+    plan: Plan, plan_id: int, wanted: Start, scope: str, now: datetime.datetime, using: str
+) -> SequenceRun:
+    """The run as it was stored."""
+    run = _row(plan, plan_id, wanted, scope, now)
+    run._state.adding, run._state.db = False, using
+    return run
 
 
 def _row(

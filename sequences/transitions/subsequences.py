@@ -27,8 +27,8 @@ from ..models import (
 )
 from . import clock, plans, runs, starts
 from .locking import lock_free, lock_run, transact
-from .starts import Labels, Start
-from .types import Claim, Dispatch, dispatch_of, wait_for
+from .starts import Labels
+from .types import Claim, Dispatch, Start, dispatch_of, wait_for
 
 #: How many runs may stand above one another.
 MAX_DEPTH = 10
@@ -43,7 +43,10 @@ def start(
     _check_depth(claim, using)
     dispatches: list[Dispatch] = []
     for index in range(0, len(wanted), BATCH):
-        _, more = starts.start_many(plan, wanted[index : index + BATCH], labels, using)
+        batch = wanted[index : index + BATCH]
+        _, more = starts.start_quickly(plan, batch, labels, using) or starts.start_many(
+            plan, batch, labels, using
+        )
         dispatches += more
     return dispatches
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from ..definitions.plan import COMPENSATION_KINDS, Node, Plan
 from ..models import NO_ITEM, StepRun, StepStatus, Wait
+from ..utils.uuid7 import uuid7
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,36 @@ class Claim:
     def first_due(self) -> datetime.datetime:
         """When its first attempt was due: after a delay. Later ones have a time of their own."""
         return self.ready_at if self.attempts or self.due_at is None else self.due_at
+
+
+@dataclass(slots=True)
+class Start:
+    """A run that somebody wants: its data is checked already."""
+
+    data: dict[str, Any]
+    text: str  # the same, as JSON
+    key: str | None = None
+    unique: str = "ever"
+    delay: datetime.timedelta | None = None
+    parent: int | None = None
+    trace: str = ""
+    id: UUID = field(default_factory=uuid7)
+    #: The run that holds its key, and that it gets in place of one of its own.
+    found: UUID | None = None
+
+    @property
+    def name(self) -> tuple[str, str]:
+        """What it must share with another run to find that one. Empty without a key."""
+        return (self.key or "", self.unique)
+
+
+class StartedStep(NamedTuple):
+    """A first step of a run that was inserted just now."""
+
+    run_id: UUID
+    step_run_id: int
+    step: str
+    now: datetime.datetime
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import pytest
 from django.db import connection, transaction
 from django.test import override_settings
 
-from sequences import Sequence, conf, repeat, signals, step
+from sequences import Sequence, conf, get, repeat, signals, step
 from sequences.engine import dispatcher
 from sequences.engine.executor import StepExecution
 from sequences.models import SequenceRun, StepFailure, StepRun, StoredPlan
@@ -18,7 +18,7 @@ from sequences.testing import run_sequence as run_all
 from sequences.transitions import claims, failures, plans
 from sequences.worker.sweeper import AssumeLost, store_plans, sweep
 from tests.broken_reads import Router
-from tests.engine import claim, fresh, ledger, now, perform, row, take
+from tests.engine import claim, fresh, ledger, messages, now, perform, row, take
 from tests.portable import is_portable
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -28,7 +28,8 @@ fast = pytest.mark.skipif(is_portable(), reason="of the statements for PostgreSQ
 
 @contextmanager
 def statements():
-    """The first word of every statement that goes over the wire to PostgreSQL."""
+    """What goes over the wire to PostgreSQL: the first word of each statement, or what the function
+    that it calls is for."""
     sent = []
     with tempfile.TemporaryFile() as file:
         connection.ensure_connection()
@@ -39,9 +40,13 @@ def statements():
         finally:
             raw.untrace()
         file.seek(0)
-        sent += re.findall(
-            r'\tF\t\d+\t(?:Query\t |Parse\t "[^"]*" )"\s*(\w+)', file.read().decode()
-        )
+        sent += [function or word for word, function in SENT.findall(file.read().decode())]
+
+
+SENT = re.compile(
+    r'\tF\t\d+\t(?:Query\t |Parse\t "[^"]*" )"\s*'
+    r"(\w+)(?: \* FROM job_sequences_(\w+)_[0-9a-f]{12}\()?"
+)
 
 
 def chain():
@@ -85,7 +90,7 @@ def test_a_claim_is_one_statement(run):
     pk = row(run, "one").pk
     with statements() as sent:
         assert take(pk) is not None
-    assert sent == ["UPDATE"]
+    assert sent == ["claim"]
 
 
 @on_postgresql
@@ -93,20 +98,60 @@ def test_a_claim_is_one_statement(run):
 def test_a_claim_of_nothing_is_one_statement(run):
     with statements() as sent:
         assert take(10**9) is None
-    assert sent == ["UPDATE"]
+    assert sent == ["claim"]
 
 
 @on_postgresql
 @fast
 def test_a_step_that_touches_no_table_is_two_statements_and_no_transaction_of_its_own(run):
     following = row(run, "one").pk
-    for _ in ("one", "two"):
+    for commit in ("advance", "succeed"):
         with statements() as sent:
             ready = StepExecution(following, 0, "default").live()
-        assert sent == ["UPDATE", "WITH"]
+        assert sent == ["claim", commit]
         following = ready[0].step_run_id if ready else None
     assert fresh(run).status == "succeeded"
     assert fresh(run).data == {"n": 1, "one": 1, "two": 2}
+
+
+@on_postgresql
+@fast
+def test_a_start_is_one_statement_and_one_message_and_no_transaction_of_its_own(run, broker):
+    broker.flush_all()
+    with statements() as sent:
+        started = get("shop.Chain").start({"n": 1})
+        assert (started.run.data, started.run.status) == ({"n": 1}, "running")
+    assert sent == ["start"]
+    assert [message.args for message in messages()] == [(str(started.run.pk), first_row(started))]
+    assert fresh(started.run).data == {"n": 1}
+
+
+def first_row(sequence):
+    return StepRun.objects.get(run=sequence.run.pk).pk
+
+
+@on_postgresql
+@fast
+def test_a_start_by_a_key_is_one_statement_where_nobody_holds_the_key(run):
+    with statements() as sent:
+        started = get("shop.Chain").start({}, key="a")
+    assert (sent, started.created) == (["start_by_key"], True)
+
+
+@on_postgresql
+@fast
+def test_a_start_in_a_transaction_needs_no_savepoint(run):
+    with statements() as sent, transaction.atomic():
+        get("shop.Chain").start({})
+    assert sent == ["BEGIN", "start", "COMMIT"]
+
+
+@on_postgresql
+@fast
+def test_a_thousand_starts_are_one_statement(run):
+    with statements() as sent:
+        assert len(get("shop.Chain").start_many([{}] * 1000)) == 1000
+    assert sent == ["start"]
 
 
 @on_postgresql
@@ -122,7 +167,7 @@ def test_who_receives_a_signal_has_one_row_read_after_the_commit(run):
             StepExecution(pk, 0, "default").live()
     finally:
         signals.step_succeeded.disconnect(receive)
-    assert sent == ["UPDATE", "WITH", "SELECT"]
+    assert sent == ["claim", "advance", "SELECT"]
 
 
 @on_postgresql
@@ -145,7 +190,7 @@ def test_a_step_that_writes_commits_all_in_one_transaction():
     pk = row(run, "one").pk
     with statements() as sent:
         StepExecution(pk, 0, "default").live()
-    assert sent == ["UPDATE", "BEGIN", "UPDATE", "WITH", "COMMIT"]
+    assert sent == ["claim", "BEGIN", "UPDATE", "advance", "COMMIT"]
     assert ledger(run) == {"one": "succeeded", "two": "queued"}
 
 

@@ -209,9 +209,25 @@ def test_two_releases_that_start_with_one_key_at_once_start_one_run(
         return found
 
     monkeypatch.setattr(starts, "_holders", late)
+    monkeypatch.setattr(starts, "start_quickly", lambda *arguments: None)
     for number in range(ROUNDS):
         both = threading.Barrier(2)
         looked = threading.local()
+        one, other = together(
+            lambda key=str(number): before.start({}, key=key),
+            lambda key=str(number): after.start({}, key=key),
+        )
+        assert sorted([one.created, other.created]) == [False, True]
+        assert one.run.pk == other.run.pk
+
+
+@on_servers
+@pytest.mark.django_db(transaction=True)
+def test_of_starts_with_one_key_that_wait_for_each_other_one_starts_a_run(releases, together):
+    before, after = releases
+    for cls in releases:
+        cls.start({})  # which stores its plan
+    for number in range(ROUNDS):
         one, other = together(
             lambda key=str(number): before.start({}, key=key),
             lambda key=str(number): after.start({}, key=key),

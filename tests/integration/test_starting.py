@@ -392,6 +392,7 @@ def test_the_number_of_queries_does_not_grow_with_the_number_of_runs(contact, ke
         return len(captured)
 
     queries(1, "plan")
+    queries(1, "functions")
     few = queries(2, "few")
     assert queries(BATCH, "many") == few
     assert queries(2 * BATCH, "twice") == 2 * few

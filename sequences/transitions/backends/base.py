@@ -13,8 +13,8 @@ from uuid import UUID
 from django.db import DatabaseError, Error, InterfaceError, OperationalError
 from django.utils import timezone
 
-from ...definitions.plan import Node
-from ..types import Beat, Change, Claim
+from ...definitions.plan import Node, Plan
+from ..types import Beat, Change, Claim, Start, StartedStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,20 @@ class TextColumn(NamedTuple):
 
 class FastStatements(Protocol):
     """The hot path in one statement each."""
+
+    def start(
+        self,
+        plan: Plan,
+        plan_id: int,
+        wanted: Sequence[Start],
+        scope: str,
+        labels: Sequence[str],
+        connection: Any,
+    ) -> list[StartedStep]:
+        """Insert the runs with their first steps; returns these steps.
+
+        A run whose key is held is left out. Without the row of their plan all are.
+        """
 
     def claim(
         self,
@@ -108,6 +122,15 @@ class Backend:
             return None
         current: datetime.datetime = row[0]
         return current.replace(tzinfo=datetime.UTC) if timezone.is_naive(current) else current
+
+    # What it has beside the tables
+
+    def follow_migration(self, connection: Any) -> None:
+        """Make what belongs to the tables, where they are; remove it where they are gone."""
+
+    def missing_functions(self, connection: Any) -> list[str]:
+        """The functions that it lacks, or does not let us call. It works without them."""
+        return []
 
     # Its locks and transactions
 

@@ -1,6 +1,7 @@
 """PostgreSQL: the hot path in one statement each, and its own clock, locks and errors.
 
-A claim is one statement, and so is the commit of a chain's step. Both guard in the order that all
+A claim is one statement, so is the commit of a chain's step, and so is a start; each is a function
+where that may be. Claims and commits guard in the order that all
 transactions keep: the run's row first, then the step run. Each guard is an uncorrelated EXISTS,
 which PostgreSQL evaluates once: a row that changes while the statement waits for it is checked
 against the guard's answer, never against a second look.
@@ -15,13 +16,14 @@ from functools import lru_cache
 from typing import Any, ClassVar
 from uuid import UUID
 
-from django.db import DatabaseError, InterfaceError, OperationalError
+from django.db import DatabaseError, InterfaceError, OperationalError, ProgrammingError
 
-from ...definitions.plan import Node
-from ...models import NO_ITEM, SequenceRun, StepRun
+from ...definitions.plan import Node, Plan
+from ...models import NO_ITEM, SequenceRun, StepRun, StoredPlan
 from .. import periods
-from ..types import Beat, Change, Claim
+from ..types import Beat, Change, Claim, Start, StartedStep
 from .base import Backend, FastStatements, Holder, holder_of, state_of
+from .functions import Function, Installed
 
 #: How long a statement that cannot say NOWAIT waits for a lock in a `no_wait` block, in
 #: milliseconds.
@@ -36,9 +38,13 @@ _UNDEFINED = {"42P01", "42703"}
 # Not in the repertoire, no equivalent in the database's encoding.
 _CHARACTERS = {"22021", "22P05"}
 
+# Undefined function, insufficient privilege.
+_UNCALLABLE = {"42883", "42501"}
+
 _CLOCK = "STATEMENT_TIMESTAMP()"
 _STEPS = StepRun._meta.db_table
 _RUNS = SequenceRun._meta.db_table
+_PLANS = StoredPlan._meta.db_table
 
 # The claim need not survive a crash of the database: a step whose claim is lost is simply
 # queued still, so this one transaction does not wait for the disk.
@@ -54,9 +60,9 @@ WHERE mine.id = %(id)s AND attempts = %(attempts)s AND wake_at IS NOT NULL
     AND (mine.status IN ('queued', 'retrying')
         OR mine.status = 'waiting' AND due_at <= {{now}} + {{early}})
     AND run.id = mine.run_id
-RETURNING mine.id, mine.run_id, run.sequence, run.plan_id, mine.step, item, mine.kind, attempts,
-    repeats, delayed, ready_at, due_at, {{now}}, run.data, run.version, wait, payload, run.trace,
-    lost, set_config('synchronous_commit', 'off', true)
+RETURNING mine.id, mine.run_id, run.sequence::text, run.plan_id, mine.step::text, item,
+    mine.kind::text, attempts, repeats, delayed, ready_at, due_at, {{now}}, run.data, run.version,
+    wait::text, payload, run.trace::text, lost, set_config('synchronous_commit', 'off', true)
 """
 
 _GUARD = f"""
@@ -93,6 +99,49 @@ UPDATE {_RUNS} SET
     active_key = CASE WHEN releases_key THEN NULL ELSE active_key END
 WHERE id = %(run)s AND EXISTS (SELECT FROM done)
 RETURNING 0
+"""
+
+# A run that is started by a key that another holds is not inserted; nor is any, if the row of their
+# plan is gone. Who asks finds out which.
+_UNHELD = f"""
+    WHERE NOT EXISTS (
+        SELECT FROM {_RUNS} held
+        WHERE held.key_scope = ANY(%(labels)s) AND held.active_key = new.key)
+    AND (new.releases OR NOT EXISTS (
+        SELECT FROM {_RUNS} held
+        WHERE held.sequence = ANY(%(labels)s) AND held.key = new.key))
+    ON CONFLICT (key_scope, active_key) DO NOTHING"""
+
+_START = f"""
+WITH plan AS MATERIALIZED (
+    SELECT id FROM {_PLANS}
+    WHERE id = %(plan)s AND sequence = %(sequence)s AND fingerprint = %(fingerprint)s
+), new AS MATERIALIZED (
+    SELECT * FROM jsonb_to_recordset(%(runs)s::jsonb) AS new (
+        id uuid, data jsonb, key text, scope text, releases boolean, delay interval, parent bigint,
+        trace text)
+), run AS (
+    INSERT INTO {_RUNS} (
+        id, plan_id, sequence, key, active_key, key_scope, releases_key, status, ending, data,
+        version, inbox, parent_id, created_at, updated_at, trace)
+    SELECT new.id, plan.id, %(sequence)s, new.key, new.key, COALESCE(new.scope, ''),
+        COALESCE(new.releases, false), 'running', '', new.data, 0, '{{{{}}}}', new.parent,
+        {{now}}, {{now}}, COALESCE(new.trace, '')
+    FROM plan CROSS JOIN new{{unheld}}
+    RETURNING id
+)
+INSERT INTO {_STEPS} (
+    run_id, step, item, kind, status, wait, waiting_since, attempts, lost, repeats, dispatches,
+    delayed, worker, ready_at, queued_at, due_at, wake_at)
+SELECT run.id, first.name, {NO_ITEM}, first.kind,
+    CASE WHEN new.delay IS NULL THEN 'queued' ELSE 'waiting' END,
+    CASE WHEN new.delay IS NULL THEN '' ELSE 'time' END,
+    CASE WHEN new.delay IS NOT NULL THEN {{now}} END,
+    0, 0, 0, 0, false, '',
+    {{now}}, {{now}}, {{now}} + new.delay, {{now}} + COALESCE(new.delay, {{grace}})
+FROM run JOIN new USING (id)
+    CROSS JOIN jsonb_to_recordset(%(steps)s::jsonb) AS first (name text, kind text)
+RETURNING run_id, id, step::text, {{now}}
 """
 
 # The rows are locked in the order that all transactions keep; one that another has is left out.
@@ -146,8 +195,50 @@ LIMIT 1
 """
 
 
+_STARTED = ("uuid", "bigint", "text", "timestamptz")
+START = Function("start", _START.replace("{unheld}", ""), _STARTED)
+START_BY_KEY = Function("start_by_key", _START.replace("{unheld}", _UNHELD), _STARTED)
+CLAIM = Function(
+    "claim",
+    _CLAIM,
+    (
+        "bigint", "uuid", "text", "bigint", "text", "integer", "text", "integer", "integer",
+        "boolean", "timestamptz", "timestamptz", "timestamptz", "jsonb", "bigint", "text", "jsonb",
+        "text", "smallint", "text",
+    ),
+)  # fmt: skip
+ADVANCE = Function("advance", _ADVANCE, ("bigint",))
+SUCCEED = Function("succeed", _SUCCEED, ("integer",))
+ITEM = Function("item", _ITEM, ("jsonb",))
+#: Rare, and never called as a function.
+BEAT = Function("beat", _BEAT, ("bigint",))
+INSTALLED = Installed((START, START_BY_KEY, CLAIM, ADVANCE, SUCCEED, ITEM))
+
+
 class Statements:
     """The hot path. Each statement takes the database's clock, and reads and writes once."""
+
+    def start(
+        self,
+        plan: Plan,
+        plan_id: int,
+        wanted: Sequence[Start],
+        scope: str,
+        labels: Sequence[str],
+        connection: Any,
+    ) -> list[StartedStep]:
+        """See `FastStatements`."""
+        is_keyed = any(one.key is not None for one in wanted)
+        values = {
+            "plan": plan_id,
+            "sequence": plan.sequence,
+            "fingerprint": plan.fingerprint,
+            "runs": f"[{','.join(_as_json(one, scope) for one in wanted)}]",
+            "steps": _first_steps(plan),
+            "labels": list(labels) if is_keyed else None,
+        }
+        rows = _fetch_all(connection, START_BY_KEY if is_keyed else START, values)
+        return [StartedStep(*row) for row in rows]
 
     def claim(
         self,
@@ -161,7 +252,7 @@ class Statements:
         """See `claims.claim`."""
         row = _fetch(
             connection,
-            _CLAIM,
+            CLAIM,
             {
                 "id": step_run_id,
                 "attempts": attempts,
@@ -186,7 +277,7 @@ class Statements:
         """See `FastStatements`."""
         row = _fetch(
             connection,
-            _SUCCEED if following is None else _ADVANCE,
+            SUCCEED if following is None else ADVANCE,
             {
                 **_changed(claim, change),
                 "version": claim.version,
@@ -199,7 +290,7 @@ class Statements:
 
     def commit_item(self, claim: Claim, change: Change, connection: Any) -> tuple[Any] | None:
         """See `FastStatements`."""
-        row = _fetch(connection, _ITEM, {**_changed(claim, change), "step": claim.step})
+        row = _fetch(connection, ITEM, {**_changed(claim, change), "step": claim.step})
         if row is None:
             return None
         return (None if row[0] is None else json.loads(row[0]),)
@@ -212,7 +303,7 @@ class Statements:
             "progress": [each.progress for each in beats],
         }
         with connection.cursor() as cursor:
-            cursor.execute(_with_times(_BEAT), values)
+            cursor.execute(_plain(BEAT, _periods()), values)
             return {token for (token,) in cursor.fetchall()}
 
 
@@ -223,6 +314,17 @@ class PostgreSQL(Backend):
     clock = _CLOCK
     fast: ClassVar[FastStatements | None] = Statements()
     character_set_hint = "Create the database with ENCODING 'UTF8'."
+
+    def follow_migration(self, connection: Any) -> None:
+        """The functions of the hot path."""
+        if _has_tables(connection):
+            INSTALLED.create(connection)
+        else:
+            INSTALLED.drop(connection)
+
+    def missing_functions(self, connection: Any) -> list[str]:
+        """Those of the hot path; none where there are no tables either."""
+        return INSTALLED.missing(connection) if _has_tables(connection) else []
 
     def limit_transaction(self, connection: Any) -> None:
         """Set a limit, but not in the caller's transaction: it would outlive the savepoint."""
@@ -282,6 +384,12 @@ class PostgreSQL(Backend):
         return _shown("transaction_isolation", connection)
 
 
+def _has_tables(connection: Any) -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT to_regclass(%s) IS NOT NULL", [_STEPS])
+        return bool(cursor.fetchone()[0])
+
+
 def _changed(claim: Claim, change: Change) -> dict[str, Any]:
     return {
         "run": claim.run_id,
@@ -300,11 +408,55 @@ def _shown(setting: str, connection: Any) -> str:
     return str(value)
 
 
-def _fetch(connection: Any, statement: str, values: dict[str, Any]) -> tuple[Any, ...] | None:
+def _as_json(wanted: Start, scope: str) -> str:
+    """Its data is JSON already; what else it has is rare."""
+    rare: dict[str, Any] = {}
+    if wanted.key is not None:
+        rare["key"], rare["scope"] = wanted.key, scope
+    if wanted.unique == "unfinished":
+        rare["releases"] = True
+    if wanted.delay:
+        rare["delay"] = f"{wanted.delay.total_seconds():.6f} seconds"
+    if wanted.parent is not None:
+        rare["parent"] = wanted.parent
+    if wanted.trace:
+        rare["trace"] = wanted.trace
+    more = f",{json.dumps(rare)[1:-1]}" if rare else ""
+    return f'{{"id":"{wanted.id}","data":{wanted.text}{more}}}'
+
+
+def _first_steps(plan: Plan) -> str:
+    steps: str | None = plan.memo.get("first_steps")
+    if steps is None:
+        rows = [{"name": node.name, "kind": node.kind} for node in plan.roots]
+        steps = plan.memo["first_steps"] = json.dumps(rows)
+    return steps
+
+
+def _fetch(connection: Any, function: Function, values: dict[str, Any]) -> tuple[Any, ...] | None:
+    rows = _fetch_all(connection, function, values)
+    return rows[0] if rows else None
+
+
+def _fetch_all(connection: Any, function: Function, values: dict[str, Any]) -> list[Any]:
+    if INSTALLED.on(connection):
+        try:
+            return _rows(connection, _call(function, _periods()), values)
+        except ProgrammingError as error:
+            if state_of(error) not in _UNCALLABLE:
+                raise
+            # Somebody has dropped it under this process. A transaction that is open is broken now.
+            INSTALLED.forget(connection.alias)
+            if connection.in_atomic_block:
+                raise
+    return _rows(connection, _plain(function, _periods()), values)
+
+
+def _rows(connection: Any, statement: str, values: dict[str, Any]) -> list[Any]:
     with _cursor(connection) as cursor:
-        cursor.execute(_with_times(statement), values)
-        row: tuple[Any, ...] | None = cursor.fetchone()
-    return row
+        cursor.execute(statement, values)
+        rows: list[Any] = cursor.fetchall()
+    return rows
 
 
 def _cursor(connection: Any) -> Any:
@@ -324,29 +476,32 @@ def _cursor(connection: Any) -> Any:
     return connection._prepare_cursor(psycopg.Cursor(raw))
 
 
-def _with_times(statement: str) -> str:
+Periods = tuple[timedelta, timedelta, timedelta, timedelta, timedelta]
+
+
+def _periods() -> Periods:
     lengths = periods.shortest_lease(), periods.longest_lease(), periods.lease(), periods.grace()
-    return _written(statement, periods.moved(), *lengths)
+    return periods.moved(), *lengths
+
+
+# What hardly ever changes is no parameter: each costs more than it does to look this up.
 
 
 @lru_cache
-def _written(
-    statement: str,
-    moved: timedelta,
-    shortest: timedelta,
-    longest: timedelta,
-    lease: timedelta,
-    grace: timedelta,
-) -> str:
-    # What hardly ever changes is no parameter: each costs more than it does to look this up.
-    return statement.format(
-        now=f"({_CLOCK} + {_interval(moved)})" if moved else _CLOCK,
-        shortest=_interval(shortest),
-        longest=_interval(longest),
-        lease=_interval(lease),
-        grace=_interval(grace),
-        early=_interval(periods.EARLY),
-    )
+def _call(function: Function, lengths: Periods) -> str:
+    return function.call(_named(lengths))
+
+
+@lru_cache
+def _plain(function: Function, lengths: Periods) -> str:
+    return function.plain(_named(lengths))
+
+
+def _named(lengths: Periods) -> dict[str, str]:
+    names = ("moved", "shortest", "longest", "lease", "grace", "early")
+    values = map(_interval, (*lengths, periods.EARLY))
+    named = dict(zip(names, values, strict=True))
+    return {**named, "now": f"({_CLOCK} + {named['moved']})" if lengths[0] else _CLOCK}
 
 
 def _interval(duration: timedelta) -> str:

@@ -1,0 +1,179 @@
+"""Functions in PostgreSQL that hold the statements of the hot path.
+
+PostgreSQL plans a statement anew each time that it is sent, and that costs more than to execute
+it. What a function contains is planned once for each session, behind every pooler. Each function
+has the text of one statement: where it is missing, the statement itself is sent instead.
+
+Its name ends with a digest of its text. So two releases have a function each, side by side, and
+`migrate` never replaces one that a worker of another release calls.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from typing import Any
+
+from django.db import DatabaseError, transaction
+
+logger = logging.getLogger("sequences")
+
+PREFIX = "job_sequences"
+#: Seconds until a process looks again for functions that it has not found.
+PATIENCE = 60.0
+
+#: The types of all values that a statement may be given.
+TYPES = {
+    "attempts": "integer",
+    "data": "jsonb",
+    "fingerprint": "text",
+    "id": "bigint",
+    "kind": "text",
+    "labels": "text[]",
+    "next": "text",
+    "plan": "bigint",
+    "progress": "jsonb",
+    "result": "jsonb",
+    "run": "uuid",
+    "runs": "jsonb",
+    "sequence": "text",
+    "status": "text",
+    "step": "text",
+    "steps": "jsonb",
+    "suspects": "boolean",
+    "token": "bigint",
+    "version": "bigint",
+    "worker": "text",
+}
+_VALUE, _PERIOD = re.compile(r"%\((\w+)\)s"), re.compile(r"{(\w+)}")
+
+
+@dataclass(frozen=True)
+class Function:
+    """A statement, and the function that has it as its body.
+
+    The statement has values as ``%(name)s``, and periods as ``{name}``; ``{now}`` is the database's
+    time, moved by the period ``moved``.
+    """
+
+    purpose: str
+    statement: str
+    #: The types of its columns.
+    columns: tuple[str, ...]
+
+    @cached_property
+    def name(self) -> str:
+        """What it is called in the database."""
+        digest = sha256(self._definition("").encode()).hexdigest()
+        return f"{PREFIX}_{self.purpose}_{digest[:12]}"
+
+    @cached_property
+    def definition(self) -> str:
+        """The statement that creates it."""
+        return self._definition(self.name)
+
+    def plain(self, periods: Mapping[str, str]) -> str:
+        """The statement as it can be sent without the function."""
+        return self.statement.format_map(periods)
+
+    def call(self, periods: Mapping[str, str]) -> str:
+        """The statement that calls the function."""
+        values = [f"%({name})s" for name in self._values]
+        arguments = values + [periods[name] for name in self._periods]
+        return f"SELECT * FROM {self.name}({', '.join(arguments)})"
+
+    @cached_property
+    def _values(self) -> list[str]:
+        return list(dict.fromkeys(_VALUE.findall(self.statement)))
+
+    @cached_property
+    def _periods(self) -> list[str]:
+        names = dict.fromkeys(_PERIOD.findall(self.statement))
+        return ["moved" if name == "now" else name for name in names]
+
+    def _definition(self, name: str) -> str:
+        types = [TYPES[value] for value in self._values] + ["interval"] * len(self._periods)
+        columns = ", ".join(f"c{number} {type_}" for number, type_ in enumerate(self.columns))
+        # A plan that was made while a table was empty would read the whole table for ever.
+        return f"""CREATE OR REPLACE FUNCTION {name}({", ".join(types)})
+RETURNS TABLE ({columns}) LANGUAGE plpgsql
+SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
+AS $sequences$
+#variable_conflict use_column
+BEGIN RETURN QUERY {self._body}; END
+$sequences$"""
+
+    @cached_property
+    def _body(self) -> str:
+        names = [*self._values, *self._periods]
+        numbers = {name: f"${number}" for number, name in enumerate(names, 1)}
+        now = f"(STATEMENT_TIMESTAMP() + {numbers.get('moved')})"
+        return self.statement.strip().format_map({**numbers, "now": now}) % numbers
+
+
+class Installed:
+    """Which databases have the functions, as far as this process knows."""
+
+    def __init__(self, functions: Iterable[Function]) -> None:
+        self._functions = tuple(functions)
+        #: By alias: until when there are none, by the monotonic clock; 0: there are.
+        self._missing_until: dict[str, float] = {}
+
+    def forget(self, alias: str) -> None:
+        """Look again, at the next statement."""
+        self._missing_until.pop(alias, None)
+
+    def on(self, connection: Any) -> bool:
+        """Whether this database has them all, and lets us call them."""
+        until = self._missing_until.get(connection.alias)
+        if until is None or 0 < until < time.monotonic():
+            missing = self.missing(connection)
+            until = time.monotonic() + PATIENCE if missing else 0.0
+            self._missing_until[connection.alias] = until
+        return not until
+
+    def missing(self, connection: Any) -> list[str]:
+        """The names of those that are not there, or not for us."""
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT name FROM unnest(%s::text[]) AS name WHERE NOT COALESCE("
+                "has_function_privilege(to_regproc(name), 'EXECUTE'), false)",
+                [[function.name for function in self._functions]],
+            )
+            return [name for (name,) in cursor.fetchall()]
+
+    def create(self, connection: Any) -> None:
+        """Create those that are missing. Without the right to do so all works as it did."""
+        self.forget(connection.alias)
+        missing = set(self.missing(connection))
+        if not missing:
+            return
+        try:
+            with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
+                for function in self._functions:
+                    if function.name in missing:
+                        cursor.execute(function.definition)
+        except DatabaseError as error:
+            logger.warning(
+                "The functions of sequences could not be created in the database %r; workers send "
+                "plain statements instead, which cost it more: %s",
+                connection.alias,
+                error,
+            )
+
+    def drop(self, connection: Any) -> None:
+        """Drop those of all releases from the current schema."""
+        self.forget(connection.alias)
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT oid::regprocedure::text FROM pg_proc WHERE proname LIKE %s "
+                "AND pronamespace = current_schema()::regnamespace",
+                [PREFIX.replace("_", r"\_") + r"\_%"],
+            )
+            for (signature,) in cursor.fetchall():
+                cursor.execute(f"DROP FUNCTION {signature}")
