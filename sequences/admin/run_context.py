@@ -190,7 +190,7 @@ def label_of_step(step: StepSnapshot) -> Any:
     """A step's state as text."""
     if step.is_on_hold:
         return _("on hold")
-    return StepStatus(step.status).label if step.status else _("not started")
+    return StepStatus(step.state).label if step.state else _("not started")
 
 
 @dataclass(frozen=True)

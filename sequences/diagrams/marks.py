@@ -43,6 +43,8 @@ KINDS = {
 SPANS = {
     "waited": _("waited"),
     "ran": _("ran"),
+    "items": _("items at work"),
+    "children": _("child runs at work"),
     "failed": _("failed attempt"),
     "held": _("on hold"),
 }

@@ -18,13 +18,27 @@ TOP, LANE, PAD = 30.0, 28.0, 10.0
 LEGEND = 26.0
 SIZE = 12.0
 #: How high each kind of bar is.
-HEIGHTS = {"waited": 5.0, "ran": 15.0, "failed": 15.0, "held": 9.0}
+HEIGHTS = {
+    "waited": 5.0,
+    "ran": 15.0,
+    "items": 11.0,
+    "children": 11.0,
+    "failed": 15.0,
+    "held": 9.0,
+}
 #: How wide it is at least: however short it was, one sees that it was.
-LEAST = {"waited": 1.0, "ran": 3.0, "failed": 11.0, "held": 3.0}
+LEAST = {
+    "waited": 1.0,
+    "ran": 3.0,
+    "items": 3.0,
+    "children": 3.0,
+    "failed": 11.0,
+    "held": 3.0,
+}
 
-Kind = Literal["waited", "ran", "failed", "held"]
-#: What is the step's own time, for which the axis has room.
-BUSY = ("ran", "failed")
+Kind = Literal["waited", "ran", "items", "children", "failed", "held"]
+#: In which something is at work, for which the axis has room.
+BUSY = ("ran", "items", "children", "failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +158,7 @@ class _Painter:
         return element("text", text=text, x=x, y=top + LANE / 2 + 4, class_=class_)
 
     def _accessible_name(self, lane: Lane) -> str:
-        words = [self._sum(lane, kind) for kind in ("waited", "ran", "held")]
+        words = [self._sum(lane, kind) for kind in HEIGHTS if kind != "failed"]
         failed = sum(span.kind == "failed" for span in lane.spans)
         words.append(f"{failed} × {self.word('failed')}" if failed else "")  # noqa: RUF001
         return ": ".join(filter(None, (lane.label, ", ".join(filter(None, words)) or lane.text)))

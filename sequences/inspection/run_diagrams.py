@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext as _
@@ -17,6 +17,7 @@ from ..exceptions import SequenceError
 from ..models import StepFailure, StepRun, StepStatus
 from ..utils.durations import format_duration
 from .diagnosis import error_of
+from .phases import phases_of
 from .snapshot import RunSnapshot, StepSnapshot
 
 #: Where a step's box leads; an empty text: nowhere.
@@ -142,58 +143,21 @@ def lanes_of(
             name=step.name,
             label=step.label,
             href=href(step) if href else "",
-            spans=tuple(_spans(snapshot, step, row, of[step.name])),
+            spans=tuple(_spans(step, row, of[step.name])),
         )
         for step, row in rows
     ]
 
 
-def _spans(
-    snapshot: RunSnapshot, step: StepSnapshot, row: StepRun, failures: list[StepFailure]
-) -> Iterator[Span]:
+def _spans(step: StepSnapshot, row: StepRun, failures: list[StepFailure]) -> Iterator[Span]:
     failures = sorted(failures, key=lambda failure: failure.failed_at)[-MOST_FAILURES:]
-    last = failures[-1] if failures and row.item == failures[-1].item else None
-    begins = row.started_at
-    if begins is None or (step.status == StepStatus.WAITING and step.node.kind != "each"):
-        yield from _waits(step, row.ready_at, row.finished_at)
-        last = None
-    else:
-        if begins > row.ready_at:
-            yield Span("waited", row.ready_at, begins)
-        last = last if last and last.failed_at >= begins else None
-        yield from _last_attempt(snapshot, step, row, begins, last)
+    own = [failure for failure in failures if failure.item == row.item]
+    last = own[-1] if own else None
+    phases = phases_of(row, step.held_since, last.failed_at) if last else step.phases
+    for phase in phases:
+        is_last = last is not None and phase.kind == "failed"
+        yield Span(phase.kind, phase.begins, phase.ends, error_of(last) if last and is_last else "")
+    is_drawn = any(phase.kind == "failed" for phase in phases)
     for failure in failures:
-        if failure is not last:
+        if failure is not last or not is_drawn:
             yield Span("failed", failure.failed_at, failure.failed_at, error_of(failure))
-
-
-def _last_attempt(
-    snapshot: RunSnapshot,
-    step: StepSnapshot,
-    row: StepRun,
-    begins: datetime,
-    failure: StepFailure | None,
-) -> Iterator[Span]:
-    """Of the attempt that is known best, and of the wait for the next one."""
-    error = error_of(failure) if failure else ""
-    if row.status == StepStatus.RUNNING or (not row.finished_at and step.node.kind == "each"):
-        yield Span("ran", begins, None)
-    elif row.finished_at:
-        failed = row.status == StepStatus.FAILED
-        yield Span("failed" if failed else "ran", begins, row.finished_at, error)
-    elif failure:
-        yield Span("failed", begins, failure.failed_at, error)
-        yield from _waits(step, failure.failed_at, None)
-    else:
-        yield from _waits(step, begins, None)
-
-
-def _waits(step: StepSnapshot, begins: datetime, ends: datetime | None) -> Iterator[Span]:
-    """A wait: until the step was put on hold, and on hold since."""
-    held_since = step.held_since
-    if held_since is None:
-        yield Span("waited", begins, ends)
-        return
-    if held_since > begins:
-        yield Span("waited", begins, held_since)
-    yield Span("held", max(begins, held_since), ends)

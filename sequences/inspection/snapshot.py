@@ -36,11 +36,14 @@ from ..models import (
 from ..transitions import clock, plans
 from ..utils.text import label_of
 from .losses import deaths_sentence, newest_losses
+from .phases import AT_WORK, Phase, phases_of
 
 #: The status of a step that the run has not come to.
 NOT_BEGUN = ""
 #: What a step is shown as that its run keeps from going on, whatever its row says.
 ON_HOLD = "paused"
+#: What a step waits for that is at work for it.
+_MEMBERS = (Wait.ITEMS, Wait.CHILDREN)
 #: The step runs that a stop of their run keeps from going on.
 HOLDABLE = (StepStatus.WAITING, StepStatus.QUEUED, StepStatus.RETRYING)
 #: How an item has ended that was performed; one that was cancelled, or skipped, was not.
@@ -72,6 +75,8 @@ class StepSnapshot:
     secrets: frozenset[str] = field(default=frozenset(), repr=False)
     #: Since when a pause or a failure of its run keeps it from going on; None: nothing does.
     held_since: datetime | None = None
+    #: When its newest attempt failed, if that is the run's newest failure.
+    failed_at: datetime | None = None
 
     @property
     def name(self) -> str:
@@ -92,8 +97,16 @@ class StepSnapshot:
 
     @property
     def state(self) -> str:
-        """What people are shown: its status, or `ON_HOLD`, for what will not run is not queued."""
-        return ON_HOLD if self.is_on_hold else self.status
+        """What people are shown: its status, unless that would mislead them.
+
+        What will not run is not queued, but `ON_HOLD`; that whose items or children are at work
+        does not wait, but runs.
+        """
+        if self.is_on_hold:
+            return ON_HOLD
+        if self.status == StepStatus.WAITING and self.row is not None and self.row.wait in _MEMBERS:
+            return StepStatus.RUNNING
+        return self.status
 
     @property
     def is_on_hold(self) -> bool:
@@ -166,21 +179,32 @@ class StepSnapshot:
         progress = self.row.progress if self.row is not None else None
         return progress if isinstance(progress, dict) else {}
 
+    @cached_property
+    def phases(self) -> tuple[Phase, ...]:
+        """What it did when. Of the undo of a fan-out: nothing, only its items have rows."""
+        if self.row is None:
+            return ()
+        return phases_of(self.row, self.held_since, self.failed_at)
+
+    @property
+    def worker(self) -> str:
+        """Who has run it last. Nobody: it waits, or it is an event, in which no code runs."""
+        row = self.row
+        if row is None or row.kind == "event" or row.status == StepStatus.WAITING:
+            return ""
+        return row.worker
+
     def waited(self, now: datetime) -> timedelta | None:
-        """From when it was ready until it last started; else until it was put on hold, or now."""
+        """How long it was ready and nothing was at work in it; not while it is on hold."""
         if self.row is None:
             return None
-        until = self.row.started_at or self.row.finished_at or self.held_since or now
-        return max(until - self.row.ready_at, timedelta(0))
+        waits = (phase.length(now) for phase in self.phases if phase.kind == "waited")
+        return sum(waits, timedelta(0))
 
     def ran(self, now: datetime) -> timedelta | None:
-        """How long its last attempt took, or takes. Of a fan-out: until the last item ended."""
-        if self.row is None or self.row.started_at is None:
-            return None
-        ends = self.row.finished_at
-        if ends is None and self.row.status != StepStatus.RUNNING and not self.items:
-            return None
-        return max((ends or now) - self.row.started_at, timedelta(0))
+        """How long its last attempt took, or takes; and its items or children, if it has any."""
+        work = [phase.length(now) for phase in self.phases if phase.kind in AT_WORK]
+        return sum(work, timedelta(0)) if work else None
 
 
 @dataclass(frozen=True)
@@ -346,6 +370,7 @@ def of_many(
                 losses,
                 secrets[run.pk],
                 pauses.get(run.pk),
+                newest.get(run.pk),
             ),
             newest.get(run.pk),
             now,
@@ -424,6 +449,7 @@ def _steps(
     losses: Mapping[int, StepLoss],
     secrets: frozenset[str],
     pause: Operation | None,
+    failure: StepFailure | None,
 ) -> tuple[StepSnapshot, ...]:
     ordered = sorted(plan.nodes, key=lambda node: node.aside)
     labels = _labels(run, plan)
@@ -438,9 +464,14 @@ def _steps(
             losses.get(row.pk) if row is not None else None,
             secrets,
             _held_since(node, row, stopped_at),
+            failure.failed_at if failure and _is_of(failure, node) else None,
         )
         for node in ordered
     )
+
+
+def _is_of(failure: StepFailure, node: Node) -> bool:
+    return failure.step == node.name and failure.item == NO_ITEM
 
 
 def _stopped_at(

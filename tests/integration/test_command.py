@@ -406,7 +406,7 @@ def test_show_as_json_has_stable_keys_and_no_secret():
     charge, ship = found["steps"]
     assert set(charge) == {
         "name", "label", "kind", "after", "status", "on_hold", "attempts", "items",
-        "progress", "text", "waited", "ran", "due_at", "worker", "result",
+        "progress", "text", "waited", "ran", "due_at", "phases", "worker", "result",
     }  # fmt: skip
     assert charge["result"] == {"token": "***", "paid": 3}
     assert (ship["after"], ship["status"]) == (["charge"], "succeeded")
@@ -654,7 +654,7 @@ def test_a_large_fan_out_is_shown_by_count(performs):
     shown = Display(out)
     found = snapshot.of(fresh(run))
     shown.show([found])
-    assert "fetch waiting 4/50, 1 failed\n" in out.getvalue()
+    assert "fetch running 4/50, 1 failed\n" in out.getvalue()
     assert any("4/50, 1 failed" in line for line in shown.lines([found], 100))
 
 

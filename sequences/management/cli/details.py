@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, TypeVar
@@ -140,7 +141,8 @@ class RunDetails:
             "waited": _seconds(step.waited(now)),
             "ran": _seconds(step.ran(now)),
             "due_at": row.due_at if row is not None and step.is_delayed else None,
-            "worker": row.worker if row is not None else "",
+            "phases": [asdict(phase) for phase in step.phases],
+            "worker": step.worker,
             "result": snapshot.visible(result, self.run.sequence, step.name),
         }
 
@@ -199,7 +201,7 @@ class RunDetails:
                 format_duration(step.waited(now)),
                 format_duration(step.ran(now)),
                 remark(step, self.run_snapshot),
-                row.worker if row is not None else "",
+                step.worker,
             )
 
     def _data(self) -> list[str]:
@@ -230,7 +232,7 @@ def _operation_line(operation: Operation) -> str:
 
 def state_word(step: StepSnapshot) -> str:
     """Its state in a word or two."""
-    return "on hold" if step.is_on_hold else step.status or "-"
+    return "on hold" if step.is_on_hold else step.state or "-"
 
 
 def remark(step: StepSnapshot, run_snapshot: RunSnapshot) -> str:
