@@ -113,7 +113,7 @@ def check_sequences(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     from .engine import actors
 
     errors = [Error(message, hint=hint, id="sequences.E009") for message, hint in actors.problems()]
-    return [*errors, *_shown_secrets()]
+    return [*errors, *_shown_secrets(), *_scheduled_data()]
 
 
 def check_unfinished_runs(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
@@ -269,6 +269,19 @@ def _definitions() -> list[Definition]:
 
     definitions = (cls._definition for cls in registry.all())
     return [definition for definition in definitions if definition is not None]
+
+
+def _scheduled_data() -> Messages:
+    from .engine.schedules import check_data
+
+    for definition in _definitions():
+        for name, timetable in definition.schedules.items():
+            if (problem := check_data(definition, timetable)) is not None:
+                yield Error(
+                    f"{definition.label}: its schedule {name!r} cannot start a run: {problem}",
+                    hint="Give the schedule data=…, as a dict or a function of the slot.",
+                    id="sequences.E013",
+                )
 
 
 def _shown_secrets() -> Messages:

@@ -22,7 +22,7 @@ from ..definitions.schedules import (
     timetable_of,
     turn_of,
 )
-from ..exceptions import InvalidSchedule, UnknownSequence
+from ..exceptions import InvalidSchedule, SequenceError, UnknownSequence
 from ..models import Schedule, ScheduleQuerySet, SequenceRun
 from ..sequence import Sequence
 from ..transitions import clock, locking, plans, schedules
@@ -354,6 +354,17 @@ def _checked(definition: Definition, data: Any) -> dict[str, Any] | None:
     checked, _ = serialization.normalise(dict(data), encoder=conf.settings.encoder)
     stored: dict[str, Any] = checked
     return stored
+
+
+def check_data(definition: Definition, timetable: Timetable) -> str | None:
+    """Why no run could begin with the data of this timetable. Of a function that is not known."""
+    if callable(timetable.data):
+        return None
+    try:
+        start.start_of(definition, timetable.data, key=None)
+    except SequenceError as error:
+        return str(error)
+    return None
 
 
 def _logged(sequence: str, timetable: Timetable, data: Mapping[str, Any] | None) -> dict[str, Any]:

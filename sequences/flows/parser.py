@@ -12,6 +12,7 @@ from typing import Any
 import dramatiq
 from django.apps import apps
 
+from ..definitions.schedules import Timetable, cron, every
 from ..definitions.steps import (
     DURATION_OPTIONS,
     Event,
@@ -30,9 +31,14 @@ from .references import Arguments, Call, ChildData, Conditions, Items, Outputs, 
 
 #: What a definition may have, and what of it one that is kept with its run may not.
 RETENTIONS = ("retention", "retention_failed")
-CLASS_KEYS = ("name", "handoff", *RETENTIONS, "redact", "verbose_name", "aliases")
+SCHEDULES = ("schedule", "schedules")
+CLASS_KEYS = (
+    "name", "handoff", *RETENTIONS, *SCHEDULES, "redact", "verbose_name", "aliases",
+)  # fmt: skip
 KEYS = (*CLASS_KEYS, "$schema", "steps", "outputs", "on_failure", "options", "defaults")
 
+#: What a schedule may have, beside cron and timezone, or every.
+SCHEDULE_KEYS = ("data", "overlap", "catch_up", "missed", "jitter")
 KINDS = ("job", "event", "subsequence")
 CALL_KEYS = ("job", "inputs", "args")
 EVENT_KEYS = ("timeout", "on_timeout")
@@ -394,7 +400,38 @@ class Parser:
             if name in mapping:
                 length = mapping[name]
                 meta[name] = None if length is None else self._duration(name, length)
+        return meta | self._schedules(mapping)
+
+    def _schedules(self, mapping: Mapping[str, Any]) -> dict[str, Any]:
+        meta: dict[str, Any] = {}
+        if mapping.get("schedule") is not None:
+            meta["schedule"] = self._timetable("schedule", mapping["schedule"])
+        if mapping.get("schedules") is not None:
+            self._mapping(mapping["schedules"], "schedules")
+            meta["schedules"] = {
+                name: self._timetable(f"schedule {name!r}", spec)
+                for name, spec in mapping["schedules"].items()
+            }
         return meta
+
+    def _timetable(self, what: str, spec: Any) -> Timetable:
+        self._mapping(spec, what)
+        if ("cron" in spec) == ("every" in spec):
+            raise self._error(f"{what} has neither or both of cron and every", "Give it one.")
+        keys = ("cron", "timezone") if "cron" in spec else ("every",)
+        self._check_names(spec, (*keys, *SCHEDULE_KEYS), f"key of {what}")
+        options = {name: spec[name] for name in ("data", "overlap", "missed") if name in spec}
+        for name in ("catch_up", "jitter"):
+            if name in spec:
+                options[name] = self._duration(name, spec[name])
+        if not isinstance(options.get("data", {}), Mapping):
+            raise self._error(f"data of {what} is {options['data']!r:.60}", "Give a mapping.")
+        try:
+            if "cron" in spec:
+                return cron(spec["cron"], timezone=spec.get("timezone"), **options)
+            return every(self._duration("every", spec["every"]), **options)
+        except InvalidDefinition as error:
+            raise self._error(f"{what}: {error.problem}", error.hint) from None
 
     # errors
 

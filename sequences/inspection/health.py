@@ -1,6 +1,6 @@
 """Whether steps are performed as they should be: for people who look, and for monitoring.
 
-Three queries on indexes, however many runs there are.
+Four queries on indexes, however many runs there are.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from ..transitions.due import LONGEST as MAX_LOOK_DELAY
 from ..transitions.holders import Locked
 from ..utils.durations import format_duration
 from ..worker.registration import REPORT_INTERVAL_SECONDS
+from . import schedules
 from .losses import deaths_sentence, newest_losses
+from .schedules import ScheduleSnapshot
 
 #: Step runs that are looked at, those first that should have been looked after first.
 MAX_STEP_RUNS = 10_000
@@ -31,6 +33,8 @@ MAX_STEP_RUNS = 10_000
 MAX_PROCESSES = 1_000
 #: Suspects that are named.
 MAX_NAMED_SUSPECTS = 3
+#: Schedules that are looked at, of those that are late or fail.
+MAX_SCHEDULES = 100
 #: A process that was not seen for so long is gone, or hangs.
 STALE_AFTER = timedelta(seconds=4 * REPORT_INTERVAL_SECONDS)
 #: What waits for so long for a free worker is worth a look; for so long, an alarm.
@@ -99,6 +103,8 @@ class Health:
     capped: bool
     #: Worker processes, and those that only sweep, the last seen first.
     processes: tuple[WorkerProcess, ...]
+    #: Schedules that are late or cannot start their runs, those first that waited longest.
+    schedules: tuple[ScheduleSnapshot, ...] = ()
 
     @cached_property
     def workers(self) -> tuple[WorkerProcess, ...]:
@@ -119,7 +125,11 @@ class Health:
     @cached_property
     def signs(self) -> tuple[Sign, ...]:
         """What to look at, in the order of what causes what."""
-        rare = ((_locked, self.locked), (_suspects, self.suspected))
+        rare = (
+            (_locked, self.locked),
+            (_suspects, self.suspected),
+            (_schedules, self.schedules),
+        )
         signs = (*_SIGNS, *(sign for sign, is_there in rare if is_there))
         return tuple(sign(self) for sign in signs)
 
@@ -155,7 +165,14 @@ def read(using: str | None = None, runs: QuerySet[SequenceRun] | None = None) ->
     using = using or conf.using()
     now = clock.now(using)
     processes = WorkerProcess.objects.using(using).order_by("-seen_at")
-    return Health(now=now, processes=tuple(processes[:MAX_PROCESSES]), **_steps(now, using, runs))
+    # Schedules are no runs: who may see only some of those is not shown them.
+    troubled = () if runs is not None else tuple(schedules.troubled(using, now, MAX_SCHEDULES))
+    return Health(
+        now=now,
+        processes=tuple(processes[:MAX_PROCESSES]),
+        schedules=troubled,
+        **_steps(now, using, runs),
+    )
 
 
 def _steps(now: datetime, using: str, runs: QuerySet[SequenceRun] | None) -> dict[str, Any]:
@@ -338,6 +355,24 @@ def _suspects(health: Health) -> Sign:
     )
     suspects = " ".join(str(suspect) for suspect in health.suspects)
     return Sign("suspects", Level.WARNING, says, f"{suspects} {advice}")
+
+
+def _schedules(health: Health) -> Sign:
+    first = health.schedules[0]
+    late = [one for one in health.schedules if not one.row.failures]
+    count = len(health.schedules)
+    says = (
+        ngettext("%(count)d schedule is late", "%(count)d schedules are late", count)
+        if late
+        else ngettext("%(count)d schedule fails", "%(count)d schedules fail", count)
+    ) % {"count": count}
+    level = max(Level.WARNING, *(health._level(one.row.wake_at) for one in health.schedules))
+    advice = gettext("“%(name)s” of %(sequence)s: %(sentence)s") % {
+        "name": first.row.name,
+        "sequence": first.row.sequence,
+        "sentence": first.sentence,
+    }
+    return Sign("schedules", level, says, advice)
 
 
 _SIGNS: tuple[Callable[[Health], Sign], ...] = (

@@ -1081,3 +1081,69 @@ def test_the_schema_takes_steps_in_a_list_and_the_examples_of_the_docs():
     blocks = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     assert len(blocks) == 2
     assert all(fits(yaml.safe_load(block)) for block in blocks)
+
+
+# Schedules
+
+
+FETCH = {"fetch": {"job": "fetch"}}
+
+
+def test_a_definition_has_a_schedule(calls):
+    cls = declare(
+        FETCH,
+        schedule={
+            "cron": "0 3 * * *",
+            "timezone": "Europe/Berlin",
+            "data": {"url": "a"},
+            "overlap": "wait",
+            "catch_up": "6 hours",
+            "missed": "all",
+            "jitter": "5 min",
+        },
+    )
+    assert cls._definition.schedules == {
+        "default": sequences.cron(
+            "0 3 * * *",
+            timezone="Europe/Berlin",
+            data={"url": "a"},
+            overlap="wait",
+            catch_up=timedelta(hours=6),
+            missed="all",
+            jitter=timedelta(minutes=5),
+        )
+    }
+
+
+def test_a_definition_has_several_schedules(calls):
+    cls = declare(FETCH, schedules={"often": {"every": "5 min"}, "daily": {"cron": "0 3 * * *"}})
+    assert cls._definition.schedules == {
+        "often": sequences.every(timedelta(minutes=5)),
+        "daily": sequences.cron("0 3 * * *"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("schedule", "problem"),
+    [
+        ("0 3 * * *", "schedule is '0 3"),
+        ({}, "neither or both of cron and every"),
+        ({"cron": "0 3 * * *", "every": "5 min"}, "neither or both of cron and every"),
+        ({"every": "5 min", "timezone": "UTC"}, "'timezone' is no key of schedule"),
+        ({"every": "soon"}, "every is 'soon'"),
+        ({"cron": "0 25 * * *"}, "schedule: '0 25"),
+        ({"cron": "0 3 * * *", "overlap": "queue"}, "schedule: overlap is 'queue'"),
+        ({"cron": "0 3 * * *", "data": "now"}, "data of schedule is 'now'"),
+        ({"cron": "0 3 * * *", "catch_up": "long"}, "catch_up is 'long'"),
+    ],
+)
+def test_what_is_wrong_with_a_schedule_is_said(calls, schedule, problem):
+    definition = {"name": "shop.Flow", "steps": FETCH, "schedule": schedule}
+    assert fits(definition) == (schedule == {"cron": "0 25 * * *"})  # only cronsim knows that
+    with pytest.raises(InvalidDefinition, match=problem):
+        define(definition)
+
+
+def test_a_definition_that_is_kept_with_its_run_has_no_schedule(calls):
+    with pytest.raises(InvalidDefinition, match="it has schedule, which is for a definition"):
+        start_definition({"steps": FETCH, "schedule": {"every": "5 min"}})

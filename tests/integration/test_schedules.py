@@ -1,17 +1,21 @@
 """Schedules start runs: each slot one run, whatever happens."""
 
 import contextlib
+import json
 import logging
 import threading
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from io import StringIO
 
 import pytest
 from asgiref.sync import async_to_sync
+from django.core.management import CommandError, call_command
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 
-from sequences import Sequence, cron, event, every, step
+from sequences import Sequence, checks, cron, event, every, step
 from sequences.definitions import registry
 from sequences.engine import dispatcher
 from sequences.engine.schedules import give_turn, sync
@@ -21,6 +25,8 @@ from sequences.exceptions import (
     UnknownSchedule,
     UnknownSequence,
 )
+from sequences.inspection import health
+from sequences.inspection import schedules as inspection
 from sequences.models import Schedule, ScheduleOperation, SequenceRun
 from sequences.testing import clock, drain, isolate_sequences, sync_schedules
 from sequences.transitions import schedules, starts
@@ -32,6 +38,11 @@ pytestmark = pytest.mark.django_db
 
 SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
 DAY = timedelta(days=1)
+
+
+@dataclass
+class Order:
+    number: int
 
 
 def report(*, name="Report", **options):
@@ -826,3 +837,161 @@ def test_active_schedules_are_those_that_start_runs():
 @pytest.fixture(autouse=True)
 def _log(caplog):
     caplog.set_level(logging.WARNING, logger="sequences")
+
+
+# What people see
+
+
+def command(*arguments):
+    out = StringIO()
+    call_command("sequences", "schedules", *arguments, stdout=out)
+    return out.getvalue()
+
+
+def test_the_command_lists_schedules():
+    assert "There is no such schedule" in command()
+    cls = waiting_report(schedule=every(HOUR))
+    sync_schedules()
+    run = stored(cls).run_now()
+    row = report(name="Rates").schedules.create("berlin", cron("0 3 * * *", timezone="UTC"))
+    row.pause()
+    first, second, third = command().splitlines()
+    assert first.split()[:4] == ["SEQUENCE", "NAME", "TIMETABLE", "STATE"]
+    assert second.split()[:5] == ["shop.Rates", "berlin", "“0", "3", "*"]
+    assert "paused" in second
+    assert third.split()[:5] == ["shop.Report", "default", "every", "1", "h"]
+    assert third.split()[-2:] == [str(run.pk), "running"]
+    (found,) = json.loads(command("--sequence", "shop.Report", "--json"))
+    assert found["last_run"] == {"id": str(run.pk), "status": "running"}
+    assert (found["state"], found["timetable"]["every"]) == ("active", 3600)
+
+
+def test_the_command_operates_on_a_schedule(monkeypatch):
+    cls = report(schedule=every(HOUR))
+    sync_schedules()
+    assert command("pause", "shop.Report", "--by", "ann", "--reason", "why") == (
+        "shop.Report default: paused\n"
+    )
+    assert json.loads(command("resume", "shop.Report", "default", "--json"))["state"] == "active"
+    found = json.loads(command("run-now", "shop.Report", "--json"))
+    assert found["run"] == str(cls.runs.get().pk)
+    drain()
+    assert command("run-now", "shop.Report").startswith("Started shop.Report ")
+    operations = stored(cls).operations.all()
+    assert [each.action for each in operations][:3] == ["pause", "resume", "run_now"]
+    assert (operations[0].by, operations[0].reason) == ("ann", "why")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "problem"),
+    [
+        (["pause"], 2, "Name the sequence"),
+        (["pause", "shop.Rport"], 2, "Did you mean 'shop.Report'"),
+        (["pause", "shop.Report"], 2, "several schedules: name one of daily, hourly"),
+        (["pause", "shop.Report", "hour"], 2, "has no schedule 'hour'"),
+        (["resume", "shop.Report", "daily"], 1, "it is not paused"),
+    ],
+)
+def test_the_command_says_what_is_wrong(arguments, code, problem):
+    report(schedules={"hourly": every(HOUR), "daily": every(DAY)})
+    sync_schedules()
+    with pytest.raises(CommandError, match=problem) as caught:
+        command(*arguments)
+    assert caught.value.returncode == code
+
+
+def snapshot(cls):
+    return inspection.of(stored(cls), "default")
+
+
+def test_a_schedule_says_what_it_does_now(releases):
+    cls = waiting_report(schedule=every(HOUR, overlap="wait"))
+    sync_schedules()
+    assert snapshot(cls).state == "active"
+    assert snapshot(cls).sentence.startswith("The next run starts in ")
+    Schedule.objects.update(wake_at=now() - 2 * MINUTE)
+    assert snapshot(cls).state == "late"
+    assert "should have started 2 min" in snapshot(cls).sentence
+    Schedule.objects.update(is_waiting=True)
+    assert snapshot(cls).state == "waiting"
+    assert "waits until the last run has ended" in snapshot(cls).sentence
+    Schedule.objects.update(failures=1, error="builtins.ValueError: no", wake_at=now() + MINUTE)
+    assert snapshot(cls).state == "failing"
+    assert "builtins.ValueError: no" in snapshot(cls).sentence
+    Schedule.objects.update(paused_at=now() - MINUTE)
+    assert snapshot(cls).sentence.startswith("Paused 1 min")
+    Schedule.objects.update(orphaned_at=now())
+    assert (snapshot(cls).state, snapshot(cls).actions) == ("orphaned", ["remove"])
+
+
+def test_a_schedule_says_which_slot_it_skipped():
+    cls = waiting_report(schedule=every(HOUR))
+    sync_schedules()
+    assert snapshot(cls).skipped == ""
+    give_turn(stored(cls).pk, "default", as_of=make_due(stored(cls), by=HOUR))
+    look()
+    assert "was skipped: the last run was unfinished" in snapshot(cls).skipped
+    Schedule.objects.update(skipped_why="missed")
+    assert "was missed" in snapshot(cls).skipped
+
+
+def test_a_snapshot_hides_secrets():
+    cls = report(redact=["token"])
+    row = cls.schedules.create("hourly", every(HOUR), data={"token": "hunter2", "a": 1})
+    Schedule.objects.update(error="the token hunter2 is wrong", failures=1)
+    row.refresh_from_db()
+    shown = inspection.of(row, "default")
+    assert shown.data["a"] == 1
+    assert "hunter2" not in f"{shown.data} {shown.error} {shown.sentence}"
+
+
+def test_a_snapshot_of_a_class_that_is_gone_shows_no_values():
+    with isolate_sequences():
+        row = report().schedules.create("hourly", every(HOUR), data={"a": 1})
+    shown = inspection.of(row, "default")
+    assert (shown.state, shown.actions) == ("failing", ["pause", "remove"])
+    assert "This code has no sequence shop.Report" in shown.sentence
+    assert "1" not in str(shown.data)
+
+
+def test_a_timetable_of_a_later_release_is_shown_as_unknown():
+    row = report().schedules.create("hourly", every(HOUR))
+    Schedule.objects.update(spec={"solar": "sunrise"})
+    row.refresh_from_db()
+    assert inspection.of(row, "default").timing == "unknown"
+
+
+def sign():
+    return next((one for one in health.read().signs if one.name == "schedules"), None)
+
+
+def test_health_says_when_a_schedule_is_late_or_fails():
+    cls = report(schedule=every(HOUR))
+    sync_schedules()
+    assert sign() is None
+    Schedule.objects.update(wake_at=now() - 2 * MINUTE)
+    assert (sign().level, sign().says) == (health.Level.WARNING, "1 schedule is late")
+    assert "“default” of shop.Report: Its run should have started 2 min" in sign().advice
+    Schedule.objects.update(wake_at=now() - HOUR)
+    assert sign().level == health.Level.BAD
+    Schedule.objects.update(wake_at=now() + MINUTE, failures=2, error="builtins.ValueError: no")
+    assert (sign().level, sign().says) == (health.Level.WARNING, "1 schedule fails")
+    stored(cls).pause()
+    assert sign() is None
+
+
+def test_the_check_finds_data_that_does_not_fit():
+    class Typed(Sequence[Order]):
+        class Meta:
+            app_label = "shop"
+            schedule = every(HOUR)
+
+        @step
+        def write(self): ...
+
+    report(name="Fits", schedule=every(HOUR, data=lambda slot: 5))
+    (message,) = checks.check_sequences(None)
+    assert (message.id, "shop.Typed: its schedule 'default'" in message.msg) == (
+        "sequences.E013",
+        True,
+    )

@@ -238,6 +238,10 @@ def test_the_fingerprint_tells_declarations_apart():
     )
 
 
+def now():
+    """A function that takes no slot."""
+
+
 @pytest.mark.parametrize(
     ("make", "problem"),
     [
@@ -259,7 +263,7 @@ def test_the_fingerprint_tells_declarations_apart():
         (lambda: every(MINUTE, catch_up=60), "catch_up is 60"),
         (lambda: every(MINUTE, catch_up=timedelta(-1)), "It must be a timedelta"),
         (lambda: every(MINUTE, data=5), "data is 5"),
-        (lambda: every(MINUTE, data=dict), "cannot be called with the slot only"),
+        (lambda: every(MINUTE, data=now), "cannot be called with the slot only"),
     ],
 )
 def test_what_is_wrong_is_said_where_it_is_declared(make, problem):

@@ -1,0 +1,269 @@
+"""A schedule as people are shown it: its state, a sentence, and what can be done about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import Any
+
+from django.db.models import Q
+from django.utils import timezone
+from django.utils.formats import date_format
+from django.utils.functional import Promise
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
+
+from ..data.redaction import hide, secrets_of
+from ..definitions import registry
+from ..definitions.schedules import Cron, Every, Timetable, timetable_of
+from ..exceptions import SequenceError
+from ..models import RunStatus, Schedule, SequenceRun
+from ..transitions import clock
+from ..utils.durations import format_duration
+from .snapshot import HEAVY, patterns_of, title_of, visible
+
+#: What has been due for so long is late: somebody should have started it.
+LATE_AFTER = timedelta(minutes=1)
+
+ORPHANED, PAUSED, FAILING, LATE, WAITING, OVER, ACTIVE = (
+    "orphaned", "paused", "failing", "late", "waiting", "over", "active",
+)  # fmt: skip
+STATES: dict[str, str | Promise] = {
+    ACTIVE: _("active"),
+    WAITING: _("waiting"),
+    LATE: _("late"),
+    FAILING: _("failing"),
+    PAUSED: _("paused"),
+    ORPHANED: _("orphaned"),
+    OVER: _("over"),
+}
+
+
+@dataclass(frozen=True)
+class ScheduleSnapshot:
+    """One schedule, at a time of the database."""
+
+    row: Schedule
+    now: datetime
+    #: The run that it started last, if that is there.
+    last_run: SequenceRun | None
+
+    @property
+    def title(self) -> str:
+        """What people call its sequence."""
+        return title_of(self.row.sequence)
+
+    @cached_property
+    def is_known(self) -> bool:
+        """Whether this code has its sequence."""
+        return registry.definition_of(self.row.sequence) is not None
+
+    @cached_property
+    def state(self) -> str:
+        """One of `STATES`."""
+        return next((state for state, is_so in _SIGNS if is_so(self)), ACTIVE)
+
+    @property
+    def state_label(self) -> str:
+        """The same for people."""
+        return str(STATES[self.state])
+
+    @cached_property
+    def timetable(self) -> Timetable | None:
+        """None: this release cannot read it."""
+        try:
+            return timetable_of(self.row.spec)
+        except SequenceError:
+            return None
+
+    @property
+    def timing(self) -> str:
+        """Which slots it has, in words."""
+        return timing_of(self.timetable)
+
+    @cached_property
+    def data(self) -> Any:
+        """What its runs begin with, without secrets; None if that is made by a function."""
+        return None if self.data_function else visible(self._data, self.row.sequence)
+
+    @cached_property
+    def data_function(self) -> str:
+        """What makes the data of its runs, if a function does."""
+        declared = self._declared
+        return declared.data_name() if declared is not None else ""
+
+    @property
+    def _data(self) -> Any:
+        declared = self._declared
+        return self.row.data if declared is None else declared.data
+
+    @cached_property
+    def _declared(self) -> Timetable | None:
+        definition = registry.definition_of(self.row.sequence)
+        if not self.row.is_declared or definition is None:
+            return None
+        return definition.schedules.get(self.row.name)
+
+    @cached_property
+    def error(self) -> str:
+        """Why it could not start its run, without secrets."""
+        patterns = patterns_of(self.row.sequence)
+        data = self._data if isinstance(self._data, dict) else {}
+        return hide(self.row.error, secrets_of(data, patterns)) if patterns else self.row.error
+
+    @property
+    def late_by(self) -> timedelta:
+        """How long ago its run should have started."""
+        return self.now - self.row.wake_at if self.row.wake_at else timedelta(0)
+
+    @property
+    def last_run_label(self) -> str:
+        """How the last run has ended, or is doing."""
+        return str(RunStatus(self.last_run.status).label) if self.last_run else ""
+
+    @cached_property
+    def sentence(self) -> str:
+        """What it does now, and why."""
+        return _SENTENCES[self.state](self)
+
+    @cached_property
+    def skipped(self) -> str:
+        """Which slot started no run last, and why; empty if each has had its run."""
+        row = self.row
+        if row.skipped_slot is None:
+            return ""
+        message = (
+            gettext("The slot of %(slot)s was skipped: the last run was unfinished.")
+            if row.skipped_why == "overlap"
+            else gettext("The slot of %(slot)s was missed: nothing could start it in time.")
+        )
+        return message % {"slot": moment(row.skipped_slot)}
+
+    @property
+    def actions(self) -> list[str]:
+        """What its state allows."""
+        return list(_actions(self))
+
+
+def moment(when: datetime) -> str:
+    """A time in the viewer's zone."""
+    return date_format(timezone.localtime(when), "DATETIME_FORMAT")
+
+
+def timing_of(timetable: Timetable | None) -> str:
+    """Which slots it has, in words."""
+    if isinstance(timetable, Cron):
+        return gettext("“%(expression)s” in %(zone)s") % {
+            "expression": timetable.expression,
+            "zone": timetable.timezone,
+        }
+    if isinstance(timetable, Every):
+        return gettext("every %(interval)s") % {"interval": format_duration(timetable.interval)}
+    return gettext("unknown")
+
+
+def of(row: Schedule, using: str) -> ScheduleSnapshot:
+    """The snapshot of one."""
+    return of_many([row], using)[0]
+
+
+def of_many(rows: Iterable[Schedule], using: str) -> list[ScheduleSnapshot]:
+    """Those of several, by two queries."""
+    rows = list(rows)
+    now = clock.now(using)
+    ids = [row.last_run_id for row in rows if row.last_run_id is not None]
+    runs = SequenceRun.objects.using(using).defer(*HEAVY).in_bulk(ids) if ids else {}
+    return [
+        ScheduleSnapshot(row, now, runs.get(row.last_run_id) if row.last_run_id else None)
+        for row in rows
+    ]
+
+
+def troubled(using: str, now: datetime, limit: int) -> list[ScheduleSnapshot]:
+    """Those that are late or fail, those first that have been due for the longest. One query."""
+    late = Q(wake_at__lt=now - LATE_AFTER, is_waiting=False)
+    rows = Schedule.objects.using(using).filter(late | Q(failures__gt=0, wake_at__isnull=False))
+    return [ScheduleSnapshot(row, now, None) for row in rows.order_by("wake_at")[:limit]]
+
+
+# The states, in the order of what people want to know of first
+
+
+_SIGNS: tuple[tuple[str, Callable[[ScheduleSnapshot], bool]], ...] = (
+    (ORPHANED, lambda shown: shown.row.orphaned_at is not None),
+    (PAUSED, lambda shown: shown.row.paused_at is not None),
+    (FAILING, lambda shown: bool(shown.row.failures) or not shown.is_known),
+    (WAITING, lambda shown: shown.row.is_waiting),
+    (OVER, lambda shown: shown.row.wake_at is None),
+    (LATE, lambda shown: shown.late_by > LATE_AFTER),
+)
+
+
+def _orphaned(shown: ScheduleSnapshot) -> str:
+    return gettext(
+        "No code declares it any more, so it starts no runs. Remove it if that is right."
+    )
+
+
+def _paused(shown: ScheduleSnapshot) -> str:
+    assert shown.row.paused_at is not None
+    return gettext("Paused %(span)s ago: it starts no runs until someone resumes it.") % {
+        "span": format_duration(shown.now - shown.row.paused_at)
+    }
+
+
+def _failing(shown: ScheduleSnapshot) -> str:
+    if not shown.row.failures:
+        return gettext("This code has no sequence %(sequence)s, so it can start no runs of it.") % {
+            "sequence": shown.row.sequence
+        }
+    return gettext("It could not start its run, and tries again in %(span)s: %(error)s") % {
+        "span": format_duration(-shown.late_by),
+        "error": shown.error,
+    }
+
+
+def _waiting(shown: ScheduleSnapshot) -> str:
+    assert shown.row.next_slot is not None
+    return gettext("The slot of %(slot)s waits until the last run has ended.") % {
+        "slot": moment(shown.row.next_slot)
+    }
+
+
+def _late(shown: ScheduleSnapshot) -> str:
+    return gettext(
+        "Its run should have started %(span)s ago. Is a worker of this release running?"
+    ) % {"span": format_duration(shown.late_by)}
+
+
+def _over(shown: ScheduleSnapshot) -> str:
+    return gettext("Its timetable has no more slots.")
+
+
+def _active(shown: ScheduleSnapshot) -> str:
+    return gettext("The next run starts in %(span)s.") % {"span": format_duration(-shown.late_by)}
+
+
+_SENTENCES: dict[str, Callable[[ScheduleSnapshot], str]] = {
+    ORPHANED: _orphaned,
+    PAUSED: _paused,
+    FAILING: _failing,
+    WAITING: _waiting,
+    LATE: _late,
+    OVER: _over,
+    ACTIVE: _active,
+}
+
+
+def _actions(shown: ScheduleSnapshot) -> Iterator[str]:
+    is_orphaned = shown.row.orphaned_at is not None
+    if shown.is_known and not is_orphaned:
+        yield "run_now"
+    if not is_orphaned:
+        yield "pause" if shown.row.paused_at is None else "resume"
+    if not shown.row.is_declared and shown.is_known:
+        yield "update"
+    if not shown.row.is_declared or is_orphaned:
+        yield "remove"

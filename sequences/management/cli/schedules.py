@@ -1,0 +1,139 @@
+"""The subcommand for schedules: list them, and operate on one."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from typing import Any
+
+from django.core.management.base import CommandError
+
+from ... import conf
+from ...definitions import registry
+from ...exceptions import InvalidSchedule, did_you_mean
+from ...inspection import schedules as inspection
+from ...inspection.schedules import ScheduleSnapshot
+from ...models import Schedule
+from ...utils.terminal import plain
+from .base import REFUSED, Subcommand, caller, wrong
+from .tables import Cell, table
+
+ACTIONS = ("list", "pause", "resume", "run-now")
+_COLOURS = {
+    inspection.FAILING: "failed",
+    inspection.LATE: "failed",
+    inspection.PAUSED: "paused",
+    inspection.ORPHANED: "cancelled",
+    inspection.WAITING: "paused",
+}
+
+
+class Schedules(Subcommand):
+    """What starts runs by itself."""
+
+    name, help = "schedules", "Schedules: list them, pause, resume or run one now."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("action", nargs="?", choices=ACTIONS, default="list")
+        parser.add_argument("label", nargs="?", metavar="LABEL", help="of the sequence")
+        parser.add_argument(
+            "schedule", nargs="?", metavar="NAME", help="of the schedule, if it has several"
+        )
+        parser.add_argument("--sequence", metavar="LABEL", help="list those of this sequence")
+        parser.add_argument("--reason", default="", help="why; stored with the schedule")
+        parser.add_argument("--by", help="who; you, if nobody is named")
+        parser.add_argument("--json", action="store_true", help="a JSON list, or an object")
+
+    def run(self, options: Namespace) -> None:
+        if options.action == "list":
+            self._list(options)
+            return
+        if options.label is None:
+            raise wrong(f"Name the sequence, and the schedule: {options.action} LABEL NAME.")
+        row = _find(options.label, options.schedule)
+        by = caller() if options.by is None else options.by
+        self._operate(row, options, by)
+
+    def _operate(self, row: Schedule, options: Namespace, by: str) -> None:
+        operation = getattr(row, options.action.replace("-", "_"))
+        try:
+            run = operation(by=by, reason=options.reason)
+        except InvalidSchedule as error:
+            raise CommandError(str(error), returncode=REFUSED) from None
+        details = as_json(inspection.of(row, conf.using()))
+        if options.json:
+            self.write_json({**details, "run": None if run is None else str(run.pk)})
+        elif run is not None:
+            self.write(f"Started {plain(run.sequence)} {run.pk}")
+        else:
+            self.write(f"{plain(str(row))}: {details['state']}")
+
+    def _list(self, options: Namespace) -> None:
+        rows = Schedule.objects.using(conf.using()).order_by("sequence", "name")
+        label = options.sequence or options.label
+        if label is not None:
+            rows = rows.filter(sequence__in=registry.names_of(label))
+        snapshots = inspection.of_many(rows, conf.using())
+        if options.json:
+            self.write_json([as_json(each) for each in snapshots])
+        elif snapshots:
+            self.write("\n".join(table(self._rows(snapshots), self.width, narrowing=[0, 1, 2, 6])))
+        else:
+            self.write("There is no such schedule. Workers write those of the code when they boot.")
+
+    def _rows(self, snapshots: list[ScheduleSnapshot]) -> Iterator[list[Cell]]:
+        heads = ("SEQUENCE", "NAME", "TIMETABLE", "STATE", "NEXT", "LAST", "LAST RUN", "ENDED")
+        yield [Cell(head) for head in heads]
+        for each in snapshots:
+            run = each.last_run
+            yield [
+                Cell(plain(each.row.sequence)),
+                Cell(plain(each.row.name)),
+                Cell(plain(each.timing)),
+                Cell(each.state, self.paint(_COLOURS.get(each.state, ""))),
+                Cell(_time(each.row.next_slot)),
+                Cell(_time(each.row.last_started_at)),
+                Cell("" if run is None else str(run.pk)),
+                Cell("" if run is None else run.status, self.paint(run.status if run else "")),
+            ]
+
+
+def _time(moment: Any) -> str:
+    return "" if moment is None else moment.isoformat(timespec="seconds", sep=" ")
+
+
+def _find(label: str, name: str | None) -> Schedule:
+    rows = Schedule.objects.using(conf.using()).filter(sequence__in=registry.names_of(label))
+    names = list(rows.values_list("name", flat=True))
+    if not names:
+        raise wrong(f"There is no schedule of {label!r}. {_labels(label)}")
+    if name is None and len(names) > 1:
+        raise wrong(f"{label} has several schedules: name one of {', '.join(sorted(names))}.")
+    row = rows.filter(name=name or names[0]).first()
+    if row is None:
+        raise wrong(f"{label} has no schedule {name!r}. {did_you_mean(name, names)}")
+    return row
+
+
+def _labels(label: str) -> str:
+    labels = Schedule.objects.using(conf.using()).values_list("sequence", flat=True)
+    return did_you_mean(label, dict.fromkeys(labels))
+
+
+def as_json(snapshot: ScheduleSnapshot) -> dict[str, Any]:
+    """What programs read of a schedule."""
+    row, run = snapshot.row, snapshot.last_run
+    return {
+        "sequence": row.sequence,
+        "name": row.name,
+        "state": snapshot.state,
+        "is_declared": row.is_declared,
+        "timetable": row.spec,
+        "data": snapshot.data,
+        "next_slot": row.next_slot,
+        "last_slot": row.last_slot,
+        "last_started_at": row.last_started_at,
+        "last_run": None if run is None else {"id": str(run.pk), "status": run.status},
+        "skipped_slot": row.skipped_slot,
+        "error": snapshot.error,
+    }
