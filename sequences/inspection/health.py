@@ -359,14 +359,16 @@ def _suspects(health: Health) -> Sign:
 
 def _schedules(health: Health) -> Sign:
     first = health.schedules[0]
-    late = [one for one in health.schedules if not one.row.failures]
+    late = [schedule for schedule in health.schedules if not schedule.row.failures]
     count = len(health.schedules)
     says = (
         ngettext("%(count)d schedule is late", "%(count)d schedules are late", count)
         if late
         else ngettext("%(count)d schedule fails", "%(count)d schedules fail", count)
     ) % {"count": count}
-    level = max(Level.WARNING, *(health._level(one.row.wake_at) for one in health.schedules))
+    level = max(
+        Level.WARNING, *(health._level(schedule.row.wake_at) for schedule in health.schedules)
+    )
     advice = gettext("“%(name)s” of %(sequence)s: %(sentence)s") % {
         "name": first.row.name,
         "sequence": first.row.sequence,

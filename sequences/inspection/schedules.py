@@ -1,4 +1,4 @@
-"""A schedule as people are shown it: its state, a sentence, and what can be done about it."""
+"""A schedule as people see it: its state, a sentence, and what can be done about it."""
 
 from __future__ import annotations
 
@@ -192,58 +192,60 @@ def troubled(using: str, now: datetime, limit: int) -> list[ScheduleSnapshot]:
 
 
 _SIGNS: tuple[tuple[str, Callable[[ScheduleSnapshot], bool]], ...] = (
-    (ORPHANED, lambda shown: shown.row.orphaned_at is not None),
-    (PAUSED, lambda shown: shown.row.paused_at is not None),
-    (FAILING, lambda shown: bool(shown.row.failures) or not shown.is_known),
-    (WAITING, lambda shown: shown.row.is_waiting),
-    (OVER, lambda shown: shown.row.wake_at is None),
-    (LATE, lambda shown: shown.late_by > LATE_AFTER),
+    (ORPHANED, lambda snapshot: snapshot.row.orphaned_at is not None),
+    (PAUSED, lambda snapshot: snapshot.row.paused_at is not None),
+    (FAILING, lambda snapshot: bool(snapshot.row.failures) or not snapshot.is_known),
+    (WAITING, lambda snapshot: snapshot.row.is_waiting),
+    (OVER, lambda snapshot: snapshot.row.wake_at is None),
+    (LATE, lambda snapshot: snapshot.late_by > LATE_AFTER),
 )
 
 
-def _orphaned(shown: ScheduleSnapshot) -> str:
+def _orphaned(snapshot: ScheduleSnapshot) -> str:
     return gettext(
         "No code declares it any more, so it starts no runs. Remove it if that is right."
     )
 
 
-def _paused(shown: ScheduleSnapshot) -> str:
-    assert shown.row.paused_at is not None
+def _paused(snapshot: ScheduleSnapshot) -> str:
+    assert snapshot.row.paused_at is not None
     return gettext("Paused %(span)s ago: it starts no runs until someone resumes it.") % {
-        "span": format_duration(shown.now - shown.row.paused_at)
+        "span": format_duration(snapshot.now - snapshot.row.paused_at)
     }
 
 
-def _failing(shown: ScheduleSnapshot) -> str:
-    if not shown.row.failures:
+def _failing(snapshot: ScheduleSnapshot) -> str:
+    if not snapshot.row.failures:
         return gettext("This code has no sequence %(sequence)s, so it can start no runs of it.") % {
-            "sequence": shown.row.sequence
+            "sequence": snapshot.row.sequence
         }
     return gettext("It could not start its run, and tries again in %(span)s: %(error)s") % {
-        "span": format_duration(-shown.late_by),
-        "error": shown.error,
+        "span": format_duration(-snapshot.late_by),
+        "error": snapshot.error,
     }
 
 
-def _waiting(shown: ScheduleSnapshot) -> str:
-    assert shown.row.next_slot is not None
+def _waiting(snapshot: ScheduleSnapshot) -> str:
+    assert snapshot.row.next_slot is not None
     return gettext("The slot of %(slot)s waits until the last run has ended.") % {
-        "slot": moment(shown.row.next_slot)
+        "slot": moment(snapshot.row.next_slot)
     }
 
 
-def _late(shown: ScheduleSnapshot) -> str:
+def _late(snapshot: ScheduleSnapshot) -> str:
     return gettext(
         "Its run should have started %(span)s ago. Is a worker of this release running?"
-    ) % {"span": format_duration(shown.late_by)}
+    ) % {"span": format_duration(snapshot.late_by)}
 
 
-def _over(shown: ScheduleSnapshot) -> str:
+def _over(snapshot: ScheduleSnapshot) -> str:
     return gettext("Its timetable has no more slots.")
 
 
-def _active(shown: ScheduleSnapshot) -> str:
-    return gettext("The next run starts in %(span)s.") % {"span": format_duration(-shown.late_by)}
+def _active(snapshot: ScheduleSnapshot) -> str:
+    return gettext("The next run starts in %(span)s.") % {
+        "span": format_duration(-snapshot.late_by)
+    }
 
 
 _SENTENCES: dict[str, Callable[[ScheduleSnapshot], str]] = {
@@ -257,13 +259,13 @@ _SENTENCES: dict[str, Callable[[ScheduleSnapshot], str]] = {
 }
 
 
-def _actions(shown: ScheduleSnapshot) -> Iterator[str]:
-    is_orphaned = shown.row.orphaned_at is not None
-    if shown.is_known and not is_orphaned:
+def _actions(snapshot: ScheduleSnapshot) -> Iterator[str]:
+    is_orphaned = snapshot.row.orphaned_at is not None
+    if snapshot.is_known and not is_orphaned:
         yield "run_now"
     if not is_orphaned:
-        yield "pause" if shown.row.paused_at is None else "resume"
-    if not shown.row.is_declared and shown.is_known:
+        yield "pause" if snapshot.row.paused_at is None else "resume"
+    if not snapshot.row.is_declared and snapshot.is_known:
         yield "update"
-    if not shown.row.is_declared or is_orphaned:
+    if not snapshot.row.is_declared or is_orphaned:
         yield "remove"
