@@ -789,7 +789,7 @@ def test_run_now_of_a_fan_out_takes_every_item_that_waits_for_a_time():
     items = StepRun.objects.filter(run=run.pk, item__gte=0)
     later = now() + timedelta(hours=1)
     items.filter(item=0).update(status="retrying", attempts=2, due_at=later, wake_at=later)
-    items.filter(item=1).update(status="waiting", due_at=later, wake_at=later)
+    items.filter(item=1).update(status="waiting", wait="time", due_at=later, wake_at=later)
     messages = sent(lambda: run.run_now("fetch"))
     assert [message.attempts for message in messages] == [2, 0]
     states = items.order_by("item").values_list("status", flat=True)
@@ -872,7 +872,7 @@ def test_run_now_in_a_paused_run_says_to_resume_it_first():
 
 def test_run_now_beside_a_failed_step_says_what_holds_it():
     run = begun()
-    change(run, "middle", status="waiting", due_at=now() + timedelta(hours=1))
+    change(run, "middle", status="waiting", wait="time", due_at=now() + timedelta(hours=1))
     held = claim(run, "left")
     fail(claim(run, "right"))
     assert fresh(run).status == "running"
