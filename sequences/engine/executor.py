@@ -24,7 +24,7 @@ from ..definitions.plan import Plan
 from ..definitions.steps import Step
 from ..exceptions import StepExpired, StepKindChanged, UnknownStep, did_you_mean
 from ..models import StepRun, StepStatus
-from ..transitions import claims, commits, fanout, losses, plans
+from ..transitions import claims, losses, plans
 from ..transitions.backends import backend_of
 from ..transitions.locking import back_off
 from ..transitions.notifications import PendingSignal
@@ -49,8 +49,6 @@ class StepExecution:
         self.token = secrets.randbits(63)
         self.claim: Claim | None = None
         self.is_suspect = False
-        #: Whether an item has ended so that others are to be looked after.
-        self.wakes_siblings = False
 
     @classmethod
     def of(cls, claim: Claim, using: str) -> Self:
@@ -84,7 +82,7 @@ class StepExecution:
         with current.executing(self.context), tracing.attempt(self.context):
             try:
                 ready = self._commit_once(self._find_step())
-                return ready + self._look_after_siblings() if self.wakes_siblings else ready
+                return ready + look() if (look := self.context.after_commit) else ready
             except Interrupt:
                 raise
             except BaseException as error:
@@ -122,16 +120,9 @@ class StepExecution:
         return self._commit(savepoint=True)
 
     def _commit(self, *, savepoint: bool = False) -> list[Dispatch]:
-        claim, change = self.context.claim, self.context.change
+        change = self.context.change
         assert change is not None
-        if self.context.is_item and change.again is None:
-            self.wakes_siblings = fanout.commit_item(claim, change, self.using)
-            return []
-        ready = commits.commit_quickly(claim, change, self.using)
-        if ready is None:
-            with transaction.atomic(using=self.using, savepoint=savepoint):
-                ready = commits.commit(claim, change, self.using)
-        return ready
+        return self.context.kind.commit(self.context, change, savepoint=savepoint)
 
     # --- the claim
 
@@ -148,7 +139,7 @@ class StepExecution:
             raise SkipMessage(f"Step run {self.step_run_id} cannot be claimed.")
         self._accept(claim)
         self._check_message()
-        self._find_place()
+        self.context.kind.admit(claim, self.using)
 
     def _take_connected(self, *, suspects: bool) -> Claim | None:
         """Take the step run: on a new connection if the old one has died while it was idle."""
@@ -213,25 +204,6 @@ class StepExecution:
             raise SkipMessage(f"Step run {claim.step_run_id} is executed by {node.actor}.")
         dispatcher.options_of(delivery.message, node)
 
-    # --- items
-
-    def _find_place(self) -> None:
-        """An item that has waited for a time of its own needs a place among the others again."""
-        claim = self.context.claim
-        if not self.context.is_item or claim.due_at is None:
-            return
-        try:
-            if fanout.find_place(claim, self.using):
-                return
-        except ClaimLost:
-            raise SkipMessage(f"Step run {self.step_run_id} was taken away.") from None
-        dispatcher.send(fanout.look(claim.run_id, claim.step, self.using))
-        raise SkipMessage(f"Step run {self.step_run_id} waits for a place among its siblings.")
-
-    def _look_after_siblings(self) -> list[Dispatch]:
-        claim = self.context.claim
-        return fanout.after_item(claim.run_id, claim.step, claim.item, self.using)
-
     # --- the step
 
     def _find_step(self) -> Step[Any]:
@@ -274,8 +246,7 @@ class StepExecution:
 
     def is_atomic(self, step: Step[Any]) -> bool:
         """Whether one transaction holds the step and its commit."""
-        # A fan-out is expanded in one transaction, whatever its items do.
-        return step.atomic or (step.each is not None and not self.context.is_item)
+        return step.atomic or self.context.kind.is_atomic
 
 
 def _max_age_of_all() -> int | None:

@@ -15,7 +15,6 @@ from dramatiq.errors import Retry
 from dramatiq.middleware import Shutdown, SkipMessage
 
 from ..data.serialization import MergeConflict
-from ..definitions.plan import COMPENSATION_KINDS
 from ..definitions.steps import Step
 from ..exceptions import (
     Abort,
@@ -30,11 +29,11 @@ from ..exceptions import (
     UnknownSequence,
     UnknownStep,
 )
-from ..models import RunStatus, StepRun, StepStatus
-from ..transitions import claims, commits, failures, fanout, plans
+from ..models import StepRun, StepStatus
+from ..transitions import claims, commits, failures, plans
 from ..transitions.locking import REPLAYS, is_transient
 from ..transitions.types import Claim, ClaimLost, Dispatch, dispatch_of
-from . import current, dispatcher, interrupts, leases
+from . import current, dispatcher, interrupts, kinds, leases
 from .current import CurrentAttempt
 from .interrupts import Interrupt
 
@@ -120,11 +119,7 @@ def _committed(execution: StepExecution, error: BaseException) -> list[Dispatch]
         "Step %s of run %s has committed, and then failed: %r",
         row.step, row.run_id, error, exc_info=error,
     )  # fmt: skip
-    if claim.is_item:
-        execution.wakes_siblings = row.status == StepStatus.SUCCEEDED
-        return []
-    following = [node.name for node in execution.plan.successors(row.step)]
-    return claims.queued_after(row.run_id, [row.step, *following], using)
+    return execution.context.kind.follow_up(execution.context, row, execution.plan)
 
 
 # --- an attempt has failed
@@ -270,16 +265,8 @@ def _attempt_of(claim: Claim) -> CurrentAttempt:
 
 
 def _queued_from(row: StepRun, using: str) -> list[Dispatch]:
-    """What is queued of this step and of all that comes after it, not only next.
-
-    Steps that were handed off directly may have committed too.
-    """
+    """What is queued of this step, or of what comes after it."""
     plan = plans.load(row.run.plan_id, using)
     if row.status in (StepStatus.QUEUED, StepStatus.RETRYING):
         return [dispatch_of(row, plan)] if row.wake_at else []
-    if row.kind == "item":
-        return fanout.after_item(row.run_id, row.step, row.item, using)
-    steps = [row.step, *plan.descendants(row.step)]
-    if row.run.status == RunStatus.UNDOING:
-        steps += [node.name for node in plan.nodes if node.kind in COMPENSATION_KINDS]
-    return claims.queued_after(row.run_id, steps, using)
+    return kinds.kind_of(row.kind).queued_from(row, plan, using)

@@ -29,7 +29,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from ..definitions.plan import Plan
 from ..transitions.failures import Failure
-from ..transitions.types import Change, Claim, Start
+from ..transitions.types import Change, Claim, Repeat, Start
 from . import current
 from .current import CurrentAttempt
 
@@ -137,7 +137,7 @@ def _attributes(claim: Claim) -> dict[str, Any]:
         "sequences.step": claim.step,
         "sequences.attempt": claim.attempts + 1,
     }
-    if claim.is_item:
+    if claim.kind == "item":
         attributes["sequences.item"] = claim.item
     if (delivery := current.delivery()) is not None:
         message = delivery.message
@@ -181,9 +181,7 @@ def _record(span: Span, failure: Failure) -> None:
 def _outcome(change: Change | None) -> str:
     if change is None:
         return "succeeded"
-    if change.repeat:
+    if isinstance(change.conclusion, Repeat):
         return "repeats"
-    waits = change.again is not None or change.receive
-    if waits or change.items is not None or change.children is not None:
-        return "waits"
-    return change.status
+    status = change.conclusion.status
+    return "waits" if status == "waiting" else status

@@ -7,6 +7,7 @@ them back.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from math import ceil
 from typing import Any
@@ -20,7 +21,25 @@ from . import clock, compensation, fanout, notifications, plans, starts, subsequ
 from .backends import FastStatements, backend_of
 from .locking import lock_run
 from .runs import end, save, skip_unfinished, states_of, steps_of
-from .types import Change, Claim, ClaimLost, Dispatch, dispatch_of, new_row, wait_for
+from .types import (
+    Change,
+    Claim,
+    ClaimLost,
+    Completed,
+    Conclusion,
+    Dispatch,
+    FinishRun,
+    Repeat,
+    Skipped,
+    TimedOut,
+    WaitForChildren,
+    WaitForEvent,
+    WaitForItems,
+    WaitForTime,
+    dispatch_of,
+    new_row,
+    wait_for,
+)
 
 #: A delay up to this is waited for in the broker too, which is more precise than a sweep.
 SHORT = timedelta(seconds=60)
@@ -33,14 +52,8 @@ def commit_quickly(claim: Claim, change: Change, using: str) -> list[Dispatch] |
 
     None: nothing is stored, this is a case for `commit`.
     """
-    waits = (
-        change.receive
-        or change.timed_out
-        or change.items is not None
-        or change.children is not None
-    )
     fast = backend_of(using).fast
-    if fast is None or change.again is not None or waits or change.finish:
+    if fast is None or not isinstance(change.conclusion, Completed | Skipped):
         return None
     plan = plans.load(claim.plan_id, using)
     return _commit_in_chain(fast, claim, change, plan, using) if plan.is_chain else None
@@ -53,7 +66,7 @@ def _commit_in_chain(
     row = fast.commit_in_chain(claim, change, following, connections[using])
     if row is None:
         return None
-    notifications.succeeded(claim.step_run_id, change.status, claim.sequence, using)
+    notifications.succeeded(claim.step_run_id, change.conclusion.status, claim.sequence, using)
     if following is None:
         notifications.ended(claim.run_id, claim.sequence, RunStatus.SUCCEEDED, using)
         return []
@@ -69,103 +82,130 @@ def commit(claim: Claim, change: Change, using: str) -> list[Dispatch]:
     Raises `ClaimLost` if the step is not ours any more, and `MergeConflict` if a parallel step
     changed the same key of `data` in another way: then it is to be performed again.
     """
-    plan = plans.load(claim.plan_id, using)
-    run = lock_run(claim.run_id, using)
-    if run is None or run.status not in _commits_in(claim):
-        raise ClaimLost
-    now = clock.now(using)
-    _write_row(claim, change, run, now, using)
-    _merge_data(run, claim, change)
-    if compensation.stops_here(run, claim):
-        ready = compensation.go_on(run, plan, now, using)
-    elif change.finish:
-        subsequences.cancel(steps_of(run, using), now, using)
-        skip_unfinished(run, now, using)
-        end(run, RunStatus.SUCCEEDED, now)
-        ready = []
-    elif claim.is_compensation and change.again is None:
-        ready = compensation.go_on(run, plan, now, using)
-    elif claim.is_compensation:
-        ready = _again(claim, change, plan, now, using)
-    else:
-        ready = advance(run, plan, now, using)
-        if change.children is not None:
-            ready += change.dispatches
-        elif change.items is not None:
-            ready += fanout.go_on(run, plan, claim.step, now, using)
-        elif change.again is not None or change.receive or change.timed_out:
-            ready += _again(claim, change, plan, now, using)
-            if claim.is_item:
-                ready += fanout.leave_place(run, plan, claim, now, using)
+    run, plan, now = _store(claim, change, UNFINISHED_RUN, using)
+    ready = _go_on(claim, change.conclusion, run, plan, now, using)
     save(run, now, using)
     return ready
 
 
-def _commits_in(claim: Claim) -> tuple[RunStatus, ...]:
-    """The states of a run in which this step commits.
+def commit_waiting_item(claim: Claim, change: Change, using: str) -> list[Dispatch]:
+    """The same for an item that is to run again: another may have its place until then."""
+    run, plan, now = _store(claim, change, UNFINISHED_RUN, using)
+    ready = _go_on(claim, change.conclusion, run, plan, now, using)
+    ready += fanout.leave_place(run, plan, claim, now, using)
+    save(run, now, using)
+    return ready
 
-    One that executes when its run is to be undone ends first, and is undone then.
-    """
-    return (RunStatus.UNDOING,) if claim.is_compensation else UNFINISHED_RUN
+
+def commit_compensation(claim: Claim, change: Change, using: str) -> list[Dispatch]:
+    """The same for an undo, or `on_failure`: what comes next is decided by the undoing."""
+    run, plan, now = _store(claim, change, (RunStatus.UNDOING,), using)
+    match change.conclusion:
+        case Completed() | Skipped():
+            ready = compensation.go_on(run, plan, now, using)
+        case _:
+            ready = _message(claim, plan, now, using)
+    save(run, now, using)
+    return ready
+
+
+def _store(
+    claim: Claim, change: Change, states: Collection[RunStatus], using: str
+) -> tuple[SequenceRun, Plan, datetime]:
+    """Write the row of the step, and its data into the run, which is locked from here on."""
+    plan = plans.load(claim.plan_id, using)
+    run = lock_run(claim.run_id, using)
+    if run is None or run.status not in states:
+        raise ClaimLost
+    now = clock.now(using)
+    _write_row(claim, change, run, now, using)
+    _merge_data(run, claim, change)
+    return run, plan, now
+
+
+def _go_on(
+    claim: Claim, conclusion: Conclusion, run: SequenceRun, plan: Plan, now: datetime, using: str
+) -> list[Dispatch]:
+    """What is ready after a step of the main line."""
+    if run.status == RunStatus.UNDOING:  # it executed when its run began to be undone
+        return compensation.go_on(run, plan, now, using)
+    if isinstance(conclusion, FinishRun):
+        subsequences.cancel(steps_of(run, using), now, using)
+        skip_unfinished(run, now, using)
+        end(run, RunStatus.SUCCEEDED, now)
+        return []
+    ready = advance(run, plan, now, using)
+    match conclusion:
+        case WaitForChildren():
+            return [*ready, *conclusion.dispatches]
+        case WaitForItems():
+            return ready + fanout.go_on(run, plan, claim.step, now, using)
+        case WaitForTime() | Repeat() | WaitForEvent() | TimedOut():
+            return ready + _message(claim, plan, now, using)
+        case _:
+            return ready
 
 
 def _write_row(claim: Claim, change: Change, run: SequenceRun, now: datetime, using: str) -> None:
-    values: dict[str, Any] = {"status": change.status, "lost": 0, "wake_at": None, "due_at": None}
+    values: dict[str, Any] = {"lost": 0, "wake_at": None, "due_at": None}
     if change.progress is not None:
         values["progress"] = json.loads(change.progress)
-    if change.children is not None:
-        values.update(subsequences.wait_values(change.children, run, now))
-    elif change.items is not None:
-        values.update(fanout.wait_values(change.items, run, now))
-    elif change.receive or (change.timed_out and claim.step in run.inbox):
-        values.update(_receive(claim, change, run, now))
-    elif change.again is not None:
-        values.update(_wait(claim, change, run, now))
-    else:
-        values.update(finished_at=now, result=_parsed(change.result))
+    values |= _values(claim, change, run, now)
+    if run.status == RunStatus.PAUSED:
+        values["wake_at"] = None
     rows = StepRun._base_manager.using(using)
     rows = rows.filter(pk=claim.step_run_id, token=claim.token, status=StepStatus.RUNNING)
     if not rows.update(**values):
         raise ClaimLost
     if "finished_at" in values:
-        notifications.succeeded(claim.step_run_id, change.status, claim.sequence, using)
+        notifications.succeeded(claim.step_run_id, change.conclusion.status, claim.sequence, using)
 
 
-def _wait(claim: Claim, change: Change, run: SequenceRun, now: datetime) -> dict[str, Any]:
-    due = now + change.again if isinstance(change.again, timedelta) else change.again
-    assert due is not None
-    values: dict[str, Any] = {"queued_at": now, "dispatches": 0, "delayed": True}
-    if change.repeat:
-        values.update(attempts=0, repeats=claim.repeats + 1, ready_at=now)
+def _values(claim: Claim, change: Change, run: SequenceRun, now: datetime) -> dict[str, Any]:
+    """How the row of the step is written."""
+    match change.conclusion:
+        case WaitForTime(until):
+            return _again(until, now)
+        case Repeat(after):
+            next_turn = {"attempts": 0, "repeats": claim.repeats + 1, "ready_at": now}
+            return _again(now + after, now) | next_turn
+        case WaitForEvent() | TimedOut() if claim.step in run.inbox:
+            return _queued(now)  # delivered since the step has looked
+        case WaitForEvent(until):
+            due = now + until if isinstance(until, timedelta) else until
+            times = {"queued_at": now, "dispatches": 0, "due_at": due, "wake_at": due}
+            return wait_for(Wait.EVENT, now) | times
+        case WaitForItems() as items:
+            return fanout.wait_values(items, now)
+        case WaitForChildren(total):
+            return subsequences.wait_values(total, now)
+        case _:
+            ended = {"status": change.conclusion.status, "finished_at": now}
+            return ended | {"result": _parsed(change.conclusion.result)}
+
+
+def _again(due: datetime, now: datetime) -> dict[str, Any]:
+    values = {"queued_at": now, "dispatches": 0, "delayed": True}
     if due <= now:
-        values.update(status=StepStatus.QUEUED, wake_at=now + clock.grace())
-    else:
-        slack = SLACK if due - now <= SHORT else timedelta(0)
-        values.update(**wait_for(Wait.TIME, now), due_at=due, wake_at=due + slack)
-    if run.status == RunStatus.PAUSED:
-        values["wake_at"] = None
-    return values
+        return _queued(now) | values
+    slack = SLACK if due - now <= SHORT else timedelta(0)
+    return wait_for(Wait.TIME, now) | values | {"due_at": due, "wake_at": due + slack}
 
 
-def _receive(claim: Claim, change: Change, run: SequenceRun, now: datetime) -> dict[str, Any]:
-    values: dict[str, Any] = {"queued_at": now, "dispatches": 0}
-    if claim.step in run.inbox:  # delivered since the step has looked
-        values.update(status=StepStatus.QUEUED, wake_at=now + clock.grace())
-    else:
-        due = now + change.again if isinstance(change.again, timedelta) else change.again
-        values.update(**wait_for(Wait.EVENT, now), due_at=due, wake_at=due)
-    if run.status == RunStatus.PAUSED:
-        values["wake_at"] = None
-    return values
+def _queued(now: datetime) -> dict[str, Any]:
+    times = {"queued_at": now, "wake_at": now + clock.grace()}
+    return {"status": StepStatus.QUEUED, "dispatches": 0, **times}
 
 
 def _parsed(result: str | None) -> Any:
     return None if result is None else json.loads(result)
 
 
-def _again(claim: Claim, change: Change, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
+def _message(claim: Claim, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
+    """That of a step that is to run again: at once, or soon enough for the broker to wait."""
     row = StepRun._base_manager.using(using).get(pk=claim.step_run_id)
-    if row.wake_at is None or (change.receive and row.status == StepStatus.WAITING):
+    waits_for_event = row.status == StepStatus.WAITING and row.wait == Wait.EVENT
+    if row.wake_at is None or waits_for_event:
         return []
     if row.due_at is None:
         return [dispatch_of(row, plan)]

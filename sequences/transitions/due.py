@@ -146,9 +146,8 @@ def _pause(row: StepRun) -> timedelta:
 
 def _waits_for_others(row: StepRun) -> bool:
     """Whether it waits for its items or children; of one that has ended those are undone."""
-    if row.kind == "subsequence" and row.status not in UNFINISHED_STEP:
-        return True
-    return row.status == StepStatus.WAITING and row.wait in (Wait.ITEMS, Wait.CHILDREN)
+    is_open = row.status in UNFINISHED_STEP and row.status != StepStatus.WAITING
+    return row.wait in (Wait.ITEMS, Wait.CHILDREN) and not is_open
 
 
 def _sent_at(row: StepRun) -> datetime:

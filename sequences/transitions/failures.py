@@ -99,7 +99,7 @@ def _record(
 
 
 def _leave_place(run: SequenceRun, claim: Claim, now: datetime, using: str) -> list[Dispatch]:
-    if not claim.is_item:
+    if claim.kind != "item":
         return []
     return fanout.leave_place(run, plans.load(run.plan_id, using), claim, now, using)
 

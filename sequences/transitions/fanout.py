@@ -38,7 +38,7 @@ from .backends import backend_of
 from .compensation import proceed, stop
 from .locking import lock_run, transact
 from .runs import WAITS_FOR_ITEMS, is_failing, save, stops
-from .types import Change, Claim, ClaimLost, Dispatch, FanOut, dispatch_of, wait_for
+from .types import Change, Claim, ClaimLost, Dispatch, WaitForItems, dispatch_of, wait_for
 
 #: Items in flight where a step names no `concurrency`.
 WINDOW = 1000
@@ -86,14 +86,13 @@ def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
         yield batch
 
 
-def wait_values(fan_out: FanOut, run: SequenceRun, now: datetime) -> dict[str, Any]:
+def wait_values(items: WaitForItems, now: datetime) -> dict[str, Any]:
     """What the step's own row becomes while its items run."""
-    held = run.status == RunStatus.PAUSED
     return {
         **wait_for(Wait.ITEMS, now),
-        "members": {"total": fan_out.total, "window": fan_out.window, "next": 0},
+        "members": {"total": items.total, "window": items.window, "next": 0},
         "delayed": True,
-        "wake_at": None if held else now + clock.grace(),
+        "wake_at": now + clock.grace(),
     }
 
 
@@ -107,18 +106,23 @@ def commit_item(claim: Claim, change: Change, using: str) -> bool:
         row = fast.commit_item(claim, change, connections[using])
         if row is None:
             raise ClaimLost
-        notifications.succeeded(claim.step_run_id, change.status, claim.sequence, using)
+        notifications.succeeded(claim.step_run_id, change.conclusion.status, claim.sequence, using)
         return _calls_for_a_look(row[0], claim.item)
-    values: dict[str, Any] = {"status": change.status, "lost": 0, "wake_at": None, "due_at": None}
+    values: dict[str, Any] = {
+        "status": change.conclusion.status,
+        "lost": 0,
+        "wake_at": None,
+        "due_at": None,
+    }
     if change.progress is not None:
         values["progress"] = json.loads(change.progress)
-    if change.result is not None:
-        values["result"] = json.loads(change.result)
+    if change.conclusion.result is not None:
+        values["result"] = json.loads(change.conclusion.result)
     rows = StepRun._base_manager.using(using)
     rows = rows.filter(pk=claim.step_run_id, token=claim.token, status=StepStatus.RUNNING)
     if not rows.update(**values, finished_at=clock.now(using)):
         raise ClaimLost
-    notifications.succeeded(claim.step_run_id, change.status, claim.sequence, using)
+    notifications.succeeded(claim.step_run_id, change.conclusion.status, claim.sequence, using)
     return _calls_for_a_look(_state_of(claim.run_id, claim.step, using), claim.item)
 
 

@@ -63,15 +63,14 @@ def _check_depth(claim: Claim, using: str) -> None:
             )
 
 
-def wait_values(count: int, run: SequenceRun, now: datetime) -> dict[str, Any]:
+def wait_values(total: int, now: datetime) -> dict[str, Any]:
     """What the step's row becomes while its children run."""
-    held = run.status == RunStatus.PAUSED
     return {
         **wait_for(Wait.CHILDREN, now),
-        "members": {"total": count},
+        "members": {"total": total},
         "undoing": "",
         "delayed": True,
-        "wake_at": None if held else now + clock.grace(),
+        "wake_at": now + clock.grace(),
     }
 
 

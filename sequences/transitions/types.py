@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from uuid import UUID
 
-from ..definitions.plan import COMPENSATION_KINDS, Node, Plan
+from ..definitions.plan import Node, Plan
 from ..models import NO_ITEM, StepRun, StepStatus, Wait
 from ..utils.uuid7 import uuid7
 
@@ -51,16 +51,6 @@ class Claim:
     worker: str = ""
     trace: str = ""  # of the run, as W3C's traceparent
     lost: int = 0  # workers that died in it, one after the other
-
-    @property
-    def is_item(self) -> bool:
-        """Whether it is one item of a fan-out."""
-        return self.kind == "item"
-
-    @property
-    def is_compensation(self) -> bool:
-        """Whether only a failure begins it: an undo, or `on_failure`."""
-        return self.kind in COMPENSATION_KINDS
 
     @property
     def first_due(self) -> datetime.datetime:
@@ -107,41 +97,105 @@ class Beat:
     progress: str | None = None
 
 
+class _Conclusion:
+    """What an attempt has come to: how it is stored and what is ready after it, says `commits`."""
+
+    __slots__ = ()
+    #: The state of the step then.
+    status: ClassVar[str] = "waiting"
+    result: ClassVar[str | None] = None
+
+
 @dataclass(frozen=True, slots=True)
-class FanOut:
-    """How many items there are, and how many may be in flight."""
+class Completed(_Conclusion):
+    """The step is done."""
+
+    status: ClassVar[str] = "succeeded"
+    result: str | None = None  # type: ignore[misc]  # as JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped(_Conclusion):
+    """There was nothing to do: its `when` said so."""
+
+    status: ClassVar[str] = "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class FinishRun(_Conclusion):
+    """The step is done, and the whole run succeeds with it."""
+
+    status: ClassVar[str] = "succeeded"
+
+
+@dataclass(frozen=True, slots=True)
+class WaitForTime(_Conclusion):
+    """Its own delay comes first."""
+
+    until: datetime.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat(_Conclusion):
+    """Begin again, so long after the commit."""
+
+    after: datetime.timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class WaitForEvent(_Conclusion):
+    """Wait for a delivery: for ever, until a time, or so long after the commit."""
+
+    until: datetime.datetime | datetime.timedelta | None
+
+
+@dataclass(frozen=True, slots=True)
+class TimedOut(_Conclusion):
+    """The event's time is over. A delivery that comes before the commit counts all the same."""
+
+    status: ClassVar[str] = "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class WaitForItems(_Conclusion):
+    """Wait for the items of a fan-out: how many there are, and how many may be in flight."""
 
     total: int
     window: int
 
 
+@dataclass(frozen=True, slots=True)
+class WaitForChildren(_Conclusion):
+    """Wait for so many runs, whose first messages are these."""
+
+    total: int
+    dispatches: Sequence[Dispatch] = ()
+
+
+Conclusion = (
+    Completed
+    | Skipped
+    | FinishRun
+    | WaitForTime
+    | Repeat
+    | WaitForEvent
+    | TimedOut
+    | WaitForItems
+    | WaitForChildren
+)
+
+
 @dataclass(slots=True)
 class Change:
-    """What a performed step asks to be committed."""
+    """What an executed step asks to be committed."""
 
-    status: str = "succeeded"
+    conclusion: Conclusion = field(default_factory=Completed)
     #: The whole of `data` as JSON, or None if the step left it as it was.
     data: str | None = None
     #: `data` as the step found it and as it left it, for the merge with what others did.
     before: dict[str, Any] = field(default_factory=dict)
     after: dict[str, Any] = field(default_factory=dict)
-    result: str | None = None
     progress: str | None = None
-    #: Succeed the whole run now.
-    finish: bool = False
-    #: Run again, at this time or so long after the commit.
-    again: datetime.datetime | datetime.timedelta | None = None
-    #: Whether that is a new beginning, and not the wait before the first.
-    repeat: bool = False
-    #: The event's time is over. A delivery that comes before the commit counts all the same.
-    timed_out: bool = False
-    #: Wait for the event of this step, until `again` if that is a time.
-    receive: bool = False
-    #: Wait for so many children, whose first messages are these.
-    children: int | None = None
-    dispatches: list[Dispatch] = field(default_factory=list)
-    #: Wait for the items of a fan-out.
-    items: FanOut | None = None
 
 
 class ClaimLost(Exception):

@@ -13,10 +13,10 @@ from typing import Protocol
 from .. import conf
 from ..definitions import registry
 from ..definitions.plan import Plan
-from ..engine import current, dispatcher, outages
+from ..engine import current, dispatcher, kinds, outages
 from ..engine.executor import unknown_step
 from ..models import StepRun
-from ..transitions import compensation, due, failures, fanout, locking, plans
+from ..transitions import due, failures, locking, plans
 from ..transitions.types import Dispatch
 from . import queue_monitor
 from .registration import WorkerRegistration, close_all
@@ -117,9 +117,7 @@ def _look_after(
 
 
 def _look(row: StepRun, using: str) -> list[Dispatch]:
-    if row.kind == "subsequence":
-        return compensation.look(row.pk, using)
-    return fanout.look(row.run_id, row.step, using)
+    return kinds.kind_of(row.kind).look(row, using)
 
 
 def _fails_as_unknown(row: StepRun, using: str) -> bool:

@@ -1,12 +1,16 @@
 """Data goes one way through the house, and so do dependencies."""
 
 import ast
+import inspect
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import sequences
+from sequences.definitions.rules import ALL_KINDS
+from sequences.diagrams import icons
+from sequences.engine.kinds import KINDS
 
 ROOT = Path(sequences.__file__).parent
 
@@ -187,6 +191,25 @@ def test_names_are_nouns_of_things(path):
     room = name_of(path).split(".")[0]
     allowed = set(STILL.get(room, "").split())
     assert not no_names_of(path) - allowed, "name the thing: step_runs, row, definition"
+
+
+def test_each_kind_of_step_has_its_class_its_file_its_icon_and_its_line_in_the_docs():
+    architecture = (ROOT.parent / "docs" / "architecture.md").read_text()
+    assert set(KINDS) == ALL_KINDS
+    for name, kind in KINDS.items():
+        file = Path(inspect.getfile(type(kind))).name
+        assert file not in ("base.py", "__init__.py")
+        assert f"| `{name}` | `{file}` |" in architecture
+        # An item stands inside the box of its fan-out.
+        assert name == "item" or name in icons._KINDS
+
+
+def test_what_executes_a_step_asks_for_no_kind_by_its_name():
+    names = set(KINDS) - {"step", "item"}  # which are words of other things, too
+    for module in ("engine/executor.py", "engine/context.py", "worker/sweeper.py"):
+        texts = {node.value for node in ast.walk(tree_of(module)) if isinstance(node, ast.Constant)}
+        assert not texts & names
+        assert not {"is_item", "is_compensation"} & set(names_in(tree_of(module)))
 
 
 def test_the_rules_see_what_breaks_them(tmp_path, monkeypatch):

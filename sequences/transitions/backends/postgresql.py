@@ -395,8 +395,8 @@ def _changed(claim: Claim, change: Change) -> dict[str, Any]:
         "run": claim.run_id,
         "id": claim.step_run_id,
         "token": claim.token,
-        "status": change.status,
-        "result": change.result,
+        "status": change.conclusion.status,
+        "result": change.conclusion.result,
         "progress": change.progress,
     }
 

@@ -1,0 +1,22 @@
+"""The kinds of step runs, by the names in their rows. A new kind is a file and a line here."""
+
+from __future__ import annotations
+
+from .base import Kind
+from .event import Event
+from .fan_out import FanOut
+from .item import Item
+from .on_failure import OnFailure
+from .step import Step
+from .subsequence import Subsequence
+from .undo import Undo
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (Step(), FanOut(), Item(), Event(), Subsequence(), Undo(), OnFailure())
+}
+
+
+def kind_of(name: str) -> Kind:
+    """That kind. One of a later release counts as a plain step, which its plan then refuses."""
+    return KINDS.get(name, KINDS["step"])

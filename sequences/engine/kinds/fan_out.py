@@ -1,0 +1,111 @@
+"""A fan-out's own step run: it makes the items, waits for them, and sees how they have ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from django.db.models import QuerySet
+
+from ...definitions.steps import Step
+from ...exceptions import InvalidData, ItemsFailed, SequenceError
+from ...models import NO_ITEM, StepFailure, StepRun, Wait
+from ...transitions import fanout
+from ...transitions.types import Completed, Conclusion, Dispatch, WaitForItems
+from ...utils.text import class_name, first_line
+from ..values import normalise
+from .base import Kind
+
+if TYPE_CHECKING:
+    from ..context import ExecutionContext
+
+#: Characters of an item's error that stand in the error of its step.
+QUOTED = 300
+
+
+class FanOut(Kind):
+    """It is claimed twice: to make the items, and when all of them have ended."""
+
+    name = "each"
+    is_atomic = True  # a crash expands anew from the beginning
+
+    def perform(self, context: ExecutionContext, step: Step[Any]) -> Conclusion:
+        """The second time there is neither a delay nor a `when`."""
+        if context.claim.wait == Wait.ITEMS:
+            return _gather(context, step)
+        return super().perform(context, step)
+
+    def execute(self, context: ExecutionContext, step: Step[Any]) -> Conclusion:
+        """Insert the items."""
+        total = fanout.insert(context.claim, items_of(context, step), context.using)
+        return WaitForItems(total, step.concurrency or fanout.WINDOW) if total else Completed()
+
+    def look(self, row: StepRun, using: str) -> list[Dispatch]:
+        """Release items, or end the wait."""
+        return fanout.look(row.run_id, row.step, using)
+
+    def result(self, row: StepRun, default: Any) -> Any:
+        """Of many items `results` has what they came to."""
+        return default if row.result is None else row.result
+
+    def outcomes(self, rows: QuerySet[StepRun], using: str) -> QuerySet[Any, Any]:
+        """Those of its items."""
+        return super().outcomes(rows.filter(item__gt=NO_ITEM), using)
+
+
+def _gather(context: ExecutionContext, step: Step[Any]) -> Conclusion:
+    """The items have ended: it succeeds, unless too many of them have failed."""
+    claim, using = context.claim, context.using
+    if fanout.has_unfinished(claim.run_id, claim.step, using):
+        raise SequenceError(f"Step {claim.step!r} was woken before its items had ended.")
+    total, failed = fanout.counts(claim, using)
+    allowed = fanout.Allowance(step.allow_failed).of(total)
+    if failed > allowed:
+        raise ItemsFailed(
+            step=claim.step,
+            failed=failed,
+            total=total,
+            allowed=allowed,
+            may=str(allowed or "none"),
+            first=_quote(fanout.first_failure(claim, using)),
+        )
+    return Completed()
+
+
+def _quote(failure: StepFailure | None) -> str:
+    """What an item failed with, short enough to stand in another message."""
+    if failure is None:  # somebody has deleted it
+        return ""
+    line = first_line(failure.message, QUOTED)
+    return f"The first is item {failure.item}: {class_name(failure.error)}: {line}"
+
+
+def items_of(context: ExecutionContext, step: Step[Any]) -> Iterator[Any]:
+    """What `each` gives, as JSON; in lists with `batch`."""
+    declared = _declared_items(context, step.each)
+    items = (normalise(item, f"item {index}")[0] for index, item in enumerate(declared))
+    if step.batch is None:
+        return items
+    return iter(lambda: list(islice(items, step.batch)), [])
+
+
+def _declared_items(context: ExecutionContext, each: Any) -> Iterable[Any]:
+    step = context.claim.step
+    if callable(each):
+        items = each(context.sequence)
+    elif each in context.json:
+        items = context.json[each]
+    else:
+        raise InvalidData(
+            path=f"data[{each!r}]",
+            problem=f"is not there, and step {step!r} runs for each item of it",
+            hint="Put a list there in an earlier step.",
+        )
+    if isinstance(items, Iterable) and not isinstance(items, str | bytes | dict):
+        return items
+    raise InvalidData(
+        path="each" if callable(each) else f"data[{each!r}]",
+        problem=f"gives a {type(items).__name__}, and step {step!r} needs items",
+        hint="Give a list, or a generator of JSON values.",
+    )

@@ -1,0 +1,92 @@
+"""One item of a fan-out: the user's code with that item, beside the others."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from django.db import transaction
+from dramatiq.middleware import SkipMessage
+
+from ...definitions.plan import Plan
+from ...definitions.steps import Step
+from ...exceptions import Abort, ReadOnlyData
+from ...models import StepRun, StepStatus
+from ...transitions import commits, fanout
+from ...transitions.types import (
+    Change,
+    Claim,
+    ClaimLost,
+    Completed,
+    Conclusion,
+    Dispatch,
+    FinishRun,
+)
+from .. import dispatcher
+from .base import Kind, conclusion_of
+
+if TYPE_CHECKING:
+    from ..context import ExecutionContext
+
+
+class Item(Kind):
+    """It has neither a delay nor a `when` of its own, and shares no `data`."""
+
+    name = "item"
+
+    def admit(self, claim: Claim, using: str) -> None:
+        """One that has waited for a time of its own needs a place among the others again."""
+        if claim.due_at is None:
+            return
+        try:
+            if fanout.find_place(claim, using):
+                return
+        except ClaimLost:
+            raise SkipMessage(f"Step run {claim.step_run_id} was taken away.") from None
+        dispatcher.send(fanout.look(claim.run_id, claim.step, using))
+        raise SkipMessage(f"Step run {claim.step_run_id} waits for a place among its siblings.")
+
+    def perform(self, context: ExecutionContext, step: Step[Any]) -> Conclusion:
+        """The user's code, with the item."""
+        conclusion = conclusion_of(step.perform(context.sequence, context.claim.payload))
+        if isinstance(conclusion, FinishRun):
+            raise Abort(
+                f"An item of step {context.claim.step!r} returned finish(), which would end its "
+                "siblings. Return a result, and finish in a later step."
+            )
+        return conclusion
+
+    def check_data(self, claim: Claim, before: dict[str, Any], after: dict[str, Any]) -> None:
+        """The items execute at once: none of them may change what all share."""
+        keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+        raise ReadOnlyData(
+            step=claim.step,
+            path=" and ".join(f"data[{key!r}]" for key in keys) or "data",
+            hint="Return a result, and collect the results with self.results() in a later step.",
+        )
+
+    def commit(
+        self, context: ExecutionContext, change: Change, *, savepoint: bool
+    ) -> list[Dispatch]:
+        """Items never wait for each other: the others are looked after once this is committed."""
+        claim, using = context.claim, context.using
+        if not isinstance(change.conclusion, Completed):
+            with transaction.atomic(using=using, savepoint=savepoint):
+                return commits.commit_waiting_item(claim, change, using)
+        if fanout.commit_item(claim, change, using):
+            context.after_commit = partial(_look_after_siblings, claim, using)
+        return []
+
+    def follow_up(self, context: ExecutionContext, row: StepRun, plan: Plan) -> list[Dispatch]:
+        """The others are looked after, as if the commit had told of its success itself."""
+        if row.status == StepStatus.SUCCEEDED:
+            context.after_commit = partial(_look_after_siblings, context.claim, context.using)
+        return []
+
+    def queued_from(self, row: StepRun, plan: Plan, using: str) -> list[Dispatch]:
+        """Those that its end releases, or the step that waits for them all."""
+        return _look_after_siblings(row, using)
+
+
+def _look_after_siblings(step: Claim | StepRun, using: str) -> list[Dispatch]:
+    return fanout.after_item(step.run_id, step.step, step.item, using)

@@ -1,0 +1,118 @@
+"""A subsequence: it starts other runs, waits for them, and sees how they have ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from django.db.models import QuerySet
+
+from ...definitions import registry, steps
+from ...definitions.definition import Definition
+from ...exceptions import ChildrenFailed, InvalidData, SequenceError, StepKindChanged
+from ...models import NO_ITEM, UNFINISHED_RUN, RunStatus, StepRun, Wait
+from ...transitions import compensation, fanout, subsequences
+from ...transitions.types import Completed, Conclusion, Dispatch, WaitForChildren
+from .. import start, tracing
+from .base import Kind, conclusion_of
+from .fan_out import items_of
+
+if TYPE_CHECKING:
+    from ..context import ExecutionContext
+
+
+class Subsequence(Kind):
+    """It is claimed twice: to start its children, and when all of them have ended."""
+
+    name = "subsequence"
+    is_atomic = True  # all children start, or none
+
+    def perform(self, context: ExecutionContext, step: steps.Step[Any]) -> Conclusion:
+        """The second time there is neither a delay nor a `when`."""
+        assert isinstance(step, steps.Subsequence)
+        if context.claim.wait == Wait.CHILDREN:
+            return _gather(context, step)
+        return super().perform(context, step)
+
+    def execute(self, context: ExecutionContext, step: steps.Step[Any]) -> Conclusion:
+        """Start the children."""
+        assert isinstance(step, steps.Subsequence)
+        cls = registry.get(step.sequence) if isinstance(step.sequence, str) else step.sequence
+        child, claim = cast(Definition, cls._definition), context.claim
+        requests = [
+            start.wanted_by(child, _not_none(data, claim.step), claim.step_run_id)
+            for data in _child_data(context, step)
+        ]
+        if not requests:
+            return Completed()
+        labels = [child.label, *child.aliases]
+        with tracing.starting(child.plan, requests):
+            ready = subsequences.start(claim, child.plan, requests, labels, context.using)
+        return WaitForChildren(len(requests), ready)
+
+    def look(self, row: StepRun, using: str) -> list[Dispatch]:
+        """End the wait, or go on with the undoing of the children."""
+        return compensation.look(row.pk, using)
+
+    def result(self, row: StepRun, default: Any) -> Any:
+        """Of many children `results` has what they came to."""
+        return default if row.result is None else row.result
+
+    def outcomes(self, rows: QuerySet[StepRun], using: str) -> QuerySet[Any, Any]:
+        """Those of its children, whose data is what they came to."""
+        parent = rows.filter(item=NO_ITEM).values_list("pk", flat=True).first()
+        return subsequences.ended(parent, using).values_list("pk", "status", "data")
+
+
+def _child_data(context: ExecutionContext, step: steps.Subsequence) -> Iterator[Mapping[str, Any]]:
+    if step.each is None:
+        yield context.json if step.child_data is None else step.child_data(context.sequence)
+        return
+    for item in items_of(context, step):
+        yield item if step.child_data is None else step.child_data(context.sequence, item)
+
+
+def _not_none(data: Any, step: str) -> Any:
+    """The data of a child; None, of a function without a return, say, is a slip."""
+    if data is None:
+        raise InvalidData(
+            path=f"The data for a run that step {step!r} starts",
+            problem="is None",
+            hint="Return a dict; {} if the child needs no data.",
+        )
+    return data
+
+
+def _gather(context: ExecutionContext, step: steps.Subsequence) -> Conclusion:
+    """The children have ended: it succeeds, unless too many of them did not."""
+    children = subsequences.ended(context.claim.step_run_id, context.using)
+    if children.filter(status__in=UNFINISHED_RUN).exists():
+        # Whatever has woken it, or somebody has begun one of them again: it has not failed.
+        return WaitForChildren(children.count())
+    failed = children.exclude(status=RunStatus.SUCCEEDED)
+    total, failures = children.count(), failed.count()
+    if failures > fanout.Allowance(step.allow_failed).of(total):
+        some = ", ".join(
+            f"{pk} ({status})" for pk, status in failed.values_list("pk", "status")[:5]
+        )
+        raise ChildrenFailed(step=context.claim.step, failed=failures, total=total, runs=some)
+    if step.each is not None:
+        return Completed()
+    if total != 1:
+        raise _no_only_child(context, total)
+    data = children.get().data
+    context.copy(context.claim.step, data)
+    return conclusion_of(data)
+
+
+def _no_only_child(context: ExecutionContext, total: int) -> SequenceError:
+    claim = context.claim
+    if not total:  # somebody has deleted it
+        return SequenceError(f"The run that step {claim.step!r} has started is gone.")
+    return StepKindChanged(
+        step=claim.step,
+        run=claim.run_id,
+        before=f"a subsequence for each of {total} items",
+        now="one for all",
+        hint="Retry the run with code in which it has its `each`, or skip the step.",
+    )
