@@ -67,7 +67,7 @@ def check_broker(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     if broker is None or not apps.is_installed("django_dramatiq"):
         return [
             Error(
-                "No Dramatiq broker is configured by django_dramatiq.",
+                "django_dramatiq has not configured a Dramatiq broker.",
                 hint="Add 'django_dramatiq' to INSTALLED_APPS, above 'sequences'.",
                 id="sequences.E003",
             )
@@ -126,8 +126,8 @@ def check_unfinished_runs(app_configs: Any, **kwargs: Any) -> list[CheckMessage]
     except (DatabaseError, ImproperlyConfigured) as error:
         return [
             Info(
-                f"Could not look for unfinished runs that this code cannot finish: {error}",
-                hint="Run this check where the database can be reached.",
+                f"Could not check for unfinished runs that this code cannot finish: {error}",
+                hint="Run this check where it can reach the database.",
                 id="sequences.I001",
             )
         ]
@@ -139,7 +139,7 @@ def check_unfinished_runs(app_configs: Any, **kwargs: Any) -> list[CheckMessage]
 def _time_zones() -> Messages:
     if not django_settings.USE_TZ:
         yield Error(
-            "USE_TZ is False, and the times of runs and steps are aware.",
+            "USE_TZ is False, but sequences needs time zone support.",
             hint="Set USE_TZ = True.",
             id="sequences.E001",
         )
@@ -152,9 +152,10 @@ def _namesakes() -> Messages:
         pass
     else:
         yield Error(
-            "The distribution 'django-sequences' is installed, whose package is named 'sequences' "
-            "too: the one that was installed last has overwritten files of the other.",
-            hint="Uninstall both, then install the one that you need.",
+            "The package 'django-sequences' is also installed. It has a top-level module "
+            "named 'sequences' too, so whichever was installed last has overwritten files "
+            "of the other.",
+            hint="Uninstall both, then install the one you need.",
             id="sequences.E010",
         )
     for config in apps.get_app_configs():
@@ -164,9 +165,10 @@ def _namesakes() -> Messages:
 
 def _other_app(config: AppConfig) -> CheckMessage:
     return Warning(
-        f"The app {config.name!r} has the label 'sequences', and is not this one, "
-        "whose label is 'job_sequences'.",
-        hint="Give that app another label, so that nobody takes its tables for these.",
+        f"The label of the app {config.name!r} is 'sequences'. The label of this package is "
+        "'job_sequences'; the two are easy to confuse.",
+        hint="Give that app another label, so that its tables are not mistaken for those of "
+        "this package.",
         id="sequences.W005",
     )
 
@@ -175,10 +177,10 @@ def _permissions() -> Messages:
     permission = conf.settings.status_permission
     if isinstance(permission, str) and permission.partition(".")[0] not in apps.app_configs:
         yield Error(
-            f"SEQUENCES['STATUS_PERMISSION'] is {permission!r}, which is neither a callable nor a"
-            " permission of an installed app: nobody would have it.",
-            hint="Begin a permission with its app's label, as in 'shop.view_order', or correct the"
-            " path of the callable.",
+            f"SEQUENCES['STATUS_PERMISSION'] is {permission!r}, which is neither a callable "
+            "nor a permission of an installed app. No user could have it.",
+            hint="Start a permission with its app label, as in 'shop.view_order', or correct "
+            "the path of the callable.",
             id="sequences.E012",
         )
 
@@ -190,10 +192,10 @@ def _telemetry() -> Messages:
         import opentelemetry.trace  # noqa: F401
     except ImportError:
         yield Error(
-            "SEQUENCES['TELEMETRY'] is True, and the package opentelemetry-api is not installed:"
-            " nothing is traced.",
-            hint="pip install 'django-dramatiq-sequences[opentelemetry]', and the SDK and an"
-            " exporter of your choice.",
+            "SEQUENCES['TELEMETRY'] is True, but opentelemetry-api is not installed, so "
+            "nothing is traced.",
+            hint="Run pip install 'django-dramatiq-sequences[opentelemetry]' and install the "
+            "SDK and an exporter of your choice.",
             id="sequences.E011",
         )
 
@@ -208,22 +210,23 @@ def _middleware(middleware: list[Middleware]) -> Messages:
     retries = _place(middleware, Retries)
     if retries is None:
         yield Error(
-            "The broker has no Retries middleware: a failed step would never be tried again.",
+            "The broker has no Retries middleware, so failed steps would never be retried.",
             hint="Add 'dramatiq.middleware.Retries' to DRAMATIQ_BROKER['MIDDLEWARE'].",
             id="sequences.E004",
         )
     if ours is None:
         yield Error(
-            "The broker has no SequencesMiddleware: retries would not be recorded.",
-            hint="It is added when Django starts, to the broker of that moment: let nothing "
-            "replace the broker or its middleware afterwards.",
+            "The broker has no SequencesMiddleware, so retries would not be recorded.",
+            hint="The sequences app adds it when Django starts. Do not replace the broker "
+            "or its middleware afterwards.",
             id="sequences.E005",
         )
     elif retries is not None and ours > retries:
         yield Error(
-            "SequencesMiddleware stands after Retries, and so would look for the decision to "
-            "retry before it is made.",
-            hint="Leave it out of DRAMATIQ_BROKER['MIDDLEWARE'], and it is put where it belongs.",
+            "SequencesMiddleware comes after Retries, so it would look for the retry "
+            "decision before Retries has made it.",
+            hint="Remove it from DRAMATIQ_BROKER['MIDDLEWARE']; the app adds it in the right "
+            "place.",
             id="sequences.E005",
         )
 
@@ -242,10 +245,11 @@ def _texts_kept(middleware: list[Middleware]) -> Messages:
     guarded = [definition.label for definition in _definitions() if definition.redact]
     if guarded:
         yield Warning(
-            "The broker has AdminMiddleware of django_dramatiq, whose table keeps the tracebacks "
-            f"of failed messages with what Meta.redact hides (in {', '.join(guarded)}).",
-            hint="Leave it out of DRAMATIQ_BROKER['MIDDLEWARE'], or put a subclass there whose "
-            "after_process_message stores no traceback.",
+            "The broker uses django_dramatiq's AdminMiddleware, which stores tracebacks of "
+            "failed messages. They can contain values that Meta.redact hides (in "
+            f"{', '.join(guarded)}).",
+            hint="Remove it from DRAMATIQ_BROKER['MIDDLEWARE'], or replace it with a subclass "
+            "whose after_process_message stores no traceback.",
             id="sequences.W011",
         )
 
@@ -254,8 +258,8 @@ def _confirmation(broker: Broker) -> Messages:
     # Only RabbitmqBroker has the attribute; its module cannot be imported without pika.
     if getattr(broker, "confirm_delivery", True) is False:
         yield Warning(
-            "The RabbitMQ broker does not confirm deliveries: a message that the server never "
-            "took looks sent, and its step waits for the sweep.",
+            "The RabbitMQ broker does not confirm deliveries. A message that the server "
+            "never accepted looks sent, and its step waits for the sweep.",
             hint="Set 'confirm_delivery': True in DRAMATIQ_BROKER['OPTIONS'].",
             id="sequences.W002",
         )
@@ -288,8 +292,8 @@ def _shown_secrets() -> Messages:
     for definition in _definitions():
         for pattern, hint in _unmatched(definition):
             yield Warning(
-                f"{definition.label}: Meta.redact has {pattern!r}, which can never match: nothing "
-                "is hidden by it.",
+                f"{definition.label}: the pattern {pattern!r} in Meta.redact can never "
+                "match, so it hides nothing.",
                 hint=hint,
                 id="sequences.W010",
             )
@@ -311,11 +315,11 @@ def _unmatched(definition: Definition) -> Iterator[tuple[str, str]]:
 def _why_unmatched(definition: Definition, pattern: str, path: Path) -> str:
     codec = definition.cls._codec
     if pattern.startswith("/"):
-        return f"Write dots between its parts: {'.'.join(pattern.strip('/').split('/'))!r}."
+        return f"Separate the parts with dots: {'.'.join(pattern.strip('/').split('/'))!r}."
     if codec is not None:
-        return "" if reaches(codec.cls, path) else f"Name a field of {codec.name}."
+        return "" if reaches(codec.cls, path) else f"Use a field of {codec.name}."
     if path[0] == "data" and len(path) > 1 and "data" not in definition.defaults:
-        return f"A pattern begins inside of data: {'.'.join(path[1:])!r}."
+        return f"Patterns start inside data: {'.'.join(path[1:])!r}."
     return ""
 
 
@@ -327,9 +331,9 @@ def _socket_timeouts(broker: Broker) -> Messages:
     missing = [name for name in SOCKET_TIMEOUTS if _pool_option(pool, name) is None]
     if missing:
         yield Warning(
-            f"The Redis broker's client has no {' and no '.join(missing)}: a server that accepts "
-            "connections and answers nothing would block every start for good.",
-            hint="Add '?socket_timeout=5&socket_connect_timeout=5' to the url in "
+            f"The Redis broker's client has no {' and no '.join(missing)}. If the server "
+            "accepts connections but never answers, every start blocks forever.",
+            hint="Add '?socket_timeout=5&socket_connect_timeout=5' to the URL in "
             "DRAMATIQ_BROKER['OPTIONS'].",
             id="sequences.W012",
         )
@@ -365,16 +369,16 @@ def _backend(connection: BaseDatabaseWrapper) -> Backend:
 def _vendor(connection: BaseDatabaseWrapper) -> Messages:
     if not _backend(connection).vendor:
         yield Error(
-            f"The database {connection.alias!r} is of the kind {connection.vendor!r}, "
-            "on which sequences cannot run.",
-            hint="Use PostgreSQL, MariaDB, MySQL, or SQLite for development; "
-            "SEQUENCES['DATABASE'] names the alias.",
+            f"The database {connection.alias!r} uses the engine {connection.vendor!r}, "
+            "which sequences does not support.",
+            hint="Use PostgreSQL, MariaDB, MySQL, or SQLite (for development only). "
+            "SEQUENCES['DATABASE'] selects the alias.",
             id="sequences.E006",
         )
     elif _backend(connection).locks_late(_options(connection)):
         yield Warning(
-            f"The SQLite database {connection.alias!r} takes its write lock late, so that "
-            "transactions that meet fail at once instead of waiting.",
+            f"The SQLite database {connection.alias!r} takes its write lock late, so "
+            "concurrent transactions fail at once instead of waiting.",
             hint=f"Set DATABASES[{connection.alias!r}]['OPTIONS']['transaction_mode'] = "
             "'IMMEDIATE'.",
             id="sequences.W003",
@@ -389,8 +393,8 @@ def _isolation(connection: BaseDatabaseWrapper) -> Messages:
 
 def _wrong_isolation(connection: BaseDatabaseWrapper, level: str) -> CheckMessage:
     return Error(
-        f"The isolation level of the database {connection.alias!r} is {level}, "
-        "and sequences need read committed.",
+        f"The isolation level of the database {connection.alias!r} is {level}; sequences "
+        "needs read committed.",
         hint="Remove 'isolation_level' from its OPTIONS, or set it to read committed.",
         id="sequences.E007",
     )
@@ -401,10 +405,10 @@ def _reconnects(connection: BaseDatabaseWrapper) -> Messages:
         return
     if connection.settings_dict.get("CONN_MAX_AGE") == 0 and _closes_connections():
         yield Warning(
-            f"CONN_MAX_AGE of the database {connection.alias!r} is 0, so that "
-            "DbConnectionsMiddleware makes every step connect anew.",
-            hint=f"Set DATABASES[{connection.alias!r}]['CONN_MAX_AGE'] to 60 or more, or on "
-            "PostgreSQL ['OPTIONS']['pool'] = True.",
+            f"CONN_MAX_AGE of the database {connection.alias!r} is 0, so "
+            "DbConnectionsMiddleware opens a new connection for every step.",
+            hint=f"Set DATABASES[{connection.alias!r}]['CONN_MAX_AGE'] to 60 or more. On "
+            "PostgreSQL, you can set ['OPTIONS']['pool'] = True instead.",
             id="sequences.W001",
         )
 
@@ -424,7 +428,7 @@ def _version(connection: BaseDatabaseWrapper) -> Messages:
     needed = _backend(connection).needed_version(connection)
     if needed:
         yield Error(
-            f"The server of the database {connection.alias!r} has no SKIP LOCKED.",
+            f"The server of the database {connection.alias!r} does not support SKIP LOCKED.",
             hint=needed,
             id="sequences.E008",
         )
@@ -454,8 +458,8 @@ def _character_set(connection: BaseDatabaseWrapper) -> Messages:
     if tables:
         yield Warning(
             f"The database {connection.alias!r} cannot store every character: {'; '.join(tables)}.",
-            hint="Emoji in the texts of errors and reasons are stored escaped, and a key with one "
-            f"may be refused. {backend.character_set_hint}",
+            hint="Emoji in error texts and reasons are stored escaped, and starting a run fails "
+            f"if its key contains one. {backend.character_set_hint}",
             id="sequences.W016",
         )
 
@@ -475,9 +479,10 @@ def _collations(connection: BaseDatabaseWrapper) -> Messages:
     for column in backend.text_columns(_tables(), connection):
         if (column.table, column.name) in fields and column.collation != exact:
             yield Warning(
-                f"{column.table}.{column.name} of the database {connection.alias!r} has the "
-                f"collation {column.collation}, in which different texts may be equal.",
-                hint=f"MODIFY the column, with CHARACTER SET utf8mb4 COLLATE {exact}.",
+                f"{column.table}.{column.name} in the database {connection.alias!r} has the "
+                f"collation {column.collation}, which treats some different strings as "
+                "equal.",
+                hint=f"MODIFY the column: CHARACTER SET utf8mb4 COLLATE {exact}.",
                 id="sequences.W017",
             )
 
@@ -505,7 +510,7 @@ def _unfinished_runs(connection: BaseDatabaseWrapper) -> Messages:
         try:
             yield from _unfinished_runs_of(stored)
         except SequenceError as error:  # written by a newer release
-            yield _unfinishable(str(error), "Install the release that wrote it, or a newer one.")
+            yield _unfinishable(str(error), "Install the release that wrote it or a newer one.")
 
 
 def _unfinished_runs_of(stored: StoredPlan) -> Messages:
@@ -516,10 +521,11 @@ def _unfinished_runs_of(stored: StoredPlan) -> Messages:
     missing = [name for name in stored.plan.names if step_of(name) is None]
     count = _count_without(stored, missing) if missing else 0
     if count:
-        lacks = "steps" if definition else "such sequence, with the steps"
+        steps = ", ".join(map(repr, missing))
+        lack = f"the steps {steps} no longer exist" if definition else "the class no longer exists"
         yield _unfinishable(
             f"This code cannot finish {count} of the unfinished runs of {stored.sequence!r}: "
-            f"it has no {lacks} {', '.join(map(repr, missing))}.",
+            f"{lack}.",
             _mend(stored.sequence, definition),
         )
 
@@ -530,10 +536,11 @@ def _changed_kinds(stored: StoredPlan, definition: Definition) -> Messages:
         count = _count_without(stored, [name]) if change else 0
         if change and count:
             yield _unfinishable(
-                f"This code cannot finish {count} of the unfinished runs of {stored.sequence!r}: "
-                f"step {name!r} is {change[1]}, and was {change[0]} when they started.",
-                "Give the new step another name, and keep the old one until those runs are "
-                "finished; or skip it: run.skip(step).",
+                f"This code cannot finish {count} of the unfinished runs of "
+                f"{stored.sequence!r}: step {name!r} is {change[1]}, but was {change[0]} "
+                "when they started.",
+                "Give the new step another name and keep the old step until those runs "
+                "have finished, or skip it with run.skip(step).",
             )
 
 
@@ -568,10 +575,10 @@ def _count_without(stored: StoredPlan, missing: list[str]) -> int:
 def _mend(sequence: str, definition: Definition | None) -> str:
     if definition is None:
         return (
-            f"Name it in its successor, class Meta: aliases = [{sequence!r}], or keep the class "
-            "until its runs are finished."
+            f"If the class was renamed, add aliases = [{sequence!r}] to the Meta of the new "
+            "class. Otherwise keep the class until its runs have finished."
         )
     return (
-        "Name them in their successors, @step(aliases=[...]), keep them until those runs are "
-        "finished, or skip them: run.skip(step)."
+        "If the steps were renamed, add @step(aliases=[...]) to the new steps. Otherwise "
+        "keep them until those runs have finished, or skip them with run.skip(step)."
     )

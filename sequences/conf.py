@@ -64,7 +64,7 @@ class Option(Generic[T]):
             return self.read(raw)
         except (TypeError, ValueError, ImportError) as error:
             raise ImproperlyConfigured(
-                f"SEQUENCES[{self.key!r}] must be {error}, and not {raw!r}."
+                f"SEQUENCES[{self.key!r}] must be {error}; it is {raw!r}."
             ) from error
 
 
@@ -90,17 +90,17 @@ def _boolean(value: Any) -> bool:
 def _count(value: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
-    raise ValueError("a positive whole number")
+    raise ValueError("a positive integer")
 
 
 def _alias(value: Any) -> str | None:
     if value is None or (isinstance(value, str) and value in django_settings.DATABASES):
         return value
-    raise ValueError("None, or one of the DATABASES")
+    raise ValueError("None or a key of DATABASES")
 
 
 def _encoder(value: Any) -> type[json.JSONEncoder]:
-    error = ValueError("the path of a subclass of json.JSONEncoder")
+    error = ValueError("the path of a json.JSONEncoder subclass")
     try:
         encoder = import_string(value) if isinstance(value, str) else value
     except ImportError:
@@ -113,7 +113,7 @@ def _encoder(value: Any) -> type[json.JSONEncoder]:
 def _retention(value: Any) -> timedelta | None:
     if value is None or (isinstance(value, timedelta) and value > timedelta(0)):
         return value
-    raise ValueError("None, or a positive timedelta")
+    raise ValueError("None or a positive timedelta")
 
 
 def _step_defaults(value: Any) -> dict[str, Any]:
@@ -220,12 +220,15 @@ def _contradictions() -> list[Problem]:
     contradictions = []
     if settings.heartbeat >= settings.lease:
         message = "SEQUENCES['HEARTBEAT'] must be less than SEQUENCES['LEASE']."
-        hint = "A lease that ends before its first heartbeat is lost: a fifth of LEASE is good."
+        hint = (
+            "Otherwise leases expire before their first heartbeat. A fifth of LEASE is a good "
+            "value."
+        )
         contradictions.append(Problem("HEARTBEAT", message, hint))
     longest = settings.retention_failed
     if longest is not None and (settings.retention is None or settings.retention > longest):
         message = "SEQUENCES['RETENTION_FAILED'] must not be shorter than SEQUENCES['RETENTION']."
-        hint = "Failed runs are kept for as long as the others, or longer; None is for ever."
+        hint = "Keep failed runs at least as long as other runs; None keeps them forever."
         contradictions.append(Problem("RETENTION_FAILED", message, hint))
     return contradictions
 

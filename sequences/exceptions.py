@@ -63,7 +63,10 @@ class InvalidData(SequenceError):
 class DataConflict(SequenceError):
     """Parallel steps changed the same key again and again."""
 
-    template = "Step {step!r} of run {run} changed {key}, and so did, meanwhile: {other}."
+    template = (
+        "Step {step!r} of run {run} changed {key} while it was also changed by: {other}. Let "
+        "parallel steps write to different keys."
+    )
 
     key: str
     step: str
@@ -84,7 +87,7 @@ class UnknownStep(SequenceError, LookupError):
 class UnknownJob(SequenceError, LookupError):
     """No job is registered under that name."""
 
-    template = "There is no job {job!r}. {hint}"
+    template = "No job is registered as {job!r}. {hint}"
 
     job: str
     hint: str
@@ -93,21 +96,25 @@ class UnknownJob(SequenceError, LookupError):
 class UnknownSequence(SequenceError, LookupError):
     """No sequence is registered under that label."""
 
-    template = "There is no sequence {name!r}. {hint}"
+    template = "No sequence is registered as {name!r}. {hint}"
 
     name: str
     hint: str
 
 
 class InvalidTransition(SequenceError):
-    """The state of the run does not allow this."""
+    """The state of the run does not allow the operation."""
 
-    template = "Cannot {action} run {run}: it is {status}. Allowed while it is {allowed}."
+    template = "Cannot {action} run {run}: {problem}"
 
     action: str
     run: Any
+    #: The status of the run, or of the step that the operation is about.
     status: str
+    #: The statuses that allow the operation; empty if something other than the status forbids it.
     allowed: str
+    #: Why not, and what to do instead.
+    problem: str
 
 
 class InvalidSchedule(SequenceError):
@@ -134,7 +141,10 @@ class UnknownSchedule(SequenceError, LookupError):
 class WorkerLost(SequenceError):
     """Too many workers died in a step, one after the other."""
 
-    template = "Step {step!r} of run {run} lost {lost} workers in a row, the last one {worker}."
+    template = (
+        "Step {step!r} of run {run} lost {lost} workers in a row, most recently {worker}. "
+        "Check that host for out-of-memory kills and crashes, then retry the run."
+    )
 
     step: str
     run: Any
@@ -146,7 +156,7 @@ class StepKindChanged(SequenceError):
     """A step is of another kind in this code than in the plan of its run."""
 
     template = (
-        "Step {step!r} was {before} when run {run} started, and is {now} in this code. {hint}"
+        "Step {step!r} was {before} when run {run} started, but is {now} in this code. {hint}"
     )
 
     step: str
@@ -160,7 +170,8 @@ class StepExpired(SequenceError):
     """A step has become older than its ``max_age``."""
 
     template = (
-        "Step {step!r} of run {run} was first queued longer ago than its max_age of {max_age}."
+        "Step {step!r} of run {run} expired: it was first queued longer ago than its "
+        "max_age of {max_age}. Retry the run or skip the step."
     )
 
     step: str
@@ -171,7 +182,10 @@ class StepExpired(SequenceError):
 class EventTimeout(SequenceError):
     """An event was not delivered in time."""
 
-    template = "Event {step!r} of run {run} was not delivered within {timeout}."
+    template = (
+        "Event {step!r} of run {run} was not delivered within {timeout}. Retry the run to wait "
+        "again, or skip the step."
+    )
 
     step: str
     run: Any
@@ -181,7 +195,7 @@ class EventTimeout(SequenceError):
 class ItemsFailed(SequenceError):
     """More items of a fan-out failed than may."""
 
-    template = "{failed} of {total} items of step {step!r} failed, and {may} may. {first}"
+    template = "{failed} of {total} items of step {step!r} failed ({may} allowed). {first}"
 
     step: str
     failed: int
@@ -196,7 +210,10 @@ class ItemsFailed(SequenceError):
 class ChildrenFailed(SequenceError):
     """More child runs failed than may."""
 
-    template = "{failed} of {total} runs that step {step!r} has started did not succeed: {runs}."
+    template = (
+        "{failed} of {total} child runs of step {step!r} did not succeed: {runs}. Retry this "
+        "run to retry them."
+    )
 
     step: str
     failed: int
@@ -207,7 +224,7 @@ class ChildrenFailed(SequenceError):
 class ReadOnlyData(SequenceError):
     """An item of a fan-out changed ``data``."""
 
-    template = "An item of step {step!r} changed {path}, but items cannot change data. {hint}"
+    template = "An item of step {step!r} changed {path}, but items must not change data. {hint}"
 
     step: str
     path: str
@@ -226,7 +243,7 @@ def did_you_mean(name: object, names: Iterable[str]) -> str:
     choices = list(names)
     if near := get_close_matches(str(name), choices, n=1):
         return f"Did you mean {near[0]!r}?"
-    return f"There are: {', '.join(choices)}." if choices else "There are none."
+    return f"Available: {', '.join(choices)}." if choices else "None exist."
 
 
 class _Details(dict[str, Any]):

@@ -65,17 +65,18 @@ def _signer() -> Signer:
 def address(view: str, run: UUID, expires: timedelta, **shows: Any) -> str:
     """The path of a view of this run that is open to whoever has it, until it expires."""
     if expires <= timedelta(0):
-        raise SequenceError(f"An address of a run cannot expire before now: {expires!r}.")
+        raise SequenceError(f"The link to a run cannot expire in the past: expires is {expires!r}.")
     token = Link(run, timezone.now() + expires, shows).sign()
     if len(token) > MAX_TOKEN_LENGTH:
         raise SequenceError(
-            f"The texts that are shown with run {run} make its address {len(token)} characters"
-            f" long, and servers refuse that: shorten them to less than {MAX_TOKEN_LENGTH}."
+            f"The texts shown with run {run} make its link {len(token)} characters long, "
+            "more than servers accept. Shorten them so that the link stays under "
+            f"{MAX_TOKEN_LENGTH} characters."
         )
     try:
         return reverse(f"sequences:{view}", args=[token])
     except NoReverseMatch:
         raise SequenceError(
-            "The pages of sequences have no URLs in this project. Add"
-            " path('sequences/', include('sequences.urls')) to its URLs."
+            "The URLs of sequences are not installed. Add path('sequences/', "
+            "include('sequences.urls')) to the project's URLs."
         ) from None

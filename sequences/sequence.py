@@ -94,15 +94,15 @@ class _Body(dict[str, Any]):
                 name = getattr(lost.function, "__name__", "a step")
                 raise InvalidDefinition(
                     where=f"{self['__module__']}.{self['__qualname__']}.{name}",
-                    problem="it is declared as a step, and the class has no such step",
-                    hint="Write @step above all other decorators, and give each step a name.",
+                    problem="it was declared as a step, but the class has no such step",
+                    hint="Move @step above all other decorators, and give each step a name.",
                 )
 
     def __setitem__(self, name: str, value: Any) -> None:
         if isinstance(self.get(name), Step):
             raise InvalidDefinition(
                 where=f"{self['__module__']}.{self['__qualname__']}.{name}",
-                problem="this name is declared twice in the class",
+                problem="the class declares this name twice",
                 hint="Rename one of them.",
             )
         super().__setitem__(name, value)
@@ -130,8 +130,8 @@ class SequenceType(type):
 
     def __setattr__(cls, name: str, value: Any) -> None:
         if isinstance(value, Step) and not value.name:
-            problem = "a step is added to a class that is there already"
-            raise invalid(cls, problem, "Declare it in the class, or in a subclass.", step=name)
+            problem = "a step cannot be added to an existing class"
+            raise invalid(cls, problem, "Declare it in the class or in a subclass.", step=name)
         super().__setattr__(name, value)
 
     if not TYPE_CHECKING:
@@ -139,8 +139,8 @@ class SequenceType(type):
         def __call__(cls, /, *args: Any, **data: Any) -> Sequence[Any]:
             if args:
                 raise SequenceError(
-                    f"{path_of(cls)}(…) takes its data as keywords. Data in one value is for "
-                    f"start: {cls.__name__}.start(data)."
+                    f"{path_of(cls)}(…) takes its data as keyword arguments. To pass a "
+                    f"single object, use {cls.__name__}.start(data)."
                 )
             return cls.start(data)
 
@@ -236,7 +236,7 @@ class Sequence(Generic[D], metaclass=SequenceType):
 
     if TYPE_CHECKING:
         data: D
-        """What the steps share. What a step changes in it is saved when the step commits."""
+        "The data that the steps share. Changes are saved when the step commits."
     else:
 
         @cached_property
@@ -245,11 +245,11 @@ class Sequence(Generic[D], metaclass=SequenceType):
             return self._stored.read()
 
     attempt: int
-    """Which attempt at the step this is: 1, 2, …; 0 outside a step."""
+    "The number of the current attempt: 1, 2, …; 0 outside a step."
     created: bool
-    """Whether this call started the run; false if one with its key existed."""
+    "Whether this call started the run; False if a run with its key already existed."
     runs = _Runs()
-    """The runs of this class: a queryset."""
+    "The runs of this class, as a queryset."
     schedules = _SchedulesOfClass()
     """What starts runs of this class by itself."""
 
@@ -489,7 +489,7 @@ def _containing_app_label(cls: type[Sequence[Any]]) -> str:
         return config.label
     raise invalid(
         cls,
-        f"its module {cls.__module__} is in no installed app",
+        f"its module {cls.__module__} does not belong to an installed app",
         "Add its app to INSTALLED_APPS, or set app_label in its Meta.",
     )
 
@@ -503,8 +503,8 @@ def _collect(cls: type) -> dict[str, Step[Any]]:
         if value is not None and not isinstance(value, Step):
             raise invalid(
                 cls,
-                "it replaces a step with something that is not one",
-                "Decorate it with @step, or remove the step with None.",
+                "it overrides a step with something that is not a step",
+                "Decorate it with @step, or set it to None to remove the step.",
                 step=name,
             )
     return {name: value for name, value in attributes.items() if value is not None}
@@ -541,12 +541,12 @@ def _undoes_attempted(undo: Undo, steps: dict[str, Step[Any]]) -> bool:
 def _startable(cls: type[Sequence[Any]]) -> Engine:
     engine = get_engine()
     if cls._definition is None:
-        raise SequenceError(f"{path_of(cls)} is abstract. Start a subclass that is not.")
+        raise SequenceError(f"{path_of(cls)} is abstract. Start a subclass that is not abstract.")
     return engine
 
 
 def _outside_a_step(sequence: Sequence[Any], name: str) -> SequenceError:
-    return SequenceError(f"{path_of(type(sequence))}.{name} is only there inside a step.")
+    return SequenceError(f"{path_of(type(sequence))}.{name} is only available inside a step.")
 
 
 def get(label: str) -> type[Sequence[Any]]:

@@ -114,7 +114,10 @@ def _drain(run: SequenceRun | None, limit: int) -> int:
     notifications.send_pending(using)  # of the starts
     while (row := due.next()) is not None:
         if performed >= limit:  # not by assert, which python -O leaves out
-            raise AssertionError(f"There seems to be no end: step {row} of {row.run} is due still")
+            raise AssertionError(
+                f"The limit is reached, but step {row} of {row.run} is still due. Does a step "
+                "repeat forever?"
+            )
         plan = plans.load(row.run.plan_id, using)
         if row.status == StepStatus.WAITING:
             # The clock may stand some milliseconds before what the database shows.
@@ -337,6 +340,6 @@ def assert_steps(run: SequenceRun | Sequence[Any], expected: Iterable[tuple[str,
     failures = "\n".join(f"  {failure}: {failure.message}" for failure in failed)
     if ledger != entries:  # not by assert, which python -O leaves out
         raise AssertionError(
-            f"The ledger of run {row.pk} is\n  {ledger}\nand not\n  {entries}\n"
-            f"Failures:\n{failures}"
+            f"The steps of run {row.pk} are\n  {ledger}\nExpected:\n  "
+            f"{entries}\nFailures:\n{failures}"
         )

@@ -244,6 +244,8 @@ def _likeliest(queryset: QuerySet[SequenceRun], action: run_actions.Action) -> d
 
 def _reason(error: InvalidTransition) -> str:
     """Why not, in words that many runs share."""
+    if not error.allowed:
+        return error.problem
     values = {"status": error.status, "allowed": error.allowed}
     return _("it is %(status)s, and must be %(allowed)s") % values
 

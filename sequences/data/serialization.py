@@ -81,7 +81,7 @@ def normalise(
     if max_bytes is not None and size > max_bytes:
         raise InvalidData(
             path=path,
-            problem=f"takes {size:,} bytes as JSON, and the limit is {max_bytes:,}"
+            problem=f"takes {size:,} bytes as JSON; the limit is {max_bytes:,}"
             + _largest_part(result, path),
             hint="Store it elsewhere and keep a reference, or raise MAX_DATA_BYTES.",
         )
@@ -99,9 +99,9 @@ def refuse_expansion(value: Any, max_bytes: int | None = None, path: str = "data
     if container is not None and _measure(container, path, {})[0] > most:
         raise InvalidData(
             path=path,
-            problem=f"takes more than {most:,} bytes as JSON, in which a value that stands in many "
-            "places is written as often",
-            hint="Store each value once, or a reference to it.",
+            problem=f"takes more than {most:,} bytes as JSON, because a value that appears in many "
+            "places is written once for each",
+            hint="Store each value once, or store references.",
         )
 
 
@@ -187,7 +187,7 @@ def _largest_part(value: Any, path: str) -> str:
         if part_size * 2 <= size:
             break
         value, size, place = part, part_size, part_place
-    return "" if place == path else f"; the largest part, {place}, takes {size:,}"
+    return "" if place == path else f"; the largest part is {place} with {size:,}"
 
 
 def _parts(value: Any, path: str) -> Iterator[tuple[Any, int, str]]:
@@ -257,7 +257,9 @@ def _find(value: Any, path: str, default: Callable[[Any], Any], depth: int = 1) 
     return next(filter(None, chain(keys, troubles)), None)
 
 
-_TOO_DEEP = Trouble("", f"nests deeper than {MAX_DEPTH} levels", "Store it flat, or as text.")
+_TOO_DEEP = Trouble(
+    "", f"is nested deeper than {MAX_DEPTH} levels", "Flatten it, or store it as text."
+)
 
 
 def _too_deep(path: str) -> InvalidData:
@@ -292,11 +294,11 @@ def _flaw(text: str) -> str:
 def _in_number(number: int | float, path: str) -> Trouble | None:
     if isinstance(number, float):
         fine = math.isfinite(number)
-        return None if fine else Trouble(path, f"is {number}", "Use None, or text.")
+        return None if fine else Trouble(path, f"is {number}", "Use None or a string.")
     try:
         int.__repr__(number)
     except ValueError:  # sys.set_int_max_str_digits
-        return Trouble(path, "is a number of too many digits", "Store it as hexadecimal text.")
+        return Trouble(path, "is an integer with too many digits", "Store it as hexadecimal text.")
     return None
 
 
@@ -304,9 +306,15 @@ def _in_object(value: Any, path: str, default: Callable[[Any], Any], depth: int)
     try:
         converted = default(value)
     except (TypeError, ValueError):
-        return Trouble(path, f"is of type {_type(value)}, which is not JSON", _mend(value))
+        return Trouble(
+            path, f"is of type {_type(value)}, which JSON cannot represent", _mend(value)
+        )
     if type(converted) is type(value):
-        return Trouble(path, f"is of type {_type(value)}, which stays so", "Fix the encoder.")
+        return Trouble(
+            path,
+            f"is of type {_type(value)}, and the encoder returns it unchanged",
+            "Fix the encoder.",
+        )
     return _find(converted, path, default, depth)
 
 
@@ -324,12 +332,12 @@ def _mend(value: Any) -> str:
     if isinstance(value, bytes | bytearray | memoryview):
         return "Store text: decode it, or use base64."
     if isinstance(value, datetime.time):
-        return "Store a datetime, or text."
+        return "Store a datetime or a string."
     if isinstance(value, Mapping):
         return "Use a dict."
     if isinstance(value, Iterable):
         return "Use a list."
-    return "Store text, numbers, lists and dicts, or teach the ENCODER this type."
+    return "Store strings, numbers, lists and dicts, or add this type to the ENCODER."
 
 
 def _type(value: Any) -> str:

@@ -98,8 +98,8 @@ class Codec:
         if not isinstance(value, expected):
             raise InvalidData(
                 path="data",
-                problem=f"is a {type(value).__name__}, and must be of the type {self.name}",
-                hint=f"Give an instance of {self.name}.",
+                problem=f"is of type {type(value).__name__}, but must be of type {self.name}",
+                hint=f"Pass an instance of {self.name}.",
             )
         if self.is_dict:
             self.refuse_unknown(value)
@@ -110,7 +110,7 @@ class Codec:
         names = _names(self.cls)
         for key in data if names else ():
             if key not in names:
-                raise self.invalid([("data", f"has no {key!r}. {did_you_mean(key, names)}")])
+                raise self.invalid([("data", f"has no field {key!r}. {did_you_mean(key, names)}")])
 
     def invalid(self, errors: list[tuple[str, str]]) -> InvalidData:
         """``errors`` are pairs of a path and what is wrong there."""
@@ -119,7 +119,7 @@ class Codec:
             f"The data is not a valid {self.name}. {problem}",
             path=errors[0][0],
             problem=problem,
-            hint=f"Give what {self.name} declares.",
+            hint=f"Pass the fields that {self.name} declares.",
             errors=errors,
         )
 
@@ -204,35 +204,43 @@ def codec_of(cls: type, root: type) -> Codec | None:
     if declared in _UNTYPED or get_origin(declared) is dict:
         return None
     if not _is_supported(declared):
-        problem = f"its data is declared as {getattr(declared, '__name__', declared)}"
-        raise invalid(cls, problem, "Give a pydantic model, a dataclass or a TypedDict: the class.")
+        problem = (
+            f"its data type is {getattr(declared, '__name__', declared)}, which is not supported"
+        )
+        raise invalid(cls, problem, "Use a pydantic model class, a dataclass or a TypedDict.")
     return _codec_for(cls, declared)
 
 
 def _codec_for(cls: type, declared: type) -> Codec:
     pydantic = _pydantic()
     if pydantic is None:
-        problem = f"its data is declared as {declared.__name__}, and typed data needs pydantic"
+        problem = f"its data type is {declared.__name__}, but typed data needs pydantic"
         version = ".".join(map(str, PYDANTIC))
-        hint = f"Install pydantic {version} or newer: django-dramatiq-sequences[pydantic]."
+        hint = (
+            f"Install pydantic {version} or newer: pip install "
+            "'django-dramatiq-sequences[pydantic]'."
+        )
         raise invalid(cls, problem, hint)
     try:
         codec = Codec(declared, pydantic)
         if codec.adapter.pydantic_complete:
             return codec
-        problem, hint = "it names a type that is not there yet", "Declare that above the sequence."
+        problem, hint = (
+            "it uses a type that is not defined yet",
+            "Declare that type above the sequence.",
+        )
     except pydantic.errors.PydanticUserError as error:
         problem, hint = _unusable(error)
     except NameError as error:
         problem, hint = str(error), "Declare it above the sequence."
-    raise invalid(cls, f"its data's type {declared.__name__} cannot be used: {problem}", hint)
+    raise invalid(cls, f"its data type {declared.__name__} cannot be used: {problem}", hint)
 
 
 def _unusable(error: Any) -> tuple[str, str]:
     if error.code == "typed-dict-version":
-        problem = "pydantic reads typing.TypedDict on Python 3.12 and newer"
+        problem = "pydantic supports typing.TypedDict only on Python 3.12 and newer"
         return problem, "Use typing_extensions.TypedDict."
-    return error.message, "Use types that pydantic knows."
+    return error.message, "Use types that pydantic supports."
 
 
 def _pydantic() -> ModuleType | None:
@@ -262,7 +270,7 @@ def _declared(cls: type, root: type) -> Any:
     types = [argument for argument in distinct if not isinstance(argument, TypeVar)]
     if len(types) > 1:
         names = " and ".join(getattr(argument, "__name__", str(argument)) for argument in types)
-        raise invalid(cls, f"its bases declare data of different types: {names}", "Keep one.")
+        raise invalid(cls, f"its bases declare different data types: {names}", "Keep one of them.")
     return next(iter(types or distinct), None)
 
 

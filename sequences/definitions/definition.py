@@ -87,7 +87,7 @@ class Definition:
         if data is None or isinstance(data, Mapping):
             return {**self.defaults, **(data or {})}
         raise SequenceError(
-            f"{self.label}.start: data is a {type(data).__name__}, not a dict: {data!r:.100}"
+            f"{self.label}.start: data must be a dict, not {type(data).__name__}: {data!r:.100}"
         )
 
     def options(self, step: Step[Any]) -> dict[str, Any]:

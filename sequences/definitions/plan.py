@@ -86,8 +86,9 @@ class Plan:
         """The plan that `to_json` wrote, perhaps in another release."""
         if graph["format"] > FORMAT:
             raise SequenceError(
-                f"A plan of {sequence} has format {graph['format']}, and this release knows formats"
-                f" up to {FORMAT}. Upgrade this process to the release that wrote it."
+                f"The plan of {sequence} has format {graph['format']}; this release reads "
+                f"formats up to {FORMAT}. Upgrade this process to the release that wrote "
+                "the plan."
             )
         nodes = tuple(map(Node.from_json, graph["steps"]))
         return cls(sequence, nodes, graph.get("definition"))
@@ -268,9 +269,9 @@ def _check_after(where: str, node: Node, above: list[str], names: list[str]) -> 
 
 def _after_problem(name: str, names: list[str]) -> tuple[str, str]:
     if name in names:
-        problem = f"after names {name!r}, which is circular or declared below"
-        return problem, "A step can only wait for steps that are declared above it: move it down."
-    return f"after names {name!r}, which is not a step of it", did_you_mean(name, names)
+        problem = f"after names {name!r}, which is circular or declared further down"
+        return problem, "A step can only wait for steps declared above it. Move this step down."
+    return f"after names {name!r}, which is not a step of this sequence", did_you_mean(name, names)
 
 
 def _in_declared_order(node: Node, names: list[str]) -> Node:

@@ -155,8 +155,8 @@ def _check_free(cls: SequenceClass, name: str) -> None:
         return
     raise InvalidDefinition(
         where=_path(cls),
-        problem=f"{name!r} is the label or an alias of {_path(other)} already",
-        hint="Rename one of the classes, or set another app_label in its Meta.",
+        problem=f"{name!r} is already the label or an alias of {_path(other)}",
+        hint="Rename one of the classes, or set a different app_label in its Meta.",
     )
 
 
@@ -177,7 +177,7 @@ def _definition(cls: SequenceClass) -> Definition:
         raise InvalidDefinition(
             where=_path(cls),
             problem="it is abstract",
-            hint="Register a subclass that is not abstract.",
+            hint="Register a concrete subclass.",
         )
     return definition
 

@@ -148,13 +148,14 @@ class Step(Generic[R]):
     if not TYPE_CHECKING:  # lest a type checker believes in every attribute
 
         def __getattr__(self, name: str) -> NoReturn:
-            raise no_attribute("A step", name, "A worker runs it: start its sequence.")
+            raise no_attribute("A step", name, "Workers run it: start its sequence.")
 
     def _refuse_call(self, sequence: Any, *args: Any, **kwargs: Any) -> NoReturn:
         raise SequenceError(
-            f"{type(sequence).__qualname__}.{self.name} is a step: a worker runs it, and this call "
-            "would run its body here, beside the run. In a test, call it on an instance of "
-            "sequences.testing.build(…); put code that others need into a plain method."
+            f"{type(sequence).__qualname__}.{self.name} is a step, and workers run steps. A "
+            "direct call would run its body here, outside the run. In tests, call it on an "
+            "instance from sequences.testing.build(…). Move code that you also need "
+            "elsewhere into a plain method."
         )
 
     @property
@@ -479,7 +480,7 @@ def repeat(after: timedelta | int | None = None) -> Repeat:
     wait = timedelta() if after is None else after
     if problem := duration_problem(wait):
         call = f"repeat(after={after!r})"
-        hint = "Give a timedelta, or milliseconds."
+        hint = "Use a timedelta or a number of milliseconds."
         raise InvalidData(f"{call}: {problem}.", path=call, problem=problem, hint=hint)
     return Repeat(as_timedelta(wait))
 
@@ -566,8 +567,8 @@ def duration_problem(value: object) -> str | None:
         return "it must be a timedelta or an int of milliseconds"
     length = value if isinstance(value, int) else to_milliseconds(value)
     if length < 0:
-        return "it cannot be negative"
-    return "it cannot be longer than 1,000 years" if length > to_milliseconds(MAX_WAIT) else None
+        return "it must not be negative"
+    return "it must not be longer than 1,000 years" if length > to_milliseconds(MAX_WAIT) else None
 
 
 def as_timedelta(value: timedelta | int) -> timedelta:

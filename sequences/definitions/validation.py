@@ -41,29 +41,34 @@ META_OWN = frozenset(  # not inherited
     {"abstract", "aliases", "app_label", "schedule", "schedules", "verbose_name"}
 )
 REFUSED_OPTIONS: dict[str, Problem] = {
-    "broker": ("all steps use the broker of the project", "Leave it out."),
-    "actor_name": ("it is made from the sequence's label and the step's name", "Leave it out."),
-    "actor_class": ("the actor of a step is this package's own", "Leave it out."),
+    "broker": ("all steps use the project's broker", "Leave it out."),
+    "actor_name": ("it is derived from the sequence's label and the step's name", "Leave it out."),
+    "actor_class": ("this package provides the actors of steps", "Leave it out."),
     "on_success": (
-        "Dramatiq loses it if the broker is down at that moment",
-        "Declare a step after this one.",
+        "Dramatiq loses the message if the broker is down at that moment",
+        "Declare a step after this one instead.",
     ),
     "on_failure": (
-        "Dramatiq loses it if the broker is down at that moment",
+        "Dramatiq loses the message if the broker is down at that moment",
         "Handle the error in the step itself.",
     ),
 }
-REFUSED_PIPE: Problem = ("the plan decides what comes next", "Declare the next step.")
+REFUSED_PIPE: Problem = ("the plan decides which step comes next", "Declare the next step instead.")
 MAX_STEP_NAME, MAX_LABEL = 100, 200  # the columns' lengths
 QUEUE_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9._-]*")  # Dramatiq's own rule
 
 
 def check_body(cls: type) -> None:
     if not isinstance(vars(cls).get("Meta", object), type):
-        raise invalid(cls, "its Meta is not a class", "Write class Meta: and options in it.")
+        raise invalid(
+            cls, "its Meta is not a class", "Write class Meta: and put the options in it."
+        )
     for name in ("__init__", "__new__"):
         if name in vars(cls):
-            problem = f"it defines {name}, and a sequence is created by its run, not by your code"
+            problem = (
+                f"it defines {name}, but instances of a sequence are created by the engine, not "
+                "by your code"
+            )
             raise invalid(cls, problem, "Put what it needs into data.")
     for owner in (cls, *_mixins(cls)):
         for name, value in vars(owner).items():
@@ -81,15 +86,15 @@ def _lookalike_problems(value: object) -> Iterator[Problem]:
     if isinstance(value, staticmethod | classmethod | property) and hidden_step(value):
         yield f"a step cannot be a {type(value).__name__}", "Make it a plain method."
     elif hidden_step(value):
-        yield "a decorator hides the step below it", "Write @step above all other decorators."
+        yield "another decorator hides the step below it", "Move @step above all other decorators."
     elif isinstance(value, Decorator):
-        yield "it is a decorator of a step without a method", "Write it above a method."
+        yield "the decorator has no method below it", "Put it above a method."
     elif any(value is declare for declare in (step, event, subsequence, on_failure)):
         name = getattr(value, "__name__", "step")
-        yield f"it is the function {name}() itself", f"Call it: {name}(…)."
+        yield f"{name}() is assigned without being called", f"Call it: {name}(…)."
     elif isinstance(value, Actor) or getattr(type(value), "is_step_elsewhere", False):
-        hint = "Make a step of it with step(…), or keep it outside of the class."
-        yield f"{value!r:.60} is no step", hint
+        hint = "Make it a step with step(…), or move it out of the class."
+        yield f"{value!r:.60} is not a step", hint
 
 
 def hidden_step(value: object) -> Step[Any] | None:
@@ -119,7 +124,7 @@ def _inside(value: object) -> Iterator[Any]:
 def check_names(cls: type, names: Iterable[str], reserved: frozenset[str]) -> None:
     for name in names:
         if name in reserved:
-            problem = "this name is reserved: every sequence has an attribute of that name"
+            problem = "this name is reserved: every sequence has an attribute with this name"
             raise invalid(cls, problem, "Rename it.", step=name)
 
 
@@ -128,7 +133,7 @@ def check_step_aliases(cls: type, steps: dict[str, Step[Any]]) -> None:
     for name, declaration in steps.items():
         for alias in declaration.aliases:
             if alias in names:
-                problem = f"its alias {alias!r} is the name or an alias of another step"
+                problem = f"its alias {alias!r} is also the name or an alias of another step"
                 raise invalid(cls, problem, "Remove the alias.", step=name)
             names.add(alias)
 
@@ -140,19 +145,21 @@ def check_references(cls: type, steps: dict[str, Step[Any]]) -> None:
         for role, other in _references(declaration):
             if other not in steps:
                 hint = did_you_mean(other, steps)
-                raise invalid(cls, f"{role} {other!r}, which is not a step of it", hint, step=name)
+                raise invalid(
+                    cls, f"{role} {other!r}, which is not a step of this sequence", hint, step=name
+                )
             if other == name or steps[other].kind in COMPENSATION_KINDS:
-                hint = "Name another step, one of the main line."
+                hint = "Name another step that is not an undo or on_failure."
                 raise invalid(cls, f"{role} {other!r}", hint, step=name)
         if isinstance(declaration, Undo):
             if name_of(declaration.undoes) in undone:
-                problem = f"it undoes {name_of(declaration.undoes)!r}, which has an undo already"
-                raise invalid(cls, problem, "Do both in one.", step=name)
+                problem = f"it undoes {name_of(declaration.undoes)!r}, which already has an undo"
+                raise invalid(cls, problem, "Combine them into one.", step=name)
             undone.add(name_of(declaration.undoes))
     handlers = [name for name, declaration in steps.items() if declaration.kind == "on_failure"]
     if len(handlers) > 1:
-        problem = f"it is a second @on_failure, beside {handlers[0]!r}"
-        raise invalid(cls, problem, "Do both in one.", step=handlers[1])
+        problem = f"it is a second @on_failure; the first is {handlers[0]!r}"
+        raise invalid(cls, problem, "Combine them into one.", step=handlers[1])
 
 
 def _references(step: Step[Any]) -> Iterator[tuple[str, str]]:
@@ -167,7 +174,7 @@ def meta_problems(options: dict[str, Any]) -> Iterator[Problem]:
     yield from declaration_problems(options)
     for name in sorted(STEP_OPTIONS - META_STEP_OPTIONS - META_OWN):
         if name in options:
-            yield f"{name} is an option of one step, not of all", "Set it on the step."
+            yield f"{name} can only be set on a step, not for all steps", "Set it on the step."
     yield from _option_problems(options)
 
 
@@ -194,9 +201,12 @@ def step_problems(name: str, step: Step[Any], steps: Mapping[str, Step[Any]]) ->
 
 def _name_problems(name: str, step: Step[Any]) -> Iterator[Problem]:
     if step.name != name:
-        yield f"it is the step {step.name!r} already", "Declare a step of its own with step(…)."
+        yield (
+            f"it is the same step object as {step.name!r}",
+            "Declare a separate step with step(…).",
+        )
     if name.startswith("_"):
-        yield "the name of a step cannot start with an underscore", "Rename it."
+        yield "step names must not start with an underscore", "Rename it."
     if len(name) > MAX_STEP_NAME:
         yield f"its name is longer than {MAX_STEP_NAME} characters", "Shorten it."
 
@@ -204,13 +214,13 @@ def _name_problems(name: str, step: Step[Any]) -> Iterator[Problem]:
 def _function_problems(step: Step[Any]) -> Iterator[Problem]:
     function: Any = step.function
     if isinstance(function, Step) or hidden_step(function):
-        yield "it is a step of a step", "Use @step once."
+        yield "@step is applied twice", "Use @step only once."
     elif isinstance(function, staticmethod | classmethod | property):
         yield f"a step cannot be a {type(function).__name__}", "Make it a plain method."
     elif not callable(function):
-        yield f"{function!r} cannot be called", "Give @step a method, a function, or a class."
+        yield f"{function!r} is not callable", "Pass a function, a method or a class to @step."
     elif inspect.isclass(function) and not callable(getattr(function, "perform", None)):
-        yield f"{function.__qualname__} has no method perform", "Add perform(self, sequence)."
+        yield f"{function.__qualname__} has no perform method", "Add perform(self, sequence)."
     else:
         yield from _kind_problems(_code(function))
 
@@ -241,7 +251,7 @@ def _of_partial(function: Any) -> Any:
 
 def _kind_problems(code: Any) -> Iterator[Problem]:
     if inspect.iscoroutinefunction(code):
-        hint = "Define it without async, or wrap it in asgiref's async_to_sync()."
+        hint = "Remove async, or wrap it in asgiref's async_to_sync()."
         yield "it is a coroutine function", hint
     if inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code):
         yield "it is a generator function", "Return a value instead of yielding."
@@ -250,32 +260,47 @@ def _kind_problems(code: Any) -> Iterator[Problem]:
 def _argument_problems(step: Step[Any], steps: Mapping[str, Step[Any]]) -> Iterator[Problem]:
     if isinstance(step.function, Actor):
         if step.each is not None:
-            yield "an actor cannot be called for each item", "Call it from a method that takes one."
+            yield (
+                "an actor cannot be called for each item",
+                "Call the actor from a step that takes the item.",
+            )
         if not (step.args or step.kwargs) and not _accepts(step.function.fn):
-            yield "its actor takes arguments", "Give them with args= or kwargs=, callables."
+            yield (
+                "its actor requires arguments",
+                "Pass args= or kwargs=, functions of the sequence that return the arguments.",
+            )
     elif step.args is not None or step.kwargs is not None:
-        yield "args and kwargs are for a Dramatiq actor", "Read what you need from self.data."
+        yield (
+            "args and kwargs are only for steps that run a Dramatiq actor",
+            "Read what you need from self.data instead.",
+        )
     elif isinstance(step, Subsequence):
         if not _is_sequence(step.sequence):
-            yield f"{step.sequence!r} is no sequence", "Give a Sequence class, or its label."
+            yield f"{step.sequence!r} is not a sequence", "Pass a Sequence class or its label."
     elif isinstance(step, Undo) and step.takes_item(steps):
         if not inspect.isclass(step.function) and not _accepts(step.function, None, None, None):
-            yield "it cannot be called with an item and its result", "Take self, item and result."
+            yield (
+                "it cannot be called with an item and its result",
+                "Take the parameters self, item and result.",
+            )
     elif step.each is not None:
         if not inspect.isclass(step.function) and not _accepts(step.function, None, None):
-            yield "it cannot be called with the sequence and an item", "Take self and the item."
+            yield (
+                "it cannot be called with the sequence and an item",
+                "Take the parameters self and item.",
+            )
     elif not inspect.isclass(step.function) and not _accepts(step.function, None):
-        yield "it cannot be called with the sequence only", "Take self, and read self.data."
+        yield "it cannot be called with the sequence alone", "Take only self, and read self.data."
 
 
 def _fan_out_problems(step: Step[Any]) -> Iterator[Problem]:
     if step.kind in COMPENSATION_KINDS:
         for name in sorted((FAN_OUT_OPTIONS | {"after", "on_error"}) & step.declared.keys()):
             if step.declared[name] is not None:
-                yield f"{name} is not for a step that only a failure begins", "Leave it out."
+                yield f"{name} cannot be set on an undo or on_failure", "Leave it out."
     for name in sorted(FAN_OUT_OPTIONS - {"each"}):
         if step.each is None and step.declared.get(name) not in (None, False):
-            yield f"{name} is for a step with each", "Give it each=, or leave it out."
+            yield f"{name} needs each", "Add each=, or leave it out."
 
 
 def _is_sequence(value: object) -> bool:
@@ -316,15 +341,18 @@ def _accepts(function: Any, *args: object) -> bool:
 def _after_problems(after: Iterable[object]) -> Iterator[Problem]:
     for other in after:
         if isinstance(other, Step) and not other.name:
-            yield f"after has {other!r}, which no class declares", "Declare it above this step."
+            yield (
+                f"after contains {other!r}, which no class declares",
+                "Declare it above this step.",
+            )
         elif not isinstance(other, Step | str):
-            yield f"after has {other!r}, which is no step", "Give steps, or their names."
+            yield f"after contains {other!r}, which is not a step", "Pass steps or their names."
 
 
 def _option_problems(options: Mapping[str, Any]) -> Iterator[Problem]:
     for name in options:
         if reason := refusal(name):
-            yield f"the option {name} is refused: {reason[0]}", reason[1]
+            yield f"the option {name} is not supported: {reason[0]}", reason[1]
 
 
 def refusal(name: str) -> Problem | None:
@@ -408,7 +436,7 @@ def _are_exceptions(value: object) -> bool:
     )
 
 
-DURATION = "a timedelta, or an int of milliseconds, up to 1,000 years"
+DURATION = "a timedelta or an int of milliseconds, at most 1,000 years"
 LIMIT = f"{DURATION}; or None for no limit"
 Rules = dict[str, tuple[Callable[[Any], bool], str]]
 _STEP_RULES: Rules = {
@@ -418,7 +446,7 @@ _STEP_RULES: Rules = {
     "args": (lambda value: value is None or _is_function(value), "a function of the sequence"),
     "kwargs": (lambda value: value is None or _is_function(value), "a function of the sequence"),
     "aliases": (_are_names, "a list of names"),
-    "label": (_is_text, "a text"),
+    "label": (_is_text, "a string"),
     "options": (_is_data, "a dict with strings as keys"),
     "queue_name": (
         lambda value: isinstance(value, str) and bool(QUEUE_NAME.fullmatch(value)),
@@ -427,26 +455,26 @@ _STEP_RULES: Rules = {
     "priority": (lambda value: type(value) is int, "an int"),
     "max_retries": (
         _is_retry_count,
-        "an int that is not negative, or None for no end",
+        "a non-negative int, or None for no limit",
     ),
     "retry_when": (
         lambda value: value is None or _is_function(value),
         "a function of the number of retries and the exception",
     ),
     "retries": (_are_retries, "a dict of classes of exceptions and how often each is retried"),
-    "throws": (_are_exceptions, "a class of exceptions, or a tuple of them"),
+    "throws": (_are_exceptions, "an exception class, or a tuple of exception classes"),
     "max_age": (_is_limit, LIMIT),
     "time_limit": (lambda value: value == math.inf or _is_limit(value), LIMIT),
     "max_backoff": (_is_duration, DURATION),
     "min_backoff": (_is_duration, DURATION),
-    "each": (_is_each, "a key of data, or a function of the sequence that gives items"),
+    "each": (_is_each, "a key of data, or a function of the sequence that returns items"),
     "concurrency": (_is_count, "a positive int"),
     "batch": (_is_count, "a positive int"),
-    "allow_failed": (_is_allowance, "True, a number of items, or a part of them such as 0.01"),
+    "allow_failed": (_is_allowance, "True, a number of items, or a fraction of them such as 0.01"),
     "data": (lambda value: value is None or _is_function(value), "a function of the sequence"),
     "on_error": (
         lambda value: value is None or isinstance(value, Step | str),
-        "a step, or its name",
+        "a step or its name",
     ),
     "attempted": (lambda value: isinstance(value, bool), "True or False"),
     "timeout": (
@@ -459,14 +487,14 @@ _META_RULES: Rules = {
     name: rule for name, rule in _STEP_RULES.items() if name not in STEP_OPTIONS - META_STEP_OPTIONS
 } | {
     "abstract": (lambda value: isinstance(value, bool), "True or False"),
-    "app_label": (lambda value: isinstance(value, str) and value.isidentifier(), "an app's label"),
+    "app_label": (lambda value: isinstance(value, str) and value.isidentifier(), "an app label"),
     "aliases": (_are_labels, 'a list of labels, such as "shop.ContactForm"'),
-    "verbose_name": (_is_text, "a text"),
+    "verbose_name": (_is_text, "a string"),
     "handoff": (lambda value: value in ("broker", "direct"), '"broker" or "direct"'),
     "schedule": (lambda value: isinstance(value, Timetable | None), "cron(…) or every(…)"),
     "schedules": (lambda value: isinstance(value, Mapping | None), "a dict of names to cron(…)"),
-    "retention": (_is_retention, "a timedelta, or None to keep runs"),
-    "retention_failed": (_is_retention, "a timedelta, or None to keep runs"),
+    "retention": (_is_retention, "a timedelta, or None to keep runs forever"),
+    "retention_failed": (_is_retention, "a timedelta, or None to keep runs forever"),
     "redact": (_are_names, "a list of names"),
     "defaults": (_is_data, "a dict with strings as keys"),
 }

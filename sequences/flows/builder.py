@@ -31,12 +31,12 @@ from .parser import CLASS_KEYS, CLASS_NAME, Parsed, Parser
 #: Options that a definition cannot have that is kept with its run.
 NOT_INLINE = {
     "priority": (
-        "it has a priority, which Dramatiq has for each actor, not each message",
+        "it has a priority, but Dramatiq sets priorities per actor, not per message",
         "Leave it out, or give the step a queue_name.",
     ),
     "on_retry_exhausted": (
         "it has on_retry_exhausted, which could name any actor",
-        "Give the definition on_failure, with a job.",
+        "Add on_failure with a job to the definition instead.",
     ),
 }
 
@@ -64,8 +64,8 @@ def build(
     app_label, class_name = _label(name or mapping.get("name"), where)
     where = file or f"{module}.{class_name}"
     if cls._codec is not None and not cls._codec.is_dict:
-        problem = f"{path_of(cls)} has data of the type {cls._codec.name}, and jobs read a dict"
-        raise InvalidDefinition(where=where, problem=problem, hint="Make it a TypedDict.")
+        problem = f"{path_of(cls)} has data of the type {cls._codec.name}, but jobs read a dict"
+        raise InvalidDefinition(where=where, problem=problem, hint="Use a TypedDict.")
     mapping = _normalised(mapping, where)
     parsed = Parser(where).parse(mapping)
     if app_label:
@@ -125,14 +125,14 @@ def start_definition(
     """
     where = f"start_definition, {name!r}"
     if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
-        hint = f"Give a text of 1 to {MAX_NAME} characters."
+        hint = f"Use a string of 1 to {MAX_NAME} characters."
         raise InvalidDefinition(where="start_definition", problem=f"name is {name!r}", hint=hint)
     serialization.normalise(name, path="name")
     mapping = _normalised(_mapping_of(definition, where), where)
     for refused in CLASS_KEYS:
         if refused in mapping:
-            problem = f"it has {refused}, which is for a definition that is declared"
-            hint = "Leave it out, or declare it with sequences.define."
+            problem = f"it has {refused}, which only declared definitions can have"
+            hint = "Leave it out, or declare the definition with sequences.define."
             raise InvalidDefinition(where=where, problem=problem, hint=hint)
     built = _inline(mapping, f"{INLINE_LABEL}:{name}", where, strict=True)
     _check_inline(built, where)
@@ -196,7 +196,7 @@ def _problems(
     node: Node, step: Step[Any], queues: list[str], labels: list[str]
 ) -> Iterator[tuple[str, str]]:
     if isinstance(step, Subsequence) and find(step.sequence) is None:
-        yield f"there is no sequence {step.sequence!r}", did_you_mean(step.sequence, labels)
+        yield f"no sequence is registered as {step.sequence!r}", did_you_mean(step.sequence, labels)
     if node.queue not in queues:
         problem = f"no worker of this project consumes the queue {node.queue!r}"
         yield problem, did_you_mean(node.queue, queues)
@@ -211,8 +211,8 @@ def _mapping_of(definition: Data, where: str) -> dict[str, Any]:
         return dict(definition)
     if callable(getattr(definition, "definition", None)):
         return definition.definition()
-    problem = f"a definition is a mapping, and this is a {type(definition).__name__}"
-    hint = "Give a mapping, or what chain() or group() returns."
+    problem = f"a definition must be a mapping; this is a {type(definition).__name__}"
+    hint = "Pass a mapping, or the result of chain() or group()."
     raise InvalidDefinition(where=where, problem=problem, hint=hint)
 
 
@@ -234,11 +234,11 @@ def _normalised(mapping: dict[str, Any], where: str) -> dict[str, Any]:
 
 def _listed(name: str, step: Any, where: str) -> dict[str, Any]:
     if not isinstance(step, dict):
-        hint = "Give a mapping, such as {job: fetch_data}."
+        hint = "Use a mapping, such as {job: fetch_data}."
         place = f"{where}: step {name!r}"
         raise InvalidDefinition(where=place, problem=f"the step is {step!r:.60}", hint=hint)
     if "name" in step:
-        problem = "name is no key of a step here: the key above it is its name"
+        problem = "a step in a mapping cannot have a name key: its key is its name"
         place = f"{where}: step {name!r}"
         raise InvalidDefinition(where=place, problem=problem, hint="Leave it out.")
     return {"name": name, **step}
@@ -248,7 +248,7 @@ def _label(name: Any, where: str) -> tuple[str | None, str]:
     match = CLASS_NAME.fullmatch(name) if isinstance(name, str) else None
     if match is None:
         problem = "it has no name" if name is None else f"its name is {name!r}"
-        hint = 'Add name: an app\'s label and a name, such as "shop.Import".'
+        hint = 'Add name: with an app label and a name, such as "shop.Import".'
         raise InvalidDefinition(where=where, problem=problem, hint=hint)
     return match[1], match[2]
 

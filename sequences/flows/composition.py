@@ -85,14 +85,14 @@ class _Drawing:
             raise InvalidDefinition(
                 where="a chain or group",
                 problem=f"it has more than {MAX_STEPS} steps",
-                hint="Use each, or subsequences.",
+                hint="Use each or subsequences.",
             )
         name = self._free(str(keys.pop("name", re.sub(r"[^A-Za-z0-9_-]", "_", use.job))))
         if delay is not None:
             if "delay" in keys:
-                problem = "it has a delay, and so has what begins with it"
+                problem = "it has a delay, and so does the chain or group that it starts"
                 raise InvalidDefinition(
-                    where=f"step {name!r}", problem=problem, hint="Leave out one of them."
+                    where=f"step {name!r}", problem=problem, hint="Remove one of them."
                 )
             keys["delay"] = delay
         self.steps[name] = {"job": use.job, "after": after, **keys}
@@ -110,8 +110,8 @@ class _Drawing:
 def _longer(part: Composition, delay: Delay | None) -> Delay | None:
     if part.delay is not None and delay is not None:
         what = "group" if part.parallel else "chain"
-        problem = "it has a delay, and so has what begins with it"
-        raise InvalidDefinition(where=f"a {what}", problem=problem, hint="Leave out one of them.")
+        problem = "it has a delay, and so does the chain or group that it starts"
+        raise InvalidDefinition(where=f"a {what}", problem=problem, hint="Remove one of them.")
     return delay if part.delay is None else part.delay
 
 
@@ -124,10 +124,10 @@ def _use(part: Any) -> Use:
 def _checked(what: str, parts: Iterable[Any]) -> tuple[Any, ...]:
     checked = tuple(parts)
     if not checked:
-        raise InvalidDefinition(where=f"{what}()", problem="it is empty", hint="Give it a job.")
+        raise InvalidDefinition(where=f"{what}()", problem="it is empty", hint="Add a job.")
     for part in checked:
         if not isinstance(part, Composition | Use | Job | str):
-            hint = "Give jobs, names of jobs, job.with_(…), chains and groups."
-            problem = f"{reprlib.repr(part)} is no part of it"
+            hint = "Pass jobs, names of jobs, job.with_(…), chains and groups."
+            problem = f"{reprlib.repr(part)} cannot be a part"
             raise InvalidDefinition(where=f"{what}(…)", problem=problem, hint=hint)
     return checked

@@ -30,8 +30,8 @@ def load(pattern: str, /) -> list[type[Sequence[Any]]]:
     folder = Path(file).resolve().parent if file else Path.cwd()
     paths = sorted(Path(folder.anchor).glob(_inside(folder / pattern)))
     if not paths:
-        hint = "Fix the pattern: it is looked up beside the module that calls load()."
-        raise InvalidDefinition(where=f"load({pattern!r})", problem="finds no file", hint=hint)
+        hint = "Fix the pattern. It is relative to the module that calls load()."
+        raise InvalidDefinition(where=f"load({pattern!r})", problem="matches no file", hint=hint)
     return [_load(path, caller["__name__"]) for path in paths]
 
 
@@ -60,28 +60,30 @@ def _read(path: Path, file: str) -> dict[str, Any]:
     read = readers.get(path.suffix.lower())
     if read is None:
         problem = f"its suffix is {path.suffix!r}"
-        raise _invalid(file, problem, f"Name it with one of {', '.join(readers)}.")
+        raise _invalid(file, problem, f"Use one of {', '.join(readers)}.")
     try:
         mapping = read(path.read_text(encoding="utf-8"), file)
     except RecursionError:
-        raise _invalid(file, "it is nested too deeply", "Write it flat.") from None
+        raise _invalid(file, "it is nested too deeply", "Flatten it.") from None
     except UnicodeDecodeError as error:
         raise _invalid(file, f"it is not UTF-8: {error}", "Save it as UTF-8.") from None
     if not isinstance(mapping, dict):
-        raise _invalid(file, "it holds no mapping", "Begin with name: and steps:.")
+        raise _invalid(file, "it does not contain a mapping", "Start with name: and steps:.")
     return mapping
 
 
 def _json(text: str, file: str) -> Any:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         for key in _twice(key for key, _ in pairs):
-            raise _invalid(file, f"{key!r} stands in one mapping twice", "Rename one.")
+            raise _invalid(
+                file, f"the key {key!r} appears twice in a mapping", "Rename one of them."
+            )
         return dict(pairs)
 
     try:
         return json.loads(text, object_pairs_hook=once)
     except ValueError as error:
-        raise _invalid(file, f"it is not JSON: {error}", "Fix it there.") from None
+        raise _invalid(file, f"it is not valid JSON: {error}", "Fix it there.") from None
 
 
 def _yaml(text: str, file: str) -> Any:
@@ -89,11 +91,13 @@ def _yaml(text: str, file: str) -> Any:
         import yaml
     except ImportError:
         hint = 'Install it: pip install "django-dramatiq-sequences[yaml]".'
-        raise _invalid(file, "reading YAML takes PyYAML", hint) from None
+        raise _invalid(file, "YAML files need PyYAML", hint) from None
     try:
         return yaml.load(text, Loader=_loader())  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
-        raise _invalid(file, f"it is not YAML: {_problem_of(error)}", "Fix it there.") from None
+        raise _invalid(
+            file, f"it is not valid YAML: {_problem_of(error)}", "Fix it there."
+        ) from None
 
 
 def _problem_of(error: Any) -> str:
@@ -111,7 +115,7 @@ def _loader() -> Any:
         def get_single_node(self) -> Any:
             node: Any = super().get_single_node()
             if _nodes(node) > MAX_NODES:
-                problem = f"with what its aliases stand for it has more than {MAX_NODES:,} values"
+                problem = f"it has more than {MAX_NODES:,} values once its aliases are expanded"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
             return node
 
@@ -120,7 +124,7 @@ def _loader() -> Any:
             scalars = (key for key, _ in node.value if isinstance(key, yaml.ScalarNode))
             marks = [(str(key.value), key.start_mark) for key in scalars]
             for key in _twice(key for key, _ in marks):
-                problem = f"{key!r} stands in one mapping twice"
+                problem = f"the key {key!r} appears twice in a mapping"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=dict(marks)[key])
             return node
 

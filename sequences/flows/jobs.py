@@ -48,7 +48,7 @@ class Job(Generic[P, R]):
     if not TYPE_CHECKING:  # lest a type checker believes in every attribute
 
         def __getattr__(self, name: str) -> NoReturn:
-            hint = "Start it as a definition: start_definition(chain(job), data)."
+            hint = "Start it as part of a definition: start_definition(chain(job), data)."
             raise no_attribute("A job", name, hint)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -126,18 +126,18 @@ class Job(Generic[P, R]):
 
     def _missing(self, name: str, source: str | None) -> InvalidData:
         if source is None:
-            problem = "has no value, and no default"
-            hint = f"Put {name!r} into data, or give it with args or inputs."
+            problem = "has no value and no default"
+            hint = f"Put {name!r} into data, or pass it with args or inputs."
         else:
-            problem = f"has no value: there is no {source}"
-            hint = "Fix its inputs or what they read, or give the parameter a default."
+            problem = f"has no value: {source} does not exist"
+            hint = "Fix its inputs or the step that they read, or give the parameter a default."
         return InvalidData(path=self._path(name), problem=problem, hint=hint)
 
     def _checked(self, name: str, value: Any) -> Any:
         annotations = self._annotations
         if name not in annotations:
             return value
-        hint = f"Fix data[{name!r}], or what args or inputs give."
+        hint = f"Fix data[{name!r}], or the value passed by args or inputs."
         return _validated(annotations[name], value, self._path(name), hint)
 
     def _result(self, value: Any) -> Any:
@@ -145,7 +145,7 @@ class Job(Generic[P, R]):
             return value
         annotation = self._annotations["return"]
         path = f"The result of job {self.name!r}"
-        checked = _validated(annotation, value, path, "Fix the function, or its annotation.")
+        checked = _validated(annotation, value, path, "Fix the function or its annotation.")
         adapter = _adapter(annotation)
         return checked if adapter is None else adapter.dump_python(checked, mode="json")
 
@@ -158,8 +158,8 @@ class Job(Generic[P, R]):
         try:
             return typing.get_type_hints(inspect.unwrap(self.function), include_extras=True)
         except NameError as error:
-            problem = f"its annotations cannot be read: {error}"
-            hint = "Annotate it with what its module has when it is called."
+            problem = f"its annotations cannot be resolved: {error}"
+            hint = "Use only names that its module defines at run time."
             raise InvalidDefinition(
                 where=f"job {self.name!r}", problem=problem, hint=hint
             ) from None
@@ -177,7 +177,7 @@ def job(name: str, /) -> Callable[[Callable[P, R]], Job[P, R]]:
         raise InvalidDefinition(
             where=f"job {_path(name) if callable(name) else repr(name)}",
             problem="it has no name",
-            hint='Write @job("fetch_data"), with a name of your own.',
+            hint='Write @job("fetch_data") with a name of your choice.',
         )
     return lambda function: _register(name, function)
 
@@ -222,19 +222,24 @@ def _problems(name: str, function: Any) -> Iterator[tuple[str, str]]:
         yield f"{function!r} is not a function", "Decorate a function."
     code = innermost(function)
     if inspect.iscoroutinefunction(code):
-        yield "it is a coroutine function", "Define it without async."
+        yield "it is a coroutine function", "Remove async."
     if inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code):
         yield "it is a generator function", "Return a list instead of yielding."
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL):
-            yield f"its parameter {parameter} cannot be given by name", "Take it by its name."
+            yield (
+                f"its parameter {parameter} cannot be passed by name",
+                "Make it a keyword parameter.",
+            )
     if _is_annotated(function) and find_spec("pydantic") is None:
-        problem = "its parameters are annotated, and pydantic validates those"
-        yield problem, "Install django-dramatiq-sequences[pydantic], or leave the annotations out."
+        problem = (
+            "its parameters are annotated, but pydantic, which validates them, is not installed"
+        )
+        yield problem, "Install django-dramatiq-sequences[pydantic], or remove the annotations."
     other = _by_name.get(name)
     # A reloaded module registers its functions again, and the new ones count.
     if other is not None and _path(other.function) != _path(function):
-        problem = f"{_path(function)} and {_path(other.function)} both have this name"
+        problem = f"{_path(function)} and {_path(other.function)} have the same name"
         yield problem, "Rename one of them."
 
 
@@ -255,7 +260,7 @@ def _validated(annotation: Any, value: Any, path: str, hint: str) -> Any:
     try:
         return adapter.validate_python(value)
     except ValueError as error:
-        problem = f"does not fit {_name(annotation)}: {_first_of(error)}"
+        problem = f"is not a valid {_name(annotation)}: {_first_of(error)}"
         raise InvalidData(path=path, problem=problem, hint=hint) from None
 
 

@@ -53,8 +53,8 @@ NOT_FOR = {
     "subsequence": {"save"},
 }
 NOT_DATA = {
-    "throws": "it is a class, and a definition is data",
-    "retry_when": "it is a function, and a definition is data",
+    "throws": "it is a class, but definitions are plain data",
+    "retry_when": "it is a function, but definitions are plain data",
 }
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -108,16 +108,16 @@ class Parser:
         if not pairs:
             raise self._error("its steps are empty", "Add a step.")
         if len(pairs) > MAX_STEPS:
-            problem = f"it has {len(pairs)} steps, and {MAX_STEPS} at most fit"
-            raise self._error(problem, "Use each, or subsequences.")
+            problem = f"it has {len(pairs)} steps; the limit is {MAX_STEPS}"
+            raise self._error(problem, "Use each or subsequences.")
         names: set[str] = set()
         for name, spec in pairs:
             self.step = name
             if not NAME.fullmatch(self.step):
-                hint = "Use letters, digits, underscores and hyphens; begin with a letter."
-                raise self._error("its name is not allowed", hint)
+                hint = "Use letters, digits, underscores and hyphens, and start with a letter."
+                raise self._error("its name is not valid", hint)
             if self.step in (*names, "outputs", "on_failure"):
-                raise self._error("this name is taken already", "Rename the step.")
+                raise self._error("this name is already taken", "Rename the step.")
             names.add(self.step)
             self._mapping(spec, "the step")
             yield self.step, {key: value for key, value in spec.items() if key != "name"}
@@ -126,7 +126,7 @@ class Parser:
     def _named(self, spec: Any) -> str:
         self._mapping(spec, "a step")
         if not isinstance(spec.get("name"), str):
-            raise self._error("a step of its list has no name", "Give each step a name.")
+            raise self._error("a step in the list has no name", "Give each step a name.")
         return str(spec["name"])
 
     def _check_kinds(self) -> None:
@@ -134,13 +134,17 @@ class Parser:
             self.step = name
             kinds = [kind for kind in KINDS if kind in spec]
             if len(kinds) != 1:
-                problem = f"it has {' and '.join(kinds)}" if kinds else "it has nothing to do"
-                raise self._error(problem, "Give it one of job, event and subsequence.")
+                problem = (
+                    f"it has {' and '.join(kinds)}"
+                    if kinds
+                    else "it has no job, event or subsequence"
+                )
+                raise self._error(problem, "Give it exactly one of job, event and subsequence.")
             for key in sorted(NOT_FOR.get(kinds[0], set()) & spec.keys()):
-                raise self._error(f"{key} is not for a step with {kinds[0]}", "Leave it out.")
+                raise self._error(f"{key} cannot be combined with {kinds[0]}", "Leave it out.")
             self._check_keys(spec, STEP_KEYS)
             if not isinstance(spec.get("on_error", ""), str | None):
-                raise self._error(f"on_error is {spec['on_error']!r}", "Give the name of a step.")
+                raise self._error(f"on_error is {spec['on_error']!r}", "Use the name of a step.")
         self.step = ""
 
     # the order
@@ -167,7 +171,7 @@ class Parser:
             is_explicit, after = self._after(self.step)
             for other in after:
                 if other not in self.specs:
-                    problem = f"after names {other!r}, which is not a step of it"
+                    problem = f"after names {other!r}, which is not a step of this definition"
                     raise self._error(problem, did_you_mean(other, self.specs))
             if self.step in self.beside:
                 yield self.step, set()
@@ -183,7 +187,7 @@ class Parser:
         names = [after] if isinstance(after, str) else after
         if not isinstance(names, list) or not all(isinstance(other, str) for other in names):
             self.step = name
-            raise self._error(f"after is {after!r}", "Give the name of a step, or a list of names.")
+            raise self._error(f"after is {after!r}", "Use the name of a step, or a list of names.")
         return True, names
 
     def _circle(self, needs: dict[str, set[str]]) -> InvalidDefinition:
@@ -195,7 +199,7 @@ class Parser:
         circle = [*way[way.index(name) :], name]
         self.step = name
         text = " → ".join(reversed(circle))
-        return self._error(f"after goes in a circle: {text}", "Remove one of these.")
+        return self._error(f"after is circular: {text}", "Remove one of these dependencies.")
 
     # one step
 
@@ -229,13 +233,15 @@ class Parser:
         for name, why in NOT_DATA.items():
             if name in options:
                 hint = "Leave it out, or declare the sequence as a class."
-                raise self._error(f"the option {name} is refused: {why}", hint)
+                raise self._error(f"the option {name} is not supported: {why}", hint)
         for name in DURATION_OPTIONS:
             if options.get(name) is not None:
                 options[name] = to_milliseconds(self._duration(name, options[name]))
         retries = options.get("max_retries")
         if retries is not None and (type(retries) is not int or retries < 0):
-            raise self._error(f"max_retries is {retries!r}", "Give a number, or null for no end.")
+            raise self._error(
+                f"max_retries is {retries!r}", "Use a non-negative integer, or null for no limit."
+            )
         return options
 
     def _event(self, spec: Any, options: dict[str, Any]) -> Event:
@@ -249,7 +255,7 @@ class Parser:
     def _subsequence(self, spec: dict[str, Any], options: dict[str, Any]) -> Subsequence:
         label = spec["subsequence"]
         if not isinstance(label, str) or not CLASS_NAME.fullmatch(label) or "." not in label:
-            hint = 'Give the label of a sequence, such as "shop.ShipOrder".'
+            hint = 'Use the label of a sequence, such as "shop.ShipOrder".'
             raise self._error(f"subsequence is {label!r}", hint)
         arguments = self._arguments(spec, ("item",) if "each" in spec else ())
         data = ChildData(arguments) if arguments.inputs or arguments.args else None
@@ -257,7 +263,7 @@ class Parser:
 
     def _undo(self, name: str, spec: Any, of: Step[Any]) -> tuple[str, Step[Any]]:
         if (own := f"undo_{name}") in self.specs:
-            problem = f"its undo would be the step {own!r}, and there is one"
+            problem = f"its undo would be named {own!r}, but a step already has that name"
             raise self._error(problem, f"Rename the step {own!r}.")
         options = {"undoes": of}
         if isinstance(spec, Mapping) and "attempted" in spec:
@@ -293,11 +299,15 @@ class Parser:
     ) -> Call:
         name = spec.get("job")
         if not isinstance(name, str):
-            raise self._error(f"job is {name!r}", "Give the name of a registered job.")
+            raise self._error(f"job is {name!r}", "Use the name of a registered job.")
         save = spec.get("save")
         if save is not None and (not isinstance(save, str) or each):
-            problem = "items cannot change data, and save would" if each else f"save is {save!r}"
-            raise self._error(problem, "Give a key of data, and only to a step without each.")
+            problem = (
+                "save is not allowed with each, because items cannot change data"
+                if each
+                else f"save is {save!r}"
+            )
+            raise self._error(problem, "Use a key of data, and only on a step without each.")
         arguments = self._arguments(spec, ("item",) if each else roots, anywhere=anywhere)
         if self.strict:
             self._check_job(name, arguments, each=each)
@@ -307,7 +317,7 @@ class Parser:
         job = jobs.find(name)
         if job is None:
             hint = "Jobs are registered when the module with their @job is imported."
-            problem = f"there is no job {name!r}"
+            problem = f"no job is registered as {name!r}"
             raise self._error(problem, f"{did_you_mean(name, jobs.names())} {hint}")
         for parameter in {**arguments.inputs, **arguments.args}:
             if parameter not in job.parameters and not job.takes_any:
@@ -316,7 +326,7 @@ class Parser:
         reads = any(ref.root == "item" for ref in arguments.inputs.values())
         if each and not (reads or "item" in job.parameters or job.takes_sequence):
             hint = f"Add inputs, such as {next(iter(job.parameters), 'item')}: item."
-            raise self._error(f"job {name!r} would not get the item", hint)
+            raise self._error(f"job {name!r} does not receive the item", hint)
 
     def _arguments(
         self, spec: Mapping[str, Any], roots: tuple[str, ...], *, anywhere: bool = False
@@ -325,7 +335,7 @@ class Parser:
         self._mapping(inputs, "inputs")
         self._mapping(args, "args")
         for name in inputs.keys() & args.keys():
-            raise self._error(f"{name!r} is in inputs and in args", "Leave out one of them.")
+            raise self._error(f"{name!r} is in both inputs and args", "Remove one of them.")
         refs = {
             name: self._ref(f"inputs.{name}", text, roots, anywhere=anywhere)
             for name, text in inputs.items()
@@ -347,7 +357,7 @@ class Parser:
         if isinstance(value, Mapping) and value:
             pairs = [(self._bare_ref("when", text), expected) for text, expected in value.items()]
             return Conditions(values=tuple(pairs))
-        hint = 'Give a key of data, "not key", or a mapping of keys to the values that they need.'
+        hint = 'Use a key of data, "not key", or a mapping of keys to the values they must have.'
         raise self._error(f"when is {value!r}", hint)
 
     def _bare_ref(self, what: str, text: Any) -> Ref:
@@ -363,7 +373,7 @@ class Parser:
         roots = ("data", "steps", *extra_roots)
         if not parts or not all(parts) or parts[0] not in roots:
             forms = ["data.key", "steps.name", *extra_roots]
-            hint = f"Write {' or '.join(forms)}, or give a literal value with args."
+            hint = f"Use {' or '.join(forms)}, or pass a literal value with args."
             raise self._error(f"{what} is {text!r}", hint)
         if parts[0] != "steps":
             return Ref(text, parts[0], tuple(parts[1:]))
@@ -375,18 +385,18 @@ class Parser:
 
     def _check_read(self, what: str, name: str, *, anywhere: bool) -> None:
         if name not in self.specs:
-            problem = f"{what} reads {name!r}, which is not a step of it"
+            problem = f"{what} reads {name!r}, which is not a step of this definition"
             raise self._error(problem, did_you_mean(name, self.specs))
         above = self.above.get(self.step, set())
         aside = self.step in self.beside or above & self.beside
         if not (anywhere or aside or name in above):
-            problem = f"{what} reads step {name!r}, for which it does not wait"
+            problem = f"{what} reads the step {name!r} without waiting for it"
             raise self._error(problem, f"Add {name!r} to its after.")
 
     def _duration(self, what: str, value: Any) -> timedelta:
         if (length := parse_duration(value)) is not None:
             return length
-        hint = 'Give milliseconds, or a text such as "15 min", "3 days" or "PT1H30M".'
+        hint = 'Use milliseconds, or a string such as "15 min", "3 days" or "PT1H30M".'
         raise self._error(f"{what} is {value!r}", hint)
 
     def _meta(self, mapping: Mapping[str, Any]) -> dict[str, Any]:
@@ -438,7 +448,7 @@ class Parser:
     def _check_names(self, mapping: Mapping[str, Any], names: Iterable[str], what: str) -> None:
         for key in mapping:
             if key not in set(names):
-                raise self._error(f"{key!r} is no {what}", did_you_mean(key, names))
+                raise self._error(f"{key!r} is not a valid {what}", did_you_mean(key, names))
 
     def _check_keys(self, spec: Mapping[str, Any], ours: tuple[str, ...]) -> None:
         """Refuse what is no option of Dramatiq's, unless it was one at the run's start.
@@ -451,13 +461,13 @@ class Parser:
                 continue
             if apps.ready and key in dramatiq.get_broker().actor_options:
                 continue
-            problem = f"{key!r} is no key of a step, nor an option of Dramatiq's"
+            problem = f"{key!r} is not a valid key of a step, nor a Dramatiq option"
             choices = sorted(name for name in names if not (refusal(name) or name in NOT_DATA))
             raise self._error(problem, did_you_mean(key, choices))
 
     def _mapping(self, value: Any, what: str) -> None:
         if not isinstance(value, Mapping):
-            raise self._error(f"{what} is {value!r:.60}", "Give a mapping.")
+            raise self._error(f"{what} is {value!r:.60}", "Use a mapping.")
 
     def _error(self, problem: str, hint: str) -> InvalidDefinition:
         where = f"{self.where}: step {self.step!r}" if self.step else self.where

@@ -98,7 +98,7 @@ class ChildData:
     def __call__(self, sequence: Any, *item: Any) -> dict[str, Any]:
         values, missing = self.arguments.read(sequence, dict(zip(("item",), item, strict=False)))
         for name, source in missing.items():
-            problem = f"has no value: there is no {source}"
+            problem = f"has no value: {source} does not exist"
             path = f"data[{name!r}] of the subsequence"
             raise InvalidData(path=path, problem=problem, hint="Fix its inputs.")
         return values
@@ -114,7 +114,9 @@ class Items:
         value = self.ref.read(sequence, {})
         if isinstance(value, list):
             return value
-        problem = "is not there" if value is MISSING else f"is a {type(value).__name__}, not a list"
+        problem = (
+            "does not exist" if value is MISSING else f"is a {type(value).__name__}, not a list"
+        )
         hint = "Fix each, or put a list there in an earlier step."
         raise InvalidData(path=self.ref.text, problem=problem, hint=hint)
 
@@ -145,6 +147,6 @@ class Outputs:
             value = ref.read(sequence, {})
             if value is MISSING and (ref.root != "steps" or ref.has_root(sequence)):
                 hint = "Fix the outputs, or what the step returns."
-                raise InvalidData(path=ref.text, problem="is not there", hint=hint)
+                raise InvalidData(path=ref.text, problem="does not exist", hint=hint)
             if value is not MISSING:  # of a step that was skipped there is nothing to put out
                 sequence.data[name] = value

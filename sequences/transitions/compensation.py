@@ -207,7 +207,7 @@ def _record(
     child: SequenceRun, action: str, parent: SequenceRun, now: datetime, using: str
 ) -> None:
     Operation._base_manager.using(using).create(
-        run=child, action=action, reason=f"its parent {parent.pk} is undone", done_at=now
+        run=child, action=action, reason=f"with its parent run {parent.pk}", done_at=now
     )
 
 

@@ -79,11 +79,16 @@ class LockedRun:
     def allow(self, rule: Rule) -> None:
         """Refuse the request in a state of the run that this rule does not name."""
         if not rule.allows(self.run.status):
-            self.refuse(" or ".join(rule.run_states))
+            allowed = _one_of(rule.run_states)
+            self.refuse(_wrong_status(self.run.status, allowed), allowed)
 
-    def refuse(self, allowed: str) -> None:
+    def refuse(self, problem: str, allowed: str = "") -> None:
         raise InvalidTransition(
-            action=self.request.action, run=self.run.pk, status=self.run.status, allowed=allowed
+            action=self.request.action,
+            run=self.run.pk,
+            status=self.run.status,
+            allowed=allowed,
+            problem=problem,
         )
 
     def done(self) -> None:
@@ -193,7 +198,7 @@ class LockedRun:
         if run is None or not run.is_finished or run.status == RunStatus.SUCCEEDED:
             return []
         request = OperationRequest(
-            self.request.action, self.request.by, reason=f"so is its parent {self.run.pk}"
+            self.request.action, self.request.by, reason=f"with its parent run {self.run.pk}"
         )
         locked = LockedRun(run, request, self.using, keep_deliveries=self.keep_deliveries)
         if locked.undone():  # it begins from nothing
@@ -239,7 +244,7 @@ class LockedRun:
         """Go on with the undo that has failed, or with `on_failure`."""
         self.allow(RULES["retry_compensation"])
         if not compensation.can_retry(self.run, self.plan, self.using):
-            self.refuse(_NOT_UNDONE)
+            self.refuse(_ROLLED_BACK)
         self._begin_again()
         return compensation.retry(self.run, self.plan, self.now, self.using)
 
@@ -247,7 +252,7 @@ class LockedRun:
         """Go on with the undoing, without this undo."""
         rows = self.steps(step=step, status__in=rule.step_states)
         if not rows.update(status=StepStatus.SKIPPED):
-            _refuse_step(self, _one_of(rule.step_states))
+            _refuse_status(self, rule.step_states)
         self._begin_again()
         self.run.status = RunStatus.UNDOING
         return compensation.go_on(self.run, self.plan, self.now, self.using)
@@ -288,14 +293,7 @@ class LockedRun:
     def _hold_key(self, key: str) -> None:
         other = self._holder(key)
         if other is not None:
-            raise InvalidTransition(
-                f"Cannot {self.request.action} run {self.run.pk}: run {other.pk} holds its key "
-                f"{key!r} now. Finish or cancel that one first.",
-                action=self.request.action,
-                run=self.run.pk,
-                status=self.run.status,
-                allowed="the holder of its key",
-            )
+            self.refuse(f"run {other.pk} holds its key {key!r} now. Finish or cancel it first.")
         self.run.active_key = key
 
     def _holder(self, key: str) -> SequenceRun | None:
@@ -309,8 +307,7 @@ class LockedRun:
         return runs.is_failing(self.run, self.plan, self.using)
 
 
-#: What a run must be, for its main line to go on.
-_NOT_UNDONE = "not undone: restart_from() begins again"
+_ROLLED_BACK = "its completed steps were rolled back. Use restart_from() instead."
 
 
 def _operate(
@@ -323,7 +320,11 @@ def _operate(
         run = lock_run(run_id, using)
         if run is None:
             raise InvalidTransition(
-                action=request.action, run=run_id, status="gone", allowed="any other"
+                action=request.action,
+                run=run_id,
+                status="gone",
+                allowed="",
+                problem="it no longer exists.",
             )
         locked_run = LockedRun(run, request, using)
         dispatches = function(locked_run)
@@ -371,9 +372,8 @@ def cancel(
 
     def function(locked: LockedRun) -> list[Dispatch]:
         locked.allow(RULES["cancel"])
-        if undo and not RULES["cancel_and_undo"].allows(locked.run.status):
-            locked.refuse("running or paused: it is being undone")
         if undo:
+            locked.allow(RULES["cancel_and_undo"])
             return compensation.begin(
                 locked.run, locked.plan, RunStatus.CANCELLED, locked.now, using
             )
@@ -406,12 +406,12 @@ def retry(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch]
     """
 
     def function(locked: LockedRun) -> list[Dispatch]:
+        locked.allow(RULES["retry"])
         if locked.undone():
             return locked.retry_undo()
         retrying = locked.steps(status=StepStatus.RETRYING)
         if not locked.is_failing() and not retrying.exists():
-            locked.refuse("failed, or with a step that is retrying")
-        locked.allow(RULES["retry"])
+            locked.refuse("no step has failed or is waiting for a retry.")
         return locked.begin_failed_again()
 
     return _operate(run_id, request, using, function)
@@ -427,15 +427,15 @@ def skip(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch]:
         if rule is RULES["skip_compensation"]:
             return locked.skip_compensation(request.step, rule)
         if locked.undone():
-            locked.refuse(_NOT_UNDONE)
+            locked.refuse(_ROLLED_BACK)
         rows = locked.steps(step=request.step)
         ended = {"status": StepStatus.SKIPPED, "finished_at": locked.now}
         ended |= {"token": None, "wake_at": None, "due_at": None}
         if has_handler(locked.plan, runs.states_of(locked.run, using), request.step):
-            _refuse_step(locked, "one in whose place no other goes on")
+            _refuse_step(locked, "another step has already taken over from it.")
         # The write decides, not a look before it: a claim may come in between.
         if not rows.filter(item=NO_ITEM, status__in=rule.step_states).update(**ended):
-            _refuse_step(locked, _one_of(rule.step_states))
+            _refuse_status(locked, rule.step_states)
         subsequences.cancel(rows, locked.now, using)
         items = rows.filter(item__gt=NO_ITEM)
         items.filter(status__in=(*rule.step_states, StepStatus.RUNNING)).update(**ended)
@@ -458,7 +458,7 @@ def run_now(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatc
 
     def function(locked: LockedRun) -> list[Dispatch]:
         if locked.run.status == RunStatus.PAUSED:
-            locked.refuse("running: resume() it first")
+            locked.refuse("it is paused. Resume it first.")
         locked.allow(RULES["run_now"])
         timed = locked.steps(step=request.step).filter(_TIMED)
         # The write decides, not a look before it: a claim or a sweep may come in between.
@@ -474,8 +474,8 @@ def run_now(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatc
 
 def _held_or_not_timed(timed: QuerySet[StepRun]) -> str:
     if timed.exists():
-        return "in a run without a failed step, which holds it: retry() or skip() that one first"
-    return "waiting for its own time, or for its next attempt"
+        return "it is on hold because another step failed. Retry or skip that step first."
+    return "it is not waiting for a delay or a retry."
 
 
 def _one_of(states: tuple[str, ...]) -> str:
@@ -483,16 +483,25 @@ def _one_of(states: tuple[str, ...]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def _refuse_step(locked: LockedRun, allowed: str) -> None:
-    status = locked.status_of(locked.request.step) or "not begun"
+def _wrong_status(status: str, allowed: str) -> str:
+    return f"its status is {status}. Allowed: {allowed}."
+
+
+def _refuse_status(locked: LockedRun, states: tuple[str, ...]) -> None:
+    allowed = _one_of(tuple(state or "not started" for state in states))
+    status = locked.status_of(locked.request.step) or "not started"
+    _refuse_step(locked, _wrong_status(status, allowed), allowed)
+
+
+def _refuse_step(locked: LockedRun, problem: str, allowed: str = "") -> None:
     request = locked.request
     raise InvalidTransition(
-        f"Cannot {request.action} step {request.step!r} of run {locked.run.pk}: the step is "
-        f"{status}; it must be {allowed}.",
+        f"Cannot {request.action} step {request.step!r} of run {locked.run.pk}: {problem}",
         action=request.action,
         run=locked.run.pk,
-        status=status,
+        status=locked.status_of(request.step) or "not started",
         allowed=allowed,
+        problem=problem,
     )
 
 
@@ -522,13 +531,17 @@ def _check_restart(locked: LockedRun, rule: Rule) -> None:
     plan, step = locked.plan, locked.request.step
     locked.allow(rule)
     if locked.status_of(step) not in rule.step_states:
-        _refuse_step(locked, "begun")
+        _refuse_step(locked, "it has not started.")
     if plan.node(step).kind not in rule.kinds:
-        _refuse_step(locked, "of the main line: retry() goes on with an undo")
+        _refuse_step(locked, "it is an undo or on_failure. Use retry() to run it again.")
     if undone := left_undone(plan, locked.undone(), step):
-        locked.refuse(f"without undone steps that are not done again: {', '.join(undone)}")
+        names = ", ".join(map(repr, sorted(undone)))
+        locked.refuse(
+            f"a restart from {step!r} would not run the undone steps again: {names}. Restart from "
+            "an earlier step."
+        )
     if fails_elsewhere(plan, runs.states_of(locked.run, locked.using), step):
-        locked.refuse("without another failed step: retry() or skip() that one")
+        locked.refuse("another step has failed. Retry or skip that step first.")
 
 
 def deliver(
@@ -546,7 +559,7 @@ def deliver(
             return []
         status = NOT_STARTED if row is None else row.status
         if status not in RULES["deliver"].step_states:
-            _refuse_step(locked, "waiting, or not begun")
+            _refuse_status(locked, RULES["deliver"].step_states)
         locked.run.inbox = {**locked.run.inbox, request.step: payload}
         if row is None or row.status != StepStatus.WAITING:
             return []  # it finds the payload when it looks, or when it commits its wait
@@ -570,15 +583,11 @@ def edit(
     def function(locked: LockedRun) -> list[Dispatch]:
         locked.allow(RULES["edit"])
         if locked.steps(status=StepStatus.RUNNING).exists():
-            locked.refuse("without a running step")
+            locked.refuse("a step is running. Wait until it has finished.")
         if locked.run.version != version:
-            raise InvalidTransition(
-                f"Cannot edit run {run_id}: it has changed since it was read (version "
-                f"{version}, now {locked.run.version}); call refresh_from_db() and look again.",
-                action=request.action,
-                run=run_id,
-                status=locked.run.status,
-                allowed="as it was read",
+            locked.refuse(
+                f"it has changed since it was read (version {version}, now {locked.run.version}). "
+                "Call refresh_from_db() and edit again."
             )
         # What is stored, not what the caller's instance shows: that may be changed in place.
         before, after = redact(locked.run.data, hidden), redact(data, hidden)
@@ -603,7 +612,7 @@ def erase(
         locked.run.data, locked.run.inbox = {}, {}
         if not keep_key:
             locked.run.active_key = None
-        reason = f"so is run {run_id} above it"
+        reason = f"with its parent run {run_id}"
         Operation._base_manager.using(using).bulk_create(
             Operation(
                 run_id=pk, action=request.action, by=request.by, reason=reason, done_at=locked.now
@@ -618,11 +627,7 @@ def erase(
 def _refuse_unfinished(locked: LockedRun, below: list[SequenceRun]) -> None:
     child = next((child for child in below if not child.is_finished), None)
     if child is not None:
-        raise InvalidTransition(
-            f"Cannot erase run {locked.run.pk}: run {child.pk} below it is {child.status}, and "
-            "would go on without its data. Cancel that one, or wait for its end.",
-            action=locked.request.action,
-            run=locked.run.pk,
-            status=child.status,
-            allowed="above finished runs only",
+        locked.refuse(
+            f"its child run {child.pk} has not finished (status {child.status}). Cancel it, or "
+            "wait until it has finished."
         )

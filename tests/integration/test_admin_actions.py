@@ -186,7 +186,7 @@ def test_a_state_that_has_changed_meanwhile_is_told_in_the_errors_own_words(admi
     run = started()
     run.cancel()
     response = admin_client.post(url(run, "pause"), YES)
-    assert "it is cancelled. Allowed while it is running." in told(admin_client, response)
+    assert "its status is cancelled. Allowed: running." in told(admin_client, response)
     response = admin_client.get(url(run, "pause"))
     assert "does not allow this" in told(admin_client, response)
     assert LogEntry.objects.count() == 0
@@ -448,7 +448,7 @@ def test_while_a_step_runs_nothing_is_edited(admin_client):
     run = started(**SECRETS)
     claim(run, "charge")
     response = edit(admin_client, run, "{}", **YES)
-    assert "without a running step" in told(admin_client, response)
+    assert "a step is running" in told(admin_client, response)
     assert fresh(run).data == SECRETS
 
 

@@ -166,10 +166,10 @@ class TestBroker:
         ("given", "missing"),
         [
             ({"socket_timeout": 5, "socket_connect_timeout": 5}, ""),
-            ({"socket_timeout": None, "socket_connect_timeout": 5}, "no socket_timeout:"),
+            ({"socket_timeout": None, "socket_connect_timeout": 5}, "no socket_timeout."),
             (
                 {"socket_timeout": None, "socket_connect_timeout": None},
-                "no socket_timeout and no socket_connect_timeout:",
+                "no socket_timeout and no socket_connect_timeout.",
             ),
         ],
     )

@@ -476,9 +476,9 @@ def test_a_flow_file_that_cannot_be_run_says_what_is_wrong_in_it(tmp_path):
     file.write_text("steps: {double: {job: dobule}}")
     assert "dobule" in refused("start", "--file", file, status=2)
     file.write_text("steps: [")
-    assert "it is not YAML" in refused("start", "--file", file, status=2)
+    assert "it is not valid YAML" in refused("start", "--file", file, status=2)
     file.write_text("redact: [a]\nsteps: {double: {job: double}}")
-    assert "it has redact, which is for a definition that is declared" in refused(
+    assert "it has redact, which only declared definitions can have" in refused(
         "start", "--file", file, status=2
     )
 
@@ -730,8 +730,7 @@ def test_an_act_that_is_refused_says_why_and_ends_with_one():
     assert str(caught.value) == "retry was refused for 1 of 2."
     assert out.getvalue().endswith("1 done, 1 refused.\n")
     assert err.getvalue() == (
-        f"Cannot retry run {run.pk}: it is running. Allowed while it is failed, or with a step "
-        "that is retrying.\n"
+        f"Cannot retry run {run.pk}: no step has failed or is waiting for a retry.\n"
     )
     assert fresh(bad).status == "running"
 
@@ -872,7 +871,7 @@ def test_edit_sets_single_keys():
     assert "Give --data" in refused("edit", run.pk, status=2)
     held = claim(failed_again(run), "charge")
     assert held is not None
-    assert "without a running step" in refused("edit", run.pk, "--set", "a=1", status=1)
+    assert "a step is running" in refused("edit", run.pk, "--set", "a=1", status=1)
 
 
 def failed_again(run):

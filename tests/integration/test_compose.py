@@ -152,20 +152,22 @@ def test_arguments_may_come_from_earlier_steps(performed):
 @pytest.mark.parametrize(
     ("compose", "text"),
     [
-        (lambda: chain(), "chain(): it is empty. Give it a job."),
-        (lambda: group(), "group(): it is empty. Give it a job."),
+        (lambda: chain(), "chain(): it is empty. Add a job."),
+        (lambda: group(), "group(): it is empty. Add a job."),
         (
             lambda: chain("a", 3),
-            "chain(…): 3 is no part of it. Give jobs, names of jobs, job.with_(…), chains and "
+            "chain(…): 3 cannot be a part. Pass jobs, names of jobs, job.with_(…), chains and "
             "groups.",
         ),
         (
             lambda: group(task(1, delay=5), delay=3).definition(),
-            "step 't1': it has a delay, and so has what begins with it. Leave out one of them.",
+            "step 't1': it has a delay, and so does the chain or group that it starts. Remove "
+            "one of them.",
         ),
         (
             lambda: group(chain("a", delay=5), delay=3).definition(),
-            "a chain: it has a delay, and so has what begins with it. Leave out one of them.",
+            "a chain: it has a delay, and so does the chain or group that it starts. Remove one "
+            "of them.",
         ),
     ],
 )
@@ -180,6 +182,6 @@ def test_a_wrong_step_is_named_at_the_start():
     with pytest.raises(InvalidDefinition) as caught:
         start_definition(chain("a", "tsk"), name="mine")
     assert str(caught.value) == (
-        "start_definition, 'mine': step 'tsk': there is no job 'tsk'. Did you mean 'task'? Jobs "
-        "are registered when the module with their @job is imported."
+        "start_definition, 'mine': step 'tsk': no job is registered as 'tsk'. Did you mean "
+        "'task'? Jobs are registered when the module with their @job is imported."
     )

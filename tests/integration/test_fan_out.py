@@ -113,7 +113,7 @@ def test_a_failed_item_fails_the_step_after_the_others_and_a_retry_runs_only_tha
     assert [row.status for row in items(sequence.run)] == ["succeeded", "failed", "succeeded"]
     newest = StepFailure.objects.filter(run=sequence.run).order_by("-pk")[0]
     assert newest.message == (
-        "1 of 3 items of step 'square' failed, and none may. "
+        "1 of 3 items of step 'square' failed (none allowed). "
         "The first is item 1: ValueError: broken"
     )
     bad.clear()
@@ -142,7 +142,7 @@ def test_the_failure_of_a_fan_out_quotes_the_first_item_that_has_failed():
     step_name, error, message = run_sequence(Import).data["told"]
     assert (step_name, error) == ("read", "sequences.exceptions.ItemsFailed")
     assert message == (
-        "3 of 4 items of step 'read' failed, and none may. "
+        "3 of 4 items of step 'read' failed (none allowed). "
         "The first is item 1: ValueError: row 1 is no number"
     )
 
@@ -219,7 +219,7 @@ def test_data_cannot_be_changed_in_an_item_and_a_write_says_so():
     sequence = run_sequence(Writes, numbers=[1])
     failure = StepFailure.objects.filter(run=sequence.run, item=0).get()
     assert failure.message == (
-        "An item of step 'square' changed data['last'], but items cannot change data. Return a "
+        "An item of step 'square' changed data['last'], but items must not change data. Return a "
         "result, and collect the results with self.results() in a later step."
     )
     assert "last" not in fresh(sequence.run).data
@@ -529,8 +529,11 @@ def test_a_failure_of_the_callable_is_a_failed_attempt_and_leaves_no_items():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({}, "data['numbers'] is not there, and step 'square' runs for each item of it."),
-        ({"numbers": 3}, "data['numbers'] gives a int, and step 'square' needs items."),
+        ({}, "data['numbers'] does not exist, but step 'square' runs for each item of it."),
+        (
+            {"numbers": 3},
+            "data['numbers'] is of type int, but step 'square' needs a list of items.",
+        ),
     ],
 )
 def test_what_gives_no_items_says_so(data, message):
@@ -579,7 +582,7 @@ def test_a_wrong_option_is_refused_when_the_class_is_created(options, message):
 
 
 def test_options_of_a_fan_out_need_each():
-    with pytest.raises(InvalidDefinition, match="concurrency is for a step with each"):
+    with pytest.raises(InvalidDefinition, match="concurrency needs each"):
 
         class Plain(Sequence):
             class Meta:

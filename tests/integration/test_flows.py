@@ -382,7 +382,7 @@ def test_an_output_of_a_skipped_step_is_left_out_and_one_that_is_not_there_fails
     cls = declare(steps, outputs={"pages": "steps.fetch.sites"})
     sequence = run_sequence(cls, wanted=True, url="a")
     failure = StepFailure.objects.get(run=sequence.run)
-    text = "steps.fetch.sites is not there. Fix the outputs, or what the step returns."
+    text = "steps.fetch.sites does not exist. Fix the outputs, or what the step returns."
     assert failure.message == text
 
 
@@ -421,26 +421,30 @@ def test_a_null_in_a_definition_is_none_and_not_nothing():
     [
         (
             {"job": "fetsh"},
-            "there is no job 'fetsh'. Did you mean 'fetch'? Jobs are registered when the module "
-            "with their @job is imported.",
+            "no job is registered as 'fetsh'. Did you mean 'fetch'? Jobs are registered when "
+            "the module with their @job is imported.",
         ),
-        ({}, "it has nothing to do. Give it one of job, event and subsequence."),
+        (
+            {},
+            "it has no job, event or subsequence. Give it exactly one of job, event and "
+            "subsequence.",
+        ),
         (
             {"job": "fetch", "event": {}},
-            "it has job and event. Give it one of job, event and subsequence.",
+            "it has job and event. Give it exactly one of job, event and subsequence.",
         ),
         (
             {"job": "fetch", "afer": []},
-            "'afer' is no key of a step, nor an option of Dramatiq's. Did you mean 'after'?",
+            "'afer' is not a valid key of a step, nor a Dramatiq option. Did you mean 'after'?",
         ),
         (
             {"job": "fetch", "after": "firts"},
-            "after names 'firts', which is not a step of it. Did you mean 'first'?",
+            "after names 'firts', which is not a step of this definition. Did you mean 'first'?",
         ),
-        ({"job": "fetch", "after": 3}, "after is 3. Give the name of a step, or a list of names."),
+        ({"job": "fetch", "after": 3}, "after is 3. Use the name of a step, or a list of names."),
         (
             {"job": "fetch", "after": "two"},
-            "after goes in a circle: two → two. Remove one of these.",
+            "after is circular: two → two. Remove one of these dependencies.",
         ),
         (
             {"job": "fetch", "inputs": {"ulr": "data.url"}},
@@ -448,75 +452,78 @@ def test_a_null_in_a_definition_is_none_and_not_nothing():
         ),
         (
             {"job": "fetch", "inputs": {"url": "http://a"}},
-            "inputs.url is 'http://a'. Write data.key or steps.name, or give a literal value with "
+            "inputs.url is 'http://a'. Use data.key or steps.name, or pass a literal value with "
             "args.",
         ),
         (
             {"job": "fetch", "inputs": {"url": "steps.firts"}},
-            "inputs.url reads 'firts', which is not a step of it. Did you mean 'first'?",
+            "inputs.url reads 'firts', which is not a step of this definition. Did you mean "
+            "'first'?",
         ),
         (
             {"job": "fetch", "after": [], "inputs": {"url": "steps.first"}},
-            "inputs.url reads step 'first', for which it does not wait. Add 'first' to its after.",
+            "inputs.url reads the step 'first' without waiting for it. Add 'first' to its after.",
         ),
         (
             {"job": "fetch", "inputs": {"url": "data.url"}, "args": {"url": "a"}},
-            "'url' is in inputs and in args. Leave out one of them.",
+            "'url' is in both inputs and args. Remove one of them.",
         ),
         (
             {"job": "fetch", "delay": "soon"},
-            'delay is \'soon\'. Give milliseconds, or a text such as "15 min", "3 days" or '
+            'delay is \'soon\'. Use milliseconds, or a string such as "15 min", "3 days" or '
             '"PT1H30M".',
         ),
         (
             {"job": "fetch", "when": []},
-            'when is []. Give a key of data, "not key", or a mapping of keys to the values that '
-            "they need.",
+            'when is []. Use a key of data, "not key", or a mapping of keys to the values '
+            "they must have.",
         ),
         (
             {"job": "fetch", "each": "urls"},
-            "job 'fetch' would not get the item. Add inputs, such as url: item.",
+            "job 'fetch' does not receive the item. Add inputs, such as url: item.",
         ),
         (
             {"job": "visit", "each": "urls", "save": "sizes"},
-            "items cannot change data, and save would. Give a key of data, and only to a step "
-            "without each.",
+            "save is not allowed with each, because items cannot change data. Use a key of "
+            "data, and only on a step without each.",
         ),
         (
             {"job": "fetch", "throws": "ValueError"},
-            "the option throws is refused: it is a class, and a definition is data. Leave it out, "
-            "or declare the sequence as a class.",
+            "the option throws is not supported: it is a class, but definitions are plain data. "
+            "Leave it out, or declare the sequence as a class.",
         ),
         (
             {"job": "fetch", "on_success": "other"},
-            "the option on_success is refused: Dramatiq loses it if the broker is down at that "
-            "moment. Declare a step after this one.",
+            "the option on_success is not supported: Dramatiq loses the message if the broker "
+            "is down at that moment. Declare a step after this one instead.",
         ),
         (
             {"job": "fetch", "undo": "note", "after": "undo_two"},
-            "its undo would be the step 'undo_two', and there is one. Rename the step 'undo_two'.",
+            "its undo would be named 'undo_two', but a step already has that name. Rename the "
+            "step 'undo_two'.",
         ),
-        ({"event": {}, "args": {}}, "args is not for a step with event. Leave it out."),
-        ({"event": {"timout": 3}}, "'timout' is no key of event. Did you mean 'timeout'?"),
+        ({"event": {}, "args": {}}, "args cannot be combined with event. Leave it out."),
+        ({"event": {"timout": 3}}, "'timout' is not a valid key of event. Did you mean 'timeout'?"),
         (
             {"event": {"on_timeout": "stop"}},
             'on_timeout is \'stop\'. It must be "fail" or "continue".',
         ),
         (
             {"subsequence": "Child"},
-            "subsequence is 'Child'. Give the label of a sequence, such as \"shop.ShipOrder\".",
+            "subsequence is 'Child'. Use the label of a sequence, such as \"shop.ShipOrder\".",
         ),
         (
             {"job": "fetch", "undo": {"job": "fetsh"}},
-            "there is no job 'fetsh'. Did you mean 'fetch'? Jobs are registered when the module "
-            "with their @job is imported.",
+            "no job is registered as 'fetsh'. Did you mean 'fetch'? Jobs are registered when "
+            "the module with their @job is imported.",
         ),
         (
             {"job": "fetch", "on_error": "nowhere"},
-            "its on_error is 'nowhere', which is not a step of it. There are: first, two.",
+            "its on_error is 'nowhere', which is not a step of this sequence. Available: "
+            "first, two.",
         ),
         ({"job": "fetch", "atomic": "no"}, "atomic is 'no'. It must be True or False."),
-        ("fetch", "the step is 'fetch'. Give a mapping, such as {job: fetch_data}."),
+        ("fetch", "the step is 'fetch'. Use a mapping, such as {job: fetch_data}."),
     ],
 )
 def test_an_error_of_a_step_names_it_and_the_mend(step, text):
@@ -534,21 +541,21 @@ def test_an_error_of_a_step_names_it_and_the_mend(step, text):
         ({"name": "shop.A", "steps": {}}, "shop.A: its steps are empty. Add a step."),
         (
             {"name": "shop.A", "steps": {"x": {"job": "note"}}, "output": {}},
-            "shop.A: 'output' is no key of a definition. Did you mean 'outputs'?",
+            "shop.A: 'output' is not a valid key of a definition. Did you mean 'outputs'?",
         ),
         (
             {"name": "shop.A", "steps": {"x y": {"job": "note"}}},
-            "shop.A: step 'x y': its name is not allowed. Use letters, digits, underscores and "
-            "hyphens; begin with a letter.",
+            "shop.A: step 'x y': its name is not valid. Use letters, digits, underscores and "
+            "hyphens, and start with a letter.",
         ),
         (
             {"name": "shop.A", "steps": {"data": {"job": "note"}}},
-            "shop.A: step 'data': this name is reserved: every sequence has an attribute of that "
+            "shop.A: step 'data': this name is reserved: every sequence has an attribute with this "
             "name. Rename it.",
         ),
         (
             {"name": "shop.A", "steps": {"outputs": {"job": "note"}}},
-            "shop.A: step 'outputs': this name is taken already. Rename the step.",
+            "shop.A: step 'outputs': this name is already taken. Rename the step.",
         ),
         (
             {"name": "shop.A", "steps": {"x": {"job": "note"}}, "handoff": "fast"},
@@ -556,24 +563,26 @@ def test_an_error_of_a_step_names_it_and_the_mend(step, text):
         ),
         (
             {"name": "shop.A", "steps": {"x": {"job": "note"}}, "on_failure": {"job": "x"}},
-            "shop.A: step 'on_failure': there is no job 'x'.",
+            "shop.A: step 'on_failure': no job is registered as 'x'.",
         ),
         (
             {"name": "shop.A", "steps": {"x": {"job": "note"}}, "outputs": {"a": "steps.y"}},
-            "shop.A: step 'outputs': a reads 'y', which is not a step of it. There are: x.",
+            "shop.A: step 'outputs': a reads 'y', which is not a step of this definition. "
+            "Available: x.",
         ),
         (
             {"steps": {"x": {"job": "note"}}},
-            ": it has no name. Add name: an app's label and a name, such as \"shop.Import\".",
+            ": it has no name. Add name: with an app label and a name, such as \"shop.Import\".",
         ),
         (
             {"name": "a.b.c", "steps": {}},
-            ": its name is 'a.b.c'. Add name: an app's label and a name, such as \"shop.Import\".",
+            ": its name is 'a.b.c'. Add name: with an app label and a name, such as "
+            '"shop.Import".',
         ),
         (
             {"name": "shop.A", "steps": {"x": {"job": "note", "args": {"x": {1, 2}}}}},
-            'shop.A: definition["steps"]["x"]["args"]["x"] is of type set, which is not JSON. '
-            "Use a list.",
+            'shop.A: definition["steps"]["x"]["args"]["x"] is of type set, which JSON cannot '
+            "represent. Use a list.",
         ),
     ],
 )  # fmt: skip
@@ -590,15 +599,13 @@ def test_a_circle_is_shown_as_it_goes():
         "b": {"job": "note", "after": "a"},
         "c": {"job": "note", "after": "b"},
     }
-    text = "step 'a': after goes in a circle: a → b → c → a. Remove one of these."
+    text = "step 'a': after is circular: a → b → c → a. Remove one of these dependencies."
     assert refused(steps).endswith(text)
 
 
 def test_a_definition_is_bounded():
     steps = {f"s{number}": {"job": "note"} for number in range(501)}
-    assert refused(steps).endswith(
-        "it has 501 steps, and 500 at most fit. Use each, or subsequences."
-    )
+    assert refused(steps).endswith("it has 501 steps; the limit is 500. Use each or subsequences.")
     steps.popitem()
     assert len(declare(dict(reversed(steps.items())))._definition.plan.nodes) == 500
 
@@ -691,8 +698,8 @@ def test_a_file_that_is_loaded_again_replaces_and_another_with_its_name_is_refus
     assert sequences.get("shop.Import") is second[0]
     write("b.yaml", YAML)
     assert load_error("flows/b.yaml") == (
-        "flows/b.yaml: 'shop.Import' is the label or an alias of flows/a.yaml already. Rename one "
-        "of the classes, or set another app_label in its Meta."
+        "flows/b.yaml: 'shop.Import' is already the label or an alias of flows/a.yaml. "
+        "Rename one of the classes, or set a different app_label in its Meta."
     )
 
 
@@ -702,30 +709,32 @@ def test_a_file_that_is_loaded_again_replaces_and_another_with_its_name_is_refus
         (
             "a.yaml",
             "name: shop.A\nsteps:\n  x: {job: ftch}",
-            "flows/a.yaml: step 'x': there is no job 'ftch'. Did you mean 'fetch'? Jobs are "
-            "registered when the module with their @job is imported.",
+            "flows/a.yaml: step 'x': no job is registered as 'ftch'. Did you mean 'fetch'? Jobs "
+            "are registered when the module with their @job is imported.",
         ),
         (
             "a.yaml",
             "name: shop.A\nsteps:\n  x: {job: note, max_retries: 1}\n  x: {job: note}",
-            "flows/a.yaml: it is not YAML: line 4: 'x' stands in one mapping twice. Fix it there.",
+            "flows/a.yaml: it is not valid YAML: line 4: the key 'x' appears twice in a "
+            "mapping. Fix it there.",
         ),
         (
             "a.json",
             '{"name": "shop.A", "name": "shop.B"}',
-            "flows/a.json: 'name' stands in one mapping twice. Rename one.",
+            "flows/a.json: the key 'name' appears twice in a mapping. Rename one of them.",
         ),
         (
             "a.json",
             "{",
-            "flows/a.json: it is not JSON: Expecting property name enclosed in double quotes: "
-            "line 1 column 2 (char 1). Fix it there.",
+            "flows/a.json: it is not valid JSON: Expecting property name enclosed in double "
+            "quotes: line 1 column 2 (char 1). Fix it there.",
         ),
-        ("a.yaml", "- x", "flows/a.yaml: it holds no mapping. Begin with name: and steps:."),
+        ("a.yaml", "- x", "flows/a.yaml: it does not contain a mapping. Start with name: and "
+                          "steps:."),
         (
             "a.yaml",
             "steps: {x: {job: note}}",
-            'flows/a.yaml: it has no name. Add name: an app\'s label and a name, such as '
+            'flows/a.yaml: it has no name. Add name: with an app label and a name, such as '
             '"shop.Import".',
         ),
         (
@@ -746,9 +755,10 @@ def test_a_file_that_is_loaded_again_replaces_and_another_with_its_name_is_refus
         (
             "a.txt",
             "",
-            "flows/a.txt: its suffix is '.txt'. Name it with one of .json, .yaml, .yml.",
+            "flows/a.txt: its suffix is '.txt'. Use one of .json, .yaml, .yml.",
         ),
-        ("a.yaml", "a: !!python/object:os.system {}", "flows/a.yaml: it is not YAML: line 1: "),
+        ("a.yaml", "a: !!python/object:os.system {}", "flows/a.yaml: it is not valid YAML: line "
+                                                      "1: "),
     ],
 )  # fmt: skip
 def test_an_error_in_a_file_names_it(write, name, text, expected):
@@ -776,7 +786,7 @@ def aliases(first, then, count=40):
 )
 def test_aliases_that_stand_for_more_than_any_memory_holds_are_refused(write, text):
     write("a.yaml", f"name: shop.A\nsteps: {{x: {{job: note}}}}\n{text}")
-    assert "with what its aliases stand for it has more than" in load_error()
+    assert "values once its aliases are expanded" in load_error()
 
 
 def test_aliases_as_people_use_them_are_read(write):
@@ -795,29 +805,31 @@ def test_aliases_as_people_use_them_are_read(write):
 )
 def test_a_file_that_is_nested_too_deeply_is_named(write, name, text):
     write(name, text)
-    assert load_error() == f"flows/{name}: it is nested too deeply. Write it flat."
+    assert load_error() == f"flows/{name}: it is nested too deeply. Flatten it."
 
 
 def test_shared_values_of_a_definition_and_of_data_are_refused_at_once():
     bomb = ["x"]
     for _ in range(24):
         bomb = [bomb, bomb]
-    with pytest.raises(InvalidDefinition, match="is written as often"):
+    with pytest.raises(InvalidDefinition, match="is written once for each"):
         start_definition({"steps": {"x": {"job": "note", "args": {"a": bomb}}}})
-    with pytest.raises(InvalidData, match="is written as often"):
+    with pytest.raises(InvalidData, match="is written once for each"):
         start_definition({"steps": {"x": {"job": "note"}}}, {"a": bomb})
 
 
 def test_a_pattern_that_finds_nothing_is_an_error(write):
     assert load_error("flows/*.yml") == (
-        "load('flows/*.yml'): finds no file. Fix the pattern: it is looked up beside the module "
+        "load('flows/*.yml'): matches no file. Fix the pattern. It is relative to the module "
         "that calls load()."
     )
 
 
 def test_an_option_that_only_the_broker_knows_is_named_with_its_file(write):
     write("a.yaml", "name: shop.A\nsteps:\n  x: {job: note, quite_unknown: 3}")
-    assert load_error().startswith("flows/a.yaml: step 'x': 'quite_unknown' is no key of a step")
+    assert load_error().startswith(
+        "flows/a.yaml: step 'x': 'quite_unknown' is not a valid key of a step"
+    )
 
 
 # Kept with the run
@@ -926,7 +938,7 @@ def test_a_job_that_a_worker_does_not_know_is_tried_again(calls):
         jobs._by_name.clear()
         drain()
     failure = StepFailure.objects.get(run=sequence.run)
-    assert failure.message == "There is no job 'note'. There are none."
+    assert failure.message == "No job is registered as 'note'. None exist."
     sequence.run.retry()
     drain()
     assert fresh(sequence.run).status == "succeeded"
@@ -952,14 +964,14 @@ def test_a_run_that_keeps_its_definition_can_be_steered_swept_and_checked(calls)
         (
             {"steps": {"x": {"job": "ntoe"}}},
             {"name": "mine"},
-            "start_definition, 'mine': step 'x': there is no job 'ntoe'. Did you mean 'note'? Jobs "
-            "are registered when the module with their @job is imported.",
+            "start_definition, 'mine': step 'x': no job is registered as 'ntoe'. Did you mean "
+            "'note'? Jobs are registered when the module with their @job is imported.",
         ),
         (
             {"steps": {"x": {"job": "note"}}, "handoff": "direct"},
             {},
-            "start_definition, 'flow': it has handoff, which is for a definition that is declared. "
-            "Leave it out, or declare it with sequences.define.",
+            "start_definition, 'flow': it has handoff, which only declared definitions can have. "
+            "Leave it out, or declare the definition with sequences.define.",
         ),
         (
             {"steps": {"x": {"job": "note", "queue_name": "defualt"}}},
@@ -970,26 +982,26 @@ def test_a_run_that_keeps_its_definition_can_be_steered_swept_and_checked(calls)
         (
             {"steps": {"x": {"job": "note", "priority": 3}}},
             {},
-            "start_definition, 'flow': step 'x': it has a priority, which Dramatiq has for each "
-            "actor, not each message. Leave it out, or give the step a queue_name.",
+            "start_definition, 'flow': step 'x': it has a priority, but Dramatiq sets priorities "
+            "per actor, not per message. Leave it out, or give the step a queue_name.",
         ),
         (
             {"steps": {"x": {"subsequence": "shop.Chlid"}}},
             {},
-            "start_definition, 'flow': step 'x': there is no sequence 'shop.Chlid'. Did you mean "
-            "'shop.Child'?",
+            "start_definition, 'flow': step 'x': no sequence is registered as 'shop.Chlid'. Did "
+            "you mean 'shop.Child'?",
         ),
         (
             {"steps": {"x": {"job": "note", "on_retry_exhausted": "any"}}},
             {},
             "start_definition, 'flow': step 'x': it has on_retry_exhausted, which could name any "
-            "actor. Give the definition on_failure, with a job.",
+            "actor. Add on_failure with a job to the definition instead.",
         ),
         (
             {"steps": {"x": {"job": "note", "max_retries": "3"}}},
             {},
-            "start_definition, 'flow': step 'x': max_retries is '3'. Give a number, or null for no "
-            "end.",
+            "start_definition, 'flow': step 'x': max_retries is '3'. Use a non-negative "
+            "integer, or null for no limit.",
         ),
         (
             {"steps": {"x": {"job": "note", "atomic": 0}}},
@@ -999,10 +1011,10 @@ def test_a_run_that_keeps_its_definition_can_be_steered_swept_and_checked(calls)
         (
             3,
             {},
-            "start_definition, 'flow': a definition is a mapping, and this is a int. Give a "
-            "mapping, or what chain() or group() returns.",
+            "start_definition, 'flow': a definition must be a mapping; this is a int. Pass a "
+            "mapping, or the result of chain() or group().",
         ),
-        ({}, {"name": ""}, "start_definition: name is ''. Give a text of 1 to 150 characters."),
+        ({}, {"name": ""}, "start_definition: name is ''. Use a string of 1 to 150 characters."),
     ],
 )
 def test_a_wrong_definition_is_refused_at_the_start(definition, options, text):

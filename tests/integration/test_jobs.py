@@ -47,7 +47,7 @@ def test_a_name_that_is_unknown_is_an_error_with_the_nearest():
     job("fetch_data")(lambda: 1)
     with pytest.raises(UnknownJob) as caught:
         jobs.get("fetch_date")
-    assert str(caught.value) == "There is no job 'fetch_date'. Did you mean 'fetch_data'?"
+    assert str(caught.value) == "No job is registered as 'fetch_date'. Did you mean 'fetch_data'?"
     assert isinstance(caught.value, LookupError)
     assert jobs.find("fetch_date") is None
 
@@ -71,8 +71,8 @@ def test_two_functions_of_one_name_are_refused_and_a_reloaded_one_is_not():
     test = "test_two_functions_of_one_name_are_refused_and_a_reloaded_one_is_not"
     start = f"{__name__}.{test}"
     assert str(caught.value) == (
-        f"job 'fetch': {start}.<locals>.other and {start}.<locals>.declare.<locals>.fetch both "
-        "have this name. Rename one of them."
+        f"job 'fetch': {start}.<locals>.other and {start}.<locals>.declare.<locals>.fetch have the "
+        "same name. Rename one of them."
     )
 
 
@@ -87,10 +87,16 @@ def generator():
 @pytest.mark.parametrize(
     ("function", "text"),
     [
-        (coroutine, "job 'x': it is a coroutine function. Define it without async."),
+        (coroutine, "job 'x': it is a coroutine function. Remove async."),
         (generator, "job 'x': it is a generator function. Return a list instead of yielding."),
-        (lambda a, /: 1, "job 'x': its parameter a cannot be given by name. Take it by its name."),
-        (lambda *a: 1, "job 'x': its parameter *a cannot be given by name. Take it by its name."),
+        (
+            lambda a, /: 1,
+            "job 'x': its parameter a cannot be passed by name. Make it a keyword parameter.",
+        ),
+        (
+            lambda *a: 1,
+            "job 'x': its parameter *a cannot be passed by name. Make it a keyword parameter.",
+        ),
         (dict, "job 'x': <class 'dict'> is not a function. Decorate a function."),
     ],
 )
@@ -104,7 +110,7 @@ def test_a_job_without_a_name_is_refused():
     with pytest.raises(InvalidDefinition) as caught:
         job(generator)
     expected = "job tests.integration.test_jobs.generator: it has no name. "
-    assert str(caught.value) == expected + 'Write @job("fetch_data"), with a name of your own.'
+    assert str(caught.value) == expected + 'Write @job("fetch_data") with a name of your choice.'
 
 
 def test_annotations_that_cannot_be_read_are_an_error_of_the_job():
@@ -115,8 +121,8 @@ def test_annotations_that_cannot_be_read_are_an_error_of_the_job():
     with pytest.raises(InvalidDefinition) as caught:
         perform(job("x")(x), a=1)
     assert str(caught.value) == (
-        "job 'x': its annotations cannot be read: name 'Nowhere' is not defined. Annotate it with "
-        "what its module has when it is called."
+        "job 'x': its annotations cannot be resolved: name 'Nowhere' is not defined. Use only "
+        "names that its module defines at run time."
     )
 
 
@@ -148,15 +154,15 @@ def test_a_default_counts_where_a_source_has_nothing():
     with pytest.raises(InvalidData) as caught:
         job("y")(lambda a: a).perform(Bound(a=1), {}, {"a": "steps.fetch"})
     assert str(caught.value) == (
-        "Parameter 'a' of job 'y' has no value: there is no steps.fetch. Fix its inputs or what "
-        "they read, or give the parameter a default."
+        "Parameter 'a' of job 'y' has no value: steps.fetch does not exist. Fix its inputs "
+        "or the step that they read, or give the parameter a default."
     )
 
 
 def test_a_parameter_without_a_value_is_named():
     found = job("fetch")(lambda url: url)
     assert refused(found, uri="a") == (
-        "Parameter 'url' of job 'fetch' has no value, and no default. Put 'url' into data, or give "
+        "Parameter 'url' of job 'fetch' has no value and no default. Put 'url' into data, or pass "
         "it with args or inputs."
     )
 
@@ -210,18 +216,16 @@ def test_what_pydantic_says_is_told_and_the_value_is_not():
         pass
 
     assert refused(x, numbers=[1, "secret"]) == (
-        "Parameter 'numbers' of job 'x' does not fit list[int]: 1: Input should be a valid "
-        "integer, unable to parse string as an integer. Fix data['numbers'], or what args or "
-        "inputs give."
+        "Parameter 'numbers' of job 'x' is not a valid list[int]: 1: Input should be a valid "
+        "integer, unable to parse string as an integer. Fix data['numbers'], or the value "
+        "passed by args or inputs."
     )
 
 
 def test_without_pydantic_an_annotated_job_is_refused_with_the_hint(monkeypatch):
     monkeypatch.setattr(jobs, "find_spec", lambda name: None)
     job("plain")(lambda sequence, count: count)
-    with pytest.raises(
-        InvalidDefinition, match=r"pydantic validates those\. Install .*\[pydantic\]"
-    ):
+    with pytest.raises(InvalidDefinition, match=r"is not installed\. Install .*\[pydantic\]"):
 
         @job("x")
         def x(count: int): ...
@@ -260,7 +264,7 @@ def test_a_result_that_does_not_fit_is_refused():
         return "many"
 
     assert refused(x).startswith("The result of job 'x' ")
-    assert refused(x).endswith("Fix the function, or its annotation.")
+    assert refused(x).endswith("Fix the function or its annotation.")
 
 
 def test_repeat_may_be_returned_whatever_the_annotation_says():
@@ -295,4 +299,4 @@ def test_a_step_with_wrong_data_fails_at_once_and_says_why():
     assert sequence.run.status == "failed"
     failure = StepFailure.objects.get(run=sequence.run)
     assert failure.step == "x"
-    assert failure.message.startswith("Parameter 'pages' of job 'count' does not fit list")
+    assert failure.message.startswith("Parameter 'pages' of job 'count' is not a valid list")

@@ -110,7 +110,7 @@ def test_a_step_that_became_another_kind_fails_readably_and_is_mended_by_the_for
     failure = run.failures.filter(item=-1).get()
     assert failure.error == "sequences.exceptions.StepKindChanged"
     assert f"'middle' was {NAMES[before]} when run" in failure.message
-    assert f"and is {NAMES[now]} in this code" in failure.message
+    assert f"but is {NAMES[now]} in this code" in failure.message
     assert "could not look after" not in caplog.text
     with isolate_sequences():
         release(before)
@@ -166,7 +166,7 @@ def test_the_check_names_it_before_the_deploy(before, now):
     (warning,) = checks.check_unfinished_runs(None)
     assert warning.id == "sequences.W004"
     assert "1 of the unfinished runs of 'shop.Order'" in warning.msg
-    assert f"step 'middle' is {NAMES[now]}, and was {NAMES[before]}" in warning.msg
+    assert f"step 'middle' is {NAMES[now]}, but was {NAMES[before]}" in warning.msg
     assert "run.skip" in warning.hint
 
 

@@ -423,15 +423,15 @@ def test_a_hundred_thousand_are_started_with_keys_of_which_some_are_repeated(con
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (Team(pk=1), 'data["user"] is of type testproject.contact.models.Team, which is not JSON. '
-         "Store its pk."),
-        ({1, 2}, 'data["user"] is of type set, which is not JSON. Use a list.'),
-        (float("nan"), 'data["user"] is nan. Use None, or text.'),
+        (Team(pk=1), 'data["user"] is of type testproject.contact.models.Team, which JSON '
+                     "cannot represent. Store its pk."),
+        ({1, 2}, 'data["user"] is of type set, which JSON cannot represent. Use a list.'),
+        (float("nan"), 'data["user"] is nan. Use None or a string.'),
         ("a\0", 'data["user"] contains U+0000. Remove or replace it.'),
         ("\ud800", 'data["user"] contains the lone surrogate U+D800. Remove or replace it.'),
         ([{1: 2}], 'data["user"][0] has the key 1 of type int. Keys must be strings.'),
-        ("x" * 2_000_000, "data takes 2,000,011 bytes as JSON, and the limit is 1,048,576; the "
-         'largest part, data["user"], takes 2,000,002. Store it elsewhere and '
+        ("x" * 2_000_000, "data takes 2,000,011 bytes as JSON; the limit is 1,048,576; the "
+         'largest part is data["user"] with 2,000,002. Store it elsewhere and '
          "keep a reference, or raise MAX_DATA_BYTES."),
     ],
     ids=["model", "set", "NaN", "U+0000", "surrogate", "key", "large"],
@@ -454,8 +454,9 @@ def test_data_that_cannot_be_stored_is_refused_in_the_caller_and_nothing_is_writ
 @pytest.mark.parametrize(
     ("start", "message"),
     [
-        (lambda cls: cls.start([1]), "tests.Contact.start: data is a list, not a dict: [1]"),
-        (lambda cls: cls.start("text"), "tests.Contact.start: data is a str, not a dict: 'text'"),
+        (lambda cls: cls.start([1]), "tests.Contact.start: data must be a dict, not list: [1]"),
+        (lambda cls: cls.start("text"), "tests.Contact.start: data must be a dict, not str: "
+                                        "'text'"),
         (
             lambda cls: cls.start({}, key=""),
             "tests.Contact.start: key is ''; it must be a non-empty string or None.",
@@ -486,19 +487,19 @@ def test_data_that_cannot_be_stored_is_refused_in_the_caller_and_nothing_is_writ
         (
             lambda cls: cls.start({}, delay=timedelta.max),
             "tests.Contact.start: delay is datetime.timedelta(days=999999999, seconds=86399, "
-            "microseconds=999999); it cannot be longer than 1,000 years.",
+            "microseconds=999999); it must not be longer than 1,000 years.",
         ),
         (
             lambda cls: cls.start({}, delay=10**30),
-            f"tests.Contact.start: delay is {10**30}; it cannot be longer than 1,000 years.",
+            f"tests.Contact.start: delay is {10**30}; it must not be longer than 1,000 years.",
         ),
         (
             lambda cls: cls.start({}, delay=timedelta(days=-1)),
-            "tests.Contact.start: delay is datetime.timedelta(days=-1); it cannot be negative.",
+            "tests.Contact.start: delay is datetime.timedelta(days=-1); it must not be negative.",
         ),
         (
             lambda cls: cls.start_many([({}, {"delay": -1})]),
-            "tests.Contact.start: delay is -1; it cannot be negative.",
+            "tests.Contact.start: delay is -1; it must not be negative.",
         ),
         (
             lambda cls: cls.start_many([{}, ({}, {"keys": "a"})]),
@@ -510,7 +511,8 @@ def test_data_that_cannot_be_stored_is_refused_in_the_caller_and_nothing_is_writ
             "tests.Contact.start_many: ({}, 'a') is neither data nor a pair of data and a dict of "
             'options ("key", "unique", "delay").',
         ),
-        (lambda cls: cls.start_many([{}, 5]), "tests.Contact.start: data is a int, not a dict: 5"),
+        (lambda cls: cls.start_many([{}, 5]), "tests.Contact.start: data must be a dict; it is "
+                                              "a int: 5"),
     ],
 )  # fmt: skip
 def test_a_call_that_is_wrong_says_what_is_and_writes_nothing(contact, start, message):

@@ -135,7 +135,8 @@ def test_a_failed_child_fails_the_step_and_the_error_names_it():
     (child,) = children_of(sequence.run)
     assert sequence.run.status == "failed"
     assert StepFailure.objects.get(run=sequence.run).message == (
-        f"1 of 1 runs that step 'shipping' has started did not succeed: {child.pk} (failed)."
+        f"1 of 1 child runs of step 'shipping' did not succeed: {child.pk} (failed). "
+        "Retry this run to retry them."
     )
 
 
@@ -157,7 +158,7 @@ def test_a_retry_of_the_parent_begins_the_failed_children_again_and_only_those()
     drain()
     assert fresh(sequence.run).status == "succeeded"
     assert children_of(sequence.run) == [good, bad]
-    assert Operation.objects.get(run=bad).reason == f"so is its parent {sequence.run.pk}"
+    assert Operation.objects.get(run=bad).reason == f"with its parent run {sequence.run.pk}"
     assert not Operation.objects.filter(run=good).exists()
 
 
@@ -371,7 +372,7 @@ def test_an_abort_in_a_child_is_its_own():
 
 @pytest.mark.parametrize("wrong", [3, "no label", int])
 def test_only_a_sequence_can_be_started(wrong):
-    with pytest.raises(InvalidDefinition, match=r"is no sequence\. Give a Sequence class"):
+    with pytest.raises(InvalidDefinition, match=r"is not a sequence\. Pass a Sequence class"):
 
         class Wrong(Sequence):
             class Meta:

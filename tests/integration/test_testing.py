@@ -103,7 +103,7 @@ class RunTests(SequenceTestCase):
                 return repeat(after=timedelta(minutes=1))
 
         limit = mock.patch("sequences.testing.RUN_LIMIT", 20)
-        with limit, self.assertRaisesRegex(AssertionError, "no end: step poll of tests.Polls"):
+        with limit, self.assertRaisesRegex(AssertionError, "step poll of tests.Polls"):
             run_sequence(Polls)
 
     def test_bad_data_is_refused_as_at_a_start(self):
@@ -186,7 +186,7 @@ class DrainTests(SequenceTestCase):
             sequence = Gone()
         assert drain() == 1
         assert_steps(sequence, [("one", "failed")])
-        assert "There is no sequence 'tests.Gone'" in sequence.run.failures.get().message
+        assert "No sequence is registered as 'tests.Gone'" in sequence.run.failures.get().message
 
     def test_what_is_paused_is_not_performed(self):
         sequence = self.Contact(name="Joel")

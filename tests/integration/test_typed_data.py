@@ -222,7 +222,7 @@ def test_a_model_instance_is_no_data_whatever_holds_it():
         self.data.anything = SequenceRun()
 
     assert (
-        "SequenceRun, which is not JSON. Store its pk."
+        "SequenceRun, which JSON cannot represent. Store its pk."
         in failure(run_sequence(typed(Loose, spoil))).message
     )
 
@@ -341,7 +341,7 @@ def test_an_item_cannot_change_typed_data():
 
     sequence = run_sequence(fan_out(body), lines=[{"sku": "a"}])
     message = StepFailure.objects.filter(run=sequence.run).order_by("pk")[0].message
-    assert message.startswith("An item of step 'pack' changed data['gift'], but items cannot")
+    assert message.startswith("An item of step 'pack' changed data['gift'], but items must not")
 
 
 def test_when_sees_typed_data():
@@ -420,5 +420,5 @@ def test_a_definition_may_have_a_typed_dict_as_data_and_nothing_else():
     assert run_sequence(cls, city="Berlin").run.steps.get().result == "BERLIN"
     with pytest.raises(InvalidData, match=r'data\["city"\]'):
         cls(city=1)
-    with pytest.raises(InvalidDefinition, match="data of the type Order, and jobs read a dict"):
+    with pytest.raises(InvalidDefinition, match="data of the type Order, but jobs read a dict"):
         define(flow, name="shop.Other", base=base(Order))

@@ -177,9 +177,13 @@ def test_a_failed_undo_can_be_skipped():
 def test_a_run_that_was_undone_is_not_retried_but_restarted():
     cls = saga()
     sequence = run_sequence(cls)
-    with pytest.raises(InvalidTransition, match=r"not undone: restart_from\(\) begins again"):
+    with pytest.raises(
+        InvalidTransition, match=r"were rolled back\. Use restart_from\(\) instead\."
+    ):
         sequence.run.retry()
-    with pytest.raises(InvalidTransition, match=r"not undone: restart_from\(\) begins again"):
+    with pytest.raises(
+        InvalidTransition, match=r"were rolled back\. Use restart_from\(\) instead\."
+    ):
         sequence.run.skip("ship")
     cls.failing.clear()
     sequence.run.restart_from("charge")
@@ -195,7 +199,7 @@ def test_a_run_that_was_undone_is_not_retried_but_restarted():
 
 def test_a_restart_from_behind_an_undone_step_is_refused():
     sequence = run_sequence(saga())
-    with pytest.raises(InvalidTransition, match="without undone steps that are not done again: ch"):
+    with pytest.raises(InvalidTransition, match="would not run the undone steps again: 'ch"):
         sequence.run.restart_from("pack")
     assert fresh(sequence.run).status == "failed"
 
@@ -465,7 +469,9 @@ def test_a_run_that_comes_to_its_standstill_can_be_cancelled_at_once_but_nothing
     for act in ("skip", "restart_from"):
         with pytest.raises(InvalidTransition):
             getattr(run_, act)("charge")
-    with pytest.raises(InvalidTransition, match="it is being undone"):
+    with pytest.raises(
+        InvalidTransition, match=r"its status is undoing\. Allowed: running or paused"
+    ):
         run_.cancel(undo=True)
     run_.cancel()
     with pytest.raises(SkipMessage, match="taken away while it ran"):
@@ -510,7 +516,7 @@ def test_an_on_failure_that_has_failed_is_retried_after_all_undos():
     assert fresh(sequence.run).status == "failed"
     assert fresh(sequence.run).data["done"][-2:] == ["refund", "tell of ship: ship is broken"]
     assert row(sequence.run, "tell").pk == key, "its idempotency key is the same"
-    with pytest.raises(InvalidTransition, match="not undone"):
+    with pytest.raises(InvalidTransition, match="completed steps were rolled back"):
         sequence.run.retry()
 
 
@@ -552,7 +558,7 @@ def test_a_failed_on_failure_can_be_skipped():
     sequence = run_sequence(saga(fails=["ship", "tell of ship: ship is broken"]))
     sequence.run.skip("tell", reason="by hand")
     assert sequence.run.status == "failed"
-    with pytest.raises(InvalidTransition, match="not undone"):
+    with pytest.raises(InvalidTransition, match="completed steps were rolled back"):
         sequence.run.retry()
 
 
@@ -747,11 +753,11 @@ def test_a_restart_forgets_the_handler():
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("on_error", "its on_error is 'lost', which is not a step of it"),
+        ("on_error", "its on_error is 'lost', which is not a step of this sequence"),
         ("itself", "its on_error is 'one'. Name another step"),
-        ("second undo", "it undoes 'one', which has an undo already"),
-        ("second on_failure", "it is a second @on_failure, beside 'tell'"),
-        ("after", "after is not for a step that only a failure begins"),
+        ("second undo", "it undoes 'one', which already has an undo"),
+        ("second on_failure", "it is a second @on_failure; the first is 'tell'"),
+        ("after", "after cannot be set on an undo or on_failure"),
     ],
 )
 def test_what_cannot_be_is_refused_when_the_class_is_created(body, message):
@@ -874,7 +880,7 @@ def test_a_step_in_whose_place_another_goes_on_cannot_be_skipped():
     run_ = flow(fails=["search"])().run
     fail(claim(run_, "search"))
     assert ledger(run_)["mend"] == "queued"
-    with pytest.raises(InvalidTransition, match="one in whose place no other goes on"):
+    with pytest.raises(InvalidTransition, match="another step has already taken over"):
         run_.skip("search")
     drain()
     assert fresh(run_).status == "succeeded"

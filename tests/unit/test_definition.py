@@ -361,7 +361,7 @@ def test_a_step_that_is_none_is_removed_and_the_rest_closes_up():
 def test_a_removed_step_that_another_one_waits_for_is_refused():
     base = declare(pay=step(work), ship=step(work, after="pay"))
     assert refused(base, pay=None) == (
-        f"{HERE}.ship: after names 'pay', which is not a step of it. There are: ship."
+        f"{HERE}.ship: after names 'pay', which is not a step of this sequence. Available: ship."
     )
 
 
@@ -418,7 +418,9 @@ def test_an_abstract_class_needs_no_steps_and_cannot_be_started(starter):
 
     assert Base._definition is None
     for start in (Base, Base.start, lambda: Base.runs, Sequence):
-        with pytest.raises(SequenceError, match=r"is abstract\. Start a subclass that is not\."):
+        with pytest.raises(
+            SequenceError, match=r"is abstract\. Start a subclass that is not abstract\."
+        ):
             start()
 
 
@@ -495,9 +497,12 @@ def test_what_an_actor_has_and_a_step_cannot_have_is_refused(actor):
     @actor
     def send(to): ...
 
-    assert refused(tick=step(tick)).startswith(f"{HERE}.tick: the option on_success is refused")
+    assert refused(tick=step(tick)).startswith(
+        f"{HERE}.tick: the option on_success is not supported"
+    )
     assert refused(send=step(send)) == (
-        f"{HERE}.send: its actor takes arguments. Give them with args= or kwargs=, callables."
+        f"{HERE}.send: its actor requires arguments. Pass args= or kwargs=, functions of the "
+        "sequence that return the arguments."
     )
 
 
@@ -545,14 +550,14 @@ def test_a_step_of_a_started_sequence_does_not_run_where_it_is_called(starter):
 
     order = Order(n=1)
     for call in (order.pay, order.approval, order.ship, order.refund):
-        with pytest.raises(SequenceError, match="is a step: a worker runs it"):
+        with pytest.raises(SequenceError, match="is a step, and workers run steps"):
             call()
     assert not calls
 
 
 def test_data_that_is_no_keywords_is_refused_with_the_way_out(starter):
     cls = declare(pay=step(work))
-    with pytest.raises(SequenceError, match=r"takes its data as keywords.*Order.start\("):
+    with pytest.raises(SequenceError, match=r"takes its data as keyword arguments.*Order.start\("):
         cls({"n": 1})
     assert not starter.calls
 
@@ -563,7 +568,7 @@ def test_the_calls_of_other_libraries_are_refused_with_the_way_out(name):
     with pytest.raises(AttributeError, match=rf"no attribute '{name}'. Start it with Order\("):
         getattr(cls, name)
     assert not hasattr(cls, name)
-    with pytest.raises(AttributeError, match=r"'send'\. A worker runs it: start its sequence"):
+    with pytest.raises(AttributeError, match=r"'send'\. Workers run it: start its sequence"):
         cls.pay.send(1)
     with pytest.raises(AttributeError, match=r"'missing'\.$"):
         _ = cls.missing
@@ -632,7 +637,7 @@ def test_inside_a_step_the_engine_answers():
 def test_outside_a_step_what_belongs_to_one_is_an_error(name, ask):
     with pytest.raises(SequenceError) as caught:
         ask(bound(declare(pay=step(work)), context=None))
-    assert str(caught.value) == f"{HERE}.{name} is only there inside a step."
+    assert str(caught.value) == f"{HERE}.{name} is only available inside a step."
 
 
 def test_repeat_and_finish_are_values():
@@ -648,7 +653,7 @@ def test_repeat_after_something_else_is_an_error(after):
 
 
 def test_repeat_in_the_past_is_an_error():
-    with pytest.raises(SequenceError, match=r"repeat\(after=-1\): it cannot be negative\."):
+    with pytest.raises(SequenceError, match=r"repeat\(after=-1\): it must not be negative\."):
         repeat(after=-1)
 
 
@@ -673,7 +678,7 @@ def test_a_name_that_is_declared_twice_is_refused():
 
     where = f"{__name__}.test_a_name_that_is_declared_twice_is_refused.<locals>.Order.pay"
     assert str(caught.value) == (
-        f"{where}: this name is declared twice in the class. Rename one of them."
+        f"{where}: the class declares this name twice. Rename one of them."
     )
 
 
@@ -681,7 +686,7 @@ def test_a_name_that_is_declared_twice_is_refused():
     "name", ["data", "run", "runs", "start", "result", "created", "idempotency_key", "failure"]
 )
 def test_a_reserved_name_is_refused(name):
-    message = "this name is reserved: every sequence has an attribute of that name. Rename it."
+    message = "this name is reserved: every sequence has an attribute with this name. Rename it."
     assert refused(**{name: step(work)}) == f"{HERE}.{name}: {message}"
     assert refused(**{name: work, "pay": step(work)}) == f"{HERE}.{name}: {message}"
 
@@ -717,9 +722,7 @@ def forwarding(function):
     return call
 
 
-COROUTINE = (
-    "it is a coroutine function. Define it without async, or wrap it in asgiref's async_to_sync()."
-)
+COROUTINE = "it is a coroutine function. Remove async, or wrap it in asgiref's async_to_sync()."
 
 
 class Generator:
@@ -749,16 +752,16 @@ class Callable:
         (staticmethod(work), "a step cannot be a staticmethod. Make it a plain method."),
         (classmethod(work), "a step cannot be a classmethod. Make it a plain method."),
         (property(work), "a step cannot be a property. Make it a plain method."),
-        (step(work), "it is a step of a step. Use @step once."),
-        ("work", "'work' cannot be called. Give @step a method, a function, or a class."),
-        (dict, "dict has no method perform. Add perform(self, sequence)."),
+        (step(work), "@step is applied twice. Use @step only once."),
+        ("work", "'work' is not callable. Pass a function, a method or a class to @step."),
+        (dict, "dict has no perform method. Add perform(self, sequence)."),
         (
             lambda self, amount: 1,
-            "it cannot be called with the sequence only. Take self, and read self.data.",
+            "it cannot be called with the sequence alone. Take only self, and read self.data.",
         ),
         (
             lambda: 1,
-            "it cannot be called with the sequence only. Take self, and read self.data.",
+            "it cannot be called with the sequence alone. Take only self, and read self.data.",
         ),
     ],
 )
@@ -804,7 +807,7 @@ class Holder:
         self.function = function
 
 
-LOST = "it is declared as a step, and the class has no such step. Write @step above all other"
+LOST = "it was declared as a step, but the class has no such step. Move @step above all other"
 
 
 @pytest.mark.parametrize(
@@ -883,13 +886,14 @@ def test_a_decorator_above_step_in_a_mixin_is_refused(decorator):
         def pay(self): ...
 
     assert refused(Payable, Sequence, ship=step(work)).endswith(
-        "Payable.pay: a decorator hides the step below it. Write @step above all other decorators."
+        "Payable.pay: another decorator hides the step below it. Move @step above all other "
+        "decorators."
     )
 
 
 def test_a_decorator_between_two_steps_is_refused():
     assert refused(pay=step(forwarding(step(work)))) == (
-        f"{HERE}.pay: it is a step of a step. Use @step once."
+        f"{HERE}.pay: @step is applied twice. Use @step only once."
     )
 
 
@@ -910,7 +914,7 @@ def test_a_method_may_use_the_step_of_another_class():
 
 
 def test_a_decorator_without_its_method_is_refused():
-    mend = "it is a decorator of a step without a method. Write it above a method."
+    mend = "the decorator has no method below it. Put it above a method."
     assert refused(pay=step(max_retries=3)) == f"{HERE}.pay: {mend}"
     assert refused(pay=on_failure(max_retries=3)) == f"{HERE}.pay: {mend}"
 
@@ -919,19 +923,19 @@ def test_a_decorator_without_its_method_is_refused():
 def test_the_function_that_declares_a_step_is_refused_in_place_of_one(function):
     name = function.__name__
     assert refused(pay=function, ship=step(work)) == (
-        f"{HERE}.pay: it is the function {name}() itself. Call it: {name}(…)."
+        f"{HERE}.pay: {name}() is assigned without being called. Call it: {name}(…)."
     )
 
 
 def test_an_actor_a_job_and_a_chain_in_a_class_are_refused(actor):
     registered = job("definition.pay")(work)
     for value in (actor(work), registered, registered.with_(), chain(registered)):
-        assert "is no step. Make a step of it with step(…)" in refused(pay=value, ship=step(work))
+        assert "is not a step. Make it a step with step(…)" in refused(pay=value, ship=step(work))
 
 
 def test_a_step_cannot_be_added_to_a_class_that_is_there():
     cls = declare(pay=step(work))
-    with pytest.raises(InvalidDefinition, match="a step is added to a class that is there"):
+    with pytest.raises(InvalidDefinition, match="a step cannot be added to an existing class"):
         cls.ship = step(work)
     declared = cls.pay
     cls.pay = None  # as a test's mock does
@@ -947,18 +951,24 @@ def test_a_step_cannot_be_added_to_a_class_that_is_there():
         ({"delay": coroutine}, "delay is <function coroutine"),
         ({"when": True}, "when is True. It must be a function of the sequence."),
         ({"aliases": [3]}, "aliases is (3,). It must be a list of names."),
-        ({"label": 3}, "label is 3. It must be a text."),
+        ({"label": 3}, "label is 3. It must be a string."),
         ({"queue_name": "my queue"}, "queue_name is 'my queue'. It must be a name of letters"),
         ({"priority": "high"}, "priority is 'high'. It must be an int."),
-        ({"args": work}, "args and kwargs are for a Dramatiq actor. Read what you need from"),
-        ({"after": [3]}, "after has 3, which is no step. Give steps, or their names."),
-        ({"after": work}, "which is no step. Give steps, or their names."),
-        ({"after": step(work)}, "after has <step work>, which no class declares. Declare it"),
+        (
+            {"args": work},
+            "args and kwargs are only for steps that run a Dramatiq actor. Read what you need from",
+        ),
+        ({"after": [3]}, "after contains 3, which is not a step. Pass steps or their names."),
+        ({"after": work}, "which is not a step. Pass steps or their names."),
+        ({"after": step(work)}, "after contains <step work>, which no class declares. Declare it"),
         (
             {"after": "shipp"},
-            "after names 'shipp', which is not a step of it. Did you mean 'ship'?",
+            "after names 'shipp', which is not a step of this sequence. Did you mean 'ship'?",
         ),
-        ({"after": "ship"}, "after names 'ship', which is circular or declared below. A step"),
+        (
+            {"after": "ship"},
+            "after names 'ship', which is circular or declared further down. A step",
+        ),
     ],
 )
 def test_an_option_that_is_wrong_is_refused(options, message):
@@ -973,23 +983,29 @@ def test_an_option_that_would_break_a_promise_is_refused_with_the_reason(name):
         ("pay", {"pay": step(work, **{name: "x"})}),
         ("Meta", {"pay": step(work), "meta": {name: "x"}}),
     ]:
-        assert refused(**body).startswith(f"{HERE}.{where}: the option {name} is refused: ")
+        assert refused(**body).startswith(f"{HERE}.{where}: the option {name} is not supported: ")
 
 
 @pytest.mark.parametrize(
     ("meta", "message"),
     [
         ({"abstract": 1}, "abstract is 1. It must be True or False."),
-        ({"app_label": "my.app"}, "app_label is 'my.app'. It must be an app's label."),
+        ({"app_label": "my.app"}, "app_label is 'my.app'. It must be an app label."),
         ({"aliases": ["Old"]}, "aliases is ['Old']. It must be a list of labels, such as"),
-        ({"verbose_name": 3}, "verbose_name is 3. It must be a text."),
+        ({"verbose_name": 3}, "verbose_name is 3. It must be a string."),
         ({"handoff": "fast"}, 'handoff is \'fast\'. It must be "broker" or "direct".'),
-        ({"retention": 30}, "retention is 30. It must be a timedelta, or None to keep runs."),
+        (
+            {"retention": 30},
+            "retention is 30. It must be a timedelta, or None to keep runs forever.",
+        ),
         ({"redact": [3]}, "redact is [3]. It must be a list of names."),
         ({"defaults": {1: 2}}, "defaults is {1: 2}. It must be a dict with strings as keys."),
         ({"atomic": "no"}, "atomic is 'no'. It must be True or False."),
         ({"queue_name": ""}, "queue_name is ''. It must be a name of letters"),
-        ({"after": "pay"}, "after is an option of one step, not of all. Set it on the step."),
+        (
+            {"after": "pay"},
+            "after can only be set on a step, not for all steps. Set it on the step.",
+        ),
     ],
 )
 def test_an_option_of_meta_that_is_wrong_is_refused(meta, message):
@@ -1000,7 +1016,7 @@ def test_an_option_of_meta_that_is_wrong_is_refused(meta, message):
 
 def test_a_meta_that_is_no_class_is_refused():
     assert refused(pay=step(work), Meta={"abstract": True}) == (
-        f"{HERE}: its Meta is not a class. Write class Meta: and options in it."
+        f"{HERE}: its Meta is not a class. Write class Meta: and put the options in it."
     )
 
 
@@ -1008,7 +1024,7 @@ def test_a_meta_that_is_no_class_is_refused():
 def test_an_alias_that_is_taken_is_refused(aliases):
     body = {"ship": step(work, aliases=["charge"]), "pay": step(work, aliases=aliases)}
     assert refused(**body) == (
-        f"{HERE}.pay: its alias {aliases[-1]!r} is the name or an alias of another step."
+        f"{HERE}.pay: its alias {aliases[-1]!r} is also the name or an alias of another step."
         " Remove the alias."
     )
 
@@ -1016,13 +1032,13 @@ def test_an_alias_that_is_taken_is_refused(aliases):
 def test_a_step_under_two_names_is_refused():
     pay = step(work)
     assert refused(pay=pay, again=pay) == (
-        f"{HERE}.again: it is the step 'pay' already. Declare a step of its own with step(…)."
+        f"{HERE}.again: it is the same step object as 'pay'. Declare a separate step with step(…)."
     )
 
 
 def test_a_name_that_does_not_fit_is_refused():
     assert refused(_pay=step(work)) == (
-        f"{HERE}._pay: the name of a step cannot start with an underscore. Rename it."
+        f"{HERE}._pay: step names must not start with an underscore. Rename it."
     )
     name = "p" * 101
     assert refused(**{name: step(work)}) == (
@@ -1034,16 +1050,16 @@ def test_a_name_that_does_not_fit_is_refused():
 @pytest.mark.parametrize("value", [work, 3, "pay", property(work)])
 def test_a_step_replaced_by_something_else_is_refused(value):
     assert refused(Parent, pay=value) == (
-        f"{HERE}.pay: it replaces a step with something that is not one."
-        " Decorate it with @step, or remove the step with None."
+        f"{HERE}.pay: it overrides a step with something that is not a step."
+        " Decorate it with @step, or set it to None to remove the step."
     )
 
 
 @pytest.mark.parametrize("name", ["__init__", "__new__"])
 def test_a_constructor_of_ones_own_is_refused(name):
     assert refused(pay=step(work), **{name: lambda self: None}) == (
-        f"{HERE}: it defines {name}, and a sequence is created by its run, not by your code."
-        " Put what it needs into data."
+        f"{HERE}: it defines {name}, but instances of a sequence are created by the engine, not "
+        "by your code. Put what it needs into data."
     )
 
 

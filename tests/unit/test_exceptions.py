@@ -14,17 +14,25 @@ from sequences.exceptions import (
 )
 
 EVERY = [getattr(exceptions, name) for name in exceptions.__all__]
-TRANSITION = {"action": "skip", "run": 7, "status": "running", "allowed": "failed"}
+TRANSITION = {
+    "action": "skip",
+    "run": 7,
+    "status": "running",
+    "allowed": "failed",
+    "problem": "its status is running. Allowed: failed.",
+}
 
 
 def test_the_template_is_the_message():
     error = InvalidTransition(**TRANSITION)
-    assert str(error) == "Cannot skip run 7: it is running. Allowed while it is failed."
+    assert str(error) == "Cannot skip run 7: its status is running. Allowed: failed."
 
 
 def test_the_details_are_attributes():
     error = InvalidTransition(**TRANSITION)
-    assert (error.action, error.run, error.status, error.allowed) == tuple(TRANSITION.values())
+    assert (error.action, error.run, error.status, error.allowed, error.problem) == tuple(
+        TRANSITION.values()
+    )
 
 
 def test_a_message_of_ones_own_replaces_the_template_and_keeps_the_details():
@@ -34,14 +42,12 @@ def test_a_message_of_ones_own_replaces_the_template_and_keeps_the_details():
 
 
 def test_a_detail_that_is_missing_does_not_hide_the_error():
-    assert str(InvalidTransition(run=7, status="running")) == (
-        "Cannot <action> run 7: it is running. Allowed while it is <allowed>."
-    )
+    assert str(InvalidTransition(run=7, status="running")) == ("Cannot <action> run 7: <problem>")
 
 
 def test_braces_in_a_message_or_a_detail_are_kept():
     assert str(Abort("no {such} thing {")) == "no {such} thing {"
-    assert str(UnknownSequence(name="{x", hint="{y}")) == "There is no sequence '{x'. {y}"
+    assert str(UnknownSequence(name="{x", hint="{y}")) == "No sequence is registered as '{x'. {y}"
 
 
 @pytest.mark.parametrize("cls", EVERY)
@@ -81,5 +87,5 @@ def test_what_is_unknown_is_a_lookup_error(cls):
 
 def test_the_mend_for_a_name_is_the_nearest_or_all_of_them():
     assert did_you_mean("asign", ["assign", "create"]) == "Did you mean 'assign'?"
-    assert did_you_mean("xyz", ["assign", "create"]) == "There are: assign, create."
-    assert did_you_mean("xyz", []) == "There are none."
+    assert did_you_mean("xyz", ["assign", "create"]) == "Available: assign, create."
+    assert did_you_mean("xyz", []) == "None exist."

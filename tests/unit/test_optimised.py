@@ -7,13 +7,13 @@ import sys
 
 EXPECTED = [
     r"False None",
-    r"reserve An item of step 'reserve' changed data\['item'\], but items .*",
-    r"parcels 1 of 1 runs that step 'parcels' has started did not succeed: .*",
+    r"reserve An item of step 'reserve' changed data\['item'\], but items must .*",
+    r"parcels 1 of 1 child runs of step 'parcels' did not succeed: .*",
     r"failed {'items': \[1\], 'refunded': 5}",
-    r"Cannot pause run .*: it is failed\. Allowed while it is running\.",
-    r".*Wrong\.one: 'nothing' cannot be called\. Give @step a method, a function, or a class\.",
-    r'data\["items"\] is of type set, which is not JSON\. Use a list\.',
-    r"The ledger of run .* is",
+    r"Cannot pause run .*: its status is failed\. Allowed: running\.",
+    r".*Wrong\.one: 'nothing' is not callable\. Pass a function, a method or a class to @step\.",
+    r'data\["items"\] is of type set, which JSON cannot represent\. Use a list\.',
+    r"The steps of run .* are",
 ]
 
 

@@ -132,8 +132,8 @@ def test_a_newer_format_is_an_error_that_says_so():
     with pytest.raises(SequenceError) as caught:
         Plan.from_json("shop.Order", {"format": 2, "shape": "unheard of"})
     assert str(caught.value) == (
-        "A plan of shop.Order has format 2, and this release knows formats up to 1."
-        " Upgrade this process to the release that wrote it."
+        "The plan of shop.Order has format 2; this release reads formats up to 1."
+        " Upgrade this process to the release that wrote the plan."
     )
 
 
@@ -181,15 +181,16 @@ def test_two_steps_of_one_name_are_refused():
 
 def test_an_after_that_is_no_step_is_refused_with_the_nearest_name():
     assert refused(node("reserve"), node("pay", "reserv")) == (
-        "shop.Order.pay: after names 'reserv', which is not a step of it. Did you mean 'reserve'?"
+        "shop.Order.pay: after names 'reserv', which is not a step of this sequence. Did you "
+        "mean 'reserve'?"
     )
 
 
 @pytest.mark.parametrize("after", ["pay", "ship"])
 def test_an_after_that_goes_up_or_round_is_refused(after):
     assert refused(node("reserve"), node("pay", after), node("ship")) == (
-        f"shop.Order.pay: after names '{after}', which is circular or declared below."
-        " A step can only wait for steps that are declared above it: move it down."
+        f"shop.Order.pay: after names '{after}', which is circular or declared further down."
+        " A step can only wait for steps declared above it. Move this step down."
     )
 
 

@@ -44,7 +44,9 @@ def test_a_label_that_is_unknown_is_an_error_with_the_nearest():
     declare(aliases=["old.Purchase"])
     with pytest.raises(UnknownSequence) as caught:
         get("shop.Ordr")
-    assert str(caught.value) == "There is no sequence 'shop.Ordr'. Did you mean 'shop.Order'?"
+    assert (
+        str(caught.value) == "No sequence is registered as 'shop.Ordr'. Did you mean 'shop.Order'?"
+    )
     with pytest.raises(LookupError, match=r"Did you mean 'old\.Purchase'\?"):
         get("old.Purchas")
     assert registry.find("shop.Ordr") is None
@@ -60,17 +62,21 @@ def test_all_are_sorted_by_label():
 def test_two_classes_of_one_label_are_refused_with_both_modules():
     first = declare(module="shop.sequences")
     assert refused(module="shop.more") == (
-        "shop.more.Order: 'shop.Order' is the label or an alias of shop.sequences.Order already."
-        " Rename one of the classes, or set another app_label in its Meta."
+        "shop.more.Order: 'shop.Order' is already the label or an alias of shop.sequences.Order. "
+        "Rename one of the classes, or set a different app_label in its Meta."
     )
     assert get("shop.Order") is first
 
 
 def test_an_alias_that_is_taken_is_refused():
     declare(aliases=["old.Purchase"])
-    assert "'shop.Order' is the label or an alias" in refused("Other", aliases=["shop.Order"])
-    assert "'old.Purchase' is the label or an alias" in refused("Other", aliases=["old.Purchase"])
-    assert "'old.Purchase' is the label" in refused("Purchase", app_label="old")
+    assert "'shop.Order' is already the label or an alias" in refused(
+        "Other", aliases=["shop.Order"]
+    )
+    assert "'old.Purchase' is already the label or an alias" in refused(
+        "Other", aliases=["old.Purchase"]
+    )
+    assert "'old.Purchase' is already the label" in refused("Purchase", app_label="old")
     assert registry.find("shop.Other") is None
 
 
@@ -132,13 +138,15 @@ def test_an_abstract_class_is_not_registered():
             abstract = True
 
     assert Base not in registry.all()
-    with pytest.raises(InvalidDefinition, match=r"\.Base: it is abstract\. Register a subclass"):
+    with pytest.raises(
+        InvalidDefinition, match=r"\.Base: it is abstract\. Register a concrete subclass"
+    ):
         registry.register(Base)
 
 
 def test_a_module_in_no_app_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "elsewhere", ModuleType("elsewhere"))
     assert refused(module="elsewhere", app_label=None) == (
-        "elsewhere.Order: its module elsewhere is in no installed app."
+        "elsewhere.Order: its module elsewhere does not belong to an installed app."
         " Add its app to INSTALLED_APPS, or set app_label in its Meta."
     )

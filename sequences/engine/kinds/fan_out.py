@@ -99,13 +99,13 @@ def _declared_items(context: ExecutionContext, each: Any) -> Iterable[Any]:
     else:
         raise InvalidData(
             path=f"data[{each!r}]",
-            problem=f"is not there, and step {step!r} runs for each item of it",
+            problem=f"does not exist, but step {step!r} runs for each item of it",
             hint="Put a list there in an earlier step.",
         )
     if isinstance(items, Iterable) and not isinstance(items, str | bytes | dict):
         return items
     raise InvalidData(
         path="each" if callable(each) else f"data[{each!r}]",
-        problem=f"gives a {type(items).__name__}, and step {step!r} needs items",
+        problem=f"is of type {type(items).__name__}, but step {step!r} needs a list of items",
         hint="Give a list, or a generator of JSON values.",
     )
