@@ -23,6 +23,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from .. import conf
+from ..definitions import registry
 from ..definitions.rules import RULES, Rule
 from ..exceptions import InvalidTransition, SequenceError
 from ..inspection import actions as run_actions
@@ -113,7 +114,7 @@ class ManyRuns(RunActions):
             self.message_user(request, _no_step(), messages.WARNING)
             return HttpResponseRedirect(request.get_full_path())
         if not is_confirmed or not form.is_valid():
-            return self._ask_about_many(request, action, list(statuses.values()), form)
+            return self._ask_about_many(request, action, statuses, form)
         report = self._do_to_many(request, action, ids, form.cleaned_data)
         self._report(request, action, report)
         return HttpResponseRedirect(request.get_full_path())
@@ -122,10 +123,11 @@ class ManyRuns(RunActions):
         self,
         request: HttpRequest,
         action: run_actions.Action,
-        statuses: Sequence[str],
+        status_of: dict[UUID, str],
         form: ActionForm,
     ) -> HttpResponseBase:
-        texts, count = TEXTS[action.name], min(len(statuses), MAX_RUNS_PER_REQUEST)
+        ids, statuses = list(status_of)[:MAX_RUNS_PER_REQUEST], list(status_of.values())
+        texts, count = TEXTS[action.name], len(ids)
         counts = Counter(statuses[:MAX_RUNS_PER_REQUEST])
         context = {
             "page_title": texts.title_of_many % {"count": count},
@@ -136,6 +138,7 @@ class ManyRuns(RunActions):
             "count": count,
             "are_more": len(statuses) > MAX_RUNS_PER_REQUEST,
             "most": MAX_RUNS_PER_REQUEST,
+            "classless": _classless(ids) if action.starts_steps else [],
             "form": form,
             "checkbox": ACTION_CHECKBOX_NAME,
             "selected": request.POST.getlist(ACTION_CHECKBOX_NAME),
@@ -240,6 +243,13 @@ def _likeliest(queryset: QuerySet[SequenceRun], action: run_actions.Action) -> d
             runs = queryset.filter(status=status)
             statuses |= dict(runs.values_list("pk", "status")[:room])
     return statuses
+
+
+def _classless(ids: Sequence[UUID]) -> list[str]:
+    """The sequences among these runs that this code has no class for."""
+    labels = SequenceRun.objects.using(conf.using()).filter(pk__in=ids).order_by()
+    distinct = labels.values_list("sequence", flat=True).distinct()
+    return sorted(label for label in distinct if registry.find(label) is None)
 
 
 def _reason(error: InvalidTransition) -> str:

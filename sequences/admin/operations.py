@@ -121,6 +121,8 @@ class _ActionRequest:
         return has_undos and RULES["cancel_and_undo"].allows(self.run.status)
 
     def _initial(self) -> dict[str, Any]:
+        if self.action.name == "deliver" and self.step:
+            return _payload_of(self.step, self.request.GET.get("choice", ""))
         if self.action.name != "edit":
             return {}
         data = run_context.text_of(visible(self.run.data, self.run.sequence))
@@ -138,6 +140,7 @@ class _ActionRequest:
             "run": self.run,
             "snapshot": self.snapshot,
             "summary": summary(self.snapshot),
+            "warning": actions.warning(self.snapshot, self.action),
             "form": self.form,
             "back": self._back(),
             "step_status": run_context.label_of_step(self.step) if self.step else "",
@@ -233,6 +236,13 @@ class _ActionRequest:
         secrets = changed_secrets(self.run.data, typed, self.patterns)
         lines = run_context.differences(before, after)
         return self._ask(is_preview=True, lines=lines, secrets=secrets)
+
+
+def _payload_of(step: StepSnapshot, choice: str) -> dict[str, Any]:
+    """The payload of one of the event's choices, to be seen before it is delivered."""
+    if choice not in step.choices:
+        return {}
+    return {"payload": run_context.text_of(step.choices[choice])}
 
 
 def _name_events(form: ActionForm, events: list[StepSnapshot]) -> None:

@@ -14,6 +14,8 @@ from urllib.parse import urlencode
 from django.db.models import Count, QuerySet, TextField
 from django.db.models.functions import Cast, Length
 from django.urls import reverse
+from django.utils.text import slugify
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from .. import conf
@@ -105,15 +107,29 @@ class Button:
     step: str = ""
     step_label: str = ""
     is_dangerous: bool = False
+    #: Whether a page asks first: it cannot be taken back, or would have no effect in this code.
+    asks_first: bool = False
+    #: Of an event with declared choices: the one that it delivers.
+    choice: str = ""
 
     @property
     def label(self) -> Any:
         """What stands on it in the row of its step."""
-        return TEXTS[self.name].button
+        return self.choice or TEXTS[self.name].button
+
+    @property
+    def id(self) -> str:
+        """The id of its element in the row of its step."""
+        return "-".join(filter(None, (self.name, self.step, slugify(self.choice))))
 
     @property
     def title(self) -> str:
         """What stands on it beside buttons of other steps."""
+        if self.choice:
+            return gettext("“%(step)s”: %(choice)s") % {
+                "step": self.step_label,
+                "choice": self.choice,
+            }
         return TEXTS[self.name].title_for(self.step_label)
 
 
@@ -303,9 +319,11 @@ class Urls:
         url = reverse(f"{self.site}:job_sequences_sequencerun_{name}", args=args)
         return f"{url}?{urlencode(query)}" if query else url
 
-    def action(self, name: str, step: str = "") -> str:
+    def action(self, action: str, step: str = "", choice: str = "") -> str:
         """Of the page that asks for confirmation."""
-        return self.to("action", self.run.pk, name, **({"step": step} if step else {}))
+        query = {"step": step, "choice": choice}
+        query = {name: value for name, value in query.items() if value}
+        return self.to("action", self.run.pk, action, **query)
 
     def value(self, what: str, step: str = "") -> str:
         """Of a whole value, as text."""

@@ -185,14 +185,18 @@ class RunPage(ReadOnlyAdmin):
             if not self.has_action_permission(request, action, run_snapshot.run):
                 continue
             name = step.name if step else ""
-            yield Button(
-                action.name,
-                action.explains,
-                urls.action(action.name, name),
-                step=name,
-                step_label=step.label if step else "",
-                is_dangerous=action.is_dangerous,
-            )
+            choices = step.choices if step and action.name == "deliver" else {}
+            for choice in choices or [""]:
+                yield Button(
+                    action.name,
+                    action.explains,
+                    urls.action(action.name, name, choice),
+                    step=name,
+                    step_label=step.label if step else "",
+                    is_dangerous=action.is_dangerous and action.name != "deliver",
+                    asks_first=action.is_dangerous or bool(actions.warning(run_snapshot, action)),
+                    choice=choice,
+                )
 
     def _family(self, request: HttpRequest, run: SequenceRun) -> dict[str, Any]:
         """The run above, and those below, as far as this user may see them."""

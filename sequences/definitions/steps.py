@@ -269,12 +269,15 @@ class Event(_Other):
 
     timeout: timedelta | None
     on_timeout: Literal["fail", "continue"]
+    #: The payloads that people are offered, by what they are called.
+    choices: Mapping[str, Any]
 
     def __init__(self, function: Callable[..., Any], declared: Mapping[str, Any]) -> None:
         super().__init__(function, declared)
         timeout = self.options.pop("timeout", None)
         self.timeout = timeout if duration_problem(timeout) else as_timedelta(timeout)
         self.on_timeout = self.options.pop("on_timeout", "fail")
+        self.choices = self.options.pop("choices", None) or {}
 
     @property
     def kind(self) -> str:
@@ -412,6 +415,7 @@ def event(
     *,
     timeout: Duration | None = None,
     on_timeout: Literal["fail", "continue"] = "fail",
+    choices: Mapping[str, Any] | None = None,
     after: Named | Iterable[Named] | None = None,
     when: Callable[[Any], Any] | None = None,
     delay: Delay | None = None,
@@ -424,12 +428,15 @@ def event(
     It holds no worker. ``run.deliver("approval", payload)`` ends it; the payload is its result,
     and stands in ``data["approval"]`` too. One that is delivered early is kept. ``timeout`` is a
     timedelta or milliseconds from the beginning of the wait on; then the step fails, or with
-    ``on_timeout="continue"`` is skipped: it has no result, and ``data`` stays as it is. ``options``
-    are Dramatiq's.
+    ``on_timeout="continue"`` is skipped: it has no result, and ``data`` stays as it is.
+    ``choices`` are payloads that the admin offers side by side, by what is on their buttons:
+    ``{"Approve": {"approved": True}, "Refuse": {"approved": False}}``; code may deliver others.
+    ``options`` are Dramatiq's.
     """
     declared = {
         "timeout": timeout,
         "on_timeout": on_timeout,
+        "choices": choices,
         "after": after,
         "when": when,
         "delay": delay,

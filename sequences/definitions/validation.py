@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -367,11 +368,19 @@ def own_options(step: Step[Any]) -> frozenset[str]:
 
 _OF_ALL = frozenset({"aliases", "delay", "label", "options", "when"})
 _OPTIONS_OF_KIND = {
-    "event": _OF_ALL | {"after", "on_timeout", "timeout"},
+    "event": _OF_ALL | {"after", "choices", "on_timeout", "timeout"},
     "subsequence": _OF_ALL | {"after", "allow_failed", "data", "each", "on_error", "retries"},
     "undo": _OF_ALL | {"atomic", "attempted", "retries"},
     "on_failure": _OF_ALL | {"atomic", "retries"},
 }
+
+
+def _are_choices(value: object) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return isinstance(value, Mapping) and all(isinstance(name, str) and name for name in value)
 
 
 def _is_delay(value: object) -> bool:
@@ -482,6 +491,10 @@ _STEP_RULES: Rules = {
         DURATION,
     ),
     "on_timeout": (lambda value: value in ("fail", "continue"), '"fail" or "continue"'),
+    "choices": (
+        lambda value: value is None or _are_choices(value),
+        'a dict of payloads, such as {"Approve": {"approved": True}}',
+    ),
 }
 _META_RULES: Rules = {
     name: rule for name, rule in _STEP_RULES.items() if name not in STEP_OPTIONS - META_STEP_OPTIONS
@@ -498,7 +511,7 @@ _META_RULES: Rules = {
     "redact": (_are_names, "a list of names"),
     "defaults": (_is_data, "a dict with strings as keys"),
 }
-_NOT_OF_META = {"attempted", "data", "on_timeout", "timeout"}
+_NOT_OF_META = {"attempted", "choices", "data", "on_timeout", "timeout"}
 #: Those of Meta that are this package's.
 META_OPTIONS = frozenset(_META_RULES) - _NOT_OF_META
 _OF_DRAMATIQ = frozenset(_STEP_RULES) - STEP_OPTIONS - _NOT_OF_META

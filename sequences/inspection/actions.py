@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.utils.functional import Promise
+from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from ..definitions.plan import COMPENSATION_KINDS
@@ -30,6 +31,8 @@ class Action:
     is_dangerous: bool = False
     #: The permission that it needs, if not one of its own name.
     needs: str = ""
+    #: Whether steps are to run because of it.
+    starts_steps: bool = False
 
     @property
     def rule(self) -> Rule:
@@ -57,6 +60,7 @@ ACTIONS: dict[str, Action] = {
                 "Completed steps do not run again. In a run that was rolled back, the failed "
                 "undos restart instead."
             ),
+            starts_steps=True,
         ),
         Action(
             "restart_from",
@@ -66,19 +70,27 @@ ACTIONS: dict[str, Action] = {
             ),
             is_dangerous=True,
             needs="restart",
+            starts_steps=True,
         ),
         Action(
             "skip",
             _("Continues without this step, as if there had been nothing to do."),
             is_dangerous=True,
+            starts_steps=True,
         ),
         Action(
             "run_now",
             _("Runs the step now instead of at its scheduled time."),
+            starts_steps=True,
         ),
         Action(
             "deliver",
-            _("Delivers the event with this payload. Only the first delivery counts."),
+            _(
+                "Delivers the event with this payload. It cannot be taken back: only the first "
+                "delivery counts."
+            ),
+            is_dangerous=True,
+            starts_steps=True,
         ),
         Action(
             "pause",
@@ -88,6 +100,7 @@ ACTIONS: dict[str, Action] = {
             "resume",
             _("Held steps continue; anything that became due meanwhile runs now."),
             needs="pause",
+            starts_steps=True,
         ),
         Action(
             "edit",
@@ -131,6 +144,34 @@ def allowed(snapshot: RunSnapshot) -> Iterator[tuple[Action, StepSnapshot | None
         for name, step_accepts in _STEP_ACTIONS.items():
             if RULES[name].allows(status) and step_accepts(snapshot, step):
                 yield ACTIONS[name], step
+
+
+def warning(snapshot: RunSnapshot, action: Action) -> str:
+    """What people must know before they do it: that it has no effect in this code; or nothing."""
+    if not action.starts_steps or not snapshot.is_readable:
+        return ""
+    sequence = snapshot.run.sequence
+    if not snapshot.is_known:
+        return gettext(
+            "This code has no class %(sequence)s. The run accepts the action, but no step runs "
+            "until a release that has the class is deployed; then the run continues by itself."
+        ) % {"sequence": sequence}
+    steps = [name for name in snapshot.removed if _has_failed(snapshot, name)]
+    if action.name != "retry" or not steps:
+        return ""
+    names = ", ".join(f"“{name}”" for name in steps)
+    message = ngettext(
+        "%(sequence)s no longer declares the step %(steps)s. It fails again at once, unless a "
+        "release that has it is deployed first.",
+        "%(sequence)s no longer declares the steps %(steps)s. They fail again at once, unless a "
+        "release that has them is deployed first.",
+        len(steps),
+    )
+    return message % {"sequence": sequence, "steps": names}
+
+
+def _has_failed(snapshot: RunSnapshot, name: str) -> bool:
+    return snapshot.states.get(name) == "failed"
 
 
 def permitted(user: Any, action: Action) -> bool:

@@ -36,13 +36,40 @@ def summary(snapshot: RunSnapshot, last: Operation | None = None) -> str:
     """
     if not snapshot.is_readable:
         return _("A newer release started this run. This release can neither show nor change it.")
-    return _OF_RUN[RunStatus(snapshot.run.status)](snapshot, last)
+    text = _OF_RUN[RunStatus(snapshot.run.status)](snapshot, last)
+    return " ".join(filter(None, (text, _class_gone(snapshot), _erased(snapshot))))
 
 
 def error_of(failure: StepFailure) -> str:
     """The error and the first line of its message: ``CardError: insufficient funds``."""
     name, line = class_name(failure.error), first_line(failure.message, ERROR_LENGTH + 1)
     return f"{name}: {line}" if line else name
+
+
+def _class_gone(snapshot: RunSnapshot) -> str:
+    """What it means that this code has no class of its, unless the run needs none any more."""
+    if snapshot.is_known or snapshot.run.status in (RunStatus.SUCCEEDED, RunStatus.CANCELLED):
+        return ""
+    if snapshot.run.status == RunStatus.FAILED:
+        message = _("Nothing of it can run again until a release has the class %(sequence)s.")
+    else:
+        message = _(
+            "Nothing of it can run, because this code has no class %(sequence)s. The run continues "
+            "by itself once a release has the class."
+        )
+    return message % {"sequence": snapshot.run.sequence}
+
+
+def _erased(snapshot: RunSnapshot) -> str:
+    erasure = snapshot.erasure
+    if erasure is None:
+        return ""
+    ago = format_duration(snapshot.now - erasure.done_at)
+    if erasure.by:
+        message = _("Its data was erased by %(by)s %(ago)s ago.")
+    else:
+        message = _("Its data was erased %(ago)s ago.")
+    return _with_reason(message % {"by": erasure.by, "ago": ago}, erasure)
 
 
 # A run that has ended

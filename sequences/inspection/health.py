@@ -5,8 +5,9 @@ Four queries on indexes, however many runs there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import Any
@@ -16,7 +17,8 @@ from django.utils.functional import cached_property
 from django.utils.translation import gettext, ngettext
 
 from .. import conf
-from ..models import SequenceRun, StepLoss, StepRun, StepStatus, WorkerProcess
+from ..definitions import registry
+from ..models import SequenceRun, StepLoss, StepRun, StepStatus, StoredPlan, WorkerProcess
 from ..transitions import clock, holders
 from ..transitions.backends import Holder
 from ..transitions.due import LONGEST as MAX_LOOK_DELAY
@@ -105,6 +107,10 @@ class Health:
     processes: tuple[WorkerProcess, ...]
     #: Schedules that are late or cannot start their runs, those first that waited longest.
     schedules: tuple[ScheduleSnapshot, ...] = ()
+    #: Step runs that a worker is running, as far as it shows signs of life.
+    running: int = 0
+    #: How many step runs there are of the sequences that this code has no class for.
+    classless: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def workers(self) -> tuple[WorkerProcess, ...]:
@@ -115,6 +121,18 @@ class Health:
     def stale(self) -> tuple[WorkerProcess, ...]:
         """The worker processes that were there, and neither said good-bye nor are seen now."""
         return tuple(process for process in self._performing if not self._is_alive(process))
+
+    @cached_property
+    def stalled(self) -> tuple[WorkerProcess, ...]:
+        """The processes that are seen, although their own sweep has not ended for long: they hang,
+        and are not dead."""
+        return tuple(process for process in self.workers if self._sweeps_late(process))
+
+    @cached_property
+    def sweepers(self) -> tuple[WorkerProcess, ...]:
+        """The processes that sweep, as far as they were seen lately."""
+        sweeping = (process for process in self.processes if process.swept_at is not None)
+        return tuple(process for process in sweeping if self._is_alive(process))
 
     @cached_property
     def swept_at(self) -> datetime | None:
@@ -129,6 +147,7 @@ class Health:
             (_locked, self.locked),
             (_suspects, self.suspected),
             (_schedules, self.schedules),
+            (_classless, self.classless),
         )
         signs = (*_SIGNS, *(sign for sign, is_there in rare if is_there))
         return tuple(sign(self) for sign in signs)
@@ -148,6 +167,9 @@ class Health:
 
     def _is_alive(self, process: WorkerProcess) -> bool:
         return self.now - process.seen_at < STALE_AFTER
+
+    def _sweeps_late(self, process: WorkerProcess) -> bool:
+        return process.swept_at is not None and self.now - process.swept_at > WARN_AFTER
 
     def _count(self, number: int) -> str:
         return f"{number:,}+" if self.capped else f"{number:,}"
@@ -184,6 +206,7 @@ def _steps(now: datetime, using: str, runs: QuerySet[SequenceRun] | None) -> dic
     late = now - clock.grace()
     queued = Q(status=StepStatus.QUEUED)
     expired = Q(status=StepStatus.RUNNING, wake_at__lt=now)
+    running = Q(status=StepStatus.RUNNING, wake_at__gte=now)
     overdue = Q(status=StepStatus.RETRYING, due_at__lt=late)
     counts = rows.order_by("wake_at")[: MAX_STEP_RUNS + 1].aggregate(
         looked_at=Count("pk"),
@@ -193,6 +216,7 @@ def _steps(now: datetime, using: str, runs: QuerySet[SequenceRun] | None) -> dic
         expired_since=Min("wake_at", filter=expired),
         overdue=Count("pk", filter=overdue),
         overdue_since=Min("due_at", filter=overdue),
+        running=Count("pk", filter=running),
         suspected=Count("pk", filter=Q(lost__gt=0)),
         unseen=Count("pk", filter=Q(wake_at__lt=now - WARN_AFTER)),
     )
@@ -200,7 +224,19 @@ def _steps(now: datetime, using: str, runs: QuerySet[SequenceRun] | None) -> dic
     suspects = _suspects_of(rows, using) if counts["suspected"] else ()
     # A sweep looks after what is due within seconds: what is not, is locked, or nobody sweeps.
     unseen = rows.filter(wake_at__lt=now - WARN_AFTER) if counts.pop("unseen") else None
-    return {**counts, "capped": capped, "suspects": suspects, **_locked_of(unseen, using)}
+    classless = _classless_of(rows, using)
+    context = {**counts, "capped": capped, "suspects": suspects, "classless": classless}
+    return {**context, **_locked_of(unseen, using)}
+
+
+def _classless_of(rows: QuerySet[StepRun], using: str) -> dict[str, int]:
+    """How many step runs wait for a class that this code has not: no worker with it runs them."""
+    labels = StoredPlan.objects.using(using).order_by().values_list("sequence", flat=True)
+    missing = [label for label in labels.distinct() if registry.find(label) is None]
+    if not missing:
+        return {}
+    rows = rows.filter(run__sequence__in=missing).order_by("wake_at")[:MAX_STEP_RUNS]
+    return dict(Counter(rows.values_list("run__sequence", flat=True)))
 
 
 def _locked_of(unseen: QuerySet[StepRun] | None, using: str) -> dict[str, Any]:
@@ -224,15 +260,30 @@ def _workers(health: Health) -> Sign:
     says = ngettext("%(count)d worker", "%(count)d workers", count) % {"count": count}
     if dead := [process for process in health.workers if process.dead_threads]:
         return _dead_threads(says, dead)
+    if health.stalled:
+        return _stalled(health, says)
     if not health.stale:
         return Sign("workers", Level.GOOD, says)
     gone = len(health.stale)
-    message = ngettext("%(workers)s, %(count)d missing", "%(workers)s, %(count)d missing", gone)
+    message = ngettext("%(workers)s, %(count)d dead", "%(workers)s, %(count)d dead", gone)
     advice = gettext(
         "%(name)s was last seen %(time)s ago and did not shut down cleanly: was it killed? Other "
         "workers take over its steps."
     ) % {"name": health.stale[0].name, "time": health._since(health.stale[0].seen_at)}
     says = message % {"workers": says, "count": gone}
+    return Sign("workers", Level.WARNING, says, advice)
+
+
+def _stalled(health: Health, says: str) -> Sign:
+    """A process that still reports, and in which something hangs."""
+    count, process = len(health.stalled), health.stalled[0]
+    assert process.swept_at is not None
+    message = ngettext("%(workers)s, %(count)d stalled", "%(workers)s, %(count)d stalled", count)
+    advice = gettext(
+        "%(name)s is alive, but its last sweep ended %(time)s ago: it waits for the database, or "
+        "hangs. It keeps its running steps. Look at its threads, and restart it."
+    ) % {"name": process.name, "time": health._since(process.swept_at)}
+    says = message % {"workers": says, "count": count}
     return Sign("workers", Level.WARNING, says, advice)
 
 
@@ -260,20 +311,27 @@ def _no_worker(health: Health) -> str:
 
 
 def _sweep(health: Health) -> Sign:
+    level = health._level(health.swept_at)
     if health.swept_at is None:
-        says = gettext("No sweep")
-    else:
-        says = gettext("Last sweep %(time)s ago") % {"time": health._since(health.swept_at)}
-        if health.now - health.swept_at <= WARN_AFTER:
-            return Sign("sweep", Level.GOOD, says)
-    return Sign(
-        "sweep",
-        Level.BAD,
-        says,
-        gettext(
-            "The sweep has stopped: delays, retries and lost steps are not handled. Workers run it "
-            "unless SWEEP_INTERVAL is None; so does `manage.py sequences sweep --loop`."
-        ),
+        return Sign("sweep", Level.BAD, gettext("No sweep"), _no_sweep())
+    values = {"time": health._since(health.swept_at)}
+    if level == Level.GOOD:
+        return Sign("sweep", level, gettext("Last sweep %(time)s ago") % values)
+    if not health.sweepers:
+        says = gettext("No sweep: the last one ended %(time)s ago") % values
+        return Sign("sweep", Level.BAD, says, _no_sweep())
+    advice = gettext(
+        "%(name)s sweeps, but does not get to the end of it. Delays, retries and lost steps are "
+        "handled late. Is the database slow, or does a lock hold it up?"
+    ) % {"name": health.sweepers[0].name}
+    says = gettext("Sweep late: the last one ended %(time)s ago") % values
+    return Sign("sweep", level, says, advice)
+
+
+def _no_sweep() -> str:
+    return gettext(
+        "No process sweeps: delays, retries and lost steps are not handled. Workers do it unless "
+        "SWEEP_INTERVAL is None; so does `manage.py sequences sweep --loop`."
     )
 
 
@@ -285,10 +343,18 @@ def _queued(health: Health) -> Sign:
         "time": health._since(health.queued_since),
     }
     level = health._level(health.queued_since)
-    advice = gettext(
+    return Sign("queued", level, says, _why_queued(health) if level else "")
+
+
+def _why_queued(health: Health) -> str:
+    if health.workers and not health.running:
+        return gettext(
+            "Steps are waiting, and no worker is running any: the workers consume other queues, "
+            "hang, or the broker has lost the messages. The sweep dispatches lost ones again."
+        )
+    return gettext(
         "Steps are waiting for a free worker: start more workers, or check what keeps them busy."
     )
-    return Sign("queued", level, says, advice if level else "")
 
 
 def _expired(health: Health) -> Sign:
@@ -375,6 +441,23 @@ def _schedules(health: Health) -> Sign:
         "sentence": first.sentence,
     }
     return Sign("schedules", level, says, advice)
+
+
+def _classless(health: Health) -> Sign:
+    count = sum(health.classless.values())
+    says = ngettext(
+        "%(count)s step of a class that this code does not have",
+        "%(count)s steps of classes that this code does not have",
+        count,
+    ) % {"count": f"{count:,}"}
+    advice = ngettext(
+        "No release with the class %(names)s is deployed here: its steps stay queued until one is, "
+        "or until somebody cancels their runs.",
+        "No release with the classes %(names)s is deployed here: their steps stay queued until one "
+        "is, or until somebody cancels their runs.",
+        len(health.classless),
+    ) % {"names": ", ".join(sorted(health.classless)[:MAX_NAMED_SUSPECTS])}
+    return Sign("classless", Level.WARNING, says, advice)
 
 
 _SIGNS: tuple[Callable[[Health], Sign], ...] = (

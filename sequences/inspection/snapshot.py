@@ -19,7 +19,7 @@ from .. import conf
 from ..data.redaction import HIDDEN, hide, redact, secrets_of
 from ..definitions import registry
 from ..definitions.plan import COMPENSATION_KINDS, DONE, Node, Plan
-from ..definitions.steps import Undo, name_of
+from ..definitions.steps import Step, Undo, name_of
 from ..exceptions import SequenceError
 from ..models import (
     NO_ITEM,
@@ -77,6 +77,8 @@ class StepSnapshot:
     held_since: datetime | None = None
     #: When its newest attempt failed, if that is the run's newest failure.
     failed_at: datetime | None = None
+    #: Of an event: the payloads that its declaration offers to people, by what they are called.
+    choices: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -221,6 +223,8 @@ class RunSnapshot:
     now: datetime
     #: Of a paused run: the operation that has paused it.
     pause: Operation | None = None
+    #: Of a run whose data is blank: the operation that has erased it, if any.
+    erasure: Operation | None = None
 
     @cached_property
     def title(self) -> str:
@@ -231,6 +235,17 @@ class RunSnapshot:
     def is_known(self) -> bool:
         """Whether this code has its sequence."""
         return registry.definition_of(self.run.sequence) is not None
+
+    @cached_property
+    def removed(self) -> tuple[str, ...]:
+        """The steps of its plan that its class, which this code has, does not declare any more."""
+        if not self.is_known:
+            return ()
+        return tuple(name for name in self.plan.names if name not in self._declared)
+
+    @cached_property
+    def _declared(self) -> dict[str, Step[Any]]:
+        return _declared(self.run, self.plan)
 
     @property
     def current_failure(self) -> StepFailure | None:
@@ -335,7 +350,7 @@ def of(run: SequenceRun, *, failures: bool = True) -> RunSnapshot:
 
     Three queries: the time, its steps, its newest failure (which ``failures=False`` leaves out).
     One more each for a failure that there is, the items of a fan-out, what unfinished ones report,
-    who paused it, and a plan that is new to this process.
+    who paused or erased it, and a plan that is new to this process.
     """
     return of_many([run], items=True, failures=failures)[0]
 
@@ -353,7 +368,7 @@ def of_many(
     reports = _item_reports(reporting, using) if reporting else {}
     newest = _newest_failures([run.pk for run in runs], using) if failures else {}
     losses = _losses(rows, using)
-    pauses = _pauses(runs, using)
+    pauses, erasures = _pauses(runs, using), _erasures(runs, using)
     secrets = _secrets_of(runs, newest.keys() | _reporting(rows) | reports.keys(), using)
     for failure in newest.values():
         _hide(failure, secrets[failure.run_id])
@@ -375,6 +390,7 @@ def of_many(
             newest.get(run.pk),
             now,
             pauses.get(run.pk),
+            erasures.get(run.pk),
         )
         for run in runs
     ]
@@ -433,10 +449,22 @@ def _newest_failures(ids: Collection[UUID], using: str) -> dict[UUID, StepFailur
 
 def _pauses(runs: Iterable[SequenceRun], using: str) -> dict[UUID, Operation]:
     """Who has paused each of those that are paused, and why, whatever was done to it since."""
-    paused = [run.pk for run in runs if run.status == RunStatus.PAUSED]
-    if not paused:
+    ids = [run.pk for run in runs if run.status == RunStatus.PAUSED]
+    return _newest_operations(ids, ("pause",), using)
+
+
+def _erasures(runs: Iterable[SequenceRun], using: str) -> dict[UUID, Operation]:
+    """Who has erased each of those whose data is loaded, and blank."""
+    blank = [run for run in runs if "data" not in run.get_deferred_fields() and not run.data]
+    return _newest_operations([run.pk for run in blank], ("erase", "erase_but_key"), using)
+
+
+def _newest_operations(
+    ids: Collection[UUID], actions: Collection[str], using: str
+) -> dict[UUID, Operation]:
+    if not ids:
         return {}
-    rows = Operation.objects.using(using).filter(run__in=paused, action="pause").order_by("pk")
+    rows = Operation.objects.using(using).filter(run__in=ids, action__in=actions).order_by("pk")
     return {operation.run_id: operation for operation in rows.defer("before", "after")}
 
 
@@ -452,7 +480,7 @@ def _steps(
     failure: StepFailure | None,
 ) -> tuple[StepSnapshot, ...]:
     ordered = sorted(plan.nodes, key=lambda node: node.aside)
-    labels = _labels(run, plan)
+    declared = _declared(run, plan)
     stopped_at = _stopped_at(run, plan, rows, pause)
     return tuple(
         StepSnapshot(
@@ -460,11 +488,12 @@ def _steps(
             row := rows.get(node.name),
             items.get(node.name, {}),
             tuple(reports.get(node.name, ())),
-            labels.get(node.name, ""),
+            declared[node.name].label if node.name in declared else "",
             losses.get(row.pk) if row is not None else None,
             secrets,
             _held_since(node, row, stopped_at),
             failure.failed_at if failure and _is_of(failure, node) else None,
+            getattr(declared.get(node.name), "choices", {}),
         )
         for node in ordered
     )
@@ -499,13 +528,16 @@ def _reporting(rows: Mapping[UUID, Mapping[str, StepRun]]) -> set[UUID]:
     return {run_id for run_id, steps in rows.items() if any(row.progress for row in steps.values())}
 
 
-def _labels(run: SequenceRun, plan: Plan) -> dict[str, str]:
+def _declared(run: SequenceRun, plan: Plan) -> dict[str, Step[Any]]:
+    """The steps of the plan that this code declares."""
     try:
         definition = registry.definition_for(run.sequence, plan)
     except SequenceError:  # kept with the run by a newer release
         return {}
-    declared = {name: definition.step(name) for name in plan.names} if definition else {}
-    return {name: step.label for name, step in declared.items() if step is not None}
+    if definition is None:
+        return {}
+    steps = ((name, definition.step(name)) for name in plan.names)
+    return {name: step for name, step in steps if step is not None}
 
 
 # Secrets

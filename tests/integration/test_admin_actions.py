@@ -284,20 +284,94 @@ def waiting():
     return fresh(run)
 
 
-def test_an_approval_is_one_click(admin_client, admin_user):
+def forms(page):
+    """The forms of a page that do something at once, by their addresses."""
+    pattern = r'<form method="post" action="([^"]+)" class="seq-at-once">(.*?)</form>'
+    return {html.unescape(address): form for address, form in re.findall(pattern, page, re.S)}
+
+
+def test_a_delivery_is_confirmed_for_it_cannot_be_taken_back(admin_client):
     run = waiting()
-    client = Client(enforce_csrf_checks=True)
-    client.force_login(admin_user)
-    page = client.get(page_url(run)).content.decode()
-    form = re.search(
-        r'<form method="post" action="([^"]+)" class="seq-deliver">(.*?)</form>', page, re.S
-    )
-    assert "required" not in form[2]
-    fields = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', form[2]))
-    response = client.post(form[1], {**fields, "payload": "", "reason": ""})
-    assert "Delivered “approval”." in told(client, response)
+    page = admin_client.get(page_url(run)).content.decode()
+    address = url(run, "deliver", "approval")
+    assert f'href="{address}"' in page
+    assert address not in forms(page)
+    assert "It cannot be taken back" in admin_client.get(address).content.decode()
+    response = admin_client.post(address, YES)
+    assert "Delivered “approval”." in told(admin_client, response)
     drain()
     assert ledger(run)["approval"] == "succeeded"
+
+
+def test_an_approval_offers_its_choices_side_by_side(admin_client):
+    class Vacation(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        approval = event(choices={"Approve": {"approved": True}, "Refuse": {"approved": False}})
+
+    run = Vacation.start().run
+    drain()
+    page = admin_client.get(page_url(run)).content.decode()
+    head = page[page.index('class="seq-actions"') :].partition("</header>")[0]
+    links = re.findall(r'href="([^"]+)"[^>]*>“approval”: (\w+)</a>', head)
+    assert [choice for _, choice in links] == ["Approve", "Refuse"]
+    address = html.unescape(links[1][0])
+    confirmation = admin_client.get(address).content.decode()
+    payload = html.unescape(re.search(r"<textarea[^>]*>(.*?)</textarea>", confirmation, re.S)[1])
+    assert json.loads(payload) == {"approved": False}
+    admin_client.post(address, {**YES, "payload": payload})
+    drain()
+    assert fresh(run).data == {"approval": {"approved": False}}
+
+
+@pytest.mark.parametrize("action", ["retry", "run_now", "pause", "resume"])
+def test_harmless_actions_need_no_page_of_their_own(action, admin_user):
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(admin_user)
+    run, name = scene(action)
+    address = url(run, action, name)
+    form = forms(client.get(page_url(run)).content.decode())[address]
+    fields = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', form))
+    assert client.post(address, fields)["Location"] == page_url(run)
+    assert Operation.objects.filter(run=run.pk).last().action == action
+
+
+@pytest.mark.parametrize("action", ["skip", "restart_from", "edit", "finish", "cancel", "erase"])
+def test_what_cannot_be_taken_back_asks_first(action, admin_client):
+    run, name = scene(action)
+    page = admin_client.get(page_url(run)).content.decode()
+    assert url(run, action, name) not in forms(page)
+    assert f'href="{url(run, action, name)}"' in page
+
+
+def test_a_class_that_is_gone_is_told_before_the_retry(admin_client):
+    run, _name = scene("retry")
+    SequenceRun.objects.update(sequence="shop.Removed")
+    page = admin_client.get(page_url(run)).content.decode()
+    assert "Nothing of it can run, because this code has no class shop.Removed." in page
+    assert url(run, "retry") not in forms(page)
+    confirmation = admin_client.get(url(run, "retry")).content.decode()
+    assert "no step runs until a release that has the class is deployed" in confirmation
+    bulk = admin_client.post(RUNS, {"action": "retry_runs", "_selected_action": [run.pk]})
+    assert "This code does not have all of their classes (shop.Removed)" in bulk.content.decode()
+    assert "no class" not in admin_client.get(url(run, "cancel")).content.decode().split("<form")[0]
+
+
+def release(*names):
+    """A version of a sequence, with these steps."""
+    steps = {name: step(lambda self: None) for name in names}
+    meta = type("Meta", (), {"app_label": "shop"})
+    return type("Taxes", (Sequence,), {"__module__": __name__, "Meta": meta, **steps})
+
+
+def test_a_step_that_is_gone_is_told_before_the_retry(admin_client):
+    run = release("levy").start().run
+    fail(claim(run, "levy"))
+    assert "errornote" not in admin_client.get(url(run, "retry")).content.decode()
+    release("charge")
+    confirmation = admin_client.get(url(run, "retry")).content.decode()
+    assert "shop.Taxes no longer declares the step “levy”. It fails again at once" in confirmation
 
 
 def test_a_payload_is_json(admin_client):
@@ -543,7 +617,7 @@ def test_what_concerns_a_step_asks_for_one_that_many_have(admin_client):
     assert fresh(waiting).inbox == {"approval": {"ok": False}}
     assert fresh(other).inbox == {"approval": {"ok": True}}
     entry = LogEntry.objects.get(object_id=str(other.pk))
-    assert "Deliver: approval" in entry.change_message
+    assert "Deliver “approval”" in entry.change_message
 
 
 def test_a_step_that_none_of_many_has_is_not_asked_for(admin_client):

@@ -384,12 +384,22 @@ def test_a_run_of_a_class_that_is_gone_says_that_its_values_are_hidden(admin_cli
     assert "Joel" not in page
 
 
-def test_a_waiting_event_is_delivered_from_the_page_itself(admin_client):
+def test_a_waiting_event_is_delivered_from_its_page(admin_client):
     run = started()
     drain()
     page = page_of(admin_client, run)
-    assert f'<form method="post" action="{url(run, "action", "deliver")}?step=approval"' in page
+    assert f'href="{url(run, "action", "deliver")}?step=approval"' in page
     assert "Deliver “approval”" in page
+
+
+def test_an_erased_run_says_so_in_place_of_its_data(admin_client):
+    run = started(name="Joel")
+    run.cancel()
+    assert "were erased" not in page_of(admin_client, run)
+    fresh(run).erase(by="mia")
+    page = page_of(admin_client, run)
+    assert "Its data was erased by mia" in page
+    assert "The data, payloads, results and error texts of this run were erased." in page
 
 
 def test_a_run_of_a_newer_release_says_so_and_cannot_be_changed_here(admin_client, capsys):

@@ -195,6 +195,28 @@ def test_who_paused_and_why_stays_until_it_is_resumed():
     assert "Reason: The shop is closed." in told(run, newest(run))
 
 
+def test_an_erased_run_says_so_and_by_whom():
+    run = started(name="Joel")
+    run.cancel()
+    assert "erased" not in told(run)
+    fresh(run).erase(by="anna", reason="Asked for by Joel.")
+    assert "Its data was erased by anna " in told(run)
+    assert told(run).endswith("ago. Reason: Asked for by Joel.")
+
+
+def test_a_run_of_a_class_that_is_gone_says_what_happens():
+    run = started()
+    SequenceRun.objects.update(sequence="shop.Removed")
+    assert told(run).endswith("The run continues by itself once a release has the class.")
+    fail(claim(run, "charge"))
+    assert told(run).endswith(
+        "Nothing of it can run again until a release has the class shop.Removed."
+    )
+    fresh(run).retry()
+    fresh(run).cancel()
+    assert "shop.Removed" not in told(run)
+
+
 def test_a_cancelled_and_a_finished_run_say_by_whom():
     run = started()
     run.cancel(by="anna", reason="a mistake")

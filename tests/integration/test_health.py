@@ -18,7 +18,7 @@ from sequences import Sequence, step
 from sequences.engine import current
 from sequences.inspection import health
 from sequences.inspection.health import Level
-from sequences.models import SequenceRun, StepRun, WorkerProcess
+from sequences.models import SequenceRun, StepRun, StoredPlan, WorkerProcess
 from sequences.testing import clock
 from sequences.transitions import processes
 from sequences.worker import registration
@@ -328,15 +328,61 @@ def test_a_worker_that_went_without_a_word_is_named():
     assert sign("workers").says == "2 workers"
     process("box:3", seen=120)
     found = sign("workers")
-    assert (found.level, found.says) == (Level.WARNING, "2 workers, 1 missing")
+    assert (found.level, found.says) == (Level.WARNING, "2 workers, 1 dead")
     assert "box:3 was last seen 2 min ago" in found.advice
 
 
-@pytest.mark.parametrize(("swept", "level"), [(5, Level.GOOD), (70, Level.BAD), (None, Level.BAD)])
+SWEEPS = [(5, Level.GOOD), (70, Level.WARNING), (400, Level.BAD), (None, Level.BAD)]
+
+
+@pytest.mark.parametrize(("swept", "level"), SWEEPS)
 def test_the_last_sweep_is_the_newest_of_all_processes(swept, level):
     process(swept=swept)
     process("box:2", swept=None)
     assert sign("sweep").level == level
+
+
+def test_no_sweep_is_not_a_late_one():
+    process(swept=None)
+    assert sign("sweep").says == "No sweep"
+    process("box:2", seen=120, swept=120)
+    assert sign("sweep").says == "No sweep: the last one ended 2 min ago"
+    assert "No process sweeps" in sign("sweep").advice
+    process("box:3", seen=2, swept=90)
+    assert sign("sweep").says == "Sweep late: the last one ended 1 min 30 s ago"
+    assert "box:3 sweeps, but does not get to the end of it" in sign("sweep").advice
+
+
+def test_a_stalled_worker_is_not_a_dead_one():
+    process("box:1")
+    process("box:2", seen=3, swept=200)
+    stalled = sign("workers")
+    assert (stalled.level, stalled.says) == (Level.WARNING, "2 workers, 1 stalled")
+    assert "box:2 is alive, but its last sweep ended 3 min 20 s ago" in stalled.advice
+    WorkerProcess.objects.filter(name="box:2").update(seen_at=ago(200))
+    dead = sign("workers")
+    assert dead.says == "1 worker, 1 dead"
+    assert "was it killed?" in dead.advice
+
+
+def test_workers_that_run_nothing_while_steps_wait_need_no_more_workers(run):
+    process()
+    change(run, "pay", queued_at=ago(120))
+    assert "no worker is running any" in sign("queued").advice
+
+
+def test_steps_of_a_class_that_is_gone_are_not_healthy(run):
+    process()
+    assert "classless" not in [sign.name for sign in health.read().signs]
+    SequenceRun.objects.update(sequence="shop.Removed")
+    StoredPlan.objects.update(sequence="shop.Removed")
+    missing = sign("classless")
+    assert missing.level == Level.WARNING
+    assert missing.says == "1 step of a class that this code does not have"
+    assert "No release with the class shop.Removed is deployed here" in missing.advice
+    run.refresh_from_db()
+    run.cancel()
+    assert "classless" not in [sign.name for sign in health.read().signs]
 
 
 @pytest.mark.parametrize(
