@@ -1,6 +1,6 @@
 """Whether steps are performed as they should be: for people who look, and for monitoring.
 
-Four queries on indexes, however many runs there are.
+Five queries on indexes, however many runs there are.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def test_a_process_has_one_row_that_says_what_it_is_and_when_it_swept():
         moving.move(timedelta(minutes=1))
         here.beat(USING)
         assert WorkerProcess.objects.get().seen_at == first.seen_at, "it was told lately"
-        here._told -= registration.REPORT_INTERVAL_SECONDS
+        here._reported -= registration.REPORT_INTERVAL_SECONDS
         here.beat(USING)
         again = WorkerProcess.objects.get()
         assert again.pk == first.pk
@@ -104,7 +104,7 @@ def test_processes_of_one_name_have_a_row_each():
     other.end(USING)
     for _ in range(2):
         for presence_ in (one, other):
-            presence_._told = None
+            presence_._reported = None
             presence_.beat(USING)
     rows = WorkerProcess.objects.order_by("pk")
     assert [(row.threads, row.queues) for row in rows] == [(8, ["default"]), (4, ["mail"])]
@@ -127,7 +127,7 @@ def test_who_sweeps_removes_the_rows_of_those_that_were_not_seen_for_an_hour():
     here.beat(USING)
     assert WorkerProcess.objects.count() == 3, "it does not sweep"
     here.swept()
-    here._told = None
+    here._reported = None
     here.beat(USING)
     assert set(WorkerProcess.objects.values_list("name", flat=True)) == {
         "new:1",
@@ -143,7 +143,7 @@ def test_what_cannot_be_written_is_said_once_and_hurts_nobody(monkeypatch, caplo
     here = WorkerRegistration(8)
     with caplog.at_level(logging.WARNING, "sequences"):
         for _ in range(3):
-            here._told = None
+            here._reported = None
             here.beat(USING)
     assert [record.getMessage() for record in caplog.records] == [
         "Could not register this worker process: no such table"
@@ -201,7 +201,7 @@ def test_a_connection_that_does_not_close_stops_no_heart_and_no_sweep(settings, 
 
     def beat(using):
         beats.append(using)
-        here._told = None
+        here._reported = None
         raise DatabaseError("gone")
 
     def sweep(*_):
@@ -431,7 +431,7 @@ def test_of_some_runs_only_their_steps_are_counted(run):
     assert health.read(runs=SequenceRun.objects.filter(sequence="shop.Order")).queued == 1
 
 
-def test_it_takes_four_queries_and_looks_at_so_many_rows_only(run, monkeypatch):
+def test_it_takes_five_queries_and_looks_at_so_many_rows_only(run, monkeypatch):
     extra = [type(run)(plan_id=run.plan_id, sequence=run.sequence) for _ in range(3)]
     for one in extra:
         one.created_at = one.updated_at = now()
@@ -444,6 +444,6 @@ def test_it_takes_four_queries_and_looks_at_so_many_rows_only(run, monkeypatch):
     with CaptureQueriesContext(connection) as queries:
         assert health.read().queued == 4
     # SQLite is not asked for the time.
-    assert len(queries) == (3 if connection.vendor == "sqlite" else 4)
+    assert len(queries) == (4 if connection.vendor == "sqlite" else 5)
     monkeypatch.setattr(health, "MAX_STEP_RUNS", 2)
     assert sign("queued").says.startswith("3+ queued")

@@ -120,7 +120,7 @@ def test_a_locked_row_of_its_process_keeps_no_worker_from_its_leases(settings):
     run = order()().run
     performances([run])
     with held(lock(WorkerProcess)):
-        presence._told = None
+        presence._reported = None
         heart = HeartbeatThread(presence)
         heart.start()
         try:
@@ -129,7 +129,7 @@ def test_a_locked_row_of_its_process_keeps_no_worker_from_its_leases(settings):
                 deadline = time.monotonic() + 10
                 while row(run, "pay").wake_at < now() + timedelta(seconds=10):
                     assert time.monotonic() < deadline, "the heart stands still"
-                    presence._told = None
+                    presence._reported = None
                     time.sleep(0.05)
         finally:
             current.attempts.clear()
