@@ -1,5 +1,6 @@
 """Durable job sequences for Django, on Dramatiq."""
 
+from .definitions.limits import Limit
 from .definitions.option_types import SequenceMeta
 from .definitions.schedules import cron, every
 from .definitions.steps import event, finish, on_failure, repeat, step, subsequence
@@ -12,6 +13,7 @@ from .sequence import Sequence, get
 
 __all__ = [  # noqa: RUF022 (grouped)
     # declaring
+    "Limit",
     "Sequence",
     "SequenceMeta",
     "event",

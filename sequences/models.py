@@ -120,6 +120,7 @@ class Wait(models.TextChoices):
     CHILDREN = "children", _("its child runs")
     PLACE = "place", _("a place among its siblings")
     UNDO = "undo", _("the rollback")
+    LIMIT = "limit", _("a limit")
 
 
 UNFINISHED_RUN = (RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.UNDOING)
@@ -243,6 +244,8 @@ class SequenceRun(_Row):
     created_at = models.DateTimeField(_("created"))
     updated_at = models.DateTimeField(_("updated"))
     finished_at = models.DateTimeField(_("finished"), null=True, blank=True)
+    #: Its order in the lines of limits: the lowest first.
+    priority = models.SmallIntegerField(_("priority"), default=0, db_default=0)
     #: The W3C ``traceparent`` of its start, if its spans are recorded.
     trace = models.CharField(max_length=55, blank=True, default="", db_default="", editable=False)
 
@@ -884,6 +887,168 @@ class ScheduleOperation(_Row):
 
     def __str__(self) -> str:
         return f"{self.action} {self.sequence} {self.name}"
+
+
+class PermitState(models.TextChoices):
+    """How a permit stands to its limit."""
+
+    WAITING = "waiting", _("waiting")
+    #: Its owner waits in the line of another of its limits.
+    ASIDE = "aside", _("waiting for another limit")
+    GRANTED = "granted", _("granted")
+
+
+class LimitOverride(_Row):
+    """Other numbers for a limit, until somebody ends that. Only ever added, and ended once."""
+
+    id = models.BigAutoField(primary_key=True)
+    limit = ExactCharField(_("limit"), max_length=100, db_index=True)
+    concurrency = models.PositiveIntegerField(_("concurrency"), null=True, blank=True)
+    rate = models.PositiveIntegerField(_("rate"), null=True, blank=True)
+    per = models.DurationField(_("per"), null=True, blank=True)
+    by = models.CharField(_("by"), max_length=150, blank=True)
+    reason = models.TextField(_("reason"), blank=True)
+    created_at = models.DateTimeField(_("created"))
+    ended_at = models.DateTimeField(_("ended"), null=True, blank=True)
+    ended_by = models.CharField(_("ended by"), max_length=150, blank=True)
+
+    class Meta:
+        verbose_name = _("limit override")
+        verbose_name_plural = _("limit overrides")
+        ordering = ["id"]
+
+    def __str__(self) -> str:
+        return f"{self.limit} #{self.pk}"
+
+
+class StoredLimit(_Row):
+    """A limit by its name, with the numbers that the code declares."""
+
+    id = models.BigAutoField(primary_key=True)
+    name = ExactCharField(_("name"), max_length=100, unique=True)
+    concurrency = models.PositiveIntegerField(_("concurrency"), null=True, blank=True)
+    rate = models.PositiveIntegerField(_("rate"), null=True, blank=True)
+    per = models.DurationField(_("per"), null=True, blank=True)
+    #: What counts in place of these numbers, for now.
+    override = models.ForeignKey(
+        LimitOverride,
+        models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="+",
+        verbose_name=_("override"),
+        db_constraint=False,
+    )
+
+    if TYPE_CHECKING:  # Django adds them
+        override_id: int | None
+        keys: RelatedManager[LimitKey]
+
+    class Meta:
+        verbose_name = _("limit")
+        verbose_name_plural = _("limits")
+        ordering = ["name"]
+        permissions = [("override_storedlimit", "Can override limits")]
+
+    def __str__(self) -> str:
+        return f"{self.name}"
+
+
+class LimitKey(_Row):
+    """One line of a limit: that of a key. Whoever gives or takes a place in it locks this row."""
+
+    id = models.BigAutoField(primary_key=True)
+    limit = models.ForeignKey(
+        StoredLimit,
+        models.CASCADE,
+        related_name="keys",
+        verbose_name=_("limit"),
+        db_constraint=False,
+        db_index=False,
+    )
+    key = ExactCharField(_("key"), max_length=200, blank=True)
+    #: The first moment that its rate has left.
+    next_at = models.DateTimeField(null=True, blank=True, editable=False)
+    #: When somebody in it had a place last.
+    granted_at = models.DateTimeField(_("granted"), null=True, blank=True)
+    #: When the sweep looks after those who wait in it; None: nobody does.
+    wake_at = models.DateTimeField(null=True, blank=True, db_index=True, editable=False)
+
+    if TYPE_CHECKING:  # Django adds them
+        limit_id: int
+        permits: RelatedManager[Permit]
+
+    class Meta:
+        verbose_name = _("line of a limit")
+        verbose_name_plural = _("lines of limits")
+        constraints = [
+            models.UniqueConstraint(fields=["limit", "key"], name="job_sequences_limit_key_once")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.key}"
+
+
+class Permit(_Row):
+    """A place that a step run or a run has under one key of a limit, or waits for.
+
+    What is granted counts only while the row of its owner says that it is used: a killed worker's
+    claim is over with its lease, and so is its place.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    line = models.ForeignKey(
+        LimitKey,
+        models.CASCADE,
+        related_name="permits",
+        verbose_name=_("line"),
+        db_constraint=False,
+        db_index=False,
+    )
+    run = models.ForeignKey(
+        SequenceRun,
+        models.CASCADE,
+        related_name="permits",
+        verbose_name=_("run"),
+        db_constraint=False,
+    )
+    #: None: it is the run's own.
+    step_run = models.ForeignKey(
+        StepRun,
+        models.CASCADE,
+        null=True,
+        related_name="permits",
+        verbose_name=_("step run"),
+        db_constraint=False,
+    )
+    state = models.CharField(_("state"), max_length=8, choices=PermitState.choices)
+    priority = models.SmallIntegerField(_("priority"), default=0)
+    #: When its owner became ready: the order within a priority.
+    ready_at = models.DateTimeField(_("ready"))
+    #: Until when it may not be used, by a rate; or since when it may.
+    granted_at = models.DateTimeField(_("granted"), null=True, blank=True)
+    #: The fencing token of the claim that uses it.
+    token = models.BigIntegerField(null=True, blank=True, editable=False)
+    #: Whether the oldest run in a place is cancelled for it.
+    replaces = models.BooleanField(default=False, editable=False)
+
+    if TYPE_CHECKING:  # Django adds them
+        line_id: int
+        run_id: UUID
+        step_run_id: int | None
+
+    class Meta:
+        verbose_name = _("permit")
+        verbose_name_plural = _("permits")
+        indexes = [
+            models.Index(
+                fields=["line", "state", "priority", "ready_at", "id"],
+                name="job_sequences_permit_order",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.state} #{self.pk}"
 
 
 class WorkerProcess(_Row):

@@ -39,6 +39,7 @@ class Engine(Protocol):
         key: str | None,
         unique: Literal["ever", "unfinished"],
         delay: timedelta | int | None,
+        priority: int,
     ) -> Any:
         """See `Sequence.start`."""
 
@@ -70,6 +71,9 @@ class Engine(Protocol):
 
     def child_ended(self, parent: int, using: str, /) -> None:
         """A child of this step run has ended, and that is committed."""
+
+    def limits_changed(self, run: Any, using: str, /) -> None:
+        """A run may have given up places under limits, and that is committed."""
 
 
 _engine: Engine | None = None

@@ -31,6 +31,7 @@ from .definitions.steps import Step, Undo, name_of, no_attribute
 from .definitions.validation import (
     MAX_LABEL,
     check_body,
+    check_limits,
     check_names,
     check_references,
     check_step_aliases,
@@ -270,14 +271,18 @@ class Sequence(Generic[D], metaclass=SequenceType):
         key: str | None = None,
         unique: Unique = "ever",
         delay: timedelta | int | None = None,
+        priority: int = 0,
     ) -> Self:
         """Write a run with this data, and start it: when the transaction around it commits.
 
         With a ``key``, a run that has it already (``unique="unfinished"``: and is not finished) is
         returned instead, and ``created`` is false. ``delay`` is a timedelta or milliseconds.
+        ``priority`` is its order where limits make runs wait: as in Dramatiq, the lowest first.
         Raises `InvalidData`.
         """
-        sequence: Self = _startable(cls).start(cls, data, key=key, unique=unique, delay=delay)
+        sequence: Self = _startable(cls).start(
+            cls, data, key=key, unique=unique, delay=delay, priority=priority
+        )
         return sequence
 
     @classmethod
@@ -294,9 +299,12 @@ class Sequence(Generic[D], metaclass=SequenceType):
         key: str | None = None,
         unique: Unique = "ever",
         delay: timedelta | int | None = None,
+        priority: int = 0,
     ) -> Self:
         """`start`, for asynchronous code."""
-        return await sync_to_async(cls.start)(data, key=key, unique=unique, delay=delay)
+        return await sync_to_async(cls.start)(
+            data, key=key, unique=unique, delay=delay, priority=priority
+        )
 
     @classmethod
     async def astart_many(cls, iterable: Iterable[Any], /) -> list[Self]:
@@ -441,6 +449,7 @@ def _declare(cls: type[Sequence[Any]]) -> None:
         raise_first(f"{path_of(cls)}.{name}", step_problems(name, step, steps))
     check_step_aliases(cls, steps)
     check_references(cls, steps)
+    check_limits(cls, meta.limits, steps)
     if meta.abstract:
         return
     _define(cls, meta, steps, app_label=meta.app_label or "-")  # all but the label is known now
@@ -477,6 +486,8 @@ def _define(
         retention=meta.retention,
         retention_failed=meta.retention_failed,
         redact=meta.redact,
+        limits=meta.limits,
+        when_full=meta.when_full,
         defaults=meta.defaults,
         schedules=meta.schedules,
         declared_name=meta.verbose_name,

@@ -23,10 +23,20 @@ from dramatiq.middleware import CurrentMessage, Middleware, Retries
 from . import conf
 from .definitions import registry
 from .definitions.definition import Outcome
-from .engine import dispatcher, handoff
+from .engine import dispatcher, handoff, limits
 from .engine import schedules as scheduling
 from .flows import jobs
-from .models import UNFINISHED_STEP, Schedule, SequenceRun, StepFailure, StepRun, StepStatus, Wait
+from .models import (
+    UNFINISHED_STEP,
+    LimitKey,
+    PermitState,
+    Schedule,
+    SequenceRun,
+    StepFailure,
+    StepRun,
+    StepStatus,
+    Wait,
+)
 from .sequence import Sequence
 from .transitions import clock as database_clock
 from .transitions import compensation, notifications, plans, schedules
@@ -161,7 +171,11 @@ class _Due:
         if self._run is not None:
             self._family = frozenset(_family(self._run, self._using))
             rows = rows.filter(run__in=self._family)
-        self.add(rows.values_list("pk", flat=True) or _woken_parents(self._using))
+        self.add(
+            rows.values_list("pk", flat=True)
+            or _woken_parents(self._using)
+            or _admitted(self._using)
+        )
         return bool(self._ids)
 
     def _ready(self) -> QuerySet[StepRun]:
@@ -194,6 +208,19 @@ def _woken_parents(using: str) -> list[int]:
     if not woken and _parents(using) != rows:  # a run has ended so, and that may be a child, too
         return _woken_parents(using)
     return woken
+
+
+def _admitted(using: str) -> list[int]:
+    """What has a place under its limits now: somebody may have left it in a transaction of a test,
+    which never commits."""
+    due = [pk for pk, _ in _lines(using)]
+    return [dispatch.step_run_id for pk in due for dispatch in limits.look(pk, using)]
+
+
+def _lines(using: str) -> list[tuple[int, datetime | None]]:
+    """The lines in which somebody waits, and the next moment that each has."""
+    lines = LimitKey.objects.using(using).filter(permits__state=PermitState.WAITING)
+    return list(lines.distinct().order_by("pk").values_list("pk", "next_at"))
 
 
 def _parents(using: str) -> list[StepRun]:
@@ -247,7 +274,10 @@ class Clock:
             due_at__isnull=False,
             wake_at__isnull=False,
         )
-        return self._move_to(waiting.order_by("due_at").values_list("due_at", flat=True).first())
+        now = database_clock.now(using)
+        moments = [row.due_at for row in waiting.order_by("due_at")[:1] if row.due_at]
+        moments += [moment for _, moment in _lines(using) if moment and moment > now]
+        return self._move_to(min(moments, default=None))
 
     def _move_to(self, moment: datetime | None) -> bool:
         if moment is None:

@@ -12,6 +12,7 @@ from django.utils.functional import Promise
 from django.utils.text import camel_case_to_spaces
 
 from ..exceptions import SequenceError
+from .limits import Limit, WhenFull
 from .plan import Node, Plan
 from .schedules import Timetable
 from .steps import Step
@@ -52,6 +53,9 @@ class Definition:
     retention: timedelta | None
     retention_failed: timedelta | None
     redact: tuple[str, ...]
+    #: Of whole runs, and what becomes of one that finds no place in them.
+    limits: tuple[Limit, ...]
+    when_full: WhenFull
     defaults: dict[str, Any]
     declared_name: str | Promise | None
     #: The schedules that its Meta declares, by name.
@@ -89,6 +93,11 @@ class Definition:
         raise SequenceError(
             f"{self.label}.start: data must be a dict, not {type(data).__name__}: {data!r:.100}"
         )
+
+    @property
+    def all_limits(self) -> tuple[Limit, ...]:
+        """Those of its runs and of its steps."""
+        return (*self.limits, *(limit for step in self.steps.values() for limit in step.limits))
 
     def options(self, step: Step[Any]) -> dict[str, Any]:
         """The Dramatiq options of a step: those of Meta, and over them its own."""

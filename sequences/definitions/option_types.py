@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, TypeAlias, TypedDict
 
 from django.utils.functional import Promise
 
+from .limits import Limit, WhenFull
 from .schedules import Timetable
 
 
@@ -26,6 +27,7 @@ class NamedStep(Protocol):
 
 Named: TypeAlias = NamedStep | str
 Names: TypeAlias = str | Iterable[str]
+Limits: TypeAlias = Limit | Iterable[Limit]
 Text: TypeAlias = str | Promise  # a promise: it is translated when it is read
 Duration: TypeAlias = timedelta | int  # milliseconds
 Delay: TypeAlias = int | timedelta | Callable[[Any], timedelta | datetime]
@@ -69,6 +71,7 @@ class OnFailureOptions(BaseOptions, total=False):
     """Those of `on_failure`."""
 
     atomic: bool
+    limits: Limits
 
 
 class UndoOptions(BaseOptions, total=False):
@@ -76,6 +79,7 @@ class UndoOptions(BaseOptions, total=False):
 
     atomic: bool
     attempted: bool
+    limits: Limits
 
 
 class StepOptions(BaseOptions, total=False):
@@ -83,6 +87,7 @@ class StepOptions(BaseOptions, total=False):
 
     after: Named | Iterable[Named] | None
     atomic: bool
+    limits: Limits
     on_error: Named | None
 
 
@@ -107,9 +112,11 @@ class SequenceMeta:
     # Of the sequence, and of those that inherit from it
     defaults: Mapping[str, Any]
     handoff: Literal["broker", "direct"]
+    limits: Limits
     redact: Names
     retention: timedelta | None
     retention_failed: timedelta | None
+    when_full: WhenFull
     # Defaults of its steps
     atomic: bool
     delay: Any  # a function in a class body is a method, to a type checker

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from django.utils.functional import Promise
 
 from .. import conf
+from .limits import Limit, WhenFull
 from .schedules import Timetable, declared_in
 from .steps import as_tuple, inherit
 from .validation import META_OWN, default_problems, meta_problems, path_of, raise_first
@@ -27,6 +28,8 @@ class MetaOptions:
     retention: timedelta | None
     retention_failed: timedelta | None
     redact: tuple[str, ...]
+    limits: tuple[Limit, ...]
+    when_full: WhenFull
     defaults: dict[str, Any]
     schedules: dict[str, Timetable]
     step_defaults: dict[str, Any]
@@ -45,6 +48,8 @@ class MetaOptions:
             retention=_kept_for(options, "retention"),
             retention_failed=_kept_for(options, "retention_failed"),
             redact=as_tuple(options.pop("redact", ())),
+            limits=as_tuple(options.pop("limits", ())),
+            when_full=options.pop("when_full", "wait"),
             defaults=deepcopy(dict(options.pop("defaults", {}))),
             schedules=declared_in({name: options.pop(name, None) for name in SCHEDULE_OPTIONS}),
             step_defaults=options,

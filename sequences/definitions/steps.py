@@ -27,6 +27,7 @@ from dramatiq import Actor
 from ..exceptions import InvalidData, SequenceError
 from ..utils.durations import to_milliseconds
 from ..utils.text import label_of
+from .limits import Limit
 from .option_types import (
     ActorOptions,
     Delay,
@@ -54,6 +55,7 @@ STEP_OPTIONS = FAN_OUT_OPTIONS | {
     "delay",
     "kwargs",
     "label",
+    "limits",
     "on_error",
     "options",
     "retries",
@@ -94,6 +96,7 @@ class Step(Generic[R]):
     on_error: Any  # a Step or its name, or None
     args: Callable[[Any], Iterable[Any]] | None
     kwargs: Callable[[Any], Mapping[str, Any]] | None
+    limits: tuple[Limit, ...]
     options: dict[str, Any]
     retries: Mapping[type[BaseException], int | None]
     each: Each | None
@@ -115,6 +118,7 @@ class Step(Generic[R]):
         self.args = declared.get("args")
         self.kwargs = declared.get("kwargs")
         self.retries = declared.get("retries") or {}
+        self.limits = as_tuple(declared.get("limits", ()))
         self.each = declared.get("each")
         self.concurrency = declared.get("concurrency")
         self.batch = declared.get("batch")
@@ -327,6 +331,8 @@ def step(target: Any = None, /, **declared: Any) -> Any:
     - ``on_error``: the step to go on with when this one has finally failed, instead of failing the
       run. What comes after this step is skipped, but for what comes after that one. A step that
       is named so, and has no ``after`` of its own, runs only then.
+    - ``limits``: the `Limit`s that it must have a place in while it runs; until then it waits in
+      line, without a worker. Of a fan-out each item has a place of its own.
     - ``aliases``: earlier names of the step, for the runs in flight.
     - ``label``: what the admin shows; the name with spaces if there is none.
     - ``each``: a fan-out: a key of ``data`` that holds a list, or a callable that takes the

@@ -17,6 +17,7 @@ from django.utils.functional import Promise
 from dramatiq import Actor
 
 from ..exceptions import InvalidDefinition, did_you_mean
+from .limits import WHEN_FULL, Limit, conflict
 from .plan import COMPENSATION_KINDS
 from .schedules import Timetable, declaration_problems
 from .steps import (
@@ -163,6 +164,20 @@ def check_references(cls: type, steps: dict[str, Step[Any]]) -> None:
         raise invalid(cls, problem, "Combine them into one.", step=handlers[1])
 
 
+def check_limits(cls: type, limits: tuple[Limit, ...], steps: dict[str, Step[Any]]) -> None:
+    """One name is one limit; and what the run holds already, no step of it waits for."""
+    of_run = {limit.name for limit in limits}
+    for name, declaration in steps.items():
+        for limit in declaration.limits:
+            if limit.name in of_run:
+                problem = f"its limit {limit.name!r} is one of the whole run, which is in its place"
+                raise invalid(cls, problem, "Leave it out here, or in Meta.", step=name)
+    declared = [limit for step in steps.values() for limit in step.limits]
+    if twice := conflict([*limits, *declared]):
+        hint = "Declare it once, and use that, or give each a name of its own."
+        raise invalid(cls, f"it has two limits of the name {twice!r} with other numbers", hint)
+
+
 def _references(step: Step[Any]) -> Iterator[tuple[str, str]]:
     if isinstance(step, Undo):
         yield "it undoes", name_of(step.undoes)
@@ -173,7 +188,7 @@ def _references(step: Step[Any]) -> Iterator[tuple[str, str]]:
 def meta_problems(options: dict[str, Any]) -> Iterator[Problem]:
     yield from _rule_problems(_META_RULES, options)
     yield from declaration_problems(options)
-    for name in sorted(STEP_OPTIONS - META_STEP_OPTIONS - META_OWN):
+    for name in sorted(STEP_OPTIONS - META_STEP_OPTIONS - META_OWN - {"limits"}):
         if name in options:
             yield f"{name} can only be set on a step, not for all steps", "Set it on the step."
     yield from _option_problems(options)
@@ -195,6 +210,7 @@ def step_problems(name: str, step: Step[Any], steps: Mapping[str, Step[Any]]) ->
     yield from _after_problems(step.after or ())
     yield from _rule_problems(_STEP_RULES, step.declared)
     yield from _fan_out_problems(step)
+    yield from _limit_problems(step)
     if step.retries and step.options.get("retry_when") is not None:
         yield "retries and retry_when both say when it is retried", "Keep one of them."
     yield from _option_problems(step.options)
@@ -304,6 +320,14 @@ def _fan_out_problems(step: Step[Any]) -> Iterator[Problem]:
             yield f"{name} needs each", "Add each=, or leave it out."
 
 
+def _limit_problems(step: Step[Any]) -> Iterator[Problem]:
+    if step.limits and step.kind == "event":
+        yield "an event waits without a place", "Limit the step after it."
+    if step.limits and isinstance(step, Subsequence):
+        hint = "Give the Meta of that sequence limits: its runs have them."
+        yield "limits are for what runs, and this step waits for other runs", hint
+
+
 def _is_sequence(value: object) -> bool:
     return (isinstance(value, type) and hasattr(value, "_definition")) or (
         isinstance(value, str) and value.count(".") == 1
@@ -370,8 +394,8 @@ _OF_ALL = frozenset({"aliases", "delay", "label", "options", "when"})
 _OPTIONS_OF_KIND = {
     "event": _OF_ALL | {"after", "choices", "on_timeout", "timeout"},
     "subsequence": _OF_ALL | {"after", "allow_failed", "data", "each", "on_error", "retries"},
-    "undo": _OF_ALL | {"atomic", "attempted", "retries"},
-    "on_failure": _OF_ALL | {"atomic", "retries"},
+    "undo": _OF_ALL | {"atomic", "attempted", "limits", "retries"},
+    "on_failure": _OF_ALL | {"atomic", "limits", "retries"},
 }
 
 
@@ -397,6 +421,12 @@ def _is_text(value: object) -> bool:
 
 def _are_names(value: object) -> bool:
     return all(isinstance(name, str) and name for name in as_tuple(value))
+
+
+def _are_limits(value: object) -> bool:
+    limits = as_tuple(value)
+    names = {limit.name for limit in limits if isinstance(limit, Limit)}
+    return len(names) == len(limits)
 
 
 def _are_labels(value: object) -> bool:
@@ -456,6 +486,7 @@ _STEP_RULES: Rules = {
     "kwargs": (lambda value: value is None or _is_function(value), "a function of the sequence"),
     "aliases": (_are_names, "a list of names"),
     "label": (_is_text, "a string"),
+    "limits": (_are_limits, "a list of Limit objects, each of another name"),
     "options": (_is_data, "a dict with strings as keys"),
     "queue_name": (
         lambda value: isinstance(value, str) and bool(QUEUE_NAME.fullmatch(value)),
@@ -509,6 +540,8 @@ _META_RULES: Rules = {
     "retention": (_is_retention, "a timedelta, or None to keep runs forever"),
     "retention_failed": (_is_retention, "a timedelta, or None to keep runs forever"),
     "redact": (_are_names, "a list of names"),
+    "limits": (_are_limits, "a list of Limit objects, each of another name"),
+    "when_full": (lambda value: value in WHEN_FULL, '"wait", "skip" or "cancel_oldest"'),
     "defaults": (_is_data, "a dict with strings as keys"),
 }
 _NOT_OF_META = {"attempted", "choices", "data", "on_timeout", "timeout"}

@@ -45,7 +45,7 @@ class ExecutionContext(CurrentAttempt):
 
     def execute(self, step: Step[Any]) -> None:
         """Run the step on an instance of its own; `change` is what is to be committed of it."""
-        self._bind()
+        self.bind()
         self._depth = _depth(self.using)
         self._step = step
         try:
@@ -59,7 +59,8 @@ class ExecutionContext(CurrentAttempt):
         interrupts.disable_interrupts()
         self.change = self._collect_changes(conclusion)
 
-    def _bind(self) -> None:
+    def bind(self) -> None:
+        """Build the instance that the user's code has."""
         assert self.definition is not None
         data, codec = self.claim.data, self.definition.cls._codec
         self.before: dict[str, Any] = serialization.loads(data)
@@ -83,7 +84,7 @@ class ExecutionContext(CurrentAttempt):
         """Its own delay, then `when`. None: the step has its turn now."""
         if step.delay is not None and not self.claim.delayed:
             due = self._due(step.delay)
-            if due > self.claim.now:
+            if due > self.claim.now or step.limits:
                 # Only the commit of this wait says that the delay was evaluated: an attempt that
                 # fails before it, or is replayed, still has the delay before it.
                 return WaitForTime(due)

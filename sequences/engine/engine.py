@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..transitions.backends import backend_of
 from .actors import bind
 from .handoff import child_ended
+from .limits import limits_changed
 from .operations import operate, payload
 from .schedules import create_schedule, operate_schedule, schedules_of
 from .start import runs, start, start_many
@@ -24,3 +25,4 @@ class DramatiqEngine:
     operate_schedule = staticmethod(operate_schedule)
     database = staticmethod(backend_of)
     child_ended = staticmethod(child_ended)
+    limits_changed = staticmethod(limits_changed)

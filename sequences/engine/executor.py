@@ -31,7 +31,7 @@ from ..transitions.notifications import PendingSignal
 from ..transitions.types import Claim, ClaimLost, Dispatch
 from ..utils import text
 from ..utils.text import raises_printable
-from . import current, dispatcher, interrupts, outages, recovery, suspects, tracing
+from . import current, dispatcher, interrupts, limits, outages, recovery, suspects, tracing
 from .context import ExecutionContext
 from .interrupts import Interrupt
 
@@ -81,7 +81,9 @@ class StepExecution:
         """Execute and commit the claimed step, or record why not."""
         with current.executing(self.context), tracing.attempt(self.context):
             try:
-                ready = self._commit_once(self._find_step())
+                step = self._find_step()
+                limits.enter(self.context, step, self.using)
+                ready = self._commit_once(step)
                 return ready + look() if (look := self.context.after_commit) else ready
             except Interrupt:
                 raise

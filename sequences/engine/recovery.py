@@ -58,6 +58,10 @@ FATAL = (
 )
 
 
+class Parked(Exception):
+    """The step has no place under its limits: its row waits in line, and this claim is over."""
+
+
 class LaterRelease(Exception):
     """The run was started by a later release, whose workers execute this step as they have it."""
 
@@ -132,6 +136,8 @@ def end_attempt(execution: StepExecution, error: BaseException) -> None:
         raise _abort(execution, "raised SkipMessage. Return, or raise Abort.") from error
     if isinstance(error, ClaimLost):
         raise _lost(execution) from None
+    if isinstance(error, Parked):
+        raise SkipMessage(str(error)) from None
     if isinstance(error, LaterRelease):
         raise _left_to_others(execution) from None
     interrupts.reraise_interrupt(error)

@@ -39,10 +39,11 @@ def start(
     key: str | None,
     unique: Unique,
     delay: timedelta | int | None,
+    priority: int,
 ) -> S:
     """See `Sequence.start`."""
     definition = definition_of(cls)
-    wanted = _wanted(definition, data, key, unique, delay)
+    wanted = _wanted(definition, data, key, unique, delay, priority)
     using = conf.using()
     labels = [definition.label, *definition.aliases]
     with tracing.starting(definition.plan, [wanted]):
@@ -130,7 +131,9 @@ def _bound(cls: type[S], run: SequenceRun, wanted: Start) -> S:
     return cls._bind(run=run, data=run.data, created=run.pk == wanted.id)
 
 
-_OPTIONS = {"key", "unique", "delay"}
+_OPTIONS = {"key", "unique", "delay", "priority"}
+#: The least and the most that a priority may be: the column's.
+PRIORITIES = -(2**15), 2**15 - 1
 
 
 def _wanted_of(definition: Definition, item: Any) -> Start:
@@ -142,7 +145,7 @@ def _wanted_of(definition: Definition, item: Any) -> Start:
     if not isinstance(options, Mapping) or not options.keys() <= _OPTIONS:
         raise SequenceError(
             f"{definition.label}.start_many: {item!r} is neither data nor a pair of data and a "
-            'dict of options ("key", "unique", "delay").'
+            'dict of options ("key", "unique", "delay", "priority").'
         )
     return _wanted(
         definition,
@@ -150,6 +153,7 @@ def _wanted_of(definition: Definition, item: Any) -> Start:
         options.get("key"),
         options.get("unique", "ever"),
         options.get("delay"),
+        options.get("priority", 0),
     )
 
 
@@ -159,6 +163,7 @@ def _wanted(
     key: str | None,
     unique: Unique,
     delay: timedelta | int | None,
+    priority: int = 0,
 ) -> Start:
     _check_key(definition, key, unique)
     checked, text = serialization.normalise(
@@ -166,7 +171,8 @@ def _wanted(
         encoder=conf.settings.encoder,
         max_bytes=conf.settings.max_data_bytes,
     )
-    return Start(checked, text, key, unique, _delay(definition, delay))
+    wait = _delay(definition, delay)
+    return Start(checked, text, key, unique, wait, _priority(definition, priority))
 
 
 def start_of(definition: Definition, data: Any, *, key: str | None) -> Start:
@@ -198,6 +204,16 @@ def _check_key(definition: Definition, key: Any, unique: Any) -> None:
             f"fit; hash what is longer: {key[:40]!r}…"
         )
     serialization.normalise(key, path="key")
+
+
+def _priority(definition: Definition, priority: Any) -> int:
+    least, most = PRIORITIES
+    if type(priority) is not int or not least <= priority <= most:
+        raise SequenceError(
+            f"{definition.label}.start: priority is {priority!r}; it must be an int from {least} "
+            f"to {most}."
+        )
+    return priority
 
 
 def _delay(definition: Definition, delay: Any) -> timedelta | None:

@@ -114,6 +114,7 @@ def start_definition(
     name: str = "flow",
     unique: Unique = "ever",
     delay: timedelta | int | None = None,
+    priority: int = 0,
 ) -> Sequence[Any]:
     """Start a run of a definition that is kept with it: a mapping, a `chain` or a `group`.
 
@@ -137,7 +138,7 @@ def start_definition(
     built = _inline(mapping, f"{INLINE_LABEL}:{name}", where, strict=True)
     _check_inline(built, where)
     cls: type[Sequence[Any]] = built.cls
-    return cls.start(data, key=key, unique=unique, delay=delay)
+    return cls.start(data, key=key, unique=unique, delay=delay, priority=priority)
 
 
 def plan_of(definition: Data, where: str) -> Plan:
@@ -156,10 +157,13 @@ async def astart_definition(
     name: str = "flow",
     unique: Unique = "ever",
     delay: timedelta | int | None = None,
+    priority: int = 0,
 ) -> Sequence[Any]:
     """`start_definition`, for asynchronous code."""
     start = sync_to_async(start_definition)
-    return await start(definition, data, key=key, name=name, unique=unique, delay=delay)
+    return await start(
+        definition, data, key=key, name=name, unique=unique, delay=delay, priority=priority
+    )
 
 
 def _inline(mapping: Mapping[str, Any], label: str, where: str, *, strict: bool) -> Definition:

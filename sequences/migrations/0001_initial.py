@@ -102,6 +102,10 @@ class Migration(migrations.Migration):
                     models.DateTimeField(blank=True, null=True, verbose_name="finished"),
                 ),
                 (
+                    "priority",
+                    models.SmallIntegerField(db_default=0, default=0, verbose_name="priority"),
+                ),
+                (
                     "trace",
                     models.CharField(
                         blank=True, db_default="", default="", editable=False, max_length=55
@@ -239,6 +243,7 @@ class Migration(migrations.Migration):
                             ("children", "its child runs"),
                             ("place", "a place among its siblings"),
                             ("undo", "the rollback"),
+                            ("limit", "a limit"),
                         ],
                         db_default="",
                         default="",
@@ -659,6 +664,171 @@ class Migration(migrations.Migration):
             constraint=models.UniqueConstraint(
                 fields=("scope", "name"), name="job_sequences_schedule_once"
             ),
+        ),
+        migrations.CreateModel(
+            name="LimitOverride",
+            fields=[
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                (
+                    "limit",
+                    sequences.models.ExactCharField(
+                        db_index=True, max_length=100, verbose_name="limit"
+                    ),
+                ),
+                (
+                    "concurrency",
+                    models.PositiveIntegerField(blank=True, null=True, verbose_name="concurrency"),
+                ),
+                ("rate", models.PositiveIntegerField(blank=True, null=True, verbose_name="rate")),
+                ("per", models.DurationField(blank=True, null=True, verbose_name="per")),
+                ("by", models.CharField(blank=True, max_length=150, verbose_name="by")),
+                ("reason", models.TextField(blank=True, verbose_name="reason")),
+                ("created_at", models.DateTimeField(verbose_name="created")),
+                ("ended_at", models.DateTimeField(blank=True, null=True, verbose_name="ended")),
+                ("ended_by", models.CharField(blank=True, max_length=150, verbose_name="ended by")),
+            ],
+            options={
+                "verbose_name": "limit override",
+                "verbose_name_plural": "limit overrides",
+                "ordering": ["id"],
+            },
+        ),
+        migrations.CreateModel(
+            name="StoredLimit",
+            fields=[
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                (
+                    "name",
+                    sequences.models.ExactCharField(
+                        max_length=100, unique=True, verbose_name="name"
+                    ),
+                ),
+                (
+                    "concurrency",
+                    models.PositiveIntegerField(blank=True, null=True, verbose_name="concurrency"),
+                ),
+                ("rate", models.PositiveIntegerField(blank=True, null=True, verbose_name="rate")),
+                ("per", models.DurationField(blank=True, null=True, verbose_name="per")),
+                (
+                    "override",
+                    models.ForeignKey(
+                        blank=True,
+                        db_constraint=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to="job_sequences.limitoverride",
+                        verbose_name="override",
+                    ),
+                ),
+            ],
+            options={
+                "verbose_name": "limit",
+                "verbose_name_plural": "limits",
+                "ordering": ["name"],
+                "permissions": [("override_storedlimit", "Can override limits")],
+            },
+        ),
+        migrations.CreateModel(
+            name="LimitKey",
+            fields=[
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                (
+                    "key",
+                    sequences.models.ExactCharField(blank=True, max_length=200, verbose_name="key"),
+                ),
+                ("next_at", models.DateTimeField(blank=True, editable=False, null=True)),
+                ("granted_at", models.DateTimeField(blank=True, null=True, verbose_name="granted")),
+                (
+                    "wake_at",
+                    models.DateTimeField(blank=True, db_index=True, editable=False, null=True),
+                ),
+                (
+                    "limit",
+                    models.ForeignKey(
+                        db_constraint=False,
+                        db_index=False,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="keys",
+                        to="job_sequences.storedlimit",
+                        verbose_name="limit",
+                    ),
+                ),
+            ],
+            options={
+                "verbose_name": "line of a limit",
+                "verbose_name_plural": "lines of limits",
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("limit", "key"), name="job_sequences_limit_key_once"
+                    ),
+                ],
+            },
+        ),
+        migrations.CreateModel(
+            name="Permit",
+            fields=[
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                (
+                    "state",
+                    models.CharField(
+                        choices=[
+                            ("waiting", "waiting"),
+                            ("aside", "waiting for another limit"),
+                            ("granted", "granted"),
+                        ],
+                        max_length=8,
+                        verbose_name="state",
+                    ),
+                ),
+                ("priority", models.SmallIntegerField(default=0, verbose_name="priority")),
+                ("ready_at", models.DateTimeField(verbose_name="ready")),
+                ("granted_at", models.DateTimeField(blank=True, null=True, verbose_name="granted")),
+                ("token", models.BigIntegerField(blank=True, editable=False, null=True)),
+                ("replaces", models.BooleanField(default=False, editable=False)),
+                (
+                    "line",
+                    models.ForeignKey(
+                        db_constraint=False,
+                        db_index=False,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="permits",
+                        to="job_sequences.limitkey",
+                        verbose_name="line",
+                    ),
+                ),
+                (
+                    "run",
+                    models.ForeignKey(
+                        db_constraint=False,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="permits",
+                        to="job_sequences.sequencerun",
+                        verbose_name="run",
+                    ),
+                ),
+                (
+                    "step_run",
+                    models.ForeignKey(
+                        db_constraint=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="permits",
+                        to="job_sequences.steprun",
+                        verbose_name="step run",
+                    ),
+                ),
+            ],
+            options={
+                "verbose_name": "permit",
+                "verbose_name_plural": "permits",
+                "indexes": [
+                    models.Index(
+                        fields=["line", "state", "priority", "ready_at", "id"],
+                        name="job_sequences_permit_order",
+                    ),
+                ],
+            },
         ),
         migrations.RunPython(leave_room, fill_up),
     ]

@@ -13,7 +13,7 @@ from django.db.models import Case, F, Q, QuerySet, When
 
 from .. import conf
 from ..models import RunStatus, SequenceRun, StepRun, StepStatus
-from . import clock, plans
+from . import clock, limits, plans
 from .backends import backend_of
 from .compensation import proceed, stop, stops_here
 from .locking import lock_free, lock_run, transact
@@ -99,7 +99,9 @@ def inbox(run_id: UUID, using: str) -> dict[str, Any]:
 
 def found(row: StepRun, token: int) -> Claim:
     """The claim that stands in a row, for a claimer who was interrupted before it knew."""
-    return _claim_of(row, token, row.started_at or row.queued_at)
+    claim = _claim_of(row, token, row.started_at or row.queued_at)
+    claim.is_limited = True  # it may be
+    return claim
 
 
 def _claim_of(row: StepRun, token: int, now: datetime) -> Claim:
@@ -174,6 +176,8 @@ def _release(claim: Claim, using: str) -> Dispatch | None:
         stop(run, plan, now, using)
         save(run, now, using)
         return None
+    if claim.is_limited:
+        limits.clear_on_commit(run.pk, using)
     row = StepRun._base_manager.using(using).get(pk=claim.step_run_id)
     return dispatch_of(row, plan)
 

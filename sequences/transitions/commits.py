@@ -17,7 +17,7 @@ from django.db import connections
 from ..data import serialization
 from ..definitions.plan import Plan
 from ..models import UNFINISHED_RUN, RunStatus, SequenceRun, StepRun, StepStatus, Wait
-from . import clock, compensation, fanout, notifications, plans, starts, subsequences
+from . import clock, compensation, fanout, limits, notifications, plans, starts, subsequences
 from .backends import FastStatements, backend_of
 from .locking import lock_run
 from .runs import end, save, skip_unfinished, states_of, steps_of
@@ -53,7 +53,7 @@ def commit_quickly(claim: Claim, change: Change, using: str) -> list[Dispatch] |
     None: nothing is stored, this is a case for `commit`.
     """
     fast = backend_of(using).fast
-    if fast is None or not isinstance(change.conclusion, Completed | Skipped):
+    if fast is None or claim.is_limited or not isinstance(change.conclusion, Completed | Skipped):
         return None
     plan = plans.load(claim.plan_id, using)
     return _commit_in_chain(fast, claim, change, plan, using) if plan.is_chain else None
@@ -85,7 +85,16 @@ def commit(claim: Claim, change: Change, using: str) -> list[Dispatch]:
     run, plan, now = _store(claim, change, UNFINISHED_RUN, using)
     ready = _go_on(claim, change.conclusion, run, plan, now, using)
     save(run, now, using)
-    return ready
+    return ready + _leave_limits(run, claim, using)
+
+
+def _leave_limits(run: SequenceRun, claim: Claim, using: str) -> list[Dispatch]:
+    """Pass on the places that end with this claim, and with the run. Their lines come last."""
+    if not claim.is_limited:
+        return []
+    if run.is_finished or run.status == RunStatus.PAUSED:
+        return limits.leave_unused(run.pk, using)
+    return limits.leave(claim.step_run_id, using)
 
 
 def commit_waiting_item(claim: Claim, change: Change, using: str) -> list[Dispatch]:
@@ -94,7 +103,7 @@ def commit_waiting_item(claim: Claim, change: Change, using: str) -> list[Dispat
     ready = _go_on(claim, change.conclusion, run, plan, now, using)
     ready += fanout.leave_place(run, plan, claim, now, using)
     save(run, now, using)
-    return ready
+    return ready + _leave_limits(run, claim, using)
 
 
 def commit_compensation(claim: Claim, change: Change, using: str) -> list[Dispatch]:
@@ -106,7 +115,9 @@ def commit_compensation(claim: Claim, change: Change, using: str) -> list[Dispat
         case _:
             ready = _message(claim, plan, now, using)
     save(run, now, using)
-    return ready
+    if run.is_finished:
+        limits.clear_on_commit(run.pk, using)
+    return ready + _leave_limits(run, claim, using)
 
 
 def _store(

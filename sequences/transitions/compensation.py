@@ -28,6 +28,7 @@ from ..models import (
     Wait,
 )
 from . import clock, plans, runs, starts, subsequences
+from .limits import clear_on_commit
 from .locking import lock_run, transact
 from .subsequences import Undoing
 from .types import Claim, Dispatch, dispatch_of, new_row, wait_for
@@ -46,6 +47,7 @@ def stop(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispat
         return []
     not_started = (StepStatus.QUEUED, StepStatus.WAITING)
     runs.unfinished(run, using).filter(status__in=not_started).update(wake_at=None)
+    clear_on_commit(run.pk, using)
     executing = runs.unfinished(run, using).exclude(status__in=not_started)
     items = executing.filter(item__gt=NO_ITEM)
     for own in _rows(run, using).filter(kind="each", step__in=items.values("step")):
@@ -118,6 +120,7 @@ def _settle(run: SequenceRun, now: datetime, using: str) -> bool:
     main = runs.unfinished(run, using).exclude(kind__in=COMPENSATION_KINDS)
     if not main.exists():
         return False
+    clear_on_commit(run.pk, using)
     main.exclude(status=StepStatus.RUNNING).exclude(runs.WAITS_FOR_ITEMS).update(**_cancelled(now))
     running = list(main.filter(status=StepStatus.RUNNING).values_list("step", "item"))
     _stop_items(main, {step for step, item in running if item != NO_ITEM}, now, using)

@@ -13,7 +13,7 @@ from ..definitions.plan import COMPENSATION_KINDS
 from ..exceptions import WorkerLost
 from ..models import NO_ITEM, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
 from ..utils.text import text_of, trace_of
-from . import clock, compensation, fanout, losses, notifications, plans, processes
+from . import clock, compensation, fanout, limits, losses, notifications, plans, processes
 from .commits import divert
 from .compensation import stop
 from .locking import lock_run, transact
@@ -92,10 +92,13 @@ def _record(
     _append(claim.step_run_id, claim, failure, claim.attempts + 1, claim.worker, now, using)
     if not final:
         if compensation.stops_here(run, claim):
-            return compensation.proceed(run, now, using)
-        return _leave_place(run, claim, now, using)
-    notifications.failed(claim.step_run_id, claim.attempts + 1, claim.sequence, using)
-    return _fail(run, claim, now, using)
+            ready = compensation.proceed(run, now, using)
+        else:
+            ready = _leave_place(run, claim, now, using)
+    else:
+        notifications.failed(claim.step_run_id, claim.attempts + 1, claim.sequence, using)
+        ready = _fail(run, claim, now, using)
+    return ready + (limits.leave_unused(run.pk, using) if claim.is_limited else [])
 
 
 def _leave_place(run: SequenceRun, claim: Claim, now: datetime, using: str) -> list[Dispatch]:
@@ -194,7 +197,8 @@ def _give_up(claim: Claim, using: str) -> list[Dispatch] | None:
     if not failed:
         return None
     notifications.failed(claim.step_run_id, claim.attempts + 1, run.sequence, using)
-    return _fail(run, claim, now, using)
+    ready = _fail(run, claim, now, using)
+    return ready + (limits.leave_unused(run.pk, using) if claim.is_limited else [])
 
 
 def _retrying(claim: Claim, using: str) -> QuerySet[StepRun]:
@@ -208,7 +212,7 @@ def _retrying(claim: Claim, using: str) -> QuerySet[StepRun]:
 
 def reap(row: StepRun, using: str) -> list[Dispatch]:
     """Its lease has run out: give the step to another, or fail it if it kills its workers."""
-    ready = transact(using, lambda: _reap(row, using))
+    ready = transact(using, lambda: _reap(row, using) + limits.leave(row.pk, using))
     return ready if ready else _after_item(row, using)
 
 

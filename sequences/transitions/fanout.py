@@ -50,7 +50,12 @@ BATCH = 1000
 #: The `members` of a fan-out's own row.
 State = dict[str, int]
 
-_HAS_A_PLACE = Q(status=StepStatus.RUNNING) | Q(status=StepStatus.QUEUED, due_at__isnull=True)
+#: One that waits for a limit keeps its place: it is the next, not somebody behind it.
+_HAS_A_PLACE = (
+    Q(status=StepStatus.RUNNING)
+    | Q(status=StepStatus.QUEUED, due_at__isnull=True)
+    | Q(status__in=(StepStatus.WAITING, StepStatus.QUEUED), wait=Wait.LIMIT)
+)
 #: An item that is held: neither dispatched, nor waiting for a time.
 _HELD = Q(status=StepStatus.WAITING, wait=Wait.PLACE)
 

@@ -30,7 +30,18 @@ from ..definitions.rules import (
 )
 from ..exceptions import InvalidTransition
 from ..models import NO_ITEM, Operation, RunStatus, SequenceRun, StepRun, StepStatus, Wait
-from . import clock, commits, compensation, erasing, fanout, plans, runs, starts, subsequences
+from . import (
+    clock,
+    commits,
+    compensation,
+    erasing,
+    fanout,
+    limits,
+    plans,
+    runs,
+    starts,
+    subsequences,
+)
 from .locking import lock_run, transact
 from .refusals import with_text
 from .types import Dispatch, dispatch_of, new_row, wait_for
@@ -119,6 +130,8 @@ class LockedRun:
                 held.filter(pk=row.pk).update(**self._waiting(row), wake_at=due)
             elif due is not None:
                 held.filter(pk=row.pk).update(**self.queued())
+        in_line = held.filter(status=StepStatus.WAITING, wait=Wait.LIMIT, due_at__isnull=True)
+        in_line.update(**self.queued())  # it asks anew, and has its turn as before
         held.filter(status=StepStatus.QUEUED).update(**self.queued())
         ended = []
         for own in subsequences.waiting(self.run, self.using):
@@ -329,6 +342,7 @@ def _operate(
         locked_run = LockedRun(run, request, using)
         dispatches = function(locked_run)
         locked_run.done()
+        limits.clear_on_commit(run_id, using)
         return dispatches
 
     try:

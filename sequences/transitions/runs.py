@@ -24,6 +24,7 @@ from ..models import (
 )
 from ..port import get_engine
 from . import notifications
+from .limits import clear_on_commit
 
 #: The own row of a fan-out that waits for its items.
 WAITS_FOR_ITEMS = Q(status=StepStatus.WAITING, wait=Wait.ITEMS)
@@ -96,6 +97,7 @@ def end_unfinished(run: SequenceRun, status: StepStatus, now: datetime, using: s
     """Every step run that has not ended gets this state, and no token."""
     rows = unfinished(run, using)
     rows.update(status=status, token=None, wake_at=None, due_at=None, finished_at=now)
+    clear_on_commit(run.pk, using)
 
 
 def unfinished(run: SequenceRun, using: str) -> Any:

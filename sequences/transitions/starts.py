@@ -37,6 +37,8 @@ def start_quickly(
     fast, plan_id = backend_of(using).fast, plans.known_id(plan, using)
     if fast is None or plan_id is None or not wanted or (len(wanted) > 1 and _has_keys(wanted)):
         return None
+    if any(one.priority for one in wanted):
+        return None
     scope = _scope(labels, wanted, using)
     try:
         rows = fast.start(plan, plan_id, wanted, scope, labels, connections[using])
@@ -190,6 +192,7 @@ def _row(
         releases_key=wanted.unique == "unfinished",
         data=wanted.data,
         parent_id=wanted.parent,
+        priority=wanted.priority,
         trace=wanted.trace,
         created_at=now,
         updated_at=now,

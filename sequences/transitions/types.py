@@ -51,6 +51,7 @@ class Claim:
     worker: str = ""
     trace: str = ""  # of the run, as W3C's traceparent
     lost: int = 0  # workers that died in it, one after the other
+    is_limited: bool = False  # it has permits, which end with it
 
     @property
     def first_due(self) -> datetime.datetime:
@@ -67,6 +68,7 @@ class Start:
     key: str | None = None
     unique: str = "ever"
     delay: datetime.timedelta | None = None
+    priority: int = 0
     parent: int | None = None
     trace: str = ""
     id: UUID = field(default_factory=uuid7)

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from typing import Protocol
@@ -15,8 +16,9 @@ from ..definitions import registry
 from ..definitions.plan import Plan
 from ..engine import current, dispatcher, kinds, outages
 from ..engine.executor import unknown_step
+from ..engine.limits import look
 from ..models import StepRun
-from ..transitions import due, failures, locking, plans
+from ..transitions import due, failures, limits, locking, plans
 from ..transitions.types import Dispatch
 from . import queue_monitor
 from .registration import WorkerRegistration, close_all
@@ -72,6 +74,15 @@ def sweep(evidence: LossDetector, using: str) -> int:
             sent += _dispatch(_look_after(row, _look, batch, using), using)
         if (place := batch.more) is None:
             break
+    return sent + _look_at_lines(using)
+
+
+def _look_at_lines(using: str) -> int:
+    """Those who wait for a limit: whoever was to pass on a place may have died before it."""
+    sent = 0
+    for line in limits.due(using):
+        with suppress(locking.Locked), locking.no_wait():
+            sent += _dispatch(look(line, using), using)
     return sent
 
 

@@ -74,6 +74,7 @@ FILES = [
     "writing.md",
     "orchestration.md",
     "schedules.md",
+    "limits.md",
     "flows.md",
     "coming-from.md",
     "pages.md",

@@ -10,7 +10,7 @@ from django.db.models import QuerySet
 from ...definitions.plan import COMPENSATION_KINDS, Plan
 from ...definitions.steps import Finish, Repeat, Step
 from ...exceptions import Abort
-from ...models import RunStatus, StepRun
+from ...models import RunStatus, StepRun, Wait
 from ...transitions import claims, commits, types
 from ...transitions.types import Change, Claim, Completed, Conclusion, Dispatch, FinishRun
 from ..values import normalise
@@ -42,6 +42,20 @@ class Kind:
 
     def check_data(self, claim: Claim, before: dict[str, Any], after: dict[str, Any]) -> None:
         """Raises if this kind must not change `data` so."""
+
+    # Its limits
+
+    def needs_run(self, claim: Claim) -> bool:
+        """Whether its run needs its places: not to take up what it has waited for from others."""
+        return claim.wait not in (Wait.EVENT, Wait.ITEMS, Wait.CHILDREN)
+
+    def needs_place(self, claim: Claim, step: Step[Any]) -> bool:
+        """Whether this attempt is what the limits of the step are for: not to evaluate a delay."""
+        return claim.delayed or step.delay is None
+
+    def item_of(self, claim: Claim) -> tuple[Any, ...]:
+        """The item that a key may be of, if it has one."""
+        return ()
 
     # Its commit
 
@@ -89,6 +103,10 @@ class Kind:
 
 class Compensation(Kind):
     """What only a failure begins."""
+
+    def needs_run(self, claim: Claim) -> bool:
+        """A run that could not begin has nothing to undo, and another keeps its place."""
+        return False
 
     def execute(self, context: ExecutionContext, step: Step[Any]) -> Conclusion:
         """It may not end a run that fails already."""

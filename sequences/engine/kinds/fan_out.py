@@ -12,7 +12,7 @@ from ...definitions.steps import Step
 from ...exceptions import InvalidData, ItemsFailed, SequenceError
 from ...models import NO_ITEM, StepFailure, StepRun, Wait
 from ...transitions import fanout
-from ...transitions.types import Completed, Conclusion, Dispatch, WaitForItems
+from ...transitions.types import Claim, Completed, Conclusion, Dispatch, WaitForItems
 from ...utils.text import class_name, first_line
 from ..values import normalise
 from .base import Kind
@@ -29,6 +29,10 @@ class FanOut(Kind):
 
     name = "each"
     is_atomic = True  # a crash expands anew from the beginning
+
+    def needs_place(self, claim: Claim, step: Step[Any]) -> bool:
+        """The limits are for its items."""
+        return False
 
     def perform(self, context: ExecutionContext, step: Step[Any]) -> Conclusion:
         """The second time there is neither a delay nor a `when`."""

@@ -11,8 +11,8 @@ from dramatiq.middleware import SkipMessage
 from ...definitions.plan import Plan
 from ...definitions.steps import Step
 from ...exceptions import Abort, ReadOnlyData
-from ...models import StepRun, StepStatus
-from ...transitions import commits, fanout
+from ...models import StepRun, StepStatus, Wait
+from ...transitions import commits, fanout, limits
 from ...transitions.types import (
     Change,
     Claim,
@@ -36,8 +36,8 @@ class Item(Kind):
 
     def admit(self, claim: Claim, using: str) -> None:
         """One that has waited for a time of its own needs a place among the others again."""
-        if claim.due_at is None:
-            return
+        if claim.due_at is None or claim.wait == Wait.LIMIT:
+            return  # one that has waited for a limit has kept its place
         try:
             if fanout.find_place(claim, using):
                 return
@@ -45,6 +45,14 @@ class Item(Kind):
             raise SkipMessage(f"Step run {claim.step_run_id} was taken away.") from None
         dispatcher.send(fanout.look(claim.run_id, claim.step, using))
         raise SkipMessage(f"Step run {claim.step_run_id} waits for a place among its siblings.")
+
+    def needs_place(self, claim: Claim, step: Step[Any]) -> bool:
+        """The delay of the step was its own row's."""
+        return True
+
+    def item_of(self, claim: Claim) -> tuple[Any, ...]:
+        """It is one."""
+        return (claim.payload,)
 
     def perform(self, context: ExecutionContext, step: Step[Any]) -> Conclusion:
         """The user's code, with the item."""
@@ -73,9 +81,15 @@ class Item(Kind):
         if not isinstance(change.conclusion, Completed):
             with transaction.atomic(using=using, savepoint=savepoint):
                 return commits.commit_waiting_item(claim, change, using)
-        if fanout.commit_item(claim, change, using):
+        if claim.is_limited:
+            with transaction.atomic(using=using, savepoint=savepoint):
+                is_followed = fanout.commit_item(claim, change, using)
+                ready = limits.leave(claim.step_run_id, using)
+        else:
+            is_followed, ready = fanout.commit_item(claim, change, using), []
+        if is_followed:
             context.after_commit = partial(_look_after_siblings, claim, using)
-        return []
+        return ready
 
     def follow_up(self, context: ExecutionContext, row: StepRun, plan: Plan) -> list[Dispatch]:
         """The others are looked after, as if the commit had told of its success itself."""

@@ -14,6 +14,10 @@ class Undo(Compensation):
 
     name = "undo"
 
+    def item_of(self, claim: Claim) -> tuple[Any, ...]:
+        """What is undone may be one."""
+        return self.arguments(claim)[:1]
+
     def arguments(self, claim: Claim) -> tuple[Any, ...]:
         """Of an item: it, and its result."""
         if claim.item == NO_ITEM:

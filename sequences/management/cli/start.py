@@ -39,6 +39,10 @@ class Start(Subcommand):
         parser.add_argument("--key", help="start nothing if a run has this key")
         parser.add_argument("--unique", choices=("ever", "unfinished"), default="ever")
         parser.add_argument("--delay", type=duration, metavar="5m", help="begin that much later")
+        parser.add_argument(
+            "--priority", type=int, default=0, metavar="N",
+            help="its order where limits make runs wait: the lowest first",
+        )  # fmt: skip
         parser.add_argument("--wait", action="store_true", help="end when it ends, and as it ends")
         parser.add_argument("--timeout", type=duration, metavar="10m", help="wait no longer")
         parser.add_argument("--json", action="store_true", help="the run, as `show --json`")
@@ -47,7 +51,8 @@ class Start(Subcommand):
         if options.timeout is not None and not options.wait:
             raise wrong("--timeout says how long to --wait: give both.")
         start = self._start(options)
-        sequence = start(options.data, key=options.key, unique=options.unique, delay=options.delay)
+        named = {name: getattr(options, name) for name in ("key", "unique", "delay", "priority")}
+        sequence = start(options.data, **named)
         run = sequence.run
         if not options.json:
             prefix = "Started" if sequence.created else "There was already"

@@ -1,0 +1,143 @@
+"""`Limit`: how many at once, and how many in a time, for each key. Values only."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass
+from datetime import timedelta
+from typing import Any, Literal, TypeAlias
+from uuid import UUID
+
+from ..exceptions import InvalidData, InvalidDefinition
+
+#: What a key may be; None: this limit does not concern it.
+KeyValue: TypeAlias = str | int | UUID | None
+WhenFull: TypeAlias = Literal["wait", "skip", "cancel_oldest"]
+WHEN_FULL: tuple[WhenFull, ...] = ("wait", "skip", "cancel_oldest")
+
+MAX_NAME_LENGTH, MAX_KEY_LENGTH = 100, 200  # the columns' lengths
+MAX_COUNT = 2**31 - 1
+#: The longest time in which a rate counts.
+MAX_PER = timedelta(days=366)
+
+_NO_ITEM: Any = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How much may happen at once, and in a time, wherever it is used under this name.
+
+    ``Limit("bank", concurrency=5, rate=10, per=timedelta(seconds=1))``: five at once, and ten a
+    second, evenly spaced. A step has it with ``limits=[bank]``, a whole run by its Meta. What does
+    not fit waits in line, without a worker.
+
+    - ``concurrency``: how many at once.
+    - ``rate``: how many may begin in the time ``per``, a timedelta, or an int of milliseconds; a
+      second if it is left out.
+    - ``key``: what each has a line of its own for: a key of ``data`` (of an item that is a dict:
+      of that first), or a callable that takes the sequence, and the item of a fan-out if it takes
+      two arguments. It gives a string, an int or a UUID; None: it is not limited. Without ``key``
+      there is one line for all.
+
+    Raises `InvalidDefinition`.
+    """
+
+    name: str
+    _: KW_ONLY
+    concurrency: int | None = None
+    rate: int | None = None
+    per: timedelta | int = timedelta(seconds=1)
+    key: str | Callable[..., KeyValue] | None = None
+
+    def __post_init__(self) -> None:
+        for problem, hint in _problems(self):
+            raise InvalidDefinition(where=f"Limit {self.name!r}", problem=problem, hint=hint)
+
+    @property
+    def period(self) -> timedelta | None:
+        """The time in which the rate counts; None without one."""
+        if self.rate is None:
+            return None
+        return self.per if isinstance(self.per, timedelta) else timedelta(milliseconds=self.per)
+
+    @property
+    def numbers(self) -> tuple[int | None, int | None, timedelta | None]:
+        """What every limit of this name must share."""
+        return self.concurrency, self.rate, self.period
+
+    def key_for(self, sequence: Any, data: Mapping[str, Any], item: Any = _NO_ITEM) -> str | None:
+        """The key of this step or run, as text. None: it is not limited. Raises `InvalidData`."""
+        if self.key is None:
+            return ""
+        if callable(self.key):
+            arguments = (sequence, item) if item is not _NO_ITEM and _takes_two(self.key) else ()
+            return self._text(self.key(*(arguments or (sequence,))))
+        for values in (item, data):
+            if isinstance(values, Mapping) and self.key in values:
+                return self._text(values[self.key])
+        raise InvalidData(
+            path=f"data[{self.key!r}]",
+            problem=f"is not there, and limit {self.name!r} has a line for each value of it",
+            hint="Put it into data when the run is started.",
+        )
+
+    def _text(self, value: Any) -> str | None:
+        if value is None:
+            return None
+        path, is_text = f"The key of limit {self.name!r}", isinstance(value, str | int | UUID)
+        if not is_text or isinstance(value, bool):
+            problem = f"is a {type(value).__name__}"
+            raise InvalidData(path=path, problem=problem, hint="Give a string, an int or a UUID.")
+        text = str(value)
+        if len(text) > MAX_KEY_LENGTH:
+            problem = f"has {len(text)} characters, and {MAX_KEY_LENGTH} at most fit"
+            raise InvalidData(path=path, problem=problem, hint="Hash what is longer.")
+        return text
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # a builtin that does not tell
+        return False
+    return True
+
+
+def _problems(limit: Limit) -> Iterator[tuple[str, str]]:
+    name = limit.name
+    if not isinstance(name, str) or not name or len(name) > MAX_NAME_LENGTH:
+        yield "its name is not a text", f"Give it one of up to {MAX_NAME_LENGTH} characters."
+    for option in ("concurrency", "rate"):
+        value = getattr(limit, option)
+        if value is not None and not (type(value) is int and 0 < value <= MAX_COUNT):
+            yield f"{option} is {value!r}", "It must be a positive int."
+    if limit.concurrency is None and limit.rate is None:
+        yield "it limits nothing", "Give it a concurrency or a rate."
+    yield from _period_problems(limit)
+    if not (limit.key is None or callable(limit.key) or (isinstance(limit.key, str) and limit.key)):
+        yield f"key is {limit.key!r}", "Give a key of data, or a function of the sequence."
+    elif inspect.iscoroutinefunction(limit.key):
+        yield "its key is a coroutine function", "Define it without async."
+
+
+def _period_problems(limit: Limit) -> Iterator[tuple[str, str]]:
+    per: object = limit.per
+    if isinstance(per, bool) or not isinstance(per, timedelta | int):
+        yield f"per is {per!r}", "Give a timedelta, or an int of milliseconds."
+        return
+    length = per if isinstance(per, timedelta) else timedelta(milliseconds=per)
+    if not timedelta() < length <= MAX_PER:
+        yield f"per is {per!r}", f"Give more than nothing, and {MAX_PER.days} days at most."
+
+
+def conflict(limits: Iterable[Limit]) -> str | None:
+    """The first name that stands for two different limits among these."""
+    by_name: dict[str, Limit] = {}
+    for limit in limits:
+        other = by_name.setdefault(limit.name, limit)
+        if other.numbers != limit.numbers:
+            return limit.name
+    return None

@@ -1,0 +1,92 @@
+"""A claimed step, and its run, before the doors of their limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from ..data import serialization
+from ..definitions.definition import Definition
+from ..definitions.steps import Step
+from ..exceptions import InvalidTransition
+from ..transitions import limits, locking, operations
+from ..transitions.limits import Admission, Request
+from ..transitions.operations import OperationRequest
+from ..transitions.types import Claim, Dispatch
+from . import dispatcher
+from .recovery import Parked
+
+if TYPE_CHECKING:
+    from .context import ExecutionContext
+
+
+def enter(context: ExecutionContext, step: Step[Any], using: str) -> None:
+    """Take the places that this step and its run need. Raises `Parked`, if there is none."""
+    definition, claim = context.definition, context.claim
+    assert definition is not None
+    requests = list(_requests(context, step, definition))
+    if not requests:
+        return
+    claim.is_limited = True
+    admission = limits.enter(claim, requests, using)
+    if admission.is_granted:
+        return
+    dispatcher.send(admission.dispatches)
+    _make_room(claim, definition, admission, using)
+    raise Parked(f"Step run {claim.step_run_id} waits for its limits.")
+
+
+def _requests(
+    context: ExecutionContext, step: Step[Any], definition: Definition
+) -> Iterator[Request]:
+    claim, kind = context.claim, context.kind
+    run_limits = definition.limits if kind.needs_run(claim) else ()
+    step_limits = step.limits if kind.needs_place(claim, step) else ()
+    if not run_limits and not step_limits:
+        return
+    context.bind()
+    data = serialization.loads(claim.data)
+    for limit in run_limits:
+        if (key := limit.key_for(context.sequence, data)) is not None:
+            replaces = definition.when_full == "cancel_oldest"
+            yield Request(limit, key, of_run=True, replaces=replaces)
+    for limit in step_limits:
+        if (key := limit.key_for(context.sequence, data, *kind.item_of(claim))) is not None:
+            yield Request(limit, key)
+
+
+def _make_room(claim: Claim, definition: Definition, admission: Admission, using: str) -> None:
+    """Where a run is not to wait: it is cancelled, or the oldest in its place is."""
+    if admission.oldest is not None:
+        cancel_for(admission.oldest, claim.run_id, using)
+    elif admission.full and definition.when_full == "skip":
+        _cancel(claim.run_id, f"limit {admission.full} has no free place", using)
+
+
+def cancel_for(oldest: Any, newer: Any, using: str) -> None:
+    """Cancel a run, as another takes its place."""
+    _cancel(oldest, f"run {newer} takes its place", using)
+
+
+def _cancel(run_id: Any, reason: str, using: str) -> None:
+    request = OperationRequest("cancel", by="limits", reason=reason)
+    try:
+        dispatches = operations.cancel(run_id, request, using)
+    except InvalidTransition:  # it has ended meanwhile
+        return
+    dispatcher.send(dispatches)
+
+
+def limits_changed(run_id: Any, using: str) -> None:
+    """See `port.Engine`. Who has locked a line looks itself, or leaves that to the sweep."""
+    with suppress(locking.Locked), locking.no_wait():
+        dispatcher.send(limits.clear(run_id, using))
+
+
+def look(line: int, using: str) -> list[Dispatch]:
+    """The sweep's look at a line in which somebody waits."""
+    admission = limits.look(line, using)
+    if admission.oldest is not None:
+        cancel_for(admission.oldest, "that waits", using)
+    return admission.dispatches
