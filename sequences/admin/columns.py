@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Any
 
 from django.utils import timezone
-from django.utils.formats import date_format
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
@@ -42,7 +41,7 @@ def run_name(run: SequenceRun) -> SafeString:
     """What people call its sequence, and its key, or the beginning of its id."""
     name, kind = (run.key, "key") if run.key else (f"{str(run.pk)[:13]}…", "id")
     return format_html(
-        '<span title="{}">{}</span> <span class="seq-{}" title="{}">{}</span>',
+        '<span title="{}">{}</span> <bdi class="seq-{}" title="{}">{}</bdi>',
         run.sequence,
         title_of(run.sequence),
         kind,
@@ -51,12 +50,27 @@ def run_name(run: SequenceRun) -> SafeString:
     )
 
 
+def exact_time(when: datetime | None) -> SafeString | str:
+    """To the second and with its zone, as a log has it."""
+    if when is None:
+        return ""
+    return format_html('<time datetime="{}">{}</time>', _iso(when), _as_logged(when))
+
+
+def _iso(when: datetime) -> str:
+    return when.isoformat(timespec="milliseconds")
+
+
+def _as_logged(when: datetime) -> str:
+    return timezone.localtime(when).strftime("%Y-%m-%d %H:%M:%S %Z")
+
+
 def moment(when: datetime, now: datetime) -> SafeString:
     """How long ago, and in full where one points at it."""
     return format_html(
         '<time datetime="{}" title="{}">{}</time>',
-        when.isoformat(timespec="seconds"),
-        date_format(timezone.localtime(when), "DATETIME_FORMAT"),
+        _iso(when),
+        _as_logged(when),
         gettext("%(span)s ago") % {"span": format_duration(now - when)},
     )
 

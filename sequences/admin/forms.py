@@ -54,6 +54,17 @@ class ActionForm(forms.Form):
     )
 
 
+class RetryForm(ActionForm):
+    """Whether the runs above, which have failed waiting for this one, begin again with it."""
+
+    parents = forms.BooleanField(
+        label=_("Also retry the runs above that have failed waiting for this one"),
+        required=False,
+        initial=True,
+    )
+    field_order = ("parents", "reason")
+
+
 class SkipForm(ActionForm):
     """The reason is all that is left of a step that was skipped."""
 

@@ -21,13 +21,23 @@ from ..inspection.diagnosis import summary
 from ..inspection.snapshot import RunSnapshot, StepSnapshot, patterns_of, visible
 from ..models import SequenceRun
 from . import action_texts, run_context
-from .forms import ActionForm, CancelForm, DeliverForm, EditForm, EraseForm, RestartForm, SkipForm
+from .forms import (
+    ActionForm,
+    CancelForm,
+    DeliverForm,
+    EditForm,
+    EraseForm,
+    RestartForm,
+    RetryForm,
+    SkipForm,
+)
 from .run_context import Urls
 from .run_detail import RunPage
 
 #: Data longer than this, in characters, is edited by code: a form of it would be refused.
 EDITABLE = 500_000
 FORMS: dict[str, type[ActionForm]] = {
+    "retry": RetryForm,
     "skip": SkipForm,
     "cancel": CancelForm,
     "restart_from": RestartForm,
@@ -88,6 +98,7 @@ class _ActionRequest:
         self.step = _step(request, action, run_snapshot)
         self.patterns = patterns_of(self.run.sequence)
         self.urls = Urls(admin.admin_site.name, self.run)
+        self.held_up = self._held_up()
         self.form = self._form()
 
     def answer(self) -> HttpResponseBase:
@@ -110,9 +121,19 @@ class _ActionRequest:
         form = FORMS.get(self.action.name, ActionForm)(data, initial=self._initial())
         if self.action.name == "cancel" and not self._may_undo():
             del form.fields["undo"]
+        if self.action.name == "retry":
+            _name_parents(form, self.held_up)
         if self.action.name == "restart_from" and self.step:
             _name_events(form, actions.asked_again(self.snapshot, self.step))
         return form
+
+    def _held_up(self) -> list[SequenceRun]:
+        """The runs above that this person may retry with it."""
+        if self.action.name != "retry":
+            return []
+        runs = self.admin._relatives(self.request, self.snapshot).held_up
+        may = self.admin.has_action_permission
+        return runs if runs and may(self.request, self.action, runs[-1]) else []
 
     def _may_undo(self) -> bool:
         plan = self.snapshot.plan
@@ -168,7 +189,9 @@ class _ActionRequest:
 
     def _do(self, cleaned: dict[str, Any]) -> HttpResponseBase:
         try:
-            counts = perform(self.run, self.action, self._step_name(), cleaned, self.request.user)
+            counts = perform(
+                self._target(cleaned), self.action, self._step_name(), cleaned, self.request.user
+            )
         except InvalidData as error:
             self.form.add_error(None, self._without_secrets(str(error)))
             return self._ask()
@@ -179,6 +202,10 @@ class _ActionRequest:
         self.admin.log_change(self.request, self.run, self._title())
         self.admin.message_user(self.request, self._done(), messages.SUCCESS)
         return HttpResponseRedirect(self.urls.to("change", self.run.pk))
+
+    def _target(self, cleaned: dict[str, Any]) -> SequenceRun:
+        """The run to do it to: a retry of the run at the top begins all of them again."""
+        return self.held_up[-1] if cleaned.get("parents") else self.run
 
     def _step_name(self) -> str:
         return self.step.name if self.step else ""
@@ -243,6 +270,14 @@ def _payload_of(step: StepSnapshot, choice: str) -> dict[str, Any]:
     if choice not in step.choices:
         return {}
     return {"payload": run_context.text_of(step.choices[choice])}
+
+
+def _name_parents(form: ActionForm, runs: list[SequenceRun]) -> None:
+    """Say which runs these are; without any there is no box."""
+    if not runs:
+        del form.fields["parents"]
+        return
+    form.fields["parents"].help_text = ", ".join(map(str, runs))
 
 
 def _name_events(form: ActionForm, events: list[StepSnapshot]) -> None:

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
 
-from django.db.models import Count, QuerySet, TextField
+from django.db.models import QuerySet, TextField
 from django.db.models.functions import Cast, Length
 from django.urls import reverse
 from django.utils.text import slugify
@@ -39,8 +39,6 @@ LONGEST = 100_000
 SHORT = 10_000
 #: Failed attempts that are shown with their tracebacks, the newest.
 TRACEBACKS = 20
-#: Children that are shown, the newest.
-CHILDREN = 20
 #: Differences that are shown of edited data, the newest.
 DIFFERENCES = 10
 
@@ -376,17 +374,3 @@ def _counts(
     for run_status in RunStatus:
         if count := children.get(run_status):
             yield Tally(run_status, run_status.label, count)
-
-
-def children_of(runs: QuerySet[SequenceRun], run: SequenceRun) -> QuerySet[SequenceRun]:
-    """Those of these runs that this one has started."""
-    return runs.filter(parent__run=run.pk)
-
-
-def counts_of(children: QuerySet[SequenceRun]) -> dict[str, dict[str, int]]:
-    """How many of each status, by the step that has started them."""
-    counts: dict[str, dict[str, int]] = defaultdict(dict)
-    rows = children.order_by().values_list("parent__step", "status").annotate(count=Count("pk"))
-    for step, status, count in rows:
-        counts[step][status] = count
-    return counts

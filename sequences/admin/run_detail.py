@@ -22,7 +22,8 @@ from ..inspection.snapshot import RunSnapshot, StepSnapshot, hide_secrets, visib
 from ..models import NO_ITEM, Operation, RunStatus, SequenceRun, StepFailure, StepRun
 from ..utils.durations import format_duration
 from . import run_context
-from .base import NEWEST, ReadOnlyAdmin, heavy, is_refresh
+from .base import NEWEST, ReadOnlyAdmin, is_refresh
+from .relatives import Relatives
 from .run_context import Button, Urls
 
 #: Milliseconds between two looks at what is moving.
@@ -133,12 +134,12 @@ class RunPage(ReadOnlyAdmin):
         run, urls = run_snapshot.run, Urls(self.admin_site.name, run_snapshot.run)
         buttons = list(self._buttons(request, run_snapshot, urls))
         last = Operation.objects.using(conf.using()).filter(run=run.pk).order_by("-pk")
-        family = self._family(request, run)
+        relatives = self._relatives(request, run_snapshot)
         history = self._history(request, run_snapshot, urls)
         failures = [attempt.failure for attempt in history.get("attempts", ())]
         sees_rows = self._links_rows(request)
         steps = run_context.lines_of(
-            run_snapshot, urls, buttons, family["counts"], sees_rows=sees_rows
+            run_snapshot, urls, buttons, relatives.counts, sees_rows=sees_rows
         )
         return {
             "snapshot": run_snapshot,
@@ -148,7 +149,7 @@ class RunPage(ReadOnlyAdmin):
             "summary": summary(run_snapshot, last.defer("before", "after").first()),
             "age": format_duration(run_snapshot.age),
             "duration": format_duration(run_snapshot.duration),
-            "live": str(INTERVAL) if run_snapshot.is_moving else "",
+            "live": str(INTERVAL) if relatives.is_moving else "",
             "buttons": [button for button in buttons if not button.step],
             "at": [line for line in steps if line.step in run_snapshot.at and line.buttons][:3],
             "restart": _way_out(run_snapshot, buttons),
@@ -157,7 +158,8 @@ class RunPage(ReadOnlyAdmin):
             "data": run_context.value_of(run.data, run.sequence, "", urls.value("data")),
             "inbox": run.inbox
             and run_context.value_of(visible_inbox(run), run.sequence, "", urls.value("inbox")),
-            "family": family,
+            "relatives": relatives,
+            "retry_top_url": self._retry_top_url(request, relatives),
             "picture": run_diagrams.picture_of(run_snapshot, _row_of),
             "timeline": run_diagrams.timeline_of(run_snapshot, failures, _row_of),
             **history,
@@ -198,21 +200,17 @@ class RunPage(ReadOnlyAdmin):
                     choice=choice,
                 )
 
-    def _family(self, request: HttpRequest, run: SequenceRun) -> dict[str, Any]:
-        """The run above, and those below, as far as this user may see them."""
-        runs = self.get_queryset(request).defer(*heavy())
-        children = run_context.children_of(runs, run)
-        above = runs.filter(steps=run.parent_id).first() if run.parent_id else None
-        newest = children.select_related("parent").defer(*heavy(), *_HEAVY_PARENT)
-        counts = run_context.counts_of(children)
-        count = sum(sum(by_status.values()) for by_status in counts.values())
-        return {
-            "parent": above,
-            "children": newest.order_by("-pk")[: run_context.CHILDREN],
-            "counts": counts,
-            "count": count,
-            "more": max(count - run_context.CHILDREN, 0),
-        }
+    def _relatives(self, request: HttpRequest, run_snapshot: RunSnapshot) -> Relatives:
+        """The runs above, and those below, as far as this user may see them."""
+        name = f"{self.admin_site.name}:job_sequences_sequencerun_change"
+        return Relatives(run_snapshot, self.get_queryset(request), name)
+
+    def _retry_top_url(self, request: HttpRequest, relatives: Relatives) -> str:
+        """Where a POST retries the run at the top of those that failed waiting for this one."""
+        retry, top = actions.ACTIONS["retry"], relatives.top
+        if top is None or not self.has_action_permission(request, retry, top):
+            return ""
+        return Urls(self.admin_site.name, top).action("retry")
 
     # Below it
 
@@ -262,6 +260,3 @@ def _way_out(run_snapshot: RunSnapshot, buttons: list[Button]) -> Button | None:
 def _row_of(step: StepSnapshot) -> str:
     """Where the picture leads: to the step's row in the table."""
     return f"#step-{step.name}"
-
-
-_HEAVY_PARENT = ("parent__payload", "parent__result", "parent__progress")

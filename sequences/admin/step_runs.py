@@ -40,6 +40,16 @@ class ReadyFilter(CreatedFilter):
     field = "ready_at"
 
 
+def _time_column(name: str, description: Any) -> Any:
+    """A time to the second and with its zone, as logs have it."""
+
+    @admin.display(description=description, empty_value=EMPTY)
+    def column(self: StepRunAdmin, row: StepRun) -> str:
+        return columns.exact_time(getattr(row, name)) or EMPTY
+
+    return column
+
+
 class StepRunList(KeysetChangeList):
     """Step runs of one run, or the newest."""
 
@@ -66,9 +76,9 @@ class StepRunAdmin(KeysetAdmin):
         "item_column",
         "status_column",
         "attempts",
-        "queued_at",
-        "started_at",
-        "finished_at",
+        "queued_column",
+        "started_column",
+        "finished_column",
     )
     list_display_links = ("id", "step")
     list_filter = (SequenceOfRunFilter, "status", ReadyFilter)
@@ -94,12 +104,12 @@ class StepRunAdmin(KeysetAdmin):
         "payload_column",
         "result_column",
         "calls_column",
-        "ready_at",
-        "queued_at",
-        "started_at",
-        "finished_at",
-        "due_at",
-        "wake_at",
+        "ready_column",
+        "queued_column",
+        "started_column",
+        "finished_column",
+        "due_column",
+        "wake_column",
     )
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[StepRunList]:
@@ -116,7 +126,8 @@ class StepRunAdmin(KeysetAdmin):
 
     @property
     def media(self) -> forms.Media:
-        return super().media + list_media()
+        console = forms.Media(css={"all": ["sequences/console.css"]})
+        return super().media + list_media() + console
 
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
@@ -155,6 +166,13 @@ class StepRunAdmin(KeysetAdmin):
     def item_column(self, row: StepRun) -> str:
         """Which of a fan-out."""
         return EMPTY if row.item == NO_ITEM else str(row.item)
+
+    ready_column = _time_column("ready_at", _("ready"))
+    queued_column = _time_column("queued_at", _("queued"))
+    started_column = _time_column("started_at", _("started"))
+    finished_column = _time_column("finished_at", _("finished"))
+    due_column = _time_column("due_at", _("due"))
+    wake_column = _time_column("wake_at", _("wake-up"))
 
     @admin.display(description=_("progress"))
     def progress_column(self, row: StepRun) -> str:

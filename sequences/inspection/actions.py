@@ -185,6 +185,11 @@ def asked_again(snapshot: RunSnapshot, step: StepSnapshot) -> list[StepSnapshot]
     return [event for event in snapshot.steps if event.name in again and event.name in inbox]
 
 
+def was_undone(snapshot: RunSnapshot) -> bool:
+    """Whether a retry of this run would retry its undo, and not its steps."""
+    return bool(_undone(snapshot))
+
+
 def _undone(snapshot: RunSnapshot) -> frozenset[str]:
     """The steps that were undone, or tried to be."""
     undos = (step for step in snapshot.steps if step.node.kind == "undo" and step.status)

@@ -7,12 +7,14 @@ from typing import Any
 
 from django import template
 
+from ..admin.columns import exact_time
 from ..utils.text import class_name
 
 register = template.Library()
 
 
 register.filter("class_name", class_name)
+register.filter("exact_time", exact_time)
 
 
 @register.filter

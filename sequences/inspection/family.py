@@ -1,0 +1,224 @@
+"""The runs above and below a run: whom its failure holds up, and which of its children is to blame.
+
+A child that was fixed does not fix its parent: the step of the parent that waited for it has failed
+for good. `held_up` and `Tree` find such runs, and the sentences here say so, as whole messages.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from django.db.models import Case, IntegerField, QuerySet, Value, When
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
+
+from ..definitions.rules import RULES
+from ..models import RunStatus, SequenceRun, StepStatus
+from . import snapshot
+from .actions import was_undone
+from .snapshot import RunSnapshot, StepSnapshot
+
+#: Runs of a tree: below one run, and in all.
+MAX_CHILDREN, MAX_RUNS = 20, 60
+#: Levels of runs that the engine lets stand above one another.
+MAX_DEPTH = 10
+#: What a parent waits for still.
+_UNFINISHED = (RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.UNDOING)
+_UNSUCCESSFUL = (RunStatus.FAILED, RunStatus.CANCELLED)
+
+
+# Above
+
+
+def held_up(run: SequenceRun, runs: QuerySet[SequenceRun]) -> list[SequenceRun]:
+    """Of ``runs`` those that have failed waiting for this one, its parent first.
+
+    A retry of the last one begins all of them again, and this one too if it did not succeed. One
+    query for each run above, and none for a run without a parent.
+    """
+    above: list[SequenceRun] = []
+    waiting = run.parent_id
+    while waiting and len(above) < MAX_DEPTH:
+        parent = runs.filter(steps=waiting, steps__status=StepStatus.FAILED).first()
+        if parent is None or not RULES["retry"].allows(parent.status):
+            break
+        above.append(parent)
+        waiting = parent.parent_id
+    return _retriable(above)
+
+
+def _retriable(above: list[SequenceRun]) -> list[SequenceRun]:
+    """Up to the first that was rolled back: a retry of it would retry its undo."""
+    snapshots = snapshot.of_many(above, failures=False) if above else []
+    undone = (index for index, parent in enumerate(snapshots) if was_undone(parent))
+    return above[: next(undone, len(above))]
+
+
+def explain_held_up(run: SequenceRun, above: Sequence[SequenceRun]) -> str:
+    """That its parents have failed, as a sentence; nothing if there are none."""
+    if not above:
+        return ""
+    values = {"parent": name_of(above[0]), "top": name_of(above[-1]), "count": len(above)}
+    if len(above) > 1:
+        message = ngettext(
+            "%(count)d run above has failed waiting for this one, up to %(top)s.",
+            "%(count)d runs above have failed waiting for this one, up to %(top)s.",
+            len(above),
+        )
+    elif run.is_finished and run.status not in _UNSUCCESSFUL:
+        message = _(
+            "Its parent %(parent)s has failed waiting for this run and does not continue by "
+            "itself: retry the parent."
+        )
+    else:
+        message = _("Its parent %(parent)s has failed waiting for this run.")
+    return message % values
+
+
+def name_of(run: SequenceRun) -> str:
+    """What people call a run: its key, or the beginning of its id."""
+    return run.key or f"{str(run.pk)[:13]}…"
+
+
+# Below
+
+
+@dataclass(frozen=True)
+class Family:
+    """A run of a tree, and the runs below it."""
+
+    snapshot: RunSnapshot
+    #: The step of its parent that has started it; empty: it is the root.
+    step: str
+    children: tuple[Family, ...] = ()
+    #: Whether it has children that are not shown.
+    is_cut: bool = False
+
+    @property
+    def run(self) -> SequenceRun:
+        """Its row."""
+        return self.snapshot.run
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it ended without success."""
+        return self.run.status in _UNSUCCESSFUL
+
+    @property
+    def leads_to_cause(self) -> bool:
+        """Whether this run, or one below it, did not succeed."""
+        return self.has_failed or any(child.leads_to_cause for child in self.children)
+
+    def walk(self) -> Iterator[Family]:
+        """This run and all below it."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+    @property
+    def cause(self) -> Family:
+        """The deepest run whose failure failed this one: the run itself if no child did."""
+        failed = set(self.snapshot.plan.failed(self.snapshot.states))
+        blamed = (child for child in self.children if child.has_failed and child.step in failed)
+        child = next(blamed, None)
+        return self if child is None else child.cause
+
+    @property
+    def fixed_step(self) -> StepSnapshot | None:
+        """The failed step of this run whose children have all succeeded since."""
+        for name in self.snapshot.plan.failed(self.snapshot.states):
+            step = self.snapshot.step(name)
+            children = [child for child in self.children if child.step == name]
+            if step is None or step.node.kind != "subsequence" or not children:
+                continue
+            if not any(child.has_failed for child in children):
+                return step
+        return None
+
+
+def explain_fixed(family: Family) -> str:
+    """That the children, for which a run has failed, have been fixed since; else nothing."""
+    if not family.snapshot.is_failing or was_undone(family.snapshot):
+        return ""
+    cause = family.cause
+    step = cause.fixed_step
+    if step is None:
+        return ""
+    children = [child for child in cause.children if child.step == step.name]
+    is_active = any(child.run.status in _UNFINISHED for child in children)
+    values = {
+        "step": f"“{step.label}”",
+        "run": name_of(cause.run),
+        "count": (count := _count(step, len(children))),
+    }
+    if cause is family:
+        return _of_own(is_active, count) % values
+    if is_active:
+        message = _("The child runs of %(step)s in %(run)s are running again: retry this run.")
+    else:
+        message = _("The child runs of %(step)s in %(run)s have succeeded since: retry this run.")
+    return message % values
+
+
+def _count(step: StepSnapshot, seen: int) -> int:
+    payload = step.row.payload if step.row is not None else None
+    count = payload.get("children") if isinstance(payload, dict) else None
+    return count if isinstance(count, int) else seen
+
+
+def _of_own(is_active: bool, count: int) -> str:
+    if is_active:
+        return ngettext(
+            "The child run of %(step)s is running again: retry this run to wait for it.",
+            "The %(count)d child runs of %(step)s are running again: retry this run to wait for "
+            "them.",
+            count,
+        )
+    return ngettext(
+        "The child run of %(step)s has succeeded since: retry this run to continue.",
+        "All %(count)d child runs of %(step)s have succeeded since: retry this run to continue.",
+        count,
+    )
+
+
+def tree_of(root: RunSnapshot, runs: QuerySet[SequenceRun]) -> Family:
+    """A run and those of ``runs`` below it, the unsuccessful first; one query for each level."""
+    rows: list[SequenceRun] = []
+    level = [root.run.pk]
+    depth = 0
+    while level and depth < MAX_DEPTH and len(rows) < MAX_RUNS:
+        room = MAX_RUNS - len(rows) + 1 if depth else MAX_CHILDREN + 1
+        children = list(_ordered(runs.filter(parent__run__in=level))[:room])
+        rows += children
+        level = [child.pk for child in children]
+        depth += 1
+    return _assemble(root, rows[:MAX_RUNS], {row.pk for row in rows[MAX_RUNS:]})
+
+
+def _ordered(children: QuerySet[SequenceRun]) -> QuerySet[SequenceRun]:
+    first = [When(status__in=_UNSUCCESSFUL, then=Value(0)), When(status__in=_UNFINISHED, then=1)]
+    rank = Case(*first, default=Value(2), output_field=IntegerField())
+    return children.select_related("parent").order_by(rank, "-pk")
+
+
+def _assemble(root: RunSnapshot, rows: list[SequenceRun], left_out: set[UUID]) -> Family:
+    below: dict[Any, list[RunSnapshot]] = defaultdict(list)
+    for child in snapshot.of_many(rows, items=True) if rows else []:
+        below[child.run.parent.run_id].append(child)  # type: ignore[union-attr]
+    return _family(root, "", below, is_cut=bool(left_out))
+
+
+def _family(
+    run_snapshot: RunSnapshot, step: str, below: dict[Any, list[RunSnapshot]], *, is_cut: bool
+) -> Family:
+    children = below.get(run_snapshot.run.pk, [])
+    is_cut = is_cut or len(children) > MAX_CHILDREN
+    families = tuple(
+        _family(child, child.run.parent.step, below, is_cut=False)  # type: ignore[union-attr]
+        for child in children[:MAX_CHILDREN]
+    )
+    return Family(run_snapshot, step, families, is_cut)

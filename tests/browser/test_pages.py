@@ -1,0 +1,163 @@
+"""The pages of the console on every screen: what is too wide, too small, or unreadable to some."""
+
+import re
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from django.urls import reverse
+
+from sequences.models import StepRun
+
+from . import scenes
+from .conftest import Visitors
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.only_on("postgresql"),
+    pytest.mark.timeout(600),
+    pytest.mark.django_db(transaction=True),
+]
+
+RUN = "admin:job_sequences_sequencerun"
+WIDTHS = (320, 390, 768, 1024, 1440, 2000)
+AXE = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
+
+
+@pytest.fixture
+def console(browser, live_server, admin_user):
+    """A page of a superuser, on this process's own web server, without a worker."""
+    visitors = Visitors(browser, live_server)
+    yield visitors.page(user=admin_user)
+    visitors.leave()
+    assert not visitors.problems
+
+
+def pages(runs):
+    """Every page of the console, by what it shows."""
+    failed, waiting = runs["failed_five_levels_down"], runs["waiting_for_an_event"]
+    step_run = StepRun.objects.filter(run=waiting.pk).first()
+    confirm = {
+        action: reverse(f"{RUN}_action", args=[run.pk, action])
+        for action, run in (("retry", failed), ("cancel", waiting), ("edit", waiting))
+    }
+    return {
+        "runs": reverse(f"{RUN}_changelist"),
+        "search": f"{reverse(f'{RUN}_changelist')}?q=nothing",
+        "failure groups": reverse(f"{RUN}_failure_groups"),
+        "failed attempts": reverse(f"{RUN}_failures", args=[failed.pk]),
+        "step runs": reverse("admin:job_sequences_steprun_changelist"),
+        "step run": reverse("admin:job_sequences_steprun_change", args=[step_run.pk]),
+        **{f"confirm {name}": path for name, path in confirm.items()},
+        "skip": f"{reverse(f'{RUN}_action', args=[waiting.pk, 'skip'])}?step=approval",
+        **{name: reverse(f"{RUN}_change", args=[run.pk]) for name, run in runs.items()},
+    }
+
+
+def too_wide(page):
+    """What sticks out of the page, if it scrolls sideways."""
+    return page.evaluate("""() => {
+        const width = document.documentElement.clientWidth;
+        if (document.documentElement.scrollWidth <= width && document.body.scrollWidth <= width)
+            return [];
+        const out = Array.from(document.querySelectorAll("body *")).filter((one) => {
+            const box = one.getBoundingClientRect();
+            return box.width && box.right > width + 1 && !one.closest(".seq-scroll, pre, .results");
+        });
+        return [`scrolls: ${document.documentElement.scrollWidth}`,
+                ...out.slice(0, 6).map((one) => `${one.tagName}.${one.className} ${one.id}`)];
+    }""")
+
+
+def test_no_page_scrolls_sideways_on_any_screen(console):
+    paths = pages(scenes.play())
+    wide = {}
+    for name, path in paths.items():
+        assert console.goto(path).ok, name
+        for width in WIDTHS:
+            console.set_viewport_size({"width": width, "height": 900})
+            if found := too_wide(console):
+                wide[name, width] = found
+    assert not wide, "\n".join(f"{where}: {what}" for where, what in wide.items())
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_has_nothing_to_say_on_any_page(console, width, scheme):
+    paths = pages(scenes.play())
+    console.emulate_media(color_scheme=scheme)
+    console.set_viewport_size({"width": width, "height": 900})
+    violations = {}
+    for name, path in paths.items():
+        assert console.goto(path).ok, name
+        response = Axe().run(console, context=CONTENT, options=AXE).response
+        for rule in response["violations"]:
+            where = [node["target"][0] for node in rule["nodes"][:3]]
+            violations.setdefault((rule["id"], str(where)), []).append(name)
+    assert not violations, "\n".join(f"{rule}: {names}" for rule, names in violations.items())
+
+
+#: What is ours of a page: the rest is Django's own.
+CONTENT = "#content"
+
+
+def test_an_order_that_is_stuck_five_runs_down_is_mended_in_six_clicks(console, monkeypatch):
+    order = scenes.play()["failed_five_levels_down"]
+    clicks = []
+
+    def click(locator):
+        clicks.append(locator)
+        locator.click()
+
+    console.goto(reverse("admin:index"))
+    click(console.get_by_role("link", name="Runs", exact=True))
+    click(console.locator("#result_list a", has_text="order-1"))
+    cause = console.locator("#head").get_by_role("link", name="Leaf")
+    click(cause)
+    assert len(clicks) <= 3
+    head = console.locator("#head")
+    assert "card expired" in head.inner_text()
+    assert "5 runs above have failed waiting for this one, up to order-1." in head.inner_text()
+    monkeypatch.setattr(scenes.card, "is_valid", True)
+    clicks.clear()
+    click(head.get_by_role("button", name="Retry the parents"))
+    assert len(clicks) <= 3
+    scenes.drain()
+    order.refresh_from_db()
+    assert order.status == "succeeded"
+
+
+def test_what_is_written_from_right_to_left_does_not_turn_the_page_around(console):
+    run = scenes.play()["waiting_for_an_event"]
+    for path in (reverse(f"{RUN}_changelist"), reverse(f"{RUN}_change", args=[run.pk])):
+        console.goto(path)
+        isolated = console.evaluate(
+            """(text) => {
+            const walk = document.createTreeWalker(
+                document.querySelector("#content"), NodeFilter.SHOW_TEXT);
+            const bad = [];
+            while (walk.nextNode()) {
+                const node = walk.currentNode, parent = node.parentElement;
+                if (!node.data.includes(text)) continue;
+                const style = getComputedStyle(parent);
+                const isAlone = /isolate|plaintext/.test(style.unicodeBidi);
+                if (!isAlone && !parent.closest("bdi, pre, option, script, style"))
+                    bad.push(parent.outerHTML.slice(0, 150));
+            }
+            return bad;
+        }""",
+            scenes.BIDI,
+        )
+        assert isolated == []
+    directions = console.evaluate("""() => Array.from(
+        document.querySelectorAll("#content pre, #content code, #content .seq-length"),
+        (one) => getComputedStyle(one).direction)""")
+    assert set(directions) == {"ltr"}
+
+
+def test_times_have_seconds_and_their_zone_where_people_compare_them_with_logs(console):
+    runs = scenes.play()
+    paths = pages(runs)
+    for name in ("failed_five_levels_down", "failed attempts", "step runs", "step run", "on_hold"):
+        console.goto(paths[name])
+        texts = console.locator("#content time").all_inner_texts()
+        assert any(re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", text) for text in texts)

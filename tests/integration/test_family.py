@@ -1,0 +1,139 @@
+"""A child that was fixed does not fix its parent: both say so, and one retry mends the tree."""
+
+import pytest
+
+from sequences import Abort, Sequence, step, subsequence
+from sequences.inspection import family, snapshot
+from sequences.models import SequenceRun
+from sequences.testing import drain
+from tests.engine import fresh
+
+pytestmark = pytest.mark.django_db
+
+DEPTH = 5
+
+
+def nested(depth):
+    """A sequence that starts another one, and so on; the last one fails until it is told."""
+
+    class Meta:
+        app_label = "shop"
+        max_retries = 0
+
+    class Leaf(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 0
+
+        @step
+        def charge(self):
+            if not self.data.get("paid"):
+                raise Abort("card expired")
+
+    below = Leaf
+    for level in range(1, depth + 1):
+        below = type(f"Level{level}", (Sequence,), {"Meta": Meta, "child": subsequence(below)})
+    return below
+
+
+def chain(root):
+    """The runs from the root down."""
+    runs = [fresh(root)]
+    while child := SequenceRun.objects.filter(parent__run=runs[-1]).first():
+        runs.append(child)
+    return runs
+
+
+@pytest.fixture
+def runs():
+    """The runs of an order that has failed five levels down; the root first."""
+    order = nested(DEPTH).start({}, key="order-1").run
+    drain()
+    runs = chain(order)
+    assert [run.status for run in runs] == ["failed"] * (DEPTH + 1)
+    return runs
+
+
+def tree(run):
+    return family.tree_of(snapshot.of(fresh(run)), SequenceRun.objects.all())
+
+
+def said_above(run):
+    run = fresh(run)
+    return family.explain_held_up(run, family.held_up(run, SequenceRun.objects.all()))
+
+
+def test_the_tree_leads_from_the_root_to_the_deepest_cause(runs):
+    found = tree(runs[0])
+    assert [node.run.pk for node in found.walk()] == [run.pk for run in runs]
+    assert found.cause.run.pk == runs[-1].pk
+    assert found.cause.snapshot.current_failure.message == "card expired"
+    assert family.explain_fixed(found) == ""
+
+
+def test_a_run_names_those_that_have_failed_waiting_for_it(runs):
+    above = family.held_up(runs[-1], SequenceRun.objects.all())
+    assert [run.pk for run in above] == [run.pk for run in runs[-2::-1]]
+    assert said_above(runs[1]) == "Its parent order-1 has failed waiting for this run."
+    assert said_above(runs[-1]) == ("5 runs above have failed waiting for this one, up to order-1.")
+    assert said_above(runs[0]) == ""
+
+
+def test_a_child_that_was_fixed_says_that_its_parent_does_not_go_on_by_itself(runs):
+    leaf, parent = runs[-1], runs[-2]
+    leaf.edit({"paid": True})
+    fresh(leaf).retry()
+    drain()
+    assert (fresh(leaf).status, fresh(parent).status) == ("succeeded", "failed")
+    assert "retry this run to continue" in family.explain_fixed(tree(parent))
+    assert family.explain_fixed(tree(runs[0])) == (
+        f"The child runs of “child” in {family.name_of(parent)} have succeeded since: "
+        "retry this run."
+    )
+    family.held_up(fresh(leaf), SequenceRun.objects.all())[-1].retry()
+    drain()
+    assert [fresh(run).status for run in runs] == ["succeeded"] * (DEPTH + 1)
+    assert said_above(leaf) == ""
+    assert family.explain_fixed(tree(runs[0])) == ""
+
+
+def test_an_only_child_that_was_fixed_is_named_with_its_parent():
+    order = nested(1).start({}, key="order-1").run
+    drain()
+    child = chain(order)[1]
+    child.edit({"paid": True})
+    fresh(child).retry()
+    assert "is running again" in family.explain_fixed(tree(order))
+    drain()
+    assert said_above(child) == (
+        "Its parent order-1 has failed waiting for this run and does not continue by itself: "
+        "retry the parent."
+    )
+    assert family.explain_fixed(tree(order)) == (
+        "The child run of “child” has succeeded since: retry this run to continue."
+    )
+
+
+def test_a_tree_is_read_in_a_constant_number_of_queries_for_each_level(
+    django_assert_max_num_queries,
+):
+    class Parcel(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def send(self): ...
+
+    class Order(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        parcels = subsequence(Parcel, each="items", data=lambda self, item: {"item": item})
+
+    order = Order.start({"items": list(range(70))}).run
+    drain()
+    root = snapshot.of(fresh(order))
+    with django_assert_max_num_queries(10):
+        found = family.tree_of(root, SequenceRun.objects.all())
+    assert len(found.children) == family.MAX_CHILDREN
+    assert found.is_cut
