@@ -164,10 +164,10 @@ def explain_fixed(family: Family) -> str:
     return message % values
 
 
-def _count(step: StepSnapshot, seen: int) -> int:
+def _count(step: StepSnapshot, default: int) -> int:
     payload = step.row.payload if step.row is not None else None
     count = payload.get("children") if isinstance(payload, dict) else None
-    return count if isinstance(count, int) else seen
+    return count if isinstance(count, int) else default
 
 
 def _of_own(is_active: bool, count: int) -> str:

@@ -1,6 +1,11 @@
 """A child that was fixed does not fix its parent: both say so, and one retry mends the tree."""
 
+import html
+import re
+
 import pytest
+from django.contrib.auth.models import Permission, User
+from django.urls import reverse
 
 from sequences import Abort, Sequence, step, subsequence
 from sequences.inspection import family, snapshot
@@ -137,3 +142,91 @@ def test_a_tree_is_read_in_a_constant_number_of_queries_for_each_level(
         found = family.tree_of(root, SequenceRun.objects.all())
     assert len(found.children) == family.MAX_CHILDREN
     assert found.is_cut
+
+
+RUN = "admin:job_sequences_sequencerun"
+
+
+def page(client, run):
+    content = client.get(reverse(f"{RUN}_change", args=[run.pk])).content.decode()
+    return html.unescape(re.sub(r"<[^>]+>", "", content)), content
+
+
+def test_the_page_of_a_parent_has_its_children_with_their_own_pictures(admin_client, runs):
+    words, content = page(admin_client, runs[0])
+    for run in runs[1:]:
+        assert f'<li id="child-{run.pk}">' in content
+        assert f'href="{reverse(f"{RUN}_change", args=[run.pk])}#step-' in content, "its picture"
+    assert "Abort: card expired" in words
+    assert content.count('<details id="tree-') == DEPTH
+    # The way to the cause is open; the leaf has nothing below it.
+    assert len(re.findall(r'<details id="tree-[^"]*" open>', content)) == DEPTH - 1
+
+
+def test_one_click_on_the_childs_page_retries_all_that_wait_for_it(admin_client, runs):
+    leaf = runs[-1]
+    leaf.edit({"paid": True})
+    words, content = page(admin_client, leaf)
+    assert "5 runs above have failed waiting for this one, up to order-1." in words
+    url = reverse(f"{RUN}_action", args=[runs[0].pk, "retry"])
+    assert f'<form method="post" action="{url}">' in content
+    admin_client.post(url, {"confirm": "yes"})
+    drain()
+    assert [fresh(run).status for run in runs] == ["succeeded"] * (DEPTH + 1)
+
+
+@pytest.mark.parametrize("parents", [True, False])
+def test_the_retry_of_a_child_takes_its_parents_along_if_people_want(admin_client, runs, parents):
+    leaf = runs[-1]
+    leaf.edit({"paid": True})
+    url = reverse(f"{RUN}_action", args=[leaf.pk, "retry"])
+    assert 'name="parents"' in (asked := admin_client.get(url).content.decode())
+    assert "order-1" in asked
+    admin_client.post(url, {"confirm": "yes", **({"parents": "on"} if parents else {})})
+    drain()
+    assert fresh(leaf).status == "succeeded"
+    assert fresh(runs[0]).status == ("succeeded" if parents else "failed")
+
+
+def test_a_run_that_nobody_waits_for_has_no_such_box(admin_client, runs):
+    url = reverse(f"{RUN}_action", args=[runs[0].pk, "retry"])
+    assert 'name="parents"' not in admin_client.get(url).content.decode()
+    assert family.held_up(runs[0], SequenceRun.objects.none()) == []
+
+
+def test_who_may_not_retry_the_parents_has_no_button_for_them(client, runs):
+    user = User.objects.create_user("viewer", is_staff=True)
+    user.user_permissions.add(Permission.objects.get(codename="view_sequencerun"))
+    client.force_login(user)
+    words, content = page(client, runs[-1])
+    assert "5 runs above have failed" in words
+    assert "Retry the parents" not in content
+
+
+def test_a_parent_that_was_rolled_back_is_not_retried_from_its_child():
+    class Leaf(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 0
+
+        @step
+        def charge(self):
+            raise Abort("card expired")
+
+    class Order(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 0
+
+        @step
+        def reserve(self): ...
+
+        @reserve.undo
+        def release(self): ...
+
+        child = subsequence(Leaf)
+
+    order = Order.start({}, key="order-1").run
+    drain()
+    assert fresh(order).status == "failed"
+    assert said_above(chain(order)[1]) == ""
