@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 import django
 from django import forms
 from django.core.exceptions import PermissionDenied
-from django.db.models import Count, Max, Q, QuerySet
+from django.db.models import Count, Exists, Max, OuterRef, Q, QuerySet
 from django.http import HttpRequest
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
@@ -21,6 +21,7 @@ from .. import conf
 from ..inspection.snapshot import hide_secrets, title_of
 from ..models import SequenceRun, StepFailure
 from ..transitions import clock
+from ..transitions.causes import CHILDREN_FAILED, ITEMS_FAILED
 from ..utils.text import class_name, first_line, label_of
 from . import columns
 from .base import heavy
@@ -107,6 +108,7 @@ def read(runs: QuerySet[SequenceRun] | None, list_url: str, using: str) -> Table
     rows = StepFailure.objects.using(using).filter(failed_at__gte=now - SPANS["week"][0])
     if runs is not None:
         rows = rows.filter(run__in=runs.values("pk"))
+    rows = rows.exclude(_has_failures_below(runs, using))
     newest_first = rows.order_by("-failed_at").values_list("failed_at", flat=True)
     since = newest_first[COUNTED : COUNTED + 1].first()
     if since is not None:
@@ -127,6 +129,14 @@ def read(runs: QuerySet[SequenceRun] | None, list_url: str, using: str) -> Table
         if row["newest"] in newest
     )
     return Table(tuple(groups), since, len(counts) > GROUPS)
+
+
+def _has_failures_below(runs: QuerySet[SequenceRun] | None, using: str) -> Q:
+    """Whether it only says that items or child runs have failed, which are counted themselves."""
+    below = StepFailure.objects.using(using).filter(run__parent=OuterRef("step_run"))
+    if runs is not None:  # what this person does not see is not counted either
+        below = below.filter(run__in=runs.values("pk"))
+    return Q(error=ITEMS_FAILED) | Q(Exists(below), error=CHILDREN_FAILED)
 
 
 def _grouped(rows: QuerySet[StepFailure], now: datetime) -> Any:

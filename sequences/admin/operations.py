@@ -16,7 +16,7 @@ from django.utils.translation import gettext as _
 from ..data.redaction import NoSecret, changed_secrets, hide, redact, restore, secrets_of
 from ..definitions.rules import RULES
 from ..exceptions import InvalidData, SequenceError
-from ..inspection import actions, snapshot
+from ..inspection import actions
 from ..inspection.diagnosis import summary
 from ..inspection.snapshot import RunSnapshot, StepSnapshot, patterns_of, visible
 from ..models import SequenceRun
@@ -69,7 +69,7 @@ class RunActions(RunPage):
         run = self._run(request, object_id)
         if not self.has_action_permission(request, action, run):
             raise PermissionDenied
-        return _ActionRequest(self, request, action, snapshot.of(run)).answer()
+        return _ActionRequest(self, request, action, self._snapshot(request, run)).answer()
 
 
 def _step(

@@ -18,7 +18,14 @@ from django.utils.translation import gettext as _
 from .. import conf
 from ..inspection import actions, run_diagrams, snapshot
 from ..inspection.diagnosis import summary
-from ..inspection.snapshot import RunSnapshot, StepSnapshot, hide_secrets, visible, visible_inbox
+from ..inspection.snapshot import (
+    RunSnapshot,
+    StepSnapshot,
+    hide_secrets,
+    visible,
+    visible_inbox,
+    without_hidden_causes,
+)
 from ..models import NO_ITEM, Operation, RunStatus, SequenceRun, StepFailure, StepRun
 from ..utils.durations import format_duration
 from . import run_context
@@ -82,6 +89,10 @@ class RunPage(ReadOnlyAdmin):
             raise Http404(_("Run not found."))
         return run
 
+    def _snapshot(self, request: HttpRequest, run: SequenceRun) -> RunSnapshot:
+        """The run as this user may see it: no cause of its failure that lies in a hidden run."""
+        return without_hidden_causes([snapshot.of(run)], self.get_queryset(request))[0]
+
     # The page
 
     def change_view(
@@ -99,7 +110,7 @@ class RunPage(ReadOnlyAdmin):
             return self._get_obj_does_not_exist_redirect(  # type: ignore[attr-defined, no-any-return]
                 request, self.opts, object_id
             )
-        context = self._page(request, snapshot.of(run))
+        context = self._page(request, self._snapshot(request, run))
         return self._show(request, run, self.change_form_template, context | (extra_context or {}))
 
     def _show(

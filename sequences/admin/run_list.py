@@ -16,7 +16,7 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from ..inspection import snapshot
-from ..inspection.snapshot import RunSnapshot
+from ..inspection.snapshot import RunSnapshot, without_hidden_causes
 from ..models import UNFINISHED_RUN, RunStatus, SequenceRun
 from ..utils.durations import format_duration
 from . import columns, pagination
@@ -97,7 +97,9 @@ class RunList(KeysetChangeList):
     def get_results(self, request: HttpRequest) -> None:
         self.tabs = tuple(self._tabs())
         super().get_results(request)
-        snapshots = snapshot.of_many(self.result_list)
+        snapshots = without_hidden_causes(
+            snapshot.of_many(self.result_list), self.model_admin.get_queryset(request)
+        )
         for run, run_snapshot in zip(self.result_list, snapshots, strict=True):
             run.__dict__["snapshot"] = run_snapshot
 
@@ -214,7 +216,7 @@ class RunListing(RunFailures):
     @admin.display(description=_("last error"), empty_value="")
     def error_column(self, run: SequenceRun) -> str:
         """Of its newest failed attempt, if the run has not got over it."""
-        return columns.error(snapshot_of(run).current_failure)
+        return columns.error(snapshot_of(run).root_failure)
 
     # Search
 

@@ -15,7 +15,7 @@ from django.utils.translation import ngettext
 
 from .. import conf
 from ..definitions.plan import COMPENSATION_KINDS
-from ..models import Operation, RunStatus, StepFailure, StepRun, StepStatus, Wait
+from ..models import NO_ITEM, Operation, RunStatus, StepFailure, StepRun, StepStatus, Wait
 from ..transitions.compensation import STANDSTILL
 from ..transitions.subsequences import Undoing
 from ..utils.durations import format_duration
@@ -502,11 +502,25 @@ def _attempts(step: StepSnapshot | None) -> int:
 
 
 def _error(snapshot: RunSnapshot, step: StepSnapshot | None) -> str:
-    """The run's error, if it is this step's."""
+    """The run's error, if it is this step's: its deepest cause, and where that is."""
     failure = snapshot.current_failure
     if failure is None or (step is not None and failure.step != step.name):
         return ""
-    return error_of(failure).rstrip(".")
+    if snapshot.cause is None:
+        return error_of(failure).rstrip(".")
+    return _cause(snapshot, snapshot.cause)
+
+
+def _cause(snapshot: RunSnapshot, cause: StepFailure) -> str:
+    is_own, is_item = cause.run_id == snapshot.run.pk, cause.item != NO_ITEM
+    if is_own:
+        message = _("%(error)s (item %(item)d)")
+    elif is_item:
+        message = _("%(error)s (item %(item)d of “%(step)s” of run %(run)s)")
+    else:
+        message = _("%(error)s (“%(step)s” of run %(run)s)")
+    values = {"step": cause.step, "item": cause.item, "run": cause.run}
+    return message % {"error": error_of(cause).rstrip("."), **values}
 
 
 def _with_progress(

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, TypeGuard
 from uuid import UUID
 
-from django.db.models import Count, Max
+from django.db.models import Count, Max, QuerySet
 
 from .. import conf
 from ..data.redaction import HIDDEN, hide, redact, secrets_of
@@ -33,7 +33,7 @@ from ..models import (
     StepStatus,
     Wait,
 )
-from ..transitions import clock, plans
+from ..transitions import causes, clock, plans
 from ..utils.text import label_of
 from .losses import deaths_sentence, newest_losses
 from .phases import AT_WORK, Phase, phases_of
@@ -221,6 +221,9 @@ class RunSnapshot:
     newest_failure: StepFailure | None
     #: The database's time when it was read.
     now: datetime
+    #: The deepest cause of that failure, with its run and without secrets, if others have failed:
+    #: items, child runs, and theirs.
+    cause: StepFailure | None = None
     #: Of a paused run: the operation that has paused it.
     pause: Operation | None = None
     #: Of a run whose data is blank: the operation that has erased it, if any.
@@ -254,6 +257,12 @@ class RunSnapshot:
         None of a run that has succeeded or was cancelled: it has got over what failed on the way.
         """
         return None if self.run.status in _OVER_FAILURES else self.newest_failure
+
+    @property
+    def root_failure(self) -> StepFailure | None:
+        """The failed attempt to name as what is the matter: the deepest cause that is known."""
+        failure = self.current_failure
+        return failure if failure is None or self.cause is None else self.cause
 
     @property
     def is_readable(self) -> bool:
@@ -372,6 +381,7 @@ def of_many(
     secrets = _secrets_of(runs, newest.keys() | _reporting(rows) | reports.keys(), using)
     for failure in newest.values():
         _hide(failure, secrets[failure.run_id])
+    deepest = _causes(newest.values(), using)
     return [
         RunSnapshot(
             run,
@@ -389,10 +399,27 @@ def of_many(
             ),
             newest.get(run.pk),
             now,
+            deepest.get(run.pk),
             pauses.get(run.pk),
             erasures.get(run.pk),
         )
         for run in runs
+    ]
+
+
+def without_hidden_causes(
+    snapshots: Iterable[RunSnapshot], runs: QuerySet[SequenceRun]
+) -> list[RunSnapshot]:
+    """The snapshots, without causes in runs that are not among these: who asks may not see them."""
+    snapshots = list(snapshots)
+    ids = {run_snapshot.cause.run_id for run_snapshot in snapshots if run_snapshot.cause}
+    ids -= {run_snapshot.run.pk for run_snapshot in snapshots}
+    visible = set(runs.filter(pk__in=ids).values_list("pk", flat=True)) if ids else set()
+    return [
+        replace(run_snapshot, cause=None)
+        if run_snapshot.cause is not None and run_snapshot.cause.run_id in ids - visible
+        else run_snapshot
+        for run_snapshot in snapshots
     ]
 
 
@@ -445,6 +472,14 @@ def _newest_failures(ids: Collection[UUID], using: str) -> dict[UUID, StepFailur
     newest = rows.filter(run__in=ids).order_by().values("run").annotate(newest=Max("pk"))
     failures = rows.filter(pk__in=[group["newest"] for group in newest]).defer("traceback")
     return {failure.run_id: failure for failure in failures}
+
+
+def _causes(failures: Collection[StepFailure], using: str) -> dict[UUID, StepFailure]:
+    """The deepest cause of each, by the run that has failed with it."""
+    deepest = causes.deepest(failures, using)
+    hide_secrets(deepest.values(), [cause.run for cause in deepest.values()], using)
+    by_run = ((failure.run_id, deepest.get(failure.pk)) for failure in failures)
+    return {run_id: cause for run_id, cause in by_run if cause is not None}
 
 
 def _pauses(runs: Iterable[SequenceRun], using: str) -> dict[UUID, Operation]:

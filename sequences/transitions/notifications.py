@@ -18,6 +18,7 @@ from django.dispatch import Signal
 from .. import conf, signals
 from ..definitions import registry
 from ..models import RunStatus, SequenceRun, StepFailure, StepRun
+from . import causes
 
 logger = logging.getLogger("sequences")
 
@@ -95,7 +96,14 @@ class _PendingOfRuns(PendingSignal):
         runs = SequenceRun._base_manager.using(self.using).in_bulk(self.run_ids)
         for run_id in self.run_ids:
             if run := runs.get(run_id):  # it may be gone by now
-                signal.send_robust(registry.find(run.sequence), run=run)
+                signal.send_robust(
+                    registry.find(run.sequence), run=run, **self._failure(signal, run_id)
+                )
+
+    def _failure(self, signal: Signal, run_id: UUID) -> dict[str, StepFailure]:
+        """Of a run that has failed: what it fails with."""
+        has_failed = signal is signals.run_failed
+        return _with_cause(causes.of_run(run_id, self.using) if has_failed else None, self.using)
 
 
 @dataclass(slots=True)
@@ -109,7 +117,7 @@ class _PendingOfStep(PendingSignal):
         if row is None:
             return
         failure = self._failure() if self.attempt else None
-        more = {} if failure is None else {"failure": failure}
+        more = _with_cause(failure, self.using)
         signal.send_robust(registry.find(row.run.sequence), run=row.run, step_run=row, **more)
 
     def _failure(self) -> StepFailure | None:
@@ -118,6 +126,13 @@ class _PendingOfStep(PendingSignal):
         )
         # A retry by hand counts attempts anew: the newest is the one.
         return rows.order_by("-pk").first()
+
+
+def _with_cause(failure: StepFailure | None, using: str) -> dict[str, StepFailure]:
+    """A failure, and its deepest cause: itself, unless it is that of items or of child runs."""
+    if failure is None:
+        return {}
+    return {"failure": failure, "cause": causes.deepest([failure], using).get(failure.pk, failure)}
 
 
 def _send_on_commit(pending: PendingSignal) -> None:

@@ -313,7 +313,7 @@ def test_a_parent_and_its_children_say_whose_turn_it_is_to_be_undone():
     assert told(first) == (
         "Stopped together with its parent; it is rolled back when its turn comes."
     )
-    assert f"Reason: its parent {run.pk} is undone." in told(second, newest(second))
+    assert f"Reason: with its parent run {run.pk}." in told(second, newest(second))
     fail(claim(second, "release"))
     drain()
     assert "Rolling back the child runs of “nights” failed, too." in told(run)

@@ -47,6 +47,7 @@ def brief(run_snapshot: RunSnapshot) -> dict[str, Any]:
         "finished_at": run.finished_at,
         "duration": run_snapshot.duration.total_seconds(),
         "error": _error(run_snapshot.current_failure),
+        "cause": _cause(run_snapshot.cause) if run_snapshot.current_failure else None,
     }
 
 
@@ -56,6 +57,13 @@ def _values(row: Model, *names: str) -> dict[str, Any]:
 
 def _newest(rows: QuerySet[Row]) -> list[Row]:
     return list(rows.order_by("-pk")[:MAX_ENTRIES])[::-1]
+
+
+def _cause(cause: StepFailure | None) -> dict[str, Any] | None:
+    """The deepest cause, of an item or in a child run."""
+    if cause is None:
+        return None
+    return {"run": str(cause.run_id), "sequence": cause.run.sequence, **(_error(cause) or {})}
 
 
 def _error(failure: StepFailure | None) -> dict[str, Any] | None:

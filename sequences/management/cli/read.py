@@ -57,7 +57,7 @@ class List(Subcommand):
         # Whoever pipes it can take the whole.
         texts = {pk: str(pk) for pk in ids} if self.width is None else shortened(ids)
         for run_snapshot in snapshots:
-            run, failure = run_snapshot.run, run_snapshot.current_failure
+            run, failure = run_snapshot.run, run_snapshot.root_failure
             yield (
                 texts[run.pk],
                 run.sequence,
