@@ -95,6 +95,6 @@ def get_engine() -> Engine:
     if _engine is None:
         raise SequenceError(
             "Sequences and runs cannot be used before Django is ready. Add the app to "
-            "INSTALLED_APPS, and call this later than at import."
+            "INSTALLED_APPS, and do not call this at import time."
         )
     return _engine

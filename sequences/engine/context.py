@@ -74,10 +74,11 @@ class ExecutionContext(CurrentAttempt):
     def _closed(self) -> Abort:
         """A step that closes the connection of its own transaction does so at each attempt."""
         return Abort(
-            f"Step {self.claim.step!r} closed the database connection inside its own transaction, "
-            "and everything it wrote is rolled back. Remove close_old_connections(), "
-            "connection.close() or connections.close_all(): workers see to their connections "
-            "between steps. Or declare the step with atomic=False."
+            f"Step {self.claim.step!r} closed the database connection inside its own "
+            "transaction, so everything it wrote was rolled back. Remove "
+            "close_old_connections(), connection.close() or connections.close_all(): "
+            "workers manage their connections between steps. Or declare the step with "
+            "atomic=False."
         )
 
     def put_off(self, step: Step[Any]) -> Conclusion | None:
@@ -112,7 +113,7 @@ class ExecutionContext(CurrentAttempt):
             raise InvalidData(
                 path="data",
                 problem=f"is a {type(data).__name__}, not a dict",
-                hint="Put values into self.data; do not put another object in its place.",
+                hint="Change values in self.data; do not replace self.data with another object.",
             )
         return data
 
@@ -131,7 +132,7 @@ class ExecutionContext(CurrentAttempt):
         try:
             due = _moment(value, self.claim.first_due)
         except OverflowError:
-            raise self._invalid_delay(value, "it goes beyond the calendar") from None
+            raise self._invalid_delay(value, "the date is out of range") from None
         if due is None:
             problem = "it must be a timedelta, an int of milliseconds, or an aware datetime"
             raise self._invalid_delay(value, problem)

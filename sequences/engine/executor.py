@@ -136,7 +136,7 @@ class StepExecution:
             if not outages.noted(error):
                 raise
             # Which Dramatiq tries again, and writes no traceback of for each message.
-            raise Retry("The database cannot be used.") from error
+            raise Retry("The database is not available.") from error
         if claim is None:
             raise SkipMessage(f"Step run {self.step_run_id} cannot be claimed.")
         self._accept(claim)
@@ -178,8 +178,8 @@ class StepExecution:
         self.is_suspect = True
         if not suspects.enter(self.token, alone=suspicion.alone):
             raise SkipMessage(
-                f"Step run {self.step_run_id}, whose last worker was lost, waits for a process "
-                "that can tell whether it is to blame."
+                f"Step run {self.step_run_id} is waiting to run alone, because its last "
+                "worker was lost."
             )
         return self._take_connected(suspects=True)
 
@@ -234,7 +234,7 @@ class StepExecution:
         before, now = change
         raise StepKindChanged(
             step=claim.step, run=claim.run_id, before=before, now=now,
-            hint=f"Retry the run with code in which it is {before}, or skip the step.",
+            hint=f"Retry the run with code in which the step is {before}, or skip the step.",
         )  # fmt: skip
 
     def _refuse_if_expired(self, step: Step[Any]) -> None:

@@ -122,4 +122,4 @@ def discard_connection(using: str) -> None:
     try:
         connection.close()
     except Exception:
-        logger.debug("A discarded connection did not close.", exc_info=True)
+        logger.debug("Could not close a discarded database connection.", exc_info=True)

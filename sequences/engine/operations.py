@@ -59,7 +59,7 @@ def _edit(run: SequenceRun, request: OperationRequest, using: str, *, data: dict
     )
     if not isinstance(checked, dict):
         problem = f"is a {type(data).__name__}, not a dict"
-        raise InvalidData(path="data", problem=problem, hint="Give all that it is to hold.")
+        raise InvalidData(path="data", problem=problem, hint="Pass the complete data as a dict.")
     definition = registry.definition_of(run.sequence)
     if definition is not None and definition.cls._codec is not None:
         definition.cls._codec.check(checked)
@@ -139,7 +139,7 @@ def _event(run: SequenceRun, event: Named, using: str) -> str:
         return name
     events = [node.name for node in plan.nodes if node.kind == "event"]
     raise UnknownStep(
-        f"Step {name!r} of {run.sequence} waits for no event. {did_you_mean(name, events)}",
+        f"Step {name!r} of {run.sequence} is not an event. {did_you_mean(name, events)}",
         sequence=run.sequence,
         step=name,
         hint=did_you_mean(name, events),

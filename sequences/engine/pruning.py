@@ -24,10 +24,10 @@ __all__ = ["BATCH", "Kept", "Report", "prune"]
 BATCH = 500
 
 #: Why a tree is kept.
-YOUNG = "a child has not finished, or not long enough ago"
-TAKEN = "it is being changed or pruned just now"
-REFERRED_TO = "objects of the project refer to it"
-REFUSED = "the database refuses it"
+YOUNG = "a child run has not finished, or finished too recently"
+TAKEN = "it is being changed or pruned at the moment"
+REFERRED_TO = "other objects of the project reference it"
+REFUSED = "the database does not allow it"
 
 
 @dataclass(frozen=True, slots=True)

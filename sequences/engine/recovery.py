@@ -120,7 +120,7 @@ def _committed(execution: StepExecution, error: BaseException) -> list[Dispatch]
     if row is None or row.token != claim.token or row.status == StepStatus.RUNNING:
         return None
     logger.warning(
-        "Step %s of run %s has committed, and then failed: %r",
+        "Step %s of run %s failed after its commit: %r",
         row.step, row.run_id, error, exc_info=error,
     )  # fmt: skip
     return execution.context.kind.follow_up(execution.context, row, execution.plan)
@@ -133,7 +133,7 @@ def end_attempt(execution: StepExecution, error: BaseException) -> None:
     """Record why the attempt has ended without a commit. Raises what is raised in its place."""
     if isinstance(error, SkipMessage):
         # The step's own. Dramatiq would acknowledge its message, and nobody end its claim.
-        raise _abort(execution, "raised SkipMessage. Return, or raise Abort.") from error
+        raise _abort(execution, "raised SkipMessage. Return or raise Abort instead.") from error
     if isinstance(error, ClaimLost):
         raise _lost(execution) from None
     if isinstance(error, Parked):
@@ -149,13 +149,13 @@ def _lost(execution: StepExecution) -> Exception:
     row = claims.find(claim.step_run_id, execution.using)
     if row is None or row.token != claim.token or row.run.is_finished:
         return SkipMessage(
-            f"Step run {claim.step_run_id} was taken away while it ran; nothing of it is stored."
+            f"Step run {claim.step_run_id} lost its claim while it was running; nothing was stored."
         )
     # It is ours still: what took it away stood in its own transaction, and is rolled back.
     return _abort(
         execution,
-        "has cancelled, finished or restarted its own run, and with it its own commit. "
-        "Return finish(), or raise Abort.",
+        "cancelled, finished or restarted its own run, so its own commit was rejected. "
+        "Return finish() or raise Abort instead.",
     )
 
 
@@ -169,8 +169,8 @@ def _left_to_others(execution: StepExecution) -> SkipMessage:
     # Not dispatched at once: we would be the ones to get it. The sweep does, after a grace.
     claims.release(execution.context.claim, execution.using)
     return SkipMessage(
-        f"Step run {execution.step_run_id} is left to the workers of a later release: its "
-        "step is of another kind there."
+        f"Step run {execution.step_run_id} is left to workers of a later release, in which "
+        "the step has another kind."
     )
 
 
@@ -188,7 +188,7 @@ def _record(execution: StepExecution, error: BaseException) -> None:
     )
     if ready is None:
         raise SkipMessage(
-            f"Step run {execution.step_run_id} failed, but was not ours any more."
+            f"Step run {execution.step_run_id} failed after it had lost its claim."
         ) from error
     dispatcher.send(ready)
 

@@ -144,7 +144,7 @@ def _wanted_of(definition: Definition, item: Any) -> Start:
     options: Any = item[1] if len(item) == 2 else None
     if not isinstance(options, Mapping) or not options.keys() <= _OPTIONS:
         raise SequenceError(
-            f"{definition.label}.start_many: {item!r} is neither data nor a pair of data and a "
+            f"{definition.label}.start_many: {item!r} must be data, or a pair of data and a "
             'dict of options ("key", "unique", "delay", "priority").'
         )
     return _wanted(
@@ -200,8 +200,8 @@ def _check_key(definition: Definition, key: Any, unique: Any) -> None:
         )
     if len(key) > KEY_LENGTH:
         raise SequenceError(
-            f"{definition.label}.start: key has {len(key)} characters, and {KEY_LENGTH} at most "
-            f"fit; hash what is longer: {key[:40]!r}…"
+            f"{definition.label}.start: key has {len(key)} characters; the limit is "
+            f"{KEY_LENGTH}. Use a hash of long keys: {key[:40]!r}…"
         )
     serialization.normalise(key, path="key")
 

@@ -46,7 +46,7 @@ def call_next(using: str) -> None:
     try:
         suspect = losses.next_suspect(using)
     except Error as error:  # the sweep offers it, too
-        logger.debug("Could not look for the next suspect: %r", error)
+        logger.debug("Could not check which step run kills workers: %r", error)
         return
     if suspect is not None:
         dispatcher.send([suspect])

@@ -49,7 +49,7 @@ def _safely(otherwise: T, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     try:
         return act(*args, **kwargs)
     except Exception:
-        logger.exception("OpenTelemetry has failed; a span may be missing.")
+        logger.exception("OpenTelemetry failed; a span may be missing.")
         return otherwise
 
 

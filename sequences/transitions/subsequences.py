@@ -58,8 +58,8 @@ def _check_depth(claim: Claim, using: str) -> None:
         run_id, depth = above, depth + 1
         if depth >= MAX_DEPTH:
             raise SequenceError(
-                f"Step {claim.step!r} of run {claim.run_id} would start a run below {depth} "
-                f"others, and {MAX_DEPTH} may stand above one another: a sequence starts itself."
+                f"Step {claim.step!r} of run {claim.run_id} would start a child run at "
+                f"depth {depth}; the limit is {MAX_DEPTH}. Does a sequence start itself?"
             )
 
 

@@ -172,7 +172,7 @@ def test_data_is_json_or_a_file_or_the_standard_input(tmp_path, monkeypatch):
     [
         ("{", "'{' is not JSON"),
         ("@/nowhere.json", "/nowhere.json cannot be read: No such file"),
-        ("[1]", "data is a JSON object, and this is [1]"),
+        ("[1]", 'data must be a JSON object such as {"name": "Joel"}, not [1]'),
     ],
 )
 def test_data_that_is_none_is_refused_with_its_mend(data, says):
@@ -229,7 +229,7 @@ def test_a_beginning_of_several_ids_is_refused_with_some_of_them():
 @pytest.mark.parametrize("text", ["nothing", "shop.Order:none", "0000", "", "ab", ":"])
 def test_a_run_that_is_not_there_is_refused_with_the_mend(text):
     order().start({}, key="some")
-    assert "Give its id, the beginning of its id, or label:key" in refused("show", text, status=2)
+    assert "Give its ID, an ID prefix, or label:key" in refused("show", text, status=2)
 
 
 def test_of_runs_that_had_one_key_the_holder_is_meant():
@@ -273,7 +273,7 @@ def test_list_shows_the_newest_first_and_where_they_are():
 
 
 def test_list_without_a_run_says_so():
-    assert sequences("list") == "There is no such run.\n"
+    assert sequences("list") == "No matching runs.\n"
     assert as_json("list") == []
 
 
@@ -429,7 +429,7 @@ def test_start_starts_with_data_and_a_key():
     assert out == f"Started shop.Order {run.pk}\n"
     assert (run.data, run.key, run.status) == ({"n": 1}, "k", "running")
     again = sequences("start", "shop.Order", "--key", "k")
-    assert again == f"There was already shop.Order {run.pk}\n"
+    assert again == f"Already exists: shop.Order {run.pk}\n"
     sequences("start", "shop.Order", "--delay", "5m")
     assert row(SequenceRun.objects.get(key=None), "charge").due_at > now() + timedelta(minutes=4)
 
@@ -450,7 +450,7 @@ def test_start_refuses_what_is_not_there_or_not_so():
     assert "contains U+0000. Remove" in refused(
         "start", "shop.Order", "--data", '{"a": "\\u0000"}', status=2
     )
-    assert "no duration" in refused("start", "shop.Order", "--delay", "soon")
+    assert "is not a duration" in refused("start", "shop.Order", "--delay", "soon")
     assert not SequenceRun.objects.exists()
 
 
@@ -512,7 +512,7 @@ def test_start_and_wait_as_json_is_the_run_as_it_has_ended(performs):
 def test_start_and_wait_of_a_cancelled_run_has_a_status_of_its_own(monkeypatch):
     order()
     monkeypatch.setattr(wait, "sleep", lambda _: SequenceRun.objects.get().cancel())
-    assert "has not succeeded. Cancelled" in refused("start", "shop.Order", "--wait", status=3)
+    assert "did not succeed. Cancelled" in refused("start", "shop.Order", "--wait", status=3)
 
 
 def test_start_and_wait_gives_up_when_its_time_is_over_and_the_run_goes_on(monkeypatch):
@@ -524,7 +524,7 @@ def test_start_and_wait_gives_up_when_its_time_is_over_and_the_run_goes_on(monke
     monkeypatch.setattr(wait, "sleep", slept.append)
     message = refused("start", "shop.Order", "--wait", "--timeout", "10s", status=124)
     run = SequenceRun.objects.get()
-    assert "has not ended within 10 s. It goes on" in message
+    assert "has not finished within 10 s. It continues" in message
     assert f"watch {run.pk}" in message
     assert run.status == "running"
     assert slept
@@ -561,7 +561,7 @@ def test_a_database_that_stays_away_ends_the_wait_and_nobody_takes_the_run_for_f
     monkeypatch.setattr(wait, "time", fake)
     monkeypatch.setattr(wait, "sleep", lambda _: None)
     message = refused("start", "shop.Order", "--wait", status=124)
-    assert "cannot be seen any more: server closed the connection. It goes on" in message
+    assert "can no longer be read: server closed the connection. It continues" in message
     assert next(ticks) == 100
 
 
@@ -573,7 +573,7 @@ def test_an_interrupt_ends_the_wait_and_not_the_run(monkeypatch):
 
     monkeypatch.setattr(wait, "sleep", interrupt)
     message = refused("start", "shop.Order", "--wait", status=130)
-    assert "is not waited for any more. It goes on" in message
+    assert "is still running; stopped waiting. It continues" in message
     assert SequenceRun.objects.get().status == "running"
 
 
@@ -591,7 +591,7 @@ def test_who_waits_is_told_once_if_no_worker_begins(monkeypatch):
     with clock():
         out = StringIO()
         call_command("sequences", "start", "shop.Order", "--wait", stdout=out, stderr=err)
-    assert err.getvalue().count("No worker has begun it yet: does one run for the queue") == 1
+    assert err.getvalue().count("No worker has started it yet. Is one running for the queue") == 1
 
 
 # --- watch
@@ -661,7 +661,7 @@ def test_a_large_fan_out_is_shown_by_count(performs):
 def test_a_run_that_is_pruned_while_it_is_watched_is_gone(monkeypatch):
     run = order().start({}).run
     monkeypatch.setattr(wait, "sleep", lambda _: SequenceRun.objects.all().delete())
-    assert refused("watch", run.pk) == f"Run {run.pk} is gone: somebody has pruned it."
+    assert refused("watch", run.pk) == f"Run {run.pk} no longer exists; it was probably pruned."
 
 
 # --- acts
@@ -837,7 +837,7 @@ def test_deliver_ends_the_wait_with_a_payload_and_the_first_one_counts():
     assert fresh(run).inbox == {"approved": {"yes": True}}
     err = StringIO()
     refused("deliver", run.pk, "approved", status=1, err=err)
-    assert "has a delivery of 'approved' already" in err.getvalue()
+    assert "already has a delivery of 'approved'" in err.getvalue()
     assert "is not JSON" in refused("deliver", run.pk, "approved", "--payload", "{")
 
 
@@ -868,7 +868,7 @@ def test_edit_sets_single_keys():
     assert fresh(run).data == {
         "broken": False, "note": "by hand", "card": {"number": "4111-1111"},
     }  # fmt: skip
-    assert "Give --data" in refused("edit", run.pk, status=2)
+    assert "Pass --data" in refused("edit", run.pk, status=2)
     held = claim(failed_again(run), "charge")
     assert held is not None
     assert "a step is running" in refused("edit", run.pk, "--set", "a=1", status=1)
@@ -944,7 +944,7 @@ def test_prune_says_what_it_has_kept_and_why():
     out = sequences("prune", "--older-than", "30d")
     assert out == (
         "0 runs in 0 trees pruned.\n"
-        f"1 kept, objects of the project refer to it (tests.Receipt): {run.pk}\n"
+        f"1 kept, other objects of the project reference it (tests.Receipt): {run.pk}\n"
     )
     assert as_json("prune", "--older-than", "30d") == {
         "dry_run": False,
@@ -954,7 +954,7 @@ def test_prune_says_what_it_has_kept_and_why():
         "kept": [
             {
                 "run": str(run.pk),
-                "why": "objects of the project refer to it",
+                "why": "other objects of the project reference it",
                 "by": {"tests.Receipt": 1},
             }
         ],

@@ -149,7 +149,7 @@ def test_a_delivered_none_is_a_delivery():
 def test_only_of_an_event_it_can_be_asked_whether_it_was_delivered():
     run = waiting(order())
     for ask in (run.delivered, run.payload):
-        with pytest.raises(UnknownStep, match="waits for no event"):
+        with pytest.raises(UnknownStep, match="is not an event"):
             ask("charge")
         with pytest.raises(UnknownStep, match="Did you mean 'approval'"):
             ask("aproval")
@@ -497,7 +497,7 @@ def test_beside_a_failed_branch_a_delivery_is_kept_for_the_retry():
 def test_only_events_of_the_plan_can_be_delivered():
     run = waiting(order())
     with pytest.raises(
-        UnknownStep, match=r"Step 'ship' of shop\.Order waits for no event\. Available: approval"
+        UnknownStep, match=r"Step 'ship' of shop\.Order is not an event\. Available: approval"
     ):
         run.deliver("ship")
     with pytest.raises(UnknownStep, match=r"shop\.Order has no step 'aproval'\. Did you mean"):

@@ -220,7 +220,7 @@ def test_data_cannot_be_changed_in_an_item_and_a_write_says_so():
     failure = StepFailure.objects.filter(run=sequence.run, item=0).get()
     assert failure.message == (
         "An item of step 'square' changed data['last'], but items must not change data. Return a "
-        "result, and collect the results with self.results() in a later step."
+        "result and collect the results with self.results() in a later step."
     )
     assert "last" not in fresh(sequence.run).data
 
@@ -240,7 +240,7 @@ def test_an_item_cannot_finish_the_run_but_can_repeat_itself():
             return repeat() if next(rounds) < 2 else self.step_run.repeats
 
     sequence = run_sequence(Repeats, numbers=[0, 1])
-    assert "returned finish(), which would end its siblings" in (
+    assert "returned finish(), which would end the other items" in (
         StepFailure.objects.get(run=sequence.run, item=0).message
     )
     assert items(sequence.run).get(item=1).result == 2
@@ -493,7 +493,7 @@ def test_a_cancelled_run_loses_its_items_commits():
     run = started(fan_out(), numbers=[1, 2])
     running = claim_item(run, 0)
     run.cancel()
-    with pytest.raises(Exception, match="taken away while it ran"):
+    with pytest.raises(Exception, match="lost its claim while it was running"):
         perform(running)
     assert {row.status for row in items(run)} == {"cancelled"}
 

@@ -282,7 +282,7 @@ def test_children_of_each_item_are_not_taken_for_the_only_child():
     end_children(run)
     drain()
     assert fresh(run).status == "failed"
-    assert "a subsequence for each of 2 items" in run.failures.get().message
+    assert "a subsequence with each (2 items" in run.failures.get().message
 
 
 def test_a_child_that_was_cancelled_has_not_succeeded():

@@ -531,5 +531,5 @@ def test_what_the_package_logs_of_a_commit_that_broke_is_of_the_step(log, monkey
     cls = logging_step(lambda self: None, redact=["card"])
     perform(claim(cls.start({"card": "4111"}).run, "one"))
     assert "|one||1|Step one of run" in log.getvalue()
-    assert "has committed, and then failed: ConnectionError('*** is on its way')" in log.getvalue()
+    assert "failed after its commit: ConnectionError('*** is on its way')" in log.getvalue()
     assert "4111" not in log.getvalue()

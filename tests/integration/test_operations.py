@@ -332,7 +332,7 @@ def test_an_end_from_outside_ends_every_step_and_a_running_one_loses_its_commit(
         "right": "succeeded",
         "middle": of_steps,
     }
-    with pytest.raises(Exception, match="was taken away while it ran"):
+    with pytest.raises(Exception, match="lost its claim while it was running"):
         perform(held)
     stored = fresh(run)
     assert (stored.status, stored.data) == (status, {"right": 1})

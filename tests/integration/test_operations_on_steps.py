@@ -137,7 +137,7 @@ def test_a_running_step_that_is_restarted_loses_its_commit():
     run = run_in("running")
     held = claim(run, "one")
     run.restart_from("one")
-    with pytest.raises(Exception, match="was taken away while it ran"):
+    with pytest.raises(Exception, match="lost its claim while it was running"):
         perform(held)
     assert "done" not in fresh(run).data
     drain()

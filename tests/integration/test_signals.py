@@ -386,7 +386,7 @@ def test_a_step_whose_commit_is_lost_did_not_succeed(heard):
     heard.listen()
     held = claim(run, "one")
     run.cancel()
-    with pytest.raises(Exception, match="taken away"):
+    with pytest.raises(Exception, match="lost its claim"):
         perform(held)
     assert heard == ["run_cancelled"]
 

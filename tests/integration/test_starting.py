@@ -467,8 +467,8 @@ def test_data_that_cannot_be_stored_is_refused_in_the_caller_and_nothing_is_writ
         ),
         (
             lambda cls: cls.start({}, key="k" * 256),
-            "tests.Contact.start: key has 256 characters, and 255 at most fit; hash what is "
-            f"longer: '{'k' * 40}'…",
+            "tests.Contact.start: key has 256 characters; the limit is 255. Use a hash of "
+            f"long keys: '{'k' * 40}'…",
         ),
         (lambda cls: cls.start({}, key="a\0b"), "key contains U+0000. Remove or replace it."),
         (
@@ -503,12 +503,12 @@ def test_data_that_cannot_be_stored_is_refused_in_the_caller_and_nothing_is_writ
         ),
         (
             lambda cls: cls.start_many([{}, ({}, {"keys": "a"})]),
-            "tests.Contact.start_many: ({}, {'keys': 'a'}) is neither data nor a pair of data and "
+            "tests.Contact.start_many: ({}, {'keys': 'a'}) must be data, or a pair of data and "
             'a dict of options ("key", "unique", "delay").',
         ),
         (
             lambda cls: cls.start_many([{}, ({}, "a")]),
-            "tests.Contact.start_many: ({}, 'a') is neither data nor a pair of data and a dict of "
+            "tests.Contact.start_many: ({}, 'a') must be data, or a pair of data and a dict of "
             'options ("key", "unique", "delay").',
         ),
         (lambda cls: cls.start_many([{}, 5]), "tests.Contact.start: data must be a dict; it is "

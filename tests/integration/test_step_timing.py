@@ -123,7 +123,7 @@ def test_a_delay_beyond_the_calendar_fails_its_own_step_at_once():
         assert sequence.run.status == "failed"
         failure = only_failure(sequence)
         assert failure.message == (
-            f"The delay of step 'one' is {value!r}: it goes beyond the calendar."
+            f"The delay of step 'one' is {value!r}: the date is out of range."
         )
         forget(Waits)
 
@@ -429,7 +429,7 @@ def test_a_step_that_skips_its_own_message_fails_and_is_not_left_running():
 
     assert_steps(sequence, [("one", "failed")])
     assert only_failure(sequence).message == (
-        "Step 'one' raised SkipMessage. Return, or raise Abort."
+        "Step 'one' raised SkipMessage. Return or raise Abort instead."
     )
 
 

@@ -237,8 +237,8 @@ def test_a_step_that_ends_or_restarts_its_own_run_fails_and_says_what_to_do_inst
     assert_steps(sequence, [("one", "failed")])
     assert sequence.run.status == "failed"
     assert only_failure(sequence).message == (
-        "Step 'one' has cancelled, finished or restarted its own run, and with it its own commit. "
-        "Return finish(), or raise Abort."
+        "Step 'one' cancelled, finished or restarted its own run, so its own commit was rejected. "
+        "Return finish() or raise Abort instead."
     )
     assert not sequence.run.operations.exists()
     assert not Message.objects.exists()

@@ -220,7 +220,7 @@ def test_cancelling_the_parent_cancels_its_children_and_theirs():
     packing = claim(ship, "pack")
     outer.cancel()
     assert [fresh(one).status for one in (outer, order, ship)] == ["cancelled"] * 3
-    with pytest.raises(Exception, match="taken away while it ran"):
+    with pytest.raises(Exception, match="lost its claim while it was running"):
         perform(packing)
     drain()
     assert fresh(ship).status == "cancelled"
@@ -338,7 +338,7 @@ def test_a_sequence_that_starts_itself_for_ever_is_stopped():
     assert sequence.run.status == "failed"
     assert SequenceRun.objects.count() == subsequences.MAX_DEPTH
     deepest = StepFailure.objects.order_by("pk")[0]
-    assert "10 may stand above one another: a sequence starts itself" in deepest.message
+    assert "the limit is 10. Does a sequence start itself" in deepest.message
 
 
 def test_bad_data_for_a_child_is_the_steps_failure():

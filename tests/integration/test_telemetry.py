@@ -349,7 +349,7 @@ def test_a_lost_claim_ends_the_span_and_is_said(spans):
         perform(held)
     span = spans["shop.Contact.create"]
     assert span.attributes["sequences.outcome"] == "lost"
-    assert "was taken away while it ran; nothing of it is stored" in span.status.description
+    assert "lost its claim while it was running; nothing was stored" in span.status.description
 
 
 def test_a_message_for_nothing_makes_no_span(spans):

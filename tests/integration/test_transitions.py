@@ -157,7 +157,7 @@ def test_the_user_writes_of_a_commit_that_lost_its_claim_are_rolled_back():
     run = Writing.start().run
     held = claim(run, "write")
     change(run, "write", token=1)
-    with pytest.raises(Exception, match="was taken away while it ran"):
+    with pytest.raises(Exception, match="lost its claim while it was running"):
         perform(held)
     assert not StoredPlan.objects.filter(sequence="a user's row").exists()
 

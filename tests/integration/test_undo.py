@@ -295,7 +295,7 @@ def test_the_undos_wait_for_the_lease_of_a_worker_that_has_died():
     assert steps_of(sent(lambda: sweep(AssumeLost(), "default"))) == ["refund"]
     assert ledger(run_)["pack"] == "cancelled"
     # It was not dead at all, and comes too late.
-    with pytest.raises(SkipMessage, match="taken away while it ran"):
+    with pytest.raises(SkipMessage, match="lost its claim while it was running"):
         perform(running)
     drain()
     assert fresh(run_).data["done"] == ["charge", "refund"]
@@ -474,7 +474,7 @@ def test_a_run_that_comes_to_its_standstill_can_be_cancelled_at_once_but_nothing
     ):
         run_.cancel(undo=True)
     run_.cancel()
-    with pytest.raises(SkipMessage, match="taken away while it ran"):
+    with pytest.raises(SkipMessage, match="lost its claim while it was running"):
         perform(running)
     assert ledger(run_) == {"charge": "succeeded", "pack": "cancelled"}
 

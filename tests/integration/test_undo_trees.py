@@ -445,7 +445,7 @@ def test_a_cancel_without_undo_ends_an_undoing_in_the_whole_tree():
     parent.cancel()
     assert [fresh(one).status for one in (parent, *children_of(parent))] == ["cancelled"] * 3
     assert row(parent, "book").wake_at is None
-    with pytest.raises(Exception, match="taken away while it ran"):
+    with pytest.raises(Exception, match="lost its claim while it was running"):
         perform(undo)
     drain()
     assert "refund" not in done

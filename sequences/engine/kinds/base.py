@@ -113,8 +113,8 @@ class Compensation(Kind):
         conclusion = conclusion_of(step.perform(context.sequence, *self.arguments(context.claim)))
         if isinstance(conclusion, FinishRun):
             raise Abort(
-                f"Step {context.claim.step!r} returned finish() while its run fails. Return "
-                "nothing; what has failed stays so."
+                f"Step {context.claim.step!r} returned finish(), but its run has failed and "
+                "cannot succeed any more. Return nothing."
             )
         return conclusion
 

@@ -42,9 +42,9 @@ class Item(Kind):
             if fanout.find_place(claim, using):
                 return
         except ClaimLost:
-            raise SkipMessage(f"Step run {claim.step_run_id} was taken away.") from None
+            raise SkipMessage(f"Step run {claim.step_run_id} lost its claim.") from None
         dispatcher.send(fanout.look(claim.run_id, claim.step, using))
-        raise SkipMessage(f"Step run {claim.step_run_id} waits for a place among its siblings.")
+        raise SkipMessage(f"Step run {claim.step_run_id} is waiting for a concurrency slot.")
 
     def needs_place(self, claim: Claim, step: Step[Any]) -> bool:
         """The delay of the step was its own row's."""
@@ -59,8 +59,8 @@ class Item(Kind):
         conclusion = conclusion_of(step.perform(context.sequence, context.claim.payload))
         if isinstance(conclusion, FinishRun):
             raise Abort(
-                f"An item of step {context.claim.step!r} returned finish(), which would end its "
-                "siblings. Return a result, and finish in a later step."
+                f"An item of step {context.claim.step!r} returned finish(), which would end "
+                "the other items. Return a result and finish in a later step."
             )
         return conclusion
 
@@ -70,7 +70,7 @@ class Item(Kind):
         raise ReadOnlyData(
             step=claim.step,
             path=" and ".join(f"data[{key!r}]" for key in keys) or "data",
-            hint="Return a result, and collect the results with self.results() in a later step.",
+            hint="Return a result and collect the results with self.results() in a later step.",
         )
 
     def commit(

@@ -108,11 +108,14 @@ def _gather(context: ExecutionContext, step: steps.Subsequence) -> Conclusion:
 def _no_only_child(context: ExecutionContext, total: int) -> SequenceError:
     claim = context.claim
     if not total:  # somebody has deleted it
-        return SequenceError(f"The run that step {claim.step!r} has started is gone.")
+        return SequenceError(
+            f"The child run of step {claim.step!r} no longer exists. Restart from this step, or "
+            "skip it."
+        )
     return StepKindChanged(
         step=claim.step,
         run=claim.run_id,
-        before=f"a subsequence for each of {total} items",
-        now="one for all",
-        hint="Retry the run with code in which it has its `each`, or skip the step.",
+        before=f"a subsequence with each ({total} items)",
+        now="a single subsequence",
+        hint="Retry the run with code in which the step has each, or skip the step.",
     )

@@ -21,7 +21,7 @@ def duration(text: str) -> timedelta:
     """``90s``, ``24h``, ``1h30m``, ``3 days``, ``PT1H``: as in a definition."""
     if (length := parse_duration(text)) is not None:
         return length
-    raise ArgumentTypeError(f"{text!r} is no duration: give one such as 90s, 15m, 24h or 7d")
+    raise ArgumentTypeError(f"{text!r} is not a duration such as 90s, 15m, 24h or 7d")
 
 
 def moment(text: str) -> timedelta | datetime:
@@ -61,7 +61,7 @@ def json_object(text: str) -> dict[str, Any]:
     if isinstance(value, dict):
         return value
     raise ArgumentTypeError(
-        f'data is a JSON object, and this is {json.dumps(value)[:60]}; such as {{"name": "Joel"}}'
+        f'data must be a JSON object such as {{"name": "Joel"}}, not {json.dumps(value)[:60]}'
     )
 
 
@@ -69,7 +69,7 @@ def assignment(text: str) -> tuple[str, Any]:
     """``key=JSON``; what is no JSON is the text itself."""
     key, equals, value = text.partition("=")
     if not key or not equals:
-        raise ArgumentTypeError(f"{text!r} is no key=value")
+        raise ArgumentTypeError(f"{text!r} is not of the form key=value")
     if value[:1] == "@" or value == "-":
         return key, json_value(value)
     try:
@@ -84,7 +84,7 @@ def count(text: str) -> int:
     """A number above zero."""
     if text.isascii() and text.isdecimal() and int(text) > 0:
         return int(text)
-    raise ArgumentTypeError(f"{text!r} is no number above 0")
+    raise ArgumentTypeError(f"{text!r} is not a positive integer")
 
 
 def _read(text: str) -> str:

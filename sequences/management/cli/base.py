@@ -112,8 +112,8 @@ def caller() -> str:
 
 def add_caller_and_reason(parser: ArgumentParser) -> None:
     """What every operation stores with the run."""
-    parser.add_argument("--reason", default="", help="why; stored with the run")
-    parser.add_argument("--by", help="who; you, if nobody is named")
+    parser.add_argument("--reason", default="", help="the reason, stored with the run")
+    parser.add_argument("--by", help="who does this (default: you)")
 
 
 def caller_and_reason(options: Namespace) -> dict[str, str]:

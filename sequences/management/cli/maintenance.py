@@ -29,10 +29,10 @@ MAX_NAMED_RUNS = 5
 class Sweep(Subcommand):
     """Do what is due, where no worker does."""
 
-    name, help = "sweep", "Dispatch what is due and what was lost."
+    name, help = "sweep", "Dispatch due steps and lost messages."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--loop", action="store_true", help="go on until interrupted")
+        parser.add_argument("--loop", action="store_true", help="repeat until interrupted")
 
     def run(self, options: Namespace) -> None:
         if not options.loop:
@@ -55,7 +55,7 @@ def _interrupt(*_: Any) -> None:
 class Health(Subcommand):
     """Whether steps are performed as they should be."""
 
-    name, help = "health", "Whether workers and sweeps are there, and what waits for them."
+    name, help = "health", "Check workers, sweeps and queues."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--json", action="store_true", help="a JSON object")
@@ -69,7 +69,7 @@ class Health(Subcommand):
                 paint = self.paint(_PAINTS[sign.level])
                 self.write(f"{paint(sign.level.name.lower()):8} {plain(sign)}")
         if report.level is Level.BAD:
-            raise CommandError("Steps are not performed as they should be.", returncode=REFUSED)
+            raise CommandError("Steps are not running as they should.", returncode=REFUSED)
 
 
 _PAINTS = {Level.GOOD: "succeeded", Level.WARNING: "retrying", Level.BAD: "failed"}
@@ -90,15 +90,17 @@ class Prune(Subcommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
-            "--older-than", type=duration, metavar="30d", help='in the place of "RETENTION"'
+            "--older-than", type=duration, metavar="30d", help='overrides "RETENTION"'
         )
         parser.add_argument(
             "--failed-older-than", type=duration, metavar="90d",
-            help='in the place of "RETENTION_FAILED"',
+            help='overrides "RETENTION_FAILED"',
         )  # fmt: skip
-        parser.add_argument("--sequence", metavar="LABEL", help="of this one only")
-        parser.add_argument("--batch", type=count, default=BATCH, help="trees of a transaction")
-        parser.add_argument("--dry-run", action="store_true", help="only say what would go")
+        parser.add_argument("--sequence", metavar="LABEL", help="only runs of this sequence")
+        parser.add_argument("--batch", type=count, default=BATCH, help="trees per transaction")
+        parser.add_argument(
+            "--dry-run", action="store_true", help="only show what would be removed"
+        )
         parser.add_argument("--json", action="store_true", help="a JSON object")
 
     def run(self, options: Namespace) -> None:

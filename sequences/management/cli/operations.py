@@ -105,7 +105,7 @@ class Operating(Subcommand):
         if not is_filtered(options):
             raise wrong(f"Name the {RUN}, or choose by filters: --sequence, --status, --since, …")
         if not options.all and not options.dry_run:
-            raise wrong("Add --all to do it to every run of these filters, --dry-run to see them.")
+            raise wrong("Add --all to apply it to every matching run, or --dry-run to list them.")
         rows = filtered(options)
         if options.status is None:
             rows = rows.filter(status__in=RULES[self.action].targets)
@@ -173,7 +173,7 @@ class Deliver(Operating):
     def perform(self, run: SequenceRun, *step: str, **keywords: Any) -> str:
         if run.deliver(*step, **keywords):
             return ""
-        return f"Run {run.pk} has a delivery of {step[0]!r} already, and the first one counts."
+        return f"Run {run.pk} already has a delivery of {step[0]!r}; only the first one counts."
 
 
 def _operating(action: str, help_text: str, **flags: str) -> Callable[[BaseCommand], Operating]:
@@ -197,19 +197,24 @@ class Edit(Subcommand):
         parser.add_argument("run", metavar=RUN, help=RUN_HELP)
         what = parser.add_mutually_exclusive_group()
         what.add_argument(
-            "--data", type=json_object, metavar="JSON", help="all of it: JSON, @file or -"
+            "--data", type=json_object, metavar="JSON", help="the complete data: JSON, @file or -"
         )
         what.add_argument(
-            "--set", type=assignment, action="append", metavar="KEY=JSON", help="one key of it"
+            "--set", type=assignment, action="append", metavar="KEY=JSON", help="sets a single key"
         )
         parser.add_argument(
-            "--if-version", type=int, metavar="N", help="only if `show` says this version still"
+            "--if-version",
+            type=int,
+            metavar="N",
+            help="only if the run still has this version (see `show`)",
         )
         add_caller_and_reason(parser)
 
     def run(self, options: Namespace) -> None:
         if (options.data is None) == (options.set is None):
-            raise wrong("Give --data with all of it, or --set key=value for some of it.")
+            raise wrong(
+                "Pass --data with the complete data, or --set key=value to change single keys."
+            )
         run = find(options.run)
         data = self._edited(run, options)
         if options.if_version is not None:

@@ -33,11 +33,11 @@ LIMIT = 50
 class List(Subcommand):
     """The newest runs."""
 
-    name, help = "list", "The newest runs, or those that filters let through."
+    name, help = "list", "List runs, the newest first."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         add_filters(parser)
-        parser.add_argument("--limit", type=count, default=LIMIT, help="how many; 50")
+        parser.add_argument("--limit", type=count, default=LIMIT, help="how many (default: 50)")
         parser.add_argument("--json", action="store_true", help="a JSON list")
 
     def run(self, options: Namespace) -> None:
@@ -49,7 +49,7 @@ class List(Subcommand):
             lines = table(self._rows(snapshots), self.width, narrowing=[1, 2, 4, 7])
             self.write("\n".join(lines))
         else:
-            self.write("There is no such run.")
+            self.write("No matching runs.")
 
     def _rows(self, snapshots: list[RunSnapshot]) -> Iterator[tuple[object, ...]]:
         yield ("RUN", "SEQUENCE", "KEY", "STATUS", "AT", "DONE", "AGE", "ERROR")
@@ -77,7 +77,9 @@ class Show(Subcommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         add_run(parser)
-        parser.add_argument("--tracebacks", action="store_true", help="of its failed attempts")
+        parser.add_argument(
+            "--tracebacks", action="store_true", help="include the tracebacks of failed attempts"
+        )
         parser.add_argument("--json", action="store_true", help="a JSON object")
 
     def run(self, options: Namespace) -> None:
@@ -91,11 +93,13 @@ class Show(Subcommand):
 class Watch(Subcommand):
     """The progress of a run, until it has ended."""
 
-    name, help = "watch", "The progress of a run, live, until it has ended."
+    name, help = "watch", "Follow the progress of a run until it finishes."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         add_run(parser)
-        parser.add_argument("--timeout", type=duration, metavar="10m", help="wait no longer")
+        parser.add_argument(
+            "--timeout", type=duration, metavar="10m", help="stop waiting after this time"
+        )
         parser.add_argument("--json", action="store_true", help="a JSON object for each change")
 
     def run(self, options: Namespace) -> None:
@@ -129,7 +133,7 @@ class Graph(Subcommand):
         what.add_argument("what", nargs="?", metavar="LABEL|RUN", help="a sequence, or a run")
         what.add_argument("--file", type=Path, help="a definition in YAML or JSON")
         parser.add_argument("--format", choices=_FORMATS, default="text")
-        parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write it there")
+        parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to this file")
 
     def run(self, options: Namespace) -> None:
         if (options.what is None) == (options.file is None):

@@ -39,9 +39,11 @@ class Schedules(Subcommand):
         parser.add_argument(
             "schedule", nargs="?", metavar="NAME", help="of the schedule, if it has several"
         )
-        parser.add_argument("--sequence", metavar="LABEL", help="list those of this sequence")
-        parser.add_argument("--reason", default="", help="why; stored with the schedule")
-        parser.add_argument("--by", help="who; you, if nobody is named")
+        parser.add_argument(
+            "--sequence", metavar="LABEL", help="list only schedules of this sequence"
+        )
+        parser.add_argument("--reason", default="", help="the reason, stored with the schedule")
+        parser.add_argument("--by", help="who does this (default: you)")
         parser.add_argument("--json", action="store_true", help="a JSON list, or an object")
 
     def run(self, options: Namespace) -> None:

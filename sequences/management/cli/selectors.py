@@ -33,7 +33,7 @@ MIN_ID_DIGITS = 4
 MAX_NAMED_RUNS = 3
 
 RUN = "RUN"
-RUN_HELP = "its id, the beginning of its id, or label:key"
+RUN_HELP = "its ID, an ID prefix, or label:key"
 
 
 def runs() -> SequenceRunQuerySet:
@@ -48,9 +48,7 @@ def find(text: str) -> SequenceRun:
         return matches[0]
     if matches:
         some = ", ".join(str(run.pk) for run in matches[:MAX_NAMED_RUNS])
-        raise wrong(
-            f"{text!r} is the beginning of more than one run's id: {some}. Give more of it."
-        )
+        raise wrong(f"{text!r} is the prefix of more than one run ID: {some}. Use a longer prefix.")
     raise wrong(f"There is no run {text!r}. Give {RUN_HELP}; `sequences list` shows them.")
 
 
@@ -90,15 +88,18 @@ def add_run(parser: ArgumentParser) -> None:
 def add_filters(parser: ArgumentParser, *, step: bool = True) -> None:
     """Which runs, if they are not named."""
     filters = parser.add_argument_group("filters")
-    filters.add_argument("--sequence", metavar="LABEL", help="of this sequence")
+    filters.add_argument("--sequence", metavar="LABEL", help="only runs of this sequence")
     filters.add_argument("--status", choices=STATUSES, metavar="STATUS", help=", ".join(STATUSES))
-    filters.add_argument("--key", help="started with this key")
+    filters.add_argument("--key", help="only runs started with this key")
     filters.add_argument(
-        "--since", type=moment, metavar="24h", help="started since then: a duration, or a date"
+        "--since",
+        type=moment,
+        metavar="24h",
+        help="only runs started since this time: a duration or a date",
     )
     if step:
         filters.add_argument(
-            "--step", metavar="NAME", help="that are at this step, or failed at it"
+            "--step", metavar="NAME", help="only runs at this step, or failed at it"
         )
 
 

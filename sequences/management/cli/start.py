@@ -38,13 +38,15 @@ class Start(Subcommand):
         )  # fmt: skip
         parser.add_argument("--key", help="start nothing if a run has this key")
         parser.add_argument("--unique", choices=("ever", "unfinished"), default="ever")
-        parser.add_argument("--delay", type=duration, metavar="5m", help="begin that much later")
+        parser.add_argument("--delay", type=duration, metavar="5m", help="start after this time")
         parser.add_argument(
             "--priority", type=int, default=0, metavar="N",
-            help="its order where limits make runs wait: the lowest first",
+            help="order among runs that wait for a limit: the lowest first",
         )  # fmt: skip
-        parser.add_argument("--wait", action="store_true", help="end when it ends, and as it ends")
-        parser.add_argument("--timeout", type=duration, metavar="10m", help="wait no longer")
+        parser.add_argument(
+            "--wait", action="store_true", help="wait; the exit code says how it ended"
+        )
+        parser.add_argument("--timeout", type=duration, metavar="10m", help="stop waiting after it")
         parser.add_argument("--json", action="store_true", help="the run, as `show --json`")
 
     def run(self, options: Namespace) -> None:
@@ -55,7 +57,7 @@ class Start(Subcommand):
         sequence = start(options.data, **named)
         run = sequence.run
         if not options.json:
-            prefix = "Started" if sequence.created else "There was already"
+            prefix = "Started" if sequence.created else "Already exists:"
             self.write(f"{prefix} {plain(run.sequence)} {run.pk}")
             self.command.stdout.flush()
         ended = None
@@ -98,6 +100,6 @@ class _Doubts:
             self.is_said = True
             queues = ", ".join(sorted({run_snapshot.plan.node(row.step).queue for row in queued}))
             self.subcommand.command.stderr.write(
-                f"No worker has begun it yet: does one run for the queue {queues}? "
-                "`python manage.py rundramatiq` starts one."
+                f"No worker has started it yet. Is one running for the queue {queues}? "
+                "Start one with `python manage.py rundramatiq`."
             )

@@ -39,11 +39,11 @@ def until_ended(run: SequenceRun, look: Look, *, timeout: timedelta | None) -> R
                 return run_snapshot
             rest = pause if deadline is None else deadline - time.monotonic()
             if rest <= 0:
-                raise _given_up(run, f"has not ended within {format_duration(timeout)}", TIMEOUT)
+                raise _given_up(run, f"has not finished within {format_duration(timeout)}", TIMEOUT)
             sleep(min(pause, rest))
             pause = min(pause * 1.5, MAX_PAUSE_SECONDS)
     except KeyboardInterrupt:
-        raise _given_up(run, "is not waited for any more", INTERRUPTED) from None
+        raise _given_up(run, "is still running; stopped waiting", INTERRUPTED) from None
 
 
 class _Looks:
@@ -72,9 +72,7 @@ class _Looks:
         if self.away_since is None:
             self.away_since = now
         elif now - self.away_since > MAX_OUTAGE_SECONDS:
-            raise _given_up(
-                self.run, f"cannot be seen any more: {error}".strip(), TIMEOUT
-            ) from error
+            raise _given_up(self.run, f"can no longer be read: {error}".strip(), TIMEOUT) from error
 
 
 def sleep(seconds: float) -> None:
@@ -85,13 +83,14 @@ def sleep(seconds: float) -> None:
 def _again(run: SequenceRun) -> SequenceRun:
     again = runs().filter(pk=run.pk).first()
     if again is None:
-        raise CommandError(f"Run {run.pk} is gone: somebody has pruned it.")
+        raise CommandError(f"Run {run.pk} no longer exists; it was probably pruned.")
     return again
 
 
 def _given_up(run: SequenceRun, why: str, status: int) -> CommandError:
     return CommandError(
-        f"{plain(run)} {why}. It goes on: `manage.py sequences watch {run.pk}` waits for it.",
+        f"{plain(run)} {why}. It continues in the background; wait for it with `manage.py "
+        f"sequences watch {run.pk}`.",
         returncode=status,
     )
 
@@ -101,7 +100,7 @@ def outcome(ended: RunSnapshot) -> None:
     run = ended.run
     if status := OUTCOMES[RunStatus(run.status)]:
         raise CommandError(
-            f"{plain(run)} has not succeeded. {plain(summary(ended))} "
-            f"More: `manage.py sequences show {run.pk} --tracebacks`.",
+            f"{plain(run)} did not succeed. {plain(summary(ended))} Details: `manage.py "
+            f"sequences show {run.pk} --tracebacks`.",
             returncode=status,
         )

@@ -34,7 +34,7 @@ SUBCOMMANDS = [
 class Command(BaseCommand):
     """A subcommand for each task of an operator."""
 
-    help = "See, start, steer, sweep and prune sequences; see whether all is well."
+    help = "Start, inspect, control, sweep and prune runs, and check their health."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Those of each subcommand, and Django's own behind it, too."""
