@@ -21,7 +21,7 @@ import psycopg
 from common import DATABASE_URL, PORT, STEPS
 
 #: Sequences that are unfinished at a time.
-BACKLOG = 100
+BACKLOG = 32
 #: Seconds under load before it is measured, and that anything may take.
 WARM_UP, LIMIT = 3.0, 60.0
 

@@ -81,14 +81,14 @@ class Function:
         """The statement as it can be sent without the function."""
         return self.statement.format_map(periods)
 
-    def call(self, periods: Mapping[str, str]) -> str:
-        """The statement that calls the function."""
-        values = [f"%({name})s" for name in self._values]
-        arguments = values + [periods[name] for name in self._periods]
-        return f"SELECT * FROM {self.name}({', '.join(arguments)})"
+    def call(self, periods: Mapping[str, str]) -> tuple[str, str]:
+        """The statement that calls the function: what stands before its values, and after them."""
+        rest = "".join(f", {periods[name]}" for name in self._periods)
+        return f"SELECT * FROM {self.name}(", f"{rest})"
 
     @cached_property
-    def _values(self) -> list[str]:
+    def values(self) -> list[str]:
+        """The names of its values, in order."""
         return list(dict.fromkeys(_VALUE.findall(self.statement)))
 
     @cached_property
@@ -97,7 +97,7 @@ class Function:
         return ["moved" if name == "now" else name for name in names]
 
     def _definition(self, name: str) -> str:
-        types = [TYPES[value] for value in self._values] + ["interval"] * len(self._periods)
+        types = [TYPES[value] for value in self.values] + ["interval"] * len(self._periods)
         columns = ", ".join(f"c{number} {type_}" for number, type_ in enumerate(self.columns))
         # A plan that was made while a table was empty would read the whole table for ever.
         return f"""CREATE OR REPLACE FUNCTION {name}({", ".join(types)})
@@ -110,7 +110,7 @@ $sequences$"""
 
     @cached_property
     def _body(self) -> str:
-        names = [*self._values, *self._periods]
+        names = [*self.values, *self._periods]
         numbers = {name: f"${number}" for number, name in enumerate(names, 1)}
         now = f"(STATEMENT_TIMESTAMP() + {numbers.get('moved')})"
         return self.statement.strip().format_map({**numbers, "now": now}) % numbers

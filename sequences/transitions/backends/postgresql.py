@@ -18,10 +18,12 @@ from uuid import UUID
 
 from django.db import DatabaseError, InterfaceError, OperationalError, ProgrammingError
 
+from ... import conf
 from ...definitions.plan import Node, Plan
 from ...models import NO_ITEM, SequenceRun, StepRun, StoredPlan
 from .. import periods
 from ..types import Beat, Change, Claim, Start, StartedStep
+from . import simple_query
 from .base import Backend, FastStatements, Holder, holder_of, state_of
 from .functions import Function, Installed
 
@@ -303,7 +305,7 @@ class Statements:
             "progress": [each.progress for each in beats],
         }
         with connection.cursor() as cursor:
-            cursor.execute(_plain(BEAT, _periods()), values)
+            cursor.execute(_plain(BEAT, *_lengths()), values)
             return {token for (token,) in cursor.fetchall()}
 
 
@@ -441,7 +443,7 @@ def _fetch(connection: Any, function: Function, values: dict[str, Any]) -> tuple
 def _fetch_all(connection: Any, function: Function, values: dict[str, Any]) -> list[Any]:
     if INSTALLED.on(connection):
         try:
-            return _rows(connection, _call(function, _periods()), values)
+            return _called(connection, function, values)
         except ProgrammingError as error:
             if state_of(error) not in _UNCALLABLE:
                 raise
@@ -449,7 +451,16 @@ def _fetch_all(connection: Any, function: Function, values: dict[str, Any]) -> l
             INSTALLED.forget(connection.alias)
             if connection.in_atomic_block:
                 raise
-    return _rows(connection, _plain(function, _periods()), values)
+    return _rows(connection, _plain(function, *_lengths()), values)
+
+
+def _called(connection: Any, function: Function, values: dict[str, Any]) -> list[Any]:
+    begin, end, statement = _call(function, *_lengths())
+    if simple_query.is_possible(connection):
+        ours = simple_query.literals([values[name] for name in function.values], connection)
+        if ours is not None:
+            return simple_query.fetch(begin + b",".join(ours) + end, connection)
+    return _rows(connection, statement, values)
 
 
 def _rows(connection: Any, statement: str, values: dict[str, Any]) -> list[Any]:
@@ -476,32 +487,37 @@ def _cursor(connection: Any) -> Any:
     return connection._prepare_cursor(psycopg.Cursor(raw))
 
 
-Periods = tuple[timedelta, timedelta, timedelta, timedelta, timedelta]
-
-
-def _periods() -> Periods:
-    lengths = periods.shortest_lease(), periods.longest_lease(), periods.lease(), periods.grace()
-    return periods.moved(), *lengths
-
-
-# What hardly ever changes is no parameter: each costs more than it does to look this up.
+def _lengths() -> tuple[timedelta, float, float, float]:
+    """What hardly ever changes is no parameter: each costs more than it does to look this up."""
+    settings = conf.settings
+    return periods.moved(), settings.heartbeat, settings.lease, settings.grace
 
 
 @lru_cache
-def _call(function: Function, lengths: Periods) -> str:
-    return function.call(_named(lengths))
+def _call(function: Function, *lengths: Any) -> tuple[bytes, bytes, str]:
+    """A call up to its values, and from them on; and as a whole, with placeholders."""
+    begin, end = function.call(_periods())
+    placeholders = ", ".join(f"%({name})s" for name in function.values)
+    return begin.encode(), end.encode(), f"{begin}{placeholders}{end}"
 
 
 @lru_cache
-def _plain(function: Function, lengths: Periods) -> str:
-    return function.plain(_named(lengths))
+def _plain(function: Function, *lengths: Any) -> str:
+    return function.plain(_periods())
 
 
-def _named(lengths: Periods) -> dict[str, str]:
-    names = ("moved", "shortest", "longest", "lease", "grace", "early")
-    values = map(_interval, (*lengths, periods.EARLY))
-    named = dict(zip(names, values, strict=True))
-    return {**named, "now": f"({_CLOCK} + {named['moved']})" if lengths[0] else _CLOCK}
+def _periods() -> dict[str, str]:
+    """All that a statement may name, as SQL."""
+    moved = _interval(periods.moved())
+    return {
+        "moved": moved,
+        "now": f"({_CLOCK} + {moved})" if periods.moved() else _CLOCK,
+        "shortest": _interval(periods.shortest_lease()),
+        "longest": _interval(periods.longest_lease()),
+        "lease": _interval(periods.lease()),
+        "grace": _interval(periods.grace()),
+        "early": _interval(periods.EARLY),
+    }
 
 
 def _interval(duration: timedelta) -> str:
