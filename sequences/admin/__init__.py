@@ -1,6 +1,7 @@
 """Sequences in Django's admin. A project can subclass these classes, and register its own."""
 
 from .runs import SequenceRunAdmin
+from .schedules import ScheduleAdmin
 from .step_runs import StepRunAdmin
 
-__all__ = ["SequenceRunAdmin", "StepRunAdmin"]
+__all__ = ["ScheduleAdmin", "SequenceRunAdmin", "StepRunAdmin"]

@@ -1,0 +1,609 @@
+"""Schedules in the admin: the list, the page of one, and forms to make, edit and operate on them.
+
+Every operation is one method of the schedule. A GET changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import django
+from django import forms
+from django.contrib import admin, messages
+from django.contrib.admin.utils import unquote
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.db.models import QuerySet
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils.functional import Promise
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _now
+from django.utils.translation import gettext_lazy as _
+
+from .. import conf
+from ..data.redaction import NoSecret, redact, restore
+from ..definitions import registry
+from ..definitions.schedules import MAX_NAME, Every, Timetable, cron, every
+from ..exceptions import InvalidDefinition, SequenceError
+from ..inspection import schedules as inspection
+from ..inspection.schedules import ScheduleSnapshot
+from ..inspection.snapshot import patterns_of, title_of
+from ..models import Schedule, ScheduleOperation, SequenceRun
+from ..utils.durations import format_duration, parse_duration
+from . import columns, run_context
+from .base import EMPTY, NEWEST, LightChangeList, ReadOnlyAdmin
+from .failures import list_media
+from .forms import ActionForm, JSONText
+
+Text = str | Promise
+
+#: The colours of the states: those of runs and steps that are like them.
+_COLOURS = {
+    inspection.ACTIVE: "running",
+    inspection.WAITING: "waiting",
+    inspection.LATE: "failed",
+    inspection.FAILING: "failed",
+    inspection.PAUSED: "paused",
+    inspection.ORPHANED: "cancelled",
+    inspection.OVER: "skipped",
+}
+
+
+@dataclass(frozen=True)
+class ScheduleAction:
+    """One operation: what its pages say, and the permission that it takes."""
+
+    name: str
+    label: Text
+    explains: Text
+    done: Text
+    permission: str
+    is_dangerous: bool = False
+
+
+ACTIONS = {
+    action.name: action
+    for action in (
+        ScheduleAction(
+            "run_now",
+            _("Run now"),
+            _("Starts a run at once, beside the slots of the timetable."),
+            _("Started a run."),
+            "run_now_schedule",
+        ),
+        ScheduleAction(
+            "pause",
+            _("Pause"),
+            _("Starts no runs until someone resumes it. Slots that pass are not made up for."),
+            _("The schedule is paused."),
+            "pause_schedule",
+        ),
+        ScheduleAction(
+            "resume",
+            _("Resume"),
+            _("Starts runs again, with the next slot."),
+            _("The schedule is active again."),
+            "pause_schedule",
+        ),
+        ScheduleAction(
+            "update",
+            _("Edit"),
+            _("Changes its timetable, and the data of its next runs."),
+            _("The schedule was saved."),
+            "change_schedule",
+        ),
+        ScheduleAction(
+            "remove",
+            _("Remove"),
+            _("Removes the schedule. Its runs stay."),
+            _("The schedule was removed."),
+            "delete_schedule",
+            is_dangerous=True,
+        ),
+    )
+}
+
+
+class DurationText(forms.CharField):
+    """A length of time that somebody has typed. Nothing is None."""
+
+    def to_python(self, value: Any) -> Any:
+        """The timedelta. Raises ValidationError for what is none."""
+        text = str(value or "").strip()
+        if not text:
+            return None
+        if (length := parse_duration(text)) is None:
+            raise ValidationError(_("Give a duration such as 90 s, 15 min, 24 h or 7 days."))
+        return length
+
+    def run_validators(self, value: Any) -> None:
+        """It is no text any more."""
+
+
+class TimetableForm(ActionForm):
+    """A timetable and its data."""
+
+    cron = forms.CharField(
+        label=_("Cron expression"),
+        required=False,
+        max_length=200,
+        help_text=_("Minute, hour, day of the month, month, day of the week: 0 3 * * *"),
+    )
+    timezone = forms.CharField(
+        label=_("Time zone"),
+        required=False,
+        max_length=100,
+        help_text=_("Of the cron expression, such as Europe/Berlin. Optional."),
+    )
+    interval = DurationText(
+        label=_("Interval"), required=False, help_text=_("Instead of a cron expression: 15 min")
+    )
+    overlap = forms.ChoiceField(
+        label=_("If the last run is unfinished"),
+        choices=[
+            ("skip", _("skip the slot")),
+            ("wait", _("wait for its end")),
+            ("allow", _("start anyway")),
+        ],
+    )
+    catch_up = DurationText(
+        label=_("Make up for missed slots up to"), required=False, help_text=_("Optional: 1 h")
+    )
+    missed = forms.ChoiceField(
+        label=_("Of several missed slots"),
+        choices=[("latest", _("start the latest")), ("all", _("start all of them"))],
+    )
+    jitter = DurationText(
+        label=_("Start up to so much later"), required=False, help_text=_("Optional: 2 min")
+    )
+    run_data = JSONText(label=_("Data (JSON)"), required=False, help_text=_("Optional."))
+    field_order = (
+        "sequence", "name", "cron", "timezone", "interval", "overlap", "catch_up", "missed",
+        "jitter", "run_data", "reason",
+    )  # fmt: skip
+    #: Where an interval counts from, if not from its anchor.
+    start: datetime | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["reason"].help_text = _("Stored with the schedule.")
+
+    def clean_run_data(self) -> dict[str, Any] | None:
+        """What runs begin with is an object."""
+        data: Any = self.cleaned_data["run_data"]
+        if data is not None and not isinstance(data, dict):
+            raise ValidationError(_("Data must be a JSON object: {…}."))
+        return data
+
+    def clean(self) -> dict[str, Any]:
+        """The timetable of it all. Raises ValidationError."""
+        cleaned = super().clean() or {}
+        if not self.errors:
+            if bool(cleaned["cron"]) == bool(cleaned["interval"]):
+                raise ValidationError(_("Give a cron expression or an interval."))
+            try:
+                cleaned["timetable"] = self._timetable(cleaned)
+            except InvalidDefinition as error:
+                raise ValidationError(f"{error.problem}. {error.hint}") from error
+        return cleaned
+
+    def _timetable(self, cleaned: dict[str, Any]) -> Timetable:
+        options: dict[str, Any] = {name: cleaned[name] for name in ("overlap", "missed")}
+        lengths = {name: cleaned[name] for name in ("catch_up", "jitter")}
+        options |= {name: value for name, value in lengths.items() if value is not None}
+        if cleaned["cron"]:
+            return cron(cleaned["cron"], timezone=cleaned["timezone"] or None, **options)
+        return every(cleaned["interval"], start=self.start, **options)
+
+
+class CreateForm(TimetableForm):
+    """A schedule that is new."""
+
+    sequence = forms.ChoiceField(label=_("Sequence"))
+    name = forms.CharField(label=_("Name"), max_length=MAX_NAME)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        labels = [
+            cls._definition.label
+            for cls in registry.all()
+            if cls._definition is not None and cls._definition.label != registry.INLINE_LABEL
+        ]
+        field: Any = self.fields["sequence"]
+        field.choices = [(label, f"{title_of(label)} ({label})") for label in labels]
+
+
+class UpdateForm(TimetableForm):
+    """Another timetable, and what it was made from."""
+
+    fingerprint = forms.CharField(widget=forms.HiddenInput)
+
+
+def _initial(snapshot: ScheduleSnapshot) -> dict[str, Any]:
+    timetable = snapshot.row.timetable
+    spec = snapshot.row.spec
+    interval = timetable.interval if isinstance(timetable, Every) else None
+    return {
+        "cron": spec.get("cron", ""),
+        "timezone": spec.get("timezone", ""),
+        "interval": _typed(interval),
+        "overlap": timetable.overlap,
+        "catch_up": _typed(timetable.catch_up),
+        "missed": timetable.missed,
+        "jitter": _typed(timetable.jitter) if timetable.jitter else "",
+        "run_data": "" if snapshot.row.data is None else run_context.text_of(snapshot.data),
+        "fingerprint": timetable.fingerprint(),
+    }
+
+
+def _typed(length: timedelta | None) -> str:
+    """As somebody would type it, and nothing cut off."""
+    if length is None:
+        return ""
+    text = format_duration(length)
+    return text if parse_duration(text) == length else f"{length.total_seconds():f} s"
+
+
+class ScheduleList(LightChangeList):
+    """Schedules, each with its snapshot."""
+
+    model_admin: ScheduleAdmin
+
+    def get_results(self, request: HttpRequest) -> None:
+        """Read what the rows show by two queries."""
+        super().get_results(request)
+        rows = list(self.result_list)
+        self.model_admin.take_snapshots(request, rows)
+        self.result_list = rows
+
+
+class StateFilter(admin.SimpleListFilter):
+    """By what is stored of their states."""
+
+    title = _("state")
+    parameter_name = "state"
+    _CONDITIONS: dict[str, dict[str, Any]] = {
+        inspection.ACTIVE: {"paused_at": None, "orphaned_at": None},
+        inspection.FAILING: {"failures__gt": 0, "paused_at": None, "orphaned_at": None},
+        inspection.PAUSED: {"paused_at__isnull": False, "orphaned_at": None},
+        inspection.ORPHANED: {"orphaned_at__isnull": False},
+    }
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        return [(state, inspection.STATES[state]) for state in self._CONDITIONS]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(**self._CONDITIONS.get(str(self.value()), {}))
+
+
+@admin.register(Schedule)
+class ScheduleAdmin(ReadOnlyAdmin):
+    """Schedules: list, one with its history, and what can be done to it."""
+
+    list_display = (
+        "name_column",
+        "sequence_column",
+        "timing_column",
+        "state_column",
+        "next_column",
+        "last_column",
+        "run_column",
+    )
+    list_display_links = ("name_column",)
+    list_filter = (StateFilter, "sequence", "is_declared")
+    search_fields = ("name", "sequence")
+    ordering = ("sequence", "name")
+    sortable_by = ("sequence_column", "name_column", "next_column", "last_column")
+    change_form_template = "admin/job_sequences/schedule/change_form.html"
+    deferred = ("declarations",)
+
+    # Who may
+
+    def has_action_permission(
+        self, request: HttpRequest, action: ScheduleAction, schedule: Schedule | None = None
+    ) -> bool:
+        """Whether this user may do this, to this schedule. For projects to restrict further."""
+        return request.user.has_perms([f"job_sequences.{action.permission}"])
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return request.user.has_perms(["job_sequences.add_schedule"])
+
+    def _sees_runs(self, request: HttpRequest) -> bool:
+        return self.admin_site.is_registered(SequenceRun) and request.user.has_perms(
+            ["job_sequences.view_sequencerun"]
+        )
+
+    # The list
+
+    @property
+    def media(self) -> forms.Media:
+        return super().media + list_media()
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ScheduleList]:
+        return ScheduleList
+
+    def take_snapshots(self, request: HttpRequest, rows: Iterable[Any]) -> None:
+        """Give each row what is shown of it: its run only to those who may see that."""
+        snapshots = inspection.of_many(rows, conf.using())
+        ids = [each.last_run.pk for each in snapshots if each.last_run is not None]
+        visible_ids = self._visible_runs(request, ids)
+        for snapshot in snapshots:
+            row: Any = snapshot.row
+            row.snapshot = snapshot
+            run = snapshot.last_run
+            row.visible_run = run if run is not None and run.pk in visible_ids else None
+
+    def _visible_runs(self, request: HttpRequest, ids: list[UUID]) -> set[UUID]:
+        if not ids or not self._sees_runs(request):
+            return set()
+        runs = self.admin_site.get_model_admin(SequenceRun).get_queryset(request)
+        return set(runs.filter(pk__in=ids).values_list("pk", flat=True))
+
+    @admin.display(description=_("name"), ordering="name")
+    def name_column(self, row: Any) -> str:
+        """Its name."""
+        return str(row.name)
+
+    @admin.display(description=_("sequence"), ordering="sequence")
+    def sequence_column(self, row: Any) -> SafeString:
+        """What people call the sequence."""
+        return format_html('<span title="{}">{}</span>', row.sequence, title_of(row.sequence))
+
+    @admin.display(description=_("timetable"))
+    def timing_column(self, row: Any) -> str:
+        """Its slots in words."""
+        return str(row.snapshot.timing)
+
+    @admin.display(description=_("state"))
+    def state_column(self, row: Any) -> SafeString:
+        """As colour and text, with the sentence where one points at it."""
+        return format_html(
+            '<span title="{}">{}</span>', row.snapshot.sentence, _badge(row.snapshot)
+        )
+
+    @admin.display(description=_("next slot"), ordering="next_slot")
+    def next_column(self, row: Any) -> str:
+        """When it starts its next run."""
+        is_off = row.paused_at or row.orphaned_at or row.next_slot is None
+        return EMPTY if is_off else inspection.moment(row.next_slot)
+
+    @admin.display(description=_("last start"), ordering="last_started_at")
+    def last_column(self, row: Any) -> SafeString | str:
+        """When it started a run last."""
+        if row.last_started_at is None:
+            return EMPTY
+        return columns.moment(row.last_started_at, row.snapshot.now)
+
+    @admin.display(description=_("last run"))
+    def run_column(self, row: Any) -> SafeString | str:
+        """How that run has ended, and the way to it."""
+        return self._run_link(row.visible_run)
+
+    def _run_link(self, run: SequenceRun | None) -> SafeString | str:
+        if run is None:
+            return EMPTY
+        url = reverse(f"{self.admin_site.name}:job_sequences_sequencerun_change", args=[run.pk])
+        return format_html('<a href="{}">{}</a>', url, columns.run_badge(run.status))
+
+    # The pages
+
+    def get_urls(self) -> list[URLPattern]:
+        """Before Django's own, which take every address for the id of a schedule."""
+        page = path(
+            "<path:object_id>/action/<slug:action>/",
+            self.admin_site.admin_view(self.action_view),
+            name="job_sequences_schedule_action",
+        )
+        return [page, *super().get_urls()]
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """What it does, and what was done to it. There is nothing to be saved here."""
+        if request.method not in ("GET", "HEAD"):
+            raise PermissionDenied
+        row = self._schedule(request, object_id)
+        snapshot = row.snapshot
+        context = {
+            "snapshot": snapshot,
+            "badge": _badge(snapshot),
+            "run_link": self._run_link(row.visible_run),
+            "next_slot": self.next_column(row),
+            "last_start": self.last_column(row),
+            "catch_up": format_duration(snapshot.timetable.catch_up) if snapshot.timetable else "",
+            "data": run_context.text_of(snapshot.data) if snapshot.data is not None else "",
+            "buttons": self._buttons(request, snapshot),
+            "operations": self._operations(request, snapshot),
+        }
+        return self._show(request, row, self.change_form_template, context | (extra_context or {}))
+
+    def add_view(
+        self, request: HttpRequest, form_url: str = "", extra_context: Any = None
+    ) -> HttpResponse:
+        """Make one."""
+        if not self.has_add_permission(request):
+            raise PermissionDenied
+        form = CreateForm(request.POST or None, initial={"catch_up": "1 h", "overlap": "skip"})
+        if request.method == "POST" and form.is_valid():
+            cleaned = form.cleaned_data
+            try:
+                row = registry.get(cleaned["sequence"]).schedules.create(
+                    cleaned["name"],
+                    cleaned["timetable"],
+                    data=cleaned["run_data"],
+                    by=request.user,
+                    reason=cleaned["reason"],
+                )
+            except SequenceError as error:
+                form.add_error(None, str(error))
+            else:
+                self.log_addition(request, row, _now("Added the schedule."))
+                self.message_user(request, _now("The schedule was added."), messages.SUCCESS)
+                return HttpResponseRedirect(self._url("change", row.pk))
+        context = {
+            "page_title": _now("Add schedule"),
+            "form": form,
+            "button": _("Add"),
+            "back": self._url("changelist"),
+        }
+        return self._show(request, None, _FORM, context)
+
+    def action_view(self, request: HttpRequest, object_id: str, action: str) -> HttpResponseBase:
+        """Ask whether to do it; do it when a POST confirms it."""
+        row = self._schedule(request, object_id)
+        if (named := ACTIONS.get(action)) is None:
+            raise Http404
+        if not self.has_action_permission(request, named, row):
+            raise PermissionDenied
+        if named.name not in row.snapshot.actions:
+            self.message_user(
+                request, _now("The state of the schedule does not allow this."), messages.ERROR
+            )
+            return HttpResponseRedirect(self._url("change", row.pk))
+        form = _form_for(named, row.snapshot, request)
+        if request.method == "POST" and request.POST.get("confirm") == "yes" and form.is_valid():
+            response = self._do(request, row, named, form)
+            if response is not None:
+                return response
+        context = {
+            "page_title": named.label,
+            "action": named,
+            "snapshot": row.snapshot,
+            "badge": _badge(row.snapshot),
+            "form": form,
+            "button": _("Save") if named.name == "update" else named.label,
+            "back": self._url("change", row.pk),
+            "has_secrets": "***" in str(form.initial.get("run_data", "")),
+        }
+        return self._show(request, row, _FORM, context)
+
+    def _do(
+        self, request: HttpRequest, row: Schedule, action: ScheduleAction, form: ActionForm
+    ) -> HttpResponse | None:
+        """Do it. None: it was refused, and the form says why."""
+        options: dict[str, Any] = {"by": request.user, "reason": form.cleaned_data["reason"]}
+        try:
+            if action.name == "update":
+                options |= _changes(row, form)
+            run = getattr(row, action.name)(**options)
+        except SequenceError as error:
+            form.add_error(None, str(error))
+            return None
+        except NoSecret as error:
+            problem = _("There is no hidden value at %(path)s that *** could stand for.")
+            form.add_error("run_data", problem % {"path": error.path})
+            return None
+        self.log_change(request, row, str(action.label))
+        self.message_user(request, str(action.done), messages.SUCCESS)
+        if run is not None and self._sees_runs(request):
+            url = reverse(f"{self.admin_site.name}:job_sequences_sequencerun_change", args=[run.pk])
+            return HttpResponseRedirect(url)
+        is_gone = action.name == "remove"
+        return HttpResponseRedirect(self._url(*(["changelist"] if is_gone else ["change", row.pk])))
+
+    def _schedule(self, request: HttpRequest, object_id: str) -> Any:
+        row: Any = self.get_object(request, unquote(object_id))
+        if not self.has_view_permission(request, row):
+            raise PermissionDenied
+        if row is None:
+            raise Http404(_now("Schedule not found."))
+        self.take_snapshots(request, [row])
+        return row
+
+    def _buttons(self, request: HttpRequest, snapshot: ScheduleSnapshot) -> list[dict[str, Any]]:
+        return [
+            {"action": action, "url": self._url("action", snapshot.row.pk, name)}
+            for name, action in ACTIONS.items()
+            if name in snapshot.actions
+            and self.has_action_permission(request, action, snapshot.row)
+        ]
+
+    def _operations(self, request: HttpRequest, snapshot: ScheduleSnapshot) -> Any:
+        if not request.user.has_perms(["job_sequences.view_scheduleoperation"]):
+            return None
+        rows = ScheduleOperation.objects.using(conf.using()).filter(schedule=snapshot.row.pk)
+        return [
+            {"row": row, "label": _DONE.get(row.action, row.action), "lines": _lines(row)}
+            for row in rows.order_by("-pk")[:NEWEST]
+        ]
+
+    def _url(self, name: str, *args: Any) -> str:
+        return reverse(f"{self.admin_site.name}:job_sequences_schedule_{name}", args=args)
+
+    def _show(
+        self, request: HttpRequest, row: Schedule | None, template: str, context: dict[str, Any]
+    ) -> TemplateResponse:
+        request.current_app = self.admin_site.name
+        shared = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "original": row,
+            "title": str(row or ""),
+            "media": forms.Media(css={"all": ["sequences/states.css", "sequences/console.css"]}),
+            "has_view_permission": True,
+            "preserved_filters": self.get_preserved_filters(request),
+            "has_list_crumbs": django.VERSION >= (6, 1),
+        }
+        return TemplateResponse(request, template, shared | context)
+
+
+_FORM = "admin/job_sequences/schedule/form.html"
+#: What was done, as the page of a schedule calls it.
+_DONE: dict[str, Text] = {
+    "create": _("Added"),
+    "pause": _("Paused"),
+    "resume": _("Resumed"),
+    "update": _("Edited"),
+    "remove": _("Removed"),
+    "run_now": _("Run now"),
+}
+
+
+def _badge(snapshot: ScheduleSnapshot) -> SafeString:
+    return columns.badge(_COLOURS[snapshot.state], snapshot.state_label)
+
+
+def _form_for(
+    action: ScheduleAction, snapshot: ScheduleSnapshot, request: HttpRequest
+) -> ActionForm:
+    data = request.POST if request.method == "POST" else None
+    if action.name != "update":
+        form = ActionForm(data)
+        form.fields["reason"].help_text = _("Stored with the schedule.")
+        return form
+    form = UpdateForm(data, initial=_initial(snapshot))
+    timetable = snapshot.row.timetable
+    form.start = timetable.start if isinstance(timetable, Every) else None
+    return form
+
+
+def _changes(row: Schedule, form: ActionForm) -> dict[str, Any]:
+    """What an edited form changes. Raises `SequenceError` if somebody else has done so, too."""
+    cleaned = form.cleaned_data
+    if cleaned["fingerprint"] != row.timetable.fingerprint():
+        raise SequenceError(_now("The schedule was changed meanwhile. Start over from its page."))
+    patterns = patterns_of(row.sequence)
+    data = restore(cleaned["run_data"] or {}, row.data or {}, patterns)
+    return {"timetable": cleaned["timetable"], "data": data}
+
+
+def _lines(operation: ScheduleOperation) -> list[run_context.Line]:
+    """What an operation has changed; the log has no secrets."""
+    patterns = patterns_of(operation.sequence)
+    before, after = (
+        {**value, "data": redact(value.get("data"), patterns)} if value else {}
+        for value in (operation.before, operation.after)
+    )
+    if operation.action != "update":
+        return []
+    return run_context.differences(run_context.sorted_text(before), run_context.sorted_text(after))

@@ -1,0 +1,280 @@
+"""Schedules in the admin: seen, made, edited and operated on, by those who may."""
+
+import json
+from datetime import timedelta
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Permission, User
+from django.urls import reverse
+
+from sequences import Sequence, cron, every, step
+from sequences.engine import dispatcher
+from sequences.models import Schedule, ScheduleOperation
+from sequences.testing import isolate_sequences, sync_schedules
+from tests.engine import now
+
+pytestmark = pytest.mark.django_db
+
+LIST = reverse("admin:job_sequences_schedule_changelist")
+ADD = reverse("admin:job_sequences_schedule_add")
+HOUR = timedelta(hours=1)
+FORM = {"overlap": "skip", "missed": "latest", "confirm": "yes"}
+
+
+@pytest.fixture(autouse=True)
+def _dispatches():
+    with dispatcher.capture_dispatches():
+        yield
+
+
+@pytest.fixture
+def report():
+    class Report(Sequence):
+        class Meta:
+            app_label = "shop"
+            schedule = every(HOUR, data=lambda slot: {"hour": slot.hour})
+            redact = ["token"]
+
+        @step
+        def write(self): ...
+
+    return Report
+
+
+def page_of(schedule, action=""):
+    if action:
+        return reverse("admin:job_sequences_schedule_action", args=[schedule.pk, action])
+    return reverse("admin:job_sequences_schedule_change", args=[schedule.pk])
+
+
+def text_of(response):
+    return response.content.decode()
+
+
+def allow(client, *permissions):
+    """Somebody who may do this only."""
+    user = User.objects.create_user("bob", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+    client.force_login(user)
+    return client
+
+
+def test_the_list_shows_each_schedule_with_its_last_run(admin_client, report):
+    sync_schedules()
+    run = report.schedules.get().run_now()
+    paused = report.schedules.create("berlin", cron("0 3 * * *", timezone="Europe/Berlin"))
+    paused.pause()
+    text = text_of(admin_client.get(LIST))
+    assert "every 1 h" in text
+    assert "“0 3 * * *” in Europe/Berlin" in text
+    assert f"/sequencerun/{run.pk}/change/" in text
+    assert ">running<" in text
+    assert ">paused<" in text
+    for state, names in [("paused", {"berlin"}), ("active", {"default"}), ("orphaned", set())]:
+        rows = admin_client.get(LIST, {"state": state}).context["cl"].result_list
+        assert {row.name for row in rows} == names
+
+
+def test_the_list_takes_the_same_queries_however_many_there_are(
+    admin_client, report, django_assert_max_num_queries
+):
+    for number in range(20):
+        report.schedules.create(f"s{number}", every(HOUR)).run_now()
+    with django_assert_max_num_queries(12):
+        admin_client.get(LIST)
+
+
+def test_the_page_says_what_it_does_and_what_was_done(admin_client, report):
+    schedule = report.schedules.create(
+        "berlin", cron("0 3 * * *", timezone="UTC"), data={"token": "hunter2", "city": "Berlin"}
+    )
+    schedule.update(every(HOUR), by="ann", reason="more <often>")
+    Schedule.objects.update(skipped_slot=now(), skipped_why="overlap")
+    text = text_of(admin_client.get(page_of(schedule)))
+    assert "The next run starts in " in text
+    assert "was skipped: the last run was unfinished" in text
+    assert "&quot;city&quot;: &quot;Berlin&quot;" in text
+    assert "hunter2" not in text
+    assert "more &lt;often&gt;" in text
+    assert "by ann" in text
+    assert "3600.0" in text  # what the edit has changed
+
+
+def test_the_page_names_the_function_that_makes_the_data(admin_client, report):
+    sync_schedules()
+    text = text_of(admin_client.get(page_of(report.schedules.get())))
+    assert "Made by the function" in text
+    assert "the code of the sequence" in text
+
+
+def test_a_schedule_is_made(admin_client, report):
+    assert "shop.Report" in text_of(admin_client.get(ADD))
+    values = {
+        "sequence": "shop.Report",
+        "name": "berlin",
+        "cron": "0 3 * * *",
+        "timezone": "Europe/Berlin",
+        "catch_up": "6 h",
+        "jitter": "2 min",
+        "run_data": '{"city": "Berlin"}',
+        "reason": "new office",
+    }
+    response = admin_client.post(ADD, FORM | values | {"overlap": "wait", "missed": "all"})
+    schedule = report.schedules.get("berlin")
+    assert response.url == page_of(schedule)
+    assert schedule.timetable == cron(
+        "0 3 * * *",
+        timezone="Europe/Berlin",
+        data={"city": "Berlin"},
+        overlap="wait",
+        missed="all",
+        catch_up=timedelta(hours=6),
+        jitter=timedelta(minutes=2),
+    )
+    operation = schedule.operations.get()
+    assert (operation.action, operation.by, operation.reason) == ("create", "admin", "new office")
+    assert LogEntry.objects.get().is_addition()
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({}, "Give a cron expression or an interval."),
+        ({"cron": "0 3 * * *", "interval": "5 min"}, "Give a cron expression or an interval."),
+        ({"cron": "0 25 * * *"}, "is no cron expression: Bad hour"),
+        ({"cron": "0 3 * * *", "timezone": "Mars"}, "there is no time zone"),
+        ({"interval": "soon"}, "Give a duration such as"),
+        ({"interval": "5 min", "run_data": "[1]"}, "Data must be a JSON object"),
+        ({"interval": "5 min", "run_data": "{"}, "Invalid JSON"),
+        ({"interval": "5 min", "name": "default"}, "its code declares one of that name"),
+    ],
+)
+def test_what_is_wrong_with_a_schedule_is_said_in_its_form(admin_client, report, values, problem):
+    response = admin_client.post(ADD, FORM | {"sequence": "shop.Report", "name": "a"} | values)
+    assert response.status_code == 200
+    assert problem in text_of(response).replace("&#x27;", "'")
+    assert not Schedule.objects.exists()
+
+
+def test_a_schedule_is_edited_and_hidden_values_stay(admin_client, report):
+    schedule = report.schedules.create("berlin", every(HOUR), data={"token": "x", "city": "Berlin"})
+    page = admin_client.get(page_of(schedule, "update"))
+    assert "marks a hidden value" in text_of(page)
+    initial = page.context["form"].initial
+    data = json.loads(initial["run_data"]) | {"city": "Bonn"}
+    assert data["token"] == "***"
+    values = (
+        FORM | initial | {"interval": "90 min", "run_data": json.dumps(data), "reason": "moved"}
+    )
+    admin_client.post(page_of(schedule, "update"), values)
+    schedule = report.schedules.get("berlin")
+    assert schedule.data == {"token": "x", "city": "Bonn"}
+    assert schedule.timetable.interval == 1.5 * HOUR
+    assert schedule.operations.last().by == "admin"
+    again = admin_client.post(page_of(schedule, "update"), values)
+    assert "The schedule was changed meanwhile" in text_of(again)
+
+
+def test_stars_stand_for_nothing_that_is_not_there(admin_client, report):
+    schedule = report.schedules.create("berlin", every(HOUR), data={"city": "Berlin"})
+    initial = admin_client.get(page_of(schedule, "update")).context["form"].initial
+    values = FORM | initial | {"run_data": '{"token": "***"}'}
+    response = admin_client.post(page_of(schedule, "update"), values)
+    assert "There is no hidden value at token" in text_of(response)
+
+
+@pytest.mark.parametrize(
+    ("action", "done"),
+    [("pause", "The schedule is paused."), ("remove", "The schedule was removed.")],
+)
+def test_an_operation_asks_first_and_is_logged(admin_client, report, action, done):
+    schedule = report.schedules.create("berlin", every(HOUR))
+    page = page_of(schedule, action)
+    assert 'name="reason"' in text_of(admin_client.get(page))
+    admin_client.post(page, {"reason": "no confirmation"})
+    assert ScheduleOperation.objects.count() == 1  # that it was made
+    response = admin_client.post(page, {"confirm": "yes", "reason": "why"}, follow=True)
+    assert done in text_of(response)
+    operation = ScheduleOperation.objects.last()
+    assert (operation.action, operation.by, operation.reason) == (action, "admin", "why")
+
+
+def test_a_run_is_started_now(admin_client, report):
+    schedule = report.schedules.create("berlin", every(HOUR))
+    response = admin_client.post(page_of(schedule, "run_now"), {"confirm": "yes"})
+    run = report.runs.get()
+    assert response.url == reverse("admin:job_sequences_sequencerun_change", args=[run.pk])
+    again = admin_client.post(page_of(schedule, "run_now"), {"confirm": "yes"})
+    assert "is unfinished" in text_of(again)
+
+
+def test_what_a_state_does_not_allow_is_refused(admin_client, report):
+    sync_schedules()
+    schedule = report.schedules.get()
+    text = text_of(admin_client.get(page_of(schedule)))
+    assert page_of(schedule, "pause") in text
+    assert page_of(schedule, "update") not in text
+    response = admin_client.get(page_of(schedule, "update"), follow=True)
+    assert "The state of the schedule does not allow this." in text_of(response)
+    assert admin_client.get(page_of(schedule, "nothing")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("action", "permission"),
+    [
+        ("pause", "pause_schedule"),
+        ("run_now", "run_now_schedule"),
+        ("update", "change_schedule"),
+        ("remove", "delete_schedule"),
+    ],
+)
+def test_each_operation_takes_its_permission(client, report, action, permission):
+    schedule = report.schedules.create("berlin", every(HOUR))
+    allow(client, "view_schedule")
+    assert page_of(schedule, action) not in text_of(client.get(page_of(schedule)))
+    assert client.post(page_of(schedule, action), {"confirm": "yes"}).status_code == 403
+    assert client.get(ADD).status_code == 403
+    User.objects.all().delete()
+    allow(client, "view_schedule", permission)
+    assert page_of(schedule, action) in text_of(client.get(page_of(schedule)))
+    assert client.get(page_of(schedule, action)).status_code == 200
+
+
+def test_nobody_sees_what_they_may_not(client, report):
+    schedule = report.schedules.create("berlin", every(HOUR))
+    run = schedule.run_now(reason="secret")
+    allow(client, "view_schedule")
+    for page in (LIST, page_of(schedule)):
+        text = text_of(client.get(page))
+        assert str(run.pk) not in text
+        assert "secret" not in text
+    User.objects.all().delete()
+    allow(client, "view_sequencerun")
+    assert client.get(page_of(schedule)).status_code == 403
+    assert client.get(LIST).status_code == 403
+
+
+def test_a_page_of_a_schedule_that_is_gone_or_posted_to(admin_client, report):
+    schedule = report.schedules.create("berlin", every(HOUR))
+    assert admin_client.post(page_of(schedule)).status_code == 403
+    schedule.remove()
+    assert admin_client.get(page_of(schedule)).status_code == 404
+    assert admin_client.get(page_of(schedule, "pause")).status_code == 404
+
+
+def test_a_schedule_whose_class_is_gone_is_shown_without_its_values(admin_client):
+    with isolate_sequences():
+
+        class Gone(Sequence):
+            class Meta:
+                app_label = "shop"
+
+            @step
+            def write(self): ...
+
+        schedule = Gone.schedules.create("berlin", every(HOUR), data={"a": "hunter2"})
+    text = text_of(admin_client.get(page_of(schedule)))
+    assert "This code has no sequence shop.Gone" in text
+    assert "hunter2" not in text
+    assert ">failing<" in text_of(admin_client.get(LIST))
