@@ -185,7 +185,8 @@ def troubled(using: str, now: datetime, limit: int) -> list[ScheduleSnapshot]:
     """Those that are late or fail, those first that have been due for the longest. One query."""
     late = Q(wake_at__lt=now - LATE_AFTER, is_waiting=False)
     rows = Schedule.objects.using(using).filter(late | Q(failures__gt=0, wake_at__isnull=False))
-    return [ScheduleSnapshot(row, now, None) for row in rows.order_by("wake_at")[:limit]]
+    rows = rows.defer("data", "declarations").order_by("wake_at")
+    return [ScheduleSnapshot(row, now, None) for row in rows[:limit]]
 
 
 # The states, in the order of what people want to know of first

@@ -26,6 +26,10 @@ logger = logging.getLogger("sequences")
 
 #: Schedules that one look reads.
 BATCH = 500
+#: Slots that one turn starts, if so many are due: others have their turns, too.
+MAX_SLOTS = 50
+#: Seconds until the next look after a turn was given: the slot after it may be due soon.
+SOON_SECONDS = 0.1
 #: Turns that are taken at once.
 THREADS = 4
 #: Seconds after which a turn counts as hanging.
@@ -117,8 +121,10 @@ class AtOnce:
     """Takes each turn in the thread that looks: for a sweep outside of a worker."""
 
     def add(self, pk: int) -> None:
-        """Take it."""
-        give_turn(pk, conf.using())
+        """Take it, and those of its other slots that are due."""
+        for _ in range(MAX_SLOTS):
+            if give_turn(pk, conf.using()) is None:
+                break
 
     def note_hanging(self) -> None:
         """Nobody could."""
@@ -133,6 +139,8 @@ class Scheduler:
     def __init__(self, turns: TakesTurns | None = None) -> None:
         self._turns = turns or Turns(AtOnce().add)
         self._synced: float | None = None
+        #: The turns that the last look has given: whose, and when each was due.
+        self._given: set[tuple[int, datetime | None]] = set()
 
     def look(self, using: str, within: float = 0) -> float | None:
         """Give the due their turns. Returns in how many seconds the next is due, if within these.
@@ -145,13 +153,15 @@ class Scheduler:
         if not rows:
             return None
         now = clock.now(using)
-        for row in rows:
-            wait = _seconds_until(row, now)
-            if wait > 0:
-                return wait if wait < within else None
-            if is_ours(row, now):
-                self._turns.add(row.pk)
-        return None
+        due = [row for row in rows if _seconds_until(row, now) <= 0 and is_ours(row, now)]
+        for row in due:
+            self._turns.add(row.pk)
+        # One that somebody has locked stays due, and is no reason for another look.
+        before, self._given = self._given, {(row.pk, row.wake_at) for row in due}
+        soon = [SOON_SECONDS] if self._given - before else []
+        waits = [wait for row in rows if (wait := _seconds_until(row, now)) > 0]
+        wait = min([*soon, *waits[:1]], default=within)
+        return wait if wait < within else None
 
     def stop(self) -> None:
         """Give no more turns."""

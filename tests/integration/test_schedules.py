@@ -995,3 +995,25 @@ def test_the_check_finds_data_that_does_not_fit():
         "sequences.E013",
         True,
     )
+
+
+def test_all_due_slots_of_a_schedule_start_in_one_look_and_the_next_look_is_soon():
+    cls = report(schedule=every(HOUR, missed="all", overlap="allow", catch_up=DAY))
+    sync_schedules()
+    make_due(stored(cls), by=3 * HOUR)
+    scheduler = Scheduler(AtOnce())
+    assert scheduler.look("default", within=1) == 0.1
+    assert len(keys(cls)) in (3, 4)
+    assert scheduler.look("default", within=1) is None
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.only_on("postgresql", "mysql")
+def test_a_locked_schedule_is_no_reason_to_look_again_soon():
+    cls = report(schedule=every(HOUR))
+    sync_schedules()
+    make_due(stored(cls))
+    scheduler = Scheduler(AtOnce())
+    with locks.held(lambda: Schedule.objects.select_for_update().get(pk=stored(cls).pk)):
+        assert scheduler.look("default", within=1) == 0.1
+        assert scheduler.look("default", within=1) is None

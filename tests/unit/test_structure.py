@@ -147,6 +147,8 @@ def writes_of(path):
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
             continue
         receiver, method = ast.unparse(node.func.value), node.func.attr
+        if receiver.endswith(".schedules"):  # an operation, which calls a transition
+            continue
         queried = any(name in receiver for name in ("objects", "_base_manager", ".filter("))
         if method in WRITES or (method == "update" and queried):
             yield f"{receiver}.{method}"

@@ -10,6 +10,7 @@ from sequences import (
     Sequence,
     chain,
     event,
+    every,
     finish,
     group,
     job,
@@ -745,5 +746,34 @@ def release_four():
             self.record()
 
 
-RELEASES = {"1": release_one, "2": release_two, "3": release_three, "4": release_four}
+# A schedule
+
+
+def release_ticking():
+    """Its workers start a run each second; those of the other releases do not."""
+
+    class Ticks(Sequence):
+        class Meta:
+            app_label = "acceptance"
+            queue_name = QUEUE
+            schedule = every(
+                timedelta(seconds=1),
+                data=lambda slot: {"slot": slot},
+                overlap="allow",
+                missed="all",
+                catch_up=timedelta(minutes=5),
+            )
+
+        @step
+        def note(self):
+            Entry.objects.create(run=self.run.pk, step="note", note=self.data["slot"])
+
+
+RELEASES = {
+    "ticking": release_ticking,
+    "1": release_one,
+    "2": release_two,
+    "3": release_three,
+    "4": release_four,
+}
 RELEASES[os.environ.get("RELEASE", "1")]()
