@@ -207,7 +207,9 @@ class Sweeper(threading.Thread):
         until = time.monotonic() + queue_monitor.DRAINED_AFTER_SECONDS
         self._monitor.look()
         self._succeeds(self._look_at_schedules)
-        while time.monotonic() < until and not self._stopped.wait(self._interval):
+        while time.monotonic() < until and not self._stopped.wait(
+            self._pause_until(time.monotonic() + self._interval)
+        ):
             self._monitor.look()
             self._succeeds(self._look_at_schedules)
 
