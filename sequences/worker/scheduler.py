@@ -140,7 +140,7 @@ class Scheduler:
         self._turns = turns or Turns(AtOnce().add)
         self._synced: float | None = None
         #: The turns that the last look has given: whose, and when each was due.
-        self._given: set[tuple[int, datetime | None]] = set()
+        self._last_turns: set[tuple[int, datetime | None]] = set()
 
     def look(self, using: str, within: float = 0) -> float | None:
         """Give the due their turns. Returns in how many seconds the next is due, if within these.
@@ -157,8 +157,8 @@ class Scheduler:
         for row in due:
             self._turns.add(row.pk)
         # One that somebody has locked stays due, and is no reason for another look.
-        before, self._given = self._given, {(row.pk, row.wake_at) for row in due}
-        soon = [SOON_SECONDS] if self._given - before else []
+        before, self._last_turns = self._last_turns, {(row.pk, row.wake_at) for row in due}
+        soon = [SOON_SECONDS] if self._last_turns - before else []
         waits = [wait for row in rows if (wait := _seconds_until(row, now)) > 0]
         wait = min([*soon, *waits[:1]], default=within)
         return wait if wait < within else None

@@ -342,7 +342,8 @@ def test_a_schedule_whose_class_is_gone_says_so():
     Schedule.objects.update(wake_at=now() - 2 * MINUTE)
     look()
     schedule.refresh_from_db()
-    assert "There is no sequence 'shop.Report'" in schedule.error
+    assert "UnknownSequence" in schedule.error
+    assert "shop.Report" in schedule.error
 
 
 # A crash at each boundary of a turn
@@ -1017,3 +1018,21 @@ def test_a_locked_schedule_is_no_reason_to_look_again_soon():
     with locks.held(lambda: Schedule.objects.select_for_update().get(pk=stored(cls).pk)):
         assert scheduler.look("default", within=1) == 0.1
         assert scheduler.look("default", within=1) is None
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_type_checkers_see_runs():
+    from tests.typing import schedules as typed
+
+    with clock() as moving:
+        sync_schedules(typed.NightlyReport, typed.Exports)
+        moving.move_to_next(stored(typed.NightlyReport))
+        drain()
+        (run,) = typed.NightlyReport.runs.all()
+        assert run.data["title"] == f"Report of {run.data['day']}"
+        moving.move_to_next(stored(typed.Exports, "daily"))
+        drain()
+        assert typed.Exports.runs.filter(key__startswith="schedule:daily:").count() >= 1
+    run = typed.operate("ann")
+    assert run.data == {"day": "2026-01-01", "full": True}
+    async_to_sync(typed.operate_async)()
