@@ -10,6 +10,7 @@ __all__ = [
     "Abort",
     "ChildrenFailed",
     "DataConflict",
+    "DeadlineExceeded",
     "EventTimeout",
     "InvalidData",
     "InvalidDefinition",
@@ -190,6 +191,18 @@ class EventTimeout(SequenceError):
     step: str
     run: Any
     timeout: Any
+
+
+class DeadlineExceeded(SequenceError):
+    """A run was not finished by its deadline."""
+
+    template = "The deadline of run {run}, {deadline}, has passed. It was at: {steps}."
+
+    run: Any
+    #: When it should have been finished.
+    deadline: Any
+    #: The names of the steps that had not ended.
+    steps: str
 
 
 class ItemsFailed(SequenceError):

@@ -631,6 +631,30 @@ class StepLoss(_Row):
         return f"{self.step}: {self.worker}"
 
 
+class RunDeadline(_Row):
+    """By when an unfinished run must be finished. Removed when it has passed."""
+
+    run = models.OneToOneField(
+        SequenceRun,
+        models.CASCADE,
+        primary_key=True,
+        related_name="deadline",
+        verbose_name=_("run"),
+        db_constraint=False,
+    )
+    due_at = models.DateTimeField(_("deadline"), db_index=True)
+
+    if TYPE_CHECKING:  # Django adds it
+        run_id: UUID
+
+    class Meta:
+        verbose_name = _("deadline")
+        verbose_name_plural = _("deadlines")
+
+    def __str__(self) -> str:
+        return f"{self.due_at:%Y-%m-%d %H:%M:%S %Z}"
+
+
 class StepCall(_Row):
     """What one call of `Sequence.once` has returned in a step run. Only ever added."""
 

@@ -7,10 +7,12 @@ has its broker by `get_broker`, they have it by `get_engine`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import timedelta
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 from .exceptions import SequenceError
+
+if TYPE_CHECKING:
+    from .definitions.option_types import StartOptions
 
 
 class Database(Protocol):
@@ -35,11 +37,7 @@ class Engine(Protocol):
         cls: type[Any],
         data: Any,
         /,
-        *,
-        key: str | None,
-        unique: Literal["ever", "unfinished"],
-        delay: timedelta | int | None,
-        priority: int,
+        **options: Unpack[StartOptions],
     ) -> Any:
         """See `Sequence.start`."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import timedelta
 from functools import cached_property, partial
 from typing import (
     TYPE_CHECKING,
@@ -15,6 +14,7 @@ from typing import (
     Protocol,
     Self,
     TypeVar,
+    Unpack,
     overload,
 )
 
@@ -23,7 +23,8 @@ from django.apps import apps
 
 from .data import serialization, typed
 from .definitions import registry
-from .definitions.definition import Definition, Failure, Outcome, Unique
+from .definitions.definition import Definition, Failure, Outcome
+from .definitions.option_types import StartOptions
 from .definitions.options import MetaOptions
 from .definitions.plan import COMPENSATION_KINDS, Node, Plan
 from .definitions.schedules import DEFAULT_NAME, Timetable
@@ -264,25 +265,20 @@ class Sequence(Generic[D], metaclass=SequenceType):
 
     @classmethod
     def start(
-        cls,
-        data: D | Mapping[str, Any] | None = None,
-        /,
-        *,
-        key: str | None = None,
-        unique: Unique = "ever",
-        delay: timedelta | int | None = None,
-        priority: int = 0,
+        cls, data: D | Mapping[str, Any] | None = None, /, **options: Unpack[StartOptions]
     ) -> Self:
         """Write a run with this data, and start it: when the transaction around it commits.
 
-        With a ``key``, a run that has it already (``unique="unfinished"``: and is not finished) is
-        returned instead, and ``created`` is false. ``delay`` is a timedelta or milliseconds.
-        ``priority`` is its order where limits make runs wait: as in Dramatiq, the lowest first.
-        Raises `InvalidData`.
+        - ``key``: a run that has it already (``unique="unfinished"``: and is not finished) is
+          returned instead, and ``created`` is false.
+        - ``delay``: a timedelta or milliseconds.
+        - ``priority``: its order where limits make runs wait: as in Dramatiq, the lowest first.
+        - ``deadline``: a timedelta from now or an aware datetime, by which the run must be
+          finished, or it fails. None: no deadline, whatever Meta says.
+
+        Raises `InvalidData`, and `SequenceError` for an option that cannot be.
         """
-        sequence: Self = _startable(cls).start(
-            cls, data, key=key, unique=unique, delay=delay, priority=priority
-        )
+        sequence: Self = _startable(cls).start(cls, data, **options)
         return sequence
 
     @classmethod
@@ -292,19 +288,10 @@ class Sequence(Generic[D], metaclass=SequenceType):
 
     @classmethod
     async def astart(
-        cls,
-        data: D | Mapping[str, Any] | None = None,
-        /,
-        *,
-        key: str | None = None,
-        unique: Unique = "ever",
-        delay: timedelta | int | None = None,
-        priority: int = 0,
+        cls, data: D | Mapping[str, Any] | None = None, /, **options: Unpack[StartOptions]
     ) -> Self:
         """`start`, for asynchronous code."""
-        return await sync_to_async(cls.start)(
-            data, key=key, unique=unique, delay=delay, priority=priority
-        )
+        return await sync_to_async(cls.start)(data, **options)
 
     @classmethod
     async def astart_many(cls, iterable: Iterable[Any], /) -> list[Self]:
@@ -485,6 +472,7 @@ def _define(
         handoff=meta.handoff,
         retention=meta.retention,
         retention_failed=meta.retention_failed,
+        deadline=meta.deadline,
         redact=meta.redact,
         limits=meta.limits,
         when_full=meta.when_full,

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 import dramatiq
-from django.db.models import Q, QuerySet
+from django.db.models import Min, Q, QuerySet
 from dramatiq import Broker, Message
 from dramatiq.middleware import CurrentMessage, Middleware, Retries
 
@@ -30,6 +30,8 @@ from .models import (
     UNFINISHED_STEP,
     LimitKey,
     PermitState,
+    RunDeadline,
+    RunStatus,
     Schedule,
     SequenceRun,
     StepFailure,
@@ -39,7 +41,7 @@ from .models import (
 )
 from .sequence import Sequence
 from .transitions import clock as database_clock
-from .transitions import compensation, notifications, plans, schedules
+from .transitions import compensation, deadlines, notifications, plans, schedules
 from .transitions.types import dispatch_of
 from .worker.middleware import SequencesMiddleware
 
@@ -122,7 +124,9 @@ def _drain(run: SequenceRun | None, limit: int) -> int:
     due, broker = _Due(run, using), _InlineBroker(dramatiq.get_broker())
     performed = 0
     notifications.send_pending(using)  # of the starts
-    while (row := due.next()) is not None:
+    while (row := due.next()) is not None or _expire(run, using):
+        if row is None:
+            continue  # a run has failed by its deadline, and what that made ready is next
         if performed >= limit:  # not by assert, which python -O leaves out
             raise AssertionError(
                 f"The limit is reached, but step {row} of {row.run} is still due. Does a step "
@@ -139,6 +143,16 @@ def _drain(run: SequenceRun | None, limit: int) -> int:
         due.add([row.pk, *(made.step_run_id for made in [*ready, *dispatches])])
         performed += row.kind != "item"
     return performed
+
+
+def _expire(run: SequenceRun | None, using: str) -> bool:
+    """Fail the runs whose deadlines have passed. False: there were none."""
+    family = None if run is None else frozenset(_family(run, using))
+    passed = [pk for pk in deadlines.due(using) if family is None or pk in family]
+    for pk in passed:
+        deadlines.expire(pk, using)
+        notifications.send_pending(using)
+    return bool(passed)
 
 
 class _Due:
@@ -268,16 +282,20 @@ class Clock:
         if isinstance(run, Schedule):
             row = schedules.read(run.pk, using)
             return row is not None and self._move_to(row.wake_at)
+        family = _family(run, using)
         waiting = StepRun.objects.using(using).filter(
-            run__in=_family(run, using),
+            run__in=family,
             status=StepStatus.WAITING,
             due_at__isnull=False,
             wake_at__isnull=False,
         )
+        ends = RunDeadline.objects.using(using).filter(
+            run__in=family, run__status__in=(RunStatus.RUNNING, RunStatus.PAUSED)
+        )
         now = database_clock.now(using)
-        moments = [row.due_at for row in waiting.order_by("due_at")[:1] if row.due_at]
+        moments = [rows.aggregate(next=Min("due_at"))["next"] for rows in (waiting, ends)]
         moments += [moment for _, moment in _lines(using) if moment and moment > now]
-        return self._move_to(min(moments, default=None))
+        return self._move_to(min(filter(None, moments), default=None))
 
     def _move_to(self, moment: datetime | None) -> bool:
         if moment is None:

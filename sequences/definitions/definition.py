@@ -52,6 +52,8 @@ class Definition:
     #: How long finished runs are kept, and failed ones; None: as the settings say.
     retention: timedelta | None
     retention_failed: timedelta | None
+    #: How long after its start a run must be finished; None: it has no deadline.
+    deadline: timedelta | None
     redact: tuple[str, ...]
     #: Of whole runs, and what becomes of one that finds no place in them.
     limits: tuple[Limit, ...]

@@ -99,6 +99,22 @@ class FanOutOptions(StepOptions, total=False):
     concurrency: int | None
 
 
+class StartOptions(TypedDict, total=False):
+    """Those of a start."""
+
+    #: A run of the sequence that has it already is returned instead.
+    key: str | None
+    #: Whether a key is taken for ever, or until its run has ended.
+    unique: Literal["ever", "unfinished"]
+    #: Before the first steps become ready.
+    delay: timedelta | int | None  # milliseconds
+    #: Its order where limits make runs wait: as in Dramatiq, the lowest first.
+    priority: int
+    #: By when the run must be finished, or how long after its start. None: no deadline, whatever
+    #: its Meta says.
+    deadline: timedelta | datetime | None
+
+
 class SequenceMeta:
     """The options of a sequence's Meta, for ``class Meta(SequenceMeta)``. It need not inherit."""
 
@@ -110,6 +126,7 @@ class SequenceMeta:
     schedules: Mapping[str, Timetable]
     verbose_name: Text | None
     # Of the sequence, and of those that inherit from it
+    deadline: timedelta | None
     defaults: Mapping[str, Any]
     handoff: Literal["broker", "direct"]
     limits: Limits

@@ -27,6 +27,7 @@ class MetaOptions:
     handoff: Literal["broker", "direct"]
     retention: timedelta | None
     retention_failed: timedelta | None
+    deadline: timedelta | None
     redact: tuple[str, ...]
     limits: tuple[Limit, ...]
     when_full: WhenFull
@@ -47,6 +48,7 @@ class MetaOptions:
             handoff=options.pop("handoff", "broker"),
             retention=_kept_for(options, "retention"),
             retention_failed=_kept_for(options, "retention_failed"),
+            deadline=options.pop("deadline", None),
             redact=as_tuple(options.pop("redact", ())),
             limits=as_tuple(options.pop("limits", ())),
             when_full=options.pop("when_full", "wait"),

@@ -22,6 +22,7 @@ from .plan import COMPENSATION_KINDS
 from .schedules import Timetable, declaration_problems
 from .steps import (
     FAN_OUT_OPTIONS,
+    MAX_WAIT,
     STEP_OPTIONS,
     Decorator,
     Step,
@@ -437,6 +438,10 @@ def _is_retention(value: object) -> bool:
     return value is None or (isinstance(value, timedelta) and value >= timedelta())
 
 
+def _is_deadline(value: object) -> bool:
+    return value is None or (isinstance(value, timedelta) and timedelta() < value <= MAX_WAIT)
+
+
 def _is_data(value: object) -> bool:
     return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
 
@@ -539,6 +544,7 @@ _META_RULES: Rules = {
     "schedules": (lambda value: isinstance(value, Mapping | None), "a dict of names to cron(…)"),
     "retention": (_is_retention, "a timedelta, or None to keep runs forever"),
     "retention_failed": (_is_retention, "a timedelta, or None to keep runs forever"),
+    "deadline": (_is_deadline, "a positive timedelta, or None"),
     "redact": (_are_names, "a list of names"),
     "limits": (_are_limits, "a list of Limit objects, each of another name"),
     "when_full": (lambda value: value in WHEN_FULL, '"wait", "skip" or "cancel_oldest"'),

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast
 
 from django.db import DatabaseError
+from django.utils.timezone import is_aware
 
 from .. import conf
 from ..data import serialization
-from ..definitions.definition import Definition, Unique
-from ..definitions.steps import as_timedelta, duration_problem
-from ..exceptions import SequenceError
+from ..definitions.definition import Definition
+from ..definitions.option_types import StartOptions
+from ..definitions.steps import MAX_WAIT, as_timedelta, duration_problem
+from ..exceptions import SequenceError, did_you_mean
 from ..models import SequenceRun, SequenceRunQuerySet
 from ..sequence import Sequence
 from ..transitions import starts
@@ -32,18 +34,15 @@ BATCH = 1000
 KEY_LENGTH = 255
 
 
-def start(
-    cls: type[S],
-    data: Any,
-    *,
-    key: str | None,
-    unique: Unique,
-    delay: timedelta | int | None,
-    priority: int,
-) -> S:
+def start(cls: type[S], data: Any, **options: Unpack[StartOptions]) -> S:
     """See `Sequence.start`."""
     definition = definition_of(cls)
-    wanted = _wanted(definition, data, key, unique, delay, priority)
+    if unknown := options.keys() - OPTIONS:
+        option = min(unknown)
+        raise TypeError(
+            f"{definition.label}.start has no option {option!r}. {did_you_mean(option, OPTIONS)}"
+        )
+    wanted = _wanted(definition, data, **options)
     using = conf.using()
     labels = [definition.label, *definition.aliases]
     with tracing.starting(definition.plan, [wanted]):
@@ -131,7 +130,7 @@ def _bound(cls: type[S], run: SequenceRun, wanted: Start) -> S:
     return cls._bind(run=run, data=run.data, created=run.pk == wanted.id)
 
 
-_OPTIONS = {"key", "unique", "delay", "priority"}
+OPTIONS = frozenset(StartOptions.__annotations__)
 #: The least and the most that a priority may be: the column's.
 PRIORITIES = -(2**15), 2**15 - 1
 
@@ -139,50 +138,51 @@ PRIORITIES = -(2**15), 2**15 - 1
 def _wanted_of(definition: Definition, item: Any) -> Start:
     """One of `start_many`: data, or a pair of data and a dict of the options of `start`."""
     if not isinstance(item, tuple):
-        return _wanted(definition, item, None, "ever", None)
+        return _wanted(definition, item)
     data: Any = item[0] if item else None
     options: Any = item[1] if len(item) == 2 else None
-    if not isinstance(options, Mapping) or not options.keys() <= _OPTIONS:
+    if not isinstance(options, Mapping) or not options.keys() <= OPTIONS:
+        names = ", ".join(f'"{name}"' for name in StartOptions.__annotations__)
         raise SequenceError(
             f"{definition.label}.start_many: {item!r} must be data, or a pair of data and a "
-            'dict of options ("key", "unique", "delay", "priority").'
+            f"dict of options ({names})."
         )
-    return _wanted(
-        definition,
-        data,
-        options.get("key"),
-        options.get("unique", "ever"),
-        options.get("delay"),
-        options.get("priority", 0),
-    )
+    return _wanted(definition, data, **cast(StartOptions, options))
 
 
-def _wanted(
-    definition: Definition,
-    data: Any,
-    key: str | None,
-    unique: Unique,
-    delay: timedelta | int | None,
-    priority: int = 0,
-) -> Start:
+def _wanted(definition: Definition, data: Any, **options: Unpack[StartOptions]) -> Start:
+    key, unique = options.get("key"), options.get("unique", "ever")
     _check_key(definition, key, unique)
     checked, text = serialization.normalise(
         definition.admit(data),
         encoder=conf.settings.encoder,
         max_bytes=conf.settings.max_data_bytes,
     )
-    wait = _delay(definition, delay)
-    return Start(checked, text, key, unique, wait, _priority(definition, priority))
+    delay = _delay(definition, options.get("delay"))
+    deadline = _deadline(definition, options.get("deadline", definition.deadline))
+    priority = _priority(definition, options.get("priority", 0))
+    return Start(checked, text, key, unique, delay, priority, deadline)
+
+
+def _deadline(definition: Definition, deadline: Any) -> timedelta | datetime | None:
+    if deadline is None or (isinstance(deadline, datetime) and is_aware(deadline)):
+        return deadline
+    if isinstance(deadline, timedelta) and timedelta() < deadline <= MAX_WAIT:
+        return deadline
+    raise SequenceError(
+        f"{definition.label}.start: deadline is {deadline!r}; it must be a positive timedelta, an "
+        "aware datetime, or None."
+    )
 
 
 def start_of(definition: Definition, data: Any, *, key: str | None) -> Start:
     """The run of a schedule: data and key are checked as those of `Sequence.start` are."""
-    return _wanted(definition, data, key, "ever", None)
+    return _wanted(definition, data, key=key)
 
 
 def wanted_by(definition: Definition, data: Any, parent: int) -> Start:
     """A child of this step run."""
-    wanted = _wanted(definition, data, None, "ever", None)
+    wanted = _wanted(definition, data)
     wanted.parent = parent
     return wanted
 

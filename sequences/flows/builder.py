@@ -8,8 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import dramatiq
 from asgiref.sync import sync_to_async
@@ -17,7 +16,8 @@ from django.core.serializers.json import DjangoJSONEncoder
 
 from .. import conf
 from ..data import serialization
-from ..definitions.definition import Definition, Unique
+from ..definitions.definition import Definition
+from ..definitions.option_types import StartOptions
 from ..definitions.plan import Node, Plan
 from ..definitions.registry import INLINE_LABEL, find
 from ..definitions.registry import all as every_class
@@ -110,11 +110,8 @@ def start_definition(
     data: Mapping[str, Any] | None = None,
     /,
     *,
-    key: str | None = None,
     name: str = "flow",
-    unique: Unique = "ever",
-    delay: timedelta | int | None = None,
-    priority: int = 0,
+    **options: Unpack[StartOptions],
 ) -> Sequence[Any]:
     """Start a run of a definition that is kept with it: a mapping, a `chain` or a `group`.
 
@@ -138,7 +135,7 @@ def start_definition(
     built = _inline(mapping, f"{INLINE_LABEL}:{name}", where, strict=True)
     _check_inline(built, where)
     cls: type[Sequence[Any]] = built.cls
-    return cls.start(data, key=key, unique=unique, delay=delay, priority=priority)
+    return cls.start(data, **options)
 
 
 def plan_of(definition: Data, where: str) -> Plan:
@@ -153,17 +150,12 @@ async def astart_definition(
     data: Mapping[str, Any] | None = None,
     /,
     *,
-    key: str | None = None,
     name: str = "flow",
-    unique: Unique = "ever",
-    delay: timedelta | int | None = None,
-    priority: int = 0,
+    **options: Unpack[StartOptions],
 ) -> Sequence[Any]:
     """`start_definition`, for asynchronous code."""
     start = sync_to_async(start_definition)
-    return await start(
-        definition, data, key=key, name=name, unique=unique, delay=delay, priority=priority
-    )
+    return await start(definition, data, name=name, **options)
 
 
 def _inline(mapping: Mapping[str, Any], label: str, where: str, *, strict: bool) -> Definition:

@@ -33,7 +33,7 @@ from .references import Arguments, Call, ChildData, Conditions, Items, Outputs, 
 RETENTIONS = ("retention", "retention_failed")
 SCHEDULES = ("schedule", "schedules")
 CLASS_KEYS = (
-    "name", "handoff", *RETENTIONS, *SCHEDULES, "redact", "verbose_name", "aliases",
+    "name", "handoff", "deadline", *RETENTIONS, *SCHEDULES, "redact", "verbose_name", "aliases",
 )  # fmt: skip
 KEYS = (*CLASS_KEYS, "$schema", "steps", "outputs", "on_failure", "options", "defaults")
 
@@ -406,7 +406,7 @@ class Parser:
         meta = self._dramatiq_options(options, ())
         names = ("handoff", "redact", "verbose_name", "aliases", "defaults")
         meta |= {name: mapping[name] for name in names if mapping.get(name) is not None}
-        for name in RETENTIONS:
+        for name in (*RETENTIONS, "deadline"):
             if name in mapping:
                 length = mapping[name]
                 meta[name] = None if length is None else self._duration(name, length)

@@ -201,9 +201,9 @@ def _inbox(snapshot: RunSnapshot) -> dict[str, Any]:
     return {} if "inbox" in snapshot.run.get_deferred_fields() else snapshot.run.inbox
 
 
-def _has(step: StepSnapshot, status: str) -> bool:
-    """Whether the step is in this state, or one of its items."""
-    return step.status == status or bool(step.items.get(status))
+def _has(step: StepSnapshot, *statuses: str) -> bool:
+    """Whether the step is in one of these states, or one of its items."""
+    return any(step.status == status or step.items.get(status) for status in statuses)
 
 
 def _failed_to_undo(step: StepSnapshot) -> bool:
@@ -223,7 +223,8 @@ def _has_something_to_retry(snapshot: RunSnapshot) -> bool:
     if _undone(snapshot):
         rule = RULES["retry_compensation"]
         return rule.allows(snapshot.run.status) and any(map(_failed_to_undo, snapshot.steps))
-    return snapshot.is_failing or any(_has(step, "retrying") for step in snapshot.steps)
+    states = ("retrying", "cancelled") if snapshot.run.status == "failed" else ("retrying",)
+    return snapshot.is_failing or any(_has(step, *states) for step in snapshot.steps)
 
 
 def _runs_no_step(snapshot: RunSnapshot) -> bool:

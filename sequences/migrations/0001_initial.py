@@ -323,6 +323,28 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name="RunDeadline",
+            fields=[
+                (
+                    "run",
+                    models.OneToOneField(
+                        db_constraint=False,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        primary_key=True,
+                        related_name="deadline",
+                        serialize=False,
+                        to="job_sequences.sequencerun",
+                        verbose_name="run",
+                    ),
+                ),
+                ("due_at", models.DateTimeField(db_index=True, verbose_name="deadline")),
+            ],
+            options={
+                "verbose_name": "deadline",
+                "verbose_name_plural": "deadlines",
+            },
+        ),
+        migrations.CreateModel(
             name="StepCall",
             fields=[
                 ("id", models.BigAutoField(primary_key=True, serialize=False)),

@@ -58,14 +58,23 @@ def stop(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispat
 
 
 def begin(
-    run: SequenceRun, plan: Plan, ending: RunStatus, now: datetime, using: str
+    run: SequenceRun,
+    plan: Plan,
+    ending: RunStatus,
+    now: datetime,
+    using: str,
+    *,
+    cancels: bool = False,
 ) -> list[Dispatch]:
-    """The run ends so, once all is undone. What has not begun never will."""
+    """The run ends so, once all is undone. What has not begun never will.
+
+    ``cancels``: what executes may still execute, and is cancelled where nothing waits for its end.
+    """
     fails = ending == RunStatus.FAILED and plan.on_failure is not None
     if fails or has_undo(run, plan, using):
         run.status, run.ending = RunStatus.UNDOING, ending
         return go_on(run, plan, now, using)
-    if ending == RunStatus.CANCELLED:
+    if cancels or ending == RunStatus.CANCELLED:
         subsequences.cancel(runs.steps_of(run, using), now, using)
         runs.end_unfinished(run, StepStatus.CANCELLED, now, using)
     runs.end(run, ending, now)

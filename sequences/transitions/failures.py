@@ -7,10 +7,10 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 
 from ..definitions.plan import COMPENSATION_KINDS
-from ..exceptions import WorkerLost
+from ..exceptions import DeadlineExceeded, WorkerLost
 from ..models import NO_ITEM, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
 from ..utils.text import text_of, trace_of
 from . import clock, compensation, fanout, limits, losses, notifications, plans, processes
@@ -330,11 +330,17 @@ def _fail(run: SequenceRun, step: Claim | StepRun, now: datetime, using: str) ->
     return ready
 
 
+def append_to_run(row: StepRun, failure: Failure, now: datetime, using: str) -> None:
+    """Record what a run fails with while this step of it has not ended."""
+    _append(row.pk, row, failure, row.attempts + 1, "", now, using)
+
+
 def newest(run_id: UUID, plan_id: int, using: str) -> StepFailure | None:
     """What the run fails with: the newest failure of a step that is no undo."""
     plan = plans.load(plan_id, using)
     rows = StepFailure._base_manager.using(using).filter(run=run_id)
     aside = [node.name for node in plan.nodes if node.kind in COMPENSATION_KINDS]
     failed = StepRun._base_manager.using(using).filter(run=run_id, status=StepStatus.FAILED)
-    rows = rows.exclude(step__in=aside).filter(step__in=failed.values("step"))
+    of_run = Q(error=_full_name(DeadlineExceeded))
+    rows = rows.exclude(step__in=aside).filter(of_run | Q(step__in=failed.values("step")))
     return rows.order_by("-pk").first()

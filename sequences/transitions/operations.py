@@ -250,6 +250,12 @@ class LockedRun:
             )
         return failed
 
+    def has_stopped_steps(self) -> bool:
+        """Whether steps wait for a retry, or were cancelled as the run failed by its deadline."""
+        failed = self.run.status == RunStatus.FAILED
+        stopped = (StepStatus.RETRYING, StepStatus.CANCELLED) if failed else (StepStatus.RETRYING,)
+        return self.steps(status__in=stopped).exists()
+
     def undone(self) -> frozenset[str]:
         return compensation.undone(self.run, self.plan, self.using)
 
@@ -423,8 +429,7 @@ def retry(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch]
         locked.allow(RULES["retry"])
         if locked.undone():
             return locked.retry_undo()
-        retrying = locked.steps(status=StepStatus.RETRYING)
-        if not locked.is_failing() and not retrying.exists():
+        if not locked.is_failing() and not locked.has_stopped_steps():
             locked.refuse("no step has failed or is waiting for a retry.")
         return locked.begin_failed_again()
 

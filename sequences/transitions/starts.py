@@ -11,7 +11,7 @@ from django.db import DatabaseError, IntegrityError, connections, transaction
 from django.db.models import Q
 
 from ..definitions.plan import Node, Plan
-from ..models import SequenceRun, StepRun, StepStatus, Wait
+from ..models import RunDeadline, SequenceRun, StepRun, StepStatus, Wait
 from . import clock, notifications, plans
 from .backends import backend_of
 from .locking import is_transient
@@ -37,7 +37,7 @@ def start_quickly(
     fast, plan_id = backend_of(using).fast, plans.known_id(plan, using)
     if fast is None or plan_id is None or not wanted or (len(wanted) > 1 and _has_keys(wanted)):
         return None
-    if any(one.priority for one in wanted):
+    if any(one.priority or one.deadline is not None for one in wanted):
         return None
     scope = _scope(labels, wanted, using)
     try:
@@ -115,6 +115,7 @@ def start_many(
         taken |= _holders(labels, wanted, using)
     started = [(fresh[one.id], one.delay) for one in wanted if one.id in ours]
     steps = _first_steps(plan, started, now, using)
+    _insert_deadlines([one for one in wanted if one.id in ours], now, using)
     notifications.started([run for run, _ in started], plan.sequence, using)
     runs: dict[UUID, SequenceRun] = {}
     for one in sorted(wanted, key=in_order_of_keys):
@@ -158,8 +159,23 @@ def _insert_one(
     plan_id, now = plans.store_now(plan, using)
     run = _row(plan, plan_id, wanted, _scope(labels, [wanted], using), now)
     run.save(using=using, force_insert=True)
+    _insert_deadlines([wanted], now, using)
     notifications.started([run], plan.sequence, using)
     return run, _first_steps(plan, [(run, wanted.delay)], now, using)
+
+
+def _insert_deadlines(wanted: Iterable[Start], now: datetime.datetime, using: str) -> None:
+    rows = [
+        RunDeadline(run_id=one.id, due_at=_moment(one.deadline, now))
+        for one in wanted
+        if one.deadline is not None
+    ]
+    if rows:
+        RunDeadline._base_manager.using(using).bulk_create(rows)
+
+
+def _moment(deadline: timedelta | datetime.datetime, now: datetime.datetime) -> datetime.datetime:
+    return now + deadline if isinstance(deadline, timedelta) else deadline
 
 
 def _scope(labels: Labels, wanted: Sequence[Start], using: str) -> str:

@@ -69,6 +69,8 @@ class Start:
     unique: str = "ever"
     delay: datetime.timedelta | None = None
     priority: int = 0
+    #: How long after its start, or by when, it must be finished.
+    deadline: datetime.timedelta | datetime.datetime | None = None
     parent: int | None = None
     trace: str = ""
     id: UUID = field(default_factory=uuid7)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from typing import Protocol
+from uuid import UUID
 
 from .. import conf
 from ..definitions import registry
@@ -18,7 +19,7 @@ from ..engine import current, dispatcher, kinds, outages
 from ..engine.executor import unknown_step
 from ..engine.limits import look
 from ..models import StepRun
-from ..transitions import due, failures, limits, locking, plans
+from ..transitions import deadlines, due, failures, limits, locking, plans
 from ..transitions.types import Dispatch
 from . import queue_monitor
 from .registration import WorkerRegistration, close_all
@@ -74,6 +75,8 @@ def sweep(evidence: LossDetector, using: str) -> int:
             sent += _dispatch(_look_after(row, _look, batch, using), using)
         if (place := batch.more) is None:
             break
+    for run_id in deadlines.due(using):
+        sent += _dispatch(_expire(run_id, using), using)
     return sent + _look_at_lines(using)
 
 
@@ -84,6 +87,21 @@ def _look_at_lines(using: str) -> int:
         with suppress(locking.Locked), locking.no_wait():
             sent += _dispatch(look(line, using), using)
     return sent
+
+
+def _expire(run_id: UUID, using: str) -> list[Dispatch]:
+    """Fail a run whose deadline has passed. One that is locked has its turn at the next sweep."""
+    try:
+        with locking.no_wait():
+            return deadlines.expire(run_id, using)
+    except locking.Locked:
+        pass
+    except Exception as error:
+        if outages.is_away(error, using):
+            raise
+        logger.exception("The sweep could not fail run %s, whose deadline has passed.", run_id)
+        deadlines.put_off(run_id, using)
+    return []
 
 
 def _dispatch(dispatches: list[Dispatch], using: str) -> int:

@@ -504,15 +504,15 @@ def test_data_that_cannot_be_stored_is_refused_in_the_caller_and_nothing_is_writ
         (
             lambda cls: cls.start_many([{}, ({}, {"keys": "a"})]),
             "tests.Contact.start_many: ({}, {'keys': 'a'}) must be data, or a pair of data and "
-            'a dict of options ("key", "unique", "delay").',
+            'a dict of options ("key", "unique", "delay", "priority", "deadline").',
         ),
         (
             lambda cls: cls.start_many([{}, ({}, "a")]),
             "tests.Contact.start_many: ({}, 'a') must be data, or a pair of data and a dict of "
-            'options ("key", "unique", "delay").',
+            'options ("key", "unique", "delay", "priority", "deadline").',
         ),
-        (lambda cls: cls.start_many([{}, 5]), "tests.Contact.start: data must be a dict; it is "
-                                              "a int: 5"),
+        (lambda cls: cls.start_many([{}, 5]), "tests.Contact.start: data must be a dict, not "
+                                              "int: 5"),
     ],
 )  # fmt: skip
 def test_a_call_that_is_wrong_says_what_is_and_writes_nothing(contact, start, message):

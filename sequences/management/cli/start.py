@@ -44,6 +44,9 @@ class Start(Subcommand):
             help="order among runs that wait for a limit: the lowest first",
         )  # fmt: skip
         parser.add_argument(
+            "--deadline", type=duration, metavar="3d", help="fail if not finished after this time"
+        )
+        parser.add_argument(
             "--wait", action="store_true", help="wait; the exit code says how it ended"
         )
         parser.add_argument("--timeout", type=duration, metavar="10m", help="stop waiting after it")
@@ -53,7 +56,10 @@ class Start(Subcommand):
         if options.timeout is not None and not options.wait:
             raise wrong("--timeout says how long to --wait: give both.")
         start = self._start(options)
-        named = {name: getattr(options, name) for name in ("key", "unique", "delay", "priority")}
+        names = ("key", "unique", "delay", "priority")
+        named = {name: getattr(options, name) for name in names}
+        if options.deadline is not None:
+            named["deadline"] = options.deadline
         sequence = start(options.data, **named)
         run = sequence.run
         if not options.json:

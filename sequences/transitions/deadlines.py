@@ -1,0 +1,65 @@
+"""Deadlines of whole runs: one that is not finished by then fails, and is undone.
+
+A run without a deadline has no row here, and costs nothing.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from ..definitions.plan import COMPENSATION_KINDS
+from ..exceptions import DeadlineExceeded
+from ..models import NO_ITEM, RunDeadline, RunStatus, SequenceRun, StepRun
+from . import clock, compensation, failures, plans, runs
+from .locking import lock_free, lock_run, transact
+from .types import Dispatch
+
+#: Runs that one sweep fails, at most.
+BATCH = 500
+
+
+def due(using: str) -> list[UUID]:
+    """The runs whose deadlines have passed, the oldest first."""
+    rows = RunDeadline._base_manager.using(using).filter(due_at__lte=clock.now(using))
+    return list(rows.order_by("due_at").values_list("run_id", flat=True)[:BATCH])
+
+
+def expire(run_id: UUID, using: str) -> list[Dispatch]:
+    """Fail this run, whose deadline has passed, unless it is finished or being undone already."""
+    return transact(using, lambda: _expire(run_id, using))
+
+
+def _expire(run_id: UUID, using: str) -> list[Dispatch]:
+    run = lock_run(run_id, using)
+    now = clock.now(using)
+    rows = RunDeadline._base_manager.using(using).filter(run=run_id, due_at__lte=now)
+    deadline = rows.values_list("due_at", flat=True).first()
+    if deadline is None:  # another sweep was here
+        return []
+    rows._raw_delete(using)
+    if run is None or run.status not in (RunStatus.RUNNING, RunStatus.PAUSED):
+        return []
+    plan = plans.load(run.plan_id, using)
+    _record(run, deadline, now, using)
+    ready = compensation.begin(run, plan, RunStatus.FAILED, now, using, cancels=True)
+    runs.save(run, now, using)
+    return ready
+
+
+def _record(run: SequenceRun, deadline: datetime, now: datetime, using: str) -> None:
+    """What the run fails with: at the oldest of the steps that have not ended."""
+    unfinished = runs.unfinished(run, using).filter(item=NO_ITEM)
+    rows: list[StepRun] = list(unfinished.exclude(kind__in=COMPENSATION_KINDS).order_by("pk"))
+    if not rows:
+        return
+    steps = ", ".join(row.step for row in rows)
+    error = DeadlineExceeded(run=run.pk, deadline=f"{deadline:%Y-%m-%d %H:%M:%S %Z}", steps=steps)
+    failures.append_to_run(rows[0], failures.Failure.of(error), now, using)
+
+
+def put_off(run_id: UUID, using: str) -> None:
+    """Look after this one in a while: it could not be failed now, for a reason that may last."""
+    rows = RunDeadline._base_manager.using(using).filter(run=run_id)
+    later = clock.now(using) + clock.grace()
+    transact(using, lambda: rows.filter(pk__in=lock_free(rows, using)).update(due_at=later))

@@ -1,0 +1,363 @@
+"""A run that is not finished by its deadline fails, and its children with it; its undos run."""
+
+from datetime import timedelta
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+from dramatiq.middleware import SkipMessage
+
+from sequences import (
+    Sequence,
+    define,
+    event,
+    on_failure,
+    signals,
+    start_definition,
+    step,
+    subsequence,
+)
+from sequences.exceptions import InvalidDefinition, SequenceError
+from sequences.flows.jobs import job
+from sequences.models import RunDeadline, SequenceRun, StepRun
+from sequences.testing import clock, drain, run_sequence
+from sequences.transitions import deadlines
+from sequences.worker.sweeper import AssumeLost, sweep
+from tests.engine import claim, fresh, ledger, perform, row
+from tests.locks import held
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+HOUR = timedelta(hours=1)
+
+
+def sweep_now():
+    return sweep(AssumeLost(), "default")
+
+
+def approval(**options):
+    class Loan(Sequence):
+        class Meta:
+            app_label = "shop"
+            deadline = HOUR
+
+        @step(max_retries=0, **options)
+        def check(self):
+            self.data["checked"] = True
+
+        approve = event()
+
+        @step
+        def pay(self): ...
+
+    return Loan
+
+
+def test_a_run_that_waits_fails_at_its_deadline():
+    with clock() as moving:
+        run = approval().start().run
+        drain()
+        moving.move(HOUR - timedelta(seconds=10))
+        sweep_now()
+        assert fresh(run).status == "running"
+        moving.move(timedelta(seconds=11))
+        sweep_now()
+    run = fresh(run)
+    assert run.status == "failed"
+    assert ledger(run) == {"check": "succeeded", "approve": "cancelled"}
+    failure = run.failures.get()
+    assert (failure.step, failure.error) == ("approve", "sequences.exceptions.DeadlineExceeded")
+    assert "It was at: approve." in failure.message
+    assert not RunDeadline.objects.exists()
+
+
+def test_a_run_that_is_finished_has_none_to_miss():
+    with clock() as moving:
+        run = approval().start().run
+        run.deliver("approve")
+        drain()
+        assert fresh(run).status == "succeeded"
+        moving.move(2 * HOUR)
+        sweep_now()
+    assert fresh(run).status == "succeeded"
+    assert not fresh(run).failures.exists()
+    assert not RunDeadline.objects.exists()
+
+
+@pytest.mark.parametrize("given", ["timedelta", "datetime"])
+def test_a_start_has_a_deadline_of_its_own(given):
+    minute = timedelta(minutes=1)
+    deadline = minute if given == "timedelta" else timezone.now() + minute
+    with clock() as moving:
+        run = approval().start({}, deadline=deadline).run
+        drain()
+        moving.move(minute + timedelta(seconds=2))
+        drain()
+    assert fresh(run).status == "failed"
+
+
+def test_a_start_may_have_none():
+    with clock() as moving:
+        run = approval().start({}, deadline=None).run
+        moving.move(2 * HOUR)
+        drain()
+    assert fresh(run).status == "running"
+
+
+def test_many_have_theirs():
+    loan = approval()
+    first, _ = loan.start_many([{}, ({}, {"deadline": None})])
+    assert [one.run_id for one in RunDeadline.objects.all()] == [first.run.pk]
+    first = loan.start({}, key="k", deadline=2 * HOUR)
+    again = loan.start({}, key="k")
+    assert first.run == again.run
+    assert RunDeadline.objects.count() == 2
+
+
+@pytest.mark.parametrize("deadline", [timedelta(), -HOUR, 5, timezone.now().replace(tzinfo=None)])
+def test_what_is_no_deadline_is_an_error(deadline):
+    with pytest.raises(SequenceError, match="deadline is"):
+        approval().start({}, deadline=deadline)
+
+
+def test_an_option_that_start_does_not_have_is_a_type_error():
+    with pytest.raises(TypeError, match=r"has no option 'dedline'\. Did you mean 'deadline'"):
+        approval().start({}, dedline=HOUR)
+    assert not SequenceRun.objects.exists()
+
+
+@pytest.mark.parametrize("value", [timedelta(), 5, "1h"])
+def test_a_meta_that_cannot_be_fails_the_class(value):
+    with pytest.raises(InvalidDefinition, match="deadline is"):
+
+        class Wrong(Sequence):
+            class Meta:
+                app_label = "shop"
+                deadline = value
+
+
+def test_what_was_done_is_undone_and_on_failure_knows_why():
+    seen = []
+
+    class Booking(Sequence):
+        class Meta:
+            app_label = "shop"
+            deadline = HOUR
+
+        @step
+        def book(self): ...
+
+        @book.undo
+        def cancel(self):
+            seen.append("cancel")
+
+        confirmed = event()
+
+        @on_failure
+        def tell(self):
+            seen.append((self.failure.step, self.failure.error.rpartition(".")[2]))
+
+    assert run_sequence(Booking).run.status == "failed"
+    assert seen == ["cancel", ("confirmed", "DeadlineExceeded")]
+
+
+def test_what_executes_ends_first_and_is_undone_then():
+    undone = []
+
+    class Booking(Sequence):
+        class Meta:
+            app_label = "shop"
+            deadline = HOUR
+
+        @step
+        def book(self): ...
+
+        @book.undo
+        def cancel(self):
+            undone.append(self.run.pk)
+
+        @step
+        def confirm(self): ...
+
+    with clock() as moving:
+        run = Booking.start().run
+        working = claim(run, "book")
+        moving.move(HOUR + timedelta(seconds=1))
+        StepRun.objects.update(wake_at=timezone.now() + 3 * HOUR)  # its worker is alive
+        sweep_now()
+        assert fresh(run).status == "undoing"
+        assert undone == []
+        perform(working)
+        drain()
+    assert fresh(run).status == "failed"
+    assert undone == [run.pk]
+    assert ledger(run)["book"] == "succeeded"
+    assert "confirm" not in ledger(run)
+
+
+def test_what_executes_loses_its_commit_where_nothing_is_undone():
+    with clock() as moving:
+        run = approval().start().run
+        working = claim(run, "check")
+        moving.move(HOUR + timedelta(seconds=1))
+        StepRun.objects.update(wake_at=timezone.now() + 3 * HOUR)
+        sweep_now()
+        assert fresh(run).status == "failed"
+        with pytest.raises(SkipMessage):
+            perform(working)
+    assert fresh(run).data == {}
+    assert ledger(run) == {"check": "cancelled"}
+
+
+def test_its_children_end_with_it():
+    class Parent(Sequence):
+        class Meta:
+            app_label = "shop"
+            deadline = HOUR / 2
+
+        child = subsequence("shop.Loan")
+
+    approval()
+    run = run_sequence(Parent).run
+    child = SequenceRun.objects.get(parent__run=run.pk)
+    assert (run.status, child.status) == ("failed", "cancelled")
+    assert ledger(run) == {"child": "cancelled"}
+
+
+def test_a_child_that_misses_its_own_fails_its_parent():
+    class Parent(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        child = subsequence("shop.Loan")
+
+    approval()
+    run = run_sequence(Parent).run
+    child = SequenceRun.objects.get(parent__run=run.pk)
+    assert (run.status, child.status) == ("failed", "failed")
+
+
+def test_a_paused_run_has_one_too():
+    with clock() as moving:
+        run = approval().start().run
+        run.pause()
+        moving.move(HOUR + timedelta(seconds=1))
+        sweep_now()
+    assert fresh(run).status == "failed"
+
+
+def test_a_retry_goes_on_without_a_deadline():
+    with clock() as moving:
+        run = approval().start().run
+        drain()
+        moving.move(HOUR + timedelta(seconds=1))
+        sweep_now()
+        fresh(run).retry()
+        moving.move(9 * HOUR)
+        drain()
+        assert fresh(run).status == "running"
+        fresh(run).deliver("approve")
+        drain()
+    assert fresh(run).status == "succeeded"
+
+
+def test_the_failure_is_heard(monkeypatch):
+    heard = []
+
+    def hear(sender, run, **kwargs):
+        heard.append((sender.__name__, run.status))
+
+    signals.run_failed.connect(hear)
+    try:
+        run_sequence(approval())
+    finally:
+        signals.run_failed.disconnect(hear)
+    assert heard == [("Loan", "failed")]
+
+
+def test_two_sweeps_fail_it_once():
+    with clock() as moving:
+        run = approval().start().run
+        drain()
+        moving.move(HOUR + timedelta(seconds=1))
+        due = deadlines.due("default")
+        assert due == [run.pk]
+        for _ in range(2):
+            deadlines.expire(run.pk, "default")
+    assert fresh(run).failures.count() == 1
+
+
+@pytest.mark.only_on("postgresql", "mysql")
+def test_a_run_that_is_locked_has_its_turn_later_and_costs_no_other_one_anything():
+    loan = approval()
+    with clock() as moving:
+        runs = [loan.start().run for _ in range(2)]
+        drain()
+        moving.move(HOUR + timedelta(seconds=1))
+        with held(lambda: SequenceRun.objects.select_for_update().get(pk=runs[0].pk)):
+            sweep_now()
+        assert [fresh(run).status for run in runs] == ["running", "failed"]
+        sweep_now()
+    assert fresh(runs[0]).status == "failed"
+
+
+def test_an_error_puts_one_off_and_costs_no_other_one_anything(monkeypatch, caplog):
+    loan = approval()
+    expire = deadlines.expire
+
+    def fail_first(run_id, using):
+        if run_id == runs[0].pk:
+            raise RuntimeError("broken")
+        return expire(run_id, using)
+
+    with clock() as moving:
+        runs = [loan.start().run for _ in range(2)]
+        drain()
+        moving.move(HOUR + timedelta(seconds=1))
+        with monkeypatch.context() as patch:
+            patch.setattr(deadlines, "expire", fail_first)
+            sweep_now()
+        assert [fresh(run).status for run in runs] == ["running", "failed"]
+        assert "whose deadline has passed" in caplog.text
+        sweep_now()
+        assert fresh(runs[0]).status == "running"
+        moving.move(timedelta(minutes=1))
+        sweep_now()
+    assert fresh(runs[0]).status == "failed"
+
+
+def test_who_has_no_deadline_pays_nothing():
+    class Plain(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def one(self): ...
+
+    run_sequence(Plain)
+    with CaptureQueriesContext(connection) as queries:
+        Plain.start()
+    assert not [query for query in queries if "deadline" in query["sql"].lower()]
+
+
+def test_a_definition_that_is_data_may_have_one():
+    @job("wait_for_it")
+    def wait_for_it(): ...
+
+    definition = {"steps": {"ask": {"event": {}}, "done": {"job": "wait_for_it"}}}
+    cls = define({"name": "shop.Asked", "deadline": "1 hour", **definition})
+    assert cls._definition.deadline == HOUR
+    with clock() as moving:
+        runs = [cls.start().run, start_definition(definition, deadline=HOUR).run]
+        drain()
+        moving.move(HOUR + timedelta(seconds=1))
+        drain()
+    assert [fresh(run).status for run in runs] == ["failed", "failed"]
+
+
+def test_the_sentence_says_it(admin_client):
+    run = run_sequence(approval()).run
+    page = admin_client.get(f"/admin/job_sequences/sequencerun/{run.pk}/change/").content.decode()
+    assert "DeadlineExceeded" in page
+    assert row(run, "approve").status == "cancelled"
