@@ -110,11 +110,11 @@ def _check_options(definition: Definition, step: Step[Any], broker: dramatiq.Bro
         if name in of_broker:
             continue
         place, owner, ours = _declared_in(definition, step, name)
-        known = sorted({option for option in of_broker if not refusal(option)} | ours)
+        options = sorted({option for option in of_broker if not refusal(option)} | ours)
         raise InvalidDefinition(
             where=place,
             problem=f"{name!r} is not a valid option of {owner}, nor of an actor of this broker",
-            hint=f"{did_you_mean(name, known)} If a middleware gives it, add that to "
+            hint=f"{did_you_mean(name, options)} If a middleware gives it, add that to "
             "DRAMATIQ_BROKER.",
         )
 

@@ -215,7 +215,7 @@ class ExecutionContext(CurrentAttempt):
     def results(self, name: str) -> Iterator[Any]:
         """What its items returned, or it itself, in order."""
         succeeded = StepStatus.SUCCEEDED  # of a child, too
-        return (one.result for one in self._outcomes(name, status=succeeded))
+        return (outcome.result for outcome in self._outcomes(name, status=succeeded))
 
     def outcomes(self, name: str) -> Iterator[Outcome]:
         """How its items have ended, or it itself, in order."""

@@ -96,8 +96,8 @@ class CurrentAttempt:
     def _claimed(self, patterns: tuple[str, ...]) -> frozenset[str]:
         payload = self.claim.payload
         # A value of a step is hidden as if it stood in `data` under the step's name, too.
-        found = (json.loads(self.claim.data), payload, {self.claim.step: payload})
-        return frozenset().union(*(redaction.secrets_of(value, patterns) for value in found))
+        values = (json.loads(self.claim.data), payload, {self.claim.step: payload})
+        return frozenset().union(*(redaction.secrets_of(value, patterns) for value in values))
 
     def _visible_data(self) -> Any:
         # Typed data has no keys to go by until it is stored.
@@ -124,9 +124,9 @@ _thread = _Thread()
 def push_delivery(message: MessageProxy) -> Delivery:
     """This thread begins to process a message."""
     retries = message.options.get("retries") if isinstance(message.options, dict) else None
-    begun = Delivery(message, retries if type(retries) is int else 0)
-    _thread.deliveries.append(begun)
-    return begun
+    delivery = Delivery(message, retries if type(retries) is int else 0)
+    _thread.deliveries.append(delivery)
+    return delivery
 
 
 def delivery() -> Delivery | None:
@@ -141,8 +141,8 @@ def failed_attempts() -> int:
 
 def pop_delivery(message: Any) -> list[Delivery]:
     """The message is done with; so is what was begun inside of it and never ended."""
-    for index, one in enumerate(_thread.deliveries):
-        if one.message.message_id == message.message_id:
+    for index, delivery in enumerate(_thread.deliveries):
+        if delivery.message.message_id == message.message_id:
             ended = _thread.deliveries[index:]
             del _thread.deliveries[index:]
             if not index:

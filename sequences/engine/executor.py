@@ -154,7 +154,7 @@ class StepExecution:
                 raise
             logger.info("Claiming step run %s again, on a new connection.", self.step_run_id)
         # The first may have come through before its connection broke: the token tells.
-        return self._take(suspects=suspects) or self._taken()
+        return self._take(suspects=suspects) or self._find_claim()
 
     def _take(self, *, suspects: bool) -> Claim | None:
         worker = current.worker()
@@ -162,9 +162,9 @@ class StepExecution:
             self.step_run_id, self.attempts, self.token, worker, self.using, suspects=suspects
         )
 
-    def _taken(self) -> Claim | None:
+    def _find_claim(self) -> Claim | None:
         row = claims.find(self.step_run_id, self.using)
-        return claims.found(row, self.token) if row is not None and self.holds(row) else None
+        return claims.claim_in(row, self.token) if row is not None and self.holds(row) else None
 
     def holds(self, row: StepRun) -> bool:
         """Whether the row is claimed by this execution."""
@@ -253,8 +253,8 @@ class StepExecution:
 
 def _max_age_of_all() -> int | None:
     """What the project's age limit says of every message. Of a step its row's age counts."""
-    found = (one for one in dramatiq.get_broker().middleware if isinstance(one, AgeLimit))
-    return next((one.max_age for one in found), None)
+    middleware = dramatiq.get_broker().middleware
+    return next((each.max_age for each in middleware if isinstance(each, AgeLimit)), None)
 
 
 def unknown_step(definition: Definition, step: str) -> UnknownStep:

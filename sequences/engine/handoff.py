@@ -49,9 +49,9 @@ def hand_off(ready: list[Dispatch], label: str, using: str) -> None:
     """Dispatch these steps; with ``handoff="direct"`` execute the first of them here."""
     until = time.monotonic() + DIRECTLY
     while ready:
-        chosen = _chosen(ready, label, until)
-        dispatcher.send([dispatch for dispatch in ready if dispatch is not chosen])
-        ready = _perform_directly(chosen, using) if chosen else []
+        direct = _choose(ready, label, until)
+        dispatcher.send([dispatch for dispatch in ready if dispatch is not direct])
+        ready = _perform_directly(direct, using) if direct else []
 
 
 def child_ended(parent: int, using: str) -> None:
@@ -64,15 +64,15 @@ def child_ended(parent: int, using: str) -> None:
     dispatcher.send(ready)
 
 
-def _chosen(ready: list[Dispatch], label: str, until: float) -> Dispatch | None:
+def _choose(ready: list[Dispatch], label: str, until: float) -> Dispatch | None:
     if current.stopping.is_set() or time.monotonic() > until or not _is_direct(label):
         return None
     delivery = current.delivery()
     if delivery is None:
         return None
-    known = dramatiq.get_broker().actors
+    actors = dramatiq.get_broker().actors
     for dispatch in ready:
-        here = dispatch.queue == delivery.message.queue_name and dispatch.actor in known
+        here = dispatch.queue == delivery.message.queue_name and dispatch.actor in actors
         if here and dispatch.delay is None:
             return dispatch
     return None

@@ -79,8 +79,8 @@ def _deliver(
     )
     name = _event(run, event, using)
     hidden = registry.hidden_by(run.sequence)
-    shown = redact({name: redact(checked, hidden)}, hidden)[name]
-    request = replace(request, step=name, after=shown)
+    visible = redact({name: redact(checked, hidden)}, hidden)[name]
+    request = replace(request, step=name, after=visible)
     dispatches, counted = operations.deliver(run.pk, checked, request, using)
     _send_and_reload(run, dispatches, using)
     return counted

@@ -243,7 +243,7 @@ def _recover(execution: StepExecution, interrupt: Interrupt) -> list[Dispatch]:
     execution.leave_place()
     row = claims.find(execution.step_run_id, execution.using)
     if row is not None and execution.holds(row):
-        claim = execution.claim or claims.found(row, execution.token)
+        claim = execution.claim or claims.claim_in(row, execution.token)
         if _end_interrupted(claim, interrupt, execution.using):
             raise interrupt
         # It is released; or a commit that was under way came first.
@@ -266,8 +266,8 @@ def _end_interrupted(claim: Claim, interrupt: Interrupt, using: str) -> bool:
 
 def _attempt_of(claim: Claim) -> CurrentAttempt:
     """The attempt of this claim, if this thread knows it still."""
-    known = current.current_attempt()
-    return known if known and known.claim.token == claim.token else CurrentAttempt(claim)
+    attempt = current.current_attempt()
+    return attempt if attempt and attempt.claim.token == claim.token else CurrentAttempt(claim)
 
 
 def _queued_from(row: StepRun, using: str) -> list[Dispatch]:

@@ -53,7 +53,7 @@ def _claim(
     if not suspects:
         rows = rows.filter(lost=0)
     lease = now + clock.lease()
-    taken = rows.update(
+    count = rows.update(
         status=StepStatus.RUNNING,
         token=token,
         worker=worker,
@@ -64,7 +64,7 @@ def _claim(
             default=F("wake_at"),
         ),
     )
-    if not taken:
+    if not count:
         return None
     row = StepRun._base_manager.using(using).select_related("run").get(pk=step_run_id)
     return _claim_of(row, token, now)
@@ -97,7 +97,7 @@ def inbox(run_id: UUID, using: str) -> dict[str, Any]:
     return delivered
 
 
-def found(row: StepRun, token: int) -> Claim:
+def claim_in(row: StepRun, token: int) -> Claim:
     """The claim that stands in a row, for a claimer who was interrupted before it knew."""
     claim = _claim_of(row, token, row.started_at or row.queued_at)
     claim.is_limited = True  # it may be
@@ -155,7 +155,7 @@ def _release(claim: Claim, using: str) -> Dispatch | None:
     if run is None:
         return None
     now = clock.now(using)
-    held = run.status == RunStatus.PAUSED
+    is_paused = run.status == RunStatus.PAUSED
     rows = StepRun._base_manager.using(using).filter(
         pk=claim.step_run_id, token=claim.token, status=StepStatus.RUNNING
     )
@@ -167,9 +167,9 @@ def _release(claim: Claim, using: str) -> Dispatch | None:
         status=StepStatus.QUEUED,
         token=None,
         queued_at=now,
-        wake_at=None if held else now + clock.grace(),
+        wake_at=None if is_paused else now + clock.grace(),
     )
-    if not released or held:
+    if not released or is_paused:
         return None
     plan = plans.load(run.plan_id, using)
     if stops(run, plan, using):

@@ -241,8 +241,8 @@ def advance(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dis
     """
     states = states_of(run, using)
     failing = plan.is_failing(states)
-    held = failing or run.status == RunStatus.PAUSED
-    wake_at = None if held else now + clock.grace()
+    is_on_hold = failing or run.status == RunStatus.PAUSED
+    wake_at = None if is_on_hold else now + clock.grace()
     rows = [new_row(run.pk, node, now, wake_at) for node in plan.ready(states)]
     starts.insert(rows, using)
     if failing:
@@ -251,7 +251,7 @@ def advance(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dis
     outcome = plan.outcome(states)
     if outcome is not None:
         end(run, RunStatus(outcome), now)
-    return [] if held else [dispatch_of(row, plan) for row in rows]
+    return [] if is_on_hold else [dispatch_of(row, plan) for row in rows]
 
 
 def divert(run: SequenceRun, plan: Plan, name: str, now: datetime, using: str) -> list[Dispatch]:
@@ -264,10 +264,10 @@ def divert(run: SequenceRun, plan: Plan, name: str, now: datetime, using: str) -
     ready = []
     if handler.name not in states:
         others_fail = plan.is_failing({**states, handler.name: StepStatus.QUEUED})
-        held = run.status == RunStatus.PAUSED or others_fail
-        row = new_row(run.pk, handler, now, None if held else now + clock.grace())
+        is_on_hold = run.status == RunStatus.PAUSED or others_fail
+        row = new_row(run.pk, handler, now, None if is_on_hold else now + clock.grace())
         starts.insert([row], using)
-        ready = [] if held else [dispatch_of(row, plan)]
+        ready = [] if is_on_hold else [dispatch_of(row, plan)]
     return ready + advance(run, plan, now, using)
 
 

@@ -329,12 +329,12 @@ def forget(run: SequenceRun, plan: Plan, steps: frozenset[str], using: str) -> N
 
 def _newest(run: SequenceRun, plan: Plan, using: str) -> tuple[Node | None, StepRun] | None:
     """The newest step run that has an undo which has not begun; no node: its children have one."""
-    found: list[tuple[Node | None, StepRun]] = [
+    candidates: list[tuple[Node | None, StepRun]] = [
         (node, row) for node in plan.undos if (row := _not_undone(run, plan, node, using))
     ]
     if plan.subsequences and (row := _newest_parent(run, plan, using)):
-        found.append((None, row))
-    return max(found, key=lambda pair: pair[1].pk, default=None)
+        candidates.append((None, row))
+    return max(candidates, key=lambda pair: pair[1].pk, default=None)
 
 
 def _newest_parent(run: SequenceRun, plan: Plan, using: str) -> StepRun | None:
@@ -360,22 +360,22 @@ def _newest_child(own: StepRun, using: str) -> SequenceRun | None:
 
 
 def _candidates(own: StepRun, using: str) -> QuerySet[SequenceRun]:
-    found = subsequences.of(own, using)
+    children = subsequences.of(own, using)
     is_open = Q(status__in=(RunStatus.RUNNING, RunStatus.PAUSED))
     is_stopped = Q(status=RunStatus.UNDOING, ending="")
-    succeeded = Q(status=RunStatus.SUCCEEDED, plan__in=_plans_with_undos(found, using))
-    return found.filter(is_open | is_stopped | succeeded)
+    succeeded = Q(status=RunStatus.SUCCEEDED, plan__in=_plans_with_undos(children, using))
+    return children.filter(is_open | is_stopped | succeeded)
 
 
-def _plans_with_undos(found: QuerySet[SequenceRun], using: str) -> list[int]:
-    ids = found.filter(status=RunStatus.SUCCEEDED).values_list("plan", flat=True).distinct()
+def _plans_with_undos(children: QuerySet[SequenceRun], using: str) -> list[int]:
+    ids = children.filter(status=RunStatus.SUCCEEDED).values_list("plan", flat=True).distinct()
     loaded = {plan_id: plans.load(plan_id, using) for plan_id in ids}
     return [plan_id for plan_id, plan in loaded.items() if plan.undos or plan.subsequences]
 
 
 def _not_undone(run: SequenceRun, plan: Plan, node: Node, using: str) -> StepRun | None:
-    begun = _rows(run, using).filter(step=node.name, item=OuterRef("item"))
-    rows = _rows(run, using).filter(_done(node), ~Exists(begun), step=node.undoes)
+    undo = _rows(run, using).filter(step=node.name, item=OuterRef("item"))
+    rows = _rows(run, using).filter(_done(node), ~Exists(undo), step=node.undoes)
     # Of a fan-out the items are undone, not the row that waited for them.
     is_fan_out = plan.node(node.undoes).kind == "each"
     rows = rows.filter(item__gt=NO_ITEM) if is_fan_out else rows

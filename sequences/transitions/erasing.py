@@ -19,13 +19,13 @@ CHUNK = 500
 
 def lock_below(run_id: UUID, using: str) -> list[SequenceRun]:
     """Its children, and theirs, locked: from above, and each level in order of id."""
-    found: list[SequenceRun] = []
+    runs: list[SequenceRun] = []
     level = [run_id]
     while level:
         below = list(_children(level, using))
-        found += below
+        runs += below
         level = [run.pk for run in below]
-    return found
+    return runs
 
 
 def _children(above: Sequence[UUID], using: str) -> Iterator[SequenceRun]:
@@ -59,5 +59,5 @@ def blank(run_ids: Sequence[UUID], now: datetime, using: str, *, keep_key: bool)
         )
 
 
-def _chunks(found: Sequence[T]) -> Iterator[Sequence[T]]:
-    return (found[start : start + CHUNK] for start in range(0, len(found), CHUNK))
+def _chunks(rows: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))

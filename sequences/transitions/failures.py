@@ -111,31 +111,31 @@ def _received_after_all(
     claim: Claim, run: SequenceRun, now: datetime, using: str
 ) -> list[Dispatch] | None:
     """A delivery came between the look at the event's time and its end: it counts."""
-    held = run.status == RunStatus.PAUSED
+    is_paused = run.status == RunStatus.PAUSED
     rows = StepRun._base_manager.using(using).filter(
         pk=claim.step_run_id, token=claim.token, status=StepStatus.RUNNING
     )
     queued = rows.update(
         status=StepStatus.QUEUED, queued_at=now, dispatches=0, due_at=None,
-        wake_at=None if held else now + clock.grace(),
+        wake_at=None if is_paused else now + clock.grace(),
     )  # fmt: skip
     if not queued:
         return None
     row = StepRun._base_manager.using(using).get(pk=claim.step_run_id)
-    return [] if held else [dispatch_of(row, plans.load(run.plan_id, using))]
+    return [] if is_paused else [dispatch_of(row, plans.load(run.plan_id, using))]
 
 
 def _failed_or_due(run: SequenceRun, claim: Claim, final: bool, now: datetime) -> dict[str, Any]:
     if final or compensation.stops_here(run, claim):
         status = StepStatus.FAILED if final else StepStatus.CANCELLED
         return {"status": status, "wake_at": None, "due_at": None, "finished_at": now}
-    held = run.status == RunStatus.PAUSED
+    is_paused = run.status == RunStatus.PAUSED
     return {
         "status": StepStatus.RETRYING,
         "due_at": now,
         "queued_at": now,
         "dispatches": 0,
-        "wake_at": None if held else now + clock.grace(),
+        "wake_at": None if is_paused else now + clock.grace(),
     }
 
 
@@ -174,9 +174,9 @@ def _set_due(claim: Claim, delay: int, using: str) -> None:
     due = clock.now(using) + timedelta(milliseconds=delay)
     rows = _retrying(claim, using)
     # A held row stays held: its run is paused.
-    known = rows.update(due_at=due)
+    count = rows.update(due_at=due)
     rows.filter(wake_at__isnull=False).update(wake_at=due + clock.grace())
-    if known:
+    if count:
         notifications.retrying(claim.step_run_id, claim.attempts + 1, using)
 
 
@@ -231,15 +231,15 @@ def _reap(row: StepRun, using: str) -> list[Dispatch]:
         return _fail_lost(row, run, rows, beside, now, using)
     if compensation.stops_here(run, row):
         return _cancel_lost(row, run, rows, beside, now, using)
-    held = run.status == RunStatus.PAUSED
-    wake_at = None if held else now + clock.grace()
+    is_paused = run.status == RunStatus.PAUSED
+    wake_at = None if is_paused else now + clock.grace()
     reaped = rows.update(
         status=StepStatus.QUEUED, token=None, lost=row.lost + 1, queued_at=now, dispatches=0,
         wake_at=wake_at,
     )  # fmt: skip
     if reaped:
         losses.append(row, beside, now, using)
-    if not reaped or held:
+    if not reaped or is_paused:
         return []
     plan = plans.load(run.plan_id, using)
     if stops(run, plan, using):

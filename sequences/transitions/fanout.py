@@ -170,7 +170,7 @@ def _find_place(claim: Claim, using: str) -> bool:
     others = _items(claim.run_id, claim.step, using).exclude(pk=claim.step_run_id)
     busy = others.filter(_HAS_A_PLACE, wake_at__isnull=False).count()
     values: dict[str, Any] = {}
-    if held := busy >= own.members["window"]:
+    if is_full := busy >= own.members["window"]:
         own.members["held"] = own.members.get("held", 0) + 1
         own.save(using=using, update_fields=["members"])
         values = {**wait_for(Wait.PLACE, claim.now), "token": None, "wake_at": None}
@@ -178,7 +178,7 @@ def _find_place(claim: Claim, using: str) -> bool:
     rows = rows.filter(pk=claim.step_run_id, token=claim.token, status=StepStatus.RUNNING)
     if not rows.update(**values, due_at=None, ready_at=claim.first_due):
         raise ClaimLost
-    return not held
+    return not is_full
 
 
 def _calls_for_a_look(state: State | None, item: int) -> bool:

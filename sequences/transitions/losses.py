@@ -54,9 +54,9 @@ def next_suspect(using: str) -> Dispatch | None:
         step_run__status=StepStatus.QUEUED,
         step_run__wake_at__isnull=False,
     )
-    found = lost.order_by("step_run__lost", "step_run__queued_at").values("step_run")[:1]
+    suspects = lost.order_by("step_run__lost", "step_run__queued_at").values("step_run")[:1]
     rows = StepRun._base_manager.using(using).select_related("run")
-    row = rows.filter(pk__in=[one["step_run"] for one in found]).first()
+    row = rows.filter(pk__in=[suspect["step_run"] for suspect in suspects]).first()
     return None if row is None else dispatch_of(row, plans.load(row.run.plan_id, using))
 
 
@@ -67,15 +67,15 @@ def beside(row: StepRun, now: datetime, using: str) -> list[dict[str, Any]]:
     process = _process_of(row.worker)
     if process is None:
         return []
-    held = StepRun._base_manager.using(using).filter(
+    running = StepRun._base_manager.using(using).filter(
         status=StepStatus.RUNNING, wake_at__lte=now + clock.longest_lease()
     )
     lost = StepLoss._base_manager.using(using).filter(lost_at__gte=now - SPAN)
-    found = [
-        *_of(held.exclude(pk=row.pk), process).values_list("run", "step", "item")[:MOST],
+    neighbours = [
+        *_of(running.exclude(pk=row.pk), process).values_list("run", "step", "item")[:MOST],
         *_of(lost.exclude(step_run=row.pk), process).values_list("run", "step", "item")[:MOST],
     ]
-    return [{"run": str(run), "step": step, "item": item} for run, step, item in found[:MOST]]
+    return [{"run": str(run), "step": step, "item": item} for run, step, item in neighbours[:MOST]]
 
 
 def _of(rows: QuerySet[Any], process: tuple[str, str]) -> QuerySet[Any]:

@@ -37,13 +37,13 @@ BATCH = 1000
 
 
 def start(
-    claim: Claim, plan: Plan, wanted: Sequence[Start], labels: Labels, using: str
+    claim: Claim, plan: Plan, requests: Sequence[Start], labels: Labels, using: str
 ) -> list[Dispatch]:
     """Start the children, in the transaction of the step's attempt."""
     _check_depth(claim, using)
     dispatches: list[Dispatch] = []
-    for index in range(0, len(wanted), BATCH):
-        batch = wanted[index : index + BATCH]
+    for index in range(0, len(requests), BATCH):
+        batch = requests[index : index + BATCH]
         _, more = starts.start_quickly(plan, batch, labels, using) or starts.start_many(
             plan, batch, labels, using
         )
@@ -130,10 +130,10 @@ def cancel(rows: QuerySet[StepRun], now: datetime, using: str) -> None:
 
 def lock_unfinished(rows: QuerySet[StepRun], using: str) -> Iterator[SequenceRun]:
     """The children of these step runs that have not ended, each locked. Their parent is, too."""
-    found = SequenceRun._base_manager.using(using).filter(
+    children = SequenceRun._base_manager.using(using).filter(
         parent__in=rows.filter(kind="subsequence").values("pk"), status__in=UNFINISHED_RUN
     )
-    for run_id in list(found.order_by("pk").values_list("pk", flat=True)):
+    for run_id in list(children.order_by("pk").values_list("pk", flat=True)):
         child = lock_run(run_id, using)
         if child is not None and not child.is_finished:
             yield child
@@ -146,10 +146,10 @@ def part(rows: QuerySet[StepRun], using: str) -> None:
 
 def unsuccessful(rows: QuerySet[StepRun], using: str) -> list[SequenceRun]:
     """The children of these step runs that have failed, or were cancelled."""
-    found = SequenceRun._base_manager.using(using).filter(
+    children = SequenceRun._base_manager.using(using).filter(
         parent__in=rows.values("pk"), status__in=(RunStatus.FAILED, RunStatus.CANCELLED)
     )
-    return list(found.order_by("pk"))
+    return list(children.order_by("pk"))
 
 
 class Undoing(StrEnum):
