@@ -112,7 +112,7 @@ class _ActionRequest:
         return self._do(self.form.cleaned_data) if self.form.is_valid() else self._ask()
 
     def _is_allowed(self) -> bool:
-        allowed = actions.allowed(self.snapshot)
+        allowed = actions.allowed(self.snapshot, {self._step_name()})
         names = {(action.name, step.name if step else "") for action, step in allowed}
         return (self.action.name, self._step_name()) in names
 

@@ -338,28 +338,37 @@ class Urls:
         return reverse(f"{self.site}:job_sequences_steprun_change", args=[row.pk])
 
 
-def lines_of(
-    snapshot: RunSnapshot,
-    urls: Urls,
-    buttons: Iterable[Button],
-    children: Mapping[str, Mapping[str, int]],
-    *,
-    sees_rows: bool,
-) -> list[StepLine]:
-    """The steps as a table."""
-    of_step = defaultdict(list)
-    for button in buttons:
-        of_step[button.step].append(button)
-    return [
-        StepLine(
+class LineBuilder:
+    """Makes the rows of the table of steps."""
+
+    def __init__(
+        self,
+        snapshot: RunSnapshot,
+        urls: Urls,
+        buttons: Iterable[Button],
+        children: Mapping[str, Mapping[str, int]],
+        *,
+        sees_rows: bool,
+    ) -> None:
+        self.snapshot, self.urls, self.children = snapshot, urls, children
+        self.sees_rows = sees_rows
+        self.buttons: dict[str, list[Button]] = defaultdict(list)
+        for button in buttons:
+            self.buttons[button.step].append(button)
+
+    def lines_of(self, steps: Iterable[StepSnapshot]) -> list[StepLine]:
+        """The rows of these steps."""
+        return [self._line(step) for step in steps]
+
+    def _line(self, step: StepSnapshot) -> StepLine:
+        children = self.children.get(step.name, {})
+        return StepLine(
             step,
-            snapshot.now,
-            url=urls.step_run(step.row) if sees_rows and step.row is not None else "",
-            counts=tuple(_counts(step, urls, children.get(step.name, {}), sees_rows)),
-            buttons=tuple(of_step[step.name]),
+            self.snapshot.now,
+            url=self.urls.step_run(step.row) if self.sees_rows and step.row is not None else "",
+            counts=tuple(_counts(step, self.urls, children, self.sees_rows)),
+            buttons=tuple(self.buttons[step.name]),
         )
-        for step in snapshot.steps
-    ]
 
 
 def _counts(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import django
@@ -32,11 +32,16 @@ from . import run_context
 from .base import NEWEST, ReadOnlyAdmin, is_refresh
 from .relatives import Relatives
 from .run_context import Button, Urls
+from .step_page import step_page
 
 #: Milliseconds between two looks at what is moving.
 INTERVAL = 2_000
+#: Around the page, where its script asks for it again.
+BARE = "admin/job_sequences/sequencerun/bare.html"
 #: Failed attempts of one page that shows nothing else.
 PER_PAGE = 50
+#: Steps whose buttons stand at the head of the page.
+MAX_STEPS_IN_HEAD = 3
 
 
 class RunPage(ReadOnlyAdmin):
@@ -132,6 +137,7 @@ class RunPage(ReadOnlyAdmin):
             "preserved_filters": self.get_preserved_filters(request),
             "has_list_crumbs": django.VERSION >= (6, 1),
             "is_refresh": is_refresh(request),
+            "base_template": BARE if is_refresh(request) else "admin/change_form.html",
         }
         return TemplateResponse(request, template, shared | context, **kwargs)
 
@@ -143,28 +149,31 @@ class RunPage(ReadOnlyAdmin):
 
     def _page(self, request: HttpRequest, run_snapshot: RunSnapshot) -> dict[str, Any]:
         run, urls = run_snapshot.run, Urls(self.admin_site.name, run_snapshot.run)
-        buttons = list(self._buttons(request, run_snapshot, urls))
+        page = step_page(run_snapshot, request.GET.get("steps", ""))
+        at = run_snapshot.at[:MAX_STEPS_IN_HEAD]
+        buttons = list(self._buttons(request, run_snapshot, urls, [*page.steps, *at]))
         last = Operation.objects.using(conf.using()).filter(run=run.pk).order_by("-pk")
         relatives = self._relatives(request, run_snapshot)
         history = self._history(request, run_snapshot, urls)
         failures = [attempt.failure for attempt in history.get("attempts", ())]
         sees_rows = self._links_rows(request)
-        steps = run_context.lines_of(
+        lines_of = run_context.LineBuilder(
             run_snapshot, urls, buttons, relatives.counts, sees_rows=sees_rows
-        )
+        ).lines_of
         return {
             "snapshot": run_snapshot,
             "run": run,
-            "path": request.path,
+            "path": request.get_full_path(),
             "title": run_snapshot.title,
             "summary": summary(run_snapshot, last.defer("before", "after").first()),
             "age": format_duration(run_snapshot.age),
             "duration": format_duration(run_snapshot.duration),
             "live": str(INTERVAL) if relatives.is_moving else "",
             "buttons": [button for button in buttons if not button.step],
-            "at": [line for line in steps if line.step in run_snapshot.at and line.buttons][:3],
+            "at": [line for line in lines_of(at) if line.buttons],
             "restart": _way_out(run_snapshot, buttons),
-            "steps": steps,
+            "steps": lines_of(page.steps),
+            "step_page": page,
             "urls": urls,
             "data": run_context.value_of(run.data, run.sequence, "", urls.value("data")),
             "inbox": run.inbox
@@ -172,7 +181,7 @@ class RunPage(ReadOnlyAdmin):
             "relatives": relatives,
             "retry_top_url": self._retry_top_url(request, relatives),
             "picture": run_diagrams.picture_of(run_snapshot, _row_of),
-            "timeline": run_diagrams.timeline_of(run_snapshot, failures, _row_of),
+            "timeline": run_diagrams.timeline_of(run_snapshot, failures, _row_of, page.steps),
             **history,
         }
 
@@ -192,9 +201,14 @@ class RunPage(ReadOnlyAdmin):
         return context
 
     def _buttons(
-        self, request: HttpRequest, run_snapshot: RunSnapshot, urls: Urls
+        self,
+        request: HttpRequest,
+        run_snapshot: RunSnapshot,
+        urls: Urls,
+        steps: Iterable[StepSnapshot],
     ) -> Iterator[Button]:
-        for action, step in actions.allowed(run_snapshot):
+        names = {step.name for step in steps}
+        for action, step in actions.allowed(run_snapshot, names):
             if not self.has_action_permission(request, action, run_snapshot.run):
                 continue
             name = step.name if step else ""

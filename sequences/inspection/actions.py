@@ -5,7 +5,7 @@ Both this and the run's own methods follow `definitions.rules`; the methods deci
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,8 +132,13 @@ ACTIONS: dict[str, Action] = {
 }
 
 
-def allowed(snapshot: RunSnapshot) -> Iterator[tuple[Action, StepSnapshot | None]]:
-    """What the state of this run allows; with the step, of what concerns one."""
+def allowed(
+    snapshot: RunSnapshot, steps: Collection[str] | None = None
+) -> Iterator[tuple[Action, StepSnapshot | None]]:
+    """What the state of this run allows; with the step, of what concerns one.
+
+    ``steps``: only what concerns these, or the whole run.
+    """
     if not snapshot.is_readable:
         return
     status = snapshot.run.status
@@ -141,6 +146,8 @@ def allowed(snapshot: RunSnapshot) -> Iterator[tuple[Action, StepSnapshot | None
         if RULES[name].allows(status) and accepts(snapshot):
             yield ACTIONS[name], None
     for step in snapshot.steps:
+        if steps is not None and step.name not in steps:
+            continue
         for name, step_accepts in _STEP_ACTIONS.items():
             if RULES[name].allows(status) and step_accepts(snapshot, step):
                 yield ACTIONS[name], step

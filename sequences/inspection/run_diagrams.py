@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import timedelta
 
 from django.utils.safestring import SafeString, mark_safe
@@ -37,10 +37,16 @@ def picture_of(snapshot: RunSnapshot, href: Href | None = None) -> SafeString:
 
 
 def timeline_of(
-    snapshot: RunSnapshot, failures: Iterable[StepFailure] = (), href: Href | None = None
+    snapshot: RunSnapshot,
+    failures: Iterable[StepFailure] = (),
+    href: Href | None = None,
+    steps: Collection[StepSnapshot] | None = None,
 ) -> SafeString:
-    """What each step did when, as an SVG."""
+    """What each step, or each of ``steps``, did when, as an SVG."""
     run, lanes = snapshot.run, lanes_of(snapshot, failures, href)
+    if steps is not None:
+        names = {step.name for step in steps}
+        lanes = [lane for lane in lanes if lane.name in names]
     label = _("Timeline of %(run)s") % {"run": snapshot.title}
     picture = diagrams.timeline(
         lanes, run.created_at, run.finished_at, snapshot.now, label=label, translate=_

@@ -411,7 +411,7 @@ def test_a_run_of_a_newer_release_says_so_and_cannot_be_changed_here(admin_clien
     assert "A newer release started this run" in page
     assert url(run, "action", "pause") not in page
     answer = admin_client.post(url(run, "action", "finish"), {"confirm": "yes"}, follow=True)
-    assert "Upgrade this process to the release that wrote it." in answer.content.decode()
+    assert "Upgrade this process to the release that wrote the plan." in answer.content.decode()
     assert fresh(run).status == "running"
     call_command("sequences", "show", str(run.pk))
     assert "A newer release started this run" in capsys.readouterr().out

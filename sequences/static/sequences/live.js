@@ -16,7 +16,7 @@
             this.interval = Number(root.dataset.seqLive);
             this.failures = 0;
             this.timer = null;
-            this.shown = new Map(this.regions(root).map((region) => [region.id, this.textOf(region)]));
+            this.digests = new Map(this.regions(root).map(digestOf));
             document.addEventListener("visibilitychange", () => this.look());
             this.say("live");
             this.look();
@@ -26,9 +26,9 @@
             return Array.from(root.querySelectorAll("[data-seq-region][id]"));
         }
 
-        // The token of a form is another one in every answer.
-        textOf(region) {
-            return region.outerHTML.replace(/(name="csrfmiddlewaretoken" value=")[^"]*/g, "$1");
+        // What is here already: the server leaves it out of its answer.
+        known() {
+            return Array.from(this.digests, ([id, digest]) => `${id}=${digest}`).join(",");
         }
 
         say(state) {
@@ -79,7 +79,10 @@
             try {
                 const response = await fetch(this.root.dataset.seqUrl, {
                     credentials: "same-origin",
-                    headers: { "X-Requested-With": "sequences-live" },
+                    headers: {
+                        "X-Requested-With": "sequences-live",
+                        "X-Sequences-Regions": this.known(),
+                    },
                     signal: control.signal,
                 });
                 if (response.status === 403 || response.status === 404) return this.stop("gone");
@@ -109,12 +112,14 @@
 
         replace(region) {
             const old = document.getElementById(region.id);
-            const text = this.textOf(region);
-            if (!old || this.shown.get(region.id) === text) return;
-            this.shown.set(region.id, text);
+            const [id, digest] = digestOf(region);
+            if (!old || region.hasAttribute("data-seq-same") || this.digests.get(id) === digest) return;
+            this.digests.set(id, digest);
             morph(old, region);
         }
     }
+
+    const digestOf = (region) => [region.id, region.dataset.seqRegion];
 
     // Make an element like another one, and leave alone what is alike: so whatever people have
     // focused, typed, checked, marked, opened or scrolled stays, and so does what listens to it.
