@@ -517,7 +517,7 @@ class TestLongSteps:
 
 
 #: What tells one performance of the same sequence from another.
-INCIDENTAL = {"id", "run_id", "step_run_id", "token", "worker"}
+INCIDENTAL = {"id", "run_id", "step_run_id", "token", "waiting_since", "worker"}
 
 
 def rows_of(sequence):
