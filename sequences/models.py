@@ -575,6 +575,8 @@ class StepFailure(_Row):
     attempt = models.PositiveIntegerField(_("attempt"))
     error = models.CharField(_("error"), max_length=200)
     message = models.TextField(_("message"), blank=True)
+    #: A digest of the message without its numbers and quotes: those of one shape are one problem.
+    shape = models.CharField(max_length=16, blank=True, default="", db_default="", editable=False)
     traceback = models.TextField(_("traceback"), blank=True)
     worker = models.CharField(_("worker"), max_length=100, blank=True)
     failed_at = models.DateTimeField(_("failed"), db_index=True)

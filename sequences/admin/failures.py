@@ -37,11 +37,12 @@ WITHIN = ("hour", "day", "week")
 
 @dataclass(frozen=True)
 class Group:
-    """The failed attempts of one step with one class of exception."""
+    """The failed attempts of one step with one class of exception and messages of one shape."""
 
     sequence: str
     step: str
     error: str
+    shape: str
     counts: dict[str, int]
     newest: StepFailure
     now: datetime
@@ -84,6 +85,7 @@ class Group:
             "sequence": self.sequence,
             "error": self.error,
             "failed_step": self.step,
+            "shape": self.shape,
             "since": span,
         }
         return format_html(
@@ -120,6 +122,7 @@ def read(runs: QuerySet[SequenceRun] | None, list_url: str, using: str) -> Table
             sequence=row["run__sequence"],
             step=row["step"],
             error=row["error"],
+            shape=row["shape"],
             counts={span: row[span] for span in WITHIN},
             newest=newest[row["newest"]],
             now=now,
@@ -145,7 +148,7 @@ def _grouped(rows: QuerySet[StepFailure], now: datetime) -> Any:
         for span, (length, _label) in SPANS.items()
         if span in WITHIN
     }
-    grouped: Any = rows.order_by().values("run__sequence", "step", "error")
+    grouped: Any = rows.order_by().values("run__sequence", "step", "error", "shape")
     return grouped.annotate(**within, newest=Max("pk")).order_by("-hour", "-day", "-week", "newest")
 
 

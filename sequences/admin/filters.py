@@ -147,11 +147,11 @@ class FailureFilter(admin.ListFilter):
     """Runs with such a failed attempt, whatever became of them: where the failures page leads.
 
     ``error`` is the path of the exception's class, ``failed_step`` a step, ``since`` one of the
-    `SPANS`; a week by default.
+    `SPANS`; a week by default. ``shape`` is that of the message.
     """
 
     title = _("failed attempt")
-    parameters = ("error", "failed_step", "since")
+    parameters = ("error", "failed_step", "since", "shape")
 
     def __init__(self, request: HttpRequest, params: Any, model: Any, model_admin: Any) -> None:
         super().__init__(request, params, model, model_admin)
@@ -171,8 +171,11 @@ class FailureFilter(admin.ListFilter):
         current = changelist.get_query_string(self.used_parameters)
         yield {"selected": True, "query_string": current, "display": self._described()}
 
+    def _values(self) -> list[str]:
+        return [str(self.used_parameters.get(name, "")) for name in self.parameters]
+
     def _described(self) -> str:
-        error, step, span = (str(self.used_parameters.get(name, "")) for name in self.parameters)
+        error, step, span, _shape = self._values()
         _span, label = SPANS.get(span, SPANS["week"])
         values = {"error": class_name(error), "step": label_of(step), "span": label}
         if error and step:
@@ -185,10 +188,12 @@ class FailureFilter(admin.ListFilter):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         using = conf.using()
-        error, step, span = (str(self.used_parameters.get(name, "")) for name in self.parameters)
+        error, step, span, shape = self._values()
         failures = StepFailure.objects.using(using).filter(failed_at__gte=since(span, using))
         if error:
             failures = failures.filter(error=error)
         if step:
             failures = failures.filter(step=step)
+        if shape:
+            failures = failures.filter(shape=shape)
         return queryset.filter(pk__in=failures.order_by().values("run"))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
 
-from django.db.models import QuerySet, TextField
+from django.db.models import Count, Max, QuerySet, TextField
 from django.db.models.functions import Cast, Length
 from django.urls import reverse
 from django.utils.text import slugify
@@ -209,27 +209,52 @@ def label_of_step(step: StepSnapshot) -> Any:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A failed attempt, folded."""
+    """The newest of the failed attempts that are alike, folded."""
 
     failure: StepFailure
     ago: str
     #: Whether its traceback is here, and not on a page of its own.
     is_whole: bool
     is_open: bool = False
+    #: How many there are: of one step, with one exception and messages of one shape.
+    count: int = 1
 
 
 def attempts_of(run: SequenceRun, now: datetime) -> list[Attempt]:
-    """The newest failed attempts, the newest first; one more than are shown, if there is one."""
-    rows = StepFailure.objects.using(conf.using()).filter(run=run.pk).order_by("-pk")
-    newest = list(rows[:TRACEBACKS])
-    older = (
-        list(rows.defer("traceback")[TRACEBACKS : NEWEST + 1]) if len(newest) == TRACEBACKS else []
-    )
-    hide_secrets(newest + older, [run], conf.using())
+    """The newest failed attempts of each kind, the newest first; one more than are shown, if any.
+
+    Three queries: the kinds, the newest of each, and those that are shown without tracebacks.
+    """
+    rows = StepFailure.objects.using(conf.using()).filter(run=run.pk)
+    kinds = rows.order_by().values("step", "error", "shape")
+    counts = kinds.annotate(count=Count("pk"), newest=Max("pk")).order_by("-newest")
+    count_of = {row["newest"]: row["count"] for row in counts[: NEWEST + 1]}
+    whole = list(count_of)[:TRACEBACKS]
+    failures = list(rows.filter(pk__in=whole)) if whole else []
+    if older := list(count_of)[TRACEBACKS:]:
+        failures += rows.filter(pk__in=older).defer("traceback")
+    hide_secrets(failures, [run], conf.using())
+    failures.sort(key=lambda failure: -failure.pk)
     return [
-        Attempt(failure, format_duration(now - failure.failed_at), index < TRACEBACKS, index == 0)
-        for index, failure in enumerate(newest + older)
+        Attempt(
+            failure,
+            format_duration(now - failure.failed_at),
+            is_whole=index < TRACEBACKS,
+            is_open=index == 0,
+            count=count_of[failure.pk],
+        )
+        for index, failure in enumerate(failures)
     ]
+
+
+def moments_of(run: SequenceRun, attempts: Sequence[Attempt]) -> list[StepFailure]:
+    """Every failed attempt for the timeline, the newest, without tracebacks."""
+    if all(attempt.count == 1 for attempt in attempts):
+        return [attempt.failure for attempt in attempts]
+    rows = StepFailure.objects.using(conf.using()).filter(run=run.pk).defer("traceback")
+    failures = list(rows.order_by("-pk")[:NEWEST])
+    hide_secrets(failures, [run], conf.using())
+    return failures
 
 
 @dataclass(frozen=True)

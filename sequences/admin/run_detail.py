@@ -10,6 +10,7 @@ from django import forms
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
+from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
@@ -38,6 +39,8 @@ from .step_page import step_page
 INTERVAL = 2_000
 #: Around the page, where its script asks for it again.
 BARE = "admin/job_sequences/sequencerun/bare.html"
+#: Of an id: with more, it is none.
+MAX_DIGITS = 19
 #: Failed attempts of one page that shows nothing else.
 PER_PAGE = 50
 #: Steps whose buttons stand at the head of the page.
@@ -155,7 +158,7 @@ class RunPage(ReadOnlyAdmin):
         last = Operation.objects.using(conf.using()).filter(run=run.pk).order_by("-pk")
         relatives = self._relatives(request, run_snapshot)
         history = self._history(request, run_snapshot, urls)
-        failures = [attempt.failure for attempt in history.get("attempts", ())]
+        failures = run_context.moments_of(run, history.get("attempts", ()))
         sees_rows = self._links_rows(request)
         lines_of = run_context.LineBuilder(
             run_snapshot, urls, buttons, relatives.counts, sees_rows=sees_rows
@@ -193,7 +196,8 @@ class RunPage(ReadOnlyAdmin):
         if self._sees(request, StepFailure):
             attempts = run_context.attempts_of(run_snapshot.run, run_snapshot.now)
             context["attempts"] = attempts[:NEWEST]
-            context["more_attempts"] = len(attempts) > NEWEST
+            is_grouped = any(attempt.count > 1 for attempt in attempts)
+            context["more_attempts"] = len(attempts) > NEWEST or is_grouped
         if self._sees(request, StepRun):
             context["results"] = run_context.results_of(run_snapshot, urls)
         if self._sees(request, Operation):
@@ -245,10 +249,16 @@ class RunPage(ReadOnlyAdmin):
         if not self._sees(request, StepFailure):
             raise PermissionDenied
         rows = StepFailure.objects.using(conf.using()).filter(run=run.pk).order_by("-pk")
+        rows = _alike(rows, request.GET.get("like", ""))
         page = Paginator(rows, PER_PAGE).get_page(request.GET.get("page"))
         failures = list(page)
         hide_secrets(failures, [run], conf.using())
-        context = {"page_title": _("Failed attempts"), "page": page, "failures": failures}
+        context = {
+            "page_title": _("Failed attempts"),
+            "page": page,
+            "failures": failures,
+            "like": request.GET.get("like", ""),
+        }
         return self._show(request, run, "admin/job_sequences/sequencerun/failures.html", context)
 
     def value_view(self, request: HttpRequest, object_id: str, what: str) -> HttpResponse:
@@ -280,6 +290,14 @@ def _way_out(run_snapshot: RunSnapshot, buttons: list[Button]) -> Button | None:
     ):
         return None
     return next((button for button in buttons if button.name == "restart_from"), None)
+
+
+def _alike(rows: QuerySet[StepFailure], pk: str) -> QuerySet[StepFailure]:
+    """Those of the same step, exception and shape as the one with this id; else all."""
+    alike = rows.filter(pk=int(pk)).first() if pk.isdecimal() and len(pk) < MAX_DIGITS else None
+    if alike is None:
+        return rows
+    return rows.filter(step=alike.step, error=alike.error, shape=alike.shape)
 
 
 def _row_of(step: StepSnapshot) -> str:

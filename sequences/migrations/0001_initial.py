@@ -435,6 +435,12 @@ class Migration(migrations.Migration):
                 ("attempt", models.PositiveIntegerField(verbose_name="attempt")),
                 ("error", models.CharField(max_length=200, verbose_name="error")),
                 ("message", models.TextField(blank=True, verbose_name="message")),
+                (
+                    "shape",
+                    models.CharField(
+                        blank=True, db_default="", default="", editable=False, max_length=16
+                    ),
+                ),
                 ("traceback", models.TextField(blank=True, verbose_name="traceback")),
                 ("worker", models.CharField(blank=True, max_length=100, verbose_name="worker")),
                 ("failed_at", models.DateTimeField(db_index=True, verbose_name="failed")),

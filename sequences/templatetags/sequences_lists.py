@@ -12,6 +12,7 @@ from django.utils.safestring import SafeString
 
 from ..admin.columns import exact_time
 from ..admin.regions import digests_from, region
+from ..inspection.tracebacks import blocks_of
 from ..utils.text import class_name
 
 register = template.Library()
@@ -19,6 +20,7 @@ register = template.Library()
 
 register.filter("class_name", class_name)
 register.filter("exact_time", exact_time)
+register.filter("traceback_blocks", blocks_of)
 
 
 class LiveRegion(template.Node):

@@ -53,7 +53,9 @@ def blank(run_ids: Sequence[UUID], now: datetime, using: str, *, keep_key: bool)
         steps.update(payload=None, result=None, progress=None)
         # The rows stay: without them a retry would make the calls again.
         StepCall._base_manager.using(using).filter(run__in=part).update(result=None)
-        StepFailure._base_manager.using(using).filter(run__in=part).update(message="", traceback="")
+        StepFailure._base_manager.using(using).filter(run__in=part).update(
+            message="", shape="", traceback=""
+        )
         Operation._base_manager.using(using).filter(run__in=part).update(
             before=None, after=None, reason=""
         )

@@ -12,7 +12,7 @@ from django.db.models import Q, QuerySet
 from ..definitions.plan import COMPENSATION_KINDS
 from ..exceptions import DeadlineExceeded, WorkerLost
 from ..models import NO_ITEM, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
-from ..utils.text import text_of, trace_of
+from ..utils.text import shape_of, text_of, trace_of
 from . import clock, compensation, fanout, limits, losses, notifications, plans, processes
 from .commits import divert
 from .compensation import stop
@@ -157,6 +157,7 @@ def _append(
             attempt=attempt,
             error=failure.error[:200],
             message=failure.message,
+            shape=shape_of(failure.message),
             traceback=failure.traceback,
             worker=worker,
             failed_at=now,

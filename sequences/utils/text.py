@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 import traceback
 from collections.abc import Callable
 from functools import wraps
+from hashlib import blake2s
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -68,6 +70,22 @@ class Printable(logging.Filter):
         if error is not None and (substitute := printable(error)) is not error:
             record.exc_info = (type(substitute), substitute, substitute.__traceback__)
         return True
+
+
+#: What differs between two messages that say the same: quotes, ids, numbers.
+_VARIABLE = re.compile(
+    r"""(?<!\w)'[^']*'(?!\w)|"[^"]*"|“[^”]*”|\b[0-9a-f]{8}-[0-9a-f-]{27}\b|\b0x[0-9a-f]+\b"""
+    r"""|\b[0-9a-f]{12,}\b|\d+(?:[.,:]\d+)*""",
+    re.IGNORECASE,
+)
+#: Of a message, so many characters tell what it is about.
+SHAPED_LENGTH = 1_000
+
+
+def shape_of(message: str) -> str:
+    """A digest of what a message says, whatever it says it of; nothing for an empty one."""
+    text = _VARIABLE.sub("#", message.strip()[:SHAPED_LENGTH])
+    return blake2s(text.encode(errors="replace"), digest_size=8).hexdigest() if text else ""
 
 
 def text_of(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """A run's page in the admin: what is the matter, what can be done, all that happened."""
 
+import html
 import json
 import re
 from datetime import timedelta
@@ -19,6 +20,7 @@ from sequences.engine import dispatcher
 from sequences.models import SequenceRun, StepFailure, StepRun, StoredPlan
 from sequences.testing import drain
 from sequences.transitions import plans
+from sequences.utils.text import shape_of
 from tests.engine import claim, fail, fresh, perform, take
 
 pytestmark = pytest.mark.django_db
@@ -243,6 +245,89 @@ def test_of_many_failed_attempts_the_older_ones_are_a_link_away(admin_client, mo
     assert url(run, "failures") in page
     assert "T102." in admin_client.get(url(run, "failures")).content.decode()
     assert "T1." in admin_client.get(f"{url(run, 'failures')}?page=3").content.decode()
+
+
+def failed_items(run):
+    """Three hundred items that have failed for three reasons."""
+    reasons = [
+        ("shop.CardError", "card {n} declined: limit of {n} EUR"),
+        ("shop.CardError", "no such card: 'c-{n}'"),
+        ("shop.StockError", "no such card: 'c-{n}'"),
+    ]
+    rows = []
+    for n in range(300):
+        error, message = reasons[n % 3]
+        text = message.format(n=n)
+        rows.append(
+            StepFailure(
+                run=run, step="pack", item=n, attempt=1, error=error, message=text,
+                shape=shape_of(text), traceback=f"T{n}.", failed_at=run.created_at,
+            )
+        )  # fmt: skip
+    StepFailure.objects.bulk_create(rows)
+
+
+def test_three_hundred_failed_items_are_three_groups(admin_client):
+    run = started()
+    failed_items(run)
+    page = page_of(admin_client, run)
+    assert len(re.findall(r'<details id="attempt-\d+" class="seq-attempt"', page)) == 3
+    assert page.count("<strong>100 alike</strong>") == 3
+    address = re.search(r'href="([^"]+\?like=\d+)"', page)[1]
+    alike = admin_client.get(address).content.decode()
+    assert "T299." in alike
+    assert "T298." not in alike
+    assert f"like={address.rpartition('=')[2]}" in alike, "its second page is of the same ones"
+    for wrong in ("x", "0", "9" * 30):
+        assert admin_client.get(f"{url(run, 'failures')}?like={wrong}").status_code == 200
+    timeline = page[page.index("seq-timeline") :]
+    assert "charge" in timeline
+
+
+def test_they_are_three_on_the_failures_page_too_and_each_leads_to_its_runs(admin_client):
+    run, other = started(), started()
+    failed_items(run)
+    StepFailure.objects.create(
+        run=other, step="pack", attempt=1, error="shop.CardError", message="card expired",
+        shape=shape_of("card expired"), failed_at=other.created_at,
+    )  # fmt: skip
+    groups = reverse("admin:job_sequences_sequencerun_failure_groups")
+    page = admin_client.get(groups).content.decode()
+    links = [html.unescape(link) for link in re.findall(r'href="([^"]+)">100</a>', page)]
+    links = [link for link in links if "since=hour" in link]
+    assert len(links) == 3
+    listed = admin_client.get(links[0]).content.decode()
+    assert str(run.pk) in listed
+    assert str(other.pk) not in listed
+
+
+def test_a_recorded_failure_has_the_shape_of_its_message_until_it_is_erased():
+    run = started()
+    fail(claim(run, "charge"), error=CardError("card 4111 declined"))
+    assert run.failures.get().shape == shape_of("card 5222 declined")
+    assert run.failures.get().shape != shape_of("card 5222 expired")
+    fresh(run).erase()
+    assert run.failures.get().shape == ""
+
+
+def test_a_traceback_begins_with_the_projects_own_frames(admin_client):
+    run = started()
+    text = (
+        "Traceback (most recent call last):\n"
+        '  File "/venv/lib/python3.13/site-packages/dramatiq/worker.py", line 1, in process\n'
+        "    act()\n"
+        '  File "/srv/shop/orders.py", line 7, in charge\n'
+        "    self.gateway.charge()\n"
+        "shop.CardError: <no> funds\n"
+    )
+    StepFailure.objects.create(
+        run=run, step="charge", attempt=1, error="E", traceback=text, failed_at=run.created_at
+    )
+    page = page_of(admin_client, run)
+    shown = page[page.index('<div class="seq-traceback">') :]
+    assert shown.index("orders.py") < shown.index("1 library frame</summary>")
+    assert shown.index("1 library frame</summary>") < shown.index("dramatiq/worker.py")
+    assert "&lt;no&gt; funds" in shown
 
 
 def test_large_values_are_cut_and_the_whole_is_a_link_away(admin_client):
