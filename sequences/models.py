@@ -57,7 +57,7 @@ class ExactCharField(models.CharField):  # type: ignore[type-arg]
 class _Manager(models.Manager[M]):
     """Reads what hangs on a row from the database that holds the row, whatever a router says.
 
-    A replica lags: it may not have the run of a step that is performed just now.
+    A replica lags: it may not have the run of a step that is running just now.
     """
 
     _alias: str | None = None
@@ -166,15 +166,15 @@ class SequenceRunQuerySet(models.QuerySet["SequenceRun"]):
     """Runs, to be read. Never writes."""
 
     def unfinished(self) -> SequenceRunQuerySet:
-        """Those that still run, are paused, or are undone just now."""
+        """Those that are running, paused, or being rolled back."""
         return self.filter(status__in=UNFINISHED_RUN)
 
     def finished(self) -> SequenceRunQuerySet:
-        """Those that succeeded, failed or were cancelled."""
+        """Those that have succeeded, failed or been cancelled."""
         return self.exclude(status__in=UNFINISHED_RUN)
 
     def struggling(self) -> SequenceRunQuerySet:
-        """Unfinished runs with a step that has failed as often as STRUGGLING_AFTER says."""
+        """Unfinished runs with a step that failed at least STRUGGLING_AFTER times in a row."""
         limit = conf.settings.struggling_after
         if limit is None:
             return self.none()
@@ -184,7 +184,7 @@ class SequenceRunQuerySet(models.QuerySet["SequenceRun"]):
         return self.unfinished().filter(pk__in=rows.values("run"))
 
     def waiting_for(self, step: Step[Any] | str) -> SequenceRunQuerySet:
-        """Unfinished runs in which this step waits: for a time or an event."""
+        """Unfinished runs in which this step waits, for a time, an event or others."""
         name = step if isinstance(step, str) else step.name
         rows = StepRun.objects.using(self.db).filter(step=name, status=StepStatus.WAITING)
         return self.unfinished().filter(pk__in=rows.values("run"))
@@ -292,46 +292,46 @@ class SequenceRun(_Row):
 
     @property
     def is_finished(self) -> bool:
-        """Whether it has reached one of its last states."""
+        """Whether it has succeeded, failed or been cancelled."""
         return self.status not in UNFINISHED_RUN
 
     def status_url(self, *, expires: timedelta = links.DAY) -> str:
-        """The path of its status as JSON, for whoever has it, until it expires.
+        """The path of its status as JSON, readable without login until it expires.
 
-        It needs ``path("sequences/", include("sequences.urls"))`` in the URLs of the project. The
-        answer has neither data nor results nor errors.
+        The project's URLs must have ``path("sequences/", include("sequences.urls"))``. The status
+        contains no data, results or errors.
         """
         return links.address("status", self.pk, expires)
 
     def pause(self, *, by: Any = "", reason: str = "") -> None:
-        """Hold what has not begun. A running step may commit; times go on."""
+        """Start no more steps until `resume`. Running steps may commit; delays keep counting."""
         get_engine().operate(self, "pause", by=by, reason=reason)
 
     def resume(self, *, by: Any = "", reason: str = "") -> None:
-        """Let go what a pause holds; what fell due meanwhile is dispatched now."""
+        """Release what a pause holds. Steps that came due meanwhile are dispatched now."""
         get_engine().operate(self, "resume", by=by, reason=reason)
 
     def cancel(self, *, undo: bool = False, by: Any = "", reason: str = "") -> None:
-        """End the run as cancelled. A step that runs just now loses its commit.
+        """End the run as cancelled. A step that is running loses its commit.
 
-        With ``undo`` that step ends first, and is not tried again; then the undos of what the run
-        and its children have done run, newest first.
+        With ``undo``, that step finishes first and is not retried. Then the undos of the completed
+        steps run, newest first, including those of child runs.
         """
         get_engine().operate(self, "cancel", undo=undo, by=by, reason=reason)
 
     def finish(self, *, by: Any = "", reason: str = "") -> None:
-        """End the run as succeeded; what has not ended is skipped."""
+        """End the run as succeeded. Unfinished steps are skipped."""
         get_engine().operate(self, "finish", by=by, reason=reason)
 
     def retry(self, *, by: Any = "", reason: str = "") -> None:
-        """Begin the failed steps again, and retry now what waits for its next attempt.
+        """Run the failed steps again, and retry steps that wait for their next attempt now.
 
-        Of a run that was undone: the undos and the `on_failure` that have failed.
+        In a run that was rolled back: retry the undos and the `on_failure` that failed.
         """
         get_engine().operate(self, "retry", by=by, reason=reason)
 
     def skip(self, step: Named, *, reason: str = "", by: Any = "") -> None:
-        """Go on without this step, which has failed, waits, or is queued; or without a failed undo.
+        """Continue without this step, which failed, waits or is queued; or without a failed undo.
 
         Raises `UnknownStep` if the run's plan has no such step.
         """
@@ -340,32 +340,32 @@ class SequenceRun(_Row):
     def restart_from(
         self, step: Named, *, keep_deliveries: bool = False, by: Any = "", reason: str = ""
     ) -> None:
-        """Perform this step again, and all that come after it. ``data`` stays as it is.
+        """Run this step and all steps after it again. ``data`` stays as it is.
 
-        The events among them ask again: what was delivered for them is forgotten, unless
-        ``keep_deliveries``.
+        Events among them wait for a new delivery; with ``keep_deliveries``, earlier deliveries
+        still count.
         """
         get_engine().operate(
             self, "restart_from", step=step, keep_deliveries=keep_deliveries, by=by, reason=reason
         )
 
     def run_now(self, step: Named, *, by: Any = "", reason: str = "") -> None:
-        """Let this step wait no longer for its time: a delay, a repeat, its next attempt.
+        """End this step's wait for a time now: a delay, a repeat, or its next attempt.
 
-        Of a fan-out that concerns every item that waits so. A step whose start was delayed has
-        its own `delay` still before it, counted from now. Raises `UnknownStep` if the run's plan
-        has no such step, and `InvalidTransition` if nothing of it waits for a time: a wait for
-        an event, for items or for children is ended by those.
+        In a fan-out, this ends the wait of every item that waits for a time. If the start of the
+        run was delayed, the step's own `delay` still follows, counted from now. Raises
+        `UnknownStep` if the run's plan has no such step, and `InvalidTransition` if it does not
+        wait for a time. Waits for an event, for items or for children end with those.
         """
         get_engine().operate(self, "run_now", step=step, by=by, reason=reason)
 
     def deliver(self, event: Named, payload: Any = None, *, by: Any = "", reason: str = "") -> bool:
-        """End the wait of an event with this payload; one that comes early is kept.
+        """End the wait of an event with this payload. An early delivery is stored until then.
 
-        The first delivery counts: returns whether this one did. Raises `InvalidData` for a
-        payload that is not JSON, `UnknownStep` for a step that is no event of the run's plan, and
-        `InvalidTransition` if nothing can be delivered any more: its wait was skipped or timed
-        out, or the run has ended.
+        The first delivery counts; returns whether this one did. Raises `InvalidData` if the
+        payload is not JSON, `UnknownStep` if the run's plan has no such event, and
+        `InvalidTransition` if it is too late: the event was skipped or has timed out, or the run
+        has ended.
         """
         counted: bool = get_engine().operate(
             self, "deliver", event=event, payload=payload, by=by, reason=reason
@@ -373,31 +373,30 @@ class SequenceRun(_Row):
         return counted
 
     def delivered(self, event: Named) -> bool:
-        """Whether something was delivered for this event: true once `deliver` has returned.
+        """Whether anything was delivered for this event: true once `deliver` has returned.
 
-        Read from the database: however old this instance is. Raises `UnknownStep` for a step that
-        is no event of the run's plan.
+        Always reads the database. Raises `UnknownStep` if the run's plan has no such event.
         """
         return get_engine().payload(self, event, _NOTHING) is not _NOTHING
 
     def payload(self, event: Named, default: Any = None) -> Any:
-        """What was delivered for this event; ``default`` if nothing was. Else as `delivered`."""
+        """What was delivered for this event, or ``default``. Raises `UnknownStep`."""
         return get_engine().payload(self, event, default)
 
     def edit(self, data: dict[str, Any], *, by: Any = "", reason: str = "") -> None:
-        """Put other data in the place of the run's.
+        """Replace the run's data.
 
-        Refused while a step is running, and if the run has changed since this instance was read.
-        Raises `InvalidData` for what cannot be stored.
+        Raises `InvalidTransition` while a step is running, or if the run has changed since this
+        instance was read, and `InvalidData` if the data cannot be stored.
         """
         get_engine().operate(self, "edit", data=data, by=by, reason=reason)
 
     def erase(self, *, keep_key: bool = False, by: Any = "", reason: str = "") -> None:
-        """Blank what a finished run has stored of its data, for good: of its children, too.
+        """Permanently erase the data that a finished run and its children have stored.
 
-        That is data, deliveries, payloads, results, the texts of failures, the reasons of what was
-        done to it before, and its key, which is free again then, unless ``keep_key``. Refused
-        while a run below it has not ended.
+        That is data, deliveries, payloads, results, error texts, the reasons of earlier
+        operations, and the key, which becomes free again; ``keep_key`` keeps it. Raises
+        `InvalidTransition` while a child run has not finished.
         """
         get_engine().operate(self, "erase", keep_key=keep_key, by=by, reason=reason)
 
@@ -546,7 +545,7 @@ class StepRun(_Row):
 
     @property
     def is_struggling(self) -> bool:
-        """Whether it has failed as often as STRUGGLING_AFTER says, and has not ended."""
+        """Whether it is unfinished and failed at least STRUGGLING_AFTER times in a row."""
         limit = conf.settings.struggling_after
         return limit is not None and self.attempts >= limit and self.status in UNFINISHED_STEP
 

@@ -59,7 +59,7 @@ else:
 
 
 class StepContext(Protocol):
-    """What a step that is being performed can ask the engine for."""
+    """What a running step can ask the engine for."""
 
     @property
     def run(self) -> SequenceRun: ...
@@ -225,8 +225,8 @@ class _SchedulesOfClass:
 class Sequence(Generic[D], metaclass=SequenceType):
     """A durable sequence of steps.
 
-    ``ContactForm(name="Joel")`` writes a run with that data, and starts it on commit.
-    ``class Checkout(Sequence[Order])`` has data of that type: a pydantic model, a dataclass or a
+    ``ContactForm(name="Joel")`` stores a run with that data, and starts it on commit.
+    ``class Checkout(Sequence[Order])`` has typed data: a pydantic model, a dataclass or a
     TypedDict.
     """
 
@@ -283,7 +283,7 @@ class Sequence(Generic[D], metaclass=SequenceType):
 
     @classmethod
     def start_many(cls, iterable: Iterable[Any], /) -> list[Self]:
-        """Start a run for each item of data, in bulk."""
+        """Start a run for each item: data, or a pair of data and a dict of options of `start`."""
         return _startable(cls).start_many(cls, iterable)
 
     @classmethod
@@ -339,17 +339,17 @@ class Sequence(Generic[D], metaclass=SequenceType):
 
     @cached_property
     def step_run(self) -> StepRun:
-        """The row of the step that is being performed."""
+        """The row of the step that is running."""
         return self._in_step("step_run").step_run
 
     def once(self, name: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Make this call once, for all attempts of this step: a durable call.
 
-        ``name`` says which one, and is unique in an attempt. The first time, the function is
-        called, and what it returns is stored in a commit of its own, as JSON; every later attempt
-        of the step, and every repeat, gets that. Only for steps with ``atomic=False``. A call that
-        raises is made again, and so is one whose process died before its result was stored: give
-        other services `idempotency_key`, with the name.
+        ``name`` identifies the call, and must be unique in an attempt. The first time, the
+        function is called, and its result is stored as JSON in a commit of its own. Later attempts
+        and repeats of the step get that result. Only for steps with ``atomic=False``. If the call
+        raises, or its process dies before the result is stored, the next attempt makes it again:
+        pass `idempotency_key` and the name to other systems. Raises `Abort` if it is misused.
         """
         call = partial(function, *args, **kwargs)
         result: T = self._in_step("once").once(name, call)
@@ -357,7 +357,7 @@ class Sequence(Generic[D], metaclass=SequenceType):
 
     @property
     def idempotency_key(self) -> str:
-        """A key to hand to other services: it stays the same when this step is tried again."""
+        """A key to pass to other systems: the same for all retries of this step."""
         return self._in_step("idempotency_key").idempotency_key
 
     @overload
@@ -367,10 +367,10 @@ class Sequence(Generic[D], metaclass=SequenceType):
     @overload
     def result(self, step: str, default: Any = None) -> Any: ...
     def result(self, step: Step[Any] | str, default: Any = None) -> Any:
-        """What an earlier step returned, as JSON; of an event, what was delivered.
+        """What an earlier step returned, as JSON; for an event, what was delivered.
 
-        ``default`` if it has no result: it has not succeeded (yet), was skipped, or has timed out;
-        or it is a fan-out, whose items have `results`. A step that returned None has: None.
+        ``default`` if there is no result: the step has not succeeded (yet), was skipped, timed
+        out, or is a fan-out (see `results`). A step that returned None has the result None.
         """
         return self._in_step("result").result(name_of(step), default)
 
@@ -379,22 +379,22 @@ class Sequence(Generic[D], metaclass=SequenceType):
     @overload
     def results(self, step: str) -> Iterator[Any]: ...
     def results(self, step: Step[Any] | str) -> Iterator[Any]:
-        """What the items of an earlier step returned, in order; only those that succeeded."""
+        """What the items of an earlier step returned, in order, if they succeeded."""
         return self._in_step("results").results(name_of(step))
 
     def outcomes(self, step: Step[Any] | str) -> Iterator[Outcome]:
-        """The items of an earlier step with how each has ended, in order; none is left out."""
+        """All items of an earlier step, in order, each with how it ended."""
         return self._in_step("outcomes").outcomes(name_of(step))
 
     def progress(
         self, done: float | None = None, total: float | None = None, text: str = ""
     ) -> None:
-        """Show how far this step is. Cheap, live, and outside the step's transaction."""
+        """Report how far this step is. Cheap, and visible while the step is running."""
         self._in_step("progress").progress(done, total, text)
 
     @property
     def failure(self) -> Failure | None:
-        """What the run has failed with, for undos and `on_failure`; None if it was cancelled."""
+        """Why the run failed, for undos and `on_failure`; None if it was cancelled."""
         return self._in_step("failure").failure()
 
     def _in_step(self, name: str) -> StepContext:
@@ -418,7 +418,7 @@ class Composed(Protocol):
 
 
 def define_abstract(cls: type[Sequence[Any]]) -> Definition:
-    """What an abstract class declares, which is not registered: it is kept with a run."""
+    """The definition of an abstract class, which is stored with a run and not registered."""
     meta = MetaOptions.of(cls)
     steps = {name: step.with_defaults(meta.step_defaults) for name, step in _collect(cls).items()}
     return _define(cls, meta, steps, app_label=meta.app_label or "-")

@@ -64,11 +64,11 @@ RUN_LIMIT = 1_000
 
 
 def run_sequence(cls: type[S], /, **data: Any) -> S:
-    """Start a sequence and perform all of it: retries at once, delays as if they were over.
+    """Start a sequence and run it to its end: retries follow at once, and delays are skipped.
 
-    Returns the sequence with its run as it ended, and with its data. An error of a step raises
-    nothing here: the run has failed then, and `assert_steps` shows why. Raises AssertionError
-    after a thousand steps, as of one that is repeated for ever.
+    Returns the sequence with its final run and data. If a step raises, this does not: the run has
+    failed, and `assert_steps` shows why. Raises AssertionError after a thousand steps, since the
+    sequence probably never ends.
     """
     with dispatcher.capture_dispatches(), clock() as moving:
         sequence = cls.start(data)
@@ -81,13 +81,12 @@ def run_sequence(cls: type[S], /, **data: Any) -> S:
 
 
 def drain(limit: int = LIMIT) -> int:
-    """Perform every step that is due, and what becomes due by that; returns how many.
+    """Run every step that is due, and whatever becomes due meanwhile; returns how many ran.
 
-    A retry is performed at once; a delay is over when the clock says so (see `clock`). Raises
-    AssertionError after ``limit`` steps.
-
-    Schedules whose rows are there start the runs of all slots that have passed by that clock, one
-    after the other, as if a worker had been there all the time.
+    Retries follow at once. Delays, deadlines and schedules follow the clock (see `clock`).
+    Schedules that were synced (see `sync_schedules`) start a run for each slot that has passed,
+    one after the other, as if a worker had been running all the time. Raises AssertionError after
+    ``limit`` steps.
     """
     with dispatcher.capture_dispatches():
         performed = _drain(None, limit)
@@ -270,7 +269,7 @@ class Clock:
         self._start = database_clock.moved()
 
     def move(self, by: timedelta) -> None:
-        """Move it on; `drain` performs what has fallen due."""
+        """Move it forward. Call `drain` to run what has become due."""
         database_clock.move(by)
 
     def move_to_next(self, run: SequenceRun | Schedule) -> bool:
@@ -311,7 +310,7 @@ class Clock:
 
 @contextmanager
 def clock() -> Iterator[Clock]:
-    """A clock that can be moved inside of the block, and is set back afterwards."""
+    """A clock that can be moved inside the block. It is reset afterwards."""
     moving = Clock()
     try:
         yield moving
@@ -320,7 +319,7 @@ def clock() -> Iterator[Clock]:
 
 
 def build(cls: type[S], /, **data: Any) -> S:
-    """An instance with this data, without a row: to call one step's method by itself."""
+    """An instance with this data, but no row, for calling the method of a single step."""
     definition = cls._definition
     data = {**deepcopy(definition.defaults if definition else {}), **data}
     data = data if cls._codec is None else cls._codec.admit(data, {})
@@ -357,10 +356,10 @@ class _Alone:
 
 @contextmanager
 def isolate_sequences() -> Iterator[None]:
-    """Sequences and jobs that are declared inside are forgotten afterwards, with their actors.
+    """Forget sequences and jobs that are declared inside, with their actors.
 
-    A context manager and a decorator. Such a class needs ``app_label`` in its Meta where its
-    module belongs to no app.
+    A context manager and a decorator. A class whose module belongs to no app needs ``app_label``
+    in its Meta.
     """
     broker = dramatiq.get_broker()
     actors = dict(broker.actors)
@@ -373,10 +372,10 @@ def isolate_sequences() -> Iterator[None]:
 
 
 def assert_steps(run: SequenceRun | Sequence[Any], expected: Iterable[tuple[str, str]]) -> None:
-    """Check which steps the run has reached, in the order of their beginnings, and their states.
+    """Assert which steps the run has reached, in the order in which they became ready.
 
-    ``assert_steps(sequence, [("charge", "succeeded"), ("ship", "failed")])``. What differs is
-    shown with the failures.
+    ``assert_steps(sequence, [("charge", "succeeded"), ("ship", "failed")])``. The error shows the
+    difference and the failed attempts.
     """
     row = run.run if isinstance(run, Sequence) else run
     using = conf.using()

@@ -80,7 +80,7 @@ class ItemPerformer(Protocol[R_co]):
 
 
 class Step(Generic[R]):
-    """One declared unit of a sequence, made by `step`.
+    """One declared unit of a sequence, created by `step`.
 
     On the class it is this object, which ``after=`` and the methods of a run take; on an instance
     it is the bound method.
@@ -211,13 +211,13 @@ class Step(Generic[R]):
     @overload
     def undo(self, /, **options: Unpack[UndoOptions]) -> Callable[[Callable[..., Any]], Undo]: ...
     def undo(self, target: Any = None, /, **declared: Any) -> Any:
-        """Declare how this step is undone: ``@charge.undo`` on a method.
+        """Declare the compensation of this step: ``@charge.undo`` on a method.
 
-        If the run fails, the undo of every succeeded step runs, newest first, each a durable step
-        of its own with its own retries. ``attempted=True`` (the default where the step has
-        ``atomic=False``) also undoes a step that was tried and has failed. Of a fan-out each item
-        is undone by itself: the method is called with the item and its result, too. Of a
-        subsequence it takes the place of its children's own undos.
+        If the run fails, the undos of all completed steps run, newest first. Each is a durable step
+        with its own retries. With ``attempted=True`` (the default if the step has
+        ``atomic=False``), the undo also runs if the step was tried and failed. For a fan-out, the
+        method is called for each item, with the item and its result. For a subsequence, it replaces
+        the children's own undos.
         """
         make = partial(_make, Undo, {"undoes": self, **declared})
         return Decorator(make) if target is None else noted(make(target), sys._getframe(1))
@@ -319,37 +319,39 @@ def step(**options: Unpack[StepOptions]) -> Callable[[Callable[[Any], R]], Step[
 def step(target: Any = None, /, **declared: Any) -> Any:
     """Declare a step: ``@step``, ``@step(max_retries=5)``, or ``name = step(callable)``.
 
-    A callable is called with the sequence; of a class, ``perform`` is; a Dramatiq actor's function
-    is called with what ``args`` and ``kwargs``, callables that take the sequence, return.
+    A function is called with the sequence. A class is instantiated, and its ``perform`` is called
+    with the sequence. A Dramatiq actor is called with what ``args`` and ``kwargs`` return, which
+    are callables that take the sequence.
 
-    - ``after``: the steps that it waits for; without it, every open end declared above.
-    - ``delay``: a timedelta, milliseconds, or a callable that takes the sequence and returns a
-      timedelta or an aware datetime. Durable.
+    - ``after``: the step or steps to wait for; without it, all steps above that no other step
+      waits for yet.
+    - ``delay``: how long to wait before it starts: a timedelta, milliseconds, or a callable that
+      takes the sequence and returns a timedelta or an aware datetime. Stored in the database.
     - ``when``: a callable that takes the sequence; the step is skipped if it returns false.
     - ``atomic``: whether the step is wrapped in a transaction; if not, its effects happen at least
       once instead of exactly once.
-    - ``on_error``: the step to go on with when this one has finally failed, instead of failing the
-      run. What comes after this step is skipped, but for what comes after that one. A step that
-      is named so, and has no ``after`` of its own, runs only then.
+    - ``on_error``: the step that takes over when this one has failed permanently; the run does not
+      fail. The steps after this one are skipped, except those that also come after that one. A
+      step that is named here, and has no ``after``, runs only then.
     - ``limits``: the `Limit`s that it must have a place in while it runs; until then it waits in
       line, without a worker. Of a fan-out each item has a place of its own.
-    - ``aliases``: earlier names of the step, for the runs in flight.
-    - ``label``: what the admin shows; the name with spaces if there is none.
-    - ``each``: a fan-out: a key of ``data`` that holds a list, or a callable that takes the
-      sequence and returns or yields items of JSON. The code is called with the sequence and one
-      item, for each of them, in parallel; what it returns is the item's result. ``data`` cannot be
-      changed there.
-    - ``concurrency``: how many items may be in flight; ``batch``: hand over lists of so many
-      items; ``allow_failed``: True, or how many items, or which part of them (0.01), may fail.
+    - ``aliases``: earlier names of the step, for unfinished runs.
+    - ``label``: what the admin shows; by default, the name with spaces.
+    - ``each``: makes it a fan-out: a key of ``data`` that holds a list, or a callable that takes
+      the sequence and returns or yields items of JSON. The step is called with the sequence and
+      one item, for each item in parallel; what it returns is the item's result. Items cannot
+      change ``data``.
+    - ``concurrency``: how many items may be in flight. ``batch``: pass lists of this many items.
+      ``allow_failed``: True, a number of items, or a fraction of them (0.01) that may fail.
 
-    - ``options``: options of the project's own middleware, which type checkers do not know:
-      ``options={"trace": True}`` is ``trace=True``.
+    - ``options``: options of the project's own middleware, which type checkers cannot know:
+      ``options={"trace": True}`` means ``trace=True``.
 
-    - ``retries``: how often it is retried after which exceptions, ``{ConnectionError: 10,
-      ValueError: 0}``; None is without end. All its retries count, whatever raised before. For
-      others ``max_retries`` holds.
+    - ``retries``: how often to retry after each exception, such as ``{ConnectionError: 10}``; None
+      means without limit. All retries of the step count. ``max_retries`` is for the others.
 
-    Every other option is Dramatiq's own. Errors are found when the class is created.
+    Every other option is Dramatiq's own. Invalid options raise `InvalidDefinition` when the class
+    is created.
     """
     make = partial(_make, Step, declared)
     return Decorator(make) if target is None else noted(make(target), sys._getframe(1))
@@ -388,16 +390,18 @@ def subsequence(
     retries: Retries | None = None,
     **options: Unpack[ActorOptions],
 ) -> Subsequence:
-    """Declare a step that starts a run of another sequence, and waits for it without a worker.
+    """Declare a step that starts a run of another sequence and waits for it, without a worker.
 
     ``sequence`` is its class or label. ``data`` is a callable that takes this sequence and returns
-    the child's data; without it the child begins with a copy of this one's. The child's final data
-    is the step's result, and stands in ``data`` under the step's name, too. With ``each`` (a key of
-    ``data``, or a callable that gives items) there is a child for each item: ``data`` is called
-    with the item, too, and without it the items are the children's data; `Sequence.results` gives
-    the children's data in order. A child that fails or is cancelled fails the step, unless
-    ``allow_failed`` says otherwise. What is done to the parent is done to its children: they are
-    cancelled, undone, and the failed ones retried, with it.
+    the child's data; without it, the child starts with a copy of this run's data. The child's
+    final data is the result of the step, and is also stored in ``data`` under the step's name.
+
+    With ``each`` (a key of ``data``, or a callable that returns items), there is a child for each
+    item: ``data`` is also called with the item, and without ``data``, the items are the children's
+    data. `Sequence.results` returns the children's data, in order.
+
+    The step fails if a child fails or is cancelled, unless ``allow_failed`` permits it. Cancelling,
+    rolling back or retrying the parent does the same to its children.
     """
     declared = {
         "sequence": sequence,
@@ -431,13 +435,14 @@ def event(
 ) -> Event:
     """Declare a wait for something from outside: ``approval = event(timeout=timedelta(days=3))``.
 
-    It holds no worker. ``run.deliver("approval", payload)`` ends it; the payload is its result,
-    and stands in ``data["approval"]`` too. One that is delivered early is kept. ``timeout`` is a
-    timedelta or milliseconds from the beginning of the wait on; then the step fails, or with
-    ``on_timeout="continue"`` is skipped: it has no result, and ``data`` stays as it is.
-    ``choices`` are payloads that the admin offers side by side, by what is on their buttons:
-    ``{"Approve": {"approved": True}, "Refuse": {"approved": False}}``; code may deliver others.
-    ``options`` are Dramatiq's.
+    The wait holds no worker. ``run.deliver("approval", payload)`` ends it; the payload is the
+    result of the step, and is also stored in ``data["approval"]``. Early deliveries are stored.
+
+    - ``timeout``: how long to wait, a timedelta or milliseconds. Then the step fails, or is
+      skipped with ``on_timeout="continue"``: it has no result, and ``data`` stays as it is.
+    - ``choices``: payloads that the admin offers as buttons, by their labels:
+      ``{"Approve": {"approved": True}, "Refuse": {"approved": False}}``. Code may deliver others.
+    - ``options``: Dramatiq's.
     """
     declared = {
         "timeout": timeout,
@@ -460,10 +465,10 @@ def on_failure(
     **options: Unpack[OnFailureOptions],
 ) -> Callable[[Callable[[Any], Any]], OnFailure]: ...
 def on_failure(target: Any = None, /, **options: Any) -> Any:
-    """Declare what is done once when the run has failed: ``@on_failure`` on a method.
+    """Declare a step that runs once when the run has failed: ``@on_failure`` on a method.
 
-    A durable step with its own retries, after what is undone. ``self.failure`` names the step that
-    has failed, and the error.
+    It is durable, has its own retries, and runs after the undos. ``self.failure`` names the failed
+    step and its error.
     """
     make = partial(_make, OnFailure, options)
     return Decorator(make) if target is None else noted(make(target), sys._getframe(1))
@@ -486,9 +491,9 @@ class Finish:
 
 
 def repeat(after: timedelta | int | None = None) -> Repeat:
-    """Return this from a step to commit what it did, and to have it run again.
+    """Return this from a step to commit its work and run it again.
 
-    ``after`` is a timedelta, or an int of milliseconds, from the commit on; none means at once.
+    ``after``: how long after the commit, a timedelta or milliseconds; by default, at once.
     """
     wait = timedelta() if after is None else after
     if problem := duration_problem(wait):
@@ -499,7 +504,7 @@ def repeat(after: timedelta | int | None = None) -> Repeat:
 
 
 def finish() -> Finish:
-    """Return this from a step to end the run now, as succeeded; what is unfinished is skipped."""
+    """Return this from a step to end the run now, as succeeded. Unfinished steps are skipped."""
     return Finish()
 
 

@@ -1,4 +1,4 @@
-"""Sequences whose definition is data: declared ones, and those that are kept with their run.
+"""Sequences whose definition is data: declared ones, and those that are stored with their run.
 
 Nothing in a definition is imported or evaluated: it names jobs, keys of `data` and steps.
 """
@@ -28,7 +28,7 @@ from ..exceptions import Abort, InvalidData, InvalidDefinition, did_you_mean
 from ..sequence import Composed, Sequence, SequenceType, define_abstract
 from .parser import CLASS_KEYS, CLASS_NAME, Parsed, Parser
 
-#: Options that a definition cannot have that is kept with its run.
+#: Options that a definition stored with its run cannot have.
 NOT_INLINE = {
     "priority": (
         "it has a priority, but Dramatiq sets priorities per actor, not per message",
@@ -73,13 +73,13 @@ def build(
     return _class(cls, class_name, parsed, module=module, where=where, file=file)
 
 
-# Definitions that are kept with their run
+# Definitions that are stored with their run
 
 
 class Flow(Sequence):
-    """What performs the steps of definitions that were given at their start.
+    """Runs the steps of definitions that are stored with their runs.
 
-    Its label stands for all of them, and its actor performs all of their steps.
+    Its label stands for all of them, and its actor runs all of their steps.
     """
 
     class Meta:
@@ -113,11 +113,11 @@ def start_definition(
     name: str = "flow",
     **options: Unpack[StartOptions],
 ) -> Sequence[Any]:
-    """Start a run of a definition that is kept with it: a mapping, a `chain` or a `group`.
+    """Start a run that stores its own definition: a mapping, a `chain` or a `group`.
 
-    Every worker can perform it, whatever it has imported, if it has the jobs. ``name`` is what
-    people read, and what ``key`` is unique for; the rest is as in `Sequence.start`. What differs
-    from run to run belongs into ``data``: each new definition is stored once.
+    Every worker that has the jobs can run it. ``name`` is what people read, and the scope of
+    ``key``; the other options are those of `Sequence.start`. Put what differs from run to run into
+    ``data``: each new definition is stored once.
 
     Raises `InvalidDefinition` and `InvalidData`.
     """

@@ -36,7 +36,7 @@ class Composition:
             raise no_attribute("A chain or group", name, hint)
 
     def with_(self, *, delay: Delay | None = None) -> Composition:
-        """The same, begun only after a while."""
+        """The same, after a delay."""
         return replace(self, delay=delay)
 
     def definition(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from ..utils.durations import parse_duration, to_milliseconds
 from . import jobs
 from .references import Arguments, Call, ChildData, Conditions, Items, Outputs, Ref
 
-#: What a definition may have, and what of it one that is kept with its run may not.
+#: The keys of a definition, and those that one stored with its run cannot have.
 RETENTIONS = ("retention", "retention_failed")
 SCHEDULES = ("schedule", "schedules")
 CLASS_KEYS = (

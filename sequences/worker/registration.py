@@ -1,4 +1,4 @@
-"""Each process that performs steps or sweeps tells the database that it is there.
+"""Each process that runs steps or sweeps registers itself in the database.
 
 That is for people who look at it: nothing that is done to runs depends on it.
 """
@@ -59,7 +59,7 @@ class WorkerRegistration:
         self._swept = time.monotonic()
 
     def leaves_out(self, tokens: Collection[int]) -> None:
-        """Of these claims it performs the steps, and could not extend the leases."""
+        """It is running the steps of these claims, and could not extend their leases."""
         if tokens or self._left_out:
             self._reported = None  # those who sweep are to know it at once
         self._left_out = tokens

@@ -1,4 +1,4 @@
-"""Short delays, to the point: the worker that has to wait for one performs the step itself.
+"""Short delays, to the point: the worker that has to wait for one runs the step itself.
 
 A broker's consumer looks for delayed messages about once a second. Here a thread sleeps until the
 moment; then one of a few others performs the step as if its message had just come. The row is
