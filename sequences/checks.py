@@ -113,7 +113,7 @@ def check_sequences(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     from .engine import actors
 
     errors = [Error(message, hint=hint, id="sequences.E009") for message, hint in actors.problems()]
-    return [*errors, *_shown_secrets(), *_scheduled_data()]
+    return [*errors, *_shown_secrets(), *_scheduled_data(), *_conflicting_limits(), *_hidden_keys()]
 
 
 def check_unfinished_runs(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
@@ -285,6 +285,31 @@ def _scheduled_data() -> Messages:
                     f"{definition.label}: its schedule {name!r} cannot start a run: {problem}",
                     hint="Give the schedule data=…, as a dict or a function of the slot.",
                     id="sequences.E013",
+                )
+
+
+def _conflicting_limits() -> Messages:
+    from .definitions import registry
+    from .definitions.limits import conflict
+
+    if name := conflict(registry.every_limit()):
+        yield Error(
+            f"The limit {name!r} is declared twice, with different numbers.",
+            hint="Declare it once and import it, or give each limit a name of its own.",
+            id="sequences.E014",
+        )
+
+
+def _hidden_keys() -> Messages:
+    for definition in _definitions():
+        names = {path[0] for path in map(path_of, definition.redact) if len(path) == 1}
+        for limit in definition.all_limits:
+            if isinstance(limit.key, str) and limit.key in names:
+                yield Warning(
+                    f"{definition.label}: the limit {limit.name!r} has the key {limit.key!r}, "
+                    "which Meta.redact hides; keys of limits are stored and shown.",
+                    hint="Use a key that is no secret, or a function that returns a hash of it.",
+                    id="sequences.W019",
                 )
 
 

@@ -978,6 +978,34 @@ class StoredLimit(_Row):
     def __str__(self) -> str:
         return f"{self.name}"
 
+    @property
+    def numbers(self) -> tuple[int | None, int | None, timedelta | None]:
+        """The concurrency, the rate and its period that count now. None: there is no such limit."""
+        row = self.override or self
+        return row.concurrency, row.rate, row.per
+
+    def change(
+        self,
+        *,
+        concurrency: int | None = None,
+        rate: int | None = None,
+        per: timedelta | None = None,
+        by: Any = "",
+        reason: str = "",
+    ) -> None:
+        """Let other numbers count until `reset`; what is not given stays as it counts now.
+
+        Leaves a `LimitOverride`. A concurrency of 0 lets nobody in. Raises `SequenceError` for a
+        number that cannot be.
+        """
+        get_engine().change_limit(
+            self, concurrency=concurrency, rate=rate, per=per, by=by, reason=reason
+        )
+
+    def reset(self, *, by: Any = "") -> None:
+        """Let the numbers of the code count again."""
+        get_engine().reset_limit(self, by=by)
+
 
 class LimitKey(_Row):
     """One line of a limit: that of a key. Whoever gives or takes a place in it locks this row."""

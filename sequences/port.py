@@ -7,6 +7,7 @@ has its broker by `get_broker`, they have it by `get_engine`.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 from .exceptions import SequenceError
@@ -69,6 +70,22 @@ class Engine(Protocol):
 
     def child_ended(self, parent: int, using: str, /) -> None:
         """A child of this step run has ended, and that is committed."""
+
+    def change_limit(
+        self,
+        limit: Any,
+        /,
+        *,
+        concurrency: int | None,
+        rate: int | None,
+        per: timedelta | None,
+        by: Any,
+        reason: str,
+    ) -> None:
+        """See `StoredLimit.change`."""
+
+    def reset_limit(self, limit: Any, /, *, by: Any) -> None:
+        """See `StoredLimit.reset`."""
 
     def limits_changed(self, run: Any, using: str, /) -> None:
         """A run may have given up places under limits, and that is committed."""

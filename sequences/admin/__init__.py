@@ -1,7 +1,8 @@
 """Sequences in Django's admin. A project can subclass these classes, and register its own."""
 
+from .limits import StoredLimitAdmin
 from .runs import SequenceRunAdmin
 from .schedules import ScheduleAdmin
 from .step_runs import StepRunAdmin
 
-__all__ = ["ScheduleAdmin", "SequenceRunAdmin", "StepRunAdmin"]
+__all__ = ["ScheduleAdmin", "SequenceRunAdmin", "StepRunAdmin", "StoredLimitAdmin"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -14,6 +14,7 @@ from ..port import get_engine, has_engine
 
 if TYPE_CHECKING:
     from .definition import Definition
+    from .limits import Limit
     from .plan import Plan
 
 # A subclass of `Sequence`, which stands above this room.
@@ -25,6 +26,7 @@ INLINE_LABEL = "job_sequences.Flow"
 
 _by_label: dict[str, SequenceClass] = {}
 _by_alias: dict[str, SequenceClass] = {}
+_of_jobs: dict[str, Limit] = {}
 _deferred: list[Callable[[], None]] = []
 
 
@@ -97,6 +99,22 @@ def all() -> list[SequenceClass]:  # noqa: A001 (read as registry.all)
     return [_by_label[label] for label in sorted(_by_label)]
 
 
+def every_limit() -> list[Limit]:
+    """What the jobs and the sequences of this code declare."""
+    declared = [limit for cls in all() for limit in _definition(cls).all_limits]
+    return [*_of_jobs.values(), *declared]
+
+
+def limits() -> dict[str, Limit]:
+    """The same, by name."""
+    return {limit.name: limit for limit in every_limit()}
+
+
+def note_limits(limits: Iterable[Limit]) -> None:
+    """Those of a job: no class declares them."""
+    _of_jobs.update({limit.name: limit for limit in limits})
+
+
 def autodiscover() -> None:
     """Import the module ``sequences`` of every installed app, as the admin does with ``admin``."""
     while _deferred:
@@ -132,11 +150,13 @@ def register(cls: SequenceClass) -> None:
 @contextmanager
 def isolated() -> Iterator[None]:
     """What is registered inside is forgotten afterwards."""
-    before = _saved()
+    before, of_jobs = _saved(), dict(_of_jobs)
     try:
         yield
     finally:
         _restore(before)
+        _of_jobs.clear()
+        _of_jobs.update(of_jobs)
 
 
 def _saved() -> Saved:

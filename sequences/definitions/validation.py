@@ -424,7 +424,8 @@ def _are_names(value: object) -> bool:
     return all(isinstance(name, str) and name for name in as_tuple(value))
 
 
-def _are_limits(value: object) -> bool:
+def are_limits(value: object) -> bool:
+    """Whether these are limits, each of another name."""
     limits = as_tuple(value)
     names = {limit.name for limit in limits if isinstance(limit, Limit)}
     return len(names) == len(limits)
@@ -491,7 +492,7 @@ _STEP_RULES: Rules = {
     "kwargs": (lambda value: value is None or _is_function(value), "a function of the sequence"),
     "aliases": (_are_names, "a list of names"),
     "label": (_is_text, "a string"),
-    "limits": (_are_limits, "a list of Limit objects, each of another name"),
+    "limits": (are_limits, "a list of Limit objects, each of another name"),
     "options": (_is_data, "a dict with strings as keys"),
     "queue_name": (
         lambda value: isinstance(value, str) and bool(QUEUE_NAME.fullmatch(value)),
@@ -546,7 +547,7 @@ _META_RULES: Rules = {
     "retention_failed": (_is_retention, "a timedelta, or None to keep runs forever"),
     "deadline": (_is_deadline, "a positive timedelta, or None"),
     "redact": (_are_names, "a list of names"),
-    "limits": (_are_limits, "a list of Limit objects, each of another name"),
+    "limits": (are_limits, "a list of Limit objects, each of another name"),
     "when_full": (lambda value: value in WHEN_FULL, '"wait", "skip" or "cancel_oldest"'),
     "defaults": (_is_data, "a dict with strings as keys"),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..transitions.backends import backend_of
 from .actors import bind
 from .handoff import child_ended
-from .limits import limits_changed
+from .limits import change_limit, limits_changed, reset_limit
 from .operations import operate, payload
 from .schedules import create_schedule, operate_schedule, schedules_of
 from .start import runs, start, start_many
@@ -25,4 +25,6 @@ class DramatiqEngine:
     operate_schedule = staticmethod(operate_schedule)
     database = staticmethod(backend_of)
     child_ended = staticmethod(child_ended)
+    change_limit = staticmethod(change_limit)
+    reset_limit = staticmethod(reset_limit)
     limits_changed = staticmethod(limits_changed)

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from .. import conf
 from ..data import serialization
+from ..definitions import registry
 from ..definitions.definition import Definition
+from ..definitions.limits import MAX_COUNT, MAX_PER
 from ..definitions.steps import Step
-from ..exceptions import InvalidTransition
-from ..transitions import limits, locking, operations
+from ..exceptions import InvalidTransition, SequenceError
+from ..models import StoredLimit
+from ..transitions import limit_overrides, limits, locking, operations
 from ..transitions.limits import Admission, Request
 from ..transitions.operations import OperationRequest
 from ..transitions.types import Claim, Dispatch
 from . import dispatcher
+from .operations import name_of_caller
 from .recovery import Parked
 
 if TYPE_CHECKING:
@@ -90,3 +97,50 @@ def look(line: int, using: str) -> list[Dispatch]:
     if admission.oldest is not None:
         cancel_for(admission.oldest, "that waits", using)
     return admission.dispatches
+
+
+def change_limit(
+    limit: StoredLimit,
+    *,
+    concurrency: int | None,
+    rate: int | None,
+    per: timedelta | None,
+    by: Any,
+    reason: str,
+) -> None:
+    """See `StoredLimit.change`."""
+    using = conf.using()
+    limit.refresh_from_db(using=using)
+    now = limit_overrides.Numbers(*limit.numbers)
+    numbers = limit_overrides.Numbers(
+        now.concurrency if concurrency is None else concurrency,
+        now.rate if rate is None else rate,
+        (now.per or timedelta(seconds=1)) if per is None else per,
+    )
+    _check(limit, numbers)
+    if numbers.rate is None:
+        numbers = replace(numbers, per=None)
+    limit_overrides.override(limit.pk, numbers, name_of_caller(by), reason, using)
+    limit.refresh_from_db(using=using)
+
+
+def _check(limit: StoredLimit, numbers: limit_overrides.Numbers) -> None:
+    where = f"Limit {limit.name!r}"
+    if numbers.concurrency is not None and not 0 <= numbers.concurrency <= MAX_COUNT:
+        raise SequenceError(f"{where}: concurrency cannot be {numbers.concurrency}.")
+    if numbers.rate is not None and not 0 < numbers.rate <= MAX_COUNT:
+        raise SequenceError(f"{where}: rate cannot be {numbers.rate}. Give a concurrency of 0.")
+    if numbers.per is not None and not timedelta() < numbers.per <= MAX_PER:
+        raise SequenceError(f"{where}: per cannot be {numbers.per}.")
+
+
+def reset_limit(limit: StoredLimit, *, by: Any) -> None:
+    """See `StoredLimit.reset`."""
+    using = conf.using()
+    limit_overrides.reset(limit.pk, name_of_caller(by), using)
+    limit.refresh_from_db(using=using)
+
+
+def store_declared(using: str) -> None:
+    """Write the numbers that this release declares: of its sequences, and of its jobs."""
+    limits.store_all(registry.limits().values(), using)

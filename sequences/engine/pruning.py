@@ -15,7 +15,7 @@ from .. import conf
 from ..definitions import registry
 from ..definitions.definition import Definition
 from ..models import RunStatus
-from ..transitions import clock, locking, pruning
+from ..transitions import clock, limits, locking, pruning
 from ..transitions.pruning import Due
 
 __all__ = ["BATCH", "Kept", "Report", "prune"]
@@ -73,6 +73,8 @@ def prune(
     work = _Work(batch, dry_run, using)
     for wanted in _due(sequence, asked, clock.now(using)):
         work.do(wanted)
+    if not dry_run:
+        limits.prune(using)
     return work.report
 
 

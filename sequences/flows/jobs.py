@@ -13,8 +13,11 @@ from functools import cache, cached_property
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, ParamSpec, TypeVar
 
-from ..definitions.steps import Finish, Repeat, no_attribute
-from ..definitions.validation import innermost
+from ..definitions import registry
+from ..definitions.limits import Limit
+from ..definitions.option_types import Limits
+from ..definitions.steps import Finish, Repeat, as_tuple, no_attribute
+from ..definitions.validation import are_limits, innermost
 from ..exceptions import InvalidData, InvalidDefinition, UnknownJob, did_you_mean
 
 P = ParamSpec("P")
@@ -42,6 +45,7 @@ class Job(Generic[P, R]):
 
     name: str
     function: Callable[P, R]
+    limits: tuple[Limit, ...] = ()
 
     is_step_elsewhere: ClassVar[bool] = True  # in a definition, not in a class
 
@@ -165,8 +169,10 @@ class Job(Generic[P, R]):
             ) from None
 
 
-def job(name: str, /) -> Callable[[Callable[P, R]], Job[P, R]]:
+def job(name: str, /, *, limits: Limits = ()) -> Callable[[Callable[P, R]], Job[P, R]]:
     """Register a function by a name: ``@job("fetch_data")``.
+
+    Whatever runs it needs a place in its ``limits``; a definition may name them elsewhere, too.
 
     Where a definition runs it, each parameter gets the value of its name in ``data``; what the
     definition says with ``inputs`` and ``args`` wins. Pydantic validates values by their
@@ -179,7 +185,7 @@ def job(name: str, /) -> Callable[[Callable[P, R]], Job[P, R]]:
             problem="it has no name",
             hint='Write @job("fetch_data") with a name of your choice.',
         )
-    return lambda function: _register(name, function)
+    return lambda function: _register(name, function, _checked(name, limits))
 
 
 def get(name: str) -> Job[Any, Any]:
@@ -210,11 +216,19 @@ def isolated() -> Iterator[None]:
         _by_name.update(saved)
 
 
-def _register(name: str, function: Callable[P, R]) -> Job[P, R]:
+def _checked(name: str, limits: Limits) -> tuple[Limit, ...]:
+    if not are_limits(limits):
+        hint = "It must be a list of Limit objects, each of another name."
+        raise InvalidDefinition(where=f"job {name!r}", problem=f"limits is {limits!r}", hint=hint)
+    return as_tuple(limits)
+
+
+def _register(name: str, function: Callable[P, R], limits: tuple[Limit, ...]) -> Job[P, R]:
     for problem, hint in _problems(name, function):
         raise InvalidDefinition(where=f"job {name!r}", problem=problem, hint=hint)
-    _by_name[name] = Job(name, function)
-    return _by_name[name]
+    registry.note_limits(limits)
+    registered = _by_name[name] = Job(name, function, limits)
+    return registered
 
 
 def _problems(name: str, function: Any) -> Iterator[tuple[str, str]]:

@@ -12,6 +12,7 @@ from typing import Any
 import dramatiq
 from django.apps import apps
 
+from ..definitions import registry
 from ..definitions.schedules import Timetable, cron, every
 from ..definitions.steps import (
     DURATION_OPTIONS,
@@ -40,17 +41,17 @@ KEYS = (*CLASS_KEYS, "$schema", "steps", "outputs", "on_failure", "options", "de
 #: What a schedule may have, beside cron and timezone, or every.
 SCHEDULE_KEYS = ("data", "overlap", "catch_up", "missed", "jitter")
 KINDS = ("job", "event", "subsequence")
-CALL_KEYS = ("job", "inputs", "args")
+CALL_KEYS = ("job", "inputs", "args", "limits")
 EVENT_KEYS = ("timeout", "on_timeout")
 #: What a step may have. Every other key is an option of Dramatiq's.
 STEP_KEYS = (
     *KINDS, "after", "aliases", "allow_failed", "args", "atomic", "batch", "concurrency", "delay",
-    "each", "inputs", "label", "on_error", "save", "undo", "when",
+    "each", "inputs", "label", "limits", "on_error", "save", "undo", "when",
 )  # fmt: skip
 #: What is no use to steps of these kinds.
 NOT_FOR = {
-    "event": {"inputs", "args", "save", "undo"},
-    "subsequence": {"save"},
+    "event": {"inputs", "args", "limits", "save", "undo"},
+    "subsequence": {"limits", "save"},
 }
 NOT_DATA = {
     "throws": "it is a class, but definitions are plain data",
@@ -226,7 +227,24 @@ class Parser:
             options["when"] = self._when(spec["when"])
         if spec.get("each") is not None:
             options["each"] = Items(self._bare_ref("each", spec["each"]))
-        return options | self._dramatiq_options(spec, STEP_KEYS)
+        return options | self._limits(spec) | self._dramatiq_options(spec, STEP_KEYS)
+
+    def _limits(self, spec: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of its job, and those that it names."""
+        names = spec.get("limits") or []
+        names = [names] if isinstance(names, str) else names
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise self._error(f"limits is {names!r}", "Give a list of names.")
+        job = jobs.find(spec["job"]) if isinstance(spec.get("job"), str) else None
+        limits = {limit.name: limit for limit in (job.limits if job else ())}
+        declared = registry.limits() if names else {}
+        for name in names:
+            if name not in declared:
+                hint = "A job or a sequence of the code declares them, with limits=[…]."
+                problem = f"no limit is declared as {name!r}"
+                raise self._error(problem, f"{did_you_mean(name, sorted(declared))} {hint}")
+            limits[name] = declared[name]
+        return {"limits": list(limits.values())} if limits else {}
 
     def _dramatiq_options(self, spec: Mapping[str, Any], ours: Iterable[str]) -> dict[str, Any]:
         options = {name: value for name, value in spec.items() if name not in set(ours)}
@@ -286,6 +304,7 @@ class Parser:
         self._check_keys(spec, keys)
         own = {name: spec[name] for name in ("aliases", "label") if name in spec}
         call = self._call(spec, roots=roots, anywhere=True)
+        own |= self._limits(spec)
         declared = {**(options or {}), **own, **self._dramatiq_options(spec, keys)}
         return kind(call, declared)
 

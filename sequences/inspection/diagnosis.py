@@ -431,11 +431,48 @@ def _retrying_step(snapshot: RunSnapshot, step: StepSnapshot, row: StepRun) -> s
     return f"{text} " + _("Last error: %(error)s.") % {"error": error} if error else text
 
 
+def _in_line(snapshot: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
+    wait = snapshot.limit_waits.get(row.pk)
+    if wait is None:
+        return _("%(step)s is about to ask for its place again.") % {"step": _name(step)}
+    if row.due_at is not None:
+        message = _("%(step)s starts in %(time)s: %(limit)s allows %(rate)s per %(per)s.")
+    elif wait.is_full and wait.key:
+        message = _("%(step)s waits for %(limit)s (%(key)s): %(in_use)d of %(places)d in use.")
+    elif wait.is_full:
+        message = _("%(step)s waits for %(limit)s: %(in_use)d of %(places)d in use.")
+    elif wait.rate is not None:
+        message = _("%(step)s waits for %(limit)s, which allows %(rate)s per %(per)s.")
+    else:
+        message = _("%(step)s waits for %(limit)s: others are before it.")
+    left = max((row.due_at or snapshot.now) - snapshot.now, timedelta(0))
+    return message % {**wait.values, "step": _name(step), "time": format_duration(left)}
+
+
+def _items_in_line(snapshot: RunSnapshot, row: StepRun) -> str:
+    wait = snapshot.limit_waits.get(row.pk)
+    if wait is None or not wait.items:
+        return ""
+    if wait.is_full:
+        message = ngettext(
+            "%(count)d item waits for %(limit)s: %(in_use)d of %(places)d in use.",
+            "%(count)d items wait for %(limit)s: %(in_use)d of %(places)d in use.",
+            wait.items,
+        )
+    else:
+        message = ngettext(
+            "%(count)d item waits for %(limit)s.", "%(count)d items wait for %(limit)s.", wait.items
+        )
+    return message % {**wait.values, "count": wait.items}
+
+
 def _waiting_step(snapshot: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
     if row.wait == Wait.EVENT:
         return _awaiting(snapshot, step, row)
     if row.wait == Wait.TIME:
         return _delayed(snapshot, step, row)
+    if row.wait == Wait.LIMIT:
+        return _in_line(snapshot, step, row)
     if row.wait == Wait.CHILDREN:
         count = (row.members or {}).get("total", 1)
         message = ngettext(
@@ -451,6 +488,7 @@ def _waiting_step(snapshot: RunSnapshot, step: StepSnapshot, row: StepRun) -> st
         _("%(step)s is running (%(done)g of %(total)g)."),
         _("%(step)s is running: %(text)s (%(done)g of %(total)g)."),
     )
+    text = " ".join(filter(None, (text, _items_in_line(snapshot, row))))
     failed = step.items.get("failed", 0)
     if not failed:
         return text

@@ -18,14 +18,14 @@ from django.utils.translation import gettext, ngettext
 
 from .. import conf
 from ..definitions import registry
-from ..models import SequenceRun, StepLoss, StepRun, StepStatus, StoredPlan, WorkerProcess
+from ..models import LimitKey, SequenceRun, StepLoss, StepRun, StepStatus, StoredPlan, WorkerProcess
 from ..transitions import clock, holders
 from ..transitions.backends import Holder
 from ..transitions.due import LONGEST as MAX_LOOK_DELAY
 from ..transitions.holders import Locked
 from ..utils.durations import format_duration
 from ..worker.registration import REPORT_INTERVAL_SECONDS
-from . import schedules
+from . import limits, schedules
 from .losses import deaths_sentence, newest_losses
 from .schedules import ScheduleSnapshot
 
@@ -107,6 +107,8 @@ class Health:
     processes: tuple[WorkerProcess, ...]
     #: Schedules that are late or cannot start their runs, those first that waited longest.
     schedules: tuple[ScheduleSnapshot, ...] = ()
+    #: Lines of limits in which somebody waits, and that no sweep looks at.
+    neglected: tuple[LimitKey, ...] = ()
     #: Step runs that a worker is running, as far as it shows signs of life.
     running: int = 0
     #: How many step runs there are of the sequences that this code has no class for.
@@ -147,6 +149,7 @@ class Health:
             (_locked, self.locked),
             (_suspects, self.suspected),
             (_schedules, self.schedules),
+            (_limits, self.neglected),
             (_classless, self.classless),
         )
         signs = (*_SIGNS, *(sign for sign, is_there in rare if is_there))
@@ -193,6 +196,7 @@ def read(using: str | None = None, runs: QuerySet[SequenceRun] | None = None) ->
         now=now,
         processes=tuple(processes[:MAX_PROCESSES]),
         schedules=troubled,
+        neglected=tuple(limits.neglected(now, WARN_AFTER, using)) if runs is None else (),
         **_steps(now, using, runs),
     )
 
@@ -441,6 +445,19 @@ def _schedules(health: Health) -> Sign:
         "sentence": first.sentence,
     }
     return Sign("schedules", level, says, advice)
+
+
+def _limits(health: Health) -> Sign:
+    first = health.neglected[0]
+    count = len(health.neglected)
+    says = ngettext(
+        "%(count)d line of a limit is not served", "%(count)d lines of limits are not served", count
+    ) % {"count": count}
+    advice = gettext(
+        "Steps wait for %(limit)s, and no sweep has looked whether a place is free. Is a worker "
+        "running that sweeps?"
+    ) % {"limit": first.limit.name}
+    return Sign("limits", health._level(first.wake_at), says, advice)
 
 
 def _classless(health: Health) -> Sign:

@@ -35,6 +35,7 @@ from ..models import (
 )
 from ..transitions import causes, clock, plans
 from ..utils.text import label_of
+from .limits import LimitWait, waits_of
 from .losses import deaths_sentence, newest_losses
 from .phases import AT_WORK, Phase, phases_of
 
@@ -228,6 +229,8 @@ class RunSnapshot:
     pause: Operation | None = None
     #: Of a run whose data is blank: the operation that has erased it, if any.
     erasure: Operation | None = None
+    #: The lines of limits in which its step runs wait, by their ids.
+    limit_waits: Mapping[int, LimitWait] = field(default_factory=dict)
 
     @cached_property
     def title(self) -> str:
@@ -378,6 +381,7 @@ def of_many(
     newest = _newest_failures([run.pk for run in runs], using) if failures else {}
     losses = _losses(rows, using)
     pauses, erasures = _pauses(runs, using), _erasures(runs, using)
+    limit_waits = waits_of(_in_line(rows, {run.pk: run.sequence for run in runs}), using)
     secrets = _secrets_of(runs, newest.keys() | _reporting(rows) | reports.keys(), using)
     for failure in newest.values():
         _hide(failure, secrets[failure.run_id])
@@ -402,6 +406,7 @@ def of_many(
             deepest.get(run.pk),
             pauses.get(run.pk),
             erasures.get(run.pk),
+            limit_waits,
         )
         for run in runs
     ]
@@ -421,6 +426,22 @@ def without_hidden_causes(
         else run_snapshot
         for run_snapshot in snapshots
     ]
+
+
+def _in_line(
+    rows: Mapping[UUID, Mapping[str, StepRun]], sequences: Mapping[UUID, str]
+) -> Iterator[StepRun]:
+    """Those that wait in the line of a limit, or whose items may."""
+    for row in (row for steps in rows.values() for row in steps.values()):
+        of_items = row.wait == Wait.ITEMS and _has_limits(sequences[row.run_id], row.step)
+        if row.status == StepStatus.WAITING and (row.wait == Wait.LIMIT or of_items):
+            yield row
+
+
+def _has_limits(sequence: str, step: str) -> bool:
+    definition = registry.definition_of(sequence)
+    declaration = None if definition is None else definition.step(step)
+    return declaration is not None and bool(declaration.limits)
 
 
 def _fans_out(plan: Plan) -> bool:

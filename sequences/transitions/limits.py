@@ -20,7 +20,7 @@ from math import ceil
 from uuid import UUID
 
 from django.db import transaction
-from django.db.models import Q, QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from ..definitions.limits import Limit
 from ..models import (
@@ -36,7 +36,7 @@ from ..models import (
 from ..port import get_engine
 from . import clock, lines, plans
 from .lines import PARKED, RECHECK, SLACK, Line
-from .locking import transact
+from .locking import lock_free, transact
 from .types import Claim, ClaimLost, Dispatch, dispatch_of, wait_for
 
 #: Lines that one sweep looks at.
@@ -350,3 +350,23 @@ def store_all(limits: Iterable[Limit], using: str) -> None:
         if numbers != limit.numbers:
             row.concurrency, row.rate, row.per = limit.numbers
             row.save(using=using, update_fields=["concurrency", "rate", "per"])
+
+
+def prune(using: str) -> int:
+    """Remove the lines in which nobody is, and which no moment is left in; returns how many."""
+    removed = 0
+    while count := transact(using, lambda: _prune(using)):
+        removed += count
+    return removed
+
+
+def _prune(using: str) -> int:
+    now = clock.now(using)
+    permits = Permit._base_manager.using(using).filter(line=OuterRef("pk"))
+    over = Q(next_at__isnull=True) | Q(next_at__lt=now)
+    idle = LimitKey._base_manager.using(using).filter(over, ~Exists(permits), wake_at__isnull=True)
+    ids = list(idle.order_by("pk").values_list("pk", flat=True)[:LINES])
+    # Who has found a line before it was locked here finds it gone, and makes another.
+    free = lock_free(idle.filter(pk__in=ids), using)
+    rows = LimitKey._base_manager.using(using).filter(pk__in=free)
+    return rows._raw_delete(using) if free else 0

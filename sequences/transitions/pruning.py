@@ -21,6 +21,7 @@ from ..models import (
     NO_ITEM,
     UNFINISHED_RUN,
     Operation,
+    Permit,
     RunDeadline,
     SequenceRun,
     StepCall,
@@ -35,7 +36,9 @@ CHUNK = 500
 #: Children that go in one transaction, but for those of a single tree.
 MOST = 5_000
 #: What belongs to a run, in the order in which it is removed.
-_PARTS: tuple[type[Model], ...] = (Operation, RunDeadline, StepCall, StepFailure, StepLoss, StepRun)
+_PARTS: tuple[type[Model], ...] = (
+    *(Operation, Permit, RunDeadline, StepCall, StepFailure, StepLoss, StepRun),
+)
 _MODELS: tuple[type[Model], ...] = (*_PARTS, SequenceRun)
 
 #: Where a page of candidates has ended: their start, and their id.

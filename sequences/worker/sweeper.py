@@ -17,7 +17,7 @@ from ..definitions import registry
 from ..definitions.plan import Plan
 from ..engine import current, dispatcher, kinds, outages
 from ..engine.executor import unknown_step
-from ..engine.limits import look
+from ..engine.limits import look, store_declared
 from ..models import StepRun
 from ..transitions import deadlines, due, failures, limits, locking, plans
 from ..transitions.types import Dispatch
@@ -167,9 +167,13 @@ def _fails_as_unknown(row: StepRun, using: str) -> bool:
 
 
 def store_plans(using: str) -> bool:
-    """Write this release's plans, so that their ids tell its age. False: not all could be yet."""
+    """Write this release's plans, so that their ids tell its age, and the numbers of its limits.
+
+    False: not all could be yet.
+    """
     declared = [cls._definition.plan for cls in registry.all() if cls._definition is not None]
     missing = [plan for plan in declared if not _stores(plan, using)]
+    store_declared(using)
     return not missing
 
 

@@ -14,7 +14,7 @@ from ... import conf
 from ...exceptions import SequenceError
 from ...transitions.refusals import is_unmigrated, unmigrated
 from ...utils.terminal import plain
-from ..cli import maintenance, operations, read, schedules, start
+from ..cli import limits, maintenance, operations, read, schedules, start
 from ..cli.base import usage_error
 
 SUBCOMMANDS = [
@@ -24,6 +24,7 @@ SUBCOMMANDS = [
     read.Watch,
     *operations.TASKS,
     read.Graph,
+    limits.Limits,
     schedules.Schedules,
     maintenance.Sweep,
     maintenance.Prune,

@@ -1,0 +1,194 @@
+"""Limits in the admin: what is in use, who waits, and other numbers for now."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, ClassVar
+
+from django import forms
+from django.contrib import admin
+from django.core.exceptions import ValidationError
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
+
+from .. import conf
+from ..exceptions import SequenceError
+from ..inspection import limits as inspection
+from ..inspection.limits import LimitSnapshot
+from ..models import LimitOverride, StoredLimit
+from ..utils.durations import format_duration, parse_duration
+from .base import EMPTY, ReadOnlyAdmin
+
+#: Overrides that are shown, the newest.
+MAX_OVERRIDES = 20
+
+
+class LimitForm(forms.ModelForm):  # type: ignore[type-arg]
+    """Other numbers for now, or those of the code again."""
+
+    concurrency_now = forms.IntegerField(
+        label=_("At once"),
+        min_value=0,
+        required=False,
+        help_text=_("How many may be active at once. 0 lets nobody in."),
+    )
+    rate_now = forms.IntegerField(
+        label=_("In a period"),
+        min_value=1,
+        required=False,
+        help_text=_("How many may begin in the period."),
+    )
+    per_now = forms.CharField(
+        label=_("Period"), required=False, help_text=_("Such as “1 s” or “10 min”.")
+    )
+    reason = forms.CharField(
+        label=_("Reason"), required=False, widget=forms.Textarea(attrs={"rows": 2})
+    )
+    reset_now = forms.BooleanField(
+        label=_("Use the numbers of the code"), required=False, help_text=_("Ends the override.")
+    )
+
+    class Meta:
+        model = StoredLimit
+        fields: ClassVar[list[str]] = []
+
+    def clean_per_now(self) -> timedelta | None:
+        """A duration as people write it."""
+        text = self.cleaned_data["per_now"]
+        if not text:
+            return None
+        per = parse_duration(text)
+        if per is None:
+            raise ValidationError(gettext("“%(text)s” is not a duration.") % {"text": text})
+        return per
+
+
+@admin.register(StoredLimit)
+class StoredLimitAdmin(ReadOnlyAdmin):
+    """Limits: list, and one with its lines."""
+
+    form = LimitForm
+    list_display = ("name", "numbers", "in_use", "waiting", "oldest", "overridden")
+    search_fields = ("name",)
+    readonly_fields = ("name", "numbers", "declared", "in_use", "waiting", "oldest", "lines", "log")
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Whoever may override limits."""
+        return request.user.has_perm("job_sequences.override_storedlimit")
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """They see them, too."""
+        may_view = super().has_view_permission(request, obj)
+        return may_view or self.has_change_permission(request, obj)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[StoredLimit]:
+        """With the overrides."""
+        rows: QuerySet[StoredLimit] = super().get_queryset(request)
+        return rows.select_related("override")
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        """The form for those who may use it."""
+        if not self.has_change_permission(request, obj):
+            return self.readonly_fields
+        now = ("concurrency_now", "rate_now", "per_now", "reason", "reset_now")
+        return (*self.readonly_fields[:6], *now, *self.readonly_fields[6:])
+
+    def save_model(self, request: HttpRequest, obj: StoredLimit, form: Any, change: bool) -> None:
+        """The transition writes, and leaves a row that says who."""
+        values = form.cleaned_data
+        numbers = {name: values[f"{name}_now"] for name in ("concurrency", "rate", "per")}
+        try:
+            if values["reset_now"]:
+                obj.reset(by=request.user)
+            elif any(value is not None for value in numbers.values()):
+                obj.change(**numbers, by=request.user, reason=values["reason"])
+        except SequenceError as error:
+            self.message_user(request, str(error), level="ERROR")
+
+    def _snapshot(self, row: StoredLimit) -> LimitSnapshot:
+        snapshot: LimitSnapshot | None = getattr(row, "_snapshot", None)
+        if snapshot is None:
+            (snapshot,) = inspection.of_many([row], conf.using())
+            vars(row)["_snapshot"] = snapshot
+        return snapshot
+
+    @admin.display(description=_("numbers"))
+    def numbers(self, row: StoredLimit) -> str:
+        """What counts now."""
+        return self._snapshot(row).numbers
+
+    @admin.display(description=_("in the code"))
+    def declared(self, row: StoredLimit) -> str:
+        """What the code says."""
+        return self._snapshot(row).declared
+
+    @admin.display(description=_("in use"))
+    def in_use(self, row: StoredLimit) -> int:
+        """Places that are taken, in all lines."""
+        return self._snapshot(row).in_use
+
+    @admin.display(description=_("waiting"))
+    def waiting(self, row: StoredLimit) -> int:
+        """Step runs and runs in all lines."""
+        return self._snapshot(row).waiting
+
+    @admin.display(description=_("oldest"))
+    def oldest(self, row: StoredLimit) -> str:
+        """How long the first has waited."""
+        snapshot = self._snapshot(row)
+        return EMPTY if snapshot.oldest is None else format_duration(snapshot.now - snapshot.oldest)
+
+    @admin.display(description=_("overridden"), boolean=True)
+    def overridden(self, row: StoredLimit) -> bool:
+        """Whether other numbers than those of the code count."""
+        return row.override_id is not None
+
+    @admin.display(description=_("lines"))
+    def lines(self, row: StoredLimit) -> SafeString | str:
+        """Its keys, those in which somebody waits first."""
+        now = self._snapshot(row).now
+        rows = [
+            (
+                line.key or EMPTY,
+                line.in_use,
+                line.waiting,
+                EMPTY if line.oldest is None else format_duration(now - line.oldest),
+            )
+            for line in inspection.lines_of(row, conf.using())
+        ]
+        heads = (_("key"), _("in use"), _("waiting"), _("oldest"))
+        return _table(heads, rows)
+
+    @admin.display(description=_("overrides"))
+    def log(self, row: StoredLimit) -> SafeString | str:
+        """Who has changed it, the newest first."""
+        overrides = LimitOverride.objects.using(conf.using()).filter(limit=row.name)
+        rows = [
+            (
+                each.created_at.isoformat(" ", "seconds"),
+                each.by or EMPTY,
+                inspection.numbers_text(each.concurrency, each.rate, each.per),
+                each.reason or EMPTY,
+                EMPTY if each.ended_at is None else each.ended_at.isoformat(" ", "seconds"),
+                each.ended_by or EMPTY,
+            )
+            for each in overrides.order_by("-pk")[:MAX_OVERRIDES]
+        ]
+        heads = (_("created"), _("by"), _("numbers"), _("reason"), _("ended"), _("ended by"))
+        return _table(heads, rows)
+
+
+def _table(heads: tuple[Any, ...], rows: list[tuple[Any, ...]]) -> SafeString | str:
+    if not rows:
+        return EMPTY
+    head = format_html_join("", "<th>{}</th>", ((text,) for text in heads))
+    body = format_html_join(
+        "",
+        "<tr>{}</tr>",
+        ((format_html_join("", "<td>{}</td>", ((cell,) for cell in row)),) for row in rows),
+    )
+    return format_html("<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>", head, body)

@@ -1,0 +1,75 @@
+"""A limit's numbers are changed for now: other ones count until somebody ends that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from ..models import LimitKey, LimitOverride, StoredLimit
+from . import clock
+from .locking import lock_free, transact
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """What counts for a limit. None: without such a limit."""
+
+    concurrency: int | None
+    rate: int | None
+    per: timedelta | None
+
+
+def override(limit_id: int, numbers: Numbers, by: str, reason: str, using: str) -> LimitOverride:
+    """Let these numbers count from now on, in every line of the limit."""
+    return transact(using, lambda: _override(limit_id, numbers, by, reason, using))
+
+
+def _override(limit_id: int, numbers: Numbers, by: str, reason: str, using: str) -> LimitOverride:
+    limit, now = _lock(limit_id, using), clock.now(using)
+    _end(limit, by, now, using)
+    row = LimitOverride._base_manager.using(using).create(
+        limit=limit.name,
+        concurrency=numbers.concurrency,
+        rate=numbers.rate,
+        per=numbers.per,
+        by=by[:150],
+        reason=reason,
+        created_at=now,
+    )
+    _use(limit, row, now, using)
+    return row
+
+
+def reset(limit_id: int, by: str, using: str) -> None:
+    """Let the numbers of the code count again."""
+    transact(using, lambda: _reset(limit_id, by, using))
+
+
+def _reset(limit_id: int, by: str, using: str) -> None:
+    limit, now = _lock(limit_id, using), clock.now(using)
+    _end(limit, by, now, using)
+    _use(limit, None, now, using)
+
+
+def _lock(limit_id: int, using: str) -> StoredLimit:
+    return StoredLimit._base_manager.using(using).select_for_update().get(pk=limit_id)
+
+
+def _end(limit: StoredLimit, by: str, now: datetime, using: str) -> None:
+    rows = LimitOverride._base_manager.using(using).filter(limit=limit.name, ended_at=None)
+    rows.update(ended_at=now, ended_by=by[:150])
+
+
+def _use(limit: StoredLimit, row: LimitOverride | None, now: datetime, using: str) -> None:
+    limit.override = row
+    limit.save(using=using, update_fields=["override"])
+    lines = LimitKey._base_manager.using(using).filter(limit=limit.pk)
+    # One that another has locked is looked at by that one, or later by the sweep.
+    free = lines.filter(pk__in=lock_free(lines.filter(wake_at__isnull=False), using))
+    free.update(wake_at=now)
+    numbers = row or limit
+    if numbers.rate and numbers.per:  # a moment that the old rate has left far ahead
+        first = now + numbers.per / numbers.rate
+        free.filter(next_at__gt=first).update(next_at=first)
+    else:
+        free.filter(next_at__isnull=False).update(next_at=None)

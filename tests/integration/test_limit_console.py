@@ -1,0 +1,273 @@
+"""Limits as people see and change them: the sentence, the admin, the command line, health."""
+
+import json
+from datetime import timedelta
+from io import StringIO
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.core.management import CommandError, call_command
+
+from sequences import Limit, Sequence, checks, start_definition, step
+from sequences.definitions import registry
+from sequences.engine.limits import store_declared
+from sequences.engine.pruning import prune
+from sequences.exceptions import InvalidDefinition, SequenceError
+from sequences.flows.jobs import job
+from sequences.inspection import diagnosis, health, snapshot
+from sequences.models import LimitKey, LimitOverride, Permit, SequenceRun, StoredLimit
+from sequences.testing import clock, drain
+from tests.engine import fresh
+from tests.limits import USING, bank, billing, come, go, look, row_of, seconds, sync, take, waits
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+ADMIN = "/admin/job_sequences/storedlimit/"
+
+
+def sentence(run):
+    return diagnosis.summary(snapshot.of(fresh(run)))
+
+
+def command(*arguments):
+    out = StringIO()
+    call_command("sequences", "limits", *arguments, stdout=out, no_color=True)
+    return out.getvalue()
+
+
+@pytest.fixture
+def line():
+    """Three at the door of a bank with two places; the last waits."""
+    runs = [billing(bank(concurrency=2)).start().run for _ in range(3)]
+    return [(run, come(run)) for run in runs]
+
+
+def test_the_sentence_of_a_run_says_for_what_it_waits(line):
+    assert sentence(line[2][0]) == "“charge” waits for bank: 2 of 2 in use."
+    go(line[0][1])
+    assert "waits for bank" not in sentence(line[2][0])
+
+
+def test_the_sentence_names_the_key():
+    sequence = sync(limits=[Limit("customer", key="customer_id", concurrency=1)])
+    first, second = (sequence.start({"customer_id": 7}).run for _ in range(2))
+    come(first, name="fetch")
+    come(second, name="fetch")
+    assert sentence(second) == "“fetch” waits for customer (7): 1 of 1 in use."
+
+
+def test_the_sentence_says_when_a_moment_comes():
+    sequence = billing(Limit("bank", rate=1, per=seconds(4)))
+    runs = [sequence.start().run for _ in range(3)]
+    for run in runs:
+        come(run)
+    assert "bank allows 1 per 4 s." in sentence(runs[1])
+    assert "“charge” starts in 3." in sentence(runs[1]) or "in 4 s" in sentence(runs[1])
+    assert sentence(runs[2]) == "“charge” waits for bank, which allows 1 per 4 s."
+
+
+def test_the_sentence_of_a_fan_out_counts_the_items_in_line():
+    run = billing(bank(), each=lambda self: range(4)).start().run
+    go(take(row_of(run).pk))
+    for item in range(4):
+        come(run, item)
+    assert sentence(run).endswith("3 items wait for bank: 1 of 1 in use.")
+
+
+def test_health_says_when_nobody_looks_at_a_line(line):
+    assert not any(sign.name == "limits" for sign in health.read().signs)
+    LimitKey.objects.update(wake_at=clock_now() - timedelta(minutes=10))
+    (sign,) = (sign for sign in health.read().signs if sign.name == "limits")
+    assert str(sign).startswith("1 line of a limit is not served. Steps wait for bank")
+
+
+def clock_now():
+    from sequences.transitions import clock as database_clock
+
+    return database_clock.now(USING)
+
+
+# --- other numbers, for now
+
+
+def test_other_numbers_count_at_once_and_until_they_are_reset(line):
+    limit = StoredLimit.objects.get()
+    limit.change(concurrency=3, by="ada", reason="the bank is fast")
+    look()
+    assert row_of(line[2][0]).status == "queued"
+    limit.change(concurrency=0)
+    assert come(line[2][0]) is None
+    assert waits(line[2][0])
+    store_declared(USING)  # a deploy ends it not
+    look()
+    assert waits(line[2][0])
+    limit.reset(by="bob")
+    go(line[0][1])
+    assert come(line[2][0]) is not None
+    overrides = list(LimitOverride.objects.values_list("concurrency", "by", "reason", "ended_by"))
+    assert overrides == [(3, "ada", "the bank is fast", ""), (0, "", "", "bob")]
+
+
+def test_a_higher_rate_moves_those_who_wait():
+    sequence = billing(Limit("bank", rate=1, per=timedelta(hours=1)))
+    runs = [sequence.start().run for _ in range(3)]
+    for run in runs:
+        come(run)
+    StoredLimit.objects.get().change(rate=10, per=seconds(1))
+    with clock() as moving:
+        moving.move(seconds(0.1))
+        look()
+        assert all(row_of(run).due_at or row_of(run).status == "queued" for run in runs[1:])
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"concurrency": -1}, {"rate": 0}, {"rate": 1, "per": timedelta()}]
+)
+def test_numbers_that_cannot_be_are_refused(line, numbers):
+    with pytest.raises(SequenceError, match="cannot be"):
+        StoredLimit.objects.get().change(**numbers)
+    assert not LimitOverride.objects.exists()
+
+
+def test_the_numbers_of_the_code_are_written_when_a_worker_boots(line):
+    billing(bank(concurrency=5, rate=2))
+    store_declared(USING)
+    assert StoredLimit.objects.get().numbers == (5, 2, seconds(1))
+
+
+# --- the command line
+
+
+def test_the_command_lists_limits_and_changes_one(line):
+    listed = command()
+    assert listed.splitlines()[1].split()[:6] == ["bank", "2", "at", "once", "2", "1"]
+    assert "1 at once" in command("bank", "--concurrency", "1", "--reason", "slow", "--by", "ada")
+    assert LimitOverride.objects.get().reason == "slow"
+    (details,) = json.loads(command("--json"))
+    assert (details["in_use"], details["waiting"], details["concurrency"]) == (2, 1, 1)
+    assert details["declared"]["concurrency"] == 2
+    command("bank", "--reset")
+    assert StoredLimit.objects.get().override is None
+    shown = json.loads(command("bank", "--json"))
+    assert [key["waiting"] for key in shown["keys"]] == [1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--concurrency", "1"], "Name the limit"),
+        (["bnk"], "Did you mean 'bank'"),
+        (["bank", "--reset", "--rate", "1"], "either"),
+        (["bank", "--rate", "0"], "rate cannot be 0"),
+    ],
+)
+def test_the_command_says_what_is_wrong(line, arguments, problem):
+    with pytest.raises(CommandError, match=problem):
+        command(*arguments)
+
+
+def test_without_limits_the_command_says_so():
+    assert command().startswith("There are no limits.")
+
+
+# --- the admin
+
+
+@pytest.fixture
+def user(client):
+    ada = User.objects.create_user("ada", is_staff=True)
+    client.force_login(ada)
+    return ada
+
+
+def permit(user, *names):
+    user.user_permissions.add(*Permission.objects.filter(codename__in=names))
+
+
+def test_the_admin_shows_limits_to_those_who_may_see_them(line, client, user):
+    assert client.get(ADMIN).status_code == 403
+    permit(user, "view_storedlimit")
+    page = client.get(ADMIN).content.decode()
+    assert "2 at once" in page
+    page = client.get(f"{ADMIN}{StoredLimit.objects.get().pk}/change/").content.decode()
+    assert "<th>key</th>" in page
+    assert "concurrency_now" not in page
+    response = client.post(
+        f"{ADMIN}{StoredLimit.objects.get().pk}/change/", {"concurrency_now": "1"}
+    )
+    assert response.status_code == 403
+
+
+def test_the_admin_changes_a_limit_for_now(line, client, user):
+    permit(user, "override_storedlimit")
+    url = f"{ADMIN}{StoredLimit.objects.get().pk}/change/"
+    values = {"concurrency_now": "1", "rate_now": "5", "per_now": "10 s", "reason": "slow"}
+    assert client.post(url, values).status_code == 302
+    override = LimitOverride.objects.get()
+    assert (override.concurrency, override.rate, override.per) == (1, 5, seconds(10))
+    assert (override.by, override.reason) == ("ada", "slow")
+    page = client.get(url).content.decode()
+    assert "1 at once, 5 per 10 s" in page
+    assert "slow" in page
+    assert "is not a duration" in client.post(url, {"per_now": "soon"}).content.decode()
+    assert client.post(url, {"reset_now": "on"}).status_code == 302
+    assert StoredLimit.objects.get().override is None
+
+
+# --- data, checks, pruning
+
+
+def test_a_job_has_limits_and_a_definition_names_them():
+    @job("pay", limits=[bank()])
+    def pay(): ...
+
+    @job("thank")
+    def thank(): ...
+
+    holder = start_definition({"steps": {"pay": {"job": "pay"}}}).run
+    other = start_definition({"steps": {"thank": {"job": "thank", "limits": ["bank"]}}}).run
+    claim = come(holder, name="pay")
+    assert claim is not None
+    assert come(other, name="thank") is None
+    go(claim)
+    drain()
+    assert fresh(other).status == "succeeded"
+    with pytest.raises(InvalidDefinition, match="no limit is declared as 'bnk'"):
+        start_definition({"steps": {"thank": {"job": "thank", "limits": ["bnk"]}}})
+    with pytest.raises(InvalidDefinition, match="limits is"):
+        start_definition({"steps": {"thank": {"job": "thank", "limits": [7]}}})
+
+
+def test_a_job_whose_limits_are_none_is_refused():
+    with pytest.raises(InvalidDefinition, match="limits is"):
+        job("pay", limits=["bank"])(print)
+
+
+def test_a_check_finds_one_name_with_two_numbers():
+    billing(bank())
+
+    class Other(Sequence):
+        class Meta:
+            app_label = "shop"
+            redact = ["token"]
+            limits = [Limit("token", key="token", concurrency=1)]
+
+        @step(limits=[bank(concurrency=7)])
+        def charge(self): ...
+
+    assert registry.limits()["bank"]
+    messages = {message.id: message.msg for message in checks.check_sequences(None)}
+    assert "'bank' is declared twice" in messages["sequences.E014"]
+    assert "'token'" in messages["sequences.W019"]
+
+
+def test_pruned_runs_and_lines_leave_nothing(line):
+    for run, _claim in line:
+        run.cancel()
+    with clock() as moving:
+        moving.move(timedelta(days=2))
+        prune(older_than=timedelta(days=1))
+    assert not SequenceRun.objects.exists()
+    assert not Permit.objects.exists()
+    assert not LimitKey.objects.exists()
+    assert StoredLimit.objects.count() == 1
