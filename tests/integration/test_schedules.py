@@ -17,8 +17,10 @@ from django.test.utils import CaptureQueriesContext
 
 from sequences import Sequence, checks, cron, event, every, step
 from sequences.definitions import registry
+from sequences.definitions.schedules import Timetable, Turn, turn_of
 from sequences.engine import dispatcher
-from sequences.engine.schedules import give_turn, sync
+from sequences.engine.schedules import declarations, give_turn, sync
+from sequences.engine.start import start_of
 from sequences.exceptions import (
     InvalidData,
     InvalidSchedule,
@@ -1036,3 +1038,88 @@ def test_what_type_checkers_see_runs():
     run = typed.operate("ann")
     assert run.data == {"day": "2026-01-01", "full": True}
     async_to_sync(typed.operate_async)()
+
+
+def old_and_changed(cls):
+    """A schedule as somebody has read it, who was overtaken meanwhile."""
+    old = stored(cls)
+    Schedule.objects.update(version=old.version + 1)
+    return old
+
+
+@pytest.mark.parametrize("locks_rows", [True, False], ids=["locks", "locks nothing"])
+def test_who_was_overtaken_writes_nothing(monkeypatch, locks_rows):
+    cls = report(schedule=every(HOUR))
+    sync_schedules()
+    slot = make_due(stored(cls))
+    old = old_and_changed(cls)
+    if not locks_rows:  # as on SQLite: the write alone decides
+        monkeypatch.setattr(schedules, "lock_free", lambda rows, using: [old.pk])
+    (declaration,) = declarations("default")
+    turn = Turn(slot, slot + HOUR)
+    plan = (cls._definition.plan, start_of(cls._definition, None, key="a"), cls._definition.labels)
+    assert schedules.take_turn(old, every(HOUR), turn, plan, "default") is None
+    assert schedules.fail_turn(old, schedules.TurnFailure("no"), "default") is False
+    old.fingerprint = "other"
+    assert schedules.declare(declaration, old, "default") is False
+    old.confirmed_at = None
+    assert schedules.orphan(old, "default") is False
+    row = stored(cls)
+    assert (row.next_slot, row.failures, row.orphaned_at) == (slot, 0, None)
+    assert keys(cls) == []
+
+
+def test_two_workers_that_boot_at_once_write_one_row():
+    report(schedule=every(HOUR))
+    (declaration,) = declarations("default")
+    assert schedules.declare(declaration, None, "default") is True
+    assert schedules.declare(declaration, None, "default") is False
+    assert Schedule.objects.count() == 1
+
+
+def test_a_schedule_that_was_removed_meanwhile_has_no_turn():
+    row = report().schedules.create("hourly", every(HOUR))
+    make_due(row)
+    pk = row.pk
+    row.remove()
+    assert give_turn(pk, "default") is None
+
+
+def test_a_schedule_of_a_later_release_that_cannot_be_read_is_a_failure():
+    row = report().schedules.create("hourly", every(HOUR))
+    make_due(row)
+    Schedule.objects.update(spec={"solar": "sunrise"})
+    look()
+    row.refresh_from_db()
+    assert "This release cannot read the schedule" in row.error
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.only_on("postgresql", "mysql")
+def test_a_sync_waits_for_no_locked_row(releases):
+    releases.code("old", schedule=every(HOUR))
+    releases.code("new", schedule=every(2 * HOUR))
+    releases.boots("old")
+    with locks.held(lambda: Schedule.objects.select_for_update().get()):
+        releases.boots("new")
+    assert Schedule.objects.get().spec["every"] == 3600
+    releases.boots("new")
+    assert Schedule.objects.get().spec["every"] == 7200
+
+
+def test_a_schedule_that_is_over_starts_nothing_any_more():
+    class Once(Timetable):
+        def after(self, moment):
+            return None
+
+    once = Once()
+    moment = now()
+    assert turn_of(once, moment, moment, "name").following is None
+    row = report().schedules.create("hourly", every(HOUR))
+    slot = make_due(row)
+    row.refresh_from_db()
+    schedules.take_turn(row, once, Turn(None, None, missed=slot), None, "default")
+    row.refresh_from_db()
+    assert (row.next_slot, row.wake_at) == (None, None)
+    assert inspection.of(row, "default").state == "over"
+    assert "no more slots" in inspection.of(row, "default").sentence
