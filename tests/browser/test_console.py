@@ -8,6 +8,7 @@ import pytest
 from django.urls import reverse
 from playwright.sync_api import expect
 
+from sequences.models import StepFailure
 from tests.acceptance.app.sequences import SCRIPT, Delivery, Held, Parallel, Struck
 from tests.acceptance.workers import wait_for
 
@@ -84,20 +85,21 @@ def test_a_failed_order_is_approved_read_mended_and_retried(either):
     head = page.locator("#head")
     page.goto(path_of(run))
     comes_to(page, "waiting", "approval")
-    page.get_by_role("button", name="Deliver “approval”").first.click()
+    head.get_by_role("link", name="Deliver “approval”").click()
+    page.get_by_role("button", name="Deliver").click()
     comes_to(page, "failed")
-    attempt = page.locator("#failures details").first
+    attempt = page.locator("#failures details.seq-attempt").first
     assert attempt.get_attribute("open") is not None
-    expect(attempt.locator("pre")).to_contain_text("Traceback (most recent call last)")
-    expect(attempt.locator("pre")).to_contain_text("KeyError: 'address'")
+    traceback = attempt.locator(".seq-traceback")
+    expect(traceback).to_contain_text("Traceback (most recent call last)")
+    expect(traceback).to_contain_text("KeyError: 'address'")
     head.get_by_role("link", name="Edit data").click()
     text = page.locator("textarea[name=text]")
     text.fill(text.input_value().replace("{", '{"address": "12 Main Street",', 1))
     page.get_by_role("button", name="Review changes").click()
     expect(page.locator("#content-main")).to_contain_text("12 Main Street")
     page.get_by_role("button", name="Save", exact=True).click()
-    head.get_by_role("link", name="Retry").click()
-    page.get_by_role("button", name="Retry").click()
+    head.get_by_role("button", name="Retry").click()
     comes_to(page, "succeeded")
     expect(page.locator("#operations")).to_contain_text("by admin")
     run.refresh_from_db()
@@ -128,21 +130,27 @@ def test_a_script_is_shown_as_text_wherever_people_can_put_it(page):
         expect(page.locator(place)).to_contain_text("<script>window.struck = true</script>")
 
 
-def test_what_is_open_and_what_is_typed_survive_a_refresh(page, gate):
+def test_what_is_open_and_what_has_the_focus_survive_a_refresh(page, gate):
     run = Parallel(gate=str(gate)).run
     wait_for(gate.visitors)
+    StepFailure.objects.bulk_create(
+        StepFailure(run=run, step="work", attempt=n, error=f"E{n}", failed_at=run.created_at)
+        for n in (1, 2)
+    )
     page.goto(path_of(run))
     expect(state(page, "approval")).to_have_class(re.compile(r"\bseq-waiting\b"))
-    page.locator("#with-head-approval summary").click()
-    payload = page.locator("#payload-head-approval")
-    payload.fill('{"by": "Ada"}')
+    delivery = page.locator("#head").get_by_role("link", name="Deliver “approval”")
+    older = page.locator("#failures details.seq-attempt").nth(1)
+    older.locator("summary").first.click()
+    delivery.focus()
     with page.expect_response(lambda one: run.pk.hex in one.url.replace("-", "")):
         gate.open()
     expect(state(page, "work")).to_have_class(re.compile(r"\bseq-succeeded\b"))
-    expect(payload).to_be_visible()
-    expect(payload).to_have_value('{"by": "Ada"}')
-    expect(payload).to_be_focused()
-    page.locator("#head").get_by_role("button", name="Deliver “approval”").click()
+    expect(delivery).to_be_focused()
+    expect(older).to_have_attribute("open", "")
+    delivery.click()
+    page.locator("textarea[name=payload]").fill('{"by": "Ada"}')
+    page.get_by_role("button", name="Deliver").click()
     expect(state(page)).to_have_class(re.compile(r"\bseq-succeeded\b"))
     run.refresh_from_db()
     assert run.data["approval"] == {"by": "Ada"}
