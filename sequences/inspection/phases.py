@@ -85,7 +85,8 @@ class _Phases:
             yield from self._idle(begins)
             return
         yield Phase("waited", begins, since)
-        yield from self._members(since, row.queued_at if row.queued_at > since else None)
+        is_released = row.status != StepStatus.WAITING and row.queued_at > since
+        yield from self._members(since, row.queued_at if is_released else None)
 
     def _members(self, since: datetime, released_at: datetime | None) -> Iterator[Phase]:
         kind, ended_at = _MEMBERS[self.row.wait], self.row.finished_at

@@ -32,10 +32,8 @@ def blocks_of(traceback: str) -> list[Block]:
     """The traceback in blocks, in each of its parts the project's own frames first.
 
     What led to them, and was not the project's, comes last: folded, as all frames of libraries are.
-    If none is the project's own, nothing is folded.
     """
-    blocks = [block for part in _parts(traceback) for block in _ordered(part)]
-    return blocks if any(map(_is_own_frame, blocks)) else [Block(traceback.rstrip("\n"))]
+    return [block for part in _parts(traceback) for block in _ordered(part)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +107,3 @@ def _has_own_frame(chunks: Iterable[_Chunk]) -> bool:
 def _block(folded: bool, chunks: list[_Chunk]) -> Block:
     text = "\n".join(line for chunk in chunks for line in chunk.lines)
     return Block(text, len(chunks) if folded else 0)
-
-
-def _is_own_frame(block: Block) -> bool:
-    return not block.folded and any(map(_FRAME.match, block.text.split("\n")))

@@ -51,9 +51,8 @@ def test_each_exception_of_a_chain_begins_with_its_own_frames():
     assert firsts.count(START.strip()) == 2
 
 
-def test_without_an_own_frame_nothing_is_folded():
-    text = START + WORKER + END
-    assert blocks_of(text) == [tracebacks.Block(text.rstrip("\n"))]
+def test_without_an_own_frame_all_frames_are_folded_in_their_place():
+    assert [folded for _, folded in shape(START + WORKER + END)] == [0, 2, 0]
     assert blocks_of("shop.WorkerLost: two\n") == [tracebacks.Block("shop.WorkerLost: two")]
     assert blocks_of("") == [tracebacks.Block("")]
 
