@@ -362,10 +362,10 @@ class SequenceRun(_Row):
     def deliver(self, event: Named, payload: Any = None, *, by: Any = "", reason: str = "") -> bool:
         """End the wait of an event with this payload. An early delivery is stored until then.
 
-        The first delivery counts; returns whether this one did. Raises `InvalidData` if the
-        payload is not JSON, `UnknownStep` if the run's plan has no such event, and
-        `InvalidTransition` if it is too late: the event was skipped or has timed out, or the run
-        has ended.
+        The first delivery counts, for all events of one `any_of` too; returns whether this one did.
+        Raises `InvalidData` if the payload is not JSON, `UnknownStep` if the run's plan has no such
+        event, and `InvalidTransition` if it is too late: the event was skipped or has timed out, or
+        the run has ended.
         """
         counted: bool = get_engine().operate(
             self, "deliver", event=event, payload=payload, by=by, reason=reason

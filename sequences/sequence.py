@@ -28,7 +28,7 @@ from .definitions.option_types import StartOptions
 from .definitions.options import MetaOptions
 from .definitions.plan import COMPENSATION_KINDS, Node, Plan
 from .definitions.schedules import DEFAULT_NAME, Timetable
-from .definitions.steps import Step, Undo, name_of, no_attribute
+from .definitions.steps import Step, Undo, flat, name_of, no_attribute
 from .definitions.validation import (
     MAX_LABEL,
     check_body,
@@ -111,7 +111,7 @@ class _Body(dict[str, Any]):
 
 
 def _references(step: Step[Any]) -> Iterator[Any]:
-    yield from step.after or ()
+    yield from flat(step.after or ())
     yield step.on_error
     yield getattr(step, "undoes", None)
 
@@ -516,7 +516,7 @@ def _nodes(cls: type[Sequence[Any]], label: str, steps: dict[str, Step[Any]]) ->
         aside = step.kind in COMPENSATION_KINDS or (name in handlers and step.after is None)
         after: list[str] = []
         if not aside:
-            after = open_ends if step.after is None else [name_of(other) for other in step.after]
+            after = open_ends if step.after is None else list(map(name_of, flat(step.after)))
             open_ends = [*(end for end in open_ends if end not in after), name]
         yield Node(
             name=name,
@@ -524,6 +524,7 @@ def _nodes(cls: type[Sequence[Any]], label: str, steps: dict[str, Step[Any]]) ->
             actor=f"{label}.{name}",
             queue=step.options.get("queue_name", "default"),
             kind=step.kind,
+            any_of=tuple(tuple(map(name_of, group)) for group in step.any_of),
             undoes=name_of(step.undoes) if isinstance(step, Undo) else "",
             attempted=isinstance(step, Undo) and _undoes_attempted(step, steps),
             on_error="" if step.on_error is None else name_of(step.on_error),

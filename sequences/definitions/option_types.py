@@ -25,7 +25,15 @@ class NamedStep(Protocol):
     def kind(self) -> str: ...
 
 
+class NamedGroup(Protocol):
+    """An `AnyOf`, whose module imports this one."""
+
+    @property
+    def steps(self) -> tuple[Any, ...]: ...
+
+
 Named: TypeAlias = NamedStep | str
+After: TypeAlias = Named | NamedGroup | Iterable[Named | NamedGroup]
 Names: TypeAlias = str | Iterable[str]
 Limits: TypeAlias = Limit | Iterable[Limit]
 Text: TypeAlias = str | Promise  # a promise: it is translated when it is read
@@ -85,7 +93,7 @@ class UndoOptions(BaseOptions, total=False):
 class StepOptions(BaseOptions, total=False):
     """Those of `step`."""
 
-    after: Named | Iterable[Named] | None
+    after: After | None
     atomic: bool
     limits: Limits
     on_error: Named | None

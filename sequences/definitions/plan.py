@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
@@ -17,10 +17,11 @@ DONE = frozenset({"succeeded", "skipped"})
 #: Kinds of steps that do not decide how a run ends.
 COMPENSATION_KINDS = frozenset({"undo", "on_failure"})
 EXECUTING = frozenset({"running", "retrying"})
+ENDED = DONE | {"failed", "cancelled"}
 
 
 #: What most nodes lack, and a plan without it does not name.
-_RARE = ("undoes", "attempted", "on_error", "aside", "options")
+_RARE = ("any_of", "undoes", "attempted", "on_error", "aside", "options")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +29,13 @@ class Node:
     """One step of a plan: its name, the names it waits for, and where it is dispatched."""
 
     name: str
+    #: All that it waits for, those in `any_of` among them.
     after: tuple[str, ...]
     actor: str
     queue: str
     kind: str = "step"
+    #: The groups of which one step is enough.
+    any_of: tuple[tuple[str, ...], ...] = ()
     #: Of an undo: the step that it undoes, and whether also after a failed attempt at it.
     undoes: str = ""
     attempted: bool = False
@@ -41,6 +45,13 @@ class Node:
     aside: bool = False
     #: Of a step whose actor has no options of its own: those of its messages.
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """What it waits for in any case."""
+        if not self.any_of:
+            return self.after
+        return tuple(name for name in self.after if not any(name in group for group in self.any_of))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -60,7 +71,8 @@ class Node:
             actor=step["actor"],
             queue=step["queue"],
             kind=step.get("kind", "step"),
-            **{name: step[name] for name in _RARE if name in step},
+            any_of=tuple(map(tuple, step.get("any_of", ()))),
+            **{name: step[name] for name in _RARE if name in step and name != "any_of"},
         )
 
 
@@ -130,6 +142,11 @@ class Plan:
         return tuple(node for node in self.nodes if node.kind == "subsequence")
 
     @cached_property
+    def races(self) -> tuple[tuple[str, ...], ...]:
+        """The groups of steps of which only the first counts."""
+        return tuple(dict.fromkeys(group for node in self.main for group in node.any_of))
+
+    @cached_property
     def on_failure(self) -> Node | None:
         """The step that runs once when a run has failed."""
         return next((node for node in self.nodes if node.kind == "on_failure"), None)
@@ -169,20 +186,87 @@ class Plan:
                 names.add(node.name)
         return frozenset(names - {name})
 
-    def again(self, name: str) -> frozenset[str]:
-        """What begins anew with this step: it, all that come after it, and what went on in the
-        place of one of them."""
-        again = self.descendants(name) | {name}
+    def again(self, name: str, states: Mapping[str, str] | None = None) -> frozenset[str]:
+        """What begins anew with this step: it, all that come after it, what went on in the place
+        of one of them, and the others of an `any_of`, with what was skipped on the way to them."""
+        again = self._with_rivals(self.descendants(name) | {name})
         handlers = {self.node(step).on_error for step in again} - {"", *again}
-        return frozenset(again.union(*(self.again(handler) for handler in handlers)))
+        again = again.union(*(self.again(handler, states) for handler in handlers))
+        return again | self._skipped_before(again, name, states or {})
+
+    def _skipped_before(
+        self, names: frozenset[str], name: str, states: Mapping[str, str]
+    ) -> set[str]:
+        """What was skipped on the way to these steps, but for the way to this one."""
+        leading = self._leading_to(names) if self.races else set()
+        skipped = {step for step in leading if states.get(step) == "skipped"}
+        return {step for step in skipped if name not in self.descendants(step)}
+
+    def _with_rivals(self, names: frozenset[str]) -> frozenset[str]:
+        rivals = {rival for group in self.races if names & set(group) for rival in group} - names
+        if not rivals:
+            return names
+        return self._with_rivals(names.union(rivals, *map(self.descendants, rivals)))
 
     def ready(self, states: Mapping[str, str]) -> tuple[Node, ...]:
         """The steps without a state for which everything that they wait for is done."""
         return tuple(
-            node
-            for node in self.main
-            if node.name not in states and all(self._is_done(name, states) for name in node.after)
+            node for node in self.main if node.name not in states and self._may_begin(node, states)
         )
+
+    def _may_begin(self, node: Node, states: Mapping[str, str]) -> bool:
+        """A group of which all were skipped has no first, and waits for none."""
+        return all(self._is_done(name, states) for name in node.required) and all(
+            any(states.get(name) == "succeeded" for name in group)
+            or all(self._is_done(name, states) for name in group)
+            for group in node.any_of
+        )
+
+    def lost(self, states: Mapping[str, str], delivered: Collection[str] = ()) -> tuple[Node, ...]:
+        """What is not needed any more: another step was the first of its `any_of`.
+
+        With it, what comes after it alone, and what leads nowhere else. ``delivered``: the events
+        that have their payload, which are as good as succeeded once they are begun.
+        """
+        losers: set[str] = set()
+        reached: set[str] = set()
+        for group in self.races:
+            first = _first(group, states, delivered)
+            if first is not None:
+                losers.update(name for name in group if name != first)
+                reached |= {first, *self.descendants(first)}
+        gone = self._cut_off({name for name in losers if states.get(name) not in ENDED}) - reached
+        gone |= self._leading_to(gone)
+        return tuple(
+            node for node in self.main if node.name in gone and states.get(node.name) not in ENDED
+        )
+
+    def has_lost(self, name: str, states: Mapping[str, str], delivered: Collection[str]) -> bool:
+        """Whether another step was first, and this one was skipped for it, or is to be."""
+        if not self.races:
+            return False
+        states = {step: state for step, state in states.items() if state != "skipped"}
+        return name in {node.name for node in self.lost(states, delivered)}
+
+    def _cut_off(self, names: set[str], ended: Collection[str] = ()) -> set[str]:
+        """These steps, and those that cannot come without them; ``ended``: nor with these."""
+        gone = set(names)
+        for node in self.main:  # topological: one pass finds all
+            groups = (group for group in node.any_of if gone.intersection(group))
+            if not gone.isdisjoint(node.required) or any(
+                gone.union(ended).issuperset(group) for group in groups
+            ):
+                gone.add(node.name)
+        return gone
+
+    def _leading_to(self, names: Collection[str]) -> set[str]:
+        """The steps that lead to these, and to nothing else."""
+        leading: set[str] = set()
+        for node in reversed(self.main):
+            following = {other.name for other in self.successors(node.name)}
+            if node.name not in names and following and following <= leading.union(names):
+                leading.add(node.name)
+        return leading
 
     def _is_done(self, name: str, states: Mapping[str, str]) -> bool:
         """Whether what waits for it may begin: a handler of errors that do not come is done."""
@@ -217,11 +301,12 @@ class Plan:
     def _is_handled(self, name: str, states: Mapping[str, str]) -> bool:
         return states.get(name) == "failed" and self.node(name).on_error in states
 
-    def left_out(self, name: str) -> tuple[Node, ...]:
+    def left_out(self, name: str, states: Mapping[str, str]) -> tuple[Node, ...]:
         """What a run that goes on with a step's `on_error` does not come to any more."""
         handler = self.node(name).on_error
-        reached = self.descendants(handler) | {handler}
-        return tuple(node for node in self.main if node.name in self.descendants(name) - reached)
+        failed = {step for step, state in states.items() if state == "failed"}
+        gone = self._cut_off({name}, failed) - self.descendants(handler) - {name, handler}
+        return tuple(node for node in self.main if node.name in gone)
 
     @cached_property
     def _by_name(self) -> dict[str, Node]:
@@ -234,6 +319,16 @@ class Plan:
             for name in node.after:
                 successors[name] = (*successors.get(name, ()), node)
         return successors
+
+
+def _first(
+    group: Iterable[str], states: Mapping[str, str], delivered: Collection[str]
+) -> str | None:
+    """The step that has succeeded, or certainly will."""
+    succeeded = (name for name in group if states.get(name) == "succeeded")
+    started = (name for name in group if name in delivered and name in states)
+    received = (name for name in started if states[name] not in ENDED)
+    return next(succeeded, None) or next(received, None)
 
 
 def _validated(where: str, nodes: tuple[Node, ...]) -> tuple[Node, ...]:
@@ -276,4 +371,6 @@ def _after_problem(name: str, names: list[str]) -> tuple[str, str]:
 
 def _in_declared_order(node: Node, names: list[str]) -> Node:
     # One shape has one fingerprint, in whichever order its `after` was written.
-    return replace(node, after=tuple(sorted(set(node.after), key=names.index)))
+    groups = {tuple(sorted(set(group), key=names.index)) for group in node.any_of}
+    any_of = tuple(sorted(groups, key=lambda group: [names.index(name) for name in group]))
+    return replace(node, after=tuple(sorted(set(node.after), key=names.index)), any_of=any_of)

@@ -111,5 +111,5 @@ def left_undone(plan: Plan, undone: frozenset[str], step: str) -> frozenset[str]
 
 def fails_elsewhere(plan: Plan, states: Mapping[str, str], step: str) -> bool:
     """Whether a step has failed that a restart from this one would not run again."""
-    again = plan.again(step)
+    again = plan.again(step, states)
     return plan.is_failing({name: state for name, state in states.items() if name not in again})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -30,6 +30,7 @@ from ..utils.text import label_of
 from .limits import Limit
 from .option_types import (
     ActorOptions,
+    After,
     Delay,
     Duration,
     Each,
@@ -79,6 +80,23 @@ class ItemPerformer(Protocol[R_co]):
     def perform(self, sequence: Any, item: Any, /) -> R_co: ...
 
 
+@dataclass(frozen=True)
+class AnyOf:
+    """What `any_of` returns."""
+
+    steps: tuple[Any, ...]  # of Step[Any] | str
+
+
+def any_of(*steps: Named) -> AnyOf:
+    """For ``after``: the step is ready when the first of these has succeeded.
+
+    The others are skipped in the same transaction, and their waits end. So is what comes after
+    them alone, and what leads only to them. An event counts as succeeded once its payload is
+    delivered. If all of them are skipped, the step is ready too.
+    """
+    return AnyOf(steps)
+
+
 class Step(Generic[R]):
     """One declared unit of a sequence, created by `step`.
 
@@ -88,7 +106,7 @@ class Step(Generic[R]):
 
     name: str
     function: Callable[..., Any]
-    after: tuple[Step[Any] | str, ...] | None
+    after: tuple[Step[Any] | str | AnyOf, ...] | None
     aliases: tuple[str, ...]
     atomic: bool
     delay: Delay | None
@@ -166,6 +184,11 @@ class Step(Generic[R]):
     def kind(self) -> str:
         """How the engine treats it, and what the plan calls it."""
         return "step" if self.each is None else "each"
+
+    @property
+    def any_of(self) -> tuple[tuple[Step[Any] | str, ...], ...]:
+        """The groups in `after` of which one step is enough."""
+        return tuple(other.steps for other in self.after or () if isinstance(other, AnyOf))
 
     @property
     def label(self) -> str:
@@ -324,7 +347,7 @@ def step(target: Any = None, /, **declared: Any) -> Any:
     are callables that take the sequence.
 
     - ``after``: the step or steps to wait for; without it, all steps above that no other step
-      waits for yet.
+      waits for yet. `any_of` in it is a group of which the first is enough.
     - ``delay``: how long to wait before it starts: a timedelta, milliseconds, or a callable that
       takes the sequence and returns a timedelta or an aware datetime. Stored in the database.
     - ``when``: a callable that takes the sequence; the step is skipped if it returns false.
@@ -381,7 +404,7 @@ def subsequence(
     data: Callable[..., Mapping[str, Any]] | None = None,
     each: Each | None = None,
     allow_failed: bool | float = False,
-    after: Named | Iterable[Named] | None = None,
+    after: After | None = None,
     when: Callable[[Any], Any] | None = None,
     delay: Delay | None = None,
     on_error: Named | None = None,
@@ -426,7 +449,7 @@ def event(
     timeout: Duration | None = None,
     on_timeout: Literal["fail", "continue"] = "fail",
     choices: Mapping[str, Any] | None = None,
-    after: Named | Iterable[Named] | None = None,
+    after: After | None = None,
     when: Callable[[Any], Any] | None = None,
     delay: Delay | None = None,
     aliases: Names = (),
@@ -551,6 +574,12 @@ def no_attribute(owner: str, name: str, hint: str) -> AttributeError:
 
 def name_of(step: Step[Any] | str) -> str:
     return step.name if isinstance(step, Step) else step
+
+
+def flat(after: Iterable[Any]) -> Iterator[Any]:
+    """The steps in an ``after``, those in `any_of` among them."""
+    for other in after:
+        yield from other.steps if isinstance(other, AnyOf) else (other,)
 
 
 def _actor_options(function: object) -> dict[str, Any]:

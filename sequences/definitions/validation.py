@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import timedelta
@@ -24,6 +25,7 @@ from .steps import (
     FAN_OUT_OPTIONS,
     MAX_WAIT,
     STEP_OPTIONS,
+    AnyOf,
     Decorator,
     Step,
     Subsequence,
@@ -31,6 +33,7 @@ from .steps import (
     as_tuple,
     duration_problem,
     event,
+    flat,
     name_of,
     on_failure,
     step,
@@ -364,8 +367,9 @@ def _accepts(function: Any, *args: object) -> bool:
     return True
 
 
-def _after_problems(after: Iterable[object]) -> Iterator[Problem]:
-    for other in after:
+def _after_problems(after: tuple[object, ...]) -> Iterator[Problem]:
+    groups = [other for other in after if isinstance(other, AnyOf)]
+    for other in flat(after):
         if isinstance(other, Step) and not other.name:
             yield (
                 f"after contains {other!r}, which no class declares",
@@ -373,6 +377,13 @@ def _after_problems(after: Iterable[object]) -> Iterator[Problem]:
             )
         elif not isinstance(other, Step | str):
             yield f"after contains {other!r}, which is not a step", "Pass steps or their names."
+    names = Counter(name_of(other) for other in flat(after) if isinstance(other, Step | str))
+    for group in groups:
+        if len(group.steps) < 2:
+            yield "any_of needs two steps or more", "Name one step without any_of."
+        if twice := [name for other in group.steps if names[name := name_of(other)] > 1]:
+            hint = "Name it once: in any_of, or as a step to wait for in any case."
+            yield f"after contains {twice[0]!r} twice, beside any_of", hint
 
 
 def _option_problems(options: Mapping[str, Any]) -> Iterator[Problem]:

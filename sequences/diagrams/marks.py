@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from ..definitions.plan import Node, Plan
@@ -53,6 +53,8 @@ SPANS = {
 _STATES = {"": _("not started"), PENDING: _("not started"), "paused": _("on hold")}
 _COUNT = _("{count} of {total}")
 _AFTER = _("after {steps}")
+_FIRST = _("first of {steps}")
+_FIRST_OF = _("first of {count}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,19 @@ class Captions:
 
     def detail(self, node: Node) -> str:
         """What stands below a step's name: in a run how far it is, in a plan what it is."""
-        return " · ".join(self.state(node.name)) if self.states else self.kind(node)
+        if self.states:
+            return " · ".join(self.state(node.name))
+        counts = (self.first_of(group) for group in node.any_of)
+        return " · ".join(filter(None, [self.kind(node), *counts]))
+
+    def first_of(self, group: Collection[str]) -> str:
+        """How many steps there are of which the first is enough."""
+        return self.translate(_FIRST_OF).replace("{count}", str(len(group)))
+
+    def joins(self, node: Node) -> list[str]:
+        """Of which steps the first is enough, for each of the groups that it waits for."""
+        names = (", ".join(map(self.label, group)) for group in node.any_of)
+        return [self.translate(_FIRST).replace("{steps}", steps) for steps in names]
 
     def after(self, names: str) -> str:
         """What a step waits for, in a list."""

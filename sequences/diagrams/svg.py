@@ -413,6 +413,7 @@ class _Painter:
     def _node(self, box: Box) -> str:
         node, mark = box.node, self.captions.mark(box.node.name)
         words = self.captions.state(node.name) if self.states else [self.captions.kind(node)]
+        words = [*filter(None, words), *self.captions.joins(node)]
         name = ": ".join(filter(None, (self.captions.label(node.name), ", ".join(words))))
         state = f"seq-{mark.state}" if self.states else "seq-plan"
         return linked(
@@ -426,7 +427,8 @@ class _Painter:
     def _signs(self, node: Node) -> list[str]:
         kind = "on_error" if node.aside and node.kind == "step" else node.kind
         delay = ["delay"] if self.captions.mark(node.name).delayed else []
-        return delay + ([kind] if kind != "step" else [])
+        first = ["any_of"] if node.any_of else []
+        return delay + first + ([kind] if kind != "step" else [])
 
     def _shapes(self, box: Box, mark: Mark) -> Iterator[str]:
         if box.node.kind == "each":

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from ..definitions.plan import Node, Plan
 from ..utils.terminal import cells, cut, plain
-from .graph import Graph
+from .graph import Edge, Graph
 from .marks import SIGNS, STATUSES, Captions, Mark, Translate
 from .markup import stylesheet
 from .outline import Row, outline
@@ -62,7 +62,7 @@ def _name(row: Row, captions: Captions, form: int) -> str:
 def _words(row: Row, captions: Captions) -> Iterator[str]:
     if captions.states:
         yield from map(one_line, captions.state(row.node.name))
-    yield from filter(None, [captions.kind(row.node)])
+    yield from filter(None, [captions.kind(row.node), *map(one_line, captions.joins(row.node))])
     if row.waits_for:
         yield captions.after(", ".join(one_line(captions.label(name)) for name in row.waits_for))
 
@@ -114,13 +114,21 @@ def _mermaid(captions: Captions) -> Iterator[str]:
     for node in nodes:
         yield f"    {ids[node.name]}{_shape(node, captions)}"
     for edge in graph.edges:
-        yield f"    {ids[edge.source]} {'-.->' if edge.aside else '-->'} {ids[edge.target]}"
+        yield f"    {ids[edge.source]} {_arrow(edge, captions)} {ids[edge.target]}"
     for name, undos in graph.below.items():
         for undo in undos:
             yield f"    {ids[name]} -.- {ids[undo.name]}"
     yield from _classes(set(states.values()))
     for id_, state in states.items():
         yield f"    class {id_} {state}"
+
+
+def _arrow(edge: Edge, captions: Captions) -> str:
+    if edge.aside:
+        return "-.->"
+    groups = captions.plan.node(edge.target).any_of
+    group = next((group for group in groups if edge.source in group), None)
+    return "-->" if group is None else f'-->|"{_escaped(captions.first_of(group))}"|'
 
 
 def _shape(node: Node, captions: Captions) -> str:

@@ -188,7 +188,7 @@ def permitted(user: Any, action: Action) -> bool:
 
 def asked_again(snapshot: RunSnapshot, step: StepSnapshot) -> list[StepSnapshot]:
     """The events whose deliveries a restart from this step forgets, unless they are kept."""
-    again, inbox = snapshot.plan.again(step.name), _inbox(snapshot)
+    again, inbox = snapshot.plan.again(step.name, snapshot.states), _inbox(snapshot)
     return [event for event in snapshot.steps if event.name in again and event.name in inbox]
 
 

@@ -269,11 +269,23 @@ def _running(snapshot: RunSnapshot, last: Operation | None) -> str:
     if not steps:
         return _("The first steps are about to start.")
     text = _now(snapshot, steps[0])
+    if race := _race(snapshot, steps[0]):
+        return f"{text} {race}"
     more = len(steps) - 1
     if not more:
         return text
     beside = ngettext("%(count)d other step is active.", "%(count)d other steps are active.", more)
     return f"{text} " + beside % {"count": more}
+
+
+def _race(snapshot: RunSnapshot, step: StepSnapshot) -> str:
+    """That others may come before this step, and what starts then."""
+    for later in snapshot.plan.successors(step.name):
+        group = next((group for group in later.any_of if step.name in group), None)
+        if group is not None and later.name not in snapshot.states:
+            message = _("%(step)s starts after the first of %(steps)s.")
+            return message % {"step": f"“{later.name}”", "steps": _names(group)}
+    return ""
 
 
 def _failing(snapshot: RunSnapshot) -> str:

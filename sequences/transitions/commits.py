@@ -17,7 +17,17 @@ from django.db import connections
 from ..data import serialization
 from ..definitions.plan import Plan
 from ..models import UNFINISHED_RUN, RunStatus, SequenceRun, StepRun, StepStatus, Wait
-from . import clock, compensation, fanout, limits, notifications, plans, starts, subsequences
+from . import (
+    clock,
+    compensation,
+    fanout,
+    limits,
+    notifications,
+    plans,
+    races,
+    starts,
+    subsequences,
+)
 from .backends import FastStatements, backend_of
 from .locking import lock_run
 from .runs import end, save, skip_unfinished, states_of, steps_of
@@ -239,7 +249,7 @@ def advance(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dis
 
     Under a pause, and beside a step that has finally failed, what becomes ready is held.
     """
-    states = states_of(run, using)
+    states = races.settle(run, plan, states_of(run, using), now, using)
     failing = plan.is_failing(states)
     is_on_hold = failing or run.status == RunStatus.PAUSED
     wake_at = None if is_on_hold else now + clock.grace()
@@ -257,7 +267,7 @@ def advance(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dis
 def divert(run: SequenceRun, plan: Plan, name: str, now: datetime, using: str) -> list[Dispatch]:
     """A step has finally failed, and another goes on in its place: the run does not fail."""
     states = states_of(run, using)
-    left_out = [node for node in plan.left_out(name) if node.name not in states]
+    left_out = [node for node in plan.left_out(name, states) if node.name not in states]
     ended = {"status": StepStatus.SKIPPED, "finished_at": now}
     starts.insert([new_row(run.pk, node, now, None, **ended) for node in left_out], using)
     handler = plan.node(plan.node(name).on_error)

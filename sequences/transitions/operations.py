@@ -38,6 +38,7 @@ from . import (
     fanout,
     limits,
     plans,
+    races,
     runs,
     starts,
     subsequences,
@@ -173,6 +174,8 @@ class LockedRun:
         held = self.run.status != RunStatus.RUNNING or self.is_failing()
         values = self.queued() | ({"wake_at": None} if held else {})
         self.steps(pk=row.pk, status=StepStatus.WAITING).update(**values, due_at=None)
+        states = runs.states_of(self.run, self.using)
+        races.settle(self.run, self.plan, states, self.now, self.using, delivered=[row.step])
         return [] if held else [dispatch_of(row, self.plan)]
 
     def requeue_cancelled(self) -> list[SequenceRun]:
@@ -532,7 +535,7 @@ def restart_from(
     def function(locked: LockedRun) -> list[Dispatch]:
         locked.keep_deliveries = keep_deliveries
         _check_restart(locked, RULES["restart_from"])
-        again = locked.plan.again(request.step)
+        again = locked.plan.again(request.step, runs.states_of(locked.run, using))
         locked.forget_deliveries(again)
         compensation.forget(locked.run, locked.plan, again, using)
         subsequences.cancel(locked.steps(step__in=again), locked.now, using)
@@ -566,14 +569,20 @@ def _check_restart(locked: LockedRun, rule: Rule) -> None:
 def deliver(
     run_id: UUID, payload: Any, request: OperationRequest, using: str
 ) -> tuple[list[Dispatch], bool]:
-    """Keep a payload for an event, and end its wait. False: there was one already."""
+    """Keep a payload for an event, and end its wait.
+
+    False: there was one already, for it or for another step of its `any_of`.
+    """
     counts = True
 
     def function(locked: LockedRun) -> list[Dispatch]:
         nonlocal counts
         locked.allow(RULES["deliver"])
         row = locked.steps(step=request.step).first()
-        counts = request.step not in locked.run.inbox
+        states, inbox = runs.states_of(locked.run, using), locked.run.inbox
+        others = [name for name in inbox if name != request.step]
+        has_lost = locked.plan.has_lost(request.step, states, others)
+        counts = request.step not in inbox and not has_lost
         if not counts:
             return []
         status = NOT_STARTED if row is None else row.status

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from sequences import Sequence, event, on_failure, step, subsequence
+from sequences import Sequence, any_of, event, on_failure, step, subsequence
 from sequences.inspection import snapshot
 from sequences.inspection.diagnosis import ERROR_LENGTH, error_of, summary
 from sequences.models import Operation, SequenceRun
@@ -143,6 +143,24 @@ def test_an_event_says_since_when_and_until_when():
     )
     change(run, "approval", due_at=None)
     assert told(run).endswith("It has no timeout.")
+
+
+def test_an_event_of_several_says_what_starts_after_the_first():
+    class Quote(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        approval = event(after=[])
+        refusal = event(after=[])
+
+        @step(after=any_of(approval, refusal))
+        def decide(self): ...
+
+    run = started(Quote)
+    drain()
+    assert told(run).endswith(
+        "It has no timeout. “decide” starts after the first of “approval”, “refusal”."
+    )
 
 
 def test_a_delay_says_how_long_it_is():

@@ -12,7 +12,7 @@ from typing import Any, assert_type
 
 from django.utils.translation import gettext_lazy as _
 
-from sequences import Sequence, SequenceMeta, event, on_failure, step, subsequence
+from sequences import Sequence, SequenceMeta, any_of, event, on_failure, step, subsequence
 from sequences.definitions.steps import Event, OnFailure, Step, Subsequence, Undo
 
 SOON = timedelta(minutes=1)
@@ -184,3 +184,20 @@ def wrong(sequence: type[Everything]) -> None:
     # One that is refused
     step(on_success=notify)  # type: ignore[call-overload]
     step(actor_name="mine")  # type: ignore[call-overload]
+
+
+class FirstOfSeveral(Sequence):
+    approval = event(after=[])
+    refusal = event(after=[])
+
+    @step(after=any_of(approval, refusal))
+    def decide(self) -> None: ...
+
+    @step(after=[decide, any_of("approval", refusal)])
+    def tell(self) -> None: ...
+
+    later = event(after=any_of(approval, "refusal"))
+    child = subsequence("shop.Child", after=[any_of(approval, refusal)])
+
+    @step(after=any_of(1, 2))  # type: ignore[arg-type]
+    def wrong(self) -> None: ...

@@ -1,6 +1,7 @@
 """Pictures are well-formed, escaped, and nothing in them lies on top of something else."""
 
 import re
+from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
 from xml.etree import ElementTree
@@ -112,6 +113,13 @@ def test_each_step_is_a_link_with_its_state_as_text_and_class():
     bar = next(one for one in pack.iter() if one.get("class") == "seq-bar")
     track = next(one for one in pack.iter() if one.get("class") == "seq-track")
     assert float(bar.get("width")) / float(track.get("width")) == pytest.approx(0.37, abs=0.01)
+
+
+def test_a_join_names_the_steps_of_which_the_first_is_enough():
+    join = replace(node("join", "one", "two"), any_of=(("one", "two"),))
+    root = parsed(svg(build(node("one"), node("two"), join)))
+    assert names_of(root) == ["one", "two", "join: first of one, two"]
+    assert "first of 2" in texts_of(root)
 
 
 def test_a_fan_out_is_a_stack():

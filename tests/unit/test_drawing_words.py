@@ -1,6 +1,7 @@
 """Plans as text and as Mermaid."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -20,6 +21,10 @@ NESTED = build(
 )
 #: Neither one after the other nor side by side.
 KNOT = build(node("a"), node("b"), node("c", "a"), node("d", "a", "b"))
+#: The join waits for one of them.
+RACE = build(
+    node("one"), node("two"), replace(node("join", "one", "two"), any_of=(("one", "two"),))
+)
 RUN = {
     "reserve": Mark("succeeded", "12 ms"),
     "charge": Mark("failed"),
@@ -126,6 +131,14 @@ def test_mermaid_has_a_shape_for_each_kind_a_line_for_each_edge_and_a_class_for_
         r"classDef (\w+) fill:#\w{6},stroke:#\w{6},color:#\w{6}", mermaid(SAGA, RUN)
     )
     assert defined == ["running", "retrying", "succeeded", "failed"]
+
+
+def test_several_of_which_the_first_is_enough_are_named():
+    assert drawn(RACE) == ["├─ one", "└─ two", "join    first of one, two"]
+    assert drawn(RACE, {"one": Mark("waiting")})[-1].endswith("not started, first of one, two")
+    lines = mermaid(RACE).splitlines()
+    assert '    s0 -->|"first of 2"| s2' in lines
+    assert '    s1 -->|"first of 2"| s2' in lines
 
 
 def test_an_undo_hangs_on_what_it_undoes():

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -165,6 +166,82 @@ def test_the_order_in_which_after_is_written_does_not_matter():
     )
     assert other == DIAMOND
     assert other.fingerprint == DIAMOND.fingerprint
+
+
+RACE = build(
+    node("open"),
+    node("first", "open"),
+    node("second", "first"),
+    node("refuse", "open"),
+    node("thank", "second"),
+    node("regret", "refuse"),
+    replace(node("decide", "open", "refuse", "second"), any_of=(("refuse", "second"),)),
+    node("end", "thank", "regret", "decide"),
+)
+
+
+@pytest.mark.parametrize(
+    ("states", "ready"),
+    [
+        ({"first": "succeeded", "second": "queued", "refuse": "waiting"}, []),
+        ({"refuse": "succeeded", "first": "waiting"}, ["regret", "decide"]),
+        ({"refuse": "skipped", "first": "waiting"}, ["regret"]),
+        # None of them can be the first any more.
+        (
+            {"refuse": "skipped", "first": "skipped", "second": "skipped"},
+            ["thank", "regret", "decide"],
+        ),
+    ],
+)
+def test_of_several_one_that_has_succeeded_is_enough(states, ready):
+    assert names(RACE.ready({"open": "succeeded", **states})) == ready
+
+
+@pytest.mark.parametrize(
+    ("states", "lost"),
+    [
+        ({"first": "succeeded", "refuse": "waiting"}, []),
+        ({"first": "succeeded", "second": "skipped", "refuse": "waiting"}, []),
+        ({"first": "waiting", "refuse": "succeeded"}, ["first", "second", "thank"]),
+        ({"first": "succeeded", "refuse": "succeeded"}, ["second", "thank"]),
+        ({"first": "succeeded", "second": "succeeded", "refuse": "running"}, ["refuse", "regret"]),
+        ({"first": "skipped", "second": "skipped", "refuse": "succeeded"}, []),
+        ({"first": "succeeded", "second": "failed", "refuse": "succeeded"}, []),
+    ],
+)
+def test_the_others_are_lost_with_what_comes_after_them_alone_or_leads_only_to_them(states, lost):
+    assert names(RACE.lost({"open": "succeeded", **states})) == lost
+
+
+def test_a_delivered_event_is_as_good_as_succeeded_once_it_has_begun():
+    states = {"open": "succeeded", "first": "waiting", "refuse": "queued"}
+    assert names(RACE.lost(states, ["refuse"])) == ["first", "second", "thank"]
+    assert names(RACE.lost(states, ["second"])) == []
+    assert RACE.has_lost("first", {**states, "first": "skipped"}, ["refuse"])
+    assert not RACE.has_lost("refuse", states, ["second"])
+
+
+def test_a_restart_from_one_of_several_begins_all_of_them_anew():
+    later = {"decide", "thank", "regret", "end"}
+    assert RACE.again("decide") == {"decide", "end"}
+    assert RACE.again("refuse") == {"refuse", "second", *later}
+    skipped = {"first": "skipped", "second": "skipped", "refuse": "succeeded"}
+    assert RACE.again("refuse", skipped) == {"refuse", "first", "second", *later}
+    assert RACE.again("second", skipped) == {"refuse", "second", *later}
+
+
+def test_several_of_which_one_is_enough_are_part_of_the_shape():
+    assert Plan.from_json("shop.Order", json.loads(json.dumps(RACE.to_json()))) == RACE
+    assert RACE.fingerprint != replace_any_of(RACE, ()).fingerprint
+    twice = replace_any_of(RACE, (("second", "refuse", "second"), ("refuse", "second")))
+    assert twice.fingerprint == RACE.fingerprint
+    assert not RACE.is_chain
+
+
+def replace_any_of(plan, groups):
+    return build(
+        *(replace(one, any_of=groups) if one.name == "decide" else one for one in plan.nodes)
+    )
 
 
 def test_a_plan_without_steps_is_refused():

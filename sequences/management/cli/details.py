@@ -140,6 +140,7 @@ class RunDetails:
             "label": step.label,
             "kind": step.node.kind,
             "after": list(step.node.after),
+            "any_of": [list(group) for group in step.node.any_of],
             "status": step.status or None,
             "on_hold": step.is_on_hold,
             "attempts": row.attempts if row is not None else 0,

@@ -1,0 +1,44 @@
+"""The first of several steps counts: what `any_of` does not need any more is skipped.
+
+In the transaction that decides it. A step that is executing just then meets its own row changed
+when it commits, and rolls back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime
+
+from ..definitions.plan import Plan
+from ..models import SequenceRun, StepStatus
+from . import starts, subsequences
+from .limits import clear_on_commit
+from .runs import steps_of, unfinished
+from .types import new_row
+
+
+def settle(
+    run: SequenceRun,
+    plan: Plan,
+    states: dict[str, str],
+    now: datetime,
+    using: str,
+    *,
+    delivered: Collection[str] = (),
+) -> dict[str, str]:
+    """Skip what has lost to others; returns the states after that. The run is locked.
+
+    ``delivered``: the event that has its payload now, and is past its own delay and `when`.
+    """
+    nodes = plan.lost(states, delivered) if plan.races else ()
+    if not nodes:
+        return states
+    names = [node.name for node in nodes]
+    ended = {"status": StepStatus.SKIPPED, "finished_at": now}
+    subsequences.cancel(steps_of(run, using).filter(step__in=names), now, using)
+    rows = unfinished(run, using).filter(step__in=names)
+    rows.update(**ended, token=None, wake_at=None, due_at=None)
+    missing = [node for node in nodes if node.name not in states]
+    starts.insert([new_row(run.pk, node, now, None, **ended) for node in missing], using)
+    clear_on_commit(run.pk, using)
+    return {**states, **dict.fromkeys(names, StepStatus.SKIPPED.value)}
