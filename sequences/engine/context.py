@@ -20,7 +20,15 @@ from ..definitions.steps import Step
 from ..exceptions import Abort, InvalidData, UnknownStep, did_you_mean
 from ..models import NO_ITEM, SequenceRun, StepRun, StepStatus
 from ..transitions import calls, failures, plans
-from ..transitions.types import Change, Claim, Conclusion, Dispatch, Skipped, WaitForTime
+from ..transitions.types import (
+    Change,
+    Claim,
+    Conclusion,
+    Dispatch,
+    Offer,
+    Skipped,
+    WaitForTime,
+)
 from . import interrupts, kinds
 from .current import CurrentAttempt
 from .recovery import FATAL
@@ -37,6 +45,8 @@ class ExecutionContext(CurrentAttempt):
         super().__init__(claim)
         self.using = using
         self.kind = kinds.kind_of(claim.kind)
+        #: How the next step is claimed, if this worker would execute it itself.
+        self.offer: Offer | None = None
         #: What is to be looked after once this is committed, in a transaction of its own.
         self.after_commit: Callable[[], list[Dispatch]] | None = None
         #: Results of durable calls that earlier attempts have stored; None: not read yet.

@@ -28,7 +28,7 @@ from ..transitions import claims, losses, plans
 from ..transitions.backends import backend_of
 from ..transitions.locking import back_off
 from ..transitions.notifications import PendingSignal
-from ..transitions.types import Claim, ClaimLost, Dispatch
+from ..transitions.types import Claim, ClaimLost, Dispatch, Offer
 from ..utils import text
 from ..utils.text import raises_printable
 from . import current, dispatcher, interrupts, limits, outages, recovery, suspects, tracing
@@ -48,14 +48,21 @@ class StepExecution:
         self.step_run_id, self.attempts, self.using = step_run_id, attempts, using
         self.token = secrets.randbits(63)
         self.claim: Claim | None = None
+        self.offer: Offer | None = None
         self.is_suspect = False
 
     @classmethod
     def of(cls, claim: Claim, using: str) -> Self:
         """The execution of what is claimed already."""
-        execution = cls(claim.step_run_id, claim.attempts, using)
-        execution.token = claim.token
+        execution = cls.taken(claim, using)
         execution._accept(claim)
+        return execution
+
+    @classmethod
+    def taken(cls, claim: Claim, using: str) -> Self:
+        """The same, before it is looked at more closely: its life is still to come."""
+        execution = cls(claim.step_run_id, claim.attempts, using)
+        execution.token, execution.claim = claim.token, claim
         return execution
 
     @interrupts.reraises_interrupts
@@ -130,7 +137,7 @@ class StepExecution:
 
     def _claim(self) -> None:
         try:
-            claim = self._take_connected(suspects=False) or self._take_suspect()
+            claim = self.claim or self._take_connected(suspects=False) or self._take_suspect()
         except Error as error:
             interrupts.reraise_interrupt(error)
             if not outages.noted(error):
@@ -190,6 +197,7 @@ class StepExecution:
 
     def _accept(self, claim: Claim) -> None:
         self.claim, self.context = claim, ExecutionContext(claim, self.using)
+        self.context.offer = self.offer
         plans.forget_unless_of(claim.sequence, claim.plan_id, self.using)
         self.plan = plans.load(claim.plan_id, self.using)
 

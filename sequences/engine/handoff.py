@@ -7,6 +7,7 @@ here leaves rows that the sweep dispatches.
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from contextlib import suppress
 
@@ -17,8 +18,8 @@ from dramatiq.middleware import SkipMessage
 
 from .. import conf
 from ..definitions import registry
-from ..transitions import compensation, locking, subsequences
-from ..transitions.types import Dispatch
+from ..transitions import claims, compensation, locking, subsequences
+from ..transitions.types import Dispatch, Offer
 from ..utils.text import raises_printable
 from . import current, dispatcher, interrupts, recovery
 from .executor import StepExecution
@@ -30,28 +31,81 @@ logger = logging.getLogger("sequences")
 DIRECTLY = 10.0
 
 
+class Handoff:
+    """What one thread may go on with, after the step whose message it has."""
+
+    def __init__(self, label: str, using: str) -> None:
+        self._label, self._using = label, using
+        self._until: float | None = None
+        #: The step that is executed, or was last.
+        self.execution: StepExecution | None = None
+
+    def execution_of(self, dispatch: Dispatch) -> StepExecution:
+        """Of a step that is next: it may be claimed already."""
+        if dispatch.claim is not None:
+            execution = StepExecution.taken(dispatch.claim, self._using)
+        else:
+            execution = StepExecution(dispatch.step_run_id, dispatch.attempts, self._using)
+        return self.going_on_from(execution)
+
+    def going_on_from(self, execution: StepExecution) -> StepExecution:
+        """The same, and its commit may claim the next one."""
+        if _is_direct(self._label):
+            token = secrets.randbits(63)
+            execution.offer = Offer(token, current.worker(), self.may_execute)
+        self.execution = execution
+        return execution
+
+    def may_execute(self, actor: str, queue: str) -> bool:
+        """Whether a step of this actor may be executed right here, after the one that has ended."""
+        if self._until is None:
+            self._until = time.monotonic() + DIRECTLY
+        if current.stopping.is_set() or time.monotonic() > self._until:
+            return False
+        delivery = current.delivery()
+        if delivery is None or not _is_direct(self._label):
+            return False
+        return queue == delivery.message.queue_name and actor in dramatiq.get_broker().actors
+
+    def choose(self, ready: list[Dispatch]) -> Dispatch | None:
+        """The step that is executed right here: that which is claimed, or the first that may."""
+        for dispatch in ready:
+            if dispatch.claim is not None:
+                return dispatch
+            if dispatch.delay is None and self.may_execute(dispatch.actor, dispatch.queue):
+                return dispatch
+        return None
+
+    def go_on(self, ready: list[Dispatch]) -> None:
+        """Dispatch these steps; with ``handoff="direct"`` execute the first of them here."""
+        while ready:
+            chosen = self.choose(ready)
+            dispatcher.send([dispatch for dispatch in ready if dispatch is not chosen])
+            ready = self.execute(chosen) if chosen else []
+
+    def execute(self, dispatch: Dispatch) -> list[Dispatch]:
+        """With a message of its own, whose hooks are called."""
+        interrupts.ensure_clean_connection(self._using)
+        return process(dispatch, dramatiq.get_broker(), self._using, self)
+
+
 @raises_printable
 def perform(step_run_id: int, label: str) -> None:
     """What the actor of every step does with its message."""
-    execution: StepExecution | None = None
+    handoff: Handoff | None = None
     try:
         using = conf.using()
+        handoff = Handoff(label, using)
         execution = StepExecution(step_run_id, current.failed_attempts(), using)
+        handoff.going_on_from(execution)
         interrupts.ensure_clean_connection(using)
-        hand_off(execution.live(), label, using)
+        handoff.go_on(execution.live())
     except Interrupt as interrupt:
         # A message too many is harmless, a lost one costs time.
-        execution = execution or StepExecution(step_run_id, current.failed_attempts(), conf.using())
+        execution = (handoff and handoff.execution) or StepExecution(
+            step_run_id, current.failed_attempts(), conf.using()
+        )
         dispatcher.send(recovery.recover(execution, interrupt))
-
-
-def hand_off(ready: list[Dispatch], label: str, using: str) -> None:
-    """Dispatch these steps; with ``handoff="direct"`` execute the first of them here."""
-    until = time.monotonic() + DIRECTLY
-    while ready:
-        direct = _choose(ready, label, until)
-        dispatcher.send([dispatch for dispatch in ready if dispatch is not direct])
-        ready = _perform_directly(direct, using) if direct else []
 
 
 def child_ended(parent: int, using: str) -> None:
@@ -64,40 +118,24 @@ def child_ended(parent: int, using: str) -> None:
     dispatcher.send(ready)
 
 
-def _choose(ready: list[Dispatch], label: str, until: float) -> Dispatch | None:
-    if current.stopping.is_set() or time.monotonic() > until or not _is_direct(label):
-        return None
-    delivery = current.delivery()
-    if delivery is None:
-        return None
-    actors = dramatiq.get_broker().actors
-    for dispatch in ready:
-        here = dispatch.queue == delivery.message.queue_name and dispatch.actor in actors
-        if here and dispatch.delay is None:
-            return dispatch
-    return None
-
-
 def _is_direct(label: str) -> bool:
     definition = registry.definition_of(label)
     return definition is not None and definition.handoff == "direct"
 
 
-def _perform_directly(dispatch: Dispatch, using: str) -> list[Dispatch]:
-    interrupts.ensure_clean_connection(using)
-    return process(dispatch, dramatiq.get_broker(), using)
-
-
 def perform_here(dispatch: Dispatch, label: str, using: str) -> None:
     """Perform a step outside of the worker's own threads, and hand over what comes next."""
-    hand_off(_perform_directly(dispatch, using), label, using)
+    handoff = Handoff(label, using)
+    handoff.go_on(handoff.execute(dispatch))
 
 
-def process(dispatch: Dispatch, broker: dramatiq.Broker, using: str) -> list[Dispatch]:
+def process(
+    dispatch: Dispatch, broker: dramatiq.Broker, using: str, handoff: Handoff | None = None
+) -> list[Dispatch]:
     """Process a message of its own, with its hooks, as Dramatiq's worker does."""
     message = MessageProxy(dispatcher.message_for(dispatch))
     try:
-        ready = _live(dispatch, message, broker, using)
+        ready = _live(dispatch, message, broker, handoff or Handoff("", using))
     except SkipMessage as skip:
         logger.debug("Not run: %s", skip)
         broker.emit_after("skip_message", message)
@@ -115,14 +153,25 @@ def process(dispatch: Dispatch, broker: dramatiq.Broker, using: str) -> list[Dis
 
 @raises_printable
 def _live(
-    dispatch: Dispatch, message: MessageProxy, broker: dramatiq.Broker, using: str
+    dispatch: Dispatch, message: MessageProxy, broker: dramatiq.Broker, handoff: Handoff
 ) -> list[Dispatch]:
-    execution = StepExecution(dispatch.step_run_id, dispatch.attempts, using)
+    execution = handoff.execution_of(dispatch)
     try:
-        broker.emit_before("process_message", message)
+        _before(execution, message, broker)
         return execution.live()
     except Interrupt as interrupt:
         return recovery.recover(execution, interrupt)
+
+
+def _before(execution: StepExecution, message: MessageProxy, broker: dramatiq.Broker) -> None:
+    try:
+        broker.emit_before("process_message", message)
+    except Interrupt:
+        raise
+    except BaseException:  # a middleware skips it: what is claimed waits for the sweep again
+        if execution.claim is not None:
+            claims.release(execution.claim, execution.using)
+        raise
 
 
 def _log(error: BaseException, dispatch: Dispatch, broker: dramatiq.Broker) -> None:

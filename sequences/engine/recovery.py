@@ -123,7 +123,15 @@ def _committed(execution: StepExecution, error: BaseException) -> list[Dispatch]
         "Step %s of run %s failed after its commit: %r",
         row.step, row.run_id, error, exc_info=error,
     )  # fmt: skip
-    return execution.context.kind.follow_up(execution.context, row, execution.plan)
+    ready = execution.context.kind.follow_up(execution.context, row, execution.plan)
+    return ready + give_back(execution)
+
+
+def give_back(execution: StepExecution) -> list[Dispatch]:
+    """The next step may have been claimed in that commit, and nobody executes it: release it."""
+    if execution.claim is None or execution.offer is None:
+        return []
+    return claims.give_back(execution.claim.run_id, execution.offer.token, execution.using)
 
 
 # --- an attempt has failed
@@ -248,7 +256,8 @@ def _recover(execution: StepExecution, interrupt: Interrupt) -> list[Dispatch]:
             raise interrupt
         # It is released; or a commit that was under way came first.
         row = claims.find(execution.step_run_id, execution.using)
-    return _queued_from(row, execution.using) if row is not None else []
+    ready = _queued_from(row, execution.using) if row is not None else []
+    return ready + give_back(execution)
 
 
 def _end_interrupted(claim: Claim, interrupt: Interrupt, using: str) -> bool:

@@ -182,6 +182,14 @@ def _release(claim: Claim, using: str) -> Dispatch | None:
     return dispatch_of(row, plan)
 
 
+def give_back(run_id: UUID, token: int, using: str) -> list[Dispatch]:
+    """Release the step of this run that was claimed with its predecessor's commit, if one was."""
+    rows = StepRun._base_manager.using(using).select_related("run")
+    row = rows.filter(run=run_id, token=token, status=StepStatus.RUNNING).first()
+    released = None if row is None else release(claim_in(row, token), using)
+    return [] if released is None else [released]
+
+
 def queued_after(run_id: UUID, steps: Iterable[str], using: str) -> list[Dispatch]:
     """The messages for those of these steps that are queued, and not held."""
     rows = StepRun._base_manager.using(using).select_related("run")

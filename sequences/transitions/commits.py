@@ -15,7 +15,7 @@ from typing import Any
 from django.db import connections
 
 from ..data import serialization
-from ..definitions.plan import Plan
+from ..definitions.plan import Node, Plan
 from ..models import UNFINISHED_RUN, RunStatus, SequenceRun, StepRun, StepStatus, Wait
 from . import (
     clock,
@@ -39,6 +39,7 @@ from .types import (
     Conclusion,
     Dispatch,
     FinishRun,
+    Offer,
     Repeat,
     Skipped,
     TimedOut,
@@ -57,22 +58,43 @@ SHORT = timedelta(seconds=60)
 SLACK = timedelta(seconds=2)
 
 
-def commit_quickly(claim: Claim, change: Change, using: str) -> list[Dispatch] | None:
+def commit_quickly(
+    claim: Claim, change: Change, using: str, offer: Offer | None = None
+) -> list[Dispatch] | None:
     """Store what a step of a chain did by one statement, which needs no transaction around it.
 
-    None: nothing is stored, this is a case for `commit`.
+    With an offer the next step is claimed by the same statement, unless something of the caller's
+    is still to happen before it could begin. None: nothing is stored, this is a case for `commit`.
     """
     fast = backend_of(using).fast
     if fast is None or claim.is_limited or not isinstance(change.conclusion, Completed | Skipped):
         return None
     plan = plans.load(claim.plan_id, using)
-    return _commit_in_chain(fast, claim, change, plan, using) if plan.is_chain else None
+    if not plan.is_chain:
+        return None
+    following = next(iter(plan.successors(claim.step)), None)
+    if offer and following and _is_next_at_once(claim, following, offer, using):
+        taken = fast.commit_and_claim(claim, change, following, offer, connections[using])
+        return None if taken is None else [_taken(taken, following)]
+    return _commit_in_chain(fast, claim, change, following, using)
+
+
+def _is_next_at_once(claim: Claim, following: Node, offer: Offer, using: str) -> bool:
+    """Whether the lease of the next step would not run while hooks or receivers do."""
+    if connections[using].run_on_commit or notifications.are_heard(claim.sequence):
+        return False
+    return offer.accepts(following.actor, following.queue)
+
+
+def _taken(claim: Claim, node: Node) -> Dispatch:
+    return Dispatch(
+        claim.step_run_id, claim.run_id, node.actor, node.queue, options=node.options, claim=claim
+    )
 
 
 def _commit_in_chain(
-    fast: FastStatements, claim: Claim, change: Change, plan: Plan, using: str
+    fast: FastStatements, claim: Claim, change: Change, following: Node | None, using: str
 ) -> list[Dispatch] | None:
-    following = next(iter(plan.successors(claim.step)), None)
     row = fast.commit_in_chain(claim, change, following, connections[using])
     if row is None:
         return None

@@ -60,6 +60,11 @@ def retrying(step_run_id: int, attempt: int, using: str) -> None:
             _send_on_commit(_PendingOfStep("step_struggling", using, step_run_id, attempt))
 
 
+def are_heard(sequence: str) -> bool:
+    """Whether somebody receives the signal of a step of this sequence that succeeds."""
+    return _has_receivers("step_succeeded", sequence)
+
+
 def _has_receivers(name: str, sequence: str | None) -> bool:
     """None: the sequence is not known without a query."""
     signal = _SIGNALS[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 from uuid import UUID
@@ -24,6 +24,18 @@ class Dispatch:
     attempts: int = 0
     delay: int | None = None  # milliseconds
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    #: It was claimed in the commit of the step before it, by the worker that executes it now.
+    claim: Claim | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A worker would execute the next step itself: how it claims it in the commit of this one."""
+
+    token: int
+    worker: str
+    #: Whether it may, and has the code: asked once, at the commit.
+    accepts: Callable[[str, str], bool]
 
 
 @dataclass(slots=True)

@@ -5,9 +5,11 @@ import tempfile
 from contextlib import contextmanager
 from datetime import timedelta
 
+import dramatiq
 import pytest
 from django.db import connection, transaction
 from django.test import override_settings
+from dramatiq.broker import MessageProxy
 
 from sequences import Sequence, conf, get, repeat, signals, step
 from sequences.engine import dispatcher
@@ -152,6 +154,48 @@ def test_a_thousand_starts_are_one_statement(run):
     with statements() as sent:
         assert len(get("shop.Chain").start_many([{}] * 1000)) == 1000
     assert sent == ["start"]
+
+
+@pytest.fixture
+def direct_run(broker):
+    class Direct(Sequence):
+        class Meta:
+            app_label = "shop"
+            handoff = "direct"
+
+        @step
+        def one(self):
+            self.data["one"] = 1
+
+        @step
+        def two(self): ...
+
+        @step
+        def three(self):
+            self.data["three"] = self.data["one"]
+
+    run_all(Direct)  # which lets this process know the plan
+    return Direct.start({"n": 1}).run
+
+
+def process(run):
+    """A worker's thread has the message of the run's first step."""
+    (message,) = [each for each in messages() if each.args[0] == str(run.pk)]
+    broker, proxy = dramatiq.get_broker(), MessageProxy(message)
+    broker.emit_before("process_message", proxy)
+    broker.get_actor(message.actor_name)(*message.args)
+    broker.emit_after("process_message", proxy, result=None)
+
+
+@on_postgresql
+@fast
+def test_a_step_that_is_handed_over_directly_is_one_statement(direct_run):
+    with statements() as sent:
+        process(direct_run)
+    assert sent == ["claim", "take", "take", "succeed"]
+    assert (fresh(direct_run).status, fresh(direct_run).version) == ("succeeded", 3)
+    assert fresh(direct_run).data == {"n": 1, "one": 1, "three": 1}
+    assert set(ledger(direct_run).values()) == {"succeeded"}
 
 
 @on_postgresql

@@ -5,22 +5,36 @@ from datetime import timedelta
 
 import dramatiq
 import pytest
+from django.db import OperationalError, transaction
 from django.utils import timezone
+from dramatiq import Middleware
 from dramatiq.broker import MessageProxy
 from dramatiq.errors import RateLimitExceeded, Retry
+from dramatiq.middleware import Shutdown, SkipMessage, TimeLimitExceeded
 
 from sequences import (
     Abort,
     Sequence,
     repeat,
+    signals,
     step,
 )
 from sequences.engine import current, dispatcher
 from sequences.engine import handoff as handoff_module
-from sequences.testing import assert_steps, drain, run_sequence
+from sequences.models import StepRun
+from sequences.testing import assert_steps, clock, drain, run_sequence
+from sequences.transitions.backends.postgresql import PostgreSQL
+from sequences.worker.sweeper import AssumeLost, sweep
+from tests.portable import is_portable
 from tests.steps import failures
 
 pytestmark = pytest.mark.django_db
+
+
+def on_fast(test):
+    """Where the next step can be claimed by the commit's own statement."""
+    fast = pytest.mark.skipif(is_portable(), reason="of the statements for PostgreSQL")
+    return pytest.mark.only_on("postgresql")(fast(test))
 
 
 # Handing over directly
@@ -338,3 +352,164 @@ def test_a_step_that_is_not_to_be_had_any_more_is_logged_at_most_as_debug(worker
     gone = dispatcher.Dispatch(10**9, sequence.run.pk, "tests.Direct.two", "default")
     handoff_module.perform_here(gone, "tests.Direct", "default")
     assert {one.levelname for one in caplog.records if one.name == "sequences"} == {"DEBUG"}
+
+
+# The next step is claimed in the commit of the one before it
+
+
+@pytest.fixture
+def direct():
+    class Direct(Sequence):
+        class Meta:
+            handoff = "direct"
+
+        @step
+        def one(self):
+            self.data["one"] = 1
+
+        @step
+        def two(self):
+            self.data["two"] = 2
+
+    return Direct
+
+
+def statuses(sequence):
+    return dict(sequence.run.steps.order_by("pk").values_list("step", "status"))
+
+
+@on_fast
+@pytest.mark.django_db(transaction=True)
+def test_a_commit_that_is_not_known_to_be_one_gives_back_what_it_has_claimed(
+    direct, worker_thread, monkeypatch
+):
+    fast = PostgreSQL.fast
+    commit = fast.commit_and_claim
+
+    def commit_and_break(*arguments):
+        assert commit(*arguments) is not None
+        raise OperationalError("the connection is gone")
+
+    monkeypatch.setattr(fast, "commit_and_claim", commit_and_break)
+    sequence = direct()
+    with dispatcher.capture_dispatches() as sent:
+        worker_thread(first_message(sequence))
+    # By then it is released, so that it is claimed again, here and at once.
+    assert statuses(sequence) == {"one": "succeeded", "two": "succeeded"}
+    assert sequence.run.steps.get(step="two").lost == 0
+    assert sent == []
+
+
+@on_fast
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("kind", [Shutdown, TimeLimitExceeded])
+def test_an_interrupt_between_two_steps_gives_back_what_is_claimed(
+    direct, worker_thread, monkeypatch, kind
+):
+    def strike(self, ready):
+        raise kind
+
+    monkeypatch.setattr(handoff_module.Handoff, "choose", strike)
+    sequence = direct()
+    with dispatcher.capture_dispatches() as sent:
+        del sent[:]
+        worker_thread(first_message(sequence))
+    assert statuses(sequence) == {"one": "succeeded", "two": "queued"}
+    assert [dispatch.actor for dispatch in sent] == ["tests.Direct.two"]
+    two = sequence.run.steps.get(step="two")
+    assert (two.attempts, two.lost) == (0, 0)
+    drain()
+    assert statuses(sequence) == {"one": "succeeded", "two": "succeeded"}
+
+
+@on_fast
+@pytest.mark.django_db(transaction=True)
+def test_a_middleware_that_skips_the_next_step_leaves_it_to_the_sweep(
+    direct, worker_thread, broker
+):
+    class Skipper(Middleware):
+        def before_process_message(self, broker, message):
+            if message.actor_name.endswith(".two"):
+                raise SkipMessage
+
+    skipper = Skipper()
+    broker.add_middleware(skipper)
+    sequence = direct()
+    try:
+        with dispatcher.capture_dispatches():
+            worker_thread(first_message(sequence))
+    finally:
+        broker.middleware.remove(skipper)
+    assert statuses(sequence) == {"one": "succeeded", "two": "queued"}
+    assert sequence.run.steps.get(step="two").wake_at is not None
+
+
+@on_fast
+@pytest.mark.django_db(transaction=True)
+def test_who_dies_between_two_steps_leaves_a_lease_that_the_sweep_knows(
+    direct, worker_thread, monkeypatch
+):
+    class Death(BaseException):
+        pass
+
+    def die(self, dispatch):
+        raise Death
+
+    monkeypatch.setattr(handoff_module.Handoff, "execute", die)
+    sequence = direct()
+    message = MessageProxy(first_message(sequence))
+    current.push_delivery(message)
+    try:
+        with pytest.raises(Death), dispatcher.capture_dispatches():
+            dramatiq.get_broker().get_actor(message.actor_name)(*message.args)
+    finally:
+        current.pop_delivery(message)
+    assert statuses(sequence) == {"one": "succeeded", "two": "running"}
+    monkeypatch.undo()
+    with dispatcher.capture_dispatches() as sent, clock() as moving:
+        moving.move(timedelta(seconds=20))
+        assert sweep(AssumeLost(), "default") == 1
+    assert [dispatch.actor for dispatch in sent] == ["tests.Direct.two"]
+    assert sequence.run.steps.get(step="two").lost == 1
+
+
+@on_fast
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("between", ["hook", "receiver", "pause"])
+def test_the_next_step_is_not_claimed_while_something_else_is_still_to_happen(
+    worker_thread, between
+):
+    seen = []
+
+    def look(**kwargs):
+        seen.append(dict(StepRun.objects.order_by("pk").values_list("step", "status")))
+
+    class Direct(Sequence):
+        class Meta:
+            handoff = "direct"
+
+        @step
+        def one(self):
+            if between == "hook":
+                StepRun.objects.count()
+                transaction.on_commit(look)
+            elif between == "pause":
+                self.run.pause()
+
+        @step
+        def two(self): ...
+
+    sequence = Direct()
+    if between == "receiver":
+        signals.step_succeeded.connect(look)
+    try:
+        with dispatcher.capture_dispatches():
+            worker_thread(first_message(sequence))
+    finally:
+        signals.step_succeeded.disconnect(look)
+    if between == "pause":
+        assert statuses(sequence) == {"one": "succeeded", "two": "queued"}
+        assert sequence.run.steps.get(step="two").wake_at is None
+    else:
+        assert seen[0] == {"one": "succeeded", "two": "queued"}
+        assert statuses(sequence) == {"one": "succeeded", "two": "succeeded"}

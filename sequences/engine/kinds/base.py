@@ -63,7 +63,7 @@ class Kind:
         self, context: ExecutionContext, change: Change, *, savepoint: bool
     ) -> list[Dispatch]:
         """Make it fact; returns what became ready."""
-        ready = commits.commit_quickly(context.claim, change, context.using)
+        ready = commits.commit_quickly(context.claim, change, context.using, context.offer)
         if ready is None:
             with transaction.atomic(using=context.using, savepoint=savepoint):
                 ready = commits.commit(context.claim, change, context.using)

@@ -14,7 +14,7 @@ from django.db import DatabaseError, Error, InterfaceError, OperationalError
 from django.utils import timezone
 
 from ...definitions.plan import Node, Plan
-from ..types import Beat, Change, Claim, Start, StartedStep
+from ..types import Beat, Change, Claim, Offer, Start, StartedStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,11 @@ class FastStatements(Protocol):
         paused, or `data` was changed, or the claim is lost, or it is the end of a child, which its
         parent is to hear of. The slow path finds out which.
         """
+
+    def commit_and_claim(
+        self, claim: Claim, change: Change, following: Node, offer: Offer, connection: Any
+    ) -> Claim | None:
+        """The same, and its successor is claimed in the same commit. None: as above."""
 
     def commit_item(self, claim: Claim, change: Change, connection: Any) -> tuple[Any] | None:
         """Commit an item of a fan-out; returns the state of that. None: it is not ours any more."""

@@ -36,6 +36,7 @@ TYPES = {
     "kind": "text",
     "labels": "text[]",
     "next": "text",
+    "next_token": "bigint",
     "plan": "bigint",
     "progress": "jsonb",
     "result": "jsonb",

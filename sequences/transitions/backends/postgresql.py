@@ -22,7 +22,7 @@ from ... import conf
 from ...definitions.plan import Node, Plan
 from ...models import NO_ITEM, SequenceRun, StepRun, StoredPlan
 from .. import periods
-from ..types import Beat, Change, Claim, Start, StartedStep
+from ..types import Beat, Change, Claim, Offer, Start, StartedStep
 from . import simple_query
 from .base import Backend, FastStatements, Holder, holder_of, state_of
 from .functions import Function, Installed
@@ -92,6 +92,23 @@ SELECT %(run)s, %(next)s, {NO_ITEM}, %(kind)s, 'queued', 0, 0, 0, 0, false, '',
     {{now}}, {{now}}, {{now}} + {{grace}}
 FROM done
 RETURNING id
+"""
+
+# Nobody else could have claimed it: the row is there when the commit is. It waits for the disk, as
+# the commit does.
+_TAKE = f"""{_GUARD}, advanced AS (
+    UPDATE {_RUNS} SET
+        data = COALESCE(%(data)s::jsonb, data), version = version + 1, updated_at = {{now}}
+    WHERE id = %(run)s AND EXISTS (SELECT FROM done)
+    RETURNING data
+)
+INSERT INTO {_STEPS} (
+    run_id, step, item, kind, status, attempts, lost, repeats, dispatches, delayed, token, worker,
+    ready_at, queued_at, started_at, wake_at)
+SELECT %(run)s, %(next)s, {NO_ITEM}, %(kind)s, 'running', 0, 0, 0, 0, false, %(next_token)s,
+    %(worker)s, {{now}}, {{now}}, {{now}}, {{now}} + {{lease}}
+FROM done
+RETURNING id, {{now}}, (SELECT data FROM advanced WHERE %(data)s::jsonb IS NOT NULL)
 """
 
 _SUCCEED = f"""{_GUARD}
@@ -210,11 +227,12 @@ CLAIM = Function(
     ),
 )  # fmt: skip
 ADVANCE = Function("advance", _ADVANCE, ("bigint",))
+TAKE = Function("take", _TAKE, ("bigint", "timestamptz", "jsonb"))
 SUCCEED = Function("succeed", _SUCCEED, ("integer",))
 ITEM = Function("item", _ITEM, ("jsonb",))
 #: Rare, and never called as a function.
 BEAT = Function("beat", _BEAT, ("bigint",))
-INSTALLED = Installed((START, START_BY_KEY, CLAIM, ADVANCE, SUCCEED, ITEM))
+INSTALLED = Installed((START, START_BY_KEY, CLAIM, ADVANCE, TAKE, SUCCEED, ITEM))
 
 
 class Statements:
@@ -289,6 +307,33 @@ class Statements:
             },
         )
         return None if row is None else row[0]
+
+    def commit_and_claim(
+        self, claim: Claim, change: Change, following: Node, offer: Offer, connection: Any
+    ) -> Claim | None:
+        """See `FastStatements`."""
+        row = _fetch(
+            connection,
+            TAKE,
+            {
+                **_changed(claim, change),
+                "version": claim.version,
+                "data": change.data,
+                "next": following.name,
+                "kind": following.kind,
+                "next_token": offer.token,
+                "worker": offer.worker,
+            },
+        )
+        if row is None:
+            return None
+        pk, now, data = row
+        return Claim(
+            pk, claim.run_id, claim.sequence, claim.plan_id, following.name, NO_ITEM,
+            following.kind, offer.token, 0, 0, False, now, None, now,
+            claim.data if data is None else data, claim.version + 1,
+            worker=offer.worker, trace=claim.trace,
+        )  # fmt: skip
 
     def commit_item(self, claim: Claim, change: Change, connection: Any) -> tuple[Any] | None:
         """See `FastStatements`."""
