@@ -156,6 +156,21 @@ def test_what_is_open_and_what_has_the_focus_survive_a_refresh(page, gate):
     assert run.data["approval"] == {"by": "Ada"}
 
 
+def test_a_live_page_is_sent_only_what_has_changed(page, gate):
+    run = Held(gate=str(gate)).run
+    wait_for(gate.visitors)
+    page.goto(path_of(run))
+    with page.expect_response(lambda one: run.pk.hex in one.url.replace("-", "")) as news:
+        pass
+    whole = page.request.get(path_of(run)).text()
+    sent = news.value.text()
+    assert sent.count("data-seq-same") >= 2, "its data and its failed attempts are the same"
+    assert len(sent) < len(whole) / 2
+    gate.open()
+    expect(state(page)).to_have_class(re.compile(r"\bseq-succeeded\b"))
+    expect(page.locator("[data-seq-says]")).to_have_text("Finished; no longer updating")
+
+
 @pytest.mark.parametrize("javascript", [True, False], ids=["with script", "without script"])
 def test_the_visitor_of_a_form_sees_what_becomes_of_it(visitors, javascript):
     page = visitors.page(javascript=javascript)
