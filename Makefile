@@ -12,7 +12,7 @@ help:
 	@echo "make test   the whole suite on every database that is here (ARGS=--quick: in two minutes)"
 	@echo "make lint   formatting, lint and types"
 	@echo "make docs   the documentation as a site, in build/site"
-	@echo "make pictures   the console's pages for docs/images, from the demo; needs chromium"
+	@echo "make pictures   the console's pages for docs/images, and all of them in build/pictures; needs chromium"
 	@echo "make ci     everything that CI runs"
 	@echo "make clean  remove what these commands made"
 

@@ -1,7 +1,8 @@
-"""The pictures of the console in `docs/images`: `python -m testproject.screenshots [--into DIR]`.
+"""The pictures of the console: `python -m testproject.screenshots [--into DIR] [--all DIR]`.
 
-The demo's forms are filled in, a real worker does what it can, and a browser looks at the pages:
-light and dark.
+The demo's forms are filled in, a real worker does what it can, and a browser looks at the pages.
+Those of the documentation go to `docs/images`, light and dark; every page of the console, light,
+dark and on a phone, goes to `build/pictures`, for people to look at.
 """
 
 import argparse
@@ -19,17 +20,22 @@ from testproject.demo import HOME, ROOT, free_port, managed, prepare
 from testproject.visitor import MESSAGES, ORDERS, Visitor
 
 WIDTH, HEIGHT = 1280, 800
+PHONE = 390
 TALLEST = 1400
+#: Of the pages that are only looked at.
+TALLEST_OF_ALL = 4000
 SECONDS = 120
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--into", type=Path, default=ROOT / "docs" / "images")
+    parser.add_argument("--all", type=Path, default=ROOT / "build" / "pictures")
     options = parser.parse_args()
     if not browser.chromium():
         raise SystemExit(f"No browser is here: none of {', '.join(browser.NAMES)}.")
-    options.into.mkdir(parents=True, exist_ok=True)
+    for directory in (options.into, options.all):
+        directory.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         prepare(stack.enter_context(services.running("DATABASE_URL", "REDIS_URL")))
         address = f"http://127.0.0.1:{free_port(8000)}"
@@ -37,16 +43,23 @@ def main() -> int:
         web = ["runserver", "--noreload", address.removeprefix("http://")]
         stack.enter_context(managed(*worker, log=HOME / "worker.log"))
         stack.enter_context(managed(*web, log=HOME / "web.log"))
-        pages = play(address)
+        orders = play(address)
         for scheme in ("light", "dark"):
             with opened(address, scheme) as page:
-                for name, path in pages.items():
+                for name, path in documented(*orders).items():
                     take(page, path, options.into / f"{name}-{scheme}.png")
+                for name, path in every(*orders).items():
+                    look(page, path, options.all / f"{name}-{scheme}.png", WIDTH)
+                    if scheme == "light":
+                        look(page, path, options.all / f"{name}-phone.png", PHONE)
     return 0
 
 
-def play(address: str) -> dict[str, str]:
-    """Fill in the forms, wait until all has gone as far as it goes; the pages by their names."""
+def play(address: str) -> tuple[Any, Any, Any]:
+    """Fill in the forms, and wait until all has gone as far as it goes: the runs of three orders.
+
+    One has succeeded, one waits for an approval, one has failed.
+    """
     from sequences.models import SequenceRun
     from testproject.orders.sequences import FulfilOrder
 
@@ -56,7 +69,12 @@ def play(address: str) -> dict[str, str]:
     for message in MESSAGES:
         visitor.write(message)
     wait_until(lambda: SequenceRun.objects.unfinished().count() == 1)  # that waits for approval
-    _, waiting, failed = orders
+    succeeded, waiting, failed = orders
+    return succeeded, waiting, failed
+
+
+def documented(succeeded: Any, waiting: Any, failed: Any) -> dict[str, str]:
+    """The pages that the documentation shows, by their names."""
     page = "admin:job_sequences_sequencerun"
     return {
         "console-runs": reverse(f"{page}_changelist"),
@@ -66,6 +84,44 @@ def play(address: str) -> dict[str, str]:
         "console-failures": reverse(f"{page}_failure_groups"),
         "progress": "/contact/",
     }
+
+
+def every(succeeded: Any, waiting: Any, failed: Any) -> dict[str, str]:
+    """Every page of the console, by its name."""
+    page = "admin:job_sequences_sequencerun"
+    runs = {"succeeded": succeeded, "waiting": waiting, "failed": failed}
+    actions = {
+        "retry": (failed, ""), "restart_from": (failed, "charge"), "cancel": (waiting, ""),
+        "edit": (waiting, ""), "erase": (failed, ""), "finish": (waiting, ""),
+        "deliver": (waiting, "approval"), "skip": (waiting, "approval"), "pause": (waiting, ""),
+    }  # fmt: skip
+    step_run = failed.steps.filter(status="failed").first()
+    return {
+        "index": reverse("admin:index"),
+        "runs": reverse(f"{page}_changelist"),
+        "search": f"{reverse(f'{page}_changelist')}?q=nothing",
+        **{f"run-{name}": reverse(f"{page}_change", args=[run.pk]) for name, run in runs.items()},
+        **{
+            f"action-{name}": reverse(f"{page}_action", args=[run.pk, name])
+            + (f"?step={step}" if step else "")
+            for name, (run, step) in actions.items()
+        },
+        "failures": reverse(f"{page}_failure_groups"),
+        "failed-attempts": reverse(f"{page}_failures", args=[failed.pk]),
+        "step-runs": reverse("admin:job_sequences_steprun_changelist"),
+        "step-run": reverse("admin:job_sequences_steprun_change", args=[step_run.pk]),
+        **lists_and_forms(),
+    }
+
+
+def lists_and_forms() -> dict[str, str]:
+    """The other lists of the app in the admin, and the forms to add to them."""
+    from django.contrib import admin
+
+    names = {model._meta.model_name for model in admin.site._registry
+             if model._meta.app_label == "job_sequences"}  # fmt: skip
+    others = sorted(name for name in names if name not in ("sequencerun", "steprun"))
+    return {name: reverse(f"admin:job_sequences_{name}_changelist") for name in others if name}
 
 
 def wait_until(condition: Any) -> None:
@@ -102,6 +158,16 @@ def take(page: Page, path: str, into: Path) -> None:
     clip = {"x": 0, "y": 0, "width": WIDTH, "height": height}
     page.screenshot(path=into, full_page=True, clip=clip)  # type: ignore[arg-type]
     print(f"{into} ({into.stat().st_size // 1024} KiB)")
+
+
+def look(page: Page, path: str, into: Path, width: int) -> None:
+    """A picture of the whole page, as wide as a screen or a phone."""
+    page.set_viewport_size({"width": width, "height": HEIGHT})
+    page.goto(path)
+    height = min(page.evaluate("document.documentElement.scrollHeight"), TALLEST_OF_ALL)
+    clip = {"x": 0, "y": 0, "width": width, "height": height}
+    page.screenshot(path=into, full_page=True, clip=clip)  # type: ignore[arg-type]
+    page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
 
 
 def write(page: Page) -> None:

@@ -57,6 +57,11 @@ def exact_time(when: datetime | None) -> SafeString | str:
     return format_html('<time datetime="{}">{}</time>', _iso(when), _as_logged(when))
 
 
+def labelled(label: Any, value: str) -> SafeString:
+    """With what it is, for where no head of a column says so."""
+    return format_html('<span class="seq-card-label">{}</span> {}', label, value)
+
+
 def _iso(when: datetime) -> str:
     return when.isoformat(timespec="milliseconds")
 

@@ -45,7 +45,9 @@ def _time_column(name: str, description: Any) -> Any:
 
     @admin.display(description=description, empty_value=EMPTY)
     def column(self: StepRunAdmin, row: StepRun) -> str:
-        return columns.exact_time(getattr(row, name)) or EMPTY
+        time = columns.exact_time(getattr(row, name))
+        # Where a row is a card no head of a column says which time this is.
+        return columns.labelled(description, time) if time else EMPTY
 
     return column
 

@@ -57,6 +57,9 @@ def too_wide(page):
     """What sticks out of the page, if it scrolls sideways."""
     return page.evaluate("""() => {
         const width = document.documentElement.clientWidth;
+        const list = document.querySelector("#result_list")?.closest(".results");
+        if (list && list.scrollWidth > list.clientWidth + 1)
+            return [`the list: ${list.scrollWidth} in ${list.clientWidth}`];
         if (document.documentElement.scrollWidth <= width && document.body.scrollWidth <= width)
             return [];
         const out = Array.from(document.querySelectorAll("body *")).filter((one) => {
