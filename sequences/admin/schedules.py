@@ -550,6 +550,7 @@ class ScheduleAdmin(ReadOnlyAdmin):
             "original": row,
             "title": str(row or ""),
             "media": forms.Media(css={"all": ["sequences/states.css", "sequences/console.css"]}),
+            "base_template": "admin/change_form.html",
             "has_view_permission": True,
             "preserved_filters": self.get_preserved_filters(request),
             "has_list_crumbs": django.VERSION >= (6, 1),
