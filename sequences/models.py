@@ -372,6 +372,24 @@ class SequenceRun(_Row):
         )
         return counted
 
+    def deliver_url(
+        self,
+        event: Named,
+        payload: Any = None,
+        *,
+        by: Any = "",
+        max_age: timedelta = links.WEEK,
+    ) -> str:
+        """A signed path, for a mail: its page shows the payload, and delivers it by a button.
+
+        Whoever has it may deliver, once, without a login; ``by`` is who that is. If the event has
+        a form and there is no payload, the page shows the form. It needs the URLs of `sequences`
+        in those of the project. Raises `InvalidData` if the payload is not valid, `UnknownStep` if
+        the run's plan has no such event, and `SequenceError` if the path would be too long.
+        """
+        name, checked, caller = get_engine().delivery(self, event, payload, by)
+        return links.delivery_address(self.pk, name, checked, caller, max_age)
+
     def delivered(self, event: Named) -> bool:
         """Whether anything was delivered for this event: true once `deliver` has returned.
 

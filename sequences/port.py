@@ -62,6 +62,9 @@ class Engine(Protocol):
     def operate_schedule(self, schedule: Any, action: str, /, **options: Any) -> Any:
         """Perform an operation on a schedule: see the methods of `Schedule`."""
 
+    def delivery(self, run: Any, event: Any, payload: Any, by: Any, /) -> tuple[str, Any, str]:
+        """What `SequenceRun.deliver_url` signs: the event's name, the payload, and by whom."""
+
     def payload(self, run: Any, event: Any, default: Any, /) -> Any:
         """See `SequenceRun.payload`."""
 

@@ -11,9 +11,12 @@ from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
 from django.utils.cache import add_never_cache_headers, patch_vary_headers
-from django.views.decorators.http import require_safe
+from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.http import require_http_methods, require_safe
 
-from .inspection import status
+from .exceptions import InvalidTransition
+from .inspection import deliveries, status
+from .inspection.deliveries import EventPage
 from .inspection.status import Status, StatusNotFound
 
 P = ParamSpec("P")
@@ -22,9 +25,11 @@ View = Callable[Concatenate[HttpRequest, P], HttpResponse]
 
 def for_visitors(view: View[P]) -> View[P]:
     """To be read only, by whom the view lets, never from a cache and by no search engine."""
+    return _unlisted(require_safe(view))
 
+
+def _unlisted(view: View[P]) -> View[P]:
     @login_not_required  # the address, or the permission, is what lets in
-    @require_safe
     @wraps(view)
     def answer(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
         response = view(request, *args, **kwargs)
@@ -59,6 +64,43 @@ def progress(request: HttpRequest, token: str) -> HttpResponse:
         context = {"text": error.text}
         return render(request, "sequences/_gone.html", context, status=error.http_status)
     return render(request, "sequences/_progress.html", {"progress": run_progress})
+
+
+# Whoever knows the address may deliver, and nobody else: there is nothing that another site could
+# make a browser do. So it needs no cookie, which a mail's reader may not take.
+@csrf_exempt
+@_unlisted
+@require_http_methods(["GET", "HEAD", "POST"])
+def deliver(request: HttpRequest, token: str) -> HttpResponse:
+    """Show what a signed address delivers; a POST delivers it, once."""
+    try:
+        page = deliveries.by_token(token)
+        return _deliver(request, page) if request.method == "POST" else _event(request, page)
+    except StatusNotFound as error:
+        context = {"text": error.text}
+        return render(request, "sequences/deliver.html", context, status=error.http_status)
+
+
+def _event(request: HttpRequest, page: EventPage) -> HttpResponse:
+    context = {"page": page, "form": page.form() if page.state == "open" else None}
+    return render(request, "sequences/deliver.html", context)
+
+
+def _deliver(request: HttpRequest, page: EventPage) -> HttpResponse:
+    if page.state != "open":
+        return _event(request, page)
+    form = page.form(request.POST)
+    if form is not None and not form.is_valid():
+        context = {"page": page, "form": form}
+        return render(request, "sequences/deliver.html", context, status=400)
+    payload = page.link.payload if form is None else form
+    try:
+        counts = page.run.deliver(page.link.event, payload, by=page.link.by, reason=page.link.mark)
+    except InvalidTransition:  # somebody was quicker
+        counts = False
+    page = EventPage(page.link, page.run)
+    page.run.refresh_from_db()
+    return render(request, "sequences/deliver.html", {"page": page, "is_done": counts})
 
 
 def _json(find: Callable[[], Status]) -> HttpResponse:

@@ -9,6 +9,7 @@ from typing import Any
 
 from django.contrib import messages
 from django.core.exceptions import PermissionDenied
+from django.forms import BaseForm
 from django.http import Http404, HttpRequest, HttpResponseBase, HttpResponseRedirect
 from django.urls import URLPattern
 from django.utils.translation import gettext as _
@@ -99,6 +100,7 @@ class _ActionRequest:
         self.patterns = patterns_of(self.run.sequence)
         self.urls = Urls(admin.admin_site.name, self.run)
         self.held_up = self._held_up()
+        self.payload_form = self._payload_form()
         self.form = self._form()
 
     def answer(self) -> HttpResponseBase:
@@ -109,7 +111,15 @@ class _ActionRequest:
             return self._edit()
         if self.request.POST.get("confirm") != "yes":
             return self._ask(status=400)
-        return self._do(self.form.cleaned_data) if self.form.is_valid() else self._ask()
+        return self._do(self._cleaned()) if self._is_valid() else self._ask()
+
+    def _is_valid(self) -> bool:
+        forms = filter(None, (self.form, self.payload_form))
+        return all(form.is_valid() for form in forms)  # each says what is wrong with it
+
+    def _cleaned(self) -> dict[str, Any]:
+        payload = {"payload": self.payload_form} if self.payload_form else {}
+        return self.form.cleaned_data | payload
 
     def _is_allowed(self) -> bool:
         allowed = actions.allowed(self.snapshot, {self._step_name()})
@@ -118,7 +128,8 @@ class _ActionRequest:
 
     def _form(self) -> ActionForm:
         data = self.request.POST if self.request.method == "POST" else None
-        form = FORMS.get(self.action.name, ActionForm)(data, initial=self._initial())
+        kind = ActionForm if self.payload_form else FORMS.get(self.action.name, ActionForm)
+        form = kind(data, initial=self._initial())
         if self.action.name == "cancel" and not self._may_undo():
             del form.fields["undo"]
         if self.action.name == "retry":
@@ -126,6 +137,15 @@ class _ActionRequest:
         if self.action.name == "restart_from" and self.step:
             _name_events(form, actions.asked_again(self.snapshot, self.step))
         return form
+
+    def _payload_form(self) -> BaseForm | None:
+        """The event's own form; apart from ours, whose names it may have too."""
+        if self.action.name != "deliver" or self.step is None or self.step.form is None:
+            return None
+        data = self.request.POST if self.request.method == "POST" else None
+        choice = self.step.choices.get(self.request.GET.get("choice", ""))
+        initial = choice if isinstance(choice, dict) else None
+        return self.step.form(data, prefix="payload", initial=initial)
 
     def _held_up(self) -> list[SequenceRun]:
         """The runs above that this person may retry with it."""
@@ -163,6 +183,7 @@ class _ActionRequest:
             "summary": summary(self.snapshot),
             "warning": actions.warning(self.snapshot, self.action),
             "form": self.form,
+            "payload_form": self.payload_form,
             "back": self._back(),
             "step_status": run_context.label_of_step(self.step) if self.step else "",
             "is_too_large": self._is_too_large(),

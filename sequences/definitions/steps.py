@@ -22,6 +22,7 @@ from typing import (
     overload,
 )
 
+from django.forms import BaseForm
 from dramatiq import Actor
 
 from ..exceptions import InvalidData, SequenceError
@@ -298,6 +299,8 @@ class Event(_Other):
     on_timeout: Literal["fail", "continue"]
     #: The payloads that people are offered, by what they are called.
     choices: Mapping[str, Any]
+    #: The Django form that checks a payload.
+    form: type[BaseForm] | None
 
     def __init__(self, function: Callable[..., Any], declared: Mapping[str, Any]) -> None:
         super().__init__(function, declared)
@@ -305,6 +308,7 @@ class Event(_Other):
         self.timeout = timeout if duration_problem(timeout) else as_timedelta(timeout)
         self.on_timeout = self.options.pop("on_timeout", "fail")
         self.choices = self.options.pop("choices", None) or {}
+        self.form = self.options.pop("form", None)
 
     @property
     def kind(self) -> str:
@@ -449,6 +453,7 @@ def event(
     timeout: Duration | None = None,
     on_timeout: Literal["fail", "continue"] = "fail",
     choices: Mapping[str, Any] | None = None,
+    form: type[BaseForm] | None = None,
     after: After | None = None,
     when: Callable[[Any], Any] | None = None,
     delay: Delay | None = None,
@@ -465,12 +470,15 @@ def event(
       skipped with ``on_timeout="continue"``: it has no result, and ``data`` stays as it is.
     - ``choices``: payloads that the admin offers as buttons, by their labels:
       ``{"Approve": {"approved": True}, "Refuse": {"approved": False}}``. Code may deliver others.
+    - ``form``: a Django form that checks each payload, a dict of its fields; its ``cleaned_data``
+      is what is delivered. The admin and the page of a `deliver_url` show it.
     - ``options``: Dramatiq's.
     """
     declared = {
         "timeout": timeout,
         "on_timeout": on_timeout,
         "choices": choices,
+        "form": form,
         "after": after,
         "when": when,
         "delay": delay,

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from asgiref.sync import AsyncToSync
+from django.forms import BaseForm
 from django.utils.functional import Promise
 from dramatiq import Actor
 
@@ -404,7 +405,7 @@ def own_options(step: Step[Any]) -> frozenset[str]:
 
 _OF_ALL = frozenset({"aliases", "delay", "label", "options", "when"})
 _OPTIONS_OF_KIND = {
-    "event": _OF_ALL | {"after", "choices", "on_timeout", "timeout"},
+    "event": _OF_ALL | {"after", "choices", "form", "on_timeout", "timeout"},
     "subsequence": _OF_ALL | {"after", "allow_failed", "data", "each", "on_error", "retries"},
     "undo": _OF_ALL | {"atomic", "attempted", "limits", "retries"},
     "on_failure": _OF_ALL | {"atomic", "limits", "retries"},
@@ -543,6 +544,10 @@ _STEP_RULES: Rules = {
         lambda value: value is None or _are_choices(value),
         'a dict of payloads, such as {"Approve": {"approved": True}}',
     ),
+    "form": (
+        lambda value: value is None or (isinstance(value, type) and issubclass(value, BaseForm)),
+        "a class of Django forms",
+    ),
 }
 _META_RULES: Rules = {
     name: rule for name, rule in _STEP_RULES.items() if name not in STEP_OPTIONS - META_STEP_OPTIONS
@@ -562,7 +567,7 @@ _META_RULES: Rules = {
     "when_full": (lambda value: value in WHEN_FULL, '"wait", "skip" or "cancel_oldest"'),
     "defaults": (_is_data, "a dict with strings as keys"),
 }
-_NOT_OF_META = {"attempted", "choices", "data", "on_timeout", "timeout"}
+_NOT_OF_META = {"attempted", "choices", "data", "form", "on_timeout", "timeout"}
 #: Those of Meta that are this package's.
 META_OPTIONS = frozenset(_META_RULES) - _NOT_OF_META
 _OF_DRAMATIQ = frozenset(_STEP_RULES) - STEP_OPTIONS - _NOT_OF_META

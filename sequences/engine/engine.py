@@ -6,7 +6,7 @@ from ..transitions.backends import backend_of
 from .actors import bind
 from .handoff import child_ended
 from .limits import change_limit, limits_changed, reset_limit
-from .operations import operate, payload
+from .operations import delivery, operate, payload
 from .schedules import create_schedule, operate_schedule, schedules_of
 from .start import runs, start, start_many
 
@@ -19,6 +19,7 @@ class DramatiqEngine:
     start_many = staticmethod(start_many)
     runs = staticmethod(runs)
     operate = staticmethod(operate)
+    delivery = staticmethod(delivery)
     payload = staticmethod(payload)
     create_schedule = staticmethod(create_schedule)
     schedules = staticmethod(schedules_of)

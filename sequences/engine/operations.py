@@ -15,7 +15,7 @@ from ..models import SequenceRun
 from ..transitions import claims, operations, plans
 from ..transitions.operations import OperationRequest
 from ..transitions.types import Dispatch
-from . import dispatcher
+from . import deliveries, dispatcher
 
 if TYPE_CHECKING:
     from ..models import Named
@@ -71,13 +71,8 @@ def _edit(run: SequenceRun, request: OperationRequest, using: str, *, data: dict
 def _deliver(
     run: SequenceRun, request: OperationRequest, using: str, *, event: Named, payload: Any
 ) -> bool:
-    checked, _ = serialization.normalise(
-        payload,
-        encoder=conf.settings.encoder,
-        max_bytes=conf.settings.max_data_bytes,
-        path="payload",
-    )
     name = _event(run, event, using)
+    checked = deliveries.checked(run, name, payload)
     hidden = registry.hidden_by(run.sequence)
     visible = redact({name: redact(checked, hidden)}, hidden)[name]
     request = replace(request, step=name, after=visible)
@@ -111,6 +106,17 @@ def payload(run: SequenceRun, event: Named, default: Any) -> Any:
     """What was delivered for this event; the default if nothing was."""
     using = conf.using()
     return claims.inbox(run.pk, using).get(_event(run, event, using), default)
+
+
+def delivery(run: SequenceRun, event: Named, payload: Any, by: Any) -> tuple[str, Any, str]:
+    """The event's name in the run's plan, the payload as JSON, and the name of who delivers it.
+
+    An event with a form may be left without a payload: who delivers it fills in the form.
+    """
+    name = _event(run, event, conf.using())
+    if payload is not None or deliveries.form_of(run, name) is None:
+        payload = deliveries.checked(run, name, payload)
+    return name, payload, name_of_caller(by)
 
 
 def _send_and_reload(run: SequenceRun, dispatches: list[Dispatch], using: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 from uuid import UUID
 
 from django.db.models import Count, Max, QuerySet
+from django.forms import BaseForm
 
 from .. import conf
 from ..data.redaction import HIDDEN, hide, redact, secrets_of
@@ -80,6 +81,8 @@ class StepSnapshot:
     failed_at: datetime | None = None
     #: Of an event: the payloads that its declaration offers to people, by what they are called.
     choices: Mapping[str, Any] = field(default_factory=dict)
+    #: Of an event: the Django form that checks a payload.
+    form: type[BaseForm] | None = None
 
     @property
     def name(self) -> str:
@@ -550,6 +553,7 @@ def _steps(
             _held_since(node, row, stopped_at),
             failure.failed_at if failure and _is_of(failure, node) else None,
             getattr(declared.get(node.name), "choices", {}),
+            getattr(declared.get(node.name), "form", None),
         )
         for node in ordered
     )

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta, timezone
 from math import inf
 from typing import Any, assert_type
 
+from django.forms import Form
 from django.utils.translation import gettext_lazy as _
 
 from sequences import Sequence, SequenceMeta, any_of, event, on_failure, step, subsequence
@@ -201,3 +202,18 @@ class FirstOfSeveral(Sequence):
 
     @step(after=any_of(1, 2))  # type: ignore[arg-type]
     def wrong(self) -> None: ...
+
+
+class Approval(Form): ...
+
+
+class WithForm(Sequence):
+    approval = event(form=Approval)
+    wrong = event(form=Approval())  # type: ignore[arg-type]
+
+
+def link_of(sequence: WithForm) -> str:
+    link = sequence.run.deliver_url(WithForm.approval, {"yes": True}, by="ann", max_age=SOON)
+    assert_type(link, str)
+    sequence.run.deliver_url("approval", max_age=5)  # type: ignore[arg-type]
+    return link

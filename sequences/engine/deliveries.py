@@ -1,0 +1,67 @@
+"""What is delivered to an event: JSON, and what the event's form has checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from django.core.exceptions import NON_FIELD_ERRORS
+from django.db.models import Model, QuerySet
+from django.forms import BaseForm
+
+from .. import conf
+from ..data import serialization
+from ..definitions import registry
+from ..definitions.steps import Event
+from ..exceptions import InvalidData
+from ..models import SequenceRun
+
+
+def checked(run: SequenceRun, event: str, payload: Any) -> Any:
+    """The payload as JSON. Raises `InvalidData` if it is none, or the event's form refuses it."""
+    form = form_of(run, event)
+    value, _ = serialization.normalise(
+        payload if form is None else _cleaned(form, event, payload),
+        encoder=conf.settings.encoder,
+        max_bytes=conf.settings.max_data_bytes,
+        path="payload",
+    )
+    return value
+
+
+def form_of(run: SequenceRun, event: str) -> type[BaseForm] | None:
+    """The form that this code declares for an event of the run."""
+    definition = registry.definition_of(run.sequence)
+    step = None if definition is None else definition.step(event)
+    return step.form if isinstance(step, Event) else None
+
+
+def _cleaned(form_class: type[BaseForm], event: str, payload: Any) -> dict[str, Any]:
+    """What the form makes of a payload: a dict of its fields, or itself with data."""
+    form = payload
+    if not isinstance(payload, form_class):
+        if not isinstance(payload, Mapping | None):
+            problem = f"is a {type(payload).__name__}, not a dict"
+            hint = f"Give the fields of {form_class.__qualname__}."
+            raise InvalidData(path=f"The payload of {event!r}", problem=problem, hint=hint)
+        form = form_class(data=dict(payload or {}))
+    if not form.is_valid():
+        problem = f"is refused by {form_class.__qualname__}: {_text_of(form)}"
+        hint = "Correct it, and deliver it again."
+        raise InvalidData(path=f"The payload of {event!r}", problem=problem, hint=hint)
+    return {name: _plain(value) for name, value in form.cleaned_data.items()}
+
+
+def _text_of(form: BaseForm) -> str:
+    lines = []
+    for name, errors in form.errors.items():
+        prefix = "" if name == NON_FIELD_ERRORS else f"{name}: "
+        lines += [prefix + str(error).rstrip(".") for error in errors]
+    return "; ".join(lines)
+
+
+def _plain(value: Any) -> Any:
+    """Objects of the database are named by their keys."""
+    if isinstance(value, Model):
+        return value.pk
+    return list(value.values_list("pk", flat=True)) if isinstance(value, QuerySet) else value
