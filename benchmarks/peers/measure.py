@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import psutil
 import psycopg
@@ -80,13 +81,17 @@ class Costs:
     def __init__(self, workers, connection):
         self.at = time.perf_counter()
         self.workers = sum(map(cpu_of, trees(workers)))
-        self.postgresql = sum(map(cpu_of, trees([postmaster(connection)])))
+        self.postgresql = sum(map(cpu_of, backends(connection)))
         (position,) = connection.execute("SELECT pg_current_wal_lsn() - '0/0'::pg_lsn").fetchone()
         self.log = float(position)
 
 
-def postmaster(connection):
-    return psutil.Process(connection.info.backend_pid).ppid()
+def backends(connection):
+    """PostgreSQL's processes for this database: whoever else uses the server is not counted."""
+    rows = connection.execute("SELECT pid FROM pg_stat_activity WHERE datname = current_database()")
+    for (pid,) in rows.fetchall():
+        with suppress(psutil.NoSuchProcess):
+            yield psutil.Process(pid)
 
 
 def trees(pids):
