@@ -44,11 +44,13 @@ def main() -> int:
         stack.enter_context(managed(*worker, log=HOME / "worker.log"))
         stack.enter_context(managed(*web, log=HOME / "web.log"))
         orders = play(address)
+        # Django refuses queries where Playwright's loop runs.
+        pages, others = documented(*orders), every(*orders)
         for scheme in ("light", "dark"):
             with opened(address, scheme) as page:
-                for name, path in documented(*orders).items():
+                for name, path in pages.items():
                     take(page, path, options.into / f"{name}-{scheme}.png")
-                for name, path in every(*orders).items():
+                for name, path in others.items():
                     look(page, path, options.all / f"{name}-{scheme}.png", WIDTH)
                     if scheme == "light":
                         look(page, path, options.all / f"{name}-phone.png", PHONE)

@@ -7,6 +7,7 @@ from sequences.engine import dispatcher
 from sequences.models import SequenceRun
 from sequences.testing import drain
 from tests.engine import claim, fail, fresh, perform
+from tests.limits import bank, billing, come
 
 DEPTH = 5
 #: What the deepest run fails for, until a test changes it.
@@ -104,6 +105,12 @@ class Scenes:
         run.cancel(undo=True)
         return run
 
+    def waiting_for_a_limit(self):
+        first, second = (billing(bank()).start().run for _ in range(2))
+        come(first)
+        come(second)
+        return second
+
     def waiting_for_children(self):
         run = self.levels[2].start({}, key="family").run
         perform(claim(run, "child"))
@@ -124,6 +131,7 @@ STATES = (
     "long_names",
     "undoing",
     "waiting_for_children",
+    "waiting_for_a_limit",
     "struggling",
 )
 
