@@ -165,8 +165,8 @@ def explain_fixed(family: Family) -> str:
 
 
 def _count(step: StepSnapshot, default: int) -> int:
-    payload = step.row.payload if step.row is not None else None
-    count = payload.get("children") if isinstance(payload, dict) else None
+    members = step.row.members if step.row is not None else None
+    count = members.get("total") if isinstance(members, dict) else None
     return count if isinstance(count, int) else default
 
 

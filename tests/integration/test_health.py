@@ -208,6 +208,7 @@ def test_a_connection_that_does_not_close_stops_no_heart_and_no_sweep(settings, 
         sweeps.append(_)
         raise DatabaseError("gone")
 
+    monkeypatch.setattr("sequences.worker.sweeper.Scheduler.look", lambda *args: None)
     monkeypatch.setattr("sequences.engine.leases.beat", beat)
     monkeypatch.setattr("sequences.worker.sweeper.sweep", sweep)
     monkeypatch.setattr("sequences.worker.sweeper.store_plans", lambda using: None)
