@@ -3,7 +3,17 @@
 from .definitions.limits import Limit
 from .definitions.option_types import SequenceMeta
 from .definitions.schedules import cron, every
-from .definitions.steps import any_of, event, finish, on_failure, repeat, step, subsequence
+from .definitions.steps import (
+    any_of,
+    event,
+    finish,
+    on_cancel,
+    on_end,
+    on_failure,
+    repeat,
+    step,
+    subsequence,
+)
 from .exceptions import Abort
 from .flows.builder import astart_definition, define, start_definition
 from .flows.composition import chain, group
@@ -18,6 +28,8 @@ __all__ = [  # noqa: RUF022 (grouped)
     "SequenceMeta",
     "any_of",
     "event",
+    "on_cancel",
+    "on_end",
     "on_failure",
     "step",
     "subsequence",

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 __all__ = [
     "Abort",
+    "Cancelled",
     "ChildrenFailed",
     "DataConflict",
     "DeadlineExceeded",
@@ -249,6 +250,18 @@ class Abort(SequenceError):
 
     def __init__(self, message: str = "Aborted.", **details: Any) -> None:
         super().__init__(message, **details)
+
+
+class Cancelled(SequenceError):
+    """A step was cancelled while it was running: `Sequence.check` raises it.
+
+    It ends the attempt, which does not count as a failed one.
+    """
+
+    template = "Step {step!r} of run {run} was cancelled while it was running."
+
+    step: str
+    run: Any
 
 
 def did_you_mean(name: object, names: Iterable[str]) -> str:

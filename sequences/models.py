@@ -311,11 +311,12 @@ class SequenceRun(_Row):
         """Release what a pause holds. Steps that came due meanwhile are dispatched now."""
         get_engine().operate(self, "resume", by=by, reason=reason)
 
-    def cancel(self, *, undo: bool = False, by: Any = "", reason: str = "") -> None:
+    def cancel(self, *, undo: bool | None = None, by: Any = "", reason: str = "") -> None:
         """End the run as cancelled. A step that is running loses its commit.
 
         With ``undo``, that step finishes first and is not retried. Then the undos of the completed
-        steps run, newest first, including those of child runs.
+        steps run, newest first, including those of child runs. None: as ``Meta.cancel`` says. Last,
+        `on_cancel` and `on_end` run, if the class has them.
         """
         get_engine().operate(self, "cancel", undo=undo, by=by, reason=reason)
 
@@ -326,7 +327,8 @@ class SequenceRun(_Row):
     def retry(self, *, by: Any = "", reason: str = "") -> None:
         """Run the failed steps again, and retry steps that wait for their next attempt now.
 
-        In a run that was rolled back: retry the undos and the `on_failure` that failed.
+        In a run that was rolled back: retry the undos, and the `on_failure`, `on_cancel` or
+        `on_end`, that failed.
         """
         get_engine().operate(self, "retry", by=by, reason=reason)
 
@@ -426,7 +428,7 @@ class SequenceRun(_Row):
         """`resume`, for asynchronous code."""
         await sync_to_async(self.resume)(by=by, reason=reason)
 
-    async def acancel(self, *, undo: bool = False, by: Any = "", reason: str = "") -> None:
+    async def acancel(self, *, undo: bool | None = None, by: Any = "", reason: str = "") -> None:
         """`cancel`, for asynchronous code."""
         await sync_to_async(self.cancel)(undo=undo, by=by, reason=reason)
 

@@ -9,6 +9,7 @@ from typing import (
     TYPE_CHECKING,
     Any,
     Generic,
+    Literal,
     NoReturn,
     ParamSpec,
     Protocol,
@@ -73,6 +74,11 @@ class StepContext(Protocol):
     def outcomes(self, name: str) -> Iterator[Outcome]: ...
     def progress(self, done: float | None, total: float | None, text: str) -> None: ...
     def failure(self) -> Failure | None: ...
+    @property
+    def cancelled(self) -> bool: ...
+    def check(self) -> None: ...
+    @property
+    def ending(self) -> str: ...
 
 
 class _Body(dict[str, Any]):
@@ -397,6 +403,26 @@ class Sequence(Generic[D], metaclass=SequenceType):
         """Why the run failed, for undos and `on_failure`; None if it was cancelled."""
         return self._in_step("failure").failure()
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether what this step does is in vain: somebody has cancelled, finished or restarted the
+        run, its deadline has passed, or another worker has the step.
+
+        Cheap: the worker's heartbeat finds out, at the latest a heartbeat (3 s) after it has
+        happened. In tests, without a worker, the database is asked.
+        """
+        return self._in_step("cancelled").cancelled
+
+    def check(self) -> None:
+        """Raise `Cancelled` if this step was `cancelled`: the attempt ends, and is not counted."""
+        self._in_step("check").check()
+
+    @property
+    def ending(self) -> Literal["", "succeeded", "failed", "cancelled"]:
+        """How the run ends, for undos, `on_failure`, `on_cancel` and `on_end`; before that: ""."""
+        ending: Any = self._in_step("ending").ending
+        return ending  # type: ignore[no-any-return]
+
     def _in_step(self, name: str) -> StepContext:
         if self._context is None:
             raise _outside_a_step(self, name)
@@ -467,7 +493,9 @@ def _define(
         app_label=app_label,
         cls=cls,
         steps=steps,
-        plan=Plan.build(label, _nodes(cls, label, steps), where=path_of(cls)),
+        plan=Plan.build(
+            label, _nodes(cls, label, steps), where=path_of(cls), cancel=meta.cancel or ""
+        ),
         aliases=meta.aliases,
         handoff=meta.handoff,
         retention=meta.retention,

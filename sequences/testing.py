@@ -331,6 +331,8 @@ class _Alone:
     """What a step that is called by itself can ask for."""
 
     idempotency_key = "test"
+    cancelled = False
+    ending = ""
 
     def __init__(self, run: SequenceRun) -> None:
         self.run, self.step_run = run, StepRun()
@@ -349,6 +351,9 @@ class _Alone:
 
     def failure(self) -> None:
         return None
+
+    def check(self) -> None:
+        pass
 
     def progress(self, done: float | None, total: float | None, text: str) -> None:
         pass

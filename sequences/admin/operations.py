@@ -20,7 +20,7 @@ from ..exceptions import InvalidData, SequenceError
 from ..inspection import actions
 from ..inspection.diagnosis import summary
 from ..inspection.snapshot import RunSnapshot, StepSnapshot, patterns_of, visible
-from ..models import SequenceRun
+from ..models import RunStatus, SequenceRun
 from . import action_texts, run_context
 from .forms import (
     ActionForm,
@@ -164,6 +164,8 @@ class _ActionRequest:
     def _initial(self) -> dict[str, Any]:
         if self.action.name == "deliver" and self.step:
             return _payload_of(self.step, self.request.GET.get("choice", ""))
+        if self.action.name == "cancel":
+            return {"undo": self.snapshot.plan.cancel == "undo"}
         if self.action.name != "edit":
             return {}
         data = run_context.text_of(visible(self.run.data, self.run.sequence))
@@ -321,7 +323,8 @@ def perform(
     if action.name == "edit":
         run.edit(cleaned["data"], **log)
     elif action.name == "cancel":
-        run.cancel(undo=cleaned.get("undo", False), **log)
+        is_undoing = run.status == RunStatus.UNDOING
+        run.cancel(undo=cleaned.get("undo", False if is_undoing else None), **log)
     elif action.name == "erase":
         run.erase(keep_key=cleaned.get("keep_key", False), **log)
     elif action.name == "restart_from":

@@ -47,6 +47,8 @@ KINDS = {
     "event": _("event"),
     "subsequence": _("child run"),
     "on_failure": _("on failure"),
+    "on_cancel": _("on cancellation"),
+    "on_end": _("at the end"),
 }
 
 

@@ -28,6 +28,8 @@ _KINDS = {
     "subsequence": "a subsequence",
     "undo": "an undo",
     "on_failure": "an on_failure",
+    "on_cancel": "an on_cancel",
+    "on_end": "an on_end",
 }
 
 

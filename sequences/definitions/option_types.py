@@ -75,8 +75,8 @@ class BaseOptions(ActorOptions, total=False):
     when: Callable[[Any], Any] | None
 
 
-class OnFailureOptions(BaseOptions, total=False):
-    """Those of `on_failure`."""
+class ClosingOptions(BaseOptions, total=False):
+    """Those of `on_failure`, `on_cancel` and `on_end`."""
 
     atomic: bool
     limits: Limits
@@ -134,6 +134,7 @@ class SequenceMeta:
     schedules: Mapping[str, Timetable]
     verbose_name: Text | None
     # Of the sequence, and of those that inherit from it
+    cancel: Literal["undo"] | None
     deadline: timedelta | None
     defaults: Mapping[str, Any]
     handoff: Literal["broker", "direct"]

@@ -28,6 +28,7 @@ class MetaOptions:
     retention: timedelta | None
     retention_failed: timedelta | None
     deadline: timedelta | None
+    cancel: Literal["undo"] | None
     redact: tuple[str, ...]
     limits: tuple[Limit, ...]
     when_full: WhenFull
@@ -49,6 +50,7 @@ class MetaOptions:
             retention=_kept_for(options, "retention"),
             retention_failed=_kept_for(options, "retention_failed"),
             deadline=options.pop("deadline", None),
+            cancel=options.pop("cancel", None),
             redact=as_tuple(options.pop("redact", ())),
             limits=as_tuple(options.pop("limits", ())),
             when_full=options.pop("when_full", "wait"),

@@ -14,8 +14,10 @@ from ..exceptions import InvalidDefinition, SequenceError, UnknownStep, did_you_
 FORMAT = 1
 
 DONE = frozenset({"succeeded", "skipped"})
+#: Kinds of steps that come last, when it is decided how the run ends.
+CLOSING_KINDS = frozenset({"on_failure", "on_cancel", "on_end"})
 #: Kinds of steps that do not decide how a run ends.
-COMPENSATION_KINDS = frozenset({"undo", "on_failure"})
+COMPENSATION_KINDS = CLOSING_KINDS | {"undo"}
 EXECUTING = frozenset({"running", "retrying"})
 ENDED = DONE | {"failed", "cancelled"}
 
@@ -84,14 +86,18 @@ class Plan:
     nodes: tuple[Node, ...]
     #: What its steps do, if no class says that.
     definition: Mapping[str, Any] | None = field(default=None, hash=False)
+    #: What a cancellation does before it, unless its caller says: "undo", or nothing.
+    cancel: str = ""
 
     @classmethod
-    def build(cls, sequence: str, nodes: Iterable[Node], *, where: str | None = None) -> Plan:
+    def build(
+        cls, sequence: str, nodes: Iterable[Node], *, where: str | None = None, cancel: str = ""
+    ) -> Plan:
         """A validated plan of ``nodes``, or `InvalidDefinition`.
 
         ``where`` is how an error names the class; ``sequence``, if not given.
         """
-        return cls(sequence, _validated(where or sequence, tuple(nodes)))
+        return cls(sequence, _validated(where or sequence, tuple(nodes)), cancel=cancel)
 
     @classmethod
     def from_json(cls, sequence: str, graph: Mapping[str, Any]) -> Plan:
@@ -103,11 +109,15 @@ class Plan:
                 "the plan."
             )
         nodes = tuple(map(Node.from_json, graph["steps"]))
-        return cls(sequence, nodes, graph.get("definition"))
+        return cls(sequence, nodes, graph.get("definition"), graph.get("cancel", ""))
 
     def to_json(self) -> dict[str, Any]:
-        definition = {} if self.definition is None else {"definition": dict(self.definition)}
-        return {"format": FORMAT, "steps": [node.to_json() for node in self.nodes], **definition}
+        rare: dict[str, Any] = {}
+        if self.definition is not None:
+            rare["definition"] = dict(self.definition)
+        if self.cancel:
+            rare["cancel"] = self.cancel
+        return {"format": FORMAT, "steps": [node.to_json() for node in self.nodes], **rare}
 
     @cached_property
     def memo(self) -> dict[str, Any]:
@@ -149,7 +159,25 @@ class Plan:
     @cached_property
     def on_failure(self) -> Node | None:
         """The step that runs once when a run has failed."""
-        return next((node for node in self.nodes if node.kind == "on_failure"), None)
+        return self._of_kind("on_failure")
+
+    @cached_property
+    def on_cancel(self) -> Node | None:
+        """The step that runs once when a run is cancelled."""
+        return self._of_kind("on_cancel")
+
+    @cached_property
+    def on_end(self) -> Node | None:
+        """The step that runs once, however a run ends."""
+        return self._of_kind("on_end")
+
+    def _of_kind(self, kind: str) -> Node | None:
+        return next((node for node in self.nodes if node.kind == kind), None)
+
+    def closing(self, status: str) -> tuple[Node, ...]:
+        """The steps that come last in a run that ends so, in their order."""
+        first = {"failed": self.on_failure, "cancelled": self.on_cancel}.get(status)
+        return tuple(node for node in (first, self.on_end) if node is not None)
 
     @cached_property
     def names(self) -> tuple[str, ...]:

@@ -32,13 +32,13 @@ from .limits import Limit
 from .option_types import (
     ActorOptions,
     After,
+    ClosingOptions,
     Delay,
     Duration,
     Each,
     FanOutOptions,
     Named,
     Names,
-    OnFailureOptions,
     Retries,
     StepOptions,
     Text,
@@ -292,6 +292,24 @@ class OnFailure(_Other):
         return "on_failure"
 
 
+class OnCancel(_Other):
+    """The step that runs once when a run is cancelled, made by `on_cancel`."""
+
+    @property
+    def kind(self) -> str:
+        """It is begun only when its run is cancelled, and what is to be undone was."""
+        return "on_cancel"
+
+
+class OnEnd(_Other):
+    """The step that runs once, however a run ends, made by `on_end`."""
+
+    @property
+    def kind(self) -> str:
+        """It is the last of its run."""
+        return "on_end"
+
+
 class Event(_Other):
     """A step that waits for a payload from outside, made by `event`."""
 
@@ -493,7 +511,7 @@ def event(
 def on_failure(target: Callable[[Any], Any], /) -> OnFailure: ...
 @overload
 def on_failure(
-    **options: Unpack[OnFailureOptions],
+    **options: Unpack[ClosingOptions],
 ) -> Callable[[Callable[[Any], Any]], OnFailure]: ...
 def on_failure(target: Any = None, /, **options: Any) -> Any:
     """Declare a step that runs once when the run has failed: ``@on_failure`` on a method.
@@ -502,6 +520,36 @@ def on_failure(target: Any = None, /, **options: Any) -> Any:
     step and its error.
     """
     make = partial(_make, OnFailure, options)
+    return Decorator(make) if target is None else noted(make(target), sys._getframe(1))
+
+
+@overload
+def on_cancel(target: Callable[[Any], Any], /) -> OnCancel: ...
+@overload
+def on_cancel(
+    **options: Unpack[ClosingOptions],
+) -> Callable[[Callable[[Any], Any]], OnCancel]: ...
+def on_cancel(target: Any = None, /, **options: Any) -> Any:
+    """Declare what is done once when the run is cancelled: ``@on_cancel`` on a method.
+
+    A durable step with its own retries, after what is undone, whoever cancels: code, the admin, or
+    the parent run. If it fails permanently, the run fails.
+    """
+    make = partial(_make, OnCancel, options)
+    return Decorator(make) if target is None else noted(make(target), sys._getframe(1))
+
+
+@overload
+def on_end(target: Callable[[Any], Any], /) -> OnEnd: ...
+@overload
+def on_end(**options: Unpack[ClosingOptions]) -> Callable[[Callable[[Any], Any]], OnEnd]: ...
+def on_end(target: Any = None, /, **options: Any) -> Any:
+    """Declare what is done once, however the run ends: ``@on_end`` on a method.
+
+    A durable step with its own retries, the last of the run, after `on_failure` or `on_cancel`.
+    ``self.ending`` says how the run ends. If it fails permanently, the run fails.
+    """
+    make = partial(_make, OnEnd, options)
     return Decorator(make) if target is None else noted(make(target), sys._getframe(1))
 
 

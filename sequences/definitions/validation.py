@@ -20,7 +20,7 @@ from dramatiq import Actor
 
 from ..exceptions import InvalidDefinition, did_you_mean
 from .limits import WHEN_FULL, Limit, conflict
-from .plan import COMPENSATION_KINDS
+from .plan import CLOSING_KINDS, COMPENSATION_KINDS
 from .schedules import Timetable, declaration_problems
 from .steps import (
     FAN_OUT_OPTIONS,
@@ -36,12 +36,17 @@ from .steps import (
     event,
     flat,
     name_of,
+    on_cancel,
+    on_end,
     on_failure,
     step,
     subsequence,
 )
 
 Problem = tuple[str, str]  # what is wrong, and the hint
+
+#: What stands beside the main line, in messages.
+CLOSING = "an undo, on_failure, on_cancel or on_end"
 
 META_STEP_OPTIONS = frozenset({"atomic", "delay", "retries", "when"})
 META_OWN = frozenset(  # not inherited
@@ -96,12 +101,15 @@ def _lookalike_problems(value: object) -> Iterator[Problem]:
         yield "another decorator hides the step below it", "Move @step above all other decorators."
     elif isinstance(value, Decorator):
         yield "the decorator has no method below it", "Put it above a method."
-    elif any(value is declare for declare in (step, event, subsequence, on_failure)):
+    elif any(value is declare for declare in _DECLARING):
         name = getattr(value, "__name__", "step")
         yield f"{name}() is assigned without being called", f"Call it: {name}(…)."
     elif isinstance(value, Actor) or getattr(type(value), "is_step_elsewhere", False):
         hint = "Make it a step with step(…), or move it out of the class."
         yield f"{value!r:.60} is not a step", hint
+
+
+_DECLARING = (step, event, subsequence, on_failure, on_cancel, on_end)
 
 
 def hidden_step(value: object) -> Step[Any] | None:
@@ -156,17 +164,18 @@ def check_references(cls: type, steps: dict[str, Step[Any]]) -> None:
                     cls, f"{role} {other!r}, which is not a step of this sequence", hint, step=name
                 )
             if other == name or steps[other].kind in COMPENSATION_KINDS:
-                hint = "Name another step that is not an undo or on_failure."
+                hint = f"Name another step that is not {CLOSING}."
                 raise invalid(cls, f"{role} {other!r}", hint, step=name)
         if isinstance(declaration, Undo):
             if name_of(declaration.undoes) in undone:
                 problem = f"it undoes {name_of(declaration.undoes)!r}, which already has an undo"
                 raise invalid(cls, problem, "Combine them into one.", step=name)
             undone.add(name_of(declaration.undoes))
-    handlers = [name for name, declaration in steps.items() if declaration.kind == "on_failure"]
-    if len(handlers) > 1:
-        problem = f"it is a second @on_failure; the first is {handlers[0]!r}"
-        raise invalid(cls, problem, "Combine them into one.", step=handlers[1])
+    for kind in sorted(CLOSING_KINDS):
+        names = [name for name, declaration in steps.items() if declaration.kind == kind]
+        if len(names) > 1:
+            problem = f"it is a second @{kind}; the first is {names[0]!r}"
+            raise invalid(cls, problem, "Combine them into one.", step=names[1])
 
 
 def check_limits(cls: type, limits: tuple[Limit, ...], steps: dict[str, Step[Any]]) -> None:
@@ -319,7 +328,7 @@ def _fan_out_problems(step: Step[Any]) -> Iterator[Problem]:
     if step.kind in COMPENSATION_KINDS:
         for name in sorted((FAN_OUT_OPTIONS | {"after", "on_error"}) & step.declared.keys()):
             if step.declared[name] is not None:
-                yield f"{name} cannot be set on an undo or on_failure", "Leave it out."
+                yield f"{name} cannot be set on {CLOSING}", "Leave it out."
     for name in sorted(FAN_OUT_OPTIONS - {"each"}):
         if step.each is None and step.declared.get(name) not in (None, False):
             yield f"{name} needs each", "Add each=, or leave it out."
@@ -408,7 +417,7 @@ _OPTIONS_OF_KIND = {
     "event": _OF_ALL | {"after", "choices", "form", "on_timeout", "timeout"},
     "subsequence": _OF_ALL | {"after", "allow_failed", "data", "each", "on_error", "retries"},
     "undo": _OF_ALL | {"atomic", "attempted", "limits", "retries"},
-    "on_failure": _OF_ALL | {"atomic", "limits", "retries"},
+    **dict.fromkeys(CLOSING_KINDS, _OF_ALL | {"atomic", "limits", "retries"}),
 }
 
 
@@ -562,6 +571,7 @@ _META_RULES: Rules = {
     "retention": (_is_retention, "a timedelta, or None to keep runs forever"),
     "retention_failed": (_is_retention, "a timedelta, or None to keep runs forever"),
     "deadline": (_is_deadline, "a positive timedelta, or None"),
+    "cancel": (lambda value: value in ("undo", None), '"undo" or None'),
     "redact": (_are_names, "a list of names"),
     "limits": (are_limits, "a list of Limit objects, each of another name"),
     "when_full": (lambda value: value in WHEN_FULL, '"wait", "skip" or "cancel_oldest"'),

@@ -37,6 +37,8 @@ KINDS = {
     "subsequence": _("child run"),
     "undo": _("undo of {step}"),
     "on_failure": _("on failure"),
+    "on_cancel": _("on cancellation"),
+    "on_end": _("at the end"),
     "on_error": _("if {step} fails"),
 }
 #: What each bar of a timeline is.

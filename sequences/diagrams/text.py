@@ -89,6 +89,8 @@ _SHAPES = {
     "subsequence": ("[/", "/]"),
     "undo": ("([", "])"),
     "on_failure": ("([", "])"),
+    "on_cancel": ("([", "])"),
+    "on_end": ("([", "])"),
 }
 #: What means something to Mermaid, or to the HTML that it makes of a label.
 _SPECIAL = re.compile(r"[^\w .,:;()/+=!?'·…–-]", re.ASCII)  # noqa: RUF001

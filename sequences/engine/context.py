@@ -17,9 +17,9 @@ from ..data import serialization, typed
 from ..definitions.definition import Failure, Outcome
 from ..definitions.plan import Node
 from ..definitions.steps import Step
-from ..exceptions import Abort, InvalidData, UnknownStep, did_you_mean
+from ..exceptions import Abort, Cancelled, InvalidData, UnknownStep, did_you_mean
 from ..models import NO_ITEM, SequenceRun, StepRun, StepStatus
-from ..transitions import calls, failures, plans
+from ..transitions import calls, compensation, failures, plans
 from ..transitions.types import (
     Change,
     Claim,
@@ -29,7 +29,7 @@ from ..transitions.types import (
     Skipped,
     WaitForTime,
 )
-from . import interrupts, kinds
+from . import interrupts, kinds, leases
 from .current import CurrentAttempt
 from .recovery import FATAL
 from .values import normalise
@@ -255,6 +255,21 @@ class ExecutionContext(CurrentAttempt):
         if row is None:
             return None
         return Failure(row.step, None if row.item == NO_ITEM else row.item, row.error, row.message)
+
+    @property
+    def cancelled(self) -> bool:
+        """As the heartbeat knows it."""
+        return leases.is_over(self, self.using)
+
+    def check(self) -> None:
+        """End the attempt, if it was cancelled."""
+        if self.cancelled:
+            raise Cancelled(step=self.claim.step, run=self.claim.run_id)
+
+    @property
+    def ending(self) -> str:
+        """How the run ends."""
+        return compensation.ending_of(self.claim.run_id, self.using)
 
     def progress(self, done: float | None, total: float | None, text: str) -> None:
         """Keep it; the heartbeat stores it, outside of the step's transaction."""

@@ -62,6 +62,10 @@ class CurrentAttempt:
     #: As JSON: what the step has told last, and what of that is stored.
     latest_progress: str | None = None
     stored_progress: str | None = None
+    #: Whether the step asks if it was cancelled: the heartbeat looks after that.
+    is_watched: bool = False
+    #: Whether the claim is lost, or the run is being stopped: nothing waits for what is done here.
+    is_over: bool = False
 
     def redacted(self, failure: Failure) -> Failure:
         """What is kept of an error: a secret that it quotes may soon be gone from `data`."""

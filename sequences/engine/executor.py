@@ -208,9 +208,8 @@ class StepExecution:
         if delivery is None:
             return
         if delivery.message.actor_name != node.actor:
-            released = claims.release(claim, self.using)
             # Its own message may have come meanwhile, and found it taken.
-            dispatcher.send([released] if released else [])
+            dispatcher.send(claims.release(claim, self.using))
             raise SkipMessage(f"Step run {claim.step_run_id} is executed by {node.actor}.")
         dispatcher.options_of(delivery.message, node)
 

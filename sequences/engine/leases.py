@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 from django.db import DataError
 
@@ -35,13 +37,54 @@ def beat(using: str) -> set[int]:
     beats: dict[int, tuple[CurrentAttempt, str | None]] = {}
     for attempt in list(current.attempts.values()):
         progress = attempt.latest_progress  # which its own thread may change at any time
-        if attempt.since <= long_ago or progress != attempt.stored_progress:
+        is_long = attempt.since <= long_ago or attempt.is_watched
+        if is_long or progress != attempt.stored_progress:
             beats[attempt.claim.token] = attempt, progress
     extended = _extend([_beat_of(*each) for each in beats.values()], using) if beats else set()
     for token in extended:
         attempt, progress = beats[token]
         attempt.stored_progress = progress
-    return beats.keys() - extended
+    left_out = beats.keys() - extended
+    _find_ended([each for each, _ in beats.values()], left_out, using)
+    return left_out
+
+
+def _find_ended(attempts: list[CurrentAttempt], left_out: Collection[int], using: str) -> None:
+    """Mark those that were cancelled. One whose row is only locked was left out, and was not."""
+    asking = {
+        each.claim.token: each
+        for each in attempts
+        if not each.is_over and (each.is_watched or each.claim.token in left_out)
+    }
+    if asking:
+        for token in claims.over([each.claim for each in asking.values()], using):
+            asking[token].is_over = True
+
+
+def is_over(attempt: CurrentAttempt, using: str) -> bool:
+    """Whether the attempt was cancelled, as the last heartbeat knows it.
+
+    Without a heartbeat in this process, in tests, the database is asked at once.
+    """
+    attempt.is_watched = True
+    if not attempt.is_over and not _hearts:
+        attempt.is_over = bool(claims.over([attempt.claim], using))
+    return attempt.is_over
+
+
+#: The heartbeats of this process: one for each worker in it.
+_hearts: list[object] = []
+
+
+@contextmanager
+def beating() -> Iterator[None]:
+    """While this lasts a heartbeat looks after the attempts of this process."""
+    heart = object()
+    _hearts.append(heart)
+    try:
+        yield
+    finally:
+        _hearts.remove(heart)
 
 
 def _beat_of(attempt: CurrentAttempt, progress: str | None) -> Beat:

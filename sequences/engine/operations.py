@@ -47,9 +47,7 @@ def _on_step(transition: Callable[..., list[Dispatch]]) -> Callable[..., None]:
     return operation
 
 
-def _cancel(run: SequenceRun, request: OperationRequest, using: str, *, undo: bool) -> None:
-    if undo:
-        request = replace(request, action="cancel_and_undo")
+def _cancel(run: SequenceRun, request: OperationRequest, using: str, *, undo: bool | None) -> None:
     _send_and_reload(run, operations.cancel(run.pk, request, using, undo=undo), using)
 
 

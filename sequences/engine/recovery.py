@@ -18,6 +18,7 @@ from ..data.serialization import MergeConflict
 from ..definitions.steps import Step
 from ..exceptions import (
     Abort,
+    Cancelled,
     ChildrenFailed,
     DataConflict,
     EventTimeout,
@@ -148,6 +149,8 @@ def end_attempt(execution: StepExecution, error: BaseException) -> None:
         raise SkipMessage(str(error)) from None
     if isinstance(error, LaterRelease):
         raise _left_to_others(execution) from None
+    if isinstance(error, Cancelled):
+        raise _cancelled(execution) from None
     interrupts.reraise_interrupt(error)
     _record(execution, error)
 
@@ -165,6 +168,18 @@ def _lost(execution: StepExecution) -> Exception:
         "cancelled, finished or restarted its own run, so its own commit was rejected. "
         "Return finish() or raise Abort instead.",
     )
+
+
+def _cancelled(execution: StepExecution) -> Exception:
+    """The step has seen that its run is stopped, and has ended itself: no attempt is counted."""
+    if not execution.context.is_over:
+        return _abort(
+            execution, "raised Cancelled, but was not cancelled. Call self.check() instead."
+        )
+    interrupts.disable_interrupts()
+    _repair(execution.using)
+    dispatcher.send(claims.release(execution.context.claim, execution.using))
+    return SkipMessage(f"Step run {execution.step_run_id} was cancelled.")
 
 
 def _abort(execution: StepExecution, why: str) -> Abort:

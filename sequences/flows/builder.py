@@ -166,7 +166,8 @@ def _inline(mapping: Mapping[str, Any], label: str, where: str, *, strict: bool)
     definition = define_abstract(cls)
     steps = definition.steps
     nodes = tuple(_inline_node(node, steps[node.name]) for node in definition.plan.nodes)
-    cls._definition = replace(definition, plan=Plan(label, nodes, definition=mapping))
+    plan = Plan(label, nodes, definition=mapping, cancel=definition.plan.cancel)
+    cls._definition = replace(definition, plan=plan)
     return cls._definition
 
 

@@ -17,6 +17,8 @@ from ..definitions.schedules import Timetable, cron, every
 from ..definitions.steps import (
     DURATION_OPTIONS,
     Event,
+    OnCancel,
+    OnEnd,
     OnFailure,
     Step,
     Subsequence,
@@ -36,7 +38,10 @@ SCHEDULES = ("schedule", "schedules")
 CLASS_KEYS = (
     "name", "handoff", "deadline", *RETENTIONS, *SCHEDULES, "redact", "verbose_name", "aliases",
 )  # fmt: skip
-KEYS = (*CLASS_KEYS, "$schema", "steps", "outputs", "on_failure", "options", "defaults")
+CLOSING: dict[str, type[Step[Any]]] = {
+    "on_failure": OnFailure, "on_cancel": OnCancel, "on_end": OnEnd,
+}  # fmt: skip
+KEYS = (*CLASS_KEYS, "$schema", "steps", "outputs", *CLOSING, "cancel", "options", "defaults")
 
 #: What a schedule may have, beside cron and timezone, or every.
 SCHEDULE_KEYS = ("data", "overlap", "catch_up", "missed", "jitter")
@@ -89,10 +94,8 @@ class Parser:
         for name in order:
             self.step = name
             steps |= self._declared(self.step, self.specs[self.step])
-        self.step = ""
-        if "on_failure" in mapping:
-            self.step = "on_failure"
-            steps["on_failure"] = self._aside(mapping["on_failure"], OnFailure)
+        for self.step in [name for name in CLOSING if name in mapping]:
+            steps[self.step] = self._aside(mapping[self.step], CLOSING[self.step])
         if "outputs" in mapping:
             self.step = "outputs"
             steps["outputs"] = self._outputs(mapping["outputs"])
@@ -117,7 +120,7 @@ class Parser:
             if not NAME.fullmatch(self.step):
                 hint = "Use letters, digits, underscores and hyphens, and start with a letter."
                 raise self._error("its name is not valid", hint)
-            if self.step in (*names, "outputs", "on_failure"):
+            if self.step in (*names, "outputs", *CLOSING):
                 raise self._error("this name is already taken", "Rename the step.")
             names.add(self.step)
             self._mapping(spec, "the step")
@@ -299,7 +302,7 @@ class Parser:
         roots: tuple[str, ...] = (),
     ) -> Step[Any]:
         spec = {"job": spec} if isinstance(spec, str) else spec
-        self._mapping(spec, self.step if kind is OnFailure else "undo")
+        self._mapping(spec, "undo" if kind is Undo else self.step)
         keys = (*CALL_KEYS, "aliases", "label", *(("attempted",) if kind is Undo else ()))
         self._check_keys(spec, keys)
         own = {name: spec[name] for name in ("aliases", "label") if name in spec}
@@ -423,7 +426,7 @@ class Parser:
         self._mapping(options, "options")
         self._check_keys(options, ("atomic",))
         meta = self._dramatiq_options(options, ())
-        names = ("handoff", "redact", "verbose_name", "aliases", "defaults")
+        names = ("handoff", "redact", "verbose_name", "aliases", "defaults", "cancel")
         meta |= {name: mapping[name] for name in names if mapping.get(name) is not None}
         for name in (*RETENTIONS, "deadline"):
             if name in mapping:

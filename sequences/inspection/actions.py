@@ -15,6 +15,7 @@ from django.utils.translation import gettext_lazy as _
 
 from ..definitions.plan import COMPENSATION_KINDS
 from ..definitions.rules import RULES, Rule, fails_elsewhere, has_handler, left_undone, skip_rule
+from ..transitions.compensation import has_failed_at_its_end
 from ..transitions.subsequences import UNDONE, Undoing
 from .snapshot import RunSnapshot, StepSnapshot
 
@@ -193,8 +194,8 @@ def asked_again(snapshot: RunSnapshot, step: StepSnapshot) -> list[StepSnapshot]
 
 
 def was_undone(snapshot: RunSnapshot) -> bool:
-    """Whether a retry of this run would retry its undo, and not its steps."""
-    return bool(_undone(snapshot))
+    """Whether a retry of this run would retry its undo, or what closes it, and not its steps."""
+    return bool(_undone(snapshot)) or has_failed_at_its_end(snapshot.run)
 
 
 def _undone(snapshot: RunSnapshot) -> frozenset[str]:
@@ -214,7 +215,7 @@ def _has(step: StepSnapshot, *statuses: str) -> bool:
 
 
 def _failed_to_undo(step: StepSnapshot) -> bool:
-    """Whether it is an undo or `on_failure` that has failed, or its children's undos have."""
+    """Whether it is an undo or a closing step that has failed, or its children's undos have."""
     is_compensation = step.node.kind in COMPENSATION_KINDS
     return (is_compensation and _has(step, "failed")) or step.undoing == Undoing.FAILED
 
@@ -227,7 +228,7 @@ def _always(snapshot: RunSnapshot) -> bool:
 
 
 def _has_something_to_retry(snapshot: RunSnapshot) -> bool:
-    if _undone(snapshot):
+    if was_undone(snapshot):
         rule = RULES["retry_compensation"]
         return rule.allows(snapshot.run.status) and any(map(_failed_to_undo, snapshot.steps))
     states = ("retrying", "cancelled") if snapshot.run.status == "failed" else ("retrying",)

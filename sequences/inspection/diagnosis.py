@@ -14,9 +14,9 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from .. import conf
-from ..definitions.plan import COMPENSATION_KINDS
+from ..definitions.plan import CLOSING_KINDS, COMPENSATION_KINDS
 from ..models import NO_ITEM, Operation, RunStatus, StepFailure, StepRun, StepStatus, Wait
-from ..transitions.compensation import STANDSTILL
+from ..transitions.compensation import STANDSTILL, STOPPED, has_failed_at_its_end
 from ..transitions.subsequences import Undoing
 from ..utils.durations import format_duration
 from ..utils.text import class_name, first_line
@@ -105,12 +105,29 @@ def _failed(snapshot: RunSnapshot, last: Operation | None) -> str:
     if below is not None:
         message = _("Rolling back the child runs of %(step)s failed, too.")
         return f"{_failed_at(snapshot)} " + message % {"step": _name(below)}
+    if has_failed_at_its_end(snapshot.run):
+        return _failed_at_its_end(snapshot)
     text = _failed_at(snapshot, with_error=True)
     if not snapshot.plan.failed(snapshot.states):
         return text
     if snapshot.plan.undos or any(step.undoing for step in snapshot.steps):
         return f"{text} " + _("Completed steps were rolled back.")
     return _with_blocked(snapshot, text)
+
+
+def _failed_at_its_end(snapshot: RunSnapshot) -> str:
+    """It would have succeeded, or been cancelled, but for the step that closes it."""
+    closing = (step for step in snapshot.steps if step.node.kind in CLOSING_KINDS)
+    failed = next((step for step in closing if step.status == StepStatus.FAILED), None)
+    if failed is None:
+        return _failed_at(snapshot, with_error=True)
+    message = (
+        _("All other steps have ended, but %(step)s failed %(ago)s ago: %(error)s.")
+        if snapshot.run.ending == RunStatus.SUCCEEDED
+        else _("The run was cancelled, but %(step)s failed %(ago)s ago: %(error)s.")
+    )
+    values = {"step": _name(failed), "error": _error(snapshot, failed), **_times(snapshot)}
+    return message % values
 
 
 def _failed_at(snapshot: RunSnapshot, *, with_error: bool = False) -> str:
@@ -196,22 +213,26 @@ def _why_undoing(snapshot: RunSnapshot, last: Operation | None) -> str:
         return _("Stopped together with its parent; it is rolled back when its turn comes.")
     if snapshot.run.ending == STANDSTILL:
         return _("Being cancelled together with its parent, which has an undo for this run.")
-    if snapshot.run.ending == RunStatus.CANCELLED:
-        return _being_cancelled(last)
+    if snapshot.run.ending == RunStatus.SUCCEEDED:
+        return _("All other steps have ended.")
+    if snapshot.run.ending in (RunStatus.CANCELLED, STOPPED):
+        return _being_cancelled(snapshot, last)
     if failed:
         return _("%(steps)s failed; rolling back completed steps.") % {"steps": _names(failed)}
     return _("Rolling back completed steps.")
 
 
-def _being_cancelled(last: Operation | None) -> str:
-    if last is None or last.action != "cancel_and_undo":
-        return _("Being cancelled; rolling back first.")
-    message = (
-        _("Being cancelled by %(by)s; rolling back first.")
-        if last.by
-        else _("Being cancelled; rolling back first.")
-    )
-    return _with_reason(message % {"by": last.by}, last)
+def _being_cancelled(snapshot: RunSnapshot, last: Operation | None) -> str:
+    operation = last if last is not None and last.action in _CANCELLING else None
+    by = operation.by if operation is not None else ""
+    if any(step.node.kind in CLOSING_KINDS and step.status for step in snapshot.steps):
+        message = _("Being cancelled by %(by)s.") if by else _("Being cancelled.")
+    elif by:
+        message = _("Being cancelled by %(by)s; rolling back first.")
+    else:
+        message = _("Being cancelled; rolling back first.")
+    text = message % {"by": by}
+    return text if operation is None else _with_reason(text, operation)
 
 
 def _undoing_now(snapshot: RunSnapshot) -> list[str]:

@@ -17,6 +17,7 @@ from django.utils.translation import gettext_lazy
 from .. import conf
 from ..links import InvalidLink, Link, LinkExpired
 from ..models import RunStatus, SequenceRun, StepStatus
+from ..transitions.compensation import STOPPED
 from . import snapshot
 from .snapshot import HEAVY, NOT_BEGUN, RunSnapshot, StepSnapshot
 
@@ -40,6 +41,13 @@ class NoLonger(StatusNotFound):
     code = "expired"
     http_status = 410
     text = gettext_lazy("This link has expired. Reload the page that it came from.")
+
+
+#: What a run does that is `undoing`, by its `ending`.
+_ENDINGS: dict[str, Any] = {
+    RunStatus.SUCCEEDED: gettext_lazy("Finishing…"),
+    STOPPED: gettext_lazy("Cancelling…"),
+}
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,7 @@ class Status:
         if self.run.status == RunStatus.PAUSED:
             return [_("Paused.")]
         if self.run.status == RunStatus.UNDOING:
-            return [_("Rolling back…")]
+            return [str(_ENDINGS.get(self.run.ending) or _("Rolling back…"))]
         return [capfirst(self._phrase(step)) for step in self.at] or [_("Starting…")]
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -12,6 +12,7 @@ from django.db import connections
 from django.db.models import Case, F, Q, QuerySet, When
 
 from .. import conf
+from ..definitions.plan import COMPENSATION_KINDS
 from ..models import RunStatus, SequenceRun, StepRun, StepStatus
 from . import clock, limits, plans
 from .backends import backend_of
@@ -145,24 +146,36 @@ def _beat(beats: Sequence[Beat], using: str) -> set[int]:
     return {token for token in locked.values_list("token", flat=True) if token is not None}
 
 
-def release(claim: Claim, using: str) -> Dispatch | None:
-    """Give the step run back, uncounted: this worker shuts down. None: it was ours no more."""
+def over(claims: Collection[Claim], using: str) -> set[int]:
+    """The tokens of those of these claims that are lost, or whose runs are being stopped.
+
+    What another transaction has locked is not lost until that commits.
+    """
+    rows = StepRun._base_manager.using(using).filter(
+        pk__in=[claim.step_run_id for claim in claims], status=StepStatus.RUNNING
+    )
+    stops = Q(run__status=RunStatus.UNDOING) & ~Q(kind__in=COMPENSATION_KINDS)
+    held = set(rows.exclude(stops).values_list("token", flat=True))
+    return {claim.token for claim in claims} - held
+
+
+def release(claim: Claim, using: str) -> list[Dispatch]:
+    """Give the step run back, uncounted: this worker shuts down, or its run is being stopped."""
     return transact(using, lambda: _release(claim, using))
 
 
-def _release(claim: Claim, using: str) -> Dispatch | None:
+def _release(claim: Claim, using: str) -> list[Dispatch]:
     run = lock_run(claim.run_id, using)
     if run is None:
-        return None
+        return []
     now = clock.now(using)
     is_paused = run.status == RunStatus.PAUSED
     rows = StepRun._base_manager.using(using).filter(
         pk=claim.step_run_id, token=claim.token, status=StepStatus.RUNNING
     )
     if stops_here(run, claim):
-        if rows.update(status=StepStatus.CANCELLED, token=None, wake_at=None, finished_at=now):
-            proceed(run, now, using)
-        return None
+        ended = {"status": StepStatus.CANCELLED, "token": None, "wake_at": None}
+        return proceed(run, now, using) if rows.update(**ended, finished_at=now) else []
     released = rows.update(
         status=StepStatus.QUEUED,
         token=None,
@@ -170,24 +183,23 @@ def _release(claim: Claim, using: str) -> Dispatch | None:
         wake_at=None if is_paused else now + clock.grace(),
     )
     if not released or is_paused:
-        return None
+        return []
     plan = plans.load(run.plan_id, using)
     if stops(run, plan, using):
-        stop(run, plan, now, using)
+        ready = stop(run, plan, now, using)
         save(run, now, using)
-        return None
+        return ready
     if claim.is_limited:
         limits.clear_on_commit(run.pk, using)
     row = StepRun._base_manager.using(using).get(pk=claim.step_run_id)
-    return dispatch_of(row, plan)
+    return [dispatch_of(row, plan)]
 
 
 def give_back(run_id: UUID, token: int, using: str) -> list[Dispatch]:
     """Release the step of this run that was claimed with its predecessor's commit, if one was."""
     rows = StepRun._base_manager.using(using).select_related("run")
     row = rows.filter(run=run_id, token=token, status=StepStatus.RUNNING).first()
-    released = None if row is None else release(claim_in(row, token), using)
-    return [] if released is None else [released]
+    return [] if row is None else release(claim_in(row, token), using)
 
 
 def queued_after(run_id: UUID, steps: Iterable[str], using: str) -> list[Dispatch]:

@@ -30,7 +30,7 @@ from . import (
 )
 from .backends import FastStatements, backend_of
 from .locking import lock_run
-from .runs import end, save, skip_unfinished, states_of, steps_of
+from .runs import save, skip_unfinished, states_of, steps_of
 from .types import (
     Change,
     Claim,
@@ -73,6 +73,8 @@ def commit_quickly(
     if not plan.is_chain:
         return None
     following = next(iter(plan.successors(claim.step)), None)
+    if following is None and plan.on_end is not None:
+        return None
     if offer and following and _is_next_at_once(claim, following, offer, using):
         taken = fast.commit_and_claim(claim, change, following, offer, connections[using])
         return None if taken is None else [_taken(taken, following)]
@@ -173,10 +175,7 @@ def _go_on(
     if run.status == RunStatus.UNDOING:  # it executed when its run began to be undone
         return compensation.go_on(run, plan, now, using)
     if isinstance(conclusion, FinishRun):
-        subsequences.cancel(steps_of(run, using), now, using)
-        skip_unfinished(run, now, using)
-        end(run, RunStatus.SUCCEEDED, now)
-        return []
+        return finish(run, plan, now, using)
     ready = advance(run, plan, now, using)
     match conclusion:
         case WaitForChildren():
@@ -187,6 +186,13 @@ def _go_on(
             return ready + _message(claim, plan, now, using)
         case _:
             return ready
+
+
+def finish(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
+    """Succeed the run as it is; what has not ended is skipped."""
+    ready = compensation.cancel_children(steps_of(run, using), now, using)
+    skip_unfinished(run, now, using)
+    return ready + compensation.succeed(run, plan, now, using)
 
 
 def _write_row(claim: Claim, change: Change, run: SequenceRun, now: datetime, using: str) -> None:
@@ -271,19 +277,18 @@ def advance(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dis
 
     Under a pause, and beside a step that has finally failed, what becomes ready is held.
     """
-    states = races.settle(run, plan, states_of(run, using), now, using)
+    states, ready = races.settle(run, plan, states_of(run, using), now, using)
     failing = plan.is_failing(states)
     is_on_hold = failing or run.status == RunStatus.PAUSED
     wake_at = None if is_on_hold else now + clock.grace()
     rows = [new_row(run.pk, node, now, wake_at) for node in plan.ready(states)]
     starts.insert(rows, using)
     if failing:
-        return compensation.stop(run, plan, now, using)
+        return ready + compensation.stop(run, plan, now, using)
     states.update((row.step, row.status) for row in rows)
-    outcome = plan.outcome(states)
-    if outcome is not None:
-        end(run, RunStatus(outcome), now)
-    return [] if is_on_hold else [dispatch_of(row, plan) for row in rows]
+    if plan.outcome(states) is not None:
+        return ready + compensation.succeed(run, plan, now, using)
+    return ready + ([] if is_on_hold else [dispatch_of(row, plan) for row in rows])
 
 
 def divert(run: SequenceRun, plan: Plan, name: str, now: datetime, using: str) -> list[Dispatch]:

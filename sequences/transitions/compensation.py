@@ -1,6 +1,7 @@
 """A run that fails, or is cancelled so, undoes what it has done: one step run after the other.
 
-First what executes comes to its end, then the undos run, newest first. Then comes `on_failure`, and
+First what executes comes to its end, then the undos run, newest first. Then come the steps that
+close a run, `on_failure` or `on_cancel` and then `on_end`, which a run that succeeds has too; and
 then the end. All under the run's lock, in the transaction of what came before: there is no moment
 at which a crash forgets the next undo.
 
@@ -16,7 +17,7 @@ from uuid import UUID
 
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
-from ..definitions.plan import COMPENSATION_KINDS, Node, Plan
+from ..definitions.plan import CLOSING_KINDS, COMPENSATION_KINDS, Node, Plan
 from ..models import (
     NO_ITEM,
     UNFINISHED_STEP,
@@ -35,6 +36,10 @@ from .types import Claim, Dispatch, dispatch_of, new_row, wait_for
 
 #: The `ending` of a run that only comes to a standstill: its parent has another undo for it.
 STANDSTILL = "standstill"
+#: The `ending` of a run that is cancelled, and not undone.
+STOPPED = "stopped"
+#: Endings after which nothing is undone.
+_NOT_UNDONE = (RunStatus.SUCCEEDED, STOPPED)
 
 
 def stop(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
@@ -70,15 +75,71 @@ def begin(
 
     ``cancels``: what executes may still execute, and is cancelled where nothing waits for its end.
     """
-    fails = ending == RunStatus.FAILED and plan.on_failure is not None
-    if fails or has_undo(run, plan, using):
+    if plan.closing(ending) or has_undo(run, plan, using):
         run.status, run.ending = RunStatus.UNDOING, ending
         return go_on(run, plan, now, using)
+    ready: list[Dispatch] = []
     if cancels or ending == RunStatus.CANCELLED:
-        subsequences.cancel(runs.steps_of(run, using), now, using)
+        ready = cancel_children(runs.steps_of(run, using), now, using)
         runs.end_unfinished(run, StepStatus.CANCELLED, now, using)
     runs.end(run, ending, now)
-    return []
+    return ready
+
+
+def succeed(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
+    """The run succeeds, after its `on_end`. Nothing of it is left to do."""
+    return _close_as(run, plan, RunStatus.SUCCEEDED, now, using)
+
+
+def cancel(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
+    """The run is cancelled at once, and not undone; so are those below it.
+
+    What closes a run and has begun already is cancelled too: the next of it has its turn.
+    """
+    ready = cancel_children(runs.steps_of(run, using), now, using)
+    subsequences.note_undoing(run, now, using)
+    runs.end_unfinished(run, StepStatus.CANCELLED, now, using)
+    return ready + _close_as(run, plan, STOPPED, now, using)
+
+
+def cancel_children(rows: QuerySet[StepRun], now: datetime, using: str) -> list[Dispatch]:
+    """Cancel the children of these step runs, and theirs. Their parent is locked."""
+    ready: list[Dispatch] = []
+    for child in subsequences.lock_unfinished(rows, using):
+        plan = plans.load(child.plan_id, using)
+        if cancels_by_undoing(child, plan):
+            ready += begin(child, plan, RunStatus.CANCELLED, now, using)
+        elif child.ending != STOPPED:
+            ready += cancel(child, plan, now, using)
+        runs.save(child, now, using)
+    return ready
+
+
+def cancels_by_undoing(run: SequenceRun, plan: Plan) -> bool:
+    """Whether its class says that a cancelled run is undone, and this one can be."""
+    return plan.cancel == "undo" and run.status in (RunStatus.RUNNING, RunStatus.PAUSED)
+
+
+def _close_as(
+    run: SequenceRun, plan: Plan, ending: str, now: datetime, using: str
+) -> list[Dispatch]:
+    if not plan.closing(_status_of(ending)):
+        runs.end(run, _status_of(ending), now)
+        return []
+    run.status, run.ending = RunStatus.UNDOING, ending
+    return _close(run, plan, now, using)
+
+
+def ending_of(run_id: UUID, using: str) -> str:
+    """How this run ends, if that is decided: a `RunStatus`, or nothing."""
+    rows = SequenceRun._base_manager.using(using).filter(pk=run_id)
+    status, ending = rows.values_list("status", "ending").get()
+    return str(_status_of(ending)) if status == RunStatus.UNDOING and ending else ""
+
+
+def _status_of(ending: str) -> RunStatus:
+    """How a run with this `ending` ends."""
+    return RunStatus.CANCELLED if ending in (STOPPED, STANDSTILL) else RunStatus(ending)
 
 
 def has_undo(run: SequenceRun, plan: Plan, using: str) -> bool:
@@ -103,7 +164,9 @@ def go_on(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispa
     if _settle(run, now, using):
         return []
     if run.ending == STANDSTILL:
-        return _stand_still(run, now, using)
+        return _stand_still(run, plan, now, using)
+    if run.ending in _NOT_UNDONE:
+        return _close(run, plan, now, using)
     busy = _rows(run, using).filter(kind__in=COMPENSATION_KINDS, status__in=UNFINISHED_STEP)
     # An `on_failure` that is held has its turn after the undos.
     if not run.ending or busy.filter(wake_at__isnull=False).exists():
@@ -175,23 +238,31 @@ def _undo(
         return _undo_child(run, row, now, using)
     stopped = _rows(run, using).filter(pk=row.pk)
     unfinished = list(subsequences.lock_unfinished(stopped, using))
-    for child in unfinished:
-        child.ending = STANDSTILL
-        go_on(child, plans.load(child.plan_id, using), now, using)
-        runs.save(child, now, using)
-    return [] if unfinished else _insert(run, plan, node, row, now, using)
+    if not unfinished:
+        return _insert(run, plan, node, row, now, using)
+    ready = [dispatch for child in unfinished for dispatch in _halt(child, now, using)]
+    subsequences.note_undoing(run, now, using)
+    return ready
 
 
-def _stand_still(run: SequenceRun, now: datetime, using: str) -> list[Dispatch]:
+def _stand_still(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
     """Nothing of it executes; as soon as that is true of all below it, too, it is cancelled."""
+    ready: list[Dispatch] = []
     for child in subsequences.lock_unfinished(runs.steps_of(run, using), using):
-        if child.ending != STANDSTILL:
-            child.ending = STANDSTILL
-            go_on(child, plans.load(child.plan_id, using), now, using)
-            runs.save(child, now, using)
+        ready += _halt(child, now, using)
     if not subsequences.note_undoing(run, now, using):
-        runs.end(run, RunStatus.CANCELLED, now)
-    return []
+        ready += _close_as(run, plan, STOPPED, now, using)
+    return ready
+
+
+def _halt(child: SequenceRun, now: datetime, using: str) -> list[Dispatch]:
+    """Bring this child to a standstill, unless it is at its end already."""
+    if child.ending in (STANDSTILL, STOPPED):
+        return []
+    child.ending = STANDSTILL
+    ready = go_on(child, plans.load(child.plan_id, using), now, using)
+    runs.save(child, now, using)
+    return ready
 
 
 def _undo_child(run: SequenceRun, own: StepRun, now: datetime, using: str) -> list[Dispatch]:
@@ -224,16 +295,25 @@ def _record(
 
 
 def _close(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
-    """All is undone, or an undo has failed: `on_failure`, if it is due, and then the end."""
-    last = plan.on_failure
-    if last is not None and run.ending == RunStatus.FAILED:
-        rows = _rows(run, using).filter(step=last.name)
-        if not rows.exists():
-            return _insert(run, plan, last, None, now, using)
-        if rows.filter(status=StepStatus.WAITING).update(**_queued(now)):
-            return [dispatch_of(row, plan) for row in rows]
-    runs.end(run, RunStatus(run.ending), now)
+    """All is undone, or an undo has failed: the steps that close the run, and then the end."""
+    status = _status_of(run.ending)
+    for node in plan.closing(status):
+        row = _rows(run, using).filter(step=node.name).first()
+        if row is None:
+            return _insert(run, plan, node, None, now, using)
+        if row.wait == Wait.UNDO and row.status == StepStatus.WAITING:
+            _rows(run, using).filter(pk=row.pk).update(**_queued(now))
+            row.refresh_from_db(using=using)
+            return [dispatch_of(row, plan)]
+        if row.status in UNFINISHED_STEP:
+            return []
+    has_failed = _closing(run, using).filter(status=StepStatus.FAILED).exists()
+    runs.end(run, RunStatus.FAILED if has_failed else status, now)
     return []
+
+
+def _closing(run: SequenceRun, using: str) -> QuerySet[StepRun]:
+    return _rows(run, using).filter(kind__in=CLOSING_KINDS)
 
 
 def look(step_run_id: int, using: str) -> list[Dispatch]:
@@ -265,10 +345,13 @@ def proceed(run: SequenceRun, now: datetime, using: str) -> list[Dispatch]:
 
 
 def can_retry(run: SequenceRun, plan: Plan, using: str) -> bool:
-    """Whether an undo has failed, or `on_failure` after all undos."""
-    last = plan.on_failure
-    failed = _rows(run, using).filter(status=StepStatus.FAILED)
-    return has_failed(run, using) or (last is not None and failed.filter(step=last.name).exists())
+    """Whether an undo has failed, or a step that closes the run, after all undos."""
+    return has_failed(run, using) or _closing(run, using).filter(status=StepStatus.FAILED).exists()
+
+
+def has_failed_at_its_end(run: SequenceRun) -> bool:
+    """Whether it has failed only by a step that closes it: no step of its main line has."""
+    return run.status == RunStatus.FAILED and run.ending not in ("", RunStatus.FAILED)
 
 
 def has_failed(run: SequenceRun, using: str) -> bool:
@@ -281,7 +364,7 @@ def retry(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispa
     run.status, run.finished_at = RunStatus.UNDOING, None
     failed = _rows(run, using).filter(status=StepStatus.FAILED)
     again = {"attempts": 0, "lost": 0, "token": None, "due_at": None, "finished_at": None}
-    failed.filter(kind="on_failure").update(**wait_for(Wait.UNDO, now), **again)
+    failed.filter(kind__in=CLOSING_KINDS).update(**wait_for(Wait.UNDO, now), **again)
     undos = list(failed.filter(kind="undo").values_list("pk", flat=True))
     failed.filter(kind="undo").update(**again, **_queued(now))
     ready = [dispatch_of(row, plan) for row in _rows(run, using).filter(pk__in=undos)]
@@ -320,10 +403,9 @@ def undone(run: SequenceRun, plan: Plan, using: str) -> frozenset[str]:
 
 
 def forget(run: SequenceRun, plan: Plan, steps: frozenset[str], using: str) -> None:
-    """Remove the undos of these steps, and what was done at the failure: all begins again."""
+    """Remove the undos of these steps, and what has closed the run: all begins again."""
     names = {node.name for node in plan.undos if node.undoes in steps}
-    if plan.on_failure is not None:
-        names.add(plan.on_failure.name)
+    names |= {node.name for node in plan.nodes if node.kind in CLOSING_KINDS}
     runs.remove(run, names, using)
 
 

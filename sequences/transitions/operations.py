@@ -175,8 +175,10 @@ class LockedRun:
         values = self.queued() | ({"wake_at": None} if held else {})
         self.steps(pk=row.pk, status=StepStatus.WAITING).update(**values, due_at=None)
         states = runs.states_of(self.run, self.using)
-        races.settle(self.run, self.plan, states, self.now, self.using, delivered=[row.step])
-        return [] if held else [dispatch_of(row, self.plan)]
+        _, ready = races.settle(
+            self.run, self.plan, states, self.now, self.using, delivered=[row.step]
+        )
+        return ready + ([] if held else [dispatch_of(row, self.plan)])
 
     def requeue_cancelled(self) -> list[SequenceRun]:
         """Begin again what was cancelled; a delay that was not over begins again, too.
@@ -263,7 +265,7 @@ class LockedRun:
         return compensation.undone(self.run, self.plan, self.using)
 
     def retry_undo(self) -> list[Dispatch]:
-        """Go on with the undo that has failed, or with `on_failure`."""
+        """Go on with the undo that has failed, or with a step that closes the run."""
         self.allow(RULES["retry_compensation"])
         if not compensation.can_retry(self.run, self.plan, self.using):
             self.refuse(_ROLLED_BACK)
@@ -299,6 +301,7 @@ class LockedRun:
         """The run runs again, if it had ended, and what is ready is dispatched."""
         if self.run.finished_at is not None:
             self._begin_again()
+            self.run.ending = ""
         ready = commits.advance(self.run, self.plan, self.now, self.using)
         if self.run.status != RunStatus.RUNNING or self.is_failing():
             return ready
@@ -389,22 +392,22 @@ def resume(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch
 
 
 def cancel(
-    run_id: UUID, request: OperationRequest, using: str, *, undo: bool = False
+    run_id: UUID, request: OperationRequest, using: str, *, undo: bool | None = None
 ) -> list[Dispatch]:
-    """End the run; nothing of it is committed any more. Before that, perhaps, undo it."""
+    """End the run; nothing of it is committed any more. Before that, perhaps, undo it.
+
+    ``undo``: None is what its class says.
+    """
 
     def function(locked: LockedRun) -> list[Dispatch]:
         locked.allow(RULES["cancel"])
-        if undo:
+        if undo or (undo is None and locked.plan.cancel == "undo"):
+            locked.request = replace(locked.request, action="cancel_and_undo")
             locked.allow(RULES["cancel_and_undo"])
             return compensation.begin(
                 locked.run, locked.plan, RunStatus.CANCELLED, locked.now, using
             )
-        subsequences.cancel(locked.steps(), locked.now, using)
-        subsequences.note_undoing(locked.run, locked.now, using)
-        runs.end_unfinished(locked.run, StepStatus.CANCELLED, locked.now, using)
-        runs.end(locked.run, RunStatus.CANCELLED, locked.now)
-        return []
+        return compensation.cancel(locked.run, locked.plan, locked.now, using)
 
     return _operate(run_id, request, using, function)
 
@@ -414,10 +417,7 @@ def finish(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch
 
     def function(locked: LockedRun) -> list[Dispatch]:
         locked.allow(RULES["finish"])
-        subsequences.cancel(locked.steps(), locked.now, using)
-        runs.skip_unfinished(locked.run, locked.now, using)
-        runs.end(locked.run, RunStatus.SUCCEEDED, locked.now)
-        return []
+        return commits.finish(locked.run, locked.plan, locked.now, using)
 
     return _operate(run_id, request, using, function)
 
@@ -430,7 +430,7 @@ def retry(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch]
 
     def function(locked: LockedRun) -> list[Dispatch]:
         locked.allow(RULES["retry"])
-        if locked.undone():
+        if locked.undone() or compensation.has_failed_at_its_end(locked.run):
             return locked.retry_undo()
         if not locked.is_failing() and not locked.has_stopped_steps():
             locked.refuse("no step has failed or is waiting for a retry.")
@@ -458,12 +458,12 @@ def skip(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch]:
         # The write decides, not a look before it: a claim may come in between.
         if not rows.filter(item=NO_ITEM, status__in=rule.step_states).update(**ended):
             _refuse_status(locked, rule.step_states)
-        subsequences.cancel(rows, locked.now, using)
+        cancelled = compensation.cancel_children(rows, locked.now, using)
         items = rows.filter(item__gt=NO_ITEM)
         items.filter(status__in=(*rule.step_states, StepStatus.RUNNING)).update(**ended)
         again = locked.requeue_cancelled() if locked.run.is_finished else []
         locked.forget_failure()
-        return locked.begin_children_again(again) + locked.go_on()
+        return cancelled + locked.begin_children_again(again) + locked.go_on()
 
     return _operate(run_id, request, using, function)
 
@@ -538,13 +538,13 @@ def restart_from(
         again = locked.plan.again(request.step, runs.states_of(locked.run, using))
         locked.forget_deliveries(again)
         compensation.forget(locked.run, locked.plan, again, using)
-        subsequences.cancel(locked.steps(step__in=again), locked.now, using)
+        cancelled = compensation.cancel_children(locked.steps(step__in=again), locked.now, using)
         subsequences.part(locked.steps(step__in=again), using)
         runs.remove(locked.run, again, using)
         ended = locked.requeue_cancelled()
         row = new_row(run_id, locked.plan.node(request.step), locked.now, None)
         starts.insert([row], using)
-        return locked.begin_children_again(ended) + locked.go_on()
+        return cancelled + locked.begin_children_again(ended) + locked.go_on()
 
     return _operate(run_id, request, using, function)
 
@@ -555,7 +555,9 @@ def _check_restart(locked: LockedRun, rule: Rule) -> None:
     if locked.status_of(step) not in rule.step_states:
         _refuse_step(locked, "it has not started.")
     if plan.node(step).kind not in rule.kinds:
-        _refuse_step(locked, "it is an undo or on_failure. Use retry() to run it again.")
+        _refuse_step(
+            locked, "it is an undo, on_failure, on_cancel or on_end. Use retry() to run it again."
+        )
     if undone := left_undone(plan, locked.undone(), step):
         names = ", ".join(map(repr, sorted(undone)))
         locked.refuse(

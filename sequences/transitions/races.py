@@ -11,10 +11,10 @@ from datetime import datetime
 
 from ..definitions.plan import Plan
 from ..models import SequenceRun, StepStatus
-from . import starts, subsequences
+from . import compensation, starts
 from .limits import clear_on_commit
 from .runs import steps_of, unfinished
-from .types import new_row
+from .types import Dispatch, new_row
 
 
 def settle(
@@ -25,20 +25,22 @@ def settle(
     using: str,
     *,
     delivered: Collection[str] = (),
-) -> dict[str, str]:
+) -> tuple[dict[str, str], list[Dispatch]]:
     """Skip what has lost to others; returns the states after that. The run is locked.
+
+    Also returns what is to be dispatched of children that are cancelled with it.
 
     ``delivered``: the event that has its payload now, and is past its own delay and `when`.
     """
     nodes = plan.lost(states, delivered) if plan.races else ()
     if not nodes:
-        return states
+        return states, []
     names = [node.name for node in nodes]
     ended = {"status": StepStatus.SKIPPED, "finished_at": now}
-    subsequences.cancel(steps_of(run, using).filter(step__in=names), now, using)
+    ready = compensation.cancel_children(steps_of(run, using).filter(step__in=names), now, using)
     rows = unfinished(run, using).filter(step__in=names)
     rows.update(**ended, token=None, wake_at=None, due_at=None)
     missing = [node for node in nodes if node.name not in states]
     starts.insert([new_row(run.pk, node, now, None, **ended) for node in missing], using)
     clear_on_commit(run.pk, using)
-    return {**states, **dict.fromkeys(names, StepStatus.SKIPPED.value)}
+    return {**states, **dict.fromkeys(names, StepStatus.SKIPPED.value)}, ready

@@ -25,7 +25,7 @@ from ..models import (
     StepStatus,
     Wait,
 )
-from . import clock, plans, runs, starts
+from . import clock, plans, starts
 from .locking import lock_free, lock_run, transact
 from .starts import Labels
 from .types import Claim, Dispatch, Start, dispatch_of, wait_for
@@ -116,16 +116,6 @@ def ended(step_run_id: int | None, using: str) -> QuerySet[SequenceRun]:
     """The children of a step run, in the order of their starts."""
     rows = SequenceRun._base_manager.using(using).filter(parent=step_run_id, parent__isnull=False)
     return rows.order_by("pk")
-
-
-def cancel(rows: QuerySet[StepRun], now: datetime, using: str) -> None:
-    """Cancel the children of these step runs, and theirs. Their parent is locked."""
-    for child in lock_unfinished(rows, using):
-        cancel(runs.steps_of(child, using), now, using)
-        note_undoing(child, now, using)
-        runs.end_unfinished(child, StepStatus.CANCELLED, now, using)
-        runs.end(child, RunStatus.CANCELLED, now)
-        runs.save(child, now, using)
 
 
 def lock_unfinished(rows: QuerySet[StepRun], using: str) -> Iterator[SequenceRun]:

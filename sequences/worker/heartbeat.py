@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from .. import conf
 from ..engine import outages
-from ..engine.leases import beat
+from ..engine.leases import beat, beating
 from .registration import WorkerRegistration, close_all
 
 logger = logging.getLogger("sequences")
@@ -25,9 +25,10 @@ class HeartbeatThread(threading.Thread):
     def run(self) -> None:
         # Twice in each HEARTBEAT, so that a step that has run for one has its lease extended
         # before two are over.
-        while not self._stopped.wait(conf.settings.heartbeat / 2):
-            self._try(self._beat)
-            self._try(self._registration.beat)
+        with beating():
+            while not self._stopped.wait(conf.settings.heartbeat / 2):
+                self._try(self._beat)
+                self._try(self._registration.beat)
         self._try(self._registration.end)
         close_all()
 

@@ -214,7 +214,7 @@ def test_a_commit_beside_a_change_of_the_same_key_is_performed_again_on_the_fres
 def test_a_released_step_is_queued_again_and_not_counted(run):
     held = claim(run, "one")
     change(run, "one", lost=1)
-    dispatch = claims.release(held, USING)
+    (dispatch,) = claims.release(held, USING)
     found = row(run, "one")
     assert (found.status, found.token, found.attempts, found.lost) == ("queued", None, 0, 1)
     assert (dispatch.step_run_id, dispatch.attempts) == (found.pk, 0)
@@ -225,18 +225,18 @@ def test_a_step_that_is_not_ours_any_more_is_not_released(run):
     held = claim(run, "one")
     change(run, "one", token=5)
     before = stored(run)
-    assert claims.release(held, USING) is None
+    assert claims.release(held, USING) == []
     assert stored(run) == before
     run.cancel()
     before = stored(run)
-    assert claims.release(held, USING) is None
+    assert claims.release(held, USING) == []
     assert stored(run) == before
 
 
 def test_a_step_that_is_released_in_a_pause_is_held(run):
     held = claim(run, "one")
     run.pause()
-    assert claims.release(held, USING) is None
+    assert claims.release(held, USING) == []
     assert (row(run, "one").status, row(run, "one").wake_at) == ("queued", None)
 
 

@@ -319,7 +319,7 @@ def test_a_step_that_its_worker_gives_back_is_not_begun_again_in_a_cancelled_run
     perform(claim(run_, "charge"))
     running = claim(run_, "pack")
     run_.cancel(undo=True)
-    assert claims.release(running, "default") is None
+    assert steps_of(claims.release(running, "default")) == ["refund"]
     assert ledger(run_) == {"charge": "succeeded", "pack": "cancelled", "refund": "queued"}
 
 
@@ -757,7 +757,7 @@ def test_a_restart_forgets_the_handler():
         ("itself", "its on_error is 'one'. Name another step"),
         ("second undo", "it undoes 'one', which already has an undo"),
         ("second on_failure", "it is a second @on_failure; the first is 'tell'"),
-        ("after", "after cannot be set on an undo or on_failure"),
+        ("after", "after cannot be set on an undo, on_failure, on_cancel or on_end"),
     ],
 )
 def test_what_cannot_be_is_refused_when_the_class_is_created(body, message):
@@ -847,7 +847,7 @@ def test_finish_in_an_undo_ends_nothing():
     assert sequence.run.status == "failed"
     assert ledger(sequence.run)["refund"] == "failed"
     message = StepFailure.objects.get(run=sequence.run, step="refund").message
-    assert message.startswith("Step 'refund' returned finish() while its run fails.")
+    assert message.startswith("Step 'refund' returned finish(), but it is decided already")
 
 
 @pytest.mark.parametrize("fails", [[], ["search"]])

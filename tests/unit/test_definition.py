@@ -257,7 +257,7 @@ def test_type_checkers_know_our_options():
         option_types.StepOptions
     )
     assert keys_of(option_types.UndoOptions) - OF_ACTORS == own_options(declared.back)
-    assert keys_of(option_types.OnFailureOptions) - OF_ACTORS == own_options(declared.end)
+    assert keys_of(option_types.ClosingOptions) - OF_ACTORS == own_options(declared.end)
     assert parameters_of(event) == own_options(declared.ask)
     assert parameters_of(subsequence) - {"sequence"} == own_options(declared.child)
     assert set(vars(SequenceMeta)["__annotations__"]) == META_OPTIONS | OF_ACTORS

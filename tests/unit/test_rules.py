@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sequences import Sequence, event, on_failure, step, subsequence
+from sequences import Sequence, event, on_cancel, on_end, on_failure, step, subsequence
 from sequences.definitions import rules
 from sequences.definitions.plan import Node, Plan
 from sequences.definitions.rules import RULES
@@ -17,9 +17,10 @@ from sequences.models import RunStatus, StepStatus
 DOCS = Path(__file__).parents[2] / "docs" / "lifecycle.md"
 #: Rules of one method in a case of its own.
 VARIANTS = {
-    "cancel_and_undo": "`cancel(undo=True)`",
-    "retry_compensation": "`retry()` after an undo has begun",
-    "skip_compensation": "`skip(step)` of an undo or `on_failure`",
+    "cancel_and_undo": '`cancel(undo=True)`, or `cancel()` with `Meta.cancel = "undo"`',
+    "retry_compensation": "`retry()` after an undo has begun, or of a run that failed only by its "
+    "`on_cancel` or `on_end`",
+    "skip_compensation": "`skip(step)` of an undo, `on_failure`, `on_cancel` or `on_end`",
 }
 
 
@@ -83,6 +84,12 @@ def everything():
 
         @on_failure
         def tell(self): ...
+
+        @on_cancel
+        def apologise(self): ...
+
+        @on_end
+        def close(self): ...
 
     return Everything
 

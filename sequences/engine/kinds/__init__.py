@@ -6,6 +6,8 @@ from .base import Kind
 from .event import Event
 from .fan_out import FanOut
 from .item import Item
+from .on_cancel import OnCancel
+from .on_end import OnEnd
 from .on_failure import OnFailure
 from .step import Step
 from .subsequence import Subsequence
@@ -13,7 +15,17 @@ from .undo import Undo
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
-    for kind in (Step(), FanOut(), Item(), Event(), Subsequence(), Undo(), OnFailure())
+    for kind in (
+        Step(),
+        FanOut(),
+        Item(),
+        Event(),
+        Subsequence(),
+        Undo(),
+        OnFailure(),
+        OnCancel(),
+        OnEnd(),
+    )
 }
 
 

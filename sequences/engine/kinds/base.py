@@ -102,19 +102,19 @@ class Kind:
 
 
 class Compensation(Kind):
-    """What only a failure begins."""
+    """What comes when it is decided how the run ends: an undo, and the last steps."""
 
     def needs_run(self, claim: Claim) -> bool:
         """A run that could not begin has nothing to undo, and another keeps its place."""
         return False
 
     def execute(self, context: ExecutionContext, step: Step[Any]) -> Conclusion:
-        """It may not end a run that fails already."""
+        """It may not end a run that ends already."""
         conclusion = conclusion_of(step.perform(context.sequence, *self.arguments(context.claim)))
         if isinstance(conclusion, FinishRun):
             raise Abort(
-                f"Step {context.claim.step!r} returned finish(), but its run has failed and "
-                "cannot succeed any more. Return nothing."
+                f"Step {context.claim.step!r} returned finish(), but it is decided already how "
+                "its run ends. Return nothing."
             )
         return conclusion
 

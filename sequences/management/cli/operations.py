@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -50,6 +50,7 @@ class Operating(Subcommand):
     action: str
     #: Options that are on or off, as the method of the run has them.
     flags: ClassVar[Mapping[str, str]] = {}
+    flag_action: ClassVar[Any] = "store_true"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         action = ACTIONS[self.action]
@@ -72,7 +73,7 @@ class Operating(Subcommand):
         """What only this operation takes."""
         for flag, help_text in self.flags.items():
             name = f"--{flag.replace('_', '-')}"
-            parser.add_argument(name, action="store_true", help=help_text)
+            parser.add_argument(name, action=self.flag_action, help=help_text)
 
     def keywords(self, options: Namespace) -> dict[str, Any]:
         """What its method takes, beside the step."""
@@ -239,13 +240,21 @@ class Edit(Subcommand):
         return restored
 
 
+class Cancel(Operating):
+    """Without a flag the class of each run decides."""
+
+    name = "cancel"
+    help = "Cancel runs; with --undo, roll back completed steps first."
+    action = "cancel"
+    flags: ClassVar[Mapping[str, str]] = {
+        "undo": "roll back completed steps first, or do not; by default as Meta.cancel says"
+    }
+    flag_action = BooleanOptionalAction
+
+
 TASKS: list[Callable[[BaseCommand], Subcommand]] = [
     _operating("retry", "Restart failed steps, and run waiting retries now."),
-    _operating(
-        "cancel",
-        "Cancel runs; with --undo, roll back completed steps first.",
-        undo="roll back completed steps first",
-    ),
+    Cancel,
     _operating("pause", "Start no further steps until you resume."),
     _operating("resume", "Continue paused runs."),
     _operating("finish", "Mark runs as succeeded."),

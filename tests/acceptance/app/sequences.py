@@ -1,5 +1,6 @@
 import os
 import signal
+import subprocess
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +15,8 @@ from sequences import (
     finish,
     group,
     job,
+    on_cancel,
+    on_end,
     on_failure,
     repeat,
     start_definition,
@@ -296,6 +299,33 @@ class Released(Held):
 
     class Meta:
         notify_shutdown = True
+
+
+class Rendering(Recorded):
+    """A subprocess that takes ten minutes, and is killed when the run is cancelled."""
+
+    @step(atomic=False)
+    def render(self):
+        with subprocess.Popen(["sleep", "600"]) as process:
+            try:
+                Path(self.data["book"]).write_text(f"{process.pid}\n")
+                while process.poll() is None:
+                    self.check()
+                    time.sleep(0.05)
+            finally:
+                process.kill()
+
+    @render.undo(attempted=True, queue_name=QUEUE)
+    def remove(self):
+        self.record()
+
+    @on_cancel
+    def tell(self):
+        self.record()
+
+    @on_end
+    def close(self):
+        self.record()
 
 
 class Charged(Sequence):
