@@ -432,9 +432,10 @@ class Sequence(Generic[D], metaclass=SequenceType):
         return f"<{type(self).__qualname__} {self.run}>"
 
 
+#: `check` is not among them: it is a good name for a step too, which then takes its place.
 RESERVED = frozenset(
     name for name in (*vars(Sequence), *Sequence.__annotations__) if not name.startswith("_")
-)
+) - {"check"}
 
 
 class Composed(Protocol):

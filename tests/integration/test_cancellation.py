@@ -121,6 +121,18 @@ def test_by_itself_a_step_is_not_cancelled_and_outside_of_one_nobody_can_ask(vid
         video.start().check()
 
 
+def test_a_step_may_be_called_check():
+    class Loan(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def check(self):
+            self.data["cancelled"] = self.cancelled
+
+    assert run_sequence(Loan).data == {"cancelled": False}
+
+
 # The heartbeat's part
 
 
