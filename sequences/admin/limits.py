@@ -22,6 +22,7 @@ from ..inspection.limits import LimitSnapshot
 from ..models import LimitOverride, StoredLimit
 from ..utils.durations import format_duration, parse_duration
 from .base import EMPTY, ReadOnlyAdmin
+from .failures import list_media
 
 #: Overrides that are shown, the newest.
 MAX_OVERRIDES = 20
@@ -84,6 +85,10 @@ class StoredLimitAdmin(ReadOnlyAdmin):
         """They see them, too."""
         may_view = super().has_view_permission(request, obj)
         return may_view or self.has_change_permission(request, obj)
+
+    @property
+    def media(self) -> forms.Media:
+        return super().media + list_media()
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[StoredLimit]:
         """With the overrides."""

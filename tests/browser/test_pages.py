@@ -43,6 +43,8 @@ def pages(runs):
     return {
         "runs": reverse(f"{RUN}_changelist"),
         "search": f"{reverse(f'{RUN}_changelist')}?q=nothing",
+        "schedules": reverse("admin:job_sequences_schedule_changelist"),
+        "limits": reverse("admin:job_sequences_storedlimit_changelist"),
         "failure groups": reverse(f"{RUN}_failure_groups"),
         "failed attempts": reverse(f"{RUN}_failures", args=[failed.pk]),
         "step runs": reverse("admin:job_sequences_steprun_changelist"),
@@ -57,7 +59,7 @@ def too_wide(page):
     """What sticks out of the page, if it scrolls sideways."""
     return page.evaluate("""() => {
         const width = document.documentElement.clientWidth;
-        const list = document.querySelector("#result_list")?.closest(".results");
+        const list = document.querySelector(".seq-list #result_list")?.closest(".results");
         if (list && list.scrollWidth > list.clientWidth + 1)
             return [`the list: ${list.scrollWidth} in ${list.clientWidth}`];
         if (document.documentElement.scrollWidth <= width && document.body.scrollWidth <= width)
