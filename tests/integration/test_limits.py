@@ -6,9 +6,9 @@ import pytest
 
 from sequences import Limit, Sequence, repeat, step
 from sequences.exceptions import Abort
-from sequences.models import LimitKey, Permit, StepRun
+from sequences.models import LimitKey, Permit, StepRun, StoredLimit
 from sequences.testing import clock, drain, run_sequence
-from sequences.transitions import claims, failures
+from sequences.transitions import claims, failures, fanout
 from sequences.worker.sweeper import AssumeLost, sweep
 from tests.engine import change, fail, fresh, ledger, now, overdue, take
 from tests.limits import (
@@ -483,6 +483,7 @@ def test_an_item_in_line_keeps_its_place_among_its_siblings():
     go(take(row_of(run).pk))
     claim = come(run, 0)
     assert come(run, 1) is None
+    fanout.look(run.pk, "charge", "default")
     assert [row_of(run, item).wait for item in (2, 3, 4)] == ["place"] * 3
     go(claim)
     assert row_of(run, 1).due_at is not None  # its moment is ahead
@@ -523,3 +524,42 @@ def test_a_fan_out_that_was_put_aside_goes_on_where_it_was():
     drain()
     assert ledger(first) == {"charge": "succeeded", "report": "waiting"}
     assert waits(first, name="report")
+
+
+def test_a_step_in_the_middle_of_a_run_passes_its_place_on():
+    class Two(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step(limits=[bank()])
+        def charge(self): ...
+
+        @step
+        def report(self): ...
+
+    first, second = Two.start().run, Two.start().run
+    claim = come(first)
+    assert come(second) is None
+    ready = go(claim)
+    assert [dispatch.run_id for dispatch in ready] == [first.pk, second.pk]
+    assert row_of(second).status == "queued"
+
+
+def test_whoever_comes_is_not_served_before_those_who_wait():
+    """A place is free, as somebody has changed the number and nobody has looked yet."""
+    first, second, third = (billing(bank()).start().run for _ in range(3))
+    assert come(first) is not None
+    assert come(second) is None
+    StoredLimit.objects.update(concurrency=2)
+    assert come(third) is None
+    assert row_of(second).status == "queued"
+    assert waits(third)
+
+
+def test_a_moment_is_used_once():
+    """A worker was lost, and nobody has passed its place on."""
+    run = billing(Limit("bank", rate=1, per=seconds(4))).start().run
+    assert come(run) is not None
+    change(run, "charge", status="queued", token=None)
+    assert come(run) is None
+    assert row_of(run).due_at > now() + seconds(2)

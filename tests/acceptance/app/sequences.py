@@ -8,6 +8,7 @@ from uuid import uuid4
 
 from sequences import (
     Abort,
+    Limit,
     Sequence,
     chain,
     event,
@@ -504,6 +505,31 @@ class Polls(Recorded):
     @step
     def end(self):
         self.data["numbers"] = list(self.results("ask"))
+
+
+class Toll(Recorded):
+    """So many at once; a book has when each was inside, and in which process."""
+
+    @step(limits=[Limit("bridge", concurrency=2)], max_retries=100)
+    def cross(self):
+        self.note("+")
+        time.sleep(self.data["seconds"])
+        self.note("-")
+
+    def note(self, sign):
+        with Path(self.data["book"]).open("a") as book:
+            book.write(f"{sign} {os.getpid()} {time.time()}\n")
+
+
+class Metered(Recorded):
+    """Four in a second; a book has when each began, and when it was to."""
+
+    @step(limits=[Limit("meter", rate=4, per=timedelta(seconds=1))])
+    def pass_through(self):
+        claim = self._context.claim
+        moment = claim.due_at.timestamp() if claim.due_at else 0  # 0: it did not wait for one
+        with Path(self.data["book"]).open("a") as book:
+            book.write(f"{moment} {time.time()}\n")
 
 
 class Delayed(Recorded):
