@@ -196,9 +196,10 @@ def test_the_page_of_a_run_needs_a_constant_number_of_queries(admin_client, sequ
             run=started.run, step="ship", attempt=9, error="E", failed_at=started.run.created_at
         )
 
-    restart(0)
+    for number in range(2):
+        restart(number)
     before, _ = count_queries(admin_client, change_url(started.run))
-    for number in range(1, 5):
+    for number in range(2, 7):
         restart(number)
     after, _ = count_queries(admin_client, change_url(started.run))
     assert after == before

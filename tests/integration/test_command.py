@@ -293,7 +293,7 @@ def test_list_as_json_has_what_a_script_needs():
     assert "data" not in found
     assert set(found) == {
         "id", "sequence", "key", "status", "at", "done", "total", "fraction", "created_at",
-        "finished_at", "duration", "error",
+        "finished_at", "duration", "error", "cause",
     }  # fmt: skip
 
 
@@ -405,7 +405,7 @@ def test_show_as_json_has_stable_keys_and_no_secret():
     assert found["data"] == {"card": {"number": "***"}, "shipped": True}
     charge, ship = found["steps"]
     assert set(charge) == {
-        "name", "label", "kind", "after", "status", "on_hold", "attempts", "items",
+        "name", "label", "kind", "after", "any_of", "status", "on_hold", "attempts", "items",
         "progress", "text", "waited", "ran", "due_at", "phases", "worker", "result",
     }  # fmt: skip
     assert charge["result"] == {"token": "***", "paid": 3}

@@ -1141,7 +1141,7 @@ def test_a_definition_has_several_schedules(calls):
         ("0 3 * * *", "schedule is '0 3"),
         ({}, "neither or both of cron and every"),
         ({"cron": "0 3 * * *", "every": "5 min"}, "neither or both of cron and every"),
-        ({"every": "5 min", "timezone": "UTC"}, "'timezone' is no key of schedule"),
+        ({"every": "5 min", "timezone": "UTC"}, "'timezone' is not a valid key of schedule"),
         ({"every": "soon"}, "every is 'soon'"),
         ({"cron": "0 25 * * *"}, "schedule: '0 25"),
         ({"cron": "0 3 * * *", "overlap": "queue"}, "schedule: overlap is 'queue'"),
@@ -1157,5 +1157,5 @@ def test_what_is_wrong_with_a_schedule_is_said(calls, schedule, problem):
 
 
 def test_a_definition_that_is_kept_with_its_run_has_no_schedule(calls):
-    with pytest.raises(InvalidDefinition, match="it has schedule, which is for a definition"):
+    with pytest.raises(InvalidDefinition, match="it has schedule, which only declared definitions"):
         start_definition({"steps": FETCH, "schedule": {"every": "5 min"}})

@@ -109,7 +109,7 @@ def test_a_failure_is_told_in_titles_and_leads_to_what_is_beside_the_main_line(o
     assert marks["pack"].status == "failed"
     assert marks["pack"].text == "1 of 1"
     assert marks["pack"].title == (
-        "Failed items: 1\nItemsFailed: 1 of 1 items of step 'pack' failed, and none may. "
+        "Failed items: 1\nItemsFailed: 1 of 1 items of step 'pack' failed (none allowed). "
         "The first is item 0: Abort: <b>out of stock</b>"
     )
     picture = picture_of(snapshot)

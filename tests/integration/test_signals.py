@@ -1,6 +1,7 @@
 """Signals after the commit: of every way to each state, once; for nothing where none listens."""
 
 import logging
+from collections import Counter
 from datetime import timedelta
 
 import dramatiq
@@ -548,7 +549,7 @@ def test_a_failed_attempt_is_two_reads_more(heard):
     cost()
     without = cost()
     heard.listen("step_failed")
-    assert cost() == [*without, "SELECT", "SELECT"]
+    assert Counter(cost()) - Counter(without) == Counter(SELECT=2)
 
 
 def test_many_starts_are_one_read_more(heard):

@@ -435,7 +435,7 @@ def test_a_processor_that_raises_is_logged_and_fails_no_start_and_no_step(
     run = run_all(Contact).run
     assert run.status == "succeeded"
     assert [one.error for one in run.failures.all()] == ["ValueError"]
-    lost = [one for one in caplog.records if "OpenTelemetry has failed" in one.getMessage()]
+    lost = [one for one in caplog.records if "OpenTelemetry failed" in one.getMessage()]
     assert len(lost) == 4
     assert trace.get_current_span() is trace.INVALID_SPAN
 
