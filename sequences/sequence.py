@@ -25,6 +25,7 @@ from django.apps import apps
 from .data import serialization, typed
 from .definitions import registry
 from .definitions.definition import Definition, Failure, Outcome
+from .definitions.inputs import Inputs
 from .definitions.option_types import StartOptions
 from .definitions.options import MetaOptions
 from .definitions.plan import COMPENSATION_KINDS, Node, Plan
@@ -239,6 +240,7 @@ class Sequence(Generic[D], metaclass=SequenceType):
     _definition: Definition | None = None
     _file: str | None = None  # that declares it, if no Python does
     _codec: typed.Codec | None = None  # of typed data
+    _inputs: Inputs | None = None  # that a definition as data declares
     _stored: typed.Stored
     _context: StepContext | None
 

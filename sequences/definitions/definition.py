@@ -89,6 +89,8 @@ class Definition:
 
         Raises `InvalidData` if it is not of the declared type.
         """
+        if self.cls._inputs is not None and isinstance(data, Mapping | None):
+            self.cls._inputs.check({**self.defaults, **(data or {})})
         if self.cls._codec is not None:
             admitted: dict[str, Any] = self.cls._codec.admit(data, self.defaults)
             return admitted

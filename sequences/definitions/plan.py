@@ -263,7 +263,8 @@ class Plan:
             if first is not None:
                 losers.update(name for name in group if name != first)
                 reached |= {first, *self.descendants(first)}
-        gone = self._cut_off({name for name in losers if states.get(name) not in ENDED}) - reached
+        losers = {name for name in losers if states.get(name) not in ENDED}
+        gone = losers | (self._cut_off(losers) - reached)
         gone |= self._leading_to(gone)
         return tuple(
             node for node in self.main if node.name in gone and states.get(node.name) not in ENDED

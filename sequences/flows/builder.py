@@ -257,6 +257,7 @@ def _class(
         "__module__": module,
         "__qualname__": name,
         "_file": file or None,
+        **({} if parsed.inputs is None else {"_inputs": parsed.inputs}),
         "Meta": type("Meta", (), parsed.meta),
         **parsed.steps,
     }

@@ -50,7 +50,8 @@ def chain(*parts: Part, delay: Delay | None = None) -> Composition:
     """One after the other: ``chain(fetch, group(resize, scan), publish)``.
 
     A part is a job, its name, ``job.with_(…)``, a chain or a group. ``delay`` (a timedelta,
-    milliseconds, or a text such as ``"15 min"``) is a wait before the first.
+    milliseconds, or a text such as ``"15 min"``) is a wait before the first. One without parts adds
+    no step to that which it is a part of.
     """
     return Composition(_checked("chain", parts), parallel=False, delay=delay)
 
@@ -70,12 +71,23 @@ class _Drawing:
         """Add a part behind these steps; returns its open ends."""
         if not isinstance(part, Composition):
             return [self._add(_use(part), after, delay)]
-        delay = _longer(part, delay)
+        count = len(self.steps)
+        ends = self._draw_parts(part, after, _longer(part, delay))
+        if part.delay is not None and len(self.steps) == count:
+            what = "group" if part.parallel else "chain"
+            problem = "it has a delay, but no jobs"
+            raise InvalidDefinition(where=f"a {what}", problem=problem, hint="Remove the delay.")
+        return ends
+
+    def _draw_parts(self, part: Composition, after: list[str], delay: Delay | None) -> list[str]:
         if part.parallel:
             ends = (self.draw(branch, after=after, delay=delay) for branch in part.parts)
-            return list(dict.fromkeys(end for names in ends for end in names))
+            # Without a branch, what comes after it waits for what stands before it.
+            return list(dict.fromkeys(end for names in ends for end in names)) or after
         for link in part.parts:
-            after, delay = self.draw(link, after=after, delay=delay), None
+            count = len(self.steps)
+            after = self.draw(link, after=after, delay=delay)
+            delay = delay if len(self.steps) == count else None  # an empty one passes it on
         return after
 
     def _add(self, use: Use, after: list[str], delay: Delay | None) -> str:
@@ -123,8 +135,6 @@ def _use(part: Any) -> Use:
 
 def _checked(what: str, parts: Iterable[Any]) -> tuple[Any, ...]:
     checked = tuple(parts)
-    if not checked:
-        raise InvalidDefinition(where=f"{what}()", problem="it is empty", hint="Add a job.")
     for part in checked:
         if not isinstance(part, Composition | Use | Job | str):
             hint = "Pass jobs, names of jobs, job.with_(…), chains and groups."

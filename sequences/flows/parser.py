@@ -13,6 +13,8 @@ import dramatiq
 from django.apps import apps
 
 from ..definitions import registry
+from ..definitions.inputs import Input, Inputs
+from ..definitions.limits import Limit
 from ..definitions.schedules import Timetable, cron, every
 from ..definitions.steps import (
     DURATION_OPTIONS,
@@ -23,6 +25,7 @@ from ..definitions.steps import (
     Step,
     Subsequence,
     Undo,
+    any_of,
     event,
     subsequence,
 )
@@ -30,7 +33,19 @@ from ..definitions.validation import refusal
 from ..exceptions import InvalidDefinition, did_you_mean
 from ..utils.durations import parse_duration, to_milliseconds
 from . import jobs
-from .references import Arguments, Call, ChildData, Conditions, Items, Outputs, Ref
+from .references import (
+    Arguments,
+    Call,
+    Calls,
+    ChildData,
+    Conditions,
+    Items,
+    Outputs,
+    Ref,
+    Source,
+    Template,
+    Text,
+)
 
 #: The keys of a definition, and those that one stored with its run cannot have.
 RETENTIONS = ("retention", "retention_failed")
@@ -41,7 +56,10 @@ CLASS_KEYS = (
 CLOSING: dict[str, type[Step[Any]]] = {
     "on_failure": OnFailure, "on_cancel": OnCancel, "on_end": OnEnd,
 }  # fmt: skip
-KEYS = (*CLASS_KEYS, "$schema", "steps", "outputs", *CLOSING, "cancel", "options", "defaults")
+KEYS = (
+    *CLASS_KEYS, "$schema", "steps", "inputs", "outputs", *CLOSING, "cancel", "options", "defaults",
+)  # fmt: skip
+INPUT_KEYS = ("label", "required", "default")
 
 #: What a schedule may have, beside cron and timezone, or every.
 SCHEDULE_KEYS = ("data", "overlap", "catch_up", "missed", "jitter")
@@ -64,6 +82,8 @@ NOT_DATA = {
 }
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+#: What stands for a value in a text, and what stands for itself.
+PLACEHOLDER = re.compile(r"\$\$\{|\$\{([^{}]*)\}|\$\{")
 CLASS_NAME = re.compile(r"(?:([A-Za-z_]\w*)\.)?([A-Za-z_]\w*)")
 MAX_STEPS = 500
 
@@ -74,6 +94,7 @@ class Parsed:
 
     steps: dict[str, Step[Any]]
     meta: dict[str, Any]
+    inputs: Inputs | None = None
 
 
 class Parser:
@@ -95,12 +116,13 @@ class Parser:
             self.step = name
             steps |= self._declared(self.step, self.specs[self.step])
         for self.step in [name for name in CLOSING if name in mapping]:
-            steps[self.step] = self._aside(mapping[self.step], CLOSING[self.step])
+            steps[self.step] = self._closing(mapping[self.step], CLOSING[self.step])
         if "outputs" in mapping:
             self.step = "outputs"
             steps["outputs"] = self._outputs(mapping["outputs"])
         self.step = ""
-        return Parsed(steps, self._meta(mapping))
+        meta, inputs = self._meta(mapping), self._declared_inputs(mapping.get("inputs"))
+        return Parsed(steps, self._with_defaults(meta, inputs), inputs)
 
     def _specs(self, steps: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         if isinstance(steps, list):
@@ -188,11 +210,20 @@ class Parser:
         after = self.specs[name].get("after")
         if after is None:
             return False, []
-        names = [after] if isinstance(after, str) else after
-        if not isinstance(names, list) or not all(isinstance(other, str) for other in names):
+        groups = [group if is_any else [group] for is_any, group in self._joined(after)]
+        if not all(isinstance(group, list) for group in groups) or not all(
+            isinstance(other, str) for group in groups for other in group
+        ):
             self.step = name
-            raise self._error(f"after is {after!r}", "Use the name of a step, or a list of names.")
-        return True, names
+            hint = 'Use the name of a step, a list of names, or {"any_of": [name, …]} in it.'
+            raise self._error(f"after is {after!r}", hint)
+        return True, [other for group in groups for other in group]
+
+    def _joined(self, after: Any) -> Iterator[tuple[bool, Any]]:
+        """Each part of an ``after``, and whether it is a group of which the first is enough."""
+        for part in after if isinstance(after, list) else [after]:
+            is_group = isinstance(part, Mapping) and part.keys() == {"any_of"}
+            yield is_group, part["any_of"] if is_group else part
 
     def _circle(self, needs: dict[str, set[str]]) -> InvalidDefinition:
         name = next(iter(needs))
@@ -222,8 +253,11 @@ class Parser:
             yield self._undo(name, spec["undo"], declaration)
 
     def _step_options(self, spec: dict[str, Any]) -> dict[str, Any]:
-        names = ("after", "aliases", "allow_failed", "atomic", "batch", "concurrency", "label")
-        options = {name: spec[name] for name in (*names, "on_error") if spec.get(name) is not None}
+        names = ("aliases", "allow_failed", "atomic", "batch", "concurrency", "label", "on_error")
+        options = {name: spec[name] for name in names if spec.get(name) is not None}
+        if spec.get("after") is not None:
+            parts = self._joined(spec["after"])
+            options["after"] = [any_of(*part) if is_any else part for is_any, part in parts]
         if spec.get("delay") is not None:
             options["delay"] = self._duration("delay", spec["delay"])
         if spec.get("when") is not None:
@@ -290,7 +324,7 @@ class Parser:
         if isinstance(spec, Mapping) and "attempted" in spec:
             options["attempted"] = spec["attempted"]
         # Of a subsequence the step is undone, and not each of its children.
-        roots = ("item", "result") if of.kind == "each" else ()
+        roots = ("item", "index", "result") if of.kind == "each" else ()
         declaration = self._aside(spec, Undo, options, roots=roots)
         return own, declaration
 
@@ -311,6 +345,22 @@ class Parser:
         declared = {**(options or {}), **own, **self._dramatiq_options(spec, keys)}
         return kind(call, declared)
 
+    def _closing(self, spec: Any, kind: type[Step[Any]]) -> Step[Any]:
+        """One job, or several that run one after the other in one step."""
+        if not isinstance(spec, list):
+            return self._aside(spec, kind)
+        if not spec:
+            raise self._error("it has no jobs", "Add one, or leave it out.")
+        calls: list[Call] = []
+        limits: dict[str, Limit] = {}
+        for part in spec:
+            call = {"job": part} if isinstance(part, str) else part
+            self._mapping(call, f"a job of {self.step}")
+            self._check_names(call, CALL_KEYS, f"key of a job of {self.step}")
+            calls.append(self._call(call, anywhere=True))
+            limits |= {limit.name: limit for limit in self._limits(call).get("limits", ())}
+        return kind(Calls(tuple(calls)), {"limits": list(limits.values())} if limits else {})
+
     def _call(
         self,
         spec: Mapping[str, Any],
@@ -330,7 +380,8 @@ class Parser:
                 else f"save is {save!r}"
             )
             raise self._error(problem, "Use a key of data, and only on a step without each.")
-        arguments = self._arguments(spec, ("item",) if each else roots, anywhere=anywhere)
+        roots = ("item", "index") if each else roots
+        arguments = self._arguments(spec, roots, anywhere=anywhere)
         if self.strict:
             self._check_job(name, arguments, each=each)
         return Call(name, arguments, save)
@@ -345,8 +396,12 @@ class Parser:
             if parameter not in job.parameters and not job.takes_any:
                 problem = f"job {name!r} has no parameter {parameter!r}"
                 raise self._error(problem, did_you_mean(parameter, job.parameters))
-        reads = any(ref.root == "item" for ref in arguments.inputs.values())
-        if each and not (reads or "item" in job.parameters or job.takes_sequence):
+        if each and not (
+            arguments.reads("item")
+            or arguments.reads("index")
+            or "item" in job.parameters
+            or job.takes_sequence
+        ):
             hint = f"Add inputs, such as {next(iter(job.parameters), 'item')}: item."
             raise self._error(f"job {name!r} does not receive the item", hint)
 
@@ -358,18 +413,94 @@ class Parser:
         self._mapping(args, "args")
         for name in inputs.keys() & args.keys():
             raise self._error(f"{name!r} is in both inputs and args", "Remove one of them.")
-        refs = {
-            name: self._ref(f"inputs.{name}", text, roots, anywhere=anywhere)
-            for name, text in inputs.items()
+        sources = {
+            name: self._source(f"inputs.{name}", value, roots, anywhere=anywhere)
+            for name, value in inputs.items()
         }
-        return Arguments(refs, args)
+        return Arguments(sources, args)
 
     def _outputs(self, spec: Any) -> Step[Any]:
         self._mapping(spec, "outputs")
-        refs = {name: self._ref(name, text, (), anywhere=True) for name, text in spec.items()}
-        return Step(Outputs(refs), {})
+        sources = {
+            name: self._source(name, value, (), anywhere=True) for name, value in spec.items()
+        }
+        return Step(Outputs(sources), {})
+
+    def _declared_inputs(self, spec: Any) -> Inputs | None:
+        if spec is None:
+            return None
+        self._mapping(spec, "inputs")
+        return Inputs({name: self._input(name, value or {}) for name, value in spec.items()})
+
+    def _input(self, name: str, spec: Any) -> Input:
+        what = f"input {name!r}"
+        self._mapping(spec, what)
+        self._check_names(spec, INPUT_KEYS, f"key of {what}")
+        label, is_required = spec.get("label", ""), spec.get("required", False)
+        if not isinstance(label, str):
+            raise self._error(f"label of {what} is {label!r}", "Use a string.")
+        if not isinstance(is_required, bool):
+            raise self._error(f"required of {what} is {is_required!r}", "Use true or false.")
+        if is_required and "default" in spec:
+            raise self._error(f"{what} is required and has a default", "Remove one of them.")
+        return Input(label, is_required, {k: spec[k] for k in ("default",) if k in spec})
+
+    def _with_defaults(self, meta: dict[str, Any], inputs: Inputs | None) -> dict[str, Any]:
+        """The defaults of inputs are those of data."""
+        defaults = inputs.defaults if inputs else {}
+        if not defaults:
+            return meta
+        others = meta.get("defaults", {})
+        self._mapping(others, "defaults")
+        if twice := sorted(others.keys() & defaults.keys()):
+            raise self._error(f"{twice[0]!r} has a default in inputs and in defaults", "Keep one.")
+        return meta | {"defaults": {**others, **defaults}}
 
     # values
+
+    def _source(
+        self, what: str, value: Any, roots: tuple[str, ...], *, anywhere: bool = False
+    ) -> Source:
+        """A reference, or a text, a list or a mapping with references in it."""
+        if isinstance(value, list | dict):
+            return Template(self._template(what, value, roots, anywhere=anywhere))
+        if isinstance(value, str) and "${" in value:
+            return self._text(what, value, roots, anywhere=anywhere)
+        return self._ref(what, value, roots, anywhere=anywhere)
+
+    def _template(self, what: str, value: Any, roots: tuple[str, ...], *, anywhere: bool) -> Any:
+        if isinstance(value, dict):
+            return {
+                name: self._template(f"{what}.{name}", part, roots, anywhere=anywhere)
+                for name, part in value.items()
+            }
+        if isinstance(value, list):
+            return [
+                self._template(f"{what}.{index}", part, roots, anywhere=anywhere)
+                for index, part in enumerate(value)
+            ]
+        if isinstance(value, str) and "${" in value:
+            return self._text(what, value, roots, anywhere=anywhere)
+        return value
+
+    def _text(self, what: str, value: str, roots: tuple[str, ...], *, anywhere: bool) -> Source:
+        """One reference alone is its value; in a text it becomes text."""
+        parts: list[str | Ref] = []
+        end = 0
+        for match in PLACEHOLDER.finditer(value):
+            parts.append(value[end : match.start()])
+            end = match.end()
+            if match[0] == "$${":
+                parts.append("${")
+            elif match[1] is None:
+                hint = "Write ${data.key}, or $${ for the characters themselves."
+                raise self._error(f"{what} has a ${{ without its }}: {value!r:.60}", hint)
+            else:
+                parts.append(self._ref(what, match[1].strip(), roots, anywhere=anywhere))
+        parts = [part for part in (*parts, value[end:]) if part != ""]
+        if len(parts) == 1 and isinstance(parts[0], Ref):
+            return parts[0]
+        return Text(tuple(parts))
 
     def _when(self, value: Any) -> Conditions:
         if isinstance(value, str):

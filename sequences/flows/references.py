@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,15 @@ class Ref:
             value = _part(value, part)
         return value
 
+    @property
+    def refs(self) -> tuple[Ref, ...]:
+        """All that it reads."""
+        return (self,)
+
+    def fill(self, read: Callable[[Ref], Any]) -> Any:
+        """The value that this function reads."""
+        return read(self)
+
     def has_root(self, sequence: Any) -> bool:
         """Whether the step that it reads has a result at all."""
         return self._root(sequence, {}) is not MISSING
@@ -45,6 +54,84 @@ class Ref:
         return item_values.get(self.root, MISSING)
 
 
+@dataclass(frozen=True)
+class Text:
+    """A text with values from elsewhere in it."""
+
+    parts: tuple[str | Ref, ...]
+
+    @property
+    def refs(self) -> tuple[Ref, ...]:
+        """All that it reads."""
+        return tuple(part for part in self.parts if isinstance(part, Ref))
+
+    def fill(self, read: Callable[[Ref], Any]) -> str:
+        """Texts stand in it as they are, and all else as JSON."""
+        return "".join(
+            part if isinstance(part, str) else _as_text(read(part)) for part in self.parts
+        )
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else serialization.dumps(value)
+
+
+@dataclass(frozen=True)
+class Template:
+    """A list or a mapping with values from elsewhere anywhere in it."""
+
+    #: JSON, in which there may be others of these.
+    content: Any
+
+    @property
+    def refs(self) -> tuple[Ref, ...]:
+        """All that it reads."""
+        return tuple(_refs_in(self.content))
+
+    def fill(self, read: Callable[[Ref], Any]) -> Any:
+        """The same, with the values."""
+        return _filled(self.content, read)
+
+
+Source = Ref | Text | Template
+
+
+def _refs_in(content: Any) -> Iterator[Ref]:
+    if isinstance(content, Source):
+        yield from content.refs
+    elif isinstance(content, list | dict):
+        for value in content.values() if isinstance(content, dict) else content:
+            yield from _refs_in(value)
+
+
+def _filled(content: Any, read: Callable[[Ref], Any]) -> Any:
+    if isinstance(content, Source):
+        return content.fill(read)
+    if isinstance(content, dict):
+        return {name: _filled(value, read) for name, value in content.items()}
+    return [_filled(value, read) for value in content] if isinstance(content, list) else content
+
+
+class Absent(Exception):
+    """There is no value where a reference points to."""
+
+    def __init__(self, ref: Ref) -> None:
+        super().__init__(ref.text)
+        self.ref = ref
+
+
+def read_from(sequence: Any, item_values: Mapping[str, Any]) -> Callable[[Ref], Any]:
+    """What reads a reference, and raises `Absent` if there is no value."""
+
+    def read(ref: Ref) -> Any:
+        value = ref.read(sequence, item_values)
+        if value is MISSING:
+            raise Absent(ref)
+        return value
+
+    return read
+
+
 def _part(value: Any, part: str) -> Any:
     if isinstance(value, Mapping):
         return value.get(part, MISSING)
@@ -57,17 +144,25 @@ def _part(value: Any, part: str) -> Any:
 class Arguments:
     """What a definition gives a step: literals, and values from elsewhere."""
 
-    inputs: Mapping[str, Ref]
+    inputs: Mapping[str, Source]
     args: Mapping[str, Any]
+
+    def reads(self, root: str) -> bool:
+        """Whether a value comes from there: from the item, say."""
+        return any(ref.root == root for source in self.inputs.values() for ref in source.refs)
 
     def read(
         self, sequence: Any, item_values: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, str]]:
         """The values, and what was not there."""
-        inputs = {name: ref.read(sequence, item_values) for name, ref in self.inputs.items()}
-        values = {name: value for name, value in inputs.items() if value is not MISSING}
-        missing = {name: self.inputs[name].text for name in inputs.keys() - values.keys()}
-        return {**self.args, **values}, missing
+        read = read_from(sequence, item_values)
+        values, missing = dict(self.args), {}
+        for name, source in self.inputs.items():
+            try:
+                values[name] = source.fill(read)
+            except Absent as absent:
+                missing[name] = absent.ref.text
+        return values, missing
 
 
 @dataclass(frozen=True)
@@ -80,13 +175,28 @@ class Call:
 
     def __call__(self, sequence: Any, *of_item: Any) -> Any:
         item_values = dict(zip(("item", "result"), of_item, strict=False))
-        explicit, missing = self.arguments.read(sequence, item_values)
+        place = {"index": sequence.step_run.item} if self.arguments.reads("index") else {}
+        explicit, missing = self.arguments.read(sequence, item_values | place)
         job = jobs.get(self.job)
         implied = {name: value for name, value in item_values.items() if name in job.parameters}
         result = job.perform(sequence, implied | explicit, missing)
         if self.save is not None and not isinstance(result, Repeat | Finish):
             sequence.data[self.save] = result
         return result
+
+
+@dataclass(frozen=True)
+class Calls:
+    """The code of a step that runs several jobs, one after the other."""
+
+    calls: tuple[Call, ...]
+
+    def __call__(self, sequence: Any) -> Any:
+        for call in self.calls:
+            result = call(sequence)
+            if isinstance(result, Repeat | Finish):
+                return result
+        return None
 
 
 @dataclass(frozen=True)
@@ -140,13 +250,17 @@ class Conditions:
 class Outputs:
     """The code of the last step: it puts results into `data`."""
 
-    refs: Mapping[str, Ref]
+    sources: Mapping[str, Source]
 
     def __call__(self, sequence: Any) -> None:
-        for name, ref in self.refs.items():
-            value = ref.read(sequence, {})
-            if value is MISSING and (ref.root != "steps" or ref.has_root(sequence)):
-                hint = "Fix the outputs, or what the step returns."
-                raise InvalidData(path=ref.text, problem="does not exist", hint=hint)
-            if value is not MISSING:  # of a step that was skipped there is nothing to put out
-                sequence.data[name] = value
+        read = read_from(sequence, {})
+        for name, source in self.sources.items():
+            try:
+                sequence.data[name] = source.fill(read)
+            except Absent as absent:
+                # Of a step that was skipped there is nothing to put out.
+                if absent.ref.root != "steps" or absent.ref.has_root(sequence):
+                    hint = "Fix the outputs, or what the step returns."
+                    raise InvalidData(
+                        path=absent.ref.text, problem="does not exist", hint=hint
+                    ) from None

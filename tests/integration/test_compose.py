@@ -150,10 +150,33 @@ def test_arguments_may_come_from_earlier_steps(performed):
 
 
 @pytest.mark.parametrize(
+    ("composition", "after"),
+    [
+        (chain("a", chain(), "b"), {"a": [], "b": ["a"]}),
+        (chain("a", group(), "b"), {"a": [], "b": ["a"]}),
+        (chain("a", group(chain(), group()), "b"), {"a": [], "b": ["a"]}),
+        (chain("a", group("b", chain()), "c"), {"a": [], "b": ["a"], "c": ["b", "a"]}),
+        (group(chain(), "a"), {"a": []}),
+        (chain(), {}),
+    ],
+)
+def test_what_is_empty_adds_no_step_and_breaks_no_order(composition, after):
+    steps = composition.definition()["steps"]
+    assert {name: step["after"] for name, step in steps.items()} == after
+
+
+def test_an_empty_part_passes_a_delay_on():
+    steps = chain(group(), "a", "b", delay=5).definition()["steps"]
+    assert [step.get("delay") for step in steps.values()] == [5, None]
+
+
+@pytest.mark.parametrize(
     ("compose", "text"),
     [
-        (lambda: chain(), "chain(): it is empty. Add a job."),
-        (lambda: group(), "group(): it is empty. Add a job."),
+        (
+            lambda: chain("a", group(chain(), delay=3)).definition(),
+            "a group: it has a delay, but no jobs. Remove the delay.",
+        ),
         (
             lambda: chain("a", 3),
             "chain(…): 3 cannot be a part. Pass jobs, names of jobs, job.with_(…), chains and "

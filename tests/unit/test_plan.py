@@ -2,6 +2,8 @@ import json
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sequences.definitions.plan import FORMAT, Node, Plan
 from sequences.exceptions import InvalidDefinition, SequenceError, UnknownStep
@@ -228,6 +230,39 @@ def test_a_restart_from_one_of_several_begins_all_of_them_anew():
     skipped = {"first": "skipped", "second": "skipped", "refuse": "succeeded"}
     assert RACE.again("refuse", skipped) == {"refuse", "first", "second", *later}
     assert RACE.again("second", skipped) == {"refuse", "second", *later}
+
+
+@st.composite
+def races(draw):
+    """A plan with joins of all, and of the first of several, at random."""
+    nodes = []
+    for index in range(draw(st.integers(2, 9))):
+        above = [one.name for one in nodes]
+        names = draw(st.lists(st.sampled_from(above), unique=True)) if above else []
+        count = draw(st.integers(0, len(names)))
+        groups = [tuple(names[:count])] if count > 1 else []
+        if len(names) - count > 1 and draw(st.booleans()):
+            groups.append(tuple(names[count:]))
+        nodes.append(replace(node(f"s{index}", *names), any_of=tuple(groups)))
+    return build(*nodes)
+
+
+@given(plan=races(), data=st.data())
+@settings(max_examples=300, deadline=None)
+def test_whatever_is_first_every_run_ends_and_one_of_each_group_counts(plan, data):
+    states = {}
+    while plan.outcome(states) is None:
+        states |= dict.fromkeys((one.name for one in plan.ready(states)), "queued")
+        queued = sorted(name for name, state in states.items() if state == "queued")
+        assert queued, states
+        ended = data.draw(st.sampled_from(queued))
+        states[ended] = data.draw(st.sampled_from(["succeeded", "succeeded", "skipped"]))
+        lost = names(plan.lost(states))
+        assert ended not in lost
+        states |= dict.fromkeys(lost, "skipped")
+        assert not plan.lost(states)
+    for group in plan.races:
+        assert len([name for name in group if states[name] == "succeeded"]) <= 1
 
 
 def test_several_of_which_one_is_enough_are_part_of_the_shape():
