@@ -68,6 +68,11 @@ def parse_arguments():
     parser.add_argument("--alone", type=int, default=15, help="sequences that run alone")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument(
+        "--shared-server",
+        action="store_true",
+        help="others use PostgreSQL, too",
+    )
     parser.add_argument("--python", help="of an environment that has the requirements")
     return parser.parse_args()
 
@@ -95,6 +100,7 @@ def measured(peer, shape, python, urls, options):
             "REDIS_URL": urls["REDIS_URL"],
             "PEERS_NAMESPACE": namespace,
             "PEERS_PORT": str(free_port()),
+            "PEERS_SHARED_SERVER": "1" if options.shared_server else "",
             "PYTHONPATH": os.pathsep.join([str(HERE), str(ROOT)]),
         }
         command = [python, str(HERE / "measure.py"), f"peer_{peer}"]

@@ -37,7 +37,7 @@ def start_quickly(
     fast, plan_id = backend_of(using).fast, plans.known_id(plan, using)
     if fast is None or plan_id is None or not wanted or (len(wanted) > 1 and _has_keys(wanted)):
         return None
-    if any(one.priority or one.deadline is not None for one in wanted):
+    if any(one.deadline is not None for one in wanted):
         return None
     scope = _scope(labels, wanted, using)
     try:

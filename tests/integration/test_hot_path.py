@@ -142,6 +142,14 @@ def test_a_start_by_a_key_is_one_statement_where_nobody_holds_the_key(run):
 
 @on_postgresql
 @fast
+def test_a_start_with_a_priority_is_one_statement_too(run):
+    with statements() as sent:
+        started = get("shop.Chain").start({}, priority=7)
+    assert (sent, fresh(started.run).priority) == (["start"], 7)
+
+
+@on_postgresql
+@fast
 def test_a_start_in_a_transaction_needs_no_savepoint(run):
     with statements() as sent, transaction.atomic():
         get("shop.Chain").start({})

@@ -138,14 +138,14 @@ WITH plan AS MATERIALIZED (
 ), new AS MATERIALIZED (
     SELECT * FROM jsonb_to_recordset(%(runs)s::jsonb) AS new (
         id uuid, data jsonb, key text, scope text, releases boolean, delay interval, parent bigint,
-        trace text)
+        trace text, priority smallint)
 ), run AS (
     INSERT INTO {_RUNS} (
         id, plan_id, sequence, key, active_key, key_scope, releases_key, status, ending, data,
-        version, inbox, parent_id, created_at, updated_at, trace)
+        version, inbox, parent_id, created_at, updated_at, trace, priority)
     SELECT new.id, plan.id, %(sequence)s, new.key, new.key, COALESCE(new.scope, ''),
         COALESCE(new.releases, false), 'running', '', new.data, 0, '{{{{}}}}', new.parent,
-        {{now}}, {{now}}, COALESCE(new.trace, '')
+        {{now}}, {{now}}, COALESCE(new.trace, ''), COALESCE(new.priority, 0)
     FROM plan CROSS JOIN new{{unheld}}
     RETURNING id
 )
@@ -464,6 +464,8 @@ def _as_json(wanted: Start, scope: str) -> str:
         rare["releases"] = True
     if wanted.delay:
         rare["delay"] = f"{wanted.delay.total_seconds():.6f} seconds"
+    if wanted.priority:
+        rare["priority"] = wanted.priority
     if wanted.parent is not None:
         rare["parent"] = wanted.parent
     if wanted.trace:
