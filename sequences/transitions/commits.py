@@ -124,11 +124,7 @@ def commit(claim: Claim, change: Change, using: str) -> list[Dispatch]:
 
 def _leave_limits(run: SequenceRun, claim: Claim, using: str) -> list[Dispatch]:
     """Pass on the places that end with this claim, and with the run. Their lines come last."""
-    if not claim.is_limited:
-        return []
-    if run.is_finished or run.status == RunStatus.PAUSED:
-        return limits.leave_unused(run.pk, using)
-    return limits.leave(claim.step_run_id, using)
+    return limits.end_claim(run, claim.step_run_id, using) if claim.is_limited else []
 
 
 def commit_waiting_item(claim: Claim, change: Change, using: str) -> list[Dispatch]:

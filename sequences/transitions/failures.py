@@ -98,7 +98,9 @@ def _record(
     else:
         notifications.failed(claim.step_run_id, claim.attempts + 1, claim.sequence, using)
         ready = _fail(run, claim, now, using)
-    return ready + (limits.leave_unused(run.pk, using) if claim.is_limited else [])
+    if claim.is_limited:
+        ready += limits.end_claim(run, claim.step_run_id, using)
+    return ready
 
 
 def _leave_place(run: SequenceRun, claim: Claim, now: datetime, using: str) -> list[Dispatch]:
@@ -199,7 +201,9 @@ def _give_up(claim: Claim, using: str) -> list[Dispatch] | None:
         return None
     notifications.failed(claim.step_run_id, claim.attempts + 1, run.sequence, using)
     ready = _fail(run, claim, now, using)
-    return ready + (limits.leave_unused(run.pk, using) if claim.is_limited else [])
+    if claim.is_limited:
+        ready += limits.end_claim(run, claim.step_run_id, using)
+    return ready
 
 
 def _retrying(claim: Claim, using: str) -> QuerySet[StepRun]:

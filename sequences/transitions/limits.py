@@ -27,6 +27,7 @@ from ..models import (
     LimitKey,
     Permit,
     PermitState,
+    RunStatus,
     SequenceRun,
     StepRun,
     StepStatus,
@@ -277,6 +278,16 @@ def _pass_on(permits: QuerySet[Permit], using: str) -> list[Dispatch]:
     locked = lines.lock_lines(left.values(), clock.now(using), using)
     Permit._base_manager.using(using).filter(pk__in=left).delete()
     return [dispatch for line in locked.values() for dispatch in line.look()]
+
+
+def end_claim(run: SequenceRun, step_run_id: int, using: str) -> list[Dispatch]:
+    """Pass on the places of a claim that is over, and those of its run, if that ends or is paused.
+
+    In the same transaction, which has locked the run and the row.
+    """
+    if run.is_finished or run.status == RunStatus.PAUSED:
+        return leave_unused(run.pk, using)
+    return leave(step_run_id, using)
 
 
 def leave_unused(run_id: UUID, using: str) -> list[Dispatch]:

@@ -295,9 +295,11 @@ def _owner(permit: Permit) -> tuple[Any, int | None]:
 
 def _others(permits: list[Permit], using: str) -> dict[tuple[Any, int | None], list[Permit]]:
     """What the owners of these permits need beside them."""
-    rows = Permit._base_manager.using(using).filter(
-        state=PermitState.ASIDE, run__in={permit.run_id for permit in permits}
-    )
+    # Not by their runs alone: one may have a million items in line.
+    owners = Q(step_run__in=[permit.step_run_id for permit in permits if permit.step_run_id])
+    if runs := [permit.run_id for permit in permits if permit.step_run_id is None]:
+        owners |= Q(step_run__isnull=True, run__in=runs)
+    rows = Permit._base_manager.using(using).filter(owners, state=PermitState.ASIDE)
     others: dict[tuple[Any, int | None], list[Permit]] = {}
     for other in rows.order_by("line"):
         others.setdefault(_owner(other), []).append(other)
