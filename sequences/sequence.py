@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from typing import (
     TYPE_CHECKING,
@@ -70,6 +70,7 @@ class StepContext(Protocol):
     @property
     def idempotency_key(self) -> str: ...
     def once(self, name: str, call: Callable[[], Any]) -> Any: ...
+    async def aonce(self, name: str, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any: ...
     def result(self, name: str, default: Any) -> Any: ...
     def results(self, name: str) -> Iterator[Any]: ...
     def outcomes(self, name: str) -> Iterator[Outcome]: ...
@@ -393,6 +394,42 @@ class Sequence(Generic[D], metaclass=SequenceType):
     def outcomes(self, step: Step[Any] | str) -> Iterator[Outcome]:
         """All items of an earlier step, in order, each with how it ended."""
         return self._in_step("outcomes").outcomes(name_of(step))
+
+    @overload
+    async def aresult(self, step: Step[R]) -> R: ...
+    @overload
+    async def aresult(self, step: Step[R], default: T) -> R | T: ...
+    @overload
+    async def aresult(self, step: str, default: Any = None) -> Any: ...
+    async def aresult(self, step: Step[Any] | str, default: Any = None) -> Any:
+        """`result`, for steps that are ``async def``."""
+        return await sync_to_async(lambda: self.result(step, default))()
+
+    @overload
+    def aresults(self, step: Step[R]) -> AsyncIterator[R]: ...
+    @overload
+    def aresults(self, step: str) -> AsyncIterator[Any]: ...
+    async def aresults(self, step: Step[Any] | str) -> AsyncIterator[Any]:
+        """`results`, for steps that are ``async def``."""
+        for result in await sync_to_async(lambda: list(self.results(step)))():
+            yield result
+
+    async def aoutcomes(self, step: Step[Any] | str) -> AsyncIterator[Outcome]:
+        """`outcomes`, for steps that are ``async def``."""
+        for outcome in await sync_to_async(lambda: list(self.outcomes(step)))():
+            yield outcome
+
+    async def aonce(
+        self,
+        name: str,
+        function: Callable[P, Coroutine[Any, Any, T]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """`once`, for a coroutine function in a step that is ``async def``."""
+        result: T = await self._in_step("aonce").aonce(name, partial(function, *args, **kwargs))
+        return result
 
     def progress(
         self, done: float | None = None, total: float | None = None, text: str = ""

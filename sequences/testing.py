@@ -7,7 +7,7 @@ works in a plain `django.test.TestCase`; there `run_sequence` and `drain` send t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from datetime import datetime, timedelta
@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 import dramatiq
+from asgiref.sync import sync_to_async
 from django.db.models import Min, Q, QuerySet
 from dramatiq import Broker, Message
 from dramatiq.middleware import CurrentMessage, Middleware, Retries
@@ -47,6 +48,8 @@ from .worker.middleware import SequencesMiddleware
 
 __all__ = [
     "Clock",
+    "adrain",
+    "arun_sequence",
     "assert_steps",
     "build",
     "clock",
@@ -93,6 +96,16 @@ def drain(limit: int = LIMIT) -> int:
         while _start_next_slot():
             performed += _drain(None, limit - performed)
         return performed
+
+
+async def arun_sequence(cls: type[S], /, **data: Any) -> S:
+    """`run_sequence`, for asynchronous tests."""
+    return await sync_to_async(run_sequence)(cls, **data)
+
+
+async def adrain(limit: int = LIMIT) -> int:
+    """`drain`, for asynchronous tests."""
+    return await sync_to_async(drain)(limit)
 
 
 def _start_next_slot() -> bool:
@@ -339,6 +352,9 @@ class _Alone:
 
     def once(self, name: str, call: Callable[[], Any]) -> Any:
         return call()
+
+    async def aonce(self, name: str, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        return await call()
 
     def result(self, name: str, default: Any) -> Any:
         return default

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -73,6 +73,18 @@ class Performer(Protocol[R_co]):
     """A class of which ``step(cls)`` makes a step."""
 
     def perform(self, sequence: Any, /) -> R_co: ...
+
+
+class AsyncPerformer(Protocol[R_co]):
+    """The same, with an ``async def``."""
+
+    async def perform(self, sequence: Any, /) -> R_co: ...
+
+
+class AsyncItemPerformer(Protocol[R_co]):
+    """The same, for ``step(cls, each=…)``."""
+
+    async def perform(self, sequence: Any, item: Any, /) -> R_co: ...
 
 
 class ItemPerformer(Protocol[R_co]):
@@ -199,13 +211,13 @@ class Step(Generic[R]):
     def perform(self, sequence: Any, *item: Any) -> R:
         """Call the user's code with the bound sequence, and return what it returns.
 
-        Of a fan-out, with an item of it too.
+        Of a fan-out, with an item of it too. Of an ``async def`` that is a coroutine.
         """
         function: Any = self.function
         if isinstance(function, Actor):
             args = self.args(sequence) if self.args else ()
             kwargs = self.kwargs(sequence) if self.kwargs else {}
-            function = partial(function.fn, *args, **kwargs)
+            function = partial(_function_of(function), *args, **kwargs)
         elif isinstance(function, type):
             function = partial(function().perform, sequence, *item)
         else:
@@ -245,6 +257,40 @@ class Step(Generic[R]):
         """
         make = partial(_make, Undo, {"undoes": self, **declared})
         return Decorator(make) if target is None else noted(make(target), sys._getframe(1))
+
+
+class AsyncStep(Step[R]):
+    """What a type checker knows of a step that is an ``async def``: ``R`` is what it awaits."""
+
+    if TYPE_CHECKING:
+
+        @overload  # type: ignore[override]
+        def __get__(self, instance: None, owner: type) -> Self: ...
+        @overload
+        def __get__(
+            self, instance: object, owner: type
+        ) -> Callable[..., Coroutine[Any, Any, R]]: ...
+        def __get__(self, instance: object | None, owner: type) -> Any: ...
+
+
+class StepDecorator(Protocol):
+    """What ``step(…)`` returns, before it has its method."""
+
+    @overload
+    def __call__(self, function: Callable[[Any], Coroutine[Any, Any, R]], /) -> AsyncStep[R]: ...
+    @overload
+    def __call__(self, function: Callable[[Any], R], /) -> Step[R]: ...
+
+
+class ItemDecorator(Protocol):
+    """What ``step(each=…)`` returns, before it has its method."""
+
+    @overload
+    def __call__(
+        self, function: Callable[[Any, Any], Coroutine[Any, Any, R]], /
+    ) -> AsyncStep[R]: ...
+    @overload
+    def __call__(self, function: Callable[[Any, Any], R], /) -> Step[R]: ...
 
 
 class _Other(Step[Any]):
@@ -334,8 +380,8 @@ class Event(_Other):
         return "event"
 
 
-@overload
-def step(
+@overload  # an actor is no coroutine function, though mypy cannot know
+def step(  # type: ignore[overload-overlap]
     target: Actor[..., R],
     /,
     *,
@@ -344,23 +390,39 @@ def step(
     **options: Unpack[StepOptions],
 ) -> Step[R]: ...
 @overload
+def step(target: type[AsyncPerformer[R]], /, **options: Unpack[StepOptions]) -> AsyncStep[R]: ...
+@overload
 def step(target: type[Performer[R]], /, **options: Unpack[StepOptions]) -> Step[R]: ...
+@overload
+def step(
+    target: type[AsyncItemPerformer[R]], /, *, each: Each, **options: Unpack[FanOutOptions]
+) -> AsyncStep[R]: ...
 @overload
 def step(
     target: type[ItemPerformer[R]], /, *, each: Each, **options: Unpack[FanOutOptions]
 ) -> Step[R]: ...
 @overload
+def step(
+    target: Callable[[Any], Coroutine[Any, Any, R]], /, **options: Unpack[StepOptions]
+) -> AsyncStep[R]: ...
+@overload
 def step(target: Callable[[Any], R], /, **options: Unpack[StepOptions]) -> Step[R]: ...
+@overload
+def step(
+    target: Callable[[Any, Any], Coroutine[Any, Any, R]],
+    /,
+    *,
+    each: Each,
+    **options: Unpack[FanOutOptions],
+) -> AsyncStep[R]: ...
 @overload
 def step(
     target: Callable[[Any, Any], R], /, *, each: Each, **options: Unpack[FanOutOptions]
 ) -> Step[R]: ...
 @overload
-def step(
-    *, each: Each, **options: Unpack[FanOutOptions]
-) -> Callable[[Callable[[Any, Any], R]], Step[R]]: ...
+def step(*, each: Each, **options: Unpack[FanOutOptions]) -> ItemDecorator: ...
 @overload
-def step(**options: Unpack[StepOptions]) -> Callable[[Callable[[Any], R]], Step[R]]: ...
+def step(**options: Unpack[StepOptions]) -> StepDecorator: ...
 def step(target: Any = None, /, **declared: Any) -> Any:
     """Declare a step: ``@step``, ``@step(max_retries=5)``, or ``name = step(callable)``.
 
@@ -636,6 +698,14 @@ def flat(after: Iterable[Any]) -> Iterator[Any]:
     """The steps in an ``after``, those in `any_of` among them."""
     for other in after:
         yield from other.steps if isinstance(other, AnyOf) else (other,)
+
+
+def _function_of(actor: Actor[..., Any]) -> Callable[..., Any]:
+    """What the actor calls. Of a coroutine function itself, not what Dramatiq wraps around it."""
+    function: Any = actor.fn
+    if getattr(function, "__globals__", {}).get("__name__") == "dramatiq.asyncio":
+        return function.__wrapped__  # type: ignore[no-any-return]
+    return function  # type: ignore[no-any-return]
 
 
 def _actor_options(function: object) -> dict[str, Any]:

@@ -253,7 +253,7 @@ def _function_problems(step: Step[Any]) -> Iterator[Problem]:
     elif inspect.isclass(function) and not callable(getattr(function, "perform", None)):
         yield f"{function.__qualname__} has no perform method", "Add perform(self, sequence)."
     else:
-        yield from _kind_problems(_code(function))
+        yield from _generator_problems(_code(function))
 
 
 def _code(function: Any) -> Any:
@@ -282,8 +282,11 @@ def _of_partial(function: Any) -> Any:
 
 def _kind_problems(code: Any) -> Iterator[Problem]:
     if inspect.iscoroutinefunction(code):
-        hint = "Remove async, or wrap it in asgiref's async_to_sync()."
-        yield "it is a coroutine function", hint
+        yield "it is a coroutine function", "Remove async."
+    yield from _generator_problems(code)
+
+
+def _generator_problems(code: Any) -> Iterator[Problem]:
     if inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code):
         yield "it is a generator function", "Return a value instead of yielding."
 

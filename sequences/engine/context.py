@@ -6,10 +6,11 @@ What an attempt does is a matter of the step's kind: see `kinds`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from django.db import Error, connections
 from django.utils import timezone
 
@@ -29,7 +30,7 @@ from ..transitions.types import (
     Skipped,
     WaitForTime,
 )
-from . import interrupts, kinds, leases
+from . import coroutines, interrupts, kinds, leases
 from .current import CurrentAttempt
 from .recovery import FATAL
 from .values import normalise
@@ -68,6 +69,13 @@ class ExecutionContext(CurrentAttempt):
             raise self._closed()
         interrupts.disable_interrupts()
         self.change = self._collect_changes(conclusion)
+
+    def call(self, step: Step[Any], *arguments: Any) -> Any:
+        """What the user's code returns; a coroutine is awaited here."""
+        returned = step.perform(self.sequence, *arguments)
+        if isinstance(returned, Coroutine):
+            return coroutines.finish(self, returned)
+        return returned
 
     def bind(self) -> None:
         """Build the instance that the user's code has."""
@@ -172,12 +180,24 @@ class ExecutionContext(CurrentAttempt):
 
     def once(self, name: str, call: Callable[[], Any]) -> Any:
         """The result of this call: an earlier attempt's, or else it is made and stored."""
+        stored = self._stored_calls(name)
+        return stored[name] if name in stored else self._keep_call(name, call())
+
+    async def aonce(self, name: str, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """The same of a coroutine."""
+        stored = await sync_to_async(self._stored_calls)(name)
+        if name in stored:
+            return stored[name]
+        return await sync_to_async(self._keep_call)(name, await call())
+
+    def _stored_calls(self, name: str) -> dict[str, Any]:
         self._check_call(name)
         if self._calls is None:
             self._calls = calls.results(self.claim.step_run_id, self.using)
-        if name in self._calls:
-            return self._calls[name]
-        result, text = normalise(call(), f"The result of once({name!r})")
+        return self._calls
+
+    def _keep_call(self, name: str, returned: Any) -> Any:
+        result, text = normalise(returned, f"The result of once({name!r})")
         self._store_call(name, text)
         return result
 

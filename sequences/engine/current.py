@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -66,6 +66,8 @@ class CurrentAttempt:
     is_watched: bool = False
     #: Whether the claim is lost, or the run is being stopped: nothing waits for what is done here.
     is_over: bool = False
+    #: Cancels its coroutine, if it has one that is awaited.
+    stop: Callable[[], None] | None = None
 
     def redacted(self, failure: Failure) -> Failure:
         """What is kept of an error: a secret that it quotes may soon be gone from `data`."""

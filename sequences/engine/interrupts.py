@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -22,6 +24,7 @@ logger = logging.getLogger("sequences")
 
 __all__ = [
     "Interrupt",
+    "Terms",
     "disable_interrupts",
     "discard_connection",
     "ensure_clean_connection",
@@ -29,6 +32,7 @@ __all__ = [
     "replace_connection",
     "reraise_interrupt",
     "reraises_interrupts",
+    "take_over",
 ]
 
 
@@ -46,6 +50,39 @@ def disable_interrupts() -> None:
         if isinstance(middleware, TimeLimit | ShutdownNotifications):
             disable_interrupts: Any = middleware.after_skip_message
             disable_interrupts(broker, delivery.message)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """When Dramatiq would interrupt the message of this thread."""
+
+    #: Seconds; None: never.
+    time_limit: float | None = None
+    notify_shutdown: bool = False
+
+
+def take_over() -> Terms:
+    """From here on nothing strikes this thread's message: the caller sees to what would have."""
+    delivery = current.delivery()
+    if delivery is None:
+        return Terms()
+    broker, message = dramatiq.get_broker(), delivery.message
+    actor = broker.get_actor(message.actor_name)
+    milliseconds, notify_shutdown = math.inf, False
+    for middleware in broker.middleware:
+        if isinstance(middleware, TimeLimit):
+            limit = actor.options.get("time_limit", middleware.time_limit)
+            milliseconds = message.options.get("time_limit") or limit
+        elif isinstance(middleware, ShutdownNotifications):
+            should_notify: Any = middleware.should_notify
+            notify_shutdown = should_notify(actor, message)
+    disable_interrupts()
+    is_limited = milliseconds <= LONGEST
+    return Terms(milliseconds / 1000 if is_limited else None, notify_shutdown)
+
+
+#: Milliseconds: a limit above that is none, and no timer takes it.
+LONGEST = 365 * 24 * 60 * 60 * 1000
 
 
 def reraises_interrupts(function: Callable[P, T]) -> Callable[P, T]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Collection, Iterator
@@ -59,6 +60,8 @@ def _find_ended(attempts: list[CurrentAttempt], left_out: Collection[int], using
     if asking:
         for token in claims.over([each.claim for each in asking.values()], using):
             asking[token].is_over = True
+            if (stop := asking[token].stop) is not None:
+                stop()
 
 
 def is_over(attempt: CurrentAttempt, using: str) -> bool:
@@ -67,9 +70,14 @@ def is_over(attempt: CurrentAttempt, using: str) -> bool:
     Without a heartbeat in this process, in tests, the database is asked at once.
     """
     attempt.is_watched = True
-    if not attempt.is_over and not _hearts:
+    if not attempt.is_over and not _hearts and not _is_in_a_loop():
         attempt.is_over = bool(claims.over([attempt.claim], using))
     return attempt.is_over
+
+
+def _is_in_a_loop() -> bool:
+    """Whether a coroutine asks: there the database cannot be asked."""
+    return asyncio._get_running_loop() is not None
 
 
 #: The heartbeats of this process: one for each worker in it.

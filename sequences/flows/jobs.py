@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -115,7 +115,13 @@ class Job(Generic[P, R]):
         if self.takes_sequence:
             arguments[SEQUENCE] = sequence
         function: Any = self.function
-        return self._result(function(**arguments))
+        returned = function(**arguments)
+        if isinstance(returned, Coroutine):
+            return self._awaited(returned)
+        return self._result(returned)
+
+    async def _awaited(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return self._result(await coroutine)
 
     def _arguments(
         self, data: Mapping[str, Any], explicit: Mapping[str, Any], missing: Mapping[str, str]
@@ -235,8 +241,6 @@ def _problems(name: str, function: Any) -> Iterator[tuple[str, str]]:
     if not inspect.isroutine(function):
         yield f"{function!r} is not a function", "Decorate a function."
     code = innermost(function)
-    if inspect.iscoroutinefunction(code):
-        yield "it is a coroutine function", "Remove async."
     if inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code):
         yield "it is a generator function", "Return a list instead of yielding."
     for parameter in inspect.signature(function).parameters.values():

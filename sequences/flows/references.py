@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -180,6 +180,14 @@ class Call:
         job = jobs.get(self.job)
         implied = {name: value for name, value in item_values.items() if name in job.parameters}
         result = job.perform(sequence, implied | explicit, missing)
+        if isinstance(result, Coroutine):
+            return self._awaited(sequence, result)
+        return self._saved(sequence, result)
+
+    async def _awaited(self, sequence: Any, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return self._saved(sequence, await coroutine)
+
+    def _saved(self, sequence: Any, result: Any) -> Any:
         if self.save is not None and not isinstance(result, Repeat | Finish):
             sequence.data[self.save] = result
         return result

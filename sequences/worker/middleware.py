@@ -15,7 +15,7 @@ from dramatiq.broker import MessageProxy
 from dramatiq.middleware import Retries
 
 from .. import conf
-from ..engine import current, dispatcher, outages
+from ..engine import coroutines, current, dispatcher, outages
 from ..transitions import failures
 from ..transitions.types import Claim
 from .heartbeat import HeartbeatThread
@@ -113,6 +113,7 @@ class SequencesMiddleware(Middleware):
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         """Sweep no more. The heart beats on: the last steps are still running."""
         current.stopping.set()
+        coroutines.shut_down()
         if self._sweeper is not None:
             self._sweeper.stop()
         if self._timers is not None:

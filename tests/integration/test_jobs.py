@@ -76,10 +76,6 @@ def test_two_functions_of_one_name_are_refused_and_a_reloaded_one_is_not():
     )
 
 
-async def coroutine():
-    pass
-
-
 def generator():
     yield
 
@@ -87,7 +83,6 @@ def generator():
 @pytest.mark.parametrize(
     ("function", "text"),
     [
-        (coroutine, "job 'x': it is a coroutine function. Remove async."),
         (generator, "job 'x': it is a generator function. Return a list instead of yielding."),
         (
             lambda a, /: 1,

@@ -31,7 +31,7 @@ from sequences import (
     subsequence,
 )
 from sequences.definitions import option_types, registry
-from sequences.definitions.steps import STEP_OPTIONS, Finish, Repeat
+from sequences.definitions.steps import STEP_OPTIONS, Finish, Repeat, Step
 from sequences.definitions.validation import META_OPTIONS, REFUSED_OPTIONS, own_options, refusal
 from sequences.exceptions import InvalidDefinition, SequenceError
 from sequences.sequence import RESERVED
@@ -700,7 +700,7 @@ def test_a_reserved_name_from_a_mixin_is_refused():
 
 def test_the_reserved_names_are_those_of_a_sequence():
     public = {name for name in (*dir(Sequence), *Sequence.__annotations__) if name[0] != "_"}
-    assert public | {"failure"} == RESERVED
+    assert public | {"failure"} == RESERVED | {"check"}
 
 
 async def coroutine(self): ...
@@ -722,9 +722,6 @@ def forwarding(function):
     return call
 
 
-COROUTINE = "it is a coroutine function. Remove async, or wrap it in asgiref's async_to_sync()."
-
-
 class Generator:
     perform = generator
 
@@ -736,11 +733,6 @@ class Callable:
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        (coroutine, COROUTINE),
-        (partial(coroutine), COROUTINE),
-        (Callable(), COROUTINE),
-        (forwarding(coroutine), COROUTINE),
-        (forwarding(partial(forwarding(coroutine))), COROUTINE),
         (forwarding(generator), "it is a generator function. Return a value instead of yielding."),
         (
             contextmanager(generator),
@@ -769,8 +761,13 @@ def test_what_cannot_be_performed_is_refused(target, message):
     assert refused(pay=step(target)) == f"{HERE}.pay: {message}"
 
 
-def test_a_coroutine_that_is_an_actor_is_refused(actor):
-    assert "it is a coroutine function" in refused(pay=step(actor(coroutine), args=work))
+@pytest.mark.parametrize(
+    "target",
+    [coroutine, partial(coroutine), Callable(), forwarding(coroutine)],
+    ids=["function", "partial", "object", "wrapper"],
+)
+def test_what_is_asynchronous_is_a_step(target):
+    assert isinstance(declare(pay=step(target)).pay, Step)
 
 
 @pytest.mark.parametrize("wrapper", [staticmethod, classmethod, property])
@@ -1064,4 +1061,4 @@ def test_a_constructor_of_ones_own_is_refused(name):
 
 
 def test_an_error_in_an_abstract_class_is_found_at_once():
-    assert "it is a coroutine function" in refused(pay=step(coroutine), meta={"abstract": True})
+    assert "it is a generator function" in refused(pay=step(generator), meta={"abstract": True})

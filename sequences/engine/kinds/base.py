@@ -38,7 +38,7 @@ class Kind:
 
     def execute(self, context: ExecutionContext, step: Step[Any]) -> Conclusion:
         """What the step is for: the user's code, or what its kind has instead."""
-        return conclusion_of(step.perform(context.sequence))
+        return conclusion_of(context.call(step))
 
     def check_data(self, claim: Claim, before: dict[str, Any], after: dict[str, Any]) -> None:
         """Raises if this kind must not change `data` so."""
@@ -110,7 +110,7 @@ class Compensation(Kind):
 
     def execute(self, context: ExecutionContext, step: Step[Any]) -> Conclusion:
         """It may not end a run that ends already."""
-        conclusion = conclusion_of(step.perform(context.sequence, *self.arguments(context.claim)))
+        conclusion = conclusion_of(context.call(step, *self.arguments(context.claim)))
         if isinstance(conclusion, FinishRun):
             raise Abort(
                 f"Step {context.claim.step!r} returned finish(), but it is decided already how "

@@ -56,7 +56,7 @@ class Item(Kind):
 
     def perform(self, context: ExecutionContext, step: Step[Any]) -> Conclusion:
         """The user's code, with the item."""
-        conclusion = conclusion_of(step.perform(context.sequence, context.claim.payload))
+        conclusion = conclusion_of(context.call(step, context.claim.payload))
         if isinstance(conclusion, FinishRun):
             raise Abort(
                 f"An item of step {context.claim.step!r} returned finish(), which would end "
