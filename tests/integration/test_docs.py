@@ -77,6 +77,7 @@ FILES = [
     "limits.md",
     "flows.md",
     "coming-from.md",
+    "cookbook.md",
     "pages.md",
     "observing.md",
 ]
