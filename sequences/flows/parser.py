@@ -312,7 +312,7 @@ class Parser:
         if not isinstance(label, str) or not CLASS_NAME.fullmatch(label) or "." not in label:
             hint = 'Use the label of a sequence, such as "shop.ShipOrder".'
             raise self._error(f"subsequence is {label!r}", hint)
-        arguments = self._arguments(spec, ("item",) if "each" in spec else ())
+        arguments = self._arguments(spec, ("item", "index") if "each" in spec else ())
         data = ChildData(arguments) if arguments.inputs or arguments.args else None
         return subsequence(label, data=data, **options)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ..data import serialization
 from ..definitions.steps import Finish, Repeat
@@ -213,8 +213,12 @@ class ChildData:
 
     arguments: Arguments
 
+    #: With `each`, it is called with the number of the item, too.
+    takes_index: ClassVar[bool] = True
+
     def __call__(self, sequence: Any, *item: Any) -> dict[str, Any]:
-        values, missing = self.arguments.read(sequence, dict(zip(("item",), item, strict=False)))
+        item_values = dict(zip(("item", "index"), item, strict=False))
+        values, missing = self.arguments.read(sequence, item_values)
         for name, source in missing.items():
             problem = f"has no value: {source} does not exist"
             path = f"data[{name!r}] of the subsequence"

@@ -3,13 +3,16 @@
 from datetime import timedelta
 
 import pytest
+from django.db import transaction
 from dramatiq.middleware import SkipMessage
 
 from sequences import Sequence, any_of, event, repeat, step, subsequence
+from sequences.engine import dispatcher
 from sequences.exceptions import InvalidDefinition, InvalidTransition
 from sequences.models import StepRun
 from sequences.testing import clock, drain
-from tests.engine import claim, fail, fresh, ledger, perform, row
+from sequences.worker.sweeper import AssumeLost, sweep
+from tests.engine import claim, fail, fresh, ledger, overdue, perform, row
 
 pytestmark = pytest.mark.django_db
 
@@ -132,11 +135,58 @@ def test_a_step_that_executes_when_it_loses_loses_its_commit(run):
     assert fresh(run).status == "succeeded"
 
 
+def test_a_step_that_executes_when_it_loses_sees_that_it_was_cancelled():
+    seen = []
+
+    class Race(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        stop = event(after=[])
+
+        @step(after=[], atomic=False)
+        def search(self):
+            seen.append(self.cancelled)
+            self.run.deliver("stop")
+            seen.append(self.cancelled)
+            self.check()
+
+        @step(after=any_of(stop, search))
+        def decide(self): ...
+
+    run = Race().run
+    drain()
+    assert seen == [False, True]
+    assert ledger(run) == {"stop": "succeeded", "search": "skipped", "decide": "succeeded"}
+    assert not fresh(run).failures.exists()
+
+
 def test_a_failed_attempt_of_what_has_lost_is_not_recorded(run):
     taken = claim_reminder(run)
     assert deliver(run, "refusal")
     assert not fail(taken)
     assert row(run, "remind").status == "skipped"
+
+
+def test_a_decision_that_is_rolled_back_ends_no_wait(run):
+    before = ledger(run)
+    with transaction.atomic():
+        assert deliver(run, "refusal")
+        transaction.set_rollback(True)
+    assert ledger(run) == before
+    assert deliver(run, "withdrawal")
+    drain()
+    assert fresh(run).data["decided_by"] == ["withdrawal"]
+
+
+def test_the_sweep_dispatches_what_was_decided_before_the_process_died(run):
+    with dispatcher.capture_dispatches():  # nothing is sent
+        assert deliver(run, "refusal")
+    overdue(run, "refusal")
+    assert sweep(AssumeLost(), "default") == 1
+    drain()
+    assert fresh(run).status == "succeeded"
+    assert fresh(run).data["decided_by"] == ["refusal"]
 
 
 def test_a_pause_holds_the_decision_and_not_the_skips(run):

@@ -96,6 +96,15 @@ def test_an_item_knows_its_index(calls):
     assert sequence.run.status == "failed"
 
 
+def test_a_child_run_knows_the_index_of_its_item():
+    declare({"note": {"job": "note"}})
+    child = {"subsequence": "shop.Flow", "each": "names", "inputs": {"no": "index", "who": "item"}}
+    parent = {"steps": {"all": child}, "outputs": {"all": "steps.all"}}
+    run = start_definition(parent, {"names": ["ann", "joel"]}).run
+    drain()
+    assert fresh(run).data["all"] == [{"no": 0, "who": "ann"}, {"no": 1, "who": "joel"}]
+
+
 @pytest.mark.parametrize(
     ("inputs", "text"),
     [

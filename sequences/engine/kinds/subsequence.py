@@ -68,8 +68,10 @@ def _child_data(context: ExecutionContext, step: steps.Subsequence) -> Iterator[
     if step.each is None:
         yield context.json if step.child_data is None else step.child_data(context.sequence)
         return
-    for item in items_of(context, step):
-        yield item if step.child_data is None else step.child_data(context.sequence, item)
+    takes_index = getattr(step.child_data, "takes_index", False)
+    for index, item in enumerate(items_of(context, step)):
+        arguments = (item, index) if takes_index else (item,)
+        yield item if step.child_data is None else step.child_data(context.sequence, *arguments)
 
 
 def _not_none(data: Any, step: str) -> Any:
