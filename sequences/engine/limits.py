@@ -40,7 +40,7 @@ def enter(context: ExecutionContext, step: Step[Any], using: str) -> None:
     if admission.is_granted:
         return
     dispatcher.send(admission.dispatches)
-    _make_room(claim, definition, admission, using)
+    _make_room(claim, admission, using)
     raise Parked(f"Step run {claim.step_run_id} waits for its limits.")
 
 
@@ -56,18 +56,17 @@ def _requests(
     data = serialization.loads(claim.data)
     for limit in run_limits:
         if (key := limit.key_for(context.sequence, data)) is not None:
-            replaces = definition.when_full == "cancel_oldest"
-            yield Request(limit, key, of_run=True, replaces=replaces)
+            yield Request(limit, key, of_run=True, when_full=definition.when_full)
     for limit in step_limits:
         if (key := limit.key_for(context.sequence, data, *kind.item_of(claim))) is not None:
             yield Request(limit, key)
 
 
-def _make_room(claim: Claim, definition: Definition, admission: Admission, using: str) -> None:
+def _make_room(claim: Claim, admission: Admission, using: str) -> None:
     """Where a run is not to wait: it is cancelled, or the oldest in its place is."""
     if admission.oldest is not None:
         cancel_for(admission.oldest, claim.run_id, using)
-    elif admission.full and definition.when_full == "skip":
+    elif admission.full:
         _cancel(claim.run_id, f"limit {admission.full} has no free place", using)
 
 

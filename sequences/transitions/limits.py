@@ -22,7 +22,7 @@ from uuid import UUID
 from django.db import transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
-from ..definitions.limits import Limit
+from ..definitions.limits import Limit, WhenFull
 from ..models import (
     LimitKey,
     Permit,
@@ -52,8 +52,8 @@ class Request:
     key: str
     #: Whether it is for the whole run.
     of_run: bool = False
-    #: Whether the oldest run in a place is cancelled for it.
-    replaces: bool = False
+    #: What becomes of a run that finds no place.
+    when_full: WhenFull = "wait"
 
 
 @dataclass(slots=True)
@@ -63,7 +63,7 @@ class Admission:
     is_granted: bool
     #: What is to be dispatched: its own row at its moment, or others, which were before it.
     dispatches: list[Dispatch] = field(default_factory=list)
-    #: The limit of the run that has no place for it.
+    #: The limit that has no place for a run that does not wait: it is to be cancelled.
     full: str = ""
     #: The run that is to be cancelled for it.
     oldest: UUID | None = None
@@ -199,7 +199,7 @@ class _Asking:
             state=PermitState.ASIDE,
             priority=self.row.run.priority,
             ready_at=self.row.run.created_at if of_run else self.row.due_at or self.row.ready_at,
-            replaces=self.requests[line].replaces,
+            replaces=self.requests[line].when_full == "cancel_oldest",
         )
 
     def _ask(self, permits: list[Permit]) -> datetime | None:
@@ -238,13 +238,25 @@ class _Asking:
 
     def _park(self, permits: list[Permit], of_run: bool) -> Admission:
         """It waits in line. Where a place is free, others were before it: they have their turn."""
+        if of_run and (full := self._skipped_for(permits)):
+            # Still claimed: should this process die before the run is cancelled, it asks again.
+            self._rows().filter(pk__in=[permit.pk for permit in permits]).delete()
+            return Admission(is_granted=False, full=full)
         self._leave_worker(due_at=None, wake_at=self.now + RECHECK)
         admission = Admission(is_granted=False)
         for line in [self.locked[permit.line_id] for permit in permits]:
             if of_run and not line.room():
-                admission.full, admission.oldest = line.name, line.oldest()
+                admission.oldest = line.oldest()
             admission.dispatches += line.look()
         return admission
+
+    def _skipped_for(self, permits: list[Permit]) -> str:
+        """The limit that has no place for a run that does not wait; empty if it waits."""
+        for permit in permits:
+            line = self.locked[permit.line_id]
+            if self.requests[permit.line_id].when_full == "skip" and not line.room(permit):
+                return str(line.name)
+        return ""
 
     def _wait_until(self, moment: datetime) -> Admission:
         """It has its places, and its moment is near."""

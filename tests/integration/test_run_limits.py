@@ -3,10 +3,12 @@
 import pytest
 
 from sequences import Limit, Sequence, event, step, subsequence
+from sequences.engine import limits as doors
 from sequences.exceptions import Abort, SequenceError
 from sequences.models import Operation, Permit, SequenceRun
 from sequences.testing import drain
-from tests.engine import change, fail, fresh, ledger, row
+from sequences.transitions import failures
+from tests.engine import change, fail, fresh, ledger, overdue, row
 from tests.limits import bank, billing, come, go, in_use, look, sync, waits
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -303,3 +305,23 @@ def test_a_run_that_was_removed_is_in_no_line():
     go(claim)
     go(come(first, name="store"))
     assert row(third, "fetch").status == "queued"
+
+
+def test_a_run_is_skipped_even_if_its_worker_dies_in_that_moment(monkeypatch):
+    sequence = sync(limits=[CUSTOMER], when_full="skip")
+    first, second = (sequence.start({"customer_id": 7}).run for _ in range(2))
+    assert come(first, name="fetch")
+
+    def die(*_):
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(doors, "_make_room", die)
+        with pytest.raises(SystemExit):
+            come(second, name="fetch")
+    assert row(second, "fetch").status == "running"
+    overdue(second, "fetch")
+    failures.reap(row(second, "fetch"), "default")
+    assert come(second, name="fetch") is None
+    assert states(second) == ["cancelled"]
+    assert not Permit.objects.filter(run=second.pk).exists()
