@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 __all__ = [
     "Abort",
@@ -28,6 +28,33 @@ __all__ = [
     "UnknownStep",
     "WorkerLost",
 ]
+
+
+class Text(str):
+    """A part of an error's message that can be translated: it keeps what it was made of.
+
+    A tuple among its values names alternatives: a, b or c.
+    """
+
+    message: str
+    values: dict[str, Any]
+
+    def __new__(cls, message: str, /, **values: Any) -> Self:
+        plain = {name: _plain(value) for name, value in values.items()}
+        text = super().__new__(cls, message % plain if values else message)
+        text.message, text.values = message, values
+        return text
+
+    def value(self, name: str) -> str:
+        """One of its values as it stands in it; empty if it has none of that name."""
+        return str(_plain(self.values.get(name, "")))
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, tuple):
+        return value
+    *others, last = map(str, value)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 class SequenceError(Exception):

@@ -14,6 +14,7 @@ from asgiref.sync import sync_to_async
 from django.db import models
 from django.utils.functional import cached_property
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
 
 from . import conf, links
 from .definitions.plan import Plan
@@ -90,12 +91,12 @@ class _Row(models.Model):
 class RunStatus(models.TextChoices):
     """The states of a run."""
 
-    RUNNING = "running", _("running")
-    PAUSED = "paused", _("paused")
-    UNDOING = "undoing", _("undoing")
-    SUCCEEDED = "succeeded", _("succeeded")
-    FAILED = "failed", _("failed")
-    CANCELLED = "cancelled", _("cancelled")
+    RUNNING = "running", pgettext_lazy("run", "running")
+    PAUSED = "paused", pgettext_lazy("run", "paused")
+    UNDOING = "undoing", pgettext_lazy("run", "undoing")
+    SUCCEEDED = "succeeded", pgettext_lazy("run", "succeeded")
+    FAILED = "failed", pgettext_lazy("run", "failed")
+    CANCELLED = "cancelled", pgettext_lazy("run", "cancelled")
 
 
 class StepStatus(models.TextChoices):
@@ -139,7 +140,7 @@ class StoredPlan(_Row):
     sequence = ExactCharField(_("sequence"), max_length=200)
     fingerprint = models.CharField(_("fingerprint"), max_length=64)
     graph = models.JSONField(_("graph"))
-    created_at = models.DateTimeField(_("created"))
+    created_at = models.DateTimeField(pgettext_lazy("time", "created"))
 
     if TYPE_CHECKING:  # Django adds them
         runs: RelatedManager[SequenceRun]
@@ -241,9 +242,9 @@ class SequenceRun(_Row):
         verbose_name=_("parent"),
         db_constraint=False,
     )
-    created_at = models.DateTimeField(_("created"))
-    updated_at = models.DateTimeField(_("updated"))
-    finished_at = models.DateTimeField(_("finished"), null=True, blank=True)
+    created_at = models.DateTimeField(pgettext_lazy("time", "created"))
+    updated_at = models.DateTimeField(pgettext_lazy("time", "updated"))
+    finished_at = models.DateTimeField(pgettext_lazy("time", "finished"), null=True, blank=True)
     #: Its order in the lines of limits: the lowest first.
     priority = models.SmallIntegerField(_("priority"), default=0, db_default=0)
     #: The W3C ``traceparent`` of its start, if its spans are recorded.
@@ -533,12 +534,12 @@ class StepRun(_Row):
     #: Of an item: the item. Of the undo of an item: the item, and its result.
     payload = models.JSONField(_("payload"), null=True, blank=True, encoder=JSONEncoder)
     result = models.JSONField(_("result"), null=True, blank=True, encoder=JSONEncoder)
-    ready_at = models.DateTimeField(_("ready"))
-    queued_at = models.DateTimeField(_("queued"))
-    started_at = models.DateTimeField(_("started"), null=True, blank=True)
-    finished_at = models.DateTimeField(_("finished"), null=True, blank=True)
+    ready_at = models.DateTimeField(pgettext_lazy("time", "ready"))
+    queued_at = models.DateTimeField(pgettext_lazy("time", "queued"))
+    started_at = models.DateTimeField(pgettext_lazy("time", "started"), null=True, blank=True)
+    finished_at = models.DateTimeField(pgettext_lazy("time", "finished"), null=True, blank=True)
     #: When it may run: the end of a delay, or of a retry's backoff.
-    due_at = models.DateTimeField(_("due"), null=True, blank=True)
+    due_at = models.DateTimeField(pgettext_lazy("time", "due"), null=True, blank=True)
     #: The moment by which something must have happened, or the sweep looks at it. None: it is
     #: finished, or held because its run is paused or has failed.
     wake_at = models.DateTimeField(_("wakes"), null=True, blank=True, db_index=True)
@@ -598,7 +599,7 @@ class StepFailure(_Row):
     shape = models.CharField(max_length=16, blank=True, default="", db_default="", editable=False)
     traceback = models.TextField(_("traceback"), blank=True)
     worker = models.CharField(_("worker"), max_length=100, blank=True)
-    failed_at = models.DateTimeField(_("failed"), db_index=True)
+    failed_at = models.DateTimeField(pgettext_lazy("time", "failed"), db_index=True)
 
     if TYPE_CHECKING:  # Django adds them
         run_id: UUID
@@ -637,7 +638,7 @@ class StepLoss(_Row):
     worker = models.CharField(_("worker"), max_length=100)
     #: The other step runs of that process, by run, step and item; empty: it died alone.
     beside = models.JSONField(_("beside"), default=list)
-    lost_at = models.DateTimeField(_("lost"), db_index=True)
+    lost_at = models.DateTimeField(pgettext_lazy("time", "lost"), db_index=True)
 
     if TYPE_CHECKING:  # Django adds them
         run_id: UUID
@@ -697,7 +698,7 @@ class StepCall(_Row):
     )
     name = ExactCharField(_("name"), max_length=100)
     result = models.JSONField(_("result"), null=True, encoder=JSONEncoder)
-    called_at = models.DateTimeField(_("called"))
+    called_at = models.DateTimeField(pgettext_lazy("time", "called"))
 
     if TYPE_CHECKING:  # Django adds them
         run_id: UUID
@@ -734,7 +735,7 @@ class Operation(_Row):
     by = models.CharField(_("by"), max_length=150, blank=True)
     before = models.JSONField(_("before"), null=True, blank=True, encoder=JSONEncoder)
     after = models.JSONField(_("after"), null=True, blank=True, encoder=JSONEncoder)
-    done_at = models.DateTimeField(_("done"))
+    done_at = models.DateTimeField(pgettext_lazy("time", "done"))
 
     if TYPE_CHECKING:  # Django adds it
         run_id: UUID
@@ -780,8 +781,8 @@ class Schedule(_Row):
     #: When a process that sweeps last had this declaration in its code.
     confirmed_at = models.DateTimeField(null=True, blank=True, editable=False)
     #: Since when no code declares it any more.
-    orphaned_at = models.DateTimeField(_("orphaned"), null=True, blank=True)
-    paused_at = models.DateTimeField(_("paused"), null=True, blank=True)
+    orphaned_at = models.DateTimeField(pgettext_lazy("time", "orphaned"), null=True, blank=True)
+    paused_at = models.DateTimeField(pgettext_lazy("time", "paused"), null=True, blank=True)
     next_slot = models.DateTimeField(_("next slot"), null=True, blank=True)
     #: Whether that slot has come, and waits for the end of the last run.
     is_waiting = models.BooleanField(default=False, editable=False)
@@ -806,11 +807,11 @@ class Schedule(_Row):
     #: Why it could not start the run of its slot, and how often in a row.
     error = models.TextField(_("error"), blank=True, default="")
     failures = models.PositiveIntegerField(_("failures"), default=0)
-    failed_at = models.DateTimeField(_("failed"), null=True, blank=True)
+    failed_at = models.DateTimeField(pgettext_lazy("time", "failed"), null=True, blank=True)
     #: Changes with each write but a confirmation, so that nobody acts on what was before.
     version = models.PositiveBigIntegerField(default=0, editable=False)
-    created_at = models.DateTimeField(_("created"))
-    updated_at = models.DateTimeField(_("updated"))
+    created_at = models.DateTimeField(pgettext_lazy("time", "created"))
+    updated_at = models.DateTimeField(pgettext_lazy("time", "updated"))
 
     objects = _Manager.from_queryset(ScheduleQuerySet)()  # type: ignore[misc]
 
@@ -920,7 +921,7 @@ class ScheduleOperation(_Row):
     by = models.CharField(_("by"), max_length=150, blank=True)
     before = models.JSONField(_("before"), null=True, blank=True, encoder=JSONEncoder)
     after = models.JSONField(_("after"), null=True, blank=True, encoder=JSONEncoder)
-    done_at = models.DateTimeField(_("done"))
+    done_at = models.DateTimeField(pgettext_lazy("time", "done"))
 
     if TYPE_CHECKING:  # Django adds it
         schedule_id: int
@@ -953,8 +954,8 @@ class LimitOverride(_Row):
     per = models.DurationField(_("per"), null=True, blank=True)
     by = models.CharField(_("by"), max_length=150, blank=True)
     reason = models.TextField(_("reason"), blank=True)
-    created_at = models.DateTimeField(_("created"))
-    ended_at = models.DateTimeField(_("ended"), null=True, blank=True)
+    created_at = models.DateTimeField(pgettext_lazy("time", "created"))
+    ended_at = models.DateTimeField(pgettext_lazy("time", "ended"), null=True, blank=True)
     ended_by = models.CharField(_("ended by"), max_length=150, blank=True)
 
     class Meta:
@@ -1043,7 +1044,7 @@ class LimitKey(_Row):
     #: The first moment that its rate has left.
     next_at = models.DateTimeField(null=True, blank=True, editable=False)
     #: When somebody in it had a place last.
-    granted_at = models.DateTimeField(_("granted"), null=True, blank=True)
+    granted_at = models.DateTimeField(pgettext_lazy("time", "granted"), null=True, blank=True)
     #: When the sweep looks after those who wait in it; None: nobody does.
     wake_at = models.DateTimeField(null=True, blank=True, db_index=True, editable=False)
 
@@ -1097,9 +1098,9 @@ class Permit(_Row):
     state = models.CharField(_("state"), max_length=8, choices=PermitState.choices)
     priority = models.SmallIntegerField(_("priority"), default=0)
     #: When its owner became ready: the order within a priority.
-    ready_at = models.DateTimeField(_("ready"))
+    ready_at = models.DateTimeField(pgettext_lazy("time", "ready"))
     #: Until when it may not be used, by a rate; or since when it may.
-    granted_at = models.DateTimeField(_("granted"), null=True, blank=True)
+    granted_at = models.DateTimeField(pgettext_lazy("time", "granted"), null=True, blank=True)
     #: The fencing token of the claim that uses it.
     token = models.BigIntegerField(null=True, blank=True, editable=False)
     #: Whether the oldest run in a place is cancelled for it.
@@ -1133,7 +1134,7 @@ class WorkerProcess(_Row):
     threads = models.PositiveIntegerField(_("threads"), default=0)
     #: Of these, those that have ended, and perform nothing any more.
     dead_threads = models.PositiveIntegerField(_("dead threads"), default=0)
-    started_at = models.DateTimeField(_("started"))
+    started_at = models.DateTimeField(pgettext_lazy("time", "started"))
     seen_at = models.DateTimeField(_("seen"), db_index=True)
     #: When its last sweep ended; None: it does not sweep.
     swept_at = models.DateTimeField(_("swept"), null=True, blank=True)

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.utils.functional import Promise
-from django.utils.translation import gettext as _now
+from django.utils.translation import gettext, ngettext_lazy
 from django.utils.translation import gettext_lazy as _
-from django.utils.translation import ngettext_lazy
 
 from ..models import RunStatus, SequenceRun
 
@@ -153,8 +152,8 @@ def title_of(action: str, step: str = "") -> str:
 def done_message(action: str, step: str, run: SequenceRun) -> str:
     """What people are told when it is done, and that the run is paused still, if it is."""
     if action == "cancel" and run.status == RunStatus.UNDOING:
-        return _now("Completed steps are being rolled back; the run is cancelled after that.")
+        return gettext("Completed steps are being rolled back; the run is cancelled after that.")
     text = str(TEXTS[action].done) % {"step": step}
     if run.status == RunStatus.PAUSED and action != "pause":
-        return f"{text} " + _now("The run is still paused.")
+        return f"{text} " + gettext("The run is still paused.")
     return text

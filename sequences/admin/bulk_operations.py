@@ -25,8 +25,9 @@ from django.utils.translation import gettext_lazy, ngettext
 from .. import conf
 from ..definitions import registry
 from ..definitions.rules import RULES, Rule
-from ..exceptions import InvalidTransition, SequenceError
+from ..exceptions import SequenceError
 from ..inspection import actions as run_actions
+from ..inspection.wording import explain
 from ..models import NO_ITEM, RunStatus, SequenceRun, StepRun
 from ..utils.text import label_of
 from .action_texts import TEXTS, title_of
@@ -183,10 +184,8 @@ class ManyRuns(RunActions):
     ) -> None:
         try:
             counts = perform(run, action, cleaned.get("step", ""), cleaned, request.user)
-        except InvalidTransition as error:
-            report.skipped[_reason(error)].append(run)
         except SequenceError as error:
-            report.skipped[str(error)].append(run)
+            report.skipped[explain(error)].append(run)
         else:
             if not counts:
                 report.skipped[_("it was delivered before")].append(run)
@@ -250,14 +249,6 @@ def _classless(ids: Sequence[UUID]) -> list[str]:
     labels = SequenceRun.objects.using(conf.using()).filter(pk__in=ids).order_by()
     distinct = labels.values_list("sequence", flat=True).distinct()
     return sorted(label for label in distinct if registry.find(label) is None)
-
-
-def _reason(error: InvalidTransition) -> str:
-    """Why not, in words that many runs share."""
-    if not error.allowed:
-        return error.problem
-    values = {"status": error.status, "allowed": error.allowed}
-    return _("it is %(status)s, and must be %(allowed)s") % values
 
 
 def _title(action: run_actions.Action, cleaned: dict[str, Any]) -> str:

@@ -12,8 +12,8 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
 
 from ..inspection.snapshot import RunSnapshot, StepSnapshot, title_of
+from ..inspection.wording import format_duration
 from ..models import RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
-from ..utils.durations import format_duration
 from ..utils.text import class_name, first_line
 
 #: Steps that a cell names; the others are counted.

@@ -20,6 +20,7 @@ from ..exceptions import InvalidData, SequenceError
 from ..inspection import actions
 from ..inspection.diagnosis import summary
 from ..inspection.snapshot import RunSnapshot, StepSnapshot, patterns_of, visible
+from ..inspection.wording import explain
 from ..models import RunStatus, SequenceRun
 from . import action_texts, run_context
 from .forms import (
@@ -219,7 +220,7 @@ class _ActionRequest:
             self.form.add_error(None, self._without_secrets(str(error)))
             return self._ask()
         except SequenceError as error:
-            return self._refused(str(error))
+            return self._refused(explain(error))
         if not counts:
             return self._refused(_("It was delivered before: the first delivery counts."))
         self.admin.log_change(self.request, self.run, self._title())

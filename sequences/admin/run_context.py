@@ -27,8 +27,8 @@ from ..inspection.snapshot import (
     hide_secrets,
     visible,
 )
+from ..inspection.wording import format_duration
 from ..models import NO_ITEM, Operation, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
-from ..utils.durations import format_duration
 from ..utils.text import label_of
 from .action_texts import TEXTS, title_of
 from .base import NEWEST

@@ -27,8 +27,8 @@ from ..inspection.snapshot import (
     visible_inbox,
     without_hidden_causes,
 )
+from ..inspection.wording import format_duration
 from ..models import NO_ITEM, Operation, RunStatus, SequenceRun, StepFailure, StepRun
-from ..utils.durations import format_duration
 from . import run_context
 from .base import NEWEST, ReadOnlyAdmin, is_refresh
 from .relatives import Relatives

@@ -12,13 +12,13 @@ from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils.functional import Promise
 from django.utils.html import format_html
-from django.utils.translation import gettext
+from django.utils.translation import gettext, pgettext_lazy
 from django.utils.translation import gettext_lazy as _
 
 from ..inspection import snapshot
 from ..inspection.snapshot import RunSnapshot, without_hidden_causes
+from ..inspection.wording import format_duration
 from ..models import UNFINISHED_RUN, RunStatus, SequenceRun
-from ..utils.durations import format_duration
 from . import columns, pagination
 from .base import heavy
 from .failures import RunFailures, list_media
@@ -203,7 +203,7 @@ class RunListing(RunFailures):
         """How far it is, and the steps that it is at, or that failed it."""
         return columns.progress(snapshot_of(run)) + columns.steps(snapshot_of(run))
 
-    @admin.display(description=_("started"), ordering="created_at")
+    @admin.display(description=pgettext_lazy("time", "started"), ordering="created_at")
     def start_column(self, run: SequenceRun) -> str:
         """How long ago, and how long it took."""
         run_snapshot = snapshot_of(run)

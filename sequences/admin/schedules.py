@@ -23,7 +23,7 @@ from django.urls import URLPattern, path, reverse
 from django.utils.functional import Promise
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from django.utils.translation import gettext as _now
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from .. import conf
@@ -34,8 +34,9 @@ from ..exceptions import InvalidDefinition, SequenceError
 from ..inspection import schedules as inspection
 from ..inspection.schedules import ScheduleSnapshot
 from ..inspection.snapshot import patterns_of, title_of
+from ..inspection.wording import explain, format_duration
 from ..models import Schedule, ScheduleOperation, SequenceRun
-from ..utils.durations import format_duration, parse_duration
+from ..utils.durations import parse_duration
 from . import columns, run_context
 from .base import EMPTY, NEWEST, LightChangeList, ReadOnlyAdmin
 from .failures import list_media
@@ -190,7 +191,7 @@ class TimetableForm(ActionForm):
             try:
                 cleaned["timetable"] = self._timetable(cleaned)
             except InvalidDefinition as error:
-                raise ValidationError(f"{error.problem}. {error.hint}") from error
+                raise ValidationError(explain(error)) from error
         return cleaned
 
     def _timetable(self, cleaned: dict[str, Any]) -> Timetable:
@@ -445,13 +446,13 @@ class ScheduleAdmin(ReadOnlyAdmin):
                     reason=cleaned["reason"],
                 )
             except SequenceError as error:
-                form.add_error(None, str(error))
+                form.add_error(None, explain(error))
             else:
-                self.log_addition(request, row, _now("Added the schedule."))
-                self.message_user(request, _now("The schedule was added."), messages.SUCCESS)
+                self.log_addition(request, row, gettext("Added the schedule."))
+                self.message_user(request, gettext("The schedule was added."), messages.SUCCESS)
                 return HttpResponseRedirect(self._url("change", row.pk))
         context = {
-            "page_title": _now("Add schedule"),
+            "page_title": gettext("Add schedule"),
             "form": form,
             "button": _("Add"),
             "back": self._url("changelist"),
@@ -467,7 +468,7 @@ class ScheduleAdmin(ReadOnlyAdmin):
             raise PermissionDenied
         if named.name not in row.snapshot.actions:
             self.message_user(
-                request, _now("The state of the schedule does not allow this."), messages.ERROR
+                request, gettext("The state of the schedule does not allow this."), messages.ERROR
             )
             return HttpResponseRedirect(self._url("change", row.pk))
         form = _form_for(named, row.snapshot, request)
@@ -497,7 +498,7 @@ class ScheduleAdmin(ReadOnlyAdmin):
                 options |= _changes(row, form)
             run = getattr(row, action.name)(**options)
         except SequenceError as error:
-            form.add_error(None, str(error))
+            form.add_error(None, explain(error))
             return None
         except NoSecret as error:
             problem = _("There is no hidden value at %(path)s that *** could stand for.")
@@ -516,7 +517,7 @@ class ScheduleAdmin(ReadOnlyAdmin):
         if not self.has_view_permission(request, row):
             raise PermissionDenied
         if row is None:
-            raise Http404(_now("Schedule not found."))
+            raise Http404(gettext("Schedule not found."))
         self.take_snapshots(request, [row])
         return row
 
@@ -592,7 +593,9 @@ def _changes(row: Schedule, form: ActionForm) -> dict[str, Any]:
     """What an edited form changes. Raises `SequenceError` if somebody else has done so, too."""
     cleaned = form.cleaned_data
     if cleaned["fingerprint"] != row.timetable.fingerprint():
-        raise SequenceError(_now("The schedule was changed meanwhile. Start over from its page."))
+        raise SequenceError(
+            gettext("The schedule was changed meanwhile. Start over from its page.")
+        )
     patterns = patterns_of(row.sequence)
     data = restore(cleaned["run_data"] or {}, row.data or {}, patterns)
     return {"timetable": cleaned["timetable"], "data": data}

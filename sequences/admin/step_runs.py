@@ -12,6 +12,7 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
 
 from .. import conf
 from ..inspection.snapshot import visible, visible_payload, visible_text
@@ -169,11 +170,11 @@ class StepRunAdmin(KeysetAdmin):
         """Which of a fan-out."""
         return EMPTY if row.item == NO_ITEM else str(row.item)
 
-    ready_column = _time_column("ready_at", _("ready"))
-    queued_column = _time_column("queued_at", _("queued"))
-    started_column = _time_column("started_at", _("started"))
-    finished_column = _time_column("finished_at", _("finished"))
-    due_column = _time_column("due_at", _("due"))
+    ready_column = _time_column("ready_at", pgettext_lazy("time", "ready"))
+    queued_column = _time_column("queued_at", pgettext_lazy("time", "queued"))
+    started_column = _time_column("started_at", pgettext_lazy("time", "started"))
+    finished_column = _time_column("finished_at", pgettext_lazy("time", "finished"))
+    due_column = _time_column("due_at", pgettext_lazy("time", "due"))
     wake_column = _time_column("wake_at", _("wake-up"))
 
     @admin.display(description=_("progress"))

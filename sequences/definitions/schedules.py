@@ -17,8 +17,9 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 from django.conf import settings as django_settings
+from django.utils.translation import gettext_noop as _
 
-from ..exceptions import InvalidDefinition, SequenceError
+from ..exceptions import InvalidDefinition, SequenceError, Text
 from ..utils.durations import format_duration
 from ..utils.text import name_of
 
@@ -123,7 +124,8 @@ class Timetable:
         for name in ("catch_up", "jitter"):
             value = getattr(self, name)
             if not isinstance(value, timedelta) or not timedelta(0) <= value <= LONGEST_INTERVAL:
-                yield f"{name} is {value!r}", "It must be a timedelta, up to ten years."
+                problem = Text(_("%(name)s is %(value)r"), name=name, value=value)
+                yield problem, _("It must be a timedelta, up to ten years.")
         yield from _data_problems(self.data)
 
 
@@ -200,9 +202,10 @@ class Every(Timetable):
         if not isinstance(interval, timedelta):
             yield f"the interval is {interval!r}", "Give a timedelta."
         elif not SHORTEST_INTERVAL <= interval <= LONGEST_INTERVAL:
-            yield f"the interval is {interval!r}", "Give one second at least, ten years at most."
+            problem = Text(_("the interval is %(interval)s"), interval=format_duration(interval))
+            yield problem, _("Give one second at least, ten years at most.")
         elif isinstance(self.jitter, timedelta) and self.jitter >= interval:
-            yield "its jitter is as long as its interval", "Give a shorter jitter."
+            yield _("its jitter is as long as its interval"), _("Give a shorter jitter.")
         if self.start is not None and _is_naive(self.start):
             yield f"start is {self.start!r}", "Give a datetime with a time zone."
         yield from super()._problems()
@@ -369,7 +372,8 @@ def name_problems(name: object) -> Problems:
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
         yield f"the name of a schedule is {name!r}", "Give a text."
     elif len(name) > MAX_NAME:
-        yield f"the name {name[:20]!r}… is too long", f"{MAX_NAME} characters fit."
+        problem = Text(_("the name %(name)r… is too long"), name=name[:20])
+        yield problem, Text(_("%(count)d characters fit."), count=MAX_NAME)
 
 
 def declaration_problems(options: Mapping[str, Any]) -> Problems:
@@ -396,8 +400,10 @@ def _zone_problems(name: object) -> Problems:
     try:
         ZoneInfo(str(name))
     except (ValueError, OSError, LookupError):
-        hint = 'Give a name such as "Europe/Berlin"; where there is no tz database, install tzdata.'
-        yield f"there is no time zone {name!r}", hint
+        hint = _(
+            'Give a name such as "Europe/Berlin"; where there is no tz database, install tzdata.'
+        )
+        yield Text(_("there is no time zone %(name)r"), name=name), hint
 
 
 def _expression_problems(expression: object) -> Problems:
@@ -407,10 +413,14 @@ def _expression_problems(expression: object) -> Problems:
     try:
         next(CronSim(expression, ANCHOR))
     except CronSimError as error:
-        hint = "Give minute, hour, day of the month, month and day of the week; or seconds first."
-        yield f"{expression!r} is no cron expression: {error}", hint
+        hint = _(
+            "Give minute, hour, day of the month, month and day of the week; or seconds first."
+        )
+        problem = _("%(expression)r is no cron expression: %(error)s")
+        yield Text(problem, expression=expression, error=error), hint
     except StopIteration:
-        yield f"{expression!r} never comes", "Give a day that exists."
+        problem = _("%(expression)r never comes")
+        yield Text(problem, expression=expression), _("Give a day that exists.")
 
 
 def _data_problems(data: Any) -> Problems:

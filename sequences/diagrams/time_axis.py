@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import ceil
 from typing import NamedTuple
-
-from ..utils.durations import format_seconds
 
 #: How small a part of the axis may be left to what has happened before idle times are left out.
 SHARE = 0.1
@@ -23,6 +21,8 @@ _STEPS = (
 )
 
 Interval = tuple[float, float]
+#: What writes a number of seconds.
+FormatSeconds = Callable[[float], str]
 
 
 class Piece(NamedTuple):
@@ -66,7 +66,7 @@ class Scale:
         """What is left out."""
         return [piece for piece in self.pieces if piece.left_out]
 
-    def ticks(self) -> Iterator[Tick]:
+    def ticks(self, format_seconds: FormatSeconds) -> Iterator[Tick]:
         """Round times. Behind a break they count from its end."""
         step = self._step()
         for piece in self.pieces:

@@ -10,7 +10,7 @@ from typing import Literal
 from ..utils.durations import format_seconds
 from .marks import SPANS, Translate
 from .markup import clean, document, element, fitted, hidden, linked, listed, width_of
-from .time_axis import Interval, Piece, Scale
+from .time_axis import FormatSeconds, Interval, Piece, Scale
 
 #: Pixels.
 LABEL, LENGTH = 168.0, 88.0
@@ -72,6 +72,7 @@ def timeline(
     *,
     label: str = "",
     translate: Translate = str,
+    format_seconds: FormatSeconds = format_seconds,
     standalone: bool = False,
     width: float = 960.0,
 ) -> str:
@@ -80,7 +81,7 @@ def timeline(
     From ``start`` to ``end``, or to ``now`` if it has none. Idle times that would leave no room for
     the rest are left out: the axis is broken there, and says for how long.
     """
-    painter = _Painter(lanes, start, end or now, translate, width)
+    painter = _Painter(lanes, start, end or now, translate, format_seconds, width)
     return painter.picture(label, standalone=standalone)
 
 
@@ -91,9 +92,11 @@ class _Painter:
         start: datetime,
         until: datetime,
         translate: Translate,
+        format_seconds: FormatSeconds,
         width: float,
     ) -> None:
         self.lanes, self.start, self.until, self.translate = lanes, start, until, translate
+        self.format_seconds = format_seconds
         self.width = max(width, LABEL + LENGTH + 2 * PAD + 200)
         busy = [self.interval(span) for lane in lanes for span in lane.spans if span.kind in BUSY]
         room = self.width - LABEL - LENGTH - 2 * PAD
@@ -124,7 +127,7 @@ class _Painter:
         )
 
     def _axis(self) -> Iterator[str]:
-        for tick in self.scale.ticks():
+        for tick in self.scale.ticks(self.format_seconds):
             line = f"M{tick.x:.1f},{TOP - 4:g} V{self.bottom:g}"
             yield element("path", d=line, class_="seq-tick")
             yield element("text", text=tick.text, x=tick.x, y=TOP - 11, class_="seq-time")
@@ -132,7 +135,7 @@ class _Painter:
     def _breaks(self) -> Iterator[str]:
         for piece in self.scale.breaks:
             middle = piece.x + piece.width / 2
-            text = fitted(_short(piece), 11, max(piece.width, 30.0) + 14)
+            text = fitted(self._short(piece), 11, max(piece.width, 30.0) + 14)
             yield element("text", text=text, x=middle, y=TOP - 11, class_="seq-left-out")
             for shift, class_ in ((0, "seq-break-paper"), (-3, "seq-break"), (3, "seq-break")):
                 edge = _zigzag(middle + shift, TOP - 5, self.bottom)
@@ -169,7 +172,7 @@ class _Painter:
 
     def _length_of(self, lane: Lane, kinds: Collection[str]) -> str:
         spans = [self.interval(span) for span in lane.spans if span.kind in kinds]
-        return format_seconds(sum(end - begin for begin, end in spans)) if spans else ""
+        return self.format_seconds(sum(end - begin for begin, end in spans)) if spans else ""
 
     def _length(self, lane: Lane) -> str:
         text = lane.text or self._length_of(lane, BUSY) or "–"  # noqa: RUF001
@@ -182,7 +185,7 @@ class _Painter:
         width = max(right - x, least)
         x = min(max(x - (width - right + x) / 2, PAD + LABEL), self.width - PAD - LENGTH - width)
         y = top + (LANE - height) / 2
-        title = f"{self.word(span.kind)} {format_seconds(end - begin)}\n{span.title}".rstrip()
+        title = f"{self.word(span.kind)} {self.format_seconds(end - begin)}\n{span.title}".rstrip()
         parts = [element("title", text=title), self._bar(span.kind, x, top + LANE / 2, width)]
         if span.ends is None:
             tip = f"M{right:.1f},{y:g} l5,{height / 2:g} l-5,{height / 2:g} Z"
@@ -208,12 +211,11 @@ class _Painter:
             yield element("text", text=word, x=x + 24, y=middle + 4, class_="seq-word")
             x += 24 + width_of(word, 11) + 22
 
-
-def _short(piece: Piece) -> str:
-    """About how long it is: a few seconds of an hour have no place here."""
-    length = piece.end - piece.begin
-    unit = max((unit for unit in (1, 10, 60, 600, 3600) if unit <= length * 0.02), default=1)
-    return format_seconds(round(length / unit) * unit)
+    def _short(self, piece: Piece) -> str:
+        """About how long it is: a few seconds of an hour have no place here."""
+        length = piece.end - piece.begin
+        unit = max((unit for unit in (1, 10, 60, 600, 3600) if unit <= length * 0.02), default=1)
+        return self.format_seconds(round(length / unit) * unit)
 
 
 def _zigzag(x: float, top: float, bottom: float) -> str:

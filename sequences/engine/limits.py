@@ -8,6 +8,8 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from django.utils.translation import gettext
+
 from .. import conf
 from ..data import serialization
 from ..definitions import registry
@@ -67,12 +69,13 @@ def _make_room(claim: Claim, admission: Admission, using: str) -> None:
     if admission.oldest is not None:
         cancel_for(admission.oldest, claim.run_id, using)
     elif admission.full:
-        _cancel(claim.run_id, f"limit {admission.full} has no free place", using)
+        reason = gettext("limit %(limit)s has no free place") % {"limit": admission.full}
+        _cancel(claim.run_id, reason, using)
 
 
 def cancel_for(oldest: Any, newer: Any, using: str) -> None:
     """Cancel a run, as another takes its place."""
-    _cancel(oldest, f"run {newer} takes its place", using)
+    _cancel(oldest, gettext("run %(run)s takes its place") % {"run": newer}, using)
 
 
 def _cancel(run_id: Any, reason: str, using: str) -> None:

@@ -9,6 +9,8 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
+from django.utils.translation import gettext_noop as _
+
 from .. import conf
 from ..data import serialization
 from ..data.redaction import redact
@@ -289,8 +291,8 @@ def _run_now(schedule: Schedule, request: ScheduleRequest, using: str) -> Sequen
         raise InvalidSchedule(
             action="run",
             schedule=f"{stored.name!r} of {stored.sequence}",
-            problem="this code does not declare it as the workers do",
-            hint="Do it in the release that declares it.",
+            problem=_("this code does not declare it as the workers do"),
+            hint=_("Do it in the release that declares it."),
         )
     definition = _definition(stored)
     data = _data(timetable, clock.now(using).replace(microsecond=0))
@@ -322,8 +324,8 @@ def _check_name(definition: Definition, name: Any) -> None:
         raise InvalidSchedule(
             action="create",
             schedule=f"{name!r} of {definition.label}",
-            problem="its code declares one of that name",
-            hint="Choose another name.",
+            problem=_("its code declares one of that name"),
+            hint=_("Choose another name."),
         )
 
 

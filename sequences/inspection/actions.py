@@ -18,6 +18,7 @@ from ..definitions.rules import RULES, Rule, fails_elsewhere, has_handler, left_
 from ..transitions.compensation import has_failed_at_its_end
 from ..transitions.subsequences import UNDONE, Undoing
 from .snapshot import RunSnapshot, StepSnapshot
+from .wording import listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,7 @@ def warning(snapshot: RunSnapshot, action: Action) -> str:
     steps = [name for name in snapshot.removed if _has_failed(snapshot, name)]
     if action.name != "retry" or not steps:
         return ""
-    names = ", ".join(f"“{name}”" for name in steps)
+    names = listed(steps)
     message = ngettext(
         "%(sequence)s no longer declares the step %(steps)s. It fails again at once, unless a "
         "release that has it is deployed first.",

@@ -18,10 +18,10 @@ from ..definitions.plan import CLOSING_KINDS, COMPENSATION_KINDS
 from ..models import NO_ITEM, Operation, RunStatus, StepFailure, StepRun, StepStatus, Wait
 from ..transitions.compensation import STANDSTILL, STOPPED, has_failed_at_its_end
 from ..transitions.subsequences import Undoing
-from ..utils.durations import format_duration
 from ..utils.text import class_name, first_line
 from .losses import deaths_sentence
 from .snapshot import RunSnapshot, StepSnapshot
+from .wording import format_duration, listed, quoted
 
 #: How much of an error's message stands in the sentence, in characters.
 ERROR_LENGTH = 200
@@ -553,11 +553,11 @@ def _delayed(snapshot: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
 
 
 def _name(step: StepSnapshot) -> str:
-    return f"“{step.name}”"
+    return quoted(step.name)
 
 
 def _names(names: Collection[str]) -> str:
-    return ", ".join(f"“{name}”" for name in names)
+    return listed(names)
 
 
 def _times(snapshot: RunSnapshot) -> dict[str, str]:

@@ -21,6 +21,7 @@ from ..models import RunStatus, SequenceRun, StepStatus
 from . import snapshot
 from .actions import was_undone
 from .snapshot import RunSnapshot, StepSnapshot
+from .wording import quoted
 
 #: Runs of a tree: below one run, and in all.
 MAX_CHILDREN, MAX_RUNS = 20, 60
@@ -151,7 +152,7 @@ def explain_fixed(family: Family) -> str:
     children = [child for child in cause.children if child.step == step.name]
     is_active = any(child.run.status in _UNFINISHED for child in children)
     values = {
-        "step": f"“{step.label}”",
+        "step": quoted(step.label),
         "run": name_of(cause.run),
         "count": (count := _count(step, len(children))),
     }

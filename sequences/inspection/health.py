@@ -23,11 +23,11 @@ from ..transitions import clock, holders
 from ..transitions.backends import Holder
 from ..transitions.due import LONGEST as MAX_LOOK_DELAY
 from ..transitions.holders import Locked
-from ..utils.durations import format_duration
 from ..worker.registration import REPORT_INTERVAL_SECONDS
 from . import limits, schedules
 from .losses import deaths_sentence, newest_losses
 from .schedules import ScheduleSnapshot
+from .wording import format_duration, format_number
 
 #: Step runs that are looked at, those first that should have been looked after first.
 MAX_STEP_RUNS = 10_000
@@ -175,7 +175,8 @@ class Health:
         return process.swept_at is not None and self.now - process.swept_at > WARN_AFTER
 
     def _count(self, number: int) -> str:
-        return f"{number:,}+" if self.capped else f"{number:,}"
+        text = format_number(number)
+        return f"{text}+" if self.capped else text
 
     def _since(self, moment: datetime) -> str:
         return format_duration(self.now - moment)
@@ -466,7 +467,7 @@ def _classless(health: Health) -> Sign:
         "%(count)s step of a class that this code does not have",
         "%(count)s steps of classes that this code does not have",
         count,
-    ) % {"count": f"{count:,}"}
+    ) % {"count": format_number(count)}
     advice = ngettext(
         "No release with the class %(names)s is deployed here: its steps stay queued until one is, "
         "or until somebody cancels their runs.",

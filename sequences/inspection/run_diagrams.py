@@ -15,10 +15,10 @@ from ..definitions import registry
 from ..diagrams import Lane, Mark, Span
 from ..exceptions import SequenceError
 from ..models import StepFailure, StepRun, StepStatus
-from ..utils.durations import format_duration
 from .diagnosis import error_of
 from .phases import phases_of
 from .snapshot import RunSnapshot, StepSnapshot
+from .wording import format_duration, format_seconds
 
 #: Where a step's box leads; an empty text: nowhere.
 Href = Callable[[StepSnapshot], str]
@@ -49,7 +49,13 @@ def timeline_of(
         lanes = [lane for lane in lanes if lane.name in names]
     label = _("Timeline of %(run)s") % {"run": snapshot.title}
     picture = diagrams.timeline(
-        lanes, run.created_at, run.finished_at, snapshot.now, label=label, translate=_
+        lanes,
+        run.created_at,
+        run.finished_at,
+        snapshot.now,
+        label=label,
+        translate=_,
+        format_seconds=format_seconds,
     )
     return mark_safe(picture)  # noqa: S308 - `diagrams` escapes
 

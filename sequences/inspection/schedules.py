@@ -21,8 +21,8 @@ from ..definitions.schedules import Cron, Every, Timetable, timetable_of
 from ..exceptions import SequenceError
 from ..models import RunStatus, Schedule, SequenceRun
 from ..transitions import clock
-from ..utils.durations import format_duration
 from .snapshot import HEAVY, patterns_of, title_of, visible
+from .wording import format_duration
 
 #: What has been due for so long is late: somebody should have started it.
 LATE_AFTER = timedelta(minutes=1)

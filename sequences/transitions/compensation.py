@@ -16,6 +16,7 @@ from datetime import datetime
 from uuid import UUID
 
 from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.utils.translation import gettext
 
 from ..definitions.plan import CLOSING_KINDS, COMPENSATION_KINDS, Node, Plan
 from ..models import (
@@ -290,7 +291,10 @@ def _record(
     child: SequenceRun, action: str, parent: SequenceRun, now: datetime, using: str
 ) -> None:
     Operation._base_manager.using(using).create(
-        run=child, action=action, reason=f"with its parent run {parent.pk}", done_at=now
+        run=child,
+        action=action,
+        reason=gettext("with its parent run %(run)s") % {"run": parent.pk},
+        done_at=now,
     )
 
 

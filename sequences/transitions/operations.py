@@ -15,6 +15,8 @@ from uuid import UUID
 
 from django.db import IntegrityError
 from django.db.models import Case, Q, QuerySet, When
+from django.utils.translation import gettext
+from django.utils.translation import gettext_noop as _
 
 from ..data.redaction import redact
 from ..definitions import registry
@@ -28,7 +30,7 @@ from ..definitions.rules import (
     left_undone,
     skip_rule,
 )
-from ..exceptions import InvalidTransition
+from ..exceptions import InvalidTransition, Text
 from ..models import NO_ITEM, Operation, RunStatus, SequenceRun, StepRun, StepStatus, Wait
 from . import (
     clock,
@@ -91,16 +93,15 @@ class LockedRun:
     def allow(self, rule: Rule) -> None:
         """Refuse the request in a state of the run that this rule does not name."""
         if not rule.allows(self.run.status):
-            allowed = _one_of(rule.run_states)
-            self.refuse(_wrong_status(self.run.status, allowed), allowed)
+            states = tuple(map(RunStatus, rule.run_states))
+            self.refuse(_wrong_status(RunStatus(self.run.status), states))
 
-    def refuse(self, problem: str, allowed: str = "") -> None:
+    def refuse(self, problem: str, **values: Any) -> None:
         raise InvalidTransition(
             action=self.request.action,
             run=self.run.pk,
             status=self.run.status,
-            allowed=allowed,
-            problem=problem,
+            **_why(problem, values),
         )
 
     def done(self) -> None:
@@ -216,7 +217,9 @@ class LockedRun:
         if run is None or not run.is_finished or run.status == RunStatus.SUCCEEDED:
             return []
         request = OperationRequest(
-            self.request.action, self.request.by, reason=f"with its parent run {self.run.pk}"
+            self.request.action,
+            self.request.by,
+            reason=gettext("with its parent run %(run)s") % {"run": self.run.pk},
         )
         locked = LockedRun(run, request, self.using, keep_deliveries=self.keep_deliveries)
         if locked.undone():  # it begins from nothing
@@ -318,7 +321,11 @@ class LockedRun:
     def _hold_key(self, key: str) -> None:
         other = self._holder(key)
         if other is not None:
-            self.refuse(f"run {other.pk} holds its key {key!r} now. Finish or cancel it first.")
+            self.refuse(
+                _("run %(run)s holds its key %(key)r now. Finish or cancel it first."),
+                run=other.pk,
+                key=key,
+            )
         self.run.active_key = key
 
     def _holder(self, key: str) -> SequenceRun | None:
@@ -332,7 +339,7 @@ class LockedRun:
         return runs.is_failing(self.run, self.plan, self.using)
 
 
-_ROLLED_BACK = "its completed steps were rolled back. Use restart_from() instead."
+_ROLLED_BACK = _("its completed steps were rolled back. Use restart_from() instead.")
 
 
 def _operate(
@@ -349,7 +356,7 @@ def _operate(
                 run=run_id,
                 status="gone",
                 allowed="",
-                problem="it no longer exists.",
+                problem=Text(_("it no longer exists.")),
             )
         locked_run = LockedRun(run, request, using)
         dispatches = function(locked_run)
@@ -433,7 +440,7 @@ def retry(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch]
         if locked.undone() or compensation.has_failed_at_its_end(locked.run):
             return locked.retry_undo()
         if not locked.is_failing() and not locked.has_stopped_steps():
-            locked.refuse("no step has failed or is waiting for a retry.")
+            locked.refuse(_("no step has failed or is waiting for a retry."))
         return locked.begin_failed_again()
 
     return _operate(run_id, request, using, function)
@@ -454,7 +461,7 @@ def skip(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch]:
         ended = {"status": StepStatus.SKIPPED, "finished_at": locked.now}
         ended |= {"token": None, "wake_at": None, "due_at": None}
         if has_handler(locked.plan, runs.states_of(locked.run, using), request.step):
-            _refuse_step(locked, "another step has already taken over from it.")
+            _refuse_step(locked, _("another step has already taken over from it."))
         # The write decides, not a look before it: a claim may come in between.
         if not rows.filter(item=NO_ITEM, status__in=rule.step_states).update(**ended):
             _refuse_status(locked, rule.step_states)
@@ -480,7 +487,7 @@ def run_now(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatc
 
     def function(locked: LockedRun) -> list[Dispatch]:
         if locked.run.status == RunStatus.PAUSED:
-            locked.refuse("it is paused. Resume it first.")
+            locked.refuse(_("it is paused. Resume it first."))
         locked.allow(RULES["run_now"])
         timed = locked.steps(step=request.step).filter(_TIMED)
         # The write decides, not a look before it: a claim or a sweep may come in between.
@@ -496,34 +503,39 @@ def run_now(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatc
 
 def _held_or_not_timed(timed: QuerySet[StepRun]) -> str:
     if timed.exists():
-        return "it is on hold because another step failed. Retry or skip that step first."
-    return "it is not waiting for a delay or a retry."
+        return _("it is on hold because another step failed. Retry or skip that step first.")
+    return _("it is not waiting for a delay or a retry.")
 
 
-def _one_of(states: tuple[str, ...]) -> str:
-    *others, last = states
-    return f"{', '.join(others)} or {last}" if others else last
+def _wrong_status(status: Any, allowed: tuple[Any, ...]) -> Text:
+    return Text(
+        _("its status is %(status)s. Allowed: %(allowed)s."), status=status, allowed=allowed
+    )
 
 
-def _wrong_status(status: str, allowed: str) -> str:
-    return f"its status is {status}. Allowed: {allowed}."
+def _step_state(state: str) -> str:
+    return StepStatus(state) if state else Text(_("not started"))
+
+
+def _why(problem: str, values: dict[str, Any]) -> dict[str, str]:
+    """The problem, so that it can be translated, and the states in which there would be none."""
+    text = problem if isinstance(problem, Text) else Text(problem, **values)
+    return {"problem": text, "allowed": text.value("allowed")}
 
 
 def _refuse_status(locked: LockedRun, states: tuple[str, ...]) -> None:
-    allowed = _one_of(tuple(state or "not started" for state in states))
-    status = locked.status_of(locked.request.step) or "not started"
-    _refuse_step(locked, _wrong_status(status, allowed), allowed)
+    status = _step_state(locked.status_of(locked.request.step))
+    _refuse_step(locked, _wrong_status(status, tuple(map(_step_state, states))))
 
 
-def _refuse_step(locked: LockedRun, problem: str, allowed: str = "") -> None:
-    request = locked.request
+def _refuse_step(locked: LockedRun, problem: str) -> None:
+    request, why = locked.request, _why(problem, {})
     raise InvalidTransition(
-        f"Cannot {request.action} step {request.step!r} of run {locked.run.pk}: {problem}",
+        f"Cannot {request.action} step {request.step!r} of run {locked.run.pk}: {why['problem']}",
         action=request.action,
         run=locked.run.pk,
-        status=locked.status_of(request.step) or "not started",
-        allowed=allowed,
-        problem=problem,
+        status=str(_step_state(locked.status_of(request.step))),
+        **why,
     )
 
 
@@ -553,19 +565,24 @@ def _check_restart(locked: LockedRun, rule: Rule) -> None:
     plan, step = locked.plan, locked.request.step
     locked.allow(rule)
     if locked.status_of(step) not in rule.step_states:
-        _refuse_step(locked, "it has not started.")
+        _refuse_step(locked, _("it has not started."))
     if plan.node(step).kind not in rule.kinds:
         _refuse_step(
-            locked, "it is an undo, on_failure, on_cancel or on_end. Use retry() to run it again."
+            locked,
+            _("it is an undo, on_failure, on_cancel or on_end. Use retry() to run it again."),
         )
     if undone := left_undone(plan, locked.undone(), step):
         names = ", ".join(map(repr, sorted(undone)))
         locked.refuse(
-            f"a restart from {step!r} would not run the undone steps again: {names}. Restart from "
-            "an earlier step."
+            _(
+                "a restart from %(step)r would not run the undone steps again: %(steps)s. Restart "
+                "from an earlier step."
+            ),
+            step=step,
+            steps=names,
         )
     if fails_elsewhere(plan, runs.states_of(locked.run, locked.using), step):
-        locked.refuse("another step has failed. Retry or skip that step first.")
+        locked.refuse(_("another step has failed. Retry or skip that step first."))
 
 
 def deliver(
@@ -613,11 +630,15 @@ def edit(
     def function(locked: LockedRun) -> list[Dispatch]:
         locked.allow(RULES["edit"])
         if locked.steps(status=StepStatus.RUNNING).exists():
-            locked.refuse("a step is running. Wait until it has finished.")
+            locked.refuse(_("a step is running. Wait until it has finished."))
         if locked.run.version != version:
             locked.refuse(
-                f"it has changed since it was read (version {version}, now {locked.run.version}). "
-                "Call refresh_from_db() and edit again."
+                _(
+                    "it has changed since it was read (version %(version)d, now %(now)d). Call "
+                    "refresh_from_db() and edit again."
+                ),
+                version=version,
+                now=locked.run.version,
             )
         # What is stored, not what the caller's instance shows: that may be changed in place.
         before, after = redact(locked.run.data, hidden), redact(data, hidden)
@@ -642,7 +663,7 @@ def erase(
         locked.run.data, locked.run.inbox = {}, {}
         if not keep_key:
             locked.run.active_key = None
-        reason = f"with its parent run {run_id}"
+        reason = gettext("with its parent run %(run)s") % {"run": run_id}
         Operation._base_manager.using(using).bulk_create(
             Operation(
                 run_id=pk, action=request.action, by=request.by, reason=reason, done_at=locked.now
@@ -658,6 +679,10 @@ def _refuse_unfinished(locked: LockedRun, below: list[SequenceRun]) -> None:
     child = next((child for child in below if not child.is_finished), None)
     if child is not None:
         locked.refuse(
-            f"its child run {child.pk} has not finished (status {child.status}). Cancel it, or "
-            "wait until it has finished."
+            _(
+                "its child run %(run)s has not finished (status %(status)s). Cancel it, or wait "
+                "until it has finished."
+            ),
+            run=child.pk,
+            status=RunStatus(child.status),
         )

@@ -15,10 +15,11 @@ from uuid import UUID
 
 from django.db import IntegrityError, transaction
 from django.db.models import Q, QuerySet
+from django.utils.translation import gettext_noop as _
 
 from ..definitions.plan import Plan
 from ..definitions.schedules import Timetable, Turn
-from ..exceptions import InvalidSchedule
+from ..exceptions import InvalidSchedule, Text
 from ..models import Schedule, ScheduleOperation, SequenceRun
 from . import clock, starts
 from .locking import lock_free, transact
@@ -364,8 +365,8 @@ def add(
         raise InvalidSchedule(
             action="create",
             schedule=f"{name!r} of {sequence}",
-            problem="there is one of that name already",
-            hint="Update that one, or choose another name.",
+            problem=_("there is one of that name already"),
+            hint=_("Update that one, or choose another name."),
         ) from None
 
 
@@ -383,7 +384,10 @@ class LockedSchedule:
         row = rows.filter(pk=pk).first()
         if row is None:
             raise InvalidSchedule(
-                action=request.action, schedule=pk, problem="it is gone", hint="Look again."
+                action=request.action,
+                schedule=pk,
+                problem=_("it is gone"),
+                hint=_("Look again."),
             )
         self.row, self.request, self.using = row, request, using
         self.now = clock.now(using)
@@ -426,7 +430,7 @@ def pause(pk: int, request: ScheduleRequest, using: str) -> None:
     def act() -> None:
         locked = LockedSchedule(pk, request, using)
         if locked.row.paused_at is not None:
-            raise locked.refuse("it is paused", "There is nothing to do.")
+            raise locked.refuse(_("it is paused"), _("There is nothing to do."))
         locked.write(paused_at=locked.now, wake_at=None, is_waiting=False)
 
     transact(using, act)
@@ -438,7 +442,7 @@ def resume(pk: int, timetable: Timetable, request: ScheduleRequest, using: str) 
     def act() -> None:
         locked = LockedSchedule(pk, request, using)
         if locked.row.paused_at is None:
-            raise locked.refuse("it is not paused", "There is nothing to do.")
+            raise locked.refuse(_("it is not paused"), _("There is nothing to do."))
         locked.row.paused_at = None
         turn = next_turn(timetable, locked.row, timetable.after(locked.now))
         locked.write(paused_at=None, **turn, **_NO_FAILURE)
@@ -458,7 +462,7 @@ def update(
     def act() -> None:
         locked = LockedSchedule(pk, request, using)
         if locked.row.is_declared:
-            raise locked.refuse("it is declared in code", "Change it there, or pause() it.")
+            raise locked.refuse(_("it is declared in code"), _("Change it there, or pause() it."))
         has_slot = locked.row.next_slot is not None and _has_slots_of(timetable, locked.row.spec)
         slot = locked.row.next_slot if has_slot else timetable.after(locked.now)
         turn = next_turn(timetable, locked.row, slot)
@@ -475,7 +479,7 @@ def remove(pk: int, request: ScheduleRequest, using: str) -> None:
     def act() -> None:
         locked = LockedSchedule(pk, request, using)
         if locked.row.is_declared and locked.row.orphaned_at is None:
-            raise locked.refuse("it is declared in code", "Remove it there, or pause() it.")
+            raise locked.refuse(_("it is declared in code"), _("Remove it there, or pause() it."))
         locked.remove()
 
     transact(using, act)
@@ -494,8 +498,8 @@ def run_now(
         locked = LockedSchedule(pk, request, using)
         last = locked.row.last_run_id
         if timetable.overlap != "allow" and is_unfinished(last, using):
-            hint = 'Wait for its end, or let runs overlap with overlap="allow".'
-            raise locked.refuse(f"its last run {last} is unfinished", hint)
+            hint = _('Wait for its end, or let runs overlap with overlap="allow".')
+            raise locked.refuse(Text(_("its last run %(run)s is unfinished"), run=last), hint)
         run, dispatches = starts.start(*start, using)
         locked.request = replace(request, after={"run": str(run.pk)})
         locked.write(last_run=run, last_started_at=locked.now)

@@ -1,7 +1,7 @@
 """Durations as people write them and as they read them: the one parser, the one formatter.
 
-People read ``400 ms``, ``1.2 s``, ``3 min 5 s`` or ``2 d 4 h``. The units are symbols that every
-language has, so nothing here is translated.
+People read ``400 ms``, ``1.2 s``, ``3 min 5 s`` or ``2 d 4 h``; where pages show it, the decimal
+separator and the units are those of their language, and the parser takes these, too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SECONDS_IN = {
     "s": 1, "sec": 1, "second": 1,
     "m": 60, "min": 60, "minute": 60,
     "h": 3600, "hour": 3600,
-    "d": 86400, "day": 86400,
+    "d": 86400, "day": 86400, "j": 86400,
     "w": 604800, "week": 604800,
 }  # fmt: skip
 _ISO = re.compile(
@@ -28,7 +28,7 @@ _ISO = re.compile(
     r"(?:(?P<minutes>\d+(?:[.,]\d+)?)M)?"
     r"(?:(?P<seconds>\d+(?:[.,]\d+)?)S)?)?"
 )
-_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)\s*(?:,|and)?\s*")
+_AMOUNT = re.compile(r"(\d+(?:[.,]\d+)?)\s*([a-z]+)\s*(?:,|and)?\s*")
 
 
 def parse_duration(value: object) -> timedelta | None:
@@ -58,7 +58,7 @@ def _parse_amounts(text: str) -> timedelta | None:
         number, unit = amount.groups()
         if (size := _SECONDS_IN.get(unit) or _SECONDS_IN.get(unit.removesuffix("s"))) is None:
             return None
-        seconds, end = seconds + float(number) * size, amount.end()
+        seconds, end = seconds + float(number.replace(",", ".")) * size, amount.end()
     return timedelta(seconds=seconds) if text and end == len(text) else None
 
 
@@ -69,12 +69,17 @@ def format_duration(value: timedelta | None, none: str = "") -> str:
     """
     if value is None:
         return none
+    return " ".join(f"{amount} {unit}" for amount, unit in parts_of(value))
+
+
+def parts_of(value: timedelta) -> list[tuple[str, str]]:
+    """The same as amounts and units, for who writes it in another language."""
     milliseconds = max(to_milliseconds(value), 0)
     if 1000 <= milliseconds < _SECONDS_WITH_TENTHS * 1000:
-        return _seconds(milliseconds)
+        return [(_seconds(milliseconds), "s")]
     sizes = [size for _unit, size in SHOWN_UNITS]
     largest = next((i for i, size in enumerate(sizes) if milliseconds >= size), len(sizes) - 1)
-    return " ".join(_parts(milliseconds, largest)) or "0 ms"
+    return _parts(milliseconds, largest) or [("0", "ms")]
 
 
 def format_seconds(seconds: float) -> str:
@@ -89,15 +94,15 @@ def to_milliseconds(length: timedelta) -> int:
 
 def _seconds(milliseconds: int) -> str:
     whole, tenth = divmod(milliseconds // 100, 10)
-    return f"{whole}.{tenth} s" if tenth else f"{whole} s"
+    return f"{whole}.{tenth}" if tenth else str(whole)
 
 
-def _parts(milliseconds: int, largest: int) -> list[str]:
+def _parts(milliseconds: int, largest: int) -> list[tuple[str, str]]:
     # Below a minute one unit says enough.
     units = SHOWN_UNITS[largest : largest + (2 if largest < 3 else 1)]
     parts = []
     for unit, size in units:
         count, milliseconds = divmod(milliseconds, size)
         if count:
-            parts.append(f"{count} {unit}")
+            parts.append((str(count), unit))
     return parts

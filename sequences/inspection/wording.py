@@ -1,0 +1,84 @@
+"""Parts of the sentences that people are shown, in their language."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import timedelta
+from typing import Any
+
+from django.db.models import Choices
+from django.utils.formats import get_format, number_format
+from django.utils.text import capfirst
+from django.utils.translation import gettext, gettext_noop
+
+from ..exceptions import (
+    InvalidDefinition,
+    InvalidSchedule,
+    InvalidTransition,
+    SequenceError,
+    Text,
+)
+from ..utils import durations
+
+_UNITS = {
+    "d": gettext_noop("%(count)s d"),
+    "h": gettext_noop("%(count)s h"),
+    "min": gettext_noop("%(count)s min"),
+    "s": gettext_noop("%(count)s s"),
+    "ms": gettext_noop("%(count)s ms"),
+}
+
+
+def format_duration(value: timedelta | None, none: str = "") -> str:
+    """A length of time as `utils.durations` has it; ``none`` of None."""
+    if value is None:
+        return none
+    separator = get_format("DECIMAL_SEPARATOR")
+    return " ".join(
+        gettext(_UNITS[unit]) % {"count": amount.replace(".", separator)}
+        for amount, unit in durations.parts_of(value)
+    )
+
+
+def format_seconds(seconds: float) -> str:
+    """The same of a number of seconds."""
+    return format_duration(timedelta(seconds=seconds))
+
+
+def format_number(number: int) -> str:
+    """With separators between the thousands."""
+    return number_format(number, force_grouping=True)
+
+
+def quoted(name: str) -> str:
+    """The name of a step, or what people call it."""
+    return gettext("“%(name)s”") % {"name": name}
+
+
+def listed(names: Collection[str]) -> str:
+    """Several of them."""
+    return ", ".join(map(quoted, names))
+
+
+def explain(error: SequenceError) -> str:
+    """Why something was refused. What is wrong with code or data is said in English."""
+    if isinstance(error, InvalidTransition):
+        return capfirst(_translated(error.problem))
+    if isinstance(error, InvalidSchedule | InvalidDefinition):
+        return f"{capfirst(_translated(error.problem))}. {_translated(error.hint)}"
+    return str(error)
+
+
+def _translated(text: str) -> str:
+    """A part of an error's message, with what stands in it."""
+    if not isinstance(text, Text) or not text.values:
+        return gettext(text)
+    return gettext(text.message) % {name: _value(value) for name, value in text.values.items()}
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return ", ".join(str(_value(alternative)) for alternative in value)
+    if isinstance(value, Choices):
+        return str(value.label)
+    return _translated(value) if isinstance(value, Text) else value
