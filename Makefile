@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 # A version of Django other than the newest that this Python runs, such as 5.2
 DJANGO ?=
 
-.PHONY: help demo test lint docs pictures ci clean
+.PHONY: help demo test lint docs messages pictures ci clean
 help:
 	@echo "make demo   a contact form and a shop, their sequences and a real worker (ARGS=--once: ends by itself)"
 	@echo "make test   the whole suite on every database that is here (ARGS=--quick: in two minutes)"
 	@echo "make lint   formatting, lint and types"
 	@echo "make docs   the documentation as a site, in build/site"
 	@echo "make pictures   the console's pages for docs/images, and all of them in build/pictures; needs chromium"
+	@echo "make messages   the catalogues of translations, from the code; says what is left to translate"
 	@echo "make ci     everything that CI runs"
 	@echo "make clean  remove what these commands made"
 
@@ -34,6 +35,9 @@ docs: $(VENV)/docs-installed
 
 pictures: $(VENV)/installed
 	@$(BIN)/python -m testproject.screenshots $(ARGS)
+
+messages: $(VENV)/installed
+	@$(BIN)/python -m tests.messages
 
 ci:
 	@bash .ci/run

@@ -5,6 +5,7 @@ from importlib.resources import files
 import django
 from django.conf import settings
 from django.core.management import call_command
+from django.utils import translation
 
 settings.configure(
     INSTALLED_APPS=[
@@ -50,6 +51,9 @@ def double(number):
 Double = define({"steps": {"double": {"job": "double", "save": "number"}}}, name="auth.Double")
 assert testing.run_sequence(Double, number=4).data == {"number": 8}
 
-for name in ("py.typed", "flows/definition.schema.json"):
+catalogues = [f"locale/{language}/LC_MESSAGES/django.mo" for language in ("de", "es", "fr")]
+for name in ("py.typed", "flows/definition.schema.json", *catalogues):
     assert (files(sequences) / name).is_file(), name
+with translation.override("de"):
+    assert run.get_status_display() == "erfolgreich", run.get_status_display()
 print(f"It works: {sequences.__file__}")

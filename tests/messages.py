@@ -9,6 +9,7 @@ is left to translate. It is written in Python alone: nobody has to install gette
 import ast
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,9 +61,10 @@ def messages() -> list[Message]:
     sources = sorted(
         path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".html") and path.is_file()
     )
-    found = (message for path in sources for message in messages_of(path.read_text(), path.suffix))
     unique: dict[tuple[str, str], Message] = {}
-    for message in found:
+    for message in chain.from_iterable(
+        messages_of(path.read_text(), path.suffix) for path in sources
+    ):
         key = (message.context, message.text)
         if message.plural or key not in unique:
             unique[key] = message
@@ -76,8 +78,9 @@ def messages_of(source: str, suffix: str) -> Iterator[Message]:
 
 def _of_module(tree: ast.Module) -> Iterator[Message]:
     names = _imported(tree)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    for node in sorted(calls, key=lambda call: (call.lineno, call.col_offset)):
+        if isinstance(node.func, ast.Name):
             arguments = names.get(node.func.id, "")
             literals = _literals(node.args[: len(arguments)])
             if arguments and len(literals) == len(arguments):

@@ -19,6 +19,7 @@ from django.utils.translation import gettext_lazy as _
 
 from .. import conf
 from ..inspection.snapshot import hide_secrets, title_of
+from ..inspection.wording import format_number
 from ..models import SequenceRun, StepFailure
 from ..transitions import clock
 from ..transitions.causes import CHILDREN_FAILED, ITEMS_FAILED
@@ -88,9 +89,8 @@ class Group:
             "shape": self.shape,
             "since": span,
         }
-        return format_html(
-            '<a href="{}?{}">{}</a>', self.list_url, urlencode(query), f"{self.counts[span]:,}"
-        )
+        count = format_number(self.counts[span])
+        return format_html('<a href="{}?{}">{}</a>', self.list_url, urlencode(query), count)
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,16 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
-from django.utils.translation import gettext
+from django.utils.translation import gettext, pgettext
 from django.utils.translation import gettext_lazy as _
 
 from .. import conf
 from ..exceptions import SequenceError
 from ..inspection import limits as inspection
 from ..inspection.limits import LimitSnapshot
+from ..inspection.wording import format_duration
 from ..models import LimitOverride, StoredLimit
-from ..utils.durations import format_duration, parse_duration
+from ..utils.durations import parse_duration
 from .base import EMPTY, ReadOnlyAdmin
 from .failures import list_media
 
@@ -183,7 +184,14 @@ class StoredLimitAdmin(ReadOnlyAdmin):
             )
             for each in overrides.order_by("-pk")[:MAX_OVERRIDES]
         ]
-        heads = (_("created"), _("by"), _("numbers"), _("reason"), _("ended"), _("ended by"))
+        heads = (
+            pgettext("time", "created"),
+            _("by"),
+            _("numbers"),
+            _("reason"),
+            pgettext("time", "ended"),
+            _("ended by"),
+        )
         return _table(heads, rows)
 
 

@@ -18,6 +18,7 @@ from django.core.paginator import Paginator
 from django.db.models import DateTimeField, Field, Model, Q, QuerySet, UUIDField
 from django.http import HttpRequest
 
+from ..inspection.wording import format_number
 from . import base
 from .base import LightChangeList, ReadOnlyAdmin
 
@@ -29,7 +30,7 @@ class Capped(int):
     """A number of rows that was counted only so far: there are more."""
 
     def __str__(self) -> str:
-        return f"{int(self):,}+"
+        return f"{format_number(int(self))}+"
 
 
 def count(rows: QuerySet[Any], column: str = "pk") -> int:

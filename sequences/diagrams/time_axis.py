@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import ceil
 from typing import NamedTuple
 
+from ..utils.durations import format_seconds
+
 #: How small a part of the axis may be left to what has happened before idle times are left out.
 SHARE = 0.1
 #: Seconds. Shorter idle times are never left out.
@@ -66,7 +68,7 @@ class Scale:
         """What is left out."""
         return [piece for piece in self.pieces if piece.left_out]
 
-    def ticks(self, format_seconds: FormatSeconds) -> Iterator[Tick]:
+    def ticks(self, format_seconds: FormatSeconds = format_seconds) -> Iterator[Tick]:
         """Round times. Behind a break they count from its end."""
         step = self._step()
         for piece in self.pieces:

@@ -18,11 +18,11 @@ from ..definitions.rules import NOT_STARTED, RULES
 from ..links import DeliveryLink, InvalidLink, LinkExpired
 from ..models import Operation, SequenceRun
 from ..transitions import clock
-from ..utils.durations import format_duration
 from ..utils.text import label_of
 from . import snapshot
 from .snapshot import RunSnapshot, StepSnapshot
 from .status import NoLonger, StatusNotFound
+from .wording import format_duration
 
 
 class ExpiredDelivery(NoLonger):

@@ -305,7 +305,7 @@ def _race(snapshot: RunSnapshot, step: StepSnapshot) -> str:
         group = next((group for group in later.any_of if step.name in group), None)
         if group is not None and later.name not in snapshot.states:
             message = _("%(step)s starts after the first of %(steps)s.")
-            return message % {"step": f"“{later.name}”", "steps": _names(group)}
+            return message % {"step": quoted(later.name), "steps": _names(group)}
     return ""
 
 

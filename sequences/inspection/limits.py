@@ -12,7 +12,7 @@ from django.utils.translation import gettext as _
 
 from ..models import LimitKey, Permit, PermitState, StepRun, StepStatus, StoredLimit, Wait
 from ..transitions import clock, lines
-from ..utils.durations import format_duration
+from .wording import format_duration
 
 #: Lines of one limit that are shown, those first in which somebody waits longest.
 MAX_LINES = 50

@@ -7,7 +7,7 @@ import sys
 from argparse import SUPPRESS, ArgumentParser, Namespace
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import BaseCommand, CommandError, no_translations
 from django.db import DatabaseError
 
 from ... import conf
@@ -47,8 +47,9 @@ class Command(BaseCommand):
             subcommand.add_arguments(below)
             _add_djangos(below)
 
+    @no_translations
     def handle(self, *args: Any, task: str, **options: Any) -> None:
-        """Do it."""
+        """Do it. All that it says is in English, as its options are."""
         self.is_forced = options.get("force_color", False)
         if self.stdout._out is sys.stdout and hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="replace")  # a terminal that knows no ✓ gets a ?
