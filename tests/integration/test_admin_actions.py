@@ -186,7 +186,7 @@ def test_a_state_that_has_changed_meanwhile_is_told_in_the_errors_own_words(admi
     run = started()
     run.cancel()
     response = admin_client.post(url(run, "pause"), YES)
-    assert "its status is cancelled. Allowed: running." in told(admin_client, response)
+    assert "Its status is cancelled. Allowed: running." in told(admin_client, response)
     response = admin_client.get(url(run, "pause"))
     assert "does not allow this" in told(admin_client, response)
     assert LogEntry.objects.count() == 0
@@ -522,7 +522,7 @@ def test_while_a_step_runs_nothing_is_edited(admin_client):
     run = started(**SECRETS)
     claim(run, "charge")
     response = edit(admin_client, run, "{}", **YES)
-    assert "a step is running" in told(admin_client, response)
+    assert "A step is running" in told(admin_client, response)
     assert fresh(run).data == SECRETS
 
 
@@ -556,7 +556,7 @@ def test_many_are_asked_for_with_their_states_and_then_done(admin_client, admin_
     response = admin_client.post(RUNS, {**data, "reason": "closed"})
     text = told(admin_client, response)
     assert "2 runs paused." in text
-    assert "1 run skipped: it is cancelled, and must be running" in text
+    assert "1 run skipped: Its status is cancelled. Allowed: running" in text
     assert page_url(ended) in text
     assert [fresh(one).status for one in (run, other, ended)] == ["paused", "paused", "cancelled"]
     operation = fresh(run).operations.get()

@@ -143,11 +143,11 @@ def test_a_schedule_is_made(admin_client, report):
         ({}, "Give a cron expression or an interval."),
         ({"cron": "0 3 * * *", "interval": "5 min"}, "Give a cron expression or an interval."),
         ({"cron": "0 25 * * *"}, "is no cron expression: Bad hour"),
-        ({"cron": "0 3 * * *", "timezone": "Mars"}, "there is no time zone"),
+        ({"cron": "0 3 * * *", "timezone": "Mars"}, "There is no time zone"),
         ({"interval": "soon"}, "Give a duration such as"),
         ({"interval": "5 min", "run_data": "[1]"}, "Data must be a JSON object"),
         ({"interval": "5 min", "run_data": "{"}, "Invalid JSON"),
-        ({"interval": "5 min", "name": "default"}, "its code declares one of that name"),
+        ({"interval": "5 min", "name": "default"}, "Its code declares one of that name"),
     ],
 )
 def test_what_is_wrong_with_a_schedule_is_said_in_its_form(admin_client, report, values, problem):
