@@ -2,12 +2,13 @@
 
 import re
 from datetime import timedelta
+from unittest.mock import patch
 
 import pytest
 from django import forms
 from django.contrib.auth import get_user_model
 from django.test import Client, override_settings
-from django.utils import translation
+from django.utils import timezone, translation
 
 from sequences import Sequence, any_of, event, links, step
 from sequences.exceptions import InvalidData, InvalidDefinition, SequenceError, UnknownStep
@@ -236,7 +237,9 @@ def test_a_link_delivers_once_even_if_the_event_asks_again(run, client):
 
 
 def test_a_link_expires_and_cannot_be_changed(run, client):
-    url = run.deliver_url("reply", {"yes": True}, max_age=timedelta(milliseconds=1))
+    eight_days_ago = timezone.now() - timedelta(days=8)
+    with patch("sequences.links.timezone.now", return_value=eight_days_ago):
+        url = run.deliver_url("reply", {"yes": True})
     page = client.post(url)
     assert page.status_code == 410
     assert "This link has expired." in text_of(page)
