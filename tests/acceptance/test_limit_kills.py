@@ -24,7 +24,7 @@ from .workers import wait_for
 pytestmark = [pytest.mark.slow, pytest.mark.only_on("postgresql")]
 
 #: How many workers are killed: `LIMIT_KILLS=200` takes some minutes.
-KILLS = int(os.environ.get("LIMIT_KILLS", "25"))
+KILLS = int(os.environ.get("LIMIT_KILLS", "8"))
 
 
 @pytest.fixture
