@@ -48,6 +48,8 @@ class ExecutionContext(CurrentAttempt):
         self.kind = kinds.kind_of(claim.kind)
         #: How the next step is claimed, if this worker would execute it itself.
         self.offer: Offer | None = None
+        #: What others have awaited of it already.
+        self.awaiting: coroutines.Awaiting | None = None
         #: What is to be looked after once this is committed, in a transaction of its own.
         self.after_commit: Callable[[], list[Dispatch]] | None = None
         #: Results of durable calls that earlier attempts have stored; None: not read yet.
@@ -56,9 +58,8 @@ class ExecutionContext(CurrentAttempt):
 
     def execute(self, step: Step[Any]) -> None:
         """Run the step on an instance of its own; `change` is what is to be committed of it."""
-        self.bind()
-        self._depth = _depth(self.using)
-        self._step = step
+        if self.awaiting is None:
+            self._bind_to(step)
         try:
             conclusion = self.kind.perform(self, step)
         except Exception as error:
@@ -70,8 +71,20 @@ class ExecutionContext(CurrentAttempt):
         interrupts.disable_interrupts()
         self.change = self._collect_changes(conclusion)
 
+    def _bind_to(self, step: Step[Any]) -> None:
+        self.bind()
+        self._depth = _depth(self.using)
+        self._step = step
+
+    def begin(self, step: Step[Any]) -> Any:
+        """The coroutine of an item, which others await."""
+        self._bind_to(step)
+        return step.perform(self.sequence, self.claim.payload)
+
     def call(self, step: Step[Any], *arguments: Any) -> Any:
-        """What the user's code returns; a coroutine is awaited here."""
+        """What the user's code returns; a coroutine is awaited here, if it was not before."""
+        if self.awaiting is not None:
+            return self.awaiting.outcome()
         returned = step.perform(self.sequence, *arguments)
         if isinstance(returned, Coroutine):
             return coroutines.finish(self, returned)

@@ -88,8 +88,7 @@ class StepExecution:
         """Execute and commit the claimed step, or record why not."""
         with current.executing(self.context), tracing.attempt(self.context):
             try:
-                step = self._find_step()
-                limits.enter(self.context, step, self.using)
+                step = self._enter()
                 ready = self._commit_once(step)
                 return ready + look() if (look := self.context.after_commit) else ready
             except Interrupt:
@@ -97,6 +96,12 @@ class StepExecution:
             except BaseException as error:
                 recovery.end_attempt(self, error)
                 raise
+
+    def _enter(self) -> Step[Any]:
+        """The step, which has its places now."""
+        step = self._find_step()
+        limits.enter(self.context, step, self.using)
+        return step
 
     def _commit_once(self, step: Step[Any]) -> list[Dispatch]:
         """Run the step until it has committed: again where only its commit has failed."""

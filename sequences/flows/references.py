@@ -6,6 +6,8 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from asgiref.sync import sync_to_async
+
 from ..data import serialization
 from ..definitions.steps import Finish, Repeat
 from ..exceptions import InvalidData
@@ -200,11 +202,26 @@ class Calls:
     calls: tuple[Call, ...]
 
     def __call__(self, sequence: Any) -> Any:
-        for call in self.calls:
+        for index, call in enumerate(self.calls):
             result = call(sequence)
+            if isinstance(result, Coroutine):
+                return self._awaited(sequence, result, self.calls[index + 1 :])
             if isinstance(result, Repeat | Finish):
                 return result
         return None
+
+    async def _awaited(
+        self, sequence: Any, coroutine: Coroutine[Any, Any, Any], rest: tuple[Call, ...]
+    ) -> Any:
+        """The first of them that is asynchronous, and the others: they may read the database."""
+        result = await coroutine
+        for call in rest:
+            if isinstance(result, Repeat | Finish):
+                return result
+            result = await sync_to_async(call)(sequence)
+            if isinstance(result, Coroutine):
+                result = await result
+        return result if isinstance(result, Repeat | Finish) else None
 
 
 @dataclass(frozen=True)

@@ -202,6 +202,14 @@ def give_back(run_id: UUID, token: int, using: str) -> list[Dispatch]:
     return [] if row is None else release(claim_in(row, token), using)
 
 
+def queued_items(run_id: UUID, step: str, limit: int, using: str) -> list[tuple[int, int]]:
+    """The oldest items of this fan-out that may be claimed now: their ids, and their attempts."""
+    rows = StepRun._base_manager.using(using).filter(
+        run=run_id, step=step, kind="item", status=StepStatus.QUEUED, lost=0, wake_at__isnull=False
+    )
+    return list(rows.order_by("pk").values_list("pk", "attempts")[:limit])
+
+
 def queued_after(run_id: UUID, steps: Iterable[str], using: str) -> list[Dispatch]:
     """The messages for those of these steps that are queued, and not held."""
     rows = StepRun._base_manager.using(using).select_related("run")

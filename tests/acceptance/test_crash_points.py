@@ -157,6 +157,12 @@ def test_a_worker_may_die_at_every_boundary(sequence):
     assert_nothing_is_lost_or_doubled(report)
 
 
+def test_a_worker_may_die_at_every_boundary_of_a_step_that_is_awaited():
+    report = die_everywhere("acceptance.AsyncBooking", "--every=3")
+    assert {"reserve", "confirm"} <= {step for step, _, _ in deaths_of(report)}
+    assert_nothing_is_lost_or_doubled(report)
+
+
 def test_a_worker_may_die_at_every_boundary_of_every_path():
     report = die_everywhere("acceptance.Fickle")
     assert_died_wherever_a_whole_run_passes(report)

@@ -433,3 +433,24 @@ def test_a_single_step_is_awaited_in_a_test():
 
     sequence = build(declare(fetch=step(fetch)))
     assert asyncio.run(sequence.fetch()) == "b"
+
+
+def test_several_jobs_at_the_end_may_be_asynchronous():
+    calls = []
+
+    @job("note")
+    def note(what):
+        calls.append(what)
+
+    @job("anote")
+    async def anote(what):
+        await asyncio.sleep(0)
+        calls.append(f"async {what}")
+
+    ends = [
+        {"job": name, "args": {"what": index}}
+        for index, name in enumerate(["note", "anote", "note", "anote"])
+    ]
+    definition = {"name": "shop.Flow", "steps": {"a": {"job": "note", "args": {"what": "a"}}}}
+    run_sequence(define(definition | {"on_end": ends}))
+    assert calls == ["a", 0, "async 1", 2, "async 3"]

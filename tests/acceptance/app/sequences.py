@@ -1,3 +1,4 @@
+import asyncio
 import os
 import signal
 import subprocess
@@ -69,6 +70,24 @@ class DirectBooking(Booking):
 
     class Meta:
         handoff = "direct"
+
+
+class AsyncBooking(Booking):
+    """The same, awaited: its writes are Django's asynchronous ORM's."""
+
+    @step(max_retries=5, min_backoff=20, max_backoff=20)
+    async def reserve(self):
+        await Entry.objects.acreate(run=self.run.pk, step="reserve", note="seat")
+        if self.attempt == 1:
+            raise Rejected
+        await asyncio.sleep(0)
+        await Entry.objects.acreate(run=self.run.pk, step="reserve", note="meal")
+        self.data["log"].append("reserve")
+
+    @step
+    async def confirm(self):
+        self.data["log"].append("confirm")
+        self.data["price"] = (await self.aresult("quote"))["price"]
 
 
 class Fickle(Sequence):
@@ -327,6 +346,54 @@ class Rendering(Recorded):
     @on_end
     def close(self):
         self.record()
+
+
+class Crawler(Sequence):
+    """Awaits many pages of a server, a lot of them at once."""
+
+    class Meta:
+        queue_name = QUEUE
+        min_backoff = max_backoff = 50
+
+    @step(each=lambda self: range(self.data["pages"]), concurrency=200, atomic=False)
+    async def fetch(self, page):
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.data["port"])
+        try:
+            writer.write(f"{page}\n".encode())
+            await writer.drain()
+            return int(await reader.readline())
+        finally:
+            writer.close()
+
+    @step
+    def end(self):
+        self.data["sum"] = sum(self.results("fetch"))
+
+
+class Awaiting(Sequence):
+    """A coroutine that waits until something cancels it, and then cleans up."""
+
+    class Meta:
+        queue_name = QUEUE
+        max_retries = 0
+
+    @step(time_limit=1000, notify_shutdown=True)
+    async def wait(self):
+        Path(self.data["book"]).write_text(f"{os.getpid()}\n")
+        try:
+            await asyncio.sleep(600)
+        finally:
+            await asyncio.sleep(0)
+            Path(self.data["book"] + "-cleaned").touch()
+
+
+class AwaitingLonger(Awaiting):
+    """The same, without a limit."""
+
+    class Meta:
+        queue_name = QUEUE
+
+    wait = step(Awaiting.wait.function, time_limit=None, notify_shutdown=True)
 
 
 class Charged(Sequence):

@@ -1,0 +1,171 @@
+"""Items of a fan-out that wait in one thread: those of an `async def` with ``atomic=False``.
+
+Each has its own claim, attempts and commit. Only what they await is awaited together, in one loop;
+whatever asks the database is done one after the other, in the thread of the message that has come.
+With a transaction around each this could not be: the thread has one connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+import dramatiq
+from asgiref.sync import async_to_sync, sync_to_async
+from dramatiq.middleware import SkipMessage
+
+from .. import conf
+from ..definitions import registry
+from ..definitions.steps import Step
+from ..transitions import claims
+from ..transitions.types import Dispatch
+from ..utils.text import raises_printable
+from . import current, dispatcher, handoff, interrupts
+from .coroutines import Awaiting
+from .executor import StepExecution
+from .interrupts import Interrupt, Terms
+
+#: Items that wait in one thread, where their step names no `concurrency`.
+USUAL = 100
+
+
+def is_for(step: Step[Any]) -> bool:
+    """Whether the items of this step can wait together."""
+    function: Any = step.function
+    if inspect.isclass(function):
+        function = function.perform  # type: ignore[attr-defined]
+    return step.kind == "each" and not step.atomic and inspect.iscoroutinefunction(function)
+
+
+@raises_printable
+def perform(step_run_id: int, label: str) -> None:
+    """What the actor of such a fan-out does with its message: an item brings others along."""
+    using = conf.using()
+    interrupts.ensure_clean_connection(using)
+    row = claims.find(step_run_id, using)
+    if row is None or row.kind != "item":
+        handoff.perform(step_run_id, label)
+        return
+    definition = registry.definition_of(label)
+    step = None if definition is None else definition.step(row.step)
+    size = (step.concurrency if step is not None else None) or USUAL
+    crowd = Crowd(row.run_id, row.step, size, interrupts.take_over(), using)
+    async_to_sync(crowd.run)(WaitingExecution(step_run_id, current.failed_attempts(), using))
+
+
+class WaitingExecution(StepExecution):
+    """A life in two parts, and what it waits for in between."""
+
+    _entered: Any = None  # a Step; as such the class would give its bound method
+    _error: BaseException | None = None
+
+    def begin(self, terms: Terms) -> Awaiting | None:
+        """Claim it, and call the user's code. None: there is nothing to wait for."""
+        self._claim()
+        if self.context.claim.kind != "item":
+            return None  # the fan-out's own row: the second part is all of it
+        try:
+            self._entered = super()._enter()
+            coroutine = self.context.begin(self._entered)
+        except Exception as error:
+            self._error = error
+            return None
+        self.context.awaiting = Awaiting(self.context, coroutine, terms)
+        return self.context.awaiting
+
+    def _enter(self) -> Step[Any]:
+        if self._error is not None:
+            raise self._error
+        step: Step[Any] = self._entered or super()._enter()
+        return step
+
+    @interrupts.reraises_interrupts
+    def live(self) -> list[Dispatch]:
+        """The second part: what the coroutine came to is committed, or recorded."""
+        try:
+            ready = self.execute()
+        except Interrupt:
+            raise
+        except BaseException:
+            self.leave_place()
+            raise
+        self.leave_place()
+        return ready
+
+
+class Turn(handoff.Handoff):
+    """The second part of a life, with a message of its own."""
+
+    def __init__(self, execution: StepExecution) -> None:
+        super().__init__("", execution.using)
+        self.execution = execution
+
+    def execution_of(self, dispatch: Dispatch) -> StepExecution:
+        """It is there already."""
+        assert self.execution is not None
+        return self.execution
+
+
+class Crowd:
+    """The items of one fan-out that one thread has in hand."""
+
+    def __init__(self, run_id: UUID, step: str, size: int, terms: Terms, using: str) -> None:
+        self._run_id, self._step, self._using = run_id, step, using
+        self._size, self._terms = size, terms
+        self._until = time.monotonic() + handoff.DIRECTLY
+        self._tasks: set[asyncio.Task[list[Dispatch]]] = set()
+
+    async def run(self, first: WaitingExecution) -> None:
+        """Until the last of them has ended; others come in as long as there is time."""
+        self._add([first])
+        self._add(await sync_to_async(self._queued)(first.step_run_id))
+        errors: list[BaseException] = []
+        while self._tasks:
+            done, self._tasks = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+            errors += [error for task in done if (error := task.exception()) is not None]
+            ready = [each for task in done if not task.exception() for each in task.result()]
+            self._add(await sync_to_async(self._go_on)(ready))
+        if errors:
+            raise errors[0]
+
+    def _add(self, executions: Iterable[WaitingExecution]) -> None:
+        self._tasks |= {asyncio.create_task(self._live(each)) for each in executions}
+
+    def _queued(self, first: int) -> list[WaitingExecution]:
+        """Those whose messages are on their way: they will find nothing to do."""
+        rows = claims.queued_items(self._run_id, self._step, self._size, self._using)
+        others = [row for row in rows if row[0] != first][: self._size - 1]
+        return [WaitingExecution(*row, self._using) for row in others]
+
+    def _go_on(self, ready: list[Dispatch]) -> list[WaitingExecution]:
+        """What became ready: what there is room for is executed here, the rest is dispatched."""
+        is_over = current.stopping.is_set() or time.monotonic() > self._until
+        room = 0 if is_over else self._size - len(self._tasks)
+        ours = [each for each in ready if each.run_id == self._run_id and each.delay is None]
+        ours = [each for each in ours if each.actor.endswith(f".{self._step}")][:room]
+        dispatcher.send([each for each in ready if each not in ours])
+        return [WaitingExecution(each.step_run_id, each.attempts, self._using) for each in ours]
+
+    async def _live(self, execution: WaitingExecution) -> list[Dispatch]:
+        try:
+            awaiting = await sync_to_async(execution.begin)(self._terms)
+        except SkipMessage:
+            return []
+        # Its lease is extended as long as it waits for its turn in the thread, too.
+        with current.executing(execution.context):
+            if awaiting is not None:
+                await awaiting.run()
+            return await sync_to_async(self._end)(execution)
+
+    def _end(self, execution: WaitingExecution) -> list[Dispatch]:
+        claim = execution.context.claim
+        node = execution.plan.node(claim.step)
+        dispatch = Dispatch(
+            claim.step_run_id, claim.run_id, node.actor, node.queue, claim.attempts,
+            options=node.options,
+        )  # fmt: skip
+        return handoff.process(dispatch, dramatiq.get_broker(), self._using, Turn(execution))
