@@ -23,6 +23,7 @@ from .failures import list_media
 from .filters import CreatedFilter, SequenceOfRunFilter, runs_for
 from .inlines import StepFailureInline
 from .pagination import KeysetAdmin, KeysetChangeList
+from .run_context import KINDS
 from .search import named
 
 #: Step runs that a filter looks through, the newest: there is no index for it.
@@ -31,6 +32,10 @@ FILTERED = 20_000
 
 #: Durable calls that the page of a step run shows.
 NEWEST_CALLS = 100
+
+
+#: What a step run is, if the page of its run has no word for that.
+_KINDS = {**KINDS, "step": _("step"), "item": _("item"), "undo": _("undo")}
 
 
 class ReadyFilter(CreatedFilter):
@@ -97,7 +102,7 @@ class StepRunAdmin(KeysetAdmin):
         "run_column",
         "step",
         "item",
-        "kind",
+        "kind_column",
         "status_column",
         "attempts",
         "lost",
@@ -176,6 +181,11 @@ class StepRunAdmin(KeysetAdmin):
     finished_column = _time_column("finished_at", pgettext_lazy("time", "finished"))
     due_column = _time_column("due_at", pgettext_lazy("time", "due"))
     wake_column = _time_column("wake_at", _("wake-up"))
+
+    @admin.display(description=_("kind"))
+    def kind_column(self, row: StepRun) -> str:
+        """What it is, in words."""
+        return str(_KINDS.get(row.kind, row.kind))
 
     @admin.display(description=_("progress"))
     def progress_column(self, row: StepRun) -> str:
