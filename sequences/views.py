@@ -10,6 +10,7 @@ from uuid import UUID
 from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
+from django.utils import translation
 from django.utils.cache import add_never_cache_headers, patch_vary_headers
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_http_methods, require_safe
@@ -63,7 +64,8 @@ def progress(request: HttpRequest, token: str) -> HttpResponse:
     except StatusNotFound as error:
         context = {"text": error.text}
         return render(request, "sequences/_gone.html", context, status=error.http_status)
-    return render(request, "sequences/_progress.html", {"progress": run_progress})
+    with translation.override(run_progress.shows.language or translation.get_language()):
+        return render(request, "sequences/_progress.html", {"progress": run_progress})
 
 
 # Whoever knows the address may deliver, and nobody else: there is nothing that another site could

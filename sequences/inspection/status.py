@@ -60,6 +60,8 @@ class DisplayOptions:
     failed_text: str = ""
     cancelled_text: str = ""
     redirect: bool = False
+    #: Of the page: its address may have chosen it, and that of the progress has no such part.
+    language: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Without what is not chosen."""

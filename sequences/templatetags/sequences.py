@@ -11,6 +11,7 @@ from django import template
 from django.http import HttpRequest
 from django.template import Context
 from django.utils.http import url_has_allowed_host_and_scheme
+from django.utils.translation import get_language
 
 from ..exceptions import SequenceError
 from ..inspection.status import DisplayOptions, Status
@@ -49,6 +50,7 @@ def sequence_progress(
         failed_text=_text(failed_text),
         cancelled_text=_text(cancelled_text),
         redirect=bool(redirect),
+        language=get_language() or "",
     )
     return {
         "progress": Status(row, shows),

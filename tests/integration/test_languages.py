@@ -228,5 +228,16 @@ def test_a_visitor_reads_no_english_word(runs, pseudo):
         assert english(page.render(Context({"run": run}))) == []
 
 
+def test_the_progress_keeps_the_language_of_its_page(client, runs):
+    page = Template("{% load sequences %}{% sequence_progress run %}")
+    for language, text in [("de", "Angehalten."), ("fr", "En pause."), ("en", "Paused.")]:
+        with translation.override(language):
+            html = page.render(Context({"run": runs["on_hold"]}))
+        address = re.search(r'data-seq-progress="([^"]+)"', html)[1]
+        answer = client.get(address, headers={"Accept-Language": "es"})
+        assert text in html
+        assert text in answer.content.decode()
+
+
 def test_health_without_a_worker_has_no_english_word(runs, pseudo):
     assert english("\n".join(map(str, health.read().signs)).replace("`", "")) == []
