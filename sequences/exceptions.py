@@ -50,6 +50,13 @@ class Text(str):
         return str(_plain(self.values.get(name, "")))
 
 
+class Amount(int):
+    """A number that people read better with separators."""
+
+    def __str__(self) -> str:
+        return f"{int(self):,}"
+
+
 def _plain(value: Any) -> Any:
     if not isinstance(value, tuple):
         return value

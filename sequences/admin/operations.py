@@ -217,7 +217,7 @@ class _ActionRequest:
                 self._target(cleaned), self.action, self._step_name(), cleaned, self.request.user
             )
         except InvalidData as error:
-            self.form.add_error(None, self._without_secrets(str(error)))
+            self.form.add_error(None, self._without_secrets(explain(error)))
             return self._ask()
         except SequenceError as error:
             return self._refused(explain(error))

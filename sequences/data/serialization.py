@@ -13,7 +13,10 @@ from itertools import chain
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
-from ..exceptions import InvalidData, SequenceError
+from ..exceptions import Amount, InvalidData, SequenceError, Text
+
+#: For `makemessages`, which looks for this name. The admin translates what it shows.
+_ = str
 
 __all__ = ["MAX_DEPTH", "MergeConflict", "dumps", "loads", "merge", "normalise", "same"]
 
@@ -81,9 +84,8 @@ def normalise(
     if max_bytes is not None and size > max_bytes:
         raise InvalidData(
             path=path,
-            problem=f"takes {size:,} bytes as JSON; the limit is {max_bytes:,}"
-            + _largest_part(result, path),
-            hint="Store it elsewhere and keep a reference, or raise MAX_DATA_BYTES.",
+            problem=_too_large(size, max_bytes, *_largest_part(result, path)),
+            hint=_("Store it elsewhere and keep a reference, or raise MAX_DATA_BYTES."),
         )
     return result, text
 
@@ -179,7 +181,18 @@ def _path_of(trail: Any) -> str:
     return "".join([trail, *reversed(names)])
 
 
-def _largest_part(value: Any, path: str) -> str:
+def _too_large(size: int, limit: int, part: str, part_size: int) -> Text:
+    values = {"size": Amount(size), "limit": Amount(limit)}
+    if not part:
+        return Text(_("takes %(size)s bytes as JSON; the limit is %(limit)s"), **values)
+    message = _(
+        "takes %(size)s bytes as JSON; the limit is %(limit)s; the largest part is %(part)s with "
+        "%(part_size)s"
+    )
+    return Text(message, **values, part=part, part_size=Amount(part_size))
+
+
+def _largest_part(value: Any, path: str) -> tuple[str, int]:
     """Which part of it is the large one: the largest, and in that what has most of it."""
     place, size = path, 0
     while parts := list(_parts(value, place)):
@@ -187,7 +200,7 @@ def _largest_part(value: Any, path: str) -> str:
         if part_size * 2 <= size:
             break
         value, size, place = part, part_size, part_place
-    return "" if place == path else f"; the largest part is {place} with {size:,}"
+    return ("" if place == path else place), size
 
 
 def _parts(value: Any, path: str) -> Iterator[tuple[Any, int, str]]:
@@ -258,7 +271,9 @@ def _find(value: Any, path: str, default: Callable[[Any], Any], depth: int = 1) 
 
 
 _TOO_DEEP = Trouble(
-    "", f"is nested deeper than {MAX_DEPTH} levels", "Flatten it, or store it as text."
+    "",
+    Text(_("is nested deeper than %(levels)d levels"), levels=MAX_DEPTH),
+    _("Flatten it, or store it as text."),
 )
 
 
@@ -272,13 +287,18 @@ def _in_key(key: Any, path: str) -> Trouble | None:
             path, f"has the key {_quote(key)} of type {_type(key)}", "Keys must be strings."
         )
     if flaw := _flaw(key):
-        return Trouble(path, f"has the key {_quote(key)}, which contains {flaw}", "Rename it.")
+        problem = Text(
+            _("has the key %(key)s, which contains %(flaw)s"), key=_quote(key), flaw=flaw
+        )
+        return Trouble(path, problem, _("Rename it."))
     return None
 
 
 def _in_text(text: str, path: str) -> Trouble | None:
     flaw = _flaw(text)
-    return Trouble(path, f"contains {flaw}", "Remove or replace it.") if flaw else None
+    if not flaw:
+        return None
+    return Trouble(path, Text(_("contains %(flaw)s"), flaw=flaw), _("Remove or replace it."))
 
 
 def _flaw(text: str) -> str:
@@ -294,11 +314,13 @@ def _flaw(text: str) -> str:
 def _in_number(number: int | float, path: str) -> Trouble | None:
     if isinstance(number, float):
         fine = math.isfinite(number)
-        return None if fine else Trouble(path, f"is {number}", "Use None or a string.")
+        problem = Text(_("is %(number)s"), number=number)
+        return None if fine else Trouble(path, problem, _("Use None or a string."))
     try:
         int.__repr__(number)
     except ValueError:  # sys.set_int_max_str_digits
-        return Trouble(path, "is an integer with too many digits", "Store it as hexadecimal text.")
+        problem = Text(_("is an integer with too many digits"))
+        return Trouble(path, problem, _("Store it as hexadecimal text."))
     return None
 
 

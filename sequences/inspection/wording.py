@@ -12,6 +12,8 @@ from django.utils.text import capfirst
 from django.utils.translation import gettext, gettext_noop
 
 from ..exceptions import (
+    Amount,
+    InvalidData,
     InvalidDefinition,
     InvalidSchedule,
     InvalidTransition,
@@ -66,6 +68,12 @@ def explain(error: SequenceError) -> str:
         return capfirst(_translated(error.problem))
     if isinstance(error, InvalidSchedule | InvalidDefinition):
         return f"{capfirst(_translated(error.problem))}. {_translated(error.hint)}"
+    if isinstance(error, InvalidData) and isinstance(error.problem, Text):
+        return gettext("%(path)s %(problem)s. %(hint)s") % {
+            "path": error.path,
+            "problem": _translated(error.problem),
+            "hint": _translated(error.hint),
+        }
     return str(error)
 
 
@@ -79,6 +87,8 @@ def _translated(text: str) -> str:
 def _value(value: Any) -> Any:
     if isinstance(value, tuple):
         return ", ".join(str(_value(alternative)) for alternative in value)
+    if isinstance(value, Amount):
+        return format_number(value)
     if isinstance(value, Choices):
         return str(value.label)
     return _translated(value) if isinstance(value, Text) else value

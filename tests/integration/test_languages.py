@@ -215,6 +215,10 @@ def test_a_refusal_has_no_english_word(admin_client, runs, pseudo):
     for path, form in [
         (url, {"confirm": "yes"}),
         (url.replace("erase", "edit"), {"text": "[", "version": "1"}),
+        (
+            url.replace("erase", "edit"),
+            {"text": '{"a": NaN}', "version": run.version, "confirm": "yes"},
+        ),
         (url.replace("erase", "skip") + "?step=ship", {"confirm": "yes", "reason": "boom"}),
         (reverse("admin:job_sequences_schedule_add"), {"cron": "x", "overlap": "skip"}),
     ]:

@@ -3,13 +3,19 @@
 import gettext
 import io
 import os
+import pickle
 import re
 from functools import cache
 
 import django
 import polib
 import pytest
+from django.utils import translation
 
+from sequences.exceptions import InvalidTransition, Text
+from sequences.inspection.wording import explain, format_duration
+from sequences.models import RunStatus
+from sequences.utils.durations import parse_duration
 from tests import messages
 from tests.messages import LANGUAGES, Message, messages_of, placeholders
 
@@ -74,10 +80,10 @@ def test_every_message_is_translated(language):
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_translation_fills_in_what_its_message_does(language):
     wrong = [
-        (text, translation)
+        (text, translated)
         for entry in entries(language)
-        for text, translation in texts(entry)
-        if placeholders(text) != placeholders(translation)
+        for text, translated in texts(entry)
+        if placeholders(text) != placeholders(translated)
     ]
     assert not wrong
 
@@ -127,11 +133,11 @@ def test_french_keeps_its_marks_on_the_line():
 @pytest.mark.parametrize(("language", "marks"), [("de", "„“"), ("fr", "«»"), ("es", "«»")])
 def test_quotation_marks_are_those_of_the_language(language, marks):
     for entry in entries(language):
-        for text, translation in texts(entry):
-            assert translation.count(marks[0]) == translation.count(marks[1])
+        for text, translated in texts(entry):
+            assert translated.count(marks[0]) == translated.count(marks[1])
             if "“" in text:
-                assert marks[0] in translation, text
-            assert "”" not in translation, text
+                assert marks[0] in translated, text
+            assert "”" not in translated, text
 
 
 def test_the_messages_of_a_module_are_found_under_any_name_of_the_function():
@@ -160,3 +166,33 @@ def test_the_messages_of_a_template_are_found():
         Message("started", context="time"),
         Message("None"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("language", "text"), [("de", "1,5\u00a0s"), ("fr", "2\u00a0j 3\u00a0h"), ("es", "20\u00a0min")]
+)
+def test_a_duration_is_read_as_it_is_shown(language, text):
+    value = parse_duration(text)
+    with translation.override(language):
+        assert format_duration(value) == text
+    assert value == parse_duration(text.replace("j", "d").replace(",", "."))
+
+
+def test_a_refusal_is_whole_in_each_language():
+    problem = Text(
+        "its status is %(status)s. Allowed: %(allowed)s.",
+        status=RunStatus.FAILED,
+        allowed=(RunStatus.RUNNING, RunStatus.PAUSED),
+    )
+    assert problem == "its status is failed. Allowed: running or paused."
+    refusal = InvalidTransition(action="cancel", run=7, problem=problem)
+    expected = {
+        "en": "Its status is failed. Allowed: running, paused.",
+        "de": "Der Zustand ist „fehlgeschlagen“. Erlaubt: läuft, angehalten.",
+        "es": "Su estado es «fallida». Permitidos: en ejecución, en pausa.",
+    }
+    for language, sentence in expected.items():
+        with translation.override(language):
+            assert explain(refusal) == sentence
+    assert str(refusal) == f"Cannot cancel run 7: {problem}", "code speaks English"
+    assert pickle.loads(pickle.dumps(refusal)).problem.values == problem.values
