@@ -132,7 +132,7 @@ def test_numbers_that_cannot_be_are_refused(line, numbers):
 def test_the_numbers_of_the_code_are_written_when_a_worker_boots(line):
     billing(bank(concurrency=5, rate=2))
     store_declared(USING)
-    assert StoredLimit.objects.get().numbers == (5, 2, seconds(1))
+    assert StoredLimit.objects.get(name="bank").numbers == (5, 2, seconds(1))
 
 
 # --- the command line
