@@ -59,20 +59,24 @@ QUICK = Part(("-m", "not slow", *ignored("acceptance", "browser")))
 REST = Part(("--rest",), starts_workers=True)
 #: What touches no database says the same beside each: SQLite and PostgreSQL have it.
 DATABASE = Part((*QUICK.arguments, "--database-only"))
-#: What shows runs to people writes none, and asks the same of PostgreSQL in either way.
+#: What shows runs to people writes none, and asks the same of each database.
 SHOWN = ("actions", "admin*", "command", "diagnosis", "docs", "drawing*", "pages", "quickstart")
-SHOWN += ("reference", "run_diagrams", "secrets", "snapshot", "status")
+SHOWN += ("event_forms", "family", "languages", "limit_console", "on_hold", "phases", "reference")
+SHOWN += ("run_diagrams", "secrets", "snapshot", "status")
 ENGINE = Part((*DATABASE.arguments, *ignored(*(f"*/test_{name}.py" for name in SHOWN))))
 #: What asks hardly anything of PostgreSQL that SQLite does not answer alike.
 ALIKE = ("characters", "compose", "durations", "events", "exceptions", "fan_out", "flows", "health")
 ALIKE += ("jobs", "kinds", "logs", "operations", "outages", "properties", "pruning", "rules")
 ALIKE += ("signals", "steps", "subsequences", "telemetry", "testing", "typed", "typed_data")
-ALIKE += ("undo", "undo_trees", "user_cases")
+ALIKE += ("undo", "undo_trees", "user_cases", "any_of", "async_steps", "cancellation", "causes")
+ALIKE += ("crowds", "deadlines", "ends", "flow_sources", "limits", "limit_properties", "once")
+ALIKE += ("operations_*", "retries", "run_limits", "schedules", "step_data", "step_options")
+ALIKE += ("step_retries", "step_timing", "step_transactions", "waits")
 #: Locks, races, connections and statements.
 SQL = Part((*ENGINE.arguments, *ignored(*(f"*/test_{name}.py" for name in ALIKE))))
 #: With the seconds that each takes on two cores that do nothing else, beside another part or alone.
 CHOICES = {
-    "mysql": {DATABASE: 240},
+    "mysql": {ENGINE: 240},
     "postgresql": {QUICK: 350, REST: 720},
     "sqlite": {QUICK: 135, REST: 120},
     "portable": {ENGINE: 175},
