@@ -9,7 +9,7 @@ DJANGO ?=
 .PHONY: help demo test lint docs messages pictures ci clean
 help:
 	@echo "make demo   a contact form and a shop, their sequences and a real worker (ARGS=--once: ends by itself)"
-	@echo "make test   the whole suite on every database that is here (ARGS=--quick: in two minutes)"
+	@echo "make test   the whole suite on every database that is here (ARGS=--quick: in three minutes)"
 	@echo "make lint   formatting, lint and types"
 	@echo "make docs   the documentation as a site, in build/site"
 	@echo "make pictures   the console's pages for docs/images, and all of them in build/pictures; needs chromium"
