@@ -364,7 +364,8 @@ def waiting(by):
         if by == "retry":
             fail(claim(run, "one"), final=False)
         else:
-            change(run, "one", status="waiting", due_at=now(), wake_at=now())
+            values = {"status": "waiting", "wait": "time", "waiting_since": now()}
+            change(run, "one", **values, due_at=now(), wake_at=now())
         yield run
 
 
