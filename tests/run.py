@@ -64,6 +64,10 @@ SHOWN = ("actions", "admin*", "command", "diagnosis", "docs", "drawing*", "pages
 SHOWN += ("event_forms", "family", "languages", "limit_console", "on_hold", "phases", "reference")
 SHOWN += ("run_diagrams", "secrets", "snapshot", "status")
 ENGINE = Part((*DATABASE.arguments, *ignored(*(f"*/test_{name}.py" for name in SHOWN))))
+#: What is between the engine and its users, and asks any database the same.
+OUTSIDE = ("compose", "durations", "exceptions", "flow_sources", "flows", "jobs", "logs", "rules")
+OUTSIDE += ("signals", "telemetry", "testing", "typed", "typed_data", "user_cases")
+INSIDE = Part((*ENGINE.arguments, *ignored(*(f"*/test_{name}.py" for name in OUTSIDE))))
 #: What asks hardly anything of PostgreSQL that SQLite does not answer alike.
 ALIKE = ("characters", "compose", "durations", "events", "exceptions", "fan_out", "flows", "health")
 ALIKE += ("jobs", "kinds", "logs", "operations", "outages", "properties", "pruning", "rules")
@@ -74,13 +78,15 @@ ALIKE += ("operations_*", "retries", "run_limits", "schedules", "step_data", "st
 ALIKE += ("step_retries", "step_timing", "step_transactions", "waits")
 #: Locks, races, connections and statements.
 SQL = Part((*ENGINE.arguments, *ignored(*(f"*/test_{name}.py" for name in ALIKE))))
+#: One language after the other on every page says the same under each version.
+NEWEST = Part((*QUICK.arguments, *ignored("*/test_languages.py")))
 #: Without what opens many pages, which takes most of the time.
 BRIEF = Part(
     (*QUICK.arguments, *ignored("*/test_languages.py", "*/test_admin*", "*/test_actions.py"))
 )
 #: With the seconds that each takes on two cores that do nothing else, beside another part or alone.
 CHOICES = {
-    "mysql": {ENGINE: 480},
+    "mysql": {INSIDE: 360},
     "postgresql": {QUICK: 800, REST: 1_000},
     "sqlite": {QUICK: 330, REST: 120},
     # Every statement of other databases is tested on MariaDB and SQLite, too.
@@ -88,7 +94,7 @@ CHOICES = {
 }
 #: What a change needs while it is made; with `--only`, all that this database has without workers.
 QUICK_CHOICES = {"postgresql": {SQL: 90}, "sqlite": {BRIEF: 240}}
-ALSO = {QUICK: 330, SQL: 60}
+ALSO = {NEWEST: 300, SQL: 60}
 #: The part that measures: the fast statements and nearly all else are in it.
 MEASURED = ("postgresql", QUICK)
 AT_A_TIME = 2
@@ -150,7 +156,7 @@ def main() -> int:
         for part, seconds in choices[vendor].items()
         if (vendor, part) != ("sqlite", QUICK) or not options.also  # it is run there
     ]
-    legs += [Leg("sqlite", QUICK, ALSO[QUICK], python) for python in options.also]
+    legs += [Leg("sqlite", NEWEST, ALSO[NEWEST], python) for python in options.also]
     legs += [Leg("sqlite", SQL, ALSO[SQL], python) for python in options.also_database]
     return run_all(legs, arguments, amqp="RabbitMQ" not in absent)
 
