@@ -555,6 +555,7 @@ def test_a_failed_attempt_is_two_reads_more(heard):
 def test_many_starts_are_one_read_more(heard):
     cls = two_steps()
     cls.start()
+    cls.start_many([{}] * 50)  # a process looks once for what the database has
     without = queries_of(lambda: cls.start_many([{}] * 50))
     heard.listen("run_started")
     assert queries_of(lambda: cls.start_many([{}] * 50)) == [*without, "SELECT"]
