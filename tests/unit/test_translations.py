@@ -88,11 +88,14 @@ def test_a_translation_fills_in_what_its_message_does(language):
     assert not wrong
 
 
+#: Django 6.1 counts millions by a form of their own; it keeps catalogues of other rules apart.
+PLURALS = {"de": "(n != 1)", "fr": "(n > 1)", "es": "(n != 1)"}
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_the_plural_forms_are_those_of_django(language):
-    root = os.path.dirname(django.__file__)
-    own = polib.pofile(f"{root}/contrib/admin/locale/{language}/LC_MESSAGES/django.po")
-    assert entries(language).metadata["Plural-Forms"] == own.metadata["Plural-Forms"]
+def test_the_plural_forms_are_those_of_the_language(language):
+    rule = f"nplurals=2; plural={PLURALS[language]};"
+    assert entries(language).metadata["Plural-Forms"] == rule
     for entry in entries(language):
         assert not entry.msgid_plural or set(entry.msgstr_plural) == {0, 1}
 
