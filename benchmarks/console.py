@@ -86,7 +86,8 @@ def declare() -> list[str]:
 
 RUNS = """
 INSERT INTO job_sequences_sequencerun (id, plan_id, sequence, key, active_key, key_scope,
-    releases_key, status, ending, data, version, inbox, created_at, updated_at, finished_at, trace)
+    releases_key, status, final_status, data, version, inbox, created_at, updated_at, finished_at,
+    traceparent)
 SELECT (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0')
         || '7' || substr(md5(n::text), 1, 3) || '8' || substr(md5(n::text), 4, 15))::uuid,
     plan.id, plan.sequence, CASE WHEN n %% 2 = 0 THEN 'order-' || n END,
@@ -115,9 +116,9 @@ FROM (
 """
 
 STEP_RUNS = """
-INSERT INTO job_sequences_steprun (run_id, step, item, kind, status, attempts, lost, repeats,
-    dispatches, delayed, worker, ready_at, queued_at, started_at, finished_at, due_at, wake_at,
-    payload)
+INSERT INTO job_sequences_steprun (run_id, step, item, kind, status, attempts, lost_workers,
+    repeats, dispatches, delay_evaluated, worker, ready_at, queued_at, started_at, finished_at,
+    due_at, wake_at, payload)
 SELECT run.id, (%(steps)s::text[])[k], -1, CASE WHEN k = 3 THEN 'event' ELSE 'step' END, state,
     CASE WHEN state IN ('failed', 'retrying') THEN 3 ELSE 0 END, 0, 0, 0, false, 'box:1:Thread-1',
     at, at, CASE WHEN state NOT IN ('queued', 'waiting') THEN at + interval '1 second' END,

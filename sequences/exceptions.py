@@ -178,13 +178,13 @@ class WorkerLost(SequenceError):
     """Too many workers died in a step, one after the other."""
 
     template = (
-        "Step {step!r} of run {run} lost {lost} workers in a row, most recently {worker}. "
+        "Step {step!r} of run {run} lost {lost_workers} workers in a row, most recently {worker}. "
         "Check that host for out-of-memory kills and crashes, then retry the run."
     )
 
     step: str
     run: Any
-    lost: int
+    lost_workers: int
     worker: str
 
 

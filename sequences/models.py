@@ -229,7 +229,7 @@ class SequenceRun(_Row):
         _("status"), max_length=16, choices=RunStatus.choices, default=RunStatus.RUNNING
     )
     #: How it ends when it is undone.
-    ending = models.CharField(max_length=16, blank=True, editable=False)
+    final_status = models.CharField(max_length=16, blank=True, editable=False)
     data = models.JSONField(_("data"), default=dict, encoder=JSONEncoder)
     version = models.PositiveBigIntegerField(_("version"), default=0)
     inbox = models.JSONField(_("inbox"), default=dict, encoder=JSONEncoder)
@@ -248,7 +248,9 @@ class SequenceRun(_Row):
     #: Its order in the lines of limits: the lowest first.
     priority = models.SmallIntegerField(_("priority"), default=0, db_default=0)
     #: The W3C ``traceparent`` of its start, if its spans are recorded.
-    trace = models.CharField(max_length=55, blank=True, default="", db_default="", editable=False)
+    traceparent = models.CharField(
+        max_length=55, blank=True, default="", db_default="", editable=False
+    )
 
     objects = _Manager.from_queryset(SequenceRunQuerySet)()  # type: ignore[misc]
 
@@ -502,13 +504,13 @@ class StepRun(_Row):
     #: Failed attempts since it became ready, or was last repeated or retried by hand.
     attempts = models.PositiveIntegerField(_("failed attempts"), default=0)
     #: Workers that died in it, one after the other.
-    lost = models.PositiveSmallIntegerField(_("lost workers"), default=0)
+    lost_workers = models.PositiveSmallIntegerField(_("lost workers"), default=0)
     #: How often it was committed with the wish to run again.
     repeats = models.PositiveIntegerField(_("repeats"), default=0)
     #: Dispatches by the sweep that the broker accepted since it was last queued.
     dispatches = models.PositiveSmallIntegerField(default=0, editable=False)
     #: Whether its own `delay` was looked at.
-    delayed = models.BooleanField(default=False, editable=False)
+    delay_evaluated = models.BooleanField(default=False, editable=False)
     #: What it waits for while its status is "waiting". Afterwards, what it waited for last: a step
     #: that has waited for its items or children is claimed again to gather them.
     wait = models.CharField(
@@ -525,8 +527,10 @@ class StepRun(_Row):
     #: `next` one to be released, how many of those before it are `held`, having lost their places,
     #: and whether it is `stopping`. Of that for children: their `total`.
     members = models.JSONField(null=True, blank=True, editable=False)
-    #: How far the undoing of its children is, one of `transitions.subsequences.Undoing`.
-    undoing = models.CharField(max_length=8, blank=True, default="", db_default="", editable=False)
+    #: How far the undoing of its children is, one of `transitions.subsequences.ChildrenUndo`.
+    children_undo = models.CharField(
+        max_length=8, blank=True, default="", db_default="", editable=False
+    )
     #: The fencing token of the claim that runs, or ran, it.
     token = models.BigIntegerField(null=True, blank=True, editable=False)
     worker = models.CharField(_("worker"), max_length=100, blank=True)
@@ -596,7 +600,9 @@ class StepFailure(_Row):
     error = models.CharField(_("error"), max_length=200)
     message = models.TextField(_("message"), blank=True)
     #: A digest of the message without its numbers and quotes: those of one shape are one problem.
-    shape = models.CharField(max_length=16, blank=True, default="", db_default="", editable=False)
+    fingerprint = models.CharField(
+        max_length=16, blank=True, default="", db_default="", editable=False
+    )
     traceback = models.TextField(_("traceback"), blank=True)
     worker = models.CharField(_("worker"), max_length=100, blank=True)
     failed_at = models.DateTimeField(pgettext_lazy("time", "failed"), db_index=True)
@@ -637,7 +643,7 @@ class StepLoss(_Row):
     item = models.IntegerField(_("item"), default=NO_ITEM)
     worker = models.CharField(_("worker"), max_length=100)
     #: The other step runs of that process, by run, step and item; empty: it died alone.
-    beside = models.JSONField(_("beside"), default=list)
+    concurrent_steps = models.JSONField(_("concurrent steps"), default=list)
     lost_at = models.DateTimeField(pgettext_lazy("time", "lost"), db_index=True)
 
     if TYPE_CHECKING:  # Django adds them
@@ -803,7 +809,7 @@ class Schedule(_Row):
     last_started_at = models.DateTimeField(_("last start"), null=True, blank=True)
     #: The newest slot that started no run, and why: "overlap" or "missed".
     skipped_slot = models.DateTimeField(_("skipped slot"), null=True, blank=True)
-    skipped_why = models.CharField(max_length=16, blank=True, default="", editable=False)
+    skip_reason = models.CharField(max_length=16, blank=True, default="", editable=False)
     #: Why it could not start the run of its slot, and how often in a row.
     error = models.TextField(_("error"), blank=True, default="")
     failures = models.PositiveIntegerField(_("failures"), default=0)
@@ -940,7 +946,7 @@ class PermitState(models.TextChoices):
 
     WAITING = "waiting", _("waiting")
     #: Its owner waits in the line of another of its limits.
-    ASIDE = "aside", _("waiting for another limit")
+    BLOCKED = "blocked", _("waiting for another limit")
     GRANTED = "granted", _("granted")
 
 
@@ -1139,7 +1145,7 @@ class WorkerProcess(_Row):
     #: When its last sweep ended; None: it does not sweep.
     swept_at = models.DateTimeField(_("swept"), null=True, blank=True)
     #: The tokens of claims that it holds, and could not extend, as others had locked their rows.
-    left_out = models.JSONField(default=list, editable=False)
+    unextended_claims = models.JSONField(default=list, editable=False)
 
     class Meta:
         verbose_name = _("worker process")

@@ -80,7 +80,7 @@ class StepContext(Protocol):
     def cancelled(self) -> bool: ...
     def check(self) -> None: ...
     @property
-    def ending(self) -> str: ...
+    def final_status(self) -> str: ...
 
 
 class _Body(dict[str, Any]):
@@ -457,10 +457,10 @@ class Sequence(Generic[D], metaclass=SequenceType):
         self._in_step("check").check()
 
     @property
-    def ending(self) -> Literal["", "succeeded", "failed", "cancelled"]:
+    def final_status(self) -> Literal["", "succeeded", "failed", "cancelled"]:
         """How the run ends, for undos, `on_failure`, `on_cancel` and `on_end`; before that: ""."""
-        ending: Any = self._in_step("ending").ending
-        return ending  # type: ignore[no-any-return]
+        final_status: Any = self._in_step("final_status").final_status
+        return final_status  # type: ignore[no-any-return]
 
     def _in_step(self, name: str) -> StepContext:
         if self._context is None:

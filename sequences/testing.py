@@ -345,7 +345,7 @@ class _Alone:
 
     idempotency_key = "test"
     cancelled = False
-    ending = ""
+    final_status = ""
 
     def __init__(self, run: SequenceRun) -> None:
         self.run, self.step_run = run, StepRun()

@@ -43,7 +43,7 @@ class Group:
     sequence: str
     step: str
     error: str
-    shape: str
+    fingerprint: str
     counts: dict[str, int]
     newest: StepFailure
     now: datetime
@@ -86,7 +86,7 @@ class Group:
             "sequence": self.sequence,
             "error": self.error,
             "failed_step": self.step,
-            "shape": self.shape,
+            "fingerprint": self.fingerprint,
             "since": span,
         }
         count = format_number(self.counts[span])
@@ -122,7 +122,7 @@ def read(runs: QuerySet[SequenceRun] | None, list_url: str, using: str) -> Table
             sequence=row["run__sequence"],
             step=row["step"],
             error=row["error"],
-            shape=row["shape"],
+            fingerprint=row["fingerprint"],
             counts={span: row[span] for span in WITHIN},
             newest=newest[row["newest"]],
             now=now,
@@ -148,7 +148,7 @@ def _grouped(rows: QuerySet[StepFailure], now: datetime) -> Any:
         for span, (length, _label) in SPANS.items()
         if span in WITHIN
     }
-    grouped: Any = rows.order_by().values("run__sequence", "step", "error", "shape")
+    grouped: Any = rows.order_by().values("run__sequence", "step", "error", "fingerprint")
     return grouped.annotate(**within, newest=Max("pk")).order_by("-hour", "-day", "-week", "newest")
 
 

@@ -147,11 +147,11 @@ class FailureFilter(admin.ListFilter):
     """Runs with such a failed attempt, whatever became of them: where the failures page leads.
 
     ``error`` is the path of the exception's class, ``failed_step`` a step, ``since`` one of the
-    `SPANS`; a week by default. ``shape`` is that of the message.
+    `SPANS`; a week by default. ``fingerprint`` is that of the message.
     """
 
     title = _("failed attempt")
-    parameters = ("error", "failed_step", "since", "shape")
+    parameters = ("error", "failed_step", "since", "fingerprint")
 
     def __init__(self, request: HttpRequest, params: Any, model: Any, model_admin: Any) -> None:
         super().__init__(request, params, model, model_admin)
@@ -175,7 +175,7 @@ class FailureFilter(admin.ListFilter):
         return [str(self.used_parameters.get(name, "")) for name in self.parameters]
 
     def _described(self) -> str:
-        error, step, span, _shape = self._values()
+        error, step, span, _fingerprint = self._values()
         _span, label = SPANS.get(span, SPANS["week"])
         values = {"error": class_name(error), "step": label_of(step), "span": label}
         if error and step:
@@ -188,12 +188,12 @@ class FailureFilter(admin.ListFilter):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         using = conf.using()
-        error, step, span, shape = self._values()
+        error, step, span, fingerprint = self._values()
         failures = StepFailure.objects.using(using).filter(failed_at__gte=since(span, using))
         if error:
             failures = failures.filter(error=error)
         if step:
             failures = failures.filter(step=step)
-        if shape:
-            failures = failures.filter(shape=shape)
+        if fingerprint:
+            failures = failures.filter(fingerprint=fingerprint)
         return queryset.filter(pk__in=failures.order_by().values("run"))

@@ -228,7 +228,7 @@ def attempts_of(run: SequenceRun, now: datetime) -> list[Attempt]:
     Three queries: the kinds, the newest of each, and those that are shown without tracebacks.
     """
     rows = StepFailure.objects.using(conf.using()).filter(run=run.pk)
-    kinds = rows.order_by().values("step", "error", "shape")
+    kinds = rows.order_by().values("step", "error", "fingerprint")
     counts = kinds.annotate(count=Count("pk"), newest=Max("pk")).order_by("-newest")
     count_of = {row["newest"]: row["count"] for row in counts[: NEWEST + 1]}
     whole = list(count_of)[:TRACEBACKS]

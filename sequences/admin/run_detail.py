@@ -297,7 +297,7 @@ def _alike(rows: QuerySet[StepFailure], pk: str) -> QuerySet[StepFailure]:
     alike = rows.filter(pk=int(pk)).first() if pk.isdecimal() and len(pk) < MAX_DIGITS else None
     if alike is None:
         return rows
-    return rows.filter(step=alike.step, error=alike.error, shape=alike.shape)
+    return rows.filter(step=alike.step, error=alike.error, fingerprint=alike.fingerprint)
 
 
 def _row_of(step: StepSnapshot) -> str:

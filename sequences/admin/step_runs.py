@@ -105,7 +105,7 @@ class StepRunAdmin(KeysetAdmin):
         "kind_column",
         "status_column",
         "attempts",
-        "lost",
+        "lost_workers",
         "repeats",
         "worker",
         "progress_column",

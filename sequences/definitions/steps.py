@@ -609,7 +609,7 @@ def on_end(target: Any = None, /, **options: Any) -> Any:
     """Declare what is done once, however the run ends: ``@on_end`` on a method.
 
     A durable step with its own retries, the last of the run, after `on_failure` or `on_cancel`.
-    ``self.ending`` says how the run ends. If it fails permanently, the run fails.
+    ``self.final_status`` says how the run ends. If it fails permanently, the run fails.
     """
     make = partial(_make, OnEnd, options)
     return Decorator(make) if target is None else noted(make(target), sys._getframe(1))

@@ -114,13 +114,13 @@ class ExecutionContext(CurrentAttempt):
 
     def put_off(self, step: Step[Any]) -> Conclusion | None:
         """Its own delay, then `when`. None: the step has its turn now."""
-        if step.delay is not None and not self.claim.delayed:
+        if step.delay is not None and not self.claim.delay_evaluated:
             due = self._due(step.delay)
             if due > self.claim.now or step.limits:
                 # Only the commit of this wait says that the delay was evaluated: an attempt that
                 # fails before it, or is replayed, still has the delay before it.
                 return WaitForTime(due)
-            self.claim.delayed = True
+            self.claim.delay_evaluated = True
         if step.when is not None and not step.when(self.sequence):
             return Skipped()
         return None
@@ -300,7 +300,7 @@ class ExecutionContext(CurrentAttempt):
             raise Cancelled(step=self.claim.step, run=self.claim.run_id)
 
     @property
-    def ending(self) -> str:
+    def final_status(self) -> str:
         """How the run ends."""
         return compensation.ending_of(self.claim.run_id, self.using)
 

@@ -45,17 +45,17 @@ def beat(using: str) -> set[int]:
     for token in extended:
         attempt, progress = beats[token]
         attempt.stored_progress = progress
-    left_out = beats.keys() - extended
-    _find_ended([each for each, _ in beats.values()], left_out, using)
-    return left_out
+    unextended = beats.keys() - extended
+    _find_ended([each for each, _ in beats.values()], unextended, using)
+    return unextended
 
 
-def _find_ended(attempts: list[CurrentAttempt], left_out: Collection[int], using: str) -> None:
+def _find_ended(attempts: list[CurrentAttempt], unextended: Collection[int], using: str) -> None:
     """Mark those that were cancelled. One whose row is only locked was left out, and was not."""
     asking = {
         each.claim.token: each
         for each in attempts
-        if not each.is_over and (each.is_watched or each.claim.token in left_out)
+        if not each.is_over and (each.is_watched or each.claim.token in unextended)
     }
     if asking:
         for token in claims.over([each.claim for each in asking.values()], using):

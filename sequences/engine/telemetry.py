@@ -90,7 +90,7 @@ def _start_of(plan: Plan, wanted: Start) -> Span:
     )
     carrier: dict[str, str] = {}
     _w3c.inject(carrier, trace.set_span_in_context(span))
-    wanted.trace = carrier.get("traceparent", "")
+    wanted.traceparent = carrier.get("traceparent", "")
     return span
 
 
@@ -120,7 +120,7 @@ def _attempt_of(claim: Claim) -> Span:
 
 
 def _parent(claim: Claim) -> Context:
-    context = _w3c.extract({"traceparent": claim.trace}, Context())
+    context = _w3c.extract({"traceparent": claim.traceparent}, Context())
     if trace.get_current_span(context).get_span_context().is_valid:
         return context
     # Nobody has traced its start: then all of its attempts are in a trace that has its id.

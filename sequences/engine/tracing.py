@@ -22,7 +22,7 @@ _NOTHING = nullcontext()
 
 
 def starting(plan: Plan, wanted: Sequence[Start]) -> AbstractContextManager[None]:
-    """Around the insert of these runs, which it may give a `trace`."""
+    """Around the insert of these runs, which it may give a `traceparent`."""
     telemetry = _load() if conf.settings.telemetry else None
     return telemetry.starting(plan, wanted) if telemetry else _NOTHING
 

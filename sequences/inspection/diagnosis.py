@@ -17,7 +17,7 @@ from .. import conf
 from ..definitions.plan import CLOSING_KINDS, COMPENSATION_KINDS
 from ..models import NO_ITEM, Operation, RunStatus, StepFailure, StepRun, StepStatus, Wait
 from ..transitions.compensation import STANDSTILL, STOPPED, has_failed_at_its_end
-from ..transitions.subsequences import Undoing
+from ..transitions.subsequences import ChildrenUndo
 from ..utils.text import class_name, first_line
 from .losses import deaths_sentence
 from .snapshot import RunSnapshot, StepSnapshot
@@ -101,7 +101,9 @@ def _failed(snapshot: RunSnapshot, last: Operation | None) -> str:
     undo = next((step for step in snapshot.steps if _is_failed_undo(step)), None)
     if undo is not None:
         return f"{_failed_at(snapshot)} {_failed_rollback(snapshot, undo)}"
-    below = next((step for step in snapshot.steps if step.undoing == Undoing.FAILED), None)
+    below = next(
+        (step for step in snapshot.steps if step.children_undo == ChildrenUndo.FAILED), None
+    )
     if below is not None:
         message = _("Rolling back the child runs of %(step)s failed, too.")
         return f"{_failed_at(snapshot)} " + message % {"step": _name(below)}
@@ -110,7 +112,7 @@ def _failed(snapshot: RunSnapshot, last: Operation | None) -> str:
     text = _failed_at(snapshot, with_error=True)
     if not snapshot.plan.failed(snapshot.states):
         return text
-    if snapshot.plan.undos or any(step.undoing for step in snapshot.steps):
+    if snapshot.plan.undos or any(step.children_undo for step in snapshot.steps):
         return f"{text} " + _("Completed steps were rolled back.")
     return _with_blocked(snapshot, text)
 
@@ -123,7 +125,7 @@ def _failed_at_its_end(snapshot: RunSnapshot) -> str:
         return _failed_at(snapshot, with_error=True)
     message = (
         _("All other steps have ended, but %(step)s failed %(ago)s ago: %(error)s.")
-        if snapshot.run.ending == RunStatus.SUCCEEDED
+        if snapshot.run.final_status == RunStatus.SUCCEEDED
         else _("The run was cancelled, but %(step)s failed %(ago)s ago: %(error)s.")
     )
     values = {"step": _name(failed), "error": _error(snapshot, failed), **_times(snapshot)}
@@ -209,13 +211,13 @@ def _undoing(snapshot: RunSnapshot, last: Operation | None) -> str:
 
 def _why_undoing(snapshot: RunSnapshot, last: Operation | None) -> str:
     failed = snapshot.plan.failed(snapshot.states)
-    if not snapshot.run.ending:
+    if not snapshot.run.final_status:
         return _("Stopped together with its parent; it is rolled back when its turn comes.")
-    if snapshot.run.ending == STANDSTILL:
+    if snapshot.run.final_status == STANDSTILL:
         return _("Being cancelled together with its parent, which has an undo for this run.")
-    if snapshot.run.ending == RunStatus.SUCCEEDED:
+    if snapshot.run.final_status == RunStatus.SUCCEEDED:
         return _("All other steps have ended.")
-    if snapshot.run.ending in (RunStatus.CANCELLED, STOPPED):
+    if snapshot.run.final_status in (RunStatus.CANCELLED, STOPPED):
         return _being_cancelled(snapshot, last)
     if failed:
         return _("%(steps)s failed; rolling back completed steps.") % {"steps": _names(failed)}
@@ -240,7 +242,7 @@ def _undoing_now(snapshot: RunSnapshot) -> list[str]:
     running = [step.name for step in snapshot.steps if _still_executes(step)]
     if running:
         return [_("Waiting for %(steps)s to finish first.") % {"steps": _names(running)}]
-    below = [step for step in snapshot.steps if step.undoing == Undoing.RUNNING]
+    below = [step for step in snapshot.steps if step.children_undo == ChildrenUndo.RUNNING]
     if below:
         return [_("The child runs of %(step)s are being rolled back.") % {"step": _name(below[0])}]
     aside = [
@@ -382,7 +384,7 @@ def _queued_step(snapshot: RunSnapshot, step: StepSnapshot, row: StepRun) -> str
             "%(step)s has been queued for %(ago)s and no worker has picked it up. Is a worker "
             "running for the queue “%(queue)s”?"
         )
-    elif row.lost:
+    elif row.lost_workers:
         message = _("The worker of %(step)s was lost; another one will take over.")
     else:
         message = _("%(step)s has been queued for %(ago)s.")

@@ -222,7 +222,7 @@ def _steps(now: datetime, using: str, runs: QuerySet[SequenceRun] | None) -> dic
         overdue=Count("pk", filter=overdue),
         overdue_since=Min("due_at", filter=overdue),
         running=Count("pk", filter=running),
-        suspected=Count("pk", filter=Q(lost__gt=0)),
+        suspected=Count("pk", filter=Q(lost_workers__gt=0)),
         unseen=Count("pk", filter=Q(wake_at__lt=now - WARN_AFTER)),
     )
     capped = counts.pop("looked_at") > MAX_STEP_RUNS
@@ -250,7 +250,9 @@ def _locked_of(unseen: QuerySet[StepRun] | None, using: str) -> dict[str, Any]:
 
 
 def _suspects_of(rows: QuerySet[StepRun], using: str) -> tuple[Suspect, ...]:
-    suspects = list(rows.filter(lost__gt=0).order_by("-lost", "pk")[:MAX_NAMED_SUSPECTS])
+    suspects = list(
+        rows.filter(lost_workers__gt=0).order_by("-lost_workers", "pk")[:MAX_NAMED_SUSPECTS]
+    )
     losses = newest_losses([row.pk for row in suspects], using)
     return tuple(Suspect(row, losses.get(row.pk)) for row in suspects)
 

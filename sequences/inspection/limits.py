@@ -140,7 +140,7 @@ def waits_of(step_runs: Iterable[StepRun], using: str) -> dict[int, LimitWait]:
     runs = {row.run_id for row in rows.values()}
     permits = Permit.objects.using(using).filter(run__in=runs)
     waiting = list(
-        permits.exclude(state=PermitState.ASIDE)
+        permits.exclude(state=PermitState.BLOCKED)
         .filter(Q(state=PermitState.WAITING) | Q(step_run__status=StepStatus.WAITING))
         .order_by("state", "pk")
         .select_related("line__limit__override", "step_run")[:MAX_WAITS]

@@ -24,20 +24,25 @@ def newest_losses(step_run_ids: Collection[int], using: str) -> dict[int, StepLo
 
 def deaths_sentence(row: StepRun, loss: StepLoss | None) -> str:
     """How many workers died in the step, and what the last one was running beside it."""
-    values = {"count": row.lost, "steps": names(loss.beside) if loss is not None else ""}
+    values = {
+        "count": row.lost_workers,
+        "steps": names(loss.concurrent_steps) if loss is not None else "",
+    }
     if loss is None:
-        message = ngettext("Lost %(count)d worker.", "Lost %(count)d workers in a row.", row.lost)
-    elif not loss.beside:
+        message = ngettext(
+            "Lost %(count)d worker.", "Lost %(count)d workers in a row.", row.lost_workers
+        )
+    elif not loss.concurrent_steps:
         message = ngettext(
             "Lost %(count)d worker, which was running nothing else.",
             "Lost %(count)d workers in a row; the last one was running nothing else.",
-            row.lost,
+            row.lost_workers,
         )
     else:
         message = ngettext(
             "Lost %(count)d worker, which was also running %(steps)s.",
             "Lost %(count)d workers in a row; the last one was also running %(steps)s.",
-            row.lost,
+            row.lost_workers,
         )
     return message % values
 

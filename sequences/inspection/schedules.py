@@ -136,7 +136,7 @@ class ScheduleSnapshot:
             return ""
         message = (
             gettext("The slot of %(slot)s was skipped: the last run was unfinished.")
-            if row.skipped_why == "overlap"
+            if row.skip_reason == "overlap"
             else gettext("The slot of %(slot)s was missed: nothing could start it in time.")
         )
         return message % {"slot": moment(row.skipped_slot)}

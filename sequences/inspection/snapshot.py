@@ -127,7 +127,7 @@ class StepSnapshot:
     @property
     def deaths(self) -> str:
         """In a sentence: how many workers died in it since its last attempt ended, if any."""
-        if self.row is None or not self.row.lost:
+        if self.row is None or not self.row.lost_workers:
             return ""
         return deaths_sentence(self.row, self.loss)
 
@@ -147,9 +147,9 @@ class StepSnapshot:
         return self.node.kind == "event" and row is not None and row.status == StepStatus.WAITING
 
     @property
-    def undoing(self) -> str:
-        """How far the undoing of its children is, one of `Undoing`; nothing if there is none."""
-        return self.row.undoing if self.row is not None else ""
+    def children_undo(self) -> str:
+        """How far the undoing of its children is, a `ChildrenUndo`; nothing if there is none."""
+        return self.row.children_undo if self.row is not None else ""
 
     @property
     def progress(self) -> tuple[float, float] | None:
@@ -460,7 +460,7 @@ def _rows(ids: Collection[UUID], using: str) -> dict[UUID, dict[str, StepRun]]:
 
 
 def _losses(rows: Mapping[UUID, Mapping[str, StepRun]], using: str) -> dict[int, StepLoss]:
-    lost = [row.pk for steps in rows.values() for row in steps.values() if row.lost]
+    lost = [row.pk for steps in rows.values() for row in steps.values() if row.lost_workers]
     return newest_losses(lost, using) if lost else {}
 
 

@@ -43,7 +43,7 @@ class NoLonger(StatusNotFound):
     text = gettext_lazy("This link has expired. Reload the page that it came from.")
 
 
-#: What a run does that is `undoing`, by its `ending`.
+#: What a run does that is `undoing`, by its `final_status`.
 _ENDINGS: dict[str, Any] = {
     RunStatus.SUCCEEDED: gettext_lazy("Finishing…"),
     STOPPED: gettext_lazy("Cancelling…"),
@@ -120,7 +120,7 @@ class Status:
         if self.run.status == RunStatus.PAUSED:
             return [_("Paused.")]
         if self.run.status == RunStatus.UNDOING:
-            return [str(_ENDINGS.get(self.run.ending) or _("Rolling back…"))]
+            return [str(_ENDINGS.get(self.run.final_status) or _("Rolling back…"))]
         return [capfirst(self._phrase(step)) for step in self.at] or [_("Starting…")]
 
     @property

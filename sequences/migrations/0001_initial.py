@@ -81,7 +81,7 @@ class Migration(migrations.Migration):
                         verbose_name="status",
                     ),
                 ),
-                ("ending", models.CharField(blank=True, editable=False, max_length=16)),
+                ("final_status", models.CharField(blank=True, editable=False, max_length=16)),
                 (
                     "data",
                     models.JSONField(
@@ -106,7 +106,7 @@ class Migration(migrations.Migration):
                     models.SmallIntegerField(db_default=0, default=0, verbose_name="priority"),
                 ),
                 (
-                    "trace",
+                    "traceparent",
                     models.CharField(
                         blank=True, db_default="", default="", editable=False, max_length=55
                     ),
@@ -148,7 +148,7 @@ class Migration(migrations.Migration):
                 ("started_at", models.DateTimeField(verbose_name="started")),
                 ("seen_at", models.DateTimeField(db_index=True, verbose_name="seen")),
                 ("swept_at", models.DateTimeField(blank=True, null=True, verbose_name="swept")),
-                ("left_out", models.JSONField(default=list, editable=False)),
+                ("unextended_claims", models.JSONField(default=list, editable=False)),
             ],
             options={
                 "verbose_name": "worker process",
@@ -228,10 +228,13 @@ class Migration(migrations.Migration):
                     "attempts",
                     models.PositiveIntegerField(default=0, verbose_name="failed attempts"),
                 ),
-                ("lost", models.PositiveSmallIntegerField(default=0, verbose_name="lost workers")),
+                (
+                    "lost_workers",
+                    models.PositiveSmallIntegerField(default=0, verbose_name="lost workers"),
+                ),
                 ("repeats", models.PositiveIntegerField(default=0, verbose_name="repeats")),
                 ("dispatches", models.PositiveSmallIntegerField(default=0, editable=False)),
-                ("delayed", models.BooleanField(default=False, editable=False)),
+                ("delay_evaluated", models.BooleanField(default=False, editable=False)),
                 (
                     "wait",
                     models.CharField(
@@ -257,7 +260,7 @@ class Migration(migrations.Migration):
                 ),
                 ("members", models.JSONField(blank=True, editable=False, null=True)),
                 (
-                    "undoing",
+                    "children_undo",
                     models.CharField(
                         blank=True, db_default="", default="", editable=False, max_length=8
                     ),
@@ -396,7 +399,10 @@ class Migration(migrations.Migration):
                 ("step", sequences.models.ExactCharField(max_length=100, verbose_name="step")),
                 ("item", models.IntegerField(default=-1, verbose_name="item")),
                 ("worker", models.CharField(max_length=100, verbose_name="worker")),
-                ("beside", models.JSONField(default=list, verbose_name="beside")),
+                (
+                    "concurrent_steps",
+                    models.JSONField(default=list, verbose_name="concurrent steps"),
+                ),
                 ("lost_at", models.DateTimeField(db_index=True, verbose_name="lost")),
                 (
                     "run",
@@ -436,7 +442,7 @@ class Migration(migrations.Migration):
                 ("error", models.CharField(max_length=200, verbose_name="error")),
                 ("message", models.TextField(blank=True, verbose_name="message")),
                 (
-                    "shape",
+                    "fingerprint",
                     models.CharField(
                         blank=True, db_default="", default="", editable=False, max_length=16
                     ),
@@ -607,7 +613,7 @@ class Migration(migrations.Migration):
                     models.DateTimeField(blank=True, null=True, verbose_name="skipped slot"),
                 ),
                 (
-                    "skipped_why",
+                    "skip_reason",
                     models.CharField(blank=True, default="", editable=False, max_length=16),
                 ),
                 ("error", models.TextField(blank=True, default="", verbose_name="error")),
@@ -802,7 +808,7 @@ class Migration(migrations.Migration):
                     models.CharField(
                         choices=[
                             ("waiting", "waiting"),
-                            ("aside", "waiting for another limit"),
+                            ("blocked", "waiting for another limit"),
                             ("granted", "granted"),
                         ],
                         max_length=8,

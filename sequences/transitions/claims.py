@@ -52,7 +52,7 @@ def _claim(
     now = clock.now(using)
     rows = claimable(step_run_id, attempts, now, using)
     if not suspects:
-        rows = rows.filter(lost=0)
+        rows = rows.filter(lost_workers=0)
     lease = now + clock.lease()
     count = rows.update(
         status=StepStatus.RUNNING,
@@ -109,9 +109,9 @@ def _claim_of(row: StepRun, token: int, now: datetime) -> Claim:
     run = row.run
     return Claim(
         row.pk, run.pk, run.sequence, run.plan_id, row.step, row.item, row.kind, token,
-        row.attempts,
-        row.repeats, row.delayed, row.ready_at, row.due_at, now,
-        _text(run.data), run.version, row.wait, row.payload, row.worker, run.trace, row.lost,
+        row.attempts, row.repeats, row.delay_evaluated, row.ready_at, row.due_at, now,
+        _text(run.data), run.version, row.wait, row.payload, row.worker, run.traceparent,
+        row.lost_workers,
     )  # fmt: skip
 
 
@@ -205,7 +205,12 @@ def give_back(run_id: UUID, token: int, using: str) -> list[Dispatch]:
 def queued_items(run_id: UUID, step: str, limit: int, using: str) -> list[tuple[int, int]]:
     """The oldest items of this fan-out that may be claimed now: their ids, and their attempts."""
     rows = StepRun._base_manager.using(using).filter(
-        run=run_id, step=step, kind="item", status=StepStatus.QUEUED, lost=0, wake_at__isnull=False
+        run=run_id,
+        step=step,
+        kind="item",
+        status=StepStatus.QUEUED,
+        lost_workers=0,
+        wake_at__isnull=False,
     )
     return list(rows.order_by("pk").values_list("pk", "attempts")[:limit])
 

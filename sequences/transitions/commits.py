@@ -192,7 +192,7 @@ def finish(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Disp
 
 
 def _write_row(claim: Claim, change: Change, run: SequenceRun, now: datetime, using: str) -> None:
-    values: dict[str, Any] = {"lost": 0, "wake_at": None, "due_at": None}
+    values: dict[str, Any] = {"lost_workers": 0, "wake_at": None, "due_at": None}
     if change.progress is not None:
         values["progress"] = json.loads(change.progress)
     values |= _values(claim, change, run, now)
@@ -230,7 +230,7 @@ def _values(claim: Claim, change: Change, run: SequenceRun, now: datetime) -> di
 
 
 def _again(due: datetime, now: datetime) -> dict[str, Any]:
-    values = {"queued_at": now, "dispatches": 0, "delayed": True}
+    values = {"queued_at": now, "dispatches": 0, "delay_evaluated": True}
     if due <= now:
         return _queued(now) | values
     slack = SLACK if due - now <= SHORT else timedelta(0)

@@ -32,12 +32,12 @@ from ..models import (
 from . import clock, plans, runs, starts, subsequences
 from .limits import clear_on_commit
 from .locking import lock_run, transact
-from .subsequences import Undoing
+from .subsequences import ChildrenUndo
 from .types import Claim, Dispatch, dispatch_of, new_row, wait_for
 
-#: The `ending` of a run that only comes to a standstill: its parent has another undo for it.
+#: The `final_status` of a run that only comes to a standstill: its parent has another undo for it.
 STANDSTILL = "standstill"
-#: The `ending` of a run that is cancelled, and not undone.
+#: The `final_status` of a run that is cancelled, and not undone.
 STOPPED = "stopped"
 #: Endings after which nothing is undone.
 _NOT_UNDONE = (RunStatus.SUCCEEDED, STOPPED)
@@ -66,7 +66,7 @@ def stop(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispat
 def begin(
     run: SequenceRun,
     plan: Plan,
-    ending: RunStatus,
+    final_status: RunStatus,
     now: datetime,
     using: str,
     *,
@@ -76,14 +76,14 @@ def begin(
 
     ``cancels``: what executes may still execute, and is cancelled where nothing waits for its end.
     """
-    if plan.closing(ending) or has_undo(run, plan, using):
-        run.status, run.ending = RunStatus.UNDOING, ending
+    if plan.closing(final_status) or has_undo(run, plan, using):
+        run.status, run.final_status = RunStatus.UNDOING, final_status
         return go_on(run, plan, now, using)
     ready: list[Dispatch] = []
-    if cancels or ending == RunStatus.CANCELLED:
+    if cancels or final_status == RunStatus.CANCELLED:
         ready = cancel_children(runs.steps_of(run, using), now, using)
         runs.end_unfinished(run, StepStatus.CANCELLED, now, using)
-    runs.end(run, ending, now)
+    runs.end(run, final_status, now)
     return ready
 
 
@@ -110,7 +110,7 @@ def cancel_children(rows: QuerySet[StepRun], now: datetime, using: str) -> list[
         plan = plans.load(child.plan_id, using)
         if cancels_by_undoing(child, plan):
             ready += begin(child, plan, RunStatus.CANCELLED, now, using)
-        elif child.ending != STOPPED:
+        elif child.final_status != STOPPED:
             ready += cancel(child, plan, now, using)
         runs.save(child, now, using)
     return ready
@@ -122,25 +122,25 @@ def cancels_by_undoing(run: SequenceRun, plan: Plan) -> bool:
 
 
 def _close_as(
-    run: SequenceRun, plan: Plan, ending: str, now: datetime, using: str
+    run: SequenceRun, plan: Plan, final_status: str, now: datetime, using: str
 ) -> list[Dispatch]:
-    if not plan.closing(_status_of(ending)):
-        runs.end(run, _status_of(ending), now)
+    if not plan.closing(_status_of(final_status)):
+        runs.end(run, _status_of(final_status), now)
         return []
-    run.status, run.ending = RunStatus.UNDOING, ending
+    run.status, run.final_status = RunStatus.UNDOING, final_status
     return _close(run, plan, now, using)
 
 
 def ending_of(run_id: UUID, using: str) -> str:
     """How this run ends, if that is decided: a `RunStatus`, or nothing."""
     rows = SequenceRun._base_manager.using(using).filter(pk=run_id)
-    status, ending = rows.values_list("status", "ending").get()
-    return str(_status_of(ending)) if status == RunStatus.UNDOING and ending else ""
+    status, final_status = rows.values_list("status", "final_status").get()
+    return str(_status_of(final_status)) if status == RunStatus.UNDOING and final_status else ""
 
 
-def _status_of(ending: str) -> RunStatus:
-    """How a run with this `ending` ends."""
-    return RunStatus.CANCELLED if ending in (STOPPED, STANDSTILL) else RunStatus(ending)
+def _status_of(final_status: str) -> RunStatus:
+    """How a run with this `final_status` ends."""
+    return RunStatus.CANCELLED if final_status in (STOPPED, STANDSTILL) else RunStatus(final_status)
 
 
 def has_undo(run: SequenceRun, plan: Plan, using: str) -> bool:
@@ -164,17 +164,17 @@ def go_on(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispa
     """What comes next in an undoing: another undo, or `on_failure`, or the end."""
     if _settle(run, now, using):
         return []
-    if run.ending == STANDSTILL:
+    if run.final_status == STANDSTILL:
         return _stand_still(run, plan, now, using)
-    if run.ending in _NOT_UNDONE:
+    if run.final_status in _NOT_UNDONE:
         return _close(run, plan, now, using)
     busy = _rows(run, using).filter(kind__in=COMPENSATION_KINDS, status__in=UNFINISHED_STEP)
     # An `on_failure` that is held has its turn after the undos.
-    if not run.ending or busy.filter(wake_at__isnull=False).exists():
+    if not run.final_status or busy.filter(wake_at__isnull=False).exists():
         return []
     while not (plan.subsequences and subsequences.note_undoing(run, now, using)):
         if has_failed(run, using):
-            run.ending = RunStatus.FAILED
+            run.final_status = RunStatus.FAILED
             return _close(run, plan, now, using)
         newest = _newest(run, plan, using)
         if newest is None:
@@ -226,7 +226,7 @@ def _stop_children(run: SequenceRun, now: datetime, using: str) -> None:
     """The runs below begin nothing more, and wait until they have their turn."""
     for child in subsequences.lock_unfinished(runs.steps_of(run, using), using):
         if child.status != RunStatus.UNDOING:
-            child.status, child.ending = RunStatus.UNDOING, ""
+            child.status, child.final_status = RunStatus.UNDOING, ""
             _settle(child, now, using)
             runs.save(child, now, using)
 
@@ -258,9 +258,9 @@ def _stand_still(run: SequenceRun, plan: Plan, now: datetime, using: str) -> lis
 
 def _halt(child: SequenceRun, now: datetime, using: str) -> list[Dispatch]:
     """Bring this child to a standstill, unless it is at its end already."""
-    if child.ending in (STANDSTILL, STOPPED):
+    if child.final_status in (STANDSTILL, STOPPED):
         return []
-    child.ending = STANDSTILL
+    child.final_status = STANDSTILL
     ready = go_on(child, plans.load(child.plan_id, using), now, using)
     runs.save(child, now, using)
     return ready
@@ -273,7 +273,11 @@ def _undo_child(run: SequenceRun, own: StepRun, now: datetime, using: str) -> li
     if child is None or (child.is_finished and child.status != RunStatus.SUCCEEDED):
         return []  # somebody has ended it meanwhile
     _look_after(own, now, using)
-    child.status, child.ending, child.finished_at = RunStatus.UNDOING, RunStatus.CANCELLED, None
+    child.status, child.final_status, child.finished_at = (
+        RunStatus.UNDOING,
+        RunStatus.CANCELLED,
+        None,
+    )
     _record(child, "cancel_and_undo", run, now, using)
     ready = go_on(child, plans.load(child.plan_id, using), now, using)
     runs.save(child, now, using)
@@ -282,9 +286,9 @@ def _undo_child(run: SequenceRun, own: StepRun, now: datetime, using: str) -> li
 
 def _look_after(own: StepRun, now: datetime, using: str) -> None:
     """From now on its children are undone, and the sweep sees to it."""
-    own.undoing = Undoing.RUNNING
+    own.children_undo = ChildrenUndo.RUNNING
     own.queued_at, own.wake_at = now, now + clock.grace()
-    own.save(using=using, update_fields=["undoing", "queued_at", "wake_at"])
+    own.save(using=using, update_fields=["children_undo", "queued_at", "wake_at"])
 
 
 def _record(
@@ -300,7 +304,7 @@ def _record(
 
 def _close(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
     """All is undone, or an undo has failed: the steps that close the run, and then the end."""
-    status = _status_of(run.ending)
+    status = _status_of(run.final_status)
     for node in plan.closing(status):
         row = _rows(run, using).filter(step=node.name).first()
         if row is None:
@@ -355,7 +359,7 @@ def can_retry(run: SequenceRun, plan: Plan, using: str) -> bool:
 
 def has_failed_at_its_end(run: SequenceRun) -> bool:
     """Whether it has failed only by a step that closes it: no step of its main line has."""
-    return run.status == RunStatus.FAILED and run.ending not in ("", RunStatus.FAILED)
+    return run.status == RunStatus.FAILED and run.final_status not in ("", RunStatus.FAILED)
 
 
 def has_failed(run: SequenceRun, using: str) -> bool:
@@ -367,12 +371,12 @@ def retry(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispa
     """Go on with what has failed of this locked run's undoing; `on_failure` comes after it."""
     run.status, run.finished_at = RunStatus.UNDOING, None
     failed = _rows(run, using).filter(status=StepStatus.FAILED)
-    again = {"attempts": 0, "lost": 0, "token": None, "due_at": None, "finished_at": None}
+    again = {"attempts": 0, "lost_workers": 0, "token": None, "due_at": None, "finished_at": None}
     failed.filter(kind__in=CLOSING_KINDS).update(**wait_for(Wait.UNDO, now), **again)
     undos = list(failed.filter(kind="undo").values_list("pk", flat=True))
     failed.filter(kind="undo").update(**again, **_queued(now))
     ready = [dispatch_of(row, plan) for row in _rows(run, using).filter(pk__in=undos)]
-    for own in _rows(run, using).filter(undoing=Undoing.FAILED):
+    for own in _rows(run, using).filter(children_undo=ChildrenUndo.FAILED):
         ready += _retry_children(run, own, now, using)
     return ready or go_on(run, plan, now, using)
 
@@ -401,7 +405,7 @@ def undone(run: SequenceRun, plan: Plan, using: str) -> frozenset[str]:
     undos = _rows(run, using).filter(kind="undo").values_list("step", flat=True)
     names = {plan.node(name).undoes for name in undos}
     if plan.subsequences:
-        below = _rows(run, using).filter(undoing__in=subsequences.UNDONE)
+        below = _rows(run, using).filter(children_undo__in=subsequences.UNDONE)
         names.update(below.values_list("step", flat=True))
     return frozenset(names)
 
@@ -448,7 +452,7 @@ def _newest_child(own: StepRun, using: str) -> SequenceRun | None:
 def _candidates(own: StepRun, using: str) -> QuerySet[SequenceRun]:
     children = subsequences.of(own, using)
     is_open = Q(status__in=(RunStatus.RUNNING, RunStatus.PAUSED))
-    is_stopped = Q(status=RunStatus.UNDOING, ending="")
+    is_stopped = Q(status=RunStatus.UNDOING, final_status="")
     succeeded = Q(status=RunStatus.SUCCEEDED, plan__in=_plans_with_undos(children, using))
     return children.filter(is_open | is_stopped | succeeded)
 

@@ -54,7 +54,7 @@ def blank(run_ids: Sequence[UUID], now: datetime, using: str, *, keep_key: bool)
         # The rows stay: without them a retry would make the calls again.
         StepCall._base_manager.using(using).filter(run__in=part).update(result=None)
         StepFailure._base_manager.using(using).filter(run__in=part).update(
-            message="", shape="", traceback=""
+            message="", fingerprint="", traceback=""
         )
         Operation._base_manager.using(using).filter(run__in=part).update(
             before=None, after=None, reason=""

@@ -12,7 +12,7 @@ from django.db.models import Q, QuerySet
 from ..definitions.plan import COMPENSATION_KINDS
 from ..exceptions import DeadlineExceeded, WorkerLost
 from ..models import NO_ITEM, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
-from ..utils.text import shape_of, text_of, trace_of
+from ..utils.text import fingerprint_of, text_of, trace_of
 from . import clock, compensation, fanout, limits, losses, notifications, plans, processes
 from .commits import divert
 from .compensation import stop
@@ -85,7 +85,11 @@ def _record(
     rows = StepRun._base_manager.using(using).filter(
         pk=claim.step_run_id, token=claim.token, status=StepStatus.RUNNING
     )
-    values: dict[str, Any] = {"attempts": claim.attempts + 1, "lost": 0, "delayed": claim.delayed}
+    values: dict[str, Any] = {
+        "attempts": claim.attempts + 1,
+        "lost_workers": 0,
+        "delay_evaluated": claim.delay_evaluated,
+    }
     values["ready_at"] = claim.first_due  # for the retry takes the place of its due time
     if not rows.update(**values, **_failed_or_due(run, claim, final, now)):
         return None
@@ -159,7 +163,7 @@ def _append(
             attempt=attempt,
             error=failure.error[:200],
             message=failure.message,
-            shape=shape_of(failure.message),
+            fingerprint=fingerprint_of(failure.message),
             traceback=failure.traceback,
             worker=worker,
             failed_at=now,
@@ -231,19 +235,19 @@ def _reap(row: StepRun, using: str) -> list[Dispatch]:
     )
     if row.token is not None and processes.holds(row.token, using):
         return []
-    beside = losses.beside(row, now, using)
-    if losses.is_guilty(row.lost + 1, beside):
-        return _fail_lost(row, run, rows, beside, now, using)
+    concurrent_steps = losses.concurrent_steps(row, now, using)
+    if losses.is_guilty(row.lost_workers + 1, concurrent_steps):
+        return _fail_lost(row, run, rows, concurrent_steps, now, using)
     if compensation.stops_here(run, row):
-        return _cancel_lost(row, run, rows, beside, now, using)
+        return _cancel_lost(row, run, rows, concurrent_steps, now, using)
     is_paused = run.status == RunStatus.PAUSED
     wake_at = None if is_paused else now + clock.grace()
     reaped = rows.update(
-        status=StepStatus.QUEUED, token=None, lost=row.lost + 1, queued_at=now, dispatches=0,
-        wake_at=wake_at,
+        status=StepStatus.QUEUED, token=None, lost_workers=row.lost_workers + 1,
+        queued_at=now, dispatches=0, wake_at=wake_at,
     )  # fmt: skip
     if reaped:
-        losses.append(row, beside, now, using)
+        losses.append(row, concurrent_steps, now, using)
     if not reaped or is_paused:
         return []
     plan = plans.load(run.plan_id, using)
@@ -258,17 +262,21 @@ def _cancel_lost(
     row: StepRun,
     run: SequenceRun,
     rows: Any,
-    beside: list[dict[str, Any]],
+    concurrent_steps: list[dict[str, Any]],
     now: datetime,
     using: str,
 ) -> list[Dispatch]:
     """Its run is undone, and has waited for no more than the end of this lease."""
     cancelled = rows.update(
-        status=StepStatus.CANCELLED, token=None, lost=row.lost + 1, wake_at=None, finished_at=now
+        status=StepStatus.CANCELLED,
+        token=None,
+        lost_workers=row.lost_workers + 1,
+        wake_at=None,
+        finished_at=now,
     )
     if not cancelled:
         return []
-    losses.append(row, beside, now, using)
+    losses.append(row, concurrent_steps, now, using)
     return compensation.proceed(run, now, using)
 
 
@@ -276,19 +284,19 @@ def _fail_lost(
     row: StepRun,
     run: SequenceRun,
     rows: Any,
-    beside: list[dict[str, Any]],
+    concurrent_steps: list[dict[str, Any]],
     now: datetime,
     using: str,
 ) -> list[Dispatch]:
-    lost = row.lost + 1
+    lost = row.lost_workers + 1
     failed = rows.update(
-        status=StepStatus.FAILED, token=None, lost=lost, attempts=row.attempts + 1,
+        status=StepStatus.FAILED, token=None, lost_workers=lost, attempts=row.attempts + 1,
         wake_at=None, finished_at=now,
     )  # fmt: skip
     if not failed:
         return []
-    losses.append(row, beside, now, using)
-    error = WorkerLost(step=row.step, run=run.pk, lost=lost, worker=row.worker)
+    losses.append(row, concurrent_steps, now, using)
+    error = WorkerLost(step=row.step, run=run.pk, lost_workers=lost, worker=row.worker)
     _append(row.pk, row, Failure.of(error), row.attempts + 1, row.worker, now, using)
     notifications.failed(row.pk, row.attempts + 1, run.sequence, using)
     return _fail(run, row, now, using)

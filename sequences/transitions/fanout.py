@@ -96,7 +96,7 @@ def wait_values(items: WaitForItems, now: datetime) -> dict[str, Any]:
     return {
         **wait_for(Wait.ITEMS, now),
         "members": {"total": items.total, "window": items.window, "next": 0},
-        "delayed": True,
+        "delay_evaluated": True,
         "wake_at": now + clock.grace(),
     }
 
@@ -115,7 +115,7 @@ def commit_item(claim: Claim, change: Change, using: str) -> bool:
         return _calls_for_a_look(row[0], claim.item)
     values: dict[str, Any] = {
         "status": change.conclusion.status,
-        "lost": 0,
+        "lost_workers": 0,
         "wake_at": None,
         "due_at": None,
     }
@@ -293,11 +293,11 @@ def reopen(rows: QuerySet[StepRun], using: str) -> None:
     for own in rows.filter(wait=Wait.ITEMS):
         ended = (StepStatus.FAILED, StepStatus.CANCELLED)
         _items(own.run_id, own.step, using).filter(status__in=ended).update(
-            **wait_for(Wait.PLACE, now), token=None, attempts=0, lost=0, wake_at=None,
+            **wait_for(Wait.PLACE, now), token=None, attempts=0, lost_workers=0, wake_at=None,
             due_at=None, finished_at=None,
         )  # fmt: skip
         rows.filter(pk=own.pk).update(
-            **wait_for(Wait.ITEMS, now), members=_begun_again(own), attempts=0, lost=0,
+            **wait_for(Wait.ITEMS, now), members=_begun_again(own), attempts=0, lost_workers=0,
             finished_at=None,
         )  # fmt: skip
 

@@ -196,7 +196,7 @@ class _Asking:
             line_id=line,
             run_id=self.row.run_id,
             step_run_id=None if of_run else self.row.pk,
-            state=PermitState.ASIDE,
+            state=PermitState.BLOCKED,
             priority=self.row.run.priority,
             ready_at=self.row.run.created_at if of_run else self.row.due_at or self.row.ready_at,
             replaces=self.requests[line].when_full == "cancel_oldest",
@@ -233,7 +233,7 @@ class _Asking:
 
     def _wait(self, permit: Permit, permits: Iterable[Permit]) -> None:
         rows = self._rows().filter(pk__in=[each.pk for each in permits])
-        rows.update(state=PermitState.ASIDE, token=None, granted_at=None)
+        rows.update(state=PermitState.BLOCKED, token=None, granted_at=None)
         rows.filter(pk=permit.pk).update(state=PermitState.WAITING)
 
     def _park(self, permits: list[Permit], of_run: bool) -> Admission:

@@ -299,7 +299,7 @@ def _others(permits: list[Permit], using: str) -> dict[tuple[Any, int | None], l
     owners = Q(step_run__in=[permit.step_run_id for permit in permits if permit.step_run_id])
     if runs := [permit.run_id for permit in permits if permit.step_run_id is None]:
         owners |= Q(step_run__isnull=True, run__in=runs)
-    rows = Permit._base_manager.using(using).filter(owners, state=PermitState.ASIDE)
+    rows = Permit._base_manager.using(using).filter(owners, state=PermitState.BLOCKED)
     others: dict[tuple[Any, int | None], list[Permit]] = {}
     for other in rows.order_by("line"):
         others.setdefault(_owner(other), []).append(other)
@@ -309,5 +309,5 @@ def _others(permits: list[Permit], using: str) -> dict[tuple[Any, int | None], l
 def _move(permit: Permit, other: Permit, using: str) -> None:
     """Its owner waits in the line of another of its permits from now on."""
     rows = Permit._base_manager.using(using)
-    rows.filter(pk=permit.pk).update(state=PermitState.ASIDE)
+    rows.filter(pk=permit.pk).update(state=PermitState.BLOCKED)
     rows.filter(pk=other.pk).update(state=PermitState.WAITING)

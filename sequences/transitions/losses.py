@@ -39,28 +39,28 @@ class Suspicion:
 def suspicion(step_run_id: int, attempts: int, using: str) -> Suspicion | None:
     """Whether this step, which may be claimed, is a suspect. None: it is not, or may not."""
     now = clock.now(using)
-    rows = claims.claimable(step_run_id, attempts, now, using).filter(lost__gt=0)
-    row = rows.only("lost", "queued_at").first()
+    rows = claims.claimable(step_run_id, attempts, now, using).filter(lost_workers__gt=0)
+    row = rows.only("lost_workers", "queued_at").first()
     if row is None:
         return None
-    was_tried = row.lost >= conf.settings.max_lost_workers
+    was_tried = row.lost_workers >= conf.settings.max_lost_workers
     return Suspicion(alone=was_tried and now - row.queued_at < PATIENCE)
 
 
 def next_suspect(using: str) -> Dispatch | None:
     """The one to be cleared next: those that were lost least often are the likeliest neighbours."""
     lost = StepLoss._base_manager.using(using).filter(
-        step_run__lost__gt=0,
+        step_run__lost_workers__gt=0,
         step_run__status=StepStatus.QUEUED,
         step_run__wake_at__isnull=False,
     )
-    suspects = lost.order_by("step_run__lost", "step_run__queued_at").values("step_run")[:1]
+    suspects = lost.order_by("step_run__lost_workers", "step_run__queued_at").values("step_run")[:1]
     rows = StepRun._base_manager.using(using).select_related("run")
     row = rows.filter(pk__in=[suspect["step_run"] for suspect in suspects]).first()
     return None if row is None else dispatch_of(row, plans.load(row.run.plan_id, using))
 
 
-def beside(row: StepRun, now: datetime, using: str) -> list[dict[str, Any]]:
+def concurrent_steps(row: StepRun, now: datetime, using: str) -> list[dict[str, Any]]:
     """What else the process had in hand that has died in this step: what it holds still, and
     what was taken back from it before.
     """
@@ -91,16 +91,16 @@ def _process_of(worker: str) -> tuple[str, str] | None:
     return (f"{host}:{number}:", f"~{mark}") if tilde else None
 
 
-def is_guilty(lost: int, beside: list[dict[str, Any]]) -> bool:
+def is_guilty(lost: int, concurrent_steps: list[dict[str, Any]]) -> bool:
     """Whether a step that so many workers in a row died in is to fail.
 
     What died with others may have been killed by one of them, and is tried again alone.
     """
     most = conf.settings.max_lost_workers
-    return lost >= (IN_COMPANY * most if beside else most)
+    return lost >= (IN_COMPANY * most if concurrent_steps else most)
 
 
-def append(row: StepRun, beside: list[dict[str, Any]], now: datetime, using: str) -> None:
+def append(row: StepRun, concurrent_steps: list[dict[str, Any]], now: datetime, using: str) -> None:
     """Keep that a worker died in this step."""
     StepLoss._base_manager.using(using).create(
         run_id=row.run_id,
@@ -108,6 +108,6 @@ def append(row: StepRun, beside: list[dict[str, Any]], now: datetime, using: str
         step=row.step,
         item=row.item,
         worker=row.worker,
-        beside=beside,
+        concurrent_steps=concurrent_steps,
         lost_at=now,
     )

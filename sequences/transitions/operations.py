@@ -187,7 +187,7 @@ class LockedRun:
         Returns the children that are to begin again.
         """
         cancelled = self.steps(status=StepStatus.CANCELLED)
-        cancelled.filter(attempts=0).update(delayed=False)
+        cancelled.filter(attempts=0).update(delay_evaluated=False)
         fanout.reopen(cancelled.filter(item=NO_ITEM), self.using)
         ended = self._reopen_parents(cancelled.filter(item=NO_ITEM))
         self.requeue(cancelled)
@@ -197,7 +197,7 @@ class LockedRun:
         """Begin these again, held until `wake`: no failed attempt counts any more."""
         rows.filter(kind="event").update(wait="", waiting_since=None)
         rows.update(
-            status=StepStatus.QUEUED, token=None, attempts=0, lost=0, ready_at=self.now,
+            status=StepStatus.QUEUED, token=None, attempts=0, lost_workers=0, ready_at=self.now,
             # An item may have lost its place: its claim finds it another.
             wake_at=None, due_at=Case(When(kind="item", then=self.now), default=None),
             finished_at=None,
@@ -254,7 +254,7 @@ class LockedRun:
         for own in rows.filter(wait=Wait.CHILDREN):
             failed += subsequences.unsuccessful(self.steps(pk=own.pk), self.using)
             self.steps(pk=own.pk).update(
-                **wait_for(Wait.CHILDREN, self.now), attempts=0, lost=0, finished_at=None
+                **wait_for(Wait.CHILDREN, self.now), attempts=0, lost_workers=0, finished_at=None
             )
         return failed
 
@@ -304,7 +304,7 @@ class LockedRun:
         """The run runs again, if it had ended, and what is ready is dispatched."""
         if self.run.finished_at is not None:
             self._begin_again()
-            self.run.ending = ""
+            self.run.final_status = ""
         ready = commits.advance(self.run, self.plan, self.now, self.using)
         if self.run.status != RunStatus.RUNNING or self.is_failing():
             return ready

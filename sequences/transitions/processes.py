@@ -36,7 +36,7 @@ class ProcessReport:
     #: Whether the row of its name is known to be its own.
     is_known: bool = True
     #: The tokens of claims that it holds, and could not extend.
-    left_out: Sequence[int] = ()
+    unextended_claims: Sequence[int] = ()
 
 
 def seen(worker: ProcessReport, using: str) -> bool:
@@ -49,7 +49,7 @@ def _seen(worker: ProcessReport, using: str) -> bool:
     values = {
         "queues": sorted(worker.queues),
         "threads": worker.threads,
-        "left_out": list(worker.left_out),
+        "unextended_claims": list(worker.unextended_claims),
         "dead_threads": worker.dead_threads,
         # A later process may have the name of one that is gone: the same host and number.
         "started_at": now - worker.age,
@@ -77,7 +77,10 @@ def holds(token: int, using: str) -> bool:
     """
     fresh = clock.now(using) - 2 * timedelta(seconds=conf.settings.heartbeat)
     rows = WorkerProcess.objects.using(using).filter(seen_at__gte=fresh)
-    return any(token in left_out for left_out in rows.values_list("left_out", flat=True))
+    return any(
+        token in unextended_claims
+        for unextended_claims in rows.values_list("unextended_claims", flat=True)
+    )
 
 
 def gone(name: str, using: str) -> None:

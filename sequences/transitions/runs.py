@@ -78,7 +78,7 @@ def save(run: SequenceRun, now: datetime, using: str) -> None:
 
 _CHANGED = (
     "status",
-    "ending",
+    "final_status",
     "data",
     "inbox",
     "version",

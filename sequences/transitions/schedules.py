@@ -95,7 +95,7 @@ def _take_turn(
     now = clock.now(using)
     following = next_turn(timetable, schedule, turn.following) | {"is_waiting": False}
     if turn.missed is not None:
-        following |= {"skipped_slot": turn.missed, "skipped_why": "missed"}
+        following |= {"skipped_slot": turn.missed, "skip_reason": "missed"}
     if turn.slot is None:
         _write(schedule, now, using, **following)
         return Taken()
@@ -103,7 +103,7 @@ def _take_turn(
         if timetable.overlap == "wait":
             following = _waiting(turn.slot, now)
         else:
-            following |= {"skipped_slot": turn.slot, "skipped_why": "overlap"}
+            following |= {"skipped_slot": turn.slot, "skip_reason": "overlap"}
         _write(schedule, now, using, **following)
         return Taken()
     if start is None:  # the last run has ended since somebody looked: the next look starts one

@@ -209,7 +209,7 @@ def _row(
         data=wanted.data,
         parent_id=wanted.parent,
         priority=wanted.priority,
-        trace=wanted.trace,
+        traceparent=wanted.traceparent,
         created_at=now,
         updated_at=now,
     )

@@ -68,8 +68,8 @@ def wait_values(total: int, now: datetime) -> dict[str, Any]:
     return {
         **wait_for(Wait.CHILDREN, now),
         "members": {"total": total},
-        "undoing": "",
-        "delayed": True,
+        "children_undo": "",
+        "delay_evaluated": True,
         "wake_at": now + clock.grace(),
     }
 
@@ -142,7 +142,7 @@ def unsuccessful(rows: QuerySet[StepRun], using: str) -> list[SequenceRun]:
     return list(children.order_by("pk"))
 
 
-class Undoing(StrEnum):
+class ChildrenUndo(StrEnum):
     """How far the undoing of a step's children is."""
 
     RUNNING = "running"
@@ -153,7 +153,7 @@ class Undoing(StrEnum):
 
 
 #: Of step runs whose children were undone, or are just now.
-UNDONE = (Undoing.RUNNING, Undoing.DONE, Undoing.FAILED)
+UNDONE = (ChildrenUndo.RUNNING, ChildrenUndo.DONE, ChildrenUndo.FAILED)
 
 
 def note_undoing(run: SequenceRun, now: datetime, using: str) -> bool:
@@ -168,22 +168,22 @@ def note_undoing(run: SequenceRun, now: datetime, using: str) -> bool:
 
 def _note(own: StepRun, now: datetime, using: str) -> bool:
     is_busy = being_undone(own, using).exists()
-    undoing, wake_at = own.undoing, own.wake_at
-    if undoing == Undoing.RUNNING and not is_busy:
-        undoing = _outcome(own, using)
+    children_undo, wake_at = own.children_undo, own.wake_at
+    if children_undo == ChildrenUndo.RUNNING and not is_busy:
+        children_undo = _outcome(own, using)
     if is_busy:
         wake_at = wake_at or now + clock.grace()
     elif own.status not in UNFINISHED_STEP:
         wake_at = None
-    if (undoing, wake_at) != (own.undoing, own.wake_at):
-        own.undoing, own.wake_at = undoing, wake_at
-        own.save(using=using, update_fields=["undoing", "wake_at"])
+    if (children_undo, wake_at) != (own.children_undo, own.wake_at):
+        own.children_undo, own.wake_at = children_undo, wake_at
+        own.save(using=using, update_fields=["children_undo", "wake_at"])
     return is_busy
 
 
 def being_undone(own: StepRun, using: str) -> QuerySet[SequenceRun]:
-    """Its children that are being undone; one that only waits for its turn has no `ending`."""
-    return of(own, using).filter(status=RunStatus.UNDOING).exclude(ending="")
+    """Its children that are being undone; one that waits for its turn has no `final_status`."""
+    return of(own, using).filter(status=RunStatus.UNDOING).exclude(final_status="")
 
 
 def of(own: StepRun, using: str) -> QuerySet[SequenceRun]:
@@ -191,14 +191,14 @@ def of(own: StepRun, using: str) -> QuerySet[SequenceRun]:
     return SequenceRun._base_manager.using(using).filter(parent=own.pk)
 
 
-def _outcome(own: StepRun, using: str) -> Undoing:
+def _outcome(own: StepRun, using: str) -> ChildrenUndo:
     below = StepRun._base_manager.using(using).filter(run__parent=own.pk)
     if below.filter(failed_undo(), run__status=RunStatus.FAILED).exists():
-        return Undoing.FAILED
-    undone = Q(kind="undo") | Q(undoing=Undoing.DONE)
-    return Undoing.DONE if below.filter(undone).exists() else Undoing.EMPTY
+        return ChildrenUndo.FAILED
+    undone = Q(kind="undo") | Q(children_undo=ChildrenUndo.DONE)
+    return ChildrenUndo.DONE if below.filter(undone).exists() else ChildrenUndo.EMPTY
 
 
 def failed_undo() -> Q:
     """A step run whose undo has failed: it is one, or one of its children has it."""
-    return Q(kind="undo", status=StepStatus.FAILED) | Q(undoing=Undoing.FAILED)
+    return Q(kind="undo", status=StepStatus.FAILED) | Q(children_undo=ChildrenUndo.FAILED)

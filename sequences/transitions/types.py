@@ -52,7 +52,7 @@ class Claim:
     token: int
     attempts: int
     repeats: int
-    delayed: bool
+    delay_evaluated: bool
     ready_at: datetime.datetime
     due_at: datetime.datetime | None
     now: datetime.datetime  # of the database, when it was claimed
@@ -61,8 +61,8 @@ class Claim:
     wait: str = ""  # what it waited for last, one of `Wait`
     payload: Any = None  # of an item: the item; of the undo of one: it, and its result
     worker: str = ""
-    trace: str = ""  # of the run, as W3C's traceparent
-    lost: int = 0  # workers that died in it, one after the other
+    traceparent: str = ""  # of the run, W3C's
+    lost_workers: int = 0  # workers that died in it, one after the other
     is_limited: bool = False  # it has permits, which end with it
 
     @property
@@ -84,7 +84,7 @@ class Start:
     #: How long after its start, or by when, it must be finished.
     deadline: datetime.timedelta | datetime.datetime | None = None
     parent: int | None = None
-    trace: str = ""
+    traceparent: str = ""
     id: UUID = field(default_factory=uuid7)
     #: The run that holds its key, and that it gets in place of one of its own.
     found: UUID | None = None

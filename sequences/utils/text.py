@@ -82,7 +82,7 @@ _VARIABLE = re.compile(
 SHAPED_LENGTH = 1_000
 
 
-def shape_of(message: str) -> str:
+def fingerprint_of(message: str) -> str:
     """A digest of what a message says, whatever it says it of; nothing for an empty one."""
     text = _VARIABLE.sub("#", message.strip()[:SHAPED_LENGTH])
     return blake2s(text.encode(errors="replace"), digest_size=8).hexdigest() if text else ""

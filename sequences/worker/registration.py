@@ -49,7 +49,7 @@ class WorkerRegistration:
         self._since = time.monotonic()
         self._swept: float | None = None
         self._reported: float | None = None
-        self._left_out: Collection[int] = ()
+        self._unextended_claims: Collection[int] = ()
         self._fails = False
 
     def swept(self) -> None:
@@ -60,9 +60,9 @@ class WorkerRegistration:
 
     def leaves_out(self, tokens: Collection[int]) -> None:
         """It is running the steps of these claims, and could not extend their leases."""
-        if tokens or self._left_out:
+        if tokens or self._unextended_claims:
             self._reported = None  # those who sweep are to know it at once
-        self._left_out = tokens
+        self._unextended_claims = tokens
 
     def beat(self, using: str) -> None:
         """Tell that it is there, if that was not told lately. Never raises."""
@@ -80,7 +80,7 @@ class WorkerRegistration:
         queues = tuple(self._queues())
         report = ProcessReport(
             self._name, queues, self._threads, self._dead_threads(), _ago(self._since), swept,
-            self._is_known, tuple(self._left_out),
+            self._is_known, tuple(self._unextended_claims),
         )  # fmt: skip
         if not processes.seen(report, using):
             self._name = f"{current.process()}~{token_hex(2)}"

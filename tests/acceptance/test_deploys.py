@@ -60,7 +60,7 @@ def test_an_old_worker_that_gets_a_new_step_leaves_it_to_a_new_one(crew, gate):
     ended(run)
     assert entries(run) == run.data["log"] == ["reserve", "charge", "pack", "ship"]
     assert not run.failures.exists()
-    assert set(run.steps.values_list("attempts", "lost")) == {(0, 0)}
+    assert set(run.steps.values_list("attempts", "lost_workers")) == {(0, 0)}
 
 
 def test_a_run_of_the_old_release_keeps_its_shape_on_new_workers(crew, gate):

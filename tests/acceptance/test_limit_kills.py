@@ -99,7 +99,9 @@ def test_no_place_leaks_however_many_workers_are_killed(transactional_db, settin
                     Toll(book=str(book), seconds=0.01)
 
         def condition():
-            StepRun.objects.filter(lost__gt=0, status="queued").update(lost=0)  # no suspects
+            StepRun.objects.filter(lost_workers__gt=0, status="queued").update(
+                lost_workers=0
+            )  # no suspects
             sweep(AssumeLost(), "default")
             return not SequenceRun.objects.unfinished().exists()
 

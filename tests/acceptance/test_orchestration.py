@@ -37,7 +37,7 @@ def test_fan_outs_events_children_and_delays_come_to_their_end_side_by_side(crew
         assert entries(one) == ["begin", "soon", "end"]
         (child,) = run.steps.get(step="leg").children.all()
         assert child.status == "succeeded"
-        assert run.steps.filter(lost__gt=0).count() == run.failures.count() == 0
+        assert run.steps.filter(lost_workers__gt=0).count() == run.failures.count() == 0
 
 
 def lateness():

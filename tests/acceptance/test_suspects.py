@@ -48,7 +48,7 @@ def have_ended(sequences):
 
 
 def deaths(sequences):
-    return [list(one.run.losses.values_list("beside", flat=True)) for one in sequences]
+    return [list(one.run.losses.values_list("concurrent_steps", flat=True)) for one in sequences]
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_steps_that_kill_their_worker_once_all_succeed_in_the_end(hire, gate, ki
         wait_for(lambda: len(gate.visitors()) == 4)
         gate.open()
         wait_for(have_ended(sequences), limit=180)
-    assert set(step_runs(sequences).values_list("status", "lost")) == {("succeeded", 0)}
+    assert set(step_runs(sequences).values_list("status", "lost_workers")) == {("succeeded", 0)}
     first = [beside for one in deaths(sequences) for beside in one if len(beside) == 3]
     assert len(first) >= 4, "four died together, and each has the other three"
 
@@ -83,7 +83,7 @@ def test_only_the_step_that_kills_its_workers_by_itself_fails(hire, gate, tmp_pa
         wait_for(have_ended(everybody), limit=180)
     assert set(step_runs(innocent).values_list("status", flat=True)) == {"succeeded"}
     row = step_runs([poison]).get()
-    assert (row.status, row.lost) == ("failed", 3)
+    assert (row.status, row.lost_workers) == ("failed", 3)
     assert poison.run.failures.get().error == "sequences.exceptions.WorkerLost"
     first, *others = deaths([poison])[0]
     assert {one["run"] for one in first} == {str(one.run.pk) for one in innocent}
@@ -98,7 +98,7 @@ def test_steps_that_were_never_lost_are_not_held_up_and_people_see_whom_to_suspe
     crew.workers[-1].kill()
     crew.start(1, threads=4)
     rows = step_runs(suspects)
-    wait_for(lambda: rows.filter(lost=1).count() == 3)
+    wait_for(lambda: rows.filter(lost_workers=1).count() == 3)
     wait_for(lambda: rows.filter(status="running").count() == 1)
     others = [Tiny() for _ in range(20)]
     wait_for(have_ended(others), limit=10)

@@ -81,7 +81,7 @@ def assert_once(sequence, *steps):
 
 def assert_no_failure(sequence):
     assert not sequence.run.failures.exists()
-    assert set(sequence.run.steps.values_list("attempts", "lost")) == {(0, 0)}
+    assert set(sequence.run.steps.values_list("attempts", "lost_workers")) == {(0, 0)}
 
 
 class TestDeath:
@@ -97,7 +97,7 @@ class TestDeath:
         gate.open()
         assert_once(sequence, "first", "held", "last")
         assert len(gate.visitors()) == 2
-        assert [one.lost for one in sequence.run.steps.order_by("pk")] == [0, 0, 0]
+        assert [one.lost_workers for one in sequence.run.steps.order_by("pk")] == [0, 0, 0]
         assert not sequence.run.failures.exists()
 
     def test_connections_that_died_while_they_were_idle_cost_no_grace(self, hire):
@@ -124,7 +124,7 @@ class TestDeath:
         sequence = Deadly()
         wait_for(lambda: not any(worker.is_alive() for worker in crew.workers))
         row = step_of(sequence, "kills")
-        assert (row.status, row.lost) == ("running", 2)
+        assert (row.status, row.lost_workers) == ("running", 2)
 
         def lease_has_ended():
             sweep(AssumeLost(), "default")

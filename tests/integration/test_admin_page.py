@@ -20,7 +20,7 @@ from sequences.engine import dispatcher
 from sequences.models import SequenceRun, StepFailure, StepRun, StoredPlan
 from sequences.testing import drain
 from sequences.transitions import plans
-from sequences.utils.text import shape_of
+from sequences.utils.text import fingerprint_of
 from tests.engine import claim, fail, fresh, perform, take
 
 pytestmark = pytest.mark.django_db
@@ -261,7 +261,7 @@ def failed_items(run):
         rows.append(
             StepFailure(
                 run=run, step="pack", item=n, attempt=1, error=error, message=text,
-                shape=shape_of(text), traceback=f"T{n}.", failed_at=run.created_at,
+                fingerprint=fingerprint_of(text), traceback=f"T{n}.", failed_at=run.created_at,
             )
         )  # fmt: skip
     StepFailure.objects.bulk_create(rows)
@@ -289,7 +289,7 @@ def test_they_are_three_on_the_failures_page_too_and_each_leads_to_its_runs(admi
     failed_items(run)
     StepFailure.objects.create(
         run=other, step="pack", attempt=1, error="shop.CardError", message="card expired",
-        shape=shape_of("card expired"), failed_at=other.created_at,
+        fingerprint=fingerprint_of("card expired"), failed_at=other.created_at,
     )  # fmt: skip
     groups = reverse("admin:job_sequences_sequencerun_failure_groups")
     page = admin_client.get(groups).content.decode()
@@ -304,10 +304,10 @@ def test_they_are_three_on_the_failures_page_too_and_each_leads_to_its_runs(admi
 def test_a_recorded_failure_has_the_shape_of_its_message_until_it_is_erased():
     run = started()
     fail(claim(run, "charge"), error=CardError("card 4111 declined"))
-    assert run.failures.get().shape == shape_of("card 5222 declined")
-    assert run.failures.get().shape != shape_of("card 5222 expired")
+    assert run.failures.get().fingerprint == fingerprint_of("card 5222 declined")
+    assert run.failures.get().fingerprint != fingerprint_of("card 5222 expired")
     fresh(run).erase()
-    assert run.failures.get().shape == ""
+    assert run.failures.get().fingerprint == ""
 
 
 def test_a_traceback_begins_with_the_projects_own_frames(admin_client):

@@ -90,7 +90,7 @@ def test_the_page_says_what_it_does_and_what_was_done(admin_client, report):
         "berlin", cron("0 3 * * *", timezone="UTC"), data={"token": "hunter2", "city": "Berlin"}
     )
     schedule.update(every(HOUR), by="ann", reason="more <often>")
-    Schedule.objects.update(skipped_slot=now(), skipped_why="overlap")
+    Schedule.objects.update(skipped_slot=now(), skip_reason="overlap")
     text = text_of(admin_client.get(page_of(schedule)))
     assert "The next run starts in " in text
     assert "was skipped: the last run was unfinished" in text

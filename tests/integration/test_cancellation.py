@@ -117,7 +117,7 @@ def test_a_step_that_raises_it_without_having_been_cancelled_fails():
 
 def test_by_itself_a_step_is_not_cancelled_and_outside_of_one_nobody_can_ask(video):
     sequence = build(video)
-    assert (sequence.cancelled, sequence.ending) == (False, "")
+    assert (sequence.cancelled, sequence.final_status) == (False, "")
     sequence.check()
     with pytest.raises(SequenceError, match="only available inside a step"):
         video.start().check()

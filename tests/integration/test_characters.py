@@ -78,7 +78,7 @@ def test_an_attempt_is_recorded_whose_error_has_a_character_that_the_table_has_n
     failures = list(run.failures.all())
     assert [failure.message for failure in failures] == ["the crème \\U0001f600 is off"] * 2
     assert all("\\U0001f600" in failure.traceback for failure in failures)
-    assert [row.lost for row in run.steps.all()] == [0]
+    assert [row.lost_workers for row in run.steps.all()] == [0]
 
 
 @on_mysql

@@ -105,7 +105,7 @@ def test_a_worker_without_a_sign_of_life_is_told_before_and_after_its_lease():
 
 def test_a_step_whose_worker_was_lost_is_taken_by_another():
     run = started()
-    change(run, "charge", lost=1)
+    change(run, "charge", lost_workers=1)
     assert told(run) == "The worker of “charge” was lost; another one will take over."
 
 

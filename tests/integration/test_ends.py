@@ -44,7 +44,7 @@ def loan(*, fails=(), ends=None, **meta):
 
         @reserve.undo
         def release(self):
-            act(self, f"release, {self.ending}")
+            act(self, f"release, {self.final_status}")
 
         approval = event()
 
@@ -55,7 +55,7 @@ def loan(*, fails=(), ends=None, **meta):
 
         @on_failure
         def apologise(self):
-            act(self, f"apologise, {self.ending}")
+            act(self, f"apologise, {self.final_status}")
 
         @on_cancel
         def tell(self):
@@ -63,7 +63,7 @@ def loan(*, fails=(), ends=None, **meta):
 
         @on_end
         def close(self):
-            act(self, f"close, {self.ending}")
+            act(self, f"close, {self.final_status}")
 
     Loan.failing = failing
     return Loan
@@ -184,7 +184,7 @@ def test_a_parent_that_is_cancelled_cancels_its_child_as_the_childs_class_says()
 
         @on_cancel
         def tell(self):
-            self.data["told"] = self.ending
+            self.data["told"] = self.final_status
 
     run = started(Parent)
     child = SequenceRun.objects.get(parent__run=run)
@@ -287,7 +287,7 @@ def test_a_run_that_is_restarted_ends_anew():
     run.deliver("approval")
     done = ["reserve", "tell", "close, cancelled", "pay", "close, succeeded"]
     assert ended(run) == ("succeeded", done)
-    assert fresh(run).ending == "succeeded"
+    assert fresh(run).final_status == "succeeded"
 
 
 def test_a_run_that_failed_at_its_end_and_is_restarted_may_fail_by_a_step():

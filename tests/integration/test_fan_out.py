@@ -621,7 +621,7 @@ def test_delay_and_when_are_the_steps_own_and_not_its_items():
     sequence = run_sequence(Delayed)
     assert sequence.run.status == "succeeded"
     assert asked == ["delay", "when"]
-    assert [row.delayed for row in items(sequence.run)] == [False, False]
+    assert [row.delay_evaluated for row in items(sequence.run)] == [False, False]
 
 
 def test_a_claim_of_the_own_row_takes_nothing_while_items_run():

@@ -147,7 +147,7 @@ def test_an_older_worker_leaves_such_a_step_to_those_of_the_release_that_started
     assert old.performed == []
     assert not run.failures.exists()
     found = middle(run)
-    assert (found.status, found.attempts, found.lost) == ("queued", 0, 0)
+    assert (found.status, found.attempts, found.lost_workers) == ("queued", 0, 0)
     assert messages() == [], "it would get it again"
     overdue(run, "middle")
     assert sweep(AssumeLost(), USING) == 1

@@ -148,11 +148,11 @@ def test_a_step_whose_row_was_locked_for_longer_than_its_lease_is_not_taken_for_
     for one in (run, other):
         overdue(one, "pay", timedelta(seconds=20))
     assert sweep(AssumeLost(), USING) == 1, "the other one's worker says nothing of it"
-    assert (row(run, "pay").status, row(run, "pay").lost) == ("running", 0)
+    assert (row(run, "pay").status, row(run, "pay").lost_workers) == ("running", 0)
     presence.leaves_out(leases.beat(USING))
     presence.beat(USING)
     assert row(run, "pay").wake_at > now() + timedelta(seconds=10)
-    assert WorkerProcess.objects.get().left_out == []
+    assert WorkerProcess.objects.get().unextended_claims == []
 
 
 def test_a_worker_that_dies_while_its_step_is_locked_is_noticed():
@@ -165,7 +165,7 @@ def test_a_worker_that_dies_while_its_step_is_locked_is_noticed():
     overdue(run, "pay")
     WorkerProcess.objects.update(seen_at=now() - timedelta(seconds=7))
     assert sweep(AssumeLost(), USING) == 1
-    assert row(run, "pay").lost == 1
+    assert row(run, "pay").lost_workers == 1
 
 
 # --- the sweep

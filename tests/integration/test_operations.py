@@ -362,7 +362,12 @@ def test_retry_begins_a_failed_step_again_with_all_its_attempts():
     assert steps_of(message) == ["one"]
     assert message[0].attempts == 0
     again = row(run, "one")
-    assert (again.status, again.attempts, again.lost, again.finished_at) == ("queued", 0, 0, None)
+    assert (again.status, again.attempts, again.lost_workers, again.finished_at) == (
+        "queued",
+        0,
+        0,
+        None,
+    )
     drain()
     assert_steps(fresh(run), [("one", "succeeded"), ("two", "succeeded")])
     assert fresh(run).finished_at is not None

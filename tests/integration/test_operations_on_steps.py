@@ -214,7 +214,7 @@ def delayed_root():
 
         @step(delay=timedelta(days=3))
         def remind(self):
-            self.data["delayed"] = self.step_run.delayed
+            self.data["delayed"] = self.step_run.delay_evaluated
 
         @step(delay=timedelta(seconds=30))
         def soon(self):

@@ -141,7 +141,7 @@ class World:
     def sweep(self):
         """Time passes: whatever waits is due, and every lease has run out."""
         rows = StepRun.objects.filter(wake_at__isnull=False)
-        rows.update(wake_at=clock.now(USING) - timedelta(seconds=1), lost=0)
+        rows.update(wake_at=clock.now(USING) - timedelta(seconds=1), lost_workers=0)
         with dispatcher.capture_dispatches() as caught:
             sweep(AssumeLost(), USING)
         self.messages += caught

@@ -185,7 +185,7 @@ def test_missed_slots_are_made_up_for(late, missed, count):
     row = stored(cls)
     assert row.next_slot > now()
     assert row.last_slot == row.next_slot - HOUR
-    assert (row.skipped_why, row.skipped_slot is None) == (
+    assert (row.skip_reason, row.skipped_slot is None) == (
         ("missed", False) if late > HOUR else ("", True)
     )
     assert row.last_slot >= slot
@@ -200,7 +200,7 @@ def test_a_slot_that_is_too_old_starts_nothing(caplog):
     look()
     assert keys(cls) == []
     row.refresh_from_db()
-    assert (row.skipped_slot, row.skipped_why) == (long_ago, "missed")
+    assert (row.skipped_slot, row.skip_reason) == (long_ago, "missed")
     assert row.next_slot == long_ago + DAY
     assert "has missed its slot" in caplog.text
 
@@ -215,7 +215,7 @@ def test_a_slot_is_skipped_while_the_last_run_is_unfinished():
     slot = stored(cls).next_slot
     look()
     row = stored(cls)
-    assert (len(keys(cls)), row.skipped_slot, row.skipped_why) == (1, slot, "overlap")
+    assert (len(keys(cls)), row.skipped_slot, row.skip_reason) == (1, slot, "overlap")
     assert row.next_slot == slot + HOUR
     row.last_run.cancel()
     make_due(row)
@@ -934,7 +934,7 @@ def test_a_schedule_says_which_slot_it_skipped():
     give_turn(stored(cls).pk, "default", as_of=make_due(stored(cls), by=HOUR))
     look()
     assert "was skipped: the last run was unfinished" in snapshot(cls).skipped
-    Schedule.objects.update(skipped_why="missed")
+    Schedule.objects.update(skip_reason="missed")
     assert "was missed" in snapshot(cls).skipped
 
 

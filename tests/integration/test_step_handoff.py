@@ -396,7 +396,7 @@ def test_a_commit_that_is_not_known_to_be_one_gives_back_what_it_has_claimed(
         worker_thread(first_message(sequence))
     # By then it is released, so that it is claimed again, here and at once.
     assert statuses(sequence) == {"one": "succeeded", "two": "succeeded"}
-    assert sequence.run.steps.get(step="two").lost == 0
+    assert sequence.run.steps.get(step="two").lost_workers == 0
     assert sent == []
 
 
@@ -417,7 +417,7 @@ def test_an_interrupt_between_two_steps_gives_back_what_is_claimed(
     assert statuses(sequence) == {"one": "succeeded", "two": "queued"}
     assert [dispatch.actor for dispatch in sent] == ["tests.Direct.two"]
     two = sequence.run.steps.get(step="two")
-    assert (two.attempts, two.lost) == (0, 0)
+    assert (two.attempts, two.lost_workers) == (0, 0)
     drain()
     assert statuses(sequence) == {"one": "succeeded", "two": "succeeded"}
 
@@ -470,7 +470,7 @@ def test_who_dies_between_two_steps_leaves_a_lease_that_the_sweep_knows(
         moving.move(timedelta(seconds=20))
         assert sweep(AssumeLost(), "default") == 1
     assert [dispatch.actor for dispatch in sent] == ["tests.Direct.two"]
-    assert sequence.run.steps.get(step="two").lost == 1
+    assert sequence.run.steps.get(step="two").lost_workers == 1
 
 
 @on_fast

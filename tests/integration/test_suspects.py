@@ -72,7 +72,7 @@ def perform(run):
 
 def beside(run):
     """Whom each of its workers had in hand besides."""
-    return [{one["run"] for one in loss.beside} for loss in run.losses.all()]
+    return [{one["run"] for one in loss.concurrent_steps} for loss in run.losses.all()]
 
 
 def told(run):
@@ -145,7 +145,7 @@ def test_a_process_has_one_suspect_in_hand_and_the_next_has_its_turn_when_that_h
     following = sent(lambda: perform(one))
     assert while_in_hand == {"other": "queued", "innocent": "succeeded"}
     assert [dispatch.run_id for dispatch in following] == [other.pk]
-    assert row(other, "pay").lost == 1
+    assert row(other, "pay").lost_workers == 1
     assert perform(other) == "succeeded"
     assert {fresh(run).status for run in runs} == {"succeeded"}
 
@@ -174,7 +174,7 @@ def test_the_place_is_free_again_when_a_suspect_fails_or_is_interrupted(error):
 def test_one_that_never_died_alone_waits_for_an_idle_process_but_not_for_ever():
     one, other = order(2)
     lose([one])
-    change(one, "pay", lost=3)
+    change(one, "pay", lost_workers=3)
     seen = []
     Inside.calls[str(other.pk)] = lambda: seen.append(perform(one))
     perform(other)
@@ -189,14 +189,14 @@ def test_one_that_never_died_alone_waits_for_an_idle_process_but_not_for_ever():
 def test_an_idle_process_takes_it_at_once():
     (one,) = order()
     lose([one])
-    change(one, "pay", lost=3)
+    change(one, "pay", lost_workers=3)
     assert perform(one) == "succeeded"
 
 
 def test_those_that_were_lost_least_often_are_cleared_first():
     often, seldom = order(2)
     lose([often, seldom])
-    change(often, "pay", lost=2)
+    change(often, "pay", lost_workers=2)
     assert losses.next_suspect(USING).run_id == seldom.pk
     seldom.pause()
     assert losses.next_suspect(USING).run_id == often.pk, "a held one is claimed by nobody"
@@ -225,7 +225,10 @@ def test_items_of_a_fan_out_are_suspects_each_for_itself():
     assert perform_step(run, "mail", 1) == "succeeded"
     assert seen == ["queued"]
     lost = StepLoss.objects.get(item=1)
-    assert {(one["step"], one["item"]) for one in lost.beside} == {("mail", 0), ("mail", 2)}
+    assert {(one["step"], one["item"]) for one in lost.concurrent_steps} == {
+        ("mail", 0),
+        ("mail", 2),
+    }
     drain()
     assert fresh(run).status == "succeeded"
 
@@ -301,4 +304,4 @@ def test_a_step_that_is_begun_again_leaves_its_losses_with_the_run():
     one.restart_from("pay")
     assert [loss.step_run for loss in one.losses.all()] == [None]
     assert losses.next_suspect(USING) is None
-    assert claims.find(row(one, "pay").pk, USING).lost == 0
+    assert claims.find(row(one, "pay").pk, USING).lost_workers == 0

@@ -116,7 +116,7 @@ def test_a_step_of_a_lost_worker_is_taken_back_and_dispatched(run):
     claim(run, "one")
     overdue(run, "one")
     assert sweep(Never(), USING) == 1
-    assert (row(run, "one").status, row(run, "one").lost) == ("queued", 1)
+    assert (row(run, "one").status, row(run, "one").lost_workers) == ("queued", 1)
     assert len(messages()) == 1
 
 

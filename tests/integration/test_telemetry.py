@@ -163,7 +163,7 @@ def test_a_start_outside_of_any_trace_begins_one_and_its_insert_stores_it(spans)
     context = start.context
     assert start.parent is None
     ids = f"{context.trace_id:032x}-{context.span_id:016x}"
-    assert fresh(run).trace == f"00-{ids}-{context.trace_flags:02x}"
+    assert fresh(run).traceparent == f"00-{ids}-{context.trace_flags:02x}"
     assert not [query for query in queries if query["sql"].startswith("UPDATE")]
 
 
@@ -363,7 +363,7 @@ def test_a_message_for_nothing_makes_no_span(spans):
 @pytest.mark.parametrize("stored", ["", "nonsense"])
 def test_a_run_whose_start_nobody_has_traced_has_a_trace_by_its_id(spans, stored):
     run = two_steps().start().run
-    SequenceRun.objects.filter(pk=run.pk).update(trace=stored)
+    SequenceRun.objects.filter(pk=run.pk).update(traceparent=stored)
     spans.exporter.clear()
     with theirs.start_as_current_span("something else"):
         for name in ("create", "mail"):
@@ -376,7 +376,7 @@ def test_a_run_whose_start_nobody_has_traced_has_a_trace_by_its_id(spans, stored
 def test_what_is_not_sampled_at_the_start_is_not_sampled_later(spans, monkeypatch):
     monkeypatch.setattr(SAMPLER, "chosen", ALWAYS_OFF)
     run = two_steps().start().run
-    assert not int(fresh(run).trace[-2:], 16) & TraceFlags.SAMPLED
+    assert not int(fresh(run).traceparent[-2:], 16) & TraceFlags.SAMPLED
     monkeypatch.setattr(SAMPLER, "chosen", ALWAYS_ON)
     work()
     assert spans.names == []
@@ -396,7 +396,7 @@ def test_a_start_that_finds_its_run_says_which(spans):
 
 def test_each_of_many_starts_has_a_span_and_stores_it(spans):
     runs = [one.run for one in two_steps().start_many([{}, {}])]
-    stored = [fresh(run).trace.split("-")[2] for run in runs]
+    stored = [fresh(run).traceparent.split("-")[2] for run in runs]
     assert stored == [f"{span.context.span_id:016x}" for span in spans]
 
 
@@ -477,7 +477,7 @@ def test_without_the_setting_nothing_is_traced(spans, settings, monkeypatch):
     monkeypatch.setattr(tracing, "_load", None)
     run = run_all(two_steps()).run
     assert spans.names == ["INSERT"]
-    assert fresh(run).trace == ""
+    assert fresh(run).traceparent == ""
 
 
 def test_without_the_setting_nothing_of_it_is_imported():

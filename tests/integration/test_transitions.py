@@ -174,10 +174,15 @@ def test_a_commit_of_a_run_that_has_ended_stores_nothing(run, status):
 
 
 def test_a_commit_resets_the_lost_workers_and_clears_the_times(run):
-    change(run, "one", lost=2, due_at=now())
+    change(run, "one", lost_workers=2, due_at=now())
     perform(claim(run, "one"))
     found = row(run, "one")
-    assert (found.status, found.lost, found.wake_at, found.due_at) == ("succeeded", 0, None, None)
+    assert (found.status, found.lost_workers, found.wake_at, found.due_at) == (
+        "succeeded",
+        0,
+        None,
+        None,
+    )
     assert found.finished_at is not None
     following = row(run, "two")
     assert following.status == "queued"
@@ -213,10 +218,10 @@ def test_a_commit_beside_a_change_of_the_same_key_is_performed_again_on_the_fres
 
 def test_a_released_step_is_queued_again_and_not_counted(run):
     held = claim(run, "one")
-    change(run, "one", lost=1)
+    change(run, "one", lost_workers=1)
     (dispatch,) = claims.release(held, USING)
     found = row(run, "one")
-    assert (found.status, found.token, found.attempts, found.lost) == ("queued", None, 0, 1)
+    assert (found.status, found.token, found.attempts, found.lost_workers) == ("queued", None, 0, 1)
     assert (dispatch.step_run_id, dispatch.attempts) == (found.pk, 0)
     assert claim(run, "one") is not None
 
@@ -275,7 +280,7 @@ def test_a_step_whose_lease_has_run_out_is_given_to_another(run):
     overdue(run, "one")
     (dispatch,) = failures.reap(row(run, "one"), USING)
     found = row(run, "one")
-    assert (found.status, found.token, found.lost, found.attempts) == ("queued", None, 1, 0)
+    assert (found.status, found.token, found.lost_workers, found.attempts) == ("queued", None, 1, 0)
     assert dispatch.step_run_id == found.pk
     assert found.wake_at > now()
     assert claim(run, "one") is not None
@@ -309,7 +314,7 @@ def test_a_lost_step_of_a_paused_run_is_held(run):
     overdue(run, "one")
     assert failures.reap(row(run, "one"), USING) == []
     found = row(run, "one")
-    assert (found.status, found.lost, found.wake_at) == ("queued", 1, None)
+    assert (found.status, found.lost_workers, found.wake_at) == ("queued", 1, None)
 
 
 def lose_a_worker(run):
@@ -324,7 +329,7 @@ def test_a_step_that_kills_three_workers_in_a_row_fails(run):
     assert fresh(run).status == "running"
     lose_a_worker(run)
     assert ledger(run) == {"one": "failed"}
-    assert (fresh(run).status, row(run, "one").lost) == ("failed", 3)
+    assert (fresh(run).status, row(run, "one").lost_workers) == ("failed", 3)
     failure = fresh(run).failures.get()
     assert (failure.error, failure.worker) == ("sequences.exceptions.WorkerLost", "host:7")
     assert failure.message == (
@@ -346,7 +351,7 @@ def test_an_attempt_that_ends_forgets_the_workers_that_were_lost(run):
     lose_a_worker(run)
     lose_a_worker(run)
     fail(claim(run, "one"), final=False)
-    assert row(run, "one").lost == 0
+    assert row(run, "one").lost_workers == 0
     lose_a_worker(run)
     lose_a_worker(run)
     assert fresh(run).status == "running"
@@ -359,7 +364,7 @@ def test_a_failed_attempt_is_recorded_and_due_again(run):
     held = claim(run, "one", worker="host:1")
     assert fail(held, final=False, error=KeyError("x")) is True
     found = row(run, "one")
-    assert (found.status, found.attempts, found.lost) == ("retrying", 1, 0)
+    assert (found.status, found.attempts, found.lost_workers) == ("retrying", 1, 0)
     assert found.wake_at > now()
     failure = fresh(run).failures.get()
     assert (failure.step, failure.attempt, failure.worker) == ("one", 1, "host:1")

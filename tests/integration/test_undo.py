@@ -305,7 +305,7 @@ def test_a_step_whose_workers_all_died_fails_and_the_undos_of_its_cancelled_run_
     run_ = saga(with_handler=False)().run
     perform(claim(run_, "charge"))
     claim(run_, "pack")
-    change(run_, "pack", lost=2)
+    change(run_, "pack", lost_workers=2)
     run_.cancel(undo=True)
     overdue(run_, "pack")
     assert steps_of(sent(lambda: sweep(AssumeLost(), "default"))) == ["refund"]

@@ -160,7 +160,7 @@ def test_each_child_has_its_turn_the_newest_first():
     del done[:]
     parent.cancel(undo=True)
     eldest = children_of(parent)[0]
-    assert (fresh(eldest).status, fresh(eldest).ending) == ("undoing", "")
+    assert (fresh(eldest).status, fresh(eldest).final_status) == ("undoing", "")
     drain()
     assert done == [
         "unmeal 3",
@@ -553,4 +553,4 @@ def test_what_was_undone_is_remembered_after_an_erasure():
     with pytest.raises(InvalidTransition, match="would not run the undone steps again: '"):
         parent.restart_from("ship")
     assert row(parent, "book").members == {"total": 1}
-    assert row(parent, "book").undoing == "done"
+    assert row(parent, "book").children_undo == "done"

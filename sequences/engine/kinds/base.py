@@ -51,7 +51,7 @@ class Kind:
 
     def needs_place(self, claim: Claim, step: Step[Any]) -> bool:
         """Whether this attempt is what the limits of the step are for: not to evaluate a delay."""
-        return claim.delayed or step.delay is None
+        return claim.delay_evaluated or step.delay is None
 
     def item_of(self, claim: Claim) -> tuple[Any, ...]:
         """The item that a key may be of, if it has one."""

@@ -58,13 +58,14 @@ UPDATE {_STEPS} mine SET
         THEN {{now}} + {{lease}} ELSE wake_at END
 FROM {_RUNS} run
 WHERE mine.id = %(id)s AND attempts = %(attempts)s AND wake_at IS NOT NULL
-    AND (lost = 0 OR %(suspects)s)
+    AND (lost_workers = 0 OR %(suspects)s)
     AND (mine.status IN ('queued', 'retrying')
         OR mine.status = 'waiting' AND due_at <= {{now}} + {{early}})
     AND run.id = mine.run_id
 RETURNING mine.id, mine.run_id, run.sequence::text, run.plan_id, mine.step::text, item,
-    mine.kind::text, attempts, repeats, delayed, ready_at, due_at, {{now}}, run.data, run.version,
-    wait::text, payload, run.trace::text, lost, set_config('synchronous_commit', 'off', true)
+    mine.kind::text, attempts, repeats, delay_evaluated, ready_at, due_at, {{now}}, run.data,
+    run.version, wait::text, payload, run.traceparent::text, lost_workers,
+    set_config('synchronous_commit', 'off', true)
 """
 
 _GUARD = f"""
@@ -74,8 +75,8 @@ WITH ours AS MATERIALIZED (
         AND (parent_id IS NULL OR %(next)s::text IS NOT NULL) FOR UPDATE
 ), done AS (
     UPDATE {_STEPS} SET
-        status = %(status)s, result = %(result)s::jsonb, lost = 0, wake_at = NULL, due_at = NULL,
-        progress = COALESCE(%(progress)s::jsonb, progress), finished_at = {{now}}
+        status = %(status)s, result = %(result)s::jsonb, lost_workers = 0, wake_at = NULL,
+        due_at = NULL, progress = COALESCE(%(progress)s::jsonb, progress), finished_at = {{now}}
     WHERE id = %(id)s AND token = %(token)s AND status = 'running' AND EXISTS (SELECT FROM ours)
     RETURNING id
 )"""
@@ -86,8 +87,8 @@ _ADVANCE = f"""{_GUARD}, advanced AS (
     WHERE id = %(run)s AND EXISTS (SELECT FROM done)
 )
 INSERT INTO {_STEPS} (
-    run_id, step, item, kind, status, attempts, lost, repeats, dispatches, delayed, worker,
-    ready_at, queued_at, wake_at)
+    run_id, step, item, kind, status, attempts, lost_workers, repeats, dispatches, delay_evaluated,
+    worker, ready_at, queued_at, wake_at)
 SELECT %(run)s, %(next)s, {NO_ITEM}, %(kind)s, 'queued', 0, 0, 0, 0, false, '',
     {{now}}, {{now}}, {{now}} + {{grace}}
 FROM done
@@ -103,8 +104,8 @@ _TAKE = f"""{_GUARD}, advanced AS (
     RETURNING data
 )
 INSERT INTO {_STEPS} (
-    run_id, step, item, kind, status, attempts, lost, repeats, dispatches, delayed, token, worker,
-    ready_at, queued_at, started_at, wake_at)
+    run_id, step, item, kind, status, attempts, lost_workers, repeats, dispatches, delay_evaluated,
+    token, worker, ready_at, queued_at, started_at, wake_at)
 SELECT %(run)s, %(next)s, {NO_ITEM}, %(kind)s, 'running', 0, 0, 0, 0, false, %(next_token)s,
     %(worker)s, {{now}}, {{now}}, {{now}}, {{now}} + {{lease}}
 FROM done
@@ -138,20 +139,20 @@ WITH plan AS MATERIALIZED (
 ), new AS MATERIALIZED (
     SELECT * FROM jsonb_to_recordset(%(runs)s::jsonb) AS new (
         id uuid, data jsonb, key text, scope text, releases boolean, delay interval, parent bigint,
-        trace text, priority smallint)
+        traceparent text, priority smallint)
 ), run AS (
     INSERT INTO {_RUNS} (
-        id, plan_id, sequence, key, active_key, key_scope, releases_key, status, ending, data,
-        version, inbox, parent_id, created_at, updated_at, trace, priority)
+        id, plan_id, sequence, key, active_key, key_scope, releases_key, status, final_status, data,
+        version, inbox, parent_id, created_at, updated_at, traceparent, priority)
     SELECT new.id, plan.id, %(sequence)s, new.key, new.key, COALESCE(new.scope, ''),
         COALESCE(new.releases, false), 'running', '', new.data, 0, '{{{{}}}}', new.parent,
-        {{now}}, {{now}}, COALESCE(new.trace, ''), COALESCE(new.priority, 0)
+        {{now}}, {{now}}, COALESCE(new.traceparent, ''), COALESCE(new.priority, 0)
     FROM plan CROSS JOIN new{{unheld}}
     RETURNING id
 )
 INSERT INTO {_STEPS} (
-    run_id, step, item, kind, status, wait, waiting_since, attempts, lost, repeats, dispatches,
-    delayed, worker, ready_at, queued_at, due_at, wake_at)
+    run_id, step, item, kind, status, wait, waiting_since, attempts, lost_workers, repeats,
+    dispatches, delay_evaluated, worker, ready_at, queued_at, due_at, wake_at)
 SELECT run.id, first.name, {NO_ITEM}, first.kind,
     CASE WHEN new.delay IS NULL THEN 'queued' ELSE 'waiting' END,
     CASE WHEN new.delay IS NULL THEN '' ELSE 'time' END,
@@ -182,8 +183,8 @@ RETURNING steps.token
 # A result of None stays NULL. What is told of the fan-out is as it was at this statement.
 _ITEM = f"""
 UPDATE {_STEPS} SET
-    status = %(status)s, result = %(result)s::jsonb, lost = 0, wake_at = NULL, due_at = NULL,
-    progress = COALESCE(%(progress)s::jsonb, progress), finished_at = {{now}}
+    status = %(status)s, result = %(result)s::jsonb, lost_workers = 0, wake_at = NULL,
+    due_at = NULL, progress = COALESCE(%(progress)s::jsonb, progress), finished_at = {{now}}
 WHERE id = %(id)s AND token = %(token)s AND status = 'running'
 RETURNING (
     SELECT own.members FROM {_STEPS} own
@@ -283,12 +284,13 @@ class Statements:
         )
         if row is None:
             return None
-        (pk, run_id, sequence, plan_id, step, item, kind, attempts, *rest) = row
-        repeats, delayed, ready_at, due_at, now, data, version, wait, payload, trace, lost, _ = rest
+        pk, run_id, sequence, plan_id, step, item, kind, attempts, *rest = row
+        repeats, delay_evaluated, ready_at, due_at, now, data, version, wait, *rest = rest
+        payload, traceparent, lost_workers, _ = rest
         return Claim(
             pk, run_id, sequence, plan_id, step, item, kind, token, attempts,
-            repeats, delayed, ready_at, due_at, now, data, version, wait,
-            None if payload is None else json.loads(payload), worker, trace, lost,
+            repeats, delay_evaluated, ready_at, due_at, now, data, version, wait,
+            None if payload is None else json.loads(payload), worker, traceparent, lost_workers,
         )  # fmt: skip
 
     def commit_in_chain(
@@ -332,7 +334,7 @@ class Statements:
             pk, claim.run_id, claim.sequence, claim.plan_id, following.name, NO_ITEM,
             following.kind, offer.token, 0, 0, False, now, None, now,
             claim.data if data is None else data, claim.version + 1,
-            worker=offer.worker, trace=claim.trace,
+            worker=offer.worker, traceparent=claim.traceparent,
         )  # fmt: skip
 
     def commit_item(self, claim: Claim, change: Change, connection: Any) -> tuple[Any] | None:
@@ -468,8 +470,8 @@ def _as_json(wanted: Start, scope: str) -> str:
         rare["priority"] = wanted.priority
     if wanted.parent is not None:
         rare["parent"] = wanted.parent
-    if wanted.trace:
-        rare["trace"] = wanted.trace
+    if wanted.traceparent:
+        rare["traceparent"] = wanted.traceparent
     more = f",{json.dumps(rare)[1:-1]}" if rare else ""
     return f'{{"id":"{wanted.id}","data":{wanted.text}{more}}}'
 
