@@ -7,10 +7,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from django.contrib import admin
 from django.test import TestCase
 from django.urls import include, path
 
 from sequences import sequence
+from sequences.models import SequenceRun
 from sequences.testing import isolate_sequences
 from testproject.contact import models
 
@@ -64,6 +66,8 @@ def shop(request, monkeypatch, settings, tmp_path):
     monkeypatch.setitem(sys.modules, "shop.models", models_module)
     monkeypatch.setattr(sequence, "_containing_app_label", lambda cls: "shop")
     monkeypatch.setattr(models.Message, "__module__", "shop.models")
+    registry = admin.site._registry
+    monkeypatch.setitem(registry, SequenceRun, registry[SequenceRun])  # as it was, afterwards
     settings.ROOT_URLCONF = "shop.urls"
     settings.TEMPLATES = [settings.TEMPLATES[0] | {"DIRS": [tmp_path]}]
     with isolate_sequences():
@@ -80,6 +84,7 @@ FILES = [
     "cookbook.md",
     "pages.md",
     "observing.md",
+    "admin.md",
 ]
 SECTIONS = {(name, heading): code for name in FILES for heading, code in sections(name)}
 TESTS = {section for section, code in SECTIONS.items() if "(TestCase)" in code}
