@@ -308,11 +308,6 @@ class Sequence(Generic[D], metaclass=SequenceType):
         return await sync_to_async(cls.start_many)(iterable)
 
     @classmethod
-    def _definition_for(cls, label: str, plan: Plan) -> Definition | None:
-        """What a run with this label and plan follows: what the class declares."""
-        return cls._definition
-
-    @classmethod
     def _bind(
         cls,
         *,

@@ -61,7 +61,17 @@ def definition_of(label: str) -> Definition | None:
 def definition_for(label: str, plan: Plan) -> Definition | None:
     """What a run with this label and plan follows, if this code has it."""
     cls = find(label)
-    return None if cls is None else cls._definition_for(label, plan)
+    if cls is None or not is_inline(label):
+        return None if cls is None else cls._definition
+    inline: Definition | None = cls._definition_for(label, plan)
+    return inline
+
+
+def definition(label: str, plan: Plan) -> Definition:
+    """The same, or `UnknownSequence`."""
+    if (declared := definition_for(label, plan)) is not None:
+        return declared
+    raise UnknownSequence(name=label, hint=did_you_mean(label, [*_by_label, *_by_alias]))
 
 
 def hidden_by(label: str) -> tuple[str, ...]:

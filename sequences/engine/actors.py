@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import dramatiq
+from dramatiq.middleware import SkipMessage
 
 from .. import conf
 from ..definitions import registry
@@ -14,8 +16,13 @@ from ..definitions.steps import Step
 from ..definitions.validation import META_OPTIONS, PROJECT_OPTIONS, own_options, path_of, refusal
 from ..exceptions import InvalidDefinition, did_you_mean
 from ..sequence import Sequence
-from . import crowds, dispatcher, handoff
+from . import crowds, handoff
 from .recovery import FATAL
+
+logger = logging.getLogger("sequences")
+
+#: The largest id that a row can have.
+MAX_ID = 2**63 - 1
 
 _problems: list[tuple[str, str]] = []
 
@@ -95,11 +102,19 @@ def _performer(label: str, module: str, step: Step[Any]) -> Callable[..., None]:
     def perform(*args: Any, **kwargs: Any) -> None:
         # By its name in the module, each time: tests put another in its place.
         act = crowds.perform if is_crowd else handoff.perform
-        act(dispatcher.step_run_in(args), label)
+        act(_step_run_in(args), label)
 
     # Dramatiq names the actor's logger by it.
     perform.__module__ = module
     return perform
+
+
+def _step_run_in(args: tuple[Any, ...]) -> int:
+    """The id in a message's arguments. Raises `SkipMessage` if they are no step's."""
+    if len(args) == 2 and type(args[1]) is int and 0 <= args[1] <= MAX_ID:
+        return args[1]
+    logger.warning("Ignoring a message whose arguments are not those of a step: %.200r", args)
+    raise SkipMessage("Its arguments are not those of a step.")
 
 
 def _as_tuple(throws: Any) -> tuple[type[BaseException], ...]:

@@ -72,9 +72,8 @@ class ExecutionContext(CurrentAttempt):
         self.change = self._collect_changes(conclusion)
 
     def _bind_to(self, step: Step[Any]) -> None:
+        self._depth, self._step = _depth(self.using), step
         self.bind()
-        self._depth = _depth(self.using)
-        self._step = step
 
     def begin(self, step: Step[Any]) -> Any:
         """The coroutine of an item, which others await."""

@@ -8,15 +8,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import dramatiq
 from django.db import transaction
 from dramatiq import Broker, Message
-from dramatiq.broker import MessageProxy
-from dramatiq.middleware import SkipMessage
 
-from ..definitions.plan import Node
 from ..transitions.types import Dispatch
 
 logger = logging.getLogger("sequences")
@@ -139,39 +135,6 @@ def message_for(dispatch: Dispatch) -> Message[None]:
             **({"retries": dispatch.attempts} if dispatch.attempts else {}),
         },
     )
-
-
-#: The largest id and the largest count that a row can have.
-MAX_ID, MAX_ATTEMPTS = 2**63 - 1, 2**31 - 1
-#: What `Retries` would take from a message before it asks the actor.
-_OF_RETRIES = ("max_retries", "min_backoff", "max_backoff", "on_retry_exhausted")
-
-
-def distrust(message: MessageProxy) -> None:
-    """Leave out what no message of a step has: whoever writes to the broker may have put it in."""
-    if not _is_number(message.options.get("retries", 0), MAX_ATTEMPTS):
-        del message.options["retries"]
-    message.options.pop("throws", None)
-
-
-def options_of(message: MessageProxy, node: Node) -> None:
-    """How often this step may fail is said by its run's plan, whatever its message says."""
-    for name in _OF_RETRIES:
-        message.options.pop(name, None)
-        if name in node.options:
-            message.options[name] = node.options[name]
-
-
-def step_run_in(args: tuple[Any, ...]) -> int:
-    """The id in a message's arguments. Raises `SkipMessage` if they are no step's."""
-    if len(args) == 2 and _is_number(args[1], MAX_ID):
-        return int(args[1])
-    logger.warning("Ignoring a message whose arguments are not those of a step: %.200r", args)
-    raise SkipMessage("Its arguments are not those of a step.")
-
-
-def _is_number(value: Any, most: int) -> bool:
-    return type(value) is int and 0 <= value <= most
 
 
 def knows(broker: Broker, dispatch: Dispatch) -> bool:

@@ -15,12 +15,13 @@ from typing import Any, Self
 
 import dramatiq
 from django.db import Error, connections, transaction
+from dramatiq.broker import MessageProxy
 from dramatiq.errors import Retry
 from dramatiq.middleware import AgeLimit, SkipMessage
 
 from ..definitions import registry
 from ..definitions.definition import Definition
-from ..definitions.plan import Plan
+from ..definitions.plan import Node, Plan
 from ..definitions.steps import Step
 from ..exceptions import StepExpired, StepKindChanged, UnknownStep, did_you_mean
 from ..models import StepRun, StepStatus
@@ -99,8 +100,9 @@ class StepExecution:
 
     def _enter(self) -> Step[Any]:
         """The step, which has its places now."""
-        step = self._find_step()
-        limits.enter(self.context, step, self.using)
+        step, definition = self._find_step(), self.context.definition
+        if step.limits or (definition is not None and definition.limits):
+            limits.enter(self.context, step, self.using)
         return step
 
     def _commit_once(self, step: Step[Any]) -> list[Dispatch]:
@@ -216,15 +218,13 @@ class StepExecution:
             # Its own message may have come meanwhile, and found it taken.
             dispatcher.send(claims.release(claim, self.using))
             raise SkipMessage(f"Step run {claim.step_run_id} is executed by {node.actor}.")
-        dispatcher.options_of(delivery.message, node)
+        _set_retry_options(delivery.message, node)
 
     # --- the step
 
     def _find_step(self) -> Step[Any]:
         claim = self.context.claim
-        cls = registry.get(claim.sequence)
-        definition: Definition | None = cls._definition_for(claim.sequence, self.plan)
-        assert definition is not None
+        definition = registry.definition(claim.sequence, self.plan)
         step = definition.step(claim.step)
         if step is None:
             raise unknown_step(definition, claim.step)
@@ -261,6 +261,18 @@ class StepExecution:
     def is_atomic(self, step: Step[Any]) -> bool:
         """Whether one transaction holds the step and its commit."""
         return step.atomic or self.context.kind.is_atomic
+
+
+#: What `Retries` would take from a message before it asks the actor.
+_OF_RETRIES = ("max_retries", "min_backoff", "max_backoff", "on_retry_exhausted")
+
+
+def _set_retry_options(message: MessageProxy, node: Node) -> None:
+    """How often this step may fail is said by its run's plan, whatever its message says."""
+    for name in _OF_RETRIES:
+        message.options.pop(name, None)
+        if name in node.options:
+            message.options[name] = node.options[name]
 
 
 def _max_age_of_all() -> int | None:

@@ -35,7 +35,7 @@ class Handoff:
     """What one thread may go on with, after the step whose message it has."""
 
     def __init__(self, label: str, using: str) -> None:
-        self._label, self._using = label, using
+        self._is_direct, self._using = _is_direct(label), using
         self._until: float | None = None
         #: The step that is executed, or was last.
         self.execution: StepExecution | None = None
@@ -50,7 +50,7 @@ class Handoff:
 
     def going_on_from(self, execution: StepExecution) -> StepExecution:
         """The same, and its commit may claim the next one."""
-        if _is_direct(self._label):
+        if self._is_direct:
             token = secrets.randbits(63)
             execution.offer = Offer(token, current.worker(), self.may_execute)
         self.execution = execution
@@ -58,12 +58,14 @@ class Handoff:
 
     def may_execute(self, actor: str, queue: str) -> bool:
         """Whether a step of this actor may be executed right here, after the one that has ended."""
+        if not self._is_direct:
+            return False
         if self._until is None:
             self._until = time.monotonic() + DIRECTLY
         if current.stopping.is_set() or time.monotonic() > self._until:
             return False
         delivery = current.delivery()
-        if delivery is None or not _is_direct(self._label):
+        if delivery is None:
             return False
         return queue == delivery.message.queue_name and actor in dramatiq.get_broker().actors
 
@@ -95,8 +97,8 @@ def perform(step_run_id: int, label: str) -> None:
     handoff: Handoff | None = None
     try:
         using = conf.using()
-        handoff = Handoff(label, using)
         execution = StepExecution(step_run_id, current.failed_attempts(), using)
+        handoff = Handoff(label, using)
         handoff.going_on_from(execution)
         interrupts.ensure_clean_connection(using)
         handoff.go_on(execution.live())

@@ -8,8 +8,9 @@ from typing import Any
 
 from django.db import connections
 
+from . import periods
 from .backends import backend_of
-from .periods import EARLY, grace, lease, longest_lease, move, moved, shortest_lease
+from .periods import EARLY, grace, lease, longest_lease, move, shortest_lease
 
 __all__ = [
     "EARLY",
@@ -24,12 +25,17 @@ __all__ = [
 ]
 
 
+def moved() -> datetime.timedelta:
+    """How far tests have moved the clock."""
+    return periods.moved
+
+
 def now(using: str) -> datetime.datetime:
     """The time of the database at this statement, aware, in UTC."""
-    return backend_of(using).now(connections[using]) + moved()
+    return backend_of(using).now(connections[using]) + periods.moved
 
 
 def now_beside(rows: str, values: Sequence[Any], using: str) -> datetime.datetime | None:
     """The same, where ``FROM … WHERE …`` finds a row; None: it finds none. One statement."""
     current = backend_of(using).now_beside(rows, values, connections[using])
-    return None if current is None else current + moved()
+    return None if current is None else current + periods.moved

@@ -6,7 +6,8 @@ from datetime import timedelta
 
 from .. import conf
 
-_moved = timedelta(0)
+#: How far tests have moved the clock.
+moved = timedelta(0)
 
 #: A message may arrive some milliseconds before the time that the database shows.
 EARLY = timedelta(milliseconds=50)
@@ -14,13 +15,8 @@ EARLY = timedelta(milliseconds=50)
 
 def move(by: timedelta) -> None:
     """Move the clock. Only `sequences.testing` does."""
-    global _moved
-    _moved += by
-
-
-def moved() -> timedelta:
-    """How far the clock was moved."""
-    return _moved
+    global moved
+    moved += by
 
 
 def shortest_lease() -> timedelta:

@@ -26,6 +26,9 @@ from .timers import Timers
 
 logger = logging.getLogger("sequences")
 
+#: The largest count of failed attempts that a row can have.
+MAX_ATTEMPTS = 2**31 - 1
+
 
 def install(broker: Broker) -> None:
     """Add the middleware to this broker, once."""
@@ -47,7 +50,7 @@ class SequencesMiddleware(Middleware):
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         """Remember what this thread does."""
         if _is_step(message):
-            dispatcher.distrust(message)
+            _distrust(message)
         retried = bool(current.push_delivery(message).attempts)
         self._monitor.began(message.queue_name, message.message_timestamp, first=not retried)
 
@@ -137,6 +140,14 @@ class SequencesMiddleware(Middleware):
 def _dead_threads(worker: Worker) -> int:
     # One ends by what comes out of a middleware's hook, and Dramatiq starts no other.
     return sum(not thread.is_alive() for thread in worker.workers)
+
+
+def _distrust(message: MessageProxy) -> None:
+    """Leave out what no message of a step has: whoever writes to the broker may have put it in."""
+    retries = message.options.get("retries", 0)
+    if type(retries) is not int or not 0 <= retries <= MAX_ATTEMPTS:
+        del message.options["retries"]
+    message.options.pop("throws", None)
 
 
 def _is_step(message: MessageProxy | Message[Any]) -> bool:

@@ -505,11 +505,8 @@ def _fetch_all(connection: Any, function: Function, values: dict[str, Any]) -> l
 
 def _called(connection: Any, function: Function, values: dict[str, Any]) -> list[Any]:
     begin, end, statement = _call(function, *_lengths())
-    if simple_query.is_possible(connection):
-        ours = simple_query.literals([values[name] for name in function.values], connection)
-        if ours is not None:
-            return simple_query.fetch(begin + b",".join(ours) + end, connection)
-    return _rows(connection, statement, values)
+    rows = simple_query.call(begin, [values[name] for name in function.values], end, connection)
+    return _rows(connection, statement, values) if rows is None else rows
 
 
 def _rows(connection: Any, statement: str, values: dict[str, Any]) -> list[Any]:
@@ -539,7 +536,7 @@ def _cursor(connection: Any) -> Any:
 def _lengths() -> tuple[timedelta, float, float, float]:
     """What hardly ever changes is no parameter: each costs more than it does to look this up."""
     settings = conf.settings
-    return periods.moved(), settings.heartbeat, settings.lease, settings.grace
+    return periods.moved, settings.heartbeat, settings.lease, settings.grace
 
 
 @lru_cache
@@ -557,10 +554,10 @@ def _plain(function: Function, *lengths: Any) -> str:
 
 def _periods() -> dict[str, str]:
     """All that a statement may name, as SQL."""
-    moved = _interval(periods.moved())
+    moved = _interval(periods.moved)
     return {
         "moved": moved,
-        "now": f"({_CLOCK} + {moved})" if periods.moved() else _CLOCK,
+        "now": f"({_CLOCK} + {moved})" if periods.moved else _CLOCK,
         "shortest": _interval(periods.shortest_lease()),
         "longest": _interval(periods.longest_lease()),
         "lease": _interval(periods.lease()),

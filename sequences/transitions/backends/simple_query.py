@@ -8,12 +8,18 @@ by that is asked first: whoever watches statements, or has a backend of their ow
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
 from django.db.backends.base.base import BaseDatabaseWrapper
+
+
+def call(begin: bytes, values: Sequence[Any], end: bytes, connection: Any) -> list[Any] | None:
+    """The rows of a statement around these values. None: it is one for a cursor."""
+    written = literals(values, connection) if is_possible(connection) else None
+    return None if written is None else fetch(begin + b",".join(written) + end, connection)
 
 
 def is_possible(connection: Any) -> bool:
