@@ -4,6 +4,8 @@ from .definitions.limits import Limit
 from .definitions.option_types import SequenceMeta
 from .definitions.schedules import cron, every
 from .definitions.steps import (
+    Finish,
+    Repeat,
     any_of,
     event,
     finish,
@@ -38,6 +40,8 @@ __all__ = [  # noqa: RUF022 (grouped)
     "every",
     # inside a step
     "Abort",
+    "Finish",
+    "Repeat",
     "finish",
     "repeat",
     # as data

@@ -13,7 +13,6 @@ from .app.field_examples import (
     Chord,
     FieldContactForm,
     Group,
-    Loan,
     Pipeline,
     Search,
 )
@@ -236,36 +235,3 @@ def test_dramatiq_pipelines_and_groups_and_a_celery_chain():
 
 def test_a_celery_chord():
     assert ended(Chord(pairs=[[number, number] for number in range(20)]))["total"] == 380
-
-
-def waits_for(sequence, *events):
-    """The run has come to these events."""
-    rows = StepRun.objects.filter(run=sequence.run.pk, status="waiting", wait="event")
-    wait_for(lambda: rows.filter(step__in=events).count() == len(events), f"waits for {events}")
-    return sequence.run
-
-
-def test_a_loan_is_decided_by_the_first_of_several():
-    approved, refused, withdrawn = (Loan.start({"patience": 100}) for _ in range(3))
-    escalated = Loan.start({"patience": 2})
-
-    assert waits_for(approved, "first").deliver("first", {"by": "ann"}, by="ann")
-    assert waits_for(refused, "first", "refusal").deliver("refusal", {"by": "kim"}, by="kim")
-    assert refused.run.deliver("first", {"by": "ann"}) is False
-    assert waits_for(withdrawn, "withdrawal").deliver("withdrawal", {"by": "customer"})
-    assert waits_for(approved, "second").deliver("second", {"by": "joel"}, by="joel")
-    assert waits_for(escalated, "escalation", "first").deliver("escalation", {"by": "boss"})
-
-    assert ended(approved)["decision"] == ["second"]
-    assert ended(refused)["decision"] == ["refusal"]
-    assert ended(withdrawn)["decision"] == ["withdrawal"]
-    data = ended(escalated)
-    assert (data["decision"], data["reminders"]) == (["escalation"], 2)
-    assert notes(approved, "pay_out") == [("pay_out", "")]
-    for loan in (refused, withdrawn, escalated):
-        assert row(loan, "pay_out").status == "skipped"
-        assert notes(loan, "pay_out") == []
-    for loan in (approved, refused, withdrawn):
-        # A reminder that was under way as the loan was decided is rolled back.
-        assert row(loan, "remind").status == "skipped"
-        assert len(notes(loan, "remind")) == loan.run.data.get("reminders", 0)

@@ -10,8 +10,8 @@ from uuid import UUID
 import dramatiq
 from django.db.models import QuerySet
 
-from sequences import Abort, Sequence, finish, get, repeat, step
-from sequences.definitions.steps import Finish, Repeat, Step, Undo
+from sequences import Abort, Finish, Repeat, Sequence, finish, get, repeat, step
+from sequences.definitions.steps import Step, Undo
 from sequences.models import Operation, SequenceRun, StepFailure, StepLoss, StepRun
 from sequences.testing import assert_steps, build, clock, drain, isolate_sequences, run_sequence
 

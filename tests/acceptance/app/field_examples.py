@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import dramatiq
 from pydantic import BaseModel
 
-from sequences import Abort, Sequence, any_of, event, job, load, repeat, step
+from sequences import Abort, Sequence, job, load, step
 
 from .gates import Gate
 from .models import Entry
@@ -279,31 +279,3 @@ class Chord(Sequence):
     @step
     def keep(self):
         self.data["total"] = self.result("callback")
-
-
-# A loan: two approvals by different people, a reminder again and again, refusal, escalation and
-# withdrawal
-
-
-class Loan(Sequence):
-    first = event(after=[])
-    second = event(after=first)
-    refusal = event(after=[])
-    withdrawal = event(after=[])
-
-    @step(after=[], delay=200)
-    def remind(self):
-        self.data["reminders"] = self.data.get("reminders", 0) + 1
-        record(self, str(self.data["reminders"]))
-        return repeat(after=200) if self.data["reminders"] < self.data["patience"] else None
-
-    escalation = event(after=remind)
-
-    @step(after=second)
-    def pay_out(self):
-        record(self)
-
-    @step(after=any_of(second, refusal, withdrawal, escalation))
-    def decide(self):
-        names = ("second", "refusal", "withdrawal", "escalation")
-        self.data["decision"] = [name for name in names if self.result(name)]

@@ -4,8 +4,8 @@ import signal
 import subprocess
 import time
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
-from uuid import uuid4
 
 from sequences import (
     Abort,
@@ -28,10 +28,7 @@ from sequences import (
 
 from .gates import Gate
 from .models import Entry
-
-# The queue of the steps that are performed by real workers: no other run of the tests, nor
-# anything else that uses the server, has it. Worker processes inherit its name.
-QUEUE = os.environ.setdefault("ACCEPTANCE_QUEUE", f"acceptance-{uuid4().hex[:12]}")
+from .queues import QUEUE
 
 # Crash points and interrupts.
 
@@ -346,28 +343,6 @@ class Rendering(Recorded):
     @on_end
     def close(self):
         self.record()
-
-
-class Crawler(Sequence):
-    """Awaits many pages of a server, a lot of them at once."""
-
-    class Meta:
-        queue_name = QUEUE
-        min_backoff = max_backoff = 50
-
-    @step(each=lambda self: range(self.data["pages"]), concurrency=200, atomic=False)
-    async def fetch(self, page):
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.data["port"])
-        try:
-            writer.write(f"{page}\n".encode())
-            await writer.drain()
-            return int(await reader.readline())
-        finally:
-            writer.close()
-
-    @step
-    def end(self):
-        self.data["sum"] = sum(self.results("fetch"))
 
 
 class Awaiting(Sequence):
@@ -892,8 +867,14 @@ def release_ticking():
             Entry.objects.create(run=self.run.pk, step="note", note=self.data["slot"])
 
 
+def release_billing():
+    """The same with customers, who are billed each month."""
+    import_module(".programs.billing", __package__)
+
+
 RELEASES = {
     "ticking": release_ticking,
+    "billing": release_billing,
     "1": release_one,
     "2": release_two,
     "3": release_three,
