@@ -6,7 +6,7 @@ Reading is free to all; every write of state is in `sequences.transitions`.
 from __future__ import annotations
 
 import json
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from uuid import UUID
 
@@ -272,6 +272,7 @@ class SequenceRun(_Row):
             ("pause_sequencerun", "Can pause and resume runs"),
             ("cancel_sequencerun", "Can cancel runs"),
             ("finish_sequencerun", "Can finish runs"),
+            ("set_deadline_sequencerun", "Can set the deadlines of runs"),
             ("deliver_sequencerun", "Can deliver events to runs"),
             ("edit_sequencerun", "Can edit the data of runs"),
             ("run_now_sequencerun", "Can run delayed steps now"),
@@ -326,6 +327,15 @@ class SequenceRun(_Row):
     def finish(self, *, by: Any = "", reason: str = "") -> None:
         """End the run as succeeded. Unfinished steps are skipped."""
         get_engine().operate(self, "finish", by=by, reason=reason)
+
+    def set_deadline(
+        self, deadline: timedelta | datetime | None, *, by: Any = "", reason: str = ""
+    ) -> None:
+        """Have the run fail if it is not finished by then, whatever deadline it had.
+
+        A timedelta from now, an aware datetime, or None: no deadline any more.
+        """
+        get_engine().operate(self, "set_deadline", deadline=deadline, by=by, reason=reason)
 
     def retry(self, *, by: Any = "", reason: str = "") -> None:
         """Run the failed steps again, and retry steps that wait for their next attempt now.
@@ -438,6 +448,12 @@ class SequenceRun(_Row):
     async def afinish(self, *, by: Any = "", reason: str = "") -> None:
         """`finish`, for asynchronous code."""
         await sync_to_async(self.finish)(by=by, reason=reason)
+
+    async def aset_deadline(
+        self, deadline: timedelta | datetime | None, *, by: Any = "", reason: str = ""
+    ) -> None:
+        """`set_deadline`, for asynchronous code."""
+        await sync_to_async(self.set_deadline)(deadline, by=by, reason=reason)
 
     async def aretry(self, *, by: Any = "", reason: str = "") -> None:
         """`retry`, for asynchronous code."""

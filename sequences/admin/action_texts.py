@@ -124,6 +124,17 @@ TEXTS: dict[str, ActionTexts] = {
         _("Cancelled."),
         ngettext_lazy("%(count)d run cancelled.", "%(count)d runs cancelled.", "count"),
     ),
+    "set_deadline": ActionTexts(
+        _("Set deadline"),
+        _("Set deadline"),
+        ngettext_lazy(
+            "Set the deadline of %(count)d run", "Set the deadline of %(count)d runs", "count"
+        ),
+        _("Deadline saved."),
+        ngettext_lazy(
+            "Deadline of %(count)d run saved.", "Deadline of %(count)d runs saved.", "count"
+        ),
+    ),
     "erase": ActionTexts(
         _("Erase data"),
         _("Erase data"),

@@ -89,6 +89,9 @@ class ManyRuns(RunActions):
     resume_runs = _on_many("resume", gettext_lazy("Resume the selected runs"))
     finish_runs = _on_many("finish", gettext_lazy("Mark the selected runs as succeeded"))
     cancel_runs = _on_many("cancel", gettext_lazy("Cancel the selected runs"))
+    set_deadline_runs = _on_many(
+        "set_deadline", gettext_lazy("Set the deadline of the selected runs")
+    )
     erase_runs = _on_many("erase", gettext_lazy("Erase the data of the selected runs"))
 
     # As Django asks for the permissions of actions.
@@ -100,6 +103,7 @@ class ManyRuns(RunActions):
     has_pause_permission = _may("pause")
     has_finish_permission = _may("finish")
     has_cancel_permission = _may("cancel")
+    has_set_deadline_permission = _may("set_deadline")
     has_erase_permission = _may("erase")
 
     def _operate_on_many(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime
 from typing import Any
 
@@ -14,7 +14,7 @@ from django.utils.translation import gettext, ngettext
 from ..inspection.snapshot import RunSnapshot, StepSnapshot, title_of
 from ..inspection.wording import format_duration
 from ..models import RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
-from ..utils.text import class_name, first_line
+from ..utils.text import class_name, first_line, label_of
 
 #: Steps that a cell names; the others are counted.
 NAMED = 2
@@ -30,6 +30,18 @@ def badge(status: str, label: Any = "") -> SafeString:
 def run_badge(status: str) -> SafeString:
     """The state of a run."""
     return badge(status, RunStatus(status).label)
+
+
+def struggling(steps: Collection[str]) -> SafeString:
+    """That these steps of a run keep failing, if there are any."""
+    if not steps:
+        return SafeString()
+    names = {"steps": ", ".join(map(label_of, steps))}
+    return format_html(
+        ' <span class="seq-state seq-retrying" title="{}">{}</span>',
+        gettext("Keeps failing: %(steps)s") % names,
+        gettext("struggling"),
+    )
 
 
 def step_badge(status: str) -> SafeString:

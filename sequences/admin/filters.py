@@ -13,6 +13,7 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from .. import conf
+from ..inspection import struggling
 from ..inspection.snapshot import title_of
 from ..models import (
     NO_ITEM,
@@ -124,6 +125,22 @@ class StepFilter(admin.SimpleListFilter):
         return queryset.filter(status__in=may_go_on).filter(
             failed | Q(status__in=UNFINISHED_RUN) & unfinished
         )
+
+
+class StrugglingFilter(admin.SimpleListFilter):
+    """Runs with a step that keeps failing, and has not failed for good."""
+
+    title = _("retries")
+    parameter_name = "struggling"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        return [] if conf.settings.struggling_after is None else [("yes", _("struggling"))]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        if self.value() != "yes":
+            return queryset
+        rows = struggling.step_runs(conf.using())
+        return queryset.filter(status__in=UNFINISHED_RUN, pk__in=rows.order_by().values("run"))
 
 
 class CreatedFilter(admin.SimpleListFilter):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Any
 
 from django import forms
 from django.core.exceptions import ValidationError
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 
@@ -78,6 +80,27 @@ class CancelForm(ActionForm):
 
     undo = forms.BooleanField(label=_("Roll back completed steps first"), required=False)
     field_order = ("undo", "reason")
+
+
+class DeadlineForm(ActionForm):
+    """By when a run must be finished."""
+
+    deadline = forms.DateTimeField(
+        label=_("Deadline"),
+        required=False,
+        widget=forms.DateTimeInput(
+            attrs={"type": "datetime-local", "step": 1}, format="%Y-%m-%dT%H:%M:%S"
+        ),
+        help_text=_("Leave it empty to remove the deadline."),
+    )
+    field_order = ("deadline", "reason")
+
+    def clean_deadline(self) -> datetime | None:
+        """One that has passed is a slip: to end a run at once there is a button of its own."""
+        deadline: datetime | None = self.cleaned_data["deadline"]
+        if deadline is not None and deadline <= timezone.now():
+            raise ValidationError(_("This time has passed. To end the run now, cancel it."))
+        return deadline
 
 
 class RestartForm(ActionForm):

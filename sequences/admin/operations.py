@@ -19,13 +19,20 @@ from ..definitions.rules import RULES
 from ..exceptions import InvalidData, SequenceError
 from ..inspection import actions
 from ..inspection.diagnosis import summary
-from ..inspection.snapshot import RunSnapshot, StepSnapshot, patterns_of, visible
+from ..inspection.snapshot import (
+    RunSnapshot,
+    StepSnapshot,
+    deadline_of,
+    patterns_of,
+    visible,
+)
 from ..inspection.wording import explain
 from ..models import RunStatus, SequenceRun
 from . import action_texts, run_context
 from .forms import (
     ActionForm,
     CancelForm,
+    DeadlineForm,
     DeliverForm,
     EditForm,
     EraseForm,
@@ -42,6 +49,7 @@ FORMS: dict[str, type[ActionForm]] = {
     "retry": RetryForm,
     "skip": SkipForm,
     "cancel": CancelForm,
+    "set_deadline": DeadlineForm,
     "restart_from": RestartForm,
     "deliver": DeliverForm,
     "edit": EditForm,
@@ -167,6 +175,8 @@ class _ActionRequest:
             return _payload_of(self.step, self.request.GET.get("choice", ""))
         if self.action.name == "cancel":
             return {"undo": self.snapshot.plan.cancel == "undo"}
+        if self.action.name == "set_deadline":
+            return {"deadline": deadline_of(self.run)}
         if self.action.name != "edit":
             return {}
         data = run_context.text_of(visible(self.run.data, self.run.sequence))
@@ -326,6 +336,8 @@ def perform(
     elif action.name == "cancel":
         is_undoing = run.status == RunStatus.UNDOING
         run.cancel(undo=cleaned.get("undo", False if is_undoing else None), **log)
+    elif action.name == "set_deadline":
+        run.set_deadline(cleaned["deadline"], **log)
     elif action.name == "erase":
         run.erase(keep_key=cleaned.get("keep_key", False), **log)
     elif action.name == "restart_from":

@@ -17,11 +17,12 @@ from django.urls import URLPattern, path
 from django.utils.translation import gettext as _
 
 from .. import conf
-from ..inspection import actions, run_diagrams, snapshot
+from ..inspection import actions, run_diagrams, snapshot, struggling
 from ..inspection.diagnosis import summary
 from ..inspection.snapshot import (
     RunSnapshot,
     StepSnapshot,
+    deadline_of,
     hide_secrets,
     visible,
     visible_inbox,
@@ -29,7 +30,7 @@ from ..inspection.snapshot import (
 )
 from ..inspection.wording import format_duration
 from ..models import NO_ITEM, Operation, RunStatus, SequenceRun, StepFailure, StepRun
-from . import run_context
+from . import columns, run_context
 from .base import NEWEST, ReadOnlyAdmin, is_refresh
 from .relatives import Relatives
 from .run_context import Button, Urls
@@ -171,6 +172,8 @@ class RunPage(ReadOnlyAdmin):
             "summary": summary(run_snapshot, last.defer("before", "after").first()),
             "age": format_duration(run_snapshot.age),
             "duration": format_duration(run_snapshot.duration),
+            "deadline": deadline_of(run),
+            "struggling": columns.struggling(struggling.steps_of([run]).get(run.pk, ())),
             "live": str(INTERVAL) if relatives.is_moving else "",
             "buttons": [button for button in buttons if not button.step],
             "at": [line for line in lines_of(at) if line.buttons],
@@ -225,7 +228,7 @@ class RunPage(ReadOnlyAdmin):
                     step=name,
                     step_label=step.label if step else "",
                     is_dangerous=action.is_dangerous and action.name != "deliver",
-                    asks_first=action.is_dangerous or bool(actions.warning(run_snapshot, action)),
+                    asks_first=_asks_first(run_snapshot, action),
                     choice=choice,
                 )
 
@@ -281,6 +284,11 @@ class RunPage(ReadOnlyAdmin):
         for result in rows.values_list("result", flat=True):
             return result
         raise Http404
+
+
+def _asks_first(run_snapshot: RunSnapshot, action: actions.Action) -> bool:
+    is_simple = not (action.is_dangerous or action.asks)
+    return not is_simple or bool(actions.warning(run_snapshot, action))
 
 
 def _way_out(run_snapshot: RunSnapshot, buttons: list[Button]) -> Button | None:

@@ -15,14 +15,20 @@ from django.utils.html import format_html
 from django.utils.translation import gettext, pgettext_lazy
 from django.utils.translation import gettext_lazy as _
 
-from ..inspection import snapshot
+from ..inspection import snapshot, struggling
 from ..inspection.snapshot import RunSnapshot, without_hidden_causes
 from ..inspection.wording import format_duration
 from ..models import UNFINISHED_RUN, RunStatus, SequenceRun
 from . import columns, pagination
 from .base import heavy
 from .failures import RunFailures, list_media
-from .filters import CreatedFilter, FailureFilter, SequenceFilter, StepFilter
+from .filters import (
+    CreatedFilter,
+    FailureFilter,
+    SequenceFilter,
+    StepFilter,
+    StrugglingFilter,
+)
 from .health import LIVE, strip
 from .pagination import KeysetChangeList
 from .search import holding, named
@@ -100,8 +106,10 @@ class RunList(KeysetChangeList):
         snapshots = without_hidden_causes(
             snapshot.of_many(self.result_list), self.model_admin.get_queryset(request)
         )
+        steps = struggling.steps_of(self.result_list)
         for run, run_snapshot in zip(self.result_list, snapshots, strict=True):
             run.__dict__["snapshot"] = run_snapshot
+            run.__dict__["struggling"] = steps.get(run.pk, ())
 
     def count_results(self) -> int:
         current = next(tab for tab in self.tabs if tab.is_current)
@@ -152,7 +160,7 @@ class RunListing(RunFailures):
         "error_column",
     )
     list_display_links = ("run_column",)
-    list_filter = (FailureFilter, SequenceFilter, StepFilter, CreatedFilter)
+    list_filter = (FailureFilter, SequenceFilter, StepFilter, StrugglingFilter, CreatedFilter)
     list_select_related = ()
     search_fields = ("key",)
     search_help_text = _("Run ID (or prefix), key, or text in key or data.")
@@ -190,8 +198,8 @@ class RunListing(RunFailures):
 
     @admin.display(description=_("status"))
     def status_column(self, run: SequenceRun) -> str:
-        """Its state."""
-        return columns.run_badge(run.status)
+        """Its state, and whether a step keeps failing."""
+        return columns.run_badge(run.status) + columns.struggling(vars(run).get("struggling", ()))
 
     @admin.display(description=_("run"))
     def run_column(self, run: SequenceRun) -> str:

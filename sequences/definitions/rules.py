@@ -62,6 +62,7 @@ RULES: dict[str, Rule] = {
     "cancel": Rule(("running", "paused", "undoing")),
     "cancel_and_undo": Rule(("running", "paused")),
     "finish": Rule(("running", "paused")),
+    "set_deadline": Rule(("running", "paused")),
     "retry": Rule(("running", "paused", "failed"), usual_runs=("failed",)),
     "retry_compensation": Rule(("failed",)),
     "skip": Rule(

@@ -16,6 +16,7 @@ from ..transitions import claims, operations, plans
 from ..transitions.operations import OperationRequest
 from ..transitions.types import Dispatch
 from . import deliveries, dispatcher
+from .values import checked_deadline
 
 if TYPE_CHECKING:
     from ..models import Named
@@ -49,6 +50,14 @@ def _on_step(transition: Callable[..., list[Dispatch]]) -> Callable[..., None]:
 
 def _cancel(run: SequenceRun, request: OperationRequest, using: str, *, undo: bool | None) -> None:
     _send_and_reload(run, operations.cancel(run.pk, request, using, undo=undo), using)
+
+
+def _set_deadline(
+    run: SequenceRun, request: OperationRequest, using: str, *, deadline: Any
+) -> None:
+    checked = checked_deadline(deadline, "set_deadline")
+    dispatches = operations.set_deadline(run.pk, request, using, deadline=checked)
+    _send_and_reload(run, dispatches, using)
 
 
 def _edit(run: SequenceRun, request: OperationRequest, using: str, *, data: dict[str, Any]) -> None:
@@ -90,6 +99,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "resume": _on_run(operations.resume),
     "cancel": _cancel,
     "finish": _on_run(operations.finish),
+    "set_deadline": _set_deadline,
     "retry": _on_run(operations.retry),
     "erase": _erase,
     "skip": _on_step(operations.skip),

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast
 
 from django.db import DatabaseError
-from django.utils.timezone import is_aware
 
 from .. import conf
 from ..data import serialization
 from ..definitions.definition import Definition
 from ..definitions.option_types import StartOptions
-from ..definitions.steps import MAX_WAIT, as_timedelta, duration_problem
+from ..definitions.steps import as_timedelta, duration_problem
 from ..exceptions import SequenceError, did_you_mean
 from ..models import SequenceRun, SequenceRunQuerySet
 from ..sequence import Sequence
@@ -23,6 +22,7 @@ from ..transitions.locking import transact
 from ..transitions.refusals import is_of_characters
 from ..transitions.types import Dispatch, Start
 from . import dispatcher, tracing
+from .values import checked_deadline
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
@@ -159,20 +159,10 @@ def _wanted(definition: Definition, data: Any, **options: Unpack[StartOptions]) 
         max_bytes=conf.settings.max_data_bytes,
     )
     delay = _delay(definition, options.get("delay"))
-    deadline = _deadline(definition, options.get("deadline", definition.deadline))
+    deadline = options.get("deadline", definition.deadline)
+    deadline = checked_deadline(deadline, f"{definition.label}.start")
     priority = _priority(definition, options.get("priority", 0))
     return Start(checked, text, key, unique, delay, priority, deadline)
-
-
-def _deadline(definition: Definition, deadline: Any) -> timedelta | datetime | None:
-    if deadline is None or (isinstance(deadline, datetime) and is_aware(deadline)):
-        return deadline
-    if isinstance(deadline, timedelta) and timedelta() < deadline <= MAX_WAIT:
-        return deadline
-    raise SequenceError(
-        f"{definition.label}.start: deadline is {deadline!r}; it must be a positive timedelta, an "
-        "aware datetime, or None."
-    )
 
 
 def start_of(definition: Definition, data: Any, *, key: str | None) -> Start:

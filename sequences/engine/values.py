@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Any
+
+from django.utils.timezone import is_aware
 
 from .. import conf
 from ..data import serialization
+from ..definitions.steps import MAX_WAIT
+from ..exceptions import SequenceError
 
 
 def normalise(value: Any, path: str) -> tuple[Any, str]:
@@ -13,4 +18,16 @@ def normalise(value: Any, path: str) -> tuple[Any, str]:
     settings = conf.settings
     return serialization.normalise(
         value, encoder=settings.encoder, max_bytes=settings.max_data_bytes, path=path
+    )
+
+
+def checked_deadline(value: Any, call: str) -> timedelta | datetime | None:
+    """What somebody passes as a deadline. Raises `SequenceError`, which names the call."""
+    if value is None or (isinstance(value, datetime) and is_aware(value)):
+        return value
+    if isinstance(value, timedelta) and timedelta() < value <= MAX_WAIT:
+        return value
+    raise SequenceError(
+        f"{call}: deadline is {value!r}; it must be a positive timedelta, an aware datetime, or "
+        "None."
     )

@@ -35,6 +35,8 @@ class Action:
     needs: str = ""
     #: Whether steps are to run because of it.
     starts_steps: bool = False
+    #: Whether it needs more than a click, though it is not dangerous.
+    asks: bool = False
 
     @property
     def rule(self) -> Rule:
@@ -113,6 +115,11 @@ ACTIONS: dict[str, Action] = {
             "finish",
             _("Marks the run as succeeded; unfinished steps are skipped."),
             is_dangerous=True,
+        ),
+        Action(
+            "set_deadline",
+            _("The run fails if it is not finished by then."),
+            asks=True,
         ),
         Action(
             "cancel",
@@ -278,6 +285,7 @@ _RUN_ACTIONS: dict[str, Callable[[RunSnapshot], bool]] = {
     "resume": _always,
     "pause": _always,
     "edit": _runs_no_step,
+    "set_deadline": _always,
     "finish": _always,
     "cancel": _always,
     "erase": _always,

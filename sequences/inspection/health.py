@@ -1,6 +1,6 @@
 """Whether steps are performed as they should be: for people who look, and for monitoring.
 
-Five queries on indexes, however many runs there are.
+Six queries on indexes, however many runs there are.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..transitions.backends import Holder
 from ..transitions.due import LONGEST as MAX_LOOK_DELAY
 from ..transitions.holders import Locked
 from ..worker.registration import REPORT_INTERVAL_SECONDS
-from . import limits, schedules
+from . import limits, schedules, struggling
 from .losses import deaths_sentence, newest_losses
 from .schedules import ScheduleSnapshot
 from .wording import format_duration, format_number
@@ -111,6 +111,8 @@ class Health:
     neglected: tuple[LimitKey, ...] = ()
     #: Step runs that a worker is running, as far as it shows signs of life.
     running: int = 0
+    #: Step runs that keep failing, and are still retried.
+    struggling: int = 0
     #: How many step runs there are of the sequences that this code has no class for.
     classless: Mapping[str, int] = field(default_factory=dict)
 
@@ -148,6 +150,7 @@ class Health:
         rare = (
             (_locked, self.locked),
             (_suspects, self.suspected),
+            (_struggling, self.struggling),
             (_schedules, self.schedules),
             (_limits, self.neglected),
             (_classless, self.classless),
@@ -198,6 +201,7 @@ def read(using: str | None = None, runs: QuerySet[SequenceRun] | None = None) ->
         processes=tuple(processes[:MAX_PROCESSES]),
         schedules=troubled,
         neglected=tuple(limits.neglected(now, WARN_AFTER, using)) if runs is None else (),
+        struggling=struggling.count(using, runs),
         **_steps(now, using, runs),
     )
 
@@ -428,6 +432,19 @@ def _suspects(health: Health) -> Sign:
     )
     suspects = " ".join(str(suspect) for suspect in health.suspects)
     return Sign("suspects", Level.WARNING, says, f"{suspects} {advice}")
+
+
+def _struggling(health: Health) -> Sign:
+    more = "+" if health.struggling > struggling.MAX_COUNTED else ""
+    number = min(health.struggling, struggling.MAX_COUNTED)
+    says = ngettext("%(count)s struggling step", "%(count)s struggling steps", number) % {
+        "count": f"{format_number(number)}{more}"
+    }
+    advice = gettext(
+        "They have failed at least %(limit)d times in a row, and are still retried. Filter the "
+        "list of runs by “struggling” to see them."
+    ) % {"limit": conf.settings.struggling_after}
+    return Sign("struggling", Level.WARNING, says, advice)
 
 
 def _schedules(health: Health) -> Sign:

@@ -20,12 +20,14 @@ from .. import conf
 from ..data.redaction import HIDDEN, hide, redact, secrets_of
 from ..definitions import registry
 from ..definitions.plan import COMPENSATION_KINDS, DONE, Node, Plan
+from ..definitions.rules import RULES
 from ..definitions.steps import Step, Undo, name_of
 from ..exceptions import SequenceError
 from ..models import (
     NO_ITEM,
     UNFINISHED_STEP,
     Operation,
+    RunDeadline,
     RunStatus,
     SequenceRun,
     StepFailure,
@@ -598,6 +600,14 @@ def _declared(run: SequenceRun, plan: Plan) -> dict[str, Step[Any]]:
         return {}
     steps = ((name, definition.step(name)) for name in plan.names)
     return {name: step for name, step in steps if step is not None}
+
+
+def deadline_of(run: SequenceRun) -> datetime | None:
+    """By when it must be finished; None: it may take as long as it likes, or is over it."""
+    if not RULES["set_deadline"].allows(run.status):
+        return None
+    rows = RunDeadline.objects.using(conf.using()).filter(run=run.pk)
+    return rows.values_list("due_at", flat=True).first()
 
 
 # Secrets

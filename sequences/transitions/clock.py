@@ -17,6 +17,7 @@ __all__ = [
     "grace",
     "lease",
     "longest_lease",
+    "moment",
     "move",
     "moved",
     "now",
@@ -39,3 +40,10 @@ def now_beside(rows: str, values: Sequence[Any], using: str) -> datetime.datetim
     """The same, where ``FROM … WHERE …`` finds a row; None: it finds none. One statement."""
     current = backend_of(using).now_beside(rows, values, connections[using])
     return None if current is None else current + periods.moved
+
+
+def moment(
+    wait: datetime.timedelta | datetime.datetime, now: datetime.datetime
+) -> datetime.datetime:
+    """When a wait that counts from now is over; a moment is that moment."""
+    return now + wait if isinstance(wait, datetime.timedelta) else wait

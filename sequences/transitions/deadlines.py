@@ -5,7 +5,7 @@ A run without a deadline has no row here, and costs nothing.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from ..definitions.plan import COMPENSATION_KINDS
@@ -58,8 +58,26 @@ def _record(run: SequenceRun, deadline: datetime, now: datetime, using: str) -> 
     failures.append_to_run(rows[0], failures.Failure.of(error), now, using)
 
 
-def put_off(run_id: UUID, using: str) -> None:
-    """Look after this one in a while: it could not be failed now, for a reason that may last."""
+def move(
+    run_id: UUID, deadline: timedelta | datetime | None, now: datetime, using: str
+) -> tuple[datetime | None, datetime | None]:
+    """Set the deadline of a run that is locked, or remove it. Returns the earlier and the new."""
     rows = RunDeadline._base_manager.using(using).filter(run=run_id)
-    later = clock.now(using) + clock.grace()
+    before = rows.values_list("due_at", flat=True).first()
+    after = None if deadline is None else clock.moment(deadline, now)
+    if after is None:
+        rows._raw_delete(using)
+    elif not rows.update(due_at=after):
+        RunDeadline._base_manager.using(using).create(run_id=run_id, due_at=after)
+    return before, after
+
+
+def put_off(run_id: UUID, using: str) -> None:
+    """Look after this one in a while: it could not be failed now, for a reason that may last.
+
+    Not if somebody has moved it meanwhile.
+    """
+    now = clock.now(using)
+    rows = RunDeadline._base_manager.using(using).filter(run=run_id, due_at__lte=now)
+    later = now + clock.grace()
     transact(using, lambda: rows.filter(pk__in=lock_free(rows, using)).update(due_at=later))

@@ -36,6 +36,7 @@ from . import (
     clock,
     commits,
     compensation,
+    deadlines,
     erasing,
     fanout,
     limits,
@@ -396,6 +397,30 @@ def resume(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch
         return retries + compensation.stop(locked.run, locked.plan, locked.now, using)
 
     return _operate(run_id, request, using, function)
+
+
+def set_deadline(
+    run_id: UUID,
+    request: OperationRequest,
+    using: str,
+    *,
+    deadline: timedelta | datetime | None,
+) -> list[Dispatch]:
+    """Have the run fail at another time, or not at all. The sweep takes the same lock."""
+
+    def function(locked: LockedRun) -> list[Dispatch]:
+        locked.allow(RULES["set_deadline"])
+        before, after = deadlines.move(run_id, deadline, locked.now, using)
+        locked.request = replace(
+            locked.request, before=_deadline_text(before), after=_deadline_text(after)
+        )
+        return []
+
+    return _operate(run_id, request, using, function)
+
+
+def _deadline_text(deadline: datetime | None) -> dict[str, str | None]:
+    return {"deadline": None if deadline is None else deadline.isoformat(timespec="seconds")}
 
 
 def cancel(

@@ -166,16 +166,12 @@ def _insert_one(
 
 def _insert_deadlines(wanted: Iterable[Start], now: datetime.datetime, using: str) -> None:
     rows = [
-        RunDeadline(run_id=one.id, due_at=_moment(one.deadline, now))
+        RunDeadline(run_id=one.id, due_at=clock.moment(one.deadline, now))
         for one in wanted
         if one.deadline is not None
     ]
     if rows:
         RunDeadline._base_manager.using(using).bulk_create(rows)
-
-
-def _moment(deadline: timedelta | datetime.datetime, now: datetime.datetime) -> datetime.datetime:
-    return now + deadline if isinstance(deadline, timedelta) else deadline
 
 
 def _scope(labels: Labels, wanted: Sequence[Start], using: str) -> str:

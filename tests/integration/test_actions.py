@@ -34,7 +34,8 @@ class Undo(Exception):
 
 def accepts(run, action, name):
     """Whether the run's own method does it; nothing of it stays."""
-    arguments = [name] if name else [run.data] if action.name == "edit" else []
+    of_run = {"edit": [run.data], "set_deadline": [None]}
+    arguments = [name] if name else of_run.get(action.name, [])
     try:
         with transaction.atomic():
             result = getattr(fresh(run), action.name)(*arguments)
@@ -249,7 +250,7 @@ def operate(run, dice):
     allowed = [
         (action.name, [on.name] if on else [])
         for action, on in actions.allowed(snapshot.of(run))
-        if action.name not in ("erase", "edit")
+        if action.name not in ("erase", "edit", "set_deadline")
     ]
     if allowed:
         name, arguments = dice.choice(allowed)
@@ -303,12 +304,20 @@ def of_step(run, name):
 @pytest.mark.parametrize(
     ("moves", "expected", "of_one"),
     [
-        ([], {"pause", "edit", "finish", "cancel"}, {"skip", "restart_from"}),
-        ([lambda run: claim(run, "one")], {"pause", "finish", "cancel"}, {"restart_from"}),
-        ([does("pause")], {"resume", "edit", "finish", "cancel"}, {"skip", "restart_from"}),
+        ([], {"pause", "edit", "finish", "cancel", "set_deadline"}, {"skip", "restart_from"}),
+        (
+            [lambda run: claim(run, "one")],
+            {"pause", "finish", "cancel", "set_deadline"},
+            {"restart_from"},
+        ),
+        (
+            [does("pause")],
+            {"resume", "edit", "finish", "cancel", "set_deadline"},
+            {"skip", "restart_from"},
+        ),
         (
             [fails("one", final=False)],
-            {"retry", "pause", "edit", "finish", "cancel"},
+            {"retry", "pause", "edit", "finish", "cancel", "set_deadline"},
             {"skip", "restart_from", "run_now"},
         ),
         ([fails("one")], {"retry", "edit", "erase"}, {"skip", "restart_from"}),

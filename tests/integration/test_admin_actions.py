@@ -3,13 +3,14 @@
 import html
 import json
 import re
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 
 from sequences import Sequence, event, step, subsequence
 from sequences.admin import SequenceRunAdmin, bulk_operations, operations
@@ -17,7 +18,7 @@ from sequences.admin.action_texts import TEXTS, done_message, title_of
 from sequences.engine import dispatcher
 from sequences.inspection import actions as run_actions
 from sequences.inspection import snapshot
-from sequences.models import Operation, SequenceRun, StepRun
+from sequences.models import Operation, RunDeadline, SequenceRun, StepRun
 from sequences.testing import drain
 from sequences.utils.text import label_of
 from tests.engine import claim, fail, fresh, ledger, perform
@@ -102,7 +103,8 @@ def scene(action):
 def data_for(action, run):
     if action == "edit":
         return {"text": '{"a": 1}', "version": run.version, **YES}
-    return {"reason": "because", **YES}
+    deadline = {"deadline": "2100-01-01T08:00:00"} if action == "set_deadline" else {}
+    return {"reason": "because", **deadline, **YES}
 
 
 def state_of(run):
@@ -773,3 +775,41 @@ def test_what_is_done_to_a_paused_run_says_that_it_is_paused_still(admin_client)
     said = told(admin_client, response)
     assert "Delivered “approval”." in said
     assert "The run is still paused." in said
+
+
+# A deadline
+
+
+def test_a_deadline_is_shown_changed_and_removed(admin_client):
+    run = started()
+    assert "<dt>Deadline</dt>" not in admin_client.get(page_url(run)).content.decode()
+    response = admin_client.post(
+        url(run, "set_deadline"), {"deadline": "2100-01-01T08:00:05", "reason": "late", **YES}
+    )
+    assert told(admin_client, response) == "Deadline saved."
+    operation = fresh(run).operations.get()
+    assert (operation.action, operation.by, operation.reason) == ("set_deadline", "admin", "late")
+    assert run.deadline.due_at == timezone.make_aware(datetime(2100, 1, 1, 8, 0, 5))  # noqa: DTZ001
+    assert "<dt>Deadline</dt>" in admin_client.get(page_url(run)).content.decode()
+    asked = admin_client.get(url(run, "set_deadline")).content.decode()
+    assert 'value="2100-01-01T08:00:05"' in asked
+    admin_client.post(url(run, "set_deadline"), {"deadline": "", **YES})
+    assert not RunDeadline.objects.exists()
+
+
+@pytest.mark.parametrize("typed", ["2000-01-01T08:00", "soon"])
+def test_a_deadline_that_has_passed_or_is_none_is_refused(admin_client, typed):
+    run = started()
+    asked = admin_client.post(url(run, "set_deadline"), {"deadline": typed, **YES})
+    assert asked.status_code == 200
+    assert "errorlist" in asked.content.decode()
+    assert not RunDeadline.objects.exists()
+    assert not fresh(run).operations.exists()
+
+
+def test_the_deadline_of_many_is_set_at_once(admin_client):
+    runs = [started(), started()]
+    form = {"action": "set_deadline_runs", "_selected_action": [run.pk for run in runs]}
+    assert "Set the deadline of 2 runs" in admin_client.post(RUNS, form).content.decode()
+    admin_client.post(RUNS, form | {"deadline": "2100-01-01T08:00", **YES})
+    assert RunDeadline.objects.count() == 2

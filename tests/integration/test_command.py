@@ -1,7 +1,7 @@
 import json
 import re
 from argparse import ArgumentTypeError
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from io import StringIO
 from itertools import count
 from types import SimpleNamespace
@@ -9,6 +9,7 @@ from uuid import UUID
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.core.serializers.json import DjangoJSONEncoder
 from django.db import OperationalError, connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -18,7 +19,7 @@ from sequences.flows.builder import start_definition
 from sequences.inspection import snapshot
 from sequences.management.cli import argtypes, base, selectors, tables, wait
 from sequences.management.cli.live import Display
-from sequences.models import Operation, SequenceRun
+from sequences.models import Operation, RunDeadline, SequenceRun
 from sequences.testing import clock, drain
 from sequences.transitions import clock as database_clock
 from sequences.utils import terminal
@@ -703,6 +704,40 @@ def test_an_act_is_the_method_of_that_name(words, action, status):
     assert run.operations.get().action == action
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--in", "3d"], timedelta(days=3)),
+        (["--at", "2100-01-01T08:00Z"], datetime(2100, 1, 1, 8, tzinfo=UTC)),
+        (["--none"], None),
+    ],
+)
+def test_a_deadline_is_set(words, expected):
+    run = order().start({}, deadline=timedelta(hours=1)).run
+    begun = now()
+    assert sequences("set-deadline", run.pk, *words) == "set-deadline: shop.Order " + (
+        f"{run.pk} is running\n"
+    )
+    due = RunDeadline.objects.filter(run=run.pk).values_list("due_at", flat=True).first()
+    if isinstance(expected, timedelta):
+        assert begun + expected <= due <= now() + expected
+    else:
+        assert due == expected
+    assert run.operations.get().action == "set_deadline"
+    shown = json.loads(sequences("show", run.pk, "--json"))["deadline"]
+    assert shown == (due and DjangoJSONEncoder().default(due))
+    lines = sequences("show", run.pk).splitlines()
+    assert any(line.startswith("deadline") for line in lines) is (due is not None)
+
+
+@pytest.mark.parametrize("words", [[], ["--at", "tomorrow"], ["--in", "3d", "--none"]])
+def test_a_deadline_is_one_moment(words):
+    run = order().start({}).run
+    with pytest.raises(CommandError):
+        sequences("set-deadline", run.pk, *words)
+    assert not RunDeadline.objects.exists()
+
+
 def test_resume_and_erase_are_there_too():
     run = order().start({"n": 1}).run
     run.pause()
@@ -1017,6 +1052,7 @@ STEERING = "\x1b[2J\x9b31m\x85\u202egnp\u2066\u200f\u061c\x07\x7f"
         ["retry", "RUN", "--json", "--reason", STEERING],
         ["cancel", "RUN"],
         ["edit", "RUN", "--data", "{}", "--reason", STEERING],
+        ["set-deadline", "RUN", "--none"],
         ["erase", "RUN"],
         ["show", STEERING],
         ["start", STEERING],

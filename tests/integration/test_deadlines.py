@@ -1,9 +1,12 @@
 """A run that is not finished by its deadline fails, and its children with it; its undos run."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
-from django.db import connection
+from asgiref.sync import async_to_sync
+from django.db import connection, connections
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from dramatiq.middleware import SkipMessage
@@ -18,7 +21,7 @@ from sequences import (
     step,
     subsequence,
 )
-from sequences.exceptions import InvalidDefinition, SequenceError
+from sequences.exceptions import InvalidDefinition, InvalidTransition, SequenceError
 from sequences.flows.jobs import job
 from sequences.models import RunDeadline, SequenceRun, StepRun
 from sequences.testing import clock, drain, run_sequence
@@ -361,3 +364,247 @@ def test_the_sentence_says_it(admin_client):
     page = admin_client.get(f"/admin/job_sequences/sequencerun/{run.pk}/change/").content.decode()
     assert "DeadlineExceeded" in page
     assert row(run, "approve").status == "cancelled"
+
+
+# --- moved
+
+
+def waiting(**options):
+    """A run that waits for its approval."""
+    run = approval().start({}, **options).run
+    drain()
+    return run
+
+
+def deadline_of(run):
+    return RunDeadline.objects.filter(run=run.pk).values_list("due_at", flat=True).first()
+
+
+def test_it_is_moved_to_a_later_time():
+    with clock() as moving:
+        run = waiting()
+        run.set_deadline(3 * HOUR, by="ann", reason="the customer is away")
+        moving.move(2 * HOUR)
+        sweep_now()
+        assert fresh(run).status == "running"
+        moving.move(HOUR + timedelta(seconds=1))
+        sweep_now()
+    assert fresh(run).status == "failed"
+
+
+def test_it_is_moved_to_an_earlier_time_and_to_a_moment():
+    with clock() as moving:
+        run = waiting()
+        moment = timezone.now() + timedelta(minutes=1)
+        run.set_deadline(moment)
+        assert (run.deadline.due_at, deadline_of(run)) == (moment, moment)
+        moving.move(timedelta(minutes=1, seconds=2))
+        sweep_now()
+    assert fresh(run).status == "failed"
+
+
+def test_it_is_removed():
+    with clock() as moving:
+        run = waiting()
+        run.set_deadline(None)
+        assert not RunDeadline.objects.exists()
+        run.set_deadline(None)
+        moving.move(9 * HOUR)
+        drain()
+    assert fresh(run).status == "running"
+
+
+def test_a_run_without_one_gets_one():
+    with clock() as moving:
+        run = waiting(deadline=None)
+        run.set_deadline(HOUR)
+        moving.move(HOUR + timedelta(seconds=1))
+        drain()
+    assert fresh(run).status == "failed"
+
+
+def test_a_retry_may_have_another():
+    with clock() as moving:
+        run = waiting()
+        moving.move(HOUR + timedelta(seconds=1))
+        sweep_now()
+        run = fresh(run)
+        run.retry()
+        run.set_deadline(HOUR)
+        drain()
+        assert fresh(run).status == "running"
+        moving.move(HOUR + timedelta(seconds=1))
+        drain()
+    assert fresh(run).status == "failed"
+
+
+def test_its_operation_says_by_whom_and_from_when_to_when():
+    run = waiting(deadline=None)
+    moment = timezone.now().replace(microsecond=0) + HOUR
+    run.set_deadline(moment, by="ann", reason="they are slow")
+    run.set_deadline(None)
+    first, second = run.operations.order_by("pk")
+    assert (first.action, first.by, first.reason) == ("set_deadline", "ann", "they are slow")
+    text = moment.isoformat()
+    assert (first.before, first.after) == ({"deadline": None}, {"deadline": text})
+    assert (second.before, second.after) == ({"deadline": text}, {"deadline": None})
+
+
+def test_asynchronous_code_moves_it():
+    run = waiting()
+    async_to_sync(run.aset_deadline)(None, by="ann")
+    assert not RunDeadline.objects.exists()
+    assert run.operations.get().by == "ann"
+
+
+@pytest.mark.parametrize("deadline", [timedelta(), -HOUR, 5, timezone.now().replace(tzinfo=None)])
+def test_what_is_no_deadline_moves_nothing(deadline):
+    run = waiting()
+    before = deadline_of(run)
+    with pytest.raises(SequenceError, match="set_deadline: deadline is"):
+        run.set_deadline(deadline)
+    assert deadline_of(run) == before
+    assert not run.operations.exists()
+
+
+def test_a_run_that_is_finished_or_being_undone_has_none():
+    run = waiting()
+    SequenceRun.objects.update(status="undoing")
+    with pytest.raises(InvalidTransition, match=r"Allowed: running or paused\."):
+        fresh(run).set_deadline(HOUR)
+    run = run_sequence(approval()).run
+    with pytest.raises(InvalidTransition):
+        run.set_deadline(HOUR)
+    assert not RunDeadline.objects.filter(run=run.pk).exists()
+
+
+def test_a_sweep_that_has_seen_it_pass_spares_a_run_whose_deadline_was_moved():
+    with clock() as moving:
+        run = waiting()
+        moving.move(HOUR + timedelta(seconds=1))
+        assert deadlines.due("default") == [run.pk]
+        run.set_deadline(HOUR)  # between the look and the lock
+        assert deadlines.expire(run.pk, "default") == []
+        assert fresh(run).status == "running"
+        assert deadline_of(run) > timezone.now() + HOUR
+        moving.move(HOUR + timedelta(seconds=1))
+        sweep_now()
+    assert fresh(run).status == "failed"
+
+
+def test_a_sweep_that_cannot_fail_a_run_leaves_a_deadline_that_was_moved():
+    with clock() as moving:
+        run = waiting()
+        moving.move(HOUR + timedelta(seconds=1))
+        run.set_deadline(3 * HOUR)  # between its error and its note of that
+        moved = deadline_of(run)
+        deadlines.put_off(run.pk, "default")
+        assert deadline_of(run) == moved
+
+
+def test_a_sweep_that_was_first_leaves_nothing_to_be_moved():
+    with clock() as moving:
+        run = waiting()
+        moving.move(HOUR + timedelta(seconds=1))
+        sweep_now()
+        with pytest.raises(InvalidTransition):
+            run.set_deadline(HOUR)
+    assert fresh(run).failures.count() == 1
+    assert not RunDeadline.objects.exists()
+
+
+@pytest.mark.only_on("postgresql", "mysql")
+def test_a_sweep_beside_a_move_waits_for_it_and_spares_the_run():
+    with clock() as moving:
+        run = waiting()
+        moving.move(HOUR + timedelta(seconds=1))
+        with held(lambda: fresh(run).set_deadline(HOUR), commits=True):
+            sweep_now()
+            assert fresh(run).status == "running"
+        sweep_now()
+    assert (fresh(run).status, fresh(run).failures.count()) == ("running", 0)
+
+
+@pytest.mark.only_on("postgresql", "mysql")
+def test_a_move_beside_a_sweep_waits_for_it_and_is_refused():
+    def move():
+        try:
+            fresh(run).set_deadline(HOUR)
+        finally:
+            connections.close_all()
+
+    with clock() as moving, ThreadPoolExecutor(1) as pool:
+        run = waiting()
+        moving.move(HOUR + timedelta(seconds=1))
+        with held(lambda: deadlines.expire(run.pk, "default"), commits=True):
+            moved = pool.submit(move)
+            time.sleep(0.2)
+            assert not moved.done()
+        with pytest.raises(InvalidTransition):
+            moved.result(60)
+    assert (fresh(run).status, fresh(run).failures.count()) == ("failed", 1)
+    assert not RunDeadline.objects.exists()
+
+
+# --- guards
+
+
+def test_a_deadline_that_has_not_passed_does_not_expire():
+    run = waiting()
+    assert deadlines.due("default") == []
+    assert deadlines.expire(run.pk, "default") == []
+    assert fresh(run).status == "running"
+    assert deadline_of(run) is not None
+
+
+def test_one_that_passes_while_the_run_is_undone_or_after_its_end_changes_nothing():
+    with clock() as moving:
+        runs = [waiting(), waiting()]
+        SequenceRun.objects.filter(pk=runs[0].pk).update(status="undoing", ending="cancelled")
+        SequenceRun.objects.filter(pk=runs[1].pk).update(status="cancelled")
+        moving.move(HOUR + timedelta(seconds=1))
+        sweep_now()
+        for run, status in zip(runs, ("undoing", "cancelled"), strict=True):
+            stored = fresh(run)
+            assert (stored.status, stored.failures.count()) == (status, 0)
+    assert not RunDeadline.objects.exists()
+
+
+def test_a_run_that_is_gone_leaves_no_deadline():
+    with clock() as moving:
+        run = waiting()
+        SequenceRun._base_manager.filter(pk=run.pk)._raw_delete("default")
+        moving.move(HOUR + timedelta(seconds=1))
+        assert deadlines.expire(run.pk, "default") == []
+    assert not RunDeadline.objects.exists()
+
+
+def test_a_fan_out_is_what_the_run_was_at_and_not_its_items():
+
+    class Wide(Sequence):
+        class Meta:
+            app_label = "shop"
+            deadline = HOUR
+
+        @step(each=lambda self: range(2))
+        def ask(self, number): ...
+
+    with clock() as moving:
+        run = Wide.start().run
+        perform(claim(run, "ask"))
+        run.pause()
+        moving.move(HOUR + timedelta(seconds=1))
+        sweep_now()
+    failure = fresh(run).failures.get()
+    assert (failure.step, failure.item) == ("ask", -1)
+    assert failure.message.endswith("It was at: ask.")
+
+
+def test_those_that_have_waited_longest_come_first_and_not_too_many_at_once(monkeypatch):
+    monkeypatch.setattr(deadlines, "BATCH", 2)
+    loan = approval()
+    with clock() as moving:
+        runs = [loan.start({}, deadline=HOUR / number).run for number in (1, 2, 4)]
+        moving.move(2 * HOUR)
+        assert deadlines.due("default") == [runs[2].pk, runs[1].pk]
+        assert deadlines.due("default") == [runs[2].pk, runs[1].pk], "a look changes nothing"

@@ -194,7 +194,7 @@ def test_the_console_has_no_english_word(admin_client, runs, schedules, pseudo):
 
 BULK = [
     "retry", "restart_from", "skip", "run_now", "deliver", "pause", "resume", "finish", "cancel",
-    "erase",
+    "set_deadline", "erase",
 ]  # fmt: skip
 
 

@@ -33,7 +33,12 @@ pytestmark = pytest.mark.django_db
 
 
 def call(run, action):
-    arguments = {"skip": ["one"], "restart_from": ["one"], "edit": [{"n": 2}]}
+    arguments = {
+        "skip": ["one"],
+        "restart_from": ["one"],
+        "edit": [{"n": 2}],
+        "set_deadline": [timedelta(hours=1)],
+    }
     getattr(run, action)(*arguments.get(action, []))
 
 
@@ -45,6 +50,7 @@ ALLOWED = {
     "resume": ["paused"],
     "cancel": ["running", "paused", "undoing"],
     "finish": ["running", "paused"],
+    "set_deadline": ["running", "paused"],
     "retry": ["failed"],
     "skip": ["running", "paused", "failed"],
     "erase": ["succeeded", "failed", "cancelled"],

@@ -26,18 +26,29 @@ def duration(text: str) -> timedelta:
 
 def moment(text: str) -> timedelta | datetime:
     """A duration before now, or a date, or a date and a time in the project's time zone."""
-    try:
-        time = parse_datetime(text)  # a date alone is its midnight
-    except ValueError:  # well formed, and on no calendar
-        time = None
-    if time is not None:
-        return time if timezone.is_aware(time) else timezone.make_aware(time)
+    if (time := _date(text)) is not None:
+        return time
     try:
         return duration(text)
     except ArgumentTypeError:
         raise ArgumentTypeError(
             f"{text!r} is neither a duration such as 24h nor a date such as 2026-11-21"
         ) from None
+
+
+def date(text: str) -> datetime:
+    """A date, or a date and a time in the project's time zone."""
+    if (time := _date(text)) is not None:
+        return time
+    raise ArgumentTypeError(f"{text!r} is not a date such as 2026-11-21 or 2026-11-21T08:00")
+
+
+def _date(text: str) -> datetime | None:
+    try:
+        time = parse_datetime(text)  # a date alone is its midnight
+    except ValueError:  # well formed, and on no calendar
+        return None
+    return time if time is None or timezone.is_aware(time) else timezone.make_aware(time)
 
 
 def json_value(text: str) -> Any:

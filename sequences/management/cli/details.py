@@ -13,7 +13,7 @@ from django.db.models import Model, QuerySet
 from django.utils import timezone
 
 from ... import conf
-from ...inspection import snapshot
+from ...inspection import snapshot, struggling
 from ...inspection.diagnosis import error_of, summary
 from ...inspection.snapshot import RunSnapshot, StepSnapshot
 from ...models import NO_ITEM, Operation, SequenceRun, StepFailure, StepRun
@@ -86,6 +86,8 @@ class RunDetails:
             **brief(self.run_snapshot),
             "summary": self.summary,
             "version": self.run.version,
+            "deadline": self.deadline,
+            "struggling": list(self._struggling),
             "data": snapshot.visible(self.run.data, self.run.sequence),
             "parent": self._parent,
             "children": [
@@ -102,6 +104,15 @@ class RunDetails:
         """What is the matter with it, in a sentence."""
         operations = self._operations
         return summary(self.run_snapshot, operations[-1] if operations else None)
+
+    @cached_property
+    def deadline(self) -> datetime | None:
+        """By when it must be finished."""
+        return snapshot.deadline_of(self.run)
+
+    @cached_property
+    def _struggling(self) -> tuple[str, ...]:
+        return struggling.steps_of([self.run]).get(self.run.pk, ())
 
     @cached_property
     def _parent(self) -> str | None:
@@ -188,6 +199,7 @@ class RunDetails:
             "status": Cell(run.status, subcommand.paint(run.status)),
             "started": moment(run.created_at),
             "finished": moment(run.finished_at) if run.finished_at else None,
+            "deadline": moment(self.deadline) if self.deadline else None,
             "took" if run.is_finished else "takes": format_duration(run_snapshot.duration),
             "done": f"{run_snapshot.done} of {run_snapshot.total} steps",
             "parent": self._parent,

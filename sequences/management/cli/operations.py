@@ -17,7 +17,7 @@ from ...inspection import snapshot
 from ...inspection.actions import ACTIONS
 from ...models import SequenceRun
 from ...utils.terminal import plain
-from .argtypes import assignment, json_object, json_value
+from .argtypes import assignment, date, duration, json_object, json_value
 from .base import (
     INTERRUPTED,
     REFUSED,
@@ -157,6 +157,25 @@ class Operating(Subcommand):
             raise CommandError(why, returncode=REFUSED)
 
 
+class SetDeadline(Operating):
+    """Set the deadline of runs."""
+
+    name, action = "set-deadline", "set_deadline"
+    help = "Have runs fail if they are not finished by another time."
+
+    def add_options(self, parser: ArgumentParser) -> None:
+        when = parser.add_mutually_exclusive_group(required=True)
+        when.add_argument("--in", type=duration, metavar="3d", dest="span", help="from now")
+        when.add_argument(
+            "--at", type=date, metavar="2026-12-01T08:00", help="a date, or a date and a time"
+        )
+        when.add_argument("--none", action="store_true", help="no deadline any more")
+
+    def keywords(self, options: Namespace) -> dict[str, Any]:
+        deadline = options.at if options.span is None else options.span
+        return {**super().keywords(options), "deadline": deadline}
+
+
 class Deliver(Operating):
     """Deliver an event."""
 
@@ -265,6 +284,7 @@ TASKS: list[Callable[[BaseCommand], Subcommand]] = [
         "Run a step and all later steps again.",
         keep_deliveries="keep earlier deliveries for the events among them",
     ),
+    SetDeadline,
     Deliver,
     Edit,
     _operating(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from uuid import UUID
 
 from django.utils.translation import gettext
 
@@ -12,7 +13,7 @@ from ... import diagrams
 from ...definitions import registry
 from ...definitions.plan import Plan
 from ...flows import builder
-from ...inspection import snapshot
+from ...inspection import snapshot, struggling
 from ...inspection.diagnosis import error_of
 from ...inspection.run_diagrams import marks_of
 from ...inspection.snapshot import HEAVY, RunSnapshot
@@ -43,15 +44,23 @@ class List(Subcommand):
     def run(self, options: Namespace) -> None:
         runs = filtered(options).defer(*HEAVY)[: options.limit]
         snapshots = snapshot.of_many(list(runs))
+        steps = struggling.steps_of([run_snapshot.run for run_snapshot in snapshots])
         if options.json:
-            self.write_json([brief(run_snapshot) for run_snapshot in snapshots])
+            self.write_json(
+                [
+                    {**brief(each), "struggling": list(steps.get(each.run.pk, ()))}
+                    for each in snapshots
+                ]
+            )
         elif snapshots:
-            lines = table(self._rows(snapshots), self.width, narrowing=[1, 2, 4, 7])
+            lines = table(self._rows(snapshots, steps), self.width, narrowing=[1, 2, 4, 7])
             self.write("\n".join(lines))
         else:
             self.write("No matching runs.")
 
-    def _rows(self, snapshots: list[RunSnapshot]) -> Iterator[tuple[object, ...]]:
+    def _rows(
+        self, snapshots: list[RunSnapshot], struggling_steps: Mapping[UUID, tuple[str, ...]]
+    ) -> Iterator[tuple[object, ...]]:
         yield ("RUN", "SEQUENCE", "KEY", "STATUS", "AT", "DONE", "AGE", "ERROR")
         ids = [run_snapshot.run.pk for run_snapshot in snapshots]
         # Whoever pipes it can take the whole.
@@ -63,7 +72,12 @@ class List(Subcommand):
                 run.sequence,
                 run.key or "",
                 Cell(run.status, self.paint("failed" if run_snapshot.is_failing else run.status)),
-                ", ".join(step.name for step in run_snapshot.at),
+                ", ".join(
+                    f"{step.name} (struggling)"
+                    if step.name in struggling_steps.get(run.pk, ())
+                    else step.name
+                    for step in run_snapshot.at
+                ),
                 f"{run_snapshot.done}/{run_snapshot.total}",
                 format_duration(run_snapshot.age),
                 error_of(failure) if failure else "",

@@ -97,6 +97,10 @@ def add_filters(parser: ArgumentParser, *, step: bool = True) -> None:
         metavar="24h",
         help="only runs started since this time: a duration or a date",
     )
+    filters.add_argument(
+        "--struggling", action="store_true", default=None,
+        help="only runs with a step that keeps failing",
+    )  # fmt: skip
     if step:
         filters.add_argument(
             "--step", metavar="NAME", help="only runs at this step, or failed at it"
@@ -105,7 +109,7 @@ def add_filters(parser: ArgumentParser, *, step: bool = True) -> None:
 
 def is_filtered(options: Namespace) -> bool:
     """Whether somebody has said which runs."""
-    names = ("sequence", "status", "key", "since", "step")
+    names = ("sequence", "status", "key", "since", "struggling", "step")
     return any(getattr(options, name, None) is not None for name in names)
 
 
@@ -120,6 +124,8 @@ def filtered(options: Namespace) -> SequenceRunQuerySet:
         rows = rows.filter(key=options.key)
     if options.since is not None:
         rows = rows.filter(created_at__gte=_since(options.since))
+    if options.struggling:
+        rows = rows.struggling()
     if getattr(options, "step", None) is not None:
         rows = at_step(rows, options.step)
     return rows
