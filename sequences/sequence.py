@@ -28,7 +28,7 @@ from .definitions.definition import Definition, Failure, Outcome
 from .definitions.inputs import Inputs
 from .definitions.option_types import StartOptions
 from .definitions.options import MetaOptions
-from .definitions.plan import COMPENSATION_KINDS, Node, Plan
+from .definitions.plan import Node, Plan
 from .definitions.schedules import DEFAULT_NAME, Timetable
 from .definitions.steps import Step, Undo, flat, name_of, no_attribute
 from .definitions.validation import (
@@ -576,7 +576,7 @@ def _nodes(cls: type[Sequence[Any]], label: str, steps: dict[str, Step[Any]]) ->
     open_ends: list[str] = []
     handlers = {name_of(step.on_error) for step in steps.values() if step.on_error is not None}
     for name, step in steps.items():
-        aside = step.kind in COMPENSATION_KINDS or (name in handlers and step.after is None)
+        aside = step.traits.is_compensation or (name in handlers and step.after is None)
         after: list[str] = []
         if not aside:
             after = open_ends if step.after is None else list(map(name_of, flat(step.after)))

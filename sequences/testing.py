@@ -24,6 +24,7 @@ from dramatiq.middleware import CurrentMessage, Middleware, Retries
 from . import conf
 from .definitions import registry
 from .definitions.definition import Outcome
+from .definitions.kinds import traits_of
 from .engine import dispatcher, handoff, limits
 from .engine import schedules as scheduling
 from .flows import jobs
@@ -153,7 +154,7 @@ def _drain(run: SequenceRun | None, limit: int) -> int:
             notifications.send_pending(using)
         # Itself too: an attempt that fails has its next one at once.
         due.add([row.pk, *(made.step_run_id for made in [*ready, *dispatches])])
-        performed += row.kind != "item"
+        performed += not traits_of(row.kind).is_item
     return performed
 
 

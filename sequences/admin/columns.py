@@ -159,14 +159,11 @@ def _waiting(step: StepSnapshot, row: StepRun, now: datetime) -> str:
     span = {"span": format_duration(left)}
     if step.is_delayed:
         return gettext("due now") if left is None else gettext("starts in %(span)s") % span
-    if step.node.kind == "event":
+    if step.node.traits.takes_delivery:
         if left is None:
             return gettext("waiting for the event")
         return gettext("waiting for the event, %(span)s left") % span
-    return {
-        "subsequence": gettext("waiting for child runs"),
-        "each": gettext("waiting for items"),
-    }.get(step.node.kind, gettext("waiting"))
+    return gettext(step.node.traits.waiting or "waiting")
 
 
 def _ended(step: StepSnapshot, row: StepRun, now: datetime) -> str:

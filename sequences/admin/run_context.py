@@ -42,15 +42,6 @@ TRACEBACKS = 20
 #: Differences that are shown of edited data, the newest.
 DIFFERENCES = 10
 
-KINDS = {
-    "each": _("fan-out"),
-    "event": _("event"),
-    "subsequence": _("child run"),
-    "on_failure": _("on failure"),
-    "on_cancel": _("on cancellation"),
-    "on_end": _("at the end"),
-}
-
 
 @dataclass(frozen=True)
 class Value:
@@ -169,9 +160,14 @@ class StepLine:
         return label_of_step(self.step)
 
     @property
-    def kind_label(self) -> Any:
-        """What it is, if it is no plain step."""
-        return KINDS.get(self.step.node.kind, self.step.node.kind)
+    def kind_label(self) -> str:
+        """What it is; nothing of a plain step."""
+        node = self.step.node
+        return (
+            gettext(node.traits.caption).replace("{step}", node.undoes)
+            if node.traits.caption
+            else ""
+        )
 
     @property
     def waited(self) -> str:

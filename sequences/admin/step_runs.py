@@ -11,10 +11,11 @@ from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils.html import format_html
+from django.utils.translation import gettext, pgettext_lazy
 from django.utils.translation import gettext_lazy as _
-from django.utils.translation import pgettext_lazy
 
 from .. import conf
+from ..definitions.kinds import traits_of
 from ..inspection.snapshot import visible, visible_payload, visible_text
 from ..models import NO_ITEM, SequenceRun, StepRun
 from . import columns
@@ -23,7 +24,6 @@ from .failures import list_media
 from .filters import CreatedFilter, SequenceOfRunFilter, runs_for
 from .inlines import StepFailureInline
 from .pagination import KeysetAdmin, KeysetChangeList
-from .run_context import KINDS
 from .search import named
 
 #: Step runs that a filter looks through, the newest: there is no index for it.
@@ -32,10 +32,6 @@ FILTERED = 20_000
 
 #: Durable calls that the page of a step run shows.
 NEWEST_CALLS = 100
-
-
-#: What a step run is, if the page of its run has no word for that.
-_KINDS = {**KINDS, "step": _("step"), "item": _("item"), "undo": _("undo")}
 
 
 class ReadyFilter(CreatedFilter):
@@ -185,7 +181,7 @@ class StepRunAdmin(KeysetAdmin):
     @admin.display(description=_("kind"))
     def kind_column(self, row: StepRun) -> str:
         """What it is, in words."""
-        return str(_KINDS.get(row.kind, row.kind))
+        return gettext(traits_of(row.kind).label)
 
     @admin.display(description=_("progress"))
     def progress_column(self, row: StepRun) -> str:

@@ -20,24 +20,11 @@ from .steps import Step
 Unique = Literal["ever", "unfinished"]
 
 
-#: How people are told of the kinds of steps.
-_KINDS = {
-    "step": "a plain step",
-    "each": "a fan-out",
-    "event": "an event",
-    "subsequence": "a subsequence",
-    "undo": "an undo",
-    "on_failure": "an on_failure",
-    "on_cancel": "an on_cancel",
-    "on_end": "an on_end",
-}
-
-
 def _kind_in(plan: Plan, node: Node) -> str:
     undone = plan.get(node.undoes)
-    if undone is not None and undone.kind == "each":
+    if undone is not None and undone.traits.has_items:
         return "an undo of items"  # it takes an item and its result
-    return _KINDS.get(node.kind, node.kind)
+    return node.traits.noun
 
 
 @dataclass(frozen=True, eq=False)

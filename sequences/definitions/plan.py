@@ -10,14 +10,11 @@ from hashlib import sha256
 from typing import Any, Literal
 
 from ..exceptions import InvalidDefinition, SequenceError, UnknownStep, did_you_mean
+from .kinds import Traits, traits_of
 
 FORMAT = 1
 
 DONE = frozenset({"succeeded", "skipped"})
-#: Kinds of steps that come last, when it is decided how the run ends.
-CLOSING_KINDS = frozenset({"on_failure", "on_cancel", "on_end"})
-#: Kinds of steps that do not decide how a run ends.
-COMPENSATION_KINDS = CLOSING_KINDS | {"undo"}
 EXECUTING = frozenset({"running", "retrying"})
 ENDED = DONE | {"failed", "cancelled"}
 
@@ -47,6 +44,16 @@ class Node:
     aside: bool = False
     #: Of a step whose actor has no options of its own: those of its messages.
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def traits(self) -> Traits:
+        """What its kind is."""
+        return traits_of(self.kind)
+
+    @property
+    def is_handler(self) -> bool:
+        """Whether it is a step like others, but another one's failure leads to it."""
+        return self.aside and not self.traits.is_compensation
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -144,12 +151,12 @@ class Plan:
     @cached_property
     def undos(self) -> tuple[Node, ...]:
         """The steps that undo others."""
-        return tuple(node for node in self.nodes if node.kind == "undo")
+        return tuple(node for node in self.nodes if node.traits.is_undo)
 
     @cached_property
     def subsequences(self) -> tuple[Node, ...]:
         """The steps that start other runs."""
-        return tuple(node for node in self.nodes if node.kind == "subsequence")
+        return tuple(node for node in self.nodes if node.traits.has_children)
 
     @cached_property
     def races(self) -> tuple[tuple[str, ...], ...]:
@@ -323,7 +330,7 @@ class Plan:
             node.name
             for node in self.nodes
             if states.get(node.name) == "failed"
-            and node.kind not in COMPENSATION_KINDS
+            and not node.traits.is_compensation
             and node.on_error not in states
         )
 

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from .plan import COMPENSATION_KINDS, Plan
+from .kinds import ALL_KINDS, COMPENSATION_KINDS, EVENT_KINDS, MAIN_KINDS, traits_of
+from .plan import Plan
 
 RunState = Literal["running", "paused", "undoing", "succeeded", "failed", "cancelled"]
 StepState = Literal[
@@ -20,8 +21,6 @@ RUN_STATES: tuple[RunState, ...] = get_args(RunState)
 STEP_STATES: tuple[StepState, ...] = get_args(StepState)
 #: The state of a step that has no row yet.
 NOT_STARTED: Literal[""] = ""
-MAIN_KINDS = frozenset({"step", "each", "event", "subsequence"})
-ALL_KINDS = MAIN_KINDS | COMPENSATION_KINDS | {"item"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,7 @@ RULES: dict[str, Rule] = {
         ("running", "paused", "failed"),
         # One that comes early is kept until the run comes to its event.
         step_states=(NOT_STARTED, "waiting", "queued", "running", "retrying", "failed"),
-        kinds=frozenset({"event"}),
+        kinds=EVENT_KINDS,
         usual_runs=("failed", "running", "paused"),
         offered_steps=("waiting", "failed"),
     ),
@@ -94,7 +93,7 @@ RULES: dict[str, Rule] = {
 
 def skip_rule(kind: str) -> Rule:
     """A compensation is skipped only after it has failed, and its run with it."""
-    return RULES["skip_compensation" if kind in COMPENSATION_KINDS else "skip"]
+    return RULES["skip_compensation" if traits_of(kind).is_compensation else "skip"]
 
 
 # What the states alone cannot say

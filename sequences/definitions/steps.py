@@ -28,6 +28,7 @@ from dramatiq import Actor
 from ..exceptions import InvalidData, SequenceError
 from ..utils.durations import to_milliseconds
 from ..utils.text import label_of
+from .kinds import Traits, traits_of
 from .limits import Limit
 from .option_types import (
     ActorOptions,
@@ -199,6 +200,11 @@ class Step(Generic[R]):
         return "step" if self.each is None else "each"
 
     @property
+    def traits(self) -> Traits:
+        """What its kind is."""
+        return traits_of(self.kind)
+
+    @property
     def any_of(self) -> tuple[tuple[Step[Any] | str, ...], ...]:
         """The groups in `after` of which one step is enough."""
         return tuple(other.steps for other in self.after or () if isinstance(other, AnyOf))
@@ -326,7 +332,7 @@ class Undo(_Other):
         ``steps`` are those of the class: it may have declared what is undone anew.
         """
         undone = steps.get(name_of(self.undoes))
-        return undone is not None and undone.kind == "each"
+        return undone is not None and undone.traits.has_items
 
 
 class OnFailure(_Other):

@@ -19,8 +19,8 @@ from django.utils.functional import Promise
 from dramatiq import Actor
 
 from ..exceptions import InvalidDefinition, did_you_mean
+from .kinds import CLOSING_KINDS
 from .limits import WHEN_FULL, Limit, conflict
-from .plan import CLOSING_KINDS, COMPENSATION_KINDS
 from .schedules import Timetable, declaration_problems
 from .steps import (
     FAN_OUT_OPTIONS,
@@ -163,7 +163,7 @@ def check_references(cls: type, steps: dict[str, Step[Any]]) -> None:
                 raise invalid(
                     cls, f"{role} {other!r}, which is not a step of this sequence", hint, step=name
                 )
-            if other == name or steps[other].kind in COMPENSATION_KINDS:
+            if other == name or steps[other].traits.is_compensation:
                 hint = f"Name another step that is not {CLOSING}."
                 raise invalid(cls, f"{role} {other!r}", hint, step=name)
         if isinstance(declaration, Undo):
@@ -328,7 +328,7 @@ def _argument_problems(step: Step[Any], steps: Mapping[str, Step[Any]]) -> Itera
 
 
 def _fan_out_problems(step: Step[Any]) -> Iterator[Problem]:
-    if step.kind in COMPENSATION_KINDS:
+    if step.traits.is_compensation:
         for name in sorted((FAN_OUT_OPTIONS | {"after", "on_error"}) & step.declared.keys()):
             if step.declared[name] is not None:
                 yield f"{name} cannot be set on {CLOSING}", "Leave it out."
@@ -338,9 +338,9 @@ def _fan_out_problems(step: Step[Any]) -> Iterator[Problem]:
 
 
 def _limit_problems(step: Step[Any]) -> Iterator[Problem]:
-    if step.limits and step.kind == "event":
+    if step.limits and step.traits.takes_delivery:
         yield "an event waits without a place", "Limit the step after it."
-    if step.limits and isinstance(step, Subsequence):
+    if step.limits and step.traits.has_children:
         hint = "Give the Meta of that sequence limits: its runs have them."
         yield "limits are for what runs, and this step waits for other runs", hint
 

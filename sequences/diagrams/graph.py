@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 
-from ..definitions.plan import CLOSING_KINDS, Node, Plan
+from ..definitions.plan import Node, Plan
 
 #: More steps that are side by side, and alike in what they wait for, stand in a frame.
 MAX_ROWS = 8
@@ -75,7 +75,7 @@ class Graph:
         last = max(depth.values())
         layers: list[list[Node]] = [[] for _ in range(last + 1)]
         for node in self.nodes:
-            loose = node.kind in CLOSING_KINDS and not waits[node.name]
+            loose = node.traits.is_closing and not waits[node.name]
             layers[last if loose else depth[node.name]].append(node)
         return layers
 

@@ -30,17 +30,8 @@ Translate = Callable[[str], str]
 #: For `makemessages`, which looks for this name. Each diagram translates these words itself.
 _ = str
 
-#: What each kind of step is.
-KINDS = {
-    "each": _("fan-out"),
-    "event": _("event"),
-    "subsequence": _("child run"),
-    "undo": _("undo of {step}"),
-    "on_failure": _("on failure"),
-    "on_cancel": _("on cancellation"),
-    "on_end": _("at the end"),
-    "on_error": _("if {step} fails"),
-}
+#: What a plain step is that another one's failure leads to.
+_ON_ERROR = _("if {step} fails")
 #: What each bar of a timeline is.
 SPANS = {
     "waited": _("waited"),
@@ -114,15 +105,15 @@ class Captions:
 
     def kind(self, node: Node) -> str:
         """The words for what a step is; none for a plain one."""
-        kind, step = node.kind, node.undoes
-        if kind == "step" and node.aside:
-            kind = "on_error"
+        caption, step = node.traits.caption, node.undoes
+        if node.is_handler:
+            caption = _ON_ERROR
             step = next(
                 (other.name for other in self.plan.nodes if other.on_error == node.name), ""
             )
-        if kind not in KINDS:
+        if not caption:
             return ""
-        return self.translate(KINDS[kind]).replace("{step}", self.label(step) if step else "")
+        return self.translate(caption).replace("{step}", self.label(step) if step else "")
 
     def state(self, name: str) -> list[str]:
         """The words for how far a step is: its state, and more about it."""

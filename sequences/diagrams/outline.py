@@ -82,7 +82,7 @@ class _Outline:
 
 
 def _turn(node: Node) -> int:
-    return {"undo": 1, "on_failure": 2, "on_cancel": 3, "on_end": 4}.get(node.kind, 0)
+    return node.traits.turn
 
 
 def _split(names: Sequence[str], belong: Callable[[str, str], bool]) -> list[list[str]]:

@@ -230,7 +230,7 @@ class _Renderer:
     def _start(self, slot: Slot) -> Point:
         if slot.node is None:
             return self.right[slot.layer], self.y(slot)
-        stack = STACK if slot.node.kind == "each" and not self._members(slot) else 0.0
+        stack = STACK if slot.node.traits.has_items and not self._members(slot) else 0.0
         return self.x(slot) + self._width_of(slot) + stack, self.y(slot)
 
     def _end(self, slot: Slot) -> Point:
@@ -425,13 +425,13 @@ class _Painter:
         )
 
     def _signs(self, node: Node) -> list[str]:
-        kind = "on_error" if node.aside and node.kind == "step" else node.kind
+        kind = "on_error" if node.is_handler else node.kind
         delay = ["delay"] if self.captions.mark(node.name).delayed else []
         first = ["any_of"] if node.any_of else []
-        return delay + first + ([kind] if kind != "step" else [])
+        return delay + first + ([kind] if self.captions.kind(node) else [])
 
     def _shapes(self, box: Box, mark: Mark) -> Iterator[str]:
-        if box.node.kind == "each":
+        if box.node.traits.has_items:
             for shift in (STACK, STACK / 2):
                 yield self._rect(box, shift, "seq-sheet")
         yield self._rect(box, 0, "seq-box")

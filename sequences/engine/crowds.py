@@ -20,6 +20,7 @@ from dramatiq.middleware import SkipMessage
 
 from .. import conf
 from ..definitions import registry
+from ..definitions.kinds import traits_of
 from ..definitions.steps import Step
 from ..transitions import claims
 from ..transitions.types import Dispatch
@@ -38,7 +39,7 @@ def is_for(step: Step[Any]) -> bool:
     function: Any = step.function
     if inspect.isclass(function):
         function = function.perform  # type: ignore[attr-defined]
-    return step.kind == "each" and not step.atomic and inspect.iscoroutinefunction(function)
+    return step.traits.has_items and not step.atomic and inspect.iscoroutinefunction(function)
 
 
 @raises_printable
@@ -47,7 +48,7 @@ def perform(step_run_id: int, label: str) -> None:
     using = conf.using()
     interrupts.ensure_clean_connection(using)
     row = claims.find(step_run_id, using)
-    if row is None or row.kind != "item":
+    if row is None or not traits_of(row.kind).is_item:
         handoff.perform(step_run_id, label)
         return
     definition = registry.definition_of(label)
@@ -66,7 +67,7 @@ class WaitingExecution(StepExecution):
     def begin(self, terms: Terms) -> Awaiting | None:
         """Claim it, and call the user's code. None: there is nothing to wait for."""
         self._claim()
-        if self.context.claim.kind != "item":
+        if not traits_of(self.context.claim.kind).is_item:
             return None  # the fan-out's own row: the second part is all of it
         try:
             self._entered = super()._enter()

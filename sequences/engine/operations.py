@@ -149,9 +149,9 @@ def _step(run: SequenceRun, step: Named, using: str) -> str:
 def _event(run: SequenceRun, event: Named, using: str) -> str:
     name = _step(run, event, using)
     plan = plans.load(run.plan_id, using)
-    if plan.node(name).kind == "event":
+    if plan.node(name).traits.takes_delivery:
         return name
-    events = [node.name for node in plan.nodes if node.kind == "event"]
+    events = [node.name for node in plan.nodes if node.traits.takes_delivery]
     raise UnknownStep(
         f"Step {name!r} of {run.sequence} is not an event. {did_you_mean(name, events)}",
         sequence=run.sequence,

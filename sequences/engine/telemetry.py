@@ -27,6 +27,7 @@ from opentelemetry.trace import (
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from ..definitions.kinds import traits_of
 from ..definitions.plan import Plan
 from ..transitions.failures import Failure
 from ..transitions.types import Change, Claim, Repeat, Start
@@ -137,7 +138,7 @@ def _attributes(claim: Claim) -> dict[str, Any]:
         "sequences.step": claim.step,
         "sequences.attempt": claim.attempts + 1,
     }
-    if claim.kind == "item":
+    if traits_of(claim.kind).is_item:
         attributes["sequences.item"] = claim.item
     if (delivery := current.delivery()) is not None:
         message = delivery.message

@@ -324,7 +324,7 @@ class Parser:
         if isinstance(spec, Mapping) and "attempted" in spec:
             options["attempted"] = spec["attempted"]
         # Of a subsequence the step is undone, and not each of its children.
-        roots = ("item", "index", "result") if of.kind == "each" else ()
+        roots = ("item", "index", "result") if of.traits.has_items else ()
         declaration = self._aside(spec, Undo, options, roots=roots)
         return own, declaration
 

@@ -13,7 +13,6 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
-from ..definitions.plan import COMPENSATION_KINDS
 from ..definitions.rules import RULES, Rule, fails_elsewhere, has_handler, left_undone, skip_rule
 from ..transitions.compensation import has_failed_at_its_end
 from ..transitions.subsequences import UNDONE, ChildrenUndo
@@ -208,7 +207,7 @@ def was_undone(snapshot: RunSnapshot) -> bool:
 
 def _undone(snapshot: RunSnapshot) -> frozenset[str]:
     """The steps that were undone, or tried to be."""
-    undos = (step for step in snapshot.steps if step.node.kind == "undo" and step.status)
+    undos = (step for step in snapshot.steps if step.node.traits.is_undo and step.status)
     below = (step.name for step in snapshot.steps if step.children_undo in UNDONE)
     return frozenset({*(step.node.undoes for step in undos), *below})
 
@@ -224,8 +223,8 @@ def _has(step: StepSnapshot, *statuses: str) -> bool:
 
 def _failed_to_undo(step: StepSnapshot) -> bool:
     """Whether it is an undo or a closing step that has failed, or its children's undos have."""
-    is_compensation = step.node.kind in COMPENSATION_KINDS
-    return (is_compensation and _has(step, "failed")) or step.children_undo == ChildrenUndo.FAILED
+    is_failed = step.node.traits.is_compensation and _has(step, "failed")
+    return is_failed or step.children_undo == ChildrenUndo.FAILED
 
 
 # What an action asks beside the states of the run

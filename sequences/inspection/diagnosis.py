@@ -14,7 +14,6 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from .. import conf
-from ..definitions.plan import CLOSING_KINDS, COMPENSATION_KINDS
 from ..models import NO_ITEM, Operation, RunStatus, StepFailure, StepRun, StepStatus, Wait
 from ..transitions.compensation import STANDSTILL, STOPPED, has_failed_at_its_end
 from ..transitions.subsequences import ChildrenUndo
@@ -119,7 +118,7 @@ def _failed(snapshot: RunSnapshot, last: Operation | None) -> str:
 
 def _failed_at_its_end(snapshot: RunSnapshot) -> str:
     """It would have succeeded, or been cancelled, but for the step that closes it."""
-    closing = (step for step in snapshot.steps if step.node.kind in CLOSING_KINDS)
+    closing = (step for step in snapshot.steps if step.node.traits.is_closing)
     failed = next((step for step in closing if step.status == StepStatus.FAILED), None)
     if failed is None:
         return _failed_at(snapshot, with_error=True)
@@ -178,7 +177,7 @@ def _failed_rollback(snapshot: RunSnapshot, undo: StepSnapshot) -> str:
 
 def _is_failed_undo(step: StepSnapshot) -> bool:
     is_failed = step.status == "failed" or bool(step.items.get("failed"))
-    return step.node.kind == "undo" and is_failed
+    return step.node.traits.is_undo and is_failed
 
 
 def _with_blocked(snapshot: RunSnapshot, text: str) -> str:
@@ -227,7 +226,7 @@ def _why_undoing(snapshot: RunSnapshot, last: Operation | None) -> str:
 def _being_cancelled(snapshot: RunSnapshot, last: Operation | None) -> str:
     operation = last if last is not None and last.action in _CANCELLING else None
     by = operation.by if operation is not None else ""
-    if any(step.node.kind in CLOSING_KINDS and step.status for step in snapshot.steps):
+    if any(step.node.traits.is_closing and step.status for step in snapshot.steps):
         message = _("Being cancelled by %(by)s.") if by else _("Being cancelled.")
     elif by:
         message = _("Being cancelled by %(by)s; rolling back first.")
@@ -245,15 +244,13 @@ def _undoing_now(snapshot: RunSnapshot) -> list[str]:
     below = [step for step in snapshot.steps if step.children_undo == ChildrenUndo.RUNNING]
     if below:
         return [_("The child runs of %(step)s are being rolled back.") % {"step": _name(below[0])}]
-    aside = [
-        step for step in snapshot.steps if step.node.kind in COMPENSATION_KINDS and _is_open(step)
-    ]
+    aside = [step for step in snapshot.steps if step.node.traits.is_compensation and _is_open(step)]
     return [_now(snapshot, step) for step in aside[:1]]
 
 
 def _still_executes(step: StepSnapshot) -> bool:
     running = step.status == StepStatus.RUNNING or bool(step.items.get("running"))
-    return running and step.node.kind not in COMPENSATION_KINDS
+    return running and not step.node.traits.is_compensation
 
 
 def _is_open(step: StepSnapshot) -> bool:

@@ -134,7 +134,7 @@ class Family:
         for name in self.snapshot.plan.failed(self.snapshot.states):
             step = self.snapshot.step(name)
             children = [child for child in self.children if child.step == name]
-            if step is None or step.node.kind != "subsequence" or not children:
+            if step is None or not step.node.traits.has_children or not children:
                 continue
             if not any(child.has_failed for child in children):
                 return step

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
+from ..definitions.kinds import traits_of
 from ..models import StepRun, StepStatus, Wait
 
 #: ``items`` and ``children``: those of the step are at work, and it waits for them. ``held``: its
@@ -57,7 +58,7 @@ class _Phases:
         self.failed_at = failed_at if failed_at and self._is_after_start(failed_at) else None
 
     def __iter__(self) -> Iterator[Phase]:
-        if self.row.kind == "event":
+        if traits_of(self.row.kind).takes_delivery:
             # No code of the project's runs in it, and no worker is at work. One that times out is
             # an attempt that fails, whose row is ready from its time on.
             return self._idle(min(self.row.ready_at, self.row.waiting_since or self.row.ready_at))

@@ -108,7 +108,8 @@ def _text(snapshot: RunSnapshot, step: StepSnapshot) -> str:
         return ngettext("%(count)d attempt", "%(count)d attempts", row.attempts) % {
             "count": row.attempts
         }
-    if step.status == StepStatus.SUCCEEDED and step.node.kind != "event" and not step.progress:
+    has_run = step.status == StepStatus.SUCCEEDED and not step.node.traits.takes_delivery
+    if has_run and not step.progress:
         return format_duration(step.ran(snapshot.now))
     return ""
 

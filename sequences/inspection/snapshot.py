@@ -19,7 +19,8 @@ from django.forms import BaseForm
 from .. import conf
 from ..data.redaction import HIDDEN, hide, redact, secrets_of
 from ..definitions import registry
-from ..definitions.plan import COMPENSATION_KINDS, DONE, Node, Plan
+from ..definitions.kinds import ITEM_KINDS
+from ..definitions.plan import DONE, Node, Plan
 from ..definitions.rules import RULES
 from ..definitions.steps import Step, Undo, name_of
 from ..exceptions import SequenceError
@@ -145,8 +146,7 @@ class StepSnapshot:
     @property
     def is_awaiting_event(self) -> bool:
         """Whether a delivery would end its wait."""
-        row = self.row
-        return self.node.kind == "event" and row is not None and row.status == StepStatus.WAITING
+        return self.node.traits.takes_delivery and self.status == StepStatus.WAITING
 
     @property
     def children_undo(self) -> str:
@@ -176,7 +176,7 @@ class StepSnapshot:
 
     @property
     def _counts_items(self) -> bool:
-        return self.node.kind == "each" and bool(self.items)
+        return self.node.traits.has_items and bool(self.items)
 
     @property
     def _item_count(self) -> int:
@@ -198,7 +198,7 @@ class StepSnapshot:
     def worker(self) -> str:
         """Who has run it last. Nobody: it waits, or it is an event, in which no code runs."""
         row = self.row
-        if row is None or row.kind == "event" or row.status == StepStatus.WAITING:
+        if row is None or self.node.traits.takes_delivery or row.status == StepStatus.WAITING:
             return ""
         return row.worker
 
@@ -450,7 +450,7 @@ def _has_limits(sequence: str, step: str) -> bool:
 
 
 def _fans_out(plan: Plan) -> bool:
-    return any(node.kind == "each" for node in plan.nodes)
+    return any(node.traits.has_items for node in plan.nodes)
 
 
 def _rows(ids: Collection[UUID], using: str) -> dict[UUID, dict[str, StepRun]]:
@@ -485,7 +485,7 @@ def _item_reports(
     ids: Collection[UUID], using: str
 ) -> dict[UUID, dict[str, list[Mapping[str, Any]]]]:
     reports: dict[UUID, dict[str, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    rows = StepRun.objects.using(using).filter(run__in=ids, item__gt=NO_ITEM, kind="item")
+    rows = StepRun.objects.using(using).filter(run__in=ids, item__gt=NO_ITEM, kind__in=ITEM_KINDS)
     rows = rows.filter(status__in=UNFINISHED_STEP, progress__isnull=False).order_by("item")
     for run_id, step, report in rows.values_list("run", "step", "progress")[:MAX_REPORTING_ITEMS]:
         if isinstance(report, dict):
@@ -579,7 +579,7 @@ def _stopped_at(
 
 
 def _held_since(node: Node, row: StepRun | None, stopped_at: datetime | None) -> datetime | None:
-    if row is None or stopped_at is None or node.kind in COMPENSATION_KINDS:
+    if row is None or stopped_at is None or node.traits.is_compensation:
         return None
     is_held = row.wake_at is None and row.status in HOLDABLE
     return max(stopped_at, row.ready_at) if is_held else None

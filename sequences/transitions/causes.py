@@ -8,7 +8,7 @@ from uuid import UUID
 
 from django.db.models import Max, Min, Q, QuerySet
 
-from ..definitions.plan import COMPENSATION_KINDS
+from ..definitions.kinds import COMPENSATION_KINDS, ITEM_KINDS
 from ..exceptions import ChildrenFailed, ItemsFailed
 from ..models import NO_ITEM, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
 
@@ -86,7 +86,7 @@ def _in_children(failures: Collection[StepFailure], using: str) -> dict[int, Ste
 
 
 def _of_runs(ids: Collection[UUID], using: str) -> dict[UUID, StepFailure]:
-    is_own = ~Q(step_run__kind__in=[*COMPENSATION_KINDS, "item"])
+    is_own = ~Q(step_run__kind__in=COMPENSATION_KINDS | ITEM_KINDS)
     failed = Q(run__in=ids, step_run__status=StepStatus.FAILED)
     return _newest(failed & is_own, "run", using)
 

@@ -12,7 +12,7 @@ from django.db import connections
 from django.db.models import Case, F, Q, QuerySet, When
 
 from .. import conf
-from ..definitions.plan import COMPENSATION_KINDS
+from ..definitions.kinds import COMPENSATION_KINDS, ITEM_KINDS
 from ..models import RunStatus, SequenceRun, StepRun, StepStatus
 from . import clock, limits, plans
 from .backends import backend_of
@@ -207,7 +207,7 @@ def queued_items(run_id: UUID, step: str, limit: int, using: str) -> list[tuple[
     rows = StepRun._base_manager.using(using).filter(
         run=run_id,
         step=step,
-        kind="item",
+        kind__in=ITEM_KINDS,
         status=StepStatus.QUEUED,
         lost_workers=0,
         wake_at__isnull=False,

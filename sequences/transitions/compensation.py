@@ -18,7 +18,14 @@ from uuid import UUID
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.utils.translation import gettext
 
-from ..definitions.plan import CLOSING_KINDS, COMPENSATION_KINDS, Node, Plan
+from ..definitions.kinds import (
+    CLOSING_KINDS,
+    COMPENSATION_KINDS,
+    FAN_OUT_KINDS,
+    UNDO_KINDS,
+    traits_of,
+)
+from ..definitions.plan import Node, Plan
 from ..models import (
     NO_ITEM,
     UNFINISHED_STEP,
@@ -56,7 +63,7 @@ def stop(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispat
     clear_on_commit(run.pk, using)
     executing = runs.unfinished(run, using).exclude(status__in=not_started)
     items = executing.filter(item__gt=NO_ITEM)
-    for own in _rows(run, using).filter(kind="each", step__in=items.values("step")):
+    for own in _rows(run, using).filter(kind__in=FAN_OUT_KINDS, step__in=items.values("step")):
         wait_for_running_items(own, now, using)
     if executing.exists() or plan.outcome(runs.states_of(run, using)) is None:
         return []
@@ -157,7 +164,7 @@ def has_undo(run: SequenceRun, plan: Plan, using: str) -> bool:
 
 def stops_here(run: SequenceRun, step: StepRun | Claim) -> bool:
     """Whether this step is not tried again: its run is being undone, and waits for its end."""
-    return run.status == RunStatus.UNDOING and step.kind not in COMPENSATION_KINDS
+    return run.status == RunStatus.UNDOING and not traits_of(step.kind).is_compensation
 
 
 def go_on(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
@@ -373,8 +380,8 @@ def retry(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispa
     failed = _rows(run, using).filter(status=StepStatus.FAILED)
     again = {"attempts": 0, "lost_workers": 0, "token": None, "due_at": None, "finished_at": None}
     failed.filter(kind__in=CLOSING_KINDS).update(**wait_for(Wait.UNDO, now), **again)
-    undos = list(failed.filter(kind="undo").values_list("pk", flat=True))
-    failed.filter(kind="undo").update(**again, **_queued(now))
+    undos = list(failed.filter(kind__in=UNDO_KINDS).values_list("pk", flat=True))
+    failed.filter(kind__in=UNDO_KINDS).update(**again, **_queued(now))
     ready = [dispatch_of(row, plan) for row in _rows(run, using).filter(pk__in=undos)]
     for own in _rows(run, using).filter(children_undo=ChildrenUndo.FAILED):
         ready += _retry_children(run, own, now, using)
@@ -402,7 +409,7 @@ def _queued(now: datetime) -> dict[str, object]:
 
 def undone(run: SequenceRun, plan: Plan, using: str) -> frozenset[str]:
     """The steps that were undone, or tried to be."""
-    undos = _rows(run, using).filter(kind="undo").values_list("step", flat=True)
+    undos = _rows(run, using).filter(kind__in=UNDO_KINDS).values_list("step", flat=True)
     names = {plan.node(name).undoes for name in undos}
     if plan.subsequences:
         below = _rows(run, using).filter(children_undo__in=subsequences.UNDONE)
@@ -413,7 +420,7 @@ def undone(run: SequenceRun, plan: Plan, using: str) -> frozenset[str]:
 def forget(run: SequenceRun, plan: Plan, steps: frozenset[str], using: str) -> None:
     """Remove the undos of these steps, and what has closed the run: all begins again."""
     names = {node.name for node in plan.undos if node.undoes in steps}
-    names |= {node.name for node in plan.nodes if node.kind in CLOSING_KINDS}
+    names |= {node.name for node in plan.nodes if node.traits.is_closing}
     runs.remove(run, names, using)
 
 
@@ -467,7 +474,7 @@ def _not_undone(run: SequenceRun, plan: Plan, node: Node, using: str) -> StepRun
     undo = _rows(run, using).filter(step=node.name, item=OuterRef("item"))
     rows = _rows(run, using).filter(_done(node), ~Exists(undo), step=node.undoes)
     # Of a fan-out the items are undone, not the row that waited for them.
-    is_fan_out = plan.node(node.undoes).kind == "each"
+    is_fan_out = plan.node(node.undoes).traits.has_items
     rows = rows.filter(item__gt=NO_ITEM) if is_fan_out else rows
     return rows.order_by("-pk").first()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from ..definitions.plan import COMPENSATION_KINDS
+from ..definitions.kinds import COMPENSATION_KINDS
 from ..exceptions import DeadlineExceeded
 from ..models import NO_ITEM, RunDeadline, RunStatus, SequenceRun, StepRun
 from . import clock, compensation, failures, plans, runs

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from django.db.models import F
 
+from ..definitions.kinds import PARENT_KINDS
 from ..models import Operation, SequenceRun, StepCall, StepFailure, StepRun
 
 T = TypeVar("T")
@@ -29,7 +30,7 @@ def lock_below(run_id: UUID, using: str) -> list[SequenceRun]:
 
 
 def _children(above: Sequence[UUID], using: str) -> Iterator[SequenceRun]:
-    steps = StepRun._base_manager.using(using).filter(kind="subsequence")
+    steps = StepRun._base_manager.using(using).filter(kind__in=PARENT_KINDS)
     runs = SequenceRun._base_manager.using(using).order_by("pk").only("status")
     parents = [
         pk

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from django.db.models import Q, QuerySet
 
-from ..definitions.plan import COMPENSATION_KINDS
+from ..definitions.kinds import traits_of
 from ..exceptions import DeadlineExceeded, WorkerLost
 from ..models import NO_ITEM, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
 from ..utils.text import fingerprint_of, text_of, trace_of
@@ -68,7 +68,7 @@ def record(
 
 def _after_item(step: Claim | StepRun, using: str) -> list[Dispatch]:
     """An item has finally failed: like any end of one, once that is committed."""
-    if step.kind != "item":
+    if not traits_of(step.kind).is_item:
         return []
     return fanout.after_item(step.run_id, step.step, step.item, using)
 
@@ -108,7 +108,7 @@ def _record(
 
 
 def _leave_place(run: SequenceRun, claim: Claim, now: datetime, using: str) -> list[Dispatch]:
-    if claim.kind != "item":
+    if not traits_of(claim.kind).is_item:
         return []
     return fanout.leave_place(run, plans.load(run.plan_id, using), claim, now, using)
 
@@ -352,7 +352,7 @@ def newest(run_id: UUID, plan_id: int, using: str) -> StepFailure | None:
     """What the run fails with: the newest failure of a step that is no undo."""
     plan = plans.load(plan_id, using)
     rows = StepFailure._base_manager.using(using).filter(run=run_id)
-    aside = [node.name for node in plan.nodes if node.kind in COMPENSATION_KINDS]
+    aside = [node.name for node in plan.nodes if node.traits.is_compensation]
     failed = StepRun._base_manager.using(using).filter(run=run_id, status=StepStatus.FAILED)
     of_run = Q(error=_full_name(DeadlineExceeded))
     rows = rows.exclude(step__in=aside).filter(of_run | Q(step__in=failed.values("step")))

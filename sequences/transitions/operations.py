@@ -20,6 +20,7 @@ from django.utils.translation import gettext_noop as _
 
 from ..data.redaction import redact
 from ..definitions import registry
+from ..definitions.kinds import EVENT_KINDS, ITEM_KINDS
 from ..definitions.plan import Plan
 from ..definitions.rules import (
     NOT_STARTED,
@@ -196,11 +197,11 @@ class LockedRun:
 
     def requeue(self, rows: QuerySet[StepRun]) -> None:
         """Begin these again, held until `wake`: no failed attempt counts any more."""
-        rows.filter(kind="event").update(wait="", waiting_since=None)
+        rows.filter(kind__in=EVENT_KINDS).update(wait="", waiting_since=None)
         rows.update(
             status=StepStatus.QUEUED, token=None, attempts=0, lost_workers=0, ready_at=self.now,
             # An item may have lost its place: its claim finds it another.
-            wake_at=None, due_at=Case(When(kind="item", then=self.now), default=None),
+            wake_at=None, due_at=Case(When(kind__in=ITEM_KINDS, then=self.now), default=None),
             finished_at=None,
         )  # fmt: skip
 

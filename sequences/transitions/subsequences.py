@@ -14,6 +14,7 @@ from typing import Any
 
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
+from ..definitions.kinds import PARENT_KINDS, UNDO_KINDS
 from ..definitions.plan import Plan
 from ..exceptions import SequenceError
 from ..models import (
@@ -121,7 +122,7 @@ def ended(step_run_id: int | None, using: str) -> QuerySet[SequenceRun]:
 def lock_unfinished(rows: QuerySet[StepRun], using: str) -> Iterator[SequenceRun]:
     """The children of these step runs that have not ended, each locked. Their parent is, too."""
     children = SequenceRun._base_manager.using(using).filter(
-        parent__in=rows.filter(kind="subsequence").values("pk"), status__in=UNFINISHED_RUN
+        parent__in=rows.filter(kind__in=PARENT_KINDS).values("pk"), status__in=UNFINISHED_RUN
     )
     for run_id in list(children.order_by("pk").values_list("pk", flat=True)):
         child = lock_run(run_id, using)
@@ -195,10 +196,10 @@ def _outcome(own: StepRun, using: str) -> ChildrenUndo:
     below = StepRun._base_manager.using(using).filter(run__parent=own.pk)
     if below.filter(failed_undo(), run__status=RunStatus.FAILED).exists():
         return ChildrenUndo.FAILED
-    undone = Q(kind="undo") | Q(children_undo=ChildrenUndo.DONE)
+    undone = Q(kind__in=UNDO_KINDS) | Q(children_undo=ChildrenUndo.DONE)
     return ChildrenUndo.DONE if below.filter(undone).exists() else ChildrenUndo.EMPTY
 
 
 def failed_undo() -> Q:
     """A step run whose undo has failed: it is one, or one of its children has it."""
-    return Q(kind="undo", status=StepStatus.FAILED) | Q(children_undo=ChildrenUndo.FAILED)
+    return Q(kind__in=UNDO_KINDS, status=StepStatus.FAILED) | Q(children_undo=ChildrenUndo.FAILED)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import sequences
-from sequences.definitions.rules import ALL_KINDS
+from sequences.definitions.kinds import ALL_KINDS
 from sequences.diagrams import icons
 from sequences.engine.kinds import KINDS
 
@@ -38,6 +38,7 @@ ROOMS = [
 PURE = (
     "exceptions",
     "utils",
+    "definitions.kinds",
     "definitions.plan",
     "definitions.rules",
     "data.serialization",
@@ -206,12 +207,34 @@ def test_each_kind_of_step_has_its_class_its_file_its_icon_and_its_line_in_the_d
         assert name == "item" or name in icons._KINDS
 
 
-def test_what_executes_a_step_asks_for_no_kind_by_its_name():
-    names = set(KINDS) - {"step", "item"}  # which are words of other things, too
-    for module in ("engine/executor.py", "engine/context.py", "worker/sweeper.py"):
-        texts = {node.value for node in ast.walk(tree_of(module)) if isinstance(node, ast.Constant)}
-        assert not texts & names
-        assert not {"is_item", "is_compensation"} & set(names_in(tree_of(module)))
+#: Where a kind has its name: the table, its class, its declaration, and its key in definitions.
+GIVES_NAMES = ("definitions.kinds", "engine.kinds", "definitions.steps", "flows.parser")
+
+
+def kinds_asked_in(tree):
+    """Comparisons of a kind with a name, and conditions on it: ``kind == "event"``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            if not any(ast.unparse(side).endswith("kind") for side in sides):
+                continue
+        elif isinstance(node, ast.Call) and _is_condition(node):
+            sides = [word.value for word in node.keywords if (word.arg or "").startswith("kind")]
+        else:
+            continue
+        for side in sides:
+            yield from (part.value for part in ast.walk(side) if isinstance(part, ast.Constant))
+
+
+def _is_condition(call):
+    return ast.unparse(call.func).rpartition(".")[2] in ("filter", "exclude", "get", "Q", "When")
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if not name_of(path).startswith(GIVES_NAMES)], ids=name_of
+)
+def test_no_kind_is_asked_for_by_its_name(path):
+    assert not set(kinds_asked_in(tree_of(path))) & set(KINDS), "ask its traits"
 
 
 def test_the_rules_see_what_breaks_them(tmp_path, monkeypatch):
@@ -230,3 +253,8 @@ def test_the_rules_see_what_breaks_them(tmp_path, monkeypatch):
         "def _told(given):\n    for one in given:\n        found, row.kept = one, seen\n"
     )
     assert no_names_of(Path("names.py")) == {"told", "given", "one", "found", "kept"}
+    (tmp_path / "kinds.py").write_text(
+        'if row.kind == "event" or node.kind in ("undo", "each"): rows.filter(kind="item")\n'
+        'StepRun(kind="step")\n'
+    )
+    assert sorted(kinds_asked_in(tree_of("kinds.py"))) == ["each", "event", "item", "undo"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from django.db import transaction
 from django.db.models import QuerySet
 
-from ...definitions.plan import COMPENSATION_KINDS, Plan
+from ...definitions.plan import Plan
 from ...definitions.steps import Finish, Repeat, Step
 from ...exceptions import Abort
 from ...models import RunStatus, StepRun, Wait
@@ -81,7 +81,7 @@ class Kind:
         """
         steps = [row.step, *plan.descendants(row.step)]
         if row.run.status == RunStatus.UNDOING:
-            steps += [node.name for node in plan.nodes if node.kind in COMPENSATION_KINDS]
+            steps += [node.name for node in plan.nodes if node.traits.is_compensation]
         return claims.queued_after(row.run_id, steps, using)
 
     # Its wait
