@@ -56,7 +56,7 @@ class CurrentAttempt:
     #: What its sequence hides, once somebody has asked.
     _hidden: tuple[str, ...] | None = None
     #: The claim's data of which they are, and the secrets in it.
-    _known: tuple[str, frozenset[str]] | None = None
+    _claim_secrets: tuple[str, frozenset[str]] | None = None
     #: By the monotonic clock; for the heartbeat, which extends the lease of what takes long.
     since: float = field(default_factory=time.monotonic)
     #: As JSON: what the step has told last, and what of that is stored.
@@ -88,9 +88,9 @@ class CurrentAttempt:
         if not patterns:
             return frozenset()
         data = self.claim.data
-        if self._known is None or self._known[0] is not data:
-            self._known = data, self._claimed(patterns)
-        return self._known[1] | redaction.secrets_of(self._visible_data(), patterns)
+        if self._claim_secrets is None or self._claim_secrets[0] is not data:
+            self._claim_secrets = data, self._claimed(patterns)
+        return self._claim_secrets[1] | redaction.secrets_of(self._visible_data(), patterns)
 
     def _patterns(self) -> tuple[str, ...]:
         if self.definition is None:  # not found yet, or not there

@@ -55,12 +55,12 @@ class StepExecution:
     @classmethod
     def of(cls, claim: Claim, using: str) -> Self:
         """The execution of what is claimed already."""
-        execution = cls.taken(claim, using)
+        execution = cls.claimed(claim, using)
         execution._accept(claim)
         return execution
 
     @classmethod
-    def taken(cls, claim: Claim, using: str) -> Self:
+    def claimed(cls, claim: Claim, using: str) -> Self:
         """The same, before it is looked at more closely: its life is still to come."""
         execution = cls(claim.step_run_id, claim.attempts, using)
         execution.token, execution.claim = claim.token, claim

@@ -43,7 +43,7 @@ class Handoff:
     def execution_of(self, dispatch: Dispatch) -> StepExecution:
         """Of a step that is next: it may be claimed already."""
         if dispatch.claim is not None:
-            execution = StepExecution.taken(dispatch.claim, self._using)
+            execution = StepExecution.claimed(dispatch.claim, self._using)
         else:
             execution = StepExecution(dispatch.step_run_id, dispatch.attempts, self._using)
         return self.going_on_from(execution)
@@ -81,9 +81,9 @@ class Handoff:
     def go_on(self, ready: list[Dispatch]) -> None:
         """Dispatch these steps; with ``handoff="direct"`` execute the first of them here."""
         while ready:
-            chosen = self.choose(ready)
-            dispatcher.send([dispatch for dispatch in ready if dispatch is not chosen])
-            ready = self.execute(chosen) if chosen else []
+            following = self.choose(ready)
+            dispatcher.send([dispatch for dispatch in ready if dispatch is not following])
+            ready = self.execute(following) if following else []
 
     def execute(self, dispatch: Dispatch) -> list[Dispatch]:
         """With a message of its own, whose hooks are called."""

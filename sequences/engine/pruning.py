@@ -18,7 +18,7 @@ from ..models import RunStatus
 from ..transitions import clock, limits, locking, pruning
 from ..transitions.pruning import Due
 
-__all__ = ["BATCH", "Kept", "Report", "prune"]
+__all__ = ["BATCH", "Remaining", "Report", "prune"]
 
 #: Trees of one transaction; fewer, if they have many children.
 BATCH = 500
@@ -31,7 +31,7 @@ REFUSED = "the database does not allow it"
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class Remaining:
     """A tree that was due, and stays."""
 
     run: UUID
@@ -48,7 +48,7 @@ class Report:
     runs: Counter[str] = field(default_factory=Counter)
     #: Runs without a parent among them.
     trees: int = 0
-    kept: list[Kept] = field(default_factory=list)
+    remaining: list[Remaining] = field(default_factory=list)
     #: Whether any run has a retention at all.
     has_retention: bool = False
 
@@ -69,10 +69,10 @@ def prune(
     at once. What foreign keys of the project's models keep is in the report.
     """
     using = conf.using()
-    asked = _Retention(older_than, failed_older_than)
+    request = _Retention(older_than, failed_older_than)
     work = _Work(batch, dry_run, using)
-    for wanted in _due(sequence, asked, clock.now(using)):
-        work.do(wanted)
+    for due in _due(sequence, request, clock.now(using)):
+        work.do(due)
     if not dry_run:
         limits.prune(using)
     return work.report
@@ -97,13 +97,13 @@ class _Retention:
         return None if self.failed is None else max(self.failed, self.finished or self.failed)
 
 
-def _due(sequence: str | None, asked: _Retention, now: datetime) -> Iterator[Due]:
+def _due(sequence: str | None, request: _Retention, now: datetime) -> Iterator[Due]:
     """What to look for: sequences of one retention together, and each way to end by itself."""
-    said = _Retention(conf.settings.retention, conf.settings.retention_failed)
+    usual = _Retention(conf.settings.retention, conf.settings.retention_failed)
     if sequence is not None:
         own = _own(registry.definition_of(sequence))
         only = frozenset(registry.names_of(sequence))
-        yield from _ended(asked.or_else(own).or_else(said), now, only=only)
+        yield from _ended(request.or_else(own).or_else(usual), now, only=only)
         return
     others: dict[_Retention, set[str]] = defaultdict(set)
     for cls in registry.all():
@@ -111,9 +111,9 @@ def _due(sequence: str | None, asked: _Retention, now: datetime) -> Iterator[Due
         if definition is not None and (own := _own(definition)) != _Retention():
             others[own].update((definition.label, *definition.aliases))
     for own, labels in others.items():
-        yield from _ended(own.or_else(asked).or_else(said), now, only=frozenset(labels))
+        yield from _ended(own.or_else(request).or_else(usual), now, only=frozenset(labels))
     rest: frozenset[str] = frozenset().union(*others.values())
-    yield from _ended(asked.or_else(said), now, without=rest)
+    yield from _ended(request.or_else(usual), now, without=rest)
 
 
 def _own(definition: Definition | None) -> _Retention:
@@ -130,14 +130,14 @@ def _ended(
     without: frozenset[str] = frozenset(),
 ) -> Iterator[Due]:
     for status in (RunStatus.SUCCEEDED, RunStatus.CANCELLED, RunStatus.FAILED):
-        kept = retention.of(status)
-        if kept is not None and (before := _before(now, kept)) is not None:
+        period = retention.of(status)
+        if period is not None and (before := _before(now, period)) is not None:
             yield Due(status, before, only, without)
 
 
-def _before(now: datetime, kept: timedelta) -> datetime | None:
+def _before(now: datetime, period: timedelta) -> datetime | None:
     try:
-        return now - kept
+        return now - period
     except OverflowError:  # for ever
         return None
 
@@ -149,46 +149,46 @@ class _Work:
         self.batch, self.dry, self.using = batch, dry, using
         self.report = Report()
 
-    def do(self, wanted: Due) -> None:
+    def do(self, due: Due) -> None:
         self.report.has_retention = True
         place = None
-        while found := pruning.due(wanted, place, self.batch, self.using):
-            self.remove([pk for _, pk in found], wanted)
-            place = found[-1]  # what stays is behind us
+        while roots := pruning.due(due, place, self.batch, self.using):
+            self.remove([pk for _, pk in roots], due)
+            place = roots[-1]  # what stays is behind us
 
-    def remove(self, roots: list[UUID], wanted: Due) -> None:
+    def remove(self, roots: list[UUID], due: Due) -> None:
         try:
             with locking.no_wait():  # a row of one tree that somebody holds keeps no other
-                removed = pruning.remove(roots, wanted, self.using, dry=self.dry)
+                removed = pruning.remove(roots, due, self.using, dry=self.dry)
         except pruning.TooMany:
-            self.halve(roots, wanted)
+            self.halve(roots, due)
             return
         except locking.Locked:
             if len(roots) == 1:
-                self.report.kept.append(Kept(roots[0], TAKEN))
+                self.report.remaining.append(Remaining(roots[0], TAKEN))
             else:
-                self.halve(roots, wanted)
+                self.halve(roots, due)
             return
         except (ProtectedError, RestrictedError, IntegrityError) as error:
             if len(roots) == 1:
-                self.report.kept.append(_kept(roots[0], error))
+                self.report.remaining.append(_remaining(roots[0], error))
             else:  # one of them is kept, and then alone
-                self.halve(roots, wanted)
+                self.halve(roots, due)
             return
         self.report.runs.update(removed.runs)
         self.report.trees += removed.trees
-        self.report.kept += [Kept(pk, YOUNG) for pk in removed.young]
-        self.report.kept += [Kept(pk, TAKEN) for pk in removed.taken]
+        self.report.remaining += [Remaining(pk, YOUNG) for pk in removed.young]
+        self.report.remaining += [Remaining(pk, TAKEN) for pk in removed.busy]
 
-    def halve(self, roots: list[UUID], wanted: Due) -> None:
+    def halve(self, roots: list[UUID], due: Due) -> None:
         middle = len(roots) // 2
-        self.remove(roots[:middle], wanted)
-        self.remove(roots[middle:], wanted)
+        self.remove(roots[:middle], due)
+        self.remove(roots[middle:], due)
 
 
-def _kept(root: UUID, error: IntegrityError) -> Kept:
+def _remaining(root: UUID, error: IntegrityError) -> Remaining:
     objects = getattr(error, "protected_objects", None)
     objects = getattr(error, "restricted_objects", None) if objects is None else objects
     if objects is None:
-        return Kept(root, f"{REFUSED}: {error}".strip())
-    return Kept(root, REFERRED_TO, Counter(type(one)._meta.label for one in objects))
+        return Remaining(root, f"{REFUSED}: {error}".strip())
+    return Remaining(root, REFERRED_TO, Counter(type(row)._meta.label for row in objects))

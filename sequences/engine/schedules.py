@@ -28,7 +28,7 @@ from ..exceptions import InvalidSchedule, SequenceError, UnknownSequence
 from ..models import Schedule, ScheduleQuerySet, SequenceRun
 from ..sequence import Sequence
 from ..transitions import clock, locking, plans, schedules
-from ..transitions.schedules import Declaration, ScheduleRequest, Taken, TurnFailure
+from ..transitions.schedules import Declaration, Outcome, ScheduleRequest, TurnFailure
 from ..transitions.types import Start
 from ..utils.text import first_line, text_of
 from . import dispatcher, outages, start, tracing
@@ -179,11 +179,11 @@ def _take_turn(schedule: Schedule, now: datetime, using: str) -> SequenceRun | N
         return None
     definition = _definition(schedule)
     data = _data(timetable, turn.slot)
-    wanted = start.start_of(definition, data, key=key_of(schedule.name, turn.slot))
-    with tracing.starting(definition.plan, [wanted]):
-        plan = (definition.plan, wanted, definition.labels)
-        taken = schedules.take_turn(schedule, timetable, turn, plan, using)
-    return _sent(taken, using)
+    request = start.start_of(definition, data, key=key_of(schedule.name, turn.slot))
+    with tracing.starting(definition.plan, [request]):
+        plan = (definition.plan, request, definition.labels)
+        outcome = schedules.take_turn(schedule, timetable, turn, plan, using)
+    return _sent(outcome, using)
 
 
 def _is_busy(schedule: Schedule, timetable: Timetable, using: str) -> bool:
@@ -202,11 +202,11 @@ def _data(timetable: Timetable, slot: datetime) -> Any:
     return timetable.data(in_zone(timetable, slot)) if callable(timetable.data) else timetable.data
 
 
-def _sent(taken: Taken | None, using: str) -> SequenceRun | None:
-    if taken is None:
+def _sent(outcome: Outcome | None, using: str) -> SequenceRun | None:
+    if outcome is None:
         return None
-    dispatcher.send_on_commit(taken.dispatches, using)
-    return taken.run
+    dispatcher.send_on_commit(outcome.dispatches, using)
+    return outcome.run
 
 
 # Operations
@@ -297,11 +297,11 @@ def _run_now(schedule: Schedule, request: ScheduleRequest, using: str) -> Sequen
     definition = _definition(stored)
     data = _data(timetable, clock.now(using).replace(microsecond=0))
     key = f"schedule:{stored.name}:now:{uuid4().hex}"
-    wanted = start.start_of(definition, data, key=key)
-    with tracing.starting(definition.plan, [wanted]):
-        plan = (definition.plan, wanted, definition.labels)
-        taken = schedules.run_now(stored.pk, timetable, plan, request, using)
-    run = _sent(taken, using)
+    start_request = start.start_of(definition, data, key=key)
+    with tracing.starting(definition.plan, [start_request]):
+        plan = (definition.plan, start_request, definition.labels)
+        outcome = schedules.run_now(stored.pk, timetable, plan, request, using)
+    run = _sent(outcome, using)
     assert run is not None
     return run
 
@@ -348,11 +348,11 @@ def _storable(definition: Definition, name: str, timetable: Any, action: str) ->
 
 def _checked(definition: Definition, data: Any) -> dict[str, Any] | None:
     """The data as it is stored, after a look whether a run could begin with it."""
-    wanted: Start = start.start_of(definition, data, key=None)
+    request: Start = start.start_of(definition, data, key=None)
     if data is None:
         return None
     if definition.cls._codec is not None:
-        return wanted.data
+        return request.data
     checked, _ = serialization.normalise(dict(data), encoder=conf.settings.encoder)
     stored: dict[str, Any] = checked
     return stored
@@ -370,5 +370,5 @@ def check_data(definition: Definition, timetable: Timetable) -> str | None:
 
 
 def _logged(sequence: str, timetable: Timetable, data: Mapping[str, Any] | None) -> dict[str, Any]:
-    shown = None if data is None else redact(dict(data), registry.hidden_by(sequence))
-    return {**timetable.to_json(), "data": shown}
+    visible_data = None if data is None else redact(dict(data), registry.hidden_by(sequence))
+    return {**timetable.to_json(), "data": visible_data}

@@ -42,25 +42,25 @@ def start(cls: type[S], data: Any, **options: Unpack[StartOptions]) -> S:
         raise TypeError(
             f"{definition.label}.start has no option {option!r}. {did_you_mean(option, OPTIONS)}"
         )
-    wanted = _wanted(definition, data, **options)
+    request = _request(definition, data, **options)
     using = conf.using()
     labels = [definition.label, *definition.aliases]
-    with tracing.starting(definition.plan, [wanted]):
-        run, dispatches = _start_one(definition, wanted, labels, using)
+    with tracing.starting(definition.plan, [request]):
+        run, dispatches = _start_one(definition, request, labels, using)
     dispatcher.send_on_commit(dispatches, using)
-    return _bound(cls, run, wanted)
+    return _bound(cls, run, request)
 
 
 def start_many(cls: type[S], iterable: Iterable[Any]) -> list[S]:
     """See `Sequence.start_many`."""
     definition = definition_of(cls)
-    wanted = [_wanted_of(definition, item) for item in iterable]
+    requests = [_request_of(definition, item) for item in iterable]
     started = {
-        one.id: sequence
-        for batch in _batches(wanted)
-        for one, sequence in zip(batch, _start_batch(cls, definition, batch), strict=True)
+        request.id: sequence
+        for batch in _batches(requests)
+        for request, sequence in zip(batch, _start_batch(cls, definition, batch), strict=True)
     }
-    return [started[one.id] for one in wanted]
+    return [started[request.id] for request in requests]
 
 
 def runs(cls: type[Sequence[Any]]) -> SequenceRunQuerySet:
@@ -70,30 +70,30 @@ def runs(cls: type[Sequence[Any]]) -> SequenceRunQuerySet:
     return runs.filter(sequence__in=[definition.label, *definition.aliases])
 
 
-def _start_batch(cls: type[S], definition: Definition, wanted: SequenceOf[Start]) -> Iterator[S]:
+def _start_batch(cls: type[S], definition: Definition, requests: SequenceOf[Start]) -> Iterator[S]:
     using = conf.using()
     labels = [definition.label, *definition.aliases]
-    with tracing.starting(definition.plan, wanted):
-        runs, dispatches = _start_all(definition, wanted, labels, using)
+    with tracing.starting(definition.plan, requests):
+        runs, dispatches = _start_all(definition, requests, labels, using)
     dispatcher.send_on_commit(dispatches, using)
-    return (_bound(cls, run, one) for run, one in zip(runs, wanted, strict=True))
+    return (_bound(cls, run, request) for run, request in zip(runs, requests, strict=True))
 
 
 def _start_one(
-    definition: Definition, wanted: Start, labels: list[str], using: str
+    definition: Definition, request: Start, labels: list[str], using: str
 ) -> tuple[SequenceRun, list[Dispatch]]:
     with _refusing_characters(definition, using):
-        if quick := starts.start_quickly(definition.plan, [wanted], labels, using):
+        if quick := starts.start_quickly(definition.plan, [request], labels, using):
             return quick[0][0], quick[1]
-        return transact(using, lambda: starts.start(definition.plan, wanted, labels, using))
+        return transact(using, lambda: starts.start(definition.plan, request, labels, using))
 
 
 def _start_all(
-    definition: Definition, wanted: SequenceOf[Start], labels: list[str], using: str
+    definition: Definition, requests: SequenceOf[Start], labels: list[str], using: str
 ) -> tuple[list[SequenceRun], list[Dispatch]]:
     with _refusing_characters(definition, using):
-        return starts.start_quickly(definition.plan, wanted, labels, using) or transact(
-            using, lambda: starts.start_many(definition.plan, wanted, labels, using)
+        return starts.start_quickly(definition.plan, requests, labels, using) or transact(
+            using, lambda: starts.start_many(definition.plan, requests, labels, using)
         )
 
 
@@ -112,12 +112,12 @@ def _refusing_characters(definition: Definition, using: str) -> Iterator[None]:
         ) from error
 
 
-def _batches(wanted: list[Start]) -> Iterator[list[Start]]:
-    if len(wanted) > BATCH:
+def _batches(requests: list[Start]) -> Iterator[list[Start]]:
+    if len(requests) > BATCH:
         # In one transaction of the caller's the locks of each batch are kept for the next.
-        wanted = sorted(wanted, key=starts.in_order_of_keys)
-    for index in range(0, len(wanted), BATCH):
-        yield wanted[index : index + BATCH]
+        requests = sorted(requests, key=starts.in_order_of_keys)
+    for index in range(0, len(requests), BATCH):
+        yield requests[index : index + BATCH]
 
 
 def definition_of(cls: type[Sequence[Any]]) -> Definition:
@@ -126,8 +126,8 @@ def definition_of(cls: type[Sequence[Any]]) -> Definition:
     return cls._definition
 
 
-def _bound(cls: type[S], run: SequenceRun, wanted: Start) -> S:
-    return cls._bind(run=run, data=run.data, created=run.pk == wanted.id)
+def _bound(cls: type[S], run: SequenceRun, request: Start) -> S:
+    return cls._bind(run=run, data=run.data, created=run.pk == request.id)
 
 
 OPTIONS = frozenset(StartOptions.__annotations__)
@@ -135,10 +135,10 @@ OPTIONS = frozenset(StartOptions.__annotations__)
 PRIORITIES = -(2**15), 2**15 - 1
 
 
-def _wanted_of(definition: Definition, item: Any) -> Start:
+def _request_of(definition: Definition, item: Any) -> Start:
     """One of `start_many`: data, or a pair of data and a dict of the options of `start`."""
     if not isinstance(item, tuple):
-        return _wanted(definition, item)
+        return _request(definition, item)
     data: Any = item[0] if item else None
     options: Any = item[1] if len(item) == 2 else None
     if not isinstance(options, Mapping) or not options.keys() <= OPTIONS:
@@ -147,10 +147,10 @@ def _wanted_of(definition: Definition, item: Any) -> Start:
             f"{definition.label}.start_many: {item!r} must be data, or a pair of data and a "
             f"dict of options ({names})."
         )
-    return _wanted(definition, data, **cast(StartOptions, options))
+    return _request(definition, data, **cast(StartOptions, options))
 
 
-def _wanted(definition: Definition, data: Any, **options: Unpack[StartOptions]) -> Start:
+def _request(definition: Definition, data: Any, **options: Unpack[StartOptions]) -> Start:
     key, unique = options.get("key"), options.get("unique", "ever")
     _check_key(definition, key, unique)
     checked, text = serialization.normalise(
@@ -167,14 +167,14 @@ def _wanted(definition: Definition, data: Any, **options: Unpack[StartOptions]) 
 
 def start_of(definition: Definition, data: Any, *, key: str | None) -> Start:
     """The run of a schedule: data and key are checked as those of `Sequence.start` are."""
-    return _wanted(definition, data, key=key)
+    return _request(definition, data, key=key)
 
 
-def wanted_by(definition: Definition, data: Any, parent: int) -> Start:
+def child_of(definition: Definition, data: Any, parent: int) -> Start:
     """A child of this step run."""
-    wanted = _wanted(definition, data)
-    wanted.parent = parent
-    return wanted
+    request = _request(definition, data)
+    request.parent = parent
+    return request
 
 
 def _check_key(definition: Definition, key: Any, unique: Any) -> None:

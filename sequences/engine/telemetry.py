@@ -55,9 +55,9 @@ def _safely(otherwise: T, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs
 
 
 @contextmanager
-def starting(plan: Plan, wanted: Sequence[Start]) -> Iterator[None]:
+def starting(plan: Plan, requests: Sequence[Start]) -> Iterator[None]:
     """A span for each run that is started, in the context that this thread is in."""
-    spans = [_safely(_NO_SPAN, _start_of, plan, one) for one in wanted]
+    spans = [_safely(_NO_SPAN, _start_of, plan, request) for request in requests]
     try:
         yield
     except BaseException as error:
@@ -65,8 +65,8 @@ def starting(plan: Plan, wanted: Sequence[Start]) -> Iterator[None]:
             _safely(None, _not_started, span, error)
         raise
     finally:
-        for one, span in zip(wanted, spans, strict=True):
-            _safely(None, _end_start, one, span)
+        for request, span in zip(requests, spans, strict=True):
+            _safely(None, _end_start, request, span)
 
 
 def _not_started(span: Span, error: BaseException) -> None:
@@ -74,16 +74,16 @@ def _not_started(span: Span, error: BaseException) -> None:
     span.set_status(StatusCode.ERROR, "The run was not started.")
 
 
-def _end_start(wanted: Start, span: Span) -> None:
-    if wanted.found is not None:
-        span.set_attributes({"sequences.run": str(wanted.found), "sequences.created": False})
+def _end_start(request: Start, span: Span) -> None:
+    if request.existing is not None:
+        span.set_attributes({"sequences.run": str(request.existing), "sequences.created": False})
     span.end()
 
 
-def _start_of(plan: Plan, wanted: Start) -> Span:
+def _start_of(plan: Plan, request: Start) -> Span:
     attributes = {
         "sequences.sequence": plan.sequence,
-        "sequences.run": str(wanted.id),
+        "sequences.run": str(request.id),
         **_messaging("send", plan.roots[0].queue),
     }
     span = _tracer.start_span(
@@ -91,7 +91,7 @@ def _start_of(plan: Plan, wanted: Start) -> Span:
     )
     carrier: dict[str, str] = {}
     _w3c.inject(carrier, trace.set_span_in_context(span))
-    wanted.traceparent = carrier.get("traceparent", "")
+    request.traceparent = carrier.get("traceparent", "")
     return span
 
 

@@ -21,10 +21,10 @@ logger = logging.getLogger("sequences")
 _NOTHING = nullcontext()
 
 
-def starting(plan: Plan, wanted: Sequence[Start]) -> AbstractContextManager[None]:
+def starting(plan: Plan, requests: Sequence[Start]) -> AbstractContextManager[None]:
     """Around the insert of these runs, which it may give a `traceparent`."""
     telemetry = _load() if conf.settings.telemetry else None
-    return telemetry.starting(plan, wanted) if telemetry else _NOTHING
+    return telemetry.starting(plan, requests) if telemetry else _NOTHING
 
 
 def attempt(current_attempt: CurrentAttempt) -> AbstractContextManager[None]:

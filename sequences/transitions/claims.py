@@ -155,8 +155,8 @@ def over(claims: Collection[Claim], using: str) -> set[int]:
         pk__in=[claim.step_run_id for claim in claims], status=StepStatus.RUNNING
     )
     stops = Q(run__status=RunStatus.UNDOING) & ~Q(kind__in=COMPENSATION_KINDS)
-    held = set(rows.exclude(stops).values_list("token", flat=True))
-    return {claim.token for claim in claims} - held
+    own_tokens = set(rows.exclude(stops).values_list("token", flat=True))
+    return {claim.token for claim in claims} - own_tokens
 
 
 def release(claim: Claim, using: str) -> list[Dispatch]:

@@ -76,8 +76,8 @@ def commit_quickly(
     if following is None and plan.on_end is not None:
         return None
     if offer and following and _is_next_at_once(claim, following, offer, using):
-        taken = fast.commit_and_claim(claim, change, following, offer, connections[using])
-        return None if taken is None else [_taken(taken, following)]
+        next_claim = fast.commit_and_claim(claim, change, following, offer, connections[using])
+        return None if next_claim is None else [_claimed_dispatch(next_claim, following)]
     return _commit_in_chain(fast, claim, change, following, using)
 
 
@@ -88,7 +88,7 @@ def _is_next_at_once(claim: Claim, following: Node, offer: Offer, using: str) ->
     return offer.accepts(following.actor, following.queue)
 
 
-def _taken(claim: Claim, node: Node) -> Dispatch:
+def _claimed_dispatch(claim: Claim, node: Node) -> Dispatch:
     return Dispatch(
         claim.step_run_id, claim.run_id, node.actor, node.queue, options=node.options, claim=claim
     )

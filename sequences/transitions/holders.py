@@ -35,10 +35,10 @@ def locked(rows: QuerySet[StepRun], using: str) -> Locked | None:
         steps = StepRun._base_manager.using(using).filter(pk__in=[row.pk for row in tried])
         runs = SequenceRun._base_manager.using(using).filter(pk__in={row.run_id for row in tried})
         free_runs, free_steps = set(lock_free(runs, using)), set(lock_free(steps, using))
-    kept = [row for row in tried if row.pk not in free_steps or row.run_id not in free_runs]
-    if not kept or kept[0].wake_at is None:
+    locked = [row for row in tried if row.pk not in free_steps or row.run_id not in free_runs]
+    if not locked or locked[0].wake_at is None:
         return None
-    return Locked(len(kept), kept[0].wake_at, kept[0].run_id, kept[0].step)
+    return Locked(len(locked), locked[0].wake_at, locked[0].run_id, locked[0].step)
 
 
 def holder(of: Locked, using: str) -> Holder | None:

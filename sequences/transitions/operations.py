@@ -125,18 +125,18 @@ class LockedRun:
 
     def wake(self) -> list[Dispatch]:
         """Let go what was held: the due at once, the others when their time comes."""
-        held = self.steps(wake_at__isnull=True)
-        timed = held.filter(due_at__isnull=False)
+        on_hold = self.steps(wake_at__isnull=True)
+        timed = on_hold.filter(due_at__isnull=False)
         for row in timed.filter(status__in=(StepStatus.WAITING, StepStatus.RETRYING)):
             due = row.due_at
             if due is not None and due > self.now:
                 # Its message, if it had one, may have come and gone during the pause.
-                held.filter(pk=row.pk).update(**self._waiting(row), wake_at=due)
+                on_hold.filter(pk=row.pk).update(**self._waiting(row), wake_at=due)
             elif due is not None:
-                held.filter(pk=row.pk).update(**self.queued())
-        in_line = held.filter(status=StepStatus.WAITING, wait=Wait.LIMIT, due_at__isnull=True)
+                on_hold.filter(pk=row.pk).update(**self.queued())
+        in_line = on_hold.filter(status=StepStatus.WAITING, wait=Wait.LIMIT, due_at__isnull=True)
         in_line.update(**self.queued())  # it asks anew, and has its turn as before
-        held.filter(status=StepStatus.QUEUED).update(**self.queued())
+        on_hold.filter(status=StepStatus.QUEUED).update(**self.queued())
         ended = []
         for own in subsequences.waiting(self.run, self.using):
             self.steps(pk=own.pk).update(wake_at=self.now + clock.grace())
@@ -174,14 +174,14 @@ class LockedRun:
 
     def receive(self, row: StepRun) -> list[Dispatch]:
         """End the wait of an event's row: it is claimed like any other, unless it is held."""
-        held = self.run.status != RunStatus.RUNNING or self.is_failing()
-        values = self.queued() | ({"wake_at": None} if held else {})
+        is_held = self.run.status != RunStatus.RUNNING or self.is_failing()
+        values = self.queued() | ({"wake_at": None} if is_held else {})
         self.steps(pk=row.pk, status=StepStatus.WAITING).update(**values, due_at=None)
         states = runs.states_of(self.run, self.using)
         _, ready = races.settle(
             self.run, self.plan, states, self.now, self.using, delivered=[row.step]
         )
-        return ready + ([] if held else [dispatch_of(row, self.plan)])
+        return ready + ([] if is_held else [dispatch_of(row, self.plan)])
 
     def requeue_cancelled(self) -> list[SequenceRun]:
         """Begin again what was cancelled; a delay that was not over begins again, too.
@@ -291,12 +291,14 @@ class LockedRun:
         delivered = [name for name in self.run.inbox if name in steps]
         if not delivered:
             return
-        kept = delivered if self.keep_deliveries else []
+        kept_events = delivered if self.keep_deliveries else []
         self.request = replace(
-            self.request, before={"deliveries": delivered}, after={"deliveries": kept}
+            self.request, before={"deliveries": delivered}, after={"deliveries": kept_events}
         )
         inbox = self.run.inbox.items()
-        self.run.inbox = {name: value for name, value in inbox if name in kept or name not in steps}
+        self.run.inbox = {
+            name: value for name, value in inbox if name in kept_events or name not in steps
+        }
 
     def forget_failure(self) -> None:
         """The run goes on: it will have another failure, or none."""
@@ -311,8 +313,8 @@ class LockedRun:
         if self.run.status != RunStatus.RUNNING or self.is_failing():
             return ready
         woken = self.wake()
-        known = {dispatch.step_run_id for dispatch in woken}
-        return woken + [dispatch for dispatch in ready if dispatch.step_run_id not in known]
+        woken_ids = {dispatch.step_run_id for dispatch in woken}
+        return woken + [dispatch for dispatch in ready if dispatch.step_run_id not in woken_ids]
 
     def _begin_again(self) -> None:
         self.run.status = RunStatus.RUNNING
@@ -333,9 +335,9 @@ class LockedRun:
     def _holder(self, key: str) -> SequenceRun | None:
         """The run that holds the key, under whichever name the sequence had at its start."""
         names = registry.names_of(self.run.sequence)
-        held = Q(sequence__in=names) | Q(key_scope__in=[self.run.key_scope, *names])
+        of_sequence = Q(sequence__in=names) | Q(key_scope__in=[self.run.key_scope, *names])
         rivals = SequenceRun._base_manager.using(self.using).exclude(pk=self.run.pk)
-        return rivals.filter(held, active_key=key).first()
+        return rivals.filter(of_sequence, active_key=key).first()
 
     def is_failing(self) -> bool:
         return runs.is_failing(self.run, self.plan, self.using)

@@ -35,9 +35,9 @@ def known_id(plan: Plan, using: str) -> int | None:
 
 def store(plan: Plan, using: str) -> int:
     """The id of this plan's row, written if it is new."""
-    known = known_id(plan, using)
-    if known is not None:
-        return known
+    plan_id = known_id(plan, using)
+    if plan_id is not None:
+        return plan_id
     plan_id = transact(using, lambda: _store(plan, using))
     _once_committed(plan, plan_id, using)
     return plan_id
@@ -61,11 +61,11 @@ def store_now(plan: Plan, using: str) -> tuple[int, datetime]:
     Somebody may have emptied the tables under this process: the statement that asks for the time
     looks whether the row that is remembered is there still.
     """
-    known = known_id(plan, using)
-    if known is not None:
-        now = clock.now_beside(_ROW, (known, plan.sequence, plan.fingerprint), using)
+    plan_id = known_id(plan, using)
+    if plan_id is not None:
+        now = clock.now_beside(_ROW, (plan_id, plan.sequence, plan.fingerprint), using)
         if now is not None:
-            return known, now
+            return plan_id, now
         forget()
     return store(plan, using), clock.now(using)
 
@@ -85,9 +85,9 @@ def key_scope(labels: Sequence[str], using: str) -> str:
 
 def load(plan_id: int, using: str) -> Plan:
     """The plan of this id."""
-    known = _plans.get((using, plan_id))
-    if known is not None:
-        return known
+    plan = _plans.get((using, plan_id))
+    if plan is not None:
+        return plan
     plan = StoredPlan.objects.using(using).get(pk=plan_id).plan
     _once_committed(plan, plan_id, using)
     return plan
@@ -95,8 +95,8 @@ def load(plan_id: int, using: str) -> Plan:
 
 def forget_unless_of(sequence: str, plan_id: int, using: str) -> None:
     """Forget what is remembered if another sequence's plan has this id: the tables are new ones."""
-    known = _plans.get((using, plan_id))
-    if known is not None and known.sequence != sequence:
+    plan = _plans.get((using, plan_id))
+    if plan is not None and plan.sequence != sequence:
         forget()
 
 
@@ -105,16 +105,16 @@ def load_many(plan_ids: Iterable[int], using: str) -> dict[int, Plan]:
 
     One that only a newer release can read is there without its steps.
     """
-    wanted = set(plan_ids)
-    found = {pk: plan for pk in wanted if (plan := _plans.get((using, pk))) is not None}
-    for stored in StoredPlan.objects.using(using).filter(pk__in=wanted - found.keys()):
+    ids = set(plan_ids)
+    loaded = {pk: plan for pk in ids if (plan := _plans.get((using, pk))) is not None}
+    for stored in StoredPlan.objects.using(using).filter(pk__in=ids - loaded.keys()):
         try:
-            found[stored.pk] = stored.plan
+            loaded[stored.pk] = stored.plan
         except SequenceError:
-            found[stored.pk] = Plan(stored.sequence, ())
+            loaded[stored.pk] = Plan(stored.sequence, ())
         else:
             _once_committed(stored.plan, stored.pk, using)
-    return found
+    return loaded
 
 
 def _once_committed(plan: Plan, plan_id: int, using: str) -> None:

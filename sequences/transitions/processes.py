@@ -39,12 +39,12 @@ class ProcessReport:
     unextended_claims: Sequence[int] = ()
 
 
-def seen(worker: ProcessReport, using: str) -> bool:
+def register(worker: ProcessReport, using: str) -> bool:
     """Write that this process is there now. False: so is another one of its name."""
-    return transact(using, lambda: _seen(worker, using))
+    return transact(using, lambda: _register(worker, using))
 
 
-def _seen(worker: ProcessReport, using: str) -> bool:
+def _register(worker: ProcessReport, using: str) -> bool:
     now = clock.now(using)
     values = {
         "queues": sorted(worker.queues),

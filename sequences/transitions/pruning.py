@@ -69,28 +69,28 @@ class Removed:
     #: The roots of those that stay: a child has not ended, or not long enough ago.
     young: list[UUID] = field(default_factory=list)
     #: Somebody else has locked them, or removed them, or begun them again.
-    taken: list[UUID] = field(default_factory=list)
+    busy: list[UUID] = field(default_factory=list)
 
 
 class TooMany(Exception):
     """These trees have more than `MOST` children together: remove fewer of them at once."""
 
 
-def due(wanted: Due, after: Place | None, limit: int, using: str) -> list[tuple[datetime, UUID]]:
+def due(request: Due, after: Place | None, limit: int, using: str) -> list[tuple[datetime, UUID]]:
     """The next roots that seem to be due, in the order of their starts; nothing is locked.
 
     Along the index of status and start: what began after `before` cannot have ended before it.
     """
     rows = SequenceRun._base_manager.using(using).filter(
-        status=wanted.status,
-        created_at__lte=wanted.before,
-        finished_at__lte=wanted.before,
+        status=request.status,
+        created_at__lte=request.before,
+        finished_at__lte=request.before,
         parent__isnull=True,
     )
-    if wanted.only is not None:
-        rows = rows.filter(sequence__in=wanted.only)
-    if wanted.without:
-        rows = rows.exclude(sequence__in=wanted.without)
+    if request.only is not None:
+        rows = rows.filter(sequence__in=request.only)
+    if request.without:
+        rows = rows.exclude(sequence__in=request.without)
     if after is not None:
         began, pk = after
         rows = rows.filter(created_at__gte=began)
@@ -98,18 +98,18 @@ def due(wanted: Due, after: Place | None, limit: int, using: str) -> list[tuple[
     return list(rows.order_by("created_at", "pk").values_list("created_at", "pk")[:limit])
 
 
-def remove(roots: Sequence[UUID], wanted: Due, using: str, *, dry: bool = False) -> Removed:
+def remove(roots: Sequence[UUID], request: Due, using: str, *, dry: bool = False) -> Removed:
     """Remove these trees, in one transaction: all that is due still once it is locked.
 
     ``dry``: only say what would be removed. Raises `ProtectedError`, `RestrictedError` or
     `IntegrityError` if something of the project keeps one of them, and `TooMany`, but not for a
     single tree; then nothing is removed.
     """
-    return transact(using, lambda: _remove(roots, wanted, using, dry))
+    return transact(using, lambda: _remove(roots, request, using, dry))
 
 
-def _remove(roots: Sequence[UUID], wanted: Due, using: str, dry: bool) -> Removed:
-    trees = _Trees(wanted, using)
+def _remove(roots: Sequence[UUID], request: Due, using: str, dry: bool) -> Removed:
+    trees = _Trees(request, using)
     trees.lock(roots)
     members = trees.members()
     users = _Users(using)
@@ -117,10 +117,10 @@ def _remove(roots: Sequence[UUID], wanted: Due, using: str, dry: bool) -> Remove
     if not dry:
         users.delete()
         _delete(list(members), using)
-    return Removed(Counter(members.values()), len(trees.whole), trees.young, trees.taken)
+    return Removed(Counter(members.values()), len(trees.whole), trees.young, trees.busy)
 
 
-_Held = tuple[str, str, datetime | None]
+_Row = tuple[str, str, datetime | None]
 
 
 class _Trees:
@@ -130,69 +130,69 @@ class _Trees:
     `restart_from` wait, and find it gone. We wait for none: who holds a lock changes that run.
     """
 
-    def __init__(self, wanted: Due, using: str) -> None:
-        self.wanted, self.using = wanted, using
+    def __init__(self, request: Due, using: str) -> None:
+        self.request, self.using = request, using
         #: The runs of each, with their sequences.
         self.whole: dict[UUID, dict[UUID, str]] = {}
         self.young: list[UUID] = []
-        self.taken: list[UUID] = []
+        self.busy: list[UUID] = []
 
     def members(self) -> dict[UUID, str]:
         return {pk: sequence for tree in self.whole.values() for pk, sequence in tree.items()}
 
     def lock(self, roots: Sequence[UUID]) -> None:
-        held = _locked(roots, self.using, parent__isnull=True)
-        level = {pk: pk for pk in roots if self._plants(pk, held.get(pk))}
+        rows = _locked(roots, self.using, parent__isnull=True)
+        level = {pk: pk for pk in roots if self._plants(pk, rows.get(pk))}
         room = MOST if len(roots) > 1 else None
         while below := _children(level, self.using, room):
             room = None if room is None else room - len(below)
-            held = _locked(list(below), self.using)
-            level = {pk: root for pk, root in below.items() if self._grows(pk, root, held.get(pk))}
+            rows = _locked(list(below), self.using)
+            level = {pk: root for pk, root in below.items() if self._grows(pk, root, rows.get(pk))}
 
-    def _plants(self, pk: UUID, held: _Held | None) -> bool:
-        if held is None or held[1] != self.wanted.status or not self._is_due(held):
-            self.taken.append(pk)
+    def _plants(self, pk: UUID, row: _Row | None) -> bool:
+        if row is None or row[1] != self.request.status or not self._is_due(row):
+            self.busy.append(pk)
             return False
-        self.whole[pk] = {pk: held[0]}
+        self.whole[pk] = {pk: row[0]}
         return True
 
-    def _grows(self, pk: UUID, root: UUID, held: _Held | None) -> bool:
+    def _grows(self, pk: UUID, root: UUID, row: _Row | None) -> bool:
         if root not in self.whole:
             return False
-        if held is None or not self._is_due(held):
-            (self.taken if held is None else self.young).append(root)
+        if row is None or not self._is_due(row):
+            (self.busy if row is None else self.young).append(root)
             del self.whole[root]
             return False
-        self.whole[root][pk] = held[0]
+        self.whole[root][pk] = row[0]
         return True
 
-    def _is_due(self, held: _Held) -> bool:
-        _, status, ended = held
-        return status not in UNFINISHED_RUN and ended is not None and ended <= self.wanted.before
+    def _is_due(self, row: _Row) -> bool:
+        _, status, ended = row
+        return status not in UNFINISHED_RUN and ended is not None and ended <= self.request.before
 
 
-def _locked(ids: Sequence[UUID], using: str, **conditions: Any) -> dict[UUID, _Held]:
+def _locked(ids: Sequence[UUID], using: str, **conditions: Any) -> dict[UUID, _Row]:
     skip = connections[using].features.has_select_for_update_skip_locked
     rows = SequenceRun._base_manager.using(using).filter(**conditions)
     rows = rows.select_for_update(skip_locked=skip).order_by("pk")
-    found: dict[UUID, _Held] = {}
+    locked: dict[UUID, _Row] = {}
     for chunk in _chunks(ids):
         some = rows.filter(pk__in=chunk).values_list("pk", "sequence", "status", "finished_at")
-        found |= {pk: (sequence, status, ended) for pk, sequence, status, ended in some}
-    return found
+        locked |= {pk: (sequence, status, ended) for pk, sequence, status, ended in some}
+    return locked
 
 
 def _children(level: dict[UUID, UUID], using: str, room: int | None = None) -> dict[UUID, UUID]:
     """The children of these runs, each with its root. Raises `TooMany` if there is no room."""
     # Not of items: there may be a million of those.
     rows = SequenceRun._base_manager.using(using).filter(parent__item=NO_ITEM)
-    found: dict[UUID, UUID] = {}
+    children: dict[UUID, UUID] = {}
     for chunk in _chunks(list(level)):
         below = rows.filter(parent__run__in=chunk).values_list("pk", "parent__run")
-        found |= {pk: level[above] for pk, above in below[: None if room is None else room + 1]}
-        if room is not None and len(found) > room:
+        children |= {pk: level[above] for pk, above in below[: None if room is None else room + 1]}
+        if room is not None and len(children) > room:
             raise TooMany
-    return found
+    return children
 
 
 def _chunks(ids: Sequence[UUID]) -> Iterator[Sequence[UUID]]:
@@ -211,10 +211,10 @@ class _Users(Collector):
 
     def gather(self, ids: Sequence[UUID]) -> None:
         """Find it. Raises `ProtectedError` or `RestrictedError` where it keeps one of them."""
-        found = [objects for model in _referred_to() for objects in self._objects(model, ids)]
-        for index, objects in enumerate(found, 1):
+        users = [objects for model in _referred_to() for objects in self._objects(model, ids)]
+        for index, objects in enumerate(users, 1):
             # What RESTRICT holds may go with a CASCADE: only the last one knows.
-            self.collect(objects, fail_on_restricted=index == len(found))
+            self.collect(objects, fail_on_restricted=index == len(users))
         self._leave_ours()
 
     def _objects(self, model: type[Model], ids: Sequence[UUID]) -> Iterator[list[Model]]:
@@ -244,7 +244,7 @@ def _referred_to() -> list[type[Model]]:
     return [
         model
         for model in _MODELS
-        if any(one.related_model not in _MODELS for one in _relations(model))
+        if any(relation.related_model not in _MODELS for relation in _relations(model))
     ]
 
 

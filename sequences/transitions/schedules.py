@@ -58,7 +58,7 @@ def read(pk: int, using: str) -> Schedule | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class Outcome:
     """What became of a turn: the run that was started, if one was."""
 
     run: SequenceRun | None = None
@@ -71,7 +71,7 @@ def take_turn(
     turn: Turn,
     start: tuple[Plan, Start, Labels] | None,
     using: str,
-) -> Taken | None:
+) -> Outcome | None:
     """Start the run of a slot, or leave it out, and set the next one: all or nothing.
 
     ``start``: None if there is nothing to start, as the last run is unfinished. Returns None if
@@ -89,7 +89,7 @@ def _take_turn(
     turn: Turn,
     start: tuple[Plan, Start, Labels] | None,
     using: str,
-) -> Taken | None:
+) -> Outcome | None:
     if not lock_free(_as_read(schedule, using), using):
         return None
     now = clock.now(using)
@@ -98,20 +98,20 @@ def _take_turn(
         following |= {"skipped_slot": turn.missed, "skip_reason": "missed"}
     if turn.slot is None:
         _write(schedule, now, using, **following)
-        return Taken()
+        return Outcome()
     if timetable.overlap != "allow" and is_unfinished(schedule.last_run_id, using):
         if timetable.overlap == "wait":
             following = _waiting(turn.slot, now)
         else:
             following |= {"skipped_slot": turn.slot, "skip_reason": "overlap"}
         _write(schedule, now, using, **following)
-        return Taken()
+        return Outcome()
     if start is None:  # the last run has ended since somebody looked: the next look starts one
         return None
     run, dispatches = starts.start(*start, using)
     started = {"last_run": run, "last_slot": turn.slot, "last_started_at": now}
     _write(schedule, now, using, **following, **started, **_NO_FAILURE)
-    return Taken(run, dispatches)
+    return Outcome(run, dispatches)
 
 
 _NO_FAILURE = {"error": "", "failures": 0, "failed_at": None}
@@ -276,11 +276,11 @@ def _of_declaration(
     declaration: Declaration, before: Sequence[str], now: datetime
 ) -> dict[str, Any]:
     fingerprint = declaration.fingerprint
-    known = [*before, *([] if fingerprint in before else [fingerprint])]
+    earlier = [*before, *([] if fingerprint in before else [fingerprint])]
     return {
         "spec": declaration.timetable.to_json(),
         "fingerprint": fingerprint,
-        "declarations": known[-MAX_DECLARATIONS:],
+        "declarations": earlier[-MAX_DECLARATIONS:],
         "confirmed_at": now,
     }
 
@@ -491,10 +491,10 @@ def run_now(
     start: tuple[Plan, Start, Labels],
     request: ScheduleRequest,
     using: str,
-) -> Taken:
+) -> Outcome:
     """Start a run beside its slots."""
 
-    def act() -> Taken:
+    def act() -> Outcome:
         locked = LockedSchedule(pk, request, using)
         last = locked.row.last_run_id
         if timetable.overlap != "allow" and is_unfinished(last, using):
@@ -503,6 +503,6 @@ def run_now(
         run, dispatches = starts.start(*start, using)
         locked.request = replace(request, after={"run": str(run.pk)})
         locked.write(last_run=run, last_started_at=locked.now)
-        return Taken(run, dispatches)
+        return Outcome(run, dispatches)
 
     return transact(using, act)

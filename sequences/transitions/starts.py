@@ -27,7 +27,7 @@ _CHANCES = 5
 
 
 def start_quickly(
-    plan: Plan, wanted: Sequence[Start], labels: Labels, using: str
+    plan: Plan, requests: Sequence[Start], labels: Labels, using: str
 ) -> tuple[list[SequenceRun], list[Dispatch]] | None:
     """Insert the runs by one statement, which needs no transaction around it.
 
@@ -35,55 +35,56 @@ def start_quickly(
     started alone: many may stand in each other's way.
     """
     fast, plan_id = backend_of(using).fast, plans.known_id(plan, using)
-    if fast is None or plan_id is None or not wanted or (len(wanted) > 1 and _has_keys(wanted)):
+    is_contended = len(requests) > 1 and _has_keys(requests)
+    if fast is None or plan_id is None or not requests or is_contended:
         return None
-    if any(one.deadline is not None for one in wanted):
+    if any(request.deadline is not None for request in requests):
         return None
-    scope = _scope(labels, wanted, using)
+    scope = _scope(labels, requests, using)
     try:
-        rows = fast.start(plan, plan_id, wanted, scope, labels, connections[using])
+        rows = fast.start(plan, plan_id, requests, scope, labels, connections[using])
     except DatabaseError as error:
         if connections[using].in_atomic_block or not (is_transient(error) or is_unmigrated(error)):
             raise
         return None
     if not rows:
         return None
-    runs = [_stored(plan, plan_id, one, scope, rows[0].now, using) for one in wanted]
+    runs = [_stored(plan, plan_id, request, scope, rows[0].now, using) for request in requests]
     notifications.started(runs, plan.sequence, using)
-    return runs, _dispatches_of(plan, wanted, rows)
+    return runs, _dispatches_of(plan, requests, rows)
 
 
 def _dispatches_of(
-    plan: Plan, wanted: Sequence[Start], rows: Iterable[StartedStep]
+    plan: Plan, requests: Sequence[Start], rows: Iterable[StartedStep]
 ) -> list[Dispatch]:
     """The messages of the first steps, in the order of their runs; none for those that wait."""
     ids = {(row.run_id, row.step): row.step_run_id for row in rows}
+    ready = (request.id for request in requests if not request.delay)
     return [
-        Dispatch(ids[one.id, node.name], one.id, node.actor, node.queue, options=node.options)
-        for one in wanted
-        if not one.delay
+        Dispatch(ids[run_id, node.name], run_id, node.actor, node.queue, options=node.options)
+        for run_id in ready
         for node in plan.roots
     ]
 
 
 def start(
-    plan: Plan, wanted: Start, labels: Labels, using: str
+    plan: Plan, request: Start, labels: Labels, using: str
 ) -> tuple[SequenceRun, list[Dispatch]]:
     """Insert the run, or find the one that holds its key: then there is nothing to dispatch.
 
     To be called in a transaction, which a conflict on the key leaves usable. `labels` are all
     the names that the sequence has had: runs that hold the key may have an earlier one.
     """
-    if wanted.key is None:
-        return _insert_one(plan, wanted, labels, using)
+    if request.key is None:
+        return _insert_one(plan, request, labels, using)
     for chance in range(_CHANCES):
-        existing = _holders(labels, [wanted], using).get(wanted.name)
+        existing = _holders(labels, [request], using).get(request.name)
         if existing is not None:
-            wanted.found = existing.pk
+            request.existing = existing.pk
             return existing, []
         try:
             with transaction.atomic(using=using):
-                return _insert_one(plan, wanted, labels, using)
+                return _insert_one(plan, request, labels, using)
         except IntegrityError:
             # Another start with the key committed between the look and the insert; or one that
             # has ended meanwhile, and freed the key: then the next chance inserts.
@@ -93,49 +94,49 @@ def start(
 
 
 def start_many(
-    plan: Plan, wanted: Sequence[Start], labels: Labels, using: str
+    plan: Plan, requests: Sequence[Start], labels: Labels, using: str
 ) -> tuple[list[SequenceRun], list[Dispatch]]:
     """The same for a batch, by a constant number of queries.
 
-    The runs come in the order of `wanted`; those that existed are those whose pk differs.
+    The runs come in the order of `requests`; those that existed are those whose pk differs.
     """
     plan_id, now = plans.store_now(plan, using)
-    scope = _scope(labels, wanted, using)
-    taken = _holders(labels, wanted, using)
+    scope = _scope(labels, requests, using)
+    holders = _holders(labels, requests, using)
     fresh: dict[UUID, SequenceRun] = {}
-    for one in wanted:
-        if one.name not in taken:
-            run = fresh[one.id] = _row(plan, plan_id, one, scope, now)
-            if one.key is not None:
-                taken[one.key, "unfinished"] = run
-                taken.setdefault((one.key, "ever"), run)
-    _insert_many(fresh.values(), ignore_conflicts=bool(taken), using=using)
+    for request in requests:
+        if request.name not in holders:
+            run = fresh[request.id] = _row(plan, plan_id, request, scope, now)
+            if request.key is not None:
+                holders[request.key, "unfinished"] = run
+                holders.setdefault((request.key, "ever"), run)
+    _insert_many(fresh.values(), ignore_conflicts=bool(holders), using=using)
     ours = _inserted(fresh, using)
     if len(ours) < len(fresh):
-        taken |= _holders(labels, wanted, using)
-    started = [(fresh[one.id], one.delay) for one in wanted if one.id in ours]
+        holders |= _holders(labels, requests, using)
+    started = [(fresh[request.id], request.delay) for request in requests if request.id in ours]
     steps = _first_steps(plan, started, now, using)
-    _insert_deadlines([one for one in wanted if one.id in ours], now, using)
+    _insert_deadlines([request for request in requests if request.id in ours], now, using)
     notifications.started([run for run, _ in started], plan.sequence, using)
     runs: dict[UUID, SequenceRun] = {}
-    for one in sorted(wanted, key=in_order_of_keys):
-        known = fresh[one.id] if one.id in ours else taken.get(one.name)
-        if known is None:  # its key was freed since the insert met it
-            known, more = start(plan, one, labels, using)
+    for request in sorted(requests, key=in_order_of_keys):
+        holder = fresh[request.id] if request.id in ours else holders.get(request.name)
+        if holder is None:  # its key was freed since the insert met it
+            holder, more = start(plan, request, labels, using)
             steps += more
-        elif known.pk != one.id:
-            one.found = known.pk
-        runs[one.id] = known
-    return [runs[one.id] for one in wanted], steps
+        elif holder.pk != request.id:
+            request.existing = holder.pk
+        runs[request.id] = holder
+    return [runs[request.id] for request in requests], steps
 
 
-def in_order_of_keys(wanted: Start) -> str:
+def in_order_of_keys(request: Start) -> str:
     """The order in which many are inserted, by whoever does.
 
     A key that another transaction inserts is waited for: two that took the same keys in different
     orders would wait for each other.
     """
-    return wanted.key or ""
+    return request.key or ""
 
 
 def _insert_many(runs: Iterable[SequenceRun], *, ignore_conflicts: bool, using: str) -> None:
@@ -149,63 +150,63 @@ def _inserted(fresh: dict[UUID, SequenceRun], using: str) -> set[UUID]:
     keyed = [pk for pk, run in fresh.items() if run.active_key is not None]
     if not keyed:
         return set(fresh)
-    found = SequenceRun._base_manager.using(using).filter(pk__in=keyed)
-    return (fresh.keys() - set(keyed)) | set(found.values_list("pk", flat=True))
+    rows = SequenceRun._base_manager.using(using).filter(pk__in=keyed)
+    return (fresh.keys() - set(keyed)) | set(rows.values_list("pk", flat=True))
 
 
 def _insert_one(
-    plan: Plan, wanted: Start, labels: Labels, using: str
+    plan: Plan, request: Start, labels: Labels, using: str
 ) -> tuple[SequenceRun, list[Dispatch]]:
     plan_id, now = plans.store_now(plan, using)
-    run = _row(plan, plan_id, wanted, _scope(labels, [wanted], using), now)
+    run = _row(plan, plan_id, request, _scope(labels, [request], using), now)
     run.save(using=using, force_insert=True)
-    _insert_deadlines([wanted], now, using)
+    _insert_deadlines([request], now, using)
     notifications.started([run], plan.sequence, using)
-    return run, _first_steps(plan, [(run, wanted.delay)], now, using)
+    return run, _first_steps(plan, [(run, request.delay)], now, using)
 
 
-def _insert_deadlines(wanted: Iterable[Start], now: datetime.datetime, using: str) -> None:
+def _insert_deadlines(requests: Iterable[Start], now: datetime.datetime, using: str) -> None:
     rows = [
-        RunDeadline(run_id=one.id, due_at=clock.moment(one.deadline, now))
-        for one in wanted
-        if one.deadline is not None
+        RunDeadline(run_id=request.id, due_at=clock.moment(request.deadline, now))
+        for request in requests
+        if request.deadline is not None
     ]
     if rows:
         RunDeadline._base_manager.using(using).bulk_create(rows)
 
 
-def _scope(labels: Labels, wanted: Sequence[Start], using: str) -> str:
-    return plans.key_scope(labels, using) if _has_keys(wanted) else ""
+def _scope(labels: Labels, requests: Sequence[Start], using: str) -> str:
+    return plans.key_scope(labels, using) if _has_keys(requests) else ""
 
 
-def _has_keys(wanted: Sequence[Start]) -> bool:
-    return any(one.key is not None for one in wanted)
+def _has_keys(requests: Sequence[Start]) -> bool:
+    return any(request.key is not None for request in requests)
 
 
 def _stored(
-    plan: Plan, plan_id: int, wanted: Start, scope: str, now: datetime.datetime, using: str
+    plan: Plan, plan_id: int, request: Start, scope: str, now: datetime.datetime, using: str
 ) -> SequenceRun:
     """The run as it was stored."""
-    run = _row(plan, plan_id, wanted, scope, now)
+    run = _row(plan, plan_id, request, scope, now)
     run._state.adding, run._state.db = False, using
     return run
 
 
 def _row(
-    plan: Plan, plan_id: int, wanted: Start, scope: str, now: datetime.datetime
+    plan: Plan, plan_id: int, request: Start, scope: str, now: datetime.datetime
 ) -> SequenceRun:
     return SequenceRun(
-        id=wanted.id,
+        id=request.id,
         plan_id=plan_id,
         sequence=plan.sequence,
-        key=wanted.key,
-        active_key=wanted.key,
-        key_scope=scope if wanted.key is not None else "",
-        releases_key=wanted.unique == "unfinished",
-        data=wanted.data,
-        parent_id=wanted.parent,
-        priority=wanted.priority,
-        traceparent=wanted.traceparent,
+        key=request.key,
+        active_key=request.key,
+        key_scope=scope if request.key is not None else "",
+        releases_key=request.unique == "unfinished",
+        data=request.data,
+        parent_id=request.parent,
+        priority=request.priority,
+        traceparent=request.traceparent,
         created_at=now,
         updated_at=now,
     )
@@ -237,27 +238,29 @@ def insert(rows: list[StepRun], using: str) -> None:
     missing = {(row.run_id, row.step, row.item): row for row in rows if row.pk is None}
     if not missing:
         return
-    found = StepRun._base_manager.using(using).filter(run__in={key[0] for key in missing})
-    for pk, run_id, step, item in found.values_list("pk", "run_id", "step", "item"):
+    stored = StepRun._base_manager.using(using).filter(run__in={key[0] for key in missing})
+    for pk, run_id, step, item in stored.values_list("pk", "run_id", "step", "item"):
         row = missing.get((run_id, step, item))
         if row is not None:
             row.pk = pk
 
 
-def _holders(labels: Labels, wanted: Sequence[Start], using: str) -> Holders:
+def _holders(labels: Labels, requests: Sequence[Start], using: str) -> Holders:
     """The runs that stand in the way of these starts, by key."""
-    keys = [one.key for one in wanted if one.key is not None]
-    ever = [one.key for one in wanted if one.key is not None and one.unique == "ever"]
+    keys = [request.key for request in requests if request.key is not None]
+    ever = [
+        request.key for request in requests if request.key is not None and request.unique == "ever"
+    ]
     # A later release holds its keys under one of these names, too: an earlier one knows no other.
-    held = Q(key_scope__in=labels, active_key__in=keys)
+    unfinished = Q(key_scope__in=labels, active_key__in=keys)
     runs = SequenceRun._base_manager.using(using).filter(
-        held | Q(sequence__in=labels, key__in=ever)
+        unfinished | Q(sequence__in=labels, key__in=ever)
     )
-    found: Holders = {}
+    holders: Holders = {}
     for run in runs.order_by("created_at"):
         # A run that has freed its key counts only where no other holds it.
         if run.active_key is not None:
-            found[run.active_key, "unfinished"] = found[run.active_key, "ever"] = run
+            holders[run.active_key, "unfinished"] = holders[run.active_key, "ever"] = run
         elif run.key is not None:
-            found.setdefault((run.key, "ever"), run)
-    return found
+            holders.setdefault((run.key, "ever"), run)
+    return holders

@@ -87,7 +87,7 @@ class Start:
     traceparent: str = ""
     id: UUID = field(default_factory=uuid7)
     #: The run that holds its key, and that it gets in place of one of its own.
-    found: UUID | None = None
+    existing: UUID | None = None
 
     @property
     def name(self) -> tuple[str, str]:

@@ -82,7 +82,7 @@ class WorkerRegistration:
             self._name, queues, self._threads, self._dead_threads(), _ago(self._since), swept,
             self._is_known, tuple(self._unextended_claims),
         )  # fmt: skip
-        if not processes.seen(report, using):
+        if not processes.register(report, using):
             self._name = f"{current.process()}~{token_hex(2)}"
             self._reported = None
             return

@@ -336,7 +336,7 @@ def test_a_tree_of_which_somebody_holds_a_row_is_left_for_the_next_time(model):
     with held(lock(model, **{column: locked.pk})), at_once(20):
         report = prune(older_than=timedelta(0))
         assert report.trees == 4
-        assert [(kept.run, kept.why) for kept in report.kept] == [(locked.pk, TAKEN)]
+        assert [(kept.run, kept.why) for kept in report.remaining] == [(locked.pk, TAKEN)]
     assert prune(older_than=timedelta(0)).trees == 1
 
 

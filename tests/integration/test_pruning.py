@@ -113,7 +113,7 @@ def test_finished_runs_go_when_their_retention_is_over_with_all_that_they_had():
     cancelled = ended(cls, status="cancelled")
     assert cancelled.operations.exists()
     report = prune()
-    assert (report.runs, report.trees, report.kept) == ({"shop.Chain": 2}, 2, [])
+    assert (report.runs, report.trees, report.remaining) == ({"shop.Chain": 2}, 2, [])
     assert left() == {young.pk, running.pk}
     assert not StepRun.objects.filter(run=old.pk).exists()
     assert orphans() == []
@@ -212,7 +212,7 @@ def test_a_dry_run_tells_the_same_and_removes_nothing():
     Receipt.objects.create(protects=runs[1])
     report = prune(dry_run=True)
     assert (report.runs, report.trees) == ({"shop.Chain": 1}, 1)
-    assert [one.by for one in report.kept] == [{"tests.Receipt": 1}]
+    assert [one.by for one in report.remaining] == [{"tests.Receipt": 1}]
     assert left() == {run.pk for run in runs}
     assert Receipt.objects.filter(pk=receipt.pk).exists()
 
@@ -244,7 +244,7 @@ def test_a_tree_stays_whole_while_a_run_deep_in_it_has_not_been_finished_for_lon
     else:
         deepest.update(finished_at=now() - timedelta(days=1))
     report = prune()
-    assert [(one.run, one.why) for one in report.kept] == [(run.pk, YOUNG)]
+    assert [(one.run, one.why) for one in report.remaining] == [(run.pk, YOUNG)]
     assert other.pk not in left()
     assert len(left()) == 5
 
@@ -346,7 +346,7 @@ def test_what_protects_a_run_or_what_it_has_keeps_its_tree_alone():
         Receipt.objects.create(protects_id=child)
     Receipt.objects.create(protects_failure=failed.failures.get())
     report = prune(failed_older_than=MONTH)
-    assert {one.run: (one.why, dict(one.by)) for one in report.kept} == {
+    assert {one.run: (one.why, dict(one.by)) for one in report.remaining} == {
         tree.pk: (REFERRED_TO, {"tests.Receipt": 2}),
         failed.pk: (REFERRED_TO, {"tests.Receipt": 1}),
     }
@@ -365,7 +365,7 @@ def test_what_restricts_keeps_a_run_unless_it_goes_with_it():
     with_step = Receipt.objects.create(goes_with_step=also.steps.get(step="two"))
     Line.objects.create(run=also, receipt=with_step)
     report = prune()
-    assert [(one.run, dict(one.by)) for one in report.kept] == [(kept.pk, {"tests.Line": 1})]
+    assert [(one.run, dict(one.by)) for one in report.remaining] == [(kept.pk, {"tests.Line": 1})]
     assert left() == {kept.pk}
     assert Line.objects.count() == 1
 
@@ -396,7 +396,7 @@ def test_a_constraint_that_only_the_database_knows_keeps_its_run():
     finally:
         with connection.cursor() as cursor:
             cursor.execute("DROP TABLE keeper")
-    (kept,) = report.kept
+    (kept,) = report.remaining
     assert kept.run == runs[1].pk
     assert kept.why.startswith(REFUSED)
     assert "keeper" in kept.why
@@ -425,7 +425,7 @@ def test_a_run_that_was_begun_again_since_it_was_found_stays(monkeypatch):
 
     monkeypatch.setattr(pruning.pruning, "remove", after_a_retry)
     report = prune(failed_older_than=MONTH)
-    assert [(one.run, one.why) for one in report.kept] == [(run.pk, TAKEN)]
+    assert [(one.run, one.why) for one in report.remaining] == [(run.pk, TAKEN)]
     assert left() == {run.pk}
     assert (fresh(run).status, other.pk in left()) == ("running", False)
     assert drain() == 2
@@ -443,7 +443,7 @@ def test_a_run_that_somebody_has_locked_is_not_waited_for(together):
             return together(prune)[0]
 
     report = hold(members(held)[-1])
-    assert [(one.run, one.why) for one in report.kept] == [(held.pk, TAKEN)]
+    assert [(one.run, one.why) for one in report.remaining] == [(held.pk, TAKEN)]
     assert free.pk not in left()
     assert len(left()) == 5
 

@@ -40,7 +40,7 @@ class Subsequence(Kind):
         cls = registry.get(step.sequence) if isinstance(step.sequence, str) else step.sequence
         child, claim = cast(Definition, cls._definition), context.claim
         requests = [
-            start.wanted_by(child, _not_none(data, claim.step), claim.step_run_id)
+            start.child_of(child, _not_none(data, claim.step), claim.step_run_id)
             for data in _child_data(context, step)
         ]
         if not requests:

@@ -13,7 +13,7 @@ from uuid import UUID
 from django.core.management.base import CommandError
 
 from ... import conf
-from ...engine.pruning import BATCH, Kept, Report, prune
+from ...engine.pruning import BATCH, Remaining, Report, prune
 from ...inspection import health
 from ...inspection.health import Level
 from ...utils.terminal import plain
@@ -125,7 +125,9 @@ def _as_json(report: Report, dry_run: bool) -> dict[str, object]:
         "pruned": dict(report.runs),
         "runs": report.runs.total(),
         "trees": report.trees,
-        "kept": [{"run": str(run.run), "why": run.why, "by": dict(run.by)} for run in report.kept],
+        "kept": [
+            {"run": str(run.run), "why": run.why, "by": dict(run.by)} for run in report.remaining
+        ],
     }
 
 
@@ -138,12 +140,12 @@ def _lines(report: Report, dry_run: bool) -> Iterator[str]:
     verb = "would be pruned" if dry_run else "pruned"
     yield f"{report.runs.total()} runs in {report.trees} trees {verb}."
     ids: dict[str, list[UUID]] = defaultdict(list)
-    for run in report.kept:
+    for run in report.remaining:
         ids[_why(run)].append(run.run)
     for why, roots in ids.items():
         some = ", ".join(map(str, roots[:MAX_NAMED_RUNS]))
         yield f"{len(roots)} kept, {why}: {some}{' …' if len(roots) > MAX_NAMED_RUNS else ''}"
 
 
-def _why(run: Kept) -> str:
+def _why(run: Remaining) -> str:
     return run.why + (f" ({', '.join(sorted(set(run.by)))})" if run.by else "")

@@ -20,14 +20,14 @@ __all__ = ["BACKENDS", "Backend", "FastStatements", "Holder", "backend_of", "is_
 BACKENDS: dict[str, Backend] = {each.vendor: each for each in (PostgreSQL(), MySQL(), SQLite())}
 _UNKNOWN = Backend()
 
-_chosen: dict[str, Backend] = {}
+_backends: dict[str, Backend] = {}
 
 
 def backend_of(using: str) -> Backend:
     """The backend of this alias: chosen once, as its settings do not change."""
-    backend = _chosen.get(using)
+    backend = _backends.get(using)
     if backend is None:
-        backend = _chosen[using] = of_vendor(connections[using].vendor)
+        backend = _backends[using] = of_vendor(connections[using].vendor)
     return backend
 
 

@@ -49,7 +49,7 @@ class FastStatements(Protocol):
         self,
         plan: Plan,
         plan_id: int,
-        wanted: Sequence[Start],
+        requests: Sequence[Start],
         scope: str,
         labels: Sequence[str],
         connection: Any,

@@ -114,7 +114,11 @@ class MySQL(Backend):
         names += [(f"{each.table}.{each.name}", each.character_set) for each in columns]
         if not columns:  # there are no tables yet, and they will have the database's
             names.append(("the database's default", of_database))
-        return [f"{name} has {found}" for name, found in names if found != "utf8mb4"]
+        return [
+            f"{name} has {character_set}"
+            for name, character_set in names
+            if character_set != "utf8mb4"
+        ]
 
     def configured_isolation(self, options: dict[str, Any]) -> str:
         """Django sets this level for every connection: the server has no say in it."""

@@ -243,18 +243,18 @@ class Statements:
         self,
         plan: Plan,
         plan_id: int,
-        wanted: Sequence[Start],
+        requests: Sequence[Start],
         scope: str,
         labels: Sequence[str],
         connection: Any,
     ) -> list[StartedStep]:
         """See `FastStatements`."""
-        is_keyed = any(one.key is not None for one in wanted)
+        is_keyed = any(request.key is not None for request in requests)
         values = {
             "plan": plan_id,
             "sequence": plan.sequence,
             "fingerprint": plan.fingerprint,
-            "runs": f"[{','.join(_as_json(one, scope) for one in wanted)}]",
+            "runs": f"[{','.join(_as_json(request, scope) for request in requests)}]",
             "steps": _first_steps(plan),
             "labels": list(labels) if is_keyed else None,
         }
@@ -415,7 +415,7 @@ class PostgreSQL(Backend):
 
     def not_unicode(self, tables: Iterable[str], connection: Any) -> list[str]:
         """One encoding holds for the whole database."""
-        encoding = _shown("server_encoding", connection)
+        encoding = _setting_of("server_encoding", connection)
         return [] if encoding == "UTF8" else [f"its encoding is {encoding}"]
 
     def configured_isolation(self, options: dict[str, Any]) -> str:
@@ -430,7 +430,7 @@ class PostgreSQL(Backend):
 
     def actual_isolation(self, connection: Any) -> str:
         """The server's default may be another."""
-        return _shown("transaction_isolation", connection)
+        return _setting_of("transaction_isolation", connection)
 
 
 def _has_tables(connection: Any) -> bool:
@@ -450,30 +450,30 @@ def _changed(claim: Claim, change: Change) -> dict[str, Any]:
     }
 
 
-def _shown(setting: str, connection: Any) -> str:
+def _setting_of(setting: str, connection: Any) -> str:
     with connection.cursor() as cursor:
         cursor.execute(f"SHOW {setting}")
         (value,) = cursor.fetchone()
     return str(value)
 
 
-def _as_json(wanted: Start, scope: str) -> str:
+def _as_json(request: Start, scope: str) -> str:
     """Its data is JSON already; what else it has is rare."""
     rare: dict[str, Any] = {}
-    if wanted.key is not None:
-        rare["key"], rare["scope"] = wanted.key, scope
-    if wanted.unique == "unfinished":
+    if request.key is not None:
+        rare["key"], rare["scope"] = request.key, scope
+    if request.unique == "unfinished":
         rare["releases"] = True
-    if wanted.delay:
-        rare["delay"] = f"{wanted.delay.total_seconds():.6f} seconds"
-    if wanted.priority:
-        rare["priority"] = wanted.priority
-    if wanted.parent is not None:
-        rare["parent"] = wanted.parent
-    if wanted.traceparent:
-        rare["traceparent"] = wanted.traceparent
+    if request.delay:
+        rare["delay"] = f"{request.delay.total_seconds():.6f} seconds"
+    if request.priority:
+        rare["priority"] = request.priority
+    if request.parent is not None:
+        rare["parent"] = request.parent
+    if request.traceparent:
+        rare["traceparent"] = request.traceparent
     more = f",{json.dumps(rare)[1:-1]}" if rare else ""
-    return f'{{"id":"{wanted.id}","data":{wanted.text}{more}}}'
+    return f'{{"id":"{request.id}","data":{request.text}{more}}}'
 
 
 def _first_steps(plan: Plan) -> str:
