@@ -9,6 +9,7 @@ from functools import lru_cache
 from ..definitions.plan import Node, Plan
 from ..utils.terminal import cells, cut, plain
 from .graph import Edge, Graph
+from .icons import SHAPES
 from .marks import SIGNS, STATUSES, Captions, Mark, Translate
 from .markup import stylesheet
 from .outline import Row, outline
@@ -83,15 +84,6 @@ def one_line(value: str) -> str:
 
 # Mermaid
 
-_SHAPES = {
-    "each": ("[[", "]]"),
-    "event": ("{{", "}}"),
-    "subsequence": ("[/", "/]"),
-    "undo": ("([", "])"),
-    "on_failure": ("([", "])"),
-    "on_cancel": ("([", "])"),
-    "on_end": ("([", "])"),
-}
 #: What means something to Mermaid, or to the HTML that it makes of a label.
 _SPECIAL = re.compile(r"[^\w .,:;()/+=!?'·…–-]", re.ASCII)  # noqa: RUF001
 
@@ -134,7 +126,7 @@ def _arrow(edge: Edge, captions: Captions) -> str:
 
 
 def _shape(node: Node, captions: Captions) -> str:
-    opening, closing = _SHAPES.get(node.kind, ("[", "]"))
+    opening, closing = SHAPES.get(node.kind, ("[", "]"))
     lines = (captions.label(node.name), captions.detail(node))
     label = "<br/>".join(_escaped(line) for line in lines if line)
     return f'{opening}"{label}"{closing}'
