@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,8 +24,17 @@ __all__ = [
     "moved",
     "now",
     "now_beside",
+    "read_at",
     "shortest_lease",
 ]
+
+
+class _Thread(threading.local):
+    #: The time that it has read last, and its own clock then.
+    latest: tuple[datetime.datetime | None, float] = (None, 0.0)
+
+
+_thread = _Thread()
 
 
 def moved() -> datetime.timedelta:
@@ -33,7 +44,19 @@ def moved() -> datetime.timedelta:
 
 def now(using: str) -> datetime.datetime:
     """The time of the database at this statement, aware, in UTC."""
-    return backend_of(using).now(connections[using]) + periods.moved
+    read = backend_of(using).now(connections[using]) + periods.moved
+    _thread.latest = (read, time.monotonic())
+    return read
+
+
+def read_at(moment: datetime.datetime) -> float:
+    """This process' `time.monotonic()` at which its thread has read that time of the database.
+
+    What counts from then is not late by all that was done since. If that was not the latest time
+    that it has read, it is now.
+    """
+    latest, at = _thread.latest
+    return at if latest == moment else time.monotonic()
 
 
 def now_beside(rows: str, values: Sequence[Any], using: str) -> datetime.datetime | None:

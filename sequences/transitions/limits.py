@@ -14,9 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
-from math import ceil
 from uuid import UUID
 
 from django.db import transaction
@@ -38,7 +37,7 @@ from ..port import get_engine
 from . import clock, lines, plans
 from .lines import PARKED, RECHECK, SLACK, Line
 from .locking import lock_free, transact
-from .types import Claim, ClaimLost, Dispatch, dispatch_of, wait_for
+from .types import Claim, ClaimLost, Dispatch, wait_for
 
 #: Lines that one sweep looks at.
 LINES = 200
@@ -262,8 +261,8 @@ class _Asking:
         """It has its places, and its moment is near."""
         self._leave_worker(due_at=moment, wake_at=moment + SLACK)
         plan = plans.load(self.row.run.plan_id, self.using)
-        delay = ceil((moment - self.now) / timedelta(milliseconds=1))
-        return Admission(is_granted=False, dispatches=[dispatch_of(self.row, plan, delay)])
+        dispatch = lines.dispatch_at(self.row, plan, moment, self.now)
+        return Admission(is_granted=False, dispatches=[dispatch])
 
     def _leave_worker(self, *, due_at: datetime | None, wake_at: datetime) -> None:
         self._row().update(

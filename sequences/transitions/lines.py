@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from math import ceil
 from typing import Any
@@ -20,6 +21,7 @@ from uuid import UUID
 from django.db import connections
 from django.db.models import Exists, F, OuterRef, Q, QuerySet
 
+from ..definitions.plan import Plan
 from ..exceptions import SequenceError
 from ..models import (
     LimitKey,
@@ -243,10 +245,16 @@ def admit(row: StepRun, moment: datetime, now: datetime, using: str) -> Iterator
     else:
         values |= {"status": StepStatus.WAITING, "due_at": moment, "wake_at": moment + SLACK}
     StepRun._base_manager.using(using).filter(pk=row.pk).update(**values, wait=Wait.LIMIT)
-    delay = None if moment <= now else ceil((moment - now) / timedelta(milliseconds=1))
     # A later release's plan: the sweep of that release's workers dispatches it.
     with suppress(SequenceError):
-        yield dispatch_of(row, plans.load(row.run.plan_id, using), delay)
+        plan = plans.load(row.run.plan_id, using)
+        yield dispatch_of(row, plan) if moment <= now else dispatch_at(row, plan, moment, now)
+
+
+def dispatch_at(row: StepRun, plan: Plan, moment: datetime, now: datetime) -> Dispatch:
+    """The message for its moment, however long the transaction still takes that has read `now`."""
+    delay = ceil((moment - now) / timedelta(milliseconds=1))
+    return replace(dispatch_of(row, plan, delay), since=clock.read_at(now))
 
 
 class _Parked:

@@ -26,6 +26,8 @@ class Dispatch:
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     #: It was claimed in the commit of the step before it, by the worker that executes it now.
     claim: Claim | None = field(default=None, compare=False)
+    #: This process' `time.monotonic()` from which on the delay counts; None: when it is sent.
+    since: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ class Timers(threading.Thread):
         with self._changed:
             if self._stopped:
                 return False
-            at = time.monotonic() + dispatch.delay / 1000
+            at = (dispatch.since or time.monotonic()) + dispatch.delay / 1000
             heappush(self._due, (at, next(self._number), dispatch))
             self._changed.notify()
         return True

@@ -564,14 +564,14 @@ class Toll(Recorded):
 
 
 class Metered(Recorded):
-    """Four in a second; a book has when each began, and when it was to."""
+    """Four in a second; a book has when each was to begin, was claimed, and began."""
 
     @step(limits=[Limit("meter", rate=4, per=timedelta(seconds=1))])
     def pass_through(self):
         claim = self._context.claim
         moment = claim.due_at.timestamp() if claim.due_at else 0  # 0: it did not wait for one
         with Path(self.data["book"]).open("a") as book:
-            book.write(f"{moment} {time.time()}\n")
+            book.write(f"{moment} {claim.now.timestamp()} {time.time()}\n")
 
 
 class Delayed(Recorded):
