@@ -21,6 +21,7 @@ from .flows.builder import astart_definition, define, start_definition
 from .flows.composition import chain, group
 from .flows.files import load
 from .flows.jobs import job
+from .outbox import adispatch, dispatch
 from .sequence import Sequence, get
 
 __all__ = [  # noqa: RUF022 (grouped)
@@ -42,6 +43,8 @@ __all__ = [  # noqa: RUF022 (grouped)
     "Abort",
     "Finish",
     "Repeat",
+    "adispatch",
+    "dispatch",
     "finish",
     "repeat",
     # as data

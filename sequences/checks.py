@@ -77,6 +77,7 @@ def check_broker(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         *_texts_kept(broker.middleware),
         *_confirmation(broker),
         *_socket_timeouts(broker),
+        *_pool_size(broker),
     ]
 
 
@@ -361,6 +362,21 @@ def _socket_timeouts(broker: Broker) -> Messages:
             hint="Add '?socket_timeout=5&socket_connect_timeout=5' to the URL in "
             "DRAMATIQ_BROKER['OPTIONS'].",
             id="sequences.W012",
+        )
+
+
+def _pool_size(broker: Any) -> Iterator[CheckMessage]:
+    # Only the broker of dramatiq-postgres has such a pool; its module need not be installed.
+    size = getattr(getattr(broker, "pool", None), "max_size", None)
+    needed = 2 * len(broker.queues) + 2
+    if isinstance(size, int) and size < needed:
+        yield Warning(
+            f"The pool of the PostgreSQL broker has {size} connections. A worker that consumes "
+            f"all {len(broker.queues)} queues needs {needed}: each queue and its delayed "
+            "messages keep one, and the rest of them would wait forever.",
+            hint="Add ?maxconn= to the broker's url, or use sequences.brokers.PostgresBroker, "
+            "whose pool has the right size.",
+            id="sequences.W020",
         )
 
 

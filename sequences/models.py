@@ -699,6 +699,29 @@ class RunDeadline(_Row):
         return f"{self.due_at:%Y-%m-%d %H:%M:%S %Z}"
 
 
+class OutboxMessage(_Row):
+    """A message of an actor that `dispatch` has written, until the broker has it."""
+
+    id = models.BigAutoField(primary_key=True)
+    actor = models.CharField(_("actor"), max_length=255)
+    queue = models.CharField(_("queue"), max_length=255)
+    #: All of it, as JSON.
+    message = models.TextField(_("message"))
+    created_at = models.DateTimeField(pgettext_lazy("time", "created"))
+    #: When the sweep sends it.
+    wake_at = models.DateTimeField(db_index=True)
+    #: How often the broker did not take it.
+    failures = models.PositiveIntegerField(_("failures"), default=0)
+
+    class Meta:
+        verbose_name = _("outbox message")
+        verbose_name_plural = _("outbox messages")
+        ordering = ["id"]
+
+    def __str__(self) -> str:
+        return f"{self.actor} #{self.pk}"
+
+
 class StepCall(_Row):
     """What one call of `Sequence.once` has returned in a step run. Only ever added."""
 

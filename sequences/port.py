@@ -71,6 +71,9 @@ class Engine(Protocol):
     def database(self, using: str, /) -> Database:
         """What the database of this alias does in its own way."""
 
+    def dispatch(self, message: Any, /, *, delay: timedelta | int | None) -> None:
+        """See `sequences.dispatch`."""
+
     def child_ended(self, parent: int, using: str, /) -> None:
         """A child of this step run has ended, and that is committed."""
 

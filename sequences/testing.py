@@ -26,6 +26,7 @@ from .definitions import registry
 from .definitions.definition import Outcome
 from .definitions.kinds import traits_of
 from .engine import dispatcher, handoff, limits
+from .engine import outbox as sending
 from .engine import schedules as scheduling
 from .flows import jobs
 from .models import (
@@ -56,6 +57,7 @@ __all__ = [
     "clock",
     "drain",
     "isolate_sequences",
+    "outbox",
     "run_sequence",
     "sync_schedules",
 ]
@@ -107,6 +109,14 @@ async def arun_sequence(cls: type[S], /, **data: Any) -> S:
 async def adrain(limit: int = LIMIT) -> int:
     """`drain`, for asynchronous tests."""
     return await sync_to_async(drain)(limit)
+
+
+def outbox() -> list[Message[Any]]:
+    """The messages that `sequences.dispatch` has written and that were not sent yet, in order.
+
+    A `TestCase` never commits, so there they are all messages that the code has dispatched.
+    """
+    return sending.unsent(conf.using())
 
 
 def _start_next_slot() -> bool:

@@ -3,7 +3,8 @@
 Starts the servers that the environment does not name, the web server and a worker; writes messages
 and orders through the forms as a visitor would, and approves the large order as the staff would;
 shows what becomes of them. Stays until Ctrl-C; with --once it ends when every sequence has, with
-exit status 0 only if all ended as they should.
+exit status 0 only if all ended as they should. With --broker postgres there is no Valkey:
+PostgreSQL is all there is.
 """
 
 import argparse
@@ -52,6 +53,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--once", action="store_true", help="end when every sequence has")
     parser.add_argument("--timeout", type=float, default=90, help="seconds that --once may take")
+    parser.add_argument(
+        "--broker", choices=["redis", "postgres"], default="redis", help="where messages are"
+    )
     parser.add_argument("--port", type=int, default=8000, help="the web server's, if it is free")
     return parser.parse_args()
 
@@ -62,7 +66,10 @@ def interrupt(*_: Any) -> None:
 
 def demonstrate(options: argparse.Namespace, stack: ExitStack) -> int:
     print("Starting the servers …", flush=True)
-    broker = [] if os.environ.get("AMQP_URL") else ["REDIS_URL"]
+    if options.broker == "postgres":
+        os.environ["BROKER"] = "postgres"
+    has_broker = options.broker == "postgres" or os.environ.get("AMQP_URL")
+    broker = [] if has_broker else ["REDIS_URL"]
     prepare(stack.enter_context(services.running("DATABASE_URL", *broker)))
     port = free_port(options.port)
     worker = ["rundramatiq", "--processes", "1", "--threads", "4"]

@@ -1,5 +1,5 @@
 """A project that uses the app, with the servers that the environment names: DATABASE_URL, and
-REDIS_URL or AMQP_URL."""
+REDIS_URL or AMQP_URL; with BROKER=postgres the database is the broker, too."""
 
 import os
 from pathlib import Path
@@ -71,7 +71,13 @@ DRAMATIQ_MIDDLEWARE = [
     "dramatiq.middleware.Retries",
     "django_dramatiq.middleware.DbConnectionsMiddleware",
 ]
-if os.environ.get("AMQP_URL"):
+if os.environ.get("BROKER") == "postgres":
+    DRAMATIQ_BROKER = {
+        "BROKER": "sequences.brokers.PostgresBroker",
+        "OPTIONS": {"schema": os.environ.get("BROKER_SCHEMA") or "dramatiq"},
+        "MIDDLEWARE": DRAMATIQ_MIDDLEWARE,
+    }
+elif os.environ.get("AMQP_URL"):
     DRAMATIQ_BROKER = {
         "BROKER": "dramatiq.brokers.rabbitmq.RabbitmqBroker",
         # Without confirm_delivery a publish that the server never took looks like a success.

@@ -27,6 +27,12 @@ def pytest_addoption(parser):
     parser.addoption(
         "--rest", action="store_true", help="only what takes long, or starts other processes"
     )
+    parser.addoption(
+        "--broker",
+        choices=("redis", "amqp", "postgres"),
+        default="redis",
+        help="what workers use, where a test leaves that open",
+    )
 
 
 def pytest_collection_modifyitems(config, items):
@@ -111,3 +117,9 @@ def redis_url():
 @pytest.fixture(scope="session")
 def amqp_url():
     return service_url("TEST_AMQP_URL")
+
+
+@pytest.fixture(scope="session")
+def postgres_url():
+    """The broker in the tests' own database needs no other server."""
+    return ""

@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from types import FrameType, MethodType
 from typing import (
@@ -17,6 +17,7 @@ from typing import (
     NoReturn,
     Protocol,
     Self,
+    TypeGuard,
     TypeVar,
     Unpack,
     overload,
@@ -88,6 +89,24 @@ class AsyncItemPerformer(Protocol[R_co]):
     async def perform(self, sequence: Any, item: Any, /) -> R_co: ...
 
 
+class DjangoTask(Protocol[R_co]):
+    """What ``@task`` of `django.tasks`, or of the package `django-tasks`, has made of a function.
+
+    A protocol, since Django 5.2 has none.
+    """
+
+    @property
+    def func(self) -> Callable[..., R_co]: ...
+    @property
+    def queue_name(self) -> str: ...
+    @property
+    def priority(self) -> int: ...
+    @property
+    def run_after(self) -> datetime | None: ...
+    @property
+    def takes_context(self) -> bool: ...
+
+
 class ItemPerformer(Protocol[R_co]):
     """A class of which ``step(cls, each=…)`` makes a fan-out."""
 
@@ -126,8 +145,8 @@ class Step(Generic[R]):
     delay: Delay | None
     when: Callable[[Any], Any] | None
     on_error: Any  # a Step or its name, or None
-    args: Callable[[Any], Iterable[Any]] | None
-    kwargs: Callable[[Any], Mapping[str, Any]] | None
+    args: Callable[..., Iterable[Any]] | None
+    kwargs: Callable[..., Mapping[str, Any]] | None
     limits: tuple[Limit, ...]
     options: dict[str, Any]
     retries: Mapping[type[BaseException], int | None]
@@ -220,10 +239,9 @@ class Step(Generic[R]):
         Of a fan-out, with an item of it too. Of an ``async def`` that is a coroutine.
         """
         function: Any = self.function
-        if isinstance(function, Actor):
-            args = self.args(sequence) if self.args else ()
-            kwargs = self.kwargs(sequence) if self.kwargs else {}
-            function = partial(_function_of(function), *args, **kwargs)
+        if is_called_with_arguments(function):
+            function = partial(code_of(function), *self._args(sequence, *item))
+            function = partial(function, **self._kwargs(sequence, *item))
         elif isinstance(function, type):
             function = partial(function().perform, sequence, *item)
         else:
@@ -231,9 +249,17 @@ class Step(Generic[R]):
         result: R = function()
         return result
 
+    def _args(self, sequence: Any, *item: Any) -> Iterable[Any]:
+        if self.args is not None:
+            return self.args(sequence, *item)
+        return item if self.kwargs is None and self.each is not None else ()
+
+    def _kwargs(self, sequence: Any, *item: Any) -> Mapping[str, Any]:
+        return {} if self.kwargs is None else self.kwargs(sequence, *item)
+
     def with_defaults(self, defaults: Mapping[str, Any]) -> Step[R]:
         """The same step, with these options where it declares none."""
-        declared = inherit(defaults, {**_actor_options(self.function), **self.declared})
+        declared = inherit(defaults, {**own_options_of(self.function), **self.declared})
         resolved = type(self)(self.function, declared)
         resolved.name = self.name
         return resolved
@@ -396,6 +422,35 @@ def step(  # type: ignore[overload-overlap]
     **options: Unpack[StepOptions],
 ) -> Step[R]: ...
 @overload
+def step(  # type: ignore[overload-overlap]
+    target: Actor[..., R],
+    /,
+    *,
+    each: Each,
+    args: Callable[[Any, Any], Iterable[Any]] | None = None,
+    kwargs: Callable[[Any, Any], Mapping[str, Any]] | None = None,
+    **options: Unpack[FanOutOptions],
+) -> Step[R]: ...
+@overload
+def step(
+    target: DjangoTask[R],
+    /,
+    *,
+    args: Callable[[Any], Iterable[Any]] | None = None,
+    kwargs: Callable[[Any], Mapping[str, Any]] | None = None,
+    **options: Unpack[StepOptions],
+) -> Step[R]: ...
+@overload
+def step(
+    target: DjangoTask[R],
+    /,
+    *,
+    each: Each,
+    args: Callable[[Any, Any], Iterable[Any]] | None = None,
+    kwargs: Callable[[Any, Any], Mapping[str, Any]] | None = None,
+    **options: Unpack[FanOutOptions],
+) -> Step[R]: ...
+@overload
 def step(target: type[AsyncPerformer[R]], /, **options: Unpack[StepOptions]) -> AsyncStep[R]: ...
 @overload
 def step(target: type[Performer[R]], /, **options: Unpack[StepOptions]) -> Step[R]: ...
@@ -433,8 +488,9 @@ def step(target: Any = None, /, **declared: Any) -> Any:
     """Declare a step: ``@step``, ``@step(max_retries=5)``, or ``name = step(callable)``.
 
     A function is called with the sequence. A class is instantiated, and its ``perform`` is called
-    with the sequence. A Dramatiq actor is called with what ``args`` and ``kwargs`` return, which
-    are callables that take the sequence.
+    with the sequence. A Dramatiq actor and a task of Django's are called with what ``args`` and
+    ``kwargs`` return, which are callables that take the sequence; with ``each`` the item, too.
+    Without both, an item is the argument.
 
     - ``after``: the step or steps to wait for; without it, all steps above that no other step
       waits for yet. `any_of` in it is a group of which the first is enough.
@@ -706,24 +762,48 @@ def flat(after: Iterable[Any]) -> Iterator[Any]:
         yield from other.steps if isinstance(other, AnyOf) else (other,)
 
 
-def _function_of(actor: Actor[..., Any]) -> Callable[..., Any]:
-    """What the actor calls. Of a coroutine function itself, not what Dramatiq wraps around it."""
-    function: Any = actor.fn
-    if getattr(function, "__globals__", {}).get("__name__") == "dramatiq.asyncio":
-        return function.__wrapped__  # type: ignore[no-any-return]
-    return function  # type: ignore[no-any-return]
+def is_task(value: object) -> TypeGuard[DjangoTask[Any]]:
+    """Whether it is a task of `django.tasks`, or of the package of the same interface."""
+    bases = (sys.modules.get(f"{name}.base") for name in ("django.tasks", "django_tasks"))
+    return isinstance(value, tuple(base.Task for base in bases if base is not None))
 
 
-def _actor_options(function: object) -> dict[str, Any]:
-    """What an existing actor declares, where that differs from Dramatiq's defaults."""
+def is_called_with_arguments(value: object) -> bool:
+    """Whether it knows nothing of sequences: an actor, or a task."""
+    return isinstance(value, Actor) or is_task(value)
+
+
+def code_of(function: Any) -> Callable[..., Any]:
+    """What a step calls in the end.
+
+    Of an actor that is a coroutine function, not what Dramatiq wraps around it.
+    """
+    if isinstance(function, type):
+        return function.perform  # type: ignore[attr-defined,no-any-return]
+    if is_task(function):
+        return function.func
     if not isinstance(function, Actor):
-        return {}
-    options = dict(function.options)
-    if function.queue_name != "default":
-        options["queue_name"] = function.queue_name
-    if function.priority:
-        options["priority"] = function.priority
-    return options
+        return function  # type: ignore[no-any-return]
+    code: Any = function.fn
+    if getattr(code, "__globals__", {}).get("__name__") == "dramatiq.asyncio":
+        return code.__wrapped__  # type: ignore[no-any-return]
+    return code  # type: ignore[no-any-return]
+
+
+def own_options_of(function: object) -> dict[str, Any]:
+    """What an actor or a task declares, where that differs from the defaults."""
+    if isinstance(function, Actor):
+        return dict(function.options) | _place_of(function.queue_name, function.priority)
+    if is_task(function):
+        # Of two tasks Django's backends run the one of the greater number first, and Dramatiq the
+        # message of the smaller one.
+        return _place_of(function.queue_name, -function.priority)
+    return {}
+
+
+def _place_of(queue_name: str, priority: int) -> dict[str, Any]:
+    place = {"queue_name": queue_name} if queue_name != "default" else {}
+    return {**place, "priority": priority} if priority else place
 
 
 #: Which of the three decide about another attempt: one that is declared replaces these others.

@@ -16,7 +16,6 @@ from typing import Any
 from asgiref.sync import AsyncToSync
 from django.forms import BaseForm
 from django.utils.functional import Promise
-from dramatiq import Actor
 
 from ..exceptions import InvalidDefinition, did_you_mean
 from .kinds import CLOSING_KINDS
@@ -32,9 +31,12 @@ from .steps import (
     Subsequence,
     Undo,
     as_tuple,
+    code_of,
     duration_problem,
     event,
     flat,
+    is_called_with_arguments,
+    is_task,
     name_of,
     on_cancel,
     on_end,
@@ -104,7 +106,7 @@ def _lookalike_problems(value: object) -> Iterator[Problem]:
     elif any(value is declare for declare in _DECLARING):
         name = getattr(value, "__name__", "step")
         yield f"{name}() is assigned without being called", f"Call it: {name}(…)."
-    elif isinstance(value, Actor) or getattr(type(value), "is_step_elsewhere", False):
+    elif is_called_with_arguments(value) or getattr(type(value), "is_step_elsewhere", False):
         hint = "Make it a step with step(…), or move it out of the class."
         yield f"{value!r:.60} is not a step", hint
 
@@ -248,7 +250,7 @@ def _function_problems(step: Step[Any]) -> Iterator[Problem]:
         yield "@step is applied twice", "Use @step only once."
     elif isinstance(function, staticmethod | classmethod | property):
         yield f"a step cannot be a {type(function).__name__}", "Make it a plain method."
-    elif not callable(function):
+    elif not callable(function) and not is_task(function):
         yield f"{function!r} is not callable", "Pass a function, a method or a class to @step."
     elif inspect.isclass(function) and not callable(getattr(function, "perform", None)):
         yield f"{function.__qualname__} has no perform method", "Add perform(self, sequence)."
@@ -258,10 +260,8 @@ def _function_problems(step: Step[Any]) -> Iterator[Problem]:
 
 def _code(function: Any) -> Any:
     """What in the end is called: a function, where there is one."""
-    if isinstance(function, Actor):
-        return innermost(function.fn)  # Dramatiq wraps a coroutine function
-    if inspect.isclass(function):
-        return innermost(function.perform)  # type: ignore[attr-defined]
+    if is_called_with_arguments(function) or inspect.isclass(function):
+        return innermost(code_of(function))
     if isinstance(function, AsyncToSync):
         return type(function).__call__  # it runs the coroutine, and returns its result
     if inspect.isroutine(function) or isinstance(function, partial):
@@ -292,20 +292,12 @@ def _generator_problems(code: Any) -> Iterator[Problem]:
 
 
 def _argument_problems(step: Step[Any], steps: Mapping[str, Step[Any]]) -> Iterator[Problem]:
-    if isinstance(step.function, Actor):
-        if step.each is not None:
-            yield (
-                "an actor cannot be called for each item",
-                "Call the actor from a step that takes the item.",
-            )
-        if not (step.args or step.kwargs) and not _accepts(step.function.fn):
-            yield (
-                "its actor requires arguments",
-                "Pass args= or kwargs=, functions of the sequence that return the arguments.",
-            )
+    if is_called_with_arguments(step.function):
+        yield from _task_problems(step.function)
+        yield from _callable_problems(step)
     elif step.args is not None or step.kwargs is not None:
         yield (
-            "args and kwargs are only for steps that run a Dramatiq actor",
+            "args and kwargs are only for steps that run a Dramatiq actor or a task of Django's",
             "Read what you need from self.data instead.",
         )
     elif isinstance(step, Subsequence):
@@ -325,6 +317,35 @@ def _argument_problems(step: Step[Any], steps: Mapping[str, Step[Any]]) -> Itera
             )
     elif not inspect.isclass(step.function) and not _accepts(step.function, None):
         yield "it cannot be called with the sequence alone", "Take only self, and read self.data."
+
+
+def _callable_problems(step: Step[Any]) -> Iterator[Problem]:
+    """Of what knows nothing of sequences, whether there are arguments for it."""
+    kind = "task" if is_task(step.function) else "actor"
+    if step.args or step.kwargs:
+        return
+    if step.each is None and not _accepts(code_of(step.function)):
+        yield (
+            f"its {kind} requires arguments",
+            "Pass args= or kwargs=, functions of the sequence that return the arguments.",
+        )
+    if step.each is not None and not _accepts(code_of(step.function), None):
+        yield (
+            f"its {kind} cannot be called with an item alone",
+            "Pass args= or kwargs=, functions of the sequence and the item.",
+        )
+
+
+def _task_problems(task: Any) -> Iterator[Problem]:
+    if not is_task(task):
+        return
+    if task.takes_context:
+        yield (
+            "its task takes a context, which only a backend of Django's tasks can give",
+            "Leave out takes_context, or call task.func from a step that has what it needs.",
+        )
+    if task.run_after is not None:
+        yield "its task has run_after", "Leave it out, and give the step a delay."
 
 
 def _fan_out_problems(step: Step[Any]) -> Iterator[Problem]:

@@ -21,7 +21,7 @@ from dramatiq.middleware import SkipMessage
 from .. import conf
 from ..definitions import registry
 from ..definitions.kinds import traits_of
-from ..definitions.steps import Step
+from ..definitions.steps import Step, code_of
 from ..transitions import claims
 from ..transitions.types import Dispatch
 from ..utils.text import raises_printable
@@ -36,10 +36,8 @@ USUAL = 100
 
 def is_for(step: Step[Any]) -> bool:
     """Whether the items of this step can wait together."""
-    function: Any = step.function
-    if inspect.isclass(function):
-        function = function.perform  # type: ignore[attr-defined]
-    return step.traits.has_items and not step.atomic and inspect.iscoroutinefunction(function)
+    is_async = inspect.iscoroutinefunction(code_of(step.function))
+    return step.traits.has_items and not step.atomic and is_async
 
 
 @raises_printable

@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import dramatiq
 from django.db import transaction
 from dramatiq import Broker, Message
+from dramatiq.errors import QueueNotFound
 
 from ..transitions.types import Dispatch
 
@@ -88,12 +90,9 @@ def _send(dispatch: Dispatch) -> bool:
         return True
     if dispatch.delay is not None and _delay_handler is not None and _delay_handler(dispatch):
         return True
-    if _breaker.is_open():
-        return False
     try:
-        dramatiq.get_broker().enqueue(message_for(dispatch), delay=dispatch.delay)
+        return publish(message_for(dispatch), dispatch.delay)
     except Exception as error:
-        _breaker.failed()
         logger.warning(
             "The broker did not take the message of step run %s (run %s, actor %s); the sweep "
             "will dispatch it again: %r",
@@ -103,6 +102,22 @@ def _send(dispatch: Dispatch) -> bool:
             error,
         )
         return False
+
+
+def publish(message: Message[Any], delay: int | None = None) -> bool:
+    """Give it to the broker, and raise what that raises.
+
+    False: it has just failed, and is not tried again for a while.
+    """
+    if _breaker.is_open():
+        return False
+    try:
+        dramatiq.get_broker().enqueue(message, delay=delay)
+    except QueueNotFound:  # the broker is there
+        raise
+    except Exception:
+        _breaker.failed()
+        raise
     _breaker.succeeded()
     return True
 

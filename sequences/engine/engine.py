@@ -7,6 +7,7 @@ from .actors import bind
 from .handoff import child_ended
 from .limits import change_limit, limits_changed, reset_limit
 from .operations import delivery, operate, payload
+from .outbox import dispatch
 from .schedules import create_schedule, operate_schedule, schedules_of
 from .start import runs, start, start_many
 
@@ -25,6 +26,7 @@ class DramatiqEngine:
     schedules = staticmethod(schedules_of)
     operate_schedule = staticmethod(operate_schedule)
     database = staticmethod(backend_of)
+    dispatch = staticmethod(dispatch)
     child_ended = staticmethod(child_ended)
     change_limit = staticmethod(change_limit)
     reset_limit = staticmethod(reset_limit)

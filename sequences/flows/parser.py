@@ -65,7 +65,7 @@ INPUT_KEYS = ("label", "required", "default")
 SCHEDULE_KEYS = ("data", "overlap", "catch_up", "missed", "jitter")
 KINDS = ("job", "event", "subsequence")
 CALL_KEYS = ("job", "inputs", "args", "limits")
-EVENT_KEYS = ("timeout", "on_timeout")
+EVENT_KEYS = ("timeout", "on_timeout", "choices")
 #: What a step may have. Every other key is an option of Dramatiq's.
 STEP_KEYS = (
     *KINDS, "after", "aliases", "allow_failed", "args", "atomic", "batch", "concurrency", "delay",
@@ -302,10 +302,14 @@ class Parser:
     def _event(self, spec: Any, options: dict[str, Any]) -> Event:
         spec = {} if spec is True or spec is None else spec
         self._mapping(spec, "event")
+        if "form" in spec:
+            hint = "Offer choices, or declare the event in a class."
+            raise self._error("form is a class, but definitions are plain data", hint)
         self._check_names(spec, EVENT_KEYS, "key of event")
         if spec.get("timeout") is not None:
             options["timeout"] = self._duration("timeout", spec["timeout"])
-        return event(**options, **{key: spec[key] for key in ("on_timeout",) if key in spec})
+        own = {key: spec[key] for key in ("on_timeout", "choices") if key in spec}
+        return event(**options, **own)
 
     def _subsequence(self, spec: dict[str, Any], options: dict[str, Any]) -> Subsequence:
         label = spec["subsequence"]

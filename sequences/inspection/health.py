@@ -1,6 +1,6 @@
 """Whether steps are performed as they should be: for people who look, and for monitoring.
 
-Six queries on indexes, however many runs there are.
+Seven queries on indexes, however many runs there are.
 """
 
 from __future__ import annotations
@@ -18,7 +18,16 @@ from django.utils.translation import gettext, ngettext
 
 from .. import conf
 from ..definitions import registry
-from ..models import LimitKey, SequenceRun, StepLoss, StepRun, StepStatus, StoredPlan, WorkerProcess
+from ..models import (
+    LimitKey,
+    OutboxMessage,
+    SequenceRun,
+    StepLoss,
+    StepRun,
+    StepStatus,
+    StoredPlan,
+    WorkerProcess,
+)
 from ..transitions import clock, holders
 from ..transitions.backends import Holder
 from ..transitions.due import LONGEST as MAX_LOOK_DELAY
@@ -109,6 +118,9 @@ class Health:
     schedules: tuple[ScheduleSnapshot, ...] = ()
     #: Lines of limits in which somebody waits, and that no sweep looks at.
     neglected: tuple[LimitKey, ...] = ()
+    #: Messages of the outbox that should have been sent, and the first of them.
+    unsent: int = 0
+    first_unsent: OutboxMessage | None = None
     #: Step runs that a worker is running, as far as it shows signs of life.
     running: int = 0
     #: Step runs that keep failing, and are still retried.
@@ -153,6 +165,7 @@ class Health:
             (_struggling, self.struggling),
             (_schedules, self.schedules),
             (_limits, self.neglected),
+            (_outbox, self.unsent),
             (_classless, self.classless),
         )
         signs = (*_SIGNS, *(sign for sign, is_there in rare if is_there))
@@ -202,8 +215,18 @@ def read(using: str | None = None, runs: QuerySet[SequenceRun] | None = None) ->
         schedules=troubled,
         neglected=tuple(limits.neglected(now, WARN_AFTER, using)) if runs is None else (),
         struggling=struggling.count(using, runs),
+        **(_outbox_of(now, using) if runs is None else {}),
         **_steps(now, using, runs),
     )
+
+
+def _outbox_of(now: datetime, using: str) -> dict[str, Any]:
+    # The sweep tries each again within this time, as long as the broker does not take it.
+    rows = OutboxMessage.objects.using(using).filter(wake_at__lte=now + MAX_LOOK_DELAY)
+    late = Q(failures__gt=0) | Q(wake_at__lt=now - WARN_AFTER)
+    rows = rows.filter(late, created_at__lt=now - WARN_AFTER).order_by("created_at")
+    unsent = len(rows.values_list("pk")[: MAX_STEP_RUNS + 1])
+    return {"unsent": unsent, "first_unsent": rows.first() if unsent else None}
 
 
 def _steps(now: datetime, using: str, runs: QuerySet[SequenceRun] | None) -> dict[str, Any]:
@@ -478,6 +501,20 @@ def _limits(health: Health) -> Sign:
         "running that sweeps?"
     ) % {"limit": first.limit.name}
     return Sign("limits", health._level(first.wake_at), says, advice)
+
+
+def _outbox(health: Health) -> Sign:
+    first = health.first_unsent
+    assert first is not None
+    says = ngettext(
+        "%(count)s outbox message not sent", "%(count)s outbox messages not sent", health.unsent
+    ) % {"count": format_number(health.unsent)}
+    advice = gettext(
+        "The oldest was written %(time)s ago, for actor %(actor)s. Does the broker take messages, "
+        "and does a worker sweep?"
+    ) % {"time": health._since(first.created_at), "actor": first.actor}
+    level = max(Level.WARNING, health._level(first.created_at))
+    return Sign("outbox", level, says, advice)
 
 
 def _classless(health: Health) -> Sign:

@@ -367,6 +367,23 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name="OutboxMessage",
+            fields=[
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("actor", models.CharField(max_length=255, verbose_name="actor")),
+                ("queue", models.CharField(max_length=255, verbose_name="queue")),
+                ("message", models.TextField(verbose_name="message")),
+                ("created_at", models.DateTimeField(verbose_name="created")),
+                ("wake_at", models.DateTimeField(db_index=True)),
+                ("failures", models.PositiveIntegerField(default=0, verbose_name="failures")),
+            ],
+            options={
+                "verbose_name": "outbox message",
+                "verbose_name_plural": "outbox messages",
+                "ordering": ["id"],
+            },
+        ),
+        migrations.CreateModel(
             name="StepCall",
             fields=[
                 ("id", models.BigAutoField(primary_key=True, serialize=False)),

@@ -15,7 +15,7 @@ from uuid import UUID
 from .. import conf
 from ..definitions import registry
 from ..definitions.plan import Plan
-from ..engine import current, dispatcher, kinds, outages
+from ..engine import current, dispatcher, kinds, outages, outbox
 from ..engine.executor import unknown_step
 from ..engine.limits import look, store_declared
 from ..models import StepRun
@@ -77,7 +77,14 @@ def sweep(evidence: LossDetector, using: str) -> int:
             break
     for run_id in deadlines.due(using):
         sent += _dispatch(_expire(run_id, using), using)
-    return sent + _look_at_lines(using)
+    return sent + _look_at_lines(using) + _look_at_outbox(using)
+
+
+def _look_at_outbox(using: str) -> int:
+    """Messages of actors whose process has died before it sent them, and those with a delay."""
+    with suppress(locking.Locked), locking.no_wait():
+        return outbox.send_due(using)
+    return 0
 
 
 def _look_at_lines(using: str) -> int:

@@ -5,10 +5,12 @@ from .workers import SETTINGS, Crew
 
 @pytest.fixture
 def hire(request, tmp_path, transactional_db, settings):
-    """Make a crew: `hire("redis")` or `hire("amqp")`, with other SEQUENCES if need be."""
+    """Make a crew, with other SEQUENCES if need be: `hire()` on the broker that `--broker` names,
+    `hire("redis")`, `hire("amqp")` or `hire("postgres")` on this one."""
     crews = []
 
-    def make(kind, gateway=None, **changed):
+    def make(kind=None, gateway=None, **changed):
+        kind = kind or request.config.getoption("broker")
         # Workers of another broker would sweep this test's rows to it.
         standing = getattr(request.module, "standing", None)
         if standing:
@@ -29,11 +31,15 @@ def hire(request, tmp_path, transactional_db, settings):
 
 
 @pytest.fixture(scope="module")
-def standing_crew(request, django_db_setup, tmp_path_factory, redis_url):
-    """Two workers on Redis for all tests that leave them alive."""
-    crew = request.module.standing = Crew("redis", redis_url, tmp_path_factory.mktemp("crew"))
+def standing_crew(request, django_db_setup, django_db_blocker, tmp_path_factory):
+    """Two workers for all tests that leave them alive."""
+    kind = request.config.getoption("broker")
+    url = request.getfixturevalue(f"{kind}_url")
+    with django_db_blocker.unblock():
+        crew = request.module.standing = Crew(kind, url, tmp_path_factory.mktemp("crew"))
     yield crew
-    crew.dismiss()
+    with django_db_blocker.unblock():
+        crew.dismiss()
 
 
 @pytest.fixture

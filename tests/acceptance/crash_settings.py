@@ -13,7 +13,7 @@ SEQUENCES = {
     # On a busy machine a worker may stall for longer than such a lease, again and again.
     "MAX_LOST_WORKERS": 1000,
 }
-if not os.environ.get("REDIS_URL"):
+if not os.environ.get("REDIS_URL") and os.environ.get("BROKER") != "postgres":
     # Dies with its process: a broker that loses every message.
     DRAMATIQ_BROKER = {
         "BROKER": "dramatiq.brokers.stub.StubBroker",

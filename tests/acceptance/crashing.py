@@ -32,14 +32,16 @@ from django.db.backends.signals import connection_created
 from django.db.models import Count, Sum
 from dramatiq import Middleware, Worker
 from dramatiq.brokers.stub import StubBroker
+from dramatiq_postgres.broker import QUERIES
 
 if __name__ == "__main__":
     django.setup()
 
 from sequences import conf
+from sequences.brokers import PostgresBroker
 from sequences.definitions import registry
 from sequences.engine import current
-from sequences.models import SequenceRun
+from sequences.models import OutboxMessage, SequenceRun
 from sequences.worker import queue_monitor  # (Django is ready now)
 from tests.acceptance.app.sequences import start_kept
 
@@ -167,14 +169,44 @@ def main() -> int:
     walks += [Walk(options.sequence, is_statement, options.every)]
     processes = [process for walk in walks for process in walk.go(numbers)]
     deaths = sum(Forked(recover, 0, 10 * 2**n).has_died() for n in range(options.deaths))
-    # A broker in memory has died with each of them; in Redis each has left its own messages.
-    in_memory = isinstance(dramatiq.get_broker(), StubBroker)
+    # A broker in memory has died with each of them; in a server each has left its own messages.
+    broker = dramatiq.get_broker()
     dead = [process["k"] for process in processes if process["died"]]
-    fresh = [Forked(recover, k) for k in ([0] if in_memory else dead)]
+    if isinstance(broker, PostgresBroker):
+        gather(dead, broker._schema)
+    elif not isinstance(broker, StubBroker):
+        redeliver(dead, broker)
+    is_alone = isinstance(broker, StubBroker | PostgresBroker)
+    fresh = [Forked(recover, k) for k in ([0] if is_alone else dead)]
     for worker in fresh:
         worker.end()
     json.dump({"processes": processes, "deaths": deaths}, sys.stdout)
     return 0
+
+
+def gather(dead: list[int], schema: str) -> None:
+    """Give what the dead have left in their tables to one worker: each has several connections."""
+    with connections["default"].cursor() as cursor:
+        for k in dead:
+            # As `consumed` by a worker that nobody knows: the broker has to give it out again.
+            cursor.execute(
+                f'INSERT INTO "{schema}"."0_queue" (message_id, queue_name, state, message, '
+                "available_at, worker_id) SELECT message_id, queue_name, state::text::"
+                f'"{schema}"."0_state", message, available_at, worker_id '
+                f'FROM "{schema}"."{k}_queue"'
+            )
+    connections.close_all()
+
+
+def redeliver(dead: list[int], broker: Any) -> None:
+    """What they had in hand is in its queue again, as Redis's broker does after a minute."""
+    for k in dead:
+        namespace = f"{broker.namespace}-{k}"
+        for key in list(broker.client.scan_iter(f"{namespace}:__acks__.*", count=1000)):
+            queue = key.decode().split(".", 2)[2]
+            broker.client.rpush(f"{namespace}:{queue}", *broker.client.smembers(key))
+            broker.client.delete(key)
+    broker.client.connection_pool.disconnect()
 
 
 class Forked:
@@ -233,6 +265,8 @@ def perform(label: str, k: int, is_last: Callable[[Boundary], bool]) -> None:
 def recover(k: int, last: int | None = None) -> None:
     """Be a fresh worker until every run has ended, or until its death at the `last` boundary."""
     broker = broker_of(k)
+    if isinstance(broker, PostgresBroker):  # in seconds, not in a minute
+        broker.heartbeat_interval, broker.heartbeat_ttl, broker.maintenance_interval = 1, 3, 0.5
     boundaries.ignored = threading.main_thread().name
     boundaries.is_last = lambda boundary: len(boundaries.passed) == last
     queue_monitor.DRAINED_AFTER_SECONDS = 0.3 if isinstance(broker, StubBroker) else 1.5
@@ -243,17 +277,40 @@ def recover(k: int, last: int | None = None) -> None:
         if left != before:  # however slow the machine is: they come to an end
             before, until = left, time.monotonic() + LIMIT
         time.sleep(0.05)
+    wait_until_empty(broker)
     worker.stop()
 
 
 def what_is_left() -> dict[str, int]:
-    return SequenceRun.objects.unfinished().aggregate(runs=Count("pk"), commits=Sum("version"))
+    left = SequenceRun.objects.unfinished().aggregate(runs=Count("pk"), commits=Sum("version"))
+    return {**left, "runs": left["runs"] + OutboxMessage.objects.count()}
+
+
+def wait_until_empty(broker: Any) -> None:
+    """Messages of plain actors are no rows: they end with their queue."""
+    if isinstance(broker, StubBroker):
+        return
+    until = time.monotonic() + LIMIT
+    while size_of(broker) and time.monotonic() < until:
+        time.sleep(0.05)
+
+
+def size_of(broker: Any) -> int:
+    """How many messages wait or are in hand, the delayed ones too."""
+    if isinstance(broker, PostgresBroker):
+        return broker._size("default")
+    names = [f"{broker.namespace}:default.msgs", f"{broker.namespace}:default.DQ.msgs"]
+    return sum(broker.client.hlen(name) for name in names)
 
 
 def broker_of(k: int) -> dramatiq.Broker:
-    """The broker of this process. A Redis broker: with messages of its own, as if it were one."""
+    """The broker of this process. On a server: with messages of its own, as if it were one."""
     broker: Any = dramatiq.get_broker()
-    if not isinstance(broker, StubBroker):
+    if isinstance(broker, PostgresBroker):
+        broker.worker_id, broker._prefix = str(uuid4()), f"{k}_"
+        QUERIES.build_queries(broker._schema, broker._prefix)
+        broker.create_tables()
+    elif not isinstance(broker, StubBroker):
         broker.namespace, broker.broker_id = f"{broker.namespace}-{k}", str(uuid4())
     return broker
 

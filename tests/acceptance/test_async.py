@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.only_on("postgresql")]
 
 @pytest.fixture
 def crew(hire):
-    return hire("redis")
+    return hire()
 
 
 def ended(run):

@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from uuid import uuid4
 
 import pytest
 import redis
 from django.db import connection
 
-from sequences.models import SequenceRun
+from sequences.models import OutboxMessage, SequenceRun
 from testproject.databases import to_url
 from tests.engine import is_postgresql
 
@@ -255,12 +256,58 @@ def test_the_workers_that_go_on_may_die_too_in_the_sweep_or_anywhere():
     assert_nothing_is_lost_or_doubled(report)
 
 
+@contextmanager
+def server(kind, redis_url):
+    """The environment of a broker that outlives its users."""
+    name = f"crash-{uuid4().hex}"
+    if kind == "redis":
+        yield {"REDIS_URL": redis_url, "REDIS_NAMESPACE": name}
+        forget(redis_url, name)
+    else:
+        yield {"BROKER": "postgres", "BROKER_SCHEMA": name}
+        with connection.cursor() as cursor:
+            cursor.execute(f'DROP SCHEMA "{name}" CASCADE')
+
+
 @pytest.mark.only_on("postgresql")
+@pytest.mark.parametrize("kind", ["redis", "postgres"])
 @pytest.mark.parametrize("sequence", HANDOFFS)
-def test_a_worker_may_die_around_every_publish_and_acknowledge_on_redis(sequence, redis_url):
-    namespace = f"crash-{uuid4().hex}"
-    report = die_everywhere(sequence, "--every=25", REDIS_URL=redis_url, REDIS_NAMESPACE=namespace)
-    forget(redis_url, namespace)
+def test_a_worker_may_die_around_every_publish_and_acknowledge(sequence, kind, redis_url):
+    with server(kind, redis_url) as environment:
+        report = die_everywhere(sequence, "--every=25", **environment)
     died_at = names_of(deaths_of(report))
     assert {"before acknowledge of default", "after publish to default"} <= died_at
     assert_nothing_is_lost_or_doubled(report)
+
+
+REGISTRATION = {
+    "status": "succeeded",
+    "data": {"log": ["create", "confirm"]},
+    "created": 1,
+    #: How many messages have come, however often each of them.
+    "messages": 1,
+}
+
+
+def what_is_left_of_a_registration(run):
+    entries = Entry.objects.filter(run=run.pk)
+    return {
+        "status": run.status,
+        "data": {key: value for key, value in run.data.items() if key != "k"},
+        "created": entries.filter(step="create").count(),
+        "messages": entries.filter(step="welcome").values("note").distinct().count(),
+    }
+
+
+@pytest.mark.only_on("postgresql")
+@pytest.mark.parametrize("kind", ["redis", "postgres"])
+def test_a_worker_may_die_before_in_and_after_the_commit_of_what_it_sends(kind, redis_url):
+    with server(kind, redis_url) as environment:
+        report = die_everywhere("acceptance.Registration", "--every=2", **environment)
+    assert_nothing_is_lost_or_doubled(report, REGISTRATION, what_is_left_of_a_registration)
+    assert not OutboxMessage.objects.exists()
+    died_at = [name for name in names_of(deaths_of(report)) if "outbox" in name]
+    # With the messages in the same database there is no outbox to die at.
+    assert bool(died_at) is (kind == "redis")
+    runs = len(runs_by_boundary())
+    assert runs <= Entry.objects.filter(step="welcome").count() < 1.5 * runs

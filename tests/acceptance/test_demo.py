@@ -44,10 +44,17 @@ Orders out of stock that failed, and were paid back: 1 of 1.
 """
 
 
-def test_every_sequence_ends_as_it_should_and_no_process_is_left(tmp_path):
-    with started(tmp_path, "--once") as process:
-        output, _ = process.communicate()
+@pytest.mark.parametrize("broker", ["redis", "postgres"])
+def test_every_sequence_ends_as_it_should_and_no_process_is_left(tmp_path, broker):
+    with started(tmp_path, "--once", "--broker", broker) as process:
+        for line in process.stdout:
+            if "approval waiting" in line:
+                break
+        children = psutil.Process(process.pid).children(recursive=True)
+        names = {child.name() for child in children}
+        output = line + process.communicate()[0]
 
+    assert any("valkey" in name for name in names) is (broker == "redis")
     assert output.endswith(ENDED_WELL)
     assert output.count("send_mail retrying (2 failed)") == 5
     assert "Alan          approval waiting" in output

@@ -20,7 +20,7 @@ def gate(tmp_path):
 
 @pytest.fixture
 def crew(hire):
-    return hire("redis", GRACE=1.5)
+    return hire(GRACE=1.5)
 
 
 def start(gate):

@@ -47,7 +47,7 @@ def book(tmp_path):
 
 
 def test_never_more_at_once_on_real_workers_and_all_come_to_their_turn(hire, book):
-    crew = hire("redis")
+    crew = hire()
     crew.start(2, threads=3)
     runs = [Toll(book=str(book), seconds=0.1) for _ in range(12)]
     wait_for(lambda: book.read_text().count("-") >= 3)

@@ -59,7 +59,7 @@ def test_a_short_delay_is_waited_for_to_the_point(crew):
 
 @pytest.mark.parametrize("dies", [False, True])
 def test_what_executes_in_a_cancelled_tree_ends_before_it_is_undone(hire, gate, dies):
-    crew = hire("redis")
+    crew = hire()
     crew.start(2)
     one = ChargedBelow(gate=str(gate))
     wait_for(gate.visitors)

@@ -42,8 +42,10 @@ default_pool_size = 2
 """
 
 START = """
-import django
+import django, dramatiq, os
 django.setup()
+if os.environ["BROKER"] == "postgres":
+    dramatiq.get_broker().create_tables()
 from sequences import get
 for number in range(6):
     for label in ("acceptance.Booking", "acceptance.DirectBooking"):
@@ -129,14 +131,18 @@ def wait_for(condition, log):
         time.sleep(0.05)
 
 
-def test_a_worker_performs_sequences_behind_pgbouncer(pgbouncer, redis_url, tmp_path):
+@pytest.mark.parametrize("broker", ["redis", "postgres"])
+def test_a_worker_performs_sequences_behind_pgbouncer(pgbouncer, redis_url, tmp_path, broker):
+    namespace = f"pgbouncer-{uuid4().hex}"
     environment = {
         **os.environ,
         "DJANGO_SETTINGS_MODULE": "tests.acceptance.pgbouncer_settings",
         "DATABASE_URL": pgbouncer,
         "REDIS_URL": redis_url,
-        "REDIS_NAMESPACE": f"pgbouncer-{uuid4().hex}",
+        "REDIS_NAMESPACE": namespace,
         "AMQP_URL": "",
+        "BROKER": broker,
+        "BROKER_SCHEMA": namespace,
     }
     subprocess.run([sys.executable, "-c", START], env=environment, check=True, timeout=LIMIT)
     worker = [sys.executable, "manage.py", "rundramatiq", "--processes", "1", "--threads", "4"]
@@ -154,3 +160,5 @@ def test_a_worker_performs_sequences_behind_pgbouncer(pgbouncer, redis_url, tmp_
         ]
         notes = Entry.objects.filter(run=run.pk).order_by("pk").values_list("note", flat=True)
         assert list(notes) == ["seat", "meal"]
+    with connection.cursor() as cursor:
+        cursor.execute(f'DROP SCHEMA IF EXISTS "{namespace}" CASCADE')

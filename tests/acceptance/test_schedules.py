@@ -31,7 +31,7 @@ def await_slot(jitter):
 
 
 def test_each_slot_has_one_run_whatever_dies(hire):
-    crew = hire("redis")
+    crew = hire()
     crew.start(2, release="ticking")
     schedule = wait_for(lambda: Schedule.objects.filter(last_slot__isnull=False).first())
     first = wait_for(lambda: ticks().order_by("key").first())
@@ -65,7 +65,7 @@ def test_each_slot_has_one_run_whatever_dies(hire):
 
 
 def test_a_start_is_as_precise_as_a_second_whatever_the_interval_of_the_sweep(hire):
-    crew = hire("redis", SWEEP_INTERVAL=5)
+    crew = hire(SWEEP_INTERVAL=5)
     crew.start(1, release="ticking")
     wait_for(lambda: ticks().count() >= 10)
     late = sorted(

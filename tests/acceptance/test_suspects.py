@@ -56,7 +56,9 @@ def gate(tmp_path):
     return Gate(tmp_path / "gate")
 
 
-@pytest.mark.parametrize(("kind", "count"), [("redis", 4), ("amqp", 4), ("redis", 10)])
+@pytest.mark.parametrize(
+    ("kind", "count"), [("redis", 4), ("amqp", 4), ("postgres", 4), ("redis", 10)]
+)
 def test_steps_that_kill_their_worker_once_all_succeed_in_the_end(hire, gate, kind, count):
     crew = hire(kind, **QUICK)
     sequences = [KillsOnce(gate=str(gate)) for _ in range(count)]
@@ -70,7 +72,7 @@ def test_steps_that_kill_their_worker_once_all_succeed_in_the_end(hire, gate, ki
 
 
 def test_only_the_step_that_kills_its_workers_by_itself_fails(hire, gate, tmp_path):
-    crew = hire("redis", **QUICK)
+    crew = hire(**QUICK)
     deadly_gate = Gate(tmp_path / "deadly")
     innocent = [Long(gate=str(gate)) for _ in range(7)]
     poison = KillsLater(gate=str(deadly_gate))
@@ -91,7 +93,7 @@ def test_only_the_step_that_kills_its_workers_by_itself_fails(hire, gate, tmp_pa
 
 
 def test_steps_that_were_never_lost_are_not_held_up_and_people_see_whom_to_suspect(hire, gate):
-    crew = hire("redis", **QUICK)
+    crew = hire(**QUICK)
     suspects = [Long(gate=str(gate)) for _ in range(3)]
     crew.start(1, threads=4)
     wait_for(lambda: len(gate.visitors()) == 3)
@@ -119,7 +121,7 @@ def test_steps_that_were_never_lost_are_not_held_up_and_people_see_whom_to_suspe
 
 
 def test_a_step_that_always_dies_alone_fails_at_the_third_death(hire):
-    crew = hire("redis", **QUICK)
+    crew = hire(**QUICK)
     poison = Deadly()
     with kept_running(crew, threads=2):
         wait_for(have_ended([poison]))

@@ -41,7 +41,9 @@ from .workers import Gateway, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.only_on("postgresql")]
 
-BROKERS = ["redis", "amqp"]
+#: Those that are servers of their own, and can be away while the database is there.
+SERVERS = ["redis", "amqp"]
+BROKERS = [*SERVERS, "postgres"]
 
 
 @pytest.fixture
@@ -101,7 +103,7 @@ class TestDeath:
         assert not sequence.run.failures.exists()
 
     def test_connections_that_died_while_they_were_idle_cost_no_grace(self, hire):
-        crew = hire("redis", GRACE=60, LEASE=60)
+        crew = hire(GRACE=60, LEASE=60)
         crew.start(1, threads=4)
         for sequence in [Tiny() for _ in range(16)]:
             assert_once(sequence, "only")
@@ -119,7 +121,7 @@ class TestDeath:
         assert time.monotonic() - begun < 30
 
     def test_a_step_that_kills_each_of_its_workers_fails_in_sight(self, hire):
-        crew = hire("redis", GRACE=2, LEASE=2, HEARTBEAT=0.6)
+        crew = hire(GRACE=2, LEASE=2, HEARTBEAT=0.6)
         crew.start(3, threads=1)
         sequence = Deadly()
         wait_for(lambda: not any(worker.is_alive() for worker in crew.workers))
@@ -139,10 +141,11 @@ class TestDeath:
 
 
 class TestShutdown:
+    @pytest.mark.parametrize("kind", ["redis", "postgres"])
     def test_a_step_in_hand_is_released_or_ends_and_no_attempt_is_counted(
-        self, hire, gate, tmp_path
+        self, kind, hire, gate, tmp_path
     ):
-        crew = hire("redis")
+        crew = hire(kind)
         (old,) = crew.start(1, threads=3)
         patient_gate = Gate(tmp_path / "patient")
         released = Released(gate=str(gate))
@@ -170,7 +173,7 @@ class TestShutdown:
     def test_a_worker_that_was_told_to_stop_takes_nothing_new_while_a_delayed_step_runs(
         self, hire, gate
     ):
-        crew = hire("redis")
+        crew = hire()
         (old,) = crew.start(1)
         held = HeldLater(gate=str(gate))
         wait_for(gate.visitors)
@@ -196,7 +199,7 @@ class TestShutdown:
 
 class TestPresence:
     def test_a_worker_is_seen_until_it_ends_and_missed_when_it_was_killed(self, hire):
-        crew = hire("redis")
+        crew = hire()
         first, second = crew.start(2)
         wait_for(lambda: len(health.read().workers) == 2, "rows of two workers")
         wait_for(lambda: health.read().swept_at, "a sweep that is told of")
@@ -216,7 +219,7 @@ class TestStall:
     """A worker wakes after its step was rescued."""
 
     def test_its_commit_is_lost_while_the_rescuer_performs_the_step(self, hire, gate):
-        crew = hire("redis")
+        crew = hire()
         crew.start(2)
         sequence = Held(gate=str(gate))
         wait_for(gate.visitors)
@@ -234,7 +237,7 @@ class TestStall:
         assert not sequence.run.failures.exists()
 
     def test_its_commit_is_lost_after_that_of_the_rescuer(self, hire, gate, tmp_path):
-        crew = hire("redis")
+        crew = hire()
         crew.start(2)
         last_gate = Gate(tmp_path / "last")
         sequence = HeldTwice(gate=str(gate), last_gate=str(last_gate))
@@ -266,7 +269,7 @@ class TestLocks:
     """Somebody holds a run for long: a shell that was left open in a transaction."""
 
     def test_the_other_steps_of_its_worker_keep_their_leases(self, hire, gate):
-        crew = hire("redis")
+        crew = hire()
         (first,) = crew.start(1, threads=3)
         sequences = [Outside(gate=str(gate)) for _ in range(3)]
         wait_for(lambda: len(gate.visitors()) == 3)
@@ -289,7 +292,7 @@ class TestLocks:
     def test_the_sweep_sees_to_all_other_runs_and_to_the_locked_one_afterwards(
         self, hire, gate, tmp_path
     ):
-        crew = hire("redis")
+        crew = hire()
         (dead,) = crew.start(1, threads=2)
         other_gate = Gate(tmp_path / "other")
         locked, other = Held(gate=str(gate)), Held(gate=str(other_gate))
@@ -314,7 +317,7 @@ class TestLocks:
         assert len(gate.visitors()) == 2
 
     def test_locks_that_come_and_go_lose_nothing_and_double_nothing(self, hire, gate):
-        crew = hire("redis", GRACE=1.5)
+        crew = hire(GRACE=1.5)
         crew.start(2, threads=3)
         gate.open()
         sequences = [Held(gate=str(gate)) for _ in range(12)]
@@ -367,8 +370,9 @@ class TestQueue:
             assert_once(sequence, "first", "held", "last")
             assert_no_failure(sequence)
 
-    def test_a_long_one_gets_next_to_no_duplicates(self, hire, gate):
-        crew = hire("redis", GRACE=1)
+    @pytest.mark.parametrize("kind", ["redis", "postgres"])
+    def test_a_long_one_gets_next_to_no_duplicates(self, kind, hire, gate):
+        crew = hire(kind, GRACE=1)
         crew.start(1)
         busy = [Busy(gate=str(gate)) for _ in range(2)]
         wait_for(lambda: len(gate.visitors()) == 2)
@@ -394,7 +398,7 @@ def opened(crew):
 
 
 class TestBrokerDown:
-    @pytest.mark.parametrize("kind", BROKERS)
+    @pytest.mark.parametrize("kind", SERVERS)
     def test_no_publish_that_fails_loses_anything(self, kind, hire, request, tmp_path):
         with Gateway(request.getfixturevalue(f"{kind}_url")) as gateway:
             crew = hire(kind, gateway)
@@ -463,9 +467,9 @@ class TestMessages:
         before = crew.skipped()
         for worker in crew.workers:
             worker.freeze()
-        for message in [dispatcher.message_for(one) for one in dispatches]:
-            for _ in range(4):
-                crew.broker.enqueue(message)
+        for one in dispatches:
+            for _ in range(4):  # each with an id of its own: a broker may keep one of an id
+                crew.broker.enqueue(dispatcher.message_for(one))
         for worker in crew.workers:
             worker.thaw()
         for sequence in sequences:

@@ -20,6 +20,7 @@ from django.db import connection
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.redis import RedisBroker
 
+from sequences.brokers import PostgresBroker
 from testproject import databases
 
 from .app.sequences import QUEUE
@@ -114,16 +115,19 @@ class Crew:
         self.url = url
         if self.kind == "amqp":
             self.broker = RabbitmqBroker(url=url, confirm_delivery=True, middleware=[])
+        elif self.kind == "postgres":
+            self.broker = PostgresBroker(schema=self.namespace, middleware=[])
+            self.broker.create_tables()
         else:
             self.broker = RedisBroker(url=url, namespace=self.namespace, middleware=[])
 
     @property
     def environment(self):
-        server = {"AMQP_URL": self.url} if self.kind == "amqp" else {"REDIS_URL": self.url}
-        if self.kind == "redis":
-            server["AMQP_URL"] = ""
         return {
-            **server,
+            "BROKER": self.kind,
+            "BROKER_SCHEMA": self.namespace,
+            "AMQP_URL": self.url if self.kind == "amqp" else "",
+            "REDIS_URL": self.url if self.kind == "redis" else "",
             "REDIS_NAMESPACE": self.namespace,
             "DATABASE_URL": databases.to_url(connection.settings_dict),
             "TEST_SEQUENCES": json.dumps(self.settings),
@@ -175,6 +179,14 @@ class Crew:
 
     def dead_letters(self):
         """How many messages nobody could process."""
+        if self.kind == "postgres":
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    f'SELECT count(*) FROM "{self.namespace}".queue '
+                    "WHERE queue_name = %s AND state = 'rejected'",
+                    [QUEUE],
+                )
+                return cursor.fetchone()[0]
         assert self.kind == "redis"
         return self.broker.client.zcard(f"{self.namespace}:{QUEUE}.XQ")
 
@@ -203,13 +215,17 @@ class Crew:
 
     def disconnect(self):
         """Close what this process holds of its broker."""
-        if self.kind == "amqp":
+        if self.kind in ("amqp", "postgres"):
             self.broker.close()
         else:
             self.broker.client.connection_pool.disconnect()
 
     def _clean(self):
         self.disconnect()
+        if self.kind == "postgres":
+            with connection.cursor() as cursor:
+                cursor.execute(f'DROP SCHEMA "{self.namespace}" CASCADE')
+            return
         self.connect_to(self.server_url)
         if self.kind == "amqp":
             for name in (QUEUE, f"{QUEUE}.DQ", f"{QUEUE}.XQ"):

@@ -18,6 +18,7 @@ from django.utils import timezone
 from django_dramatiq.middleware import AdminMiddleware, DbConnectionsMiddleware
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import AgeLimit, Retries
+from dramatiq_postgres import PostgresBroker
 from typing_extensions import TypedDict
 
 from sequences import Sequence, checks, conf, step
@@ -182,6 +183,20 @@ class TestBroker:
         found = checks.check_broker(None)
         assert ids(found) == (["W012"] if missing else [])
         assert missing in "".join(message.msg for message in found)
+
+    @pytest.mark.parametrize(("queues", "found"), [(7, []), (8, ["W020"])])
+    def test_a_pool_that_its_consumers_would_exhaust_is_warned_of(
+        self, use_broker, monkeypatch, queues, found
+    ):
+        use_broker()
+        broker = PostgresBroker(url="", middleware=[SequencesMiddleware(), Retries()])
+        monkeypatch.setattr(checks.dramatiq_broker, "global_broker", broker)
+        for number in range(queues):
+            broker.declare_queue(f"queue{number}")
+        try:
+            assert ids(checks.check_broker(None)) == found
+        finally:
+            broker.close()
 
     def test_what_redis_py_sets_by_itself_counts(self, use_broker, monkeypatch):
         pool = redis.ConnectionPool.from_url("redis://127.0.0.1")

@@ -19,6 +19,7 @@ from sequences.checks import check_unfinished_runs
 from sequences.engine import dispatcher
 from sequences.exceptions import InvalidData, InvalidDefinition
 from sequences.flows import jobs, parser
+from sequences.inspection import snapshot
 from sequences.models import SequenceRun, StepFailure, StepRun, StoredPlan
 from sequences.testing import assert_steps, drain, isolate_sequences, run_sequence
 from sequences.transitions import plans
@@ -250,6 +251,23 @@ def test_an_event_waits_and_its_payload_can_be_read(calls):
     drain()
     assert fresh(started.run).data["shouted"] == "JOEL"
     assert declare({"approval": {"event": {}}}, name="shop.Other")._definition.plan.names
+
+
+ANSWERS = {"Approve": {"yes": True}, "Refuse": {"yes": False, "why": None}}
+
+
+@pytest.mark.parametrize("is_inline", [False, True])
+def test_an_event_offers_choices_to_people(admin_client, is_inline):
+    steps = {"approval": {"event": {"choices": ANSWERS, "timeout": "3 days"}}}
+    started = start_definition({"steps": steps}) if is_inline else declare(steps)()
+    drain()
+    shown = snapshot.of(fresh(started.run))
+    assert [step.choices for step in shown.steps if step.name == "approval"] == [ANSWERS]
+    page = admin_client.get(f"/admin/job_sequences/sequencerun/{started.run.pk}/change/")
+    text = page.content.decode()
+    assert "Approve" in text
+    assert "Refuse" in text
+    assert "choice=Approve" in text
 
 
 def test_an_undo_and_on_failure_run_jobs(calls):
@@ -506,6 +524,16 @@ def test_a_null_in_a_definition_is_none_and_not_nothing():
             "step 'undo_two'.",
         ),
         ({"event": {}, "args": {}}, "args cannot be combined with event. Leave it out."),
+        (
+            {"event": {"choices": ["yes", "no"]}},
+            "choices is ['yes', 'no']. It must be a dict of payloads, such as "
+            '{"Approve": {"approved": True}}.',
+        ),
+        (
+            {"event": {"form": "shop.forms.Approval"}},
+            "form is a class, but definitions are plain data. Offer choices, or declare the event "
+            "in a class.",
+        ),
         ({"event": {"timout": 3}}, "'timout' is not a valid key of event. Did you mean 'timeout'?"),
         (
             {"event": {"on_timeout": "stop"}},
@@ -1062,6 +1090,9 @@ def test_the_schema_is_one_and_has_every_key():
         {"event": {}, "args": {}},
         {"event": {"timout": 3}},
         {"event": {"on_timeout": "stop"}},
+        {"event": {"choices": ["yes"]}},
+        {"event": {"choices": {"": 1}}},
+        {"event": {"form": "shop.Form"}},
         {"subsequence": "Child"},
         {"subsequence": "shop.Child", "save": "x"},
         "a",
@@ -1098,6 +1129,7 @@ def test_the_schema_refuses_a_wrong_definition(definition):
 
 def test_the_schema_takes_steps_in_a_list_and_the_examples_of_the_docs():
     assert fits({"steps": [{"name": "a", "job": "a"}, {"name": "b", "event": True}]})
+    assert fits({"steps": {"a": {"event": {"choices": {"Yes": True, "No": {"why": [1]}}}}}})
     text = Path(__file__).parents[2].joinpath("docs", "flows.md").read_text()
     blocks = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     assert len(blocks) == 2

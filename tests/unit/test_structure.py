@@ -22,7 +22,7 @@ ROOMS = [
     "port",
     "definitions",
     "data",
-    "links",
+    "links outbox",
     "models",
     "signals",
     "diagrams",
@@ -32,7 +32,8 @@ ROOMS = [
     "worker",
     "flows",
     "inspection",
-    "__init__ logs testing checks apps tasks migrations admin management urls views templatetags",
+    "__init__ brokers logs testing checks apps tasks migrations "
+    "admin management urls views templatetags",
 ]
 #: What knows neither Django nor Dramatiq.
 PURE = (

@@ -7,11 +7,15 @@ from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 
+import dramatiq
+from dramatiq.middleware import CurrentMessage
+
 from sequences import (
     Abort,
     Limit,
     Sequence,
     chain,
+    dispatch,
     event,
     every,
     finish,
@@ -85,6 +89,29 @@ class AsyncBooking(Booking):
     async def confirm(self):
         self.data["log"].append("confirm")
         self.data["price"] = (await self.aresult("quote"))["price"]
+
+
+@dramatiq.actor(max_retries=0)
+def welcome(run):
+    """What is told of a registration, and by which message."""
+    message = CurrentMessage.get_current_message()
+    Entry.objects.create(run=run, step="welcome", note=message.message_id)
+
+
+class Registration(Sequence):
+    """A step that writes and sends, fails, and does both again."""
+
+    @step(max_retries=5, min_backoff=20, max_backoff=20)
+    def create(self):
+        Entry.objects.create(run=self.run.pk, step="create", note="")
+        dispatch(welcome.message(str(self.run.pk)))
+        if self.attempt == 1:
+            raise Rejected
+        self.data["log"].append("create")
+
+    @step
+    def confirm(self):
+        self.data["log"].append("confirm")
 
 
 class Fickle(Sequence):
