@@ -11,6 +11,7 @@ from hypothesis import settings
 
 from sequences.engine import current
 from sequences.testing import isolate_sequences
+from tests.threads import Crew
 
 # What failed once fails again, here and in CI; `--hypothesis-profile=default` looks for more.
 settings.register_profile("steady", derandomize=True, deadline=None)
@@ -123,3 +124,11 @@ def amqp_url():
 def postgres_url():
     """The broker in the tests' own database needs no other server."""
     return ""
+
+
+@pytest.fixture
+def together():
+    """Calls functions at the same time; what each returned or raised comes in their order."""
+    crew = Crew()
+    yield crew.together
+    crew.dismiss()

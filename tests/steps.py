@@ -2,6 +2,7 @@
 
 import dramatiq
 
+from sequences import Sequence, step
 from sequences.definitions import registry
 
 
@@ -25,3 +26,21 @@ def forget(cls):
     """As if the code had it no more."""
 
     registry._by_label.pop(cls._definition.label)
+
+
+def chain():
+    """Two steps, each of which writes its name into `data`."""
+
+    class Chain(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def one(self):
+            self.data["one"] = 1
+
+        @step
+        def two(self):
+            self.data["two"] = 2
+
+    return Chain

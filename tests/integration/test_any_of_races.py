@@ -6,8 +6,7 @@ from sequences import Sequence, any_of, event, step, subsequence
 from sequences.models import SequenceRun, StepRun
 from sequences.testing import drain
 from tests.engine import claim, fail, fresh, ledger, perform
-from tests.integration.test_orchestration_races import soon
-from tests.integration.test_races import Crew
+from tests.threads import soon
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -15,13 +14,6 @@ pytestmark = [
 ]
 
 ROUNDS = 12
-
-
-@pytest.fixture
-def together():
-    crew = Crew()
-    yield crew.together
-    crew.dismiss()
 
 
 class Bid(Sequence):

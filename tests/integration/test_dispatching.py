@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import pytest
 from django.db import transaction
 
-from sequences import Sequence, step
 from sequences.engine import dispatcher
 from sequences.testing import isolate_sequences
 from sequences.transitions.types import Dispatch
 from sequences.worker.sweeper import AssumeLost, sweep
 from tests.engine import claim, fresh, ledger, messages, overdue, perform, row
+from tests.steps import chain
 
 
 @pytest.fixture
@@ -56,22 +56,6 @@ def dispatch(**values):
             **values,
         }
     )
-
-
-def chain():
-    class Chain(Sequence):
-        class Meta:
-            app_label = "shop"
-
-        @step
-        def one(self):
-            pass
-
-        @step
-        def two(self):
-            pass
-
-    return Chain
 
 
 # --- the message

@@ -22,6 +22,7 @@ from sequences.worker.sweeper import AssumeLost, store_plans, sweep
 from tests.broken_reads import Router
 from tests.engine import claim, fresh, ledger, messages, now, perform, row, take
 from tests.portable import is_portable
+from tests.steps import chain
 
 pytestmark = pytest.mark.django_db(transaction=True)
 on_postgresql = pytest.mark.only_on("postgresql")
@@ -49,22 +50,6 @@ SENT = re.compile(
     r'\tF\t\d+\t(?:Query\t |Parse\t "[^"]*" )"\s*'
     r"(\w+)(?: \* FROM job_sequences_(\w+)_[0-9a-f]{12}\()?"
 )
-
-
-def chain():
-    class Chain(Sequence):
-        class Meta:
-            app_label = "shop"
-
-        @step
-        def one(self):
-            self.data["one"] = 1
-
-        @step
-        def two(self):
-            self.data["two"] = 2
-
-    return Chain
 
 
 @pytest.fixture

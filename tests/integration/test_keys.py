@@ -1,10 +1,9 @@
 """Keys across a rename: one run holds a key, whichever release or name it was started by."""
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from django.db import IntegrityError, connections, transaction
+from django.db import IntegrityError, transaction
 
 from sequences import Sequence, step
 from sequences.exceptions import InvalidTransition
@@ -167,28 +166,6 @@ def test_a_failed_undo_cannot_go_on_while_another_run_holds_the_key(action):
 
 
 # --- at the same time
-
-
-@pytest.fixture
-def together():
-    pool = ThreadPoolExecutor(2)
-
-    def call(barrier, function):
-        barrier.wait(60)
-        try:
-            return function()
-        except Exception as error:
-            return error
-
-    def functions_together(*functions):
-        barrier = threading.Barrier(len(functions))
-        futures = [pool.submit(call, barrier, function) for function in functions]
-        return [future.result(60) for future in futures]
-
-    yield functions_together
-    for _ in range(2):
-        functions_together(connections.close_all, connections.close_all)
-    pool.shutdown()
 
 
 @on_servers

@@ -25,8 +25,8 @@ from sequences.transitions import claims, failures
 from sequences.transitions.types import ClaimLost
 from sequences.worker.sweeper import AssumeLost, sweep
 from tests.engine import fresh, overdue
-from tests.integration.test_races import Crew
 from tests.limits import USING, come, falter, go, row_of
+from tests.threads import Crew
 
 PLACES = 2
 KEYS = "ab"

@@ -1,17 +1,13 @@
 """Races of branches, items, children, deliveries and acts, on real threads."""
 
-import random
-import time
-
 import pytest
 
 from sequences import Sequence, event, step, subsequence
-from sequences.exceptions import InvalidTransition
 from sequences.models import SequenceRun, StepRun
 from sequences.testing import drain
 from sequences.transitions import failures
 from tests.engine import claim, fail, fresh, ledger, perform, row, take
-from tests.integration.test_races import Crew
+from tests.threads import refused, soon
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -19,27 +15,6 @@ pytestmark = [
 ]
 
 ROUNDS = 12
-
-
-@pytest.fixture
-def together():
-    crew = Crew()
-    yield crew.together
-    crew.dismiss()
-
-
-def soon(function, *arguments):
-    """The same, a moment later: so that each side wins some of the rounds."""
-
-    def call():
-        time.sleep(random.uniform(0, 0.004))
-        return function(*arguments)
-
-    return call
-
-
-def refused(outcome):
-    return isinstance(outcome, InvalidTransition)
 
 
 def claim_item(run, index):

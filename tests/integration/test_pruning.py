@@ -14,7 +14,6 @@ from sequences.testing import drain
 from sequences.transitions import pruning as transitions
 from sequences.transitions.locking import lock_run
 from tests.engine import claim, fail, fresh, now
-from tests.integration.test_races import Crew
 from tests.models import Line, Receipt
 
 pytestmark = pytest.mark.django_db
@@ -405,13 +404,6 @@ def test_a_constraint_that_only_the_database_knows_keeps_its_run():
 
 
 # --- others at the same time
-
-
-@pytest.fixture
-def together():
-    crew = Crew()
-    yield crew.together
-    crew.dismiss()
 
 
 def test_a_run_that_was_begun_again_since_it_was_found_stays(monkeypatch):

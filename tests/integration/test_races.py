@@ -1,23 +1,20 @@
 """Races on real threads, each with a connection of its own, over many rounds."""
 
-import random
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
-from django.db import connections, transaction
+from django.db import transaction
 from dramatiq.middleware import SkipMessage
 
 from sequences import Sequence, event, step
 from sequences.engine import recovery
-from sequences.exceptions import InvalidTransition
 from sequences.models import SequenceRun, StepRun, StoredPlan
 from sequences.testing import drain
 from sequences.transitions import failures, locking
 from sequences.worker.sweeper import AssumeLost, sweep
 from tests.engine import change, claim, fail, fresh, ledger, now, perform, row, take
+from tests.threads import refused, soon
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -42,52 +39,6 @@ def given_up(monkeypatch):
     monkeypatch.setattr(locking, "is_transient", noting)
     monkeypatch.setattr(recovery, "is_transient", noting)
     return errors
-
-
-class Crew:
-    """Threads that keep their connections from round to round."""
-
-    def __init__(self):
-        self.pool, self.opened = ThreadPoolExecutor(64), set()
-
-    def together(self, *functions):
-        """Call all at the same time; what each returned or raised comes in their order."""
-        barrier = threading.Barrier(len(functions))
-        futures = [self.pool.submit(self.call, barrier, function) for function in functions]
-        return [future.result(90) for future in futures]
-
-    def call(self, barrier, function):
-        connection = connections["default"]
-        connection.ensure_connection()
-        self.opened.add(connection)
-        barrier.wait(60)
-        try:
-            return function()
-        except BaseException as error:
-            return error
-
-    def dismiss(self):
-        self.pool.shutdown()
-        for connection in self.opened:
-            connection.inc_thread_sharing()
-            connection.close()
-
-
-@pytest.fixture
-def together():
-    crew = Crew()
-    yield crew.together
-    crew.dismiss()
-
-
-def soon(function):
-    """The same, a moment later: so that each side wins some of the rounds."""
-
-    def call():
-        time.sleep(random.uniform(0, 0.004))
-        return function()
-
-    return call
 
 
 def chain():
@@ -119,14 +70,6 @@ def ended(outcome):
         return False
     assert isinstance(outcome, list), repr(outcome)
     return True
-
-
-def refused(outcome):
-    """Whether the act was refused; it must have been done otherwise."""
-    if isinstance(outcome, InvalidTransition):
-        return True
-    assert outcome is None, repr(outcome)
-    return False
 
 
 def rounds(cls=None):

@@ -9,7 +9,6 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.test import override_settings
 
-from sequences import Sequence, step
 from sequences.engine import dispatcher
 from sequences.exceptions import SequenceError
 from sequences.models import StepRun, StoredPlan
@@ -18,6 +17,7 @@ from sequences.transitions import due, failures
 from sequences.worker.queue_monitor import DRAINED_AFTER_SECONDS, QueueMonitor
 from sequences.worker.sweeper import MAX_BATCHES_PER_SWEEP, AssumeLost, Sweeper, sweep
 from tests.engine import change, claim, fail, fresh, ledger, messages, now, overdue, perform, row
+from tests.steps import chain
 
 pytestmark = pytest.mark.django_db
 
@@ -28,22 +28,6 @@ GRACE = timedelta(seconds=15)
 @pytest.fixture(autouse=True)
 def _broker_that_has_not_failed(monkeypatch):
     monkeypatch.setattr(dispatcher, "_breaker", dispatcher._Breaker())
-
-
-def chain():
-    class Chain(Sequence):
-        class Meta:
-            app_label = "shop"
-
-        @step
-        def one(self):
-            pass
-
-        @step
-        def two(self):
-            pass
-
-    return Chain
 
 
 @pytest.fixture

@@ -12,27 +12,12 @@ from sequences.transitions import claims, commits, due, failures, locking, plans
 from sequences.transitions.types import Beat, Change, ClaimLost
 from sequences.worker.sweeper import AssumeLost, sweep
 from tests.engine import change, claim, fail, fresh, ledger, now, overdue, perform, row, take
+from tests.steps import chain
 
 pytestmark = pytest.mark.django_db
 
 USING = "default"
 HOUR = timedelta(hours=1)
-
-
-def chain():
-    class Chain(Sequence):
-        class Meta:
-            app_label = "shop"
-
-        @step
-        def one(self):
-            self.data["one"] = 1
-
-        @step
-        def two(self):
-            pass
-
-    return Chain
 
 
 @pytest.fixture
