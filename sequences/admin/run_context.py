@@ -19,6 +19,7 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from .. import conf
+from ..inspection import records
 from ..inspection.snapshot import (
     HOLDABLE,
     ON_HOLD,
@@ -249,10 +250,7 @@ def moments_of(run: SequenceRun, attempts: Sequence[Attempt]) -> list[StepFailur
     """Every failed attempt for the timeline, the newest, without tracebacks."""
     if all(attempt.count == 1 for attempt in attempts):
         return [attempt.failure for attempt in attempts]
-    rows = StepFailure.objects.using(conf.using()).filter(run=run.pk).defer("traceback")
-    failures = list(rows.order_by("-pk")[:NEWEST])
-    hide_secrets(failures, [run], conf.using())
-    return failures
+    return records.failures_of(run, NEWEST)
 
 
 @dataclass(frozen=True)
@@ -273,15 +271,17 @@ class OperationLine:
 
 def operations_of(run: SequenceRun, now: datetime) -> list[OperationLine]:
     """The newest operations, the newest first."""
-    rows = Operation.objects.using(conf.using()).filter(run=run.pk).order_by("-pk")
-    newest = list(rows.defer("before", "after")[:NEWEST])
-    values = _values_of(rows, [operation.pk for operation in newest]) if newest else {}
+    newest = records.operations_of(run, NEWEST)
+    values = _values_of([operation.pk for operation in newest])
     return [_operation_line(operation, run, values.get(operation.pk), now) for operation in newest]
 
 
-def _values_of(rows: QuerySet[Operation], ids: Collection[int]) -> dict[int, tuple[Any, Any]]:
-    small_rows = small(rows.filter(pk__in=ids, after__isnull=False), "after", LONGEST)
-    values = small_rows.values_list("pk", "before", "after")[:DIFFERENCES]
+def _values_of(ids: Collection[int]) -> dict[int, tuple[Any, Any]]:
+    if not ids:
+        return {}
+    rows = Operation.objects.using(conf.using()).filter(pk__in=ids, after__isnull=False)
+    values = small(rows, "after", LONGEST).order_by("-pk").values_list("pk", "before", "after")
+    values = values[:DIFFERENCES]
     return {pk: (before, after) for pk, before, after in values}
 
 

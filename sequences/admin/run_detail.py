@@ -17,7 +17,7 @@ from django.urls import URLPattern, path
 from django.utils.translation import gettext as _
 
 from .. import conf
-from ..inspection import actions, run_diagrams, snapshot, struggling
+from ..inspection import actions, records, run_diagrams, snapshot, struggling
 from ..inspection.diagnosis import summary
 from ..inspection.snapshot import (
     RunSnapshot,
@@ -156,7 +156,7 @@ class RunPage(ReadOnlyAdmin):
         page = step_page(run_snapshot, request.GET.get("steps", ""))
         at = run_snapshot.at[:MAX_STEPS_IN_HEAD]
         buttons = list(self._buttons(request, run_snapshot, urls, [*page.steps, *at]))
-        last = Operation.objects.using(conf.using()).filter(run=run.pk).order_by("-pk")
+        last = next(iter(records.operations_of(run, 1)), None)
         relatives = self._relatives(request, run_snapshot)
         history = self._history(request, run_snapshot, urls)
         failures = run_context.moments_of(run, history.get("attempts", ()))
@@ -169,7 +169,7 @@ class RunPage(ReadOnlyAdmin):
             "run": run,
             "path": request.get_full_path(),
             "title": run_snapshot.title,
-            "summary": summary(run_snapshot, last.defer("before", "after").first()),
+            "summary": summary(run_snapshot, last),
             "age": format_duration(run_snapshot.age),
             "duration": format_duration(run_snapshot.duration),
             "deadline": deadline_of(run),

@@ -17,8 +17,6 @@ from .plan import Node, Plan
 from .schedules import Timetable
 from .steps import Step
 
-Unique = Literal["ever", "unfinished"]
-
 
 def _kind_in(plan: Plan, node: Node) -> str:
     undone = plan.get(node.undoes)

@@ -283,14 +283,6 @@ def in_zone(timetable: Timetable, slot: datetime) -> datetime:
     return slot.astimezone(ZoneInfo(timetable.timezone)) if isinstance(timetable, Cron) else slot
 
 
-def describe(timetable: Timetable) -> str:
-    """Which slots it has, in a few symbols: ``0 3 * * * Europe/Berlin``, ``5 min``."""
-    if isinstance(timetable, Cron):
-        return f"{timetable.expression} {timetable.timezone}"
-    assert isinstance(timetable, Every)
-    return format_duration(timetable.interval)
-
-
 # What to do about a slot that is due
 
 

@@ -63,12 +63,6 @@ def bind(cls: type[Sequence[Any]]) -> None:
         raise
 
 
-def unbind(names: set[str]) -> None:
-    """Forget actors: `sequences.testing` does, of classes that a test declared."""
-    for name in names:
-        dramatiq.get_broker().actors.pop(name, None)
-
-
 def _names(definition: Definition, step: Step[Any]) -> Iterator[str]:
     """The step's actor, and those that runs of earlier releases have in their plans."""
     for label in (definition.label, *definition.aliases):

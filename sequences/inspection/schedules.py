@@ -19,7 +19,7 @@ from ..data.redaction import hide, secrets_of
 from ..definitions import registry
 from ..definitions.schedules import Cron, Every, Timetable, timetable_of
 from ..exceptions import SequenceError
-from ..models import RunStatus, Schedule, SequenceRun
+from ..models import Schedule, SequenceRun
 from ..transitions import clock
 from .snapshot import HEAVY, patterns_of, title_of, visible
 from .wording import format_duration
@@ -117,11 +117,6 @@ class ScheduleSnapshot:
     def late_by(self) -> timedelta:
         """How long ago its run should have started."""
         return self.now - self.row.wake_at if self.row.wake_at else timedelta(0)
-
-    @property
-    def last_run_label(self) -> str:
-        """How the last run has ended, or is doing."""
-        return str(RunStatus(self.last_run.status).label) if self.last_run else ""
 
     @cached_property
     def sentence(self) -> str:

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
-from django.db.models import Model, QuerySet
+from django.db.models import Model
 from django.utils import timezone
 
 from ... import conf
-from ...inspection import snapshot, struggling
+from ...inspection import records, snapshot, struggling
 from ...inspection.diagnosis import error_of, summary
 from ...inspection.snapshot import RunSnapshot, StepSnapshot
 from ...models import NO_ITEM, Operation, SequenceRun, StepFailure, StepRun
@@ -26,9 +26,6 @@ from .tables import Cell, table
 MAX_ENTRIES = 100
 #: And tracebacks, in text.
 MAX_TRACEBACKS = 5
-
-
-Row = TypeVar("Row", bound=Model)
 
 
 def brief(run_snapshot: RunSnapshot) -> dict[str, Any]:
@@ -53,10 +50,6 @@ def brief(run_snapshot: RunSnapshot) -> dict[str, Any]:
 
 def _values(row: Model, *names: str) -> dict[str, Any]:
     return {name: getattr(row, name) for name in names}
-
-
-def _newest(rows: QuerySet[Row]) -> list[Row]:
-    return list(rows.order_by("-pk")[:MAX_ENTRIES])[::-1]
 
 
 def _cause(cause: StepFailure | None) -> dict[str, Any] | None:
@@ -128,15 +121,11 @@ class RunDetails:
 
     @cached_property
     def _failures(self) -> list[StepFailure]:
-        rows = StepFailure.objects.using(self.using).filter(run=self.run.pk)
-        failures = _newest(rows if self.tracebacks else rows.defer("traceback"))
-        snapshot.hide_secrets(failures, [self.run], self.using)
-        return failures
+        return records.failures_of(self.run, MAX_ENTRIES, tracebacks=self.tracebacks)[::-1]
 
     @cached_property
     def _operations(self) -> list[Operation]:
-        rows = Operation.objects.using(self.using).filter(run=self.run.pk)
-        return _newest(rows.defer("before", "after"))
+        return records.operations_of(self.run, MAX_ENTRIES)[::-1]
 
     def _steps(self) -> Iterator[dict[str, Any]]:
         rows = StepRun.objects.using(self.using).filter(run=self.run.pk, item=NO_ITEM)
