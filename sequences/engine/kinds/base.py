@@ -34,7 +34,8 @@ class Kind:
 
     def perform(self, context: ExecutionContext, step: Step[Any]) -> Conclusion:
         """An attempt: its own delay, then `when`, then what the step is for."""
-        return context.put_off(step) or self.execute(context, step)
+        has_conditions = step.delay is not None or step.when is not None
+        return (has_conditions and context.put_off(step)) or self.execute(context, step)
 
     def execute(self, context: ExecutionContext, step: Step[Any]) -> Conclusion:
         """What the step is for: the user's code, or what its kind has instead."""
