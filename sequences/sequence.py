@@ -576,9 +576,9 @@ def _nodes(cls: type[Sequence[Any]], label: str, steps: dict[str, Step[Any]]) ->
     open_ends: list[str] = []
     handlers = {name_of(step.on_error) for step in steps.values() if step.on_error is not None}
     for name, step in steps.items():
-        aside = step.traits.is_compensation or (name in handlers and step.after is None)
+        off_path = step.traits.is_compensation or (name in handlers and step.after is None)
         after: list[str] = []
-        if not aside:
+        if not off_path:
             after = open_ends if step.after is None else list(map(name_of, flat(step.after)))
             open_ends = [*(end for end in open_ends if end not in after), name]
         yield Node(
@@ -591,7 +591,7 @@ def _nodes(cls: type[Sequence[Any]], label: str, steps: dict[str, Step[Any]]) ->
             undoes=name_of(step.undoes) if isinstance(step, Undo) else "",
             attempted=isinstance(step, Undo) and _undoes_attempted(step, steps),
             on_error="" if step.on_error is None else name_of(step.on_error),
-            aside=aside,
+            off_path=off_path,
         )
 
 

@@ -109,7 +109,7 @@ class StepFilter(admin.SimpleListFilter):
         return {
             node.name: None
             for pk in sorted(loaded, reverse=True)
-            for node in sorted(loaded[pk].nodes, key=lambda node: node.aside)
+            for node in sorted(loaded[pk].nodes, key=lambda node: node.off_path)
         }
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:

@@ -20,7 +20,7 @@ ENDED = DONE | {"failed", "cancelled"}
 
 
 #: What most nodes lack, and a plan without it does not name.
-_RARE = ("any_of", "undoes", "attempted", "on_error", "aside", "options")
+_RARE = ("any_of", "undoes", "attempted", "on_error", "off_path", "options")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class Node:
     attempted: bool = False
     #: The step to go on with when this one has finally failed.
     on_error: str = ""
-    #: Whether it stands beside the main line, and is begun only by a failure.
-    aside: bool = False
+    #: Whether it is off the main path: it begins only after a failure, or when the run ends.
+    off_path: bool = False
     #: Of a step whose actor has no options of its own: those of its messages.
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
@@ -53,7 +53,7 @@ class Node:
     @property
     def is_handler(self) -> bool:
         """Whether it is a step like others, but another one's failure leads to it."""
-        return self.aside and not self.traits.is_compensation
+        return self.off_path and not self.traits.is_compensation
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -146,7 +146,7 @@ class Plan:
     @cached_property
     def main(self) -> tuple[Node, ...]:
         """The steps that a run without a failure goes through."""
-        return tuple(node for node in self.nodes if not node.aside)
+        return tuple(node for node in self.nodes if not node.off_path)
 
     @cached_property
     def undos(self) -> tuple[Node, ...]:
@@ -306,7 +306,7 @@ class Plan:
 
     def _is_done(self, name: str, states: Mapping[str, str]) -> bool:
         """Whether what waits for it may begin: a handler of errors that do not come is done."""
-        if name in states or not self.node(name).aside:
+        if name in states or not self.node(name).off_path:
             return states.get(name) in DONE or self._is_handled(name, states)
         of = [node.name for node in self.nodes if node.on_error == name]
         return all(states.get(other) in DONE for other in of)

@@ -15,16 +15,16 @@ MAX_ROWS = 8
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """From one step to another; ``aside``: it is taken after an error only."""
+    """From one step to another; ``off_path``: it is taken after an error only."""
 
     source: str
     target: str
-    aside: bool = False
+    off_path: bool = False
 
     def between(self, groups: Mapping[str, str]) -> Edge:
         """The same between the groups of its ends."""
         source, target = (groups.get(name, name) for name in (self.source, self.target))
-        return Edge(source, target, self.aside)
+        return Edge(source, target, self.off_path)
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ class Graph:
     @classmethod
     def of(cls, plan: Plan, states: Mapping[str, str]) -> Graph:
         """What to draw of a run with these states; without any, all of the plan."""
-        nodes = [node for node in plan.nodes if not node.aside or not states or node.name in states]
+        nodes = [
+            node for node in plan.nodes if not node.off_path or not states or node.name in states
+        ]
         names = {node.name for node in nodes}
         below: dict[str, tuple[Node, ...]] = {}
         for node in nodes:
@@ -85,7 +87,7 @@ def _solid(plan: Plan, nodes: Sequence[Node]) -> list[Edge]:
     ancestors: dict[str, set[str]] = {}
     edges = []
     for node in nodes:
-        if node.aside:
+        if node.off_path:
             continue
         after = sources_of(plan, node)
         above = [name for name in after if not any(name in ancestors.get(o, ()) for o in after)]
@@ -101,16 +103,16 @@ def sources_of(plan: Plan, node: Node) -> tuple[str, ...]:
     """
 
     def after(name: str) -> list[str]:
-        is_aside = plan.node(name).aside
-        return [other.name for other in plan.nodes if is_aside and other.on_error == name]
+        is_off_path = plan.node(name).off_path
+        return [other.name for other in plan.nodes if is_off_path and other.on_error == name]
 
-    return tuple(name for name in _reached(node.after, after) if not plan.node(name).aside)
+    return tuple(name for name in _reached(node.after, after) if not plan.node(name).off_path)
 
 
 def _aside(plan: Plan, states: Mapping[str, str], names: set[str]) -> list[Edge]:
-    edges = [Edge(node.name, node.on_error, aside=True) for node in plan.nodes if node.on_error]
+    edges = [Edge(node.name, node.on_error, off_path=True) for node in plan.nodes if node.on_error]
     for node in plan.nodes:
-        edges += [Edge(name, node.name, True) for name in node.after if plan.node(name).aside]
+        edges += [Edge(name, node.name, True) for name in node.after if plan.node(name).off_path]
     if plan.on_failure:
         edges += [Edge(name, plan.on_failure.name, True) for name in plan.failed(states)]
     return [edge for edge in edges if edge.source in names and edge.target in names]
@@ -121,7 +123,7 @@ def _without_circles(edges: Sequence[Edge]) -> list[Edge]:
     drawn: dict[tuple[str, str], Edge] = {}
     after: dict[str, list[str]] = defaultdict(list)
     for edge in edges:
-        if edge.aside and edge.source in _reached([edge.target], after.__getitem__):
+        if edge.off_path and edge.source in _reached([edge.target], after.__getitem__):
             continue
         drawn.setdefault((edge.source, edge.target), edge)
         after[edge.source].append(edge.target)
@@ -134,12 +136,12 @@ def _groups(
     before: dict[str, set[str]] = defaultdict(set)
     after: dict[str, set[str]] = defaultdict(set)
     for edge in edges:
-        if not edge.aside:
+        if not edge.off_path:
             before[edge.target].add(edge.source)
             after[edge.source].add(edge.target)
     alike: dict[tuple[frozenset[str], frozenset[str]], list[Node]] = defaultdict(list)
     for node in nodes:
-        if not node.aside and node.name not in below:
+        if not node.off_path and node.name not in below:
             alike[frozenset(before[node.name]), frozenset(after[node.name])].append(node)
     groups = [tuple(group) for group in alike.values() if len(group) > MAX_ROWS]
     return {group[0].name: group for group in groups}

@@ -29,7 +29,7 @@ class Slot:
     layer: int
     #: None: an edge passes.
     node: Node | None
-    aside: bool
+    off_path: bool
     #: How many boxes stand right below it.
     below: int = 0
     #: How many rows of boxes it has, if they stand in a frame.
@@ -45,9 +45,9 @@ class Slot:
         return 1.0 if self.node else 3.0
 
     def near(self, *, downwards: bool) -> list[Slot]:
-        """What it is placed by: the main line stands still when an error leads aside."""
+        """What it is placed by: the main path stands still when an error leads off it."""
         slots = self.before if downwards else self.after
-        return slots if self.aside else [slot for slot in slots if not slot.aside]
+        return slots if self.off_path else [slot for slot in slots if not slot.off_path]
 
     def to(self, other: Slot) -> float:
         """How far below it the next slot stands, at least: in rows, a multiple of a half."""
@@ -97,7 +97,7 @@ def _slots(graph: Graph) -> Layout:
     for edge in graph.edges:
         start, end = of[edge.source], of[edge.target]
         for index in range(start.layer + 1, end.layer + 1):
-            slot = end if index == end.layer else Slot(index, None, edge.aside)
+            slot = end if index == end.layer else Slot(index, None, edge.off_path)
             if slot is not end:
                 layers[index].append(slot)
             start.after.append(slot)
@@ -105,13 +105,13 @@ def _slots(graph: Graph) -> Layout:
             pieces[index - 1].append(Step(edge, start, slot))
             start = slot
     for layer in layers:
-        layer.sort(key=lambda slot: slot.aside)
+        layer.sort(key=lambda slot: slot.off_path)
     return Layout(layers, pieces)
 
 
 def _slot(layer: int, node: Node, graph: Graph) -> Slot:
     rows = rows_of(len(graph.groups.get(node.name, (node,))))
-    return Slot(layer, node, node.aside, len(graph.below.get(node.name, ())), rows)
+    return Slot(layer, node, node.off_path, len(graph.below.get(node.name, ())), rows)
 
 
 def columns_of(count: int) -> int:
@@ -132,7 +132,7 @@ def _sort(layers: Sequence[list[Slot]], *, downwards: bool) -> None:
             ranks = [rank[neighbour] for neighbour in slot.near(downwards=downwards)]
             wish[slot] = sum(ranks) / len(ranks) if ranks else float(index)
         # What only an error leads to stays below the rest.
-        layer.sort(key=lambda slot: (slot.aside, wish[slot]))
+        layer.sort(key=lambda slot: (slot.off_path, wish[slot]))
         rank |= {slot: index for index, slot in enumerate(layer)}
 
 
@@ -226,7 +226,7 @@ def bands(layout: Layout, most: int) -> list[range]:
 
 
 def _is_waist(pieces: Sequence[Step]) -> bool:
-    return not any(piece.edge.aside for piece in pieces) and is_complete(pieces)
+    return not any(piece.edge.off_path for piece in pieces) and is_complete(pieces)
 
 
 def is_complete(pieces: Sequence[Step]) -> bool:

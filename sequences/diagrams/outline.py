@@ -36,12 +36,12 @@ def outline(plan: Plan, states: Mapping[str, str] | None = None) -> tuple[Row, .
 
 class _Outline:
     def __init__(self, graph: Graph) -> None:
-        self.nodes = {node.name: node for node in graph.nodes if not node.aside}
+        self.nodes = {node.name: node for node in graph.nodes if not node.off_path}
         undos = [node for nodes in graph.below.values() for node in nodes]
-        self.beside = [*(node for node in graph.nodes if node.aside), *undos]
+        self.beside = [*(node for node in graph.nodes if node.off_path), *undos]
         self.direct: dict[str, list[str]] = defaultdict(list)
         for edge in graph.edges:
-            if not edge.aside:
+            if not edge.off_path:
                 self.direct[edge.target].append(edge.source)
         self.ancestors: dict[str, set[str]] = {}
         for name in self.nodes:

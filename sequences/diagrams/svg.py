@@ -77,7 +77,7 @@ class Line:
     path: str
     sources: frozenset[str]
     targets: frozenset[str]
-    aside: bool = False
+    off_path: bool = False
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ class _Renderer:
             for index, node in self._below(slot):
                 x, y = self.x(slot) + self.width / 2, self.y(slot) - BOX / 2 + index * ROW
                 path = rounded([(x, y - ROW + BOX), (x, y)])
-                yield Line(path, frozenset(), frozenset({node.name}), aside=True)
+                yield Line(path, frozenset(), frozenset({node.name}), off_path=True)
 
     # Lines between two layers
 
@@ -219,7 +219,7 @@ class _Renderer:
         if self.band_of[pieces[0].start.layer] is not self.band_of[pieces[0].end.layer]:
             yield from self._turn(pieces)
             return
-        yield from (self._curve(piece) for piece in pieces if piece.edge.aside)
+        yield from (self._curve(piece) for piece in pieces if piece.edge.off_path)
         tangled = _tangled(pieces)
         for group in components(_solid(pieces)):
             if group in tangled:
@@ -284,7 +284,7 @@ def _line(path: str, pieces: Sequence[Step]) -> Line:
         path,
         frozenset(piece.edge.source for piece in pieces),
         frozenset(piece.edge.target for piece in pieces),
-        all(piece.edge.aside for piece in pieces),
+        all(piece.edge.off_path for piece in pieces),
     )
 
 
@@ -305,7 +305,7 @@ def _tangled(pieces: Sequence[Step]) -> list[list[Step]]:
 
 
 def _solid(pieces: Sequence[Step]) -> list[Step]:
-    return [piece for piece in pieces if not piece.edge.aside]
+    return [piece for piece in pieces if not piece.edge.off_path]
 
 
 def _apart(group: Sequence[Step], other: Sequence[Step]) -> bool:
@@ -393,7 +393,7 @@ class _Painter:
             yield element("path", d=path, class_=f"seq-arrow{passed}")
 
     def _was_passed(self, line: Line) -> bool:
-        left = not line.sources or any(map(self._was_done, line.sources)) or line.aside
+        left = not line.sources or any(map(self._was_done, line.sources)) or line.off_path
         return left and any(map(self._has_started, line.targets))
 
     def _was_done(self, name: str) -> bool:
@@ -407,8 +407,8 @@ class _Painter:
         return [node.name for node in self.graph.groups.get(name, ())] or [name]
 
     def _class(self, line: Line) -> str:
-        aside = " seq-aside" if line.aside else ""
-        return f"seq-edge{aside}{' seq-passed' if self._was_passed(line) else ''}"
+        off_path = " seq-off-path" if line.off_path else ""
+        return f"seq-edge{off_path}{' seq-passed' if self._was_passed(line) else ''}"
 
     def _node(self, box: Box) -> str:
         node, mark = box.node, self.captions.mark(box.node.name)
@@ -421,7 +421,7 @@ class _Painter:
             label=name,
             title="\n".join(filter(None, (name, mark.title))),
             href=mark.href,
-            class_=f"seq-node{' seq-beside' if node.aside else ''} {state}",
+            class_=f"seq-node{' seq-beside' if node.off_path else ''} {state}",
         )
 
     def _signs(self, node: Node) -> list[str]:

@@ -118,7 +118,7 @@ def _mermaid(captions: Captions) -> Iterator[str]:
 
 
 def _arrow(edge: Edge, captions: Captions) -> str:
-    if edge.aside:
+    if edge.off_path:
         return "-.->"
     groups = captions.plan.node(edge.target).any_of
     group = next((group for group in groups if edge.source in group), None)

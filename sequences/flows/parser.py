@@ -545,8 +545,8 @@ class Parser:
             problem = f"{what} reads {name!r}, which is not a step of this definition"
             raise self._error(problem, did_you_mean(name, self.specs))
         above = self.above.get(self.step, set())
-        aside = self.step in self.beside or above & self.beside
-        if not (anywhere or aside or name in above):
+        off_path = self.step in self.beside or above & self.beside
+        if not (anywhere or off_path or name in above):
             problem = f"{what} reads the step {name!r} without waiting for it"
             raise self._error(problem, f"Add {name!r} to its after.")
 

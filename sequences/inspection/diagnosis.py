@@ -183,7 +183,7 @@ def _is_failed_undo(step: StepSnapshot) -> bool:
 def _with_blocked(snapshot: RunSnapshot, text: str) -> str:
     """With what a failure keeps from going on: the steps beside the failed one, and those after."""
     on_hold = sum(step.is_on_hold for step in snapshot.steps)
-    is_more = any(not step.status for step in snapshot.steps if not step.node.aside)
+    is_more = any(not step.status for step in snapshot.steps if not step.node.off_path)
     if on_hold and is_more:
         message = ngettext(
             "%(count)d other step is on hold, and later steps are blocked.",
@@ -244,8 +244,10 @@ def _undoing_now(snapshot: RunSnapshot) -> list[str]:
     below = [step for step in snapshot.steps if step.children_undo == ChildrenUndo.RUNNING]
     if below:
         return [_("The child runs of %(step)s are being rolled back.") % {"step": _name(below[0])}]
-    aside = [step for step in snapshot.steps if step.node.traits.is_compensation and _is_open(step)]
-    return [_now(snapshot, step) for step in aside[:1]]
+    compensations = [
+        step for step in snapshot.steps if step.node.traits.is_compensation and _is_open(step)
+    ]
+    return [_now(snapshot, step) for step in compensations[:1]]
 
 
 def _still_executes(step: StepSnapshot) -> bool:

@@ -304,7 +304,7 @@ class RunSnapshot:
         """How many steps of its main line have ended well, were skipped, or will not come."""
         if self.run.status == RunStatus.SUCCEEDED:
             return self.total
-        return sum(step.status in DONE for step in self.steps if not step.node.aside)
+        return sum(step.status in DONE for step in self.steps if not step.node.off_path)
 
     @cached_property
     def total(self) -> int:
@@ -319,7 +319,7 @@ class RunSnapshot:
         if not self.is_readable:
             return 0.0
         running = [step for step in self.steps if step.status in UNFINISHED_STEP]
-        share = sum(step.fraction or 0.0 for step in running if not step.node.aside)
+        share = sum(step.fraction or 0.0 for step in running if not step.node.off_path)
         return min((self.done + share) / self.total, 1.0)
 
     @property
@@ -540,7 +540,7 @@ def _steps(
     pause: Operation | None,
     failure: StepFailure | None,
 ) -> tuple[StepSnapshot, ...]:
-    ordered = sorted(plan.nodes, key=lambda node: node.aside)
+    ordered = sorted(plan.nodes, key=lambda node: node.off_path)
     declared = _declared(run, plan)
     stopped_at = _stopped_at(run, plan, rows, pause)
     return tuple(

@@ -170,7 +170,7 @@ class Status:
     def _listed_steps(self) -> Iterator[StepSnapshot]:
         """The main line, and what a failure has begun."""
         steps = self.snapshot.steps
-        return (step for step in steps if not step.node.aside or step.status != NOT_BEGUN)
+        return (step for step in steps if not step.node.off_path or step.status != NOT_BEGUN)
 
     def _step(self, step: StepSnapshot) -> dict[str, Any]:
         return {

@@ -352,8 +352,8 @@ def newest(run_id: UUID, plan_id: int, using: str) -> StepFailure | None:
     """What the run fails with: the newest failure of a step that is no undo."""
     plan = plans.load(plan_id, using)
     rows = StepFailure._base_manager.using(using).filter(run=run_id)
-    aside = [node.name for node in plan.nodes if node.traits.is_compensation]
+    compensations = [node.name for node in plan.nodes if node.traits.is_compensation]
     failed = StepRun._base_manager.using(using).filter(run=run_id, status=StepStatus.FAILED)
     of_run = Q(error=_full_name(DeadlineExceeded))
-    rows = rows.exclude(step__in=aside).filter(of_run | Q(step__in=failed.values("step")))
+    rows = rows.exclude(step__in=compensations).filter(of_run | Q(step__in=failed.values("step")))
     return rows.order_by("-pk").first()

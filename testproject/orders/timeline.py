@@ -28,8 +28,8 @@ def rows_of(run: SequenceRun, *, is_part: bool) -> Iterator[Row]:
     steps: dict[str, list[StepRun]] = {}
     for step in run.steps.order_by("item").prefetch_related("children__plan"):
         steps.setdefault(step.step, []).append(step)
-    for node in sorted(run.plan.plan.nodes, key=lambda node: node.aside):
-        if node.name not in steps and not node.aside and not run.is_finished:
+    for node in sorted(run.plan.plan.nodes, key=lambda node: node.off_path):
+        if node.name not in steps and not node.off_path and not run.is_finished:
             yield Row(node.name, label_of(node.name), "", is_part=is_part)
         for step in steps.get(node.name, ()):
             yield row_of(step, failures.get(step.pk, ""), is_part=is_part)

@@ -44,12 +44,12 @@ DIAMOND = build(
 )
 SAGA = build(
     node("reserve"),
-    node("release", kind="undo", undoes="reserve", aside=True),
+    node("release", kind="undo", undoes="reserve", off_path=True),
     node("charge", "reserve", on_error="tell"),
     node("pack", "reserve", kind="each"),
-    node("tell", aside=True),
+    node("tell", off_path=True),
     node("ship", "charge", "pack", "tell", kind="subsequence"),
-    node("inform", kind="on_failure", aside=True),
+    node("inform", kind="on_failure", off_path=True),
 )
 
 
@@ -272,12 +272,14 @@ def plans(draw):
         kind = draw(st.sampled_from(["step", "each", "event"]))
         nodes.append(node(name, *sorted(above), kind=kind, on_error=handler))
     if any(one.on_error for one in nodes):
-        nodes.append(node("rescue", aside=True))
+        nodes.append(node("rescue", off_path=True))
         nodes.append(node("after_all", "rescue", names[0]))
     undone = draw(st.sets(st.sampled_from(names), max_size=3))
-    nodes += [node(f"undo_{name}", kind="undo", undoes=name, aside=True) for name in sorted(undone)]
+    nodes += [
+        node(f"undo_{name}", kind="undo", undoes=name, off_path=True) for name in sorted(undone)
+    ]
     if draw(st.booleans()):
-        nodes.append(node("inform", kind="on_failure", aside=True))
+        nodes.append(node("inform", kind="on_failure", off_path=True))
     return build(*nodes)
 
 
@@ -349,7 +351,7 @@ def test_what_follows_from_other_lines_is_not_drawn():
 
 
 def test_a_line_past_a_hidden_handler_is_kept():
-    plan = build(node("a", on_error="b"), node("b", aside=True), node("c", "b"))
+    plan = build(node("a", on_error="b"), node("b", off_path=True), node("c", "b"))
     assert [(e.source, e.target) for e in Graph.of(plan, {"a": "running"}).edges] == [("a", "c")]
 
 
@@ -377,13 +379,13 @@ def test_the_picture_in_the_documents_is_what_is_drawn_today():
     }
     plan = build(
         node("charge"),
-        node("refund", kind="undo", undoes="charge", aside=True),
+        node("refund", kind="undo", undoes="charge", off_path=True),
         node("pack", "charge", kind="each"),
         node("invoice", "charge"),
         node("approval", "pack", "invoice", kind="event"),
         node("ship", "approval", kind="subsequence"),
         node("thank", "ship"),
-        node("inform", kind="on_failure", aside=True),
+        node("inform", kind="on_failure", off_path=True),
     )
     picture = svg(plan, marks, label="An order that is being packed", standalone=True)
     stored = (ROOT / "docs/images/order.svg").read_text()

@@ -119,7 +119,7 @@ def node(name, *after, **options):
 
 
 def test_a_failed_step_in_whose_place_another_goes_on_has_a_handler():
-    order = plan(node("charge", on_error="call"), node("call", aside=True))
+    order = plan(node("charge", on_error="call"), node("call", off_path=True))
     assert not rules.has_handler(order, {"charge": "failed"}, "charge")
     assert rules.has_handler(order, {"charge": "failed", "call": "queued"}, "charge")
     assert not rules.has_handler(order, {"charge": "retrying", "call": "queued"}, "charge")

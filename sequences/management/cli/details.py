@@ -201,7 +201,7 @@ class RunDetails:
         yield ("STEP", "STATUS", "FAILED", "WAITED", "RAN", "", "WORKER")
         now = self.run_snapshot.now
         for step in self.run_snapshot.steps:
-            if step.node.aside and not step.status:
+            if step.node.off_path and not step.status:
                 continue
             row = step.row
             yield (
