@@ -560,7 +560,7 @@ def test_a_deadline_that_has_not_passed_does_not_expire():
 def test_one_that_passes_while_the_run_is_undone_or_after_its_end_changes_nothing():
     with clock() as moving:
         runs = [waiting(), waiting()]
-        SequenceRun.objects.filter(pk=runs[0].pk).update(status="undoing", ending="cancelled")
+        SequenceRun.objects.filter(pk=runs[0].pk).update(status="undoing", final_status="cancelled")
         SequenceRun.objects.filter(pk=runs[1].pk).update(status="cancelled")
         moving.move(HOUR + timedelta(seconds=1))
         sweep_now()
@@ -608,3 +608,27 @@ def test_those_that_have_waited_longest_come_first_and_not_too_many_at_once(monk
         moving.move(2 * HOUR)
         assert deadlines.due("default") == [runs[2].pk, runs[1].pk]
         assert deadlines.due("default") == [runs[2].pk, runs[1].pk], "a look changes nothing"
+
+
+def test_all_steps_are_named_and_the_oldest_has_failed():
+    class Both(Sequence):
+        class Meta:
+            app_label = "shop"
+            deadline = HOUR
+
+        first = event(after=[])
+        second = event(after=[])
+
+    failure = run_sequence(Both).run.failures.get()
+    assert failure.step == "first"
+    assert failure.message.endswith("It was at: first, second.")
+
+
+def test_a_run_without_an_unfinished_step_fails_all_the_same():
+    """Its last commit is not made yet, or never will be."""
+    with clock() as moving:
+        run = waiting()
+        StepRun.objects.filter(run=run.pk).update(status="succeeded")
+        moving.move(HOUR + timedelta(seconds=1))
+        sweep_now()
+    assert (fresh(run).status, fresh(run).failures.count()) == ("failed", 0)

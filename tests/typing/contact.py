@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 from uuid import UUID
 
@@ -140,6 +140,9 @@ def steer(run: SequenceRun) -> None:
         assert_type(waiting, SequenceRun)
         waiting.cancel()
     assert_type(ContactForm.runs.get(key="a").deliver("approval", {"by": "me"}), bool)
+    run.set_deadline(timedelta(days=2), by="me", reason="on the road")
+    run.set_deadline(None)
+    run.set_deadline(5)  # type: ignore[arg-type]
     run.skip(5)  # type: ignore[arg-type]
 
 
@@ -163,6 +166,7 @@ async def asynchronous_view() -> None:
     assert_type(sequence, ContactForm)
     assert_type(await ContactForm.astart_many([{}]), list[ContactForm])
     await sequence.run.apause()
+    await sequence.run.aset_deadline(datetime(2030, 1, 1, tzinfo=UTC))
 
 
 @isolate_sequences()
