@@ -18,4 +18,4 @@ def is_portable():
 def choose(monkeypatch, backend):
     """For one test, and only on PostgreSQL."""
     if isinstance(backends.backend_of("default"), PostgreSQL):
-        monkeypatch.setitem(backends._chosen, "default", backend)
+        monkeypatch.setitem(backends._backends, "default", backend)

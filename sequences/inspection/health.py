@@ -32,7 +32,7 @@ from ..transitions import clock, holders
 from ..transitions.backends import Holder
 from ..transitions.due import LONGEST as MAX_LOOK_DELAY
 from ..transitions.holders import Locked
-from ..worker.registration import REPORT_INTERVAL_SECONDS
+from ..transitions.processes import REPORT_INTERVAL_SECONDS
 from . import limits, schedules, struggling
 from .losses import deaths_sentence, newest_losses
 from .schedules import ScheduleSnapshot

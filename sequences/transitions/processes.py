@@ -13,6 +13,8 @@ from ..models import WorkerProcess
 from . import clock
 from .locking import lock_free, transact
 
+#: Seconds between two reports of one process.
+REPORT_INTERVAL_SECONDS = 10.0
 #: After this long without a word a process is forgotten.
 FORGOTTEN = timedelta(hours=1)
 #: A row that was written within this time is that of a process that is there.

@@ -17,12 +17,9 @@ from django.db import connections
 from ..engine import current, outages
 from ..transitions import processes
 from ..transitions.locking import no_wait
-from ..transitions.processes import ProcessReport
+from ..transitions.processes import REPORT_INTERVAL_SECONDS, ProcessReport
 
 logger = logging.getLogger("sequences")
-
-#: Seconds between two rows of one process.
-REPORT_INTERVAL_SECONDS = 10.0
 
 
 def close_all() -> None:

@@ -21,7 +21,6 @@ from sequences.inspection.health import Level
 from sequences.models import SequenceRun, StepRun, StoredPlan, WorkerProcess
 from sequences.testing import clock
 from sequences.transitions import processes
-from sequences.worker import registration
 from sequences.worker.heartbeat import HeartbeatThread
 from sequences.worker.registration import WorkerRegistration
 from sequences.worker.sweeper import AssumeLost, Sweeper, run_forever
@@ -80,7 +79,7 @@ def test_a_process_has_one_row_that_says_what_it_is_and_when_it_swept():
         moving.move(timedelta(minutes=1))
         here.beat(USING)
         assert WorkerProcess.objects.get().seen_at == first.seen_at, "it was told lately"
-        here._reported -= registration.REPORT_INTERVAL_SECONDS
+        here._reported -= processes.REPORT_INTERVAL_SECONDS
         here.beat(USING)
         again = WorkerProcess.objects.get()
         assert again.pk == first.pk
@@ -139,7 +138,7 @@ def test_what_cannot_be_written_is_said_once_and_hurts_nobody(monkeypatch, caplo
     def refuse(*_):
         raise DatabaseError("no such table")
 
-    monkeypatch.setattr(processes, "seen", refuse)
+    monkeypatch.setattr(processes, "register", refuse)
     here = WorkerRegistration(8)
     with caplog.at_level(logging.WARNING, "sequences"):
         for _ in range(3):
@@ -213,7 +212,7 @@ def test_a_connection_that_does_not_close_stops_no_heart_and_no_sweep(settings, 
     monkeypatch.setattr("sequences.worker.sweeper.sweep", sweep)
     monkeypatch.setattr("sequences.worker.sweeper.store_plans", lambda using: None)
     monkeypatch.setattr("sequences.worker.queue_monitor.DRAINED_AFTER_SECONDS", 0)
-    monkeypatch.setattr(processes, "seen", beat)
+    monkeypatch.setattr(processes, "register", beat)
     monkeypatch.setattr(processes, "gone", beat)
     threads = [HeartbeatThread(here), Sweeper(AssumeLost(), 0.01, here)]
     for thread in threads:

@@ -8,6 +8,7 @@ import pytest
 
 from sequences import Sequence, event, on_cancel, on_end, on_failure, step, subsequence
 from sequences.definitions import rules
+from sequences.definitions.kinds import ALL_KINDS
 from sequences.definitions.plan import Node, Plan
 from sequences.definitions.rules import RULES
 from sequences.engine.operations import _OPERATIONS
@@ -98,7 +99,7 @@ def test_the_rules_know_every_state_and_every_kind():
     assert list(rules.RUN_STATES) == RunStatus.values
     assert list(rules.STEP_STATES) == StepStatus.values
     kinds = {node.kind for node in everything()._definition.plan.nodes}
-    assert kinds | {"item"} == rules.ALL_KINDS
+    assert kinds | {"item"} == ALL_KINDS
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -106,7 +107,7 @@ def test_a_rule_offers_nothing_that_it_does_not_allow(name):
     rule = RULES[name]
     assert set(rule.targets) <= set(rule.run_states)
     assert set(rule.offered_steps) <= set(rule.step_states)
-    for state, kind in product(["", *rules.STEP_STATES], rules.ALL_KINDS):
+    for state, kind in product(["", *rules.STEP_STATES], ALL_KINDS):
         assert kind in rule.kinds or not rule.offers_step(state, kind)
 
 
