@@ -27,7 +27,7 @@ class SequencesConfig(AppConfig):
 
         from . import checks
         from .definitions import registry
-        from .engine import actors
+        from .engine import actors, subjects
         from .engine.engine import DramatiqEngine
         from .port import set_engine
         from .utils import text
@@ -39,6 +39,7 @@ class SequencesConfig(AppConfig):
         registry.autodiscover()
         actors.bind_all()
         set_engine(DramatiqEngine())
+        subjects.connect()
         post_migrate.connect(_follow_migration, sender=self)
 
 

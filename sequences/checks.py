@@ -58,7 +58,7 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     """The keys and values of SEQUENCES."""
     problems = conf.problems()
     errors = [Error(message, hint=hint, id="sequences.E002") for _, message, hint in problems]
-    return [*errors, *([] if problems else [*_permissions(), *_telemetry()])]
+    return [*errors, *([] if problems else [*_permissions(), *_telemetry(), *_subjects()])]
 
 
 def check_broker(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
@@ -114,7 +114,14 @@ def check_sequences(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     from .engine import actors
 
     errors = [Error(message, hint=hint, id="sequences.E009") for message, hint in actors.problems()]
-    return [*errors, *_shown_secrets(), *_scheduled_data(), *_conflicting_limits(), *_hidden_keys()]
+    return [
+        *errors,
+        *_shown_secrets(),
+        *_scheduled_data(),
+        *_conflicting_limits(),
+        *_hidden_keys(),
+        *_unheard_deletions(),
+    ]
 
 
 def check_unfinished_runs(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
@@ -184,6 +191,19 @@ def _permissions() -> Messages:
             "the path of the callable.",
             id="sequences.E012",
         )
+
+
+def _subjects() -> Messages:
+    labels = {model._meta.label_lower: model for model in apps.get_models()}
+    for label in conf.settings.on_subject_delete:
+        model = labels.get(label)
+        if model is None or model._meta.proxy:
+            problem = "it is a proxy" if model else "there is no such model"
+            yield Error(
+                f"SEQUENCES['ON_SUBJECT_DELETE'] names {label!r}, but {problem}.",
+                hint="Name the model that has the table, as in 'shop.Order'.",
+                id="sequences.E015",
+            )
 
 
 def _telemetry() -> Messages:
@@ -299,6 +319,20 @@ def _conflicting_limits() -> Messages:
             hint="Declare it once and import it, or give each limit a name of its own.",
             id="sequences.E014",
         )
+
+
+def _unheard_deletions() -> Messages:
+    if conf.problems() or conf.settings.on_subject_delete:
+        return
+    for definition in _definitions():
+        if definition.on_subject_delete not in (None, "keep"):
+            yield Warning(
+                f"{definition.label}: Meta.on_subject_delete is "
+                f"{definition.on_subject_delete!r}, but SEQUENCES['ON_SUBJECT_DELETE'] names no "
+                "model, so nothing happens when an object is deleted.",
+                hint="Name the models that the runs are about, such as {'shop.Order': 'keep'}.",
+                id="sequences.W021",
+            )
 
 
 def _hidden_keys() -> Messages:

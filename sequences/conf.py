@@ -123,6 +123,21 @@ def _step_defaults(value: Any) -> dict[str, Any]:
     raise ValueError("a dict of step options, such as {'max_retries': 5}")
 
 
+#: What may become of runs when the object that they are about is deleted.
+ON_SUBJECT_DELETE = ("keep", "cancel", "erase")
+
+
+def _by_model(value: Any) -> dict[str, str]:
+    """By the labels of models in small letters. Whether they exist, a check says."""
+    if isinstance(value, dict) and all(
+        isinstance(label, str) and label.count(".") == 1 and policy in ON_SUBJECT_DELETE
+        for label, policy in value.items()
+    ):
+        return {label.lower(): policy for label, policy in value.items()}
+    policies = ", ".join(map(repr, ON_SUBJECT_DELETE))
+    raise ValueError(f"a dict such as {{'shop.Order': 'cancel'}}, whose values are of {policies}")
+
+
 def _count_or_none(value: Any) -> int | None:
     try:
         return None if value is None else _count(value)
@@ -177,6 +192,8 @@ class Settings:
     retention = Option(None, _retention)
     #: And those that have failed; None: for ever.
     retention_failed = Option(None, _retention)
+    #: What deleting an object does to the runs about it, by its model; of no other model: nothing.
+    on_subject_delete = Option({}, _by_model)
     #: Who may see the status of a run by its id; None: nobody may.
     status_permission = Option(None, _permission)
     #: Whether OpenTelemetry's spans are made of starts and attempts.

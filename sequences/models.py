@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, TypeVar, overload
 from uuid import UUID
 
 from asgiref.sync import sync_to_async
 from django.db import models
+from django.db.models import Q
 from django.utils.functional import cached_property
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
@@ -19,6 +20,14 @@ from django.utils.translation import pgettext_lazy
 from . import conf, links
 from .definitions.plan import Plan
 from .definitions.schedules import Timetable, timetable_of
+from .definitions.subjects import (
+    MAX_KEY,
+    MAX_MODEL,
+    MAX_PK,
+    SubjectKey,
+    check_subject,
+    load_all,
+)
 from .port import get_engine
 from .utils.uuid7 import uuid7
 
@@ -190,6 +199,17 @@ class SequenceRunQuerySet(models.QuerySet["SequenceRun"]):
         rows = StepRun.objects.using(self.db).filter(step=name, status=StepStatus.WAITING)
         return self.unfinished().filter(pk__in=rows.values("run"))
 
+    def about(self, *subjects: models.Model) -> SequenceRunQuerySet:
+        """Those that were started with this object as their subject, or with one of these."""
+        pks: dict[str, list[str]] = {}
+        for subject in subjects:
+            key = check_subject(subject, "about")
+            pks.setdefault(key.model, []).append(key.pk)
+        is_about = Q()
+        for model, of_model in pks.items():
+            is_about |= Q(subject_row__model=model, subject_row__object_id__in=of_model)
+        return self.filter(is_about) if is_about else self.none()
+
     def whose_id_begins(self, digits: str) -> SequenceRunQuerySet:
         """Those whose id begins with these hexadecimal digits, 32 at most, in small letters."""
         first, last = UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
@@ -197,6 +217,113 @@ class SequenceRunQuerySet(models.QuerySet["SequenceRun"]):
             return self.filter(pk__range=(first, last))
         dashes = sum(len(digits) > before for before in (8, 12, 16, 20))
         return self.filter(pk__startswith=str(first)[: len(digits) + dashes])
+
+
+class SequenceRunManager(_Manager["SequenceRun"]):
+    """`SequenceRun.objects`, with what its querysets have.
+
+    Not made by ``from_queryset``: only a plugin would tell type checkers what it has.
+    """
+
+    if TYPE_CHECKING:
+        _hints: dict[str, Any]
+
+        def all(self) -> SequenceRunQuerySet: ...
+        def using(self, alias: str | None) -> SequenceRunQuerySet: ...
+        def filter(self, *args: Any, **kwargs: Any) -> SequenceRunQuerySet: ...
+        def exclude(self, *args: Any, **kwargs: Any) -> SequenceRunQuerySet: ...
+        def order_by(self, *names: Any) -> SequenceRunQuerySet: ...
+        def select_related(self, *names: Any) -> SequenceRunQuerySet: ...
+        def prefetch_related(self, *names: Any) -> SequenceRunQuerySet: ...
+
+    def get_queryset(self) -> SequenceRunQuerySet:
+        return SequenceRunQuerySet(self.model, using=self._db, hints=self._hints)
+
+    def unfinished(self) -> SequenceRunQuerySet:
+        """See `SequenceRunQuerySet.unfinished`."""
+        return self.get_queryset().unfinished()
+
+    def finished(self) -> SequenceRunQuerySet:
+        """See `SequenceRunQuerySet.finished`."""
+        return self.get_queryset().finished()
+
+    def struggling(self) -> SequenceRunQuerySet:
+        """See `SequenceRunQuerySet.struggling`."""
+        return self.get_queryset().struggling()
+
+    def waiting_for(self, step: Step[Any] | str) -> SequenceRunQuerySet:
+        """See `SequenceRunQuerySet.waiting_for`."""
+        return self.get_queryset().waiting_for(step)
+
+    def about(self, *subjects: models.Model) -> SequenceRunQuerySet:
+        """See `SequenceRunQuerySet.about`."""
+        return self.get_queryset().about(*subjects)
+
+    def whose_id_begins(self, digits: str) -> SequenceRunQuerySet:
+        """See `SequenceRunQuerySet.whose_id_begins`."""
+        return self.get_queryset().whose_id_begins(digits)
+
+
+class _Subject:
+    """The object that a run is about, as an attribute: read when it is asked for, and kept.
+
+    ``prefetch_related("subject")`` reads those of many runs by one query for each model.
+    """
+
+    name = "subject"
+
+    @overload
+    def __get__(self, run: None, owner: type[Any]) -> Self: ...
+    @overload
+    def __get__(self, run: SequenceRun, owner: type[Any]) -> models.Model | None: ...
+    def __get__(self, run: SequenceRun | None, owner: type[Any]) -> Self | models.Model | None:
+        if run is None:
+            return self
+        if not self.is_cached(run):
+            key = run.subject_key
+            self.keep(run, None if key is None else key.load())
+        subject: models.Model | None = run._state.fields_cache[self.name]
+        return subject
+
+    def __set__(self, run: SequenceRun, value: Any) -> None:
+        raise AttributeError("The subject of a run is given at its start, and never changes.")
+
+    def is_cached(self, run: SequenceRun) -> bool:
+        return self.name in run._state.fields_cache
+
+    def keep(self, run: SequenceRun, subject: models.Model | None) -> None:
+        """Have it without a query."""
+        run._state.fields_cache[self.name] = subject
+
+    def get_prefetch_querysets(
+        self, instances: list[SequenceRun], querysets: Any = None
+    ) -> tuple[Any, ...]:
+        """What Django asks of what can be prefetched."""
+        if querysets is not None:
+            raise ValueError("The subjects of runs are of any model: give no queryset.")
+        read_subject_rows(instances)
+        keys = {run.pk: run.subject_key for run in instances}
+        objects = load_all(key for key in keys.values() if key is not None)
+        return (
+            list(objects.values()),
+            SubjectKey.of,
+            lambda run: keys[run.pk],
+            True,
+            self.name,
+            False,
+        )
+
+
+def read_subject_rows(runs: list[SequenceRun]) -> None:
+    """Those of many runs, by one query, where the runs are."""
+    relation: Any = SequenceRun._meta.get_field("subject_row")
+    unread = [run for run in runs if not relation.is_cached(run)]
+    if not unread:
+        return
+    rows = RunSubject._base_manager.using(unread[0]._state.db)
+    row_of = {row.run_id: row for row in rows.filter(run__in=[run.pk for run in unread])}
+    for run in unread:
+        relation.set_cached_value(run, row_of.get(run.pk))
 
 
 class SequenceRun(_Row):
@@ -252,11 +379,14 @@ class SequenceRun(_Row):
         max_length=55, blank=True, default="", db_default="", editable=False
     )
 
-    objects = _Manager.from_queryset(SequenceRunQuerySet)()  # type: ignore[misc]
+    objects: ClassVar[SequenceRunManager] = SequenceRunManager()
+    #: The object that it is about. None: it has none, or that no longer exists.
+    subject = _Subject()
 
     if TYPE_CHECKING:  # Django adds them
         plan_id: int
         parent_id: int | None
+        subject_row: RunSubject
         steps: RelatedManager[StepRun]
         failures: RelatedManager[StepFailure]
         losses: RelatedManager[StepLoss]
@@ -298,6 +428,24 @@ class SequenceRun(_Row):
     def is_finished(self) -> bool:
         """Whether it has succeeded, failed or been cancelled."""
         return self.status not in UNFINISHED_RUN
+
+    @property
+    def subject_key(self) -> SubjectKey | None:
+        """The name of the object that it is about, also of one that no longer exists.
+
+        As a text it is ``"shop.order:17"``; its ``model`` and ``pk`` are texts too.
+        """
+        row: RunSubject | None = getattr(self, "subject_row", None)
+        return None if row is None else row.key
+
+    async def asubject(self) -> models.Model | None:
+        """`subject`, for asynchronous code."""
+        return await sync_to_async(lambda: self.subject)()
+
+    def refresh_from_db(self, *args: Any, **kwargs: Any) -> None:
+        """As Django's, which reads what belongs to a row anew, too."""
+        super().refresh_from_db(*args, **kwargs)
+        self._state.fields_cache.pop(_Subject.name, None)
 
     def status_url(self, *, expires: timedelta = links.DAY) -> str:
         """The path of its status as JSON, readable without login until it expires.
@@ -722,6 +870,40 @@ class OutboxMessage(_Row):
         return f"{self.actor} #{self.pk}"
 
 
+class RunSubject(_Row):
+    """The object that a run is about. A run without one has no row here, and costs nothing."""
+
+    run = models.OneToOneField(
+        SequenceRun,
+        models.CASCADE,
+        primary_key=True,
+        related_name="subject_row",
+        verbose_name=_("run"),
+        db_constraint=False,
+    )
+    #: Its label in small letters, as that of a content type.
+    model = ExactCharField(_("model"), max_length=MAX_MODEL)
+    object_id = ExactCharField(_("object ID"), max_length=MAX_PK)
+    #: The object was deleted, and the data of its runs is to be erased: when the sweep looks at it.
+    erase_at = models.DateTimeField(null=True, blank=True, db_index=True, editable=False)
+
+    if TYPE_CHECKING:  # Django adds it
+        run_id: UUID
+
+    class Meta:
+        verbose_name = _("subject")
+        verbose_name_plural = _("subjects")
+        indexes = [models.Index(fields=["model", "object_id"], name="job_sequences_run_subject")]
+
+    def __str__(self) -> str:
+        return str(self.key)
+
+    @property
+    def key(self) -> SubjectKey:
+        """The name of the object."""
+        return SubjectKey(self.model, self.object_id)
+
+
 class StepCall(_Row):
     """What one call of `Sequence.once` has returned in a step run. Only ever added."""
 
@@ -801,6 +983,11 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
         """Those that start runs: neither paused nor orphaned."""
         return self.filter(paused_at=None, orphaned_at=None)
 
+    def about(self, *subjects: models.Model) -> ScheduleQuerySet:
+        """Those that were made for this object, which their runs are about, or for one of these."""
+        keys = [str(check_subject(subject, "about")) for subject in subjects]
+        return self.filter(subject_text__in=keys)
+
 
 class Schedule(_Row):
     """What starts runs of a sequence at the slots of a timetable.
@@ -819,6 +1006,10 @@ class Schedule(_Row):
     spec = models.JSONField(_("timetable"))
     #: Of its runs, if it was made at run time: the code has its own.
     data = models.JSONField(_("data"), null=True, blank=True, encoder=JSONEncoder)
+    #: The name of the object that its runs are about, as text; of one that was made at run time.
+    subject_text = ExactCharField(
+        _("subject"), max_length=MAX_KEY, blank=True, default="", db_default="", db_index=True
+    )
     is_declared = models.BooleanField(_("declared in code"), default=False)
     #: The declaration that counts, and those before it, in the order of the releases.
     fingerprint = models.CharField(max_length=64, blank=True, default="", editable=False)
@@ -877,6 +1068,11 @@ class Schedule(_Row):
 
     def __str__(self) -> str:
         return f"{self.sequence} {self.name}"
+
+    @property
+    def subject_key(self) -> SubjectKey | None:
+        """The name of the object that its runs are about. None: they are about none."""
+        return SubjectKey.parse(self.subject_text) if self.subject_text else None
 
     @cached_property
     def timetable(self) -> Timetable:

@@ -52,7 +52,16 @@ class Engine(Protocol):
         """Perform an operation on a run: see the methods of `SequenceRun`."""
 
     def create_schedule(
-        self, cls: type[Any], name: str, timetable: Any, /, *, data: Any, by: Any, reason: str
+        self,
+        cls: type[Any],
+        name: str,
+        timetable: Any,
+        /,
+        *,
+        data: Any,
+        subject: Any,
+        by: Any,
+        reason: str,
     ) -> Any:
         """See `Schedules.create`."""
 

@@ -47,6 +47,8 @@ from .exceptions import InvalidDefinition, SequenceError, UnknownSchedule, did_y
 from .port import Engine, get_engine
 
 if TYPE_CHECKING:
+    from django.db.models import Model
+
     from .models import Schedule, ScheduleQuerySet, SequenceRun, SequenceRunQuerySet, StepRun
 
 R = TypeVar("R")
@@ -178,17 +180,19 @@ class Schedules(Generic[D]):
         /,
         *,
         data: D | Mapping[str, Any] | None = None,
+        subject: Model | None = None,
         by: Any = "",
         reason: str = "",
     ) -> Schedule:
         """Start runs at the slots of ``cron(…)`` or ``every(…)``, each with this data.
 
-        It is stored: it needs no code, and starts with the transaction around it. ``by`` and
-        ``reason`` are kept with it. Raises `InvalidSchedule` if the sequence has a schedule of
-        that name, or the timetable has a function as its data, and `InvalidData`.
+        It is stored: it needs no code, and starts with the transaction around it. ``subject`` is
+        the object that the runs are about. ``by`` and ``reason`` are kept with it. Raises
+        `InvalidSchedule` if the sequence has a schedule of that name, or the timetable has a
+        function as its data, and `InvalidData`.
         """
         schedule: Schedule = _startable(self._cls).create_schedule(
-            self._cls, name, timetable, data=data, by=by, reason=reason
+            self._cls, name, timetable, data=data, subject=subject, by=by, reason=reason
         )
         return schedule
 
@@ -199,12 +203,13 @@ class Schedules(Generic[D]):
         /,
         *,
         data: D | Mapping[str, Any] | None = None,
+        subject: Model | None = None,
         by: Any = "",
         reason: str = "",
     ) -> Schedule:
         """`create`, for asynchronous code."""
         create = sync_to_async(self.create)
-        return await create(name, timetable, data=data, by=by, reason=reason)
+        return await create(name, timetable, data=data, subject=subject, by=by, reason=reason)
 
     def all(self) -> ScheduleQuerySet:
         """The rows: a queryset. What Meta declares has one once a worker has booted with it."""
@@ -248,7 +253,17 @@ class Sequence(Generic[D], metaclass=SequenceType):
     if TYPE_CHECKING:
         data: D
         "The data that the steps share. Changes are saved when the step commits."
+        subject: Any
+        """The object that the run is about. Declare its type: ``subject: Order``.
+
+        None if the run was started without one, or if it no longer exists.
+        """
     else:
+
+        @cached_property
+        def subject(self) -> Any:
+            """Of the row: read once for each attempt."""
+            return self.run.subject
 
         @cached_property
         def data(self) -> Any:
@@ -284,6 +299,7 @@ class Sequence(Generic[D], metaclass=SequenceType):
         - ``priority``: its order where limits make runs wait: as in Dramatiq, the lowest first.
         - ``deadline``: a timedelta from now or an aware datetime, by which the run must be
           finished, or it fails. None: no deadline, whatever Meta says.
+        - ``subject``: the object that the run is about, of any model: see `subject`.
 
         Raises `InvalidData`, and `SequenceError` for an option that cannot be.
         """
@@ -358,6 +374,10 @@ class Sequence(Generic[D], metaclass=SequenceType):
         call = partial(function, *args, **kwargs)
         result: T = self._in_step("once").once(name, call)
         return result
+
+    async def asubject(self) -> Any:
+        """`subject`, for steps that are ``async def``."""
+        return await sync_to_async(lambda: self.subject)()
 
     @property
     def idempotency_key(self) -> str:
@@ -537,6 +557,7 @@ def _define(
         retention_failed=meta.retention_failed,
         deadline=meta.deadline,
         redact=meta.redact,
+        on_subject_delete=meta.on_subject_delete,
         limits=meta.limits,
         when_full=meta.when_full,
         defaults=meta.defaults,

@@ -25,7 +25,7 @@ from . import conf
 from .definitions import registry
 from .definitions.definition import Outcome
 from .definitions.kinds import traits_of
-from .engine import dispatcher, handoff, limits
+from .engine import dispatcher, handoff, limits, subjects
 from .engine import outbox as sending
 from .engine import schedules as scheduling
 from .flows import jobs
@@ -45,6 +45,7 @@ from .models import (
 from .sequence import Sequence
 from .transitions import clock as database_clock
 from .transitions import compensation, deadlines, notifications, plans, schedules
+from .transitions import subjects as subject_rows
 from .transitions.types import dispatch_of
 from .worker.middleware import SequencesMiddleware
 
@@ -89,16 +90,23 @@ def run_sequence(cls: type[S], /, **data: Any) -> S:
 def drain(limit: int = LIMIT) -> int:
     """Run every step that is due, and whatever becomes due meanwhile; returns how many ran.
 
-    Retries follow at once. Delays, deadlines and schedules follow the clock (see `clock`).
-    Schedules that were synced (see `sync_schedules`) start a run for each slot that has passed,
-    one after the other, as if a worker had been running all the time. Raises AssertionError after
-    ``limit`` steps.
+    Retries follow at once, and so does the erasure of runs whose subject was deleted. Delays,
+    deadlines and schedules follow the clock (see `clock`). Schedules that were synced (see
+    `sync_schedules`) start a run for each slot that has passed, one after the other, as if a
+    worker had been running all the time. Raises AssertionError after ``limit`` steps.
     """
     with dispatcher.capture_dispatches():
         performed = _drain(None, limit)
         while _start_next_slot():
             performed += _drain(None, limit - performed)
+        _erase_due()
         return performed
+
+
+def _erase_due() -> None:
+    """The runs whose subjects were deleted."""
+    for run_id in subject_rows.due(conf.using()):
+        subjects.erase(run_id, conf.using())
 
 
 async def arun_sequence(cls: type[S], /, **data: Any) -> S:
@@ -348,6 +356,7 @@ def build(cls: type[S], /, **data: Any) -> S:
     data = {**deepcopy(definition.defaults if definition else {}), **data}
     data = data if cls._codec is None else cls._codec.admit(data, {})
     run = SequenceRun(sequence=definition.label if definition else "", data=data)
+    SequenceRun.subject.keep(run, None)
     return cls._bind(data=data, attempt=1, context=_Alone(run))
 
 

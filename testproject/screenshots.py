@@ -9,6 +9,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def play(address: str) -> tuple[Any, Any, Any]:
     from sequences.models import SequenceRun
     from testproject.orders.sequences import FulfilOrder
 
+    pickups()
     visitor = Visitor(address)
     visitor.wait(30)
     orders = [FulfilOrder.runs.get(key=str(visitor.order(order))) for order in ORDERS]
@@ -75,6 +77,19 @@ def play(address: str) -> tuple[Any, Any, Any]:
     return succeeded, waiting, failed
 
 
+def pickups() -> None:
+    """Two schedules: one that has started a run, and one that somebody has paused."""
+    from sequences import cron, every
+    from testproject.orders.sequences import ShipParcel
+
+    data = {"name": "Snail & Sons", "order": "pick-up"}
+    timetable = cron("0 17 * * MON-FRI", timezone="Europe/Berlin")
+    by = {"by": "admin", "reason": "The van comes at five."}
+    create = ShipParcel.schedules.create
+    create("pick-up", timetable, data=data, **by).run_now(by="admin", reason="It is late today.")
+    create("returns", every(timedelta(hours=6)), data=data).pause(by="admin", reason="Holidays.")
+
+
 def documented(succeeded: Any, waiting: Any, failed: Any) -> dict[str, str]:
     """The pages that the documentation shows, by their names."""
     page = "admin:job_sequences_sequencerun"
@@ -82,6 +97,7 @@ def documented(succeeded: Any, waiting: Any, failed: Any) -> dict[str, str]:
         "console-runs": reverse(f"{page}_changelist"),
         "console-run": reverse(f"{page}_change", args=[waiting.pk]),
         "console-failed-run": reverse(f"{page}_change", args=[failed.pk]),
+        "console-subject": reverse("admin:orders_order_change", args=[waiting.subject.pk]),
         "console-confirm": reverse(f"{page}_action", args=[waiting.pk, "cancel"]),
         "console-failures": reverse(f"{page}_failure_groups"),
         "progress": "/contact/",
@@ -108,11 +124,39 @@ def every(succeeded: Any, waiting: Any, failed: Any) -> dict[str, str]:
             + (f"?step={step}" if step else "")
             for name, (run, step) in actions.items()
         },
+        **{
+            f"subject-{name}": reverse("admin:orders_order_change", args=[run.subject.pk])
+            for name, run in runs.items()
+        },
+        "runs-about": f"{reverse(f'{page}_changelist')}?subject={waiting.subject_key}",
         "failures": reverse(f"{page}_failure_groups"),
         "failed-attempts": reverse(f"{page}_failures", args=[failed.pk]),
         "step-runs": reverse("admin:job_sequences_steprun_changelist"),
         "step-run": reverse("admin:job_sequences_steprun_change", args=[step_run.pk]),
+        **schedules(),
         **lists_and_forms(),
+    }
+
+
+def schedules() -> dict[str, str]:
+    """The pages of schedules, and that of a run which one has started."""
+    from sequences.models import Schedule
+
+    page = "admin:job_sequences_schedule"
+    rows = {row.name: row for row in Schedule.objects.all()}
+    active, paused = rows["pick-up"], rows["returns"]
+    actions = {"update": active, "run_now": active, "pause": active, "resume": paused}
+    return {
+        "schedule-active": reverse(f"{page}_change", args=[active.pk]),
+        "schedule-paused": reverse(f"{page}_change", args=[paused.pk]),
+        "schedule-add": reverse(f"{page}_add"),
+        **{
+            f"schedule-{name}": reverse(f"{page}_action", args=[row.pk, name])
+            for name, row in actions.items()
+        },
+        "run-scheduled": reverse(
+            "admin:job_sequences_sequencerun_change", args=[active.last_run_id]
+        ),
     }
 
 

@@ -1,4 +1,8 @@
-"""What a project's own models may have of runs: foreign keys of every kind."""
+"""What a project's own models may have of runs: foreign keys of every kind. And what runs may be
+about: objects with every kind of primary key.
+"""
+
+from uuid import uuid4
 
 from django.db import models
 
@@ -38,3 +42,55 @@ class Line(models.Model):
 
     def __str__(self):
         return f"line {self.pk}"
+
+
+class Parcel(models.Model):
+    """A number is its key."""
+
+    name = models.CharField(max_length=50, default="")
+
+    def __str__(self):
+        return f"parcel {self.name}"
+
+
+class Express(Parcel):
+    """The same table."""
+
+    class Meta:
+        proxy = True
+
+
+class Insured(Parcel):
+    """A table of its own, whose key is that of its parent."""
+
+    value = models.IntegerField(default=0)
+
+
+class Customer(models.Model):
+    """A UUID is its key."""
+
+    id = models.UUIDField(primary_key=True, default=uuid4)
+    name = models.CharField(max_length=50, default="")
+
+    def __str__(self):
+        return f"customer {self.name}"
+
+
+class Country(models.Model):
+    """A text is its key."""
+
+    code = models.CharField(max_length=300, primary_key=True)
+
+    def __str__(self):
+        return self.code
+
+
+class Shelf(models.Model):
+    """Two columns are its key."""
+
+    pk = models.CompositePrimaryKey("row", "place")
+    row = models.CharField(max_length=10)
+    place = models.IntegerField()
+
+    def __str__(self):
+        return f"{self.row}{self.place}"

@@ -2,7 +2,8 @@
 
 from .limits import StoredLimitAdmin
 from .runs import SequenceRunAdmin
+from .runs_inline import RunsInline
 from .schedules import ScheduleAdmin
 from .step_runs import StepRunAdmin
 
-__all__ = ["ScheduleAdmin", "SequenceRunAdmin", "StepRunAdmin", "StoredLimitAdmin"]
+__all__ = ["RunsInline", "ScheduleAdmin", "SequenceRunAdmin", "StepRunAdmin", "StoredLimitAdmin"]

@@ -9,6 +9,7 @@ from typing import Any
 from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
+from django.utils.text import Truncator
 from django.utils.translation import gettext, ngettext
 
 from ..inspection.snapshot import RunSnapshot, StepSnapshot, title_of
@@ -20,6 +21,8 @@ from ..utils.text import class_name, first_line, label_of
 NAMED = 2
 #: Characters of an error's message.
 CUT = 120
+#: And of the name of an object.
+LONGEST_NAME = 80
 
 
 def badge(status: str, label: Any = "") -> SafeString:
@@ -60,6 +63,15 @@ def run_name(run: SequenceRun) -> SafeString:
         run.pk,
         name,
     )
+
+
+def subject(label: Any) -> SafeString:
+    """The object that a run is about, if it is about one."""
+    if label is None:
+        return SafeString("")
+    name = format_html("<bdi>{}</bdi>", Truncator(str(label)).chars(LONGEST_NAME))
+    about = format_html(gettext("about %(subject)s").replace("%(subject)s", "{}"), name)
+    return format_html('<small class="seq-subject">{}</small>', about)
 
 
 def exact_time(when: datetime | None) -> SafeString | str:

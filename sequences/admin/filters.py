@@ -44,9 +44,14 @@ SPANS = {
 def runs_for(model_admin: Any, request: HttpRequest) -> QuerySet[SequenceRun] | None:
     """The runs that this person may see; None: all there are."""
     rows: QuerySet[SequenceRun] = model_admin.runs_for(request)
+    return rows.order_by() if is_narrowed(rows) else None
+
+
+def is_narrowed(rows: QuerySet[Any]) -> bool:
+    """Whether these are not all rows of their table."""
     query = rows.query
-    is_narrowed = query.where or len(query.alias_map) > 1 or query.is_sliced or query.combinator
-    return rows.order_by() if is_narrowed else None
+    joins = len(query.alias_map) > 1
+    return bool(query.where or joins or query.is_sliced or query.combinator)
 
 
 def labels_for(model_admin: Any, request: HttpRequest) -> list[str]:

@@ -34,7 +34,9 @@ from . import columns, run_context
 from .base import NEWEST, ReadOnlyAdmin, is_refresh
 from .relatives import Relatives
 from .run_context import Button, Urls
+from .starters import schedule_of
 from .step_page import step_page
+from .subjects import SubjectViewer
 
 #: Milliseconds between two looks at what is moving.
 INTERVAL = 2_000
@@ -184,6 +186,8 @@ class RunPage(ReadOnlyAdmin):
             "data": run_context.value_of(run.data, run.sequence, "", urls.value("data")),
             "inbox": run.inbox
             and run_context.value_of(visible_inbox(run), run.sequence, "", urls.value("inbox")),
+            "subject": SubjectViewer(request, self.admin_site).label_of(run),
+            "schedule": schedule_of(run, request, self.admin_site),
             "relatives": relatives,
             "retry_top_url": self._retry_top_url(request, relatives),
             "picture": run_diagrams.picture_of(run_snapshot, _row_of),

@@ -32,6 +32,7 @@ from .filters import (
 from .health import LIVE, strip
 from .pagination import KeysetChangeList
 from .search import holding, named
+from .subjects import SubjectFilter, SubjectViewer, key_in
 
 #: Runs whose keys and data one search looks through, the newest.
 SEARCHED = 20_000
@@ -93,16 +94,27 @@ class RunList(KeysetChangeList):
         return next(statuses for name, _label, statuses in TABS if name == self.tab)
 
     def _search(self, request: HttpRequest, rows: QuerySet[Any]) -> QuerySet[Any]:
-        matches = None if TEXT in self.params else named(rows, self.query)
+        matches = None if TEXT in self.params else self._named(request, rows)
         if matches is not None:
             self.is_exact = True
             return matches
         rows = self.newest(rows, rows, SEARCHED)
         return self.model_admin.get_search_results(request, rows, self.query)[0]
 
+    def _named(self, request: HttpRequest, rows: QuerySet[Any]) -> QuerySet[Any] | None:
+        matches = named(rows, self.query)
+        if matches is None and (key := key_in(self.query)) is not None:
+            about = SubjectViewer(request, self.model_admin.admin_site).runs_about(rows, key)
+            return about if about.exists() else None
+        return matches
+
     def get_results(self, request: HttpRequest) -> None:
         self.tabs = tuple(self._tabs())
         super().get_results(request)
+        viewer = SubjectViewer(request, self.model_admin.admin_site)
+        labels = viewer.labels_of(self.result_list)
+        for run in self.result_list:
+            run.__dict__["subject_label"] = labels.get(run.pk)
         snapshots = without_hidden_causes(
             snapshot.of_many(self.result_list), self.model_admin.get_queryset(request)
         )
@@ -160,10 +172,17 @@ class RunListing(RunFailures):
         "error_column",
     )
     list_display_links = ("run_column",)
-    list_filter = (FailureFilter, SequenceFilter, StepFilter, StrugglingFilter, CreatedFilter)
+    list_filter = (
+        FailureFilter,
+        SubjectFilter,
+        SequenceFilter,
+        StepFilter,
+        StrugglingFilter,
+        CreatedFilter,
+    )
     list_select_related = ()
     search_fields = ("key",)
-    search_help_text = _("Run ID (or prefix), key, or text in key or data.")
+    search_help_text = _("Run ID (or prefix), key, subject (app.model:pk), or text in key or data.")
     ordering = ("-created_at",)
     sortable_by = ("start_column",)
     page_keys: ClassVar[tuple[str, ...]] = ("created_at", "id")
@@ -203,8 +222,8 @@ class RunListing(RunFailures):
 
     @admin.display(description=_("run"))
     def run_column(self, run: SequenceRun) -> str:
-        """What people call its sequence, and its key, or the beginning of its id."""
-        return columns.run_name(run)
+        """What people call its sequence, its key or the beginning of its id, and its subject."""
+        return columns.run_name(run) + columns.subject(run.__dict__.get("subject_label"))
 
     @admin.display(description=_("progress"))
     def progress_column(self, run: SequenceRun) -> str:

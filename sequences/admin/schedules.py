@@ -41,6 +41,7 @@ from . import columns, run_context
 from .base import EMPTY, NEWEST, LightChangeList, ReadOnlyAdmin
 from .failures import list_media
 from .forms import ActionForm, JSONText
+from .subjects import SubjectViewer
 
 Text = str | Promise
 
@@ -417,6 +418,7 @@ class ScheduleAdmin(ReadOnlyAdmin):
         snapshot = row.snapshot
         context = {
             "snapshot": snapshot,
+            "subject": SubjectViewer(request, self.admin_site).label(row.subject_key),
             "badge": _badge(snapshot),
             "run_link": self._run_link(row.visible_run),
             "next_slot": self.next_column(row),

@@ -13,6 +13,7 @@ from django.utils.text import camel_case_to_spaces
 
 from ..exceptions import SequenceError
 from .limits import Limit, WhenFull
+from .option_types import OnSubjectDelete
 from .plan import Node, Plan
 from .schedules import Timetable
 from .steps import Step
@@ -42,6 +43,8 @@ class Definition:
     #: How long after its start a run must be finished; None: it has no deadline.
     deadline: timedelta | None
     redact: tuple[str, ...]
+    #: When the object that a run is about is deleted. None: as the settings say.
+    on_subject_delete: OnSubjectDelete | None
     #: Of whole runs, and what becomes of one that finds no place in them.
     limits: tuple[Limit, ...]
     when_full: WhenFull

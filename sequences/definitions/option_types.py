@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, Literal, Protocol, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypedDict
 
 from django.utils.functional import Promise
 
 from .limits import Limit, WhenFull
 from .schedules import Timetable
+
+if TYPE_CHECKING:
+    from django.db.models import Model
 
 
 class NamedStep(Protocol):
@@ -41,6 +44,8 @@ Duration: TypeAlias = timedelta | int  # milliseconds
 Delay: TypeAlias = int | timedelta | Callable[[Any], timedelta | datetime]
 Each: TypeAlias = str | Callable[[Any], Iterable[Any]]
 Exceptions: TypeAlias = type[BaseException] | tuple[type[BaseException], ...]
+#: What becomes of a run when the object that it is about is deleted.
+OnSubjectDelete: TypeAlias = Literal["keep", "cancel", "erase"]
 Retries: TypeAlias = Mapping[type[BaseException], int | None]
 
 
@@ -121,6 +126,8 @@ class StartOptions(TypedDict, total=False):
     #: By when the run must be finished, or how long after its start. None: no deadline, whatever
     #: its Meta says.
     deadline: timedelta | datetime | None
+    #: The object that the run is about.
+    subject: Model | None
 
 
 class SequenceMeta:
@@ -139,6 +146,7 @@ class SequenceMeta:
     defaults: Mapping[str, Any]
     handoff: Literal["broker", "direct"]
     limits: Limits
+    on_subject_delete: OnSubjectDelete | None
     redact: Names
     retention: timedelta | None
     retention_failed: timedelta | None

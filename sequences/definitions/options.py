@@ -11,6 +11,7 @@ from django.utils.functional import Promise
 
 from .. import conf
 from .limits import Limit, WhenFull
+from .option_types import OnSubjectDelete
 from .schedules import Timetable, declared_in
 from .steps import as_tuple, inherit
 from .validation import META_OWN, default_problems, meta_problems, path_of, raise_first
@@ -29,6 +30,7 @@ class MetaOptions:
     retention_failed: timedelta | None
     deadline: timedelta | None
     cancel: Literal["undo"] | None
+    on_subject_delete: OnSubjectDelete | None
     redact: tuple[str, ...]
     limits: tuple[Limit, ...]
     when_full: WhenFull
@@ -51,6 +53,7 @@ class MetaOptions:
             retention_failed=_kept_for(options, "retention_failed"),
             deadline=options.pop("deadline", None),
             cancel=options.pop("cancel", None),
+            on_subject_delete=options.pop("on_subject_delete", None),
             redact=as_tuple(options.pop("redact", ())),
             limits=as_tuple(options.pop("limits", ())),
             when_full=options.pop("when_full", "wait"),

@@ -6,6 +6,7 @@ A slot is the moment that a timetable names; all of them are in UTC. Nothing her
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -13,6 +14,7 @@ from hashlib import sha256
 from inspect import iscoroutinefunction, signature
 from itertools import takewhile
 from typing import Any, Literal, TypeAlias
+from uuid import uuid4
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
@@ -351,6 +353,21 @@ def _patience(timetable: Timetable) -> timedelta:
 def key_of(name: str, slot: datetime) -> str:
     """The key of the run that belongs to this slot."""
     return f"schedule:{name}:{slot.astimezone(UTC).isoformat().replace('+00:00', 'Z')}"
+
+
+def key_beside(name: str) -> str:
+    """The key of a run that somebody starts beside the slots."""
+    return f"schedule:{name}:now:{uuid4().hex}"
+
+
+def name_in(key: str) -> str | None:
+    """The name of the schedule that has started the run with this key, if one has."""
+    parts = _KEY.fullmatch(key)
+    return None if parts is None else parts[1]
+
+
+#: A name may have colons, too.
+_KEY = re.compile(r"schedule:(.+):(?:\d{4}-\d\d-\d\dT[\d:.]+Z|now:[0-9a-f]{32})", re.DOTALL)
 
 
 # What can be wrong

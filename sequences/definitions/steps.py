@@ -47,6 +47,9 @@ from .option_types import (
     UndoOptions,
 )
 
+if TYPE_CHECKING:
+    from django.db.models import Model
+
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
@@ -531,11 +534,13 @@ class Subsequence(_Other):
 
     sequence: Any  # a Sequence class, or its label
     child_data: Callable[..., Mapping[str, Any]] | None
+    child_subject: Callable[..., Model | None] | None
 
     def __init__(self, function: Callable[..., Any], declared: Mapping[str, Any]) -> None:
         super().__init__(function, declared)
         self.sequence = self.options.pop("sequence")
         self.child_data = self.options.pop("data", None)
+        self.child_subject = self.options.pop("subject", None)
 
     @property
     def kind(self) -> str:
@@ -548,6 +553,7 @@ def subsequence(
     /,
     *,
     data: Callable[..., Mapping[str, Any]] | None = None,
+    subject: Callable[..., Model | None] | None = None,
     each: Each | None = None,
     allow_failed: bool | float = False,
     after: After | None = None,
@@ -564,10 +570,12 @@ def subsequence(
     ``sequence`` is its class or label. ``data`` is a callable that takes this sequence and returns
     the child's data; without it, the child starts with a copy of this run's data. The child's
     final data is the result of the step, and is also stored in ``data`` under the step's name.
+    ``subject`` is a callable too, which returns the object that the child is about; without it,
+    the child has none.
 
     With ``each`` (a key of ``data``, or a callable that returns items), there is a child for each
-    item: ``data`` is also called with the item, and without ``data``, the items are the children's
-    data. `Sequence.results` returns the children's data, in order.
+    item: ``data`` and ``subject`` are also called with the item, and without ``data``, the items
+    are the children's data. `Sequence.results` returns the children's data, in order.
 
     The step fails if a child fails or is cancelled, unless ``allow_failed`` permits it. Cancelling,
     rolling back or retrying the parent does the same to its children.
@@ -575,6 +583,7 @@ def subsequence(
     declared = {
         "sequence": sequence,
         "data": data,
+        "subject": subject,
         "each": each,
         "allow_failed": allow_failed,
         "after": after,

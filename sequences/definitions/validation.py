@@ -17,6 +17,7 @@ from asgiref.sync import AsyncToSync
 from django.forms import BaseForm
 from django.utils.functional import Promise
 
+from ..conf import ON_SUBJECT_DELETE
 from ..exceptions import InvalidDefinition, did_you_mean
 from .kinds import CLOSING_KINDS
 from .limits import WHEN_FULL, Limit, conflict
@@ -439,7 +440,8 @@ def own_options(step: Step[Any]) -> frozenset[str]:
 _OF_ALL = frozenset({"aliases", "delay", "label", "options", "when"})
 _OPTIONS_OF_KIND = {
     "event": _OF_ALL | {"after", "choices", "form", "on_timeout", "timeout"},
-    "subsequence": _OF_ALL | {"after", "allow_failed", "data", "each", "on_error", "retries"},
+    "subsequence": _OF_ALL
+    | {"after", "allow_failed", "data", "each", "on_error", "retries", "subject"},
     "undo": _OF_ALL | {"atomic", "attempted", "limits", "retries"},
     **dict.fromkeys(CLOSING_KINDS, _OF_ALL | {"atomic", "limits", "retries"}),
 }
@@ -563,6 +565,7 @@ _STEP_RULES: Rules = {
     "batch": (_is_count, "a positive int"),
     "allow_failed": (_is_allowance, "True, a number of items, or a fraction of them such as 0.01"),
     "data": (lambda value: value is None or _is_function(value), "a function of the sequence"),
+    "subject": (lambda value: value is None or _is_function(value), "a function of the sequence"),
     "on_error": (
         lambda value: value is None or isinstance(value, Step | str),
         "a step or its name",
@@ -596,12 +599,16 @@ _META_RULES: Rules = {
     "retention_failed": (_is_retention, "a timedelta, or None to keep runs forever"),
     "deadline": (_is_deadline, "a positive timedelta, or None"),
     "cancel": (lambda value: value in ("undo", None), '"undo" or None'),
+    "on_subject_delete": (
+        lambda value: value is None or value in ON_SUBJECT_DELETE,
+        '"keep", "cancel", "erase", or None for what the setting ON_SUBJECT_DELETE says',
+    ),
     "redact": (_are_names, "a list of names"),
     "limits": (are_limits, "a list of Limit objects, each of another name"),
     "when_full": (lambda value: value in WHEN_FULL, '"wait", "skip" or "cancel_oldest"'),
     "defaults": (_is_data, "a dict with strings as keys"),
 }
-_NOT_OF_META = {"attempted", "choices", "data", "form", "on_timeout", "timeout"}
+_NOT_OF_META = {"attempted", "choices", "data", "form", "on_timeout", "subject", "timeout"}
 #: Those of Meta that are this package's.
 META_OPTIONS = frozenset(_META_RULES) - _NOT_OF_META
 _OF_DRAMATIQ = frozenset(_STEP_RULES) - STEP_OPTIONS - _NOT_OF_META

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
-from uuid import uuid4
 
 from django.utils.translation import gettext_noop as _
 
@@ -19,6 +18,7 @@ from ..definitions.definition import Definition
 from ..definitions.schedules import (
     Timetable,
     in_zone,
+    key_beside,
     key_of,
     name_problems,
     timetable_of,
@@ -179,7 +179,8 @@ def _take_turn(schedule: Schedule, now: datetime, using: str) -> SequenceRun | N
         return None
     definition = _definition(schedule)
     data = _data(timetable, turn.slot)
-    request = start.start_of(definition, data, key=key_of(schedule.name, turn.slot))
+    key = key_of(schedule.name, turn.slot)
+    request = start.start_of(definition, data, key=key, subject_key=schedule.subject_key)
     with tracing.starting(definition.plan, [request]):
         plan = (definition.plan, request, definition.labels)
         outcome = schedules.take_turn(schedule, timetable, turn, plan, using)
@@ -213,7 +214,15 @@ def _sent(outcome: Outcome | None, using: str) -> SequenceRun | None:
 
 
 def create_schedule(
-    cls: type[Sequence[Any]], name: str, timetable: Timetable, /, *, data: Any, by: Any, reason: str
+    cls: type[Sequence[Any]],
+    name: str,
+    timetable: Timetable,
+    /,
+    *,
+    data: Any,
+    subject: Any,
+    by: Any,
+    reason: str,
 ) -> Schedule:
     """See `Schedules.create`."""
     definition: Definition = start.definition_of(cls)
@@ -225,7 +234,10 @@ def create_schedule(
         "create", name_of_caller(by), reason, after=_logged(definition.label, timetable, checked)
     )
     scope = plans.key_scope(definition.labels, using)
-    return schedules.add(definition.label, scope, name, timetable, checked, request, using)
+    row = Schedule(sequence=definition.label, scope=scope, name=name, data=checked)
+    if subject is not None:
+        row.subject_text = str(start.subject_key(definition.label, subject))
+    return schedules.add(row, timetable, request, using)
 
 
 def schedules_of(cls: type[Sequence[Any]], /) -> ScheduleQuerySet:
@@ -296,8 +308,8 @@ def _run_now(schedule: Schedule, request: ScheduleRequest, using: str) -> Sequen
         )
     definition = _definition(stored)
     data = _data(timetable, clock.now(using).replace(microsecond=0))
-    key = f"schedule:{stored.name}:now:{uuid4().hex}"
-    start_request = start.start_of(definition, data, key=key)
+    key = key_beside(stored.name)
+    start_request = start.start_of(definition, data, key=key, subject_key=stored.subject_key)
     with tracing.starting(definition.plan, [start_request]):
         plan = (definition.plan, start_request, definition.labels)
         outcome = schedules.run_now(stored.pk, timetable, plan, request, using)

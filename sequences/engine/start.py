@@ -14,6 +14,7 @@ from ..data import serialization
 from ..definitions.definition import Definition
 from ..definitions.option_types import StartOptions
 from ..definitions.steps import as_timedelta, duration_problem
+from ..definitions.subjects import SubjectKey, check_subject
 from ..exceptions import SequenceError, did_you_mean
 from ..models import SequenceRun, SequenceRunQuerySet
 from ..sequence import Sequence
@@ -127,7 +128,10 @@ def definition_of(cls: type[Sequence[Any]]) -> Definition:
 
 
 def _bound(cls: type[S], run: SequenceRun, request: Start) -> S:
-    return cls._bind(run=run, data=run.data, created=run.pk == request.id)
+    is_created = run.pk == request.id
+    if is_created and request.subject is not None:
+        SequenceRun.subject.keep(run, request.subject)
+    return cls._bind(run=run, data=run.data, created=is_created)
 
 
 OPTIONS = frozenset(StartOptions.__annotations__)
@@ -162,17 +166,31 @@ def _request(definition: Definition, data: Any, **options: Unpack[StartOptions])
     deadline = options.get("deadline", definition.deadline)
     deadline = checked_deadline(deadline, f"{definition.label}.start")
     priority = _priority(definition, options.get("priority", 0))
-    return Start(checked, text, key, unique, delay, priority, deadline)
+    start = Start(checked, text, key, unique, delay, priority, deadline)
+    if (subject := options.get("subject")) is not None:
+        start.subject, start.subject_key = subject, subject_key(definition.label, subject)
+    return start
 
 
-def start_of(definition: Definition, data: Any, *, key: str | None) -> Start:
+def subject_key(label: str, subject: Any) -> SubjectKey:
+    """The name of a run's subject. Raises `SequenceError`, and `InvalidData` for its characters."""
+    key = check_subject(subject, f"{label}.start")
+    serialization.normalise(key.pk, path="subject")
+    return key
+
+
+def start_of(
+    definition: Definition, data: Any, *, key: str | None, subject_key: SubjectKey | None = None
+) -> Start:
     """The run of a schedule: data and key are checked as those of `Sequence.start` are."""
-    return _request(definition, data, key=key)
+    request = _request(definition, data, key=key)
+    request.subject_key = subject_key
+    return request
 
 
-def child_of(definition: Definition, data: Any, parent: int) -> Start:
+def child_of(definition: Definition, data: Any, parent: int, subject: Any) -> Start:
     """A child of this step run."""
-    request = _request(definition, data)
+    request = _request(definition, data, subject=subject)
     request.parent = parent
     return request
 

@@ -131,8 +131,8 @@ ACTIONS: dict[str, Action] = {
         Action(
             "erase",
             _(
-                "Permanently erases data, payloads, results, error texts, earlier reasons and the "
-                "key of this run, and of every run that it has started."
+                "Permanently erases data, payloads, results, error texts, earlier reasons, the "
+                "key and the subject of this run, and of every run that it has started."
             ),
             is_dangerous=True,
         ),

@@ -384,6 +384,39 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name="RunSubject",
+            fields=[
+                (
+                    "run",
+                    models.OneToOneField(
+                        db_constraint=False,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        primary_key=True,
+                        related_name="subject_row",
+                        serialize=False,
+                        to="job_sequences.sequencerun",
+                        verbose_name="run",
+                    ),
+                ),
+                ("model", sequences.models.ExactCharField(max_length=200, verbose_name="model")),
+                (
+                    "object_id",
+                    sequences.models.ExactCharField(max_length=255, verbose_name="object ID"),
+                ),
+                (
+                    "erase_at",
+                    models.DateTimeField(blank=True, db_index=True, editable=False, null=True),
+                ),
+            ],
+            options={
+                "verbose_name": "subject",
+                "verbose_name_plural": "subjects",
+                "indexes": [
+                    models.Index(fields=["model", "object_id"], name="job_sequences_run_subject"),
+                ],
+            },
+        ),
+        migrations.CreateModel(
             name="StepCall",
             fields=[
                 ("id", models.BigAutoField(primary_key=True, serialize=False)),
@@ -608,6 +641,17 @@ class Migration(migrations.Migration):
                         encoder=sequences.models.JSONEncoder,
                         null=True,
                         verbose_name="data",
+                    ),
+                ),
+                (
+                    "subject_text",
+                    sequences.models.ExactCharField(
+                        blank=True,
+                        db_default="",
+                        db_index=True,
+                        default="",
+                        max_length=456,
+                        verbose_name="subject",
                     ),
                 ),
                 (

@@ -10,7 +10,7 @@ from uuid import UUID
 from django.db.models import F
 
 from ..definitions.kinds import PARENT_KINDS
-from ..models import Operation, SequenceRun, StepCall, StepFailure, StepRun
+from ..models import Operation, RunSubject, SequenceRun, StepCall, StepFailure, StepRun
 
 T = TypeVar("T")
 
@@ -44,12 +44,16 @@ def _children(above: Sequence[UUID], using: str) -> Iterator[SequenceRun]:
 
 
 def blank(run_ids: Sequence[UUID], now: datetime, using: str, *, keep_key: bool) -> None:
-    """Data, deliveries, payloads, results, progress, texts of failures, reasons; and keys."""
+    """Data, deliveries, payloads, results, progress, texts of failures, reasons; and their names:
+    keys, and the objects that they are about.
+    """
     keys: dict[str, Any] = {} if keep_key else {"key": None, "active_key": None}
     for part in _chunks(run_ids):
         SequenceRun._base_manager.using(using).filter(pk__in=part).update(
             data={}, inbox={}, version=F("version") + 1, updated_at=now, **keys
         )
+        if not keep_key:
+            RunSubject._base_manager.using(using).filter(run__in=part)._raw_delete(using)
         steps = StepRun._base_manager.using(using).filter(run__in=part)
         steps.update(payload=None, result=None, progress=None)
         # The rows stay: without them a retry would make the calls again.

@@ -23,6 +23,7 @@ from ..models import (
     Operation,
     Permit,
     RunDeadline,
+    RunSubject,
     SequenceRun,
     StepCall,
     StepFailure,
@@ -37,7 +38,7 @@ CHUNK = 500
 MOST = 5_000
 #: What belongs to a run, in the order in which it is removed.
 _PARTS: tuple[type[Model], ...] = (
-    *(Operation, Permit, RunDeadline, StepCall, StepFailure, StepLoss, StepRun),
+    *(Operation, Permit, RunDeadline, RunSubject, StepCall, StepFailure, StepLoss, StepRun),
 )
 _MODELS: tuple[type[Model], ...] = (*_PARTS, SequenceRun)
 

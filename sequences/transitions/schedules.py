@@ -19,6 +19,7 @@ from django.utils.translation import gettext_noop as _
 
 from ..definitions.plan import Plan
 from ..definitions.schedules import Timetable, Turn
+from ..definitions.subjects import SubjectKey
 from ..exceptions import InvalidSchedule, Text
 from ..models import Schedule, ScheduleOperation, SequenceRun
 from . import clock, starts
@@ -339,21 +340,12 @@ class ScheduleRequest:
     after: Any = None
 
 
-def add(
-    sequence: str,
-    scope: str,
-    name: str,
-    timetable: Timetable,
-    data: dict[str, Any] | None,
-    request: ScheduleRequest,
-    using: str,
-) -> Schedule:
-    """Make a schedule. Raises `InvalidSchedule` if there is one of that name."""
+def add(row: Schedule, timetable: Timetable, request: ScheduleRequest, using: str) -> Schedule:
+    """Make this schedule. Raises `InvalidSchedule` if there is one of that name."""
 
     def insert() -> Schedule:
         now = clock.now(using)
-        row = Schedule(sequence=sequence, scope=scope, name=name, created_at=now)
-        row.spec, row.data = timetable.to_json(), data
+        row.created_at, row.spec = now, timetable.to_json()
         _set(row, next_turn(timetable, row, timetable.after(now)), now)
         row.save(using=using, force_insert=True)
         _log(row, request, now, using)
@@ -364,7 +356,7 @@ def add(
     except IntegrityError:
         raise InvalidSchedule(
             action="create",
-            schedule=f"{name!r} of {sequence}",
+            schedule=f"{row.name!r} of {row.sequence}",
             problem=_("there is one of that name already"),
             hint=_("Update that one, or choose another name."),
         ) from None
@@ -483,6 +475,17 @@ def remove(pk: int, request: ScheduleRequest, using: str) -> None:
         locked.remove()
 
     transact(using, act)
+
+
+def made_for(key: SubjectKey, using: str) -> list[Schedule]:
+    """The schedules whose runs are about this object."""
+    return list(Schedule.objects.using(using).filter(subject_text=str(key)).order_by("pk"))
+
+
+def erase_log(pk: int, using: str) -> None:
+    """Blank what was logged of a schedule's data, and the reasons."""
+    rows = ScheduleOperation.objects.using(using).filter(schedule=pk)
+    rows.update(before=None, after=None, reason="")
 
 
 def run_now(

@@ -11,7 +11,7 @@ from django.db import DatabaseError, IntegrityError, connections, transaction
 from django.db.models import Q
 
 from ..definitions.plan import Node, Plan
-from ..models import RunDeadline, SequenceRun, StepRun, StepStatus, Wait
+from ..models import RunDeadline, RunSubject, SequenceRun, StepRun, StepStatus, Wait
 from . import clock, notifications, plans
 from .backends import backend_of
 from .locking import is_transient
@@ -116,7 +116,7 @@ def start_many(
         holders |= _holders(labels, requests, using)
     started = [(fresh[request.id], request.delay) for request in requests if request.id in ours]
     steps = _first_steps(plan, started, now, using)
-    _insert_deadlines([request for request in requests if request.id in ours], now, using)
+    _insert_beside([request for request in requests if request.id in ours], now, using)
     notifications.started([run for run, _ in started], plan.sequence, using)
     runs: dict[UUID, SequenceRun] = {}
     for request in sorted(requests, key=in_order_of_keys):
@@ -160,9 +160,23 @@ def _insert_one(
     plan_id, now = plans.store_now(plan, using)
     run = _row(plan, plan_id, request, _scope(labels, [request], using), now)
     run.save(using=using, force_insert=True)
-    _insert_deadlines([request], now, using)
+    _insert_beside([request], now, using)
     notifications.started([run], plan.sequence, using)
     return run, _first_steps(plan, [(run, request.delay)], now, using)
+
+
+def _insert_beside(requests: Sequence[Start], now: datetime.datetime, using: str) -> None:
+    """What only some runs have."""
+    _insert_deadlines(requests, now, using)
+    _insert_subjects(requests, using)
+
+
+def _insert_subjects(requests: Iterable[Start], using: str) -> None:
+    keys = [(each.id, each.subject_key) for each in requests if each.subject_key is not None]
+    if keys:
+        RunSubject._base_manager.using(using).bulk_create(
+            RunSubject(run_id=pk, model=key.model, object_id=key.pk) for pk, key in keys
+        )
 
 
 def _insert_deadlines(requests: Iterable[Start], now: datetime.datetime, using: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 from uuid import UUID
 
 from ..definitions.plan import Node, Plan
+from ..definitions.subjects import SubjectKey
 from ..models import NO_ITEM, StepRun, StepStatus, Wait
 from ..utils.uuid7 import uuid7
 
@@ -86,6 +87,9 @@ class Start:
     #: How long after its start, or by when, it must be finished.
     deadline: datetime.timedelta | datetime.datetime | None = None
     parent: int | None = None
+    #: The object that it is about, and its name.
+    subject: Any = None
+    subject_key: SubjectKey | None = None
     traceparent: str = ""
     id: UUID = field(default_factory=uuid7)
     #: The run that holds its key, and that it gets in place of one of its own.

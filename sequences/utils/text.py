@@ -88,10 +88,10 @@ def fingerprint_of(message: str) -> str:
     return blake2s(text.encode(errors="replace"), digest_size=8).hexdigest() if text else ""
 
 
-def text_of(error: BaseException) -> str:
+def text_of(value: object) -> str:
     """What it says, or what happens when it is asked."""
     try:
-        return str(error)
+        return str(value)
     except (Exception, SystemExit) as broken:
         return f"<{type(broken).__name__} in __str__>"
 

@@ -15,11 +15,12 @@ from uuid import UUID
 from .. import conf
 from ..definitions import registry
 from ..definitions.plan import Plan
-from ..engine import current, dispatcher, kinds, outages, outbox
+from ..engine import current, dispatcher, kinds, outages, outbox, subjects
 from ..engine.executor import unknown_step
 from ..engine.limits import look, store_declared
 from ..models import StepRun
 from ..transitions import deadlines, due, failures, limits, locking, plans
+from ..transitions import subjects as subject_rows
 from ..transitions.types import Dispatch
 from . import queue_monitor
 from .registration import WorkerRegistration, close_all
@@ -77,6 +78,8 @@ def sweep(evidence: LossDetector, using: str) -> int:
             break
     for run_id in deadlines.due(using):
         sent += _dispatch(_expire(run_id, using), using)
+    for run_id in subject_rows.due(using):
+        _erase(run_id, using)
     return sent + _look_at_lines(using) + _look_at_outbox(using)
 
 
@@ -109,6 +112,20 @@ def _expire(run_id: UUID, using: str) -> list[Dispatch]:
         logger.exception("The sweep could not fail run %s, whose deadline has passed.", run_id)
         deadlines.put_off(run_id, using)
     return []
+
+
+def _erase(run_id: UUID, using: str) -> None:
+    """Erase a run whose subject was deleted. One that is locked has its turn at the next sweep."""
+    try:
+        with locking.no_wait():
+            subjects.erase(run_id, using)
+    except locking.Locked:
+        pass
+    except Exception as error:
+        if outages.is_away(error, using):
+            raise
+        logger.exception("The sweep could not erase run %s, whose subject was deleted.", run_id)
+        subject_rows.put_off(run_id, using)
 
 
 def _dispatch(dispatches: list[Dispatch], using: str) -> int:

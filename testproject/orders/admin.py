@@ -1,5 +1,6 @@
 from django.contrib import admin
 
+from sequences.admin import RunsInline
 from testproject.orders.models import Order, OrderItem, Payment, Product
 
 
@@ -18,7 +19,7 @@ class OrderAdmin(admin.ModelAdmin):
     list_display = ["name", "email", "created_at"]
     search_fields = ["name", "email"]
     date_hierarchy = "created_at"
-    inlines = [OrderItemInline, PaymentInline]
+    inlines = [OrderItemInline, PaymentInline, RunsInline]
 
 
 @admin.register(Product)

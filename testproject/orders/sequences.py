@@ -61,7 +61,9 @@ class FulfilOrder(Sequence):
     )
 
     ship = subsequence(
-        ShipParcel, data=lambda self: {"name": self.data["name"], "order": self.data["order"]}
+        ShipParcel,
+        data=lambda self: {"name": self.data["name"], "order": self.data["order"]},
+        subject=lambda self: self.subject,
     )
 
     @step

@@ -27,7 +27,7 @@ def accept(form: OrderForm) -> Order:
     order: Order = form.save()
     items = [{"id": item.pk, "product": str(item)} for item in order.items.all()]
     data = {"order": str(order.pk), "name": order.name, "items": items, "total": order.total}
-    FulfilOrder.start(data, key=str(order.pk))
+    FulfilOrder.start(data, key=str(order.pk), subject=order)
     return order
 
 

@@ -1,11 +1,13 @@
 """Runs in each state that the console has to show, played in this process without a worker."""
 
+from datetime import timedelta
 from types import SimpleNamespace
 
-from sequences import Abort, Sequence, event, step, subsequence
+from sequences import Abort, Sequence, event, every, step, subsequence
 from sequences.engine import dispatcher
 from sequences.models import SequenceRun
 from sequences.testing import drain
+from testproject.orders.models import Order
 from tests.engine import claim, fail, fresh, perform
 from tests.limits import bank, billing, come
 
@@ -68,7 +70,8 @@ class Scenes:
         self.levels, self.approved = nested(DEPTH), approved()
 
     def waiting_for_an_event(self, key=BIDI):
-        run = self.approved.start({"note": BIDI}, key=key).run
+        subject = Order.objects.create(name=BIDI, email="ada@example.com")
+        run = self.approved.start({"note": BIDI}, key=key, subject=subject).run
         drain()
         return run
 
@@ -81,6 +84,13 @@ class Scenes:
         run = self.waiting_for_an_event("erased")
         run.cancel()
         fresh(run).erase()
+        return run
+
+    def of_a_schedule(self):
+        create = self.approved.schedules.create
+        schedule = create("nightly", every(timedelta(days=1)), data={"n": 1}, reason=LONG)
+        run = schedule.run_now(reason=BIDI)
+        drain()
         return run
 
     def of_a_class_that_is_gone(self):
@@ -126,6 +136,7 @@ STATES = (
     "waiting_for_an_event",
     "on_hold",
     "erased",
+    "of_a_schedule",
     "of_a_class_that_is_gone",
     "failed_five_levels_down",
     "long_names",

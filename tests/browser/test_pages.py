@@ -6,7 +6,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from django.urls import reverse
 
-from sequences.models import StepRun
+from sequences.models import Schedule, StepRun
 
 from . import scenes
 from .conftest import Visitors
@@ -40,7 +40,15 @@ def pages(runs):
         action: reverse(f"{RUN}_action", args=[run.pk, action])
         for action, run in (("retry", failed), ("cancel", waiting), ("edit", waiting))
     }
+    schedule = Schedule.objects.get(last_run=runs["of_a_schedule"])
+    schedules = {
+        action: reverse("admin:job_sequences_schedule_action", args=[schedule.pk, action])
+        for action in ("update", "pause", "run_now", "remove")
+    }
     return {
+        "schedule": reverse("admin:job_sequences_schedule_change", args=[schedule.pk]),
+        "add schedule": reverse("admin:job_sequences_schedule_add"),
+        **{f"schedule {name}": path for name, path in schedules.items()},
         "runs": reverse(f"{RUN}_changelist"),
         "search": f"{reverse(f'{RUN}_changelist')}?q=nothing",
         "schedules": reverse("admin:job_sequences_schedule_changelist"),
@@ -99,6 +107,50 @@ def test_axe_has_nothing_to_say_on_any_page(console, width, scheme):
             where = [node["target"][0] for node in rule["nodes"][:3]]
             violations.setdefault((rule["id"], str(where)), []).append(name)
     assert not violations, "\n".join(f"{rule}: {names}" for rule, names in violations.items())
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_of_an_object_shows_its_runs_on_every_screen(console, scheme):
+    run = scenes.play()["waiting_for_an_event"]
+    console.emulate_media(color_scheme=scheme)
+    console.goto(reverse("admin:orders_order_change", args=[run.subject.pk]))
+    panel = console.locator(".seq-inline")
+    assert "approval" in panel.inner_text()
+    for width in WIDTHS:
+        console.set_viewport_size({"width": width, "height": 900})
+        assert panel.evaluate("(one) => one.scrollWidth <= one.clientWidth"), width
+        assert panel.evaluate("(one) => one.getBoundingClientRect().right") <= width
+        response = Axe().run(console, context=".seq-inline", options=AXE).response
+        assert response["violations"] == [], width
+
+
+def test_an_approval_is_two_clicks_from_the_object_and_one_back(console):
+    run = scenes.play()["waiting_for_an_event"]
+    order = reverse("admin:orders_order_change", args=[run.subject.pk])
+    console.goto(order)
+    console.locator(".seq-inline").get_by_role("link", name="Deliver “approval”").click()
+    console.get_by_role("button", name="Deliver").click()
+    console.wait_for_url(f"**{reverse(f'{RUN}_change', args=[run.pk])}")
+    assert run.delivered("approval")
+    console.locator("#head").get_by_role("link", name=str(run.subject)).click()
+    console.wait_for_url(f"**{order}")
+
+
+def test_a_schedule_is_paused_and_its_run_leads_back_to_it(console):
+    run = scenes.play()["of_a_schedule"]
+    schedule = Schedule.objects.get(last_run=run)
+    page = reverse("admin:job_sequences_schedule_change", args=[schedule.pk])
+    console.goto(reverse(f"{RUN}_change", args=[run.pk]))
+    console.locator("#head").get_by_role("link", name="nightly").click()
+    console.wait_for_url(f"**{page}")
+    console.get_by_role("link", name="Pause").click()
+    console.get_by_label("Reason").fill("stocktaking")
+    console.get_by_role("button", name="Pause").click()
+    console.wait_for_url(f"**{page}")
+    assert "paused" in console.locator("#head").inner_text()
+    assert "stocktaking" in console.locator("#operations").inner_text()
+    schedule.refresh_from_db()
+    assert schedule.paused_at is not None
 
 
 #: What is ours of a page: the rest is Django's own.

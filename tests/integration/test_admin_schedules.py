@@ -7,11 +7,13 @@ import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.urls import reverse
+from django.utils.html import escape
 
 from sequences import Sequence, cron, every, step
 from sequences.engine import dispatcher
 from sequences.models import Schedule, ScheduleOperation
-from sequences.testing import isolate_sequences, sync_schedules
+from sequences.testing import clock, drain, isolate_sequences, sync_schedules
+from testproject.orders.models import Order
 from tests.engine import now
 
 pytestmark = pytest.mark.django_db
@@ -207,6 +209,48 @@ def test_a_run_is_started_now(admin_client, report):
     assert response.url == reverse("admin:job_sequences_sequencerun_change", args=[run.pk])
     again = admin_client.post(page_of(schedule, "run_now"), {"confirm": "yes"})
     assert "is unfinished" in text_of(again)
+
+
+def test_the_page_of_a_run_leads_back_to_the_schedule_that_has_started_it(
+    admin_client, client, report
+):
+    sync_schedules(report)
+    named = report.schedules.create("a:b <i>", every(HOUR))
+    default, user_made = report.schedules.get(), report.start(key="schedule:mine").run
+    with clock() as moving:
+        moving.move(HOUR)
+        drain()
+    runs = {run.key: run for run in report.runs.all()}
+    by_slot = next(run for key, run in runs.items() if key.startswith("schedule:default:"))
+    pages = {
+        by_slot: default,
+        default.run_now(): default,
+        next(run for key, run in runs.items() if "a:b" in key): named,
+        named.run_now(): named,
+    }
+    for run, schedule in pages.items():
+        text = text_of(admin_client.get(run_page(run)))
+        assert f'<a href="{page_of(schedule)}"><bdi>{escape(schedule.name)}</bdi></a>' in text
+    assert "Started by schedule" not in text_of(admin_client.get(run_page(user_made)))
+    text = text_of(allow(client, "view_sequencerun").get(run_page(by_slot)))
+    assert "Started by schedule" not in text
+    Schedule.objects.all().delete()
+    assert "Started by schedule" not in text_of(admin_client.get(run_page(by_slot)))
+
+
+def run_page(run):
+    return reverse("admin:job_sequences_sequencerun_change", args=[run.pk])
+
+
+def test_a_schedule_that_was_made_for_an_object_leads_to_it(admin_client, client, report):
+    order = Order.objects.create(name="Joan <b>", email="joan@example.com")
+    schedule = report.schedules.create("mine", every(HOUR), subject=order)
+    url = reverse("admin:orders_order_change", args=[order.pk])
+    link = f'<a href="{url}"><bdi>{escape(order)}</bdi></a>'
+    assert link in text_of(admin_client.get(page_of(schedule)))
+    text = text_of(allow(client, "view_schedule").get(page_of(schedule)))
+    assert "<dt>About</dt><dd><bdi>Order</bdi></dd>" in text
+    assert str(order.pk) not in text
 
 
 def test_what_a_state_does_not_allow_is_refused(admin_client, report):

@@ -293,8 +293,8 @@ def test_list_as_json_has_what_a_script_needs():
     }
     assert "data" not in found
     assert set(found) == {
-        "id", "sequence", "key", "status", "at", "done", "total", "fraction", "created_at",
-        "finished_at", "duration", "error", "cause",
+        "id", "sequence", "key", "subject", "status", "at", "done", "total", "fraction",
+        "created_at", "finished_at", "duration", "error", "cause",
     }  # fmt: skip
 
 
@@ -336,6 +336,47 @@ def test_list_is_filtered():
         bad.pk, waits.pk, old.pk,
     }  # fmt: skip
     assert len(ids("--limit", "1")) == 1
+
+
+def test_a_run_is_about_an_object_and_is_found_by_it():
+    order()
+    receipt, other = Receipt.objects.create(), Receipt.objects.create()
+    key = f"tests.receipt:{receipt.pk}"
+    sequences("start", "shop.Order", "--key", "a", "--subject", f"tests.Receipt:{receipt.pk}")
+    sequences("start", "shop.Order", "--key", "b", "--subject", f"tests.receipt:{other.pk}")
+    sequences("start", "shop.Order", "--key", "c")
+    run = SequenceRun.objects.get(key="a")
+    assert run.subject == receipt
+    [listed] = as_json("list", "--subject", key)
+    assert (listed["key"], listed["subject"]) == ("a", key)
+    assert {each["key"]: each["subject"] is None for each in as_json("list")} == {
+        "a": False,
+        "b": False,
+        "c": True,
+    }
+    assert as_json("show", "shop.Order:a")["subject"] == key
+    assert f"about     {key} (receipt {receipt.pk})" in sequences("show", "shop.Order:a")
+    assert "about" not in sequences("show", "shop.Order:c")
+    receipt.delete()
+    assert f"about     {key} (deleted)" in sequences("show", "shop.Order:a")
+    sequences("cancel", "--all", "--subject", key)
+    statuses = dict(SequenceRun.objects.values_list("key", "status"))
+    assert statuses == {"a": "cancelled", "b": "running", "c": "running"}
+
+
+@pytest.mark.parametrize(
+    ("subject", "says"),
+    [
+        ("17", "'17' is not of the form app.model:pk"),
+        ("tests.gone:17", "there is no model tests.gone"),
+        ("tests.receipt:x", "there is no tests.receipt:x"),
+        ("tests.receipt:99999999999999999999", "there is no tests.receipt:99999999999999999999"),
+    ],
+)
+def test_start_refuses_an_object_that_is_not_there(subject, says):
+    order()
+    assert says in refused("start", "shop.Order", "--subject", subject)
+    assert not SequenceRun.objects.exists()
 
 
 def test_list_of_an_unknown_sequence_names_the_nearest():

@@ -21,6 +21,7 @@ from sequences.transitions import claims, failures, plans
 from sequences.worker.sweeper import AssumeLost, store_plans, sweep
 from tests.broken_reads import Router
 from tests.engine import claim, fresh, ledger, messages, now, perform, row, take
+from tests.models import Parcel
 from tests.portable import is_portable
 from tests.steps import chain
 
@@ -115,6 +116,21 @@ def test_a_start_is_one_statement_and_one_message_and_no_transaction_of_its_own(
 
 def first_row(sequence):
     return StepRun.objects.get(run=sequence.run.pk).pk
+
+
+@on_postgresql
+@fast
+@pytest.mark.parametrize("key", [None, "a"])
+def test_a_start_about_an_object_is_one_statement_too(run, key):
+    parcel = Parcel.objects.create()
+    with statements() as sent:
+        started = get("shop.Chain").start({}, subject=parcel, key=key)
+        assert started.subject is parcel
+    assert sent == ["start_about_by_key" if key else "start_about"]
+    with statements() as sent:
+        get("shop.Chain").start_many([({}, {"subject": parcel}), {}])
+    assert sent == ["start_about"]
+    assert SequenceRun.objects.about(parcel).count() == 2
 
 
 @on_postgresql

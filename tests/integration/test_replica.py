@@ -9,6 +9,7 @@ from django.test import override_settings
 from sequences import Sequence, step
 from sequences.models import SequenceRun, StepRun
 from sequences.testing import drain
+from tests.models import Parcel
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default"])
 
@@ -49,6 +50,26 @@ def of_a_run(run):
         "failures": list(run.failures.values_list("step", flat=True)),
         "operations": run.operations.exists(),
     }
+
+
+@pytest.mark.usefixtures("_replica")
+def test_the_object_that_a_run_is_about_is_read_where_it_is_written():
+    class Looking(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def look(self):
+            self.data["name"] = self.subject.name
+
+    parcel = Parcel.objects.create(name="book")
+    run = Looking.start(subject=parcel).run
+    drain()
+    run.refresh_from_db(using="default")
+    assert run.data == {"name": "book"}
+    assert run.subject == parcel
+    assert [row.subject for row in Looking.runs.prefetch_related("subject")] == [parcel]
+    assert list(Looking.runs.about(parcel)) == [run]
 
 
 @pytest.mark.usefixtures("_replica")

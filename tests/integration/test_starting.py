@@ -504,12 +504,12 @@ def test_data_that_cannot_be_stored_is_refused_in_the_caller_and_nothing_is_writ
         (
             lambda cls: cls.start_many([{}, ({}, {"keys": "a"})]),
             "tests.Contact.start_many: ({}, {'keys': 'a'}) must be data, or a pair of data and "
-            'a dict of options ("key", "unique", "delay", "priority", "deadline").',
+            'a dict of options ("key", "unique", "delay", "priority", "deadline", "subject").',
         ),
         (
             lambda cls: cls.start_many([{}, ({}, "a")]),
             "tests.Contact.start_many: ({}, 'a') must be data, or a pair of data and a dict of "
-            'options ("key", "unique", "delay", "priority", "deadline").',
+            'options ("key", "unique", "delay", "priority", "deadline", "subject").',
         ),
         (lambda cls: cls.start_many([{}, 5]), "tests.Contact.start: data must be a dict, not "
                                               "int: 5"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 from django.db.models import QuerySet
@@ -40,8 +40,8 @@ class Subsequence(Kind):
         cls = registry.get(step.sequence) if isinstance(step.sequence, str) else step.sequence
         child, claim = cast(Definition, cls._definition), context.claim
         requests = [
-            start.child_of(child, _not_none(data, claim.step), claim.step_run_id)
-            for data in _child_data(context, step)
+            start.child_of(child, _not_none(data, claim.step), claim.step_run_id, subject)
+            for data, subject in _children_of(context, step)
         ]
         if not requests:
             return Completed()
@@ -64,14 +64,18 @@ class Subsequence(Kind):
         return subsequences.ended(parent, using).values_list("pk", "status", "data")
 
 
-def _child_data(context: ExecutionContext, step: steps.Subsequence) -> Iterator[Mapping[str, Any]]:
+def _children_of(context: ExecutionContext, step: steps.Subsequence) -> Iterator[tuple[Any, Any]]:
+    """The data of each child, and its subject."""
+    sequence = context.sequence
     if step.each is None:
-        yield context.json if step.child_data is None else step.child_data(context.sequence)
+        data = context.json if step.child_data is None else step.child_data(sequence)
+        yield data, step.child_subject and step.child_subject(sequence)
         return
     takes_index = getattr(step.child_data, "takes_index", False)
     for index, item in enumerate(items_of(context, step)):
         arguments = (item, index) if takes_index else (item,)
-        yield item if step.child_data is None else step.child_data(context.sequence, *arguments)
+        data = item if step.child_data is None else step.child_data(sequence, *arguments)
+        yield data, step.child_subject and step.child_subject(sequence, item)
 
 
 def _not_none(data: Any, step: str) -> Any:

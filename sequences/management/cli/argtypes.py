@@ -9,9 +9,11 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from django.db.models import Model
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
+from ...definitions.subjects import SubjectKey
 from ...flows import files
 from ...utils.durations import parse_duration
 from .base import wrong
@@ -74,6 +76,25 @@ def json_object(text: str) -> dict[str, Any]:
     raise ArgumentTypeError(
         f'data must be a JSON object such as {{"name": "Joel"}}, not {json.dumps(value)[:60]}'
     )
+
+
+def subject_key(text: str) -> SubjectKey:
+    """``shop.order:17``, of a model that there is."""
+    try:
+        key = SubjectKey.parse(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
+    if key.model_class is None:
+        raise ArgumentTypeError(f"there is no model {key.model}")
+    return key
+
+
+def subject(text: str) -> Model:
+    """The object itself."""
+    key = subject_key(text)
+    if (row := key.load()) is None:
+        raise ArgumentTypeError(f"there is no {key}")
+    return row
 
 
 def assignment(text: str) -> tuple[str, Any]:

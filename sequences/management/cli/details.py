@@ -19,6 +19,7 @@ from ...inspection.snapshot import RunSnapshot, StepSnapshot
 from ...models import NO_ITEM, Operation, SequenceRun, StepFailure, StepRun
 from ...utils.durations import format_duration
 from ...utils.terminal import plain
+from ...utils.text import text_of
 from .base import Subcommand, json_text
 from .tables import Cell, table
 
@@ -35,6 +36,7 @@ def brief(run_snapshot: RunSnapshot) -> dict[str, Any]:
         "id": str(run.pk),
         "sequence": run.sequence,
         "key": run.key,
+        "subject": _subject_key(run),
         "status": run.status,
         "at": [step.name for step in run_snapshot.at],
         "done": run_snapshot.done,
@@ -46,6 +48,10 @@ def brief(run_snapshot: RunSnapshot) -> dict[str, Any]:
         "error": _error(run_snapshot.current_failure),
         "cause": _cause(run_snapshot.cause) if run_snapshot.current_failure else None,
     }
+
+
+def _subject_key(run: SequenceRun) -> str | None:
+    return None if run.subject_key is None else str(run.subject_key)
 
 
 def _values(row: Model, *names: str) -> dict[str, Any]:
@@ -185,6 +191,7 @@ class RunDetails:
             "id": run.pk,
             "sequence": run.sequence,
             "key": run.key,
+            "about": self._subject,
             "status": Cell(run.status, subcommand.paint(run.status)),
             "started": moment(run.created_at),
             "finished": moment(run.finished_at) if run.finished_at else None,
@@ -196,6 +203,14 @@ class RunDetails:
             "": self.summary,
         }
         return ((name, value) for name, value in heads.items() if value is not None)
+
+    @property
+    def _subject(self) -> str | None:
+        """The name of the object that it is about, and what that says of itself."""
+        if (key := self.run.subject_key) is None:
+            return None
+        subject = self.run.subject
+        return f"{key} ({'deleted' if subject is None else text_of(subject)})"
 
     def _rows(self, subcommand: Subcommand) -> Iterator[tuple[object, ...]]:
         yield ("STEP", "STATUS", "FAILED", "WAITED", "RAN", "", "WORKER")

@@ -17,6 +17,7 @@ from ...inspection import snapshot, struggling
 from ...inspection.diagnosis import error_of
 from ...inspection.run_diagrams import marks_of
 from ...inspection.snapshot import HEAVY, RunSnapshot
+from ...models import read_subject_rows
 from ...utils.durations import format_duration
 from ...utils.terminal import plain, printable
 from . import wait
@@ -42,10 +43,11 @@ class List(Subcommand):
         parser.add_argument("--json", action="store_true", help="a JSON list")
 
     def run(self, options: Namespace) -> None:
-        runs = filtered(options).defer(*HEAVY)[: options.limit]
-        snapshots = snapshot.of_many(list(runs))
+        runs = list(filtered(options).defer(*HEAVY)[: options.limit])
+        snapshots = snapshot.of_many(runs)
         steps = struggling.steps_of([run_snapshot.run for run_snapshot in snapshots])
         if options.json:
+            read_subject_rows(runs)
             self.write_json(
                 [
                     {**brief(each), "struggling": list(steps.get(each.run.pk, ()))}

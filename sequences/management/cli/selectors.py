@@ -22,7 +22,7 @@ from ...models import (
     StepStatus,
 )
 from ...transitions import clock
-from .argtypes import moment
+from .argtypes import moment, subject_key
 from .base import wrong
 
 #: What can be asked for beside the states themselves.
@@ -92,6 +92,9 @@ def add_filters(parser: ArgumentParser, *, step: bool = True) -> None:
     filters.add_argument("--status", choices=STATUSES, metavar="STATUS", help=", ".join(STATUSES))
     filters.add_argument("--key", help="only runs started with this key")
     filters.add_argument(
+        "--subject", type=subject_key, metavar="app.model:pk", help="only runs about this object"
+    )
+    filters.add_argument(
         "--since",
         type=moment,
         metavar="24h",
@@ -109,7 +112,7 @@ def add_filters(parser: ArgumentParser, *, step: bool = True) -> None:
 
 def is_filtered(options: Namespace) -> bool:
     """Whether somebody has said which runs."""
-    names = ("sequence", "status", "key", "since", "struggling", "step")
+    names = ("sequence", "status", "key", "subject", "since", "struggling", "step")
     return any(getattr(options, name, None) is not None for name in names)
 
 
@@ -122,6 +125,9 @@ def filtered(options: Namespace) -> SequenceRunQuerySet:
         rows = rows.filter(status__in=_statuses(options.status))
     if options.key is not None:
         rows = rows.filter(key=options.key)
+    if options.subject is not None:
+        model, pk = options.subject
+        rows = rows.filter(subject_row__model=model, subject_row__object_id=pk)
     if options.since is not None:
         rows = rows.filter(created_at__gte=_since(options.since))
     if options.struggling:

@@ -16,7 +16,7 @@ from ...sequence import Sequence, get
 from ...utils.durations import format_duration
 from ...utils.terminal import plain
 from . import wait
-from .argtypes import definition_in, duration, json_object
+from .argtypes import definition_in, duration, json_object, subject
 from .base import Subcommand, wrong
 from .details import RunDetails
 
@@ -47,6 +47,9 @@ class Start(Subcommand):
             "--deadline", type=duration, metavar="3d", help="fail if not finished after this time"
         )
         parser.add_argument(
+            "--subject", type=subject, metavar="app.model:pk", help="the object that it is about"
+        )
+        parser.add_argument(
             "--wait", action="store_true", help="wait; the exit code says how it ended"
         )
         parser.add_argument("--timeout", type=duration, metavar="10m", help="stop waiting after it")
@@ -56,7 +59,7 @@ class Start(Subcommand):
         if options.timeout is not None and not options.wait:
             raise wrong("--timeout says how long to --wait: give both.")
         start = self._start(options)
-        names = ("key", "unique", "delay", "priority")
+        names = ("key", "unique", "delay", "priority", "subject")
         named = {name: getattr(options, name) for name in names}
         if options.deadline is not None:
             named["deadline"] = options.deadline

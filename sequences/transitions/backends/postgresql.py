@@ -20,7 +20,7 @@ from django.db import DatabaseError, InterfaceError, OperationalError, Programmi
 
 from ... import conf
 from ...definitions.plan import Node, Plan
-from ...models import NO_ITEM, SequenceRun, StepRun, StoredPlan
+from ...models import NO_ITEM, RunSubject, SequenceRun, StepRun, StoredPlan
 from .. import periods
 from ..types import Beat, Change, Claim, Offer, Start, StartedStep
 from . import simple_query
@@ -47,6 +47,7 @@ _CLOCK = "STATEMENT_TIMESTAMP()"
 _STEPS = StepRun._meta.db_table
 _RUNS = SequenceRun._meta.db_table
 _PLANS = StoredPlan._meta.db_table
+_SUBJECTS = RunSubject._meta.db_table
 
 # The claim need not survive a crash of the database: a step whose claim is lost is simply
 # queued still, so this one transaction does not wait for the disk.
@@ -139,7 +140,7 @@ WITH plan AS MATERIALIZED (
 ), new AS MATERIALIZED (
     SELECT * FROM jsonb_to_recordset(%(runs)s::jsonb) AS new (
         id uuid, data jsonb, key text, scope text, releases boolean, delay interval, parent bigint,
-        traceparent text, priority smallint)
+        traceparent text, priority smallint{{subject}})
 ), run AS (
     INSERT INTO {_RUNS} (
         id, plan_id, sequence, key, active_key, key_scope, releases_key, status, final_status, data,
@@ -149,7 +150,7 @@ WITH plan AS MATERIALIZED (
         {{now}}, {{now}}, COALESCE(new.traceparent, ''), COALESCE(new.priority, 0)
     FROM plan CROSS JOIN new{{unheld}}
     RETURNING id
-)
+){{about}}
 INSERT INTO {_STEPS} (
     run_id, step, item, kind, status, wait, waiting_since, attempts, lost_workers, repeats,
     dispatches, delay_evaluated, worker, ready_at, queued_at, due_at, wake_at)
@@ -163,6 +164,12 @@ FROM run JOIN new USING (id)
     CROSS JOIN jsonb_to_recordset(%(steps)s::jsonb) AS first (name text, kind text)
 RETURNING run_id, id, step::text, {{now}}
 """
+
+# Only where one of the runs has a subject.
+_ABOUT = f""", about AS (
+    INSERT INTO {_SUBJECTS} (run_id, model, object_id)
+    SELECT run.id, new.model, new.object FROM run JOIN new USING (id) WHERE new.model IS NOT NULL
+)"""
 
 # The rows are locked in the order that all transactions keep; one that another has is left out.
 _BEAT = f"""
@@ -216,8 +223,28 @@ LIMIT 1
 
 
 _STARTED = ("uuid", "bigint", "text", "timestamptz")
-START = Function("start", _START.replace("{unheld}", ""), _STARTED)
-START_BY_KEY = Function("start_by_key", _START.replace("{unheld}", _UNHELD), _STARTED)
+
+
+def _start(purpose: str, *, unheld: str = "", about: str = "") -> Function:
+    subject = ", model text, object text" if about else ""
+    parts = {"{unheld}": unheld, "{about}": about, "{subject}": subject}
+    statement = _START
+    for place, part in parts.items():
+        statement = statement.replace(place, part)
+    return Function(purpose, statement, _STARTED)
+
+
+START = _start("start")
+START_BY_KEY = _start("start_by_key", unheld=_UNHELD)
+START_ABOUT = _start("start_about", about=_ABOUT)
+START_ABOUT_BY_KEY = _start("start_about_by_key", unheld=_UNHELD, about=_ABOUT)
+#: By whether one of the runs has a subject, and whether one has a key.
+STARTS = {
+    (False, False): START,
+    (False, True): START_BY_KEY,
+    (True, False): START_ABOUT,
+    (True, True): START_ABOUT_BY_KEY,
+}
 CLAIM = Function(
     "claim",
     _CLAIM,
@@ -233,7 +260,7 @@ SUCCEED = Function("succeed", _SUCCEED, ("integer",))
 ITEM = Function("item", _ITEM, ("jsonb",))
 #: Rare, and never called as a function.
 BEAT = Function("beat", _BEAT, ("bigint",))
-INSTALLED = Installed((START, START_BY_KEY, CLAIM, ADVANCE, TAKE, SUCCEED, ITEM))
+INSTALLED = Installed((*STARTS.values(), CLAIM, ADVANCE, TAKE, SUCCEED, ITEM))
 
 
 class Statements:
@@ -250,6 +277,7 @@ class Statements:
     ) -> list[StartedStep]:
         """See `FastStatements`."""
         is_keyed = any(request.key is not None for request in requests)
+        is_about = any(request.subject_key is not None for request in requests)
         values = {
             "plan": plan_id,
             "sequence": plan.sequence,
@@ -258,7 +286,7 @@ class Statements:
             "steps": _first_steps(plan),
             "labels": list(labels) if is_keyed else None,
         }
-        rows = _fetch_all(connection, START_BY_KEY if is_keyed else START, values)
+        rows = _fetch_all(connection, STARTS[is_about, is_keyed], values)
         return [StartedStep(*row) for row in rows]
 
     def claim(
@@ -470,6 +498,8 @@ def _as_json(request: Start, scope: str) -> str:
         rare["priority"] = request.priority
     if request.parent is not None:
         rare["parent"] = request.parent
+    if request.subject_key is not None:
+        rare["model"], rare["object"] = request.subject_key
     if request.traceparent:
         rare["traceparent"] = request.traceparent
     more = f",{json.dumps(rare)[1:-1]}" if rare else ""

@@ -1,0 +1,47 @@
+"""The objects that runs are about: what is noted when one of them is deleted.
+
+A run without a subject has no row here, and costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from ..definitions.subjects import SubjectKey
+from ..models import RunSubject
+from . import clock
+from .locking import lock_free, transact
+
+#: Ids in one statement.
+CHUNK = 500
+#: Runs that one sweep erases, at most.
+BATCH = 500
+
+
+def runs_about(key: SubjectKey, using: str) -> list[tuple[UUID, str, str]]:
+    """The runs about this object: the id, sequence and status of each, those above others first."""
+    rows = RunSubject._base_manager.using(using).filter(model=key.model, object_id=key.pk)
+    # By their ids as Python has them, which are in the order of their starts on every database.
+    return sorted(rows.values_list("run_id", "run__sequence", "run__status"))
+
+
+def request_erasure(run_ids: Sequence[UUID], using: str) -> None:
+    """Have the sweep erase these runs, each as soon as it has finished."""
+    now = clock.now(using)
+    for index in range(0, len(run_ids), CHUNK):
+        rows = RunSubject._base_manager.using(using)
+        rows.filter(run__in=run_ids[index : index + CHUNK]).update(erase_at=now)
+
+
+def due(using: str) -> list[UUID]:
+    """The runs whose erasure is due, the oldest first."""
+    rows = RunSubject._base_manager.using(using).filter(erase_at__lte=clock.now(using))
+    return list(rows.order_by("erase_at").values_list("run_id", flat=True)[:BATCH])
+
+
+def put_off(run_id: UUID, using: str) -> None:
+    """Look after this one in a while: it has not finished, or cannot be erased now."""
+    rows = RunSubject._base_manager.using(using).filter(run=run_id)
+    later = clock.now(using) + clock.grace()
+    transact(using, lambda: rows.filter(pk__in=lock_free(rows, using)).update(erase_at=later))
