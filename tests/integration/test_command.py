@@ -293,8 +293,8 @@ def test_list_as_json_has_what_a_script_needs():
     }
     assert "data" not in found
     assert set(found) == {
-        "id", "sequence", "key", "subject", "status", "at", "done", "total", "fraction",
-        "created_at", "finished_at", "duration", "error", "cause",
+        "id", "sequence", "key", "subject", "status", "at", "struggling", "done", "total",
+        "fraction", "created_at", "finished_at", "duration", "error", "cause",
     }  # fmt: skip
 
 
