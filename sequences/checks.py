@@ -342,8 +342,8 @@ def _hidden_keys() -> Messages:
             if isinstance(limit.key, str) and limit.key in names:
                 yield Warning(
                     f"{definition.label}: the limit {limit.name!r} has the key {limit.key!r}, "
-                    "which Meta.redact hides; keys of limits are stored and shown.",
-                    hint="Use a key that is no secret, or a function that returns a hash of it.",
+                    "which Meta.redact hides. Keys of limits are stored, and shown to people.",
+                    hint="Use a key that is not secret, or a function that returns a hash of it.",
                     id="sequences.W019",
                 )
 
@@ -520,7 +520,7 @@ def _functions(connection: BaseDatabaseWrapper) -> Messages:
     if missing:
         yield Warning(
             f"The database {connection.alias!r} lacks the functions {', '.join(missing)}, or does "
-            "not let this role call them. Sequences work without them, and cost it more.",
+            "not let this role call them. Sequences work without them, but cost it more CPU time.",
             hint="Run manage.py migrate as a role that may create functions in the schema of the "
             "tables, and let the role of the workers EXECUTE them.",
             id="sequences.W018",

@@ -29,6 +29,9 @@ __all__ = [
     "WorkerLost",
 ]
 
+#: For `make messages`, which looks for this name. The admin translates what it shows.
+_ = str
+
 
 class Text(str):
     """A part of an error's message that can be translated: it keeps what it was made of.
@@ -302,8 +305,10 @@ def did_you_mean(name: object, names: Iterable[str]) -> str:
     """The hint for an unknown name: the nearest known one, or else all of them."""
     choices = list(names)
     if near := get_close_matches(str(name), choices, n=1):
-        return f"Did you mean {near[0]!r}?"
-    return f"Available: {', '.join(choices)}." if choices else "None exist."
+        return Text(_("Did you mean %(name)r?"), name=near[0])
+    if not choices:
+        return Text(_("None exist."))
+    return Text(_("Available: %(names)s."), names=", ".join(choices))
 
 
 class _Details(dict[str, Any]):

@@ -1376,9 +1376,9 @@ class WorkerProcess(_Row):
     #: Of these, those that have ended, and perform nothing any more.
     dead_threads = models.PositiveIntegerField(_("dead threads"), default=0)
     started_at = models.DateTimeField(pgettext_lazy("time", "started"))
-    seen_at = models.DateTimeField(_("seen"), db_index=True)
+    seen_at = models.DateTimeField(_("last seen"), db_index=True)
     #: When its last sweep ended; None: it does not sweep.
-    swept_at = models.DateTimeField(_("swept"), null=True, blank=True)
+    swept_at = models.DateTimeField(_("last sweep"), null=True, blank=True)
     #: The tokens of claims that it holds, and could not extend, as others had locked their rows.
     unextended_claims = models.JSONField(default=list, editable=False)
 

@@ -168,7 +168,7 @@ class ManyRuns(RunActions):
                 report.left += len(batch) - index
                 break
             if not self.has_action_permission(request, action, run):
-                report.skipped[_("not allowed to you")].append(run)
+                report.skipped[_("you do not have permission")].append(run)
                 continue
             self._do_to_one(request, action, run, cleaned, report)
         return report
@@ -192,7 +192,7 @@ class ManyRuns(RunActions):
             report.skipped[explain(error)].append(run)
         else:
             if not counts:
-                report.skipped[_("it was delivered before")].append(run)
+                report.skipped[_("the event was already delivered")].append(run)
                 return
             self.log_change(request, run, _title(action, cleaned))
             report.done += 1
@@ -205,8 +205,8 @@ class ManyRuns(RunActions):
             self.message_user(request, self._skipped(reason, runs), messages.WARNING)
         if report.left:
             message = ngettext(
-                "%(count)d more run was left alone: do this again, or use manage.py sequences.",
-                "%(count)d or more runs were left alone: do this again, or use manage.py "
+                "%(count)d more run is left: repeat the action, or use manage.py sequences.",
+                "At least %(count)d more runs are left: repeat the action, or use manage.py "
                 "sequences.",
                 report.left,
             )
@@ -260,7 +260,7 @@ def _title(action: run_actions.Action, cleaned: dict[str, Any]) -> str:
 
 
 def _no_step() -> str:
-    return _("None of these runs has a step to which this can be done.")
+    return _("None of these runs has a step that allows this action.")
 
 
 def _rows_for(rule: Rule) -> Q:

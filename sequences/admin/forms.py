@@ -60,7 +60,7 @@ class RetryForm(ActionForm):
     """Whether the runs above, which have failed waiting for this one, begin again with it."""
 
     parents = forms.BooleanField(
-        label=_("Also retry the runs above that have failed waiting for this one"),
+        label=_("Also retry the parent runs that failed while waiting for this one"),
         required=False,
         initial=True,
     )

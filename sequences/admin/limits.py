@@ -19,7 +19,7 @@ from .. import conf
 from ..exceptions import SequenceError
 from ..inspection import limits as inspection
 from ..inspection.limits import LimitSnapshot
-from ..inspection.wording import format_duration
+from ..inspection.wording import explain, format_duration
 from ..models import LimitOverride, StoredLimit
 from ..utils.durations import parse_duration
 from .base import EMPTY, ReadOnlyAdmin
@@ -33,25 +33,25 @@ class LimitForm(forms.ModelForm):  # type: ignore[type-arg]
     """Other numbers for now, or those of the code again."""
 
     concurrency_now = forms.IntegerField(
-        label=_("At once"),
+        label=_("Active at once"),
         min_value=0,
         required=False,
-        help_text=_("How many may be active at once. 0 lets nobody in."),
+        help_text=_("The maximum number at the same time. With 0, nothing starts."),
     )
     rate_now = forms.IntegerField(
-        label=_("In a period"),
+        label=_("Starts per period"),
         min_value=1,
         required=False,
-        help_text=_("How many may begin in the period."),
+        help_text=_("The maximum number of starts in the period."),
     )
     per_now = forms.CharField(
-        label=_("Period"), required=False, help_text=_("Such as “1 s” or “10 min”.")
+        label=_("Period"), required=False, help_text=_("For example “1 s” or “10 min”.")
     )
     reason = forms.CharField(
         label=_("Reason"), required=False, widget=forms.Textarea(attrs={"rows": 2})
     )
     reset_now = forms.BooleanField(
-        label=_("Use the numbers of the code"), required=False, help_text=_("Ends the override.")
+        label=_("Use the numbers from the code"), required=False, help_text=_("Ends the override.")
     )
 
     class Meta:
@@ -113,7 +113,7 @@ class StoredLimitAdmin(ReadOnlyAdmin):
             elif any(value is not None for value in numbers.values()):
                 obj.change(**numbers, by=request.user, reason=values["reason"])
         except SequenceError as error:
-            self.message_user(request, str(error), level="ERROR")
+            self.message_user(request, explain(error), level="ERROR")
 
     def _snapshot(self, row: StoredLimit) -> LimitSnapshot:
         snapshot: LimitSnapshot | None = getattr(row, "_snapshot", None)

@@ -232,7 +232,7 @@ class _ActionRequest:
         except SequenceError as error:
             return self._refused(explain(error))
         if not counts:
-            return self._refused(_("It was delivered before: the first delivery counts."))
+            return self._refused(_("It was already delivered: only the first delivery counts."))
         self.admin.log_change(self.request, self.run, self._title())
         self.admin.message_user(self.request, self._done(), messages.SUCCESS)
         return HttpResponseRedirect(self.urls.to("change", self.run.pk))
@@ -282,8 +282,8 @@ class _ActionRequest:
 
     def _changed_meanwhile(self) -> HttpResponseBase:
         error = _(
-            "The run has changed since this form was made, and nothing was stored. Its data as it "
-            "is now is shown below the form."
+            "The run has changed since you opened this form, so nothing was saved. Its current "
+            "data is shown below the form."
         )
         self.form.add_error(None, error)
         now = run_context.value_of(self.run.data, self.run.sequence, "", self.urls.value("data"))
@@ -320,7 +320,7 @@ def _name_events(form: ActionForm, events: list[StepSnapshot]) -> None:
         del form.fields["keep_deliveries"]
         return
     names = ", ".join(event.label for event in events)
-    text = _("Otherwise these are asked for again: %(events)s.")
+    text = _("Otherwise, the run waits for these again: %(events)s.")
     form.fields["keep_deliveries"].help_text = text % {"events": names}
 
 
@@ -350,11 +350,11 @@ def perform(
 
 
 def _not_allowed() -> str:
-    return _("The state of the run does not allow this: it may have changed meanwhile.")
+    return _("The state of the run does not allow this. It may have changed in the meantime.")
 
 
 def _no_secret(path: str) -> str:
     return _(
-        "Stars stand at %(path)s, and it cannot be told which hidden value they stand for. A "
-        "hidden value stays only where it was; elsewhere, write the value itself."
+        "It is unclear which hidden value the stars at %(path)s stand for. Stars keep a hidden "
+        "value only where it was; anywhere else, enter the value itself."
     ) % {"path": path}

@@ -75,35 +75,38 @@ ACTIONS = {
         ScheduleAction(
             "run_now",
             _("Run now"),
-            _("Starts a run at once, beside the slots of the timetable."),
-            _("Started a run."),
+            _("Starts a run now, in addition to the slots of the timetable."),
+            _("Run started."),
             "run_now_schedule",
         ),
         ScheduleAction(
             "pause",
             _("Pause"),
-            _("Starts no runs until someone resumes it. Slots that pass are not made up for."),
+            _(
+                "No runs start until someone resumes the schedule. It does not catch up on slots "
+                "that pass in the meantime."
+            ),
             _("The schedule is paused."),
             "pause_schedule",
         ),
         ScheduleAction(
             "resume",
             _("Resume"),
-            _("Starts runs again, with the next slot."),
+            _("Starts runs again, from the next slot."),
             _("The schedule is active again."),
             "pause_schedule",
         ),
         ScheduleAction(
             "update",
             _("Edit"),
-            _("Changes its timetable, and the data of its next runs."),
+            _("Changes the timetable, and the data of future runs."),
             _("The schedule was saved."),
             "change_schedule",
         ),
         ScheduleAction(
             "remove",
             _("Remove"),
-            _("Removes the schedule. Its runs stay."),
+            _("Removes the schedule. Its runs are kept."),
             _("The schedule was removed."),
             "delete_schedule",
             is_dangerous=True,
@@ -121,7 +124,7 @@ class DurationText(forms.CharField):
         if not text:
             return None
         if (length := parse_duration(text)) is None:
-            raise ValidationError(_("Give a duration such as 90 s, 15 min, 24 h or 7 days."))
+            raise ValidationError(_("Enter a duration such as 90 s, 15 min, 24 h or 7 days."))
         return length
 
     def run_validators(self, value: Any) -> None:
@@ -135,34 +138,42 @@ class TimetableForm(ActionForm):
         label=_("Cron expression"),
         required=False,
         max_length=200,
-        help_text=_("Minute, hour, day of the month, month, day of the week: 0 3 * * *"),
+        help_text=_(
+            "Minute, hour, day of the month, month and day of the week, for example 0 3 * * *"
+        ),
     )
     timezone = forms.CharField(
         label=_("Time zone"),
         required=False,
         max_length=100,
-        help_text=_("Of the cron expression, such as Europe/Berlin. Optional."),
+        help_text=_("For the cron expression, such as Europe/Berlin. Optional."),
     )
     interval = DurationText(
-        label=_("Interval"), required=False, help_text=_("Instead of a cron expression: 15 min")
+        label=_("Interval"),
+        required=False,
+        help_text=_("Instead of a cron expression, for example 15 min"),
     )
     overlap = forms.ChoiceField(
         label=_("If the last run is unfinished"),
         choices=[
             ("skip", _("skip the slot")),
-            ("wait", _("wait for its end")),
+            ("wait", _("wait until it has finished")),
             ("allow", _("start anyway")),
         ],
     )
     catch_up = DurationText(
-        label=_("Make up for missed slots up to"), required=False, help_text=_("Optional: 1 h")
+        label=_("Maximum age of a missed slot"),
+        required=False,
+        help_text=_("An older slot starts no run. Optional, for example 1 h"),
     )
     missed = forms.ChoiceField(
-        label=_("Of several missed slots"),
+        label=_("If several slots were missed"),
         choices=[("latest", _("start the latest")), ("all", _("start all of them"))],
     )
     jitter = DurationText(
-        label=_("Start up to so much later"), required=False, help_text=_("Optional: 2 min")
+        label=_("Jitter"),
+        required=False,
+        help_text=_("Delays each start by up to this time. Optional, for example 2 min"),
     )
     run_data = JSONText(label=_("Data (JSON)"), required=False, help_text=_("Optional."))
     field_order = (
@@ -188,7 +199,7 @@ class TimetableForm(ActionForm):
         cleaned = super().clean() or {}
         if not self.errors:
             if bool(cleaned["cron"]) == bool(cleaned["interval"]):
-                raise ValidationError(_("Give a cron expression or an interval."))
+                raise ValidationError(_("Enter a cron expression or an interval."))
             try:
                 cleaned["timetable"] = self._timetable(cleaned)
             except InvalidDefinition as error:
@@ -503,7 +514,7 @@ class ScheduleAdmin(ReadOnlyAdmin):
             form.add_error(None, explain(error))
             return None
         except NoSecret as error:
-            problem = _("There is no hidden value at %(path)s that *** could stand for.")
+            problem = _("There is no hidden value at %(path)s for *** to stand for.")
             form.add_error("run_data", problem % {"path": error.path})
             return None
         self.log_change(request, row, str(action.label))
@@ -596,7 +607,7 @@ def _changes(row: Schedule, form: ActionForm) -> dict[str, Any]:
     cleaned = form.cleaned_data
     if cleaned["fingerprint"] != row.timetable.fingerprint():
         raise SequenceError(
-            gettext("The schedule was changed meanwhile. Start over from its page.")
+            gettext("The schedule has changed in the meantime. Start over from its page.")
         )
     patterns = patterns_of(row.sequence)
     data = restore(cleaned["run_data"] or {}, row.data or {}, patterns)

@@ -101,9 +101,14 @@ def refuse_expansion(value: Any, max_bytes: int | None = None, path: str = "data
     if container is not None and _measure(container, path, {})[0] > most:
         raise InvalidData(
             path=path,
-            problem=f"takes more than {most:,} bytes as JSON, because a value that appears in many "
-            "places is written once for each",
-            hint="Store each value once, or store references.",
+            problem=Text(
+                _(
+                    "takes more than %(limit)s bytes as JSON, because a value that appears in many "
+                    "places is written once for each place"
+                ),
+                limit=Amount(most),
+            ),
+            hint=_("Store each value once, or store references."),
         )
 
 
@@ -273,7 +278,7 @@ def _find(value: Any, path: str, default: Callable[[Any], Any], depth: int = 1) 
 _TOO_DEEP = Trouble(
     "",
     Text(_("is nested deeper than %(levels)d levels"), levels=MAX_DEPTH),
-    _("Flatten it, or store it as text."),
+    _("Flatten it, or store it as a string."),
 )
 
 
@@ -320,7 +325,7 @@ def _in_number(number: int | float, path: str) -> Trouble | None:
         int.__repr__(number)
     except ValueError:  # sys.set_int_max_str_digits
         problem = Text(_("is an integer with too many digits"))
-        return Trouble(path, problem, _("Store it as hexadecimal text."))
+        return Trouble(path, problem, _("Store it as a hexadecimal string."))
     return None
 
 

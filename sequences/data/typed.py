@@ -30,9 +30,11 @@ from typing import (
 )
 from uuid import UUID
 
+from django.utils.translation import gettext_noop as _
+
 from .. import conf
 from ..definitions.validation import invalid
-from ..exceptions import InvalidData, did_you_mean
+from ..exceptions import InvalidData, Text, did_you_mean
 from . import serialization
 from .redaction import Path
 
@@ -110,7 +112,9 @@ class Codec:
         names = _names(self.cls)
         for key in data if names else ():
             if key not in names:
-                raise self.invalid([("data", f"has no field {key!r}. {did_you_mean(key, names)}")])
+                text = _("has no field %(field)r. %(hint)s")
+                problem = Text(text, field=key, hint=did_you_mean(key, names))
+                raise self.invalid([("data", problem)])
 
     def invalid(self, errors: list[tuple[str, str]]) -> InvalidData:
         """``errors`` are pairs of a path and what is wrong there."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
-from ..exceptions import InvalidData, did_you_mean
+from django.utils.translation import gettext_noop as _
+
+from ..exceptions import InvalidData, Text
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,11 @@ class Inputs:
         for name, declared in self.by_name.items():
             if declared.is_required and name not in data:
                 what = f"{name!r} ({declared.label})" if declared.label else repr(name)
-                hint = did_you_mean(name, [key for key in data if key not in self.by_name])
-                raise InvalidData(
-                    path="data", problem=f"lacks {what}", hint=hint or "Pass it at the start."
-                )
+                problem = Text(_("lacks %(input)s"), input=what)
+                raise InvalidData(path="data", problem=problem, hint=self._hint(name, data))
+
+    def _hint(self, name: str, data: Mapping[str, Any]) -> str:
+        others = [key for key in data if key not in self.by_name]
+        if near := get_close_matches(name, others, n=1):
+            return Text(_("Is %(key)r a misspelling of it?"), key=near[0])
+        return _("Pass it when you start the run.")

@@ -78,8 +78,8 @@ class Limit:
                 return self._text(values[self.key])
         raise InvalidData(
             path=f"data[{self.key!r}]",
-            problem=f"is not there, and limit {self.name!r} has a line for each value of it",
-            hint="Put it into data when the run is started.",
+            problem=f"is missing, but limit {self.name!r} needs it as its key",
+            hint="Put it into data when you start the run.",
         )
 
     def _text(self, value: Any) -> str | None:
@@ -88,11 +88,13 @@ class Limit:
         path, is_text = f"The key of limit {self.name!r}", isinstance(value, str | int | UUID)
         if not is_text or isinstance(value, bool):
             problem = f"is a {type(value).__name__}"
-            raise InvalidData(path=path, problem=problem, hint="Give a string, an int or a UUID.")
+            raise InvalidData(
+                path=path, problem=problem, hint="It must be a string, an int or a UUID."
+            )
         text = str(value)
         if len(text) > MAX_KEY_LENGTH:
-            problem = f"has {len(text)} characters, and {MAX_KEY_LENGTH} at most fit"
-            raise InvalidData(path=path, problem=problem, hint="Hash what is longer.")
+            problem = f"has {len(text)} characters; the limit is {MAX_KEY_LENGTH}"
+            raise InvalidData(path=path, problem=problem, hint="Use a hash of longer keys.")
         return text
 
 
@@ -109,16 +111,16 @@ def _takes_two(function: Callable[..., Any]) -> bool:
 def _problems(limit: Limit) -> Iterator[tuple[str, str]]:
     name = limit.name
     if not isinstance(name, str) or not name or len(name) > MAX_NAME_LENGTH:
-        yield "its name is not a text", f"Give it one of up to {MAX_NAME_LENGTH} characters."
+        yield "its name is not valid", f"It must be a string of 1 to {MAX_NAME_LENGTH} characters."
     for option in ("concurrency", "rate"):
         value = getattr(limit, option)
         if value is not None and not (type(value) is int and 0 < value <= MAX_COUNT):
             yield f"{option} is {value!r}", "It must be a positive int."
     if limit.concurrency is None and limit.rate is None:
-        yield "it limits nothing", "Give it a concurrency or a rate."
+        yield "it limits nothing", "Set concurrency or rate."
     yield from _period_problems(limit)
     if not (limit.key is None or callable(limit.key) or (isinstance(limit.key, str) and limit.key)):
-        yield f"key is {limit.key!r}", "Give a key of data, or a function of the sequence."
+        yield f"key is {limit.key!r}", "It must be a key of data, or a function of the sequence."
     elif inspect.iscoroutinefunction(limit.key):
         yield "its key is a coroutine function", "Define it without async."
 
@@ -126,11 +128,11 @@ def _problems(limit: Limit) -> Iterator[tuple[str, str]]:
 def _period_problems(limit: Limit) -> Iterator[tuple[str, str]]:
     per: object = limit.per
     if isinstance(per, bool) or not isinstance(per, timedelta | int):
-        yield f"per is {per!r}", "Give a timedelta, or an int of milliseconds."
+        yield f"per is {per!r}", "It must be a timedelta or an int of milliseconds."
         return
     length = per if isinstance(per, timedelta) else timedelta(milliseconds=per)
     if not timedelta() < length <= MAX_PER:
-        yield f"per is {per!r}", f"Give more than nothing, and {MAX_PER.days} days at most."
+        yield f"per is {per!r}", f"It must be positive, and at most {MAX_PER.days} days."
 
 
 def conflict(limits: Iterable[Limit]) -> str | None:

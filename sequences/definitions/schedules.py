@@ -127,7 +127,7 @@ class Timetable:
             value = getattr(self, name)
             if not isinstance(value, timedelta) or not timedelta(0) <= value <= LONGEST_INTERVAL:
                 problem = Text(_("%(name)s is %(value)r"), name=name, value=value)
-                yield problem, _("It must be a timedelta, up to ten years.")
+                yield problem, _("It must be a timedelta of at most ten years.")
         yield from _data_problems(self.data)
 
 
@@ -202,14 +202,14 @@ class Every(Timetable):
     def _problems(self) -> Iterator[tuple[str, str]]:
         interval: Any = self.interval
         if not isinstance(interval, timedelta):
-            yield f"the interval is {interval!r}", "Give a timedelta."
+            yield f"the interval is {interval!r}", "It must be a timedelta."
         elif not SHORTEST_INTERVAL <= interval <= LONGEST_INTERVAL:
             problem = Text(_("the interval is %(interval)s"), interval=format_duration(interval))
-            yield problem, _("Give one second at least, ten years at most.")
+            yield problem, _("It must be at least one second and at most ten years.")
         elif isinstance(self.jitter, timedelta) and self.jitter >= interval:
-            yield _("its jitter is as long as its interval"), _("Give a shorter jitter.")
+            yield _("the jitter is not shorter than the interval"), _("Use a shorter jitter.")
         if self.start is not None and _is_naive(self.start):
-            yield f"start is {self.start!r}", "Give a datetime with a time zone."
+            yield f"start is {self.start!r}", "It must be a datetime with a time zone."
         yield from super()._problems()
 
 
@@ -379,17 +379,18 @@ _MILLISECOND = timedelta(milliseconds=1)
 def name_problems(name: object) -> Problems:
     """What is wrong with the name of a schedule."""
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
-        yield f"the name of a schedule is {name!r}", "Give a text."
+        problem = Text(_("the name of the schedule is %(name)r"), name=name)
+        yield problem, _("It must be a string of printable characters.")
     elif len(name) > MAX_NAME:
         problem = Text(_("the name %(name)r… is too long"), name=name[:20])
-        yield problem, Text(_("%(count)d characters fit."), count=MAX_NAME)
+        yield problem, Text(_("Use at most %(count)d characters."), count=MAX_NAME)
 
 
 def declaration_problems(options: Mapping[str, Any]) -> Problems:
     """What is wrong with `schedule` and `schedules` in a Meta."""
     schedule, schedules = options.get("schedule"), options.get("schedules")
     if schedule is not None and schedules:
-        yield "it has schedule and schedules", "Give a dict of schedules only."
+        yield "it has both schedule and schedules", "Put all of them into schedules."
     for name, timetable in (schedules or {}).items():
         yield from name_problems(name)
         if not isinstance(timetable, Timetable):
@@ -412,24 +413,38 @@ def _zone_problems(name: object) -> Problems:
         hint = _(
             'Give a name such as "Europe/Berlin"; where there is no tz database, install tzdata.'
         )
-        yield Text(_("there is no time zone %(name)r"), name=name), hint
+        yield Text(_("%(name)r is not a known time zone"), name=name), hint
+
+
+#: What cronsim says of an expression, so that it can be translated.
+_CRONSIM_ERRORS = {
+    "Wrong number of fields": _("wrong number of fields"),
+    "Bad second": _("invalid second"),
+    "Bad minute": _("invalid minute"),
+    "Bad hour": _("invalid hour"),
+    "Bad day-of-month": _("invalid day of the month"),
+    "Bad month": _("invalid month"),
+    "Bad day-of-week": _("invalid day of the week"),
+}
 
 
 def _expression_problems(expression: object) -> Problems:
     if not isinstance(expression, str):
-        yield f"the expression is {expression!r}", 'Give a text such as "0 3 * * *".'
+        yield f"the expression is {expression!r}", 'It must be a string such as "0 3 * * *".'
         return
     try:
         next(CronSim(expression, ANCHOR))
     except CronSimError as error:
         hint = _(
-            "Give minute, hour, day of the month, month and day of the week; or seconds first."
+            "Use five fields (minute, hour, day of the month, month, day of the week), or six "
+            "with the seconds first."
         )
-        problem = _("%(expression)r is no cron expression: %(error)s")
-        yield Text(problem, expression=expression, error=error), hint
+        problem = _("%(expression)r is not a valid cron expression: %(error)s")
+        reason = _CRONSIM_ERRORS.get(str(error), str(error))
+        yield Text(problem, expression=expression, error=Text(reason)), hint
     except StopIteration:
-        problem = _("%(expression)r never comes")
-        yield Text(problem, expression=expression), _("Give a day that exists.")
+        problem = _("%(expression)r never occurs")
+        yield Text(problem, expression=expression), _("Use a date that exists.")
 
 
 def _data_problems(data: Any) -> Problems:

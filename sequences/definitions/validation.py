@@ -84,7 +84,7 @@ def check_body(cls: type) -> None:
                 f"it defines {name}, but instances of a sequence are created by the engine, not "
                 "by your code"
             )
-            raise invalid(cls, problem, "Put what it needs into data.")
+            raise invalid(cls, problem, "Put what the steps need into data.")
     for owner in (cls, *_mixins(cls)):
         for name, value in vars(owner).items():
             for problem, hint in _lookalike_problems(value):
@@ -187,12 +187,15 @@ def check_limits(cls: type, limits: tuple[Limit, ...], steps: dict[str, Step[Any
     for name, declaration in steps.items():
         for limit in declaration.limits:
             if limit.name in of_run:
-                problem = f"its limit {limit.name!r} is one of the whole run, which is in its place"
-                raise invalid(cls, problem, "Leave it out here, or in Meta.", step=name)
+                problem = (
+                    f"its limit {limit.name!r} is also a limit of the whole run, which already "
+                    "has its place"
+                )
+                raise invalid(cls, problem, "Remove it here or in Meta.", step=name)
     declared = [limit for step in steps.values() for limit in step.limits]
     if twice := conflict([*limits, *declared]):
-        hint = "Declare it once, and use that, or give each a name of its own."
-        raise invalid(cls, f"it has two limits of the name {twice!r} with other numbers", hint)
+        hint = "Declare the limit once and reuse it, or give each one a name of its own."
+        raise invalid(cls, f"it has two limits named {twice!r} with different numbers", hint)
 
 
 def _references(step: Step[Any]) -> Iterator[tuple[str, str]]:
@@ -229,7 +232,7 @@ def step_problems(name: str, step: Step[Any], steps: Mapping[str, Step[Any]]) ->
     yield from _fan_out_problems(step)
     yield from _limit_problems(step)
     if step.retries and step.options.get("retry_when") is not None:
-        yield "retries and retry_when both say when it is retried", "Keep one of them."
+        yield "retries and retry_when both decide when the step is retried", "Keep one of them."
     yield from _option_problems(step.options)
 
 
@@ -361,10 +364,11 @@ def _fan_out_problems(step: Step[Any]) -> Iterator[Problem]:
 
 def _limit_problems(step: Step[Any]) -> Iterator[Problem]:
     if step.limits and step.traits.takes_delivery:
-        yield "an event waits without a place", "Limit the step after it."
+        problem = "an event cannot have limits, because it waits without taking a place"
+        yield problem, "Limit the step after it."
     if step.limits and step.traits.has_children:
-        hint = "Give the Meta of that sequence limits: its runs have them."
-        yield "limits are for what runs, and this step waits for other runs", hint
+        hint = "Set limits in the Meta of the other sequence."
+        yield "a subsequence cannot have limits, because it only waits for other runs", hint
 
 
 def _is_sequence(value: object) -> bool:
@@ -415,10 +419,10 @@ def _after_problems(after: tuple[object, ...]) -> Iterator[Problem]:
     names = Counter(name_of(other) for other in flat(after) if isinstance(other, Step | str))
     for group in groups:
         if len(group.steps) < 2:
-            yield "any_of needs two steps or more", "Name one step without any_of."
+            yield "any_of needs at least two steps", "Name one step without any_of."
         if twice := [name for other in group.steps if names[name := name_of(other)] > 1]:
-            hint = "Name it once: in any_of, or as a step to wait for in any case."
-            yield f"after contains {twice[0]!r} twice, beside any_of", hint
+            hint = "Name it once, either inside any_of or beside it."
+            yield f"after names {twice[0]!r} more than once", hint
 
 
 def _option_problems(options: Mapping[str, Any]) -> Iterator[Problem]:
@@ -539,7 +543,7 @@ _STEP_RULES: Rules = {
     "kwargs": (lambda value: value is None or _is_function(value), "a function of the sequence"),
     "aliases": (_are_names, "a list of names"),
     "label": (_is_text, "a string"),
-    "limits": (are_limits, "a list of Limit objects, each of another name"),
+    "limits": (are_limits, "a list of Limit objects with different names"),
     "options": (_is_data, "a dict with strings as keys"),
     "queue_name": (
         lambda value: isinstance(value, str) and bool(QUEUE_NAME.fullmatch(value)),
@@ -554,7 +558,7 @@ _STEP_RULES: Rules = {
         lambda value: value is None or _is_function(value),
         "a function of the number of retries and the exception",
     ),
-    "retries": (_are_retries, "a dict of classes of exceptions and how often each is retried"),
+    "retries": (_are_retries, "a dict from exception classes to numbers of retries"),
     "throws": (_are_exceptions, "an exception class, or a tuple of exception classes"),
     "max_age": (_is_limit, LIMIT),
     "time_limit": (lambda value: value == math.inf or _is_limit(value), LIMIT),
@@ -582,7 +586,7 @@ _STEP_RULES: Rules = {
     ),
     "form": (
         lambda value: value is None or (isinstance(value, type) and issubclass(value, BaseForm)),
-        "a class of Django forms",
+        "a Django form class",
     ),
 }
 _META_RULES: Rules = {
@@ -594,7 +598,10 @@ _META_RULES: Rules = {
     "verbose_name": (_is_text, "a string"),
     "handoff": (lambda value: value in ("broker", "direct"), '"broker" or "direct"'),
     "schedule": (lambda value: isinstance(value, Timetable | None), "cron(…) or every(…)"),
-    "schedules": (lambda value: isinstance(value, Mapping | None), "a dict of names to cron(…)"),
+    "schedules": (
+        lambda value: isinstance(value, Mapping | None),
+        "a dict from names to cron(…) or every(…)",
+    ),
     "retention": (_is_retention, "a timedelta, or None to keep runs forever"),
     "retention_failed": (_is_retention, "a timedelta, or None to keep runs forever"),
     "deadline": (_is_deadline, "a positive timedelta, or None"),
@@ -604,7 +611,7 @@ _META_RULES: Rules = {
         '"keep", "cancel", "erase", or None for what the setting ON_SUBJECT_DELETE says',
     ),
     "redact": (_are_names, "a list of names"),
-    "limits": (are_limits, "a list of Limit objects, each of another name"),
+    "limits": (are_limits, "a list of Limit objects with different names"),
     "when_full": (lambda value: value in WHEN_FULL, '"wait", "skip" or "cancel_oldest"'),
     "defaults": (_is_data, "a dict with strings as keys"),
 }

@@ -107,8 +107,8 @@ def _step_run_in(args: tuple[Any, ...]) -> int:
     """The id in a message's arguments. Raises `SkipMessage` if they are no step's."""
     if len(args) == 2 and type(args[1]) is int and 0 <= args[1] <= MAX_ID:
         return args[1]
-    logger.warning("Ignoring a message whose arguments are not those of a step: %.200r", args)
-    raise SkipMessage("Its arguments are not those of a step.")
+    logger.warning("Ignoring a message with malformed arguments: %.200r", args)
+    raise SkipMessage("The arguments of the message are malformed.")
 
 
 def _as_tuple(throws: Any) -> tuple[type[BaseException], ...]:
@@ -127,8 +127,8 @@ def _check_options(definition: Definition, step: Step[Any], broker: dramatiq.Bro
         raise InvalidDefinition(
             where=place,
             problem=f"{name!r} is not a valid option of {owner}, nor of an actor of this broker",
-            hint=f"{did_you_mean(name, options)} If a middleware gives it, add that to "
-            "DRAMATIQ_BROKER.",
+            hint=f"{did_you_mean(name, options)} If it belongs to a middleware, add that "
+            "middleware to DRAMATIQ_BROKER.",
         )
 
 

@@ -170,7 +170,7 @@ class ExecutionContext(CurrentAttempt):
 
     def _invalid_delay(self, value: Any, problem: str) -> InvalidData:
         path = f"The delay of step {self.claim.step!r}"
-        hint = "Return another one."
+        hint = "Return a valid delay."
         return InvalidData(
             f"{path} is {value!r}: {problem}.", path=path, problem=problem, hint=hint
         )
@@ -238,8 +238,8 @@ class ExecutionContext(CurrentAttempt):
             )
         if not isinstance(name, str) or not 0 < len(name) <= MAX_CALL_NAME:
             raise Abort(
-                f"Step {self.claim.step!r} calls self.once({name!r}): the name must be a text of "
-                f"1 to {MAX_CALL_NAME} characters."
+                f"Step {self.claim.step!r} calls self.once({name!r}): the name must be a string "
+                f"of 1 to {MAX_CALL_NAME} characters."
             )
         if name in self._called:
             raise Abort(

@@ -8,19 +8,20 @@ from typing import Any
 from django.core.exceptions import NON_FIELD_ERRORS
 from django.db.models import Model, QuerySet
 from django.forms import BaseForm
+from django.utils.translation import gettext_noop as _
 
 from .. import conf
 from ..data import serialization
 from ..definitions import registry
 from ..definitions.steps import Event
-from ..exceptions import InvalidData
+from ..exceptions import InvalidData, Text
 from ..models import SequenceRun
 
 
 def checked(run: SequenceRun, event: str, payload: Any) -> Any:
     """The payload as JSON. Raises `InvalidData` if it is none, or the event's form refuses it."""
     form = form_of(run, event)
-    value, _ = serialization.normalise(
+    value, _text = serialization.normalise(
         payload if form is None else _cleaned(form, event, payload),
         encoder=conf.settings.encoder,
         max_bytes=conf.settings.max_data_bytes,
@@ -41,15 +42,23 @@ def _cleaned(form_class: type[BaseForm], event: str, payload: Any) -> dict[str, 
     form = payload
     if not isinstance(payload, form_class):
         if not isinstance(payload, Mapping | None):
-            problem = f"is a {type(payload).__name__}, not a dict"
-            hint = f"Give the fields of {form_class.__qualname__}."
-            raise InvalidData(path=f"The payload of {event!r}", problem=problem, hint=hint)
+            problem = Text(_("is a %(type)s, not a dict"), type=type(payload).__name__)
+            hint = Text(_("Use the fields of %(form)s."), form=form_class.__qualname__)
+            raise InvalidData(path=_path_of(event), problem=problem, hint=hint)
         form = form_class(data=dict(payload or {}))
     if not form.is_valid():
-        problem = f"is refused by {form_class.__qualname__}: {_text_of(form)}"
-        hint = "Correct it, and deliver it again."
-        raise InvalidData(path=f"The payload of {event!r}", problem=problem, hint=hint)
+        text = _("was rejected by %(form)s: %(errors)s")
+        problem = Text(text, form=form_class.__qualname__, errors=_text_of(form))
+        raise InvalidData(
+            path=_path_of(event),
+            problem=problem,
+            hint=_("Correct the payload and deliver it again."),
+        )
     return {name: _plain(value) for name, value in form.cleaned_data.items()}
+
+
+def _path_of(event: str) -> str:
+    return Text(_("The payload of %(event)r"), event=event)
 
 
 def _text_of(form: BaseForm) -> str:

@@ -94,7 +94,7 @@ def _send(dispatch: Dispatch) -> bool:
         return publish(message_for(dispatch), dispatch.delay)
     except Exception as error:
         logger.warning(
-            "The broker did not take the message of step run %s (run %s, actor %s); the sweep "
+            "The broker did not accept the message for step run %s (run %s, actor %s); the sweep "
             "will dispatch it again: %r",
             dispatch.step_run_id,
             dispatch.run_id,

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.utils.translation import gettext
+from django.utils.translation import gettext_noop as _
 
 from .. import conf
 from ..data import serialization
@@ -16,7 +17,7 @@ from ..definitions import registry
 from ..definitions.definition import Definition
 from ..definitions.limits import MAX_COUNT, MAX_PER
 from ..definitions.steps import Step
-from ..exceptions import InvalidTransition, SequenceError
+from ..exceptions import InvalidTransition, SequenceError, Text
 from ..models import StoredLimit
 from ..transitions import limit_overrides, limits, locking, operations
 from ..transitions.limits import Admission, Request
@@ -43,7 +44,7 @@ def enter(context: ExecutionContext, step: Step[Any], using: str) -> None:
         return
     dispatcher.send(admission.dispatches)
     _make_room(claim, admission, using)
-    raise Parked(f"Step run {claim.step_run_id} waits for its limits.")
+    raise Parked(f"Step run {claim.step_run_id} is waiting for its limits.")
 
 
 def _requests(
@@ -74,8 +75,13 @@ def _make_room(claim: Claim, admission: Admission, using: str) -> None:
 
 
 def cancel_for(oldest: Any, newer: Any, using: str) -> None:
-    """Cancel a run, as another takes its place."""
-    _cancel(oldest, gettext("run %(run)s takes its place") % {"run": newer}, using)
+    """Cancel a run, because another one takes its place; None: some run that is waiting."""
+    reason = (
+        gettext("run %(run)s takes its place")
+        if newer
+        else gettext("a waiting run takes its place")
+    )
+    _cancel(oldest, reason % {"run": newer}, using)
 
 
 def _cancel(run_id: Any, reason: str, using: str) -> None:
@@ -97,7 +103,7 @@ def look(line: int, using: str) -> list[Dispatch]:
     """The sweep's look at a line in which somebody waits."""
     admission = limits.look(line, using)
     if admission.oldest is not None:
-        cancel_for(admission.oldest, "that waits", using)
+        cancel_for(admission.oldest, None, using)
     return admission.dispatches
 
 
@@ -127,13 +133,17 @@ def change_limit(
 
 
 def _check(limit: StoredLimit, numbers: limit_overrides.Numbers) -> None:
-    where = f"Limit {limit.name!r}"
     if numbers.concurrency is not None and not 0 <= numbers.concurrency <= MAX_COUNT:
-        raise SequenceError(f"{where}: concurrency cannot be {numbers.concurrency}.")
+        text = _("Limit %(limit)r: concurrency cannot be %(value)s.")
+        raise SequenceError(Text(text, limit=limit.name, value=numbers.concurrency))
     if numbers.rate is not None and not 0 < numbers.rate <= MAX_COUNT:
-        raise SequenceError(f"{where}: rate cannot be {numbers.rate}. Give a concurrency of 0.")
+        text = _(
+            "Limit %(limit)r: rate cannot be %(value)s. To stop everything, set concurrency to 0."
+        )
+        raise SequenceError(Text(text, limit=limit.name, value=numbers.rate))
     if numbers.per is not None and not timedelta() < numbers.per <= MAX_PER:
-        raise SequenceError(f"{where}: per cannot be {numbers.per}.")
+        text = _("Limit %(limit)r: the period must be positive, and at most %(days)d days.")
+        raise SequenceError(Text(text, limit=limit.name, days=MAX_PER.days))
 
 
 def reset_limit(limit: StoredLimit, *, by: Any) -> None:

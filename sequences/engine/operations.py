@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from django.utils.translation import gettext_noop as _
+
 from .. import conf
 from ..data import serialization
 from ..data.redaction import redact
 from ..definitions import registry
-from ..exceptions import InvalidData, UnknownStep, did_you_mean
+from ..exceptions import InvalidData, Text, UnknownStep, did_you_mean
 from ..models import SequenceRun
 from ..transitions import claims, operations, plans
 from ..transitions.operations import OperationRequest
@@ -61,12 +63,13 @@ def _set_deadline(
 
 
 def _edit(run: SequenceRun, request: OperationRequest, using: str, *, data: dict[str, Any]) -> None:
-    checked, _ = serialization.normalise(
+    checked, _text = serialization.normalise(
         data, encoder=conf.settings.encoder, max_bytes=conf.settings.max_data_bytes
     )
     if not isinstance(checked, dict):
-        problem = f"is a {type(data).__name__}, not a dict"
-        raise InvalidData(path="data", problem=problem, hint="Pass the complete data as a dict.")
+        problem = Text(_("is a %(type)s, not a dict"), type=type(data).__name__)
+        hint = _("Pass the complete data as a dict.")
+        raise InvalidData(path="data", problem=problem, hint=hint)
     definition = registry.definition_of(run.sequence)
     if definition is not None and definition.cls._codec is not None:
         definition.cls._codec.check(checked)
@@ -152,11 +155,13 @@ def _event(run: SequenceRun, event: Named, using: str) -> str:
     if plan.node(name).traits.takes_delivery:
         return name
     events = [node.name for node in plan.nodes if node.traits.takes_delivery]
+    hint = did_you_mean(name, events)
+    text = _("Step %(step)r of %(sequence)s is not an event. %(hint)s")
     raise UnknownStep(
-        f"Step {name!r} of {run.sequence} is not an event. {did_you_mean(name, events)}",
+        Text(text, step=name, sequence=run.sequence, hint=hint),
         sequence=run.sequence,
         step=name,
-        hint=did_you_mean(name, events),
+        hint=hint,
     )
 
 

@@ -91,7 +91,7 @@ def _guarded(act: Callable[..., None], *args: Any) -> None:
     except Exception as error:
         if outages.is_away(error, args[-1]):
             raise
-        logger.exception("Could not write a schedule of the code: %s", args[0])
+        logger.exception("Could not store a schedule that the code declares: %s", args[0])
 
 
 def _declare(declaration: Declaration, row: Schedule | None, using: str) -> None:
@@ -100,7 +100,7 @@ def _declare(declaration: Declaration, row: Schedule | None, using: str) -> None
 
 def _orphan(row: Schedule, using: str) -> None:
     if schedules.orphan(row, using):
-        logger.warning("Schedule %s is declared by no code any more: it starts no runs.", row)
+        logger.warning("No code declares schedule %s any more; it starts no more runs.", row)
 
 
 def timetable_for(schedule: Schedule) -> Timetable | None:
@@ -173,7 +173,7 @@ def _take_turn(schedule: Schedule, now: datetime, using: str) -> SequenceRun | N
         has_waited=schedule.is_waiting,
     )  # fmt: skip
     if turn.missed is not None:
-        logger.warning("Schedule %s has missed its slot %s.", schedule, turn.missed.isoformat())
+        logger.warning("Schedule %s missed its slot %s.", schedule, turn.missed.isoformat())
     if turn.slot is None or _is_busy(schedule, timetable, using):
         schedules.take_turn(schedule, timetable, turn, None, using)
         return None
@@ -303,8 +303,8 @@ def _run_now(schedule: Schedule, request: ScheduleRequest, using: str) -> Sequen
         raise InvalidSchedule(
             action="run",
             schedule=f"{stored.name!r} of {stored.sequence}",
-            problem=_("this code does not declare it as the workers do"),
-            hint=_("Do it in the release that declares it."),
+            problem=_("this code declares it differently from the workers"),
+            hint=_("Do this in the release that the workers run."),
         )
     definition = _definition(stored)
     data = _data(timetable, clock.now(using).replace(microsecond=0))
@@ -336,7 +336,7 @@ def _check_name(definition: Definition, name: Any) -> None:
         raise InvalidSchedule(
             action="create",
             schedule=f"{name!r} of {definition.label}",
-            problem=_("its code declares one of that name"),
+            problem=_("the code already declares a schedule with this name"),
             hint=_("Choose another name."),
         )
 
@@ -352,7 +352,7 @@ def _storable(definition: Definition, name: str, timetable: Any, action: str) ->
             action=action,
             schedule=f"{name!r} of {definition.label}",
             problem=problem,
-            hint="Give cron(…) or every(…), and data as a dict.",
+            hint="Pass cron(…) or every(…), and data as a dict.",
         )
     assert isinstance(timetable, Timetable)
     return timetable

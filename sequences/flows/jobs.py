@@ -224,7 +224,7 @@ def isolated() -> Iterator[None]:
 
 def _checked(name: str, limits: Limits) -> tuple[Limit, ...]:
     if not are_limits(limits):
-        hint = "It must be a list of Limit objects, each of another name."
+        hint = "It must be a list of Limit objects with different names."
         raise InvalidDefinition(where=f"job {name!r}", problem=f"limits is {limits!r}", hint=hint)
     return as_tuple(limits)
 

@@ -165,7 +165,7 @@ class Parser:
                     if kinds
                     else "it has no job, event or subsequence"
                 )
-                raise self._error(problem, "Give it exactly one of job, event and subsequence.")
+                raise self._error(problem, "Use exactly one of job, event and subsequence.")
             for key in sorted(NOT_FOR.get(kinds[0], set()) & spec.keys()):
                 raise self._error(f"{key} cannot be combined with {kinds[0]}", "Leave it out.")
             self._check_keys(spec, STEP_KEYS)
@@ -271,13 +271,13 @@ class Parser:
         names = spec.get("limits") or []
         names = [names] if isinstance(names, str) else names
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise self._error(f"limits is {names!r}", "Give a list of names.")
+            raise self._error(f"limits is {names!r}", "It must be a list of names.")
         job = jobs.find(spec["job"]) if isinstance(spec.get("job"), str) else None
         limits = {limit.name: limit for limit in (job.limits if job else ())}
         declared = registry.limits() if names else {}
         for name in names:
             if name not in declared:
-                hint = "A job or a sequence of the code declares them, with limits=[…]."
+                hint = "Jobs and sequences in the code declare limits, with limits=[…]."
                 problem = f"no limit is declared as {name!r}"
                 raise self._error(problem, f"{did_you_mean(name, sorted(declared))} {hint}")
             limits[name] = declared[name]

@@ -89,7 +89,7 @@ ACTIONS: dict[str, Action] = {
         Action(
             "deliver",
             _(
-                "Delivers the event with this payload. It cannot be taken back: only the first "
+                "Delivers the event with this payload. This cannot be undone: only the first "
                 "delivery counts."
             ),
             is_dangerous=True,
@@ -101,7 +101,7 @@ ACTIONS: dict[str, Action] = {
         ),
         Action(
             "resume",
-            _("Held steps continue; anything that became due meanwhile runs now."),
+            _("Steps on hold continue; anything that became due in the meantime runs now."),
             needs="pause",
             starts_steps=True,
         ),
@@ -169,7 +169,7 @@ def warning(snapshot: RunSnapshot, action: Action) -> str:
     if not snapshot.is_known:
         return gettext(
             "This code has no class %(sequence)s. The run accepts the action, but no step runs "
-            "until a release that has the class is deployed; then the run continues by itself."
+            "until a release that has the class is deployed; then the run continues on its own."
         ) % {"sequence": sequence}
     steps = [name for name in snapshot.removed if _has_failed(snapshot, name)]
     if action.name != "retry" or not steps:

@@ -74,12 +74,12 @@ class EventPage:
             return _("An answer is no longer needed.")
         delivery = self._delivery()
         if delivery is None:
-            return _("It was answered already.")
+            return _("This has already been answered.")
         ago = format_duration(clock.now(conf.using()) - delivery.done_at)
         message = (
-            _("It was answered by %(by)s %(ago)s ago.")
+            _("This was answered by %(by)s %(ago)s ago.")
             if delivery.by
-            else _("It was answered %(ago)s ago.")
+            else _("This was answered %(ago)s ago.")
         )
         return message % {"by": delivery.by, "ago": ago}
 

@@ -50,11 +50,13 @@ def _class_gone(snapshot: RunSnapshot) -> str:
     if snapshot.is_known or snapshot.run.status in (RunStatus.SUCCEEDED, RunStatus.CANCELLED):
         return ""
     if snapshot.run.status == RunStatus.FAILED:
-        message = _("Nothing of it can run again until a release has the class %(sequence)s.")
+        message = _(
+            "No step can run again until a release with the class %(sequence)s is deployed."
+        )
     else:
         message = _(
-            "Nothing of it can run, because this code has no class %(sequence)s. The run continues "
-            "by itself once a release has the class."
+            "No step can run, because this code has no class %(sequence)s. The run continues on "
+            "its own once a release with the class is deployed."
         )
     return message % {"sequence": snapshot.run.sequence}
 
@@ -211,7 +213,7 @@ def _undoing(snapshot: RunSnapshot, last: Operation | None) -> str:
 def _why_undoing(snapshot: RunSnapshot, last: Operation | None) -> str:
     failed = snapshot.plan.failed(snapshot.states)
     if not snapshot.run.final_status:
-        return _("Stopped together with its parent; it is rolled back when its turn comes.")
+        return _("Stopped together with its parent; it will be rolled back when its turn comes.")
     if snapshot.run.final_status == STANDSTILL:
         return _("Being cancelled together with its parent, which has an undo for this run.")
     if snapshot.run.final_status == RunStatus.SUCCEEDED:
@@ -374,8 +376,8 @@ def _queued_step(snapshot: RunSnapshot, step: StepSnapshot, row: StepRun) -> str
     }
     if step.loss is not None:
         message = _(
-            "%(step)s has been waiting for %(ago)s for a worker process that runs no other "
-            "suspect step."
+            "%(step)s has been waiting for %(ago)s for a worker process that is not running "
+            "another suspect step."
         )
         return f"{message % values} {deaths_sentence(row, step.loss)}"
     if snapshot.now - row.queued_at > PICKUP_TIME:
@@ -468,17 +470,17 @@ def _retrying_step(snapshot: RunSnapshot, step: StepSnapshot, row: StepRun) -> s
 def _in_line(snapshot: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
     wait = snapshot.limit_waits.get(row.pk)
     if wait is None:
-        return _("%(step)s is about to ask for its place again.") % {"step": _name(step)}
+        return _("%(step)s is about to get in line again.") % {"step": _name(step)}
     if row.due_at is not None:
         message = _("%(step)s starts in %(time)s: %(limit)s allows %(rate)s per %(per)s.")
     elif wait.is_full and wait.key:
-        message = _("%(step)s waits for %(limit)s (%(key)s): %(in_use)d of %(places)d in use.")
+        message = _("%(step)s is waiting for %(limit)s (%(key)s): %(in_use)d of %(places)d in use.")
     elif wait.is_full:
-        message = _("%(step)s waits for %(limit)s: %(in_use)d of %(places)d in use.")
+        message = _("%(step)s is waiting for %(limit)s: %(in_use)d of %(places)d in use.")
     elif wait.rate is not None:
-        message = _("%(step)s waits for %(limit)s, which allows %(rate)s per %(per)s.")
+        message = _("%(step)s is waiting for %(limit)s, which allows %(rate)s per %(per)s.")
     else:
-        message = _("%(step)s waits for %(limit)s: others are before it.")
+        message = _("%(step)s is waiting for %(limit)s: others are ahead of it.")
     left = max((row.due_at or snapshot.now) - snapshot.now, timedelta(0))
     return message % {**wait.values, "step": _name(step), "time": format_duration(left)}
 
@@ -489,13 +491,15 @@ def _items_in_line(snapshot: RunSnapshot, row: StepRun) -> str:
         return ""
     if wait.is_full:
         message = ngettext(
-            "%(count)d item waits for %(limit)s: %(in_use)d of %(places)d in use.",
-            "%(count)d items wait for %(limit)s: %(in_use)d of %(places)d in use.",
+            "%(count)d item is waiting for %(limit)s: %(in_use)d of %(places)d in use.",
+            "%(count)d items are waiting for %(limit)s: %(in_use)d of %(places)d in use.",
             wait.items,
         )
     else:
         message = ngettext(
-            "%(count)d item waits for %(limit)s.", "%(count)d items wait for %(limit)s.", wait.items
+            "%(count)d item is waiting for %(limit)s.",
+            "%(count)d items are waiting for %(limit)s.",
+            wait.items,
         )
     return message % {**wait.values, "count": wait.items}
 

@@ -66,17 +66,17 @@ def explain_held_up(run: SequenceRun, above: Sequence[SequenceRun]) -> str:
     values = {"parent": name_of(above[0]), "top": name_of(above[-1]), "count": len(above)}
     if len(above) > 1:
         message = ngettext(
-            "%(count)d run above has failed waiting for this one, up to %(top)s.",
-            "%(count)d runs above have failed waiting for this one, up to %(top)s.",
+            "%(count)d parent run failed while waiting for this one: %(top)s.",
+            "%(count)d runs above this one failed while waiting for it, up to %(top)s.",
             len(above),
         )
     elif run.is_finished and run.status not in _UNSUCCESSFUL:
         message = _(
-            "Its parent %(parent)s has failed waiting for this run and does not continue by "
-            "itself: retry the parent."
+            "Its parent %(parent)s failed while waiting for this run and does not continue on "
+            "its own: retry the parent."
         )
     else:
-        message = _("Its parent %(parent)s has failed waiting for this run.")
+        message = _("Its parent %(parent)s failed while waiting for this run.")
     return message % values
 
 

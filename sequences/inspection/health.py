@@ -314,8 +314,8 @@ def _stalled(health: Health, says: str) -> Sign:
     assert process.swept_at is not None
     message = ngettext("%(workers)s, %(count)d stalled", "%(workers)s, %(count)d stalled", count)
     advice = gettext(
-        "%(name)s is alive, but its last sweep ended %(time)s ago: it waits for the database, or "
-        "hangs. It keeps its running steps. Look at its threads, and restart it."
+        "%(name)s is alive, but its last sweep ended %(time)s ago: it is waiting for the "
+        "database, or it hangs. It keeps its running steps. Check its threads, and restart it."
     ) % {"name": process.name, "time": health._since(process.swept_at)}
     says = message % {"workers": says, "count": count}
     return Sign("workers", Level.WARNING, says, advice)
@@ -355,8 +355,8 @@ def _sweep(health: Health) -> Sign:
         says = gettext("No sweep: the last one ended %(time)s ago") % values
         return Sign("sweep", Level.BAD, says, _no_sweep())
     advice = gettext(
-        "%(name)s sweeps, but does not get to the end of it. Delays, retries and lost steps are "
-        "handled late. Is the database slow, or does a lock hold it up?"
+        "%(name)s is sweeping, but does not finish. Delays, retries and lost steps are handled "
+        "late. Is the database slow, or is a lock in the way?"
     ) % {"name": health.sweepers[0].name}
     says = gettext("Sweep late: the last one ended %(time)s ago") % values
     return Sign("sweep", level, says, advice)
@@ -364,8 +364,8 @@ def _sweep(health: Health) -> Sign:
 
 def _no_sweep() -> str:
     return gettext(
-        "No process sweeps: delays, retries and lost steps are not handled. Workers do it unless "
-        "SWEEP_INTERVAL is None; so does `manage.py sequences sweep --loop`."
+        "No process sweeps: delays, retries and lost steps are not handled. Workers sweep "
+        "unless SWEEP_INTERVAL is None; `manage.py sequences sweep --loop` sweeps, too."
     )
 
 
@@ -383,8 +383,9 @@ def _queued(health: Health) -> Sign:
 def _why_queued(health: Health) -> str:
     if health.workers and not health.running:
         return gettext(
-            "Steps are waiting, and no worker is running any: the workers consume other queues, "
-            "hang, or the broker has lost the messages. The sweep dispatches lost ones again."
+            "Steps are waiting, but no worker is running any: the workers consume other queues, "
+            "or they hang, or the broker has lost the messages. The sweep sends lost messages "
+            "again."
         )
     return gettext(
         "Steps are waiting for a free worker: start more workers, or check what keeps them busy."
@@ -477,7 +478,7 @@ def _schedules(health: Health) -> Sign:
     says = (
         ngettext("%(count)d schedule is late", "%(count)d schedules are late", count)
         if late
-        else ngettext("%(count)d schedule fails", "%(count)d schedules fail", count)
+        else ngettext("%(count)d schedule is failing", "%(count)d schedules are failing", count)
     ) % {"count": count}
     level = max(
         Level.WARNING, *(health._level(schedule.row.wake_at) for schedule in health.schedules)
@@ -497,8 +498,8 @@ def _limits(health: Health) -> Sign:
         "%(count)d line of a limit is not served", "%(count)d lines of limits are not served", count
     ) % {"count": count}
     advice = gettext(
-        "Steps wait for %(limit)s, and no sweep has looked whether a place is free. Is a worker "
-        "running that sweeps?"
+        "Steps are waiting for %(limit)s, and no sweep has checked whether a place is free. Is "
+        "a worker running that sweeps?"
     ) % {"limit": first.limit.name}
     return Sign("limits", health._level(first.wake_at), says, advice)
 

@@ -37,7 +37,7 @@ STATES: dict[str, str | Promise] = {
     FAILING: _("failing"),
     PAUSED: _("paused"),
     ORPHANED: _("orphaned"),
-    OVER: _("over"),
+    OVER: _("ended"),
 }
 
 
@@ -132,7 +132,7 @@ class ScheduleSnapshot:
         message = (
             gettext("The slot of %(slot)s was skipped: the last run was unfinished.")
             if row.skip_reason == "overlap"
-            else gettext("The slot of %(slot)s was missed: nothing could start it in time.")
+            else gettext("The slot of %(slot)s was missed: no worker started it in time.")
         )
         return message % {"slot": moment(row.skipped_slot)}
 
@@ -199,7 +199,7 @@ _SIGNS: tuple[tuple[str, Callable[[ScheduleSnapshot], bool]], ...] = (
 
 def _orphaned(snapshot: ScheduleSnapshot) -> str:
     return gettext(
-        "No code declares it any more, so it starts no runs. Remove it if that is right."
+        "The code no longer declares it, so it starts no runs. Remove it if that is intended."
     )
 
 
@@ -212,10 +212,10 @@ def _paused(snapshot: ScheduleSnapshot) -> str:
 
 def _failing(snapshot: ScheduleSnapshot) -> str:
     if not snapshot.row.failures:
-        return gettext("This code has no sequence %(sequence)s, so it can start no runs of it.") % {
+        return gettext("This code has no sequence %(sequence)s, so no run can start.") % {
             "sequence": snapshot.row.sequence
         }
-    return gettext("It could not start its run, and tries again in %(span)s: %(error)s") % {
+    return gettext("It could not start its run, and will try again in %(span)s: %(error)s") % {
         "span": format_duration(-snapshot.late_by),
         "error": snapshot.error,
     }

@@ -19,6 +19,8 @@ from ..exceptions import (
     InvalidTransition,
     SequenceError,
     Text,
+    UnknownSequence,
+    UnknownStep,
 )
 from ..utils import durations
 
@@ -68,19 +70,38 @@ def explain(error: SequenceError) -> str:
         return capfirst(_translated(error.problem))
     if isinstance(error, InvalidSchedule | InvalidDefinition):
         return f"{capfirst(_translated(error.problem))}. {_translated(error.hint)}"
+    if isinstance(error, InvalidData) and error.errors:
+        problems = "; ".join(f"{path}: {_reported(message)}" for path, message in error.errors)
+        return gettext("The data is not valid. %(problems)s") % {"problems": problems}
     if isinstance(error, InvalidData) and isinstance(error.problem, Text):
         return gettext("%(path)s %(problem)s. %(hint)s") % {
-            "path": error.path,
+            "path": _translated(error.path) if isinstance(error.path, Text) else error.path,
             "problem": _translated(error.problem),
             "hint": _translated(error.hint),
         }
+    if isinstance(error, UnknownSequence):
+        return gettext("This code has no sequence %(sequence)s.") % {"sequence": error.name}
+    message = error.args[0] if error.args else ""
+    if isinstance(message, Text):
+        return _translated(message)
+    if isinstance(error, UnknownStep):
+        return gettext("The run has no such step.")
     return str(error)
+
+
+def _reported(message: str) -> str:
+    """What is wrong with a value: in our words, or quoted from a library that has no others."""
+    if isinstance(message, Text):
+        return _translated(message)
+    return gettext("the validation reports “%(message)s”") % {"message": message}
 
 
 def _translated(text: str) -> str:
     """A part of an error's message, with what stands in it."""
-    if not isinstance(text, Text) or not text.values:
-        return gettext(text)
+    if not isinstance(text, Text):
+        return gettext(text) if text else ""
+    if not text.values:
+        return gettext(text.message)
     return gettext(text.message) % {name: _value(value) for name, value in text.values.items()}
 
 

@@ -165,8 +165,11 @@ class Migration(migrations.Migration):
                     models.PositiveIntegerField(default=0, verbose_name="dead threads"),
                 ),
                 ("started_at", models.DateTimeField(verbose_name="started")),
-                ("seen_at", models.DateTimeField(db_index=True, verbose_name="seen")),
-                ("swept_at", models.DateTimeField(blank=True, null=True, verbose_name="swept")),
+                ("seen_at", models.DateTimeField(db_index=True, verbose_name="last seen")),
+                (
+                    "swept_at",
+                    models.DateTimeField(blank=True, null=True, verbose_name="last sweep"),
+                ),
                 ("unextended_claims", models.JSONField(default=list, editable=False)),
             ],
             options={

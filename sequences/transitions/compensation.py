@@ -304,7 +304,7 @@ def _record(
     Operation._base_manager.using(using).create(
         run=child,
         action=action,
-        reason=gettext("with its parent run %(run)s") % {"run": parent.pk},
+        reason=gettext("together with its parent run %(run)s") % {"run": parent.pk},
         done_at=now,
     )
 

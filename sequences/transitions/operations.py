@@ -221,7 +221,7 @@ class LockedRun:
         request = OperationRequest(
             self.request.action,
             self.request.by,
-            reason=gettext("with its parent run %(run)s") % {"run": self.run.pk},
+            reason=gettext("together with its parent run %(run)s") % {"run": self.run.pk},
         )
         locked = LockedRun(run, request, self.using, keep_deliveries=self.keep_deliveries)
         if locked.undone():  # it begins from nothing
@@ -691,7 +691,7 @@ def erase(
         locked.run.data, locked.run.inbox = {}, {}
         if not keep_key:
             locked.run.active_key = None
-        reason = gettext("with its parent run %(run)s") % {"run": run_id}
+        reason = gettext("together with its parent run %(run)s") % {"run": run_id}
         Operation._base_manager.using(using).bulk_create(
             Operation(
                 run_id=pk, action=request.action, by=request.by, reason=reason, done_at=locked.now

@@ -357,8 +357,8 @@ def add(row: Schedule, timetable: Timetable, request: ScheduleRequest, using: st
         raise InvalidSchedule(
             action="create",
             schedule=f"{row.name!r} of {row.sequence}",
-            problem=_("there is one of that name already"),
-            hint=_("Update that one, or choose another name."),
+            problem=_("a schedule with this name already exists"),
+            hint=_("Update that schedule, or choose another name."),
         ) from None
 
 
@@ -378,8 +378,8 @@ class LockedSchedule:
             raise InvalidSchedule(
                 action=request.action,
                 schedule=pk,
-                problem=_("it is gone"),
-                hint=_("Look again."),
+                problem=_("it no longer exists"),
+                hint=_("It was removed."),
             )
         self.row, self.request, self.using = row, request, using
         self.now = clock.now(using)
@@ -422,7 +422,7 @@ def pause(pk: int, request: ScheduleRequest, using: str) -> None:
     def act() -> None:
         locked = LockedSchedule(pk, request, using)
         if locked.row.paused_at is not None:
-            raise locked.refuse(_("it is paused"), _("There is nothing to do."))
+            raise locked.refuse(_("it is already paused"), _("Nothing was changed."))
         locked.write(paused_at=locked.now, wake_at=None, is_waiting=False)
 
     transact(using, act)
@@ -434,7 +434,7 @@ def resume(pk: int, timetable: Timetable, request: ScheduleRequest, using: str) 
     def act() -> None:
         locked = LockedSchedule(pk, request, using)
         if locked.row.paused_at is None:
-            raise locked.refuse(_("it is not paused"), _("There is nothing to do."))
+            raise locked.refuse(_("it is not paused"), _("Nothing was changed."))
         locked.row.paused_at = None
         turn = next_turn(timetable, locked.row, timetable.after(locked.now))
         locked.write(paused_at=None, **turn, **_NO_FAILURE)
@@ -454,7 +454,9 @@ def update(
     def act() -> None:
         locked = LockedSchedule(pk, request, using)
         if locked.row.is_declared:
-            raise locked.refuse(_("it is declared in code"), _("Change it there, or pause() it."))
+            raise locked.refuse(
+                _("it is declared in code"), _("Change it in the code, or pause it.")
+            )
         has_slot = locked.row.next_slot is not None and _has_slots_of(timetable, locked.row.spec)
         slot = locked.row.next_slot if has_slot else timetable.after(locked.now)
         turn = next_turn(timetable, locked.row, slot)
@@ -471,7 +473,9 @@ def remove(pk: int, request: ScheduleRequest, using: str) -> None:
     def act() -> None:
         locked = LockedSchedule(pk, request, using)
         if locked.row.is_declared and locked.row.orphaned_at is None:
-            raise locked.refuse(_("it is declared in code"), _("Remove it there, or pause() it."))
+            raise locked.refuse(
+                _("it is declared in code"), _("Remove it from the code, or pause it.")
+            )
         locked.remove()
 
     transact(using, act)
@@ -501,7 +505,7 @@ def run_now(
         locked = LockedSchedule(pk, request, using)
         last = locked.row.last_run_id
         if timetable.overlap != "allow" and is_unfinished(last, using):
-            hint = _('Wait for its end, or let runs overlap with overlap="allow".')
+            hint = _('Wait until it has finished, or let runs overlap with overlap="allow".')
             raise locked.refuse(Text(_("its last run %(run)s is unfinished"), run=last), hint)
         run, dispatches = starts.start(*start, using)
         locked.request = replace(request, after={"run": str(run.pk)})

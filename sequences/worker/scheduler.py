@@ -79,7 +79,8 @@ class Turns:
                 self._hanging.add(pk)
                 logger.error(
                     "Schedule %d has been starting its run for %.0f s: does the function that "
-                    "makes its data hang? This process leaves it alone until that returns.",
+                    "makes its data hang? This process skips the schedule until the function "
+                    "returns.",
                     pk, HANGS_AFTER_SECONDS,
                 )  # fmt: skip
 
@@ -89,7 +90,7 @@ class Turns:
                 self._take(pk)
             except BaseException as error:  # the others have their turns
                 if not outages.noted(error):
-                    logger.exception("Schedule %d could not have its turn.", pk)
+                    logger.exception("Could not process schedule %d.", pk)
             finally:
                 close_all()
                 self._done(pk)

@@ -59,6 +59,6 @@ def test_a_start_waits_for_a_while_and_the_next_one_does_not(stopped_valkey):
     first, second = json.loads(done.stdout)
     assert first < 120  # four attempts of five seconds, and pauses between them
     assert second < first / 2
-    assert "The broker did not take the message" in done.stderr
+    assert "The broker did not accept the message" in done.stderr
     runs = SequenceRun.objects.all()
     assert [run.steps.get().status for run in runs] == ["queued", "queued"]

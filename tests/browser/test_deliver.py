@@ -74,5 +74,5 @@ def test_it_delivers_without_a_script_and_says_so_at_the_second_click(browser, l
     assert "Thank you" in page.content()
     assert run.payload("reply")["yes"] is True
     page.goto(url)
-    assert "It was answered by ann" in page.content()
+    assert "This was answered by ann" in page.content()
     context.close()

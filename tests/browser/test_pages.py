@@ -173,7 +173,7 @@ def test_an_order_that_is_stuck_five_runs_down_is_mended_in_six_clicks(console, 
     assert len(clicks) <= 3
     head = console.locator("#head")
     assert "card expired" in head.inner_text()
-    assert "5 runs above have failed waiting for this one, up to order-1." in head.inner_text()
+    assert "5 runs above this one failed while waiting for it, up to order-1." in head.inner_text()
     monkeypatch.setattr(scenes.card, "is_valid", True)
     clicks.clear()
     click(head.get_by_role("button", name="Retry the parents"))

@@ -223,7 +223,7 @@ def test_a_project_can_restrict_who_does_what_to_which_run(admin_client, monkeyp
     )
     assert admin_client.post(url(other, "pause"), YES).status_code == 403
     response = post_many(admin_client, "pause_runs", mine, other, confirm="yes")
-    assert "not allowed to you" in told(admin_client, response)
+    assert "you do not have permission" in told(admin_client, response)
     assert (fresh(mine).status, fresh(other).status) == ("paused", "running")
 
 
@@ -298,7 +298,7 @@ def test_a_delivery_is_confirmed_for_it_cannot_be_taken_back(admin_client):
     address = url(run, "deliver", "approval")
     assert f'href="{address}"' in page
     assert address not in forms(page)
-    assert "It cannot be taken back" in admin_client.get(address).content.decode()
+    assert "This cannot be undone" in admin_client.get(address).content.decode()
     response = admin_client.post(address, YES)
     assert "Delivered “approval”." in told(admin_client, response)
     drain()
@@ -351,12 +351,12 @@ def test_a_class_that_is_gone_is_told_before_the_retry(admin_client):
     run, _name = scene("retry")
     SequenceRun.objects.update(sequence="shop.Removed")
     page = admin_client.get(page_url(run)).content.decode()
-    assert "Nothing of it can run, because this code has no class shop.Removed." in page
+    assert "No step can run, because this code has no class shop.Removed." in page
     assert url(run, "retry") not in forms(page)
     confirmation = admin_client.get(url(run, "retry")).content.decode()
     assert "no step runs until a release that has the class is deployed" in confirmation
     bulk = admin_client.post(RUNS, {"action": "retry_runs", "_selected_action": [run.pk]})
-    assert "This code does not have all of their classes (shop.Removed)" in bulk.content.decode()
+    assert "This code lacks some of their classes (shop.Removed)" in bulk.content.decode()
     assert "no class" not in admin_client.get(url(run, "cancel")).content.decode().split("<form")[0]
 
 
@@ -460,7 +460,7 @@ def test_stars_in_another_place_are_refused(admin_client):
     text = form_of(admin_client, run).replace('"number"', '"shown"')
     for more in ({}, YES):
         page = edit(admin_client, run, text, **more).content.decode()
-        assert "Stars stand at card.shown" in page
+        assert "the stars at card.shown stand for" in page
     assert fresh(run).data == SECRETS
 
 
@@ -499,7 +499,7 @@ def test_what_changed_meanwhile_is_not_overwritten(admin_client):
     text = form_of(admin_client, run).replace("Joel", "Ann")
     SequenceRun.objects.get(pk=run.pk).edit({**SECRETS, "name": "Zoe"})
     page = edit(admin_client, run, text, **YES).content.decode()
-    assert "The run has changed since this form was made" in page
+    assert "The run has changed since you opened this form" in page
     assert "Ann" in page, "what was typed is not lost"
     assert "Zoe" in page, "and stands beside what is there now"
     assert "-secret" not in page
@@ -583,7 +583,7 @@ def test_a_request_does_so_many_and_says_that_there_are_more(admin_client, monke
     assert "the first 2" in post_many(admin_client, "pause_runs", *runs).content.decode()
     response = post_many(admin_client, "pause_runs", *runs, confirm="yes")
     assert "2 runs paused." in (text := told(admin_client, response))
-    assert "left alone" in text
+    assert "manage.py sequences" in text
     assert sorted(fresh(run).status for run in runs) == ["paused", "paused", "running"]
 
 
@@ -600,7 +600,7 @@ def test_a_request_ends_before_a_proxy_gives_it_up(admin_client, monkeypatch):
     monkeypatch.setattr(bulk_operations, "MAX_SECONDS_PER_REQUEST", -1)
     run = started()
     response = post_many(admin_client, "pause_runs", run, confirm="yes")
-    assert "1 more run was left alone" in told(admin_client, response)
+    assert "1 more run was manage.py sequences" in told(admin_client, response)
     assert fresh(run).status == "running"
 
 
@@ -615,7 +615,7 @@ def test_what_concerns_a_step_asks_for_one_that_many_have(admin_client):
     response = post_many(admin_client, "deliver_runs", waiting, other, **payload)
     text = told(admin_client, response)
     assert "Delivered to 1 run." in text
-    assert "1 run skipped: it was delivered before" in text
+    assert "1 run skipped: the event was already delivered" in text
     assert fresh(waiting).inbox == {"approval": {"ok": False}}
     assert fresh(other).inbox == {"approval": {"ok": True}}
     entry = LogEntry.objects.get(object_id=str(other.pk))
@@ -654,7 +654,7 @@ def test_a_restart_names_the_events_that_are_asked_for_again_and_has_a_box_to_ke
     fresh(run).deliver("approval", "yes")
     drain()
     page = admin_client.get(url(run, "restart_from", "charge")).content.decode()
-    assert "Otherwise these are asked for again: approval." in page
+    assert "Otherwise, the run waits for these again: approval." in page
     assert 'name="keep_deliveries"' in page
     behind = admin_client.get(url(run, "restart_from", "thank")).content.decode()
     assert "keep_deliveries" not in behind

@@ -106,7 +106,7 @@ def test_the_page_says_what_it_does_and_what_was_done(admin_client, report):
 def test_the_page_names_the_function_that_makes_the_data(admin_client, report):
     sync_schedules()
     text = text_of(admin_client.get(page_of(report.schedules.get())))
-    assert "Made by the function" in text
+    assert "Created by the function" in text
     assert "the code of the sequence" in text
 
 
@@ -142,14 +142,17 @@ def test_a_schedule_is_made(admin_client, report):
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        ({}, "Give a cron expression or an interval."),
-        ({"cron": "0 3 * * *", "interval": "5 min"}, "Give a cron expression or an interval."),
-        ({"cron": "0 25 * * *"}, "is no cron expression: Bad hour"),
-        ({"cron": "0 3 * * *", "timezone": "Mars"}, "There is no time zone"),
-        ({"interval": "soon"}, "Give a duration such as"),
+        ({}, "Enter a cron expression or an interval."),
+        ({"cron": "0 3 * * *", "interval": "5 min"}, "Enter a cron expression or an interval."),
+        ({"cron": "0 25 * * *"}, "is not a valid cron expression: invalid hour"),
+        ({"cron": "0 3 * * *", "timezone": "Mars"}, "is not a known time zone"),
+        ({"interval": "soon"}, "Enter a duration such as"),
         ({"interval": "5 min", "run_data": "[1]"}, "Data must be a JSON object"),
         ({"interval": "5 min", "run_data": "{"}, "Invalid JSON"),
-        ({"interval": "5 min", "name": "default"}, "Its code declares one of that name"),
+        (
+            {"interval": "5 min", "name": "default"},
+            "The code already declares a schedule with this name",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_schedule_is_said_in_its_form(admin_client, report, values, problem):
@@ -175,7 +178,7 @@ def test_a_schedule_is_edited_and_hidden_values_stay(admin_client, report):
     assert schedule.timetable.interval == 1.5 * HOUR
     assert schedule.operations.last().by == "admin"
     again = admin_client.post(page_of(schedule, "update"), values)
-    assert "The schedule was changed meanwhile" in text_of(again)
+    assert "The schedule has changed in the meantime" in text_of(again)
 
 
 def test_stars_stand_for_nothing_that_is_not_there(admin_client, report):

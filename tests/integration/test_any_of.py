@@ -340,8 +340,8 @@ def test_children_and_items_of_what_has_lost_end_with_it():
 @pytest.mark.parametrize(
     ("after", "problem"),
     [
-        (lambda one, two: any_of(one), "any_of needs two steps or more"),
-        (lambda one, two: [one, any_of(one, two)], "after contains 'one' twice, beside any_of"),
+        (lambda one, two: any_of(one), "any_of needs at least two steps"),
+        (lambda one, two: [one, any_of(one, two)], "after names 'one' more than once"),
         (lambda one, two: any_of(one, 3), "after contains 3, which is not a step"),
         (lambda one, two: any_of(one, "three"), "after names 'three', which is not a step"),
     ],

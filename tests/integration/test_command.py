@@ -230,7 +230,7 @@ def test_a_beginning_of_several_ids_is_refused_with_some_of_them():
 @pytest.mark.parametrize("text", ["nothing", "shop.Order:none", "0000", "", "ab", ":"])
 def test_a_run_that_is_not_there_is_refused_with_the_mend(text):
     order().start({}, key="some")
-    assert "Give its ID, an ID prefix, or label:key" in refused("show", text, status=2)
+    assert "Use its ID, an ID prefix, or label:key" in refused("show", text, status=2)
 
 
 def test_of_runs_that_had_one_key_the_holder_is_meant():
@@ -486,9 +486,9 @@ def test_start_as_json_is_the_run():
 def test_start_refuses_what_is_not_there_or_not_so():
     order()
     assert "Did you mean 'shop.Order'?" in refused("start", "shop.Odrer", status=2)
-    assert refused("start", status=2) == "Give the label of a sequence, or --file flow.yaml."
+    assert refused("start", status=2) == "Name a sequence by its label, or use --file flow.yaml."
     assert "key is ''" in refused("start", "shop.Order", "--key", "", status=2)
-    assert "give both" in refused("start", "shop.Order", "--timeout", "5s", status=2)
+    assert "use both" in refused("start", "shop.Order", "--timeout", "5s", status=2)
     assert "contains U+0000. Remove" in refused(
         "start", "shop.Order", "--data", '{"a": "\\u0000"}', status=2
     )
@@ -983,7 +983,7 @@ def test_graph_writes(form):
 
 def test_graph_refuses_what_it_cannot_draw_or_write(tmp_path):
     order()
-    assert "Give the label" in refused("graph", status=2)
+    assert "Name a sequence by its label" in refused("graph", status=2)
     assert "There is no run 'shop.Oder'" in refused("graph", "shop.Oder", status=2)
     message = refused("graph", "shop.Order", "--format", "svg", "-o", tmp_path, status=2)
     assert "cannot be written: Is a directory" in message

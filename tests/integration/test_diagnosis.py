@@ -225,10 +225,12 @@ def test_an_erased_run_says_so_and_by_whom():
 def test_a_run_of_a_class_that_is_gone_says_what_happens():
     run = started()
     SequenceRun.objects.update(sequence="shop.Removed")
-    assert told(run).endswith("The run continues by itself once a release has the class.")
+    assert told(run).endswith(
+        "The run continues on its own once a release with the class is deployed."
+    )
     fail(claim(run, "charge"))
     assert told(run).endswith(
-        "Nothing of it can run again until a release has the class shop.Removed."
+        "No step can run again until a release with the class shop.Removed is deployed."
     )
     fresh(run).retry()
     fresh(run).cancel()
@@ -329,9 +331,9 @@ def test_a_parent_and_its_children_say_whose_turn_it_is_to_be_undone():
     first, second = SequenceRun.objects.filter(parent__run=run.pk).order_by("pk")
     assert told(run).endswith("The child runs of “nights” are being rolled back.")
     assert told(first) == (
-        "Stopped together with its parent; it is rolled back when its turn comes."
+        "Stopped together with its parent; it will be rolled back when its turn comes."
     )
-    assert f"Reason: with its parent run {run.pk}." in told(second, newest(second))
+    assert f"Reason: together with its parent run {run.pk}." in told(second, newest(second))
     fail(claim(second, "release"))
     drain()
     assert "Rolling back the child runs of “nights” failed, too." in told(run)

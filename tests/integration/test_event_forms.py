@@ -84,9 +84,9 @@ def test_the_payload_is_what_the_form_has_cleaned(run):
 @pytest.mark.parametrize(
     ("payload", "problem"),
     [
-        ({"amount": "x"}, "refused by Approval: amount: Enter a number"),
+        ({"amount": "x"}, "rejected by Approval: amount: Enter a number"),
         (None, "amount: This field is required"),
-        ({"amount": 1, "approved": True}, "refused by Approval: Say until when"),
+        ({"amount": 1, "approved": True}, "rejected by Approval: Say until when"),
         ([1], "is a list, not a dict"),
     ],
 )
@@ -124,7 +124,7 @@ def test_objects_of_the_database_are_delivered_by_their_keys():
 
 @pytest.mark.parametrize("form", [forms.CharField, Approval({}), "shop.forms.Approval"])
 def test_what_is_no_form_is_refused(form):
-    with pytest.raises(InvalidDefinition, match="It must be a class of Django forms"):
+    with pytest.raises(InvalidDefinition, match="It must be a Django form class"):
 
         class Wrong(Sequence):
             class Meta:
@@ -165,7 +165,7 @@ def test_a_get_shows_what_a_post_delivers_once(run, strict):
     assert run.payload("reply") == {"yes": True, "iban": "DE1"}
     for again in (strict.post(url), strict.get(url)):
         assert again.status_code == 200
-        assert re.search(r"It was answered by ann .* ago\.", text_of(again))
+        assert re.search(r"This was answered by ann .* ago\.", text_of(again))
         assert "<button" not in again.content.decode()
     assert Operation.objects.filter(run=run.pk).count() == 1
     assert Operation.objects.get(run=run.pk).by == "ann"
@@ -201,7 +201,7 @@ def test_a_form_is_shown_where_the_link_has_no_payload(run, client):
 
 
 def test_a_payload_that_the_form_refuses_gets_no_link(run):
-    with pytest.raises(InvalidData, match="refused by Approval"):
+    with pytest.raises(InvalidData, match="rejected by Approval"):
         run.deliver_url("checked", {"amount": "x"})
     page = run.deliver_url("checked", {"amount": "2"})
     assert "Sum 2" in text_of(Client().get(page))
@@ -233,7 +233,7 @@ def test_a_link_delivers_once_even_if_the_event_asks_again(run, client):
     assert "no longer needed" in text_of(client.post(url))
     assert not run.delivered("reply")
     assert "Thank you" in text_of(client.post(later))
-    assert "It was answered by joel" in text_of(client.get(later))
+    assert "This was answered by joel" in text_of(client.get(later))
 
 
 def test_a_link_expires_and_cannot_be_changed(run, client):

@@ -79,8 +79,10 @@ def test_the_tree_leads_from_the_root_to_the_deepest_cause(runs):
 def test_a_run_names_those_that_have_failed_waiting_for_it(runs):
     above = family.held_up(runs[-1], SequenceRun.objects.all())
     assert [run.pk for run in above] == [run.pk for run in runs[-2::-1]]
-    assert said_above(runs[1]) == "Its parent order-1 has failed waiting for this run."
-    assert said_above(runs[-1]) == ("5 runs above have failed waiting for this one, up to order-1.")
+    assert said_above(runs[1]) == "Its parent order-1 failed while waiting for this run."
+    assert said_above(runs[-1]) == (
+        "5 runs above this one failed while waiting for it, up to order-1."
+    )
     assert said_above(runs[0]) == ""
 
 
@@ -111,7 +113,7 @@ def test_an_only_child_that_was_fixed_is_named_with_its_parent():
     assert "is running again" in family.explain_fixed(tree(order))
     drain()
     assert said_above(child) == (
-        "Its parent order-1 has failed waiting for this run and does not continue by itself: "
+        "Its parent order-1 failed while waiting for this run and does not continue on its own: "
         "retry the parent."
     )
     assert family.explain_fixed(tree(order)) == (
@@ -167,7 +169,7 @@ def test_one_click_on_the_childs_page_retries_all_that_wait_for_it(admin_client,
     leaf = runs[-1]
     leaf.edit({"paid": True})
     words, content = page(admin_client, leaf)
-    assert "5 runs above have failed waiting for this one, up to order-1." in words
+    assert "5 runs above this one failed while waiting for it, up to order-1." in words
     url = reverse(f"{RUN}_action", args=[runs[0].pk, "retry"])
     assert f'<form method="post" action="{url}">' in content
     admin_client.post(url, {"confirm": "yes"})
@@ -199,7 +201,7 @@ def test_who_may_not_retry_the_parents_has_no_button_for_them(client, runs):
     user.user_permissions.add(Permission.objects.get(codename="view_sequencerun"))
     client.force_login(user)
     words, content = page(client, runs[-1])
-    assert "5 runs above have failed" in words
+    assert "5 runs above this one failed" in words
     assert "Retry the parents" not in content
 
 

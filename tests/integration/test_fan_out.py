@@ -529,7 +529,7 @@ def test_a_failure_of_the_callable_is_a_failed_attempt_and_leaves_no_items():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({}, "data['numbers'] does not exist, but step 'square' runs for each item of it."),
+        ({}, "data['numbers'] does not exist, but step 'square' runs once for each of its items."),
         (
             {"numbers": 3},
             "data['numbers'] is of type int, but step 'square' needs a list of items.",

@@ -444,12 +444,11 @@ def test_a_null_in_a_definition_is_none_and_not_nothing():
         ),
         (
             {},
-            "it has no job, event or subsequence. Give it exactly one of job, event and "
-            "subsequence.",
+            "it has no job, event or subsequence. Use exactly one of job, event and subsequence.",
         ),
         (
             {"job": "fetch", "event": {}},
-            "it has job and event. Give it exactly one of job, event and subsequence.",
+            "it has job and event. Use exactly one of job, event and subsequence.",
         ),
         (
             {"job": "fetch", "afer": []},

@@ -6,6 +6,7 @@ is data, code, or a text that nobody can translate.
 
 import gettext
 import re
+from dataclasses import dataclass
 from datetime import timedelta
 from html.parser import HTMLParser
 
@@ -15,9 +16,13 @@ from django.template import Context, Template
 from django.urls import reverse
 from django.utils import translation
 from django.utils.translation import trans_real
+from pydantic import BaseModel, Field
 
 from sequences import Limit, Sequence, cron, every, step
+from sequences.definitions.inputs import Input, Inputs
+from sequences.exceptions import SequenceError
 from sequences.inspection import health
+from sequences.inspection.wording import explain
 from sequences.models import StoredLimit
 from sequences.testing import isolate_sequences, sync_schedules
 from tests.browser import scenes
@@ -245,3 +250,58 @@ def test_the_progress_keeps_the_language_of_its_page(client, runs):
 
 def test_health_without_a_worker_has_no_english_word(runs, pseudo):
     assert english("\n".join(map(str, health.read().signs)).replace("`", "")) == []
+
+
+class Order(BaseModel):
+    total: int = Field(gt=0)
+
+
+@dataclass
+class Weight:
+    weight: int
+
+
+@pytest.fixture
+def typed(limits):
+    with isolate_sequences():
+
+        class Checkout(Sequence[Order]):
+            @step
+            def charge(self): ...
+
+        class Parcel(Sequence[Weight]):
+            @step
+            def send(self): ...
+
+        yield Checkout, Parcel
+
+
+REFUSALS = {
+    "'0 25 * * *' ist kein gültiger Cron-Ausdruck: ungültige Stunde. Verwenden Sie fünf Felder": (
+        lambda *_: cron("0 25 * * *")
+    ),
+    'Die Daten sind ungültig. data["total"]: die Prüfung meldet „Input should be greater': (
+        lambda checkout, _: checkout.start({"total": 0})
+    ),
+    "Die Daten sind ungültig. data: hat kein Feld 'wieght'. Meinten Sie 'weight'?": (
+        lambda _, parcel: parcel.start({"wieght": 1})
+    ),
+    "Der Name des Zeitplans ist '\\u200b'. Er muss aus druckbaren Zeichen bestehen.": (
+        lambda _, parcel: parcel.schedules.create("\u200b", every(timedelta(hours=1)))
+    ),
+    "Limit 'bank': Die Rate kann nicht 0 sein. Um alles anzuhalten, setzen Sie": (
+        lambda *_: StoredLimit.objects.get(name="bank").change(rate=0)
+    ),
+    "data enthält 'site' (Web site) nicht. Ist 'sit' ein Schreibfehler dafür?": (
+        lambda *_: Inputs({"site": Input("Web site", is_required=True)}).check({"sit": 1})
+    ),
+}
+
+
+@pytest.mark.parametrize("text", REFUSALS)
+def test_what_a_form_refuses_is_said_in_the_language_of_the_page(typed, text):
+    with pytest.raises(SequenceError) as caught:
+        REFUSALS[text](*typed)
+    with translation.override("de"):
+        assert explain(caught.value).startswith(text)
+    assert "Die " not in explain(caught.value)

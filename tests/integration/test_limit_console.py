@@ -43,9 +43,9 @@ def line():
 
 
 def test_the_sentence_of_a_run_says_for_what_it_waits(line):
-    assert sentence(line[2][0]) == "“charge” waits for bank: 2 of 2 in use."
+    assert sentence(line[2][0]) == "“charge” is waiting for bank: 2 of 2 in use."
     go(line[0][1])
-    assert "waits for bank" not in sentence(line[2][0])
+    assert "is waiting for bank" not in sentence(line[2][0])
 
 
 def test_the_sentence_names_the_key():
@@ -53,7 +53,7 @@ def test_the_sentence_names_the_key():
     first, second = (sequence.start({"customer_id": 7}).run for _ in range(2))
     come(first, name="fetch")
     come(second, name="fetch")
-    assert sentence(second) == "“fetch” waits for customer (7): 1 of 1 in use."
+    assert sentence(second) == "“fetch” is waiting for customer (7): 1 of 1 in use."
 
 
 def test_the_sentence_says_when_a_moment_comes():
@@ -63,7 +63,7 @@ def test_the_sentence_says_when_a_moment_comes():
         come(run)
     assert "bank allows 1 per 4 s." in sentence(runs[1])
     assert "“charge” starts in 3." in sentence(runs[1]) or "in 4 s" in sentence(runs[1])
-    assert sentence(runs[2]) == "“charge” waits for bank, which allows 1 per 4 s."
+    assert sentence(runs[2]) == "“charge” is waiting for bank, which allows 1 per 4 s."
 
 
 def test_the_sentence_of_a_fan_out_counts_the_items_in_line():
@@ -71,14 +71,14 @@ def test_the_sentence_of_a_fan_out_counts_the_items_in_line():
     go(take(row_of(run).pk))
     for item in range(4):
         come(run, item)
-    assert sentence(run).endswith("3 items wait for bank: 1 of 1 in use.")
+    assert sentence(run).endswith("3 items are waiting for bank: 1 of 1 in use.")
 
 
 def test_health_says_when_nobody_looks_at_a_line(line):
     assert not any(sign.name == "limits" for sign in health.read().signs)
     LimitKey.objects.update(wake_at=clock_now() - timedelta(minutes=10))
     (sign,) = (sign for sign in health.read().signs if sign.name == "limits")
-    assert str(sign).startswith("1 line of a limit is not served. Steps wait for bank")
+    assert str(sign).startswith("1 line of a limit is not served. Steps are waiting for bank")
 
 
 def clock_now():
@@ -124,7 +124,9 @@ def test_a_higher_rate_moves_those_who_wait():
     "numbers", [{"concurrency": -1}, {"rate": 0}, {"rate": 1, "per": timedelta()}]
 )
 def test_numbers_that_cannot_be_are_refused(line, numbers):
-    with pytest.raises(SequenceError, match="cannot be"):
+    with pytest.raises(
+        SequenceError, match=r"Limit 'bank': (concurrency|rate|the period) (cannot|must) be"
+    ):
         StoredLimit.objects.get().change(**numbers)
     assert not LimitOverride.objects.exists()
 

@@ -202,7 +202,7 @@ def test_a_slot_that_is_too_old_starts_nothing(caplog):
     row.refresh_from_db()
     assert (row.skipped_slot, row.skip_reason) == (long_ago, "missed")
     assert row.next_slot == long_ago + DAY
-    assert "has missed its slot" in caplog.text
+    assert "missed its slot" in caplog.text
 
 
 # Runs that overlap
@@ -597,7 +597,7 @@ def test_one_that_left_the_code_is_orphaned_and_starts_nothing(releases, caplog)
     releases.boots("new")
     row.refresh_from_db()
     assert (row.orphaned_at is None, row.wake_at) == (False, None)
-    assert "is declared by no code any more" in caplog.text
+    assert "No code declares schedule" in caplog.text
     Schedule.objects.update(next_slot=now() - MINUTE)
     releases.boots("new")
     assert not SequenceRun.objects.exists()
@@ -653,7 +653,7 @@ def test_one_declaration_that_cannot_be_written_costs_the_others_nothing(monkeyp
     monkeypatch.setattr(schedules, "declare", failing)
     sync("default")
     assert stored(good)
-    assert "Could not write a schedule of the code" in caplog.text
+    assert "Could not store a schedule that the code declares" in caplog.text
 
 
 def test_declarations_are_confirmed_at_intervals(releases):
@@ -692,9 +692,11 @@ def test_schedules_are_made_at_run_time():
 def test_a_name_is_taken_once():
     cls = report(schedules={"nightly": cron("0 3 * * *")})
     cls.schedules.create("hourly", every(HOUR))
-    with pytest.raises(InvalidSchedule, match="there is one of that name already"):
+    with pytest.raises(InvalidSchedule, match="a schedule with this name already exists"):
         cls.schedules.create("hourly", every(2 * HOUR))
-    with pytest.raises(InvalidSchedule, match="its code declares one of that name"):
+    with pytest.raises(
+        InvalidSchedule, match="the code already declares a schedule with this name"
+    ):
         cls.schedules.create("nightly", every(HOUR))
     assert cls.schedules.all().count() == 1
 
@@ -702,8 +704,8 @@ def test_a_name_is_taken_once():
 @pytest.mark.parametrize(
     ("name", "timetable", "problem"),
     [
-        ("", every(HOUR), "the name of a schedule is ''"),
-        ("a\nb", every(HOUR), "the name of a schedule is"),
+        ("", every(HOUR), "the name of the schedule is ''"),
+        ("a\nb", every(HOUR), "the name of the schedule is"),
         ("hourly", "0 3 * * *", "is neither cron"),
         ("hourly", every(HOUR, data=lambda slot: {}), "cannot be stored"),
     ],
@@ -757,7 +759,7 @@ def test_a_paused_schedule_starts_nothing_and_goes_on_with_the_next_slot():
         moving.move(3 * HOUR)
         drain()
         assert keys(cls) == []
-        with pytest.raises(InvalidSchedule, match="it is paused"):
+        with pytest.raises(InvalidSchedule, match="it is already paused"):
             row.pause()
         row.resume()
         assert now() < row.next_slot <= now() + HOUR
@@ -802,7 +804,7 @@ def test_a_schedule_whose_class_is_gone_can_be_paused_and_removed():
     with pytest.raises(UnknownSequence):
         row.run_now()
     row.remove()
-    with pytest.raises(InvalidSchedule, match="it is gone"):
+    with pytest.raises(InvalidSchedule, match="it no longer exists"):
         row.pause()
 
 
@@ -852,7 +854,7 @@ def command(*arguments):
 
 
 def test_the_command_lists_schedules():
-    assert "There is no such schedule" in command()
+    assert "There are no such schedules" in command()
     cls = waiting_report(schedule=every(HOUR))
     sync_schedules()
     run = stored(cls).run_now()
@@ -978,7 +980,7 @@ def test_health_says_when_a_schedule_is_late_or_fails():
     Schedule.objects.update(wake_at=now() - HOUR)
     assert sign().level == health.Level.BAD
     Schedule.objects.update(wake_at=now() + MINUTE, failures=2, error="builtins.ValueError: no")
-    assert (sign().level, sign().says) == (health.Level.WARNING, "1 schedule fails")
+    assert (sign().level, sign().says) == (health.Level.WARNING, "1 schedule is failing")
     stored(cls).pause()
     assert sign() is None
 

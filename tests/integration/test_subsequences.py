@@ -158,7 +158,9 @@ def test_a_retry_of_the_parent_begins_the_failed_children_again_and_only_those()
     drain()
     assert fresh(sequence.run).status == "succeeded"
     assert children_of(sequence.run) == [good, bad]
-    assert Operation.objects.get(run=bad).reason == f"with its parent run {sequence.run.pk}"
+    assert (
+        Operation.objects.get(run=bad).reason == f"together with its parent run {sequence.run.pk}"
+    )
     assert not Operation.objects.filter(run=good).exists()
 
 

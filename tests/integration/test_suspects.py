@@ -260,8 +260,8 @@ def test_people_are_told_whom_to_suspect(admin_client):
     lose([one])
     change(one, "pay", queued_at=now() - timedelta(seconds=75))
     assert told(one) == (
-        "“pay” has been waiting for 1 min 15 s for a worker process that runs no other suspect "
-        "step. Lost 2 workers in a row; the last one was running nothing else."
+        "“pay” has been waiting for 1 min 15 s for a worker process that is not running another "
+        "suspect step. Lost 2 workers in a row; the last one was running nothing else."
     )
     assert told(other).startswith("“pay” has been waiting for ")
     assert told(other).endswith(f"Lost 1 worker, which was also running “pay” of run {one.pk}.")

@@ -1056,7 +1056,7 @@ def test_a_step_replaced_by_something_else_is_refused(value):
 def test_a_constructor_of_ones_own_is_refused(name):
     assert refused(pay=step(work), **{name: lambda self: None}) == (
         f"{HERE}: it defines {name}, but instances of a sequence are created by the engine, not "
-        "by your code. Put what it needs into data."
+        "by your code. Put what the steps need into data."
     )
 
 

@@ -75,7 +75,7 @@ def test_each_key_has_a_line_of_its_own(key, data, item, text):
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
-        ({}, r"data\['customer'\] is not there"),
+        ({}, r"data\['customer'\] is missing"),
         ({"customer": {"id": 1}}, "is a dict"),
         ({"customer": True}, "is a bool"),
         ({"customer": "x" * 201}, "201 characters"),
@@ -89,7 +89,7 @@ def test_what_cannot_be_a_key_is_invalid_data(data, problem):
 def test_two_limits_of_one_name_must_have_the_same_numbers():
     assert conflict([BANK, Limit("bank", concurrency=5, rate=10)]) is None
     assert conflict([BANK, Limit("bank", concurrency=6)]) == "bank"
-    with pytest.raises(InvalidDefinition, match="two limits of the name 'bank'"):
+    with pytest.raises(InvalidDefinition, match="two limits named 'bank'"):
 
         class Twice(Sequence):
             @step(limits=[BANK])
@@ -100,7 +100,7 @@ def test_two_limits_of_one_name_must_have_the_same_numbers():
 
 
 def test_a_step_does_not_wait_for_what_its_run_has():
-    with pytest.raises(InvalidDefinition, match="one of the whole run"):
+    with pytest.raises(InvalidDefinition, match="also a limit of the whole run"):
 
         class Waits(Sequence):
             class Meta:
@@ -143,7 +143,7 @@ def test_what_becomes_of_a_run_without_a_place_is_one_of_three():
 
 
 def test_what_waits_for_others_has_no_limits():
-    with pytest.raises(InvalidDefinition, match="waits without a place"):
+    with pytest.raises(InvalidDefinition, match="waits without taking a place"):
 
         class Waits(Sequence):
             approval = event(limits=[BANK])

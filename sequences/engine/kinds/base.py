@@ -114,8 +114,8 @@ class Compensation(Kind):
         conclusion = conclusion_of(context.call(step, *self.arguments(context.claim)))
         if isinstance(conclusion, FinishRun):
             raise Abort(
-                f"Step {context.claim.step!r} returned finish(), but it is decided already how "
-                "its run ends. Return nothing."
+                f"Step {context.claim.step!r} returned finish(), but how its run ends has "
+                "already been decided. Return nothing."
             )
         return conclusion
 

@@ -103,7 +103,7 @@ def _declared_items(context: ExecutionContext, each: Any) -> Iterable[Any]:
     else:
         raise InvalidData(
             path=f"data[{each!r}]",
-            problem=f"does not exist, but step {step!r} runs for each item of it",
+            problem=f"does not exist, but step {step!r} runs once for each of its items",
             hint="Put a list there in an earlier step.",
         )
     if isinstance(items, Iterable) and not isinstance(items, str | bytes | dict):
@@ -111,5 +111,5 @@ def _declared_items(context: ExecutionContext, each: Any) -> Iterable[Any]:
     raise InvalidData(
         path="each" if callable(each) else f"data[{each!r}]",
         problem=f"is of type {type(items).__name__}, but step {step!r} needs a list of items",
-        hint="Give a list, or a generator of JSON values.",
+        hint="Use a list, or a generator of JSON values.",
     )

@@ -64,7 +64,7 @@ def json_value(text: str) -> Any:
     except ValueError as error:
         where = {"-": "the standard input"}.get(text, text[1:] if text[:1] == "@" else f"{text!r}")
         raise ArgumentTypeError(
-            f"{where} is not JSON: {error}. Give JSON, @file, or - for the standard input"
+            f"{where} is not JSON: {error}. Use JSON, @file, or - for the standard input"
         ) from None
 
 

@@ -24,18 +24,22 @@ from .tables import Cell, table
 class Limits(Subcommand):
     """What may be active at once, and how much may begin in a period."""
 
-    name, help = "limits", "Limits: list them, look into one, change its numbers for now."
+    name, help = "limits", "List limits, show one, or change its numbers for now."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("limit", nargs="?", metavar="NAME", help="look into this one")
-        parser.add_argument("--concurrency", type=int, metavar="N", help="so many at once, for now")
-        parser.add_argument("--rate", type=int, metavar="N", help="so many in a period, for now")
-        parser.add_argument("--per", type=duration, metavar="1s", help="that period")
+        parser.add_argument("limit", nargs="?", metavar="NAME", help="show this limit")
         parser.add_argument(
-            "--reset", action="store_true", help="let the numbers of the code count again"
+            "--concurrency", type=int, metavar="N", help="the maximum at once, for now"
         )
-        parser.add_argument("--reason", default="", help="why; stored with the change")
-        parser.add_argument("--by", help="who; you, if nobody is named")
+        parser.add_argument(
+            "--rate", type=int, metavar="N", help="the maximum number of starts per period, for now"
+        )
+        parser.add_argument("--per", type=duration, metavar="1s", help="the period of --rate")
+        parser.add_argument(
+            "--reset", action="store_true", help="return to the numbers of the code"
+        )
+        parser.add_argument("--reason", default="", help="the reason, stored with the change")
+        parser.add_argument("--by", help="who does this (default: you)")
         parser.add_argument("--json", action="store_true", help="a JSON list, or an object")
 
     def run(self, options: Namespace) -> None:
@@ -43,13 +47,13 @@ class Limits(Subcommand):
         is_changed = any(value is not None for value in numbers.values())
         if options.limit is None:
             if is_changed or options.reset:
-                raise wrong("Name the limit that is to change.")
+                raise wrong("Name the limit to change.")
             self._list(options)
             return
         row = _find(options.limit)
         by = caller() if options.by is None else options.by
         if options.reset and is_changed:
-            raise wrong("Give either --reset or other numbers.")
+            raise wrong("Pass either --reset or new numbers, not both.")
         if options.reset:
             row.reset(by=by)
         elif is_changed:
@@ -70,7 +74,7 @@ class Limits(Subcommand):
         elif snapshots:
             self.write("\n".join(table(self._rows(snapshots), self.width, narrowing=[0, 1])))
         else:
-            self.write("There are no limits. Workers write those of the code when they boot.")
+            self.write("There are no limits. Workers store the limits in the code when they start.")
 
     def _rows(self, snapshots: list[LimitSnapshot]) -> Iterator[list[Cell]]:
         heads = ("LIMIT", "NUMBERS", "IN USE", "WAITING", "OLDEST", "LINES", "CODE")

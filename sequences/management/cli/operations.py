@@ -58,7 +58,7 @@ class Operating(Subcommand):
         if action.on_step:
             parser.add_argument(
                 "runs", nargs="+", metavar=f"{RUN} STEP",
-                help=f"runs ({RUN_HELP}), and last the step; the step alone, with filters",
+                help=f"runs ({RUN_HELP}), followed by the step; with filters, the step alone",
             )  # fmt: skip
         else:
             parser.add_argument("runs", nargs="*", metavar=RUN, help=RUN_HELP)
@@ -94,17 +94,19 @@ class Operating(Subcommand):
         except KeyboardInterrupt:
             self._sum_up(tally, options)
             raise CommandError(
-                "Interrupted; the rest is as it was.", returncode=INTERRUPTED
+                "Interrupted; the remaining runs are unchanged.", returncode=INTERRUPTED
             ) from None
         self._sum_up(tally, options)
 
     def _ids(self, options: Namespace, names: list[str], step: str | None = None) -> list[UUID]:
         if names and (is_filtered(options) or options.all):
-            raise wrong("Name runs, or choose them by filters and --all; not both.")
+            raise wrong("Name runs, or select them with filters and --all, but not both.")
         if names:
             return [find(name).pk for name in names]
         if not is_filtered(options):
-            raise wrong(f"Name the {RUN}, or choose by filters: --sequence, --status, --since, …")
+            raise wrong(
+                f"Name the {RUN}, or select runs with filters: --sequence, --status, --since, …"
+            )
         if not options.all and not options.dry_run:
             raise wrong("Add --all to apply it to every matching run, or --dry-run to list them.")
         rows = filtered(options)
@@ -253,7 +255,7 @@ class Edit(Subcommand):
             restored: dict[str, Any] = restore(options.data, run.data, patterns)
         except NoSecret as error:
             raise wrong(
-                f"{error.path} is *** in this data, and it cannot be told which value that stands "
+                f"{error.path} is *** in this data, but it is unclear which value that stands "
                 "for. Write the value itself, or change single keys with --set."
             ) from None
         return restored
@@ -266,7 +268,7 @@ class Cancel(Operating):
     help = "Cancel runs; with --undo, roll back completed steps first."
     action = "cancel"
     flags: ClassVar[Mapping[str, str]] = {
-        "undo": "roll back completed steps first, or do not; by default as Meta.cancel says"
+        "undo": "roll back completed steps first, or not (default: Meta.cancel)"
     }
     flag_action = BooleanOptionalAction
 
@@ -274,7 +276,7 @@ class Cancel(Operating):
 TASKS: list[Callable[[BaseCommand], Subcommand]] = [
     _operating("retry", "Restart failed steps, and run waiting retries now."),
     Cancel,
-    _operating("pause", "Start no further steps until you resume."),
+    _operating("pause", "Start no new steps until you resume the run."),
     _operating("resume", "Continue paused runs."),
     _operating("finish", "Mark runs as succeeded."),
     _operating("skip", "Continue without a step."),

@@ -89,7 +89,7 @@ class List(Subcommand):
 class Show(Subcommand):
     """All about one run."""
 
-    name, help = "show", "One run: its steps, data, failed attempts and operations."
+    name, help = "show", "Show one run: its steps, data, failed attempts and operations."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         add_run(parser)
@@ -142,7 +142,7 @@ class JsonLines(Display):
 class Graph(Subcommand):
     """A picture of a plan, or of a run."""
 
-    name, help = "graph", "The steps of a sequence or a run as text, Mermaid or SVG."
+    name, help = "graph", "Draw the steps of a sequence or a run as text, Mermaid or SVG."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         what = parser.add_mutually_exclusive_group()
@@ -153,7 +153,7 @@ class Graph(Subcommand):
 
     def run(self, options: Namespace) -> None:
         if (options.what is None) == (options.file is None):
-            raise wrong("Give the label of a sequence, a run, or --file flow.yaml.")
+            raise wrong("Name a sequence by its label, name a run, or use --file flow.yaml.")
         plan, marks = _marked(options)
         picture = self._picture(options, plan, marks)
         if options.output is None:

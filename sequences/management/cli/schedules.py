@@ -31,13 +31,16 @@ _COLOURS = {
 class Schedules(Subcommand):
     """What starts runs by itself."""
 
-    name, help = "schedules", "Schedules: list them, pause, resume or run one now."
+    name, help = "schedules", "List schedules, or pause, resume or run one now."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("action", nargs="?", choices=ACTIONS, default="list")
-        parser.add_argument("label", nargs="?", metavar="LABEL", help="of the sequence")
+        parser.add_argument("label", nargs="?", metavar="LABEL", help="the label of the sequence")
         parser.add_argument(
-            "schedule", nargs="?", metavar="NAME", help="of the schedule, if it has several"
+            "schedule",
+            nargs="?",
+            metavar="NAME",
+            help="the name of the schedule, if the sequence has several",
         )
         parser.add_argument(
             "--sequence", metavar="LABEL", help="list only schedules of this sequence"
@@ -51,7 +54,7 @@ class Schedules(Subcommand):
             self._list(options)
             return
         if options.label is None:
-            raise wrong(f"Name the sequence, and the schedule: {options.action} LABEL NAME.")
+            raise wrong(f"Name the sequence and the schedule: {options.action} LABEL NAME.")
         row = _find(options.label, options.schedule)
         by = caller() if options.by is None else options.by
         self._operate(row, options, by)
@@ -81,7 +84,10 @@ class Schedules(Subcommand):
         elif snapshots:
             self.write("\n".join(table(self._rows(snapshots), self.width, narrowing=[0, 1, 2, 6])))
         else:
-            self.write("There is no such schedule. Workers write those of the code when they boot.")
+            self.write(
+                "There are no such schedules. Workers store the schedules in the code "
+                "when they start."
+            )
 
     def _rows(self, snapshots: list[ScheduleSnapshot]) -> Iterator[list[Cell]]:
         heads = ("SEQUENCE", "NAME", "TIMETABLE", "STATE", "NEXT", "LAST", "LAST RUN", "ENDED")
@@ -108,7 +114,7 @@ def _find(label: str, name: str | None) -> Schedule:
     rows = Schedule.objects.using(conf.using()).filter(sequence__in=registry.names_of(label))
     names = list(rows.values_list("name", flat=True))
     if not names:
-        raise wrong(f"There is no schedule of {label!r}. {_labels(label)}")
+        raise wrong(f"{label!r} has no schedule. {_labels(label)}")
     if name is None and len(names) > 1:
         raise wrong(f"{label} has several schedules: name one of {', '.join(sorted(names))}.")
     row = rows.filter(name=name or names[0]).first()

@@ -49,7 +49,7 @@ def find(text: str) -> SequenceRun:
     if matches:
         some = ", ".join(str(run.pk) for run in matches[:MAX_NAMED_RUNS])
         raise wrong(f"{text!r} is the prefix of more than one run ID: {some}. Use a longer prefix.")
-    raise wrong(f"There is no run {text!r}. Give {RUN_HELP}; `sequences list` shows them.")
+    raise wrong(f"There is no run {text!r}. Use {RUN_HELP}; `sequences list` shows them.")
 
 
 def _by_id(text: str) -> list[SequenceRun]:

@@ -24,13 +24,13 @@ from .details import RunDetails
 class Start(Subcommand):
     """A run of a sequence, or of a definition in a file."""
 
-    name, help = "start", "Start a sequence, or a flow file; --wait for how it ends."
+    name, help = "start", "Start a sequence or a flow file, and optionally wait for its end."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         what = parser.add_mutually_exclusive_group()
         what.add_argument("label", nargs="?", metavar="LABEL", help="such as shop.ContactForm")
         what.add_argument(
-            "--file", type=Path, help="a definition in YAML or JSON, which is kept with the run"
+            "--file", type=Path, help="a definition in YAML or JSON, stored with the run"
         )
         parser.add_argument(
             "--data", type=json_object, default={}, metavar="JSON",
@@ -41,7 +41,7 @@ class Start(Subcommand):
         parser.add_argument("--delay", type=duration, metavar="5m", help="start after this time")
         parser.add_argument(
             "--priority", type=int, default=0, metavar="N",
-            help="order among runs that wait for a limit: the lowest first",
+            help="order among runs that wait for a limit; the lowest goes first",
         )  # fmt: skip
         parser.add_argument(
             "--deadline", type=duration, metavar="3d", help="fail if not finished after this time"
@@ -52,12 +52,14 @@ class Start(Subcommand):
         parser.add_argument(
             "--wait", action="store_true", help="wait; the exit code says how it ended"
         )
-        parser.add_argument("--timeout", type=duration, metavar="10m", help="stop waiting after it")
+        parser.add_argument(
+            "--timeout", type=duration, metavar="10m", help="stop waiting after this time"
+        )
         parser.add_argument("--json", action="store_true", help="the run, as `show --json`")
 
     def run(self, options: Namespace) -> None:
         if options.timeout is not None and not options.wait:
-            raise wrong("--timeout says how long to --wait: give both.")
+            raise wrong("--timeout limits --wait: use both.")
         start = self._start(options)
         names = ("key", "unique", "delay", "priority", "subject")
         named = {name: getattr(options, name) for name in names}
@@ -85,7 +87,7 @@ class Start(Subcommand):
 
     def _start(self, options: Namespace) -> Callable[..., Sequence[Any]]:
         if (options.label is None) == (options.file is None):
-            raise wrong("Give the label of a sequence, or --file flow.yaml.")
+            raise wrong("Name a sequence by its label, or use --file flow.yaml.")
         if options.file is None:
             return get(options.label).start
         definition = definition_in(options.file)

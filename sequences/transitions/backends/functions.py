@@ -161,8 +161,8 @@ class Installed:
                         cursor.execute(function.definition)
         except DatabaseError as error:
             logger.warning(
-                "The functions of sequences could not be created in the database %r; workers send "
-                "plain statements instead, which cost it more: %s",
+                "Could not create the PostgreSQL functions in database %r; workers will send "
+                "plain statements instead, which cost it more CPU time: %s",
                 connection.alias,
                 error,
             )
