@@ -80,7 +80,7 @@ def test_messages_sweeps_and_heartbeats_of_an_outage_leave_one_line_and_one_at_i
             process_next()
         for _ in range(5):
             assert not sweeper._succeeds(sweeper._sweep)
-            presence._told = None
+            presence._reported = None
             heart._try(presence.beat)
     (line,) = loud(caplog)
     assert line.getMessage() == (
