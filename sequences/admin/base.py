@@ -27,7 +27,7 @@ from ..inspection.snapshot import visible
 #: Rows that are counted in a list: a table of millions would take seconds.
 COUNTED = 10_000
 #: Rows of one kind that a page shows, the newest.
-NEWEST = 100
+MAX_NEWEST_ROWS = 100
 
 EMPTY = "-"
 
@@ -49,7 +49,7 @@ class Newest(BaseInlineFormSet):  # type: ignore[type-arg]
     def get_queryset(self) -> Any:
         if not hasattr(self, "_queryset"):
             rows = super().get_queryset().order_by("-pk")
-            self._queryset = list(rows[:NEWEST])[::-1]
+            self._queryset = list(rows[:MAX_NEWEST_ROWS])[::-1]
         return self._queryset
 
 

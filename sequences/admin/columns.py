@@ -18,7 +18,7 @@ from ..models import RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
 from ..utils.text import class_name, first_line, label_of
 
 #: Steps that a cell names; the others are counted.
-NAMED = 2
+MAX_NAMED_STEPS = 2
 #: Characters of an error's message.
 CUT = 120
 #: And of the name of an object.
@@ -107,11 +107,11 @@ def moment(when: datetime, now: datetime) -> SafeString:
 def steps(snapshot: RunSnapshot) -> SafeString:
     """The steps that a run is at, each with how it is doing there."""
     at = sorted(snapshot.at, key=lambda step: _ORDER.get(step.status, 9))
-    lines = [(step.name, step.label, doing(step, snapshot.now)) for step in at[:NAMED]]
+    lines = [(step.name, step.label, doing(step, snapshot.now)) for step in at[:MAX_NAMED_STEPS]]
     named = format_html_join(
         "", '<span class="seq-at"><b title="{}">{}</b> <span>{}</span></span>', lines
     )
-    more = len(at) - NAMED
+    more = len(at) - MAX_NAMED_STEPS
     if more <= 0:
         return named
     others = ngettext("and %(count)d other", "and %(count)d others", more) % {"count": more}

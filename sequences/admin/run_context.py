@@ -32,12 +32,12 @@ from ..inspection.wording import format_duration
 from ..models import NO_ITEM, Operation, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
 from ..utils.text import label_of
 from .action_texts import TEXTS, title_of
-from .base import NEWEST
+from .base import MAX_NEWEST_ROWS
 
 #: What a page shows of one value, in characters; the rest is a link away.
-LONGEST = 100_000
+MAX_VALUE_CHARACTERS = 100_000
 #: And of a value among many.
-SHORT = 10_000
+MAX_LISTED_VALUE_CHARACTERS = 10_000
 #: Failed attempts that are shown with their tracebacks, the newest.
 TRACEBACKS = 20
 #: Differences that are shown of edited data, the newest.
@@ -60,7 +60,9 @@ def text_of(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, default=str)
 
 
-def value_of(value: Any, sequence: str, step: str, url: str, longest: int = LONGEST) -> Value:
+def value_of(
+    value: Any, sequence: str, step: str, url: str, longest: int = MAX_VALUE_CHARACTERS
+) -> Value:
     """A value without its secrets."""
     text = text_of(visible(value, sequence, step))
     if len(text) <= longest:
@@ -83,7 +85,9 @@ def differences(before: str, after: str) -> list[Line]:
     return [Line(names.get(line[0], ""), line) for line in list(lines)[2:]]
 
 
-def small(rows: QuerySet[Any], column: str, longest: int = SHORT) -> QuerySet[Any]:
+def small(
+    rows: QuerySet[Any], column: str, longest: int = MAX_LISTED_VALUE_CHARACTERS
+) -> QuerySet[Any]:
     """The rows whose JSON in this column is not long: what is large is not even loaded."""
     sized: QuerySet[Any] = rows.annotate(size=Length(Cast(column, TextField())))
     return sized.filter(size__lte=longest)
@@ -227,7 +231,7 @@ def attempts_of(run: SequenceRun, now: datetime) -> list[Attempt]:
     rows = StepFailure.objects.using(conf.using()).filter(run=run.pk)
     kinds = rows.order_by().values("step", "error", "fingerprint")
     counts = kinds.annotate(count=Count("pk"), newest=Max("pk")).order_by("-newest")
-    count_of = {row["newest"]: row["count"] for row in counts[: NEWEST + 1]}
+    count_of = {row["newest"]: row["count"] for row in counts[: MAX_NEWEST_ROWS + 1]}
     whole = list(count_of)[:TRACEBACKS]
     failures = list(rows.filter(pk__in=whole)) if whole else []
     if older := list(count_of)[TRACEBACKS:]:
@@ -250,7 +254,7 @@ def moments_of(run: SequenceRun, attempts: Sequence[Attempt]) -> list[StepFailur
     """Every failed attempt for the timeline, the newest, without tracebacks."""
     if all(attempt.count == 1 for attempt in attempts):
         return [attempt.failure for attempt in attempts]
-    return records.failures_of(run, NEWEST)
+    return records.failures_of(run, MAX_NEWEST_ROWS)
 
 
 @dataclass(frozen=True)
@@ -271,7 +275,7 @@ class OperationLine:
 
 def operations_of(run: SequenceRun, now: datetime) -> list[OperationLine]:
     """The newest operations, the newest first."""
-    newest = records.operations_of(run, NEWEST)
+    newest = records.operations_of(run, MAX_NEWEST_ROWS)
     values = _values_of([operation.pk for operation in newest])
     return [_operation_line(operation, run, values.get(operation.pk), now) for operation in newest]
 
@@ -280,7 +284,11 @@ def _values_of(ids: Collection[int]) -> dict[int, tuple[Any, Any]]:
     if not ids:
         return {}
     rows = Operation.objects.using(conf.using()).filter(pk__in=ids, after__isnull=False)
-    values = small(rows, "after", LONGEST).order_by("-pk").values_list("pk", "before", "after")
+    values = (
+        small(rows, "after", MAX_VALUE_CHARACTERS)
+        .order_by("-pk")
+        .values_list("pk", "before", "after")
+    )
     values = values[:DIFFERENCES]
     return {pk: (before, after) for pk, before, after in values}
 
@@ -317,11 +325,20 @@ def results_of(snapshot: RunSnapshot, urls: Urls) -> list[Result]:
     rows = rows.filter(result__isnull=False).order_by("pk")
     sizes = rows.annotate(size=Length(Cast("result", TextField()))).values_list("step", "size")
     size_of = dict(sizes)
-    small_ones = [step for step, size in size_of.items() if size <= SHORT]
+    small_ones = [step for step, size in size_of.items() if size <= MAX_LISTED_VALUE_CHARACTERS]
     results = dict(rows.filter(step__in=small_ones).values_list("step", "result"))
     sequence = snapshot.run.sequence
     return [
-        Result(step, value_of(results[step], sequence, step, urls.value("result", step), SHORT))
+        Result(
+            step,
+            value_of(
+                results[step],
+                sequence,
+                step,
+                urls.value("result", step),
+                MAX_LISTED_VALUE_CHARACTERS,
+            ),
+        )
         if step in results
         else Result(step, Value("", size, urls.value("result", step)))
         for step, size in size_of.items()

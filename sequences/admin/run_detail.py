@@ -31,7 +31,7 @@ from ..inspection.snapshot import (
 from ..inspection.wording import format_duration
 from ..models import NO_ITEM, Operation, RunStatus, SequenceRun, StepFailure, StepRun
 from . import columns, run_context
-from .base import NEWEST, ReadOnlyAdmin, is_refresh
+from .base import MAX_NEWEST_ROWS, ReadOnlyAdmin, is_refresh
 from .relatives import Relatives
 from .run_context import Button, Urls
 from .starters import schedule_of
@@ -202,9 +202,9 @@ class RunPage(ReadOnlyAdmin):
         context: dict[str, Any] = {}
         if self._sees(request, StepFailure):
             attempts = run_context.attempts_of(run_snapshot.run, run_snapshot.now)
-            context["attempts"] = attempts[:NEWEST]
+            context["attempts"] = attempts[:MAX_NEWEST_ROWS]
             is_grouped = any(attempt.count > 1 for attempt in attempts)
-            context["more_attempts"] = len(attempts) > NEWEST or is_grouped
+            context["more_attempts"] = len(attempts) > MAX_NEWEST_ROWS or is_grouped
         if self._sees(request, StepRun):
             context["results"] = run_context.results_of(run_snapshot, urls)
         if self._sees(request, Operation):

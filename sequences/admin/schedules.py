@@ -38,7 +38,7 @@ from ..inspection.wording import explain, format_duration
 from ..models import Schedule, ScheduleOperation, SequenceRun
 from ..utils.durations import parse_duration
 from . import columns, run_context
-from .base import EMPTY, NEWEST, LightChangeList, ReadOnlyAdmin
+from .base import EMPTY, MAX_NEWEST_ROWS, LightChangeList, ReadOnlyAdmin
 from .failures import list_media
 from .forms import ActionForm, JSONText
 from .subjects import SubjectViewer
@@ -548,7 +548,7 @@ class ScheduleAdmin(ReadOnlyAdmin):
         rows = ScheduleOperation.objects.using(conf.using()).filter(schedule=snapshot.row.pk)
         return [
             {"row": row, "label": _DONE.get(row.action, row.action), "lines": _lines(row)}
-            for row in rows.order_by("-pk")[:NEWEST]
+            for row in rows.order_by("-pk")[:MAX_NEWEST_ROWS]
         ]
 
     def _url(self, name: str, *args: Any) -> str:

@@ -11,7 +11,7 @@ from ..utils.durations import format_seconds
 #: How small a part of the axis may be left to what has happened before idle times are left out.
 SHARE = 0.1
 #: Seconds. Shorter idle times are never left out.
-SHORTEST = 2.0
+MIN_GAP_SECONDS = 2.0
 #: Pixels.
 BREAK = 52.0
 APART = 74.0
@@ -99,7 +99,7 @@ def _left_out(busy: Sequence[Interval], total: float, width: float) -> list[Inte
         # A little of it stays on both sides, so that one sees a wait begin and end.
         length = end - begin - active / 2
         is_worth_it = length / visible * width > 2 * BREAK
-        if active >= SHARE * visible or length < SHORTEST or not is_worth_it:
+        if active >= SHARE * visible or length < MIN_GAP_SECONDS or not is_worth_it:
             break
         gaps.append((begin + active / 4, end - active / 4))
         visible -= length

@@ -28,7 +28,7 @@ from .interrupts import Interrupt, Terms
 logger = logging.getLogger("sequences")
 
 #: Seconds that a thread waits for the end of a coroutine which it can no longer do anything for.
-PATIENCE = 5.0
+END_TIMEOUT_SECONDS = 5.0
 
 #: What is awaited in this process.
 _awaited: set[Awaiting] = set()
@@ -41,7 +41,7 @@ def finish(attempt: CurrentAttempt, coroutine: Coroutine[Any, Any, Any]) -> Any:
         async_to_sync(awaiting.run)()
     except Interrupt as interrupt:  # raised just before it was taken over
         awaiting.stop(interrupt)
-        awaiting.ended.wait(PATIENCE)
+        awaiting.ended.wait(END_TIMEOUT_SECONDS)
         raise
     finally:
         coroutine.close()  # one that was never awaited

@@ -31,7 +31,7 @@ from .executor import StepExecution
 from .interrupts import Interrupt, Terms
 
 #: Items that wait in one thread, where their step names no `concurrency`.
-USUAL = 100
+DEFAULT_CONCURRENCY = 100
 
 
 def is_for(step: Step[Any]) -> bool:
@@ -51,7 +51,7 @@ def perform(step_run_id: int, label: str) -> None:
         return
     definition = registry.definition_of(label)
     step = None if definition is None else definition.step(row.step)
-    size = (step.concurrency if step is not None else None) or USUAL
+    size = (step.concurrency if step is not None else None) or DEFAULT_CONCURRENCY
     crowd = Crowd(row.run_id, row.step, size, interrupts.take_over(), using)
     async_to_sync(crowd.run)(WaitingExecution(step_run_id, current.failed_attempts(), using))
 
@@ -115,7 +115,7 @@ class Crowd:
     def __init__(self, run_id: UUID, step: str, size: int, terms: Terms, using: str) -> None:
         self._run_id, self._step, self._using = run_id, step, using
         self._size, self._terms = size, terms
-        self._until = time.monotonic() + handoff.DIRECTLY
+        self._until = time.monotonic() + handoff.MAX_TURN_SECONDS
         self._tasks: set[asyncio.Task[list[Dispatch]]] = set()
 
     async def run(self, first: WaitingExecution) -> None:

@@ -28,21 +28,21 @@ STEP_OPTION, FORMAT = "sequences", 1
 class _Breaker:
     """Stops trying for a while after a failure: a publish to an absent broker can block long."""
 
-    FIRST, LONGEST = 1.0, 30.0  # seconds
+    FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 1.0, 30.0  # seconds
 
     def __init__(self) -> None:
         self._open_until = 0.0
-        self._pause = self.FIRST
+        self._pause = self.FIRST_PAUSE_SECONDS
 
     def is_open(self) -> bool:
         return time.monotonic() < self._open_until
 
     def failed(self) -> None:
         self._open_until = time.monotonic() + self._pause
-        self._pause = min(self._pause * 2, self.LONGEST)
+        self._pause = min(self._pause * 2, self.MAX_PAUSE_SECONDS)
 
     def succeeded(self) -> None:
-        self._pause = self.FIRST
+        self._pause = self.FIRST_PAUSE_SECONDS
 
 
 _breaker = _Breaker()

@@ -28,7 +28,7 @@ from .interrupts import Interrupt
 logger = logging.getLogger("sequences")
 
 #: Seconds for which a worker's thread may go on with one run before others have their turn.
-DIRECTLY = 10.0
+MAX_TURN_SECONDS = 10.0
 
 
 class Handoff:
@@ -61,7 +61,7 @@ class Handoff:
         if not self._is_direct:
             return False
         if self._until is None:
-            self._until = time.monotonic() + DIRECTLY
+            self._until = time.monotonic() + MAX_TURN_SECONDS
         if current.stopping.is_set() or time.monotonic() > self._until:
             return False
         delivery = current.delivery()

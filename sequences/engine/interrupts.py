@@ -77,12 +77,12 @@ def take_over() -> Terms:
             should_notify: Any = middleware.should_notify
             notify_shutdown = should_notify(actor, message)
     disable_interrupts()
-    is_limited = milliseconds <= LONGEST
+    is_limited = milliseconds <= MAX_TIME_LIMIT_MS
     return Terms(milliseconds / 1000 if is_limited else None, notify_shutdown)
 
 
 #: Milliseconds: a limit above that is none, and no timer takes it.
-LONGEST = 365 * 24 * 60 * 60 * 1000
+MAX_TIME_LIMIT_MS = 365 * 24 * 60 * 60 * 1000
 
 
 def reraises_interrupts(function: Callable[P, T]) -> Callable[P, T]:

@@ -48,7 +48,7 @@ def send_due(using: str) -> int:
     while rows := outbox.take(using):
         accepted = sum(_send(row, using) for row in rows)
         count += accepted
-        if accepted < len(rows) or len(rows) < outbox.BATCH:
+        if accepted < len(rows) or len(rows) < outbox.MESSAGES_PER_SWEEP:
             break  # what the broker does not take now has another sweep
     return count
 

@@ -18,10 +18,10 @@ from ..models import RunStatus
 from ..transitions import clock, limits, locking, pruning
 from ..transitions.pruning import Due
 
-__all__ = ["BATCH", "Remaining", "Report", "prune"]
+__all__ = ["TREES_PER_TRANSACTION", "Remaining", "Report", "prune"]
 
 #: Trees of one transaction; fewer, if they have many children.
-BATCH = 500
+TREES_PER_TRANSACTION = 500
 
 #: Why a tree is kept.
 YOUNG = "a child run has not finished, or finished too recently"
@@ -58,7 +58,7 @@ def prune(
     sequence: str | None = None,
     older_than: timedelta | None = None,
     failed_older_than: timedelta | None = None,
-    batch: int = BATCH,
+    batch: int = TREES_PER_TRANSACTION,
     dry_run: bool = False,
 ) -> Report:
     """Remove the finished runs whose retention is over, with their children, batch by batch.

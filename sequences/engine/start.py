@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound=Sequence[Any])
 
 #: Runs that are inserted together.
-BATCH = 1000
+RUNS_PER_INSERT = 1000
 KEY_LENGTH = 255
 
 
@@ -114,11 +114,11 @@ def _refusing_characters(definition: Definition, using: str) -> Iterator[None]:
 
 
 def _batches(requests: list[Start]) -> Iterator[list[Start]]:
-    if len(requests) > BATCH:
+    if len(requests) > RUNS_PER_INSERT:
         # In one transaction of the caller's the locks of each batch are kept for the next.
         requests = sorted(requests, key=starts.in_order_of_keys)
-    for index in range(0, len(requests), BATCH):
-        yield requests[index : index + BATCH]
+    for index in range(0, len(requests), RUNS_PER_INSERT):
+        yield requests[index : index + RUNS_PER_INSERT]
 
 
 def definition_of(cls: type[Sequence[Any]]) -> Definition:

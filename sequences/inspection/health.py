@@ -30,7 +30,7 @@ from ..models import (
 )
 from ..transitions import clock, holders
 from ..transitions.backends import Holder
-from ..transitions.due import LONGEST as MAX_LOOK_DELAY
+from ..transitions.due import MAX_LOOK_INTERVAL as MAX_LOOK_DELAY
 from ..transitions.holders import Locked
 from ..transitions.processes import REPORT_INTERVAL_SECONDS
 from . import limits, schedules, struggling

@@ -11,7 +11,7 @@ from django.utils.translation import gettext, ngettext
 from ..models import NO_ITEM, StepLoss, StepRun
 
 #: How many neighbours are named.
-NAMED = 3
+MAX_NAMED_STEPS = 3
 
 
 def newest_losses(step_run_ids: Collection[int], using: str) -> dict[int, StepLoss]:
@@ -49,8 +49,8 @@ def deaths_sentence(row: StepRun, loss: StepLoss | None) -> str:
 
 def names(neighbours: list[dict[str, Any]]) -> str:
     """The neighbours, the first of them by name."""
-    named = ", ".join(_name(neighbour) for neighbour in neighbours[:NAMED])
-    more = len(neighbours) - NAMED
+    named = ", ".join(_name(neighbour) for neighbour in neighbours[:MAX_NAMED_STEPS])
+    more = len(neighbours) - MAX_NAMED_STEPS
     if more <= 0:
         return named
     message = ngettext("%(steps)s and %(count)d other", "%(steps)s and %(count)d others", more)

@@ -53,9 +53,9 @@ from .types import (
 )
 
 #: A delay up to this is waited for in the broker too, which is more precise than a sweep.
-SHORT = timedelta(seconds=60)
+MAX_BROKER_DELAY = timedelta(seconds=60)
 #: How long after its time such a message is taken for lost.
-SLACK = timedelta(seconds=2)
+MESSAGE_SLACK = timedelta(seconds=2)
 
 
 def commit_quickly(
@@ -233,7 +233,7 @@ def _again(due: datetime, now: datetime) -> dict[str, Any]:
     values = {"queued_at": now, "dispatches": 0, "delay_evaluated": True}
     if due <= now:
         return _queued(now) | values
-    slack = SLACK if due - now <= SHORT else timedelta(0)
+    slack = MESSAGE_SLACK if due - now <= MAX_BROKER_DELAY else timedelta(0)
     return wait_for(Wait.TIME, now) | values | {"due_at": due, "wake_at": due + slack}
 
 
@@ -254,7 +254,7 @@ def _message(claim: Claim, plan: Plan, now: datetime, using: str) -> list[Dispat
         return []
     if row.due_at is None:
         return [dispatch_of(row, plan)]
-    if row.due_at - now > SHORT:
+    if row.due_at - now > MAX_BROKER_DELAY:
         return []
     return [dispatch_of(row, plan, ceil((row.due_at - now) / timedelta(milliseconds=1)))]
 

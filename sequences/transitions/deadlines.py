@@ -16,13 +16,13 @@ from .locking import lock_free, lock_run, transact
 from .types import Dispatch
 
 #: Runs that one sweep fails, at most.
-BATCH = 500
+RUNS_PER_SWEEP = 500
 
 
 def due(using: str) -> list[UUID]:
     """The runs whose deadlines have passed, the oldest first."""
     rows = RunDeadline._base_manager.using(using).filter(due_at__lte=clock.now(using))
-    return list(rows.order_by("due_at").values_list("run_id", flat=True)[:BATCH])
+    return list(rows.order_by("due_at").values_list("run_id", flat=True)[:RUNS_PER_SWEEP])
 
 
 def expire(run_id: UUID, using: str) -> list[Dispatch]:

@@ -19,9 +19,9 @@ from .types import Dispatch, dispatch_of
 logger = logging.getLogger("sequences")
 
 #: Rows of one transaction of the sweep.
-BATCH = 500
+ROWS_PER_TRANSACTION = 500
 #: The longest time between two looks at a queued row, and between two dispatches of it.
-LONGEST = timedelta(minutes=5)
+MAX_LOOK_INTERVAL = timedelta(minutes=5)
 
 #: Decides whether the message of a row, dispatched at a time to this queue, is lost by another.
 #: None: who asks does not see that queue.
@@ -71,7 +71,7 @@ def _take(is_message_lost: IsLost, knows: Knows, after: Place | None, using: str
     now = clock.now(using)
     rows = list(_locked(now, after, using))
     due = Due(times={row.pk: row.wake_at for row in rows if row.wake_at})
-    if len(rows) == BATCH:
+    if len(rows) == ROWS_PER_TRANSACTION:
         due.more = due.times[rows[-1].pk], rows[-1].pk
     for row in rows:
         _sort(row, due, is_message_lost, knows, now, using)
@@ -91,7 +91,7 @@ def _locked(now: datetime, after: Place | None, using: str) -> QuerySet[StepRun]
     features = connections[using].features
     of = ("self",) if features.has_select_for_update_of else ()
     skip = features.has_select_for_update_skip_locked
-    return rows.select_for_update(skip_locked=skip, of=of)[:BATCH]
+    return rows.select_for_update(skip_locked=skip, of=of)[:ROWS_PER_TRANSACTION]
 
 
 def _sort(
@@ -120,7 +120,7 @@ def _sort(
         return
     if _waits_for_others(row):
         due.waiting.append(row)
-        row.wake_at = now + min(max(clock.grace(), now - row.queued_at), LONGEST)
+        row.wake_at = now + min(max(clock.grace(), now - row.queued_at), MAX_LOOK_INTERVAL)
         return
     if row.status == StepStatus.WAITING:
         row.status, row.queued_at, row.dispatches = StepStatus.QUEUED, now, 0
@@ -136,12 +136,12 @@ def _sort(
         row.wake_at = now + clock.grace()
     else:
         # Its message waits in a long queue: look again when it has waited as long once more.
-        row.wake_at = now + min(max(clock.grace(), now - row.queued_at), LONGEST)
+        row.wake_at = now + min(max(clock.grace(), now - row.queued_at), MAX_LOOK_INTERVAL)
 
 
 def _pause(row: StepRun) -> timedelta:
     """Until the next dispatch, where nobody sees what became of the last one."""
-    return min(clock.grace() * (1 << row.dispatches), LONGEST)
+    return min(clock.grace() * (1 << row.dispatches), MAX_LOOK_INTERVAL)
 
 
 def _waits_for_others(row: StepRun) -> bool:

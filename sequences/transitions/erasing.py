@@ -15,7 +15,7 @@ from ..models import Operation, RunSubject, SequenceRun, StepCall, StepFailure, 
 T = TypeVar("T")
 
 #: Ids in one statement.
-CHUNK = 500
+IDS_PER_STATEMENT = 500
 
 
 def lock_below(run_id: UUID, using: str) -> list[SequenceRun]:
@@ -67,4 +67,6 @@ def blank(run_ids: Sequence[UUID], now: datetime, using: str, *, keep_key: bool)
 
 
 def _chunks(rows: Sequence[T]) -> Iterator[Sequence[T]]:
-    return (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
+    return (
+        rows[start : start + IDS_PER_STATEMENT] for start in range(0, len(rows), IDS_PER_STATEMENT)
+    )

@@ -43,9 +43,9 @@ from .types import Change, Claim, ClaimLost, Dispatch, WaitForItems, dispatch_of
 #: Items in flight where a step names no `concurrency`.
 WINDOW = 1000
 #: And how many are released together then: a hundredth of the looks.
-CHUNK = 100
+ITEMS_PER_RELEASE = 100
 #: Rows of one INSERT.
-BATCH = 1000
+ROWS_PER_INSERT = 1000
 
 #: The `members` of a fan-out's own row.
 State = dict[str, int]
@@ -87,7 +87,7 @@ def insert(claim: Claim, items: Iterable[Any], using: str) -> int:
 
 def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
     iterator = iter(items)
-    while batch := list(islice(iterator, BATCH)):
+    while batch := list(islice(iterator, ROWS_PER_INSERT)):
         yield batch
 
 
@@ -203,7 +203,7 @@ def _share(state: State, item: int) -> int:
     """How many items the end of this one releases."""
     if state["window"] != WINDOW:
         return 1
-    return CHUNK if item % CHUNK == CHUNK - 1 else 0
+    return ITEMS_PER_RELEASE if item % ITEMS_PER_RELEASE == ITEMS_PER_RELEASE - 1 else 0
 
 
 def look(run_id: UUID, step: str, using: str, more: int | None = None) -> list[Dispatch]:

@@ -14,7 +14,7 @@ from .backends import Holder, backend_of
 from .locking import lock_free
 
 #: Rows that are tried, those first that were due first.
-TRIED = 200
+MAX_TRIED_ROWS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Locked:
 
 def locked(rows: QuerySet[StepRun], using: str) -> Locked | None:
     """Those of these step runs that are locked, or whose run is."""
-    tried = list(rows.order_by("wake_at", "pk")[:TRIED])
+    tried = list(rows.order_by("wake_at", "pk")[:MAX_TRIED_ROWS])
     with transaction.atomic(using=using):
         steps = StepRun._base_manager.using(using).filter(pk__in=[row.pk for row in tried])
         runs = SequenceRun._base_manager.using(using).filter(pk__in={row.run_id for row in tried})

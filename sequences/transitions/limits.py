@@ -35,7 +35,7 @@ from ..models import (
 )
 from ..port import get_engine
 from . import clock, lines, plans
-from .lines import PARKED, RECHECK, SLACK, Line
+from .lines import MESSAGE_SLACK, PARKED, RECHECK, Line
 from .locking import lock_free, transact
 from .types import Claim, ClaimLost, Dispatch, wait_for
 
@@ -259,7 +259,7 @@ class _Asking:
 
     def _wait_until(self, moment: datetime) -> Admission:
         """It has its places, and its moment is near."""
-        self._leave_worker(due_at=moment, wake_at=moment + SLACK)
+        self._leave_worker(due_at=moment, wake_at=moment + MESSAGE_SLACK)
         plan = plans.load(self.row.run.plan_id, self.using)
         dispatch = lines.dispatch_at(self.row, plan, moment, self.now)
         return Admission(is_granted=False, dispatches=[dispatch])

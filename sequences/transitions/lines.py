@@ -40,13 +40,13 @@ from .types import Dispatch, dispatch_of
 #: How far ahead a rate gives its moments: those beyond it change with the rate.
 HORIZON = timedelta(seconds=5)
 #: Those who wait in a line that are looked at together, and how often in one look.
-BATCH, MAX_BATCHES = 100, 20
+PERMITS_PER_BATCH, MAX_BATCHES = 100, 20
 #: The longest time between two looks at a line in which somebody waits.
-LONGEST = timedelta(minutes=5)
+MAX_LOOK_INTERVAL = timedelta(minutes=5)
 #: How long a parked step run stays so at most: it is in a line, and this is for the case that not.
 RECHECK = timedelta(days=1)
 #: How long after its moment a message that was sent with a delay is taken for lost.
-SLACK = timedelta(seconds=2)
+MESSAGE_SLACK = timedelta(seconds=2)
 
 #: A step run that waits in a line, and is not on hold.
 PARKED = Q(status=StepStatus.WAITING, wait=Wait.LIMIT, wake_at__isnull=False)
@@ -100,7 +100,7 @@ class Line:
     def room(self, besides: Permit | None = None) -> int:
         """How many places are free, that of this permit among them."""
         if self.concurrency is None:
-            return BATCH
+            return PERMITS_PER_BATCH
         holders = self.holders()
         if besides is not None:
             holders = holders.exclude(pk=besides.pk)
@@ -128,7 +128,7 @@ class Line:
         """Give every place that is free to the first who can use it."""
         ready: list[Dispatch] = []
         for _ in range(MAX_BATCHES):
-            room = 0 if self.is_early() else min(self.room(), BATCH)
+            room = 0 if self.is_early() else min(self.room(), PERMITS_PER_BATCH)
             first = list(self._next(room)) if room else []
             if not first:
                 break
@@ -208,7 +208,7 @@ class Line:
         if self.is_early():
             return self.moment() - HORIZON / 2
         since = self.now - (self.row.granted_at or self.now)
-        return self.now + min(max(clock.grace(), since), LONGEST)
+        return self.now + min(max(clock.grace(), since), MAX_LOOK_INTERVAL)
 
 
 def lock_lines(
@@ -243,7 +243,11 @@ def admit(row: StepRun, moment: datetime, now: datetime, using: str) -> Iterator
     if moment <= now:
         values |= {"status": StepStatus.QUEUED, "due_at": None, "wake_at": now + clock.grace()}
     else:
-        values |= {"status": StepStatus.WAITING, "due_at": moment, "wake_at": moment + SLACK}
+        values |= {
+            "status": StepStatus.WAITING,
+            "due_at": moment,
+            "wake_at": moment + MESSAGE_SLACK,
+        }
     StepRun._base_manager.using(using).filter(pk=row.pk).update(**values, wait=Wait.LIMIT)
     # A later release's plan: the sweep of that release's workers dispatches it.
     with suppress(SequenceError):

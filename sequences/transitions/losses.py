@@ -19,13 +19,13 @@ from . import claims, clock, plans
 from .types import Dispatch, dispatch_of
 
 #: Neighbours that are kept of one death.
-MOST = 50
+MAX_NEIGHBOURS = 50
 #: For how long the other losses of one death may come.
-SPAN = timedelta(minutes=10)
+SAME_DEATH_WITHIN = timedelta(minutes=10)
 #: How long a suspect of whom little is left to doubt waits for a process that does nothing else.
-PATIENCE = timedelta(minutes=5)
+MAX_SUSPECT_WAIT = timedelta(minutes=5)
 #: How many times `MAX_LOST_WORKERS` is the limit for one that never died alone.
-IN_COMPANY = 2
+COMPANY_FACTOR = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def suspicion(step_run_id: int, attempts: int, using: str) -> Suspicion | None:
     if row is None:
         return None
     was_tried = row.lost_workers >= conf.settings.max_lost_workers
-    return Suspicion(alone=was_tried and now - row.queued_at < PATIENCE)
+    return Suspicion(alone=was_tried and now - row.queued_at < MAX_SUSPECT_WAIT)
 
 
 def next_suspect(using: str) -> Dispatch | None:
@@ -70,12 +70,19 @@ def concurrent_steps(row: StepRun, now: datetime, using: str) -> list[dict[str, 
     running = StepRun._base_manager.using(using).filter(
         status=StepStatus.RUNNING, wake_at__lte=now + clock.longest_lease()
     )
-    lost = StepLoss._base_manager.using(using).filter(lost_at__gte=now - SPAN)
+    lost = StepLoss._base_manager.using(using).filter(lost_at__gte=now - SAME_DEATH_WITHIN)
     neighbours = [
-        *_of(running.exclude(pk=row.pk), process).values_list("run", "step", "item")[:MOST],
-        *_of(lost.exclude(step_run=row.pk), process).values_list("run", "step", "item")[:MOST],
+        *_of(running.exclude(pk=row.pk), process).values_list("run", "step", "item")[
+            :MAX_NEIGHBOURS
+        ],
+        *_of(lost.exclude(step_run=row.pk), process).values_list("run", "step", "item")[
+            :MAX_NEIGHBOURS
+        ],
     ]
-    return [{"run": str(run), "step": step, "item": item} for run, step, item in neighbours[:MOST]]
+    return [
+        {"run": str(run), "step": step, "item": item}
+        for run, step, item in neighbours[:MAX_NEIGHBOURS]
+    ]
 
 
 def _of(rows: QuerySet[Any], process: tuple[str, str]) -> QuerySet[Any]:
@@ -97,7 +104,7 @@ def is_guilty(lost: int, concurrent_steps: list[dict[str, Any]]) -> bool:
     What died with others may have been killed by one of them, and is tried again alone.
     """
     most = conf.settings.max_lost_workers
-    return lost >= (IN_COMPANY * most if concurrent_steps else most)
+    return lost >= (COMPANY_FACTOR * most if concurrent_steps else most)
 
 
 def append(row: StepRun, concurrent_steps: list[dict[str, Any]], now: datetime, using: str) -> None:

@@ -12,11 +12,11 @@ from django.db import connections
 
 from ..models import OutboxMessage
 from . import clock
-from .due import LONGEST
+from .due import MAX_LOOK_INTERVAL
 from .locking import transact
 
 #: Messages that one sweep takes at a time.
-BATCH = 200
+MESSAGES_PER_SWEEP = 200
 
 
 def append(
@@ -48,7 +48,9 @@ def _take(skip: Collection[int], using: str) -> list[OutboxMessage]:
     now = clock.now(using)
     skips = connections[using].features.has_select_for_update_skip_locked
     due = OutboxMessage._base_manager.using(using).filter(wake_at__lte=now).exclude(pk__in=skip)
-    rows = list(due.order_by("wake_at", "pk").select_for_update(skip_locked=skips)[:BATCH])
+    rows = list(
+        due.order_by("wake_at", "pk").select_for_update(skip_locked=skips)[:MESSAGES_PER_SWEEP]
+    )
     for row in rows:
         row.wake_at = now + _pause(row.failures)
     OutboxMessage._base_manager.using(using).bulk_update(rows, ["wake_at"])
@@ -56,7 +58,7 @@ def _take(skip: Collection[int], using: str) -> list[OutboxMessage]:
 
 
 def _pause(failures: int) -> timedelta:
-    return min(clock.grace() * (1 << min(failures, 10)), LONGEST)
+    return min(clock.grace() * (1 << min(failures, 10)), MAX_LOOK_INTERVAL)
 
 
 def remove(message_id: int, using: str) -> None:

@@ -19,7 +19,7 @@ _plans: dict[tuple[str, int], Plan] = {}
 _lock = threading.Lock()
 
 #: How many a process keeps.
-MOST = 2000
+MAX_KEPT_PLANS = 2000
 
 
 def forget() -> None:
@@ -135,7 +135,7 @@ def _remember(plan: Plan, plan_id: int, using: str) -> None:
         return  # a test that plays the hooks of a transaction that it will roll back
     with _lock:
         # Definitions that are kept with their runs have no end.
-        if len(_plans) >= MOST:
+        if len(_plans) >= MAX_KEPT_PLANS:
             forget()
         _ids[using, plan.sequence, plan.fingerprint] = plan_id
         _plans[using, plan_id] = plan

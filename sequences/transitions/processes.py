@@ -16,9 +16,9 @@ from .locking import lock_free, transact
 #: Seconds between two reports of one process.
 REPORT_INTERVAL_SECONDS = 10.0
 #: After this long without a word a process is forgotten.
-FORGOTTEN = timedelta(hours=1)
+FORGOTTEN_AFTER = timedelta(hours=1)
 #: A row that was written within this time is that of a process that is there.
-FRESH = timedelta(seconds=20)
+FRESH_FOR = timedelta(seconds=20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def _register(worker: ProcessReport, using: str) -> bool:
     rows = WorkerProcess.objects.using(using)
     own = rows.filter(name=worker.name)
     if not worker.is_known:
-        own = own.filter(seen_at__lt=now - FRESH)
+        own = own.filter(seen_at__lt=now - FRESH_FOR)
     if own.update(**values):
         return True
     try:
@@ -98,5 +98,5 @@ def forget(using: str) -> None:
 
 def _forget(using: str) -> None:
     rows = WorkerProcess.objects.using(using)
-    gone = rows.filter(seen_at__lt=clock.now(using) - FORGOTTEN)
+    gone = rows.filter(seen_at__lt=clock.now(using) - FORGOTTEN_AFTER)
     rows.filter(pk__in=lock_free(gone, using)).delete()

@@ -33,9 +33,9 @@ from ..models import (
 from .locking import transact
 
 #: Ids in one statement.
-CHUNK = 500
+IDS_PER_STATEMENT = 500
 #: Children that go in one transaction, but for those of a single tree.
-MOST = 5_000
+MAX_CHILDREN_PER_TRANSACTION = 5_000
 #: What belongs to a run, in the order in which it is removed.
 _PARTS: tuple[type[Model], ...] = (
     *(Operation, Permit, RunDeadline, RunSubject, StepCall, StepFailure, StepLoss, StepRun),
@@ -74,7 +74,7 @@ class Removed:
 
 
 class TooMany(Exception):
-    """These trees have more than `MOST` children together: remove fewer of them at once."""
+    """These trees have too many children together: remove fewer of them at once."""
 
 
 def due(request: Due, after: Place | None, limit: int, using: str) -> list[tuple[datetime, UUID]]:
@@ -144,7 +144,7 @@ class _Trees:
     def lock(self, roots: Sequence[UUID]) -> None:
         rows = _locked(roots, self.using, parent__isnull=True)
         level = {pk: pk for pk in roots if self._plants(pk, rows.get(pk))}
-        room = MOST if len(roots) > 1 else None
+        room = MAX_CHILDREN_PER_TRANSACTION if len(roots) > 1 else None
         while below := _children(level, self.using, room):
             room = None if room is None else room - len(below)
             rows = _locked(list(below), self.using)
@@ -197,7 +197,9 @@ def _children(level: dict[UUID, UUID], using: str, room: int | None = None) -> d
 
 
 def _chunks(ids: Sequence[UUID]) -> Iterator[Sequence[UUID]]:
-    return (ids[index : index + CHUNK] for index in range(0, len(ids), CHUNK))
+    return (
+        ids[index : index + IDS_PER_STATEMENT] for index in range(0, len(ids), IDS_PER_STATEMENT)
+    )
 
 
 def _delete(ids: Sequence[UUID], using: str) -> None:

@@ -14,9 +14,9 @@ from . import clock
 from .locking import lock_free, transact
 
 #: Ids in one statement.
-CHUNK = 500
+IDS_PER_STATEMENT = 500
 #: Runs that one sweep erases, at most.
-BATCH = 500
+RUNS_PER_SWEEP = 500
 
 
 def runs_about(key: SubjectKey, using: str) -> list[tuple[UUID, str, str]]:
@@ -29,15 +29,15 @@ def runs_about(key: SubjectKey, using: str) -> list[tuple[UUID, str, str]]:
 def request_erasure(run_ids: Sequence[UUID], using: str) -> None:
     """Have the sweep erase these runs, each as soon as it has finished."""
     now = clock.now(using)
-    for index in range(0, len(run_ids), CHUNK):
+    for index in range(0, len(run_ids), IDS_PER_STATEMENT):
         rows = RunSubject._base_manager.using(using)
-        rows.filter(run__in=run_ids[index : index + CHUNK]).update(erase_at=now)
+        rows.filter(run__in=run_ids[index : index + IDS_PER_STATEMENT]).update(erase_at=now)
 
 
 def due(using: str) -> list[UUID]:
     """The runs whose erasure is due, the oldest first."""
     rows = RunSubject._base_manager.using(using).filter(erase_at__lte=clock.now(using))
-    return list(rows.order_by("erase_at").values_list("run_id", flat=True)[:BATCH])
+    return list(rows.order_by("erase_at").values_list("run_id", flat=True)[:RUNS_PER_SWEEP])
 
 
 def put_off(run_id: UUID, using: str) -> None:

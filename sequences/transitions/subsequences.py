@@ -34,7 +34,7 @@ from .types import Claim, Dispatch, Start, dispatch_of, wait_for
 #: How many runs may stand above one another.
 MAX_DEPTH = 10
 #: Children that are inserted together.
-BATCH = 1000
+CHILDREN_PER_INSERT = 1000
 
 
 def start(
@@ -43,8 +43,8 @@ def start(
     """Start the children, in the transaction of the step's attempt."""
     _check_depth(claim, using)
     dispatches: list[Dispatch] = []
-    for index in range(0, len(requests), BATCH):
-        batch = requests[index : index + BATCH]
+    for index in range(0, len(requests), CHILDREN_PER_INSERT):
+        batch = requests[index : index + CHILDREN_PER_INSERT]
         _, more = starts.start_quickly(plan, batch, labels, using) or starts.start_many(
             plan, batch, labels, using
         )

@@ -25,7 +25,7 @@ from .registration import close_all
 logger = logging.getLogger("sequences")
 
 #: Schedules that one look reads.
-BATCH = 500
+SCHEDULES_PER_LOOK = 500
 #: Slots that one turn starts, if so many are due: others have their turns, too.
 MAX_SLOTS = 50
 #: Seconds until the next look after a turn was given: the slot after it may be due soon.
@@ -150,7 +150,7 @@ class Scheduler:
         """
         self._turns.note_hanging()
         self._sync(using)
-        rows = schedules.upcoming(BATCH, using)
+        rows = schedules.upcoming(SCHEDULES_PER_LOOK, using)
         if not rows:
             return None
         now = clock.now(using)

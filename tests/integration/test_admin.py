@@ -210,7 +210,7 @@ def test_the_page_of_a_run_shows_the_newest_failures_only(admin_client, sequence
     now = started.run.created_at
     StepFailure.objects.bulk_create(
         StepFailure(run=started.run, step="ship", attempt=n, error=f"Error{n}.", failed_at=now)
-        for n in range(1, base.NEWEST + 1)
+        for n in range(1, base.MAX_NEWEST_ROWS + 1)
     )
     page = page_of(admin_client, change_url(started.run))
     assert "Error1." in page

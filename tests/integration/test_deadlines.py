@@ -601,7 +601,7 @@ def test_a_fan_out_is_what_the_run_was_at_and_not_its_items():
 
 
 def test_those_that_have_waited_longest_come_first_and_not_too_many_at_once(monkeypatch):
-    monkeypatch.setattr(deadlines, "BATCH", 2)
+    monkeypatch.setattr(deadlines, "RUNS_PER_SWEEP", 2)
     loan = approval()
     with clock() as moving:
         runs = [loan.start({}, deadline=HOUR / number).run for number in (1, 2, 4)]

@@ -436,8 +436,8 @@ def test_a_person_who_retries_the_waiting_items_gives_them_no_places():
 
 
 def test_waiting_items_of_a_wide_fan_out_do_not_stop_the_release_of_others():
-    run = started(polls(), numbers=list(range(fanout.WINDOW + fanout.CHUNK)))
-    for index in range(fanout.CHUNK):
+    run = started(polls(), numbers=list(range(fanout.WINDOW + fanout.ITEMS_PER_RELEASE)))
+    for index in range(fanout.ITEMS_PER_RELEASE):
         perform(claim_item(run, index))
     assert not items(run, status="waiting", due_at=None).exists()
 
@@ -470,10 +470,10 @@ def test_the_sweep_looks_after_a_fan_out():
 
 
 def test_many_items_are_released_in_chunks():
-    run = started(fan_out(lambda sequence: range(fanout.WINDOW + fanout.CHUNK)))
+    run = started(fan_out(lambda sequence: range(fanout.WINDOW + fanout.ITEMS_PER_RELEASE)))
     assert items(run, status="queued").count() == fanout.WINDOW
     assert perform(claim_item(run, 0)) == []
-    assert len(perform(claim_item(run, fanout.CHUNK - 1))) == fanout.CHUNK
+    assert len(perform(claim_item(run, fanout.ITEMS_PER_RELEASE - 1))) == fanout.ITEMS_PER_RELEASE
     assert not items(run, status="waiting").exists()
 
 
@@ -630,7 +630,7 @@ def test_a_claim_of_the_own_row_takes_nothing_while_items_run():
 
 
 def test_a_fan_out_that_is_not_atomic_is_expanded_in_one_transaction_all_the_same(monkeypatch):
-    monkeypatch.setattr(fanout, "BATCH", 3)
+    monkeypatch.setattr(fanout, "ROWS_PER_INSERT", 3)
     tries = count()
 
     def numbers(sequence):

@@ -190,7 +190,7 @@ def test_a_sweep_takes_back_the_others_steps_and_the_locked_one_at_its_next_turn
 
 
 def test_many_steps_of_a_locked_run_take_nobody_elses_turn(monkeypatch):
-    monkeypatch.setattr(due, "BATCH", 2)
+    monkeypatch.setattr(due, "ROWS_PER_TRANSACTION", 2)
 
     class Wide(Sequence):
         class Meta:

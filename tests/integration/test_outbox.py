@@ -222,7 +222,7 @@ def test_what_a_sweep_has_taken_no_other_takes_for_a_grace(welcome, monkeypatch)
 
 def test_more_than_a_batch_is_sent_by_one_sweep(welcome, monkeypatch):
     monkeypatch.setattr(sending, "_send_once", lambda *_: None)
-    monkeypatch.setattr(outbox, "BATCH", 2)
+    monkeypatch.setattr(outbox, "MESSAGES_PER_SWEEP", 2)
     for number in range(5):
         dispatch(welcome.message(number))
     overdue()
@@ -265,7 +265,7 @@ def test_a_long_transaction_sends_it_itself_if_no_sweep_was_there(welcome, monke
 @pytest.mark.only_on("postgresql", "mysql")
 def test_two_sweeps_at_once_send_each_message_once(welcome, monkeypatch):
     monkeypatch.setattr(sending, "_send_once", lambda *_: None)
-    monkeypatch.setattr(outbox, "BATCH", 7)
+    monkeypatch.setattr(outbox, "MESSAGES_PER_SWEEP", 7)
     for number in range(60):
         dispatch(welcome.message(number))
     overdue()

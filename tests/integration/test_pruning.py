@@ -268,7 +268,7 @@ def test_trees_with_many_children_go_in_transactions_of_their_own(monkeypatch):
         delete(ids, using)
 
     monkeypatch.setattr(transitions, "_delete", note)
-    monkeypatch.setattr(transitions, "MOST", 3)
+    monkeypatch.setattr(transitions, "MAX_CHILDREN_PER_TRANSACTION", 3)
     assert len(members(runs[0])) == 5  # one tree may have more: it goes whole
     assert prune(dry_run=True).trees == 7
     assert prune().trees == 7

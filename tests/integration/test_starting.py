@@ -18,7 +18,7 @@ import sequences
 from sequences import Sequence, step
 from sequences.engine import dispatcher
 from sequences.engine.executor import StepExecution
-from sequences.engine.start import BATCH
+from sequences.engine.start import RUNS_PER_INSERT
 from sequences.exceptions import InvalidData, SequenceError
 from sequences.models import SequenceRun, StepRun, StoredPlan
 from sequences.testing import clock, drain
@@ -373,12 +373,14 @@ def test_none_are_started_of_nothing(contact):
 
 
 def test_runs_of_one_batch_are_found_by_the_keys_of_a_batch_before(contact):
-    items = [({"n": n}, {"key": str(n % (BATCH + 10))}) for n in range(BATCH + 20)]
+    items = [
+        ({"n": n}, {"key": str(n % (RUNS_PER_INSERT + 10))}) for n in range(RUNS_PER_INSERT + 20)
+    ]
     started = contact.start_many(items)
 
-    assert sum(one.created for one in started) == BATCH + 10
-    assert started[BATCH + 12].run == started[2].run
-    assert SequenceRun.objects.count() == StepRun.objects.count() == BATCH + 10
+    assert sum(one.created for one in started) == RUNS_PER_INSERT + 10
+    assert started[RUNS_PER_INSERT + 12].run == started[2].run
+    assert SequenceRun.objects.count() == StepRun.objects.count() == RUNS_PER_INSERT + 10
 
 
 @pytest.mark.only_on("postgresql", "mysql")
@@ -394,8 +396,8 @@ def test_the_number_of_queries_does_not_grow_with_the_number_of_runs(contact, ke
     queries(1, "plan")
     queries(1, "functions")
     few = queries(2, "few")
-    assert queries(BATCH, "many") == few
-    assert queries(2 * BATCH, "twice") == 2 * few
+    assert queries(RUNS_PER_INSERT, "many") == few
+    assert queries(2 * RUNS_PER_INSERT, "twice") == 2 * few
     assert few <= 8  # BEGIN and COMMIT among them
 
 

@@ -146,7 +146,7 @@ def test_a_worker_that_shuts_down_hands_over_by_the_broker(worker_thread, monkey
 
 @pytest.mark.django_db(transaction=True)
 def test_a_thread_gives_others_their_turn_after_a_while(worker_thread, monkeypatch):
-    monkeypatch.setattr(handoff_module, "DIRECTLY", -1.0)
+    monkeypatch.setattr(handoff_module, "MAX_TURN_SECONDS", -1.0)
 
     class Direct(Sequence):
         class Meta:

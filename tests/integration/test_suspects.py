@@ -180,7 +180,7 @@ def test_one_that_never_died_alone_waits_for_an_idle_process_but_not_for_ever():
     perform(other)
     assert seen == ["queued"]
     (later,) = order()
-    change(one, "pay", queued_at=now() - losses.PATIENCE)
+    change(one, "pay", queued_at=now() - losses.MAX_SUSPECT_WAIT)
     Inside.calls[str(later.pk)] = lambda: seen.append(perform(one))
     perform(later)
     assert seen == ["queued", "succeeded"]

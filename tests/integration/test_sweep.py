@@ -112,7 +112,7 @@ def test_a_held_step_is_not_dispatched(run):
 
 
 def test_all_that_is_due_is_done_in_one_sweep(monkeypatch):
-    monkeypatch.setattr(due, "BATCH", 2)
+    monkeypatch.setattr(due, "ROWS_PER_TRANSACTION", 2)
     for sequence in chain().start_many([{}] * 5):
         overdue(sequence.run, "one")
     assert sweep(AssumeLost(), USING) == 5

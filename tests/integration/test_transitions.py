@@ -505,7 +505,7 @@ def test_a_queued_step_that_is_only_late_is_looked_at_again_when_it_is_twice_as_
     change(run, "one", queued_at=now() - HOUR)
     overdue(run, "one")
     due.take(never, USING)
-    assert row(run, "one").wake_at - now() <= due.LONGEST
+    assert row(run, "one").wake_at - now() <= due.MAX_LOOK_INTERVAL
 
 
 def test_the_queue_and_the_time_of_the_message_are_asked_for(run):

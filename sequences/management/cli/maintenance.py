@@ -13,7 +13,7 @@ from uuid import UUID
 from django.core.management.base import CommandError
 
 from ... import conf
-from ...engine.pruning import BATCH, Remaining, Report, prune
+from ...engine.pruning import TREES_PER_TRANSACTION, Remaining, Report, prune
 from ...inspection import health
 from ...inspection.health import Level
 from ...utils.terminal import plain
@@ -97,7 +97,9 @@ class Prune(Subcommand):
             help='overrides "RETENTION_FAILED"',
         )  # fmt: skip
         parser.add_argument("--sequence", metavar="LABEL", help="only runs of this sequence")
-        parser.add_argument("--batch", type=count, default=BATCH, help="trees per transaction")
+        parser.add_argument(
+            "--batch", type=count, default=TREES_PER_TRANSACTION, help="trees per transaction"
+        )
         parser.add_argument(
             "--dry-run", action="store_true", help="only show what would be removed"
         )

@@ -25,7 +25,7 @@ logger = logging.getLogger("sequences")
 
 PREFIX = "job_sequences"
 #: Seconds until a process looks again for functions that it has not found.
-PATIENCE = 60.0
+RECHECK_SECONDS = 60.0
 
 #: The types of all values that a statement may be given.
 TYPES = {
@@ -134,7 +134,7 @@ class Installed:
         until = self._missing_until.get(connection.alias)
         if until is None or 0 < until < time.monotonic():
             missing = self.missing(connection)
-            until = time.monotonic() + PATIENCE if missing else 0.0
+            until = time.monotonic() + RECHECK_SECONDS if missing else 0.0
             self._missing_until[connection.alias] = until
         return not until
 
