@@ -8,7 +8,6 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from ..definitions.kinds import COMPENSATION_KINDS
 from ..exceptions import DeadlineExceeded
 from ..models import NO_ITEM, RunDeadline, RunStatus, SequenceRun, StepRun
 from . import clock, compensation, failures, plans, runs
@@ -50,7 +49,7 @@ def _expire(run_id: UUID, using: str) -> list[Dispatch]:
 def _record(run: SequenceRun, deadline: datetime, now: datetime, using: str) -> None:
     """What the run fails with: at the oldest of the steps that have not ended."""
     unfinished = runs.unfinished(run, using).filter(item=NO_ITEM)
-    rows: list[StepRun] = list(unfinished.exclude(kind__in=COMPENSATION_KINDS).order_by("pk"))
+    rows: list[StepRun] = list(unfinished.order_by("pk"))
     if not rows:
         return
     steps = ", ".join(row.step for row in rows)

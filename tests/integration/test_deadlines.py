@@ -525,25 +525,51 @@ def test_a_sweep_beside_a_move_waits_for_it_and_spares_the_run():
     assert (fresh(run).status, fresh(run).failures.count()) == ("running", 0)
 
 
+def closing(function):
+    """What it returns, in a thread, whose connection is closed after it."""
+    try:
+        return function()
+    finally:
+        connections.close_all()
+
+
 @pytest.mark.only_on("postgresql", "mysql")
 def test_a_move_beside_a_sweep_waits_for_it_and_is_refused():
-    def move():
-        try:
-            fresh(run).set_deadline(HOUR)
-        finally:
-            connections.close_all()
-
     with clock() as moving, ThreadPoolExecutor(1) as pool:
         run = waiting()
         moving.move(HOUR + timedelta(seconds=1))
         with held(lambda: deadlines.expire(run.pk, "default"), commits=True):
-            moved = pool.submit(move)
+            moved = pool.submit(closing, lambda: fresh(run).set_deadline(HOUR))
             time.sleep(0.2)
             assert not moved.done()
         with pytest.raises(InvalidTransition):
             moved.result(60)
     assert (fresh(run).status, fresh(run).failures.count()) == ("failed", 1)
     assert not RunDeadline.objects.exists()
+
+
+@pytest.mark.only_on("postgresql", "mysql")
+def test_a_run_that_ends_beside_a_sweep_has_ended():
+    with clock() as moving, ThreadPoolExecutor(1) as pool:
+        run = waiting()
+        moving.move(HOUR + timedelta(seconds=1))
+        with held(lambda: fresh(run).finish(), commits=True):
+            expired = pool.submit(closing, lambda: deadlines.expire(run.pk, "default"))
+            time.sleep(0.2)
+            assert not expired.done()
+        assert expired.result(60) == []
+    assert (fresh(run).status, fresh(run).failures.count()) == ("succeeded", 0)
+
+
+@pytest.mark.only_on("postgresql", "mysql")
+def test_a_sweep_that_cannot_fail_a_run_does_not_wait_for_whoever_moves_its_deadline():
+    with clock() as moving:
+        run = waiting()
+        moving.move(HOUR + timedelta(seconds=1))
+        before = deadline_of(run)
+        with held(lambda: fresh(run).set_deadline(HOUR)):
+            deadlines.put_off(run.pk, "default")
+        assert deadline_of(run) == before
 
 
 # --- guards

@@ -1,9 +1,11 @@
 """Durable calls inside a step: what one attempt has stored, every later one gets."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
-from django.db import connection, transaction
+from django.db import connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 from dramatiq.middleware import SkipMessage
 
@@ -12,8 +14,11 @@ from sequences.engine import current
 from sequences.models import StepCall, StepRun
 from sequences.sequence import Sequence as Base
 from sequences.testing import build, clock, drain, run_sequence
+from sequences.transitions import calls
+from sequences.transitions.types import ClaimLost
 from sequences.worker.sweeper import AssumeLost, sweep
 from tests.engine import claim, fresh, overdue, perform, row
+from tests.locks import held
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -178,6 +183,40 @@ def test_who_has_lost_the_step_stores_nothing(bank):
     assert fresh(run).status == "succeeded"
     assert bank.charges == [5, 5]
     assert StepCall.objects.count() == 1
+
+
+@pytest.mark.only_on("postgresql", "mysql")
+def test_who_loses_the_step_at_that_moment_stores_nothing():
+    """Whoever takes the step away has locked its row: the result is stored before, or never."""
+
+    def take_away():
+        StepRun.objects.filter(pk=own.step_run_id).update(token=None, status="queued")
+
+    def store():
+        try:
+            calls.store(own, "charge", "5", "default")
+        finally:
+            connections.close_all()
+
+    own = claim(payment(lambda self: None).start().run, "pay")
+    with ThreadPoolExecutor(1) as pool:
+        with held(take_away, commits=True):
+            stored = pool.submit(store)
+            time.sleep(0.2)
+            assert not stored.done()
+        with pytest.raises(ClaimLost):
+            stored.result(60)
+    assert not StepCall.objects.exists()
+
+
+@pytest.mark.parametrize("values", [{"token": 7}, {"status": "succeeded"}])
+def test_a_claim_that_is_over_stores_nothing(values):
+    """Neither beside another worker's, nor after its own commit."""
+    own = claim(payment(lambda self: None).start().run, "pay")
+    StepRun.objects.filter(pk=own.step_run_id).update(**values)
+    with pytest.raises(ClaimLost):
+        calls.store(own, "charge", "5", "default")
+    assert not StepCall.objects.exists()
 
 
 @pytest.mark.only_on("postgresql", "mysql")
