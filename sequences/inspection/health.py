@@ -465,7 +465,8 @@ def _struggling(health: Health) -> Sign:
         "count": f"{format_number(number)}{more}"
     }
     advice = gettext(
-        "They have failed at least %(limit)d times in a row, and are still retried. Filter the "
+        "They have failed at least %(limit)d times in a row, and are still being retried. "
+        "Filter the "
         "list of runs by “struggling” to see them."
     ) % {"limit": conf.settings.struggling_after}
     return Sign("struggling", Level.WARNING, says, advice)
@@ -511,8 +512,8 @@ def _outbox(health: Health) -> Sign:
         "%(count)s outbox message not sent", "%(count)s outbox messages not sent", health.unsent
     ) % {"count": format_number(health.unsent)}
     advice = gettext(
-        "The oldest was written %(time)s ago, for actor %(actor)s. Does the broker take messages, "
-        "and does a worker sweep?"
+        "The oldest was written %(time)s ago, for actor %(actor)s. Is the broker accepting "
+        "messages, and is a worker running the sweep?"
     ) % {"time": health._since(first.created_at), "actor": first.actor}
     level = max(Level.WARNING, health._level(first.created_at))
     return Sign("outbox", level, says, advice)

@@ -358,7 +358,7 @@ def test_health_tells_of_messages_that_were_not_sent(welcome, monkeypatch):
         assert sign.level == health.Level.WARNING
         assert str(sign) == (
             "1 outbox message not sent. The oldest was written 3 min ago, for actor "
-            "tests.welcome. Does the broker take messages, and does a worker sweep?"
+            "tests.welcome. Is the broker accepting messages, and is a worker running the sweep?"
         )
         moving.move(timedelta(minutes=3))
         (sign,) = [sign for sign in health.read().signs if sign.name == "outbox"]
