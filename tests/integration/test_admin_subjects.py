@@ -371,6 +371,13 @@ def test_an_object_whose_name_raises_is_shown_all_the_same(admin_client, order, 
     assert fresh(run).subject == order
 
 
+def test_who_may_not_view_an_object_without_an_admin_learns_nothing_of_it(client, delivery):
+    run = delivery.start(subject=Parcel.objects.create(name="book")).run
+    log_in(client, "view_sequencerun")
+    assert "<dt>About</dt><dd><bdi>Parcel</bdi></dd>" in page_of(client, run_url(run))
+    assert "book" not in page_of(client, RUNS)
+
+
 def test_an_object_without_an_admin_is_named_and_not_linked(admin_client, delivery):
     run = delivery.start(subject=Parcel.objects.create(name="book")).run
     assert "<dt>About</dt><dd><bdi>parcel book</bdi> <a" in page_of(admin_client, run_url(run))

@@ -222,7 +222,7 @@ def test_erasing_takes_all_and_the_name_of_the_object_too(parcel):
 
 
 @of_parcels("erase")
-def test_a_run_that_is_still_undone_is_erased_when_that_is_over(parcel):
+def test_a_run_that_is_still_undone_is_erased_when_that_is_over(parcel, caplog):
     class Delivery(Sequence):
         class Meta:
             app_label = "shop"
@@ -244,6 +244,7 @@ def test_a_run_that_is_still_undone_is_erased_when_that_is_over(parcel):
     with clock() as moving:
         sweep_now()
         assert (fresh(run).status, fresh(run).data) == ("undoing", {"packed": True})
+        assert not caplog.records, "nothing is wrong with that"
         perform(claim(run, "unpack"))
         assert fresh(run).status == "cancelled"
         sweep_now()
