@@ -5,6 +5,9 @@ import os
 from tests.worker_settings import *  # noqa: F403
 from tests.worker_settings import DRAMATIQ_BROKER, DRAMATIQ_MIDDLEWARE
 
+DRAMATIQ_MIDDLEWARE = [*DRAMATIQ_MIDDLEWARE, "dramatiq.middleware.CurrentMessage"]
+DRAMATIQ_BROKER = {**DRAMATIQ_BROKER, "MIDDLEWARE": DRAMATIQ_MIDDLEWARE}
+
 SEQUENCES = {
     "GRACE": 0.2,
     "LEASE": 0.4,

@@ -47,12 +47,12 @@ Orders out of stock that failed, and were paid back: 1 of 1.
 @pytest.mark.parametrize("broker", ["redis", "postgres"])
 def test_every_sequence_ends_as_it_should_and_no_process_is_left(tmp_path, broker):
     with started(tmp_path, "--once", "--broker", broker) as process:
-        for line in process.stdout:
-            if "approval waiting" in line:
-                break
+        output = ""
+        while "approval waiting" not in output:
+            output += process.stdout.readline()
         children = psutil.Process(process.pid).children(recursive=True)
         names = {child.name() for child in children}
-        output = line + process.communicate()[0]
+        output += process.communicate()[0]
 
     assert any("valkey" in name for name in names) is (broker == "redis")
     assert output.endswith(ENDED_WELL)
