@@ -169,23 +169,20 @@ def main() -> int:
     walks += [Walk(options.sequence, is_statement, options.every)]
     processes = [process for walk in walks for process in walk.go(numbers)]
     deaths = sum(Forked(recover, 0, 10 * 2**n).has_died() for n in range(options.deaths))
-    # A broker in memory has died with each of them; in a server each has left its own messages.
+    # A broker in memory has died with each of them; in a server each has left its messages.
     broker = dramatiq.get_broker()
     dead = [process["k"] for process in processes if process["died"]]
     if isinstance(broker, PostgresBroker):
         gather(dead, broker._schema)
     elif not isinstance(broker, StubBroker):
         redeliver(dead, broker)
-    is_alone = isinstance(broker, StubBroker | PostgresBroker)
-    fresh = [Forked(recover, k) for k in ([0] if is_alone else dead)]
-    for worker in fresh:
-        worker.end()
+    Forked(recover, 0).end()
     json.dump({"processes": processes, "deaths": deaths}, sys.stdout)
     return 0
 
 
 def gather(dead: list[int], schema: str) -> None:
-    """Give what the dead have left in their tables to one worker: each has several connections."""
+    """Give what the dead have left in their tables to one worker."""
     with connections["default"].cursor() as cursor:
         for k in dead:
             # As `consumed` by a worker that nobody knows: the broker has to give it out again.
@@ -199,13 +196,13 @@ def gather(dead: list[int], schema: str) -> None:
 
 
 def redeliver(dead: list[int], broker: Any) -> None:
-    """What they had in hand is in its queue again, as Redis's broker does after a minute."""
+    """What they had in hand waits again, as Redis's broker does after a minute; for one worker."""
     for k in dead:
-        namespace = f"{broker.namespace}-{k}"
-        for key in list(broker.client.scan_iter(f"{namespace}:__acks__.*", count=1000)):
-            queue = key.decode().split(".", 2)[2]
-            broker.client.rpush(f"{namespace}:{queue}", *broker.client.smembers(key))
-            broker.client.delete(key)
+        for queue in ("default", "default.DQ"):
+            messages = broker.client.hgetall(f"{broker.namespace}-{k}:{queue}.msgs")
+            for name, message in messages.items():
+                broker.client.hset(f"{broker.namespace}-0:{queue}.msgs", name, message)
+                broker.client.rpush(f"{broker.namespace}-0:{queue}", name)
     broker.client.connection_pool.disconnect()
 
 
