@@ -74,6 +74,11 @@ class Boundaries(Middleware):
             setattr(BaseDatabaseWrapper, name, self._both_sides(getattr(BaseDatabaseWrapper, name)))
         dramatiq.get_broker().add_middleware(self)
 
+    def forget(self) -> None:
+        """What was passed before this belongs to the scene."""
+        self.passed.clear()
+        self._times.clear()
+
     def passes(self, name: str) -> None:
         if threading.current_thread().name.startswith(self.ignored):
             return
@@ -307,6 +312,7 @@ def broker_of(k: int) -> dramatiq.Broker:
         broker.worker_id, broker._prefix = str(uuid4()), f"{k}_"
         QUERIES.build_queries(broker._schema, broker._prefix)
         broker.create_tables()
+        boundaries.forget()
     elif not isinstance(broker, StubBroker):
         broker.namespace, broker.broker_id = f"{broker.namespace}-{k}", str(uuid4())
     return broker
