@@ -460,11 +460,11 @@ class SequenceRun(_Row):
         get_engine().operate(self, "pause", by=by, reason=reason)
 
     def resume(self, *, by: Any = "", reason: str = "") -> None:
-        """Release what a pause holds. Steps that came due meanwhile are dispatched now."""
+        """Release steps on hold. Steps that became due in the meantime are dispatched now."""
         get_engine().operate(self, "resume", by=by, reason=reason)
 
     def cancel(self, *, undo: bool | None = None, by: Any = "", reason: str = "") -> None:
-        """End the run as cancelled. A step that is running loses its commit.
+        """End the run as cancelled. A step that is running can no longer commit.
 
         With ``undo``, that step finishes first and is not retried. Then the undos of the completed
         steps run, newest first, including those of child runs. None: as ``Meta.cancel`` says. Last,
@@ -479,9 +479,9 @@ class SequenceRun(_Row):
     def set_deadline(
         self, deadline: timedelta | datetime | None, *, by: Any = "", reason: str = ""
     ) -> None:
-        """Have the run fail if it is not finished by then, whatever deadline it had.
+        """Make the run fail if it is not finished by then. This replaces an earlier deadline.
 
-        A timedelta from now, an aware datetime, or None: no deadline any more.
+        A timedelta from now, an aware datetime, or None to remove the deadline.
         """
         get_engine().operate(self, "set_deadline", deadline=deadline, by=by, reason=reason)
 
@@ -543,7 +543,7 @@ class SequenceRun(_Row):
         by: Any = "",
         max_age: timedelta = links.WEEK,
     ) -> str:
-        """A signed path, for a mail: its page shows the payload, and delivers it by a button.
+        """A signed path for an email: its page shows the payload, and a button delivers it.
 
         Whoever has it may deliver, once, without a login; ``by`` is who that is. If the event has
         a form and there is no payload, the page shows the form. It needs the URLs of `sequences`
@@ -946,7 +946,7 @@ class StepCall(_Row):
 
 
 class Operation(_Row):
-    """One act of a person or a program on a run. Only ever added."""
+    """One operation of a person or a program on a run. Only ever added."""
 
     id = models.BigAutoField(primary_key=True)
     run = models.ForeignKey(
@@ -1080,7 +1080,7 @@ class Schedule(_Row):
         return timetable_of(self.spec, self.data)
 
     def pause(self, *, by: Any = "", reason: str = "") -> None:
-        """Start no runs until it is resumed. Slots that pass meanwhile are not made up for."""
+        """Start no runs until it is resumed. Slots that pass in the meantime are skipped."""
         get_engine().operate_schedule(self, "pause", by=by, reason=reason)
 
     def resume(self, *, by: Any = "", reason: str = "") -> None:
@@ -1145,7 +1145,7 @@ class Schedule(_Row):
 
 
 class ScheduleOperation(_Row):
-    """One act of a person or a program on a schedule. Only ever added; it outlives the schedule."""
+    """One operation on a schedule. Only ever added; it outlives the schedule."""
 
     id = models.BigAutoField(primary_key=True)
     schedule = models.ForeignKey(
@@ -1255,10 +1255,10 @@ class StoredLimit(_Row):
         by: Any = "",
         reason: str = "",
     ) -> None:
-        """Let other numbers count until `reset`; what is not given stays as it counts now.
+        """Apply other numbers until `reset`; those that are not passed stay as they are now.
 
-        Leaves a `LimitOverride`. A concurrency of 0 lets nobody in. Raises `SequenceError` for a
-        number that cannot be.
+        Leaves a `LimitOverride`. With a concurrency of 0, nothing starts. Raises `SequenceError`
+        for an invalid number.
         """
         get_engine().change_limit(
             self, concurrency=concurrency, rate=rate, per=per, by=by, reason=reason
