@@ -28,6 +28,7 @@ from ..utils.text import raises_printable
 from . import current, dispatcher, handoff, interrupts
 from .coroutines import Awaiting
 from .executor import StepExecution
+from .hooks import DirectBroker
 from .interrupts import Interrupt, Terms
 
 #: Items that wait in one thread, where their step names no `concurrency`.
@@ -167,4 +168,6 @@ class Crowd:
             claim.step_run_id, claim.run_id, node.actor, node.queue, claim.attempts,
             options=node.options,
         )  # fmt: skip
-        return handoff.process(dispatch, dramatiq.get_broker(), self._using, Turn(execution))
+        return handoff.process(
+            dispatch, DirectBroker(dramatiq.get_broker()), self._using, Turn(execution)
+        )

@@ -36,6 +36,8 @@ class Delivery:
     message: MessageProxy
     #: The failed attempts that the message knew of when it came: `Retries` counts on it later.
     attempts: int
+    #: Whether it was made here, for a step that follows directly: it came from no queue.
+    is_own: bool = False
     retry_delay: int | None = None
     retried: bool = False
     #: The attempt that has failed: what is logged until the message is done with is about it.
@@ -127,10 +129,11 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 
-def push_delivery(message: MessageProxy) -> Delivery:
+def push_delivery(message: MessageProxy, *, is_own: bool = False) -> Delivery:
     """This thread begins to process a message."""
-    retries = message.options.get("retries") if isinstance(message.options, dict) else None
-    delivery = Delivery(message, retries if type(retries) is int else 0)
+    options = message.options
+    retries = options.get("retries") if isinstance(options, dict) else None
+    delivery = Delivery(message, retries if type(retries) is int else 0, is_own)
     _thread.deliveries.append(delivery)
     return delivery
 

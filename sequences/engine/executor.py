@@ -14,7 +14,7 @@ from itertools import count
 from typing import Any, Self
 
 import dramatiq
-from django.db import Error, connections, transaction
+from django.db import Error, connections
 from dramatiq.broker import MessageProxy
 from dramatiq.errors import Retry
 from dramatiq.middleware import AgeLimit, SkipMessage
@@ -26,13 +26,13 @@ from ..definitions.steps import Step
 from ..exceptions import StepExpired, StepKindChanged, UnknownStep, did_you_mean
 from ..models import StepRun, StepStatus
 from ..transitions import claims, losses, plans
-from ..transitions.backends import backend_of
 from ..transitions.locking import back_off
 from ..transitions.notifications import PendingSignal
 from ..transitions.types import Claim, ClaimLost, Dispatch, Offer
 from ..utils import text
 from ..utils.text import raises_printable
 from . import current, dispatcher, interrupts, limits, outages, recovery, suspects, tracing
+from .blocks import StepBlock
 from .context import ExecutionContext
 from .interrupts import Interrupt
 
@@ -124,9 +124,9 @@ class StepExecution:
         context = self.context
         if self.is_atomic(step):
             context.change = None
-            with transaction.atomic(using=self.using):
+            with StepBlock(self.using) as block:
                 context.execute(step)
-                if not _is_untouched(self.using):
+                if not block.is_untouched():
                     ready = self._commit()
                     _let_no_hook_fail(self.using)
                     return ready
@@ -289,18 +289,6 @@ def unknown_step(definition: Definition, step: str) -> UnknownStep:
         hint=f"{did_you_mean(step, definition.steps)} If it was renamed, give the step "
         f"aliases=[{step!r}] and retry the run; if it was removed, skip it.",
     )
-
-
-def _is_untouched(using: str) -> bool:
-    """Whether the block around the user's code has sent nothing to the database.
-
-    Then the commit, one statement, needs neither BEGIN nor COMMIT, and leaving the block costs
-    nothing.
-    """
-    connection: Any = connections[using]
-    if connection.run_on_commit or connection.needs_rollback:
-        return False
-    return backend_of(using).is_idle(connection)
 
 
 def _let_no_hook_fail(using: str) -> None:

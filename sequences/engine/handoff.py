@@ -23,6 +23,7 @@ from ..transitions.types import Dispatch, Offer
 from ..utils.text import raises_printable
 from . import current, dispatcher, interrupts, recovery
 from .executor import StepExecution
+from .hooks import DirectBroker, OwnMessage
 from .interrupts import Interrupt
 
 logger = logging.getLogger("sequences")
@@ -88,7 +89,7 @@ class Handoff:
     def execute(self, dispatch: Dispatch) -> list[Dispatch]:
         """With a message of its own, whose hooks are called."""
         interrupts.ensure_clean_connection(self._using)
-        return process(dispatch, dramatiq.get_broker(), self._using, self)
+        return process(dispatch, DirectBroker(dramatiq.get_broker()), self._using, self)
 
 
 @raises_printable
@@ -132,10 +133,13 @@ def perform_here(dispatch: Dispatch, label: str, using: str) -> None:
 
 
 def process(
-    dispatch: Dispatch, broker: dramatiq.Broker, using: str, handoff: Handoff | None = None
+    dispatch: Dispatch,
+    broker: dramatiq.Broker | DirectBroker,
+    using: str,
+    handoff: Handoff | None = None,
 ) -> list[Dispatch]:
     """Process a message of its own, with its hooks, as Dramatiq's worker does."""
-    message = MessageProxy(dispatcher.message_for(dispatch))
+    message = OwnMessage(dispatcher.message_for(dispatch))
     try:
         ready = _live(dispatch, message, broker, handoff or Handoff("", using))
     except SkipMessage as skip:
@@ -155,7 +159,10 @@ def process(
 
 @raises_printable
 def _live(
-    dispatch: Dispatch, message: MessageProxy, broker: dramatiq.Broker, handoff: Handoff
+    dispatch: Dispatch,
+    message: MessageProxy,
+    broker: dramatiq.Broker | DirectBroker,
+    handoff: Handoff,
 ) -> list[Dispatch]:
     execution = handoff.execution_of(dispatch)
     try:
@@ -165,7 +172,9 @@ def _live(
         return recovery.recover(execution, interrupt)
 
 
-def _before(execution: StepExecution, message: MessageProxy, broker: dramatiq.Broker) -> None:
+def _before(
+    execution: StepExecution, message: MessageProxy, broker: dramatiq.Broker | DirectBroker
+) -> None:
     try:
         broker.emit_before("process_message", message)
     except Interrupt:
@@ -176,7 +185,7 @@ def _before(execution: StepExecution, message: MessageProxy, broker: dramatiq.Br
         raise
 
 
-def _log(error: BaseException, dispatch: Dispatch, broker: dramatiq.Broker) -> None:
+def _log(error: BaseException, dispatch: Dispatch, broker: dramatiq.Broker | DirectBroker) -> None:
     """As loud as Dramatiq's worker: what is expected is no error."""
     what = dispatch.step_run_id, dispatch.actor
     actor = broker.actors.get(dispatch.actor)

@@ -10,12 +10,13 @@ import logging
 from typing import Any
 
 from django.db import Error
-from dramatiq import Broker, Message, Middleware, Worker
+from dramatiq import Broker, Message, Worker
 from dramatiq.broker import MessageProxy
 from dramatiq.middleware import Retries
 
 from .. import conf
 from ..engine import coroutines, current, dispatcher, outages
+from ..engine.hooks import DeliveryMiddleware
 from ..transitions import failures
 from ..transitions.types import Claim
 from .heartbeat import HeartbeatThread
@@ -38,7 +39,7 @@ def install(broker: Broker) -> None:
     broker.add_middleware(SequencesMiddleware(), before=Retries if has_retries else None)
 
 
-class SequencesMiddleware(Middleware):
+class SequencesMiddleware(DeliveryMiddleware):
     """Follows the messages of steps, and keeps the threads that a worker has of this app."""
 
     def __init__(self) -> None:
@@ -133,7 +134,8 @@ class SequencesMiddleware(Middleware):
     def _ended(self, message: MessageProxy) -> current.Delivery | None:
         ended = current.pop_delivery(message)
         for delivery in ended:
-            self._monitor.ended(delivery.message.queue_name)
+            if not delivery.is_own:
+                self._monitor.ended(delivery.message.queue_name)
         return ended[0] if ended else None
 
 

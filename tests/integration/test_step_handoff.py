@@ -1,6 +1,7 @@
 """A thread performs the next step at once, if it may; what it reads, and what it logs."""
 
 import logging
+from dataclasses import replace
 from datetime import timedelta
 
 import dramatiq
@@ -24,6 +25,7 @@ from sequences.engine import handoff as handoff_module
 from sequences.models import StepRun
 from sequences.testing import assert_steps, clock, drain, run_sequence
 from sequences.transitions.backends.postgresql import PostgreSQL
+from sequences.worker.middleware import SequencesMiddleware
 from sequences.worker.sweeper import AssumeLost, sweep
 from tests.portable import is_portable
 from tests.steps import failures
@@ -91,6 +93,104 @@ def test_direct_steps_are_performed_in_one_go_each_with_a_message_of_its_own(wor
     assert_steps(sequence, [("one", "succeeded"), ("two", "succeeded"), ("three", "succeeded")])
     assert len(set(seen)) == 3
     assert sent == []
+
+
+class Noting(Middleware):
+    """A middleware that notes which hooks are called, for which actor."""
+
+    def __init__(self):
+        self.notes = []
+
+    def before_process_message(self, broker, message):
+        self.notes.append(("before", message.actor_name))
+
+    def after_process_message(self, broker, message, *, result=None, exception=None):
+        self.notes.append(("after", message.actor_name))
+
+
+@pytest.fixture
+def noting(broker):
+    middleware = Noting()
+    broker.add_middleware(middleware)
+    yield middleware
+    broker.middleware.remove(middleware)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_middleware_has_its_hooks_called_for_a_direct_step_too(worker_thread, noting):
+    class Direct(Sequence):
+        class Meta:
+            handoff = "direct"
+
+        @step
+        def one(self): ...
+
+        @step
+        def two(self):
+            noting.notes.append(("runs", "two"))
+
+    worker_thread(first_message(Direct()))
+    one, two = "tests.Direct.one", "tests.Direct.two"
+    assert noting.notes == [
+        ("before", one),
+        ("before", two),
+        ("runs", "two"),
+        ("after", two),
+        ("after", one),
+    ]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_hook_that_fails_is_logged_and_the_direct_step_runs_all_the_same(
+    worker_thread, noting, monkeypatch, caplog
+):
+    class Direct(Sequence):
+        class Meta:
+            handoff = "direct"
+
+        @step
+        def one(self):
+            for name in ("before_process_message", "after_process_message"):
+                monkeypatch.setattr(Noting, name, fail)
+
+        @step
+        def two(self): ...
+
+    def fail(self, broker, message, **outcome):
+        raise ValueError("a hook")
+
+    broker = dramatiq.get_broker()
+    broker.middleware.append(Noting())  # which is there from now on: no hook was looked up before
+    try:
+        sequence = Direct()
+        worker_thread(first_message(sequence))
+    finally:
+        broker.middleware.pop()
+    assert_steps(sequence, [("one", "succeeded"), ("two", "succeeded")])
+    assert [record.message for record in caplog.records if "Unexpected" in record.message]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_direct_step_is_no_evidence_of_what_its_queue_has_given(worker_thread, broker):
+    (ours,) = [each for each in broker.middleware if isinstance(each, SequencesMiddleware)]
+    began = []
+
+    class Direct(Sequence):
+        class Meta:
+            handoff = "direct"
+
+        @step
+        def one(self):
+            began.append(dict(ours._monitor._newest))
+
+        @step
+        def two(self):
+            began.append(dict(ours._monitor._newest))
+
+    message = first_message(Direct())
+    worker_thread(replace(message, message_timestamp=message.message_timestamp - 5000))
+    assert began[0] == began[1] == ours._monitor._newest
+    assert set(ours._monitor._in_hand.values()) == {0}
 
 
 @pytest.mark.django_db(transaction=True)

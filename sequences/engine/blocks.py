@@ -1,0 +1,50 @@
+"""The transaction around a step."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from django.db import connections, transaction
+
+from ..transitions.backends import backend_of
+
+
+class StepBlock(transaction.Atomic):
+    """`transaction.atomic()`, and leaving it costs little where nothing was sent inside."""
+
+    def __init__(self, using: str) -> None:
+        super().__init__(using, savepoint=True, durable=False)
+        self._using = using
+
+    def __enter__(self) -> Self:  # type: ignore[override]  # Atomic gives nothing
+        super().__enter__()
+        return self
+
+    def is_untouched(self) -> bool:
+        """Whether the step has sent nothing to the database, nor left anything for the commit.
+
+        Then its commit, one statement, needs neither BEGIN nor COMMIT.
+        """
+        return _is_untouched(connections[self._using], self._using)
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        connection: Any = connections[self._using]
+        if kind is None and _is_alone(connection) and _is_untouched(connection, self._using):
+            # What Django does, but for the COMMIT that would find nothing to commit.
+            connection.atomic_blocks.pop()
+            connection.in_atomic_block = False
+            connection.set_autocommit(True)
+        else:
+            super().__exit__(kind, error, traceback)
+
+
+def _is_untouched(connection: Any, using: str) -> bool:
+    if connection.run_on_commit or connection.needs_rollback:
+        return False
+    return backend_of(using).is_idle(connection)
+
+
+def _is_alone(connection: Any) -> bool:
+    """Whether no other block is around it, and the connection is still the one that it began on."""
+    is_whole = connection.in_atomic_block and not connection.closed_in_transaction
+    return is_whole and connection.commit_on_exit and not connection.savepoint_ids

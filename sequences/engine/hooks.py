@@ -1,0 +1,101 @@
+"""The hooks of Dramatiq's middleware around a step that follows directly, without the queue.
+
+A broker calls two hooks of each middleware for each message, and most of them do nothing. Here
+only those are called that a middleware has of its own; what that is is found out once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from django_dramatiq.middleware import DbConnectionsMiddleware
+from dramatiq import Broker, Middleware
+from dramatiq.broker import MessageProxy
+from dramatiq.middleware import MiddlewareError
+
+from . import current
+
+Hook = Callable[..., Any]
+_BEFORE, _AFTER = "before_process_message", "after_process_message"
+
+
+class DeliveryMiddleware(Middleware):
+    """What follows the deliveries of this thread. Here they are followed without it."""
+
+
+class OwnMessage(MessageProxy):
+    """A message that comes from no queue. A proxy looks each of these up in two steps."""
+
+    def __init__(self, message: Any) -> None:
+        super().__init__(message)
+        self.actor_name, self.queue_name = message.actor_name, message.queue_name
+        self.options, self.message_id = message.options, message.message_id
+
+
+class _Hooks(NamedTuple):
+    #: The middleware of which they are: it may be given others.
+    middleware: list[Middleware]
+    before: list[Hook]
+    after: list[Hook]
+
+
+class DirectBroker:
+    """The project's broker, as far as a step needs it that is executed right here."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self.actors = broker.actors
+
+    def emit_before(self, signal: str, message: MessageProxy) -> None:
+        """The hooks before a message. Raises what says that it is to be skipped."""
+        current.push_delivery(message, is_own=True)
+        for hook in _hooks(self._broker).before:
+            try:
+                hook(self._broker, message)
+            except MiddlewareError:
+                raise
+            except Exception:
+                self._log(hook)
+
+    def emit_after(self, signal: str, message: MessageProxy, **outcome: Any) -> None:
+        """Those after it. Of one that failed, or was skipped, all hooks are called."""
+        try:
+            if signal == "process_message" and outcome.get("exception") is None:
+                self._succeeded(message, **outcome)
+            else:
+                self._broker.emit_after(signal, message, **outcome)
+        finally:
+            current.pop_delivery(message)
+
+    def _succeeded(self, message: MessageProxy, **outcome: Any) -> None:
+        for hook in _hooks(self._broker).after:
+            try:
+                hook(self._broker, message, **outcome)
+            except Exception:
+                self._log(hook)
+
+    def _log(self, hook: Hook) -> None:
+        # As the broker itself does.
+        self._broker.logger.critical("Unexpected failure in %r.", hook, exc_info=True)
+
+
+_latest: _Hooks | None = None
+
+
+def _hooks(broker: Broker) -> _Hooks:
+    global _latest
+    hooks = _latest
+    if hooks is None or hooks.middleware != broker.middleware:
+        middleware = list(broker.middleware)
+        before = _own(middleware, _BEFORE, (DeliveryMiddleware, DbConnectionsMiddleware))
+        after = _own(reversed(middleware), _AFTER, (DeliveryMiddleware,))
+        _latest = hooks = _Hooks(middleware, before, after)
+    return hooks
+
+
+def _own(middleware: Iterable[Middleware], name: str, but: tuple[type, ...]) -> list[Hook]:
+    """The hooks of this name. Connections were looked after just now, when the last step ended."""
+    nothing = getattr(Middleware, name)
+    hooks = [getattr(each, name) for each in middleware if not isinstance(each, but)]
+    return [hook for hook in hooks if getattr(hook, "__func__", None) is not nothing]
