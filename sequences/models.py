@@ -358,7 +358,7 @@ class SequenceRun(_Row):
     #: How it ends when it is undone.
     final_status = models.CharField(max_length=16, blank=True, editable=False)
     data = models.JSONField(_("data"), default=dict, encoder=JSONEncoder)
-    version = models.PositiveBigIntegerField(_("version"), default=0)
+    version = models.BigIntegerField(_("version"), default=0)
     inbox = models.JSONField(_("inbox"), default=dict, encoder=JSONEncoder)
     parent = models.ForeignKey(
         "StepRun",
@@ -368,6 +368,7 @@ class SequenceRun(_Row):
         related_name="children",
         verbose_name=_("parent"),
         db_constraint=False,
+        db_index=False,
     )
     created_at = models.DateTimeField(pgettext_lazy("time", "created"))
     updated_at = models.DateTimeField(pgettext_lazy("time", "updated"))
@@ -413,8 +414,10 @@ class SequenceRun(_Row):
                 fields=["key_scope", "active_key"], name="job_sequences_run_key_once"
             )
         ]
+        # On PostgreSQL those of a key and of a parent have only rows with one: see the migration.
         indexes = [
             models.Index(fields=["sequence", "key"], name="job_sequences_run_key"),
+            models.Index(fields=["parent"], name="job_sequences_run_parent"),
             models.Index(fields=["status", "created_at"], name="job_sequences_run_status"),
             models.Index(fields=["created_at"], name="job_sequences_run_created"),
             # For the list of one sequence's runs: none of the columns is ever changed.
@@ -460,11 +463,11 @@ class SequenceRun(_Row):
         get_engine().operate(self, "pause", by=by, reason=reason)
 
     def resume(self, *, by: Any = "", reason: str = "") -> None:
-        """Release steps on hold. Steps that became due in the meantime are dispatched now."""
+        """Release what a pause holds. Steps that came due meanwhile are dispatched now."""
         get_engine().operate(self, "resume", by=by, reason=reason)
 
     def cancel(self, *, undo: bool | None = None, by: Any = "", reason: str = "") -> None:
-        """End the run as cancelled. A step that is running can no longer commit.
+        """End the run as cancelled. A step that is running loses its commit.
 
         With ``undo``, that step finishes first and is not retried. Then the undos of the completed
         steps run, newest first, including those of child runs. None: as ``Meta.cancel`` says. Last,
@@ -479,9 +482,9 @@ class SequenceRun(_Row):
     def set_deadline(
         self, deadline: timedelta | datetime | None, *, by: Any = "", reason: str = ""
     ) -> None:
-        """Make the run fail if it is not finished by then. This replaces an earlier deadline.
+        """Have the run fail if it is not finished by then, whatever deadline it had.
 
-        A timedelta from now, an aware datetime, or None to remove the deadline.
+        A timedelta from now, an aware datetime, or None: no deadline any more.
         """
         get_engine().operate(self, "set_deadline", deadline=deadline, by=by, reason=reason)
 
@@ -543,7 +546,7 @@ class SequenceRun(_Row):
         by: Any = "",
         max_age: timedelta = links.WEEK,
     ) -> str:
-        """A signed path for an email: its page shows the payload, and a button delivers it.
+        """A signed path, for a mail: its page shows the payload, and delivers it by a button.
 
         Whoever has it may deliver, once, without a login; ``by`` is who that is. If the event has
         a form and there is no payload, the page shows the form. It needs the URLs of `sequences`
@@ -666,13 +669,13 @@ class StepRun(_Row):
         _("status"), max_length=16, choices=StepStatus.choices, default=StepStatus.QUEUED
     )
     #: Failed attempts since it became ready, or was last repeated or retried by hand.
-    attempts = models.PositiveIntegerField(_("failed attempts"), default=0)
+    attempts = models.IntegerField(_("failed attempts"), default=0)
     #: Workers that died in it, one after the other.
-    lost_workers = models.PositiveSmallIntegerField(_("lost workers"), default=0)
+    lost_workers = models.SmallIntegerField(_("lost workers"), default=0)
     #: How often it was committed with the wish to run again.
-    repeats = models.PositiveIntegerField(_("repeats"), default=0)
+    repeats = models.IntegerField(_("repeats"), default=0)
     #: Dispatches by the sweep that the broker accepted since it was last queued.
-    dispatches = models.PositiveSmallIntegerField(default=0, editable=False)
+    dispatches = models.SmallIntegerField(default=0, editable=False)
     #: Whether its own `delay` was looked at.
     delay_evaluated = models.BooleanField(default=False, editable=False)
     #: What it waits for while its status is "waiting". Afterwards, what it waited for last: a step
@@ -710,7 +713,7 @@ class StepRun(_Row):
     due_at = models.DateTimeField(pgettext_lazy("time", "due"), null=True, blank=True)
     #: The moment by which something must have happened, or the sweep looks at it. None: it is
     #: finished, or held because its run is paused or has failed.
-    wake_at = models.DateTimeField(_("wakes"), null=True, blank=True, db_index=True)
+    wake_at = models.DateTimeField(_("wakes"), null=True, blank=True)
 
     if TYPE_CHECKING:  # Django adds them
         run_id: UUID
@@ -727,6 +730,8 @@ class StepRun(_Row):
                 fields=["run", "step", "item"], name="job_sequences_step_run_once"
             )
         ]
+        # On PostgreSQL it has only rows that wake: see the migration.
+        indexes = [models.Index(fields=["wake_at"], name="job_sequences_step_wake")]
 
     def __str__(self) -> str:
         item = "" if self.item == NO_ITEM else f"[{self.item}]"
@@ -946,7 +951,7 @@ class StepCall(_Row):
 
 
 class Operation(_Row):
-    """One operation of a person or a program on a run. Only ever added."""
+    """One act of a person or a program on a run. Only ever added."""
 
     id = models.BigAutoField(primary_key=True)
     run = models.ForeignKey(
@@ -1080,7 +1085,7 @@ class Schedule(_Row):
         return timetable_of(self.spec, self.data)
 
     def pause(self, *, by: Any = "", reason: str = "") -> None:
-        """Start no runs until it is resumed. Slots that pass in the meantime are skipped."""
+        """Start no runs until it is resumed. Slots that pass meanwhile are not made up for."""
         get_engine().operate_schedule(self, "pause", by=by, reason=reason)
 
     def resume(self, *, by: Any = "", reason: str = "") -> None:
@@ -1145,7 +1150,7 @@ class Schedule(_Row):
 
 
 class ScheduleOperation(_Row):
-    """One operation on a schedule. Only ever added; it outlives the schedule."""
+    """One act of a person or a program on a schedule. Only ever added; it outlives the schedule."""
 
     id = models.BigAutoField(primary_key=True)
     schedule = models.ForeignKey(
@@ -1255,10 +1260,10 @@ class StoredLimit(_Row):
         by: Any = "",
         reason: str = "",
     ) -> None:
-        """Apply other numbers until `reset`; those that are not passed stay as they are now.
+        """Let other numbers count until `reset`; what is not given stays as it counts now.
 
-        Leaves a `LimitOverride`. With a concurrency of 0, nothing starts. Raises `SequenceError`
-        for an invalid number.
+        Leaves a `LimitOverride`. A concurrency of 0 lets nobody in. Raises `SequenceError` for a
+        number that cannot be.
         """
         get_engine().change_limit(
             self, concurrency=concurrency, rate=rate, per=per, by=by, reason=reason

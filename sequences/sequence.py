@@ -188,8 +188,8 @@ class Schedules(Generic[D]):
 
         It is stored: it needs no code, and starts with the transaction around it. ``subject`` is
         the object that the runs are about. ``by`` and ``reason`` are kept with it. Raises
-        `InvalidSchedule` if the sequence already has a schedule with that name, or the timetable
-        has a function as its data, and `InvalidData`.
+        `InvalidSchedule` if the sequence has a schedule of that name, or the timetable has a
+        function as its data, and `InvalidData`.
         """
         schedule: Schedule = _startable(self._cls).create_schedule(
             self._cls, name, timetable, data=data, subject=subject, by=by, reason=reason
@@ -296,8 +296,7 @@ class Sequence(Generic[D], metaclass=SequenceType):
         - ``key``: a run that has it already (``unique="unfinished"``: and is not finished) is
           returned instead, and ``created`` is false.
         - ``delay``: a timedelta or milliseconds.
-        - ``priority``: its order among runs that wait for a limit; as in Dramatiq, the lowest goes
-          first.
+        - ``priority``: its order where limits make runs wait: as in Dramatiq, the lowest first.
         - ``deadline``: a timedelta from now or an aware datetime, by which the run must be
           finished, or it fails. None: no deadline, whatever Meta says.
         - ``subject``: the object that the run is about, of any model: see `subject`.
@@ -460,11 +459,11 @@ class Sequence(Generic[D], metaclass=SequenceType):
 
     @property
     def cancelled(self) -> bool:
-        """Whether this step's work is no longer needed: somebody has cancelled, finished or
-        restarted the run, its deadline has passed, or another worker has the step.
+        """Whether what this step does is in vain: somebody has cancelled, finished or restarted the
+        run, its deadline has passed, or another worker has the step.
 
         Cheap: the worker's heartbeat finds out, at the latest a heartbeat (3 s) after it has
-        happened. In tests, without a worker, each check queries the database.
+        happened. In tests, without a worker, the database is asked.
         """
         return self._in_step("cancelled").cancelled
 

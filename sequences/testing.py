@@ -139,9 +139,9 @@ def _start_next_slot() -> bool:
 
 
 def sync_schedules(*classes: type[Sequence[Any]]) -> None:
-    """Write the schedules that these sequences (by default all) declare, as a booting worker does.
+    """Write the schedules that these sequences declare, or all do, as a worker does that boots.
 
-    Their first slots are those after this moment: call it before you move the clock.
+    Their first slots are those after this moment: call it before the clock is moved.
     """
     using = conf.using()
     labels = {cls._definition.label for cls in classes if cls._definition is not None}

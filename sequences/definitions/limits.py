@@ -29,13 +29,13 @@ class Limit:
     """How much may happen at once, and in a time, wherever it is used under this name.
 
     ``Limit("bank", concurrency=5, rate=10, per=timedelta(seconds=1))``: five at once, and ten a
-    second, evenly spaced. A step has it with ``limits=[bank]``, a whole run by its Meta. Anything
-    beyond that waits in line, without a worker.
+    second, evenly spaced. A step has it with ``limits=[bank]``, a whole run by its Meta. What does
+    not fit waits in line, without a worker.
 
     - ``concurrency``: how many at once.
-    - ``rate``: how many may start in the period ``per``, a timedelta or an int of milliseconds; by
-      default, a second.
-    - ``key``: gives each value a line of its own: a key of ``data`` (of an item that is a dict:
+    - ``rate``: how many may begin in the time ``per``, a timedelta, or an int of milliseconds; a
+      second if it is left out.
+    - ``key``: what each has a line of its own for: a key of ``data`` (of an item that is a dict:
       of that first), or a callable that takes the sequence, and the item of a fan-out if it takes
       two arguments. It gives a string, an int or a UUID; None: it is not limited. Without ``key``
       there is one line for all.

@@ -229,9 +229,9 @@ def cron(
     Five fields, or six with seconds first. ``data`` is a dict, or a function of the slot (an
     aware datetime in that time zone). ``overlap`` says what happens while the last run of the
     schedule is unfinished: ``"skip"`` the slot, ``"wait"`` for its end, or ``"allow"`` both.
-    A slot that no worker could start in time still starts its run if it is no older than
-    ``catch_up``; of several such slots, only the latest does (``missed="latest"``), or ``"all"``.
-    ``jitter`` delays each start by up to this time. Raises `InvalidDefinition`.
+    A slot that nobody could start in time is made up for if it is no older than ``catch_up``:
+    of several the ``missed="latest"`` only, or ``"all"``. ``jitter`` delays each start by up to
+    that long. Raises `InvalidDefinition`.
     """
     zone = django_settings.TIME_ZONE if timezone is None else str(timezone)
     return Cron(

@@ -614,8 +614,8 @@ def event(
 ) -> Event:
     """Declare a wait for something from outside: ``approval = event(timeout=timedelta(days=3))``.
 
-    The wait does not occupy a worker. ``run.deliver("approval", payload)`` ends it; the payload is
-    the result of the step, and is also stored in ``data["approval"]``. Early deliveries are stored.
+    The wait holds no worker. ``run.deliver("approval", payload)`` ends it; the payload is the
+    result of the step, and is also stored in ``data["approval"]``. Early deliveries are stored.
 
     - ``timeout``: how long to wait, a timedelta or milliseconds. Then the step fails, or is
       skipped with ``on_timeout="continue"``: it has no result, and ``data`` stays as it is.

@@ -47,17 +47,17 @@ class Composition:
 
 
 def chain(*parts: Part, delay: Delay | None = None) -> Composition:
-    """Run parts one after the other: ``chain(fetch, group(resize, scan), publish)``.
+    """One after the other: ``chain(fetch, group(resize, scan), publish)``.
 
     A part is a job, its name, ``job.with_(…)``, a chain or a group. ``delay`` (a timedelta,
-    milliseconds, or a string such as ``"15 min"``) is a wait before the first. A chain without
-    parts adds no steps.
+    milliseconds, or a text such as ``"15 min"``) is a wait before the first. One without parts adds
+    no step to that which it is a part of.
     """
     return Composition(_checked("chain", parts), parallel=False, delay=delay)
 
 
 def group(*parts: Part, delay: Delay | None = None) -> Composition:
-    """Run parts in parallel; what comes after waits for all of them. Otherwise like `chain`."""
+    """Side by side; what comes after a group waits for all of it. Else as `chain`."""
     return Composition(_checked("group", parts), parallel=True, delay=delay)
 
 

@@ -67,8 +67,8 @@ class Job(Generic[P, R]):
     ) -> Use:
         """This job in a `chain` or `group`, with literal ``args`` for some of its parameters.
 
-        ``delay`` is a timedelta, milliseconds, or a string such as ``"15 min"``. ``keys`` are what
-        a step of a definition may have (``inputs``, ``when``, ``each``, …), Dramatiq's options, and
+        ``delay`` is a timedelta, milliseconds, or a text such as ``"15 min"``. ``keys`` are what a
+        step of a definition may have (``inputs``, ``when``, ``each``, …), Dramatiq's options, and
         ``name``, the name of the step.
         """
         own = {"args": args, "delay": delay}
@@ -176,7 +176,7 @@ class Job(Generic[P, R]):
 
 
 def job(name: str, /, *, limits: Limits = ()) -> Callable[[Callable[P, R]], Job[P, R]]:
-    """Register a function under a name: ``@job("fetch_data")``.
+    """Register a function by a name: ``@job("fetch_data")``.
 
     Whatever runs it needs a place in its ``limits``; a definition may name them elsewhere, too.
 

@@ -42,6 +42,43 @@ def drop_index(apps, schema_editor):
     """Undo `index_failures`: the table goes, and its index with it."""
 
 
+_RUNS, _STEPS = _BUSY_TABLES
+#: Indexes of what most rows lack: their name, and where they are.
+_SPARSE = {
+    "job_sequences_run_key": (_RUNS, "(sequence, key)", "key"),
+    "job_sequences_run_parent": (_RUNS, "(parent_id)", "parent_id"),
+    "job_sequences_step_wake": (_STEPS, "(wake_at)", "wake_at"),
+}
+_KEY_ONCE, _KEY = "job_sequences_run_key_once", "(key_scope, active_key)"
+
+
+def leave_out(apps, schema_editor):
+    """Keep rows out of the indexes on PostgreSQL that would stand there without a value.
+
+    MariaDB and MySQL have no such indexes, so these are no part of the models.
+    """
+    if schema_editor.connection.vendor != "postgresql":
+        return
+    for name, (table, columns, column) in _SPARSE.items():
+        schema_editor.execute(f"DROP INDEX {name}")
+        where = f"WHERE {column} IS NOT NULL"
+        schema_editor.execute(f"CREATE INDEX {name} ON {table} {columns} {where}")
+    schema_editor.execute(f"ALTER TABLE {_RUNS} DROP CONSTRAINT {_KEY_ONCE}")
+    where = "WHERE active_key IS NOT NULL"
+    schema_editor.execute(f"CREATE UNIQUE INDEX {_KEY_ONCE} ON {_RUNS} {_KEY} {where}")
+
+
+def take_in(apps, schema_editor):
+    """Undo `leave_out`."""
+    if schema_editor.connection.vendor != "postgresql":
+        return
+    for name, (table, columns, _) in _SPARSE.items():
+        schema_editor.execute(f"DROP INDEX {name}")
+        schema_editor.execute(f"CREATE INDEX {name} ON {table} {columns}")
+    schema_editor.execute(f"DROP INDEX {_KEY_ONCE}")
+    schema_editor.execute(f"ALTER TABLE {_RUNS} ADD CONSTRAINT {_KEY_ONCE} UNIQUE {_KEY}")
+
+
 class Migration(migrations.Migration):
     initial = True
 
@@ -106,7 +143,7 @@ class Migration(migrations.Migration):
                         default=dict, encoder=sequences.models.JSONEncoder, verbose_name="data"
                     ),
                 ),
-                ("version", models.PositiveBigIntegerField(default=0, verbose_name="version")),
+                ("version", models.BigIntegerField(default=0, verbose_name="version")),
                 (
                     "inbox",
                     models.JSONField(
@@ -246,16 +283,13 @@ class Migration(migrations.Migration):
                         verbose_name="status",
                     ),
                 ),
-                (
-                    "attempts",
-                    models.PositiveIntegerField(default=0, verbose_name="failed attempts"),
-                ),
+                ("attempts", models.IntegerField(default=0, verbose_name="failed attempts")),
                 (
                     "lost_workers",
-                    models.PositiveSmallIntegerField(default=0, verbose_name="lost workers"),
+                    models.SmallIntegerField(default=0, verbose_name="lost workers"),
                 ),
-                ("repeats", models.PositiveIntegerField(default=0, verbose_name="repeats")),
-                ("dispatches", models.PositiveSmallIntegerField(default=0, editable=False)),
+                ("repeats", models.IntegerField(default=0, verbose_name="repeats")),
+                ("dispatches", models.SmallIntegerField(default=0, editable=False)),
                 ("delay_evaluated", models.BooleanField(default=False, editable=False)),
                 (
                     "wait",
@@ -326,9 +360,7 @@ class Migration(migrations.Migration):
                 ("due_at", models.DateTimeField(blank=True, null=True, verbose_name="due")),
                 (
                     "wake_at",
-                    models.DateTimeField(
-                        blank=True, db_index=True, null=True, verbose_name="wakes"
-                    ),
+                    models.DateTimeField(blank=True, null=True, verbose_name="wakes"),
                 ),
                 (
                     "run",
@@ -556,6 +588,7 @@ class Migration(migrations.Migration):
             field=models.ForeignKey(
                 blank=True,
                 db_constraint=False,
+                db_index=False,
                 null=True,
                 on_delete=django.db.models.deletion.SET_NULL,
                 related_name="children",
@@ -605,6 +638,14 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name="sequencerun",
             index=models.Index(fields=["sequence", "key"], name="job_sequences_run_key"),
+        ),
+        migrations.AddIndex(
+            model_name="sequencerun",
+            index=models.Index(fields=["parent"], name="job_sequences_run_parent"),
+        ),
+        migrations.AddIndex(
+            model_name="steprun",
+            index=models.Index(fields=["wake_at"], name="job_sequences_step_wake"),
         ),
         migrations.AddIndex(
             model_name="sequencerun",
@@ -950,4 +991,5 @@ class Migration(migrations.Migration):
         migrations.RunPython(leave_room, fill_up),
         # MariaDB and MySQL make no index in a transaction.
         migrations.RunPython(index_failures, drop_index, atomic=False),
+        migrations.RunPython(leave_out, take_in),
     ]

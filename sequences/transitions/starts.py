@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from django.db import DatabaseError, IntegrityError, connections, transaction
@@ -32,26 +33,38 @@ def start_quickly(
     """Insert the runs by one statement, which needs no transaction around it.
 
     None: nothing is stored, this is a case for `start` or `start_many`. One that has a key is
-    started alone: many may stand in each other's way.
+    started alone: of many some may be held, and all of them are one transaction.
     """
-    fast, plan_id = backend_of(using).fast, plans.known_id(plan, using)
-    is_contended = len(requests) > 1 and _has_keys(requests)
-    if fast is None or plan_id is None or not requests or is_contended:
+    if len(requests) > 1 and _has_keys(requests):
         return None
-    if any(request.deadline is not None for request in requests):
-        return None
-    scope = _scope(labels, requests, using)
     try:
-        rows = fast.start(plan, plan_id, requests, scope, labels, connections[using])
+        inserted = _insert_at_once(plan, requests, labels, using)
     except DatabaseError as error:
         if connections[using].in_atomic_block or not (is_transient(error) or is_unmigrated(error)):
             raise
         return None
+    if inserted is None:
+        return None
+    runs, dispatches = inserted
+    return [runs[request.id] for request in requests], dispatches
+
+
+def _insert_at_once(
+    plan: Plan, requests: Sequence[Start], labels: Labels, using: str
+) -> tuple[dict[UUID, SequenceRun], list[Dispatch]] | None:
+    """Insert all runs whose keys nobody holds, by one statement. None: there was none to insert."""
+    fast, plan_id = backend_of(using).fast, plans.known_id(plan, using)
+    if fast is None or plan_id is None or not requests:
+        return None
+    scope = _scope(labels, requests, using)
+    rows = fast.start(plan, plan_id, requests, scope, labels, connections[using])
     if not rows:
         return None
-    runs = [_stored(plan, plan_id, request, scope, rows[0].now, using) for request in requests]
-    notifications.started(runs, plan.sequence, using)
-    return runs, _dispatches_of(plan, requests, rows)
+    ids, now = {row.run_id for row in rows}, rows[0].now
+    started = [request for request in requests if request.id in ids]
+    runs = {request.id: _stored(plan, plan_id, request, scope, now, using) for request in started}
+    notifications.started(runs.values(), plan.sequence, using)
+    return runs, _dispatches_of(plan, started, rows)
 
 
 def _dispatches_of(
@@ -100,6 +113,18 @@ def start_many(
 
     The runs come in the order of `requests`; those that existed are those whose pk differs.
     """
+    inserted = _insert_at_once(plan, requests, labels, using)
+    if inserted is None:
+        return _start_many(plan, requests, labels, using)
+    ours, steps = inserted
+    rest = [request for request in requests if request.id not in ours]
+    holders = _holders(labels, rest, using) if rest else {}
+    return _all_of(requests, ours, holders, steps, plan, labels, using)
+
+
+def _start_many(
+    plan: Plan, requests: Sequence[Start], labels: Labels, using: str
+) -> tuple[list[SequenceRun], list[Dispatch]]:
     plan_id, now = plans.store_now(plan, using)
     scope = _scope(labels, requests, using)
     holders = _holders(labels, requests, using)
@@ -118,9 +143,22 @@ def start_many(
     steps = _first_steps(plan, started, now, using)
     _insert_beside([request for request in requests if request.id in ours], now, using)
     notifications.started([run for run, _ in started], plan.sequence, using)
+    return _all_of(requests, {pk: fresh[pk] for pk in ours}, holders, steps, plan, labels, using)
+
+
+def _all_of(
+    requests: Sequence[Start],
+    ours: dict[UUID, SequenceRun],
+    holders: Holders,
+    steps: list[Dispatch],
+    plan: Plan,
+    labels: Labels,
+    using: str,
+) -> tuple[list[SequenceRun], list[Dispatch]]:
+    """The runs that were inserted, and those that hold the keys of the others."""
     runs: dict[UUID, SequenceRun] = {}
     for request in sorted(requests, key=in_order_of_keys):
-        holder = fresh[request.id] if request.id in ours else holders.get(request.name)
+        holder = ours[request.id] if request.id in ours else holders.get(request.name)
         if holder is None:  # its key was freed since the insert met it
             holder, more = start(plan, request, labels, using)
             steps += more
@@ -200,30 +238,39 @@ def _has_keys(requests: Sequence[Start]) -> bool:
 def _stored(
     plan: Plan, plan_id: int, request: Start, scope: str, now: datetime.datetime, using: str
 ) -> SequenceRun:
-    """The run as it was stored."""
-    run = _row(plan, plan_id, request, scope, now)
-    run._state.adding, run._state.db = False, using
-    return run
+    """The run as it was stored. All values in order: Django makes it in a third of the time."""
+    values = _DEFAULTS | _values(plan, plan_id, request, scope, now) | {"inbox": {}}
+    return SequenceRun.from_db(using, _COLUMNS, [values[name] for name in _COLUMNS])
+
+
+_COLUMNS = [field.attname for field in SequenceRun._meta.concrete_fields]
+_DEFAULTS = {field.attname: field.get_default() for field in SequenceRun._meta.concrete_fields}
 
 
 def _row(
     plan: Plan, plan_id: int, request: Start, scope: str, now: datetime.datetime
 ) -> SequenceRun:
-    return SequenceRun(
-        id=request.id,
-        plan_id=plan_id,
-        sequence=plan.sequence,
-        key=request.key,
-        active_key=request.key,
-        key_scope=scope if request.key is not None else "",
-        releases_key=request.unique == "unfinished",
-        data=request.data,
-        parent_id=request.parent,
-        priority=request.priority,
-        traceparent=request.traceparent,
-        created_at=now,
-        updated_at=now,
-    )
+    return SequenceRun(**_values(plan, plan_id, request, scope, now))
+
+
+def _values(
+    plan: Plan, plan_id: int, request: Start, scope: str, now: datetime.datetime
+) -> dict[str, Any]:
+    return {
+        "id": request.id,
+        "plan_id": plan_id,
+        "sequence": plan.sequence,
+        "key": request.key,
+        "active_key": request.key,
+        "key_scope": scope if request.key is not None else "",
+        "releases_key": request.unique == "unfinished",
+        "data": request.data,
+        "parent_id": request.parent,
+        "priority": request.priority,
+        "traceparent": request.traceparent,
+        "created_at": now,
+        "updated_at": now,
+    }
 
 
 def _first_steps(

@@ -13,6 +13,7 @@ import dramatiq
 import pytest
 from django.db import connection, transaction
 from django.test import override_settings
+from django.utils import timezone
 from dramatiq.broker import MessageProxy
 from dramatiq.worker import _WorkerThread
 
@@ -20,7 +21,7 @@ import sequences
 from sequences import Sequence, conf, get, repeat, signals, step
 from sequences.engine import dispatcher
 from sequences.engine.executor import StepExecution
-from sequences.models import SequenceRun, StepFailure, StepRun, StoredPlan
+from sequences.models import RunDeadline, SequenceRun, StepFailure, StepRun, StoredPlan
 from sequences.testing import assert_steps, clock, drain
 from sequences.testing import run_sequence as run_all
 from sequences.transitions import claims, failures, plans
@@ -55,7 +56,7 @@ def statements():
 
 SENT = re.compile(
     r'\tF\t\d+\t(?:Query\t |Parse\t "[^"]*" )"\s*'
-    r"(\w+)(?: \* FROM job_sequences_(\w+)_[0-9a-f]{12}\()?"
+    r"(\w+)(?: (?:\* FROM )?job_sequences_(\w+)_[0-9a-f]{12}\()?"
 )
 
 
@@ -157,6 +158,79 @@ def test_a_start_with_a_priority_is_one_statement_too(run):
 
 @on_postgresql
 @fast
+@pytest.mark.parametrize(("key", "statement"), [(None, "start_until"), ("a", "start_by_key_until")])
+def test_a_start_with_a_deadline_is_one_statement_too(run, key, statement):
+    moment = timezone.now() + timedelta(days=3)
+    with statements() as sent:
+        after = get("shop.Chain").start({}, key=key, deadline=timedelta(hours=1)).run
+        until = get("shop.Chain").start({}, deadline=moment).run
+    assert sent == [statement, "start_until"]
+    assert after.deadline.due_at == fresh(after).created_at + timedelta(hours=1)
+    assert until.deadline.due_at == moment
+
+
+@on_postgresql
+@fast
+def test_of_many_starts_only_those_with_a_deadline_get_one(run):
+    with statements() as sent:
+        starts = [{}, ({}, {"deadline": timedelta(hours=1)}), {}]
+        without, first, other = get("shop.Chain").start_many(starts)
+    assert sent == ["start_until"]
+    assert [row.run_id for row in RunDeadline.objects.all()] == [first.run.pk]
+    assert {without.created, other.created} == {True}
+
+
+@on_postgresql
+@fast
+def test_a_thousand_starts_by_keys_are_one_statement_in_a_transaction(run):
+    with statements() as sent:
+        many = get("shop.Chain").start_many([({}, {"key": str(n)}) for n in range(1000)])
+    assert sent == ["BEGIN", "start_by_key", "COMMIT"]
+    assert all(each.created for each in many)
+    assert SequenceRun.objects.filter(key__isnull=False).count() == 1000
+
+
+@on_postgresql
+@fast
+def test_of_many_starts_by_keys_those_that_are_held_are_looked_up_together(run):
+    holder = get("shop.Chain").start({}, key="b").run
+    starts = [({"n": n}, {"key": key}) for n, key in enumerate("cabac")]
+    with statements() as sent:
+        many = get("shop.Chain").start_many(starts)
+    assert sent == ["BEGIN", "start_by_key", "SELECT", "COMMIT"]
+    assert [each.created for each in many] == [True, True, False, False, False]
+    assert [each.run.key for each in many] == list("cabac")
+    assert many[2].run == holder
+    assert (many[3].run, many[4].run) == (many[1].run, many[0].run)
+    assert [fresh(many[0].run).data, fresh(many[1].run).data] == [{"n": 0}, {"n": 1}]
+
+
+def reads(model):
+    """How many entries of the table's indexes were read."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_stat_force_next_flush()")
+        cursor.execute("SELECT 1")
+        cursor.execute("SELECT pg_stat_clear_snapshot()")
+        cursor.execute(
+            "SELECT SUM(idx_tup_read) FROM pg_stat_user_indexes WHERE relname = %s",
+            [model._meta.db_table],
+        )
+        return int(cursor.fetchone()[0])
+
+
+@on_postgresql
+@fast
+def test_a_start_by_a_key_reads_no_more_however_many_keys_there_are(run):
+    chain_of_shop = get("shop.Chain")
+    chain_of_shop.start({}, key="first")  # its plan is made while the table is small
+    chain_of_shop.start_many([({}, {"key": str(n)}) for n in range(2000)])
+    before = reads(SequenceRun)
+    assert chain_of_shop.start({}, key="last").created
+    assert reads(SequenceRun) - before < 50
+
+
+@on_postgresql
+@fast
 def test_a_start_in_a_transaction_needs_no_savepoint(run):
     with statements() as sent, transaction.atomic():
         get("shop.Chain").start({})
@@ -211,6 +285,17 @@ def test_a_step_that_is_handed_over_directly_is_one_statement(direct_run):
     assert (fresh(direct_run).status, fresh(direct_run).version) == ("succeeded", 3)
     assert fresh(direct_run).data == {"n": 1, "one": 1, "three": 1}
     assert set(ledger(direct_run).values()) == {"succeeded"}
+
+
+@on_postgresql
+@fast
+def test_the_end_of_a_run_without_places_asks_for_them_once(run):
+    held = claim(run, "one")
+    with statements() as sent:
+        failures.record(held, failures.Failure.of(ValueError()), final=True, using=conf.using())
+    assert fresh(run).status == "failed"
+    assert sent[0] == "BEGIN"
+    assert sent[-2:] == ["COMMIT", "SELECT"]
 
 
 @on_postgresql
@@ -294,6 +379,18 @@ def test_a_commit_in_the_middle_of_a_run_updates_the_run_in_place():
     for held in held_by_us:
         perform(held)
     assert are_in_place(before, updates(SequenceRun), 30)
+
+
+@on_postgresql
+def test_what_most_rows_lack_is_in_no_index():
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT indexrelid::regclass::text FROM pg_index WHERE indpred IS NOT NULL "
+            "AND indrelid = ANY(%s::regclass[])",
+            [[SequenceRun._meta.db_table, StepRun._meta.db_table]],
+        )
+        names = {name.removeprefix("job_sequences_") for (name,) in cursor.fetchall()}
+    assert names == {"run_key", "run_key_once", "run_parent", "step_run_attempts", "step_wake"}
 
 
 @on_postgresql

@@ -10,14 +10,17 @@ Its name ends with a digest of its text. So two releases have a function each, s
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
+from uuid import UUID
 
 from django.db import DatabaseError, transaction
 
@@ -51,6 +54,8 @@ TYPES = {
     "version": "bigint",
     "worker": "text",
 }
+#: What stands in a text for a value that JSON has not.
+_READERS: dict[str, Callable[[str], Any]] = {"uuid": UUID, "timestamptz": datetime.fromisoformat}
 _VALUE, _PERIOD = re.compile(r"%\((\w+)\)s"), re.compile(r"{(\w+)}")
 
 
@@ -66,6 +71,8 @@ class Function:
     statement: str
     #: The types of its columns.
     columns: tuple[str, ...]
+    #: Whether it may have many rows. One row comes as a text, which costs both sides less.
+    has_many: bool = False
 
     @cached_property
     def name(self) -> str:
@@ -85,7 +92,24 @@ class Function:
     def call(self, periods: Mapping[str, str]) -> tuple[str, str]:
         """The statement that calls the function: what stands before its values, and after them."""
         rest = "".join(f", {periods[name]}" for name in self._periods)
-        return f"SELECT * FROM {self.name}(", f"{rest})"
+        return f"SELECT {'* FROM ' if self.has_many else ''}{self.name}(", f"{rest})"
+
+    def rows(self, rows: list[Any]) -> list[Any]:
+        """What a call of it has given, as the rows that the statement would have."""
+        if self.has_many:
+            return rows
+        ((text,),) = rows
+        return [] if text is None else [tuple(self._row(json.loads(text)))]
+
+    def _row(self, values: list[Any]) -> list[Any]:
+        for index, read in self._readers:
+            if values[index] is not None:
+                values[index] = read(values[index])
+        return values
+
+    @cached_property
+    def _readers(self) -> list[tuple[int, Callable[[str], Any]]]:
+        return [(at, _READERS[type_]) for at, type_ in enumerate(self.columns) if type_ in _READERS]
 
     @cached_property
     def values(self) -> list[str]:
@@ -99,15 +123,34 @@ class Function:
 
     def _definition(self, name: str) -> str:
         types = [TYPES[value] for value in self.values] + ["interval"] * len(self._periods)
-        columns = ", ".join(f"c{number} {type_}" for number, type_ in enumerate(self.columns))
         # A plan that was made while a table was empty would read the whole table for ever.
         return f"""CREATE OR REPLACE FUNCTION {name}({", ".join(types)})
-RETURNS TABLE ({columns}) LANGUAGE plpgsql
+RETURNS {self._returns} LANGUAGE plpgsql
 SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $sequences$
 #variable_conflict use_column
-BEGIN RETURN QUERY {self._body}; END
+{self._block}
 $sequences$"""
+
+    @cached_property
+    def _returns(self) -> str:
+        return f"TABLE ({self._typed(', ')})" if self.has_many else "text"
+
+    @cached_property
+    def _block(self) -> str:
+        if self.has_many:
+            return f"BEGIN RETURN QUERY {self._body}; END"
+        names = [f"c{number}" for number in range(len(self.columns))]
+        written = [
+            f"{name}::text" if type_ == "jsonb" else name
+            for name, type_ in zip(names, self.columns, strict=True)
+        ]
+        return f"""DECLARE {self._typed("; ")};
+BEGIN {self._body} INTO {", ".join(names)};
+IF FOUND THEN RETURN json_build_array({", ".join(written)}); END IF; RETURN NULL; END"""
+
+    def _typed(self, separator: str) -> str:
+        return separator.join(f"c{number} {type_}" for number, type_ in enumerate(self.columns))
 
     @cached_property
     def _body(self) -> str:

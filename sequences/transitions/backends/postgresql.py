@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from functools import lru_cache
+from itertools import product
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -20,7 +21,7 @@ from django.db import DatabaseError, InterfaceError, OperationalError, Programmi
 
 from ... import conf
 from ...definitions.plan import Node, Plan
-from ...models import NO_ITEM, RunSubject, SequenceRun, StepRun, StoredPlan
+from ...models import NO_ITEM, RunDeadline, RunSubject, SequenceRun, StepRun, StoredPlan
 from .. import periods
 from ..types import Beat, Change, Claim, Offer, Start, StartedStep
 from . import simple_query
@@ -43,11 +44,15 @@ _CHARACTERS = {"22021", "22P05"}
 # Undefined function, insufficient privilege.
 _UNCALLABLE = {"42883", "42501"}
 
+#: PQTRANS_IDLE: no transaction is open.
+_IDLE = 0
+
 _CLOCK = "STATEMENT_TIMESTAMP()"
 _STEPS = StepRun._meta.db_table
 _RUNS = SequenceRun._meta.db_table
 _PLANS = StoredPlan._meta.db_table
 _SUBJECTS = RunSubject._meta.db_table
+_DEADLINES = RunDeadline._meta.db_table
 
 # The claim need not survive a crash of the database: a step whose claim is lost is simply
 # queued still, so this one transaction does not wait for the disk.
@@ -123,15 +128,24 @@ RETURNING 0
 """
 
 # A run that is started by a key that another holds is not inserted; nor is any, if the row of their
-# plan is gone. Who asks finds out which.
+# plan is gone. Who asks finds out which. A key that another transaction inserts is waited for: all
+# insert them in one order. Without OFFSET both looks would become joins, planned once and for all
+# while the table may be small: joins that read all of it.
 _UNHELD = f"""
     WHERE NOT EXISTS (
         SELECT FROM {_RUNS} held
-        WHERE held.key_scope = ANY(%(labels)s) AND held.active_key = new.key)
+        WHERE held.key_scope = ANY(%(labels)s) AND held.active_key = new.key OFFSET 0)
     AND (new.releases OR NOT EXISTS (
         SELECT FROM {_RUNS} held
-        WHERE held.sequence = ANY(%(labels)s) AND held.key = new.key))
-    ON CONFLICT (key_scope, active_key) DO NOTHING"""
+        WHERE held.sequence = ANY(%(labels)s) AND held.key = new.key OFFSET 0))
+    ORDER BY new.key COLLATE "C", new.id
+    ON CONFLICT DO NOTHING"""
+
+_UNTIL = f""", deadline AS (
+    INSERT INTO {_DEADLINES} (run_id, due_at)
+    SELECT run.id, COALESCE(new.due, {{now}} + new.within)
+    FROM run JOIN new USING (id) WHERE new.due IS NOT NULL OR new.within IS NOT NULL
+)"""
 
 _START = f"""
 WITH plan AS MATERIALIZED (
@@ -140,7 +154,7 @@ WITH plan AS MATERIALIZED (
 ), new AS MATERIALIZED (
     SELECT * FROM jsonb_to_recordset(%(runs)s::jsonb) AS new (
         id uuid, data jsonb, key text, scope text, releases boolean, delay interval, parent bigint,
-        traceparent text, priority smallint{{subject}})
+        traceparent text, priority smallint, within interval, due timestamptz{{subject}})
 ), run AS (
     INSERT INTO {_RUNS} (
         id, plan_id, sequence, key, active_key, key_scope, releases_key, status, final_status, data,
@@ -150,7 +164,7 @@ WITH plan AS MATERIALIZED (
         {{now}}, {{now}}, COALESCE(new.traceparent, ''), COALESCE(new.priority, 0)
     FROM plan CROSS JOIN new{{unheld}}
     RETURNING id
-){{about}}
+){{about}}{{until}}
 INSERT INTO {_STEPS} (
     run_id, step, item, kind, status, wait, waiting_since, attempts, lost_workers, repeats,
     dispatches, delay_evaluated, worker, ready_at, queued_at, due_at, wake_at)
@@ -225,26 +239,25 @@ LIMIT 1
 _STARTED = ("uuid", "bigint", "text", "timestamptz")
 
 
-def _start(purpose: str, *, unheld: str = "", about: str = "") -> Function:
-    subject = ", model text, object text" if about else ""
-    parts = {"{unheld}": unheld, "{about}": about, "{subject}": subject}
+def _start(is_about: bool, has_key: bool, has_deadline: bool) -> Function:
+    purpose, parts = "start", {"{unheld}": "", "{about}": "", "{subject}": "", "{until}": ""}
+    if is_about:
+        purpose += "_about"
+        parts |= {"{about}": _ABOUT, "{subject}": ", model text, object text"}
+    if has_key:
+        purpose += "_by_key"
+        parts["{unheld}"] = _UNHELD
+    if has_deadline:
+        purpose += "_until"
+        parts["{until}"] = _UNTIL
     statement = _START
     for place, part in parts.items():
         statement = statement.replace(place, part)
-    return Function(purpose, statement, _STARTED)
+    return Function(purpose, statement, _STARTED, has_many=True)
 
 
-START = _start("start")
-START_BY_KEY = _start("start_by_key", unheld=_UNHELD)
-START_ABOUT = _start("start_about", about=_ABOUT)
-START_ABOUT_BY_KEY = _start("start_about_by_key", unheld=_UNHELD, about=_ABOUT)
-#: By whether one of the runs has a subject, and whether one has a key.
-STARTS = {
-    (False, False): START,
-    (False, True): START_BY_KEY,
-    (True, False): START_ABOUT,
-    (True, True): START_ABOUT_BY_KEY,
-}
+#: By whether one of the runs has a subject, a key, a deadline: what is not needed costs nothing.
+STARTS = {needs: _start(*needs) for needs in product((False, True), repeat=3)}
 CLAIM = Function(
     "claim",
     _CLAIM,
@@ -286,7 +299,8 @@ class Statements:
             "steps": _first_steps(plan),
             "labels": list(labels) if is_keyed else None,
         }
-        rows = _fetch_all(connection, STARTS[is_about, is_keyed], values)
+        has_deadline = any(request.deadline is not None for request in requests)
+        rows = _fetch_all(connection, STARTS[is_about, is_keyed, has_deadline], values)
         return [StartedStep(*row) for row in rows]
 
     def claim(
@@ -412,7 +426,7 @@ class PostgreSQL(Backend):
     def is_idle(self, connection: Any) -> bool:
         """psycopg sends BEGIN with the first statement."""
         raw = connection.connection
-        return raw is not None and raw.info.transaction_status.name == "IDLE"
+        return raw is not None and raw.pgconn.transaction_status == _IDLE
 
     def holder(self, run: UUID, step: str, connection: Any) -> Holder | None:
         """The transaction whose lock is on the row, or the likeliest."""
@@ -496,6 +510,10 @@ def _as_json(request: Start, scope: str) -> str:
         rare["delay"] = f"{request.delay.total_seconds():.6f} seconds"
     if request.priority:
         rare["priority"] = request.priority
+    if isinstance(request.deadline, timedelta):
+        rare["within"] = f"{request.deadline.total_seconds():.6f} seconds"
+    elif request.deadline is not None:
+        rare["due"] = request.deadline.isoformat()
     if request.parent is not None:
         rare["parent"] = request.parent
     if request.subject_key is not None:
@@ -536,7 +554,7 @@ def _fetch_all(connection: Any, function: Function, values: dict[str, Any]) -> l
 def _called(connection: Any, function: Function, values: dict[str, Any]) -> list[Any]:
     begin, end, statement = _call(function, *_lengths())
     rows = simple_query.call(begin, [values[name] for name in function.values], end, connection)
-    return _rows(connection, statement, values) if rows is None else rows
+    return function.rows(_rows(connection, statement, values) if rows is None else rows)
 
 
 def _rows(connection: Any, statement: str, values: dict[str, Any]) -> list[Any]:
