@@ -86,11 +86,13 @@ class DatabasePool:
 
 
 def _parameters(alias: str) -> dict[str, Any]:
+    from .transitions.backends import backend_of  # it needs the models, this comes before them
+
     connection = connections[alias]
-    if connection.vendor != "postgresql":
+    if not backend_of(alias).can_be_broker:
         raise ImproperlyConfigured(
             f"sequences.brokers.PostgresBroker needs PostgreSQL; the database {alias!r} is "
-            f"{connection.vendor}."
+            f"{connection.display_name}."
         )
     parameters = connection.get_connection_params()
     keepalives = {

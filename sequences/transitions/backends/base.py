@@ -103,6 +103,8 @@ class Backend:
     fast: ClassVar[FastStatements | None] = None
     #: Whether it orders ids as their digits are ordered.
     orders_ids: ClassVar[bool] = True
+    #: Whether it can be the broker, too: `sequences.brokers`.
+    can_be_broker: ClassVar[bool] = False
     #: Whether a connection goes to a server, which takes time.
     has_server: ClassVar[bool] = True
     #: How it comes to store every character.

@@ -402,6 +402,7 @@ class PostgreSQL(Backend):
     """Also behind PgBouncer in transaction mode: nothing is set for longer than a transaction."""
 
     vendor = "postgresql"
+    can_be_broker = True
     clock = _CLOCK
     fast: ClassVar[FastStatements | None] = Statements()
     character_set_hint = "Create the database with ENCODING 'UTF8'."
