@@ -1,5 +1,6 @@
 """Whole programs, as their users would write them, on real workers."""
 
+import os
 import shlex
 import sys
 import time
@@ -41,7 +42,8 @@ def ended(run, status="succeeded", limit=60):
 
 # Monthly billing
 
-CUSTOMERS = 2000
+#: How many customers are billed: `CUSTOMERS=2000` takes some minutes on a busy machine.
+CUSTOMERS = int(os.environ.get("CUSTOMERS", "300"))
 RATE = 100  # in a second: at the ten of the program it would take minutes
 
 
@@ -69,25 +71,27 @@ def charged(bank, count):
     return len(bank.charged) >= count
 
 
-def test_two_thousand_customers_are_billed_once_each_while_workers_are_killed(hire, monkeypatch):
+@pytest.mark.timeout(60 + 3 * CUSTOMERS)
+def test_customers_are_billed_once_each_while_workers_are_killed(hire, monkeypatch):
     Customer.objects.bulk_create(
         Customer(account=f"account-{number}", amount=100 + number) for number in range(CUSTOMERS)
     )
-    bank = Bank(seconds=0.02)
+    bank = Bank(seconds=0.1)
     with bank.served() as url:
         monkeypatch.setenv("BANK_URL", url)
         crew = hire("redis")
-        crew.start(3, release="billing")
+        crew.start(3, threads=3, release="billing")
         limit = wait_for(StoredLimit.objects.filter(name="bank").first, "the limit")
         limit.change(rate=RATE, per=timedelta(seconds=1), reason="the bank has time")
         month = begin_month(wait_for(Schedule.objects.first, "the schedule"))
         begun = time.monotonic()
         for customers in (CUSTOMERS // 5, CUSTOMERS // 2, CUSTOMERS * 4 // 5):
-            wait_for(partial(charged, bank, customers), f"{customers} charges", limit=120)
+            wait_for(partial(charged, bank, customers), f"{customers} charges", CUSTOMERS)
             crew.performer(wait_for(StepRun.objects.filter(status="running").first)).kill()
-            crew.start(1, release="billing")
-        run = ended(SequenceRun.objects.get(), limit=120)
-        print(time.monotonic() - begun, bank.most, most_in_a_second(bank.asked), len(bank.asked))
+            crew.start(1, threads=3, release="billing")
+        run = ended(SequenceRun.objects.get(), limit=CUSTOMERS)
+        seconds = time.monotonic() - begun
+        print(f"{CUSTOMERS} customers in {seconds:.0f} s, {len(bank.asked)} calls of the bank")
 
     total = sum(100 + number for number in range(CUSTOMERS))
     assert run.key.startswith("schedule:default:")
