@@ -15,6 +15,7 @@ from dramatiq.errors import QueueJoinTimeout
 from sequences import Sequence, dispatch, step
 from sequences.brokers import PostgresBroker
 from sequences.models import OutboxMessage, SequenceRun
+from sequences.transitions import backends
 from sequences.worker import middleware
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.only_on("postgresql")]
@@ -191,7 +192,8 @@ def test_it_takes_no_connections_but_djangos(option):
 
 def test_it_needs_postgresql(monkeypatch):
     broker = PostgresBroker(middleware=[])
-    monkeypatch.setattr(connections["default"], "vendor", "oracle")
+    monkeypatch.setitem(backends._backends, "default", backends.of_vendor("oracle"))
+    monkeypatch.setattr(connections["default"], "display_name", "Oracle")
 
-    with pytest.raises(ImproperlyConfigured, match="is oracle"):
+    with pytest.raises(ImproperlyConfigured, match="is Oracle"):
         broker.pool.getconn()
