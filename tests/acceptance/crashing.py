@@ -176,20 +176,21 @@ def main() -> int:
     deaths = sum(Forked(recover, 0, 10 * 2**n).has_died() for n in range(options.deaths))
     # A broker in memory has died with each of them; in a server each has left its messages.
     broker = dramatiq.get_broker()
-    dead = [process["k"] for process in processes if process["died"]]
+    # Those that lived may have, too: a retry that is acknowledged late takes its row along there.
+    numbers_of_all = [process["k"] for process in processes]
     if isinstance(broker, PostgresBroker):
-        gather(dead, broker._schema)
+        gather(numbers_of_all, broker._schema)
     elif not isinstance(broker, StubBroker):
-        redeliver(dead, broker)
+        redeliver(numbers_of_all, broker)
     Forked(recover, 0).end()
     json.dump({"processes": processes, "deaths": deaths}, sys.stdout)
     return 0
 
 
-def gather(dead: list[int], schema: str) -> None:
+def gather(numbers: list[int], schema: str) -> None:
     """Give what the dead have left in their tables to one worker."""
     with connections["default"].cursor() as cursor:
-        for k in dead:
+        for k in numbers:
             # As `consumed` by a worker that nobody knows: the broker has to give it out again.
             cursor.execute(
                 f'INSERT INTO "{schema}"."0_queue" (message_id, queue_name, state, message, '
@@ -200,9 +201,9 @@ def gather(dead: list[int], schema: str) -> None:
     connections.close_all()
 
 
-def redeliver(dead: list[int], broker: Any) -> None:
+def redeliver(numbers: list[int], broker: Any) -> None:
     """What they had in hand waits again, as Redis's broker does after a minute; for one worker."""
-    for k in dead:
+    for k in numbers:
         for queue in ("default", "default.DQ"):
             messages = broker.client.hgetall(f"{broker.namespace}-{k}:{queue}.msgs")
             for name, message in messages.items():
