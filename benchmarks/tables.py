@@ -16,7 +16,7 @@ from inline import Child, Thread, alternating, answer, children, cpu_of, declare
 from steps import environment_of, temporary_database
 
 #: What one part of the hot path does, and of how many runs.
-PART, PARTS = 20, 30
+PART, PARTS = 20, 12
 WAYS = ("broker", "direct")
 
 # Rows by one statement for each table: through the API it would take hours.
