@@ -114,7 +114,7 @@ def test_what_is_caught_is_not_sent(broker):
 def test_a_broker_that_is_down_is_logged_with_what_it_did_not_take(unreliable, caplog):
     caplog.set_level(logging.WARNING, "sequences")
     assert dispatcher.send([dispatch()]) == []
-    assert "did not take the message of step run 7" in caplog.text
+    assert "did not accept the message for step run 7" in caplog.text
     assert "connection refused" in caplog.text
 
 

@@ -350,7 +350,7 @@ def test_no_sweep_is_not_a_late_one():
     assert "No process sweeps" in sign("sweep").advice
     process("box:3", seen=2, swept=90)
     assert sign("sweep").says == "Sweep late: the last one ended 1 min 30 s ago"
-    assert "box:3 sweeps, but does not get to the end of it" in sign("sweep").advice
+    assert "box:3 is sweeping, but does not finish" in sign("sweep").advice
 
 
 def test_a_stalled_worker_is_not_a_dead_one():
