@@ -1,11 +1,15 @@
 """The pictures of the console: `python -m testproject.screenshots [--into DIR] [--all DIR]`.
 
 The demo's forms are filled in, a real worker does what it can, and a browser looks at the pages.
-Those of the documentation go to `docs/images`, light and dark; every page of the console, light,
-dark and on a phone, goes to `build/pictures`, for people to look at.
+Those of the documentation go to `docs/images`, light and dark. Then every page of the console, and
+a run in each state, goes to `build/pictures`, light, dark and on a phone, for people to look at:
+the scenes are those of the tests.
 """
 
 import argparse
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,10 +25,7 @@ from testproject.demo import HOME, ROOT, free_port, managed, prepare
 from testproject.visitor import MESSAGES, ORDERS, Visitor
 
 WIDTH, HEIGHT = 1280, 800
-PHONE = 390
 TALLEST = 1400
-#: Of the pages that are only looked at.
-TALLEST_OF_ALL = 4000
 SECONDS = 120
 
 
@@ -46,16 +47,20 @@ def main() -> int:
         stack.enter_context(managed(*web, log=HOME / "web.log"))
         orders = play(address)
         # Django refuses queries where Playwright's loop runs.
-        pages, others = documented(*orders), every(*orders)
+        pages = documented(*orders)
         for scheme in ("light", "dark"):
             with opened(address, scheme) as page:
                 for name, path in pages.items():
                     take(page, path, options.into / f"{name}-{scheme}.png")
-                for name, path in others.items():
-                    look(page, path, options.all / f"{name}-{scheme}.png", WIDTH)
-                    if scheme == "light":
-                        look(page, path, options.all / f"{name}-phone.png", PHONE)
-    return 0
+        return take_all(options.all)
+
+
+def take_all(into: Path) -> int:
+    """Every page and state, on a database of their own. The exit status."""
+    scenes = [sys.executable, "-m", "pytest", "-q", "--rest", ROOT / "tests/browser/pictures.py"]
+    environment = os.environ | {"PICTURES": str(into)}
+    del environment["DJANGO_SETTINGS_MODULE"]  # the demo's; the tests have their own
+    return subprocess.run(scenes, cwd=ROOT, env=environment).returncode
 
 
 def play(address: str) -> tuple[Any, Any, Any]:
@@ -104,72 +109,6 @@ def documented(succeeded: Any, waiting: Any, failed: Any) -> dict[str, str]:
     }
 
 
-def every(succeeded: Any, waiting: Any, failed: Any) -> dict[str, str]:
-    """Every page of the console, by its name."""
-    page = "admin:job_sequences_sequencerun"
-    runs = {"succeeded": succeeded, "waiting": waiting, "failed": failed}
-    actions = {
-        "retry": (failed, ""), "restart_from": (failed, "charge"), "cancel": (waiting, ""),
-        "edit": (waiting, ""), "erase": (failed, ""), "finish": (waiting, ""),
-        "deliver": (waiting, "approval"), "skip": (waiting, "approval"), "pause": (waiting, ""),
-    }  # fmt: skip
-    step_run = failed.steps.filter(status="failed").first()
-    return {
-        "index": reverse("admin:index"),
-        "runs": reverse(f"{page}_changelist"),
-        "search": f"{reverse(f'{page}_changelist')}?q=nothing",
-        **{f"run-{name}": reverse(f"{page}_change", args=[run.pk]) for name, run in runs.items()},
-        **{
-            f"action-{name}": reverse(f"{page}_action", args=[run.pk, name])
-            + (f"?step={step}" if step else "")
-            for name, (run, step) in actions.items()
-        },
-        **{
-            f"subject-{name}": reverse("admin:orders_order_change", args=[run.subject.pk])
-            for name, run in runs.items()
-        },
-        "runs-about": f"{reverse(f'{page}_changelist')}?subject={waiting.subject_key}",
-        "failures": reverse(f"{page}_failure_groups"),
-        "failed-attempts": reverse(f"{page}_failures", args=[failed.pk]),
-        "step-runs": reverse("admin:job_sequences_steprun_changelist"),
-        "step-run": reverse("admin:job_sequences_steprun_change", args=[step_run.pk]),
-        **schedules(),
-        **lists_and_forms(),
-    }
-
-
-def schedules() -> dict[str, str]:
-    """The pages of schedules, and that of a run which one has started."""
-    from sequences.models import Schedule
-
-    page = "admin:job_sequences_schedule"
-    rows = {row.name: row for row in Schedule.objects.all()}
-    active, paused = rows["pick-up"], rows["returns"]
-    actions = {"update": active, "run_now": active, "pause": active, "resume": paused}
-    return {
-        "schedule-active": reverse(f"{page}_change", args=[active.pk]),
-        "schedule-paused": reverse(f"{page}_change", args=[paused.pk]),
-        "schedule-add": reverse(f"{page}_add"),
-        **{
-            f"schedule-{name}": reverse(f"{page}_action", args=[row.pk, name])
-            for name, row in actions.items()
-        },
-        "run-scheduled": reverse(
-            "admin:job_sequences_sequencerun_change", args=[active.last_run_id]
-        ),
-    }
-
-
-def lists_and_forms() -> dict[str, str]:
-    """The other lists of the app in the admin, and the forms to add to them."""
-    from django.contrib import admin
-
-    names = {model._meta.model_name for model in admin.site._registry
-             if model._meta.app_label == "job_sequences"}  # fmt: skip
-    others = sorted(name for name in names if name not in ("sequencerun", "steprun"))
-    return {name: reverse(f"admin:job_sequences_{name}_changelist") for name in others if name}
-
-
 def wait_until(condition: Any) -> None:
     deadline = time.monotonic() + SECONDS
     while not condition():
@@ -204,16 +143,6 @@ def take(page: Page, path: str, into: Path) -> None:
     clip = {"x": 0, "y": 0, "width": WIDTH, "height": height}
     page.screenshot(path=into, full_page=True, clip=clip)  # type: ignore[arg-type]
     print(f"{into} ({into.stat().st_size // 1024} KiB)")
-
-
-def look(page: Page, path: str, into: Path, width: int) -> None:
-    """A picture of the whole page, as wide as a screen or a phone."""
-    page.set_viewport_size({"width": width, "height": HEIGHT})
-    page.goto(path)
-    height = min(page.evaluate("document.documentElement.scrollHeight"), TALLEST_OF_ALL)
-    clip = {"x": 0, "y": 0, "width": width, "height": height}
-    page.screenshot(path=into, full_page=True, clip=clip)  # type: ignore[arg-type]
-    page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
 
 
 def write(page: Page) -> None:

@@ -12,9 +12,10 @@ from django.utils.safestring import SafeString
 from django.utils.text import Truncator
 from django.utils.translation import gettext, ngettext
 
+from ..inspection.diagnosis import reported
 from ..inspection.snapshot import RunSnapshot, StepSnapshot, title_of
 from ..inspection.wording import format_duration
-from ..models import RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
+from ..models import RunStatus, SequenceRun, StepFailure, StepRun, StepStatus, Wait
 from ..utils.text import class_name, first_line, label_of
 
 #: Steps that a cell names; the others are counted.
@@ -81,17 +82,21 @@ def exact_time(when: datetime | None) -> SafeString | str:
     return format_html('<time datetime="{}">{}</time>', _iso(when), _as_logged(when))
 
 
-def labelled(label: Any, value: str) -> SafeString:
-    """With what it is, for where no head of a column says so."""
-    return format_html('<span class="seq-card-label">{}</span> {}', label, value)
-
-
 def _iso(when: datetime) -> str:
     return when.isoformat(timespec="milliseconds")
 
 
 def _as_logged(when: datetime) -> str:
     return timezone.localtime(when).strftime("%Y-%m-%d %H:%M:%S %Z")
+
+
+def in_full(when: datetime | None) -> SafeString | str:
+    """The same for a narrow column, which breaks between the day and the time, if at all."""
+    if when is None:
+        return ""
+    day, time, zone = _as_logged(when).split(" ", 2)
+    parts = '<time class="seq-time-parts" datetime="{}"><span>{}</span> <span>{} {}</span></time>'
+    return format_html(parts, _iso(when), day, time, zone)
 
 
 def moment(when: datetime, now: datetime) -> SafeString:
@@ -175,6 +180,8 @@ def _waiting(step: StepSnapshot, row: StepRun, now: datetime) -> str:
         if left is None:
             return gettext("waiting for the event")
         return gettext("waiting for the event, %(span)s left") % span
+    if row.wait == Wait.LIMIT:
+        return gettext("waiting for a limit")
     return gettext(step.node.traits.waiting or "waiting")
 
 
@@ -220,5 +227,5 @@ def error(failure: StepFailure | None) -> SafeString | str:
         '<span class="seq-error" title="{}"><b>{}</b> {}</span>',
         failure.error,
         class_name(failure.error),
-        first_line(failure.message, CUT),
+        reported(failure) or first_line(failure.message, CUT),
     )

@@ -9,9 +9,10 @@ from django import forms
 from django.contrib import admin
 from django.core.exceptions import ValidationError
 from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
+from django.utils.text import capfirst
 from django.utils.translation import gettext, pgettext
 from django.utils.translation import gettext_lazy as _
 
@@ -22,6 +23,7 @@ from ..inspection.limits import LimitSnapshot
 from ..inspection.wording import explain, format_duration
 from ..models import LimitOverride, StoredLimit
 from ..utils.durations import parse_duration
+from . import columns
 from .base import EMPTY, ReadOnlyAdmin
 from .failures import list_media
 
@@ -91,6 +93,13 @@ class StoredLimitAdmin(ReadOnlyAdmin):
     def media(self) -> forms.Media:
         return super().media + list_media()
 
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        return super().changelist_view(
+            request, {"title": capfirst(self.opts.verbose_name_plural), **(extra_context or {})}
+        )
+
     def get_queryset(self, request: HttpRequest) -> QuerySet[StoredLimit]:
         """With the overrides."""
         rows: QuerySet[StoredLimit] = super().get_queryset(request)
@@ -122,12 +131,12 @@ class StoredLimitAdmin(ReadOnlyAdmin):
             vars(row)["_snapshot"] = snapshot
         return snapshot
 
-    @admin.display(description=_("numbers"))
+    @admin.display(description=_("in force"))
     def numbers(self, row: StoredLimit) -> str:
         """What counts now."""
         return self._snapshot(row).numbers
 
-    @admin.display(description=_("in the code"))
+    @admin.display(description=_("declared in code"))
     def declared(self, row: StoredLimit) -> str:
         """What the code says."""
         return self._snapshot(row).declared
@@ -148,10 +157,10 @@ class StoredLimitAdmin(ReadOnlyAdmin):
         snapshot = self._snapshot(row)
         return EMPTY if snapshot.oldest is None else format_duration(snapshot.now - snapshot.oldest)
 
-    @admin.display(description=_("overridden"), boolean=True)
-    def overridden(self, row: StoredLimit) -> bool:
-        """Whether other numbers than those of the code count."""
-        return row.override_id is not None
+    @admin.display(description=_("overridden"))
+    def overridden(self, row: StoredLimit) -> str:
+        """Whether other numbers than those of the code count. That none do is no fault."""
+        return EMPTY if row.override_id is None else gettext("yes")
 
     @admin.display(description=_("lines"))
     def lines(self, row: StoredLimit) -> SafeString | str:
@@ -173,26 +182,25 @@ class StoredLimitAdmin(ReadOnlyAdmin):
     def log(self, row: StoredLimit) -> SafeString | str:
         """Who has changed it, the newest first."""
         overrides = LimitOverride.objects.using(conf.using()).filter(limit=row.name)
-        rows = [
-            (
-                each.created_at.isoformat(" ", "seconds"),
-                each.by or EMPTY,
-                inspection.numbers_text(each.concurrency, each.rate, each.per),
-                each.reason or EMPTY,
-                EMPTY if each.ended_at is None else each.ended_at.isoformat(" ", "seconds"),
-                each.ended_by or EMPTY,
-            )
-            for each in overrides.order_by("-pk")[:MAX_OVERRIDES]
-        ]
-        heads = (
-            pgettext("time", "created"),
-            _("by"),
-            _("numbers"),
-            _("reason"),
-            pgettext("time", "ended"),
-            _("ended by"),
-        )
-        return _table(heads, rows)
+        newest = overrides.order_by("-pk")[:MAX_OVERRIDES]
+        items = ((_override(each),) for each in newest)
+        text = format_html_join("", "<li>{}</li>", items)
+        return format_html('<ul class="seq-overrides">{}</ul>', text) if text else EMPTY
+
+
+def _override(row: LimitOverride) -> SafeString:
+    """Its numbers, by whom and why, each with what it is: a table would be too wide for a phone."""
+    facts = (
+        (pgettext("time", "created"), columns.exact_time(row.created_at)),
+        (gettext("by"), row.by),
+        (gettext("reason"), row.reason),
+        (pgettext("time", "ended"), columns.exact_time(row.ended_at)),
+        (gettext("ended by"), row.ended_by),
+    )
+    numbers = inspection.numbers_text(row.concurrency, row.rate, row.per)
+    known = ((label, value) for label, value in facts if value)
+    text = format_html_join("", " · {}: <bdi>{}</bdi>", known)
+    return format_html("<strong>{}</strong>{}", numbers, text)
 
 
 def _table(heads: tuple[Any, ...], rows: list[tuple[Any, ...]]) -> SafeString | str:

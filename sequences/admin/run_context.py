@@ -30,6 +30,7 @@ from ..inspection.snapshot import (
 )
 from ..inspection.wording import format_duration
 from ..models import NO_ITEM, Operation, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
+from ..transitions.causes import REPORTS
 from ..utils.text import label_of
 from .action_texts import TEXTS, title_of
 from .base import MAX_NEWEST_ROWS
@@ -238,12 +239,14 @@ def attempts_of(run: SequenceRun, now: datetime) -> list[Attempt]:
         failures += rows.filter(pk__in=older).defer("traceback")
     hide_secrets(failures, [run], conf.using())
     failures.sort(key=lambda failure: -failure.pk)
+    newest = next((failure for failure in failures if failure.error not in REPORTS), None)
     return [
         Attempt(
             failure,
             format_duration(now - failure.failed_at),
             is_whole=index < TRACEBACKS,
-            is_open=index == 0,
+            # One that only reports those of others has nothing to read below it.
+            is_open=failure is newest,
             count=count_of[failure.pk],
         )
         for index, failure in enumerate(failures)
@@ -316,6 +319,7 @@ class Result:
     """What a step has returned."""
 
     step: str
+    label: str
     value: Value
 
 
@@ -328,20 +332,16 @@ def results_of(snapshot: RunSnapshot, urls: Urls) -> list[Result]:
     small_ones = [step for step, size in size_of.items() if size <= MAX_LISTED_VALUE_CHARACTERS]
     results = dict(rows.filter(step__in=small_ones).values_list("step", "result"))
     sequence = snapshot.run.sequence
+    labels = {step.name: step.label for step in snapshot.steps}
+
+    def value(step: str, size: int) -> Value:
+        url = urls.value("result", step)
+        if step not in results:
+            return Value("", size, url)
+        return value_of(results[step], sequence, step, url, MAX_LISTED_VALUE_CHARACTERS)
+
     return [
-        Result(
-            step,
-            value_of(
-                results[step],
-                sequence,
-                step,
-                urls.value("result", step),
-                MAX_LISTED_VALUE_CHARACTERS,
-            ),
-        )
-        if step in results
-        else Result(step, Value("", size, urls.value("result", step)))
-        for step, size in size_of.items()
+        Result(step, labels.get(step, step), value(step, size)) for step, size in size_of.items()
     ]
 
 

@@ -231,7 +231,7 @@ class RunPage(ReadOnlyAdmin):
                     urls.action(action.name, name, choice),
                     step=name,
                     step_label=step.label if step else "",
-                    is_dangerous=action.is_dangerous and action.name != "deliver",
+                    is_dangerous=action.warns,
                     asks_first=_asks_first(run_snapshot, action),
                     choice=choice,
                 )

@@ -23,6 +23,7 @@ from django.urls import URLPattern, path, reverse
 from django.utils.functional import Promise
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.text import capfirst
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
@@ -341,6 +342,13 @@ class ScheduleAdmin(ReadOnlyAdmin):
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ScheduleList]:
         return ScheduleList
 
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        return super().changelist_view(
+            request, {"title": capfirst(self.opts.verbose_name_plural), **(extra_context or {})}
+        )
+
     def take_snapshots(self, request: HttpRequest, rows: Iterable[Any]) -> None:
         """Give each row what is shown of it: its run only to those who may see that."""
         snapshots = inspection.of_many(rows, conf.using())
@@ -384,7 +392,7 @@ class ScheduleAdmin(ReadOnlyAdmin):
     def next_column(self, row: Any) -> str:
         """When it starts its next run."""
         is_off = row.paused_at or row.orphaned_at or row.next_slot is None
-        return EMPTY if is_off else inspection.moment(row.next_slot)
+        return EMPTY if is_off else columns.in_full(row.next_slot)
 
     @admin.display(description=_("last start"), ordering="last_started_at")
     def last_column(self, row: Any) -> SafeString | str:

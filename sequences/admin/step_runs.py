@@ -47,9 +47,7 @@ def _time_column(name: str, description: Any) -> Any:
 
     @admin.display(description=description, empty_value=EMPTY)
     def column(self: StepRunAdmin, row: StepRun) -> str:
-        time = columns.exact_time(getattr(row, name))
-        # Where a row is a card no head of a column says which time this is.
-        return columns.labelled(description, time) if time else EMPTY
+        return columns.in_full(getattr(row, name)) or EMPTY
 
     return column
 
@@ -97,7 +95,7 @@ class StepRunAdmin(KeysetAdmin):
         "id",
         "run_column",
         "step",
-        "item",
+        "item_column",
         "kind_column",
         "status_column",
         "attempts",

@@ -204,9 +204,14 @@ class _Painter:
 
     def _legend(self) -> Iterator[str]:
         x, middle = PAD + LABEL, self.bottom + 18
-        kinds = {span.kind for lane in self.lanes for span in lane.spans}
+        spans = [span for lane in self.lanes for span in lane.spans]
+        kinds = {span.kind for span in spans}
+        ended = {span.kind for span in spans if span.ends is not None}
         for kind in (kind for kind in HEIGHTS if kind in kinds):
-            yield element("g", self._bar(kind, x, middle, 18), class_=f"seq-span seq-span-{kind}")
+            # In the colour that the bars have: of work that nothing has ended yet, that of work.
+            still = "" if kind in ended else " seq-still"
+            class_ = f"seq-span seq-span-{kind}{still}"
+            yield element("g", self._bar(kind, x, middle, 18), class_=class_)
             word = clean(self.word(kind))
             yield element("text", text=word, x=x + 24, y=middle + 4, class_="seq-word")
             x += 24 + width_of(word, 11) + 22

@@ -43,6 +43,11 @@ class Action:
         return RULES[self.name]
 
     @property
+    def warns(self) -> bool:
+        """Whether its buttons warn. A delivery asks first, but is the usual course of things."""
+        return self.is_dangerous and self.name != "deliver"
+
+    @property
     def on_step(self) -> bool:
         """Whether it concerns one step."""
         return self.rule.is_on_step
@@ -242,8 +247,13 @@ def _has_something_to_retry(snapshot: RunSnapshot) -> bool:
     return snapshot.is_failing or any(_has(step, *states) for step in snapshot.steps)
 
 
-def _runs_no_step(snapshot: RunSnapshot) -> bool:
-    return not any(_has(step, "running") for step in snapshot.steps)
+def _is_editable(snapshot: RunSnapshot) -> bool:
+    return not snapshot.is_erased and not any(_has(step, "running") for step in snapshot.steps)
+
+
+def _has_something_to_erase(snapshot: RunSnapshot) -> bool:
+    """Whether it has data, or a key that was kept. Code may erase it twice, with no effect."""
+    return not snapshot.is_erased or bool(snapshot.run.key)
 
 
 def _is_skippable(snapshot: RunSnapshot, step: StepSnapshot) -> bool:
@@ -283,11 +293,11 @@ _RUN_ACTIONS: dict[str, Callable[[RunSnapshot], bool]] = {
     "retry": _has_something_to_retry,
     "resume": _always,
     "pause": _always,
-    "edit": _runs_no_step,
+    "edit": _is_editable,
     "set_deadline": _always,
     "finish": _always,
     "cancel": _always,
-    "erase": _always,
+    "erase": _has_something_to_erase,
 }
 _STEP_ACTIONS: dict[str, Callable[[RunSnapshot, StepSnapshot], bool]] = {
     "run_now": _waits_for_time,

@@ -7,7 +7,7 @@ where two things are to be said, two sentences stand side by side.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 
 from django.utils.translation import gettext as _
@@ -15,6 +15,7 @@ from django.utils.translation import ngettext
 
 from .. import conf
 from ..models import NO_ITEM, Operation, RunStatus, StepFailure, StepRun, StepStatus, Wait
+from ..transitions.causes import CHILDREN_FAILED, ITEMS_FAILED
 from ..transitions.compensation import STANDSTILL, STOPPED, has_failed_at_its_end
 from ..transitions.subsequences import ChildrenUndo
 from ..utils.text import class_name, first_line
@@ -582,21 +583,43 @@ def _error(snapshot: RunSnapshot, step: StepSnapshot | None) -> str:
     failure = snapshot.current_failure
     if failure is None or (step is not None and failure.step != step.name):
         return ""
-    if snapshot.cause is None:
-        return error_of(failure).rstrip(".")
-    return _cause(snapshot, snapshot.cause)
+    if snapshot.cause is not None:
+        return _cause(snapshot, snapshot.cause)
+    return reported(failure) or error_of(failure).rstrip(".")
+
+
+def reported(failure: StepFailure) -> str:
+    """Of a failure that others have caused, and whose cause is not there any more: who they were.
+
+    Its message tells of states that are past, and of ids.
+    """
+    if failure.error == CHILDREN_FAILED:
+        return _("a child run had failed")
+    if failure.error == ITEMS_FAILED:
+        return _("items had failed")
+    return ""
 
 
 def _cause(snapshot: RunSnapshot, cause: StepFailure) -> str:
     is_own, is_item = cause.run_id == snapshot.run.pk, cause.item != NO_ITEM
-    if is_own:
+    items = _items_of(snapshot, cause)
+    failed = items.get("failed", 0)
+    if is_own and failed > 1:
+        message = _("%(error)s (item %(item)d; %(failed)d of %(total)d items failed)")
+    elif is_own:
         message = _("%(error)s (item %(item)d)")
     elif is_item:
         message = _("%(error)s (item %(item)d of “%(step)s” of run %(run)s)")
     else:
         message = _("%(error)s (“%(step)s” of run %(run)s)")
     values = {"step": cause.step, "item": cause.item, "run": cause.run}
-    return message % {"error": error_of(cause).rstrip("."), **values}
+    counts = {"failed": failed, "total": sum(items.values())}
+    return message % {"error": error_of(cause).rstrip("."), **values, **counts}
+
+
+def _items_of(snapshot: RunSnapshot, cause: StepFailure) -> Mapping[str, int]:
+    step = snapshot.step(cause.step)
+    return step.items if step is not None and cause.item != NO_ITEM else {}
 
 
 def _with_progress(

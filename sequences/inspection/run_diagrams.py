@@ -118,7 +118,12 @@ def _time_left(step: StepSnapshot, left: timedelta) -> str:
     if left <= timedelta(0):
         return _("due")
     words = _("in %(time)s") if step.is_delayed else _("%(time)s left")
-    return words % {"time": format_duration(left)}
+    return words % {"time": format_duration(_rough(left))}
+
+
+def _rough(left: timedelta) -> timedelta:
+    """Of days, without the hours: a box has no room for both."""
+    return timedelta(days=left.days) if left.days else left
 
 
 def _title(snapshot: RunSnapshot, step: StepSnapshot) -> str:

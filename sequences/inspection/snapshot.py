@@ -259,6 +259,12 @@ class RunSnapshot:
         return _declared(self.run, self.plan)
 
     @property
+    def is_erased(self) -> bool:
+        """Whether its data was erased, and nothing has been stored since."""
+        ended = self.run.finished_at
+        return self.erasure is not None and ended is not None and ended <= self.erasure.done_at
+
+    @property
     def current_failure(self) -> StepFailure | None:
         """The failed attempt to show as the run's error.
 

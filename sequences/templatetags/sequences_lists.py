@@ -8,9 +8,12 @@ from typing import Any
 from django import template
 from django.template import Context
 from django.template.base import Parser, Token
-from django.utils.safestring import SafeString
+from django.utils.html import escape, format_html, format_html_join
+from django.utils.safestring import SafeString, mark_safe
+from django.utils.text import capfirst
 
-from ..admin.columns import exact_time
+from ..admin.base import EMPTY
+from ..admin.columns import exact_time, in_full
 from ..admin.regions import digests_from, region
 from ..inspection.tracebacks import blocks_of
 from ..utils.text import class_name
@@ -20,6 +23,7 @@ register = template.Library()
 
 register.filter("class_name", class_name)
 register.filter("exact_time", exact_time)
+register.filter("in_full", in_full)
 register.filter("traceback_blocks", blocks_of)
 
 
@@ -39,6 +43,25 @@ def live_region(parser: Parser, token: Token) -> LiveRegion:
     nodelist = parser.parse(("endlive_region",))
     parser.delete_first_token()
     return LiveRegion(nodelist)
+
+
+@register.filter
+def with_labels(cells: Iterable[SafeString], headers: Iterable[Any]) -> Iterator[SafeString]:
+    """The cells of a row, each with the head of its column: where rows are cards there is none."""
+    for cell, header in zip(cells, headers, strict=True):
+        label = escape(capfirst(header["text"]))
+        is_empty = cell.endswith(f">{EMPTY}</td>")
+        mark = ' data-empty=""' if is_empty else ""
+        # Both are escaped: the cell by Django, the label here.
+        yield mark_safe(cell.replace("<td", f'<td data-label="{label}"{mark}', 1))  # noqa: S308
+
+
+@register.filter
+def with_code(text: str) -> SafeString:
+    """What stands between backticks, as code."""
+    parts = enumerate(str(text).split("`"))
+    pieces = ((format_html("<code>{}</code>", part) if n % 2 else part,) for n, part in parts)
+    return format_html_join("", "{}", pieces)
 
 
 @register.filter

@@ -15,6 +15,8 @@ from ..models import NO_ITEM, RunStatus, SequenceRun, StepFailure, StepRun, Step
 #: What a step fails with because others have: as it is stored with the failure.
 ITEMS_FAILED = f"{ItemsFailed.__module__}.{ItemsFailed.__qualname__}"
 CHILDREN_FAILED = f"{ChildrenFailed.__module__}.{ChildrenFailed.__qualname__}"
+#: The failures that only tell of those of others.
+REPORTS = (ITEMS_FAILED, CHILDREN_FAILED)
 #: Levels of runs below a run that are looked through.
 MAX_DEPTH = 50
 
@@ -43,7 +45,7 @@ def of_run(run_id: UUID, using: str) -> StepFailure | None:
 
 
 def _has_cause(failure: StepFailure) -> bool:
-    return failure.error in (ITEMS_FAILED, CHILDREN_FAILED)
+    return failure.error in REPORTS
 
 
 def _one_level(failures: Collection[StepFailure], using: str) -> dict[int, StepFailure]:

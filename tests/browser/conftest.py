@@ -80,6 +80,7 @@ class Visitors:
         page.on("console", self._hear)
         page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
         page.on("request", self._follow)
+        page.on("response", self._check)
         return page
 
     def _session(self, user):
@@ -98,6 +99,10 @@ class Visitors:
         if not request.url.startswith((f"{self.server.url}/", "data:", "blob:")):
             self.problems.append(f"a request to another server: {request.url}")
 
+    def _check(self, response):
+        if response.status >= 400 and not response.url.endswith("/favicon.ico"):
+            self.problems.append(f"{response.status}: {response.url}")
+
     def leave(self):
         for context in self.contexts:
             context.close()
@@ -108,6 +113,15 @@ def visitors(browser, live_server, crew):
     """Pages; at the end none may have complained, or asked another server for anything."""
     visitors = Visitors(browser, live_server)
     yield visitors
+    visitors.leave()
+    assert not visitors.problems
+
+
+@pytest.fixture
+def console(browser, live_server, admin_user):
+    """A page of a superuser, on this process's own web server, without a worker."""
+    visitors = Visitors(browser, live_server)
+    yield visitors.page(user=admin_user)
     visitors.leave()
     assert not visitors.problems
 

@@ -83,7 +83,9 @@ def test_what_meta_redact_names_is_shown_as_stars(admin_client, sequence):
     assert "4111-secret" not in page
     assert "tok-secret" not in page, "a result is redacted as what stands in data by its step"
     step_run = started.run.steps.get(step="pay")
-    assert "tok-secret" not in page_of(admin_client, change_url(step_run))
+    page = page_of(admin_client, change_url(step_run))
+    assert "tok-secret" not in page
+    assert '<div class="readonly">-1</div>' not in page, "that it is no item"
 
 
 def test_the_values_of_a_run_without_a_class_are_hidden(admin_client, sequence):

@@ -298,7 +298,9 @@ def test_a_delivery_is_confirmed_for_it_cannot_be_taken_back(admin_client):
     address = url(run, "deliver", "approval")
     assert f'href="{address}"' in page
     assert address not in forms(page)
-    assert "This cannot be undone" in admin_client.get(address).content.decode()
+    asked = admin_client.get(address).content.decode()
+    assert "This cannot be undone" in asked
+    assert 'class="default" value="Deliver"' in asked, "no warning colour for the usual course"
     response = admin_client.post(address, YES)
     assert "Delivered “approval”." in told(admin_client, response)
     drain()

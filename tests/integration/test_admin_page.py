@@ -17,6 +17,7 @@ from django.utils.html import escape
 from sequences import Abort, Sequence, event, step, subsequence
 from sequences.admin import SequenceRunAdmin, StepRunAdmin, run_context
 from sequences.engine import dispatcher
+from sequences.exceptions import ItemsFailed
 from sequences.models import SequenceRun, StepFailure, StepRun, StoredPlan
 from sequences.testing import drain
 from sequences.transitions import plans
@@ -225,6 +226,21 @@ def test_the_newest_failed_attempt_is_open_and_comes_first(admin_client):
     assert attempts == [" open", ""]
     listed = page[page.index('<section id="failures"') :]
     assert listed.index("attempt 2") < listed.index("attempt 1")
+
+
+def test_an_attempt_that_only_reports_those_of_items_is_not_the_one_that_is_open(admin_client):
+    run = started(items=["a", "b"])
+    perform(claim(run, "charge"))
+    perform(claim(run, "pack"))
+    for row in StepRun.objects.filter(run=run.pk, item__gte=0):
+        fail(take(row.pk, row.attempts), error=CardError("no funds"))
+    with pytest.raises(ItemsFailed) as caught:
+        perform(again := claim(run, "pack"))
+    fail(again, error=caught.value)
+    page = page_of(admin_client, run)
+    opened = re.findall(r'seq-attempt"( open)?>\s*<summary><strong>([^<]+)<', page)
+    assert opened == [("", "pack"), (" open", "pack[1]")]
+    assert "CardError: no funds (item 0; 2 of 2 items failed)." in words(page)
 
 
 def test_of_many_failed_attempts_the_older_ones_are_a_link_away(admin_client, monkeypatch):
@@ -485,6 +501,25 @@ def test_an_erased_run_says_so_in_place_of_its_data(admin_client):
     page = page_of(admin_client, run)
     assert "Its data was erased by mia" in page
     assert "The data, payloads, results and error texts of this run were erased." in page
+
+
+def test_what_is_erased_offers_neither_an_edit_nor_to_be_erased_again(admin_client):
+    def offered(run):
+        page = page_of(admin_client, run)
+        return [name for name in ("edit", "erase") if url(run, "action", name) in page]
+
+    run, kept = started(key="o-1"), started(key="o-2")
+    for each in (run, kept):
+        each.cancel()
+        assert offered(each) == ["edit", "erase"]
+    fresh(run).erase()
+    fresh(kept).erase(keep_key=True)
+    assert offered(run) == []
+    assert offered(kept) == ["erase"], "its key is left"
+    fresh(run).restart_from("charge")
+    assert offered(run) == ["edit"]
+    fresh(run).cancel()
+    assert offered(run) == ["edit", "erase"], "there may be results and errors again"
 
 
 def test_a_run_of_a_newer_release_says_so_and_cannot_be_changed_here(admin_client, capsys):

@@ -1,6 +1,7 @@
 """Schedules in the admin: seen, made, edited and operated on, by those who may."""
 
 import json
+import re
 from datetime import timedelta
 
 import pytest
@@ -108,6 +109,7 @@ def test_the_page_names_the_function_that_makes_the_data(admin_client, report):
     text = text_of(admin_client.get(page_of(report.schedules.get())))
     assert "Created by the function" in text
     assert "the code of the sequence" in text
+    assert re.search(r"<span>\d{4}-\d\d-\d\d</span> <span>\d\d:\d\d:\d\d UTC</span></time>", text)
 
 
 def test_a_schedule_is_made(admin_client, report):

@@ -436,6 +436,9 @@ def test_show_tells_all_about_a_run_and_no_secret():
     assert "Traceback" not in out
     with_tracebacks = sequences("show", run.pk, "--tracebacks")
     assert "    Traceback (most recent call last):" in with_tracebacks
+    assert re.search(r"^      … \d+ library frames$", with_tracebacks, re.MULTILINE)
+    frames = re.findall(r'^ *File "([^"]+)"', with_tracebacks, re.MULTILINE)
+    assert frames == [__file__], "only the project's own"
     assert "4111" not in with_tracebacks
 
 
@@ -454,6 +457,7 @@ def test_show_as_json_has_stable_keys_and_no_secret():
     assert (ship["after"], ship["status"]) == (["charge"], "succeeded")
     assert (found["version"], found["parent"], found["children"]) == (fresh(run).version, None, [])
     assert (found["failures"], found["operations"], found["error"]) == ([], [], None)
+    assert found["family"] == []
     assert found["summary"].startswith("Succeeded ")
     (failure,) = as_json("show", failed(cls).pk)["failures"]
     assert "traceback" not in failure

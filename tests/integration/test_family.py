@@ -1,14 +1,18 @@
 """A child that was fixed does not fix its parent: both say so, and one retry mends the tree."""
 
 import html
+import json
 import re
+from io import StringIO
 
 import pytest
 from django.contrib.auth.models import Permission, User
+from django.core.management import call_command
 from django.urls import reverse
 
 from sequences import Abort, Sequence, step, subsequence
 from sequences.inspection import family, snapshot
+from sequences.inspection.diagnosis import summary
 from sequences.models import SequenceRun
 from sequences.testing import drain
 from tests.engine import fresh
@@ -119,6 +123,37 @@ def test_an_only_child_that_was_fixed_is_named_with_its_parent():
     assert family.explain_fixed(tree(order)) == (
         "The child run of “child” has succeeded since: retry this run to continue."
     )
+    sentence = summary(snapshot.of(fresh(order)))
+    assert sentence.startswith("“child” failed ")
+    assert sentence.endswith(": a child run had failed."), "neither its id, nor that it has failed"
+
+
+def test_the_list_does_not_quote_what_is_past_of_a_child_that_was_fixed(admin_client):
+    order = nested(1).start({}, key="order-1").run
+    drain()
+    chain(order)[1].skip("charge", reason="paid in cash")
+    drain()
+    listed = admin_client.get(reverse(f"{RUN}_changelist")).content.decode()
+    assert "<b>ChildrenFailed</b> a child run had failed" in listed
+    assert "did not succeed" not in listed
+
+
+def test_the_command_line_says_both_too(runs):
+    def shown(run):
+        out = StringIO()
+        call_command("sequences", "show", str(run.pk), stdout=out, no_color=True)
+        return " ".join(out.getvalue().split())
+
+    leaf, parent = runs[-1], runs[-2]
+    assert "5 runs above this one failed while waiting for it, up to order-1." in shown(leaf)
+    leaf.skip("charge", reason="paid in cash")
+    drain()
+    assert "The child run of “child” has succeeded since: retry this run" in shown(parent)
+    out = StringIO()
+    call_command("sequences", "show", str(parent.pk), "--json", stdout=out)
+    above, below = json.loads(out.getvalue())["family"]
+    assert above.startswith("4 runs above")
+    assert below.startswith("The child run of “child” has succeeded since")
 
 
 def test_a_tree_is_read_in_a_constant_number_of_queries_for_each_level(

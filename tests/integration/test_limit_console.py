@@ -1,6 +1,7 @@
 """Limits as people see and change them: the sentence, the admin, the command line, health."""
 
 import json
+import re
 from datetime import timedelta
 from io import StringIO
 
@@ -190,7 +191,9 @@ def test_the_admin_shows_limits_to_those_who_may_see_them(line, client, user):
     assert client.get(ADMIN).status_code == 403
     permit(user, "view_storedlimit")
     page = client.get(ADMIN).content.decode()
-    assert "2 at once" in page
+    # Where a row is a card, no head of a column says what its cells are.
+    assert '<td data-label="In force" class="field-numbers">2 at once</td>' in page
+    assert '<td data-label="Overridden" data-empty="" class="field-overridden">-</td>' in page
     page = client.get(f"{ADMIN}{StoredLimit.objects.get().pk}/change/").content.decode()
     assert "<th>key</th>" in page
     assert "concurrency_now" not in page
@@ -210,7 +213,10 @@ def test_the_admin_changes_a_limit_for_now(line, client, user):
     assert (override.by, override.reason) == ("ada", "slow")
     page = client.get(url).content.decode()
     assert "1 at once, 5 per 10 s" in page
-    assert "slow" in page
+    assert "reason: <bdi>slow</bdi>" in page
+    assert re.search(r"created: <bdi><time [^>]*>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC</time>", page)
+    listed = client.get(ADMIN).content.decode()
+    assert '<td data-label="Overridden" class="field-overridden">yes</td>' in listed
     assert "is not a duration" in client.post(url, {"per_now": "soon"}).content.decode()
     assert client.post(url, {"reset_now": "on"}).status_code == 302
     assert StoredLimit.objects.get().override is None

@@ -46,6 +46,18 @@ def bars_of(root):
     return found
 
 
+def test_the_legend_has_the_colours_of_the_bars():
+    def legend(*spans):
+        root = drawn(Lane("a", "a", spans=spans), until=40)
+        (found,) = (one for one in root.iter() if one.get("class") == "seq-legend")
+        return [one.get("class") for one in found.iter(f"{SVG}g") if one is not found]
+
+    assert legend(span("ran", 0, 9), span("items", 9)) == [
+        "seq-span seq-span-ran", "seq-span seq-span-items seq-still",
+    ]  # fmt: skip
+    assert legend(span("ran", 0, 9), span("ran", 9)) == ["seq-span seq-span-ran"]
+
+
 def test_bars_are_to_scale_and_never_too_short_to_be_seen():
     root = drawn(
         Lane("a", "a", spans=[span("waited", 0, 10), span("ran", 10, 30)]),

@@ -13,9 +13,10 @@ from django.db.models import Model
 from django.utils import timezone
 
 from ... import conf
-from ...inspection import records, snapshot, struggling
+from ...inspection import family, records, snapshot, struggling
 from ...inspection.diagnosis import error_of, summary
 from ...inspection.snapshot import RunSnapshot, StepSnapshot
+from ...inspection.tracebacks import blocks_of
 from ...models import NO_ITEM, Operation, SequenceRun, StepFailure, StepRun
 from ...utils.durations import format_duration
 from ...utils.terminal import plain
@@ -84,6 +85,7 @@ class RunDetails:
         return {
             **brief(self.run_snapshot),
             "summary": self.summary,
+            "family": self._family,
             "version": self.run.version,
             "deadline": self.deadline,
             "struggling": list(self._struggling),
@@ -112,6 +114,14 @@ class RunDetails:
     @cached_property
     def _struggling(self) -> tuple[str, ...]:
         return struggling.steps_of([self.run]).get(self.run.pk, ())
+
+    @cached_property
+    def _family(self) -> list[str]:
+        """Which runs above failed waiting for it, and whether those below have been fixed since."""
+        runs = SequenceRun.objects.using(self.using).defer(*snapshot.HEAVY)
+        above = family.explain_held_up(self.run, family.held_up(self.run, runs))
+        below = family.explain_fixed(family.tree_of(self.run_snapshot, runs))
+        return list(filter(None, (above, below)))
 
     @cached_property
     def _parent(self) -> str | None:
@@ -200,9 +210,9 @@ class RunDetails:
             "done": f"{run_snapshot.done} of {run_snapshot.total} steps",
             "parent": self._parent,
             "version": run.version,
-            "": self.summary,
         }
-        return ((name, value) for name, value in heads.items() if value is not None)
+        yield from ((name, value) for name, value in heads.items() if value is not None)
+        yield from (("", sentence) for sentence in [self.summary, *self._family])
 
     @property
     def _subject(self) -> str | None:
@@ -240,7 +250,16 @@ class RunDetails:
             attempt = f"{failure.step}{item} #{failure.attempt}"
             yield f"{moment(failure.failed_at)}  {attempt}  {error_of(failure)}"
             if self.tracebacks and index >= len(failures) - MAX_TRACEBACKS:
-                yield from (f"    {line}" for line in failure.traceback.splitlines())
+                yield from (f"    {line}" for line in _folded(failure.traceback))
+
+
+def _folded(traceback: str) -> Iterator[str]:
+    """Its lines, the project's own frames first. Those of libraries are counted."""
+    for block in blocks_of(traceback):
+        if block.folded:
+            yield f"  … {block.folded} library frame{'s' if block.folded > 1 else ''}"
+        else:
+            yield from block.text.splitlines()
 
 
 def _operation(operation: Operation) -> dict[str, Any]:

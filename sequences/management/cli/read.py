@@ -94,7 +94,9 @@ class Show(Subcommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         add_run(parser)
         parser.add_argument(
-            "--tracebacks", action="store_true", help="include the tracebacks of failed attempts"
+            "--tracebacks",
+            action="store_true",
+            help="include the tracebacks of failed attempts; in text, library frames are folded",
         )
         parser.add_argument("--json", action="store_true", help="a JSON object")
 
