@@ -198,8 +198,8 @@ def _override(row: LimitOverride) -> SafeString:
         (gettext("ended by"), row.ended_by),
     )
     numbers = inspection.numbers_text(row.concurrency, row.rate, row.per)
-    known = ((label, value) for label, value in facts if value)
-    text = format_html_join("", " · {}: <bdi>{}</bdi>", known)
+    pairs = (fact for fact in facts if fact[1])
+    text = format_html_join("", " · {}: <bdi>{}</bdi>", pairs)
     return format_html("<strong>{}</strong>{}", numbers, text)
 
 

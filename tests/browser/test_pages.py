@@ -36,8 +36,8 @@ def too_wide(page):
             ?.closest(".results");
         if (list && list.scrollWidth > list.clientWidth + 1)
             return [`the list: ${list.scrollWidth} in ${list.clientWidth}`];
-        if (document.documentElement.scrollWidth <= width && document.body.scrollWidth <= width)
-            return [];
+        const body = document.body ? document.body.scrollWidth : 0;
+        if (document.documentElement.scrollWidth <= width && body <= width) return [];
         const out = Array.from(document.querySelectorAll("body *")).filter((one) => {
             const box = one.getBoundingClientRect();
             return box.width && box.right > width + 1 && !one.closest(".seq-scroll, pre, .results");
@@ -76,6 +76,8 @@ def test_axe_has_nothing_to_say_on_any_page(console, width, scheme):
     console.set_viewport_size({"width": width, "height": 900})
     violations = {}
     for name in scenes.walk(console):
+        if name == "value":  # plain text, and no page of HTML
+            continue
         response = Axe().run(console, context=CONTENT, options=AXE).response
         for rule in response["violations"]:
             where = [node["target"][0] for node in rule["nodes"][:3]]
@@ -149,7 +151,7 @@ def start_from_the_index(page, key):
     page.add_init_script(COUNTER)
     page.goto(reverse("admin:index"))
     page.get_by_role("link", name="Runs", exact=True).click()
-    page.locator("#result_list a", has_text=key).click()
+    page.locator("#result_list bdi", has_text=re.compile(f"^{re.escape(key)}$")).click()
     return page.locator("#head")
 
 
@@ -215,7 +217,7 @@ def test_what_is_written_from_right_to_left_does_not_turn_the_page_around(consol
 def test_times_have_seconds_and_their_zone_where_people_compare_them_with_logs(console):
     runs = scenes.play()
     paths = scenes.pages(runs)
-    for name in ("failed_five_levels_down", "failed attempts", "step runs", "step run", "on_hold"):
+    for name in ("run failed", "failed attempts", "step runs", "step run", "run on hold"):
         console.goto(paths[name])
         texts = console.locator("#content time").all_inner_texts()
         assert any(re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", text) for text in texts)

@@ -1,6 +1,7 @@
 """What the buttons of a state promise is what the run's methods accept; no more, and no less."""
 
 import random
+from copy import copy
 from datetime import timedelta
 
 import pytest
@@ -33,12 +34,12 @@ class Undo(Exception):
 
 
 def accepts(run, action, name):
-    """Whether the run's own method does it; nothing of it stays."""
+    """Whether the run's own method does it; nothing of it stays. ``run`` is as it is stored."""
     of_run = {"edit": [run.data], "set_deadline": [None]}
     arguments = [name] if name else of_run.get(action.name, [])
     try:
         with transaction.atomic():
-            result = getattr(fresh(run), action.name)(*arguments)
+            result = getattr(copy(run), action.name)(*arguments)
             raise Undo
     except InvalidTransition:
         return False
@@ -48,6 +49,7 @@ def accepts(run, action, name):
 
 def disagreements(run):
     """What is promised and refused, or accepted and not promised."""
+    run = fresh(run)
     run_snapshot = snapshot.of(fresh(run))
     promised = names_of(run_snapshot)
     wrong = []

@@ -40,8 +40,9 @@ SKIPPED = {"script", "style", "code", "pre", "textarea"}
 #: What has a form of its own: the message of an error, as the row of its attempt has it; a sequence
 #: with its label; the key of a run that a schedule has started; a long name, cut or not.
 STORED = re.compile(
-    r"""\d\ of\ \d\ child\ runs\ of\ step\ .* | [\w ]+\ \(\w+\.\w+\) | schedule:\w*:now:[0-9a-f]+
-    | (?:a_step_whose_name_\w+)+ | a\ step\ whose\ name[\w ]*…? | vm:\d+:MainThread~[0-9a-f]+
+    r"""\d+\ of\ \d+\ (?:child\ runs|items)\ of\ step\ .* | [\w ]+\ \(\w+\.\w+\)
+    | schedule:\w*:now:[0-9a-f]+ | (?:a_step_whose_name_\w+)+ | a\ step\ whose\ name[\w ]*…?
+    | vm:\d+:MainThread~[0-9a-f]+
     | [0-9a-f]{8}(?:-[0-9a-f]{4}){0,3}(?:-[0-9a-f]{12})?…?""",
     re.VERBOSE,
 )
@@ -49,8 +50,12 @@ STORED = re.compile(
 DATA = re.compile(
     r"""\b(?:
     admin|ada|mia|shop|Approved|Leaf|Level[ ]?\d|Long|Report|Gone|Billing|reserve|release|approval
-    |ship|child|charge|write|last|order-\d|held|erased|undoing|family|mails|k{20,}…?|bank|worker|broken
+    |ship|child|charge|write|last|order-\d+|held|erased|undoing|family|mails|k{20,}…?|bank|worker|broken
     |Abort|ChildrenFailed|ValueError|sequences\.exceptions|card[ ]expired|carrier[ ]strike|boom
+    |Loan|Packing|pack|invoice|check|decide|withdrawal|manager|list[ _]things|loan-\d|Approve|Refuse
+    |ItemsFailed|thing[ ]\d+:[ ]out[ ]of[ ]stock|MonthlyReport|monthly[ ]report[ ]for[ ]accounting
+    |paid[ ]in[ ]cash|the[ ]customer[ ]has[ ]changed[ ]her[ ]mind|the[ ]bank[ ]has[ ]asked[ ]us[ ]to
+    |too[ ]many[ ]mails|hourly
     |default|nightly|Europe/Berlin|UTC|Django|JSON|ID|manage\.py|run\.edit\(\)|None|True|False
     )\b""",
     re.VERBOSE | re.IGNORECASE,
@@ -160,6 +165,12 @@ def runs():
 
 
 @pytest.fixture
+def scene():
+    with isolate_sequences():
+        yield scenes.play_one
+
+
+@pytest.fixture
 def schedules(runs):
     class Report(Sequence):
         class Meta:
@@ -214,8 +225,8 @@ def test_what_is_done_to_many_has_no_english_word(admin_client, runs, pseudo):
         assert "messagelist" in done, action
 
 
-def test_a_refusal_has_no_english_word(admin_client, runs, pseudo):
-    run = runs["waiting_for_an_event"]
+def test_a_refusal_has_no_english_word(admin_client, scene, pseudo):
+    run = scene("waiting_for_an_event")
     url = reverse("admin:job_sequences_sequencerun_action", args=[run.pk, "erase"])
     for path, form in [
         (url, {"confirm": "yes"}),
@@ -237,18 +248,20 @@ def test_a_visitor_reads_no_english_word(runs, pseudo):
         assert english(page.render(Context({"run": run}))) == []
 
 
-def test_the_progress_keeps_the_language_of_its_page(client, runs):
+def test_the_progress_keeps_the_language_of_its_page(client, scene):
+    run = scene("on_hold")
     page = Template("{% load sequences %}{% sequence_progress run %}")
     for language, text in [("de", "Angehalten."), ("fr", "En pause."), ("en", "Paused.")]:
         with translation.override(language):
-            html = page.render(Context({"run": runs["on_hold"]}))
+            html = page.render(Context({"run": run}))
         address = re.search(r'data-seq-progress="([^"]+)"', html)[1]
         answer = client.get(address, headers={"Accept-Language": "es"})
         assert text in html
         assert text in answer.content.decode()
 
 
-def test_health_without_a_worker_has_no_english_word(runs, pseudo):
+def test_health_without_a_worker_has_no_english_word(scene, pseudo):
+    scene("running_with_failed_items")
     assert english("\n".join(map(str, health.read().signs)).replace("`", "")) == []
 
 
