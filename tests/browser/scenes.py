@@ -369,6 +369,7 @@ def confirmations(runs):
         "deliver": (waiting, "approval"), "skip": (waiting, "approval"), "pause": (waiting, ""),
         "cancel": (waiting, ""), "edit": (waiting, ""), "erase": (runs["cancelled"], ""),
         "resume": (runs["on_hold"], ""), "run_now": (runs["scheduled"], "reserve"),
+        "set_deadline": (waiting, ""),
     }  # fmt: skip
     pages = {
         f"confirm {action}": reverse(f"{RUN}_action", args=[run.pk, action])
