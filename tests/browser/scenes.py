@@ -319,16 +319,20 @@ def by_hand(page, runs):
     page.goto(reverse(f"{RUN}_action", args=[runs["waiting_for_an_event"].pk, "edit"]))
     page.fill("textarea[name=text]", '{"city": "Napoli"}')
     page.get_by_role("button", name="Review changes").click()
+    page.get_by_role("button", name="Back to editing").wait_for()
     yield "edit reviewed"
     for action in ("retry", "restart_from"):
         page.goto(f"{reverse(f'{RUN}_changelist')}?status=failed")
         page.locator("#action-toggle").check()
         page.select_option("select[name=action]", f"{action}_runs")
         page.get_by_role("button", name="Go", exact=True).click()
+        page.locator("input[name=select_across]").wait_for(state="attached")
+        page.locator("a.closelink").wait_for()
         yield f"{action} of many"
     page.goto(reverse("admin:job_sequences_schedule_add"))
     page.fill("input[name=name]", "nightly")
     page.get_by_role("button", name="Add", exact=True).click()
+    page.locator(".errornote").wait_for()
     yield "schedule add refused"
 
 
