@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from django.urls import reverse
 
 from . import scenes
 
@@ -16,10 +17,11 @@ DESKTOP, PHONE = 1440, 390
 TALLEST = 4_000
 
 
-def visitors(runs):
-    """The pages that people without an account have."""
-    run = runs["waiting_with_any_of"]
+def others(runs):
+    """The pages outside of the console that show runs: of an object, and of visitors."""
+    run, about = runs["waiting_with_any_of"], runs["waiting_for_an_event"].subject
     return {
+        "object with a run": reverse("admin:orders_order_change", args=[about.pk]),
         "visitor answers": run.deliver_url("approval", {"ok": True}, by="ada@example.com"),
         "visitor after that": runs["succeeded"].deliver_url("approval"),
     }
@@ -48,8 +50,8 @@ def test_every_page_and_state_is_in_the_pictures(console):
         take_all(console, into, name)
 
 
-def test_the_pages_of_visitors_are_in_the_pictures(console):
+def test_the_pages_outside_of_the_console_are_in_the_pictures(console):
     into = Path(os.environ["PICTURES"])
-    for name, path in visitors(scenes.play()).items():
+    for name, path in others(scenes.play()).items():
         console.goto(path)
         take_all(console, into, name)

@@ -340,7 +340,7 @@ def pages(runs):
     """Every page of the console that has an address, by what it shows."""
     return {
         "index": reverse("admin:app_list", args=["job_sequences"]),
-        **lists(),
+        **lists(runs["waiting_for_an_event"].subject_key),
         **confirmations(runs),
         **rows(runs),
         **{f"run {name.replace('_', ' ')}": page_of(run) for name, run in runs.items()},
@@ -351,11 +351,12 @@ def page_of(run):
     return reverse(f"{RUN}_change", args=[run.pk])
 
 
-def lists():
+def lists(about):
     changelist = reverse(f"{RUN}_changelist")
     return {
         "runs": changelist,
         "runs failed": f"{changelist}?status=failed",
+        "runs about an object": f"{changelist}?subject={about}",
         "search for nothing": f"{changelist}?q=nothing",
         "search in texts": f"{changelist}?q=order&text=1",
         "schedules": reverse("admin:job_sequences_schedule_changelist"),

@@ -151,7 +151,7 @@ def start_from_the_index(page, key):
     page.add_init_script(COUNTER)
     page.goto(reverse("admin:index"))
     page.get_by_role("link", name="Runs", exact=True).click()
-    page.locator("#result_list bdi", has_text=re.compile(f"^{re.escape(key)}$")).click()
+    page.locator("#result_list bdi.seq-key", has_text=re.compile(f"^{re.escape(key)}$")).click()
     return page.locator("#head")
 
 
