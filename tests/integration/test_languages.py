@@ -55,7 +55,7 @@ DATA = re.compile(
     |Loan|Packing|pack|invoice|check|decide|withdrawal|manager|list[ _]things|loan-\d|Approve|Refuse
     |ItemsFailed|thing[ ]\d+:[ ]out[ ]of[ ]stock|MonthlyReport|monthly[ ]report[ ]for[ ]accounting
     |paid[ ]in[ ]cash|the[ ]customer[ ]has[ ]changed[ ]her[ ]mind|the[ ]bank[ ]has[ ]asked[ ]us[ ]to
-    |too[ ]many[ ]mails|hourly
+    |too[ ]many[ ]mails|hourly|s[ ]order|orders?
     |default|nightly|Europe/Berlin|UTC|Django|JSON|ID|manage\.py|run\.edit\(\)|None|True|False
     )\b""",
     re.VERBOSE | re.IGNORECASE,
