@@ -21,8 +21,8 @@ _LOCKED = {1205, 3572}
 _TRANSIENT = {1213, 1020, *_LOCKED}
 # Undefined table, undefined column.
 _UNDEFINED = {1146, 1054}
-# An incorrect string, an illegal mix of collations, an invalid string, an impossible conversion.
-_CHARACTERS = {1366, 1267, 1300, 3988}
+# An incorrect string, an illegal mix of collations, an invalid string, two impossible conversions.
+_CHARACTERS = {1366, 1267, 1300, 3854, 3988}
 # Closed before a statement, or while one was executed.
 _LOST = {0, 1053, 1927, 2006, 2013, 2055, 4031}
 # This user may not see the transactions of others.
