@@ -27,6 +27,7 @@ from ..models import (
     Wait,
 )
 from . import clock, plans, starts
+from .backends import backend_of
 from .locking import lock_free, lock_run, transact
 from .starts import Labels
 from .types import Claim, Dispatch, Start, dispatch_of, wait_for
@@ -86,8 +87,7 @@ def look(step_run_id: int, using: str) -> list[Dispatch]:
 def _look(step_run_id: int, using: str) -> list[Dispatch]:
     now = clock.now(using)
     rows = _waiting(using).filter(pk=step_run_id, wake_at__isnull=False)
-    # Only a row that is to be written is locked: a look for nothing keeps no other from it.
-    ended = lock_free(rows.filter(~Exists(unfinished(OuterRef("pk"), using))), using)
+    ended = _lock_ended(rows, using)
     if not ended:
         return []
     rows.filter(pk__in=ended).update(
@@ -95,6 +95,14 @@ def _look(step_run_id: int, using: str) -> list[Dispatch]:
     )
     row = StepRun._base_manager.using(using).select_related("run").get(pk=step_run_id)
     return [dispatch_of(row, plans.load(row.run.plan_id, using))]
+
+
+def _lock_ended(rows: QuerySet[StepRun], using: str) -> list[int]:
+    """Only a row that is to be written is locked: a look for nothing keeps no other from it."""
+    ended = rows.filter(~Exists(unfinished(OuterRef("pk"), using)))
+    if backend_of(using).locks_examined_rows and not ended.exists():
+        return []
+    return lock_free(ended, using)
 
 
 def waiting(run: SequenceRun, using: str) -> QuerySet[StepRun]:

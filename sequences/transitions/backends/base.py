@@ -107,6 +107,8 @@ class Backend:
     can_be_broker: ClassVar[bool] = False
     #: Whether a connection goes to a server, which takes time.
     has_server: ClassVar[bool] = True
+    #: Whether a statement that locks rows also locks, for a moment, those that it decides to leave.
+    locks_examined_rows: ClassVar[bool] = False
     #: How it comes to store every character.
     character_set_hint: ClassVar[str] = ""
 

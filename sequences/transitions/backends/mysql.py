@@ -54,6 +54,7 @@ class MySQL(Backend):
     vendor = "mysql"
     clock = "UTC_TIMESTAMP(6)"
     orders_ids = False  # MariaDB begins with other bytes
+    locks_examined_rows = True
     character_set_hint = (
         "ALTER DATABASE … CHARACTER SET utf8mb4 before the first migrate; MODIFY the columns "
         "that exist (CONVERT TO would change their collations); leave 'charset' out of OPTIONS."
