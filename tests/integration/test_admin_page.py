@@ -289,7 +289,7 @@ def test_three_hundred_failed_items_are_three_groups(admin_client):
     failed_items(run)
     page = page_of(admin_client, run)
     assert len(re.findall(r'<details id="attempt-\d+" class="seq-attempt"', page)) == 3
-    assert page.count("<strong>100 alike</strong>") == 3
+    assert page.count("<strong>100 similar</strong>") == 3
     address = re.search(r'href="([^"]+\?like=\d+)"', page)[1]
     alike = admin_client.get(address).content.decode()
     assert "T299." in alike
