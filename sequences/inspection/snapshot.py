@@ -698,7 +698,9 @@ def _secrets_of(
     guarded = [run for run in runs_by_id.values() if patterns_of(run.sequence)]
     data = _data_of(guarded, using)
     secrets: dict[UUID, frozenset[str]] = defaultdict(frozenset)
-    secrets |= {run.pk: secrets_of(data[run.pk], patterns_of(run.sequence)) for run in guarded}
+    for run in guarded:
+        if run.pk in data:  # a run removed just now has only its texts left, hidden when stored
+            secrets[run.pk] = secrets_of(data[run.pk], patterns_of(run.sequence))
     return secrets
 
 

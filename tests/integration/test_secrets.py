@@ -13,6 +13,8 @@ from django.urls import reverse
 from sequences import Abort, Sequence, event, step
 from sequences.engine import dispatcher
 from sequences.models import Operation, SequenceRun, StepFailure, StepRun
+from sequences.testing import run_sequence
+from sequences.transitions import causes
 from tests.engine import change, claim, fail, fresh, perform, row, take
 
 pytestmark = pytest.mark.django_db
@@ -235,3 +237,24 @@ def test_of_a_class_that_is_gone_deliveries_and_payloads_are_hidden(admin_client
     assert SECRET not in page_of(admin_client, url(run))
     assert SECRET not in page_of(admin_client, url(run, "value", "inbox"))
     assert SECRET not in page_of_row(admin_client, item)
+
+
+def test_the_list_shows_runs_that_are_removed_while_it_is_read(admin_client, monkeypatch):
+    class Cards(Sequence):
+        class Meta:
+            app_label = "shop"
+            redact = ("token",)
+
+        @step(each="cards", max_retries=0)
+        def pack(self, item):
+            raise ValueError("declined")
+
+    run_sequence(Cards, cards=["one"], token=SECRET)
+
+    def deepest(failures, using, _deepest=causes.deepest):
+        found = _deepest(failures, using)
+        SequenceRun.objects.all().delete()
+        return found
+
+    monkeypatch.setattr(causes, "deepest", deepest)
+    assert admin_client.get(LIST).status_code == 200
