@@ -60,7 +60,7 @@ def test_a_sequence_runs_on_prepared_statements(order):
     assert done.data == {"name": "Joel", "paid": ["é", 1.5, None], "price": 7}
     assert done.run.failures.count() == 1
     for purpose in ("claim", "advance", "succeed"):
-        assert any(f"FROM job_sequences_{purpose}_" in statement for statement in prepared())
+        assert any(f"SELECT job_sequences_{purpose}_" in statement for statement in prepared())
 
 
 def test_without_the_wish_nothing_is_prepared(order):

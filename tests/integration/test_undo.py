@@ -847,7 +847,7 @@ def test_finish_in_an_undo_ends_nothing():
     assert sequence.run.status == "failed"
     assert ledger(sequence.run)["refund"] == "failed"
     message = StepFailure.objects.get(run=sequence.run, step="refund").message
-    assert message.startswith("Step 'refund' returned finish(), but it is decided already")
+    assert message.startswith("Step 'refund' returned finish(), but how its run ends has ")
 
 
 @pytest.mark.parametrize("fails", [[], ["search"]])
