@@ -97,10 +97,13 @@ class SequencesMiddleware(DeliveryMiddleware):
         """Nothing was claimed, or the claim was lost: the row has its own time and age."""
         self._ended(message)
 
-    def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
-        """Start the heartbeat, the sweep and the timers."""
+    def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
+        """Threads take messages before the worker has booted: whoever counts them is there."""
         current.stopping.clear()
         self._monitor = QueueMonitor(worker)
+
+    def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
+        """Start the heartbeat, the sweep and the timers."""
         registration = WorkerRegistration(
             worker.worker_threads, self._monitor.queues, dead_threads=lambda: _dead_threads(worker)
         )

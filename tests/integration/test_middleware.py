@@ -522,6 +522,7 @@ class FakeWorker:
 def test_a_worker_has_a_heart_and_if_it_is_wanted_a_sweep(interval):
     subject, broker = SequencesMiddleware(), dramatiq.get_broker()
     with override_settings(SEQUENCES={"SWEEP_INTERVAL": interval}):
+        subject.before_worker_boot(broker, FakeWorker())
         subject.after_worker_boot(broker, FakeWorker())
         try:
             assert subject._heart.is_alive()
@@ -537,6 +538,23 @@ def test_a_worker_has_a_heart_and_if_it_is_wanted_a_sweep(interval):
             current.stopping.clear()
     subject._heart.join(60)
     assert not subject._heart.is_alive()
+
+
+def test_a_message_that_a_worker_takes_while_it_boots_is_counted_once():
+    subject, broker = SequencesMiddleware(), dramatiq.get_broker()
+    start(broken())
+    message = dramatiq.MessageProxy(messages()[0])
+    subject.before_worker_boot(broker, FakeWorker())
+    subject.before_process_message(broker, message)
+    with override_settings(SEQUENCES={"SWEEP_INTERVAL": None}):
+        subject.after_worker_boot(broker, FakeWorker())
+    try:
+        subject.after_process_message(broker, message)
+        assert set(subject._monitor._in_hand.values()) == {0}
+    finally:
+        subject.before_worker_shutdown(broker, FakeWorker())
+        subject.after_worker_shutdown(broker, FakeWorker())
+        current.stopping.clear()
 
 
 def test_a_claim_of_a_retry_counts_on_from_the_row():
