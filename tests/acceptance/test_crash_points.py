@@ -159,7 +159,7 @@ def test_a_worker_may_die_at_every_boundary(sequence):
 
 
 def test_a_worker_may_die_at_every_boundary_of_a_step_that_is_awaited():
-    report = die_everywhere("acceptance.AsyncBooking", "--every=3")
+    report = die_everywhere("acceptance.AsyncBooking", "--every=5")
     assert {"reserve", "confirm"} <= {step for step, _, _ in deaths_of(report)}
     assert_nothing_is_lost_or_doubled(report)
 
@@ -175,7 +175,7 @@ def test_a_worker_may_die_at_every_boundary_of_every_path():
 @pytest.mark.parametrize("sequence", HANDOFFS)
 def test_a_worker_may_die_at_every_boundary_of_the_portable_way(sequence):
     # The direct handoff shares most of its statements with the other.
-    every = "--every=1" if sequence == "acceptance.Booking" else "--every=3"
+    every = "--every=1" if sequence == "acceptance.Booking" else "--every=5"
     assert_nothing_is_lost_or_doubled(die_everywhere(sequence, every, SEQUENCES_PORTABLE="1"))
 
 
@@ -209,7 +209,7 @@ def test_a_worker_may_die_while_a_parent_undoes_its_children(sequence):
     status, undone = OUTINGS[sequence]
     done = ["pack", "reserve 1", "reserve 2"]
     whole = (status, done, undone, ["cancelled"] * 2)
-    report = die_everywhere(sequence, "--every=31")
+    report = die_everywhere(sequence, "--every=53")
     assert_nothing_is_lost_or_doubled(report, whole, what_is_left_of_an_outing)
 
 
@@ -246,12 +246,12 @@ def what_is_left(run):
 @pytest.mark.only_on("postgresql")
 @pytest.mark.parametrize(("sequence", "whole"), [("acceptance.Detour", DETOUR), ("kept", KEPT_RUN)])
 def test_a_worker_may_die_in_a_repetition_a_detour_or_a_kept_definition(sequence, whole):
-    report = die_everywhere(sequence, "--every=7")
+    report = die_everywhere(sequence, "--every=11")
     assert_nothing_is_lost_or_doubled(report, whole, what_is_left)
 
 
 def test_the_workers_that_go_on_may_die_too_in_the_sweep_or_anywhere():
-    report = die_everywhere("acceptance.Booking", "--every=4", "--deaths=6")
+    report = die_everywhere("acceptance.Booking", "--every=7", "--deaths=6")
     assert report["deaths"] >= 4
     assert_nothing_is_lost_or_doubled(report)
 
@@ -274,7 +274,7 @@ def server(kind, redis_url):
 @pytest.mark.parametrize("sequence", HANDOFFS)
 def test_a_worker_may_die_around_every_publish_and_acknowledge(sequence, kind, redis_url):
     with server(kind, redis_url) as environment:
-        report = die_everywhere(sequence, "--every=25", **environment)
+        report = die_everywhere(sequence, "--every=40", **environment)
     died_at = names_of(deaths_of(report))
     assert {"before acknowledge of default", "after publish to default"} <= died_at
     assert_nothing_is_lost_or_doubled(report)
@@ -303,7 +303,7 @@ def what_is_left_of_a_registration(run):
 @pytest.mark.parametrize("kind", ["redis", "postgres"])
 def test_a_worker_may_die_before_in_and_after_the_commit_of_what_it_sends(kind, redis_url):
     with server(kind, redis_url) as environment:
-        report = die_everywhere("acceptance.Registration", "--every=2", **environment)
+        report = die_everywhere("acceptance.Registration", "--every=4", **environment)
     assert_nothing_is_lost_or_doubled(report, REGISTRATION, what_is_left_of_a_registration)
     assert not OutboxMessage.objects.exists()
     died_at = [name for name in names_of(deaths_of(report)) if "outbox" in name]
