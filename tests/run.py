@@ -64,10 +64,6 @@ SHOWN = ("actions", "admin*", "command", "diagnosis", "docs", "drawing*", "pages
 SHOWN += ("event_forms", "family", "languages", "limit_console", "on_hold", "phases", "reference")
 SHOWN += ("run_diagrams", "secrets", "snapshot", "status")
 ENGINE = Part((*DATABASE.arguments, *ignored(*(f"*/test_{name}.py" for name in SHOWN))))
-#: What is between the engine and its users, and asks any database the same.
-OUTSIDE = ("compose", "durations", "exceptions", "flow_sources", "flows", "jobs", "logs", "rules")
-OUTSIDE += ("signals", "telemetry", "testing", "typed", "typed_data", "user_cases")
-INSIDE = Part((*ENGINE.arguments, *ignored(*(f"*/test_{name}.py" for name in OUTSIDE))))
 #: What asks hardly anything of PostgreSQL that SQLite does not answer alike.
 ALIKE = ("characters", "compose", "durations", "events", "exceptions", "fan_out", "flows", "health")
 ALIKE += ("jobs", "kinds", "logs", "operations", "outages", "properties", "pruning", "rules")
@@ -78,6 +74,11 @@ ALIKE += ("operations_*", "retries", "run_limits", "schedules", "step_data", "st
 ALIKE += ("step_retries", "step_timing", "step_transactions", "waits")
 #: Locks, races, connections and statements.
 SQL = Part((*ENGINE.arguments, *ignored(*(f"*/test_{name}.py" for name in ALIKE))))
+#: What people do, limits, schedules and deadlines lock rows, too, each database in its own way.
+LOCKING = {"deadlines", "limits", "limit_properties", "operations_*", "run_limits", "schedules"}
+LOCKS = Part(
+    (*ENGINE.arguments, *ignored(*(f"*/test_{name}.py" for name in ALIKE if name not in LOCKING)))
+)
 #: One language after the other on every page says the same on each database.
 ENGLISH = Part((*QUICK.arguments, *ignored("*/test_languages.py")))
 #: Without what opens many pages, which takes most of the time.
@@ -86,7 +87,7 @@ BRIEF = Part(
 )
 #: With the seconds that each takes on two cores that do nothing else, beside another part or alone.
 CHOICES = {
-    "mysql": {INSIDE: 360},
+    "mysql": {LOCKS: 300},
     "postgresql": {ENGLISH: 750, REST: 1_000},
     "sqlite": {QUICK: 330, REST: 120},
     # Every statement of other databases is tested on MariaDB and SQLite, too.
