@@ -9,8 +9,9 @@ them run those that do, one at a time, since they mostly wait. After a failure n
 `--quick` is what a change needs while it is made: no workers, SQLite, and locks, races and
 statements on PostgreSQL.
 
-One part, the quick one on PostgreSQL, measures which lines and branches of the package the tests
-reach. The whole suite fails where that is less than `fail_under` in pyproject.toml.
+Two parts, the quick ones on PostgreSQL and on SQLite, measure which lines and branches of the
+package the tests reach. The whole suite fails where that is less than `fail_under` in
+pyproject.toml.
 """
 
 import argparse
@@ -79,8 +80,11 @@ LOCKING = {"deadlines", "limits", "limit_properties", "operations_*", "run_limit
 LOCKS = Part(
     (*ENGINE.arguments, *ignored(*(f"*/test_{name}.py" for name in ALIKE if name not in LOCKING)))
 )
-#: One language after the other on every page says the same on each database.
-ENGLISH = Part((*QUICK.arguments, *ignored("*/test_languages.py")))
+#: Pages that take long, and say the same of the same rows. How they find these is asked of both.
+PAGES = ("actions", "admin", "admin_actions", "admin_page", "command", "diagnosis", "docs")
+PAGES += ("drawing*", "event_forms", "languages", "limit_console", "on_hold", "pages", "phases")
+PAGES += ("quickstart", "reference", "run_diagrams")
+ROWS = Part((*DATABASE.arguments, *ignored(*(f"*/test_{name}.py" for name in PAGES))))
 #: Without what opens many pages, which takes most of the time.
 BRIEF = Part(
     (*QUICK.arguments, *ignored("*/test_languages.py", "*/test_admin*", "*/test_actions.py"))
@@ -88,7 +92,7 @@ BRIEF = Part(
 #: With the seconds that each takes on two cores that do nothing else, beside another part or alone.
 CHOICES = {
     "mysql": {LOCKS: 300},
-    "postgresql": {ENGLISH: 750, REST: 1_000},
+    "postgresql": {ROWS: 720, REST: 1_000},
     "sqlite": {QUICK: 330, REST: 120},
     # Every statement of other databases is tested on MariaDB and SQLite, too.
     "portable": {SQL: 90},
@@ -96,8 +100,8 @@ CHOICES = {
 #: What a change needs while it is made; with `--only`, all that this database has without workers.
 QUICK_CHOICES = {"postgresql": {SQL: 90}, "sqlite": {BRIEF: 240}}
 ALSO = {QUICK: 330, SQL: 60}
-#: The part that measures: the fast statements and nearly all else are in it.
-MEASURED = ("postgresql", ENGLISH)
+#: The parts that measure: the fast statements are in one of them, the pages in the other.
+MEASURED = {("postgresql", ROWS), ("sqlite", QUICK)}
 AT_A_TIME = 2
 
 
@@ -112,7 +116,7 @@ class Leg:
 
     @property
     def is_measured(self) -> bool:
-        return (self.vendor, self.part) == MEASURED
+        return (self.vendor, self.part) in MEASURED
 
     def __str__(self) -> str:
         part = ", with workers" if self.part.starts_workers else ""
@@ -198,6 +202,7 @@ def run_all(legs: list[Leg], arguments: list[str], *, amqp: bool) -> int:
         }
         with interrupts_passed_on() as processes:
             suite = Suite(environment, database_urls, Path(directory), arguments, processes)
+            coverage("erase")
             return suite.run(lanes) or suite.check_coverage(legs)
 
 
@@ -274,7 +279,7 @@ class Suite:
         }
         modules = ["-m", "pytest"]
         if leg.is_measured and not self.arguments:
-            modules = ["-m", "coverage", "run", *modules]
+            modules = ["-m", "coverage", "run", "--parallel-mode", *modules]
         command = [leg.python, *modules, *leg.part.arguments, *more, *self.arguments]
         with dropped_afterwards(url, name):
             process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
@@ -287,11 +292,15 @@ class Suite:
 
     def check_coverage(self, legs: list[Leg]) -> int:
         """Only of a whole part: a few tests reach little."""
-        if self.arguments or not any(leg.is_measured for leg in legs):
+        if self.arguments or sum(leg.is_measured for leg in legs) < len(MEASURED):
             return 0
         print("\nBranch coverage (`.venv/bin/coverage html` shows which lines):", flush=True)
-        report = [sys.executable, "-m", "coverage", "report", "--format=total"]
-        return subprocess.run(report).returncode
+        coverage("combine", "--quiet")
+        return coverage("report", "--format=total")
+
+
+def coverage(*arguments: str) -> int:
+    return subprocess.run([sys.executable, "-m", "coverage", *arguments]).returncode
 
 
 @cache
