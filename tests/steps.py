@@ -28,12 +28,12 @@ def forget(cls):
     registry._by_label.pop(cls._definition.label)
 
 
-def chain():
+def chain(handoff="broker"):
     """Two steps, each of which writes its name into `data`."""
+    options = {"app_label": "shop", "handoff": handoff}
 
     class Chain(Sequence):
-        class Meta:
-            app_label = "shop"
+        Meta = type("Meta", (), options)
 
         @step
         def one(self):

@@ -28,7 +28,7 @@ STEP_OPTION, FORMAT = "sequences", 1
 class _Breaker:
     """Stops trying for a while after a failure: a publish to an absent broker can block long."""
 
-    FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 1.0, 30.0  # seconds
+    FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 1.0, 30.0
 
     def __init__(self) -> None:
         self._open_until = 0.0

@@ -1,7 +1,7 @@
 """The hooks of Dramatiq's middleware around a step that follows directly, without the queue.
 
-A broker calls two hooks of each middleware for each message, and most of them do nothing. Here
-only those are called that a middleware has of its own; what that is is found out once.
+A broker calls two hooks of each middleware for each message, and most of them do nothing. Only
+the hooks that a middleware defines itself are called here; they are looked up once.
 """
 
 from __future__ import annotations

@@ -329,10 +329,10 @@ class Parser:
             options["attempted"] = spec["attempted"]
         # Of a subsequence the step is undone, and not each of its children.
         roots = ("item", "index", "result") if of.traits.has_items else ()
-        declaration = self._aside(spec, Undo, options, roots=roots)
+        declaration = self._off_path(spec, Undo, options, roots=roots)
         return own, declaration
 
-    def _aside(
+    def _off_path(
         self,
         spec: Any,
         kind: Callable[[Any, Mapping[str, Any]], Step[Any]],
@@ -352,7 +352,7 @@ class Parser:
     def _closing(self, spec: Any, kind: type[Step[Any]]) -> Step[Any]:
         """One job, or several that run one after the other in one step."""
         if not isinstance(spec, list):
-            return self._aside(spec, kind)
+            return self._off_path(spec, kind)
         if not spec:
             raise self._error("it has no jobs", "Add one, or leave it out.")
         calls: list[Call] = []

@@ -30,8 +30,8 @@ from ..models import (
 )
 from ..transitions import clock, holders
 from ..transitions.backends import Holder
-from ..transitions.due import MAX_LOOK_INTERVAL as MAX_LOOK_DELAY
 from ..transitions.holders import Locked
+from ..transitions.periods import MAX_LOOK_INTERVAL
 from ..transitions.processes import REPORT_INTERVAL_SECONDS
 from . import limits, schedules, struggling
 from .losses import deaths_sentence, newest_losses
@@ -222,7 +222,7 @@ def read(using: str | None = None, runs: QuerySet[SequenceRun] | None = None) ->
 
 def _outbox_of(now: datetime, using: str) -> dict[str, Any]:
     # The sweep tries each again within this time, as long as the broker does not take it.
-    rows = OutboxMessage.objects.using(using).filter(wake_at__lte=now + MAX_LOOK_DELAY)
+    rows = OutboxMessage.objects.using(using).filter(wake_at__lte=now + MAX_LOOK_INTERVAL)
     late = Q(failures__gt=0) | Q(wake_at__lt=now - WARN_AFTER)
     rows = rows.filter(late, created_at__lt=now - WARN_AFTER).order_by("created_at")
     unsent = len(rows.values_list("pk")[: MAX_STEP_RUNS + 1])
@@ -232,7 +232,7 @@ def _outbox_of(now: datetime, using: str) -> dict[str, Any]:
 def _steps(now: datetime, using: str, runs: QuerySet[SequenceRun] | None) -> dict[str, Any]:
     # The sweep looks at whatever waits for a worker within this time, so all that is of interest
     # is at the beginning of the one index that a claim leaves as it is.
-    rows = StepRun.objects.using(using).filter(wake_at__lte=now + MAX_LOOK_DELAY)
+    rows = StepRun.objects.using(using).filter(wake_at__lte=now + MAX_LOOK_INTERVAL)
     if runs is not None:
         rows = rows.filter(run__in=runs.order_by().values("pk"))
     late = now - clock.grace()
@@ -465,9 +465,8 @@ def _struggling(health: Health) -> Sign:
         "count": f"{format_number(number)}{more}"
     }
     advice = gettext(
-        "They have failed at least %(limit)d times in a row, and are still being retried. "
-        "Filter the "
-        "list of runs by “struggling” to see them."
+        "They have failed at least %(limit)d times in a row, and are still being retried. Filter "
+        "the list of runs by “struggling” to see them."
     ) % {"limit": conf.settings.struggling_after}
     return Sign("struggling", Level.WARNING, says, advice)
 

@@ -55,7 +55,8 @@ _KEY_ONCE, _KEY = "job_sequences_run_key_once", "(key_scope, active_key)"
 def leave_out(apps, schema_editor):
     """Keep rows out of the indexes on PostgreSQL that would stand there without a value.
 
-    MariaDB and MySQL have no such indexes, so these are no part of the models.
+    MariaDB and MySQL have no such indexes, so these are no part of the models. A later migration
+    that changes one of them has to do so by SQL on PostgreSQL, too.
     """
     if schema_editor.connection.vendor != "postgresql":
         return

@@ -30,6 +30,7 @@ from . import (
 )
 from .backends import FastStatements, backend_of
 from .locking import lock_run
+from .periods import MESSAGE_SLACK
 from .runs import save, skip_unfinished, states_of, steps_of
 from .types import (
     Change,
@@ -54,8 +55,6 @@ from .types import (
 
 #: A delay up to this is waited for in the broker too, which is more precise than a sweep.
 MAX_BROKER_DELAY = timedelta(seconds=60)
-#: How long after its time such a message is taken for lost.
-MESSAGE_SLACK = timedelta(seconds=2)
 
 
 def commit_quickly(

@@ -280,11 +280,8 @@ def _undo_child(run: SequenceRun, own: StepRun, now: datetime, using: str) -> li
     if child is None or (child.is_finished and child.status != RunStatus.SUCCEEDED):
         return []  # somebody has ended it meanwhile
     _look_after(own, now, using)
-    child.status, child.final_status, child.finished_at = (
-        RunStatus.UNDOING,
-        RunStatus.CANCELLED,
-        None,
-    )
+    child.status, child.final_status = RunStatus.UNDOING, RunStatus.CANCELLED
+    child.finished_at = None
     _record(child, "cancel_and_undo", run, now, using)
     ready = go_on(child, plans.load(child.plan_id, using), now, using)
     runs.save(child, now, using)

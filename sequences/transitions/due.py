@@ -14,14 +14,13 @@ from ..exceptions import SequenceError
 from ..models import UNFINISHED_STEP, StepRun, StepStatus, Wait
 from . import clock, plans
 from .locking import lock_free, transact
+from .periods import MAX_LOOK_INTERVAL
 from .types import Dispatch, dispatch_of
 
 logger = logging.getLogger("sequences")
 
 #: Rows of one transaction of the sweep.
 ROWS_PER_TRANSACTION = 500
-#: The longest time between two looks at a queued row, and between two dispatches of it.
-MAX_LOOK_INTERVAL = timedelta(minutes=5)
 
 #: Decides whether the message of a row, dispatched at a time to this queue, is lost by another.
 #: None: who asks does not see that queue.

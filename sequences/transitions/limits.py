@@ -35,8 +35,9 @@ from ..models import (
 )
 from ..port import get_engine
 from . import clock, lines, plans
-from .lines import MESSAGE_SLACK, PARKED, RECHECK, Line
+from .lines import PARKED, RECHECK, Line
 from .locking import lock_free, transact
+from .periods import MESSAGE_SLACK
 from .types import Claim, ClaimLost, Dispatch, wait_for
 
 #: Lines that one sweep looks at.

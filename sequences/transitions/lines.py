@@ -35,18 +35,15 @@ from ..models import (
 )
 from . import clock, plans
 from .locking import lock_free
+from .periods import MAX_LOOK_INTERVAL, MESSAGE_SLACK
 from .types import Dispatch, dispatch_of
 
 #: How far ahead a rate gives its moments: those beyond it change with the rate.
 HORIZON = timedelta(seconds=5)
 #: Those who wait in a line that are looked at together, and how often in one look.
 PERMITS_PER_BATCH, MAX_BATCHES = 100, 20
-#: The longest time between two looks at a line in which somebody waits.
-MAX_LOOK_INTERVAL = timedelta(minutes=5)
 #: How long a parked step run stays so at most: it is in a line, and this is for the case that not.
 RECHECK = timedelta(days=1)
-#: How long after its moment a message that was sent with a delay is taken for lost.
-MESSAGE_SLACK = timedelta(seconds=2)
 
 #: A step run that waits in a line, and is not on hold.
 PARKED = Q(status=StepStatus.WAITING, wait=Wait.LIMIT, wake_at__isnull=False)

@@ -72,17 +72,11 @@ def concurrent_steps(row: StepRun, now: datetime, using: str) -> list[dict[str, 
     )
     lost = StepLoss._base_manager.using(using).filter(lost_at__gte=now - SAME_DEATH_WITHIN)
     neighbours = [
-        *_of(running.exclude(pk=row.pk), process).values_list("run", "step", "item")[
-            :MAX_NEIGHBOURS
-        ],
-        *_of(lost.exclude(step_run=row.pk), process).values_list("run", "step", "item")[
-            :MAX_NEIGHBOURS
-        ],
+        neighbour
+        for rows in (running.exclude(pk=row.pk), lost.exclude(step_run=row.pk))
+        for neighbour in _of(rows, process).values("run", "step", "item")[:MAX_NEIGHBOURS]
     ]
-    return [
-        {"run": str(run), "step": step, "item": item}
-        for run, step, item in neighbours[:MAX_NEIGHBOURS]
-    ]
+    return [{**each, "run": str(each["run"])} for each in neighbours[:MAX_NEIGHBOURS]]
 
 
 def _of(rows: QuerySet[Any], process: tuple[str, str]) -> QuerySet[Any]:

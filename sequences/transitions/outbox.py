@@ -5,15 +5,14 @@ A message may be sent twice: a process that dies between the two leaves the row.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from datetime import timedelta
 
 from django.db import connections
 
 from ..models import OutboxMessage
 from . import clock
-from .due import MAX_LOOK_INTERVAL
 from .locking import transact
+from .periods import MAX_LOOK_INTERVAL
 
 #: Messages that one sweep takes at a time.
 MESSAGES_PER_SWEEP = 200
@@ -36,18 +35,18 @@ def append(
     )
 
 
-def take(using: str, *, skip: Collection[int] = ()) -> list[OutboxMessage]:
+def take(using: str) -> list[OutboxMessage]:
     """Those that are due, moved on so that no other sweep takes them for now."""
     rows = OutboxMessage._base_manager.using(using)
-    if not rows.filter(wake_at__lte=clock.now(using)).exclude(pk__in=skip).exists():
+    if not rows.filter(wake_at__lte=clock.now(using)).exists():
         return []
-    return transact(using, lambda: _take(skip, using))
+    return transact(using, lambda: _take(using))
 
 
-def _take(skip: Collection[int], using: str) -> list[OutboxMessage]:
+def _take(using: str) -> list[OutboxMessage]:
     now = clock.now(using)
     skips = connections[using].features.has_select_for_update_skip_locked
-    due = OutboxMessage._base_manager.using(using).filter(wake_at__lte=now).exclude(pk__in=skip)
+    due = OutboxMessage._base_manager.using(using).filter(wake_at__lte=now)
     rows = list(
         due.order_by("wake_at", "pk").select_for_update(skip_locked=skips)[:MESSAGES_PER_SWEEP]
     )

@@ -11,6 +11,10 @@ moved = timedelta(0)
 
 #: A message may arrive some milliseconds before the time that the database shows.
 EARLY = timedelta(milliseconds=50)
+#: How long after its time a message that was sent with a delay is taken for lost.
+MESSAGE_SLACK = timedelta(seconds=2)
+#: The longest time between two looks at what waits, and between two dispatches of it.
+MAX_LOOK_INTERVAL = timedelta(minutes=5)
 
 
 def move(by: timedelta) -> None:

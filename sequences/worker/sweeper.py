@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 from uuid import UUID
 
 from .. import conf
@@ -31,6 +31,11 @@ logger = logging.getLogger("sequences")
 
 #: Batches of one sweep. What is due still then has the next one.
 MAX_BATCHES_PER_SWEEP = 50
+
+NOT_EXPIRED = "The sweep could not fail run %s, whose deadline has passed."
+NOT_ERASED = "The sweep could not erase run %s, whose subject was deleted."
+
+T = TypeVar("T")
 
 
 class LossDetector(Protocol):
@@ -77,9 +82,10 @@ def sweep(evidence: LossDetector, using: str) -> int:
         if (place := batch.more) is None:
             break
     for run_id in deadlines.due(using):
-        sent += _dispatch(_expire(run_id, using), using)
+        expired = _give_turn(deadlines.expire, deadlines.put_off, NOT_EXPIRED, run_id, using)
+        sent += _dispatch(expired or [], using)
     for run_id in subject_rows.due(using):
-        _erase(run_id, using)
+        _give_turn(subjects.erase, subject_rows.put_off, NOT_ERASED, run_id, using)
     return sent + _look_at_lines(using) + _look_at_outbox(using)
 
 
@@ -99,33 +105,25 @@ def _look_at_lines(using: str) -> int:
     return sent
 
 
-def _expire(run_id: UUID, using: str) -> list[Dispatch]:
-    """Fail a run whose deadline has passed. One that is locked has its turn at the next sweep."""
+def _give_turn(
+    act: Callable[[UUID, str], T],
+    put_off: Callable[[UUID, str], None],
+    problem: str,
+    run_id: UUID,
+    using: str,
+) -> T | None:
+    """Do what is due for this run. One that is locked has its turn at the next sweep."""
     try:
         with locking.no_wait():
-            return deadlines.expire(run_id, using)
+            return act(run_id, using)
     except locking.Locked:
-        pass
+        return None
     except Exception as error:
         if outages.is_away(error, using):
             raise
-        logger.exception("The sweep could not fail run %s, whose deadline has passed.", run_id)
-        deadlines.put_off(run_id, using)
-    return []
-
-
-def _erase(run_id: UUID, using: str) -> None:
-    """Erase a run whose subject was deleted. One that is locked has its turn at the next sweep."""
-    try:
-        with locking.no_wait():
-            subjects.erase(run_id, using)
-    except locking.Locked:
-        pass
-    except Exception as error:
-        if outages.is_away(error, using):
-            raise
-        logger.exception("The sweep could not erase run %s, whose subject was deleted.", run_id)
-        subject_rows.put_off(run_id, using)
+        logger.exception(problem, run_id)
+        put_off(run_id, using)
+        return None
 
 
 def _dispatch(dispatches: list[Dispatch], using: str) -> int:

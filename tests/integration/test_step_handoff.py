@@ -28,7 +28,7 @@ from sequences.transitions.backends.postgresql import PostgreSQL
 from sequences.worker.middleware import SequencesMiddleware
 from sequences.worker.sweeper import AssumeLost, sweep
 from tests.portable import is_portable
-from tests.steps import failures
+from tests.steps import chain, failures
 
 pytestmark = pytest.mark.django_db
 
@@ -459,19 +459,7 @@ def test_a_step_that_is_not_to_be_had_any_more_is_logged_at_most_as_debug(worker
 
 @pytest.fixture
 def direct():
-    class Direct(Sequence):
-        class Meta:
-            handoff = "direct"
-
-        @step
-        def one(self):
-            self.data["one"] = 1
-
-        @step
-        def two(self):
-            self.data["two"] = 2
-
-    return Direct
+    return chain("direct")
 
 
 def statuses(sequence):

@@ -8,7 +8,7 @@ from sequences import Sequence, step
 from sequences.definitions.plan import Node, Plan
 from sequences.models import RunStatus, SequenceRun, StepFailure, StepRun, StoredPlan
 from sequences.testing import assert_steps, drain, isolate_sequences
-from sequences.transitions import claims, commits, due, failures, locking, plans
+from sequences.transitions import claims, commits, due, failures, locking, periods, plans
 from sequences.transitions.types import Beat, Change, ClaimLost
 from sequences.worker.sweeper import AssumeLost, sweep
 from tests.engine import change, claim, fail, fresh, ledger, now, overdue, perform, row, take
@@ -505,7 +505,7 @@ def test_a_queued_step_that_is_only_late_is_looked_at_again_when_it_is_twice_as_
     change(run, "one", queued_at=now() - HOUR)
     overdue(run, "one")
     due.take(never, USING)
-    assert row(run, "one").wake_at - now() <= due.MAX_LOOK_INTERVAL
+    assert row(run, "one").wake_at - now() <= periods.MAX_LOOK_INTERVAL
 
 
 def test_the_queue_and_the_time_of_the_message_are_asked_for(run):
