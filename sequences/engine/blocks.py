@@ -29,8 +29,9 @@ class StepBlock(transaction.Atomic):
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         connection: Any = connections[self._using]
-        if kind is None and _is_alone(connection) and _is_untouched(connection, self._using):
-            # What Django does, but for the COMMIT that would find nothing to commit.
+        if kind is None and _is_untouched(connection, self._using):
+            # What Django does, but for the COMMIT that would find nothing to commit. It is the
+            # outermost block: any other, also one without autocommit, has sent its SAVEPOINT.
             connection.atomic_blocks.pop()
             connection.in_atomic_block = False
             connection.set_autocommit(True)
@@ -42,9 +43,3 @@ def _is_untouched(connection: Any, using: str) -> bool:
     if connection.run_on_commit or connection.needs_rollback:
         return False
     return backend_of(using).is_idle(connection)
-
-
-def _is_alone(connection: Any) -> bool:
-    """Whether no other block is around it, and the connection is still the one that it began on."""
-    is_whole = connection.in_atomic_block and not connection.closed_in_transaction
-    return is_whole and connection.commit_on_exit and not connection.savepoint_ids

@@ -5,6 +5,7 @@ from django.db import OperationalError, close_old_connections, connection, conne
 from dramatiq.errors import Retry
 
 from sequences import Sequence, step
+from sequences.engine.blocks import StepBlock
 from sequences.engine.executor import StepExecution
 from sequences.models import StepRun
 from sequences.testing import drain
@@ -268,3 +269,27 @@ def test_the_thread_goes_on_with_a_new_connection(order):
     drain()
     run = order.start().run
     assert take(row(run, "pay").pk) is not None
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_untouched_block_leaves_a_connection_without_autocommit_as_it_was():
+    connection.ensure_connection()
+    connection.set_autocommit(False)
+    try:
+        with StepBlock("default"):
+            pass
+        assert not connection.get_autocommit()
+    finally:
+        connection.rollback()
+        connection.set_autocommit(True)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_untouched_block_inside_of_another_leaves_that_open():
+    with transaction.atomic():
+        with StepBlock("default"):
+            pass
+        assert connection.in_atomic_block
+        transaction.set_rollback(True)
+    assert not connection.in_atomic_block
+    assert connection.get_autocommit()

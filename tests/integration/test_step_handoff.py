@@ -194,6 +194,30 @@ def test_a_direct_step_is_no_evidence_of_what_its_queue_has_given(worker_thread,
 
 
 @pytest.mark.django_db(transaction=True)
+def test_a_direct_step_that_fails_makes_its_queue_no_emptier(worker_thread, broker):
+    (ours,) = [each for each in broker.middleware if isinstance(each, SequencesMiddleware)]
+
+    class Direct(Sequence):
+        class Meta:
+            handoff = "direct"
+
+        @step
+        def one(self): ...
+
+        @step(max_retries=0)
+        def two(self):
+            raise ValueError("no")
+
+    sequence = Direct()
+    before = dict(ours._monitor._in_hand)
+    worker_thread(first_message(sequence))
+    assert_steps(sequence, [("one", "succeeded"), ("two", "failed")])
+    after = ours._monitor._in_hand
+    assert {queue: after[queue] for queue in before} == before
+    assert after["default"] == before.get("default", 0)
+
+
+@pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(
     "options", [{"queue_name": "other"}, {"delay": timedelta(days=1)}], ids=["queue", "delay"]
 )
@@ -503,7 +527,7 @@ def test_an_interrupt_between_two_steps_gives_back_what_is_claimed(
         del sent[:]
         worker_thread(first_message(sequence))
     assert statuses(sequence) == {"one": "succeeded", "two": "queued"}
-    assert [dispatch.actor for dispatch in sent] == ["tests.Direct.two"]
+    assert [dispatch.actor for dispatch in sent] == ["shop.Chain.two"]
     two = sequence.run.steps.get(step="two")
     assert (two.attempts, two.lost_workers) == (0, 0)
     drain()
@@ -557,7 +581,7 @@ def test_who_dies_between_two_steps_leaves_a_lease_that_the_sweep_knows(
     with dispatcher.capture_dispatches() as sent, clock() as moving:
         moving.move(timedelta(seconds=20))
         assert sweep(AssumeLost(), "default") == 1
-    assert [dispatch.actor for dispatch in sent] == ["tests.Direct.two"]
+    assert [dispatch.actor for dispatch in sent] == ["shop.Chain.two"]
     assert sequence.run.steps.get(step="two").lost_workers == 1
 
 
