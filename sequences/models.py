@@ -530,8 +530,8 @@ class SequenceRun(_Row):
 
         The first delivery counts, for all events of one `any_of` too; returns whether this one did.
         Raises `InvalidData` if the payload is not JSON, `UnknownStep` if the run's plan has no such
-        event, and `InvalidTransition` if it is too late: the event was skipped or has timed out, or
-        the run has ended.
+        event, and `InvalidTransition` if it is too late: the event was skipped, or the run has
+        succeeded or was cancelled.
         """
         counted: bool = get_engine().operate(
             self, "deliver", event=event, payload=payload, by=by, reason=reason

@@ -244,6 +244,15 @@ def test_a_retry_after_a_timeout_waits_anew():
     assert fresh(failed).status == "succeeded"
 
 
+def test_a_delivery_after_the_timeout_is_kept_for_the_retry():
+    failed = run_sequence(order(timeout=timedelta(hours=1))).run
+    assert failed.deliver("approval", {"by": "joel"}) is True
+    failed.retry()
+    drain()
+    assert fresh(failed).status == "succeeded"
+    assert fresh(failed).data["shipped_by"] == "joel"
+
+
 def test_a_first_event_of_a_delayed_start_waits_from_its_own_beginning_on():
     class Late(Sequence):
         class Meta:
