@@ -41,7 +41,7 @@ class Command(BaseCommand):
         """Those of each subcommand, and Django's own behind it, too."""
         subcommands = [make(self) for make in SUBCOMMANDS]
         self.subcommands = {subcommand.name: subcommand for subcommand in subcommands}
-        parsers = parser.add_subparsers(dest="task", required=True, metavar="task")
+        parsers = parser.add_subparsers(dest="task", required=True, metavar="subcommand")
         for name, subcommand in self.subcommands.items():
             below = parsers.add_parser(name, help=subcommand.help, description=subcommand.help)
             subcommand.add_arguments(below)
