@@ -1,4 +1,4 @@
-"""The app's configuration: what happens when Django is ready."""
+"""The app's configuration: what happens once Django is ready."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SequencesConfig(AppConfig):
 
 
 def _follow_migration(using: str, **_: Any) -> None:
-    # Django sends this after a flush too: the plans' rows are gone.
+    # Django also sends this after a flush, which deletes the rows of the plans.
     from .transitions import plans
     from .transitions.backends import backend_of
 

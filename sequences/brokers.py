@@ -1,7 +1,7 @@
-"""A broker in the runs' own database: that of `dramatiq-postgres`, as a Django site needs it.
+"""A PostgreSQL broker in the database of the runs: `dramatiq-postgres`, adapted to Django.
 
-Workers consume as that package does. What differs is where connections come from, and that a
-message which is sent in a transaction belongs to it.
+Workers consume messages as that package does. The differences are that connections come from
+Django's settings, and that a message sent inside a transaction is part of that transaction.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ except ImportError as error:  # pragma: no cover
         "Install django-dramatiq-sequences[postgres]."
     ) from error
 
-#: Connections beside those that consumers hold: worker threads take one to acknowledge.
+#: Connections in addition to those that consumers hold: worker threads need one to acknowledge.
 SPARE_CONNECTIONS = 16
-#: What Django's parameters have for its own cursors.
+#: Parameters that Django sets for its own cursors.
 _OF_DJANGO = ("context", "cursor_factory")
 
 
 class DatabasePool:
-    """Connections to one of Django's databases, for the threads that consume.
+    """Connections to one of Django's databases, for the consumer threads.
 
-    It is opened where it is first used: a web server that forks, or a test that has another
-    database, finds nothing of before.
+    The pool opens on first use, so that a web server's forked workers, or a test on another
+    database, do not inherit connections.
     """
 
     def __init__(self, broker: PostgresBroker) -> None:
@@ -51,30 +51,30 @@ class DatabasePool:
         self._by_process: dict[int, ConnectionPool[Any]] = {}
 
     def getconn(self) -> Any:
-        """One that answers; it waits while all are taken."""
+        """Return a working connection; wait if all are in use."""
         return self._pool().getconn()
 
     def putconn(self, connection: Any) -> None:
-        """Give one back."""
+        """Return a connection to the pool."""
         self._pool().putconn(connection)
 
     def close(self) -> None:
-        """Close all of this process."""
+        """Close all connections of this process."""
         if pool := self._by_process.pop(os.getpid(), None):
             pool.close()
 
     def _pool(self) -> ConnectionPool[Any]:
         pool = self._by_process.get(os.getpid()) or self._add()
-        pool.open()  # which is done once
+        pool.open()  # opens it only once
         return pool
 
     def _add(self) -> ConnectionPool[Any]:
-        # Of several threads the first one's counts; the others' were never opened.
+        # If several threads get here, the first pool wins; the others were never opened.
         return self._by_process.setdefault(os.getpid(), self._new())
 
     def _new(self) -> ConnectionPool[Any]:
-        # A consumer holds a connection for good, and each queue has two, one for what is delayed.
-        # With fewer they would wait for each other.
+        # Each queue needs two connections for as long as it is consumed: one for its messages, one
+        # for its delayed messages. With fewer, consumers would wait for each other.
         size = 2 * len(self._broker.get_declared_queues()) + 1 + SPARE_CONNECTIONS
         return ConnectionPool(
             kwargs=_parameters(self._broker.database),
@@ -86,7 +86,8 @@ class DatabasePool:
 
 
 def _parameters(alias: str) -> dict[str, Any]:
-    from .transitions.backends import backend_of  # it needs the models, this comes before them
+    # imports the models, which are not ready when this module is imported
+    from .transitions.backends import backend_of
 
     connection = connections[alias]
     if not backend_of(alias).can_be_broker:
@@ -108,14 +109,14 @@ def _parameters(alias: str) -> dict[str, Any]:
 
 
 class PostgresBroker(dramatiq_postgres.PostgresBroker):  # type: ignore[misc]
-    """Messages are rows in the database of the runs: no Redis, no RabbitMQ.
+    """A broker that keeps messages as rows in the database of the runs: no Redis, no RabbitMQ.
 
-    What is sent in a transaction is delivered if that commits, and only then: the thread's own
-    connection of Django sends it. ``migrate`` creates the tables.
+    A message sent inside a transaction is delivered if and only if the transaction commits, because
+    it is written on the thread's own Django connection. ``migrate`` creates the tables.
 
-    - ``database``: the alias; by default that of the runs.
-    - ``options``: those of `dramatiq_postgres.PostgresBroker`: ``listen=False`` behind PgBouncer,
-      ``schema``, ``prefix``, ``middleware``.
+    - ``database``: the alias; by default, the database of the runs.
+    - ``options``: the options of `dramatiq_postgres.PostgresBroker`, such as ``listen=False`` (for
+      PgBouncer), ``schema``, ``prefix`` and ``middleware``.
     """
 
     def __init__(self, *, database: str | None = None, **options: Any) -> None:
@@ -137,13 +138,13 @@ class PostgresBroker(dramatiq_postgres.PostgresBroker):  # type: ignore[misc]
         return self._database or conf.using()
 
     def shares_transactions(self, using: str) -> bool:
-        """Whether what is sent in a transaction on that database belongs to it."""
+        """Whether messages sent in a transaction on that database are part of it."""
         return using == self.database
 
     def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
-        """By the connection that this thread has, and in its transaction.
+        """Write the message on this thread's own connection, inside its transaction.
 
-        A thread without one, such as a consumer's, takes one of the pool.
+        A thread without a connection, such as a consumer, takes one from the pool.
         """
         connection = connections[self.database]
         if connection.connection is None:
@@ -155,7 +156,8 @@ class PostgresBroker(dramatiq_postgres.PostgresBroker):  # type: ignore[misc]
         except (InterfaceError, OperationalError):
             if connection.in_atomic_block:
                 raise
-            # It is broken. What a worker sends after a failed attempt must not be lost with it.
+            # The connection is broken. A worker may be sending a retry, which must not be lost with
+            # it.
             connection.close()
             return super().enqueue(message, delay=delay)  # type: ignore[no-any-return]
         self.emit_after("enqueue", sent, delay)
@@ -169,7 +171,7 @@ class PostgresBroker(dramatiq_postgres.PostgresBroker):  # type: ignore[misc]
             cursor.execute(insert, (message.queue_name, message.message_id, payload, delay))
 
     def flush(self, queue_name: str) -> None:
-        """Delete the messages of a queue, the delayed ones too."""
+        """Delete the messages of a queue, including delayed ones."""
         names = [queue_name, dq_name(queue_name)]
         self._execute(f"DELETE FROM {self._table} WHERE queue_name = ANY(%s)", [names])  # noqa: S608
 
@@ -178,7 +180,7 @@ class PostgresBroker(dramatiq_postgres.PostgresBroker):  # type: ignore[misc]
         self._execute(f"DELETE FROM {self._table}")  # noqa: S608
 
     def join(self, queue_name: str, *, interval: int = 100, timeout: int | None = None) -> None:
-        """Wait until a queue has no message left.
+        """Wait until a queue has no messages left.
 
         Raises `QueueJoinTimeout` after ``timeout`` milliseconds.
         """
@@ -198,12 +200,12 @@ class PostgresBroker(dramatiq_postgres.PostgresBroker):  # type: ignore[misc]
         return int(size)
 
     def create_tables(self) -> None:
-        """Create its schema, type and tables, unless they are there."""
+        """Create the schema, the type and the tables if they do not exist."""
         with transaction.atomic(self.database), connections[self.database].cursor() as cursor:
             tables.init(cursor, self._schema, self._prefix)
 
     def has_tables(self) -> bool:
-        """Whether they are there."""
+        """Whether the tables exist."""
         with connections[self.database].cursor() as cursor:
             return bool(tables.schema_exists(cursor, self._schema, self._prefix))
 
@@ -217,7 +219,7 @@ class PostgresBroker(dramatiq_postgres.PostgresBroker):  # type: ignore[misc]
             return cursor.fetchall() if cursor.description else []
 
     def close(self) -> None:
-        """Close the connections of its consumers."""
+        """Close the consumers' connections."""
         super().close()
         self.pool.close()
 

@@ -1,4 +1,4 @@
-"""System checks. Each id stands, with its reason, in docs/operations.md."""
+"""System checks. docs/operations.md lists each id with its reason."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 __all__ = ["TAG", "register"]
 
 TAG = "sequences"
-#: Of the connections of redis-py, in seconds.
+#: Timeouts of redis-py connections, in seconds.
 SOCKET_TIMEOUTS = ("socket_timeout", "socket_connect_timeout")
 
 Messages = Iterator[CheckMessage]
 
 
 def register() -> None:
-    """Add the checks to Django's; called once, when the app is ready."""
+    """Register the checks with Django; called once, when the app is ready."""
     for check in (check_project, check_settings, check_broker, check_database, check_sequences):
         checks.register(check, TAG)
     checks.register(check_server, Tags.database)
@@ -63,7 +63,7 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 
 def check_broker(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     """Dramatiq's broker and its middleware."""
-    broker = dramatiq_broker.global_broker  # get_broker() would make one up
+    broker = dramatiq_broker.global_broker  # get_broker() would create one
     if broker is None or not apps.is_installed("django_dramatiq"):
         return [
             Error(
@@ -82,7 +82,7 @@ def check_broker(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 
 
 def check_database(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    """The settings of the database that holds the runs; it is not connected to."""
+    """The settings of the database that holds the runs; does not connect to it."""
     connection = _connection()
     if connection is None:
         return []
@@ -102,7 +102,8 @@ def check_server(
 def check_character_sets(
     app_configs: Any, databases: Iterable[str] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """What that database can store of texts, and tells apart; when the server is asked, too."""
+    """Whether that database can store every character and compares text exactly; with
+    ``--database``."""
     connection = _connection()
     if connection is None or connection.alias not in (databases or ()):
         return []
@@ -110,7 +111,7 @@ def check_character_sets(
 
 
 def check_sequences(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    """What only the broker knows of the declared sequences, and secrets that they would show."""
+    """Problems of sequences that only the broker knows, and secrets that they would reveal."""
     from .engine import actors
 
     errors = [Error(message, hint=hint, id="sequences.E009") for message, hint in actors.problems()]
@@ -360,12 +361,12 @@ def _shown_secrets() -> Messages:
 
 
 def _unmatched(definition: Definition) -> Iterator[tuple[str, str]]:
-    """Each pattern that names nothing in `data` nor in what a step is given, and its hint."""
+    """Yield each pattern that matches nothing in `data` or in a step's input, and a hint."""
     steps = definition.steps.values()
     names = {name for step in steps for name in (step.name, *step.aliases)}
     for pattern in definition.redact:
         path = path_of(pattern)
-        # What a step is given, and gives, stands under its name.
+        # A step's input and output are found under the step's name.
         is_of_step = any(fnmatchcase(name, path[0]) for name in names)
         hint = "" if is_of_step else _why_unmatched(definition, pattern, path)
         if hint:
@@ -415,7 +416,7 @@ def _pool_size(broker: Any) -> Iterator[CheckMessage]:
 
 
 def _pool_option(pool: Any, name: str) -> Any:
-    """What its connections will have: redis-py has a default of its own since version 8."""
+    """A connection option of the pool, or redis-py's default, which it has had since version 8."""
     if name in pool.connection_kwargs:
         return pool.connection_kwargs[name]
     for kind in pool.connection_class.__mro__:
@@ -432,7 +433,7 @@ def _connection() -> BaseDatabaseWrapper | None:
     try:
         return connections[conf.using()]
     except ImproperlyConfigured:
-        return None  # check_settings says so
+        return None  # check_settings reports it
 
 
 def _backend(connection: BaseDatabaseWrapper) -> Backend:
@@ -520,7 +521,7 @@ def _functions(connection: BaseDatabaseWrapper) -> Messages:
     if missing:
         yield Warning(
             f"The database {connection.alias!r} lacks the functions {', '.join(missing)}, or does "
-            "not let this role call them. Sequences work without them, but cost it more CPU time.",
+            "not let this role call them. Sequences work without them, but need more CPU time.",
             hint="Run manage.py migrate as a role that may create functions in the schema of the "
             "tables, and let the role of the workers EXECUTE them.",
             id="sequences.W018",
@@ -540,7 +541,7 @@ def _character_set(connection: BaseDatabaseWrapper) -> Messages:
 
 
 def _collations(connection: BaseDatabaseWrapper) -> Messages:
-    """Those of the columns whose values differ by case, accents and spaces."""
+    """Columns whose collation treats values that differ in case, accents or spaces as equal."""
     from .models import ExactCharField
 
     backend = _backend(connection)
@@ -630,11 +631,11 @@ def _definition(stored: StoredPlan) -> Definition | None:
 
 
 def _unknown(step: str) -> None:
-    """For a sequence that has no class."""
+    """The hint for a sequence whose class no longer exists."""
 
 
 def _count_without(stored: StoredPlan, missing: list[str]) -> int:
-    """How many unfinished runs of this plan have one of these steps still before them."""
+    """Count this plan's unfinished runs that have yet to run one of these steps."""
     from .models import NO_ITEM, SequenceRun, StepStatus
 
     done = Q(

@@ -1,4 +1,4 @@
-"""The settings of the app: ``SEQUENCES`` in Django's settings, each key optional."""
+"""The settings of the app: ``SEQUENCES`` in Django's settings; every key is optional."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .exceptions import did_you_mean
 __all__ = ["Problem", "problems", "settings", "using"]
 
 T = TypeVar("T")
-#: Says whether who makes this request may see that run.
+#: Decides whether the user of this request may see that run.
 Guard = Callable[[HttpRequest, Any], bool]
 PERMISSION = re.compile(r"\w+\.\w+")
 
@@ -34,7 +34,7 @@ class Problem(NamedTuple):
 
 
 class Option(Generic[T]):
-    """One key of SEQUENCES; read and checked on first use, then kept by the instance."""
+    """One key of SEQUENCES; read and checked on first use, then cached by the instance."""
 
     def __init__(self, default: Any, read: Callable[[Any], T]) -> None:
         self.default = default
@@ -55,7 +55,7 @@ class Option(Generic[T]):
         return value
 
     def value(self) -> T:
-        """Raises ImproperlyConfigured if the value is not what it should be."""
+        """The value; raises ImproperlyConfigured if it is not valid."""
         setting = _sequences_setting()
         if not isinstance(setting, dict):
             raise ImproperlyConfigured("SEQUENCES must be a dict.")
@@ -117,18 +117,18 @@ def _retention(value: Any) -> timedelta | None:
 
 
 def _step_defaults(value: Any) -> dict[str, Any]:
-    """What each option may be is checked in `definitions.validation`."""
+    """`definitions.validation` checks the values of the options."""
     if isinstance(value, dict) and all(isinstance(name, str) for name in value):
         return dict(value)
     raise ValueError("a dict of step options, such as {'max_retries': 5}")
 
 
-#: What may become of runs when the object that they are about is deleted.
+#: What can happen to runs when the object that they are about is deleted.
 ON_SUBJECT_DELETE = ("keep", "cancel", "erase")
 
 
 def _by_model(value: Any) -> dict[str, str]:
-    """By the labels of models in small letters. Whether they exist, a check says."""
+    """A dict keyed by lower-case model labels. A system check tells whether the models exist."""
     if isinstance(value, dict) and all(
         isinstance(label, str) and label.count(".") == 1 and policy in ON_SUBJECT_DELETE
         for label, policy in value.items()
@@ -146,7 +146,7 @@ def _count_or_none(value: Any) -> int | None:
 
 
 def _permission(value: Any) -> str | Guard | None:
-    """A callable, or the path of one, or what looks like a permission."""
+    """A callable, the path of one, or what looks like the name of a permission."""
     if value is None or callable(value):
         return cast("Guard | None", value)
     error = ValueError(
@@ -166,37 +166,38 @@ def _permission(value: Any) -> str | Guard | None:
 
 
 class Settings:
-    """SEQUENCES as attributes. Reading a bad value raises ImproperlyConfigured."""
+    """The settings as attributes. Reading an invalid value raises ImproperlyConfigured."""
 
-    #: Seconds before a dispatched step that nobody claimed is dispatched again.
+    #: Seconds until a dispatched step that no worker has claimed is dispatched again.
     grace = Option(15, _seconds)
-    #: Seconds that a claim holds without a heartbeat.
+    #: Seconds that a claim lasts without a heartbeat.
     lease = Option(15, _seconds)
-    #: Seconds between the heartbeats of a long step.
+    #: Seconds between the heartbeats of a running step.
     heartbeat = Option(3, _seconds)
-    #: Seconds between sweeps in each worker process; None: no sweep in workers.
+    #: Seconds between sweeps in each worker process; None: workers do not sweep.
     sweep_interval = Option(1, _seconds_or_none)
-    #: Options of every step in the project, where neither the step nor its Meta says otherwise.
+    #: Default options of all steps in the project; a step and its Meta take precedence.
     defaults = Option({}, _step_defaults)
-    #: Failed attempts in a row after which a step that is still retried is struggling; None: never.
+    #: A step that has failed this many times in a row and is still retried is struggling; None:
+    #: never.
     struggling_after = Option(5, _count_or_none)
-    #: Workers that may die in a row in one step.
+    #: How many workers in a row may die while running the same step.
     max_lost_workers = Option(3, _count)
-    #: Bytes of UTF-8 that the data of a run may take as JSON.
+    #: The maximum size of a run's data: bytes of UTF-8, as JSON.
     max_data_bytes = Option(1_048_576, _count)
     #: The alias of the database that holds the runs; None: the router decides.
     database = Option(None, _alias)
-    #: The class that turns values into JSON.
+    #: The class that encodes values as JSON.
     encoder = Option("django.core.serializers.json.DjangoJSONEncoder", _encoder)
-    #: How long finished runs are kept; None: for ever.
+    #: How long finished runs are kept; None: forever.
     retention = Option(None, _retention)
-    #: And those that have failed; None: for ever.
+    #: How long failed runs are kept; None: forever.
     retention_failed = Option(None, _retention)
-    #: What deleting an object does to the runs about it, by its model; of no other model: nothing.
+    #: What happens to runs when their subject is deleted, by its model; other models: nothing.
     on_subject_delete = Option({}, _by_model)
-    #: Who may see the status of a run by its id; None: nobody may.
+    #: Who may see the status of a run by its id; None: nobody.
     status_permission = Option(None, _permission)
-    #: Whether OpenTelemetry's spans are made of starts and attempts.
+    #: Whether starts and attempts create OpenTelemetry spans.
     telemetry = Option(False, _boolean)
 
 

@@ -1,4 +1,4 @@
-"""Every exception of the package; one root."""
+"""Every exception of the package. All of them inherit from `SequenceError`."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ __all__ = [
     "WorkerLost",
 ]
 
-#: For `make messages`, which looks for this name. The admin translates what it shows.
+#: For `make messages`, which looks for this name. The admin translates the messages that it shows.
 _ = str
 
 
 class Text(str):
-    """A part of an error's message that can be translated: it keeps what it was made of.
+    """A translatable part of an error's message; it keeps its template and its values.
 
-    A tuple among its values names alternatives: a, b or c.
+    A tuple among the values lists alternatives: a, b or c.
     """
 
     message: str
@@ -49,12 +49,12 @@ class Text(str):
         return text
 
     def value(self, name: str) -> str:
-        """One of its values as it stands in it; empty if it has none of that name."""
+        """One of its values, as it appears in the text; empty if it has none of that name."""
         return str(_plain(self.values.get(name, "")))
 
 
 class Amount(int):
-    """A number that people read better with separators."""
+    """A number that is shown with separators."""
 
     def __str__(self) -> str:
         return f"{int(self):,}"
@@ -68,7 +68,7 @@ def _plain(value: Any) -> Any:
 
 
 class SequenceError(Exception):
-    """Something is wrong with a sequence. ``template`` is its message, with the details in it."""
+    """The base class of all errors. ``template`` is the message, with placeholders."""
 
     template: ClassVar[str] = "Something is wrong with a sequence."
 
@@ -78,7 +78,7 @@ class SequenceError(Exception):
 
 
 class InvalidDefinition(SequenceError):
-    """A class or a definition cannot be what it is meant to be."""
+    """A class or a definition is invalid."""
 
     template = "{where}: {problem}. {hint}"
 
@@ -88,11 +88,11 @@ class InvalidDefinition(SequenceError):
 
 
 class InvalidData(SequenceError):
-    """Data cannot be stored, or is not of its type."""
+    """Data cannot be stored, or does not fit its type."""
 
     template = "{path} {problem}. {hint}"
 
-    #: Of typed data: pairs of a path and what is wrong there.
+    #: For typed data: pairs of a path and the problem there.
     errors: list[tuple[str, str]] | None = None
     path: str
     problem: str
@@ -100,7 +100,7 @@ class InvalidData(SequenceError):
 
 
 class DataConflict(SequenceError):
-    """Parallel steps changed the same key again and again."""
+    """Parallel steps kept changing the same key."""
 
     template = (
         "Step {step!r} of run {run} changed {key} while it was also changed by: {other}. Let "
@@ -114,7 +114,7 @@ class DataConflict(SequenceError):
 
 
 class UnknownStep(SequenceError, LookupError):
-    """The plan of the run has no such step."""
+    """The plan of the run has no step of that name."""
 
     template = "{sequence} has no step {step!r}. {hint}"
 
@@ -148,16 +148,16 @@ class InvalidTransition(SequenceError):
 
     action: str
     run: Any
-    #: The status of the run, or of the step that the operation is about.
+    #: The status of the run, or of the step in question.
     status: str
-    #: The statuses that allow the operation; empty if something other than the status forbids it.
+    #: The statuses that allow the operation; empty if the reason is not the status.
     allowed: str
-    #: Why not, and what to do instead.
+    #: Why it is not allowed, and what to do instead.
     problem: str
 
 
 class InvalidSchedule(SequenceError):
-    """This cannot be done to the schedule, or there cannot be one of that name."""
+    """The operation is not possible on this schedule, or the name is already taken."""
 
     template = "Cannot {action} schedule {schedule}: {problem}. {hint}"
 
@@ -178,7 +178,7 @@ class UnknownSchedule(SequenceError, LookupError):
 
 
 class WorkerLost(SequenceError):
-    """Too many workers died in a step, one after the other."""
+    """Too many workers in a row died while running a step."""
 
     template = (
         "Step {step!r} of run {run} lost {lost_workers} workers in a row, most recently {worker}. "
@@ -192,7 +192,7 @@ class WorkerLost(SequenceError):
 
 
 class StepKindChanged(SequenceError):
-    """A step is of another kind in this code than in the plan of its run."""
+    """A step is another kind of step in this code than in the plan of its run."""
 
     template = (
         "Step {step!r} was {before} when run {run} started, but is {now} in this code. {hint}"
@@ -206,7 +206,7 @@ class StepKindChanged(SequenceError):
 
 
 class StepExpired(SequenceError):
-    """A step has become older than its ``max_age``."""
+    """A step is older than its ``max_age``."""
 
     template = (
         "Step {step!r} of run {run} expired: it was first queued longer ago than its "
@@ -234,17 +234,17 @@ class EventTimeout(SequenceError):
 class DeadlineExceeded(SequenceError):
     """A run was not finished by its deadline."""
 
-    template = "The deadline of run {run}, {deadline}, has passed. It was at: {steps}."
+    template = "The deadline of run {run}, {deadline}, has passed. Unfinished steps: {steps}."
 
     run: Any
-    #: When it should have been finished.
+    #: When the run should have been finished.
     deadline: Any
-    #: The names of the steps that had not ended.
+    #: The names of the steps that were unfinished.
     steps: str
 
 
 class ItemsFailed(SequenceError):
-    """More items of a fan-out failed than may."""
+    """More items of a fan-out failed than its ``allow_failed`` permits."""
 
     template = "{failed} of {total} items of step {step!r} failed ({may} allowed). {first}"
 
@@ -252,14 +252,14 @@ class ItemsFailed(SequenceError):
     failed: int
     total: int
     allowed: int
-    #: The same in words.
+    #: How many may fail, in words.
     may: str
-    #: Which item is the first that failed, and its error.
+    #: The first failed item, with its error.
     first: str
 
 
 class ChildrenFailed(SequenceError):
-    """More child runs failed than may."""
+    """More child runs failed than ``allow_failed`` permits."""
 
     template = (
         "{failed} of {total} child runs of step {step!r} did not succeed: {runs}. Retry this "
@@ -290,9 +290,9 @@ class Abort(SequenceError):
 
 
 class Cancelled(SequenceError):
-    """A step was cancelled while it was running: `Sequence.check` raises it.
+    """The step was cancelled while it was running; raised by `Sequence.check`.
 
-    It ends the attempt, which does not count as a failed one.
+    It ends the attempt, which does not count as a failed attempt.
     """
 
     template = "Step {step!r} of run {run} was cancelled while it was running."
@@ -302,7 +302,7 @@ class Cancelled(SequenceError):
 
 
 def did_you_mean(name: object, names: Iterable[str]) -> str:
-    """The hint for an unknown name: the nearest known one, or else all of them."""
+    """The hint for an unknown name: the most similar known name, or else all of them."""
     choices = list(names)
     if near := get_close_matches(str(name), choices, n=1):
         return Text(_("Did you mean %(name)r?"), name=near[0])

@@ -1,4 +1,4 @@
-"""Signed, expiring addresses of a run: whoever has one may see how far that run is."""
+"""Signed, expiring links: whoever has one can see a run's status, or deliver one event."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from .exceptions import SequenceError
 
 DAY = timedelta(days=1)
 WEEK = timedelta(days=7)
-#: Servers refuse a request line of more than 4,096 characters, or of 8,192.
+#: Servers reject request lines longer than 4,096 or 8,192 characters.
 MAX_TOKEN_LENGTH = 3_500
 
 
 class InvalidLink(Exception):
-    """It is not what was signed here."""
+    """The token was not signed by this site."""
 
 
 class LinkExpired(Exception):
-    """It was signed here, and its time is over."""
+    """The token was signed by this site, but has expired."""
 
 
 @dataclass(frozen=True)
 class Link:
-    """Which run is shown, until when, and with which texts."""
+    """The run that is shown, until when, and with which texts."""
 
     salt: ClassVar[str] = "sequences.links"
     run: UUID
@@ -39,20 +39,20 @@ class Link:
     shows: Mapping[str, Any] = field(default_factory=dict)
 
     def sign(self) -> str:
-        """As a part of a URL. The text can be read by all, and changed by nobody."""
+        """Return a token for a URL. Everyone can read the texts, but nobody can change them."""
         return _sign(self, *([dict(self.shows)] if self.shows else []))
 
     @classmethod
     def read(cls, token: str) -> Link:
-        """What `sign` has written. Raises `InvalidLink` or `LinkExpired`."""
+        """Read a token made by `sign`. Raises `InvalidLink` or `LinkExpired`."""
         return cls(*_read(cls, token))
 
 
 @dataclass(frozen=True)
 class DeliveryLink:
-    """What an event of a run gets by this address, by whom, and until when."""
+    """What this link delivers to which event of a run, in whose name, and until when."""
 
-    #: Whoever may see a run's status may deliver nothing.
+    #: A link to the status must not be accepted as a link that delivers.
     salt: ClassVar[str] = "sequences.deliveries"
     run: UUID
     expires: datetime
@@ -61,17 +61,17 @@ class DeliveryLink:
     payload: Any
 
     def sign(self) -> str:
-        """As a part of a URL. The payload can be read by all, and changed by nobody."""
+        """Return a token for a URL. Everyone can read the payload, but nobody can change it."""
         return _sign(self, self.event, self.by, self.payload)
 
     @classmethod
     def read(cls, token: str) -> DeliveryLink:
-        """What `sign` has written. Raises `InvalidLink` or `LinkExpired`."""
+        """Read a token made by `sign`. Raises `InvalidLink` or `LinkExpired`."""
         return cls(*_read(cls, token))
 
     @property
     def mark(self) -> str:
-        """What the operation of its delivery is known by."""
+        """Identifies the operation that this link's delivery leaves."""
         return f"Signed link {sha256(self.sign().encode()).hexdigest()[:12]}"
 
 
@@ -92,12 +92,12 @@ def _read(kind: type[Link | DeliveryLink], token: str) -> tuple[Any, ...]:
 
 
 def _signer(salt: str) -> Signer:
-    # Made anew each time: it takes SECRET_KEY and SECRET_KEY_FALLBACKS as they are then.
+    # Created on each call, to use SECRET_KEY and SECRET_KEY_FALLBACKS as they are at that time.
     return Signer(salt=salt)
 
 
 def address(view: str, run: UUID, expires: timedelta, **shows: Any) -> str:
-    """The path of a view of this run that is open to whoever has it, until it expires."""
+    """Return the path of a view of this run that whoever has it can open, until it expires."""
     if expires <= timedelta(0):
         raise SequenceError(f"The link to a run cannot expire in the past: expires is {expires!r}.")
     token = Link(run, timezone.now() + expires, shows).sign()
@@ -111,7 +111,7 @@ def address(view: str, run: UUID, expires: timedelta, **shows: Any) -> str:
 
 
 def delivery_address(run: UUID, event: str, payload: Any, by: str, max_age: timedelta) -> str:
-    """The path of the page on which whoever has it delivers this payload, until it expires."""
+    """Return the path of a page on which whoever has it can deliver this payload."""
     if max_age <= timedelta(0):
         raise SequenceError(f"The link to an event cannot expire in the past: max_age={max_age!r}.")
     token = DeliveryLink(run, timezone.now() + max_age, event, by, payload).sign()

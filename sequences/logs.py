@@ -1,7 +1,7 @@
-"""For ``LOGGING``: which step a line is about, and none of its secrets.
+"""A filter for ``LOGGING``: says which step a record is about, and hides its secrets.
 
-The filter works on handlers of any loggers, with any formatter: what is logged while a step runs is
-about that step, whoever logs it, and so is what Dramatiq logs of its failure.
+The filter works on handlers of any logger, with any formatter: whatever is logged while a step runs
+is about that step, whichever library logs it, and so is Dramatiq's report of a failure.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from .engine import current
 
 __all__ = ["StepFilter"]
 
-#: What a record gets; empty outside of a step.
+#: The fields added to each record; empty outside a step.
 FIELDS = ("sequence", "run", "step", "item", "attempt")
 _DESCRIBED = "_sequences_described"
 _ORDINARY = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", _DESCRIBED}
 
 
 class StepFilter(logging.Filter):
-    """Lets every record pass; gives it the five `FIELDS`, and hides secrets in it.
+    """Passes every record, adds the five `FIELDS`, and hides secrets.
 
-    Hidden are the texts that the sequence's ``Meta.redact`` names in the run's `data`: in the
-    message, its arguments, the traceback, and in fields of ``extra``. A traceback that quotes one
-    stays as text (``exc_text``), without the exception (``exc_info``), of which a formatter could
-    make a text again. A field of ``extra`` that has the name of one of the five stays.
+    It hides the strings that the sequence's ``Meta.redact`` selects in the run's `data`: in the
+    message, its arguments, the traceback, and fields of ``extra``. A traceback that quotes one is
+    kept as text (``exc_text``) without the exception (``exc_info``), because a formatter would
+    render the exception again. A field of ``extra`` with the name of one of the five is left alone.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -43,7 +43,7 @@ def _extra(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _describe(record: logging.LogRecord) -> None:
-    """Once: a second handler, perhaps in another thread, finds it done."""
+    """Process the record once: a second handler, perhaps in another thread, finds it done."""
     if _DESCRIBED in vars(record):
         return
     vars(record)[_DESCRIBED] = True
@@ -54,7 +54,8 @@ def _describe(record: logging.LogRecord) -> None:
     if attempt is not None:
         try:
             _hide(record, extra, _secrets(attempt))
-        except Exception:  # logging must not fail a step, nor let out what it has not seen
+        # Logging must neither fail a step nor let through a record that was not checked.
+        except Exception:
             _blank(record, extra)
 
 
@@ -73,7 +74,7 @@ _thread = _Thread()
 
 
 def _secrets(attempt: current.CurrentAttempt) -> Iterable[str]:
-    """Those of the attempt. A value of `data` whose text is asked for may log in its turn."""
+    """The secrets of the current attempt. Rendering a value of `data` may log in turn."""
     if _thread.searches:
         raise RecursionError
     try:
@@ -104,7 +105,7 @@ def _hide(record: logging.LogRecord, extra: Collection[str], secrets: Iterable[s
 
 def _hide_message(record: logging.LogRecord, secrets: Iterable[str]) -> None:
     text = _message(record)
-    # A formatter may write the parts instead: a message that is a mapping, as JSON.
+    # A formatter may write the parts instead: if the message is a mapping, as JSON.
     parts = [*_texts(record.msg), *(_texts(record.args) if record.args else ())]
     if _has_secret([text, *parts], secrets):
         is_json = not record.args and not isinstance(record.msg, str)
@@ -121,7 +122,7 @@ def _hide_exception(record: logging.LogRecord, secrets: Iterable[str]) -> None:
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except Exception:  # the handler will say what is wrong, and quote the arguments
+    except Exception:  # the handler will report the error and quote the arguments
         return f"{record.msg} {record.args}"
 
 
@@ -136,7 +137,7 @@ def _has_secret(texts: Iterable[str], secrets: Iterable[str]) -> bool:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """As formatters may write it: in JSON what is inside of it looks otherwise."""
+    """The forms in which formatters may write a secret: JSON escapes some characters."""
     yield str(value)
     if not isinstance(value, str):
         yield from (repr(value), _as_json(value), _as_json(value, default=str))
@@ -151,5 +152,5 @@ def _as_json(value: Any, default: Callable[[Any], str] = _iso_format) -> str:
         return default(value)
     try:
         return json.dumps(value, default=default)
-    except (TypeError, ValueError):  # keys that are no texts, a circle
+    except (TypeError, ValueError):  # keys that are not strings, or a circular reference
         return str(value)

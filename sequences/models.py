@@ -1,6 +1,6 @@
-"""The tables: what is stored of plans, runs, step runs, failed attempts, operations and workers.
+"""The tables: plans, runs, step runs, failed attempts, operations, schedules, limits and workers.
 
-Reading is free to all; every write of state is in `sequences.transitions`.
+Any code may read them; only `sequences.transitions` writes state.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
     Named: TypeAlias = Step[Any] | str
 
-#: The item index of a step run that is no item of a fan-out. Not NULL, so that the unique
-#: constraint holds on every database.
+#: The item index of step runs that are not items. Not NULL, so that the unique constraint works on
+#: every database.
 NO_ITEM = -1
-#: What no payload is: None may be delivered.
+#: Means that there is no payload, because None can be delivered.
 _NOTHING = object()
 
 
@@ -49,14 +49,14 @@ M = TypeVar("M", bound=models.Model, covariant=True)
 
 
 class JSONEncoder(json.JSONEncoder):
-    """`SEQUENCES["ENCODER"]`, looked up when it is used, so that a migration need not name it."""
+    """`SEQUENCES["ENCODER"]`, looked up on use so that migrations need not name it."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> json.JSONEncoder:  # type: ignore[misc]
         return conf.settings.encoder(*args, **kwargs)
 
 
 class ExactCharField(models.CharField):  # type: ignore[type-arg]
-    """Text that is equal only to itself, also where a database would ignore case or spaces."""
+    """A string that equals only itself, even where a database would ignore case or spaces."""
 
     def db_parameters(self, connection: Any) -> dict[str, Any]:
         parameters = super().db_parameters(connection)
@@ -65,9 +65,9 @@ class ExactCharField(models.CharField):  # type: ignore[type-arg]
 
 
 class _Manager(models.Manager[M]):
-    """Reads what hangs on a row from the database that holds the row, whatever a router says.
+    """Reads related rows from the database that holds the row, whatever a router says.
 
-    A replica lags: it may not have the run of a step that is running just now.
+    A replica lags, and may not have the run of a step that is running right now.
     """
 
     _alias: str | None = None
@@ -81,14 +81,14 @@ class _Manager(models.Manager[M]):
         self._alias = alias
 
     def _database_of_row(self) -> str | None:
-        # Django sets the one for the rows that refer to a row, the other for a row that one refers
-        # to, and for its deferred fields.
+        # Django uses one manager for rows that refer to this row, and the other for rows that this
+        # row refers to and for its deferred fields.
         row = getattr(self, "instance", None) or getattr(self, "_hints", {}).get("instance")
         return row._state.db if isinstance(row, _Row) else None
 
 
 class _Row(models.Model):
-    """What all tables have."""
+    """The base of all tables."""
 
     objects = _Manager()
 
@@ -98,7 +98,7 @@ class _Row(models.Model):
 
 
 class RunStatus(models.TextChoices):
-    """The states of a run."""
+    """The statuses of a run."""
 
     RUNNING = "running", pgettext_lazy("run", "running")
     PAUSED = "paused", pgettext_lazy("run", "paused")
@@ -109,7 +109,7 @@ class RunStatus(models.TextChoices):
 
 
 class StepStatus(models.TextChoices):
-    """The states of a step run."""
+    """The statuses of a step run."""
 
     WAITING = "waiting", _("waiting")
     QUEUED = "queued", _("queued")
@@ -143,7 +143,7 @@ UNFINISHED_STEP = (
 
 
 class StoredPlan(_Row):
-    """One version of a sequence's shape that was ever started, or that a worker knew."""
+    """A version of a sequence's graph that was started, or that a worker had in its code."""
 
     id = models.BigAutoField(primary_key=True)
     sequence = ExactCharField(_("sequence"), max_length=200)
@@ -151,7 +151,7 @@ class StoredPlan(_Row):
     graph = models.JSONField(_("graph"))
     created_at = models.DateTimeField(pgettext_lazy("time", "created"))
 
-    if TYPE_CHECKING:  # Django adds them
+    if TYPE_CHECKING:  # added by Django
         runs: RelatedManager[SequenceRun]
 
     class Meta:
@@ -168,23 +168,23 @@ class StoredPlan(_Row):
 
     @cached_property
     def plan(self) -> Plan:
-        """The graph itself."""
+        """The graph as a value."""
         return Plan.from_json(self.sequence, self.graph)
 
 
 class SequenceRunQuerySet(models.QuerySet["SequenceRun"]):
-    """Runs, to be read. Never writes."""
+    """Read-only queries on runs."""
 
     def unfinished(self) -> SequenceRunQuerySet:
-        """Those that are running, paused, or being rolled back."""
+        """Runs that are running, paused, or being rolled back."""
         return self.filter(status__in=UNFINISHED_RUN)
 
     def finished(self) -> SequenceRunQuerySet:
-        """Those that have succeeded, failed or been cancelled."""
+        """Runs that have succeeded, failed or been cancelled."""
         return self.exclude(status__in=UNFINISHED_RUN)
 
     def struggling(self) -> SequenceRunQuerySet:
-        """Unfinished runs with a step that failed at least STRUGGLING_AFTER times in a row."""
+        """Unfinished runs with a step that has failed at least STRUGGLING_AFTER times in a row."""
         limit = conf.settings.struggling_after
         if limit is None:
             return self.none()
@@ -194,13 +194,14 @@ class SequenceRunQuerySet(models.QuerySet["SequenceRun"]):
         return self.unfinished().filter(pk__in=rows.values("run"))
 
     def waiting_for(self, step: Step[Any] | str) -> SequenceRunQuerySet:
-        """Unfinished runs in which this step waits, for a time, an event or others."""
+        """Unfinished runs in which this step is waiting: for a time, an event, or other runs or
+        items."""
         name = step if isinstance(step, str) else step.name
         rows = StepRun.objects.using(self.db).filter(step=name, status=StepStatus.WAITING)
         return self.unfinished().filter(pk__in=rows.values("run"))
 
     def about(self, *subjects: models.Model) -> SequenceRunQuerySet:
-        """Those that were started with this object as their subject, or with one of these."""
+        """Runs started with this object, or one of these objects, as their subject."""
         pks: dict[str, list[str]] = {}
         for subject in subjects:
             key = check_subject(subject, "about")
@@ -211,7 +212,7 @@ class SequenceRunQuerySet(models.QuerySet["SequenceRun"]):
         return self.filter(is_about) if is_about else self.none()
 
     def whose_id_begins(self, digits: str) -> SequenceRunQuerySet:
-        """Those whose id begins with these hexadecimal digits, 32 at most, in small letters."""
+        """Runs whose id begins with these lower-case hexadecimal digits, at most 32."""
         first, last = UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
         if get_engine().database(self.db).orders_ids:
             return self.filter(pk__range=(first, last))
@@ -220,9 +221,9 @@ class SequenceRunQuerySet(models.QuerySet["SequenceRun"]):
 
 
 class SequenceRunManager(_Manager["SequenceRun"]):
-    """`SequenceRun.objects`, with what its querysets have.
+    """`SequenceRun.objects`, with the methods of its querysets.
 
-    Not made by ``from_queryset``: only a plugin would tell type checkers what it has.
+    Not created by ``from_queryset``, whose methods type checkers know only with a plugin.
     """
 
     if TYPE_CHECKING:
@@ -265,9 +266,9 @@ class SequenceRunManager(_Manager["SequenceRun"]):
 
 
 class _Subject:
-    """The object that a run is about, as an attribute: read when it is asked for, and kept.
+    """The object that a run is about: loaded on first access, then cached.
 
-    ``prefetch_related("subject")`` reads those of many runs by one query for each model.
+    ``prefetch_related("subject")`` loads the objects of many runs with one query per model.
     """
 
     name = "subject"
@@ -286,21 +287,21 @@ class _Subject:
         return subject
 
     def __set__(self, run: SequenceRun, value: Any) -> None:
-        raise AttributeError("The subject of a run is given at its start, and never changes.")
+        raise AttributeError("The subject of a run is set when the run starts, and never changes.")
 
     def is_cached(self, run: SequenceRun) -> bool:
         return self.name in run._state.fields_cache
 
     def keep(self, run: SequenceRun, subject: models.Model | None) -> None:
-        """Have it without a query."""
+        """Cache an object that is already loaded."""
         run._state.fields_cache[self.name] = subject
 
     def get_prefetch_querysets(
         self, instances: list[SequenceRun], querysets: Any = None
     ) -> tuple[Any, ...]:
-        """What Django asks of what can be prefetched."""
+        """Django's protocol for prefetch_related."""
         if querysets is not None:
-            raise ValueError("The subjects of runs are of any model: give no queryset.")
+            raise ValueError("Runs have subjects of any model: a queryset is not supported.")
         read_subject_rows(instances)
         keys = {run.pk: run.subject_key for run in instances}
         objects = load_all(key for key in keys.values() if key is not None)
@@ -315,7 +316,7 @@ class _Subject:
 
 
 def read_subject_rows(runs: list[SequenceRun]) -> None:
-    """Those of many runs, by one query, where the runs are."""
+    """Read the subject rows of many runs with one query, from the runs' database."""
     relation: Any = SequenceRun._meta.get_field("subject_row")
     unread = [run for run in runs if not relation.is_cached(run)]
     if not unread:
@@ -327,7 +328,7 @@ def read_subject_rows(runs: list[SequenceRun]) -> None:
 
 
 class SequenceRun(_Row):
-    """One started sequence. `data` is shared by its steps.
+    """One started sequence. Its steps share `data`.
 
     Each operation takes ``by`` (who: a user or a string) and ``reason``, leaves an `Operation` row,
     is safe against steps that run at the same time, updates this instance, and raises
@@ -345,9 +346,9 @@ class SequenceRun(_Row):
     )
     sequence = ExactCharField(_("sequence"), max_length=200)
     key = ExactCharField(_("key"), max_length=255, null=True, blank=True)
-    #: The key as long as it keeps others from starting with it.
+    #: The key, while it prevents other starts with it.
     active_key = ExactCharField(max_length=255, null=True, blank=True, editable=False)
-    #: The name under which it holds it: one that all releases have that start such runs.
+    #: The sequence name that scopes the key: the same in all releases that start such runs.
     key_scope = ExactCharField(
         max_length=200, blank=True, default="", db_default="", editable=False
     )
@@ -355,7 +356,7 @@ class SequenceRun(_Row):
     status = models.CharField(
         _("status"), max_length=16, choices=RunStatus.choices, default=RunStatus.RUNNING
     )
-    #: How it ends when it is undone.
+    #: The status that a run being rolled back will end with.
     final_status = models.CharField(max_length=16, blank=True, editable=False)
     data = models.JSONField(_("data"), default=dict, encoder=JSONEncoder)
     version = models.BigIntegerField(_("version"), default=0)
@@ -373,7 +374,7 @@ class SequenceRun(_Row):
     created_at = models.DateTimeField(pgettext_lazy("time", "created"))
     updated_at = models.DateTimeField(pgettext_lazy("time", "updated"))
     finished_at = models.DateTimeField(pgettext_lazy("time", "finished"), null=True, blank=True)
-    #: Its order in the lines of limits: the lowest first.
+    #: Its order in the lines of limits: the lowest number goes first.
     priority = models.SmallIntegerField(_("priority"), default=0, db_default=0)
     #: The W3C ``traceparent`` of its start, if its spans are recorded.
     traceparent = models.CharField(
@@ -381,10 +382,10 @@ class SequenceRun(_Row):
     )
 
     objects: ClassVar[SequenceRunManager] = SequenceRunManager()
-    #: The object that it is about. None: it has none, or that no longer exists.
+    #: The object that the run is about. None if it has none, or if it no longer exists.
     subject = _Subject()
 
-    if TYPE_CHECKING:  # Django adds them
+    if TYPE_CHECKING:  # added by Django
         plan_id: int
         parent_id: int | None
         subject_row: RunSubject
@@ -414,13 +415,13 @@ class SequenceRun(_Row):
                 fields=["key_scope", "active_key"], name="job_sequences_run_key_once"
             )
         ]
-        # On PostgreSQL those of a key and of a parent have only rows with one: see the migration.
+        # On PostgreSQL, the indexes on key and parent are partial: see the migration.
         indexes = [
             models.Index(fields=["sequence", "key"], name="job_sequences_run_key"),
             models.Index(fields=["parent"], name="job_sequences_run_parent"),
             models.Index(fields=["status", "created_at"], name="job_sequences_run_status"),
             models.Index(fields=["created_at"], name="job_sequences_run_created"),
-            # For the list of one sequence's runs: none of the columns is ever changed.
+            # For the list of one sequence's runs: none of its columns ever changes.
             models.Index(fields=["sequence", "created_at"], name="job_sequences_run_sequence"),
         ]
 
@@ -434,9 +435,9 @@ class SequenceRun(_Row):
 
     @property
     def subject_key(self) -> SubjectKey | None:
-        """The name of the object that it is about, also of one that no longer exists.
+        """The name of the object that the run is about, even if it no longer exists.
 
-        As a text it is ``"shop.order:17"``; its ``model`` and ``pk`` are texts too.
+        As a string, it is ``"shop.order:17"``; ``model`` and ``pk`` are strings, too.
         """
         row: RunSubject | None = getattr(self, "subject_row", None)
         return None if row is None else row.key
@@ -446,32 +447,32 @@ class SequenceRun(_Row):
         return await sync_to_async(lambda: self.subject)()
 
     def refresh_from_db(self, *args: Any, **kwargs: Any) -> None:
-        """As Django's, which reads what belongs to a row anew, too."""
+        """Like Django's, but also reloads the related objects."""
         super().refresh_from_db(*args, **kwargs)
         self._state.fields_cache.pop(_Subject.name, None)
 
     def status_url(self, *, expires: timedelta = links.DAY) -> str:
-        """The path of its status as JSON, readable without login until it expires.
+        """The path of its status as JSON, readable without a login until it expires.
 
-        The project's URLs must have ``path("sequences/", include("sequences.urls"))``. The status
-        contains no data, results or errors.
+        The project's URLs must include ``path("sequences/", include("sequences.urls"))``. The
+        status contains no data, results or errors.
         """
         return links.address("status", self.pk, expires)
 
     def pause(self, *, by: Any = "", reason: str = "") -> None:
-        """Start no more steps until `resume`. Running steps may commit; delays keep counting."""
+        """Start no more steps until `resume`. Running steps finish; delays keep counting."""
         get_engine().operate(self, "pause", by=by, reason=reason)
 
     def resume(self, *, by: Any = "", reason: str = "") -> None:
-        """Release what a pause holds. Steps that came due meanwhile are dispatched now."""
+        """Release the steps on hold. Steps that became due in the meantime are dispatched now."""
         get_engine().operate(self, "resume", by=by, reason=reason)
 
     def cancel(self, *, undo: bool | None = None, by: Any = "", reason: str = "") -> None:
-        """End the run as cancelled. A step that is running loses its commit.
+        """End the run as cancelled. A step that is running can no longer commit.
 
-        With ``undo``, that step finishes first and is not retried. Then the undos of the completed
-        steps run, newest first, including those of child runs. None: as ``Meta.cancel`` says. Last,
-        `on_cancel` and `on_end` run, if the class has them.
+        With ``undo=True``, the running step finishes first and is not retried. Then the undos of
+        the completed steps run, newest first, including those of child runs. None: as
+        ``Meta.cancel`` says. Last, `on_cancel` and `on_end` run, if the class has them.
         """
         get_engine().operate(self, "cancel", undo=undo, by=by, reason=reason)
 
@@ -482,17 +483,17 @@ class SequenceRun(_Row):
     def set_deadline(
         self, deadline: timedelta | datetime | None, *, by: Any = "", reason: str = ""
     ) -> None:
-        """Have the run fail if it is not finished by then, whatever deadline it had.
+        """Make the run fail if it is not finished by then; replaces an earlier deadline.
 
-        A timedelta from now, an aware datetime, or None: no deadline any more.
+        Takes a timedelta from now, an aware datetime, or None to remove the deadline.
         """
         get_engine().operate(self, "set_deadline", deadline=deadline, by=by, reason=reason)
 
     def retry(self, *, by: Any = "", reason: str = "") -> None:
-        """Run the failed steps again, and retry steps that wait for their next attempt now.
+        """Restart failed steps; steps waiting for their next attempt run now.
 
-        In a run that was rolled back: retry the undos, and the `on_failure`, `on_cancel` or
-        `on_end`, that failed.
+        In a run that was rolled back, restart the failed undos, `on_failure`, `on_cancel` or
+        `on_end` instead.
         """
         get_engine().operate(self, "retry", by=by, reason=reason)
 
@@ -506,32 +507,32 @@ class SequenceRun(_Row):
     def restart_from(
         self, step: Named, *, keep_deliveries: bool = False, by: Any = "", reason: str = ""
     ) -> None:
-        """Run this step and all steps after it again. ``data`` stays as it is.
+        """Run this step and all later steps again. ``data`` stays as it is.
 
-        Events among them wait for a new delivery; with ``keep_deliveries``, earlier deliveries
-        still count.
+        Events among these steps wait for a new delivery; with ``keep_deliveries``, earlier
+        deliveries still count.
         """
         get_engine().operate(
             self, "restart_from", step=step, keep_deliveries=keep_deliveries, by=by, reason=reason
         )
 
     def run_now(self, step: Named, *, by: Any = "", reason: str = "") -> None:
-        """End this step's wait for a time now: a delay, a repeat, or its next attempt.
+        """Run this step now instead of at its scheduled time: after a delay, a repeat or a retry.
 
-        In a fan-out, this ends the wait of every item that waits for a time. If the start of the
-        run was delayed, the step's own `delay` still follows, counted from now. Raises
-        `UnknownStep` if the run's plan has no such step, and `InvalidTransition` if it does not
-        wait for a time. Waits for an event, for items or for children end with those.
+        In a fan-out, this ends the wait of every item that is waiting for a time. If the start of
+        the run was delayed, the step's own `delay` still follows, counted from now. Raises
+        `UnknownStep` if the run's plan has no such step, and `InvalidTransition` if the step is not
+        waiting for a time. It does not end a wait for an event, for items or for child runs.
         """
         get_engine().operate(self, "run_now", step=step, by=by, reason=reason)
 
     def deliver(self, event: Named, payload: Any = None, *, by: Any = "", reason: str = "") -> bool:
-        """End the wait of an event with this payload. An early delivery is stored until then.
+        """Deliver an event with this payload. If it is not waiting yet, the delivery is kept.
 
-        The first delivery counts, for all events of one `any_of` too; returns whether this one did.
-        Raises `InvalidData` if the payload is not JSON, `UnknownStep` if the run's plan has no such
-        event, and `InvalidTransition` if it is too late: the event was skipped, or the run has
-        succeeded or was cancelled.
+        Only the first delivery counts, and only one for all events of an `any_of`; returns whether
+        this one did. Raises `InvalidData` if the payload is not JSON, `UnknownStep` if the run's
+        plan has no such event, and `InvalidTransition` if it is too late: the event was skipped, or
+        the run has succeeded or was cancelled.
         """
         counted: bool = get_engine().operate(
             self, "deliver", event=event, payload=payload, by=by, reason=reason
@@ -546,25 +547,25 @@ class SequenceRun(_Row):
         by: Any = "",
         max_age: timedelta = links.WEEK,
     ) -> str:
-        """A signed path, for a mail: its page shows the payload, and delivers it by a button.
+        """A signed path for an email: its page shows the payload, and a button delivers it.
 
-        Whoever has it may deliver, once, without a login; ``by`` is who that is. If the event has
-        a form and there is no payload, the page shows the form. It needs the URLs of `sequences`
-        in those of the project. Raises `InvalidData` if the payload is not valid, `UnknownStep` if
+        Whoever has the link can deliver, once, without a login; ``by`` names that person. If the
+        event has a form and no payload is given, the page shows the form. The project must include
+        the URLs of `sequences`. Raises `InvalidData` if the payload is not valid, `UnknownStep` if
         the run's plan has no such event, and `SequenceError` if the path would be too long.
         """
         name, checked, caller = get_engine().delivery(self, event, payload, by)
         return links.delivery_address(self.pk, name, checked, caller, max_age)
 
     def delivered(self, event: Named) -> bool:
-        """Whether anything was delivered for this event: true once `deliver` has returned.
+        """Whether the event was delivered: true as soon as `deliver` has returned.
 
         Always reads the database. Raises `UnknownStep` if the run's plan has no such event.
         """
         return get_engine().payload(self, event, _NOTHING) is not _NOTHING
 
     def payload(self, event: Named, default: Any = None) -> Any:
-        """What was delivered for this event, or ``default``. Raises `UnknownStep`."""
+        """The payload that was delivered for this event, or ``default``. Raises `UnknownStep`."""
         return get_engine().payload(self, event, default)
 
     def edit(self, data: dict[str, Any], *, by: Any = "", reason: str = "") -> None:
@@ -576,10 +577,10 @@ class SequenceRun(_Row):
         get_engine().operate(self, "edit", data=data, by=by, reason=reason)
 
     def erase(self, *, keep_key: bool = False, by: Any = "", reason: str = "") -> None:
-        """Permanently erase the data that a finished run and its children have stored.
+        """Permanently erase the stored data of a finished run and its child runs.
 
-        That is data, deliveries, payloads, results, error texts, the reasons of earlier
-        operations, and the key, which becomes free again; ``keep_key`` keeps it. Raises
+        This covers data, deliveries, payloads, results, error texts, the reasons of earlier
+        operations, and the key, which can then be used again unless ``keep_key`` is set. Raises
         `InvalidTransition` while a child run has not finished.
         """
         get_engine().operate(self, "erase", keep_key=keep_key, by=by, reason=reason)
@@ -653,7 +654,7 @@ class StepRun(_Row):
     """One step of one run, or one item of a fan-out step."""
 
     id = models.BigAutoField(primary_key=True)
-    # The database checks no foreign key here: its trigger would fire for every inserted step.
+    # No database constraint: its trigger would fire for every inserted step.
     run = models.ForeignKey(
         SequenceRun,
         models.CASCADE,
@@ -668,18 +669,19 @@ class StepRun(_Row):
     status = models.CharField(
         _("status"), max_length=16, choices=StepStatus.choices, default=StepStatus.QUEUED
     )
-    #: Failed attempts since it became ready, or was last repeated or retried by hand.
+    #: Failed attempts since it became ready, was last repeated, or was last retried by a person.
     attempts = models.IntegerField(_("failed attempts"), default=0)
-    #: Workers that died in it, one after the other.
+    #: How many workers in a row have died while running it.
     lost_workers = models.SmallIntegerField(_("lost workers"), default=0)
-    #: How often it was committed with the wish to run again.
+    #: How often it committed and asked to run again.
     repeats = models.IntegerField(_("repeats"), default=0)
-    #: Dispatches by the sweep that the broker accepted since it was last queued.
+    #: How often the sweep has sent it since it was last queued, with the broker accepting.
     dispatches = models.SmallIntegerField(default=0, editable=False)
-    #: Whether its own `delay` was looked at.
+    #: Whether its own `delay` was already evaluated.
     delay_evaluated = models.BooleanField(default=False, editable=False)
-    #: What it waits for while its status is "waiting". Afterwards, what it waited for last: a step
-    #: that has waited for its items or children is claimed again to gather them.
+    #: What it is waiting for if its status is "waiting"; otherwise, the last thing that it waited
+    #: for. A step that has waited for its items or children is claimed again to collect their
+    #: results.
     wait = models.CharField(
         _("waits for"),
         max_length=16,
@@ -690,19 +692,19 @@ class StepRun(_Row):
     )
     #: When that wait began.
     waiting_since = models.DateTimeField(_("waiting since"), null=True, blank=True)
-    #: Of the wait for items: the `total` of them, the `window` of those that may be in flight, the
-    #: `next` one to be released, how many of those before it are `held`, having lost their places,
-    #: and whether it is `stopping`. Of that for children: their `total`.
+    #: While waiting for items: the `total` number, the `window` of items that may be in flight, the
+    #: `next` one to release, how many earlier ones are `held` because they lost their places, and
+    #: whether it is `stopping`. While waiting for children: the `total` number.
     members = models.JSONField(null=True, blank=True, editable=False)
-    #: How far the undoing of its children is, one of `transitions.subsequences.ChildrenUndo`.
+    #: How far the rollback of its children has got: one of `transitions.subsequences.ChildrenUndo`.
     children_undo = models.CharField(
         max_length=8, blank=True, default="", db_default="", editable=False
     )
-    #: The fencing token of the claim that runs, or ran, it.
+    #: The fencing token of the claim that runs or last ran it.
     token = models.BigIntegerField(null=True, blank=True, editable=False)
     worker = models.CharField(_("worker"), max_length=100, blank=True)
     progress = models.JSONField(_("progress"), null=True, blank=True, encoder=JSONEncoder)
-    #: Of an item: the item. Of the undo of an item: the item, and its result.
+    #: For an item, the item itself; for the undo of an item, the item and its result.
     payload = models.JSONField(_("payload"), null=True, blank=True, encoder=JSONEncoder)
     result = models.JSONField(_("result"), null=True, blank=True, encoder=JSONEncoder)
     ready_at = models.DateTimeField(pgettext_lazy("time", "ready"))
@@ -711,11 +713,11 @@ class StepRun(_Row):
     finished_at = models.DateTimeField(pgettext_lazy("time", "finished"), null=True, blank=True)
     #: When it may run: the end of a delay, or of a retry's backoff.
     due_at = models.DateTimeField(pgettext_lazy("time", "due"), null=True, blank=True)
-    #: The moment by which something must have happened, or the sweep looks at it. None: it is
-    #: finished, or held because its run is paused or has failed.
+    #: If nothing has happened by then, the sweep checks it. None: it has finished, or it is on hold
+    #: because the run is paused or has failed.
     wake_at = models.DateTimeField(_("wakes"), null=True, blank=True)
 
-    if TYPE_CHECKING:  # Django adds them
+    if TYPE_CHECKING:  # added by Django
         run_id: UUID
         children: RelatedManager[SequenceRun]
         failures: RelatedManager[StepFailure]
@@ -730,7 +732,7 @@ class StepRun(_Row):
                 fields=["run", "step", "item"], name="job_sequences_step_run_once"
             )
         ]
-        # On PostgreSQL it has only rows that wake: see the migration.
+        # On PostgreSQL, a partial index, without NULLs: see the migration.
         indexes = [models.Index(fields=["wake_at"], name="job_sequences_step_wake")]
 
     def __str__(self) -> str:
@@ -739,13 +741,13 @@ class StepRun(_Row):
 
     @property
     def is_struggling(self) -> bool:
-        """Whether it is unfinished and failed at least STRUGGLING_AFTER times in a row."""
+        """Whether it is unfinished and has failed at least STRUGGLING_AFTER times in a row."""
         limit = conf.settings.struggling_after
         return limit is not None and self.attempts >= limit and self.status in UNFINISHED_STEP
 
 
 class StepFailure(_Row):
-    """One failed attempt. Only ever added."""
+    """One failed attempt. Rows are only ever added."""
 
     id = models.BigAutoField(primary_key=True)
     run = models.ForeignKey(
@@ -768,7 +770,7 @@ class StepFailure(_Row):
     attempt = models.PositiveIntegerField(_("attempt"))
     error = models.CharField(_("error"), max_length=200)
     message = models.TextField(_("message"), blank=True)
-    #: A digest of the message without its numbers and quotes: those of one shape are one problem.
+    #: A digest of the message without numbers and quoted parts: the same digest, the same problem.
     fingerprint = models.CharField(
         max_length=16, blank=True, default="", db_default="", editable=False
     )
@@ -776,7 +778,7 @@ class StepFailure(_Row):
     worker = models.CharField(_("worker"), max_length=100, blank=True)
     failed_at = models.DateTimeField(pgettext_lazy("time", "failed"), db_index=True)
 
-    if TYPE_CHECKING:  # Django adds them
+    if TYPE_CHECKING:  # added by Django
         run_id: UUID
         step_run_id: int | None
 
@@ -790,7 +792,7 @@ class StepFailure(_Row):
 
 
 class StepLoss(_Row):
-    """A worker that died in a step run, and what else it had in hand. Only ever added."""
+    """A worker that died while running a step, and what else it was running. Only ever added."""
 
     id = models.BigAutoField(primary_key=True)
     run = models.ForeignKey(
@@ -811,11 +813,11 @@ class StepLoss(_Row):
     step = ExactCharField(_("step"), max_length=100)
     item = models.IntegerField(_("item"), default=NO_ITEM)
     worker = models.CharField(_("worker"), max_length=100)
-    #: The other step runs of that process, by run, step and item; empty: it died alone.
+    #: The other step runs of that process, by run, step and item; empty if there were none.
     concurrent_steps = models.JSONField(_("concurrent steps"), default=list)
     lost_at = models.DateTimeField(pgettext_lazy("time", "lost"), db_index=True)
 
-    if TYPE_CHECKING:  # Django adds them
+    if TYPE_CHECKING:  # added by Django
         run_id: UUID
         step_run_id: int | None
 
@@ -829,7 +831,7 @@ class StepLoss(_Row):
 
 
 class RunDeadline(_Row):
-    """By when an unfinished run must be finished. Removed when it has passed."""
+    """The deadline of an unfinished run. Deleted when it has passed."""
 
     run = models.OneToOneField(
         SequenceRun,
@@ -841,7 +843,7 @@ class RunDeadline(_Row):
     )
     due_at = models.DateTimeField(_("deadline"), db_index=True)
 
-    if TYPE_CHECKING:  # Django adds it
+    if TYPE_CHECKING:  # added by Django
         run_id: UUID
 
     class Meta:
@@ -853,17 +855,17 @@ class RunDeadline(_Row):
 
 
 class OutboxMessage(_Row):
-    """A message of an actor that `dispatch` has written, until the broker has it."""
+    """A message that `dispatch` has written and the broker does not have yet."""
 
     id = models.BigAutoField(primary_key=True)
     actor = models.CharField(_("actor"), max_length=255)
     queue = models.CharField(_("queue"), max_length=255)
-    #: All of it, as JSON.
+    #: The whole message, as JSON.
     message = models.TextField(_("message"))
     created_at = models.DateTimeField(pgettext_lazy("time", "created"))
     #: When the sweep sends it.
     wake_at = models.DateTimeField(db_index=True)
-    #: How often the broker did not take it.
+    #: How often the broker has failed to accept it.
     failures = models.PositiveIntegerField(_("failures"), default=0)
 
     class Meta:
@@ -876,7 +878,7 @@ class OutboxMessage(_Row):
 
 
 class RunSubject(_Row):
-    """The object that a run is about. A run without one has no row here, and costs nothing."""
+    """The object that a run is about. A run without one has no row here."""
 
     run = models.OneToOneField(
         SequenceRun,
@@ -886,13 +888,13 @@ class RunSubject(_Row):
         verbose_name=_("run"),
         db_constraint=False,
     )
-    #: Its label in small letters, as that of a content type.
+    #: Its label in lower case, like that of a content type.
     model = ExactCharField(_("model"), max_length=MAX_MODEL)
     object_id = ExactCharField(_("object ID"), max_length=MAX_PK)
-    #: The object was deleted, and the data of its runs is to be erased: when the sweep looks at it.
+    #: Set when the object was deleted and its runs' data is to be erased: when the sweep does it.
     erase_at = models.DateTimeField(null=True, blank=True, db_index=True, editable=False)
 
-    if TYPE_CHECKING:  # Django adds it
+    if TYPE_CHECKING:  # added by Django
         run_id: UUID
 
     class Meta:
@@ -910,7 +912,7 @@ class RunSubject(_Row):
 
 
 class StepCall(_Row):
-    """What one call of `Sequence.once` has returned in a step run. Only ever added."""
+    """What one call of `Sequence.once` returned in a step run. Rows are only ever added."""
 
     id = models.BigAutoField(primary_key=True)
     run = models.ForeignKey(
@@ -932,7 +934,7 @@ class StepCall(_Row):
     result = models.JSONField(_("result"), null=True, encoder=JSONEncoder)
     called_at = models.DateTimeField(pgettext_lazy("time", "called"))
 
-    if TYPE_CHECKING:  # Django adds them
+    if TYPE_CHECKING:  # added by Django
         run_id: UUID
         step_run_id: int
 
@@ -951,7 +953,7 @@ class StepCall(_Row):
 
 
 class Operation(_Row):
-    """One act of a person or a program on a run. Only ever added."""
+    """One action of a person or a program on a run. Rows are only ever added."""
 
     id = models.BigAutoField(primary_key=True)
     run = models.ForeignKey(
@@ -969,7 +971,7 @@ class Operation(_Row):
     after = models.JSONField(_("after"), null=True, blank=True, encoder=JSONEncoder)
     done_at = models.DateTimeField(pgettext_lazy("time", "done"))
 
-    if TYPE_CHECKING:  # Django adds it
+    if TYPE_CHECKING:  # added by Django
         run_id: UUID
 
     class Meta:
@@ -982,55 +984,55 @@ class Operation(_Row):
 
 
 class ScheduleQuerySet(models.QuerySet["Schedule"]):
-    """Schedules, to be read. Never writes."""
+    """Read-only queries on schedules."""
 
     def active(self) -> ScheduleQuerySet:
-        """Those that start runs: neither paused nor orphaned."""
+        """Schedules that start runs: neither paused nor orphaned."""
         return self.filter(paused_at=None, orphaned_at=None)
 
     def about(self, *subjects: models.Model) -> ScheduleQuerySet:
-        """Those that were made for this object, which their runs are about, or for one of these."""
+        """Schedules created for this object, or one of these: their runs are about it."""
         keys = [str(check_subject(subject, "about")) for subject in subjects]
         return self.filter(subject_text__in=keys)
 
 
 class Schedule(_Row):
-    """What starts runs of a sequence at the slots of a timetable.
+    """Starts runs of a sequence at the slots of a timetable.
 
-    Its timetable is declared in the code of the sequence, or was made at run time. Each operation
-    takes ``by`` (who: a user or a string) and ``reason``, leaves a `ScheduleOperation` row, updates
-    this instance, and raises `InvalidSchedule` where it is not possible.
+    The timetable is declared in the code of the sequence, or was created at run time. Each
+    operation takes ``by`` (who: a user or a string) and ``reason``, leaves a `ScheduleOperation`
+    row, updates this instance, and raises `InvalidSchedule` where it is not possible.
     """
 
     id = models.BigAutoField(primary_key=True)
     sequence = ExactCharField(_("sequence"), max_length=200)
-    #: The name that all releases have for its sequence, whatever they call it.
+    #: The name of its sequence in all releases, even if the class was renamed.
     scope = ExactCharField(max_length=200, editable=False)
     name = ExactCharField(_("name"), max_length=100)
-    #: What `Timetable.to_json` says of its timetable.
+    #: The timetable, as `Timetable.to_json` writes it.
     spec = models.JSONField(_("timetable"))
-    #: Of its runs, if it was made at run time: the code has its own.
+    #: The data of its runs, if it was created at run time; otherwise, the code has it.
     data = models.JSONField(_("data"), null=True, blank=True, encoder=JSONEncoder)
-    #: The name of the object that its runs are about, as text; of one that was made at run time.
+    #: The name of the object that its runs are about, if it was created at run time.
     subject_text = ExactCharField(
         _("subject"), max_length=MAX_KEY, blank=True, default="", db_default="", db_index=True
     )
     is_declared = models.BooleanField(_("declared in code"), default=False)
-    #: The declaration that counts, and those before it, in the order of the releases.
+    #: The declaration in force and those of earlier releases, in order.
     fingerprint = models.CharField(max_length=64, blank=True, default="", editable=False)
     declarations = models.JSONField(default=list, editable=False)
     #: When a process that sweeps last had this declaration in its code.
     confirmed_at = models.DateTimeField(null=True, blank=True, editable=False)
-    #: Since when no code declares it any more.
+    #: Since when no code has declared it.
     orphaned_at = models.DateTimeField(pgettext_lazy("time", "orphaned"), null=True, blank=True)
     paused_at = models.DateTimeField(pgettext_lazy("time", "paused"), null=True, blank=True)
     next_slot = models.DateTimeField(_("next slot"), null=True, blank=True)
-    #: Whether that slot has come, and waits for the end of the last run.
+    #: Whether that slot has come and is waiting until the last run has ended.
     is_waiting = models.BooleanField(default=False, editable=False)
-    #: When the sweep gives it its turn. None: it is paused, orphaned, or over.
+    #: When the sweep handles it next. None: it is paused, orphaned, or has no more slots.
     wake_at = models.DateTimeField(_("wakes"), null=True, blank=True, db_index=True)
     last_slot = models.DateTimeField(_("last slot"), null=True, blank=True)
-    #: The run that it started last; it may be gone.
+    #: The last run that it started; may have been deleted.
     last_run = models.ForeignKey(
         SequenceRun,
         models.DO_NOTHING,
@@ -1045,18 +1047,18 @@ class Schedule(_Row):
     #: The newest slot that started no run, and why: "overlap" or "missed".
     skipped_slot = models.DateTimeField(_("skipped slot"), null=True, blank=True)
     skip_reason = models.CharField(max_length=16, blank=True, default="", editable=False)
-    #: Why it could not start the run of its slot, and how often in a row.
+    #: Why it could not start the run of its slot, and how many times in a row.
     error = models.TextField(_("error"), blank=True, default="")
     failures = models.PositiveIntegerField(_("failures"), default=0)
     failed_at = models.DateTimeField(pgettext_lazy("time", "failed"), null=True, blank=True)
-    #: Changes with each write but a confirmation, so that nobody acts on what was before.
+    #: Changes with each write except a confirmation, so that nobody acts on an outdated row.
     version = models.PositiveBigIntegerField(default=0, editable=False)
     created_at = models.DateTimeField(pgettext_lazy("time", "created"))
     updated_at = models.DateTimeField(pgettext_lazy("time", "updated"))
 
     objects = _Manager.from_queryset(ScheduleQuerySet)()  # type: ignore[misc]
 
-    if TYPE_CHECKING:  # Django adds them
+    if TYPE_CHECKING:  # added by Django
         last_run_id: UUID | None
         operations: RelatedManager[ScheduleOperation]
 
@@ -1076,7 +1078,7 @@ class Schedule(_Row):
 
     @property
     def subject_key(self) -> SubjectKey | None:
-        """The name of the object that its runs are about. None: they are about none."""
+        """The name of the object that its runs are about. None if there is none."""
         return SubjectKey.parse(self.subject_text) if self.subject_text else None
 
     @cached_property
@@ -1085,11 +1087,11 @@ class Schedule(_Row):
         return timetable_of(self.spec, self.data)
 
     def pause(self, *, by: Any = "", reason: str = "") -> None:
-        """Start no runs until it is resumed. Slots that pass meanwhile are not made up for."""
+        """Start no runs until `resume`. Slots that pass in the meantime are not caught up on."""
         get_engine().operate_schedule(self, "pause", by=by, reason=reason)
 
     def resume(self, *, by: Any = "", reason: str = "") -> None:
-        """Start runs again, with the next slot."""
+        """Start runs again, from the next slot."""
         get_engine().operate_schedule(self, "resume", by=by, reason=reason)
 
     def update(
@@ -1100,9 +1102,9 @@ class Schedule(_Row):
         by: Any = "",
         reason: str = "",
     ) -> None:
-        """Give a schedule that was made at run time another timetable, or its runs other data.
+        """Change the timetable, or the data of future runs, of a schedule created at run time.
 
-        What is None stays as it is. Raises `InvalidData`, and `InvalidSchedule` for a schedule
+        None leaves a value unchanged. Raises `InvalidData`, and `InvalidSchedule` for a schedule
         that is declared in code.
         """
         get_engine().operate_schedule(
@@ -1110,11 +1112,11 @@ class Schedule(_Row):
         )
 
     def remove(self, *, by: Any = "", reason: str = "") -> None:
-        """Remove the schedule; its runs stay. Raises `InvalidSchedule` if code declares it."""
+        """Remove the schedule; its runs are kept. Raises `InvalidSchedule` if code declares it."""
         get_engine().operate_schedule(self, "remove", by=by, reason=reason)
 
     def run_now(self, *, by: Any = "", reason: str = "") -> SequenceRun:
-        """Start a run at once, whatever its timetable says, and return the run.
+        """Start a run now, in addition to the slots of the timetable, and return the run.
 
         Raises `InvalidSchedule` while its last run is unfinished, unless its runs may overlap.
         """
@@ -1150,7 +1152,7 @@ class Schedule(_Row):
 
 
 class ScheduleOperation(_Row):
-    """One act of a person or a program on a schedule. Only ever added; it outlives the schedule."""
+    """One action of a person or a program on a schedule. Only ever added; outlives the schedule."""
 
     id = models.BigAutoField(primary_key=True)
     schedule = models.ForeignKey(
@@ -1169,7 +1171,7 @@ class ScheduleOperation(_Row):
     after = models.JSONField(_("after"), null=True, blank=True, encoder=JSONEncoder)
     done_at = models.DateTimeField(pgettext_lazy("time", "done"))
 
-    if TYPE_CHECKING:  # Django adds it
+    if TYPE_CHECKING:  # added by Django
         schedule_id: int
 
     class Meta:
@@ -1182,16 +1184,16 @@ class ScheduleOperation(_Row):
 
 
 class PermitState(models.TextChoices):
-    """How a permit stands to its limit."""
+    """The states of a permit."""
 
     WAITING = "waiting", _("waiting")
-    #: Its owner waits in the line of another of its limits.
+    #: Its owner is waiting in the line of another of its limits.
     BLOCKED = "blocked", _("waiting for another limit")
     GRANTED = "granted", _("granted")
 
 
 class LimitOverride(_Row):
-    """Other numbers for a limit, until somebody ends that. Only ever added, and ended once."""
+    """Different numbers for a limit, until someone ends the override. Ended only once."""
 
     id = models.BigAutoField(primary_key=True)
     limit = ExactCharField(_("limit"), max_length=100, db_index=True)
@@ -1221,7 +1223,7 @@ class StoredLimit(_Row):
     concurrency = models.PositiveIntegerField(_("concurrency"), null=True, blank=True)
     rate = models.PositiveIntegerField(_("rate"), null=True, blank=True)
     per = models.DurationField(_("per"), null=True, blank=True)
-    #: What counts in place of these numbers, for now.
+    #: The override in force, in place of these numbers.
     override = models.ForeignKey(
         LimitOverride,
         models.SET_NULL,
@@ -1232,7 +1234,7 @@ class StoredLimit(_Row):
         db_constraint=False,
     )
 
-    if TYPE_CHECKING:  # Django adds them
+    if TYPE_CHECKING:  # added by Django
         override_id: int | None
         keys: RelatedManager[LimitKey]
 
@@ -1247,7 +1249,8 @@ class StoredLimit(_Row):
 
     @property
     def numbers(self) -> tuple[int | None, int | None, timedelta | None]:
-        """The concurrency, the rate and its period that count now. None: there is no such limit."""
+        """The concurrency, the rate and its period in force. None means that there is no such
+        limit."""
         row = self.override or self
         return row.concurrency, row.rate, row.per
 
@@ -1260,22 +1263,22 @@ class StoredLimit(_Row):
         by: Any = "",
         reason: str = "",
     ) -> None:
-        """Let other numbers count until `reset`; what is not given stays as it counts now.
+        """Override the numbers until `reset`; what is not passed stays as it is now.
 
-        Leaves a `LimitOverride`. A concurrency of 0 lets nobody in. Raises `SequenceError` for a
-        number that cannot be.
+        Leaves a `LimitOverride`. With a concurrency of 0, nothing starts. Raises `SequenceError`
+        for an invalid number.
         """
         get_engine().change_limit(
             self, concurrency=concurrency, rate=rate, per=per, by=by, reason=reason
         )
 
     def reset(self, *, by: Any = "") -> None:
-        """Let the numbers of the code count again."""
+        """End the override: the numbers in the code apply again."""
         get_engine().reset_limit(self, by=by)
 
 
 class LimitKey(_Row):
-    """One line of a limit: that of a key. Whoever gives or takes a place in it locks this row."""
+    """The line of one key of a limit. Whoever grants or frees a place in it locks this row."""
 
     id = models.BigAutoField(primary_key=True)
     limit = models.ForeignKey(
@@ -1287,14 +1290,14 @@ class LimitKey(_Row):
         db_index=False,
     )
     key = ExactCharField(_("key"), max_length=200, blank=True)
-    #: The first moment that its rate has left.
+    #: The earliest time at which the rate allows another start.
     next_at = models.DateTimeField(null=True, blank=True, editable=False)
-    #: When somebody in it had a place last.
+    #: When a place in it was last granted.
     granted_at = models.DateTimeField(pgettext_lazy("time", "granted"), null=True, blank=True)
-    #: When the sweep looks after those who wait in it; None: nobody does.
+    #: When the sweep checks the line; None: nobody is waiting in it.
     wake_at = models.DateTimeField(null=True, blank=True, db_index=True, editable=False)
 
-    if TYPE_CHECKING:  # Django adds them
+    if TYPE_CHECKING:  # added by Django
         limit_id: int
         permits: RelatedManager[Permit]
 
@@ -1310,10 +1313,10 @@ class LimitKey(_Row):
 
 
 class Permit(_Row):
-    """A place that a step run or a run has under one key of a limit, or waits for.
+    """A place under one key of a limit that a step run or a run has, or waits for.
 
-    What is granted counts only while the row of its owner says that it is used: a killed worker's
-    claim is over with its lease, and so is its place.
+    A granted place counts only while the row of its owner uses it: when the lease of a killed
+    worker's claim ends, its place is free again.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -1332,7 +1335,7 @@ class Permit(_Row):
         verbose_name=_("run"),
         db_constraint=False,
     )
-    #: None: it is the run's own.
+    #: None: the place is the run's own.
     step_run = models.ForeignKey(
         StepRun,
         models.CASCADE,
@@ -1343,16 +1346,16 @@ class Permit(_Row):
     )
     state = models.CharField(_("state"), max_length=8, choices=PermitState.choices)
     priority = models.SmallIntegerField(_("priority"), default=0)
-    #: When its owner became ready: the order within a priority.
+    #: When its owner became ready: decides the order within a priority.
     ready_at = models.DateTimeField(pgettext_lazy("time", "ready"))
-    #: Until when it may not be used, by a rate; or since when it may.
+    #: From when it may be used; with a rate, this may be in the future.
     granted_at = models.DateTimeField(pgettext_lazy("time", "granted"), null=True, blank=True)
     #: The fencing token of the claim that uses it.
     token = models.BigIntegerField(null=True, blank=True, editable=False)
-    #: Whether the oldest run in a place is cancelled for it.
+    #: Whether it cancels the oldest run in a place instead of waiting.
     replaces = models.BooleanField(default=False, editable=False)
 
-    if TYPE_CHECKING:  # Django adds them
+    if TYPE_CHECKING:  # added by Django
         line_id: int
         run_id: UUID
         step_run_id: int | None
@@ -1372,19 +1375,19 @@ class Permit(_Row):
 
 
 class WorkerProcess(_Row):
-    """A worker process as it was last seen: its sweep thread writes the row every few seconds."""
+    """A worker process as last seen: its sweep thread updates the row every few seconds."""
 
     id = models.BigAutoField(primary_key=True)
     name = ExactCharField(_("name"), max_length=100, unique=True)
     queues = models.JSONField(_("queues"), default=list)
     threads = models.PositiveIntegerField(_("threads"), default=0)
-    #: Of these, those that have ended, and perform nothing any more.
+    #: How many of these threads have died and run nothing any more.
     dead_threads = models.PositiveIntegerField(_("dead threads"), default=0)
     started_at = models.DateTimeField(pgettext_lazy("time", "started"))
     seen_at = models.DateTimeField(_("last seen"), db_index=True)
     #: When its last sweep ended; None: it does not sweep.
     swept_at = models.DateTimeField(_("last sweep"), null=True, blank=True)
-    #: The tokens of claims that it holds, and could not extend, as others had locked their rows.
+    #: Tokens of claims that it holds but could not extend, because others had locked their rows.
     unextended_claims = models.JSONField(default=list, editable=False)
 
     class Meta:

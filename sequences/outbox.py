@@ -12,19 +12,19 @@ from .port import get_engine
 
 
 def dispatch(message: Message[Any], *, delay: timedelta | int | None = None) -> None:
-    """Send a message of an actor if, and when, the current transaction commits.
+    """Send an actor's message if, and when, the current transaction commits.
 
-    ``dispatch(welcome.message(user.pk))`` writes a row in the runs' database: in a step, in the
-    transaction of its commit. After the commit the message goes to the broker; should the process
-    die before that, or the broker be down, the sweep sends it. At least once, and always with the
+    ``dispatch(welcome.message(user.pk))`` writes a row in the database of the runs; in a step, this
+    is part of the step's commit. After the commit, the message goes to the broker. If the process
+    dies first, or the broker is down, the sweep sends it. It is sent at least once, always with the
     same ``message_id``.
 
     ``delay``, a timedelta or milliseconds, is stored: the sweep sends the message when it is over.
-    Raises `InvalidData` for what is no message, and for arguments that JSON cannot represent.
+    Raises `InvalidData` if this is not a message, or if JSON cannot represent its arguments.
     """
     get_engine().dispatch(message, delay=delay)
 
 
 async def adispatch(message: Message[Any], *, delay: timedelta | int | None = None) -> None:
-    """The same, in asynchronous code."""
+    """`dispatch`, for asynchronous code."""
     await sync_to_async(dispatch)(message, delay=delay)

@@ -1,7 +1,7 @@
-"""What models and sequences ask of the engine, and which engine that is.
+"""What models and sequences need from the engine, and access to it.
 
-The engine stands on the tables and on `Sequence`, so neither can import it. As an actor of Dramatiq
-has its broker by `get_broker`, they have it by `get_engine`.
+The engine is built on the tables and on `Sequence`, so neither can import it. They reach it through
+`get_engine`, just as a Dramatiq actor reaches its broker through `get_broker`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 class Database(Protocol):
-    """What the tables ask of the database that they are in."""
+    """What the tables need to know about their database."""
 
     @property
     def orders_ids(self) -> bool:
-        """Whether it orders ids as their digits are ordered."""
+        """Whether it sorts ids in the order of their digits."""
 
     def exact_collation(self, connection: Any, /) -> str | None:
-        """The collation in which a text equals only itself. None: every collation is one."""
+        """The collation in which a string equals only itself. None: the default one is exact."""
 
 
 class Engine(Protocol):
-    """What starts sequences, executes their steps, and performs operations on their runs."""
+    """Starts sequences, executes their steps, and performs operations on their runs."""
 
     def bind(self, cls: type[Any], /) -> None:
         """Declare the actors of a sequence; raises `InvalidDefinition` for an unknown option."""
@@ -46,7 +46,7 @@ class Engine(Protocol):
         """See `Sequence.start_many`."""
 
     def runs(self, cls: type[Any], /) -> Any:
-        """The runs of a sequence, under its earlier names too."""
+        """The runs of a sequence, including those under its earlier names."""
 
     def operate(self, run: Any, action: str, /, **options: Any) -> Any:
         """Perform an operation on a run: see the methods of `SequenceRun`."""
@@ -66,25 +66,26 @@ class Engine(Protocol):
         """See `Schedules.create`."""
 
     def schedules(self, cls: type[Any], /) -> Any:
-        """The schedules of a sequence, under its earlier names too."""
+        """The schedules of a sequence, including those under its earlier names."""
 
     def operate_schedule(self, schedule: Any, action: str, /, **options: Any) -> Any:
         """Perform an operation on a schedule: see the methods of `Schedule`."""
 
     def delivery(self, run: Any, event: Any, payload: Any, by: Any, /) -> tuple[str, Any, str]:
-        """What `SequenceRun.deliver_url` signs: the event's name, the payload, and by whom."""
+        """What `SequenceRun.deliver_url` signs: the event's name, the payload, and who delivers
+        it."""
 
     def payload(self, run: Any, event: Any, default: Any, /) -> Any:
         """See `SequenceRun.payload`."""
 
     def database(self, using: str, /) -> Database:
-        """What the database of this alias does in its own way."""
+        """The peculiarities of the database with this alias."""
 
     def dispatch(self, message: Any, /, *, delay: timedelta | int | None) -> None:
         """See `sequences.dispatch`."""
 
     def child_ended(self, parent: int, using: str, /) -> None:
-        """A child of this step run has ended, and that is committed."""
+        """Called after the commit that ended a child of this step run."""
 
     def change_limit(
         self,
@@ -103,25 +104,25 @@ class Engine(Protocol):
         """See `StoredLimit.reset`."""
 
     def limits_changed(self, run: Any, using: str, /) -> None:
-        """A run may have given up places under limits, and that is committed."""
+        """Called after a commit in which a run may have given up places under limits."""
 
 
 _engine: Engine | None = None
 
 
 def set_engine(engine: Engine) -> None:
-    """Use this engine from now on; `apps.ready` does that."""
+    """Set the engine; called by `apps.ready`."""
     global _engine
     _engine = engine
 
 
 def has_engine() -> bool:
-    """Whether Django is ready, as far as sequences are concerned."""
+    """Whether Django is ready and the engine is set."""
     return _engine is not None
 
 
 def get_engine() -> Engine:
-    """The engine. Raises `SequenceError` before Django is ready."""
+    """Return the engine. Raises `SequenceError` before Django is ready."""
     if _engine is None:
         raise SequenceError(
             "Sequences and runs cannot be used before Django is ready. Add the app to "

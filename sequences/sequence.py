@@ -1,4 +1,4 @@
-"""`Sequence`: from a class to its plan. Nothing here touches a broker or a database."""
+"""`Sequence`: how a class becomes a plan. Nothing here uses a broker or a database."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 T = TypeVar("T")
 P = ParamSpec("P")
-if TYPE_CHECKING:  # a default, which Python has from 3.13 on, and type checkers know already
+# a default for the type parameter: Python 3.13, but type checkers already know it
+if TYPE_CHECKING:
     from typing_extensions import TypeVar as TypeVarWithDefault
 
     D = TypeVarWithDefault("D", default=dict[str, Any])
@@ -63,7 +64,7 @@ else:
 
 
 class StepContext(Protocol):
-    """What a running step can ask the engine for."""
+    """What a running step can ask of the engine."""
 
     @property
     def run(self) -> SequenceRun: ...
@@ -86,20 +87,20 @@ class StepContext(Protocol):
 
 
 class _Body(dict[str, Any]):
-    """The namespace of a class body, in which no step is lost."""
+    """The namespace of a class body; makes sure that every declared step ends up in the class."""
 
     def __init__(self) -> None:
         super().__init__()
         self.declared: list[Step[Any]] = []
 
     def note_step(self, step: Step[Any]) -> None:
-        """It is declared here; under which name is seen when the body ends."""
+        """Note a declared step. Its name is known only when the body ends."""
         self.declared.append(step)
 
     def refuse_lost_steps(self) -> None:
-        """A decorator above ``@step`` has put something else in the place of a step."""
+        """Raise if a decorator above ``@step`` has replaced a step with something else."""
         steps = [value for value in self.values() if isinstance(value, Step)]
-        # What other steps name has errors of its own.
+        # Steps that other steps refer to are reported elsewhere.
         ids = {id(named) for step in steps for named in (step, *_references(step))}
         for lost in self.declared:
             if id(lost) not in ids:
@@ -147,7 +148,7 @@ class SequenceType(type):
         super().__setattr__(name, value)
 
     if not TYPE_CHECKING:
-        # Not __new__ of the class: copying or unpickling an instance calls that one too.
+        # Not in __new__ of the class, which copying and unpickling an instance also call.
         def __call__(cls, /, *args: Any, **data: Any) -> Sequence[Any]:
             if args:
                 raise SequenceError(
@@ -168,7 +169,7 @@ class _Runs:
 
 
 class Schedules(Generic[D]):
-    """The schedules of one sequence: those that its Meta declares, and those made at run time."""
+    """The schedules of one sequence: declared in its Meta, or created at run time."""
 
     def __init__(self, cls: type[Sequence[D]]) -> None:
         self._cls = cls
@@ -184,12 +185,12 @@ class Schedules(Generic[D]):
         by: Any = "",
         reason: str = "",
     ) -> Schedule:
-        """Start runs at the slots of ``cron(…)`` or ``every(…)``, each with this data.
+        """Create a schedule, ``cron(…)`` or ``every(…)``, that starts runs with this data.
 
-        It is stored: it needs no code, and starts with the transaction around it. ``subject`` is
-        the object that the runs are about. ``by`` and ``reason`` are kept with it. Raises
-        `InvalidSchedule` if the sequence has a schedule of that name, or the timetable has a
-        function as its data, and `InvalidData`.
+        The schedule is a row, written in the surrounding transaction; no code declares it.
+        ``subject`` is the object that the runs are about; ``by`` and ``reason`` are stored with it.
+        Raises `InvalidSchedule` if the sequence already has a schedule of that name, or if the
+        timetable's data is a function, and `InvalidData`.
         """
         schedule: Schedule = _startable(self._cls).create_schedule(
             self._cls, name, timetable, data=data, subject=subject, by=by, reason=reason
@@ -212,12 +213,12 @@ class Schedules(Generic[D]):
         return await create(name, timetable, data=data, subject=subject, by=by, reason=reason)
 
     def all(self) -> ScheduleQuerySet:
-        """The rows: a queryset. What Meta declares has one once a worker has booted with it."""
+        """A queryset of the rows. A worker writes the rows of declared schedules when it boots."""
         schedules: ScheduleQuerySet = _startable(self._cls).schedules(self._cls)
         return schedules
 
     def get(self, name: str = DEFAULT_NAME, /) -> Schedule:
-        """The row of that name; of ``Meta.schedule`` without one. Raises `UnknownSchedule`."""
+        """The row of that name; without a name, of ``Meta.schedule``. Raises `UnknownSchedule`."""
         schedules = self.all()
         if (schedule := schedules.filter(name=name).first()) is not None:
             return schedule
@@ -244,7 +245,7 @@ class Sequence(Generic[D], metaclass=SequenceType):
     """
 
     _definition: Definition | None = None
-    _file: str | None = None  # that declares it, if no Python does
+    _file: str | None = None  # the file that declares it, if it is not declared in Python
     _codec: typed.Codec | None = None  # of typed data
     _inputs: Inputs | None = None  # that a definition as data declares
     _stored: typed.Stored
@@ -262,12 +263,12 @@ class Sequence(Generic[D], metaclass=SequenceType):
 
         @cached_property
         def subject(self) -> Any:
-            """Of the row: read once for each attempt."""
+            """The run's subject, loaded once per attempt."""
             return self.run.subject
 
         @cached_property
         def data(self) -> Any:
-            """Of typed data only: the rest is a dict in the instance."""
+            """Typed data only; other data is a dict in the instance."""
             return self._stored.read()
 
     attempt: int
@@ -291,24 +292,24 @@ class Sequence(Generic[D], metaclass=SequenceType):
     def start(
         cls, data: D | Mapping[str, Any] | None = None, /, **options: Unpack[StartOptions]
     ) -> Self:
-        """Write a run with this data, and start it: when the transaction around it commits.
+        """Create a run with this data; it starts when the surrounding transaction commits.
 
-        - ``key``: a run that has it already (``unique="unfinished"``: and is not finished) is
-          returned instead, and ``created`` is false.
+        - ``key``: if a run with this key exists (with ``unique="unfinished"``: an unfinished one),
+          it is returned instead, and ``created`` is false.
         - ``delay``: a timedelta or milliseconds.
-        - ``priority``: its order where limits make runs wait: as in Dramatiq, the lowest first.
+        - ``priority``: its order in the lines of limits. As in Dramatiq, the lowest goes first.
         - ``deadline``: a timedelta from now or an aware datetime, by which the run must be
-          finished, or it fails. None: no deadline, whatever Meta says.
+          finished, or it fails. None: no deadline, even if Meta has one.
         - ``subject``: the object that the run is about, of any model: see `subject`.
 
-        Raises `InvalidData`, and `SequenceError` for an option that cannot be.
+        Raises `InvalidData`, and `SequenceError` for an invalid option.
         """
         sequence: Self = _startable(cls).start(cls, data, **options)
         return sequence
 
     @classmethod
     def start_many(cls, iterable: Iterable[Any], /) -> list[Self]:
-        """Start a run for each item: data, or a pair of data and a dict of options of `start`."""
+        """Start a run per item: its data, or a pair of data and a dict of options of `start`."""
         return _startable(cls).start_many(cls, iterable)
 
     @classmethod
@@ -344,7 +345,7 @@ class Sequence(Generic[D], metaclass=SequenceType):
         return sequence
 
     def _hold(self, data: Any) -> None:
-        """Have this data from now on: a dict of JSON, or the `Stored` of typed data."""
+        """Set the data: a dict of JSON, or the `Stored` value of typed data."""
         if self._codec is None:
             self.data = data
         else:
@@ -354,21 +355,21 @@ class Sequence(Generic[D], metaclass=SequenceType):
 
     @cached_property
     def run(self) -> SequenceRun:
-        """The row of this run."""
+        """The row of this run, a `SequenceRun`."""
         return self._in_step("run").run
 
     @cached_property
     def step_run(self) -> StepRun:
-        """The row of the step that is running."""
+        """The row of the step that is running, a `StepRun`."""
         return self._in_step("step_run").step_run
 
     def once(self, name: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Make this call once, for all attempts of this step: a durable call.
+        """Make a call once for all attempts of this step (a durable call), and return its result.
 
-        ``name`` identifies the call, and must be unique in an attempt. The first time, the
+        ``name`` identifies the call, and must be unique within an attempt. The first time, the
         function is called, and its result is stored as JSON in a commit of its own. Later attempts
         and repeats of the step get that result. Only for steps with ``atomic=False``. If the call
-        raises, or its process dies before the result is stored, the next attempt makes it again:
+        raises, or the process dies before the result is stored, the next attempt calls it again:
         pass `idempotency_key` and the name to other systems. Raises `Abort` if it is misused.
         """
         call = partial(function, *args, **kwargs)
@@ -391,10 +392,10 @@ class Sequence(Generic[D], metaclass=SequenceType):
     @overload
     def result(self, step: str, default: Any = None) -> Any: ...
     def result(self, step: Step[Any] | str, default: Any = None) -> Any:
-        """What an earlier step returned, as JSON; for an event, what was delivered.
+        """What an earlier step returned, as JSON; for an event, the payload that was delivered.
 
-        ``default`` if there is no result: the step has not succeeded (yet), was skipped, timed
-        out, or is a fan-out (see `results`). A step that returned None has the result None.
+        ``default`` if there is no result: the step has not succeeded (yet), was skipped, timed out,
+        or is a fan-out (see `results`). A step that returned None has the result None.
         """
         return self._in_step("result").result(name_of(step), default)
 
@@ -403,11 +404,11 @@ class Sequence(Generic[D], metaclass=SequenceType):
     @overload
     def results(self, step: str) -> Iterator[Any]: ...
     def results(self, step: Step[Any] | str) -> Iterator[Any]:
-        """What the items of an earlier step returned, in order, if they succeeded."""
+        """What the items of an earlier step returned, in order; only those that succeeded."""
         return self._in_step("results").results(name_of(step))
 
     def outcomes(self, step: Step[Any] | str) -> Iterator[Outcome]:
-        """All items of an earlier step, in order, each with how it ended."""
+        """All items of an earlier step, in order, each with its status and result."""
         return self._in_step("outcomes").outcomes(name_of(step))
 
     @overload
@@ -449,7 +450,7 @@ class Sequence(Generic[D], metaclass=SequenceType):
     def progress(
         self, done: float | None = None, total: float | None = None, text: str = ""
     ) -> None:
-        """Report how far this step is. Cheap, and visible while the step is running."""
+        """Report how far this step has got. Cheap, and visible while the step is running."""
         self._in_step("progress").progress(done, total, text)
 
     @property
@@ -459,21 +460,21 @@ class Sequence(Generic[D], metaclass=SequenceType):
 
     @property
     def cancelled(self) -> bool:
-        """Whether what this step does is in vain: somebody has cancelled, finished or restarted the
-        run, its deadline has passed, or another worker has the step.
+        """Whether this step's work is no longer needed.
 
-        Cheap: the worker's heartbeat finds out, at the latest a heartbeat (3 s) after it has
-        happened. In tests, without a worker, the database is asked.
+        Somebody has cancelled, finished or restarted the run, its deadline has passed, or another
+        worker has taken over the step. Cheap: the worker's heartbeat checks it, so it is at most
+        one heartbeat (3 s) late. In tests without a worker, it queries the database.
         """
         return self._in_step("cancelled").cancelled
 
     def check(self) -> None:
-        """Raise `Cancelled` if this step was `cancelled`: the attempt ends, and is not counted."""
+        """Raise `Cancelled` if this step was `cancelled`: the attempt ends and is not counted."""
         self._in_step("check").check()
 
     @property
     def final_status(self) -> Literal["", "succeeded", "failed", "cancelled"]:
-        """How the run ends, for undos, `on_failure`, `on_cancel` and `on_end`; before that: ""."""
+        """How the run ends, in undos, `on_failure`, `on_cancel` and `on_end`; before that: ""."""
         final_status: Any = self._in_step("final_status").final_status
         return final_status  # type: ignore[no-any-return]
 
@@ -486,27 +487,27 @@ class Sequence(Generic[D], metaclass=SequenceType):
         return f"<{type(self).__qualname__} {self.run}>"
 
 
-#: `check` is not among them: it is a good name for a step too, which then takes its place.
+#: Without `check`, which is a good name for a step, too; such a step replaces the method.
 RESERVED = frozenset(
     name for name in (*vars(Sequence), *Sequence.__annotations__) if not name.startswith("_")
 ) - {"check"}
 
 
 class Composed(Protocol):
-    """What makes a definition: what `chain` and `group` return."""
+    """What `chain` and `group` return: anything from which a definition can be made."""
 
     def definition(self) -> dict[str, Any]: ...
 
 
 def define_abstract(cls: type[Sequence[Any]]) -> Definition:
-    """The definition of an abstract class, which is stored with a run and not registered."""
+    """Build a definition that is stored with a run and not registered."""
     meta = MetaOptions.of(cls)
     steps = {name: step.with_defaults(meta.step_defaults) for name, step in _collect(cls).items()}
     return _define(cls, meta, steps, app_label=meta.app_label or "-")
 
 
 def _declare(cls: type[Sequence[Any]]) -> None:
-    """Validate the class, and register its definition, unless it is abstract."""
+    """Validate the class, and register its definition unless it is abstract."""
     cls._definition = None
     check_body(cls)
     cls._codec = typed.codec_of(cls, Sequence)
@@ -520,7 +521,8 @@ def _declare(cls: type[Sequence[Any]]) -> None:
     check_limits(cls, meta.limits, steps)
     if meta.abstract:
         return
-    _define(cls, meta, steps, app_label=meta.app_label or "-")  # all but the label is known now
+    # everything but the label is known now
+    _define(cls, meta, steps, app_label=meta.app_label or "-")
     if meta.app_label:
         _register(cls, meta, steps)
     else:
@@ -533,7 +535,7 @@ def _register(cls: type[Sequence[Any]], meta: MetaOptions, steps: dict[str, Step
     try:
         registry.register(cls)
     except BaseException:
-        cls._definition = None  # it was refused, and starts nothing
+        cls._definition = None  # an invalid class starts nothing
         raise
 
 
@@ -578,7 +580,7 @@ def _containing_app_label(cls: type[Sequence[Any]]) -> str:
 
 
 def _collect(cls: type) -> dict[str, Step[Any]]:
-    """The steps of a class: those of its bases in their order, then its own."""
+    """Collect the steps of a class: those of its bases in their order, then its own."""
     names = [name for base in cls.__bases__ for name in _collect(base)]
     names += [name for name, value in vars(cls).items() if isinstance(value, Step)]
     attributes = {name: inspect.getattr_static(cls, name) for name in dict.fromkeys(names)}
@@ -634,5 +636,5 @@ def _outside_a_step(sequence: Sequence[Any], name: str) -> SequenceError:
 
 
 def get(label: str) -> type[Sequence[Any]]:
-    """The sequence of that label (``"shop.ContactForm"``) or alias, or `UnknownSequence`."""
+    """Return the sequence with this label (``"shop.Order"``) or alias. Raises `UnknownSequence`."""
     return registry.get(label)

@@ -1,8 +1,8 @@
-"""Django signals: what has happened to runs and steps, sent after it is committed.
+"""Django signals about runs and steps, sent after the change has been committed.
 
-Each has the sequence's class as its sender (None, if this code has it no more) and `run`; those of
-steps have `step_run`, and those of failed attempts `failure`. They are sent at most once, in the
-process that made the change. What must happen is a step.
+The sender is the sequence's class (None if this code no longer has it). Each signal has a `run`;
+signals about steps have a `step_run`, and signals about failed attempts a `failure`. They are sent
+at most once, in the process that made the change. If something must happen, make it a step.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ __all__ = [
     "step_succeeded",
 ]
 
-#: A run was written. Not sent for one that a key has found.
+#: A run was created. Not sent if the key already had one.
 run_started = Signal()
 run_succeeded = Signal()
-#: A run has failed, and been undone, if it is to be.
+#: A run has failed, after its rollback if it has one.
 run_failed = Signal()
 run_cancelled = Signal()
 #: A step, an item, an undo or `on_failure` has succeeded.
 step_succeeded = Signal()
-#: An attempt has failed, and there will be another.
+#: An attempt has failed, and the step will be retried.
 step_retrying = Signal()
-#: As many attempts in a row as ``SEQUENCES["STRUGGLING_AFTER"]`` says have failed: sent once, and
-#: the step is still retried.
+#: As many attempts in a row have failed as ``SEQUENCES["STRUGGLING_AFTER"]`` says: sent once, while
+#: the step is still being retried.
 step_struggling = Signal()
-#: An attempt has failed, and it was the last.
+#: An attempt has failed, and it was the last one.
 step_failed = Signal()

@@ -1,4 +1,4 @@
-"""Found by ``rundramatiq``, which wants a module of every app that has actors.
+"""Imported by ``rundramatiq``, which looks for this module in every app with actors.
 
-There is nothing to do here: the actors are bound when Django is ready.
+There is nothing to do here: the actors are declared when Django is ready.
 """

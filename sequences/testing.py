@@ -1,8 +1,8 @@
 """For tests: execute sequences in the caller's thread, without a worker or a broker.
 
-The engine itself executes them: the same claims, commits and retries on the same tables. All of it
-works in a plain `django.test.TestCase`; there `run_sequence` and `drain` send the signals of
-`sequences.signals` too, as if each of the engine's transactions had been committed.
+The real engine executes them: with the same claims, commits and retries on the same tables.
+Everything works in a plain `django.test.TestCase`; there, `run_sequence` and `drain` also send the
+signals of `sequences.signals`, as if each of the engine's transactions had been committed.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ __all__ = [
 
 S = TypeVar("S", bound=Sequence[Any])
 
-#: How many steps `drain` and `run_sequence` execute before they say that there is no end.
+#: How many steps `drain` and `run_sequence` execute before they give up.
 LIMIT = 10_000
 RUN_LIMIT = 1_000
 
@@ -73,9 +73,9 @@ RUN_LIMIT = 1_000
 def run_sequence(cls: type[S], /, **data: Any) -> S:
     """Start a sequence and run it to its end: retries follow at once, and delays are skipped.
 
-    Returns the sequence with its final run and data. If a step raises, this does not: the run has
-    failed, and `assert_steps` shows why. Raises AssertionError after a thousand steps, since the
-    sequence probably never ends.
+    Returns the sequence with its final run and data. If a step raises, this function does not: the
+    run has failed, and `assert_steps` shows why. Raises AssertionError after a thousand steps,
+    because the sequence probably never ends.
     """
     with dispatcher.capture_dispatches(), clock() as moving:
         sequence = cls.start(data)
@@ -88,12 +88,12 @@ def run_sequence(cls: type[S], /, **data: Any) -> S:
 
 
 def drain(limit: int = LIMIT) -> int:
-    """Run every step that is due, and whatever becomes due meanwhile; returns how many ran.
+    """Run every step that is due, and whatever becomes due meanwhile; return the number of steps.
 
     Retries follow at once, and so does the erasure of runs whose subject was deleted. Delays,
-    deadlines and schedules follow the clock (see `clock`). Schedules that were synced (see
-    `sync_schedules`) start a run for each slot that has passed, one after the other, as if a
-    worker had been running all the time. Raises AssertionError after ``limit`` steps.
+    deadlines and schedules follow the clock (see `clock`). Schedules written by `sync_schedules`
+    start a run for each slot that has passed, one after the other, as if a worker had been running
+    all the time. Raises AssertionError after ``limit`` steps.
     """
     with dispatcher.capture_dispatches():
         performed = _drain(None, limit)
@@ -104,7 +104,7 @@ def drain(limit: int = LIMIT) -> int:
 
 
 def _erase_due() -> None:
-    """The runs whose subjects were deleted."""
+    """Erase the runs whose subjects were deleted."""
     for run_id in subject_rows.due(conf.using()):
         subjects.erase(run_id, conf.using())
 
@@ -122,13 +122,13 @@ async def adrain(limit: int = LIMIT) -> int:
 def outbox() -> list[Message[Any]]:
     """The messages that `sequences.dispatch` has written and that were not sent yet, in order.
 
-    A `TestCase` never commits, so there they are all messages that the code has dispatched.
+    A `TestCase` never commits, so these are all messages that the code under test has dispatched.
     """
     return sending.unsent(conf.using())
 
 
 def _start_next_slot() -> bool:
-    """Give the schedule that is due first its turn, at its own time. False: none is due."""
+    """Handle the schedule that is due first, at its own time. False: none is due."""
     using = conf.using()
     now = database_clock.now(using)
     for row in schedules.upcoming(LIMIT, using):
@@ -139,9 +139,9 @@ def _start_next_slot() -> bool:
 
 
 def sync_schedules(*classes: type[Sequence[Any]]) -> None:
-    """Write the schedules that these sequences declare, or all do, as a worker does that boots.
+    """Write the schedules that these sequences (or all) declare, as a worker does when it boots.
 
-    Their first slots are those after this moment: call it before the clock is moved.
+    Their first slots come after this moment, so call it before you move the clock.
     """
     using = conf.using()
     labels = {cls._definition.label for cls in classes if cls._definition is not None}
@@ -154,10 +154,10 @@ def _drain(run: SequenceRun | None, limit: int) -> int:
     using = conf.using()
     due, broker = _Due(run, using), _InlineBroker(dramatiq.get_broker())
     performed = 0
-    notifications.send_pending(using)  # of the starts
+    notifications.send_pending(using)  # signals of the starts
     while (row := due.next()) is not None or _expire(run, using):
         if row is None:
-            continue  # a run has failed by its deadline, and what that made ready is next
+            continue  # its deadline has failed a run: run what that made ready
         if performed >= limit:  # not by assert, which python -O leaves out
             raise AssertionError(
                 f"The limit is reached, but step {row} of {row.run} is still due. Does a step "
@@ -165,12 +165,12 @@ def _drain(run: SequenceRun | None, limit: int) -> int:
             )
         plan = plans.load(row.run.plan_id, using)
         if row.status == StepStatus.WAITING:
-            # The clock may stand some milliseconds before what the database shows.
+            # The clock may be a few milliseconds behind what the database shows.
             StepRun.objects.using(using).filter(pk=row.pk).update(wake_at=row.due_at)
         with dispatcher.capture_dispatches() as dispatches:
             ready = handoff.process(dispatch_of(row, plan), broker, using)
             notifications.send_pending(using)
-        # Itself too: an attempt that fails has its next one at once.
+        # Including the row itself: a failed attempt is retried at once.
         due.add([row.pk, *(made.step_run_id for made in [*ready, *dispatches])])
         performed += not traits_of(row.kind).is_item
     return performed
@@ -187,10 +187,10 @@ def _expire(run: SequenceRun | None, using: str) -> bool:
 
 
 class _Due:
-    """The step runs that are due, the oldest first: of this run and its children, or of all.
+    """The step runs that are due, oldest first: of this run and its children, or of all runs.
 
-    What a step makes ready is known from its dispatches, so the table is asked only when no other
-    is left: however many runs there are, each step costs the same.
+    Dispatches tell which steps became ready, so the table is queried only when no other step is
+    left: each step costs the same, however many runs there are.
     """
 
     def __init__(self, run: SequenceRun | None, using: str) -> None:
@@ -199,12 +199,12 @@ class _Due:
         self._ids: list[int] = []
 
     def add(self, ids: Iterable[int]) -> None:
-        """These may be due now."""
+        """Add rows that may be due now."""
         for pk in ids:
             heappush(self._ids, pk)
 
     def next(self) -> StepRun | None:
-        """The next one; None: there is none."""
+        """Return the next one. None: there is none."""
         while self._ids or self._look():
             row = self._ready().filter(pk=heappop(self._ids)).first()
             if row is not None and self._is_ours(row):
@@ -237,7 +237,7 @@ class _Due:
 
 
 def _family(run: SequenceRun, using: str) -> list[UUID]:
-    """The run, and all that its steps have started."""
+    """The run, and all runs that its steps have started."""
     ids, newest = [run.pk], [run.pk]
     while newest:
         below = SequenceRun.objects.using(using).filter(parent__run__in=newest)
@@ -247,29 +247,30 @@ def _family(run: SequenceRun, using: str) -> list[UUID]:
 
 
 def _woken_parents(using: str) -> list[int]:
-    """What the end of children makes ready: nobody is told of that before a commit."""
+    """Parents that wait for children that have ended: they are notified only after a commit."""
     rows = _parents(using)
     woken = [dispatch.step_run_id for row in rows for dispatch in compensation.look(row.pk, using)]
-    if not woken and _parents(using) != rows:  # a run has ended so, and that may be a child, too
+    # its deadline may have ended a run, which may be a child
+    if not woken and _parents(using) != rows:
         return _woken_parents(using)
     return woken
 
 
 def _admitted(using: str) -> list[int]:
-    """What has a place under its limits now: somebody may have left it in a transaction of a test,
-    which never commits."""
+    """Rows that now have a place under their limits: one may have been freed in a transaction of a
+    test, which never commits."""
     due = [pk for pk, _ in _lines(using)]
     return [dispatch.step_run_id for pk in due for dispatch in limits.look(pk, using)]
 
 
 def _lines(using: str) -> list[tuple[int, datetime | None]]:
-    """The lines in which somebody waits, and the next moment that each has."""
+    """The lines in which somebody is waiting, each with its next moment."""
     lines = LimitKey.objects.using(using).filter(permits__state=PermitState.WAITING)
     return list(lines.distinct().order_by("pk").values_list("pk", "next_at"))
 
 
 def _parents(using: str) -> list[StepRun]:
-    """The step runs that wait for their children, or for the end of those that are undone."""
+    """The step runs that wait for their children, or for the rollback of their children."""
     rows = StepRun.objects.using(using).filter(wait=Wait.CHILDREN)
     ended = ~Q(status__in=UNFINISHED_STEP)
     waiting = rows.filter(Q(status=StepStatus.WAITING) | ended, wake_at__isnull=False)
@@ -277,7 +278,7 @@ def _parents(using: str) -> list[StepRun]:
 
 
 class _InlineBroker(Broker):
-    """Has the project's actors, and of its middleware what steps can tell. Sends nothing."""
+    """A broker with the project's actors, and the middleware that affects steps. Sends nothing."""
 
     def __init__(self, project: Broker) -> None:
         ours: list[Middleware] = [
@@ -295,19 +296,19 @@ class _InlineBroker(Broker):
 
 
 class Clock:
-    """The clock of the engine: the database's own, moved on by a test."""
+    """The engine's clock: the database's own, moved forward by a test."""
 
     def __init__(self) -> None:
         self._start = database_clock.moved()
 
     def move(self, by: timedelta) -> None:
-        """Move it forward. Call `drain` to run what has become due."""
+        """Move the clock forward. Then call `drain` to run what has become due."""
         database_clock.move(by)
 
     def move_to_next(self, run: SequenceRun | Schedule) -> bool:
-        """Move it to the next due time of this run, or the next start of this schedule.
+        """Move to the next due time of this run, or to the next slot of this schedule.
 
-        False if it waits for no time.
+        Returns False if there is no time that it is waiting for.
         """
         using = conf.using()
         if isinstance(run, Schedule):
@@ -336,13 +337,13 @@ class Clock:
         return True
 
     def restore(self) -> None:
-        """Back to where it stood when the test began."""
+        """Set the clock back to where it was when the test began."""
         database_clock.move(self._start - database_clock.moved())
 
 
 @contextmanager
 def clock() -> Iterator[Clock]:
-    """A clock that can be moved inside the block. It is reset afterwards."""
+    """Return a clock that can be moved inside the block. It is reset at the end."""
     moving = Clock()
     try:
         yield moving
@@ -351,7 +352,7 @@ def clock() -> Iterator[Clock]:
 
 
 def build(cls: type[S], /, **data: Any) -> S:
-    """An instance with this data, but no row, for calling the method of a single step."""
+    """Return an instance with this data, but without a row, to call the method of a single step."""
     definition = cls._definition
     data = {**deepcopy(definition.defaults if definition else {}), **data}
     data = data if cls._codec is None else cls._codec.admit(data, {})
@@ -361,7 +362,7 @@ def build(cls: type[S], /, **data: Any) -> S:
 
 
 class _Alone:
-    """What a step that is called by itself can ask for."""
+    """What a step that is called on its own can ask for."""
 
     idempotency_key = "test"
     cancelled = False
@@ -397,10 +398,10 @@ class _Alone:
 
 @contextmanager
 def isolate_sequences() -> Iterator[None]:
-    """Forget sequences and jobs that are declared inside, with their actors.
+    """Forget the sequences and jobs declared inside, and their actors.
 
-    A context manager and a decorator. A class whose module belongs to no app needs ``app_label``
-    in its Meta.
+    A context manager and a decorator. A class whose module does not belong to an app needs
+    ``app_label`` in its Meta.
     """
     broker = dramatiq.get_broker()
     actors = dict(broker.actors)
@@ -420,13 +421,13 @@ def assert_steps(run: SequenceRun | Sequence[Any], expected: Iterable[tuple[str,
     """
     row = run.run if isinstance(run, Sequence) else run
     using = conf.using()
-    # Not by the run's own managers: those ask the router where to read.
+    # Not through the run's related managers, which ask the router where to read.
     steps = StepRun.objects.using(using).filter(run=row.pk).order_by("pk")
     ledger = [(str(step), str(step.status)) for step in steps]
     entries = list(expected)
     failed = StepFailure.objects.using(using).filter(run=row.pk)
     failures = "\n".join(f"  {failure}: {failure.message}" for failure in failed)
-    if ledger != entries:  # not by assert, which python -O leaves out
+    if ledger != entries:  # not an assert statement, which python -O removes
         raise AssertionError(
             f"The steps of run {row.pk} are\n  {ledger}\nExpected:\n  "
             f"{entries}\nFailures:\n{failures}"

@@ -1,4 +1,4 @@
-"""``path("sequences/", include("sequences.urls"))``"""
+"""Include with ``path("sequences/", include("sequences.urls"))``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages of runs for the visitors of a project: how far something is."""
+"""Pages of runs for the visitors of a project: how far a run is, and links that deliver."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ View = Callable[Concatenate[HttpRequest, P], HttpResponse]
 
 
 def for_visitors(view: View[P]) -> View[P]:
-    """To be read only, by whom the view lets, never from a cache and by no search engine."""
+    """Allow reading only, and prevent caching, indexing and leaking the address."""
     return _unlisted(require_safe(view))
 
 
 def _unlisted(view: View[P]) -> View[P]:
-    @login_not_required  # the address, or the permission, is what lets in
+    @login_not_required  # the signed address, or the permission check, is the access control
     @wraps(view)
     def answer(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
         response = view(request, *args, **kwargs)
         add_never_cache_headers(response)
         patch_vary_headers(response, ["Accept-Language", "Cookie"])
         response["X-Robots-Tag"] = "noindex"
-        # Where a link of the page leads must not learn its address.
+        # Sites that the page links to must not learn its address.
         response["Referrer-Policy"] = "no-referrer"
         return response
 
@@ -46,19 +46,19 @@ def _unlisted(view: View[P]) -> View[P]:
 
 @for_visitors
 def run_status(request: HttpRequest, token: str) -> HttpResponse:
-    """The status of the run that a signed address is of, as JSON."""
+    """The status of the run behind a signed address, as JSON."""
     return _json(lambda: status.by_token(token))
 
 
 @for_visitors
 def status_by_id(request: HttpRequest, pk: UUID) -> HttpResponse:
-    """The status of this run, as JSON, for whom the project lets see it."""
+    """The status of this run as JSON, for users whom the project's permission admits."""
     return _json(lambda: status.by_id(request, pk))
 
 
 @for_visitors
 def progress(request: HttpRequest, token: str) -> HttpResponse:
-    """The progress of the run that a signed address is of: a part of an HTML page."""
+    """The progress of the run behind a signed address, as a fragment of HTML."""
     try:
         run_progress = status.by_token(token)
     except StatusNotFound as error:
@@ -68,8 +68,8 @@ def progress(request: HttpRequest, token: str) -> HttpResponse:
         return render(request, "sequences/_progress.html", {"progress": run_progress})
 
 
-# Whoever knows the address may deliver, and nobody else: there is nothing that another site could
-# make a browser do. So it needs no cookie, which a mail's reader may not take.
+# Only those who know the address can deliver, and another site cannot make a browser send it. So no
+# CSRF cookie is needed, which mail clients may block.
 @csrf_exempt
 @_unlisted
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -98,7 +98,7 @@ def _deliver(request: HttpRequest, page: EventPage) -> HttpResponse:
     payload = page.link.payload if form is None else form
     try:
         counts = page.run.deliver(page.link.event, payload, by=page.link.by, reason=page.link.mark)
-    except InvalidTransition:  # somebody was quicker
+    except InvalidTransition:  # somebody else was faster
         counts = False
     page = EventPage(page.link, page.run)
     page.run.refresh_from_db()
