@@ -1,1 +1,1 @@
-"""What a class declares, as values."""
+"""The declarations of a class, as values."""

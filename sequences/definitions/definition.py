@@ -1,4 +1,4 @@
-"""What a sequence's class declares, validated."""
+"""The validated declarations of a sequence's class."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def _kind_in(plan: Plan, node: Node) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Definition:
-    """What a sequence's class declares, validated; ``steps`` have the defaults of its Meta."""
+    """The validated declarations of a sequence's class; ``steps`` include the defaults of its
+    Meta."""
 
     label: str
     app_label: str
@@ -37,35 +38,35 @@ class Definition:
     plan: Plan
     aliases: tuple[str, ...]
     handoff: Literal["broker", "direct"]
-    #: How long finished runs are kept, and failed ones; None: as the settings say.
+    #: How long finished and failed runs are kept; None: as the settings say.
     retention: timedelta | None
     retention_failed: timedelta | None
     #: How long after its start a run must be finished; None: it has no deadline.
     deadline: timedelta | None
     redact: tuple[str, ...]
-    #: When the object that a run is about is deleted. None: as the settings say.
+    #: What happens to a run when its subject is deleted. None: as the settings say.
     on_subject_delete: OnSubjectDelete | None
-    #: Of whole runs, and what becomes of one that finds no place in them.
+    #: Limits on whole runs, and what happens to a run that finds no place in them.
     limits: tuple[Limit, ...]
     when_full: WhenFull
     defaults: dict[str, Any]
     declared_name: str | Promise | None
-    #: The schedules that its Meta declares, by name.
+    #: The schedules declared in its Meta, by name.
     schedules: dict[str, Timetable]
-    #: The options of its Meta that are defaults of all steps.
+    #: The options of its Meta that are defaults for all steps.
     step_defaults: frozenset[str]
 
     @property
     def verbose_name(self) -> str:
-        """What people read in the admin."""
+        """The name shown to people."""
         return str(self.declared_name or camel_case_to_spaces(self.cls.__name__))
 
     def step(self, name: str) -> Step[Any] | None:
-        """The step of that name or alias, if there is one."""
+        """The step with that name or alias, if there is one."""
         return self.steps.get(name) or self._by_alias.get(name)
 
     def change_of_kind(self, name: str, plan: Plan) -> tuple[str, str] | None:
-        """What this step is in a plan of another release, and here, if these are two kinds."""
+        """The step's kind in a plan of another release, and its kind here, if they differ."""
         step, node = self.step(name), plan.get(name)
         if step is None or node is None:
             return None
@@ -73,9 +74,9 @@ class Definition:
         return None if before == now else (before, now)
 
     def admit(self, data: Any) -> dict[str, Any]:
-        """What a run begins with: this data over the defaults, as JSON if it is typed.
+        """Return the data that a run starts with: this data over the defaults, typed data as JSON.
 
-        Raises `InvalidData` if it is not of the declared type.
+        Raises `InvalidData` if it does not fit the declared type.
         """
         if self.cls._inputs is not None and isinstance(data, Mapping | None):
             self.cls._inputs.check({**self.defaults, **(data or {})})
@@ -90,16 +91,16 @@ class Definition:
 
     @property
     def all_limits(self) -> tuple[Limit, ...]:
-        """Those of its runs and of its steps."""
+        """The limits of its runs and of its steps."""
         return (*self.limits, *(limit for step in self.steps.values() for limit in step.limits))
 
     def options(self, step: Step[Any]) -> dict[str, Any]:
-        """The Dramatiq options of a step: those of Meta, and over them its own."""
+        """The Dramatiq options of a step: its own, with those of Meta as defaults."""
         return dict(self.steps[step.name].options)
 
     @property
     def labels(self) -> list[str]:
-        """Its label, and those that it has had."""
+        """Its label, followed by its aliases."""
         return [self.label, *self.aliases]
 
     @cached_property
@@ -109,7 +110,7 @@ class Definition:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a run has failed: ``step`` (and ``item``, if it is one), ``error`` and ``message``.
+    """Why a run has failed: ``step`` (and ``item``, if it was one), ``error`` and ``message``.
 
     ``error`` is the name of the exception's class, with its module.
     """
@@ -122,9 +123,9 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one ``item`` of a fan-out has ended: its ``status``, and its ``result`` if it succeeded.
+    """How one ``item`` of a fan-out ended: its ``status``, and its ``result`` if it succeeded.
 
-    Of a subsequence, ``item`` is the id of the child run and ``result`` is its data.
+    For a subsequence, ``item`` is the id of the child run and ``result`` is its data.
     """
 
     item: Any

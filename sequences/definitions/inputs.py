@@ -1,4 +1,4 @@
-"""What a definition says of the data that its runs begin with."""
+"""The declared inputs of a definition: the data that its runs start with."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from ..exceptions import InvalidData, Text
 
 @dataclass(frozen=True)
 class Input:
-    """A key of the data that a run begins with, and what people call it."""
+    """A key of the data that a run starts with, and its label."""
 
     label: str = ""
     is_required: bool = False
-    #: The default under this name, if it has one: it may be None.
+    #: The default under this name, if it has one, which may be None.
     declared: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """All of a definition. Data may have other keys, too."""
+    """All inputs of a definition. Data may have other keys, too."""
 
     by_name: Mapping[str, Input]
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Of those that have one."""
+        """The defaults of those inputs that have one."""
         inputs = {name: spec.declared for name, spec in self.by_name.items()}
         return {name: spec["default"] for name, spec in inputs.items() if "default" in spec}
 
     def check(self, data: Mapping[str, Any]) -> None:
-        """Raises `InvalidData` if one that is required is missing."""
+        """Raise `InvalidData` if a required input is missing."""
         for name, declared in self.by_name.items():
             if declared.is_required and name not in data:
                 what = f"{name!r} ({declared.label})" if declared.label else repr(name)

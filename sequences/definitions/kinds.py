@@ -1,48 +1,49 @@
-"""What each kind of step is, as values: one line for each, read by all who decide or show by it.
+"""The kinds of steps as values: one line each, used by all code that depends on the kind.
 
-What an attempt of each kind does is in `engine/kinds`: a class for every line of this table.
+How the engine executes each kind is defined in `engine/kinds`, with a class for every line of this
+table.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-#: For the catalogues of messages, which look for this name. Who shows a word translates it.
+#: For the message catalogues, which look for this name. Code that shows a word translates it.
 _ = str
 
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What a kind of step is. All questions about a kind are asked here, none by its name."""
+    """The properties of a kind of step. All code asks for these; none compares names of kinds."""
 
-    #: What `StepRun.kind` says, and the node in the plan.
+    #: The value of `StepRun.kind` and of nodes in the plan.
     name: str
-    #: Its word in messages for developers: "this step is a fan-out here".
+    #: Its name in messages for developers: "this step is a fan-out here".
     noun: str
-    #: Its word for people.
+    #: Its name for people.
     label: str
-    #: What diagrams say of it; ``{step}`` is the step that it undoes. Empty: it needs no words.
+    #: Its label in diagrams; ``{step}`` is the step that it undoes. Empty: it needs none.
     caption: str = ""
-    #: What people read while it waits for others.
+    #: The label shown while it waits for others.
     waiting: str = ""
-    #: Whether it makes a step run for each item.
+    #: Whether it creates a step run for each item.
     has_items: bool = False
-    #: Whether it is one of those: it has a row of its own, and no node in the plan.
+    #: Whether it is an item: it has a row of its own, but no node in the plan.
     is_item: bool = False
-    #: Whether it starts runs, and waits for their end.
+    #: Whether it starts child runs and waits until they have ended.
     has_children: bool = False
-    #: Whether it waits for a delivery: no code of the project's runs in it.
+    #: Whether it waits for a delivery: it runs none of the project's code.
     takes_delivery: bool = False
-    #: Whether it takes another step back.
+    #: Whether it undoes another step.
     is_undo: bool = False
-    #: Whether it comes last, when it is decided how the run ends.
+    #: Whether it runs last, when it is decided how the run ends.
     is_closing: bool = False
-    #: Its turn among those that stand beside the main line; 0: it stands on it.
+    #: Its order among the kinds that are off the main path; 0: it is on the main path.
     turn: int = 0
 
     @property
     def is_compensation(self) -> bool:
-        """Whether it does not decide how its run ends."""
+        """Whether it runs only after it is decided how its run ends."""
         return self.is_undo or self.is_closing
 
 
@@ -70,7 +71,7 @@ _ALL = (
 KINDS: dict[str, Traits] = {traits.name: traits for traits in _ALL}
 _PLAIN = KINDS["step"]
 
-#: By what they have in common, for those who select rows.
+#: Kinds by what they have in common, for queries.
 ITEM_KINDS = frozenset(kind.name for kind in _ALL if kind.is_item)
 FAN_OUT_KINDS = frozenset(kind.name for kind in _ALL if kind.has_items)
 PARENT_KINDS = frozenset(kind.name for kind in _ALL if kind.has_children)
@@ -79,10 +80,10 @@ UNDO_KINDS = frozenset(kind.name for kind in _ALL if kind.is_undo)
 CLOSING_KINDS = frozenset(kind.name for kind in _ALL if kind.is_closing)
 COMPENSATION_KINDS = UNDO_KINDS | CLOSING_KINDS
 ALL_KINDS = frozenset(KINDS)
-#: Of the steps that a run without a failure goes through.
+#: The kinds on the path of a run without failures.
 MAIN_KINDS = ALL_KINDS - COMPENSATION_KINDS - ITEM_KINDS
 
 
 def traits_of(kind: str) -> Traits:
-    """What this kind is. One of a later release counts as a plain step of that name."""
+    """The traits of this kind. An unknown kind, of a later release, counts as a plain step."""
     return KINDS.get(kind) or replace(_PLAIN, name=kind, noun=kind, label=kind)

@@ -1,4 +1,4 @@
-"""`Limit`: how many at once, and how many in a time, for each key. Values only."""
+"""`Limit`: how many at once, and how many per period, for each key. Values only."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from uuid import UUID
 
 from ..exceptions import InvalidData, InvalidDefinition
 
-#: What a key may be; None: this limit does not concern it.
+#: The types of a key; None: the limit does not apply.
 KeyValue: TypeAlias = str | int | UUID | None
 WhenFull: TypeAlias = Literal["wait", "skip", "cancel_oldest"]
 WHEN_FULL: tuple[WhenFull, ...] = ("wait", "skip", "cancel_oldest")
 
 MAX_NAME_LENGTH, MAX_KEY_LENGTH = 100, 200  # the columns' lengths
 MAX_COUNT = 2**31 - 1
-#: The longest time in which a rate counts.
+#: The longest period of a rate.
 MAX_PER = timedelta(days=366)
 
 _NO_ITEM: Any = object()
@@ -26,19 +26,19 @@ _NO_ITEM: Any = object()
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """How much may happen at once, and in a time, wherever it is used under this name.
+    """How many may be active at once, and how many may start per period, under this name.
 
-    ``Limit("bank", concurrency=5, rate=10, per=timedelta(seconds=1))``: five at once, and ten a
-    second, evenly spaced. A step has it with ``limits=[bank]``, a whole run by its Meta. What does
-    not fit waits in line, without a worker.
+    ``Limit("bank", concurrency=5, rate=10, per=timedelta(seconds=1))`` allows five at once, and ten
+    per second, evenly spaced. Use it for a step with ``limits=[bank]``, or for whole runs with
+    ``limits`` in Meta. Whatever finds no place waits in line, without a worker.
 
     - ``concurrency``: how many at once.
-    - ``rate``: how many may begin in the time ``per``, a timedelta, or an int of milliseconds; a
-      second if it is left out.
-    - ``key``: what each has a line of its own for: a key of ``data`` (of an item that is a dict:
-      of that first), or a callable that takes the sequence, and the item of a fan-out if it takes
-      two arguments. It gives a string, an int or a UUID; None: it is not limited. Without ``key``
-      there is one line for all.
+    - ``rate``: how many may start in the period ``per``, a timedelta or an int of milliseconds; by
+      default, a second.
+    - ``key``: each value of it has a line of its own. A key of ``data`` (for an item that is a
+      dict, first a key of the item), or a callable that takes the sequence, and also the item of a
+      fan-out if it takes two arguments. The value is a string, an int or a UUID; with None, the
+      limit does not apply. Without ``key``, there is one line for all.
 
     Raises `InvalidDefinition`.
     """
@@ -56,14 +56,14 @@ class Limit:
 
     @property
     def period(self) -> timedelta | None:
-        """The time in which the rate counts; None without one."""
+        """The period of the rate; None if there is no rate."""
         if self.rate is None:
             return None
         return self.per if isinstance(self.per, timedelta) else timedelta(milliseconds=self.per)
 
     @property
     def numbers(self) -> tuple[int | None, int | None, timedelta | None]:
-        """What every limit of this name must share."""
+        """The values that all limits of this name must share."""
         return self.concurrency, self.rate, self.period
 
     def key_for(self, sequence: Any, data: Mapping[str, Any], item: Any = _NO_ITEM) -> str | None:
@@ -103,7 +103,7 @@ def _takes_two(function: Callable[..., Any]) -> bool:
         inspect.signature(function).bind(None, None)
     except TypeError:
         return False
-    except ValueError:  # a builtin that does not tell
+    except ValueError:  # a builtin without a signature
         return False
     return True
 
@@ -136,7 +136,7 @@ def _period_problems(limit: Limit) -> Iterator[tuple[str, str]]:
 
 
 def conflict(limits: Iterable[Limit]) -> str | None:
-    """The first name that stands for two different limits among these."""
+    """The first name that stands for two different limits."""
     by_name: dict[str, Limit] = {}
     for limit in limits:
         other = by_name.setdefault(limit.name, limit)

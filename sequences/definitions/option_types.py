@@ -1,6 +1,6 @@
-"""The options that `step` and its like, and a sequence's Meta, take: for editors and type checkers.
+"""The options of `step`, of its siblings and of a sequence's Meta, for editors and type checkers.
 
-What an option is at run time is checked in `validation`; a middleware of the project may add more.
+`validation` checks the values at run time; middleware of the project may add more options.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ Named: TypeAlias = NamedStep | str
 After: TypeAlias = Named | NamedGroup | Iterable[Named | NamedGroup]
 Names: TypeAlias = str | Iterable[str]
 Limits: TypeAlias = Limit | Iterable[Limit]
-Text: TypeAlias = str | Promise  # a promise: it is translated when it is read
+Text: TypeAlias = str | Promise  # lazy: translated when it is read
 Duration: TypeAlias = timedelta | int  # milliseconds
 Delay: TypeAlias = int | timedelta | Callable[[Any], timedelta | datetime]
 Each: TypeAlias = str | Callable[[Any], Iterable[Any]]
 Exceptions: TypeAlias = type[BaseException] | tuple[type[BaseException], ...]
-#: What becomes of a run when the object that it is about is deleted.
+#: What happens to a run when the object that it is about is deleted.
 OnSubjectDelete: TypeAlias = Literal["keep", "cancel", "erase"]
 Retries: TypeAlias = Mapping[type[BaseException], int | None]
 
 
 class ActorOptions(TypedDict, total=False):
-    """The options of a Dramatiq actor that a step may have; in ``options`` those of others."""
+    """The options of a Dramatiq actor that a step may have; ``options`` is for all others."""
 
     queue_name: str
     priority: int
@@ -65,30 +65,30 @@ class ActorOptions(TypedDict, total=False):
     notify_shutdown: bool
     store_results: bool
     result_ttl: int
-    #: Of the project's own middleware, whose names no type checker knows.
+    #: Options of the project's own middleware, which type checkers cannot know.
     options: Mapping[str, Any]
 
 
 class BaseOptions(ActorOptions, total=False):
-    """Those of every step, whatever its kind."""
+    """The options of every step, whatever its kind."""
 
     aliases: Names
     delay: Delay | None
     label: Text
-    #: For each class of exceptions; None: without end.
+    #: For each exception class; None: unlimited.
     retries: Retries | None
     when: Callable[[Any], Any] | None
 
 
 class ClosingOptions(BaseOptions, total=False):
-    """Those of `on_failure`, `on_cancel` and `on_end`."""
+    """The options of `on_failure`, `on_cancel` and `on_end`."""
 
     atomic: bool
     limits: Limits
 
 
 class UndoOptions(BaseOptions, total=False):
-    """Those of `Step.undo`."""
+    """The options of `Step.undo`."""
 
     atomic: bool
     attempted: bool
@@ -96,7 +96,7 @@ class UndoOptions(BaseOptions, total=False):
 
 
 class StepOptions(BaseOptions, total=False):
-    """Those of `step`."""
+    """The options of `step`."""
 
     after: After | None
     atomic: bool
@@ -105,7 +105,7 @@ class StepOptions(BaseOptions, total=False):
 
 
 class FanOutOptions(StepOptions, total=False):
-    """Those of a `step` that has ``each``."""
+    """The options of a `step` with ``each``."""
 
     allow_failed: bool | float
     batch: int | None
@@ -113,34 +113,34 @@ class FanOutOptions(StepOptions, total=False):
 
 
 class StartOptions(TypedDict, total=False):
-    """Those of a start."""
+    """The options of `Sequence.start`."""
 
-    #: A run of the sequence that has it already is returned instead.
+    #: If a run of the sequence already has this key, it is returned instead.
     key: str | None
-    #: Whether a key is taken for ever, or until its run has ended.
+    #: Whether the key is taken forever, or until its run has ended.
     unique: Literal["ever", "unfinished"]
-    #: Before the first steps become ready.
+    #: How long to wait before the first steps become ready.
     delay: timedelta | int | None  # milliseconds
-    #: Its order where limits make runs wait: as in Dramatiq, the lowest first.
+    #: Its order in the lines of limits; as in Dramatiq, the lowest goes first.
     priority: int
-    #: By when the run must be finished, or how long after its start. None: no deadline, whatever
-    #: its Meta says.
+    #: When the run must be finished, or how long after its start. None: no deadline, even if Meta
+    #: has one.
     deadline: timedelta | datetime | None
     #: The object that the run is about.
     subject: Model | None
 
 
 class SequenceMeta:
-    """The options of a sequence's Meta, for ``class Meta(SequenceMeta)``. It need not inherit."""
+    """The options of a sequence's Meta. ``class Meta(SequenceMeta)`` is optional."""
 
-    # Of this class only
+    # Options of this class only
     abstract: bool
     aliases: Names
     app_label: str | None
     schedule: Timetable | None
     schedules: Mapping[str, Timetable]
     verbose_name: Text | None
-    # Of the sequence, and of those that inherit from it
+    # Options of the sequence and its subclasses
     cancel: Literal["undo"] | None
     deadline: timedelta | None
     defaults: Mapping[str, Any]
@@ -153,10 +153,10 @@ class SequenceMeta:
     when_full: WhenFull
     # Defaults of its steps
     atomic: bool
-    delay: Any  # a function in a class body is a method, to a type checker
+    delay: Any  # to a type checker, a function in a class body is a method
     retries: Retries | None
     when: Any
-    # Defaults of its actors: those of `ActorOptions`
+    # Defaults of its actors: the options in `ActorOptions`
     queue_name: str
     priority: int
     max_retries: int | None

@@ -64,14 +64,14 @@ class MetaOptions:
 
 
 def project_defaults() -> dict[str, Any]:
-    """``SEQUENCES["DEFAULTS"]``, checked. Raises `InvalidDefinition`."""
+    """``SEQUENCES["DEFAULTS"]``, validated. Raises `InvalidDefinition`."""
     options = conf.settings.defaults
     raise_first('SEQUENCES["DEFAULTS"]', default_problems(options))
     return dict(options)
 
 
 def _kept_for(options: dict[str, Any], name: str) -> timedelta | None:
-    """What it says, where None is for ever; None: it says nothing."""
+    """How long it says: `timedelta.max` means forever. None: it does not say."""
     if name not in options:
         return None
     value = options.pop(name)
@@ -79,7 +79,7 @@ def _kept_for(options: dict[str, Any], name: str) -> timedelta | None:
 
 
 def _meta_options(cls: type) -> dict[str, Any]:
-    """The options of the Meta of a class, and those that it inherits."""
+    """The options in the Meta of a class, including inherited ones."""
     inherited: dict[str, Any] = {}
     parents = [vars(base)["Meta"] for base in cls.__mro__[1:] if "Meta" in vars(base)]
     for parent in reversed(parents):

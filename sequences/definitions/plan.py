@@ -1,4 +1,4 @@
-"""The graph of a sequence's steps: what it is, what is ready next, how it ends."""
+"""The graph of a sequence's steps: its nodes, which are ready next, and how a run ends."""
 
 from __future__ import annotations
 
@@ -19,45 +19,45 @@ EXECUTING = frozenset({"running", "retrying"})
 ENDED = DONE | {"failed", "cancelled"}
 
 
-#: What most nodes lack, and a plan without it does not name.
+#: Fields that most nodes lack; a stored plan leaves them out.
 _RARE = ("any_of", "undoes", "attempted", "on_error", "off_path", "options")
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One step of a plan: its name, the names it waits for, and where it is dispatched."""
+    """One step of a plan: its name, the steps that it waits for, and where it is dispatched."""
 
     name: str
-    #: All that it waits for, those in `any_of` among them.
+    #: All steps that it waits for, including those in `any_of`.
     after: tuple[str, ...]
     actor: str
     queue: str
     kind: str = "step"
-    #: The groups of which one step is enough.
+    #: Groups of which one step is enough.
     any_of: tuple[tuple[str, ...], ...] = ()
-    #: Of an undo: the step that it undoes, and whether also after a failed attempt at it.
+    #: For an undo: the step that it undoes, and whether it also runs after a failed attempt.
     undoes: str = ""
     attempted: bool = False
-    #: The step to go on with when this one has finally failed.
+    #: The step that takes over when this one has failed permanently.
     on_error: str = ""
-    #: Whether it is off the main path: it begins only after a failure, or when the run ends.
+    #: Whether it is off the main path: it starts only after a failure, or when the run ends.
     off_path: bool = False
-    #: Of a step whose actor has no options of its own: those of its messages.
+    #: For a step whose actor has no options of its own: the options of its messages.
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def traits(self) -> Traits:
-        """What its kind is."""
+        """The traits of its kind."""
         return traits_of(self.kind)
 
     @property
     def is_handler(self) -> bool:
-        """Whether it is a step like others, but another one's failure leads to it."""
+        """Whether it is an ordinary step that runs only if another step fails."""
         return self.off_path and not self.traits.is_compensation
 
     @property
     def required(self) -> tuple[str, ...]:
-        """What it waits for in any case."""
+        """The steps that it waits for in any case."""
         if not self.any_of:
             return self.after
         return tuple(name for name in self.after if not any(name in group for group in self.any_of))
@@ -87,28 +87,28 @@ class Node:
 
 @dataclass(frozen=True)
 class Plan:
-    """The immutable graph of a sequence; ``nodes`` stand in declared, topological order."""
+    """The immutable graph of a sequence; ``nodes`` are in declared, topological order."""
 
     sequence: str
     nodes: tuple[Node, ...]
-    #: What its steps do, if no class says that.
+    #: What its steps do, if the plan and not a class defines it.
     definition: Mapping[str, Any] | None = field(default=None, hash=False)
-    #: What a cancellation does before it, unless its caller says: "undo", or nothing.
+    #: What a cancellation does first, unless its caller decides: "undo", or nothing.
     cancel: str = ""
 
     @classmethod
     def build(
         cls, sequence: str, nodes: Iterable[Node], *, where: str | None = None, cancel: str = ""
     ) -> Plan:
-        """A validated plan of ``nodes``, or `InvalidDefinition`.
+        """Return a validated plan of ``nodes``, or raise `InvalidDefinition`.
 
-        ``where`` is how an error names the class; ``sequence``, if not given.
+        ``where`` is how an error names the class; by default, ``sequence``.
         """
         return cls(sequence, _validated(where or sequence, tuple(nodes)), cancel=cancel)
 
     @classmethod
     def from_json(cls, sequence: str, graph: Mapping[str, Any]) -> Plan:
-        """The plan that `to_json` wrote, perhaps in another release."""
+        """The plan that `to_json` wrote, possibly in another release."""
         if graph["format"] > FORMAT:
             raise SequenceError(
                 f"The plan of {sequence} has format {graph['format']}; this release reads "
@@ -128,12 +128,12 @@ class Plan:
 
     @cached_property
     def memo(self) -> dict[str, Any]:
-        """What others have made of this plan, to be kept as long as it is."""
+        """A cache for values derived from this plan, which live as long as the plan."""
         return {}
 
     @cached_property
     def fingerprint(self) -> str:
-        """The SHA-256 of the graph, in hex: two plans of one shape have the same."""
+        """The SHA-256 of the graph, in hex: equal graphs have equal fingerprints."""
         canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
         return sha256(canonical.encode()).hexdigest()
 
@@ -145,12 +145,12 @@ class Plan:
 
     @cached_property
     def main(self) -> tuple[Node, ...]:
-        """The steps that a run without a failure goes through."""
+        """The steps on the path of a run without failures."""
         return tuple(node for node in self.nodes if not node.off_path)
 
     @cached_property
     def undos(self) -> tuple[Node, ...]:
-        """The steps that undo others."""
+        """The steps that undo other steps."""
         return tuple(node for node in self.nodes if node.traits.is_undo)
 
     @cached_property
@@ -182,7 +182,7 @@ class Plan:
         return next((node for node in self.nodes if node.kind == kind), None)
 
     def closing(self, status: str) -> tuple[Node, ...]:
-        """The steps that come last in a run that ends so, in their order."""
+        """The last steps of a run that ends with this status, in order."""
         first = {"failed": self.on_failure, "cancelled": self.on_cancel}.get(status)
         return tuple(node for node in (first, self.on_end) if node is not None)
 
@@ -192,7 +192,7 @@ class Plan:
 
     @cached_property
     def roots(self) -> tuple[Node, ...]:
-        """The steps that wait for none."""
+        """The steps that wait for no other step."""
         return tuple(node for node in self.main if not node.after)
 
     def __contains__(self, name: object) -> bool:
@@ -202,28 +202,29 @@ class Plan:
         return self._by_name.get(name)
 
     def node(self, name: str) -> Node:
-        """The step of that name, or `UnknownStep`."""
+        """Return the step with that name. Raises `UnknownStep`."""
         if node := self.get(name):
             return node
         hint = did_you_mean(name, self.names)
         raise UnknownStep(sequence=self.sequence, step=name, hint=hint)
 
     def successors(self, name: str) -> tuple[Node, ...]:
-        """The steps that wait for this one directly."""
+        """The steps that wait directly for this one."""
         self.node(name)
         return self._successors.get(name, ())
 
     def descendants(self, name: str) -> frozenset[str]:
-        """The names of all steps that come after this one, without itself."""
+        """The names of all steps after this one, without itself."""
         names = {self.node(name).name}
-        for node in self.nodes:  # topological: one pass finds all
+        for node in self.nodes:  # topological order: one pass finds all
             if not names.isdisjoint(node.after):
                 names.add(node.name)
         return frozenset(names - {name})
 
     def again(self, name: str, states: Mapping[str, str] | None = None) -> frozenset[str]:
-        """What begins anew with this step: it, all that come after it, what went on in the place
-        of one of them, and the others of an `any_of`, with what was skipped on the way to them."""
+        """The steps that a restart from this one runs again: itself, all later steps, the handlers
+        that took over from one of these, and the other steps of an `any_of`, with whatever was
+        skipped on the way to them."""
         again = self._with_rivals(self.descendants(name) | {name})
         handlers = {self.node(step).on_error for step in again} - {"", *again}
         again = again.union(*(self.again(handler, states) for handler in handlers))
@@ -232,7 +233,7 @@ class Plan:
     def _skipped_before(
         self, names: frozenset[str], name: str, states: Mapping[str, str]
     ) -> set[str]:
-        """What was skipped on the way to these steps, but for the way to this one."""
+        """What was skipped on the way to these steps, except on the way to this one."""
         leading = self._leading_to(names) if self.races else set()
         skipped = {step for step in leading if states.get(step) == "skipped"}
         return {step for step in skipped if name not in self.descendants(step)}
@@ -244,13 +245,13 @@ class Plan:
         return self._with_rivals(names.union(rivals, *map(self.descendants, rivals)))
 
     def ready(self, states: Mapping[str, str]) -> tuple[Node, ...]:
-        """The steps without a state for which everything that they wait for is done."""
+        """The steps without a status whose dependencies are all done."""
         return tuple(
             node for node in self.main if node.name not in states and self._may_begin(node, states)
         )
 
     def _may_begin(self, node: Node, states: Mapping[str, str]) -> bool:
-        """A group of which all were skipped has no first, and waits for none."""
+        """If all steps of a group were skipped, none is first, and nothing waits for them."""
         return all(self._is_done(name, states) for name in node.required) and all(
             any(states.get(name) == "succeeded" for name in group)
             or all(self._is_done(name, states) for name in group)
@@ -258,10 +259,10 @@ class Plan:
         )
 
     def lost(self, states: Mapping[str, str], delivered: Collection[str] = ()) -> tuple[Node, ...]:
-        """What is not needed any more: another step was the first of its `any_of`.
+        """The steps that are no longer needed because another step of their `any_of` was first.
 
-        With it, what comes after it alone, and what leads nowhere else. ``delivered``: the events
-        that have their payload, which are as good as succeeded once they are begun.
+        This includes the steps that come only after them or lead only to them. ``delivered``:
+        events that have their payload, which count as succeeded once they have started.
         """
         losers: set[str] = set()
         reached: set[str] = set()
@@ -278,16 +279,17 @@ class Plan:
         )
 
     def has_lost(self, name: str, states: Mapping[str, str], delivered: Collection[str]) -> bool:
-        """Whether another step was first, and this one was skipped for it, or is to be."""
+        """Whether another step was first, so that this one was skipped, or will be."""
         if not self.races:
             return False
         states = {step: state for step, state in states.items() if state != "skipped"}
         return name in {node.name for node in self.lost(states, delivered)}
 
     def _cut_off(self, names: set[str], ended: Collection[str] = ()) -> set[str]:
-        """These steps, and those that cannot come without them; ``ended``: nor with these."""
+        """These steps, and those that cannot come without them; ``ended`` steps count as
+        impossible."""
         gone = set(names)
-        for node in self.main:  # topological: one pass finds all
+        for node in self.main:  # topological order: one pass finds all
             groups = (group for group in node.any_of if gone.intersection(group))
             if not gone.isdisjoint(node.required) or any(
                 gone.union(ended).issuperset(group) for group in groups
@@ -296,7 +298,7 @@ class Plan:
         return gone
 
     def _leading_to(self, names: Collection[str]) -> set[str]:
-        """The steps that lead to these, and to nothing else."""
+        """The steps that lead to these steps and to nothing else."""
         leading: set[str] = set()
         for node in reversed(self.main):
             following = {other.name for other in self.successors(node.name)}
@@ -305,14 +307,15 @@ class Plan:
         return leading
 
     def _is_done(self, name: str, states: Mapping[str, str]) -> bool:
-        """Whether what waits for it may begin: a handler of errors that do not come is done."""
+        """Whether steps that wait for it may start: a handler whose error never came counts as
+        done."""
         if name in states or not self.node(name).off_path:
             return states.get(name) in DONE or self._is_handled(name, states)
         of = [node.name for node in self.nodes if node.on_error == name]
         return all(states.get(other) in DONE for other in of)
 
     def outcome(self, states: Mapping[str, str]) -> Literal["succeeded", "failed"] | None:
-        """How a run with these states of its steps has ended; None: it has not."""
+        """How a run whose steps have these statuses ended; None: it has not ended."""
         if self.is_failing(states):
             return None if EXECUTING & set(states.values()) else "failed"
         handlers = {node.on_error for node in self.nodes if states.get(node.name) == "failed"}
@@ -321,11 +324,11 @@ class Plan:
         return "succeeded" if done else None
 
     def is_failing(self, states: Mapping[str, str]) -> bool:
-        """Whether a step has finally failed, and no other goes on in its place."""
+        """Whether a step has failed permanently and no handler has taken over."""
         return bool(self.failed(states))
 
     def failed(self, states: Mapping[str, str]) -> tuple[str, ...]:
-        """The steps that have finally failed, and in whose place no other goes on."""
+        """The steps that have failed permanently and have no handler that took over."""
         return tuple(
             node.name
             for node in self.nodes
@@ -338,7 +341,7 @@ class Plan:
         return states.get(name) == "failed" and self.node(name).on_error in states
 
     def left_out(self, name: str, states: Mapping[str, str]) -> tuple[Node, ...]:
-        """What a run that goes on with a step's `on_error` does not come to any more."""
+        """The steps that a run no longer reaches once a step's `on_error` has taken over."""
         handler = self.node(name).on_error
         failed = {step for step, state in states.items() if state == "failed"}
         gone = self._cut_off({name}, failed) - self.descendants(handler) - {name, handler}
@@ -406,7 +409,7 @@ def _after_problem(name: str, names: list[str]) -> tuple[str, str]:
 
 
 def _in_declared_order(node: Node, names: list[str]) -> Node:
-    # One shape has one fingerprint, in whichever order its `after` was written.
+    # Equal graphs have equal fingerprints, whatever the order in `after`.
     groups = {tuple(sorted(set(group), key=names.index)) for group in node.any_of}
     any_of = tuple(sorted(groups, key=lambda group: [names.index(name) for name in group]))
     return replace(node, after=tuple(sorted(set(node.after), key=names.index)), any_of=any_of)

@@ -1,4 +1,5 @@
-"""Every sequence by its name. Nothing from a database or a broker is looked up in another way."""
+"""Every sequence by its name. All code that reads a name from the database or a broker uses
+this."""
 
 from __future__ import annotations
 
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
     from .limits import Limit
     from .plan import Plan
 
-# A subclass of `Sequence`, which stands above this room.
+# A subclass of `Sequence`, which is in a higher layer.
 SequenceClass: TypeAlias = type[Any]
 Saved: TypeAlias = tuple[dict[str, SequenceClass], dict[str, SequenceClass]]
 
-#: The sequence that stands for all runs whose definition is inline: stored with their plan.
+#: The sequence behind all runs with an inline definition, which is stored with their plan.
 INLINE_LABEL = "job_sequences.Flow"
 
 _by_label: dict[str, SequenceClass] = {}
@@ -31,16 +32,16 @@ _deferred: list[Callable[[], None]] = []
 
 
 def get(label: str) -> SequenceClass:
-    """The sequence of that label (``"shop.ContactForm"``) or alias, or `UnknownSequence`."""
+    """Return the sequence with that label (``"shop.Order"``) or alias. Raises `UnknownSequence`."""
     if cls := find(label):
         return cls
     raise UnknownSequence(name=label, hint=did_you_mean(label, [*_by_label, *_by_alias]))
 
 
 def find(label: str) -> SequenceClass | None:
-    """The sequence of that label or alias, if there is one.
+    """The sequence with that label or alias, if there is one.
 
-    Runs with an inline definition have names of their own behind that of their class.
+    For runs with an inline definition, the label is that of their class followed by their own name.
     """
     if is_inline(label):
         label = INLINE_LABEL
@@ -48,18 +49,18 @@ def find(label: str) -> SequenceClass | None:
 
 
 def is_inline(label: str) -> bool:
-    """Whether the definition of this run is stored with its plan, and not declared."""
+    """Whether the definition of this run is stored with its plan instead of declared in code."""
     return label.startswith(f"{INLINE_LABEL}:")
 
 
 def definition_of(label: str) -> Definition | None:
-    """What the sequence of that label or alias declares, if there is one."""
+    """The definition of the sequence with that label or alias, if there is one."""
     cls = find(label)
     return None if cls is None else cls._definition
 
 
 def definition_for(label: str, plan: Plan) -> Definition | None:
-    """What a run with this label and plan follows, if this code has it."""
+    """The definition of a run with this label and plan, if this code has it."""
     cls = find(label)
     if cls is None or not is_inline(label):
         return None if cls is None else cls._definition
@@ -68,20 +69,21 @@ def definition_for(label: str, plan: Plan) -> Definition | None:
 
 
 def definition(label: str, plan: Plan) -> Definition:
-    """The same, or `UnknownSequence`."""
+    """The same; raises `UnknownSequence` if there is none."""
     if (declared := definition_for(label, plan)) is not None:
         return declared
     raise UnknownSequence(name=label, hint=did_you_mean(label, [*_by_label, *_by_alias]))
 
 
 def hidden_by(label: str) -> tuple[str, ...]:
-    """What the sequence of that label hides. Of one that is gone that is all: nobody knows."""
+    """The paths that the sequence with that label redacts. If the class is gone: everything."""
     definition = definition_of(label)
     return ("*",) if definition is None else hidden(definition)
 
 
 def hidden(definition: Definition, above: frozenset[str] = frozenset()) -> tuple[str, ...]:
-    """What it hides in `data`, and what its children hide in theirs, which stands in it, too."""
+    """The paths that it redacts in `data`, including those of its children, whose data is in
+    there."""
     patterns = list(definition.redact)
     above |= {definition.label}
     for step in definition.steps.values():
@@ -99,7 +101,7 @@ def hidden(definition: Definition, above: frozenset[str] = frozenset()) -> tuple
 
 
 def names_of(label: str) -> list[str]:
-    """What the runs of this sequence may be named: its label, and those that it has had."""
+    """The names under which runs of this sequence are stored: its label and its aliases."""
     definition = None if is_inline(label) else definition_of(label)
     return [label] if definition is None else [definition.label, *definition.aliases]
 
@@ -110,18 +112,18 @@ def all() -> list[SequenceClass]:  # noqa: A001 (read as registry.all)
 
 
 def every_limit() -> list[Limit]:
-    """What the jobs and the sequences of this code declare."""
+    """All limits declared by jobs and sequences in this code."""
     declared = [limit for cls in all() for limit in _definition(cls).all_limits]
     return [*_of_jobs.values(), *declared]
 
 
 def limits() -> dict[str, Limit]:
-    """The same, by name."""
+    """All limits by name."""
     return {limit.name: limit for limit in every_limit()}
 
 
 def note_limits(limits: Iterable[Limit]) -> None:
-    """Those of a job: no class declares them."""
+    """Add the limits of a job, which no class declares."""
     _of_jobs.update({limit.name: limit for limit in limits})
 
 
@@ -133,7 +135,7 @@ def autodiscover() -> None:
 
 
 def when_apps_are_loaded(act: Callable[[], None]) -> None:
-    """Call ``act`` now, or in `autodiscover` if Django does not know its apps yet."""
+    """Call ``act`` now, or in `autodiscover` if Django has not loaded its apps yet."""
     if apps.apps_ready:
         act()
     else:
@@ -141,7 +143,7 @@ def when_apps_are_loaded(act: Callable[[], None]) -> None:
 
 
 def register(cls: SequenceClass) -> None:
-    """Make a sequence known, or raise `InvalidDefinition` if another one has its name."""
+    """Register a sequence. Raises `InvalidDefinition` if another one has its name."""
     definition = _definition(cls)
     for name in (definition.label, *definition.aliases):
         _check_free(cls, name)
@@ -150,16 +152,16 @@ def register(cls: SequenceClass) -> None:
     _by_label[definition.label] = cls
     _by_alias.update(dict.fromkeys(definition.aliases, cls))
     try:
-        if has_engine():  # until then, `apps.ready` binds those that are here
+        if has_engine():  # until then, `apps.ready` binds all registered ones
             get_engine().bind(cls)
     except BaseException:
-        _restore(before)  # a class that the engine refuses keeps no name
+        _restore(before)  # a class that the engine rejects must not keep its name
         raise
 
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """What is registered inside is forgotten afterwards."""
+    """Forget everything that is registered inside the block."""
     before, of_jobs = _saved(), dict(_of_jobs)
     try:
         yield
@@ -191,7 +193,7 @@ def _check_free(cls: SequenceClass, name: str) -> None:
 
 
 def _is_same_class(cls: SequenceClass, other: SequenceClass) -> bool:
-    # A reloaded module declares its classes again, and the new ones count.
+    # A reloaded module declares its classes again, and the new ones replace the old ones.
     return _path(cls) == _path(other)
 
 

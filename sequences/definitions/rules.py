@@ -1,7 +1,7 @@
-"""What may be done to a run, and when: one table for the engine, the admin and the command line.
+"""Which operations a run allows, and when: one table for the engine, the admin and the CLI.
 
-A rule says what the states of a run, and of a step, can say. The functions below it say the rest,
-from the plan and the states of its steps.
+A rule covers what the status of a run and of a step can decide. The functions below it decide the
+rest, from the plan and the statuses of its steps.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ StepState = Literal[
 ]
 RUN_STATES: tuple[RunState, ...] = get_args(RunState)
 STEP_STATES: tuple[StepState, ...] = get_args(StepState)
-#: The state of a step that has no row yet.
+#: The status of a step that has no row yet.
 NOT_STARTED: Literal[""] = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """In which states an operation is allowed, in the order in which a refusal names them."""
+    """The statuses in which an operation is allowed, in the order in which errors list them."""
 
     run_states: tuple[RunState, ...]
-    #: Of an operation on one step: the states that allow it. Empty: it concerns the whole run.
+    #: For an operation on one step: the statuses that allow it. Empty: it concerns the whole run.
     step_states: tuple[StepState | Literal[""], ...] = ()
     kinds: frozenset[str] = ALL_KINDS
-    #: Of many runs those that it is meant for, if nobody names a state; the likeliest first.
+    #: The runs that it selects by default, by status, the most likely first.
     usual_runs: tuple[RunState, ...] = ()
-    #: The states in which people are offered it, if there are more that accept it from code.
+    #: The statuses in which people are offered it, if code may use it in more.
     offered_steps: tuple[StepState, ...] = ()
 
     @property
@@ -41,20 +41,20 @@ class Rule:
         return bool(self.step_states)
 
     def allows(self, run_state: str) -> bool:
-        """Whether a run in this state may accept it."""
+        """Whether a run with this status may accept it."""
         return run_state in self.run_states
 
     def offers_step(self, step_state: str, kind: str) -> bool:
-        """Whether people are offered it for such a step."""
+        """Whether people are offered it for a step with this status."""
         return step_state in (self.offered_steps or self.step_states) and kind in self.kinds
 
     @property
     def targets(self) -> tuple[RunState, ...]:
-        """Of many runs those that it is meant for, the likeliest first."""
+        """The statuses of the runs that it selects by default, the most likely first."""
         return self.usual_runs or self.run_states
 
 
-#: By the name of the method; below that of its variants.
+#: By the name of the method, with its variants below it.
 RULES: dict[str, Rule] = {
     "pause": Rule(("running",)),
     "resume": Rule(("paused",)),
@@ -80,7 +80,7 @@ RULES: dict[str, Rule] = {
     ),
     "deliver": Rule(
         ("running", "paused", "failed"),
-        # One that comes early is kept until the run comes to its event.
+        # An early delivery is stored until the run reaches its event.
         step_states=(NOT_STARTED, "waiting", "queued", "running", "retrying", "failed"),
         kinds=EVENT_KINDS,
         usual_runs=("failed", "running", "paused"),
@@ -92,20 +92,20 @@ RULES: dict[str, Rule] = {
 
 
 def skip_rule(kind: str) -> Rule:
-    """A compensation is skipped only after it has failed, and its run with it."""
+    """A compensation can be skipped only after it and its run have failed."""
     return RULES["skip_compensation" if traits_of(kind).is_compensation else "skip"]
 
 
-# What the states alone cannot say
+# Conditions that depend on more than the status
 
 
 def has_handler(plan: Plan, states: Mapping[str, str], step: str) -> bool:
-    """Whether this step has failed and another goes on in its place: it cannot be skipped."""
+    """Whether this step has failed and a handler has taken over: then it cannot be skipped."""
     return states.get(step) == "failed" and step not in plan.failed(states)
 
 
 def left_undone(plan: Plan, undone: frozenset[str], step: str) -> frozenset[str]:
-    """The undone steps that a restart from this one would not run again: it needs them done."""
+    """The undone steps that a restart from this one needs but would not run again."""
     return undone - plan.again(step)
 
 

@@ -1,6 +1,6 @@
-"""When a sequence starts by itself: timetables as values, and what to do about a slot that is due.
+"""When a sequence starts on its own: timetables as values, and what to do about a slot that is due.
 
-A slot is the moment that a timetable names; all of them are in UTC. Nothing here reads a clock.
+A slot is a moment of the timetable; all slots are in UTC. Nothing here reads a clock.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ Overlap: TypeAlias = Literal["skip", "wait", "allow"]
 Missed: TypeAlias = Literal["latest", "all"]
 DataSource: TypeAlias = Mapping[str, Any] | Callable[[datetime], Any] | None
 
-#: A slot that is this late is not missed: a sweep may take its time, and workers restart.
+#: A slot is missed only if it is later than this: sweeps take time, and workers restart.
 ON_TIME = timedelta(seconds=10)
 CATCH_UP = timedelta(hours=1)
 SHORTEST_INTERVAL = timedelta(seconds=1)
 LONGEST_INTERVAL = timedelta(days=3660)
-#: A Monday: what repeats each week begins on Mondays.
+#: A Monday, so that weekly intervals start on Mondays.
 ANCHOR = datetime(2001, 1, 1, tzinfo=UTC)
-#: The name of the schedule that ``Meta.schedule`` declares.
+#: The name of the schedule declared by ``Meta.schedule``.
 DEFAULT_NAME = "default"
 MAX_NAME = 100
 
@@ -59,7 +59,7 @@ class Timetable:
             raise InvalidDefinition(where=str(self), problem=problem, hint=hint)
 
     def after(self, moment: datetime) -> datetime | None:
-        """The first slot later than this moment; None: there is none any more."""
+        """The first slot after this moment; None: there are no more slots."""
         raise NotImplementedError
 
     def latest(self, since: datetime, until: datetime) -> datetime | None:
@@ -82,7 +82,8 @@ class Timetable:
             slot = self.after(slot)
 
     def start_of(self, slot: datetime, identity: str) -> datetime:
-        """When the run of a slot is started: up to `jitter` later, the same for each who asks."""
+        """When the run of a slot starts: up to `jitter` later, always the same for the same
+        slot."""
         if not self.jitter:
             return slot
         digest = sha256(f"{identity} {slot.isoformat()}".encode()).digest()
@@ -90,11 +91,11 @@ class Timetable:
         return slot + timedelta(milliseconds=int(fraction * (self.jitter / _MILLISECOND)))
 
     def timing(self) -> dict[str, Any]:
-        """Which slots it has, as JSON."""
+        """The definition of its slots, as JSON."""
         raise NotImplementedError
 
     def to_json(self) -> dict[str, Any]:
-        """All but the data."""
+        """Everything except the data."""
         return {
             **self.timing(),
             "overlap": self.overlap,
@@ -104,7 +105,7 @@ class Timetable:
         }
 
     def fingerprint(self) -> str:
-        """Equal for equal declarations, in each process and release."""
+        """Equal for equal declarations, in every process and release."""
         text = json.dumps([self.to_json(), self._data_as_json()], sort_keys=True, default=_type)
         return sha256(text.encode()).hexdigest()
 
@@ -115,7 +116,7 @@ class Timetable:
         return f"{function.__module__}.{getattr(function, '__qualname__', '')}"
 
     def data_name(self) -> str:
-        """What makes the data, if a function does."""
+        """The name of the function that makes the data, if it is a function."""
         return name_of(self.data) if callable(self.data) else ""
 
     def _problems(self) -> Iterator[tuple[str, str]]:
@@ -151,8 +152,8 @@ class Cron(Timetable):
 
     def _slots(self, moment: datetime) -> Iterator[datetime]:
         for slot in CronSim(self.expression, moment.astimezone(ZoneInfo(self.timezone))):
-            # An hour that clocks show twice has its slots once. Those in an hour that they leave
-            # out all come at its end, as one.
+            # If clocks go back, an hour that occurs twice has its slots once. If they go forward,
+            # all slots in the missing hour come at its end, as one.
             if (in_utc := slot.astimezone(UTC)) > moment:
                 moment = in_utc
                 yield in_utc
@@ -223,15 +224,17 @@ def cron(
     missed: Missed = "latest",
     jitter: timedelta = timedelta(0),
 ) -> Timetable:
-    """Start a run at each time of a cron expression: ``cron("0 3 * * *")`` is every night at three.
+    """Start runs at the times of a cron expression: ``cron("0 3 * * *")`` is every night at three.
 
-    ``timezone`` is a name such as ``"Europe/Berlin"``; the project's `TIME_ZONE` if it is None.
-    Five fields, or six with seconds first. ``data`` is a dict, or a function of the slot (an
-    aware datetime in that time zone). ``overlap`` says what happens while the last run of the
-    schedule is unfinished: ``"skip"`` the slot, ``"wait"`` for its end, or ``"allow"`` both.
-    A slot that nobody could start in time is made up for if it is no older than ``catch_up``:
-    of several the ``missed="latest"`` only, or ``"all"``. ``jitter`` delays each start by up to
-    that long. Raises `InvalidDefinition`.
+    - ``timezone``: a name such as ``"Europe/Berlin"``; by default, the project's `TIME_ZONE`.
+    - ``data``: a dict, or a function of the slot (an aware datetime in that time zone).
+    - ``overlap``: what to do while the schedule's last run is unfinished: ``"skip"`` the slot,
+      ``"wait"`` until the run has ended, or ``"allow"`` both.
+    - ``catch_up``: the maximum age of a slot that was missed and still starts a run.
+    - ``missed``: if several were missed, start only the ``"latest"``, or ``"all"``.
+    - ``jitter``: delays each start by up to this time.
+
+    An expression has five fields, or six with the seconds first. Raises `InvalidDefinition`.
     """
     zone = django_settings.TIME_ZONE if timezone is None else str(timezone)
     return Cron(
@@ -250,11 +253,11 @@ def every(
     missed: Missed = "latest",
     jitter: timedelta = timedelta(0),
 ) -> Timetable:
-    """Start a run at a constant interval: ``every(timedelta(minutes=5))`` is at :00, :05, :10.
+    """Start runs at a constant interval: ``every(timedelta(minutes=5))`` is at :00, :05, :10.
 
-    The slots are counted from ``start``, whose moment is the first, or else from a Monday's
-    midnight in UTC; never from the end of a run. The other options are those of `cron`, and
-    ``data`` as a function gets the slot in UTC. Raises `InvalidDefinition`.
+    The slots are counted from ``start``, the first slot, or else from midnight on a Monday in UTC;
+    never from the end of a run. The other options are those of `cron`; a function as ``data``
+    receives the slot in UTC. Raises `InvalidDefinition`.
     """
     return Every(
         interval=interval, start=start,
@@ -263,7 +266,7 @@ def every(
 
 
 def timetable_of(spec: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> Timetable:
-    """The timetable that `to_json` has described. Raises `SequenceError` if this release cannot."""
+    """The timetable that `to_json` wrote. Raises `SequenceError` if this release cannot read it."""
     try:
         options: dict[str, Any] = {
             "data": data,
@@ -281,7 +284,7 @@ def timetable_of(spec: Mapping[str, Any], data: Mapping[str, Any] | None = None)
 
 
 def in_zone(timetable: Timetable, slot: datetime) -> datetime:
-    """The slot as the timetable's zone shows it."""
+    """The slot in the timetable's time zone."""
     return slot.astimezone(ZoneInfo(timetable.timezone)) if isinstance(timetable, Cron) else slot
 
 
@@ -290,22 +293,22 @@ def in_zone(timetable: Timetable, slot: datetime) -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What a schedule does when its time has come."""
+    """What a schedule does now that it is due."""
 
-    #: The slot whose run starts now; None: no slot is worth it.
+    #: The slot whose run starts now; None: no run starts.
     slot: datetime | None
-    #: The slot after it.
+    #: The next slot.
     following: datetime | None
-    #: The newest slot that is left out because it is too late for it.
+    #: The newest slot that was missed.
     missed: datetime | None = None
 
 
 def turn_of(
     timetable: Timetable, slot: datetime, now: datetime, identity: str, *, has_waited: bool = False
 ) -> Turn:
-    """What to do at `now` about a schedule whose next slot this is, and is due.
+    """What to do at `now` about a schedule whose next slot is due.
 
-    A slot that has waited for the end of another run is not missed, however late it is.
+    A slot that has waited for another run to end is not missed, however late it is.
     """
     if has_waited or _lateness(timetable, slot, now, identity) <= ON_TIME:
         return Turn(slot, timetable.after(slot))
@@ -351,33 +354,33 @@ def _patience(timetable: Timetable) -> timedelta:
 
 
 def key_of(name: str, slot: datetime) -> str:
-    """The key of the run that belongs to this slot."""
+    """The key of the run for this slot."""
     return f"schedule:{name}:{slot.astimezone(UTC).isoformat().replace('+00:00', 'Z')}"
 
 
 def key_beside(name: str) -> str:
-    """The key of a run that somebody starts beside the slots."""
+    """The key of a run that somebody starts in addition to the slots."""
     return f"schedule:{name}:now:{uuid4().hex}"
 
 
 def name_in(key: str) -> str | None:
-    """The name of the schedule that has started the run with this key, if one has."""
+    """The name of the schedule that started the run with this key, if one did."""
     parts = _KEY.fullmatch(key)
     return None if parts is None else parts[1]
 
 
-#: A name may have colons, too.
+#: A name may contain colons, too.
 _KEY = re.compile(r"schedule:(.+):(?:\d{4}-\d\d-\d\dT[\d:.]+Z|now:[0-9a-f]{32})", re.DOTALL)
 
 
-# What can be wrong
+# Validation
 
 Problems: TypeAlias = Iterator[tuple[str, str]]
 _MILLISECOND = timedelta(milliseconds=1)
 
 
 def name_problems(name: object) -> Problems:
-    """What is wrong with the name of a schedule."""
+    """Problems with the name of a schedule."""
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
         problem = Text(_("the name of the schedule is %(name)r"), name=name)
         yield problem, _("It must be a string of printable characters.")
@@ -387,7 +390,7 @@ def name_problems(name: object) -> Problems:
 
 
 def declaration_problems(options: Mapping[str, Any]) -> Problems:
-    """What is wrong with `schedule` and `schedules` in a Meta."""
+    """Problems with `schedule` and `schedules` in a Meta."""
     schedule, schedules = options.get("schedule"), options.get("schedules")
     if schedule is not None and schedules:
         yield "it has both schedule and schedules", "Put all of them into schedules."
@@ -416,7 +419,7 @@ def _zone_problems(name: object) -> Problems:
         yield Text(_("%(name)r is not a known time zone"), name=name), hint
 
 
-#: What cronsim says of an expression, so that it can be translated.
+#: The error messages of cronsim, for translation.
 _CRONSIM_ERRORS = {
     "Wrong number of fields": _("wrong number of fields"),
     "Bad second": _("invalid second"),
@@ -459,7 +462,7 @@ def _data_problems(data: Any) -> Problems:
         signature(data).bind(None)
     except TypeError:
         yield f"{name_of(data)} cannot be called with the slot only", "Take one argument, the slot."
-    except ValueError:  # a builtin that does not tell
+    except ValueError:  # a builtin without a signature
         return
 
 

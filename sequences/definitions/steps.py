@@ -1,4 +1,4 @@
-"""`step`: what a person declares, as a value. Checked in `validation`, planned in `definition`."""
+"""`step` and its siblings: declarations as values. See also `validation` and `definition`."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ STEP_OPTIONS = FAN_OUT_OPTIONS | {
     "retries",
     "when",
 }  # every other option is Dramatiq's
-#: Dramatiq's own options that are times, of which Dramatiq takes milliseconds only.
+#: Options of Dramatiq that are times, which Dramatiq takes in milliseconds only.
 DURATION_OPTIONS = frozenset({"max_age", "max_backoff", "min_backoff", "time_limit"})
-#: The longest time that anything may wait: added to any moment it stays within the calendar.
+#: The longest wait: added to any moment, it still yields a valid date.
 MAX_WAIT = timedelta(days=365_000)
 
 
 class Performer(Protocol[R_co]):
-    """A class of which ``step(cls)`` makes a step."""
+    """A class that ``step(cls)`` turns into a step."""
 
     def perform(self, sequence: Any, /) -> R_co: ...
 
@@ -93,9 +93,9 @@ class AsyncItemPerformer(Protocol[R_co]):
 
 
 class DjangoTask(Protocol[R_co]):
-    """What ``@task`` of `django.tasks`, or of the package `django-tasks`, has made of a function.
+    """The result of ``@task``, from `django.tasks` or from the package `django-tasks`.
 
-    A protocol, since Django 5.2 has none.
+    A protocol, because Django 5.2 has no such class.
     """
 
     @property
@@ -111,24 +111,24 @@ class DjangoTask(Protocol[R_co]):
 
 
 class ItemPerformer(Protocol[R_co]):
-    """A class of which ``step(cls, each=…)`` makes a fan-out."""
+    """A class that ``step(cls, each=…)`` turns into a fan-out."""
 
     def perform(self, sequence: Any, item: Any, /) -> R_co: ...
 
 
 @dataclass(frozen=True)
 class AnyOf:
-    """What `any_of` returns."""
+    """The result of `any_of`."""
 
     steps: tuple[Any, ...]  # of Step[Any] | str
 
 
 def any_of(*steps: Named) -> AnyOf:
-    """For ``after``: the step is ready when the first of these has succeeded.
+    """For ``after``: the step is ready as soon as the first of these has succeeded.
 
-    The others are skipped in the same transaction, and their waits end. So is what comes after
-    them alone, and what leads only to them. An event counts as succeeded once its payload is
-    delivered. If all of them are skipped, the step is ready too.
+    The others are skipped in the same transaction, and their waits end; so are steps that come only
+    after them or lead only to them. An event counts as succeeded once its payload is delivered. If
+    all of them are skipped, the step is ready, too.
     """
     return AnyOf(steps)
 
@@ -136,8 +136,8 @@ def any_of(*steps: Named) -> AnyOf:
 class Step(Generic[R]):
     """One declared unit of a sequence, created by `step`.
 
-    On the class it is this object, which ``after=`` and the methods of a run take; on an instance
-    it is the bound method.
+    Accessed on the class, it is this object, which ``after=`` and the methods of a run take; on an
+    instance, it is the bound method.
     """
 
     name: str
@@ -218,12 +218,12 @@ class Step(Generic[R]):
 
     @property
     def kind(self) -> str:
-        """How the engine treats it, and what the plan calls it."""
+        """Its kind, as in the plan."""
         return "step" if self.each is None else "each"
 
     @property
     def traits(self) -> Traits:
-        """What its kind is."""
+        """The traits of its kind."""
         return traits_of(self.kind)
 
     @property
@@ -233,13 +233,14 @@ class Step(Generic[R]):
 
     @property
     def label(self) -> str:
-        """What people read in the admin."""
+        """The name shown to people."""
         return str(self.declared.get("label") or label_of(self.name))
 
     def perform(self, sequence: Any, *item: Any) -> R:
         """Call the user's code with the bound sequence, and return what it returns.
 
-        Of a fan-out, with an item of it too. Of an ``async def`` that is a coroutine.
+        The code of a fan-out also takes an item. If it is an ``async def``, this returns a
+        coroutine.
         """
         function: Any = self.function
         if is_called_with_arguments(function):
@@ -261,16 +262,16 @@ class Step(Generic[R]):
         return {} if self.kwargs is None else self.kwargs(sequence, *item)
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> Step[R]:
-        """The same step, with these options where it declares none."""
+        """The same step, with these options as defaults."""
         declared = inherit(defaults, {**own_options_of(self.function), **self.declared})
         resolved = type(self)(self.function, declared)
         resolved.name = self.name
         return resolved
 
     def retry_limit(self, error: BaseException) -> dict[str, int | None]:
-        """What ``retries`` says of this exception, as Dramatiq's option; empty where it is silent.
+        """The Dramatiq option that ``retries`` implies for this exception; empty if there is none.
 
-        The nearest class in the exception's method resolution order counts.
+        The first matching class in the exception's method resolution order counts.
         """
         for kind in type(error).__mro__:
             if kind in self.retries:
@@ -295,7 +296,7 @@ class Step(Generic[R]):
 
 
 class AsyncStep(Step[R]):
-    """What a type checker knows of a step that is an ``async def``: ``R`` is what it awaits."""
+    """An ``async def`` step, to type checkers: ``R`` is what it returns when awaited."""
 
     if TYPE_CHECKING:
 
@@ -309,7 +310,7 @@ class AsyncStep(Step[R]):
 
 
 class StepDecorator(Protocol):
-    """What ``step(…)`` returns, before it has its method."""
+    """What ``step(…)`` returns until it is applied to a method."""
 
     @overload
     def __call__(self, function: Callable[[Any], Coroutine[Any, Any, R]], /) -> AsyncStep[R]: ...
@@ -318,7 +319,7 @@ class StepDecorator(Protocol):
 
 
 class ItemDecorator(Protocol):
-    """What ``step(each=…)`` returns, before it has its method."""
+    """What ``step(each=…)`` returns until it is applied to a method."""
 
     @overload
     def __call__(
@@ -329,10 +330,10 @@ class ItemDecorator(Protocol):
 
 
 class _Other(Step[Any]):
-    """Not one of the sequence's plain steps."""
+    """A declaration other than a plain step."""
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> Step[Any]:
-        """Of the defaults of all steps only Dramatiq's concern it: the queue and its like."""
+        """The defaults that apply to it are Dramatiq's, such as the queue."""
         ours = STEP_OPTIONS - {"retries"}
         return super().with_defaults(
             {name: value for name, value in defaults.items() if name not in ours}
@@ -340,10 +341,10 @@ class _Other(Step[Any]):
 
 
 class Undo(_Other):
-    """A step that undoes another, made by `Step.undo`."""
+    """A step that undoes another one, created by `Step.undo`."""
 
-    undoes: Any  # a Step; as such the class would give its bound method
-    attempted: bool | None  # None: if what it undoes is not atomic, which Meta has a say in
+    undoes: Any  # a Step; as a class attribute of that type, it would return its bound method
+    attempted: bool | None  # None: true if the step it undoes is not atomic, which Meta may decide
 
     def __init__(self, function: Callable[..., Any], declared: Mapping[str, Any]) -> None:
         super().__init__(function, declared)
@@ -352,53 +353,53 @@ class Undo(_Other):
 
     @property
     def kind(self) -> str:
-        """It is begun only when its run is undone."""
+        """It starts only when its run is rolled back."""
         return "undo"
 
     def takes_item(self, steps: Mapping[str, Step[Any]]) -> bool:
         """Whether it is called for each item of a fan-out, with the item and its result.
 
-        ``steps`` are those of the class: it may have declared what is undone anew.
+        ``steps`` are the steps of the class, which may have redeclared the undone step.
         """
         undone = steps.get(name_of(self.undoes))
         return undone is not None and undone.traits.has_items
 
 
 class OnFailure(_Other):
-    """The step that runs once when a run has failed, made by `on_failure`."""
+    """The step that runs once when a run has failed, created by `on_failure`."""
 
     @property
     def kind(self) -> str:
-        """It is begun only when its run has failed, and what is to be undone was."""
+        """It starts only when its run has failed and the rollback is complete."""
         return "on_failure"
 
 
 class OnCancel(_Other):
-    """The step that runs once when a run is cancelled, made by `on_cancel`."""
+    """The step that runs once when a run is cancelled, created by `on_cancel`."""
 
     @property
     def kind(self) -> str:
-        """It is begun only when its run is cancelled, and what is to be undone was."""
+        """It starts only when its run is cancelled and the rollback is complete."""
         return "on_cancel"
 
 
 class OnEnd(_Other):
-    """The step that runs once, however a run ends, made by `on_end`."""
+    """The step that runs once, however a run ends, created by `on_end`."""
 
     @property
     def kind(self) -> str:
-        """It is the last of its run."""
+        """It is the last step of its run."""
         return "on_end"
 
 
 class Event(_Other):
-    """A step that waits for a payload from outside, made by `event`."""
+    """A step that waits for a payload from outside, created by `event`."""
 
     timeout: timedelta | None
     on_timeout: Literal["fail", "continue"]
-    #: The payloads that people are offered, by what they are called.
+    #: The payloads that people are offered, by label.
     choices: Mapping[str, Any]
-    #: The Django form that checks a payload.
+    #: The Django form that validates a payload.
     form: type[BaseForm] | None
 
     def __init__(self, function: Callable[..., Any], declared: Mapping[str, Any]) -> None:
@@ -411,11 +412,11 @@ class Event(_Other):
 
     @property
     def kind(self) -> str:
-        """An event's row waits until something is delivered, or its time is over."""
+        """Its row waits until something is delivered, or until it times out."""
         return "event"
 
 
-@overload  # an actor is no coroutine function, though mypy cannot know
+@overload  # an actor is not a coroutine function, but mypy cannot know
 def step(  # type: ignore[overload-overlap]
     target: Actor[..., R],
     /,
@@ -491,7 +492,7 @@ def step(target: Any = None, /, **declared: Any) -> Any:
     """Declare a step: ``@step``, ``@step(max_retries=5)``, or ``name = step(callable)``.
 
     A function is called with the sequence. A class is instantiated, and its ``perform`` is called
-    with the sequence. A Dramatiq actor and a task of Django's are called with what ``args`` and
+    with the sequence. A Dramatiq actor and a Django task are called with what ``args`` and
     ``kwargs`` return, which are callables that take the sequence; with ``each`` the item, too.
     Without both, an item is the argument.
 
@@ -530,7 +531,7 @@ def step(target: Any = None, /, **declared: Any) -> Any:
 
 
 class Subsequence(_Other):
-    """A step that starts other sequences and waits for them, made by `subsequence`."""
+    """A step that starts other sequences and waits for them, created by `subsequence`."""
 
     sequence: Any  # a Sequence class, or its label
     child_data: Callable[..., Mapping[str, Any]] | None
@@ -663,10 +664,10 @@ def on_cancel(
     **options: Unpack[ClosingOptions],
 ) -> Callable[[Callable[[Any], Any]], OnCancel]: ...
 def on_cancel(target: Any = None, /, **options: Any) -> Any:
-    """Declare what is done once when the run is cancelled: ``@on_cancel`` on a method.
+    """Declare a step that runs once when the run is cancelled: ``@on_cancel`` on a method.
 
-    A durable step with its own retries, after what is undone, whoever cancels: code, the admin, or
-    the parent run. If it fails permanently, the run fails.
+    It is durable, has its own retries, and runs after the rollback, whoever cancels: code, the
+    admin, or the parent run. If it fails permanently, the run fails.
     """
     make = partial(_make, OnCancel, options)
     return Decorator(make) if target is None else noted(make(target), sys._getframe(1))
@@ -677,9 +678,9 @@ def on_end(target: Callable[[Any], Any], /) -> OnEnd: ...
 @overload
 def on_end(**options: Unpack[ClosingOptions]) -> Callable[[Callable[[Any], Any]], OnEnd]: ...
 def on_end(target: Any = None, /, **options: Any) -> Any:
-    """Declare what is done once, however the run ends: ``@on_end`` on a method.
+    """Declare a step that runs once, however the run ends: ``@on_end`` on a method.
 
-    A durable step with its own retries, the last of the run, after `on_failure` or `on_cancel`.
+    It is durable, has its own retries, and runs last, after `on_failure` or `on_cancel`.
     ``self.final_status`` says how the run ends. If it fails permanently, the run fails.
     """
     make = partial(_make, OnEnd, options)
@@ -687,19 +688,19 @@ def on_end(target: Any = None, /, **options: Any) -> Any:
 
 
 def _wait(sequence: Any) -> None:
-    """What an event does when it is called: nothing."""
+    """An event does nothing when it is called."""
 
 
 @dataclass(frozen=True)
 class Repeat:
-    """What `repeat` returns."""
+    """The type that `repeat` returns."""
 
     after: timedelta
 
 
 @dataclass(frozen=True)
 class Finish:
-    """What `finish` returns."""
+    """The type that `finish` returns."""
 
 
 def repeat(after: timedelta | int | None = None) -> Repeat:
@@ -721,7 +722,7 @@ def finish() -> Finish:
 
 
 class Decorator:
-    """What ``step(…)`` and its like return before they have their method."""
+    """What ``step(…)`` and its siblings return until they are applied to a method."""
 
     def __init__(self, make: Callable[[Any], Step[Any]]) -> None:
         self.make = make
@@ -738,9 +739,9 @@ S = TypeVar("S", bound=Step[Any])
 
 
 def noted(step: S, caller: FrameType) -> S:
-    """The step, known to the class in whose body it is declared.
+    """Return the step after registering it with the class body in which it is declared.
 
-    There a decorator above it may put something else in its place, and nobody would miss it.
+    A decorator above it may replace it with something else, which would go unnoticed otherwise.
     """
     note = getattr(caller.f_locals, "note_step", None)
     if note is not None:
@@ -748,7 +749,7 @@ def noted(step: S, caller: FrameType) -> S:
     return step
 
 
-#: How other libraries start what they have; here it is the sequence that is started.
+#: How other libraries start their tasks; here, you start the sequence.
 FOREIGN_CALLS = frozenset(
     {"apply_async", "delay", "enqueue", "message", "perform_async", "s", "send", "si"}
     | {"send_with_options", "signature"}
@@ -756,7 +757,7 @@ FOREIGN_CALLS = frozenset(
 
 
 def no_attribute(owner: str, name: str, hint: str) -> AttributeError:
-    """The error for an attribute that is missing, with the way out where it is a foreign call."""
+    """The error for a missing attribute, with a hint if it is how another library starts tasks."""
     text = f"{owner} has no attribute {name!r}."
     return AttributeError(f"{text} {hint}" if name in FOREIGN_CALLS else text, name=name)
 
@@ -766,26 +767,26 @@ def name_of(step: Step[Any] | str) -> str:
 
 
 def flat(after: Iterable[Any]) -> Iterator[Any]:
-    """The steps in an ``after``, those in `any_of` among them."""
+    """The steps in an ``after``, including those in `any_of`."""
     for other in after:
         yield from other.steps if isinstance(other, AnyOf) else (other,)
 
 
 def is_task(value: object) -> TypeGuard[DjangoTask[Any]]:
-    """Whether it is a task of `django.tasks`, or of the package of the same interface."""
+    """Whether it is a task of `django.tasks`, or of the package with the same interface."""
     bases = (sys.modules.get(f"{name}.base") for name in ("django.tasks", "django_tasks"))
     return isinstance(value, tuple(base.Task for base in bases if base is not None))
 
 
 def is_called_with_arguments(value: object) -> bool:
-    """Whether it knows nothing of sequences: an actor, or a task."""
+    """Whether it is an actor or a task, which knows nothing of sequences."""
     return isinstance(value, Actor) or is_task(value)
 
 
 def code_of(function: Any) -> Callable[..., Any]:
-    """What a step calls in the end.
+    """The function that a step finally calls.
 
-    Of an actor that is a coroutine function, not what Dramatiq wraps around it.
+    For an actor that is a coroutine function, the coroutine function, not Dramatiq's wrapper.
     """
     if isinstance(function, type):
         return function.perform  # type: ignore[attr-defined,no-any-return]
@@ -800,12 +801,12 @@ def code_of(function: Any) -> Callable[..., Any]:
 
 
 def own_options_of(function: object) -> dict[str, Any]:
-    """What an actor or a task declares, where that differs from the defaults."""
+    """The options that an actor or a task declares, if they differ from the defaults."""
     if isinstance(function, Actor):
         return dict(function.options) | _place_of(function.queue_name, function.priority)
     if is_task(function):
-        # Of two tasks Django's backends run the one of the greater number first, and Dramatiq the
-        # message of the smaller one.
+        # Django's task backends run the task with the higher number first, and Dramatiq the message
+        # with the lower one.
         return _place_of(function.queue_name, -function.priority)
     return {}
 
@@ -815,7 +816,7 @@ def _place_of(queue_name: str, priority: int) -> dict[str, Any]:
     return {**place, "priority": priority} if priority else place
 
 
-#: Which of the three decide about another attempt: one that is declared replaces these others.
+#: Options that decide about retries: declaring one of them replaces the others.
 _REPLACES = {
     "max_retries": ("retries", "retry_when"),
     "retries": ("retry_when",),
@@ -844,17 +845,17 @@ def as_timedelta(value: timedelta | int) -> timedelta:
 
 
 def _flattened(declared: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The declared options, those in ``options`` among them; a keyword takes precedence."""
+    """The declared options, including those in ``options``; keyword arguments take precedence."""
     further = declared.get("options")
     if not isinstance(further, Mapping) or not all(isinstance(name, str) for name in further):
-        return declared  # `validation` tells what is wrong with it
+        return declared  # `validation` reports the problem
     return {**further, **{name: declared[name] for name in declared if name != "options"}}
 
 
 def _as_dramatiq(name: str, value: Any) -> Any:
-    """An option as Dramatiq takes it. What is wrong with it is told later, by `validation`."""
+    """Convert an option to Dramatiq's form. `validation` reports invalid values later."""
     if name == "time_limit" and value in (None, float("inf")):
-        # Dramatiq fails on None, and the messages of kept definitions are JSON.
+        # Dramatiq cannot handle None, and messages of inline definitions are JSON.
         return to_milliseconds(MAX_WAIT)
     if name in DURATION_OPTIONS and isinstance(value, timedelta):
         return to_milliseconds(value)

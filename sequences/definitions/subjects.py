@@ -1,7 +1,7 @@
 """What a run is about: an object of the project, named by its model and its primary key.
 
-Both are text, without a foreign key: so a key may be a number, a UUID, a text or composite, the
-object may stand in another database, and the name outlives the object and its model.
+Both are stored as text, without a foreign key. So the primary key may be a number, a UUID, text or
+composite, the object may be in another database, and the name outlives the object and its model.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from django.db.models import Model, QuerySet
 
 from ..exceptions import SequenceError
 
-#: Characters of a label and of a primary key: the columns' lengths.
+#: The lengths of the columns for a label and a primary key, in characters.
 MAX_MODEL, MAX_PK = 200, 255
-#: And of both, with what stands between them.
+#: The length of both, with the separator.
 MAX_KEY = MAX_MODEL + 1 + MAX_PK
 
 
 class SubjectKey(NamedTuple):
-    """The label of a model in small letters, and a primary key of it as text."""
+    """The lower-case label of a model, and a primary key as text."""
 
     model: str
     pk: str
 
     @classmethod
     def of(cls, subject: Model) -> SubjectKey:
-        """That of an object. Raises `ValueError` if it has no primary key, or too long a one."""
-        # request.user is a lazy object: its __class__ is that of what it stands for.
+        """The key of an object. Raises `ValueError` if its primary key is missing or too long."""
+        # request.user is a lazy object: its __class__ is that of the user.
         meta = _concrete(subject.__class__)._meta
         if _is_without_key(subject.pk):
             raise ValueError("it has no primary key. Save it first")
@@ -42,10 +42,11 @@ class SubjectKey(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> SubjectKey:
-        """That of ``shop.order:17``. Raises `ValueError` if it is no such text."""
+        """The key written as ``shop.order:17``. Raises `ValueError` if the text has another
+        form."""
         model, colon, pk = text.strip().partition(":")
         if not colon or not pk or model.count(".") != 1 or len(pk) > MAX_PK:
-            raise ValueError(f"{text!r} is not of the form app.model:pk")
+            raise ValueError(f"{text!r} does not have the form app.model:pk")
         return cls(model.lower(), pk)
 
     def __str__(self) -> str:
@@ -53,28 +54,30 @@ class SubjectKey(NamedTuple):
 
     @property
     def model_class(self) -> type[Model] | None:
-        """The model; None: this code does not have it."""
+        """The model; None if this code does not have it."""
         try:
             return apps.get_model(self.model)
         except (LookupError, ValueError):
             return None
 
     def load(self) -> Model | None:
-        """The object, whoever may see it; None: it or its model is gone."""
+        """The object, whoever may see it; None if it or its model is gone."""
         model = self.model_class
         pk = None if model is None else primary_key(model, self.pk)
         return None if model is None or pk is None else rows_of(model).filter(pk=pk).first()
 
 
 def rows_of(model: type[Model]) -> QuerySet[Model]:
-    """From the database that it is written to: a replica may not have the object yet."""
+    """Rows from the database that the model is written to: a replica may not have the object
+    yet."""
     return model._base_manager.using(router.db_for_write(model))
 
 
 def load_all(
     keys: Iterable[SubjectKey], rows: Callable[[type[Model]], QuerySet[Model]] = rows_of
 ) -> dict[SubjectKey, Model]:
-    """Those of these objects that are among the ``rows`` of their model: one query for each."""
+    """Load those of these objects that are among the ``rows`` of their model, one query per
+    model."""
     pks_by_model: dict[type[Model], dict[Any, SubjectKey]] = {}
     for key in keys:
         model = key.model_class
@@ -88,7 +91,7 @@ def load_all(
 
 
 def primary_key(model: type[Model], text: str) -> Any:
-    """The primary key that this text is; None: it is none of this model."""
+    """The primary key that this text stands for; None if it is not valid for the model."""
     try:
         return cast(Any, model._meta.pk).to_python(text)
     except (ValidationError, ValueError, TypeError):
@@ -105,7 +108,7 @@ def _is_without_key(pk: Any) -> bool:
 
 
 def check_subject(subject: Any, where: str) -> SubjectKey:
-    """The key of what somebody has given as a subject. Raises `SequenceError`."""
+    """The key of a subject that was passed by a caller. Raises `SequenceError`."""
     if not isinstance(subject, Model):
         raise SequenceError(
             f"{where}: subject is a {type(subject).__name__}; it must be an instance of a model, "

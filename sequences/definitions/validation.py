@@ -1,4 +1,4 @@
-"""What can be wrong with a sequence's class, with a hint for each problem."""
+"""Problems that a sequence's class can have, with a hint for each."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ from .steps import (
     subsequence,
 )
 
-Problem = tuple[str, str]  # what is wrong, and the hint
+Problem = tuple[str, str]  # a problem and its hint
 
-#: What stands beside the main line, in messages.
+#: The kinds off the main path, in messages.
 CLOSING = "an undo, on_failure, on_cancel or on_end"
 
 META_STEP_OPTIONS = frozenset({"atomic", "delay", "retries", "when"})
@@ -92,12 +92,12 @@ def check_body(cls: type) -> None:
 
 
 def _mixins(cls: type) -> Iterator[type]:
-    """The plain classes among its bases: nobody has looked at them yet."""
+    """Plain classes among its bases, which have not been checked yet."""
     return (base for base in cls.__mro__[1:] if not hasattr(base, "_definition"))
 
 
 def _lookalike_problems(value: object) -> Iterator[Problem]:
-    """What looks like a step in the body of a class, and would not run."""
+    """Find attributes of a class that look like steps but would not run."""
     if isinstance(value, staticmethod | classmethod | property) and hidden_step(value):
         yield f"a step cannot be a {type(value).__name__}", "Make it a plain method."
     elif hidden_step(value):
@@ -116,7 +116,7 @@ _DECLARING = (step, event, subsequence, on_failure, on_cancel, on_end)
 
 
 def hidden_step(value: object) -> Step[Any] | None:
-    """The step inside of what a decorator has made of it, if there is one."""
+    """The step wrapped by another decorator, if there is one."""
     for _ in range(_MOST_DECORATORS):
         inner = next(_inside(value), None)
         if inner is None or isinstance(inner, Step):
@@ -132,7 +132,7 @@ def _inside(value: object) -> Iterator[Any]:
     for name in ("__wrapped__", "__func__", "fget", "func"):
         if (inner := getattr(value, name, None)) is not None:
             yield inner
-    # Without functools.wraps. A step that has a name is one already, and only used here.
+    # Without functools.wraps. A step that has a name is already declared, and only used here.
     for cell in getattr(value, "__closure__", None) or ():
         with suppress(ValueError):  # an empty cell
             if isinstance(cell.cell_contents, Step) and not cell.cell_contents.name:
@@ -157,7 +157,7 @@ def check_step_aliases(cls: type, steps: dict[str, Step[Any]]) -> None:
 
 
 def check_references(cls: type, steps: dict[str, Step[Any]]) -> None:
-    """What steps name: the one that is undone, and the one to go on with after an error."""
+    """Check the steps that steps name: the undone step, and the error handler."""
     undone: set[str] = set()
     for name, declaration in steps.items():
         for role, other in _references(declaration):
@@ -182,7 +182,7 @@ def check_references(cls: type, steps: dict[str, Step[Any]]) -> None:
 
 
 def check_limits(cls: type, limits: tuple[Limit, ...], steps: dict[str, Step[Any]]) -> None:
-    """One name is one limit; and what the run holds already, no step of it waits for."""
+    """Check that each name stands for one limit, and that no step waits for its own run's limit."""
     of_run = {limit.name for limit in limits}
     for name, declaration in steps.items():
         for limit in declaration.limits:
@@ -215,7 +215,7 @@ def meta_problems(options: dict[str, Any]) -> Iterator[Problem]:
 
 
 def default_problems(options: Mapping[str, Any]) -> Iterator[Problem]:
-    """Of ``SEQUENCES["DEFAULTS"]``."""
+    """Problems with ``SEQUENCES["DEFAULTS"]``."""
     for name in sorted((STEP_OPTIONS | META_OPTIONS) - PROJECT_OPTIONS):
         if name in options:
             yield f"{name} is not an option of all steps", "Set it on the sequence or the step."
@@ -263,18 +263,18 @@ def _function_problems(step: Step[Any]) -> Iterator[Problem]:
 
 
 def _code(function: Any) -> Any:
-    """What in the end is called: a function, where there is one."""
+    """What is finally called: the function, if there is one."""
     if is_called_with_arguments(function) or inspect.isclass(function):
         return innermost(code_of(function))
     if isinstance(function, AsyncToSync):
-        return type(function).__call__  # it runs the coroutine, and returns its result
+        return type(function).__call__  # it runs the coroutine and returns its result
     if inspect.isroutine(function) or isinstance(function, partial):
         return innermost(function)
     return innermost(type(function).__call__)
 
 
 def innermost(function: Any) -> Any:
-    """The function inside of wrappers and partials: those that forward calls say nothing of it."""
+    """The function inside wrappers and partials, which only forward the call."""
     while (inner := getattr(function, "__wrapped__", None) or _of_partial(function)) is not None:
         function = inner
     return function
@@ -324,7 +324,7 @@ def _argument_problems(step: Step[Any], steps: Mapping[str, Step[Any]]) -> Itera
 
 
 def _callable_problems(step: Step[Any]) -> Iterator[Problem]:
-    """Of what knows nothing of sequences, whether there are arguments for it."""
+    """Whether code that knows nothing of sequences gets the arguments that it needs."""
     kind = "task" if is_task(step.function) else "actor"
     if step.args or step.kwargs:
         return
@@ -345,7 +345,7 @@ def _task_problems(task: Any) -> Iterator[Problem]:
         return
     if task.takes_context:
         yield (
-            "its task takes a context, which only a backend of Django's tasks can give",
+            "its task takes a context, which only Django's task backends provide",
             "Leave out takes_context, or call task.func from a step that has what it needs.",
         )
     if task.run_after is not None:
@@ -401,7 +401,7 @@ def _accepts(function: Any, *args: object) -> bool:
         inspect.signature(function).bind(*args)
     except TypeError:
         return False
-    except ValueError:  # a builtin that does not tell
+    except ValueError:  # a builtin without a signature
         return True
     return True
 
@@ -432,12 +432,12 @@ def _option_problems(options: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def refusal(name: str) -> Problem | None:
-    """Why this option of Dramatiq's is none of a step, if it is one of those."""
+    """Why a step does not support this option of Dramatiq, if that is so."""
     return REFUSED_OPTIONS.get(name) or (REFUSED_PIPE if name.startswith("pipe_") else None)
 
 
 def own_options(step: Step[Any]) -> frozenset[str]:
-    """The options of such a step that are this package's."""
+    """The options of such a step that this package defines."""
     return _OPTIONS_OF_KIND.get(step.kind, STEP_OPTIONS)
 
 
@@ -476,7 +476,7 @@ def _are_names(value: object) -> bool:
 
 
 def are_limits(value: object) -> bool:
-    """Whether these are limits, each of another name."""
+    """Whether this is a list of limits with different names."""
     limits = as_tuple(value)
     names = {limit.name for limit in limits if isinstance(limit, Limit)}
     return len(names) == len(limits)
@@ -503,7 +503,7 @@ def _is_duration(value: object) -> bool:
 
 
 def _is_limit(value: object) -> bool:
-    """A time that is over at some time; shorter than Dramatiq's unit it would be none."""
+    """Whether it is a finite time; shorter than a millisecond, it would mean no limit."""
     if value is None:
         return True
     return _is_duration(value) and value >= (1 if isinstance(value, int) else _MILLISECOND)  # type: ignore[operator]
@@ -608,7 +608,7 @@ _META_RULES: Rules = {
     "cancel": (lambda value: value in ("undo", None), '"undo" or None'),
     "on_subject_delete": (
         lambda value: value is None or value in ON_SUBJECT_DELETE,
-        '"keep", "cancel", "erase", or None for what the setting ON_SUBJECT_DELETE says',
+        '"keep", "cancel", "erase", or None to follow the setting ON_SUBJECT_DELETE',
     ),
     "redact": (_are_names, "a list of names"),
     "limits": (are_limits, "a list of Limit objects with different names"),
@@ -616,10 +616,10 @@ _META_RULES: Rules = {
     "defaults": (_is_data, "a dict with strings as keys"),
 }
 _NOT_OF_META = {"attempted", "choices", "data", "form", "on_timeout", "subject", "timeout"}
-#: Those of Meta that are this package's.
+#: The options of Meta that this package defines.
 META_OPTIONS = frozenset(_META_RULES) - _NOT_OF_META
 _OF_DRAMATIQ = frozenset(_STEP_RULES) - STEP_OPTIONS - _NOT_OF_META
-#: What a project may say of all its steps.
+#: The options that a project can set for all of its steps.
 PROJECT_OPTIONS = _OF_DRAMATIQ | {"atomic", "handoff", "retries"}
 
 

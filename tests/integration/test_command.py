@@ -367,7 +367,7 @@ def test_a_run_is_about_an_object_and_is_found_by_it():
 @pytest.mark.parametrize(
     ("subject", "says"),
     [
-        ("17", "'17' is not of the form app.model:pk"),
+        ("17", "'17' does not have the form app.model:pk"),
         ("tests.gone:17", "there is no model tests.gone"),
         ("tests.receipt:x", "there is no tests.receipt:x"),
         ("tests.receipt:99999999999999999999", "there is no tests.receipt:99999999999999999999"),
