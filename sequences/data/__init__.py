@@ -1,1 +1,1 @@
-"""JSON in and out, typed data, and what is hidden in it."""
+"""JSON in and out, typed data, and the redaction of secrets."""

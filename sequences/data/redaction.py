@@ -1,4 +1,4 @@
-"""Secrets do not leave `data`: what `Meta.redact` names is shown as stars. Pure."""
+"""Keeps secrets inside `data`: values named by `Meta.redact` are shown as stars. Pure."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from typing import Any, TypeAlias
 from urllib.parse import quote, quote_plus
 
 HIDDEN = "***"
-#: Shorter secrets are not looked for in other texts: they would hide half of them.
+#: Shorter secrets are not searched for in other texts: they would hide half of the text.
 MIN_SECRET_LENGTH = 4
-#: So many are not all looked for: those that begin like no part of a text are left out before.
+#: From this many secrets on, an index of the text tells which of them to search for.
 MIN_INDEXED_SECRETS = 100
 
 
-#: The names on the way to a value.
+#: The keys on the path to a value.
 Path: TypeAlias = tuple[str, ...]
 
 
 def path_of(pattern: str) -> Path:
-    """The parts of a pattern, also of one that has an item's place in brackets."""
-    # As JSONPath and others write it: $.cards[*].number, cards[].number, cards[0].number
+    """The parts of a pattern, which may have the place of an item in brackets."""
+    # The notation of JSONPath and others: $.cards[*].number, cards[].number, cards[0].number
     dotted = re.sub(r"\[(\*?|\d+)\]", lambda place: f".{place[1] or '*'}", pattern)
     parts = (part.strip() for part in dotted.split("."))
     return tuple(part for part in parts if part not in ("", "$")) or ("*",)
 
 
 def redact(value: Any, patterns: Iterable[str]) -> Any:
-    """A copy of a JSON value without what the patterns name.
+    """Return a copy of a JSON value without the values that the patterns select.
 
-    A pattern is a path of keys with dots between, in which ``*`` stands for any part of a key:
-    ``"card.*"`` hides every value of ``card``. A list's items stand under the list's own key, and
-    under their places below it: ``"cards.number"``, ``"cards.*.number"`` and ``"cards[].number"``
-    hide the same, ``"cards.0.number"`` that of the first.
+    A pattern is a path of keys separated by dots, in which ``*`` stands for any part of a key:
+    ``"card.*"`` hides every value of ``card``. The items of a list can be addressed by the list's
+    own key, or by their places below it: ``"cards.number"``, ``"cards.*.number"`` and
+    ``"cards[].number"`` hide the same values, and ``"cards.0.number"`` only that of the first item.
     """
     paths = _paths(patterns)
     return _redact(value, paths) if paths else value
@@ -65,25 +65,25 @@ def _below(name: str, paths: Iterable[Path]) -> list[Path]:
 
 
 def _of_item(place: int, paths: Sequence[Path]) -> list[Path]:
-    # Once each: lists in lists would double them at every level.
+    # Deduplicated: nested lists would double the patterns at every level.
     return list(dict.fromkeys([*paths, *_below(str(place), paths)]))
 
 
 class NoSecret(ValueError):
-    """Stars stand where no secret is stored, or it can't be told whose they are."""
+    """There are stars where no secret is stored, or it is ambiguous which secret they stand for."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
-        #: Where they stand: ``cards[1].number``.
+        #: The path of the stars: ``cards[1].number``.
         self.path = path
 
 
 def restore(edited: Any, stored: Any, patterns: Iterable[str]) -> Any:
-    """What people have made of ``redact(stored)``, with the secrets that they left as stars.
+    """Return an edited ``redact(stored)`` with the secrets put back where stars were left.
 
-    A secret comes back only where it was, below the same keys: it is hidden there, too. Stars
-    anywhere else raise `NoSecret`, and so do items of a list that were moved about so that it
-    cannot be told whose secret is whose.
+    A secret is put back only where it was, under the same keys, where it is hidden again. Stars
+    anywhere else raise `NoSecret`. So do list items that were moved so that it is ambiguous which
+    secret belongs to which.
     """
     return _restore(edited, stored, redact(stored, patterns), "")
 
@@ -92,7 +92,7 @@ _NOTHING = object()
 
 
 def _restore(edited: Any, stored: Any, redacted: Any, path: str) -> Any:
-    # What was not touched stays, also a text that has always been three stars.
+    # Unchanged values stay, including a string that has always been three stars.
     if redacted is not _NOTHING and _same(edited, redacted):
         return stored
     if edited == HIDDEN:
@@ -129,7 +129,7 @@ def _restore_items(
 def _restored_by_likeness(
     edited: list[Any], stored: list[Any], redacted: list[Any], path: str
 ) -> Iterator[Any]:
-    """The items with stars as they are stored: some may be gone, and others have come between."""
+    """Match items that have stars with the stored ones; items may have been removed or inserted."""
     last = -1
     for index, item in enumerate(edited):
         if not _has_stars(item):
@@ -137,7 +137,8 @@ def _restored_by_likeness(
             continue
         alike = [place for place, other in enumerate(redacted) if _same(item, other)]
         after = [place for place in alike if place > last]
-        # Whether those that look alike are the same must not be told, not even by taking them.
+        # Nobody must learn whether items that look alike are equal, not even from which one is
+        # used.
         if not after or sum(_same(item, other) for other in edited) != len(alike):
             raise NoSecret(f"{path}[{index}]")
         last = after[0]
@@ -151,14 +152,14 @@ def _has_stars(value: Any) -> bool:
 
 
 def _same(value: Any, other: Any) -> bool:
-    """Whether they are the same JSON: 1 is not true, and not 1.0."""
+    """Whether they are the same JSON: 1 differs from true and from 1.0."""
     return json.dumps(value, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 def changed_secrets(stored: Any, edited: Any, patterns: Iterable[str]) -> list[str]:
-    """Where people have written something in the place of stars, or have removed them.
+    """The paths where somebody has replaced or removed stars.
 
-    Not whether that is another value than the stored one: it would tell them if they have guessed.
+    It does not say whether the new value differs from the stored one, which would confirm a guess.
     """
     patterns = tuple(patterns)
     before, after = (
@@ -180,15 +181,15 @@ def _hidden(value: Any, redacted: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def secrets_of(value: Any, patterns: Iterable[str]) -> frozenset[str]:
-    """The texts that `redact` would hide in a JSON value, to be found again in other texts."""
+    """The strings that `redact` would hide in a JSON value, to search for in other texts."""
     return frozenset(_texts(value, tuple(_paths(patterns)), set()))
 
 
 def hide(text: str, secrets: Iterable[str]) -> str:
-    """The text without these secrets, such as the message of an error that quotes one.
+    """Return the text without these secrets, such as an error message that quotes one.
 
-    Each is found as it is, as Python, JSON, HTML and URLs quote it, also one in the other, and
-    inside of what is base64 or hexadecimal.
+    A secret is found as it is, as quoted by Python, JSON, HTML and URLs (also nested), and inside
+    base64 or hexadecimal text.
     """
     distinct = list(secrets)
     text = _hide_encoded(text, distinct)
@@ -198,7 +199,7 @@ def hide(text: str, secrets: Iterable[str]) -> str:
 
 
 def _near(text: str, secrets: list[str]) -> list[str]:
-    """Those that may stand in the text. To look for each of fifty thousand takes a second."""
+    """The secrets that may be in the text. Searching for each of fifty thousand takes a second."""
     if len(secrets) < MIN_INDEXED_SECRETS:
         return [secret for secret in secrets if _anchor(secret) in text]
     parts = _parts(text)
@@ -219,18 +220,18 @@ _PLAIN = re.compile(r"[A-Za-z0-9]+")
 
 
 def _anchor(secret: str) -> str:
-    """A part of it that nobody quotes, or nothing."""
+    """A part of the secret that no quoting changes, or an empty string."""
     if match := _LONG_ENOUGH.search(secret):
         return match[0]
     return max(_PLAIN.findall(secret), key=len, default="")
 
 
-# As it is quoted
+# Quoted secrets
 
-#: A longer text is looked for only as a few libraries quote the whole of it.
+#: Longer secrets are searched for only in the quotings that a few libraries use.
 MAX_PATTERN_LENGTH = 2_000
 _LETTERS = {"\n": "n", "\r": "r", "\t": "t", "\b": "b", "\f": "f", "\v": "v", "\a": "a"}
-#: Backslashes before a character, each doubled by every text in which it is quoted again.
+#: Backslashes before a character: each level of quoting doubles them.
 _BACKSLASHES = r"\\{%d,16}+"
 
 
@@ -250,7 +251,7 @@ def _forms(text: str) -> tuple[str, ...]:
 
 @lru_cache(1_000)
 def _pattern(secret: str) -> re.Pattern[str]:
-    """Matches the text with each of its characters quoted in one way or another."""
+    """A pattern for the secret with each of its characters quoted in one way or another."""
     parts, after_backslash = [], False
     for part in re.findall(r"\\+|[^\\]", secret):
         parts.append(_quoted(part, after_backslash))
@@ -262,7 +263,7 @@ def _quoted(char: str, after_backslash: bool) -> str:
     if char.isascii() and char.isalnum():
         return char
     if char[0] == "\\":
-        # Possessive, all of them: what comes next would share them in a thousand ways.
+        # All possessive; otherwise, the parts could divide the text in thousands of ways.
         return rf"(?:\\|{_in_url(char[0])}|{_in_html(char[0])}){{{len(char)},}}+"
     forms = [
         _in_html(char),
@@ -275,21 +276,21 @@ def _quoted(char: str, after_backslash: bool) -> str:
 
 
 def _escaped(char: str) -> str:
-    """What comes after the backslash, or the first of them, in Python and JSON."""
+    """What follows the backslash, or the first one, in Python and JSON."""
     code = ord(char)
     forms = [f"u{code:04x}", f"U{code:08x}", f"u\\{{{code:x}\\}}"]
     forms += [f"x{code:02x}"] if code < 256 else []
     if code > 0xFFFF:
         high, low = divmod(code - 0x10000, 0x400)
         forms.append(rf"u{0xD800 + high:04x}{_BACKSLASHES % 1}u{0xDC00 + low:04x}")
-    if code > 127:  # the bytes of UTF-8
+    if code > 127:  # the UTF-8 bytes
         forms.append((_BACKSLASHES % 1).join(f"x{byte:02x}" for byte in _bytes(char)))
     text = f"(?i:{'|'.join(forms)})"
     return f"{text}|{_LETTERS[char]}" if char in _LETTERS else text
 
 
 def _in_url(char: str) -> str:
-    # A URL in another's query has its percent signs quoted, too.
+    # A URL inside another URL's query has its percent signs quoted, too.
     utf8 = "".join(f"%(?:25)*{byte:02x}" for byte in _bytes(char))
     return f"(?i:{utf8})"
 
@@ -305,7 +306,7 @@ def _bytes(char: str) -> bytes:
     return char.encode("utf-8", "surrogatepass")
 
 
-# As it is encoded
+# Encoded secrets
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{6,}={0,2}")
 _HEX = re.compile(r"(?:[0-9a-fA-F]{2}){4,}")
@@ -313,9 +314,10 @@ _STANDARD = str.maketrans("-_", "+/")
 
 
 def _hide_encoded(text: str, secrets: list[str]) -> str:
-    """Without what is base64 or hexadecimal of something that has a secret in it.
+    """Hide base64 or hexadecimal text that contains a secret.
 
-    All of it, such as the credentials of a header: its ends tell of the secret's.
+    It hides the whole text, such as the credentials of a header: its ends would reveal the secret's
+    ends.
     """
     for pattern, decode in ((_BASE64, _base64), (_HEX, _hexadecimal)):
         encoded = _near_bytes(b"\n".join(map(decode, pattern.findall(text))), secrets)
@@ -340,7 +342,7 @@ def _near_bytes(decoded: bytes, secrets: list[str]) -> list[bytes]:
 
 
 def _base64(text: str) -> bytes:
-    """What it may be: where it begins is told by nothing but what it is."""
+    """Possible decodings: base64 does not tell where it begins."""
     text = text.rstrip("=").translate(_STANDARD)
     starts = (text[start:] for start in range(4))
     return b"\n".join(
@@ -356,9 +358,9 @@ Visits: TypeAlias = set[tuple[int, tuple[Path, ...]]]
 
 
 def _texts(value: Any, paths: tuple[Path, ...], visits: Visits) -> Iterator[str]:
-    """What stands at the ends of these paths, and below. Nothing else is looked at.
+    """Yield the strings at and below these paths. No other values are visited.
 
-    A value of a step may stand in many places, or in itself: it is looked at once.
+    A value of a step may be in many places, or inside itself: it is visited only once.
     """
     if isinstance(value, dict | list):
         if (visit := (id(value), paths)) in visits:

@@ -1,4 +1,4 @@
-"""JSON in and out, and the merge of two changes to it. Pure: no Django, no database."""
+"""JSON in and out, and merging two changes to it. Pure: no Django, no database."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from typing import Any, NamedTuple, TypeAlias
 
 from ..exceptions import Amount, InvalidData, SequenceError, Text
 
-#: For `makemessages`, which looks for this name. The admin translates what it shows.
+#: For `makemessages`, which looks for this name. The admin translates the messages that it shows.
 _ = str
 
 __all__ = ["MAX_DEPTH", "MergeConflict", "dumps", "loads", "merge", "normalise", "same"]
 
-#: How many lists and dicts may stand inside one another.
+#: How deeply lists and dicts may be nested.
 MAX_DEPTH = 30
-#: Bytes that are written where no limit is given; and where one is, so many times that.
+#: How many bytes may be written if there is no limit; otherwise, this many times the limit.
 MAX_WRITTEN, TIMES = 20_000_000, 10
 
 Encoder: TypeAlias = type[json.JSONEncoder]
@@ -30,7 +30,7 @@ Path: TypeAlias = tuple[str, ...]
 
 
 class MergeConflict(SequenceError):
-    """Two changes of one key cannot be merged."""
+    """Two changes to one key cannot be merged."""
 
     template = "{key} was changed in two different ways."
 
@@ -39,7 +39,7 @@ class MergeConflict(SequenceError):
 
 
 def dumps(value: Any, encoder: Encoder = json.JSONEncoder) -> str:
-    """The JSON text of a value; what JSON lacks (NaN, Infinity) is a ValueError."""
+    """The JSON text of a value; raises ValueError for what JSON lacks (NaN, Infinity)."""
     return json.dumps(
         value, cls=encoder, allow_nan=False, ensure_ascii=False, separators=(",", ":")
     )
@@ -57,14 +57,14 @@ def normalise(
     max_bytes: int | None = None,
     path: str = "data",
 ) -> tuple[Any, str]:
-    """A value after one trip through JSON, and its JSON text.
+    """Pass a value through JSON once; return the resulting value and its JSON text.
 
-    The encoder may turn what it knows into JSON (a datetime into text); tuples become lists.
-    The value itself is not changed, and shares nothing mutable with the result.
+    The encoder may convert some types to JSON (a datetime to a string); tuples become lists. The
+    value itself is not changed, and shares nothing mutable with the result.
 
-    Raises InvalidData for what is not JSON, for what some database would refuse (U+0000, lone
-    surrogates) or change (keys that are not strings), for more than 30 levels of nesting, and
-    for a text of more than ``max_bytes`` bytes of UTF-8.
+    Raises InvalidData for what is not JSON, for what some database would reject (U+0000, lone
+    surrogates) or change (keys that are not strings), for more than 30 levels of nesting, and for a
+    text of more than ``max_bytes`` bytes of UTF-8.
     """
     refuse_expansion(value, max_bytes, path)
     try:
@@ -93,8 +93,8 @@ def normalise(
 def refuse_expansion(value: Any, max_bytes: int | None = None, path: str = "data") -> None:
     """Raise InvalidData for a value whose JSON would take far too long to write.
 
-    What stands in it in two places is written twice, and what contains that four times: thirty
-    short lists can be more than any memory holds.
+    A value that appears in two places is written twice, and a value that contains it twice writes
+    it four times: thirty short lists can fill any memory.
     """
     most = MAX_WRITTEN if max_bytes is None else max_bytes * TIMES
     container = _container(value)
@@ -113,12 +113,12 @@ def refuse_expansion(value: Any, max_bytes: int | None = None, path: str = "data
 
 
 def merge(base: dict[str, Any], theirs: dict[str, Any], mine: dict[str, Any]) -> dict[str, Any]:
-    """Both changes to ``base``: key by key, into nested dicts.
+    """Apply both changes to ``base``: key by key, into nested dicts.
 
-    A list or a scalar is one value. A deletion against a change is a conflict, and so is the same
-    change twice: two steps that each add one to 5 both leave 6, and one of them would be lost.
-    The same deletion twice is none. Types count: True, 1 and 1.0 differ. The arguments are not
-    changed, and the result may share values with them.
+    Lists and scalars are atomic. A deletion conflicts with a change, and so do two equal changes:
+    if two steps each add one to 5, both leave 6, and one of them would be lost. Two deletions do
+    not conflict. Types count: True, 1 and 1.0 differ. The arguments are not changed, and the result
+    may share values with them.
 
     Raises MergeConflict, with the ``path`` of the first key that both changed.
     """
@@ -126,7 +126,7 @@ def merge(base: dict[str, Any], theirs: dict[str, Any], mine: dict[str, Any]) ->
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two JSON values are equal in value and type, however deep."""
+    """Whether two JSON values are equal in value and type, at every level."""
     if a is b:
         return True
     if type(a) is not type(b):
@@ -138,13 +138,13 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-# What normalise refuses
+# What normalise rejects
 
 
 def _measure(
     value: Any, trail: Any, measures: dict[int, tuple[int, int]], depth: int = 1
 ) -> tuple[int, int]:
-    """The least number of bytes of its JSON, and its levels. Each container is looked at once."""
+    """The minimum size of its JSON in bytes, and its nesting. Each container is visited once."""
     measure = measures.get(id(value))
     if measure is None:
         if depth > MAX_DEPTH:
@@ -198,7 +198,7 @@ def _too_large(size: int, limit: int, part: str, part_size: int) -> Text:
 
 
 def _largest_part(value: Any, path: str) -> tuple[str, int]:
-    """Which part of it is the large one: the largest, and in that what has most of it."""
+    """The path of the largest part: the largest value, and the largest value inside that."""
     place, size = path, 0
     while parts := list(_parts(value, place)):
         part, part_size, part_place = max(parts, key=itemgetter(1))
@@ -209,7 +209,7 @@ def _largest_part(value: Any, path: str) -> tuple[str, int]:
 
 
 def _parts(value: Any, path: str) -> Iterator[tuple[Any, int, str]]:
-    """What a dict or a list holds, with its bytes and its path."""
+    """The values of a dict or a list, with their sizes and paths."""
     if not isinstance(value, dict | list):
         return
     pairs = value.items() if isinstance(value, dict) else enumerate(value)
@@ -224,9 +224,9 @@ class Trouble(NamedTuple):
 
 
 def _suspicious(value: Any, result: Any, text: str) -> bool:
-    """Cheap tests that let no trouble pass, so that the walk in Python is rare."""
+    """Cheap tests that miss no problem, so that the slow search in Python is rare."""
     return (
-        _differs(value, result)  # a key became a string, or the encoder had a hand in it
+        _differs(value, result)  # a key became a string, or the encoder converted something
         or "\\u0000" in text
         or (text.count("{") + text.count("[") > MAX_DEPTH and _depth(result) > MAX_DEPTH)
     )
@@ -235,7 +235,7 @@ def _suspicious(value: Any, result: Any, text: str) -> bool:
 def _differs(value: Any, result: Any) -> bool:
     try:
         return bool(value != result)
-    except Exception:  # an object that the encoder knows, and that refuses to be compared
+    except Exception:  # an object that the encoder converts, and that cannot be compared
         return True
 
 
@@ -252,11 +252,11 @@ def _children(container: dict[str, Any] | list[Any]) -> Any:
 
 
 def _no_default(value: Any) -> None:
-    """For a value that the encoder has already accepted as a whole."""
+    """A default for values that the encoder has already accepted as a whole."""
 
 
 def _find(value: Any, path: str, default: Callable[[Any], Any], depth: int = 1) -> Trouble | None:
-    """The first part of a value that is not acceptable JSON, and what to do about it."""
+    """Find the first part of a value that is not acceptable JSON, with a hint."""
     if value is None or isinstance(value, bool):
         return None
     if isinstance(value, str):
@@ -368,14 +368,14 @@ def _mend(value: Any) -> str:
 
 
 def _type(value: Any) -> str:
-    cls = value.__class__  # not type(): a lazy object answers for what it wraps
+    cls = value.__class__  # not type(): a lazy object answers for the object that it wraps
     return (
         cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
     )
 
 
 def _quote(key: Any) -> str:
-    # A tuple of tuples may be longer than any memory.
+    # The repr of nested tuples may be longer than any memory.
     text = json.dumps(key) if isinstance(key, str) else reprlib.repr(key)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

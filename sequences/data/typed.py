@@ -1,7 +1,7 @@
-"""Typed data: the instance that a step sees, and the JSON that is stored of it.
+"""Typed data: the instance that a step uses, and the JSON that is stored.
 
-What is stored stays JSON. An instance is made of it when a step asks for `data`; what the step
-left is turned into JSON, validated, and laid over what was stored.
+Only JSON is stored. An instance is created when a step reads `data`. What the step leaves is
+converted to JSON, validated, and merged with the stored data.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from ..exceptions import InvalidData, Text, did_you_mean
 from . import serialization
 from .redaction import Path
 
-#: The first pydantic that reads by field names whatever the aliases are.
+#: The first version of pydantic that can read by field name, whatever the aliases are.
 PYDANTIC = (2, 11)
 
 _UNTYPED = (None, Any, dict)
@@ -46,9 +46,9 @@ _MISSING: Any = object()
 
 
 class Codec:
-    """Between a type and JSON, by pydantic. It validates whatever it reads.
+    """Converts between a type and JSON with pydantic, which validates whatever it reads.
 
-    What is stored has the names of the fields, not their aliases.
+    Stored data uses the names of the fields, not their aliases.
     """
 
     def __init__(self, cls: type, pydantic: ModuleType) -> None:
@@ -57,29 +57,30 @@ class Codec:
         self.invalid_type = pydantic.ValidationError
 
     def load(self, text: str) -> Any:
-        """The instance of what is stored. Raises InvalidData."""
+        """Create an instance from stored data. Raises InvalidData."""
         return self._call(self.adapter.validate_json, text, by_alias=False, by_name=True)
 
     def parse(self, values: dict[str, Any]) -> Any:
-        """The instance of what a caller gives, for whom we are stricter. Raises InvalidData."""
+        """Create an instance from a caller's data, which is validated more strictly. Raises
+        InvalidData."""
         self.refuse_unknown(values)
         return self._call(self.adapter.validate_python, values)
 
     def dump(self, value: Any) -> dict[str, Any]:
-        """The JSON of an instance, which may have been changed for the worse: see `check`."""
+        """The JSON of an instance, which may have become invalid: see `check`."""
         try:
             return self._dump(value, "json")
         except ValueError as error:
-            # Our own search says where it is, and what to store instead.
+            # Our own search says where the problem is, and what to store instead.
             serialization.normalise(self._dump(value, "python"))
             raise self.invalid([("data", str(error))]) from None
 
     def check(self, dumped: dict[str, Any]) -> None:
-        """Raises InvalidData if this could not be loaded again."""
+        """Raise InvalidData if this JSON could not be loaded again."""
         self.load(serialization.dumps(dumped))
 
     def admit(self, data: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
-        """The JSON of what a caller gives: an instance, or a mapping over the defaults."""
+        """The JSON of what a caller passed: an instance, or a mapping over the defaults."""
         if data is None or isinstance(data, Mapping):
             _refuse_expansion(data)
             value = self.parse({**deepcopy(dict(defaults)), **(data or {})})
@@ -95,7 +96,7 @@ class Codec:
         return dumped
 
     def of_the_type(self, value: Any) -> Any:
-        """Refuse what is no instance, and keys of a TypedDict that it does not have."""
+        """Reject other types, and keys that a TypedDict does not have."""
         expected: Any = dict if self.is_dict else self.cls
         if not isinstance(value, expected):
             raise InvalidData(
@@ -108,7 +109,7 @@ class Codec:
         return value
 
     def refuse_unknown(self, data: Mapping[str, Any]) -> None:
-        """A key that a dataclass or a TypedDict lacks is a slip; a model has a say of its own."""
+        """Reject a key that a dataclass or a TypedDict lacks; a model decides for itself."""
         names = _names(self.cls)
         for key in data if names else ():
             if key not in names:
@@ -117,7 +118,7 @@ class Codec:
                 raise self.invalid([("data", problem)])
 
     def invalid(self, errors: list[tuple[str, str]]) -> InvalidData:
-        """``errors`` are pairs of a path and what is wrong there."""
+        """The error for ``errors``, which are pairs of a path and a problem."""
         problem = "; ".join(f"{path}: {message}" for path, message in errors)
         return InvalidData(
             f"The data is not a valid {self.name}. {problem}",
@@ -128,7 +129,7 @@ class Codec:
         )
 
     def _dump(self, value: Any, mode: str) -> dict[str, Any]:
-        # Round trip: without computed fields. Without warnings: it is validated afterwards.
+        # Round trip: without computed fields. Without warnings, because it is validated afterwards.
         dumped: dict[str, Any] = self.adapter.dump_python(
             value, mode=mode, by_alias=False, round_trip=True, warnings=False
         )
@@ -138,38 +139,39 @@ class Codec:
         try:
             return validate(*args, **options)
         except self.invalid_type as error:
-            # Without the input: what may be secret stays out of the texts of failures.
+            # Without the input, which may be secret and must not appear in error texts.
             details = error.errors(include_url=False, include_context=False, include_input=False)
             errors = [(_path(detail["loc"]), detail["msg"]) for detail in details]
         raise self.invalid(errors)
 
 
 class Stored:
-    """The stored data of a run, of which an instance is made only when somebody asks for it."""
+    """The stored data of a run; creates an instance only when it is read."""
 
     def __init__(self, codec: Codec, text: str) -> None:
         self.codec, self.text = codec, text
         self._baseline: dict[str, Any] | None = None
 
     def read(self) -> Any:
-        """A new instance. Raises InvalidData if what is stored does not fit the type."""
+        """Create an instance. Raises InvalidData if the stored data does not fit the type."""
         value = self.codec.load(self.text)
         self._baseline = self.codec.dump(value)
         return value
 
     @property
     def baseline(self) -> dict[str, Any]:
-        """The JSON of the instance as it was read: what is stored, and the type's defaults."""
+        """The JSON of the instance as it was read: the stored data and the type's defaults."""
         if self._baseline is None:
             self.read()
         assert self._baseline is not None
         return self._baseline
 
     def after(self, value: Any) -> dict[str, Any]:
-        """The JSON to store, once a step has left this value. Raises InvalidData.
+        """The JSON to store once a step has left this value. Raises InvalidData.
 
-        Where the step has changed nothing it is what was stored: neither a default that the type
-        got since, nor a key that it does not know, is a change that conflicts with another step's.
+        What the step did not change stays as it was stored. So a default that the type has gained
+        since, or a key that the type lacks, does not count as a change that may conflict with
+        another step's.
         """
         stored: dict[str, Any] = serialization.loads(self.text)
         _refuse_expansion([value])
@@ -183,7 +185,7 @@ class Stored:
 def overlay(
     stored: dict[str, Any], baseline: dict[str, Any], after: dict[str, Any]
 ) -> dict[str, Any]:
-    """``stored`` with what changed between ``baseline`` and ``after``, into nested dicts."""
+    """``stored`` with the changes from ``baseline`` to ``after``, into nested dicts."""
     result = dict(stored)
     for key in {**baseline, **after}:
         sides = [side.get(key, _MISSING) for side in (stored, baseline, after)]
@@ -195,11 +197,11 @@ def overlay(
     return result
 
 
-# From a class of sequences to its codec
+# From a sequence class to its codec
 
 
 def codec_of(cls: type, root: type) -> Codec | None:
-    """How data is typed that ``cls`` declares with ``root[Order]``; None if it is a dict.
+    """The codec of the type that ``cls`` declares with ``root[Order]``; None for a dict.
 
     Raises InvalidDefinition.
     """
@@ -258,7 +260,7 @@ def _pydantic() -> ModuleType | None:
 
 def _is_supported(declared: Any) -> bool:
     if not isinstance(declared, type) or getattr(declared, "__pydantic_root_model__", False):
-        return False  # the JSON of a root model is no dict
+        return False  # the JSON of a root model is not a dict
     return is_dataclass(declared) or is_typed_dict(declared) or _is_model(declared)
 
 
@@ -267,7 +269,7 @@ def _is_model(declared: type) -> bool:
 
 
 def _declared(cls: type, root: type) -> Any:
-    """The argument of ``root`` in the bases of ``cls``: a type, a TypeVar, or None."""
+    """The type argument of ``root`` in the bases of ``cls``: a type, a TypeVar, or None."""
     bases = vars(cls).get("__orig_bases__", cls.__bases__)
     arguments = [_argument(base, root) for base in bases]
     distinct = [argument for argument in dict.fromkeys(arguments) if argument is not None]
@@ -289,11 +291,11 @@ def _argument(base: Any, root: type) -> Any:
     return dict(zip(parameters, args, strict=False)).get(inner, inner)
 
 
-# Small things
+# Helpers
 
 
 def _refuse_expansion(value: Any) -> None:
-    """Before a validator or a dump walks through it."""
+    """Raise before a validator or a dump walks through a value that expands."""
     serialization.refuse_expansion(value, conf.settings.max_data_bytes)
 
 
@@ -303,7 +305,7 @@ def is_typed_dict(hint: object) -> bool:
 
 
 def _names(cls: type) -> frozenset[str]:
-    """The keys that a plain dataclass or a TypedDict takes; none: pydantic knows better."""
+    """The keys of a plain dataclass or a TypedDict; empty where pydantic knows better."""
     if hasattr(cls, "__pydantic_config__") or not (is_dataclass(cls) or is_typed_dict(cls)):
         return frozenset()
     if any(_has_alias(hint) for hint in get_type_hints(cls, include_extras=True).values()):
@@ -322,7 +324,7 @@ def _path(location: Iterator[str | int]) -> str:
     return "data" + "".join(f"[{json.dumps(part)}]" for part in location)
 
 
-# What may stand where
+# Paths in a type
 
 _SCALARS = (str, bytes, int, float, Decimal, UUID, Enum, NoneType)
 _TIMES = (datetime.date, datetime.time, datetime.timedelta)
@@ -330,7 +332,7 @@ _WRAPPERS = (Annotated, NotRequired, Required)
 
 
 def reaches(hint: Any, path: Path) -> bool:
-    """Whether a value of this type may have something there. Of types unknown here: yes."""
+    """Whether a value of this type may have something at this path. For unknown types: yes."""
     if not path:
         return True
     origin, args = get_origin(hint), get_args(hint)
@@ -369,7 +371,7 @@ def _reaches_fields(hint: type, path: Path) -> bool:
 
 
 def _stored_fields(hint: type) -> Mapping[str, Any] | None:
-    """Those that are stored under these names; None: it may have others."""
+    """The fields by the names under which they are stored; None if it may have others."""
     model_fields: Mapping[str, Any] | None = getattr(hint, "model_fields", None)
     if model_fields is not None:
         config: Mapping[str, Any] = getattr(hint, "model_config", {})

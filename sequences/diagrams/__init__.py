@@ -1,7 +1,7 @@
-"""Diagrams of plans and runs, drawn by us: SVG, Mermaid and text.
+"""Diagrams of plans and runs: SVG, Mermaid and text.
 
-Pure: values in, `str` out. All of it is escaped, and whoever shows it marks it as safe. Words are
-English, or what ``translate`` makes of them.
+Pure: values in, `str` out. Everything is escaped, and the code that shows it marks it as safe.
+Words are in English, unless ``translate`` translates them.
 """
 
 from ..definitions.plan import Plan
@@ -10,12 +10,12 @@ from .svg import svg
 from .text import mermaid, text
 from .timeline import Lane, Span, timeline
 
-#: How many steps of a main line one picture holds. More are shown as a list.
+#: The most steps on the main path of a plan that is drawn. Larger plans are shown as a list.
 MAX_STEPS = 60
 
 
 def is_drawable(plan: Plan) -> bool:
-    """Whether a picture of it would still be one. If not: `text`."""
+    """Whether the plan is small enough to draw. If not, use `text`."""
     return 0 < len(plan.main) <= MAX_STEPS
 
 

@@ -1,4 +1,5 @@
-"""What of a plan is drawn: its main line, and of the rest what has a say in this run."""
+"""The parts of a plan that are drawn: its main path, and the rest as far as it matters in this
+run."""
 
 from __future__ import annotations
 
@@ -9,13 +10,13 @@ from graphlib import TopologicalSorter
 
 from ..definitions.plan import Node, Plan
 
-#: More steps that are side by side, and alike in what they wait for, stand in a frame.
+#: More parallel steps than this that wait for the same steps are drawn inside a frame.
 MAX_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """From one step to another; ``off_path``: it is taken after an error only."""
+    """An arrow from one step to another; ``off_path``: it is taken only after an error."""
 
     source: str
     target: str
@@ -29,20 +30,20 @@ class Edge:
 
 @dataclass(frozen=True)
 class Graph:
-    """The boxes and arrows of a picture."""
+    """The boxes and arrows of a diagram."""
 
-    #: In the order of the plan, each in a place of its own.
+    #: In the order of the plan, each in its own place.
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
-    #: What stands right below a step: what undoes it.
+    #: Drawn directly below a step: its undo.
     below: Mapping[str, tuple[Node, ...]]
-    #: Many steps side by side that wait for the same, and for which the same waits: they stand in
-    #: one frame, in the place of the first of them.
+    #: Many parallel steps with the same predecessors and successors: drawn in one frame, in the
+    #: place of the first of them.
     groups: Mapping[str, tuple[Node, ...]]
 
     @classmethod
     def of(cls, plan: Plan, states: Mapping[str, str]) -> Graph:
-        """What to draw of a run with these states; without any, all of the plan."""
+        """The parts to draw of a run with these statuses; without any, the whole plan."""
         nodes = [
             node for node in plan.nodes if not node.off_path or not states or node.name in states
         ]
@@ -56,7 +57,7 @@ class Graph:
         return cls(placed, tuple(_without_circles(edges)), below, {})
 
     def grouped(self) -> Graph:
-        """The same with a frame around the many that are alike."""
+        """The same, with frames around many similar steps."""
         groups = _groups(self.nodes, self.edges, self.below)
         first = {node.name: name for name, nodes in groups.items() for node in nodes}
         return Graph(
@@ -67,7 +68,7 @@ class Graph:
         )
 
     def layers(self) -> list[list[Node]]:
-        """The steps by the length of the longest way that leads to them."""
+        """The steps grouped by the length of the longest path that leads to them."""
         waits: dict[str, set[str]] = {node.name: set() for node in self.nodes}
         for edge in self.edges:
             waits[edge.target].add(edge.source)
@@ -83,7 +84,7 @@ class Graph:
 
 
 def _solid(plan: Plan, nodes: Sequence[Node]) -> list[Edge]:
-    """The order in which the steps of the main line go, without what follows from the rest."""
+    """The edges of the main path, without those implied by others."""
     ancestors: dict[str, set[str]] = {}
     edges = []
     for node in nodes:
@@ -97,9 +98,9 @@ def _solid(plan: Plan, nodes: Sequence[Node]) -> list[Edge]:
 
 
 def sources_of(plan: Plan, node: Node) -> tuple[str, ...]:
-    """The steps of the main line that it waits for.
+    """The steps of the main path that it waits for.
 
-    A handler of errors that do not come is done as soon as the steps that name it are.
+    If its error never comes, a handler counts as done as soon as the steps that name it are done.
     """
 
     def after(name: str) -> list[str]:
@@ -119,7 +120,7 @@ def _aside(plan: Plan, states: Mapping[str, str], names: set[str]) -> list[Edge]
 
 
 def _without_circles(edges: Sequence[Edge]) -> list[Edge]:
-    """A handler may stand anywhere; what leads back from it is not drawn."""
+    """Handlers may be declared anywhere; edges that lead back from one are not drawn."""
     drawn: dict[tuple[str, str], Edge] = {}
     after: dict[str, list[str]] = defaultdict(list)
     for edge in edges:
@@ -148,7 +149,7 @@ def _groups(
 
 
 def _reached(names: Iterable[str], after: Callable[[str], Iterable[str]]) -> dict[str, None]:
-    """These, and all that they lead to, each once: depth first, in order."""
+    """These steps and all that they lead to, once each: depth first, in order."""
     reached: dict[str, None] = {}
     todo = [*names][::-1]
     while todo:

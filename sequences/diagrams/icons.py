@@ -1,10 +1,10 @@
-"""A shape for each state and each kind of step, so that nothing is told by colour alone."""
+"""A shape for each status and each kind of step, so that colour is never the only cue."""
 
 from __future__ import annotations
 
 from .markup import element
 
-#: Drawn in a square of 16, a state each: filled ones have ended, open ones have not.
+#: A 16 by 16 drawing for each status: filled ones have ended, open ones have not.
 _STATES = {
     "pending": ("ring dotted", ""),
     "waiting": ("ring", "M8,4.5 V8 L10.5,9.8"),
@@ -18,7 +18,7 @@ _STATES = {
     "paused": ("ring", "M6.4,5.6 V10.4 M9.6,5.6 V10.4"),
     "undoing": ("", "M3,3 V6.2 H6.2 M3.3,6 A5.4,5.4 0 1 1 2.6,8.6"),
 }
-#: Drawn in a square of 12.
+#: 12 by 12 drawings.
 _KINDS = {
     "each": "M1.5,4.5 H8 V10.5 H1.5 Z M4,4.5 V1.5 H10.5 V8 H8",
     "event": "M1.5,3 H10.5 V9.5 H1.5 Z M1.5,3.4 L6,7 L10.5,3.4",
@@ -32,7 +32,7 @@ _KINDS = {
     "delay": "M6,1.3 A4.7,4.7 0 1 1 5.99,1.3 Z M6,3.4 V6 L8,7.4",
     "step": "M6,3 A3,3 0 1 1 5.99,3 Z",
 }
-#: The same in Mermaid: what stands around the label; of a plain step square brackets.
+#: The shapes in Mermaid: the brackets around the label; for a plain step, square brackets.
 SHAPES = {
     "each": ("[[", "]]"),
     "event": ("{{", "}}"),
@@ -45,7 +45,7 @@ SHAPES = {
 
 
 def state_icon(status: str, x: float, y: float) -> str:
-    """The sign of a state, 16 pixels wide, with its left upper corner there."""
+    """The icon of a status, 16 pixels wide, with its top left corner at this point."""
     circle, path = _STATES[status]
     parts = []
     if circle:
@@ -58,6 +58,6 @@ def state_icon(status: str, x: float, y: float) -> str:
 
 
 def kind_icon(kind: str, x: float, y: float) -> str:
-    """The sign of a kind of step, 12 pixels wide; of a plain one a dot."""
+    """The icon of a kind of step, 12 pixels wide; for a plain step, a dot."""
     path = element("path", d=_KINDS.get(kind, _KINDS["step"]))
     return element("g", path, class_="seq-kind", transform=f"translate({x:g} {y:g})")

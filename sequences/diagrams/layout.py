@@ -1,8 +1,8 @@
-"""Where everything stands: layers from left to right, and the order in each of them.
+"""The layout of a diagram: layers from left to right, and the order within each layer.
 
-Sugiyama's way: layers by the longest path; a dummy slot in every layer that an edge passes, so that
-it never runs through a box; sweeps that sort each layer by the barycentre of its neighbours; then
-each slot as near to its neighbours as the order allows.
+Sugiyama's method: layers by the longest path; a dummy slot in every layer that an edge passes, so
+that it never crosses a box; sweeps that sort each layer by the barycentre of its neighbours; then
+each slot as close to its neighbours as the order allows.
 """
 
 from __future__ import annotations
@@ -18,44 +18,44 @@ from ..definitions.plan import Node
 from .graph import MAX_ROWS, Edge, Graph
 
 SWEEPS = 6
-#: Columns of a frame.
+#: The columns in a frame.
 MAX_FRAME_COLUMNS = 3
 
 
 @dataclass(eq=False)
 class Slot:
-    """A place in a layer: a step's box, or where an edge passes."""
+    """A place in a layer: the box of a step, or where an edge passes."""
 
     layer: int
-    #: None: an edge passes.
+    #: None: an edge passes here.
     node: Node | None
     off_path: bool
-    #: How many boxes stand right below it.
+    #: How many boxes are stacked below it.
     below: int = 0
-    #: How many rows of boxes it has, if they stand in a frame.
+    #: How many rows of boxes it has, if they are in a frame.
     rows: int = 1
-    #: Of its middle, in rows; set when all are placed.
+    #: The vertical position of its middle, in rows; set once all slots are placed.
     y: float = 0.0
     before: list[Slot] = field(default_factory=list)
     after: list[Slot] = field(default_factory=list)
 
     @property
     def weight(self) -> float:
-        """How much it insists on standing level with its neighbours: long edges are straight."""
+        """How strongly it is kept level with its neighbours: long edges are straight."""
         return 1.0 if self.node else 3.0
 
     def near(self, *, downwards: bool) -> list[Slot]:
-        """What it is placed by: the main path stands still when an error leads off it."""
+        """The neighbours that it is placed by: an edge to a handler does not move the main path."""
         slots = self.before if downwards else self.after
         return slots if self.off_path else [slot for slot in slots if not slot.off_path]
 
     def to(self, other: Slot) -> float:
-        """How far below it the next slot stands, at least: in rows, a multiple of a half."""
+        """The minimum distance to the next slot: in rows, a multiple of a half."""
         return max(self.half + self.below + other.half, 0.5)
 
     @property
     def half(self) -> float:
-        """Half of its height, in rows; a frame has an edge."""
+        """Half of its height, in rows; a frame has a border."""
         if not self.node:
             return 0.0
         return self.rows / 2 if self.rows == 1 else (self.rows + 1) / 2
@@ -72,14 +72,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Layout:
-    """The slots of each layer, from top to bottom, and the pieces of edges behind each layer."""
+    """The slots of each layer, from top to bottom, and the pieces of edges after each layer."""
 
     layers: list[list[Slot]]
     pieces: list[list[Step]]
 
 
 def layout_of(graph: Graph) -> Layout:
-    """Order without places: `place` gives those, band by band."""
+    """The order of the slots, without positions: `place` computes those, band by band."""
     layout = _slots(graph)
     orders = [[list(layer) for layer in layout.layers]]
     for sweep in range(SWEEPS if _crossings(layout.layers) else 0):
@@ -115,12 +115,12 @@ def _slot(layer: int, node: Node, graph: Graph) -> Slot:
 
 
 def columns_of(count: int) -> int:
-    """In how many columns so many boxes of one frame stand."""
+    """The number of columns for this many boxes in one frame."""
     return 1 if count <= MAX_ROWS else min(ceil(count / MAX_ROWS), MAX_FRAME_COLUMNS)
 
 
 def rows_of(count: int) -> int:
-    """And in how many rows."""
+    """The number of rows."""
     return ceil(count / columns_of(count))
 
 
@@ -131,7 +131,7 @@ def _sort(layers: Sequence[list[Slot]], *, downwards: bool) -> None:
         for index, slot in enumerate(layer):
             ranks = [rank[neighbour] for neighbour in slot.near(downwards=downwards)]
             wish[slot] = sum(ranks) / len(ranks) if ranks else float(index)
-        # What only an error leads to stays below the rest.
+        # Steps that are reached only after an error stay below the rest.
         layer.sort(key=lambda slot: (slot.off_path, wish[slot]))
         rank |= {slot: index for index, slot in enumerate(layer)}
 
@@ -152,11 +152,11 @@ def _crossings_between(left: Sequence[Slot], right: Sequence[Slot]) -> int:
     return count
 
 
-# Places
+# Positions
 
 
 def place(layers: Sequence[Sequence[Slot]]) -> float:
-    """Give every slot of these layers its place in rows; how many rows they take."""
+    """Give every slot of these layers its position in rows; return the total number of rows."""
     here = {slot for layer in layers for slot in layer}
     for layer in layers:
         _put(layer, range(len(layer)))
@@ -180,9 +180,9 @@ def _wish(slot: Slot, here: set[Slot], *, downwards: bool) -> float:
 
 
 def _put(layer: Sequence[Slot], wishes: Iterable[float]) -> None:
-    """As near to the wishes as order and distances allow, by pooling adjacent violators."""
+    """Positions as close to the wishes as order and distances allow: pooled adjacent violators."""
     offsets = [0.0, *accumulate(above.to(below) for above, below in pairwise(layer))]
-    pools: list[tuple[float, float, int]] = []  # where, weight, how many
+    pools: list[tuple[float, float, int]] = []  # position, weight, count
     for slot, wish, offset in zip(layer, wishes, offsets, strict=True):
         pool = (wish - offset, slot.weight, 1)
         while pools and pools[-1][0] >= pool[0]:
@@ -196,7 +196,7 @@ def _put(layer: Sequence[Slot], wishes: Iterable[float]) -> None:
         pools.append(pool)
     places = [where for where, _, count in pools for _ in range(count)]
     for slot, where, offset in zip(layer, places, offsets, strict=True):
-        # Half rows: what is nearly level is level.
+        # Rounded to half rows: almost level becomes level.
         slot.y = floor(2 * where + 0.5) / 2 + offset
 
 
@@ -204,10 +204,10 @@ def _put(layer: Sequence[Slot], wishes: Iterable[float]) -> None:
 
 
 def bands(layout: Layout, most: int) -> list[range]:
-    """The layers in rows of at most ``most``, as text is broken into lines.
+    """Break the layers into bands of at most ``most``, like text into lines.
 
-    Rows end where all that stands before leads to all that stands after, which one line can show.
-    Where there is no such place a row is longer.
+    A band ends where everything before leads to everything after, which one line can show. Where
+    there is no such place, a band is longer.
     """
     count = len(layout.layers)
     rows = -(-count // most)
@@ -230,13 +230,13 @@ def _is_waist(pieces: Sequence[Step]) -> bool:
 
 
 def is_complete(pieces: Sequence[Step]) -> bool:
-    """Whether each start leads to each end: then one line can stand for all of them."""
+    """Whether each start leads to each end, so that one line can stand for all edges."""
     starts, ends = {piece.start for piece in pieces}, {piece.end for piece in pieces}
     return len(pieces) == len(starts) * len(ends)
 
 
 def components(pieces: Sequence[Step]) -> list[list[Step]]:
-    """The pieces that have starts or ends in common, in the order of their starts."""
+    """Groups of pieces that share starts or ends, in the order of their starts."""
     groups: list[list[Step]] = []
     for piece in pieces:
         touching = [

@@ -1,4 +1,4 @@
-"""What a diagram is told about a run, and its words for that, in any language."""
+"""What a diagram is told about a run, and its captions, in any language."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from ..definitions.plan import Node, Plan
 from ..utils import text
 
-#: A sign for each state of runs and steps, and one for terminals that know nothing else.
-#: ``pending`` is a step that its run has not come to.
+#: A character for each status of runs and steps, with a fallback for ASCII terminals. ``pending``
+#: is a step that the run has not reached.
 SIGNS = {
     "pending": ("·", "."),
     "waiting": ("◷", "w"),
@@ -30,19 +30,19 @@ Translate = Callable[[str], str]
 #: For `makemessages`, which looks for this name. Each diagram translates these words itself.
 _ = str
 
-#: What a plain step is that another one's failure leads to.
+#: The caption of a step that runs only if another one fails.
 _ON_ERROR = _("if {step} fails")
-#: What each bar of a timeline is.
+#: The captions of the bars in a timeline.
 SPANS = {
     "waited": _("waited"),
     "ran": _("ran"),
-    "items": _("items at work"),
-    "children": _("child runs at work"),
+    "items": _("items in progress"),
+    "children": _("child runs in progress"),
     "failed": _("failed attempt"),
     "held": _("on hold"),
 }
-#: What the states of a step are called that have other names than `StepStatus`. A step is never
-#: paused: a pause, or a failure, of its run keeps it from starting.
+#: Statuses of a step that `StepStatus` does not have or names differently. A step is never paused:
+#: its run is, or has failed, and that keeps the step from starting.
 _STATES = {"": _("not started"), PENDING: _("not started"), "paused": _("on hold")}
 _COUNT = _("{count} of {total}")
 _AFTER = _("after {steps}")
@@ -52,27 +52,27 @@ _FIRST_OF = _("first of {count}")
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """How far one step is."""
+    """How far a step has got."""
 
-    #: One of `STATUSES`; empty: the run has not come to it.
+    #: One of `STATUSES`; empty if the run has not reached the step.
     status: str = ""
-    #: More about its state: ``2nd attempt``, ``in 3 min``.
+    #: Details of its status: ``2nd attempt``, ``in 3 min``.
     text: str = ""
-    #: Where its box leads.
+    #: The link of its box.
     href: str = ""
-    #: Of a fan-out, or a step that tells its progress: how much of how much is done.
+    #: For a fan-out, or a step that reports its progress: how much is done, out of how much.
     count: float | None = None
     total: float | None = None
-    #: What is shown where the pointer rests.
+    #: The tooltip.
     title: str = ""
-    #: What people call it; its name if that is empty.
+    #: Its label; empty: its name.
     label: str = ""
-    #: Whether it has a delay of its own, which no plan says.
+    #: Whether it has a delay of its own, which the plan does not show.
     delayed: bool = False
 
     @property
     def state(self) -> str:
-        """Its status as the style sheet has it: never empty, never one that is unknown."""
+        """Its status as a class of the style sheet: never empty, never unknown."""
         return self.status if self.status in STATUSES else PENDING
 
     @property
@@ -87,7 +87,7 @@ NO_MARK = Mark()
 
 
 class Captions:
-    """The words for the steps of one plan, or of one run if any of the marks has a status."""
+    """The captions for the steps of a plan, or of a run if any of the marks has a status."""
 
     def __init__(
         self, plan: Plan, marks: Mapping[str, Mark] | None, translate: Translate = str
@@ -96,15 +96,15 @@ class Captions:
         self.states = {name: mark.status for name, mark in self.marks.items() if mark.status}
 
     def mark(self, name: str) -> Mark:
-        """How far a step is."""
+        """The mark of a step."""
         return self.marks.get(name, NO_MARK)
 
     def label(self, name: str) -> str:
-        """What people call a step."""
+        """The label of a step."""
         return self.mark(name).label or text.label_of(name)
 
     def kind(self, node: Node) -> str:
-        """The words for what a step is; none for a plain one."""
+        """The caption for the kind of a step; empty for a plain step."""
         caption, step = node.traits.caption, node.undoes
         if node.is_handler:
             caption = _ON_ERROR
@@ -116,7 +116,7 @@ class Captions:
         return self.translate(caption).replace("{step}", self.label(step) if step else "")
 
     def state(self, name: str) -> list[str]:
-        """The words for how far a step is: its state, and more about it."""
+        """The caption for the status of a step, with details."""
         mark = self.mark(name)
         status = _STATES.get(mark.status, mark.status)
         return [
@@ -124,7 +124,7 @@ class Captions:
         ]
 
     def detail(self, node: Node) -> str:
-        """What stands below a step's name: in a run how far it is, in a plan what it is."""
+        """The caption below a step's name: in a run its status, in a plan its kind."""
         if self.states:
             return " · ".join(self.state(node.name))
         counts = (self.first_of(group) for group in node.any_of)
@@ -135,12 +135,12 @@ class Captions:
         return self.translate(_FIRST_OF).replace("{count}", str(len(group)))
 
     def joins(self, node: Node) -> list[str]:
-        """Of which steps the first is enough, for each of the groups that it waits for."""
+        """The groups that it waits for of which the first step is enough."""
         names = (", ".join(map(self.label, group)) for group in node.any_of)
         return [self.translate(_FIRST).replace("{steps}", steps) for steps in names]
 
     def after(self, names: str) -> str:
-        """What a step waits for, in a list."""
+        """The caption that lists what a step waits for."""
         return self.translate(_AFTER).replace("{steps}", names)
 
     def _progress(self, mark: Mark) -> str:

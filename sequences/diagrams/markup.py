@@ -1,4 +1,4 @@
-"""The strokes of a picture: elements, escaped; texts that fit; lines with round corners."""
+"""SVG primitives: escaped elements, text that fits, lines with rounded corners."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any
 Point = tuple[float, float]
 
 ELLIPSIS = "…"
-#: Parts of the size, in DejaVu Sans, which is wider than what most systems have.
+#: Relative widths in DejaVu Sans, which is wider than most system fonts.
 _WIDTHS = {"ijlI .,:;'`|!·": 0.34, "ftr()[]": 0.42, "csvxyzkJ": 0.59, "mwMW@%&—": 1.0}
 _EM = {char: width for chars, width in _WIDTHS.items() for char in chars}
-#: What XML 1.0 has no way to write.
+#: Characters that XML 1.0 cannot represent.
 _FORBIDDEN = dict.fromkeys((*range(32), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF), "�")
 _FORBIDDEN |= {9: " ", 10: "\n", 13: " "}
 
 
 def clean(text: object) -> str:
-    """A text without characters that are not allowed in XML."""
+    """Remove characters that XML does not allow."""
     return str(text).translate(_FORBIDDEN)
 
 
@@ -46,7 +46,7 @@ def _attribute(name: str, value: object) -> str:
 def document(
     width: float, height: float, *content: str, label: str, standalone: bool, class_: str = ""
 ) -> str:
-    """The whole picture in its natural size; ``standalone``: with the style sheet in it."""
+    """The complete picture in its natural size; ``standalone``: including the style sheet."""
     size: dict[str, Any] = {"width": width, "height": height}
     own = [f"<style>{stylesheet()}</style>", element("rect", class_="seq-back", **size)]
     return element(
@@ -64,17 +64,17 @@ def document(
 
 
 def listed(items: Iterable[str]) -> str:
-    """A list, as a screen reader reads it."""
+    """A list, for screen readers."""
     return element("g", *(element("g", item, role="listitem") for item in items), role="list")
 
 
 def hidden(items: Iterable[str], class_: str) -> str:
-    """What a screen reader leaves out, for the list says it."""
+    """Hidden from screen readers, which read the list instead."""
     return element("g", *items, class_=class_, aria_hidden="true")
 
 
 def linked(*content: str, label: str, title: str, href: str, class_: str) -> str:
-    """Something with a name, and a link if it leads anywhere."""
+    """An element with a name, and a link if it leads anywhere."""
     content = (element("title", text=title), *content)
     if href:
         return element("a", *content, href=href, class_=class_, aria_label=label)
@@ -82,12 +82,12 @@ def linked(*content: str, label: str, title: str, href: str, class_: str) -> str
 
 
 def number(value: float) -> str:
-    """As short as it can be, to a tenth of a pixel."""
+    """A number as short as possible, to a tenth of a pixel."""
     return f"{round(value, 1) + 0.0:g}"
 
 
 def width_of(text: str, size: float, *, bold: bool = False) -> float:
-    """About how wide a text is in pixels, in the widest of the usual fonts."""
+    """The approximate width of a text in pixels, in the widest of the usual fonts."""
     return sum(map(_em, text)) * size * (1.1 if bold else 1.0)
 
 
@@ -103,7 +103,7 @@ def _em(char: str) -> float:
 
 
 def fitted(text: str, size: float, room: float, *, bold: bool = False) -> str:
-    """As much of a text as there is room for in pixels."""
+    """Cut a text to the available width in pixels."""
     text = " ".join(clean(text).splitlines())
     if width_of(text, size, bold=bold) <= room:
         return text
@@ -113,7 +113,7 @@ def fitted(text: str, size: float, room: float, *, bold: bool = False) -> str:
 
 
 def rounded(points: Iterable[Point], radius: float = 10) -> str:
-    """The path along these points, with round corners."""
+    """A path along these points, with rounded corners."""
     way = _corners(points)
     path = [f"M{_xy(way[0])}"]
     for before, corner, after in zip(way, way[1:], way[2:], strict=False):
@@ -124,14 +124,14 @@ def rounded(points: Iterable[Point], radius: float = 10) -> str:
 
 
 def curve(start: Point, end: Point, edge: float) -> str:
-    """A line that is level up to ``edge``, and then a curve that leaves and arrives level."""
+    """A path that is level up to ``edge``, and then curves, leaving and arriving level."""
     middle = (edge + end[0]) / 2
     level = f" L{_xy((edge, start[1]))}" if edge > start[0] else ""
     return f"M{_xy(start)}{level} C{_xy((middle, start[1]))} {_xy((middle, end[1]))} {_xy(end)}"
 
 
 def _corners(points: Iterable[Point]) -> list[Point]:
-    """Without points that stand twice or on a straight line."""
+    """Remove points that are repeated or on a straight line."""
     way = list[Point]()
     for point in points:
         if way and _distance(way[-1], point) < 0.01:
@@ -161,5 +161,5 @@ def _xy(point: Point) -> str:
 
 @lru_cache(maxsize=1)
 def stylesheet() -> str:
-    """The style sheet of pages and pictures: there is one only."""
+    """The style sheet for pages and pictures."""
     return (resources.files("sequences") / "static/sequences/states.css").read_text("utf-8")

@@ -1,8 +1,8 @@
-"""A plan as lines: what comes after what, side by side, and what joins.
+"""A plan as lines of text: sequences, parallel branches and joins.
 
-The order of most plans is made of two things only: one after the other, and side by side. Each
-shows where the steps fall apart: side by side are parts without any order between them, one after
-the other parts that are ordered all with all. What is left is told in words.
+Two relations describe the order of most plans: in sequence, and in parallel. Each can be split:
+parallel parts have no order between them, and in a sequence every step of one part precedes every
+step of the next. Anything else is described in words.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from .graph import Graph
 
 
 class Row(NamedTuple):
-    """One step in a list of them."""
+    """One step of the outline."""
 
     node: Node
-    #: One sign for each parallel branch that it stands in: ``first`` of a branch, ``last`` branch,
+    #: One sign for each enclosing parallel branch: ``first`` row of a branch, ``last`` branch,
     #: ``open`` or ``closed``.
     rails: tuple[str, ...] = ()
-    #: What it waits for, where its place does not tell.
+    #: What it waits for, if its position does not show it.
     waits_for: tuple[str, ...] = ()
 
 
 def outline(plan: Plan, states: Mapping[str, str] | None = None) -> tuple[Row, ...]:
-    """The steps in order, as a list tells them: those of parallel branches one below the other.
+    """The steps in order, with parallel branches one below the other.
 
-    What only an error leads to is there if it has a state, or nothing has.
+    Steps that are reached only after an error are included if they have a status, or if no step has
+    one.
     """
     return tuple(_Outline(Graph.of(plan, states or {})).rows())
 
@@ -50,11 +51,11 @@ class _Outline:
 
     def rows(self) -> Iterator[Row]:
         yield from self._block(list(self.nodes))
-        # As a failing run comes to them.
+        # In the order in which a failing run reaches them.
         yield from map(Row, sorted(self.beside, key=_turn))
 
     def _block(self, names: Sequence[str]) -> Iterator[Row]:
-        """A block and all that is in it; iterative along a chain, deep only in branches."""
+        """A block and its contents; iterative along a chain, recursive only for branches."""
         for part in _split(names, lambda name, other: not self._is_ordered(name, other)):
             branches = _split(part, self._is_ordered)
             if len(part) == 1:
@@ -71,7 +72,7 @@ class _Outline:
                 yield row._replace(rails=(rails[index > 0], *row.rails))
 
     def _knot(self, names: Sequence[str]) -> Iterator[Row]:
-        """Steps that are neither: each tells what it waits for."""
+        """Steps in neither relation: each lists what it waits for."""
         for name in names:
             rail = "last" if name == names[-1] else "first"
             waits_for = [other for other in self.direct[name] if other in names]
@@ -86,7 +87,7 @@ def _turn(node: Node) -> int:
 
 
 def _split(names: Sequence[str], belong: Callable[[str, str], bool]) -> list[list[str]]:
-    """The parts that do not belong together, in the order in which they begin."""
+    """The connected parts, in the order of their first steps."""
     rest, parts = list(names), list[list[str]]()
     while rest:
         part, todo = {rest[0]}, [rest[0]]

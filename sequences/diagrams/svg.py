@@ -1,4 +1,4 @@
-"""The plan as a picture: boxes for steps, lines for what waits for what."""
+"""A plan as an SVG: boxes for steps, lines for dependencies."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .markup import (
     width_of,
 )
 
-#: Pixels.
+#: In pixels.
 BOX = 48.0
 ROW = 64.0
 GAP = 44.0
@@ -35,19 +35,19 @@ GUTTER = 30.0
 BETWEEN_BANDS = 40.0
 MIN_BOX_WIDTH, MAX_BOX_WIDTH = 172.0, 216.0
 NAME, DETAIL = 13.0, 11.5
-#: How far the sheets of a fan-out stand out behind its box.
+#: How far the stacked sheets of a fan-out stick out behind its box.
 STACK = 6.0
 ARROW = 7.0
-#: Around the boxes in a frame.
+#: The padding around the boxes in a frame.
 INSIDE = 12.0
-#: What is left and right of a box's name.
+#: The space to the left and right of a box's name.
 _LEFT, _RIGHT = 35.0, 10.0
 _SIGN = 18.0
 
 
 @dataclass(frozen=True)
 class Box:
-    """Where a step stands: its left upper corner."""
+    """The box of a step, by its top left corner."""
 
     node: Node
     x: float
@@ -56,13 +56,13 @@ class Box:
 
     @property
     def middle(self) -> float:
-        """Where edges arrive and leave."""
+        """The vertical middle, where edges arrive and leave."""
         return self.y + BOX / 2
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What holds many boxes that are alike."""
+    """A frame around many similar boxes."""
 
     x: float
     y: float
@@ -72,7 +72,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a picture, and the edges that it stands for."""
+    """One line of the picture, and the edges that it stands for."""
 
     path: str
     sources: frozenset[str]
@@ -82,7 +82,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Drawing:
-    """All places of a picture, before anything is painted."""
+    """All positions in the picture, before anything is painted."""
 
     boxes: tuple[Box, ...]
     lines: tuple[Line, ...]
@@ -93,7 +93,7 @@ class Drawing:
 
 
 class _Band(NamedTuple):
-    """One row of layers, and where it stands."""
+    """One band of layers, and its position."""
 
     layers: range
     top: float
@@ -101,17 +101,17 @@ class _Band(NamedTuple):
 
 
 class _Renderer:
-    """Turns an order of slots into places, lines and arrows."""
+    """Turns the order of slots into positions, lines and arrows."""
 
     def __init__(self, graph: Graph, layout: Layout, width: float, page: float) -> None:
         self.graph, self.layout, self.width = graph, layout, width
         self.slots = [slot for layer in layout.layers for slot in layer]
-        # How many layers stand side by side.
+        # The number of layers in a row.
         most = max(int((page - 2 * PAD + GAP) // (width + GAP)), 3)
         count = len(layout.layers)
-        # A box too much is better looked at than one on a row of its own.
+        # Better one box too many than a single box on a row of its own.
         rows = [range(count)] if count <= most + 1 else bands(layout, most)
-        #: The edges of each layer. What is right of it is the room for lines.
+        #: The left and right edges of each layer. The space to its right is for lines.
         self.left: dict[int, float] = {}
         self.right: dict[int, float] = {}
         self.bands = list(self._bands(rows))
@@ -124,7 +124,7 @@ class _Renderer:
             for index in row:
                 self.left[index] = x
                 self.right[index] = x + max(map(self._width_of, self.layout.layers[index]))
-                # Where lines cross there is more room between the layers.
+                # More space between the layers where lines cross.
                 tangled = sum(map(len, _tangled(self.layout.pieces[index])))
                 x = self.right[index] + GAP + min(4.0 * tangled, 60.0)
             height = place([self.layout.layers[index] for index in row])
@@ -133,7 +133,7 @@ class _Renderer:
             top = bottom + BETWEEN_BANDS
 
     def _width_of(self, slot: Slot) -> float:
-        """How wide a slot is, with its frame."""
+        """The width of a slot, including its frame."""
         columns = columns_of(len(self._members(slot)))
         return columns * (self.width + INSIDE) + INSIDE if self._members(slot) else self.width
 
@@ -145,11 +145,11 @@ class _Renderer:
         return self.left[slot.layer]
 
     def y(self, slot: Slot) -> float:
-        """Its middle."""
+        """Its vertical middle."""
         return self.band_of[slot.layer].top + slot.y * ROW + BOX / 2
 
     def drawing(self) -> Drawing:
-        """Everything in its place."""
+        """Compute all positions."""
         boxes = tuple(self._boxes())
         lines = tuple(line for pieces in self.layout.pieces for line in self._lines(pieces))
         lines += tuple(self._passages()) + tuple(self._bonds())
@@ -160,7 +160,7 @@ class _Renderer:
         return Drawing(boxes, lines, arrows, frames, right, bottom)
 
     def _below(self, slot: Slot) -> Iterable[tuple[int, Node]]:
-        """What stands below it, with the row: 1, 2, …"""
+        """What is stacked below it, with the row: 1, 2, …"""
         return enumerate(self.graph.below.get(slot.node.name, ()) if slot.node else (), 1)
 
     def _boxes(self) -> Iterator[Box]:
@@ -196,7 +196,7 @@ class _Renderer:
                 yield (self.x(slot), self.y(slot)), slot.node.name
 
     def _passages(self) -> Iterator[Line]:
-        """Where an edge passes a layer without stopping."""
+        """Segments where an edge passes a layer."""
         for pieces in self.layout.pieces:
             for piece in pieces:
                 if piece.end.node is None:
@@ -204,7 +204,7 @@ class _Renderer:
                     yield _line(rounded([(x, y), (self.right[piece.end.layer], y)]), [piece])
 
     def _bonds(self) -> Iterator[Line]:
-        """Between a step and what undoes it."""
+        """Lines between a step and its undo."""
         for slot in self.slots:
             for index, node in self._below(slot):
                 x, y = self.x(slot) + self.width / 2, self.y(slot) - BOX / 2 + index * ROW
@@ -242,7 +242,7 @@ class _Renderer:
         return _line(curve(start, end, edge), [piece])
 
     def _bus(self, pieces: Sequence[Step]) -> Iterator[Line]:
-        """All of a group share one upright line: each of its starts leads to each of its ends."""
+        """All edges of a group share one vertical line: each start leads to each end."""
         starts, ends = _both(pieces)
         left = self.right[starts[0].layer] + STACK
         right = min(self._end(slot)[0] for slot in ends)
@@ -257,7 +257,7 @@ class _Renderer:
             yield _line(rounded([start, (x, start[1]), (x, end[1]), end]), [piece])
 
     def _turn(self, pieces: Sequence[Step]) -> Iterator[Line]:
-        """From the end of one row to the beginning of the next, as a reader's eye goes."""
+        """From the end of one row to the start of the next, like a reader's eye."""
         above = self.band_of[pieces[0].start.layer]
         right = max(self.right[index] for index in above.layers) + STACK + GUTTER / 2
         level = above.bottom + BETWEEN_BANDS / 2 + STACK / 2
@@ -266,7 +266,8 @@ class _Renderer:
     def _hub(
         self, pieces: Sequence[Step], first: float, second: float, level: float
     ) -> Iterator[Line]:
-        """From each start by one upright to a point on this level, by another to each end."""
+        """From each start, through one vertical to a point on this level, through another to each
+        end."""
         starts, ends = _both(pieces)
         centre = ((first + second) / 2, level)
         for slot in starts:
@@ -294,7 +295,7 @@ def _both(pieces: Sequence[Step]) -> tuple[list[Slot], list[Slot]]:
 
 
 def _tangled(pieces: Sequence[Step]) -> list[list[Step]]:
-    """The groups that no upright line can stand for, or whose lines would meet those of others."""
+    """Groups that no vertical line can stand for, or whose lines would touch those of others."""
     groups = components(_solid(pieces))
     return [
         group
@@ -331,20 +332,20 @@ def svg(
     standalone: bool = False,
     page: float = 1080.0,
 ) -> str:
-    """The plan as an SVG, to stand in a page as it is: all in it is escaped.
+    """The plan as an SVG that can be embedded in a page: everything in it is escaped.
 
-    ``marks``: how far each step is, by its name; without a status in any of them it is the picture
-    of the plan alone, with all that an error may lead to. Rows are broken at ``page`` pixels.
-    ``label`` is what a screen reader calls it, ``translate`` makes its words those of another
-    language. ``standalone``: a file of its own, with the style
-    sheet in it. The picture has its natural size in pixels; what is around it scrolls.
+    ``marks``: how far each step has got, by name. If none has a status, this is a picture of the
+    plan, including what is reached only after an error. Rows break at ``page`` pixels. ``label`` is
+    the name for screen readers, and ``translate`` translates the words. ``standalone``: a file of
+    its own, including the style sheet. The picture has its natural size in pixels; its container
+    scrolls.
     """
     painter = _Painter(Captions(plan, marks, translate))
     return painter.picture(label or plan.sequence, page, standalone=standalone)
 
 
 class _Painter:
-    """Turns places into markup."""
+    """Turns positions into markup."""
 
     def __init__(self, captions: Captions) -> None:
         self.captions, self.plan, self.states = captions, captions.plan, captions.states
@@ -365,9 +366,10 @@ class _Painter:
         return _Renderer(self.graph, layout_of(self.graph), self._width(), page).drawing()
 
     def _width(self) -> float:
-        """All boxes are as wide as the widest name needs, within limits.
+        """The width of all boxes: as wide as the longest name needs, within limits.
 
-        A state has no say: a picture that is drawn anew while its run goes on stands still.
+        It does not depend on statuses, so that a picture does not move when it is redrawn during a
+        run.
         """
         widest = max(map(self._width_of, self.plan.nodes))
         return float(ceil(min(max(widest, MIN_BOX_WIDTH), MAX_BOX_WIDTH)))
@@ -377,12 +379,12 @@ class _Painter:
         return _LEFT + _RIGHT + name + _SIGN * len(self._signs(node))
 
     def _in_order(self, drawing: Drawing) -> list[Box]:
-        """As the plan has them: so goes the focus."""
+        """In the order of the plan, which is the order of keyboard focus."""
         order = {node.name: index for index, node in enumerate(self.plan.nodes)}
         return sorted(drawing.boxes, key=lambda box: order[box.node.name])
 
     def _lines(self, drawing: Drawing) -> Iterator[str]:
-        """What was passed lies above what was not."""
+        """Lines that were taken lie above the others."""
         for frame in drawing.frames:
             yield element("rect", **vars(frame), rx=12, class_="seq-frame")
         for line in sorted(drawing.lines, key=self._was_passed):

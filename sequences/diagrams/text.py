@@ -1,4 +1,4 @@
-"""A plan without pixels: as text for a terminal, and in the language of Mermaid."""
+"""A plan as text for a terminal, and as a Mermaid flowchart."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _RAILS = {
     "last": ("└─ ", "`- "),
     "open": ("│  ", "|  "),
     "closed": ("   ", "   "),
-    # A branch that itself begins with branches, and the first of those.
+    # A branch that starts with nested branches, and the first of those.
     "first-fork": ("├──", "|--"),
     "last-fork": ("└──", "`--"),
     "fork": ("┬─ ", "+- "),
     "fork-fork": ("┬──", "+--"),
 }
-#: What part of a line the names may take.
+#: The share of a line that names may take.
 _NAMES = 0.6
 
 
@@ -37,10 +37,10 @@ def text(
     unicode: bool = True,
     translate: Translate = str,
 ) -> str:
-    """The plan for a terminal: a line for each step, parallel branches with rails on their left.
+    """The plan for a terminal: one line per step, with rails to the left of parallel branches.
 
-    A step behind branches waits for all of them. Lines are ``width`` cells wide at most;
-    ``unicode=False`` keeps to ASCII in what it draws.
+    A step below branches waits for all of them. Lines are at most ``width`` cells wide;
+    ``unicode=False`` draws with ASCII only.
     """
     captions = Captions(plan, marks, translate)
     rows, dots = outline(plan, captions.states), "…" if unicode else "..."
@@ -69,7 +69,7 @@ def _words(row: Row, captions: Captions) -> Iterator[str]:
 
 
 def _forked(rails: tuple[str, ...]) -> Iterator[str]:
-    """The rails of a first row of a first row run into each other: ``├──┬─``."""
+    """Where a first row contains another first row, their rails join: ``├──┬─``."""
     begins = False
     for rail, inner in zip(rails, [*rails, ""][1:], strict=True):
         is_first = rail in ("first", "last")
@@ -78,20 +78,20 @@ def _forked(rails: tuple[str, ...]) -> Iterator[str]:
 
 
 def one_line(value: str) -> str:
-    """A text that cannot steer the terminal."""
+    """Escape what could control the terminal."""
     return plain(value.replace("\n", " "))
 
 
 # Mermaid
 
-#: What means something to Mermaid, or to the HTML that it makes of a label.
+#: Characters that Mermaid, or the HTML it makes of a label, would interpret.
 _SPECIAL = re.compile(r"[^\w .,:;()/+=!?'·…–-]", re.ASCII)  # noqa: RUF001
 
 
 def mermaid(
     plan: Plan, marks: Mapping[str, Mark] | None = None, *, translate: Translate = str
 ) -> str:
-    """The plan as a flowchart of Mermaid, which GitHub and others draw."""
+    """The plan as a Mermaid flowchart, which GitHub and others render."""
     return "\n".join([*_mermaid(Captions(plan, marks, translate)), ""])
 
 
@@ -133,7 +133,7 @@ def _shape(node: Node, captions: Captions) -> str:
 
 
 def _escaped(value: str) -> str:
-    # Letters of other scripts stay; everything that could be markup becomes a numbered entity.
+    # Letters of all scripts stay; everything that could be markup becomes a numbered entity.
     return _SPECIAL.sub(
         lambda match: match[0] if match[0].isalnum() else f"#{ord(match[0])};", one_line(value)
     )
@@ -148,6 +148,6 @@ def _classes(states: set[str]) -> Iterator[str]:
 
 @lru_cache
 def _colours(state: str) -> tuple[str, ...]:
-    """Of the light palette: Mermaid has one only."""
+    """The colours of the light palette: Mermaid has only one."""
     colours = dict(re.findall(rf"--seq-{state}-(ink|fill|line): (#\w+);", stylesheet())[:3])
     return colours["ink"], colours["fill"], colours["line"]

@@ -1,4 +1,4 @@
-"""A time axis that leaves out what is long and idle, and says so."""
+"""A time axis that leaves out long idle times, and says so."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from ..utils.durations import format_seconds
 
-#: How small a part of the axis may be left to what has happened before idle times are left out.
+#: Idle times are left out if active times would take less than this part of the axis.
 SHARE = 0.1
-#: Seconds. Shorter idle times are never left out.
+#: In seconds. Shorter idle times are never left out.
 MIN_GAP_SECONDS = 2.0
-#: Pixels.
+#: In pixels.
 BREAK = 52.0
 APART = 74.0
 _DAY = 86_400
@@ -23,7 +23,7 @@ _STEPS = (
 )
 
 Interval = tuple[float, float]
-#: What writes a number of seconds.
+#: Formats a number of seconds.
 FormatSeconds = Callable[[float], str]
 
 
@@ -37,7 +37,7 @@ class Piece(NamedTuple):
     left_out: bool = False
 
     def at(self, second: float) -> float:
-        """Where a second of it is drawn."""
+        """Where a second of this part is drawn."""
         length = self.end - self.begin
         return self.x + (self.width * (second - self.begin) / length if length else 0.0)
 
@@ -50,7 +50,7 @@ class Tick(NamedTuple):
 
 
 class Scale:
-    """Seconds since the start as pixels."""
+    """Maps seconds since the start to pixels."""
 
     def __init__(self, total: float, busy: Iterable[Interval], left: float, width: float) -> None:
         self.total = max(total, 0.001)
@@ -58,18 +58,18 @@ class Scale:
         self.pieces = list(_pieces(gaps, self.total, left, width))
 
     def x(self, second: float) -> float:
-        """Where a second is drawn; one before the start or after the end stands at that."""
+        """Where a second is drawn; clamped to the start and the end."""
         second = min(max(second, 0.0), self.total)
         pieces = (piece for piece in self.pieces if second <= piece.end)
         return next(pieces, self.pieces[-1]).at(second)
 
     @property
     def breaks(self) -> list[Piece]:
-        """What is left out."""
+        """The parts that are left out."""
         return [piece for piece in self.pieces if piece.left_out]
 
     def ticks(self, format_seconds: FormatSeconds = format_seconds) -> Iterator[Tick]:
-        """Round times. Behind a break they count from its end."""
+        """Round times. After a break, they count from its end."""
         step = self._step()
         for piece in self.pieces:
             if piece.left_out:
@@ -91,12 +91,12 @@ class Scale:
 
 
 def _left_out(busy: Sequence[Interval], total: float, width: float) -> list[Interval]:
-    """The longest idle times, until there is room for the rest."""
+    """The longest idle times, until there is enough room for the rest."""
     idle = list(_idle(busy, total)) if busy else []
     active = max(total - sum(end - begin for begin, end in idle), 0.001 * len(idle))
     visible, gaps = total, list[Interval]()
     for begin, end in sorted(idle, key=lambda gap: gap[0] - gap[1]):
-        # A little of it stays on both sides, so that one sees a wait begin and end.
+        # A little remains on both sides, so that the beginning and the end of a wait are visible.
         length = end - begin - active / 2
         is_worth_it = length / visible * width > 2 * BREAK
         if active >= SHARE * visible or length < MIN_GAP_SECONDS or not is_worth_it:
@@ -107,7 +107,7 @@ def _left_out(busy: Sequence[Interval], total: float, width: float) -> list[Inte
 
 
 def _idle(busy: Sequence[Interval], total: float) -> Iterator[Interval]:
-    """What of the whole is not covered."""
+    """The intervals that nothing covers."""
     covered = 0.0
     for begin, end in sorted([*busy, (total, total)]):
         if covered < min(begin, total):

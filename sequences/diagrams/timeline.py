@@ -12,12 +12,12 @@ from .marks import SPANS, Translate
 from .markup import clean, document, element, fitted, hidden, linked, listed, width_of
 from .time_axis import FormatSeconds, Interval, Piece, Scale
 
-#: Pixels.
+#: In pixels.
 LABEL, LENGTH = 168.0, 88.0
 TOP, LANE, PAD = 30.0, 28.0, 10.0
 LEGEND = 26.0
 SIZE = 12.0
-#: How high each kind of bar is.
+#: The height of each kind of bar.
 HEIGHTS = {
     "waited": 5.0,
     "ran": 15.0,
@@ -26,7 +26,7 @@ HEIGHTS = {
     "failed": 15.0,
     "held": 9.0,
 }
-#: How wide it is at least: however short it was, one sees that it was.
+#: The minimum width, so that even the shortest bar is visible.
 LEAST = {
     "waited": 1.0,
     "ran": 3.0,
@@ -37,7 +37,7 @@ LEAST = {
 }
 
 Kind = Literal["waited", "ran", "items", "children", "failed", "held"]
-#: In which something is at work, for which the axis has room.
+#: Kinds of bars that show activity, for which the axis keeps room.
 BUSY = ("ran", "items", "children", "failed")
 
 
@@ -47,20 +47,20 @@ class Span:
 
     kind: Kind
     begins: datetime
-    #: None: it still does.
+    #: None: it has not ended.
     ends: datetime | None = None
     title: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """A step, and what it did."""
+    """One step, and what it did."""
 
     name: str
     label: str
     href: str = ""
     spans: Sequence[Span] = ()
-    #: What stands on the right; if it is empty, how long it ran.
+    #: The text on the right; empty: the time that the step ran.
     text: str = ""
 
 
@@ -76,10 +76,11 @@ def timeline(
     standalone: bool = False,
     width: float = 960.0,
 ) -> str:
-    """What each step did when, as an SVG, to stand in a page as it is: all in it is escaped.
+    """When each step did what, as an SVG that can be embedded in a page: everything is escaped.
 
-    From ``start`` to ``end``, or to ``now`` if it has none. Idle times that would leave no room for
-    the rest are left out: the axis is broken there, and says for how long.
+    It reaches from ``start`` to ``end``, or to ``now`` if there is no end. Idle times that would
+    leave too little room for the rest are left out: the axis is broken there, and says for how
+    long.
     """
     painter = _Painter(lanes, start, end or now, translate, format_seconds, width)
     return painter.picture(label, standalone=standalone)
@@ -194,7 +195,7 @@ class _Painter:
         return element("g", *parts, class_=f"seq-span seq-span-{span.kind}{still}")
 
     def _bar(self, kind: str, x: float, middle: float, width: float) -> str:
-        """A failed attempt is told by its shape, too."""
+        """A failed attempt also has a shape of its own, not only a colour."""
         y, height, rx = middle - HEIGHTS[kind] / 2, HEIGHTS[kind], min(3.0, width / 2)
         bar = element("rect", x=x, y=y, width=width, height=height, rx=rx, class_="seq-bar")
         if kind != "failed":
@@ -208,7 +209,7 @@ class _Painter:
         kinds = {span.kind for span in spans}
         ended = {span.kind for span in spans if span.ends is not None}
         for kind in (kind for kind in HEIGHTS if kind in kinds):
-            # In the colour that the bars have: of work that nothing has ended yet, that of work.
+            # In the colour of the bars; for unfinished work, the colour of work.
             still = "" if kind in ended else " seq-still"
             class_ = f"seq-span seq-span-{kind}{still}"
             yield element("g", self._bar(kind, x, middle, 18), class_=class_)
@@ -217,7 +218,7 @@ class _Painter:
             x += 24 + width_of(word, 11) + 22
 
     def _short(self, piece: Piece) -> str:
-        """About how long it is: a few seconds of an hour have no place here."""
+        """The approximate length: for an hour, a few seconds do not matter."""
         length = piece.end - piece.begin
         unit = max((unit for unit in (1, 10, 60, 600, 3600) if unit <= length * 0.02), default=1)
         return self.format_seconds(round(length / unit) * unit)

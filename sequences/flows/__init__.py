@@ -1,1 +1,1 @@
-"""Definitions that are data."""
+"""Definitions as data."""

@@ -1,4 +1,4 @@
-"""Sequences whose definition is data: declared ones, and those that are stored with their run.
+"""Sequences defined by data: declared ones, and those that are stored with their run.
 
 Nothing in a definition is imported or evaluated: it names jobs, keys of `data` and steps.
 """
@@ -46,10 +46,10 @@ S = TypeVar("S", bound=Sequence[Any])
 
 
 def define(definition: Data, /, *, name: str | None = None, base: type[S] | None = None) -> type[S]:
-    """Declare a sequence that is data: a mapping whose steps name registered jobs, or a `chain`.
+    """Declare a sequence as data: a mapping whose steps name registered jobs, or a `chain`.
 
     ``name`` is its label (``"shop.Import"``), if the mapping has none; ``base`` is the class that
-    it inherits from. It is registered and bound as any class. Raises `InvalidDefinition`.
+    it inherits from. It is registered and bound like any class. Raises `InvalidDefinition`.
     """
     module = sys._getframe(1).f_globals["__name__"]
     return build(base or Sequence, definition, name=name, module=module)
@@ -58,7 +58,7 @@ def define(definition: Data, /, *, name: str | None = None, base: type[S] | None
 def build(
     cls: type[Sequence[Any]], definition: Data, *, name: str | None, module: str, file: str = ""
 ) -> type[Any]:
-    """See `define`; ``file`` is where the definition stands, for the errors."""
+    """See `define`; ``file`` is the file of the definition, for error messages."""
     where = file or module
     mapping = _mapping_of(definition, where)
     app_label, class_name = _label(name or mapping.get("name"), where)
@@ -77,7 +77,7 @@ def build(
 
 
 class Flow(Sequence):
-    """Runs the steps of definitions that are stored with their runs.
+    """The class of all runs that store their own definition.
 
     Its label stands for all of them, and its actor runs all of their steps.
     """
@@ -115,9 +115,9 @@ def start_definition(
 ) -> Sequence[Any]:
     """Start a run that stores its own definition: a mapping, a `chain` or a `group`.
 
-    Every worker that has the jobs can run it. ``name`` is what people read, and the scope of
-    ``key``; the other options are those of `Sequence.start`. Put what differs from run to run into
-    ``data``: each new definition is stored once.
+    Every worker that has the jobs can run it. ``name`` is shown to people, and is the scope of
+    ``key``; the other options are those of `Sequence.start`. Put whatever differs from run to run
+    into ``data``, because each distinct definition is stored once.
 
     Raises `InvalidDefinition` and `InvalidData`.
     """
@@ -139,7 +139,7 @@ def start_definition(
 
 
 def plan_of(definition: Data, where: str) -> Plan:
-    """The plan of a definition that nobody has started; ``where`` names it in errors."""
+    """The plan of a definition that was not started; ``where`` names it in errors."""
     mapping = _normalised(_mapping_of(definition, where), where)
     steps = {key: value for key, value in mapping.items() if key not in CLASS_KEYS}
     return _inline(steps, str(mapping.get("name") or where), where, strict=True).plan
@@ -172,14 +172,14 @@ def _inline(mapping: Mapping[str, Any], label: str, where: str, *, strict: bool)
 
 
 def _inline_node(node: Node, step: Step[Any]) -> Node:
-    """Its options go with its messages: the actor has none of its own."""
+    """The options go with the messages of the step, because the actor has none of its own."""
     ours = ("queue_name", "max_age", "retry_when", "throws")
     options = {name: value for name, value in step.options.items() if name not in ours}
     return replace(node, actor=ACTOR, options=options)
 
 
 def _check_inline(definition: Definition, where: str) -> None:
-    """What their one actor cannot do for each of its messages, and what is not there."""
+    """Check for options that the shared actor cannot apply, and for names that do not exist."""
     others = [cls._definition for cls in every_class() if cls._definition is not None]
     labels = [other.label for other in others]
     declared = dramatiq.get_broker().get_declared_queues()
@@ -214,7 +214,7 @@ def _mapping_of(definition: Data, where: str) -> dict[str, Any]:
 
 
 def _normalised(mapping: dict[str, Any], where: str) -> dict[str, Any]:
-    """JSON, with its steps in a list: databases do not keep the order of keys."""
+    """As JSON, with its steps in a list: databases do not keep the order of keys."""
     try:
         mapping, _ = serialization.normalise(
             mapping, encoder=DjangoJSONEncoder, path="definition",
@@ -270,7 +270,7 @@ def _class(
 
 
 def _placed(error: InvalidDefinition, path: str, where: str) -> InvalidDefinition:
-    """The same, with the step as a file's reader knows it."""
+    """The same error, with the step named as in the file."""
     if not error.where.startswith(path):
         return error
     step = error.where[len(path) :].removeprefix(".")

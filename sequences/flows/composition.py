@@ -1,4 +1,4 @@
-"""`chain` and `group`: a definition that is composed in Python, of registered jobs."""
+"""`chain` and `group`: definitions composed in Python from registered jobs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Part = Job[..., Any] | Use | str | Any  # or a chain or a group
 
 @dataclass(frozen=True)
 class Composition:
-    """What `chain` and `group` make: parts in a row, or side by side."""
+    """The result of `chain` and `group`: parts in a row, or side by side."""
 
     parts: tuple[Any, ...]
     parallel: bool
@@ -29,7 +29,7 @@ class Composition:
 
     is_step_elsewhere: ClassVar[bool] = True  # in a definition, not in a class
 
-    if not TYPE_CHECKING:  # lest a type checker believes in every attribute
+    if not TYPE_CHECKING:  # so that type checkers do not accept every attribute
 
         def __getattr__(self, name: str) -> NoReturn:
             hint = "Start it with start_definition(…, data)."
@@ -47,17 +47,17 @@ class Composition:
 
 
 def chain(*parts: Part, delay: Delay | None = None) -> Composition:
-    """One after the other: ``chain(fetch, group(resize, scan), publish)``.
+    """Run parts one after the other: ``chain(fetch, group(resize, scan), publish)``.
 
     A part is a job, its name, ``job.with_(…)``, a chain or a group. ``delay`` (a timedelta,
-    milliseconds, or a text such as ``"15 min"``) is a wait before the first. One without parts adds
-    no step to that which it is a part of.
+    milliseconds, or a string such as ``"15 min"``) is a wait before the first part. A chain without
+    parts adds no step to the definition that contains it.
     """
     return Composition(_checked("chain", parts), parallel=False, delay=delay)
 
 
 def group(*parts: Part, delay: Delay | None = None) -> Composition:
-    """Side by side; what comes after a group waits for all of it. Else as `chain`."""
+    """Run parts in parallel; whatever follows a group waits for all of it. See also `chain`."""
     return Composition(_checked("group", parts), parallel=True, delay=delay)
 
 
@@ -68,7 +68,7 @@ class _Drawing:
         self.steps: dict[str, dict[str, Any]] = {}
 
     def draw(self, part: Any, *, after: list[str], delay: Delay | None) -> list[str]:
-        """Add a part behind these steps; returns its open ends."""
+        """Add a part after these steps; return its open ends."""
         if not isinstance(part, Composition):
             return [self._add(_use(part), after, delay)]
         count = len(self.steps)
@@ -82,18 +82,18 @@ class _Drawing:
     def _draw_parts(self, part: Composition, after: list[str], delay: Delay | None) -> list[str]:
         if part.parallel:
             ends = (self.draw(branch, after=after, delay=delay) for branch in part.parts)
-            # Without a branch, what comes after it waits for what stands before it.
+            # A group without branches: whatever follows it waits for what precedes it.
             return list(dict.fromkeys(end for names in ends for end in names)) or after
         for link in part.parts:
             count = len(self.steps)
             after = self.draw(link, after=after, delay=delay)
-            delay = delay if len(self.steps) == count else None  # an empty one passes it on
+            delay = delay if len(self.steps) == count else None  # an empty chain passes it on
         return after
 
     def _add(self, use: Use, after: list[str], delay: Delay | None) -> str:
         keys = dict(use.keys)
         if len(self.steps) >= MAX_STEPS:
-            # A group of the same group, again and again, would never come to its end.
+            # A group of the same group, nested again and again, would never end.
             raise InvalidDefinition(
                 where="a chain or group",
                 problem=f"it has more than {MAX_STEPS} steps",

@@ -1,4 +1,4 @@
-"""Definitions in files: YAML or JSON."""
+"""Definitions in YAML or JSON files."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from ..exceptions import InvalidDefinition
 from ..sequence import Sequence
 from .builder import build
 
-#: Values in a YAML file, with what its aliases stand for: merged, each is written out.
+#: The most values in a YAML file, counting aliases each time: merging writes each of them out.
 MAX_NODES = 200_000
 
 
 def load(pattern: str, /) -> list[type[Sequence[Any]]]:
-    """Declare a sequence for each file: ``load("flows/*.yaml")``, in an app's sequences.py.
+    """Declare a sequence per file: ``load("flows/*.yaml")``, in an app's sequences.py.
 
-    A relative pattern is looked up beside the module that calls this. The files are YAML (the
-    extra ``yaml``) or JSON, by their suffix; each has a ``name``. Returns the classes, in the
-    order of the files' names. Raises `InvalidDefinition`, which names the file and the step.
+    A relative pattern is relative to the module that calls this. The files are YAML (with the extra
+    ``yaml``) or JSON, by suffix; each has a ``name``. Returns the classes, in the order of the file
+    names. Raises `InvalidDefinition`, which names the file and the step.
     """
     caller = sys._getframe(1).f_globals
-    file = caller.get("__file__")  # a shell has none
+    file = caller.get("__file__")  # an interactive shell has none
     folder = Path(file).resolve().parent if file else Path.cwd()
     paths = sorted(Path(folder.anchor).glob(_inside(folder / pattern)))
     if not paths:
@@ -36,12 +36,12 @@ def load(pattern: str, /) -> list[type[Sequence[Any]]]:
 
 
 def _inside(path: Path) -> str:
-    """A pattern from the root on: `Path.glob` takes none that is absolute."""
+    """The pattern relative to the root: `Path.glob` does not take absolute patterns."""
     return str(path.relative_to(path.anchor))
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The mapping in one file. Raises `InvalidDefinition`, and `OSError`."""
+    """Read the mapping in a file. Raises `InvalidDefinition`, and `OSError`."""
     return _read(path, _relative(path))
 
 
@@ -110,7 +110,7 @@ def _loader() -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Refuses a key that stands twice, and leaves dates the texts that JSON has for them."""
+        """A loader that rejects duplicate keys, and leaves dates as strings, as in JSON."""
 
         def get_single_node(self) -> Any:
             node: Any = super().get_single_node()
@@ -136,7 +136,7 @@ def _loader() -> Any:
 
 
 def _nodes(node: Any) -> int:
-    """How many there are, an alias for all that it stands for; it is counted no further."""
+    """The number of nodes, counting an alias as all that it stands for; stops at the limit."""
     count, level = 0, [node]
     while level and count <= MAX_NODES:
         count += len(level)

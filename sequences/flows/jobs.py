@@ -1,4 +1,4 @@
-"""Jobs: functions that are known by a name, which definitions that are data may run."""
+"""Jobs: functions registered under a name, which definitions as data can run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..exceptions import InvalidData, InvalidDefinition, UnknownJob, did_you_mea
 P = ParamSpec("P")
 R = TypeVar("R")
 
-#: The parameter that takes the sequence itself.
+#: The parameter that receives the sequence itself.
 SEQUENCE = "sequence"
 
 _by_name: dict[str, Job[Any, Any]] = {}
@@ -31,7 +31,7 @@ _by_name: dict[str, Job[Any, Any]] = {}
 
 @dataclass(frozen=True, eq=False)
 class Use:
-    """A job as one step of a composition: with its arguments and options. See `Job.with_`."""
+    """A job as a step of a composition, with its arguments and options. See `Job.with_`."""
 
     job: str
     keys: Mapping[str, Any] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Use:
 
 @dataclass(frozen=True, eq=False)
 class Job(Generic[P, R]):
-    """A registered function. Calling it calls the function; a definition names it by ``name``."""
+    """A registered function. Calling it calls the function; definitions refer to it by ``name``."""
 
     name: str
     function: Callable[P, R]
@@ -49,7 +49,7 @@ class Job(Generic[P, R]):
 
     is_step_elsewhere: ClassVar[bool] = True  # in a definition, not in a class
 
-    if not TYPE_CHECKING:  # lest a type checker believes in every attribute
+    if not TYPE_CHECKING:  # so that type checkers do not accept every attribute
 
         def __getattr__(self, name: str) -> NoReturn:
             hint = "Start it as part of a definition: start_definition(chain(job), data)."
@@ -65,20 +65,20 @@ class Job(Generic[P, R]):
         delay: timedelta | int | str | None = None,
         **keys: Any,
     ) -> Use:
-        """This job in a `chain` or `group`, with literal ``args`` for some of its parameters.
+        """Use this job in a `chain` or `group`, with literal ``args`` for some of its parameters.
 
-        ``delay`` is a timedelta, milliseconds, or a text such as ``"15 min"``. ``keys`` are what a
-        step of a definition may have (``inputs``, ``when``, ``each``, …), Dramatiq's options, and
+        ``delay`` is a timedelta, milliseconds, or a string such as ``"15 min"``. ``keys`` are the
+        keys of a step in a definition (``inputs``, ``when``, ``each``, …), Dramatiq's options, and
         ``name``, the name of the step.
         """
         own = {"args": args, "delay": delay}
-        # Of the keys None is a value: max_retries=None is for ever.
+        # For keys, None is a value: max_retries=None means without limit.
         own = {name: value for name, value in own.items() if value is not None}
         return Use(self.name, own | keys)
 
     @cached_property
     def parameters(self) -> dict[str, inspect.Parameter]:
-        """By name, without `sequence` and without ``**kwargs``."""
+        """Its parameters by name, without `sequence` and ``**kwargs``."""
         parameters = inspect.signature(self.function).parameters
         return {
             name: parameter
@@ -93,7 +93,7 @@ class Job(Generic[P, R]):
 
     @cached_property
     def takes_any(self) -> bool:
-        """Whether it takes arguments that it does not name."""
+        """Whether it takes arbitrary keyword arguments."""
         parameters = inspect.signature(self.function).parameters.values()
         return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
@@ -103,11 +103,10 @@ class Job(Generic[P, R]):
         explicit: Mapping[str, Any],
         missing: Mapping[str, str] = types.MappingProxyType({}),
     ) -> Any:
-        """Call it with ``explicit`` arguments, and for the rest with what `data` has.
+        """Call it with ``explicit`` arguments, and take the rest from `data`.
 
-        ``missing`` are parameters that were meant to get a value from elsewhere, where there is
-        none: their defaults count. Raises `InvalidData`. Returns JSON, where the return value is
-        annotated.
+        ``missing`` are parameters whose value was to come from elsewhere, but does not exist: their
+        defaults apply. Raises `InvalidData`. Returns JSON if the return value is annotated.
         """
         arguments = dict(self._arguments(sequence.data, explicit, missing))
         if self.takes_any:
@@ -164,7 +163,7 @@ class Job(Generic[P, R]):
 
     @cached_property
     def _annotations(self) -> dict[str, Any]:
-        # Not when it is registered: the names in its annotations may be defined below it.
+        # Not at registration: names in the annotations may be defined below the function.
         try:
             return typing.get_type_hints(inspect.unwrap(self.function), include_extras=True)
         except NameError as error:
@@ -176,14 +175,15 @@ class Job(Generic[P, R]):
 
 
 def job(name: str, /, *, limits: Limits = ()) -> Callable[[Callable[P, R]], Job[P, R]]:
-    """Register a function by a name: ``@job("fetch_data")``.
+    """Register a function under a name: ``@job("fetch_data")``.
 
-    Whatever runs it needs a place in its ``limits``; a definition may name them elsewhere, too.
+    Every step that runs it needs a place in its ``limits``; a definition can name them for other
+    steps, too.
 
-    Where a definition runs it, each parameter gets the value of its name in ``data``; what the
-    definition says with ``inputs`` and ``args`` wins. Pydantic validates values by their
-    annotations: without it, a job has none. A parameter ``sequence`` gets the sequence itself.
-    Raises `InvalidDefinition`.
+    When a definition runs the job, each parameter gets the value of the same name in ``data``,
+    unless the definition's ``inputs`` or ``args`` set it. Pydantic validates values by the
+    annotations; if pydantic is not installed, jobs cannot have annotations. A parameter
+    ``sequence`` gets the sequence itself. Raises `InvalidDefinition`.
     """
     if not isinstance(name, str) or not name:
         raise InvalidDefinition(
@@ -195,25 +195,25 @@ def job(name: str, /, *, limits: Limits = ()) -> Callable[[Callable[P, R]], Job[
 
 
 def get(name: str) -> Job[Any, Any]:
-    """The job of that name, or `UnknownJob`."""
+    """Return the job with that name. Raises `UnknownJob`."""
     if job_of_name := _by_name.get(name):
         return job_of_name
     raise UnknownJob(job=name, hint=did_you_mean(name, sorted(_by_name)))
 
 
 def find(name: str) -> Job[Any, Any] | None:
-    """The job of that name, if there is one."""
+    """The job with that name, if there is one."""
     return _by_name.get(name)
 
 
 def names() -> list[str]:
-    """Of all jobs."""
+    """The names of all jobs."""
     return sorted(_by_name)
 
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """What is registered inside is forgotten afterwards."""
+    """Forget everything that is registered inside the block."""
     saved = dict(_by_name)
     try:
         yield
@@ -255,14 +255,14 @@ def _problems(name: str, function: Any) -> Iterator[tuple[str, str]]:
         )
         yield problem, "Install django-dramatiq-sequences[pydantic], or remove the annotations."
     other = _by_name.get(name)
-    # A reloaded module registers its functions again, and the new ones count.
+    # A reloaded module registers its functions again, and the new ones replace the old ones.
     if other is not None and _path(other.function) != _path(function):
         problem = f"{_path(function)} and {_path(other.function)} have the same name"
         yield problem, "Rename one of them."
 
 
 def _is_annotated(function: Any) -> bool:
-    """Whether there is something to validate: the sequence itself is not."""
+    """Whether there is something to validate; a `sequence` parameter does not count."""
     annotated = getattr(inspect.unwrap(function), "__annotations__", {})
     return bool(annotated.keys() - {SEQUENCE})
 
@@ -283,17 +283,17 @@ def _validated(annotation: Any, value: Any, path: str, hint: str) -> Any:
 
 
 def _first_of(error: Any) -> str:
-    """The place and the message, without the value: it may be a secret."""
+    """The place and the message, without the value, which may be a secret."""
     detail = error.errors(include_input=False, include_url=False)[0]
     place = ".".join(map(str, detail["loc"]))
     return f"{place}: {detail['msg']}" if place else str(detail["msg"])
 
 
 def _adapter(annotation: Any) -> Any:
-    """Pydantic's, or None if it has nothing to say of this annotation."""
+    """Pydantic's adapter, or None if this annotation needs no validation."""
     try:
         return _built_adapter(annotation)
-    except TypeError:  # it cannot be hashed
+    except TypeError:  # not hashable
         return _build_adapter(annotation)
 
 
@@ -301,7 +301,7 @@ def _build_adapter(annotation: Any) -> Any:
     from pydantic import ConfigDict, TypeAdapter
     from pydantic.errors import PydanticUserError
 
-    # A class that pydantic does not know is checked by isinstance.
+    # A class that pydantic does not know is checked with isinstance.
     for config in (None, ConfigDict(arbitrary_types_allowed=True)):
         with suppress(PydanticUserError):
             return TypeAdapter(annotation, config=config)

@@ -1,4 +1,4 @@
-"""From a definition that is data to steps. Nothing in it is imported or evaluated."""
+"""Turns a definition as data into steps. Nothing in it is imported or evaluated."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from .references import (
     Text,
 )
 
-#: The keys of a definition, and those that one stored with its run cannot have.
+#: The keys of a definition, and those that a definition stored with its run cannot have.
 RETENTIONS = ("retention", "retention_failed")
 SCHEDULES = ("schedule", "schedules")
 CLASS_KEYS = (
@@ -61,17 +61,17 @@ KEYS = (
 )  # fmt: skip
 INPUT_KEYS = ("label", "required", "default")
 
-#: What a schedule may have, beside cron and timezone, or every.
+#: The keys of a schedule, in addition to cron and timezone, or every.
 SCHEDULE_KEYS = ("data", "overlap", "catch_up", "missed", "jitter")
 KINDS = ("job", "event", "subsequence")
 CALL_KEYS = ("job", "inputs", "args", "limits")
 EVENT_KEYS = ("timeout", "on_timeout", "choices")
-#: What a step may have. Every other key is an option of Dramatiq's.
+#: The keys of a step. All other keys are options of Dramatiq.
 STEP_KEYS = (
     *KINDS, "after", "aliases", "allow_failed", "args", "atomic", "batch", "concurrency", "delay",
     "each", "inputs", "label", "limits", "on_error", "save", "undo", "when",
 )  # fmt: skip
-#: What is no use to steps of these kinds.
+#: Keys that these kinds of steps cannot have.
 NOT_FOR = {
     "event": {"inputs", "args", "limits", "save", "undo"},
     "subsequence": {"limits", "save"},
@@ -82,7 +82,7 @@ NOT_DATA = {
 }
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
-#: What stands for a value in a text, and what stands for itself.
+#: A placeholder in a string, and its escape.
 PLACEHOLDER = re.compile(r"\$\$\{|\$\{([^{}]*)\}|\$\{")
 CLASS_NAME = re.compile(r"(?:([A-Za-z_]\w*)\.)?([A-Za-z_]\w*)")
 MAX_STEPS = 500
@@ -90,7 +90,7 @@ MAX_STEPS = 500
 
 @dataclass
 class Parsed:
-    """What a class is made of."""
+    """The ingredients of a class."""
 
     steps: dict[str, Step[Any]]
     meta: dict[str, Any]
@@ -98,7 +98,7 @@ class Parsed:
 
 
 class Parser:
-    """One definition; its errors name the place and the step."""
+    """Parses one definition; its errors name the place and the step."""
 
     def __init__(self, where: str, *, strict: bool = True) -> None:
         self.where, self.strict = where, strict
@@ -173,13 +173,13 @@ class Parser:
                 raise self._error(f"on_error is {spec['on_error']!r}", "Use the name of a step.")
         self.step = ""
 
-    # the order
+    # order
 
     def _order(self) -> list[str]:
-        """Each step below what it waits for; as they are declared, where that is open."""
+        """Sort each step below what it waits for; otherwise, keep the declared order."""
         needs = dict(self._needs())
         while needs:
-            # What is placed has what is above it.
+            # Steps that have been placed have their dependencies above them.
             ready = (name for name, names in needs.items() if names <= self.above.keys())
             name = next(ready, None)
             if name is None:
@@ -236,7 +236,7 @@ class Parser:
         text = " → ".join(reversed(circle))
         return self._error(f"after is circular: {text}", "Remove one of these dependencies.")
 
-    # one step
+    # steps
 
     def _declared(self, name: str, spec: dict[str, Any]) -> Iterator[tuple[str, Step[Any]]]:
         options = self._step_options(spec)
@@ -267,7 +267,7 @@ class Parser:
         return options | self._limits(spec) | self._dramatiq_options(spec, STEP_KEYS)
 
     def _limits(self, spec: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of its job, and those that it names."""
+        """The limits of its job, and those that it names."""
         names = spec.get("limits") or []
         names = [names] if isinstance(names, str) else names
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -305,7 +305,7 @@ class Parser:
         if "form" in spec:
             hint = "Offer choices, or declare the event in a class."
             raise self._error("form is a class, but definitions are plain data", hint)
-        self._check_names(spec, EVENT_KEYS, "key of event")
+        self._check_names(spec, EVENT_KEYS, "key of an event")
         if spec.get("timeout") is not None:
             options["timeout"] = self._duration("timeout", spec["timeout"])
         own = {key: spec[key] for key in ("on_timeout", "choices") if key in spec}
@@ -327,7 +327,7 @@ class Parser:
         options = {"undoes": of}
         if isinstance(spec, Mapping) and "attempted" in spec:
             options["attempted"] = spec["attempted"]
-        # Of a subsequence the step is undone, and not each of its children.
+        # For a subsequence, the undo replaces the undos of its children.
         roots = ("item", "index", "result") if of.traits.has_items else ()
         declaration = self._off_path(spec, Undo, options, roots=roots)
         return own, declaration
@@ -350,7 +350,7 @@ class Parser:
         return kind(call, declared)
 
     def _closing(self, spec: Any, kind: type[Step[Any]]) -> Step[Any]:
-        """One job, or several that run one after the other in one step."""
+        """One job, or several jobs that run one after the other in one step."""
         if not isinstance(spec, list):
             return self._off_path(spec, kind)
         if not spec:
@@ -450,7 +450,7 @@ class Parser:
         return Input(label, is_required, {k: spec[k] for k in ("default",) if k in spec})
 
     def _with_defaults(self, meta: dict[str, Any], inputs: Inputs | None) -> dict[str, Any]:
-        """The defaults of inputs are those of data."""
+        """Inputs' defaults become defaults of data."""
         defaults = inputs.defaults if inputs else {}
         if not defaults:
             return meta
@@ -465,7 +465,7 @@ class Parser:
     def _source(
         self, what: str, value: Any, roots: tuple[str, ...], *, anywhere: bool = False
     ) -> Source:
-        """A reference, or a text, a list or a mapping with references in it."""
+        """A reference, or a string, list or mapping that contains references."""
         if isinstance(value, list | dict):
             return Template(self._template(what, value, roots, anywhere=anywhere))
         if isinstance(value, str) and "${" in value:
@@ -488,7 +488,8 @@ class Parser:
         return value
 
     def _text(self, what: str, value: str, roots: tuple[str, ...], *, anywhere: bool) -> Source:
-        """One reference alone is its value; in a text it becomes text."""
+        """A string that is one reference is its value; inside other text, it is inserted as
+        text."""
         parts: list[str | Ref] = []
         end = 0
         for match in PLACEHOLDER.finditer(value):
@@ -518,7 +519,7 @@ class Parser:
         raise self._error(f"when is {value!r}", hint)
 
     def _bare_ref(self, what: str, text: Any) -> Ref:
-        """A reference, or a key of data by its name only."""
+        """A reference, or just the name of a key of data."""
         if isinstance(text, str) and text and text.partition(".")[0] not in ("data", "steps"):
             text = f"data.{text}"
         return self._ref(what, text, ())
@@ -584,7 +585,9 @@ class Parser:
     def _timetable(self, what: str, spec: Any) -> Timetable:
         self._mapping(spec, what)
         if ("cron" in spec) == ("every" in spec):
-            raise self._error(f"{what} has neither or both of cron and every", "Give it one.")
+            raise self._error(
+                f"{what} has neither or both of cron and every", "Set exactly one of them."
+            )
         keys = ("cron", "timezone") if "cron" in spec else ("every",)
         self._check_names(spec, (*keys, *SCHEDULE_KEYS), f"key of {what}")
         options = {name: spec[name] for name in ("data", "overlap", "missed") if name in spec}
@@ -592,7 +595,7 @@ class Parser:
             if name in spec:
                 options[name] = self._duration(name, spec[name])
         if not isinstance(options.get("data", {}), Mapping):
-            raise self._error(f"data of {what} is {options['data']!r:.60}", "Give a mapping.")
+            raise self._error(f"data of {what} is {options['data']!r:.60}", "Use a mapping.")
         try:
             if "cron" in spec:
                 return cron(spec["cron"], timezone=spec.get("timezone"), **options)
@@ -608,9 +611,9 @@ class Parser:
                 raise self._error(f"{key!r} is not a valid {what}", did_you_mean(key, names))
 
     def _check_keys(self, spec: Mapping[str, Any], ours: tuple[str, ...]) -> None:
-        """Refuse what is no option of Dramatiq's, unless it was one at the run's start.
+        """Reject keys that are not options of Dramatiq, unless they were when the run started.
 
-        Middleware may bring options of its own, which only a broker knows that is there already.
+        Middleware may add options of its own, which are known only once there is a broker.
         """
         names = {*_DRAMATIQ, *ours}
         for key in spec if self.strict else ():

@@ -1,4 +1,4 @@
-"""The code of steps that are data: they read values, and call registered jobs."""
+"""The code of steps defined by data: it reads values and calls registered jobs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MISSING = object()
 
 @dataclass(frozen=True)
 class Ref:
-    """Where a value comes from: ``data.key``, ``steps.name.path``, ``item.path``."""
+    """The source of a value: ``data.key``, ``steps.name.path``, ``item.path``."""
 
     text: str
     root: str
@@ -35,11 +35,11 @@ class Ref:
 
     @property
     def refs(self) -> tuple[Ref, ...]:
-        """All that it reads."""
+        """All references in it."""
         return (self,)
 
     def fill(self, read: Callable[[Ref], Any]) -> Any:
-        """The value that this function reads."""
+        """Return the value, using this function to read references."""
         return read(self)
 
     def has_root(self, sequence: Any) -> bool:
@@ -58,17 +58,17 @@ class Ref:
 
 @dataclass(frozen=True)
 class Text:
-    """A text with values from elsewhere in it."""
+    """A string with placeholders for values."""
 
     parts: tuple[str | Ref, ...]
 
     @property
     def refs(self) -> tuple[Ref, ...]:
-        """All that it reads."""
+        """All references in it."""
         return tuple(part for part in self.parts if isinstance(part, Ref))
 
     def fill(self, read: Callable[[Ref], Any]) -> str:
-        """Texts stand in it as they are, and all else as JSON."""
+        """Return the string. Strings are inserted as they are, other values as JSON."""
         return "".join(
             part if isinstance(part, str) else _as_text(read(part)) for part in self.parts
         )
@@ -80,18 +80,18 @@ def _as_text(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Template:
-    """A list or a mapping with values from elsewhere anywhere in it."""
+    """A list or a mapping with references anywhere in it."""
 
-    #: JSON, in which there may be others of these.
+    #: JSON, which may contain more templates.
     content: Any
 
     @property
     def refs(self) -> tuple[Ref, ...]:
-        """All that it reads."""
+        """All references in it."""
         return tuple(_refs_in(self.content))
 
     def fill(self, read: Callable[[Ref], Any]) -> Any:
-        """The same, with the values."""
+        """Return the list or mapping, with the values."""
         return _filled(self.content, read)
 
 
@@ -115,7 +115,7 @@ def _filled(content: Any, read: Callable[[Ref], Any]) -> Any:
 
 
 class Absent(Exception):
-    """There is no value where a reference points to."""
+    """The value that a reference points to does not exist."""
 
     def __init__(self, ref: Ref) -> None:
         super().__init__(ref.text)
@@ -123,7 +123,7 @@ class Absent(Exception):
 
 
 def read_from(sequence: Any, item_values: Mapping[str, Any]) -> Callable[[Ref], Any]:
-    """What reads a reference, and raises `Absent` if there is no value."""
+    """A function that reads a reference, and raises `Absent` if there is no value."""
 
     def read(ref: Ref) -> Any:
         value = ref.read(sequence, item_values)
@@ -144,19 +144,19 @@ def _part(value: Any, part: str) -> Any:
 
 @dataclass(frozen=True)
 class Arguments:
-    """What a definition gives a step: literals, and values from elsewhere."""
+    """The arguments that a definition gives a step: literals and references."""
 
     inputs: Mapping[str, Source]
     args: Mapping[str, Any]
 
     def reads(self, root: str) -> bool:
-        """Whether a value comes from there: from the item, say."""
+        """Whether a value comes from this source, such as the item."""
         return any(ref.root == root for source in self.inputs.values() for ref in source.refs)
 
     def read(
         self, sequence: Any, item_values: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, str]]:
-        """The values, and what was not there."""
+        """Return the values, and the names without a value."""
         read = read_from(sequence, item_values)
         values, missing = dict(self.args), {}
         for name, source in self.inputs.items():
@@ -213,7 +213,7 @@ class Calls:
     async def _awaited(
         self, sequence: Any, coroutine: Coroutine[Any, Any, Any], rest: tuple[Call, ...]
     ) -> Any:
-        """The first of them that is asynchronous, and the others: they may read the database."""
+        """Await the first job, then run the others in a thread: they may use the database."""
         result = await coroutine
         for call in rest:
             if isinstance(result, Repeat | Finish):
@@ -226,11 +226,11 @@ class Calls:
 
 @dataclass(frozen=True)
 class ChildData:
-    """The data of a subsequence's run."""
+    """The data of a subsequence's child run."""
 
     arguments: Arguments
 
-    #: With `each`, it is called with the number of the item, too.
+    #: With `each`, it is called with the index of the item, too.
     takes_index: ClassVar[bool] = True
 
     def __call__(self, sequence: Any, *item: Any) -> dict[str, Any]:
@@ -262,7 +262,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What ``when`` says: all of it must be so."""
+    """The conditions in ``when``, all of which must hold."""
 
     truths: tuple[tuple[Ref, bool], ...] = ()
     values: tuple[tuple[Ref, Any], ...] = ()
@@ -277,7 +277,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Outputs:
-    """The code of the last step: it puts results into `data`."""
+    """The code of the last step, which stores results in `data`."""
 
     sources: Mapping[str, Source]
 
@@ -287,7 +287,7 @@ class Outputs:
             try:
                 sequence.data[name] = source.fill(read)
             except Absent as absent:
-                # Of a step that was skipped there is nothing to put out.
+                # A step that was skipped has no output.
                 if absent.ref.root != "steps" or absent.ref.has_root(sequence):
                     hint = "Fix the outputs, or what the step returns."
                     raise InvalidData(

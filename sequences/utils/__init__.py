@@ -1,1 +1,1 @@
-"""Small things that know nothing of sequences."""
+"""Small helpers that know nothing about sequences."""

@@ -1,7 +1,7 @@
-"""Durations as people write them and as they read them: the one parser, the one formatter.
+"""Durations: one parser and one formatter.
 
-People read ``400 ms``, ``1.2 s``, ``3 min 5 s`` or ``2 d 4 h``; where pages show it, the decimal
-separator and the units are those of their language, and the parser takes these, too.
+They are shown as ``400 ms``, ``1.2 s``, ``3 min 5 s`` or ``2 d 4 h``. Pages use the decimal
+separator and the units of their language, and the parser accepts these, too.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 
-#: Each unit that is shown, and how many milliseconds it has.
+#: The units that are shown, in milliseconds.
 SHOWN_UNITS = (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1000), ("ms", 1))
 _SECONDS_WITH_TENTHS = 10
 
-#: Each unit that is understood, and how many seconds it has. All but the symbols take a plural s.
+#: The units that are understood, in seconds. All except the symbols can have a plural s.
 _SECONDS_IN = {
     "ms": 0.001, "millisecond": 0.001,
     "s": 1, "sec": 1, "second": 1,
@@ -32,7 +32,8 @@ _AMOUNT = re.compile(r"(\d+(?:[.,]\d+)?)\s*([a-z]+)\s*(?:,|and)?\s*")
 
 
 def parse_duration(value: object) -> timedelta | None:
-    """Milliseconds, ``"90s"``, ``"1 h 30 min"``, ``"3 days"`` or ISO 8601; None: no duration."""
+    """Parse milliseconds, ``"90s"``, ``"1 h 30 min"``, ``"3 days"`` or ISO 8601; None if it is not
+    valid."""
     try:
         if type(value) is int and value >= 0:
             return timedelta(milliseconds=value)
@@ -63,9 +64,9 @@ def _parse_amounts(text: str) -> timedelta | None:
 
 
 def format_duration(value: timedelta | None, none: str = "") -> str:
-    """A length of time in its two largest units, cut off and never rounded up; ``none`` of None.
+    """A duration in its two largest units, cut off and never rounded up; ``none`` for None.
 
-    A negative one, of clocks that differ, is shown as ``0 ms``.
+    A negative duration, which clocks that differ can cause, is shown as ``0 ms``.
     """
     if value is None:
         return none
@@ -73,7 +74,7 @@ def format_duration(value: timedelta | None, none: str = "") -> str:
 
 
 def parts_of(value: timedelta) -> list[tuple[str, str]]:
-    """The same as amounts and units, for who writes it in another language."""
+    """The same as pairs of amount and unit, for other languages."""
     milliseconds = max(to_milliseconds(value), 0)
     if 1000 <= milliseconds < _SECONDS_WITH_TENTHS * 1000:
         return [(_seconds(milliseconds), "s")]
@@ -83,12 +84,12 @@ def parts_of(value: timedelta) -> list[tuple[str, str]]:
 
 
 def format_seconds(seconds: float) -> str:
-    """The same of a number of seconds."""
+    """The same for a number of seconds."""
     return format_duration(timedelta(seconds=seconds))
 
 
 def to_milliseconds(length: timedelta) -> int:
-    """As Dramatiq counts; what is less than one is cut off."""
+    """In whole milliseconds, as Dramatiq counts, rounded down."""
     return length // timedelta(milliseconds=1)
 
 
@@ -98,7 +99,7 @@ def _seconds(milliseconds: int) -> str:
 
 
 def _parts(milliseconds: int, largest: int) -> list[tuple[str, str]]:
-    # Below a minute one unit says enough.
+    # Below a minute, one unit is enough.
     units = SHOWN_UNITS[largest : largest + (2 if largest < 3 else 1)]
     parts = []
     for unit, size in units:

@@ -1,4 +1,4 @@
-"""Text for a terminal: how wide it is, and nothing in it that could steer one. Pure."""
+"""Text for a terminal: its width, and escaping of whatever could control the terminal. Pure."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from collections.abc import Callable
 
 
 def printable(text: str, escape: Callable[[str], str], *, keep: str = "") -> str:
-    """The text, with what a terminal may obey escaped."""
+    """Escape what a terminal would interpret."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() or char in keep else escape(char) for char in text)
 
 
 def plain(text: object, *, lines: bool = False) -> str:
-    """The text without what a terminal obeys: an escape in somebody's key must not reach it."""
+    """Remove what a terminal would interpret: an escape sequence in a user's key must not reach
+    it."""
     keep = "\n\t" if lines else ""
     return printable(str(text), lambda char: char.encode("unicode_escape").decode(), keep=keep)
 
 
 def cells(text: str) -> int:
-    """How many cells of a terminal it takes."""
+    """The number of terminal cells that it takes."""
     return sum(map(_cells, text))
 
 
@@ -31,7 +32,7 @@ def _cells(char: str) -> int:
 
 
 def cut(text: str, width: int, dots: str = "…") -> str:
-    """As much of it as so many cells hold."""
+    """Cut it to this number of cells."""
     if cells(text) <= width:
         return text
     room, end = width - len(dots), 0

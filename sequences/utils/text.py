@@ -1,4 +1,4 @@
-"""Parts of texts that stand in other texts. Pure."""
+"""Helpers for texts and error messages. Pure."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 class Unprintable(Exception):
-    """In the place of an error of which Python makes no traceback, for those who ask for one.
+    """Replaces an error whose traceback Python cannot format, for code that will log it.
 
-    A SyntaxError whose text is bytes, say: whoever logs it fails with a TypeError. This one says
-    what it was, and to `isinstance` it is that still.
+    For example, logging a SyntaxError whose text is bytes raises a TypeError. The replacement says
+    what the error was, and is still an instance of its class.
     """
 
     def __init__(self, error: BaseException) -> None:
@@ -32,13 +32,13 @@ class Unprintable(Exception):
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._error, name)
-        if name == "exceptions":  # of a group, which is formatted with all of them
+        if name == "exceptions":  # of a group, all of whose errors are formatted
             return tuple(printable(error) for error in value)
         return value
 
 
 def printable(error: BaseException) -> BaseException:
-    """The error itself, or what stands in its place where it cannot be formatted."""
+    """The error itself, or a replacement if it cannot be formatted."""
     try:
         traceback.format_exception(error)
     except Exception:
@@ -47,7 +47,7 @@ def printable(error: BaseException) -> BaseException:
 
 
 def raises_printable(function: Callable[P, T]) -> Callable[P, T]:
-    """The same, but whoever catches what it raises can log it."""
+    """Make sure that whoever catches an error of this function can log it."""
 
     @wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -57,13 +57,13 @@ def raises_printable(function: Callable[P, T]) -> Callable[P, T]:
             substitute = printable(error)
             if substitute is error:
                 raise
-        raise substitute  # out here, where the error does not become its context
+        raise substitute  # outside the except block, so that the error does not become its context
 
     return wrapped
 
 
 class Printable(logging.Filter):
-    """For a logger: no handler fails with the error that it is to write."""
+    """For loggers: makes sure that the error can be formatted by a handler."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
@@ -72,24 +72,25 @@ class Printable(logging.Filter):
         return True
 
 
-#: What differs between two messages that say the same: quotes, ids, numbers.
+#: The parts that differ between two messages about the same problem: quotes, ids, numbers.
 _VARIABLE = re.compile(
     r"""(?<!\w)'[^']*'(?!\w)|"[^"]*"|“[^”]*”|\b[0-9a-f]{8}-[0-9a-f-]{27}\b|\b0x[0-9a-f]+\b"""
     r"""|\b[0-9a-f]{12,}\b|\d+(?:[.,:]\d+)*""",
     re.IGNORECASE,
 )
-#: Of a message, so many characters tell what it is about.
+#: How many characters of a message identify its subject.
 SHAPED_LENGTH = 1_000
 
 
 def fingerprint_of(message: str) -> str:
-    """A digest of what a message says, whatever it says it of; nothing for an empty one."""
+    """A digest of what a message says, ignoring quotes, ids and numbers; "" for an empty
+    message."""
     text = _VARIABLE.sub("#", message.strip()[:SHAPED_LENGTH])
     return blake2s(text.encode(errors="replace"), digest_size=8).hexdigest() if text else ""
 
 
 def text_of(value: object) -> str:
-    """What it says, or what happens when it is asked."""
+    """Its message, or the error that asking for it raised."""
     try:
         return str(value)
     except (Exception, SystemExit) as broken:
@@ -97,7 +98,7 @@ def text_of(value: object) -> str:
 
 
 def trace_of(error: BaseException) -> str:
-    """Its traceback with all that it came from, or at least with its own frames."""
+    """Its traceback with all causes, or at least with its own frames."""
     try:
         return "".join(traceback.format_exception(error))
     except Exception as broken:
@@ -107,7 +108,7 @@ def trace_of(error: BaseException) -> str:
 
 
 def name_of(function: Any) -> str:
-    """Of something that is called, and where it stands if it has no name of its own."""
+    """The name of a callable, or its position in a file if it has no name of its own."""
     name = getattr(function, "__qualname__", None) or repr(function)
     code = getattr(function, "__code__", None)
     if code is None or not name.endswith("<lambda>"):
@@ -116,16 +117,16 @@ def name_of(function: Any) -> str:
 
 
 def label_of(name: str) -> str:
-    """What people call a step that declares no label: its name with spaces."""
+    """The label of a step that declares none: its name with spaces."""
     return name.replace("_", " ")
 
 
 def class_name(path: str) -> str:
-    """Of an error's class: without its module."""
+    """The name of an error's class, without its module."""
     return path.rpartition(".")[2] or path
 
 
 def first_line(text: str, longest: int) -> str:
-    """The first line that says something, cut to so many characters."""
+    """The first line that is not empty, cut to this many characters."""
     line = next((line for line in map(str.strip, text.splitlines()) if line), "")
     return line if len(line) <= longest else f"{line[: longest - 1]}…"

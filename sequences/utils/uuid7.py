@@ -1,4 +1,4 @@
-"""Identifiers that sort by the time of their making: Python's own where it has them."""
+"""Identifiers that sort by creation time: Python's own where available."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TAIL_BITS = 32
 
 
 class Uuid7Counter:
-    """UUIDs of version 7 for Python before 3.14, after RFC 9562, section 6.2, method 1.
+    """UUIDs of version 7 for Python before 3.14, according to RFC 9562, section 6.2, method 1.
 
     They have 48 bits of Unix milliseconds, a counter of 42 bits, and 32 random bits.
     """
@@ -27,7 +27,7 @@ class Uuid7Counter:
         self.counter = 0
 
     def __call__(self) -> UUID:
-        """One that is greater than the one before, also when the system's clock is set back."""
+        """Return an id greater than the previous one, even if the system's clock is set back."""
         now = time.time_ns() // 1_000_000
         if now > self.milliseconds:
             self._move_to(now)
@@ -42,13 +42,13 @@ class Uuid7Counter:
 
     def _move_to(self, milliseconds: int) -> None:
         self.milliseconds = milliseconds
-        # The highest bit stays free, so that the counter has room to grow.
+        # The highest bit starts as zero, to leave room for the counter.
         self.counter = _random(COUNTER_BITS - 1)
 
 
 def uuid7() -> UUID:
-    """A UUID of version 7 that is greater than each one that this process has made before."""
-    with _lock:  # the counters are not made for threads
+    """Return a UUID of version 7, greater than all earlier ones of this process."""
+    with _lock:  # the counters are not thread-safe
         return _make()
 
 
@@ -68,6 +68,6 @@ def _start() -> None:
 _lock: threading.Lock
 _make: Callable[[], UUID]
 _start()
-# A child would go on with its parent's counter, and perhaps with a lock that nobody releases.
+# A forked child would share its parent's counter, and maybe a lock that nobody will release.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_start)

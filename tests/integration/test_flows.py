@@ -533,7 +533,10 @@ def test_a_null_in_a_definition_is_none_and_not_nothing():
             "form is a class, but definitions are plain data. Offer choices, or declare the event "
             "in a class.",
         ),
-        ({"event": {"timout": 3}}, "'timout' is not a valid key of event. Did you mean 'timeout'?"),
+        (
+            {"event": {"timout": 3}},
+            "'timout' is not a valid key of an event. Did you mean 'timeout'?",
+        ),
         (
             {"event": {"on_timeout": "stop"}},
             'on_timeout is \'stop\'. It must be "fail" or "continue".',

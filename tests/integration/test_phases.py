@@ -260,7 +260,7 @@ def test_page_timeline_command_and_json_say_the_same(packed, admin_client):
     assert 'data-label="Duration">8 h' in row
     picture = timeline_of(snapshot.of(run))
     assert "seq-span-items seq-still" in picture
-    assert "items at work 8 h" in picture
+    assert "items in progress 8 h" in picture
     shown = output("show", run.pk)
     line = next(line for line in shown.splitlines() if line.startswith("pack"))
     assert line.split()[:5] == ["pack", "running", "2", "min", "8"]
