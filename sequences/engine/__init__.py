@@ -1,1 +1,1 @@
-"""The life of a step: claim, execute, commit, hand off; and what is done to runs."""
+"""The life of a step (claim, execute, commit, hand off), and operations on runs."""

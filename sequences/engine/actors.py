@@ -1,4 +1,4 @@
-"""Each step is a Dramatiq actor of its own, bound when Django is ready."""
+"""The actors: each step is a Dramatiq actor of its own, declared when Django is ready."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ from .recovery import FATAL
 
 logger = logging.getLogger("sequences")
 
-#: The largest id that a row can have.
+#: The largest possible id of a row.
 MAX_ID = 2**63 - 1
 
 _problems: list[tuple[str, str]] = []
 
 
 def bind_all() -> None:
-    """Declare the actors of every sequence that is registered."""
+    """Declare the actors of every registered sequence."""
     for cls in registry.all():
         _bind_or_note(cls)
 
 
 def problems() -> list[tuple[str, str]]:
-    """What only the broker could tell of the sequences: a text and its hint, for the check."""
+    """Problems of sequences that only the broker can find, each with a hint; for the system
+    check."""
     return list(_problems)
 
 
@@ -64,7 +65,7 @@ def bind(cls: type[Sequence[Any]]) -> None:
 
 
 def _names(definition: Definition, step: Step[Any]) -> Iterator[str]:
-    """The step's actor, and those that runs of earlier releases have in their plans."""
+    """The name of the step's actor, and those in the plans of earlier releases."""
     for label in (definition.label, *definition.aliases):
         for name in (step.name, *step.aliases):
             yield f"{label}.{name}"
@@ -74,10 +75,11 @@ def _declare(name: str, definition: Definition, step: Step[Any], broker: dramati
     options = definition.options(step)
     queue_name = options.pop("queue_name", "default")
     priority = options.pop("priority", 0)
-    # The age of the row counts, by the database's clock: see `execution`.
+    # The age of the row counts, by the database's clock: see `executor`.
     options["max_age"] = None
     if step.retries:
-        options["retry_when"] = None  # of the middleware's: it would come before `retries`
+        # the middleware's own option, which would take precedence over `retries`
+        options["retry_when"] = None
     options["throws"] = (*_as_tuple(options.get("throws")), *FATAL)
     broker.actors.pop(name, None)
     dramatiq.Actor(
@@ -94,17 +96,17 @@ def _performer(label: str, module: str, step: Step[Any]) -> Callable[..., None]:
     is_crowd = crowds.is_for(step)
 
     def perform(*args: Any, **kwargs: Any) -> None:
-        # By its name in the module, each time: tests put another in its place.
+        # Looked up in the module on each call, because tests replace it.
         act = crowds.perform if is_crowd else handoff.perform
         act(_step_run_in(args), label)
 
-    # Dramatiq names the actor's logger by it.
+    # Dramatiq names the actor's logger after it.
     perform.__module__ = module
     return perform
 
 
 def _step_run_in(args: tuple[Any, ...]) -> int:
-    """The id in a message's arguments. Raises `SkipMessage` if they are no step's."""
+    """The id in a message's arguments. Raises `SkipMessage` if they are not a step's."""
     if len(args) == 2 and type(args[1]) is int and 0 <= args[1] <= MAX_ID:
         return args[1]
     logger.warning("Ignoring a message with malformed arguments: %.200r", args)
@@ -135,7 +137,7 @@ def _check_options(definition: Definition, step: Step[Any], broker: dramatiq.Bro
 def _declared_in(
     definition: Definition, step: Step[Any], name: str
 ) -> tuple[str, str, frozenset[str]]:
-    """Where an option stands, what that is called, and what else may stand there."""
+    """The place where an option was set, the name of that place, and its other valid options."""
     path = path_of(definition.cls)
     if name not in definition.step_defaults:
         return f"{path}.{step.name}", "a step", own_options(step)

@@ -10,7 +10,7 @@ from ..transitions.backends import backend_of
 
 
 class StepBlock(transaction.Atomic):
-    """`transaction.atomic()`, and leaving it costs little where nothing was sent inside."""
+    """`transaction.atomic()` that costs almost nothing to leave if no statement was sent inside."""
 
     def __init__(self, using: str) -> None:
         super().__init__(using, savepoint=True, durable=False)
@@ -21,17 +21,18 @@ class StepBlock(transaction.Atomic):
         return self
 
     def is_untouched(self) -> bool:
-        """Whether the step has sent nothing to the database, nor left anything for the commit.
+        """Whether the step has sent no statement and left nothing for the commit.
 
-        Then its commit, one statement, needs neither BEGIN nor COMMIT.
+        If so, its commit, a single statement, needs neither BEGIN nor COMMIT.
         """
         return _is_untouched(connections[self._using], self._using)
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         connection: Any = connections[self._using]
         if kind is None and _is_untouched(connection, self._using):
-            # What Django does, but for the COMMIT that would find nothing to commit. It is the
-            # outermost block: any other, also one without autocommit, has sent its SAVEPOINT.
+            # As Django does, but without a COMMIT, which would have nothing to commit. This is the
+            # outermost block: inside another one, or without autocommit, a SAVEPOINT would have
+            # been sent.
             connection.atomic_blocks.pop()
             connection.in_atomic_block = False
             connection.set_autocommit(True)

@@ -1,7 +1,7 @@
-"""An attempt of a step: the instance that the user's code has, and what that may ask of us.
+"""The execution of an attempt: the instance that the user's code gets, and what it can ask for.
 
-All of it in the step's own claim and transaction. What comes out is a `Change`, to be committed.
-What an attempt does is a matter of the step's kind: see `kinds`.
+Everything happens in the step's own claim and transaction. The result is a `Change` to commit. What
+an attempt does depends on the step's kind: see `kinds`.
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ from .current import CurrentAttempt
 from .recovery import FATAL
 from .values import normalise
 
-#: Characters of the name of a durable call: the column's length.
+#: The column's length: characters in the name of a durable call.
 MAX_CALL_NAME = 100
 
 
 class ExecutionContext(CurrentAttempt):
-    """A claimed step in execution: what it does, and what its ``self`` may ask of us."""
+    """A claimed step during its execution: what it does, and what its ``self`` can ask for."""
 
     def __init__(self, claim: Claim, using: str) -> None:
         super().__init__(claim)
         self.using = using
         self.kind = kinds.kind_of(claim.kind)
-        #: How the next step is claimed, if this worker would execute it itself.
+        #: How to claim the next step, if this worker would execute it itself.
         self.offer: Offer | None = None
-        #: What others have awaited of it already.
+        #: The result of its coroutine, if that was already awaited elsewhere.
         self.awaiting: coroutines.Awaiting | None = None
-        #: What is to be looked after once this is committed, in a transaction of its own.
+        #: What to check after the commit, in a transaction of its own.
         self.after_commit: Callable[[], list[Dispatch]] | None = None
-        #: Results of durable calls that earlier attempts have stored; None: not read yet.
+        #: The stored results of durable calls in earlier attempts; None: not read yet.
         self._calls: dict[str, Any] | None = None
         self._called: set[str] = set()
 
     def execute(self, step: Step[Any]) -> None:
-        """Run the step on an instance of its own; `change` is what is to be committed of it."""
+        """Run the step on an instance of its own; `change` is what it wants to commit."""
         if self.awaiting is None:
             self._bind_to(step)
         try:
@@ -76,12 +76,13 @@ class ExecutionContext(CurrentAttempt):
         self.bind()
 
     def begin(self, step: Step[Any]) -> Any:
-        """The coroutine of an item, which others await."""
+        """Start an item; return its coroutine, to be awaited elsewhere."""
         self._bind_to(step)
         return step.perform(self.sequence, self.claim.payload)
 
     def call(self, step: Step[Any], *arguments: Any) -> Any:
-        """What the user's code returns; a coroutine is awaited here, if it was not before."""
+        """Run the user's code and return its result; awaits a coroutine unless that was already
+        done."""
         if self.awaiting is not None:
             return self.awaiting.outcome()
         returned = step.perform(self.sequence, *arguments)
@@ -90,7 +91,7 @@ class ExecutionContext(CurrentAttempt):
         return returned
 
     def bind(self) -> None:
-        """Build the instance that the user's code has."""
+        """Build the instance for the user's code."""
         assert self.definition is not None
         data, codec = self.claim.data, self.definition.cls._codec
         self.before: dict[str, Any] = serialization.loads(data)
@@ -102,7 +103,7 @@ class ExecutionContext(CurrentAttempt):
         )
 
     def _closed(self) -> Abort:
-        """A step that closes the connection of its own transaction does so at each attempt."""
+        """A step that closes the connection of its own transaction would do so on each attempt."""
         return Abort(
             f"Step {self.claim.step!r} closed the database connection inside its own "
             "transaction, so everything it wrote was rolled back. Remove "
@@ -112,12 +113,12 @@ class ExecutionContext(CurrentAttempt):
         )
 
     def put_off(self, step: Step[Any]) -> Conclusion | None:
-        """Its own delay, then `when`. None: the step has its turn now."""
+        """Evaluate its own delay, then `when`. None: the step runs now."""
         if step.delay is not None and not self.claim.delay_evaluated:
             due = self._due(step.delay)
             if due > self.claim.now or step.limits:
-                # Only the commit of this wait says that the delay was evaluated: an attempt that
-                # fails before it, or is replayed, still has the delay before it.
+                # Only the commit of this wait records that the delay was evaluated: an attempt that
+                # fails before it, or is replayed, must still evaluate the delay.
                 return WaitForTime(due)
             self.claim.delay_evaluated = True
         if step.when is not None and not step.when(self.sequence):
@@ -133,9 +134,9 @@ class ExecutionContext(CurrentAttempt):
         return Change(conclusion, text, self.before, after, self.latest_progress)
 
     def _data_after(self) -> dict[str, Any]:
-        """What the step left as `data`, as something like JSON."""
+        """The `data` that the step left, almost as JSON."""
         if self.stored is not None:
-            # Typed data that was not asked for is not in the instance.
+            # Typed data that was never read is not in the instance.
             left = vars(self.sequence).get("data", self.stored)
             return self.before if left is self.stored else self.stored.after(left)
         data = self.sequence.data
@@ -149,11 +150,12 @@ class ExecutionContext(CurrentAttempt):
 
     @property
     def json(self) -> dict[str, Any]:
-        """`data` as JSON has it, for what names a key of it."""
+        """`data` as JSON, for options that name a key of it."""
         return self.sequence.data if self.stored is None else self.stored.baseline
 
     def copy(self, name: str, value: Any) -> None:
-        """What came from outside stands in `data` too, unless its type decides what does."""
+        """A result from outside is also copied into `data`, unless a type decides what is in
+        there."""
         if self.stored is None:
             self.sequence.data[name] = value
 
@@ -177,26 +179,28 @@ class ExecutionContext(CurrentAttempt):
 
     @property
     def run(self) -> SequenceRun:
-        """Built only for those who ask: it costs as much as the rest of this class."""
+        """The row of the run. Built only on demand, because that costs as much as the rest of this
+        class."""
         return _run_of(self.claim, self.using)
 
     @property
     def step_run(self) -> StepRun:
-        """The same."""
+        """The row of the step; also built on demand."""
         return _step_run_of(self.claim, self.using)
 
     @property
     def idempotency_key(self) -> str:
-        """Stable over attempts; new after `restart_from`, a new row, and after each repeat."""
+        """The same for all attempts; new after `restart_from` (a new row), and after each
+        repeat."""
         return f"{self.claim.run_id.hex}-{self.claim.step_run_id}-{self.claim.repeats}"
 
     def once(self, name: str, call: Callable[[], Any]) -> Any:
-        """The result of this call: an earlier attempt's, or else it is made and stored."""
+        """The stored result of this call; if there is none, make the call and store its result."""
         stored = self._stored_calls(name)
         return stored[name] if name in stored else self._keep_call(name, call())
 
     async def aonce(self, name: str, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        """The same of a coroutine."""
+        """`once`, for a coroutine function."""
         stored = await sync_to_async(self._stored_calls)(name)
         if name in stored:
             return stored[name]
@@ -217,8 +221,9 @@ class ExecutionContext(CurrentAttempt):
         try:
             calls.store(self.claim, name, text, self.using)
         except Error as error:
-            # The connection was idle for as long as the call took: the call is not made again
-            # because it has died of that. If the first has come through, it is stored.
+            # The connection was idle during the call, and may have died of that: store the result
+            # again instead of making the call again. If the first INSERT succeeded, its row is
+            # there.
             interrupts.reraise_interrupt(error)
             if not interrupts.replace_connection(error, self.using):
                 raise
@@ -234,7 +239,7 @@ class ExecutionContext(CurrentAttempt):
         if _depth(self.using) > self._depth:
             raise Abort(
                 f"Step {self.claim.step!r} calls self.once({name!r}) inside transaction.atomic(), "
-                "so its result would not be committed at once. Call it outside of that block."
+                "so its result would not be committed at once. Call it outside that block."
             )
         if not isinstance(name, str) or not 0 < len(name) <= MAX_CALL_NAME:
             raise Abort(
@@ -250,17 +255,17 @@ class ExecutionContext(CurrentAttempt):
         self._called.add(name)
 
     def result(self, name: str, default: Any) -> Any:
-        """What that step returned."""
+        """The result of that step."""
         row = self._rows(name).filter(item=NO_ITEM, status=StepStatus.SUCCEEDED).first()
         return default if row is None else kinds.kind_of(row.kind).result(row, default)
 
     def results(self, name: str) -> Iterator[Any]:
-        """What its items returned, or it itself, in order."""
-        succeeded = StepStatus.SUCCEEDED  # of a child, too
+        """The results of its items in order, or its own."""
+        succeeded = StepStatus.SUCCEEDED  # also the result of a child run
         return (outcome.result for outcome in self._outcomes(name, status=succeeded))
 
     def outcomes(self, name: str) -> Iterator[Outcome]:
-        """How its items have ended, or it itself, in order."""
+        """The outcomes of its items in order, or its own."""
         return self._outcomes(name)
 
     def _outcomes(self, name: str, **conditions: Any) -> Iterator[Outcome]:
@@ -282,7 +287,7 @@ class ExecutionContext(CurrentAttempt):
         return StepRun._base_manager.using(self.using).filter(run=self.claim.run_id, step=name)
 
     def failure(self) -> Failure | None:
-        """The newest failure of a step of the main line."""
+        """The latest failure of a step on the main path."""
         row = failures.newest(self.claim.run_id, self.claim.plan_id, self.using)
         if row is None:
             return None
@@ -290,33 +295,33 @@ class ExecutionContext(CurrentAttempt):
 
     @property
     def cancelled(self) -> bool:
-        """As the heartbeat knows it."""
+        """Whether the heartbeat has found that it was cancelled."""
         return leases.is_over(self, self.using)
 
     def check(self) -> None:
-        """End the attempt, if it was cancelled."""
+        """End the attempt if it was cancelled."""
         if self.cancelled:
             raise Cancelled(step=self.claim.step, run=self.claim.run_id)
 
     @property
     def final_status(self) -> str:
-        """How the run ends."""
+        """The status that the run is about to end with."""
         return compensation.ending_of(self.claim.run_id, self.using)
 
     def progress(self, done: float | None, total: float | None, text: str) -> None:
-        """Keep it; the heartbeat stores it, outside of the step's transaction."""
+        """Note the progress; the heartbeat stores it, outside the step's transaction."""
         progress = {"done": done, "total": total, "text": text}
         _, self.latest_progress = normalise(progress, "progress")
 
 
 def _depth(using: str) -> int:
-    """How many transaction.atomic() blocks are open around us."""
+    """The number of open transaction.atomic() blocks."""
     connection = connections[using]
     return connection.in_atomic_block + len(connection.savepoint_ids)
 
 
 def _moment(value: Any, base: datetime) -> datetime | None:
-    """When a delay is over: in UTC, whose calendar is the database's. None: it is no delay."""
+    """The end of a delay, in UTC, whose calendar is the database's. None: not a valid delay."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = timedelta(milliseconds=value)
     if isinstance(value, timedelta):

@@ -1,10 +1,9 @@
-"""`async def` steps: a coroutine is awaited in the thread, the claim and the transaction of its
-step.
+"""`async def` steps: a coroutine runs within the thread, claim and transaction of its step.
 
-Its loop has a thread of its own, and thread-sensitive code comes back to the thread of the step:
-so Django's async ORM has the connection, and the transaction, of the step. That thread waits, and
-an exception that Dramatiq raises in it would come when the wait is over. So its time limit and its
-shutdown are taken over: they cancel the coroutine in its loop, and are raised when that has ended.
+Its event loop has a thread of its own, and thread-sensitive code runs in the step's thread, so that
+Django's async ORM uses the step's connection and transaction. While that thread waits, exceptions
+that Dramatiq raises in it would arrive only after the wait. So this module takes over its time
+limit and its shutdown: they cancel the coroutine in its loop, and are raised once it has ended.
 """
 
 from __future__ import annotations
@@ -27,35 +26,36 @@ from .interrupts import Interrupt, Terms
 
 logger = logging.getLogger("sequences")
 
-#: Seconds that a thread waits for the end of a coroutine which it can no longer do anything for.
+#: How many seconds a thread waits for a coroutine to end that it can no longer help.
 END_TIMEOUT_SECONDS = 5.0
 
-#: What is awaited in this process.
+#: The coroutines that this process is awaiting.
 _awaited: set[Awaiting] = set()
 
 
 def finish(attempt: CurrentAttempt, coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """What the coroutine returns. Raises what it raises, or an interrupt that has ended it."""
+    """Await the coroutine and return its result. Raises its error, or the interrupt that ended
+    it."""
     awaiting = Awaiting(attempt, coroutine, interrupts.take_over())
     try:
         async_to_sync(awaiting.run)()
-    except Interrupt as interrupt:  # raised just before it was taken over
+    except Interrupt as interrupt:  # raised just before the interrupts were taken over
         awaiting.stop(interrupt)
         awaiting.ended.wait(END_TIMEOUT_SECONDS)
         raise
     finally:
-        coroutine.close()  # one that was never awaited
+        coroutine.close()  # was never awaited
     return awaiting.outcome()
 
 
 def shut_down() -> None:
-    """The worker stops: those that want to know are cancelled."""
+    """The worker is shutting down: cancel the coroutines that asked to be notified."""
     for awaiting in list(_awaited):
         awaiting.shut_down()
 
 
 class Awaiting:
-    """A coroutine that is awaited, and what may end it before its time."""
+    """A coroutine that is being awaited, and what can end it early."""
 
     def __init__(
         self, attempt: CurrentAttempt, coroutine: Coroutine[Any, Any, Any], terms: Terms
@@ -66,9 +66,9 @@ class Awaiting:
         self.ended = threading.Event()
 
     async def run(self) -> None:
-        """In the loop: await it, with all that may stop it in place."""
+        """Runs in the loop: await it, with everything in place that can stop it."""
         self._loop = asyncio.get_running_loop()
-        # A task of its own, which alone is cancelled.
+        # A task of its own, so that only this is cancelled.
         self._task = self._loop.create_task(self._coroutine)
         try:
             if self._reason is not None:
@@ -79,7 +79,7 @@ class Awaiting:
             self.ended.set()
 
     def outcome(self) -> Any:
-        """What it returned. One that was cancelled and returned all the same has succeeded."""
+        """Its result. A coroutine that returns despite being cancelled has succeeded."""
         error: BaseException | None
         try:
             error = self._task.exception()
@@ -92,15 +92,15 @@ class Awaiting:
         raise error
 
     def stop(self, reason: BaseException) -> None:
-        """From any thread: cancel it, and raise this when it has ended."""
+        """Cancel it, from any thread; raise this reason once it has ended."""
         if self._loop is None:
             self._reason = reason
             return
-        with suppress(RuntimeError):  # the loop is closed: it has ended meanwhile
+        with suppress(RuntimeError):  # the loop is closed: the coroutine has ended
             self._loop.call_soon_threadsafe(self._cancel, reason)
 
     def shut_down(self) -> None:
-        """The worker stops: cancel it, if it wants to know of that."""
+        """The worker is shutting down: cancel the coroutine if it asked to be notified."""
         if self._terms.notify_shutdown:
             self.stop(Shutdown())
 
@@ -111,7 +111,7 @@ class Awaiting:
 
     @contextmanager
     def _can_be_stopped(self) -> Iterator[None]:
-        """First noted, then looked at: what has come before is not missed."""
+        """Register first, then check, so that a request that came earlier is not missed."""
         self._attempt.is_watched = True
         self._attempt.stop = self._stop_attempt
         _awaited.add(self)

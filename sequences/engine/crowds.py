@@ -1,8 +1,8 @@
 """Items of a fan-out that wait in one thread: those of an `async def` with ``atomic=False``.
 
-Each has its own claim, attempts and commit. Only what they await is awaited together, in one loop;
-whatever asks the database is done one after the other, in the thread of the message that has come.
-With a transaction around each this could not be: the thread has one connection.
+Each has its own claim, attempts and commit. Only their awaiting is concurrent, in one event loop;
+everything that uses the database runs one after the other, in the thread of the message that
+arrived. Atomic items cannot do this, because the thread has only one connection.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .executor import StepExecution
 from .hooks import DirectBroker
 from .interrupts import Interrupt, Terms
 
-#: Items that wait in one thread, where their step names no `concurrency`.
+#: The number of items that wait in one thread if their step sets no `concurrency`.
 DEFAULT_CONCURRENCY = 100
 
 
@@ -43,7 +43,7 @@ def is_for(step: Step[Any]) -> bool:
 
 @raises_printable
 def perform(step_run_id: int, label: str) -> None:
-    """What the actor of such a fan-out does with its message: an item brings others along."""
+    """What the actor of such a fan-out does with a message: run its item, and others with it."""
     using = conf.using()
     interrupts.ensure_clean_connection(using)
     row = claims.find(step_run_id, using)
@@ -58,16 +58,17 @@ def perform(step_run_id: int, label: str) -> None:
 
 
 class WaitingExecution(StepExecution):
-    """A life in two parts, and what it waits for in between."""
+    """An execution in two parts, with what it awaits in between."""
 
-    _entered: Any = None  # a Step; as such the class would give its bound method
+    # a Step; as a class attribute of that type, it would return its bound method
+    _entered: Any = None
     _error: BaseException | None = None
 
     def begin(self, terms: Terms) -> Awaiting | None:
-        """Claim it, and call the user's code. None: there is nothing to wait for."""
+        """Claim it, and call the user's code. None: there is nothing to await."""
         self._claim()
         if not traits_of(self.context.claim.kind).is_item:
-            return None  # the fan-out's own row: the second part is all of it
+            return None  # the fan-out's own row, which has only the second part
         try:
             self._entered = super()._enter()
             coroutine = self.context.begin(self._entered)
@@ -85,7 +86,7 @@ class WaitingExecution(StepExecution):
 
     @interrupts.reraises_interrupts
     def live(self) -> list[Dispatch]:
-        """The second part: what the coroutine came to is committed, or recorded."""
+        """The second part: commit the result of the coroutine, or record its error."""
         try:
             ready = self.execute()
         except Interrupt:
@@ -98,20 +99,20 @@ class WaitingExecution(StepExecution):
 
 
 class Turn(handoff.Handoff):
-    """The second part of a life, with a message of its own."""
+    """The second part of an execution, with a message of its own."""
 
     def __init__(self, execution: StepExecution) -> None:
         super().__init__("", execution.using)
         self.execution = execution
 
     def execution_of(self, dispatch: Dispatch) -> StepExecution:
-        """It is there already."""
+        """The execution already exists."""
         assert self.execution is not None
         return self.execution
 
 
 class Crowd:
-    """The items of one fan-out that one thread has in hand."""
+    """The items of one fan-out that one thread is executing."""
 
     def __init__(self, run_id: UUID, step: str, size: int, terms: Terms, using: str) -> None:
         self._run_id, self._step, self._using = run_id, step, using
@@ -120,7 +121,7 @@ class Crowd:
         self._tasks: set[asyncio.Task[list[Dispatch]]] = set()
 
     async def run(self, first: WaitingExecution) -> None:
-        """Until the last of them has ended; others come in as long as there is time."""
+        """Run until the last item has ended; other items may join while there is time."""
         self._add([first])
         self._add(await sync_to_async(self._queued)(first.step_run_id))
         errors: list[BaseException] = []
@@ -136,13 +137,13 @@ class Crowd:
         self._tasks |= {asyncio.create_task(self._live(each)) for each in executions}
 
     def _queued(self, first: int) -> list[WaitingExecution]:
-        """Those whose messages are on their way: they will find nothing to do."""
+        """Items whose messages are on their way; those messages will find nothing to claim."""
         rows = claims.queued_items(self._run_id, self._step, self._size, self._using)
         others = [row for row in rows if row[0] != first][: self._size - 1]
         return [WaitingExecution(*row, self._using) for row in others]
 
     def _go_on(self, ready: list[Dispatch]) -> list[WaitingExecution]:
-        """What became ready: what there is room for is executed here, the rest is dispatched."""
+        """Execute ready items here as far as there is room; dispatch the rest."""
         is_over = current.stopping.is_set() or time.monotonic() > self._until
         room = 0 if is_over else self._size - len(self._tasks)
         ours = [each for each in ready if each.run_id == self._run_id and each.delay is None]
@@ -155,7 +156,7 @@ class Crowd:
             awaiting = await sync_to_async(execution.begin)(self._terms)
         except SkipMessage:
             return []
-        # Its lease is extended as long as it waits for its turn in the thread, too.
+        # Its lease must also be extended while it waits for its turn in the thread.
         with current.executing(execution.context):
             if awaiting is not None:
                 await awaiting.run()

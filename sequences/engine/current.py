@@ -1,4 +1,4 @@
-"""What this thread, and this process, are doing just now."""
+"""What this thread and this process are doing right now."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..data import redaction
 from ..definitions import registry
 
 if TYPE_CHECKING:
-    # Logging asks this module, and is configured before there are models.
+    # Logging imports this module, and is configured before models can be imported.
     from ..definitions.definition import Definition
     from ..transitions.failures import Failure
     from ..transitions.types import Change, Claim
@@ -31,51 +31,51 @@ stopping = threading.Event()
 
 @dataclass(slots=True)
 class Delivery:
-    """A message that this thread processes, and what became of its retry."""
+    """A message that this thread is processing, and what happened to its retry."""
 
     message: MessageProxy
-    #: The failed attempts that the message knew of when it came: `Retries` counts on it later.
+    #: The number of failed attempts according to the message, from which `Retries` counts on.
     attempts: int
-    #: Whether it was made here, for a step that follows directly: it came from no queue.
+    #: Whether it was created here, for a step that follows directly, and came from no queue.
     is_own: bool = False
     retry_delay: int | None = None
     retried: bool = False
-    #: The attempt that has failed: what is logged until the message is done with is about it.
+    #: The attempt that failed: log records are about it until the message is done.
     failed: CurrentAttempt | None = None
 
 
 @dataclass(slots=True)
 class CurrentAttempt:
-    """An attempt of a step, as long as it is executed: what others may see of it."""
+    """An attempt of a step during its execution, as seen by other code."""
 
     claim: Claim
-    #: What its sequence declares; None: what the class of that name does.
+    #: The definition of its sequence; None: that of the class with its label.
     definition: Definition | None = None
-    #: The instance that the user's code has.
+    #: The instance that the user's code uses.
     sequence: Any = None
-    #: What the user's code has come to, once it is done.
+    #: The result of the user's code, once it has ended.
     change: Change | None = None
-    #: What its sequence hides, once somebody has asked.
+    #: The paths that its sequence hides, once they were needed.
     _hidden: tuple[str, ...] | None = None
-    #: The claim's data of which they are, and the secrets in it.
+    #: The claim's data, and the secrets found in it.
     _claim_secrets: tuple[str, frozenset[str]] | None = None
-    #: By the monotonic clock; for the heartbeat, which extends the lease of what takes long.
+    #: When it started, by the monotonic clock; the heartbeat extends the leases of long attempts.
     since: float = field(default_factory=time.monotonic)
-    #: As JSON: what the step has told last, and what of that is stored.
+    #: The latest progress, as JSON, and the progress that is stored.
     latest_progress: str | None = None
     stored_progress: str | None = None
-    #: Whether the step asks if it was cancelled: the heartbeat looks after that.
+    #: Whether the step checks if it was cancelled, which the heartbeat then finds out.
     is_watched: bool = False
-    #: Whether the claim is lost, or the run is being stopped: nothing waits for what is done here.
+    #: Whether the claim is lost or the run is stopping, so that the work is no longer needed.
     is_over: bool = False
-    #: Cancels its coroutine, if it has one that is awaited.
+    #: Cancels its coroutine, if one is being awaited.
     stop: Callable[[], None] | None = None
 
     def redacted(self, failure: Failure) -> Failure:
-        """What is kept of an error: a secret that it quotes may soon be gone from `data`."""
+        """What may be stored of an error: a secret that it quotes may later be gone from `data`."""
         try:
             secrets = self.secrets()
-        except Exception:  # data that holds itself, say: the failure must be recorded all the same
+        except Exception:  # such as data that contains itself; the failure must be recorded anyway
             secrets = self._claimed(self._patterns())
         if not secrets:
             return failure
@@ -85,7 +85,7 @@ class CurrentAttempt:
         )
 
     def secrets(self) -> frozenset[str]:
-        """Those that the step has found, and those that it has put into `data` itself."""
+        """The secrets that the step was given, and those that it has put into `data` itself."""
         patterns = self._patterns()
         if not patterns:
             return frozenset()
@@ -95,7 +95,7 @@ class CurrentAttempt:
         return self._claim_secrets[1] | redaction.secrets_of(self._visible_data(), patterns)
 
     def _patterns(self) -> tuple[str, ...]:
-        if self.definition is None:  # not found yet, or not there
+        if self.definition is None:  # not searched for yet, or there are none
             return registry.hidden_by(self.claim.sequence)
         if self._hidden is None:
             self._hidden = registry.hidden(self.definition)
@@ -103,7 +103,7 @@ class CurrentAttempt:
 
     def _claimed(self, patterns: tuple[str, ...]) -> frozenset[str]:
         payload = self.claim.payload
-        # A value of a step is hidden as if it stood in `data` under the step's name, too.
+        # A value of a step is hidden as if it were in `data` under the step's name.
         values = (json.loads(self.claim.data), payload, {self.claim.step: payload})
         return frozenset().union(*(redaction.secrets_of(value, patterns) for value in values))
 
@@ -112,17 +112,17 @@ class CurrentAttempt:
         return vars(self.sequence).get("data") if self.sequence is not None else None
 
 
-#: Of a context, not of a thread: what a step awaits, or calls in another thread, is its own too.
+#: Per context, not per thread: it also applies to what a step awaits or calls in another thread.
 _attempt: ContextVar[CurrentAttempt | None] = ContextVar("sequences_attempt", default=None)
 
 
-#: What this process executes, by the tokens of the claims: the heartbeat extends their leases.
+#: The attempts of this process, by the tokens of their claims; the heartbeat extends their leases.
 attempts: dict[int, CurrentAttempt] = {}
 
 
 class _Thread(threading.local):
     def __init__(self) -> None:
-        # A stack: a step that is handed over directly has its message inside another's.
+        # A stack: the message of a step that is handed off directly is inside another one.
         self.deliveries: list[Delivery] = []
 
 
@@ -130,7 +130,7 @@ _thread = _Thread()
 
 
 def push_delivery(message: MessageProxy, *, is_own: bool = False) -> Delivery:
-    """This thread begins to process a message."""
+    """This thread starts to process a message."""
     options = message.options
     retries = options.get("retries") if isinstance(options, dict) else None
     delivery = Delivery(message, retries if type(retries) is int else 0, is_own)
@@ -139,30 +139,30 @@ def push_delivery(message: MessageProxy, *, is_own: bool = False) -> Delivery:
 
 
 def delivery() -> Delivery | None:
-    """What this thread processes just now."""
+    """The message that this thread is processing."""
     return _thread.deliveries[-1] if _thread.deliveries else None
 
 
 def failed_attempts() -> int:
-    """How many the message that this thread processes knows of."""
+    """The number of failed attempts according to the message that this thread is processing."""
     return _thread.deliveries[-1].attempts if _thread.deliveries else 0
 
 
 def pop_delivery(message: Any) -> list[Delivery]:
-    """The message is done with; so is what was begun inside of it and never ended."""
+    """The message is done, and so is everything that was started inside it and never ended."""
     for index, delivery in enumerate(_thread.deliveries):
         if delivery.message.message_id == message.message_id:
             ended = _thread.deliveries[index:]
             del _thread.deliveries[index:]
             if not index:
-                _attempt.set(None)  # an interrupt may have kept an attempt from its end
+                _attempt.set(None)  # an interrupt may have prevented the end of an attempt
             return ended
     return []
 
 
 @contextmanager
 def executing(attempt: CurrentAttempt) -> Iterator[None]:
-    """While this lasts the attempt is what this context does, and its lease is extended."""
+    """Mark the attempt as running in this context, so that its lease is extended."""
     token = _attempt.set(attempt)
     attempts[attempt.claim.token] = attempt
     try:
@@ -176,13 +176,13 @@ def executing(attempt: CurrentAttempt) -> Iterator[None]:
 
 
 def failed(attempt: CurrentAttempt) -> None:
-    """The attempt was recorded as failed: what Dramatiq decides of this message is about it."""
+    """The attempt was recorded as failed: Dramatiq's decision about this message is about it."""
     if (message := delivery()) is not None:
         message.failed = attempt
 
 
 def current_attempt() -> CurrentAttempt | None:
-    """The attempt that is executed here, or whose failure is being seen to."""
+    """The attempt that is running here, or whose failure is being handled."""
     attempt = _attempt.get()
     if attempt is None and (message := delivery()) is not None:
         return message.failed
@@ -196,7 +196,7 @@ def worker() -> str:
 
 
 def process() -> str:
-    """The name of this process: host and number."""
+    """The name of this process: host and process id."""
     return f"{host()}:{os.getpid()}"
 
 
@@ -206,7 +206,7 @@ def host() -> str:
 
 
 _host = socket.gethostname()
-#: A container that is started again has the host's name and the number of the one before.
+#: A restarted container has the same host name and process id as before.
 _mark = token_hex(2)
 
 
@@ -215,5 +215,5 @@ def _renew_mark() -> None:
     _mark = token_hex(2)
 
 
-if hasattr(os, "register_at_fork"):  # where a process begins without one, this module is imported
+if hasattr(os, "register_at_fork"):  # Where a process starts without fork, it imports this module.
     os.register_at_fork(after_in_child=_renew_mark)

@@ -1,4 +1,4 @@
-"""What is delivered to an event: JSON, and what the event's form has checked."""
+"""Payloads of events: as JSON, and validated by the event's form."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from ..models import SequenceRun
 
 
 def checked(run: SequenceRun, event: str, payload: Any) -> Any:
-    """The payload as JSON. Raises `InvalidData` if it is none, or the event's form refuses it."""
+    """The payload as JSON. Raises `InvalidData` if it is not JSON, or if the event's form rejects
+    it."""
     form = form_of(run, event)
     value, _text = serialization.normalise(
         payload if form is None else _cleaned(form, event, payload),
@@ -38,7 +39,7 @@ def form_of(run: SequenceRun, event: str) -> type[BaseForm] | None:
 
 
 def _cleaned(form_class: type[BaseForm], event: str, payload: Any) -> dict[str, Any]:
-    """What the form makes of a payload: a dict of its fields, or itself with data."""
+    """The form's cleaned data for a payload, which is a dict of its fields or a bound form."""
     form = payload
     if not isinstance(payload, form_class):
         if not isinstance(payload, Mapping | None):
@@ -70,7 +71,7 @@ def _text_of(form: BaseForm) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Objects of the database are named by their keys."""
+    """Model instances are replaced with their primary keys."""
     if isinstance(value, Model):
         return value.pk
     return list(value.values_list("pk", flat=True)) if isinstance(value, QuerySet) else value

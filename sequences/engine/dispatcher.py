@@ -1,4 +1,5 @@
-"""Messages to the broker. A message is a hint: the row is the truth, and the sweep repeats."""
+"""Sends messages to the broker. A message is a hint: the row is the truth, and the sweep
+resends."""
 
 from __future__ import annotations
 
@@ -20,13 +21,14 @@ from ..transitions.types import Dispatch
 logger = logging.getLogger("sequences")
 
 
-#: The option that marks a message as a step's, and the format of its arguments: the ids of the
-#: run and of the step run. A release understands the formats of those before it.
+#: The option that marks a step's message, with the format of its arguments: the ids of the run and
+#: of the step run. A release understands its own format and all earlier ones.
 STEP_OPTION, FORMAT = "sequences", 1
 
 
 class _Breaker:
-    """Stops trying for a while after a failure: a publish to an absent broker can block long."""
+    """Stops trying for a while after a failure, because publishing to a broker that is down may
+    block."""
 
     FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 1.0, 30.0
 
@@ -57,7 +59,7 @@ _thread = _Thread()
 
 @contextmanager
 def capture_dispatches() -> Iterator[list[Dispatch]]:
-    """Keep what this thread dispatches from the broker: `sequences.testing` performs it."""
+    """Collect what this thread dispatches instead of sending it, for `sequences.testing`."""
     outer, _thread.caught = _thread.caught, []
     try:
         yield _thread.caught
@@ -66,16 +68,16 @@ def capture_dispatches() -> Iterator[list[Dispatch]]:
 
 
 def send(dispatches: Iterable[Dispatch]) -> list[Dispatch]:
-    """Send the messages, and return what the broker took.
+    """Send the messages, and return those that the broker accepted.
 
-    A broker that is down, or refuses, is logged and never raised: the row is the promise, and
-    the sweep dispatches it again.
+    If the broker is down or rejects one, this is logged and never raised: the row remains, and the
+    sweep dispatches it again.
     """
     return [dispatch for dispatch in dispatches if _send(dispatch)]
 
 
 def send_on_commit(dispatches: list[Dispatch], using: str) -> None:
-    """Send them when the transaction that this thread is in has committed."""
+    """Send them when this thread's current transaction commits."""
 
     def send_messages() -> None:
         send(dispatches)
@@ -105,15 +107,15 @@ def _send(dispatch: Dispatch) -> bool:
 
 
 def publish(message: Message[Any], delay: int | None = None) -> bool:
-    """Give it to the broker, and raise what that raises.
+    """Send it to the broker; raises what that raises.
 
-    False: it has just failed, and is not tried again for a while.
+    False: the broker has just failed, and is not tried again for a while.
     """
     if _breaker.is_open():
         return False
     try:
         dramatiq.get_broker().enqueue(message, delay=delay)
-    except QueueNotFound:  # the broker is there
+    except QueueNotFound:  # the broker responds
         raise
     except Exception:
         _breaker.failed()
@@ -122,23 +124,23 @@ def publish(message: Message[Any], delay: int | None = None) -> bool:
     return True
 
 
-#: What waits for a short delay in this process, where there is a worker.
+#: Holds messages with a short delay in this process, if it has a worker.
 _delay_handler: Callable[[Dispatch], bool] | None = None
 
 
 def set_delay_handler(take: Callable[[Dispatch], bool] | None) -> None:
-    """Offer delayed messages to this first; None: to the broker only."""
+    """Offer delayed messages to this handler first; None: send them to the broker."""
     global _delay_handler
     _delay_handler = take
 
 
 def delayed(dispatch: Dispatch, delay: int | None) -> Dispatch:
-    """The same with another delay."""
+    """The same dispatch, with another delay."""
     return replace(dispatch, delay=delay)
 
 
 def message_for(dispatch: Dispatch) -> Message[None]:
-    """The message: ids, and how many attempts have failed, which is what `Retries` counts on."""
+    """The message: ids, and the number of failed attempts, from which `Retries` counts on."""
     return Message(
         queue_name=dispatch.queue,
         actor_name=dispatch.actor,
@@ -153,5 +155,5 @@ def message_for(dispatch: Dispatch) -> Message[None]:
 
 
 def knows(broker: Broker, dispatch: Dispatch) -> bool:
-    """Whether this process could perform it."""
+    """Whether this process could execute it."""
     return dispatch.actor in broker.actors

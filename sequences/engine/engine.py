@@ -1,4 +1,4 @@
-"""The engine behind the port: what models and sequences reach by `get_engine`."""
+"""The engine behind the port, which models and sequences reach through `get_engine`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .start import runs, start, start_many
 
 
 class DramatiqEngine:
-    """Steps are actors of Dramatiq, and runs are rows."""
+    """Runs steps as actors of Dramatiq, and stores runs as rows."""
 
     bind = staticmethod(bind)
     start = staticmethod(start)

@@ -1,8 +1,8 @@
-"""The life of a step: claim → execute → commit. The caller hands off what that made ready.
+"""The life of a step: claim → execute → commit. The caller hands off what became ready.
 
-Whatever strikes in between, one of two things is true: nothing of the step is stored, and its row
-says so to the sweep; or all of it is, and what comes next is queued in the same transaction.
-`recovery` has what is done when something strikes.
+Whatever goes wrong in between, one of two things is true: nothing of the step is stored, and its
+row tells the sweep so; or everything is stored, and the next steps were queued in the same
+transaction. `recovery` handles what goes wrong.
 """
 
 from __future__ import annotations
@@ -54,31 +54,31 @@ class StepExecution:
 
     @classmethod
     def of(cls, claim: Claim, using: str) -> Self:
-        """The execution of what is claimed already."""
+        """The execution of an existing claim."""
         execution = cls.claimed(claim, using)
         execution._accept(claim)
         return execution
 
     @classmethod
     def claimed(cls, claim: Claim, using: str) -> Self:
-        """The same, before it is looked at more closely: its life is still to come."""
+        """The same, before the claim was checked: `live` is still to come."""
         execution = cls(claim.step_run_id, claim.attempts, using)
         execution.token, execution.claim = claim.token, claim
         return execution
 
     @interrupts.reraises_interrupts
     def live(self) -> list[Dispatch]:
-        """Claim, execute, commit; what is returned became ready, and is to be handed off.
+        """Claim, execute and commit; return what became ready and must be handed off.
 
-        Raises what the step raised, after it was recorded, for Dramatiq's retries; `SkipMessage` if
-        there was nothing to claim, or the claim was lost. An `Interrupt` may come out of any point
-        of it: then `recovery.recover`.
+        Raises what the step raised, after recording it, for Dramatiq's retries; `SkipMessage` if
+        there was nothing to claim, or the claim was lost. An `Interrupt` may be raised anywhere in
+        it: then call `recovery.recover`.
         """
         try:
             self._claim()
             ready = self.execute()
         except Interrupt:
-            raise  # in whatever state the connection is now: `recover` leaves the place
+            raise  # the connection may be in any state: `recover` leaves the place
         except BaseException:
             self.leave_place()
             raise
@@ -86,7 +86,7 @@ class StepExecution:
         return ready
 
     def execute(self) -> list[Dispatch]:
-        """Execute and commit the claimed step, or record why not."""
+        """Execute and commit the claimed step, or record why that failed."""
         with current.executing(self.context), tracing.attempt(self.context):
             try:
                 step = self._enter()
@@ -99,14 +99,14 @@ class StepExecution:
                 raise
 
     def _enter(self) -> Step[Any]:
-        """The step, which has its places now."""
+        """Return the step, after it was given its places under limits."""
         step, definition = self._find_step(), self.context.definition
         if step.limits or (definition is not None and definition.limits):
             limits.enter(self.context, step, self.using)
         return step
 
     def _commit_once(self, step: Step[Any]) -> list[Dispatch]:
-        """Run the step until it has committed: again where only its commit has failed."""
+        """Run the step until it has committed: again only if it was its commit that failed."""
         for replay in count():
             try:
                 return self._run_and_commit(step)
@@ -132,7 +132,7 @@ class StepExecution:
                     return ready
         elif context.change is None:
             context.execute(step)
-        # The caller's transaction, if there is one (a test's), must outlive a lost commit.
+        # The caller's transaction, if there is one (a test's), must survive a lost commit.
         return self._commit(savepoint=True)
 
     def _commit(self, *, savepoint: bool = False) -> list[Dispatch]:
@@ -149,7 +149,7 @@ class StepExecution:
             interrupts.reraise_interrupt(error)
             if not outages.noted(error):
                 raise
-            # Which Dramatiq tries again, and writes no traceback of for each message.
+            # Dramatiq tries this again, without logging a traceback for each message.
             raise Retry("The database is not available.") from error
         if claim is None:
             raise SkipMessage(f"Step run {self.step_run_id} cannot be claimed.")
@@ -158,7 +158,7 @@ class StepExecution:
         self.context.kind.admit(claim, self.using)
 
     def _take_connected(self, *, suspects: bool) -> Claim | None:
-        """Take the step run: on a new connection if the old one has died while it was idle."""
+        """Claim the step run: on a new connection if the old one has died while idle."""
         was_connected = connections[self.using].connection is not None
         try:
             return self._take(suspects=suspects)
@@ -167,7 +167,7 @@ class StepExecution:
             if not (was_connected and interrupts.replace_connection(error, self.using)):
                 raise
             logger.info("Claiming step run %s again, on a new connection.", self.step_run_id)
-        # The first may have come through before its connection broke: the token tells.
+        # The first attempt may have succeeded before its connection broke: the token tells.
         return self._take(suspects=suspects) or self._find_claim()
 
     def _take(self, *, suspects: bool) -> Claim | None:
@@ -185,7 +185,7 @@ class StepExecution:
         return row.status == StepStatus.RUNNING and row.token == self.token
 
     def _take_suspect(self) -> Claim | None:
-        """Its last worker was lost: it is taken if this process has no other such step."""
+        """Its last worker was lost: claim it only if this process is running no other such step."""
         suspicion = losses.suspicion(self.step_run_id, self.attempts, self.using)
         if suspicion is None:
             return None
@@ -198,7 +198,7 @@ class StepExecution:
         return self._take_connected(suspects=True)
 
     def leave_place(self) -> None:
-        """Give up the place that a process has for one suspect."""
+        """Give up this process's place for a suspect."""
         if self.is_suspect and suspects.leave(self.token):
             suspects.call_next(self.using)
 
@@ -209,13 +209,13 @@ class StepExecution:
         self.plan = plans.load(claim.plan_id, self.using)
 
     def _check_message(self) -> None:
-        """Only the step's own actor executes it, for its options are those of the step."""
+        """Only the step's own actor may execute it, because its options are the step's."""
         claim, node = self.context.claim, self.plan.node(self.context.claim.step)
         delivery = current.delivery()
         if delivery is None:
             return
         if delivery.message.actor_name != node.actor:
-            # Its own message may have come meanwhile, and found it taken.
+            # Its own message may have arrived in the meantime and found it claimed.
             dispatcher.send(claims.release(claim, self.using))
             raise SkipMessage(f"Step run {claim.step_run_id} is executed by {node.actor}.")
         _set_retry_options(delivery.message, node)
@@ -228,7 +228,7 @@ class StepExecution:
         step = definition.step(claim.step)
         if step is None:
             raise unknown_step(definition, claim.step)
-        # Two plans of one fingerprint have the same kinds.
+        # Plans with the same fingerprint have the same kinds.
         if definition.plan.fingerprint != self.plan.fingerprint:
             self._refuse_if_changed(definition)
         self.context.definition = definition
@@ -236,7 +236,7 @@ class StepExecution:
         return step
 
     def _refuse_if_changed(self, definition: Definition) -> None:
-        """What its rows wait for is what the run's plan says: the code must say the same."""
+        """The run's plan decides what its rows wait for, so the code must agree with it."""
         claim = self.context.claim
         change = definition.change_of_kind(claim.step, self.plan)
         if change is None:
@@ -263,12 +263,12 @@ class StepExecution:
         return step.atomic or self.context.kind.is_atomic
 
 
-#: What `Retries` would take from a message before it asks the actor.
+#: Options that `Retries` would take from a message in preference to the actor's.
 _OF_RETRIES = ("max_retries", "min_backoff", "max_backoff", "on_retry_exhausted")
 
 
 def _set_retry_options(message: MessageProxy, node: Node) -> None:
-    """How often this step may fail is said by its run's plan, whatever its message says."""
+    """Take the retry options from the run's plan, whatever the message says."""
     for name in _OF_RETRIES:
         message.options.pop(name, None)
         if name in node.options:
@@ -276,7 +276,7 @@ def _set_retry_options(message: MessageProxy, node: Node) -> None:
 
 
 def _max_age_of_all() -> int | None:
-    """What the project's age limit says of every message. Of a step its row's age counts."""
+    """The project's age limit for messages. For a step, the age of its row counts."""
     middleware = dramatiq.get_broker().middleware
     return next((each.max_age for each in middleware if isinstance(each, AgeLimit)), None)
 
@@ -292,7 +292,7 @@ def unknown_step(definition: Definition, step: str) -> UnknownStep:
 
 
 def _let_no_hook_fail(using: str) -> None:
-    """An error in an `on_commit` hook is logged, and neither fails the step nor drops others."""
+    """Log an error in an `on_commit` hook; it must not fail the step or skip other hooks."""
     connection: Any = connections[using]
     connection.run_on_commit = [
         (sids, _named(hook), True) for sids, hook, _ in connection.run_on_commit
@@ -300,8 +300,8 @@ def _let_no_hook_fail(using: str) -> None:
 
 
 def _named(hook: Any) -> Any:
-    # Django logs a hook that fails by its name, and its error with a traceback: without the one
-    # or the other it raises in the middle of that.
+    # To log a failed hook, Django needs its name and a traceback; without one of them, logging
+    # itself would raise.
     if isinstance(hook, PendingSignal):
         return hook
     call = raises_printable(lambda: hook())

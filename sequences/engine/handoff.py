@@ -1,7 +1,7 @@
 """After the commit: dispatch what became ready, or execute it right here.
 
-All of this happens in the actor, before Dramatiq acknowledges its message: a process that dies
-here leaves rows that the sweep dispatches.
+All of this happens in the actor, before Dramatiq acknowledges its message: if the process dies
+here, it leaves rows that the sweep dispatches.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from .interrupts import Interrupt
 
 logger = logging.getLogger("sequences")
 
-#: Seconds for which a worker's thread may go on with one run before others have their turn.
+#: How many seconds a worker thread may stay with one run before other messages get their turn.
 MAX_TURN_SECONDS = 10.0
 
 
 class Handoff:
-    """What one thread may go on with, after the step whose message it has."""
+    """Decides what one thread continues with, after the step whose message it received."""
 
     def __init__(self, label: str, using: str) -> None:
         self._is_direct, self._using = _is_direct(label), using
         self._until: float | None = None
-        #: The step that is executed, or was last.
+        #: The step that is being executed, or the last one.
         self.execution: StepExecution | None = None
 
     def execution_of(self, dispatch: Dispatch) -> StepExecution:
-        """Of a step that is next: it may be claimed already."""
+        """The execution of a following step, which may be claimed already."""
         if dispatch.claim is not None:
             execution = StepExecution.claimed(dispatch.claim, self._using)
         else:
@@ -50,7 +50,7 @@ class Handoff:
         return self.going_on_from(execution)
 
     def going_on_from(self, execution: StepExecution) -> StepExecution:
-        """The same, and its commit may claim the next one."""
+        """Let the commit of this execution claim the next step."""
         if self._is_direct:
             token = secrets.randbits(63)
             execution.offer = Offer(token, current.worker(), self.may_execute)
@@ -58,7 +58,7 @@ class Handoff:
         return execution
 
     def may_execute(self, actor: str, queue: str) -> bool:
-        """Whether a step of this actor may be executed right here, after the one that has ended."""
+        """Whether a step of this actor may be executed right here, after the previous one."""
         if not self._is_direct:
             return False
         if self._until is None:
@@ -71,7 +71,7 @@ class Handoff:
         return queue == delivery.message.queue_name and actor in dramatiq.get_broker().actors
 
     def choose(self, ready: list[Dispatch]) -> Dispatch | None:
-        """The step that is executed right here: that which is claimed, or the first that may."""
+        """The step to execute right here: the one that is claimed, or the first one possible."""
         for dispatch in ready:
             if dispatch.claim is not None:
                 return dispatch
@@ -80,21 +80,21 @@ class Handoff:
         return None
 
     def go_on(self, ready: list[Dispatch]) -> None:
-        """Dispatch these steps; with ``handoff="direct"`` execute the first of them here."""
+        """Dispatch these steps; with ``handoff="direct"``, execute the first of them here."""
         while ready:
             following = self.choose(ready)
             dispatcher.send([dispatch for dispatch in ready if dispatch is not following])
             ready = self.execute(following) if following else []
 
     def execute(self, dispatch: Dispatch) -> list[Dispatch]:
-        """With a message of its own, whose hooks are called."""
+        """Execute it with a message of its own, and call the middleware's hooks."""
         interrupts.ensure_clean_connection(self._using)
         return process(dispatch, DirectBroker(dramatiq.get_broker()), self._using, self)
 
 
 @raises_printable
 def perform(step_run_id: int, label: str) -> None:
-    """What the actor of every step does with its message."""
+    """What the actor of every step does with a message."""
     handoff: Handoff | None = None
     try:
         using = conf.using()
@@ -104,7 +104,7 @@ def perform(step_run_id: int, label: str) -> None:
         interrupts.ensure_clean_connection(using)
         handoff.go_on(execution.live())
     except Interrupt as interrupt:
-        # A message too many is harmless, a lost one costs time.
+        # A duplicate message is harmless, but a lost one costs time.
         execution = (handoff and handoff.execution) or StepExecution(
             step_run_id, current.failed_attempts(), conf.using()
         )
@@ -112,10 +112,10 @@ def perform(step_run_id: int, label: str) -> None:
 
 
 def child_ended(parent: int, using: str) -> None:
-    """The parent's step may have waited for the last of its children, or undoes them."""
+    """The parent's step may have waited for its last child, or may be undoing its children."""
     ready = subsequences.look(parent, using)
     if not ready:
-        # Who has locked the parent looks itself, or leaves that to the sweep.
+        # Whoever has locked the parent checks it, or leaves that to the sweep.
         with suppress(locking.Locked), locking.no_wait():
             ready = compensation.resume(parent, using)
     dispatcher.send(ready)
@@ -127,7 +127,7 @@ def _is_direct(label: str) -> bool:
 
 
 def perform_here(dispatch: Dispatch, label: str, using: str) -> None:
-    """Perform a step outside of the worker's own threads, and hand over what comes next."""
+    """Execute a step outside the worker's own threads, and hand off what comes next."""
     handoff = Handoff(label, using)
     handoff.go_on(handoff.execute(dispatch))
 
@@ -138,12 +138,12 @@ def process(
     using: str,
     handoff: Handoff | None = None,
 ) -> list[Dispatch]:
-    """Process a message of its own, with its hooks, as Dramatiq's worker does."""
+    """Process a message of its own, with hooks, as Dramatiq's worker does."""
     message = OwnMessage(dispatcher.message_for(dispatch))
     try:
         ready = _live(dispatch, message, broker, handoff or Handoff("", using))
     except SkipMessage as skip:
-        logger.debug("Not run: %s", skip)
+        logger.debug("Skipped a step: %s", skip)
         broker.emit_after("skip_message", message)
         return []
     except BaseException as error:
@@ -179,14 +179,14 @@ def _before(
         broker.emit_before("process_message", message)
     except Interrupt:
         raise
-    except BaseException:  # a middleware skips it: what is claimed waits for the sweep again
+    except BaseException:  # a middleware skips it: the claimed step waits for the sweep
         if execution.claim is not None:
             claims.release(execution.claim, execution.using)
         raise
 
 
 def _log(error: BaseException, dispatch: Dispatch, broker: dramatiq.Broker | DirectBroker) -> None:
-    """As loud as Dramatiq's worker: what is expected is no error."""
+    """Log as Dramatiq's worker does: what is expected is not an error."""
     what = dispatch.step_run_id, dispatch.actor
     actor = broker.actors.get(dispatch.actor)
     throws = actor.options.get("throws") if actor is not None else None

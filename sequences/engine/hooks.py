@@ -1,7 +1,7 @@
-"""The hooks of Dramatiq's middleware around a step that follows directly, without the queue.
+"""The middleware's hooks around a step that follows directly, without a queue.
 
-A broker calls two hooks of each middleware for each message, and most of them do nothing. Only
-the hooks that a middleware defines itself are called here; they are looked up once.
+For each message, a broker calls two hooks of every middleware, most of which do nothing. This calls
+only the hooks that a middleware defines itself, and looks them up once.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _BEFORE, _AFTER = "before_process_message", "after_process_message"
 
 
 class DeliveryMiddleware(Middleware):
-    """What follows the deliveries of this thread. Here they are followed without it."""
+    """For middleware that tracks this thread's deliveries, which are tracked here without it."""
 
 
 class OwnMessage(MessageProxy):
-    """A message that comes from no queue. A proxy looks each of these up in two steps."""
+    """A message that came from no queue. Direct attributes: a proxy looks each of them up twice."""
 
     def __init__(self, message: Any) -> None:
         super().__init__(message)
@@ -34,21 +34,21 @@ class OwnMessage(MessageProxy):
 
 
 class _Hooks(NamedTuple):
-    #: The middleware of which they are: it may be given others.
+    #: The middleware that these hooks belong to: the broker's may change.
     middleware: list[Middleware]
     before: list[Hook]
     after: list[Hook]
 
 
 class DirectBroker:
-    """The project's broker, as far as a step needs it that is executed right here."""
+    """The part of the project's broker that a step needs if it is executed right here."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self.actors = broker.actors
 
     def emit_before(self, signal: str, message: MessageProxy) -> None:
-        """The hooks before a message. Raises what says that it is to be skipped."""
+        """Call the hooks before a message. Raises the exception that skips it."""
         current.push_delivery(message, is_own=True)
         for hook in _hooks(self._broker).before:
             try:
@@ -59,7 +59,7 @@ class DirectBroker:
                 self._log(hook)
 
     def emit_after(self, signal: str, message: MessageProxy, **outcome: Any) -> None:
-        """Those after it. Of one that failed, or was skipped, all hooks are called."""
+        """Call the hooks after a message. If it failed or was skipped, all hooks are called."""
         try:
             if signal == "process_message" and outcome.get("exception") is None:
                 self._succeeded(message, **outcome)
@@ -95,7 +95,7 @@ def _hooks(broker: Broker) -> _Hooks:
 
 
 def _own(middleware: Iterable[Middleware], name: str, but: tuple[type, ...]) -> list[Hook]:
-    """The hooks of this name. Connections were looked after just now, when the last step ended."""
+    """The hooks with this name. Those for connections already ran when the last step ended."""
     nothing = getattr(Middleware, name)
     hooks = [getattr(each, name) for each in middleware if not isinstance(each, but)]
     return [hook for hook in hooks if getattr(hook, "__func__", None) is not nothing]

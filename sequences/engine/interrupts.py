@@ -1,4 +1,4 @@
-"""Time limits and shutdowns: Dramatiq raises them in a worker thread at any point of the code."""
+"""Time limits and shutdowns, which Dramatiq raises in a worker thread at any point of the code."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ __all__ = [
 
 
 def disable_interrupts() -> None:
-    """From here on neither a time limit nor a shutdown strikes this thread's message.
+    """From now on, neither a time limit nor a shutdown interrupts this thread's message.
 
-    The hooks for a skipped message do nothing but this. One that is raised just now still
-    arrives: what follows must be right with it too.
+    The hooks for a skipped message do exactly that. An interrupt that is being raised right now
+    still arrives, so the code that follows must cope with it, too.
     """
     delivery = current.delivery()
     if delivery is None:
@@ -54,15 +54,15 @@ def disable_interrupts() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """When Dramatiq would interrupt the message of this thread."""
+    """When Dramatiq would interrupt this thread's message."""
 
-    #: Seconds; None: never.
+    #: In seconds; None: never.
     time_limit: float | None = None
     notify_shutdown: bool = False
 
 
 def take_over() -> Terms:
-    """From here on nothing strikes this thread's message: the caller sees to what would have."""
+    """From now on, nothing interrupts this thread's message: the caller enforces the limits."""
     delivery = current.delivery()
     if delivery is None:
         return Terms()
@@ -81,12 +81,13 @@ def take_over() -> Terms:
     return Terms(milliseconds / 1000 if is_limited else None, notify_shutdown)
 
 
-#: Milliseconds: a limit above that is none, and no timer takes it.
+#: In milliseconds: a longer limit is no limit, and no timer could take it.
 MAX_TIME_LIMIT_MS = 365 * 24 * 60 * 60 * 1000
 
 
 def reraises_interrupts(function: Callable[P, T]) -> Callable[P, T]:
-    """The same, but an error of the database that hides an interrupt never comes out of it."""
+    """Wrap a function so that a database error that hides an interrupt raises the interrupt
+    instead."""
 
     @wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -100,17 +101,17 @@ def reraises_interrupts(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def reraise_interrupt(error: BaseException) -> None:
-    """Raise the interrupt that an error of the database hides."""
+    """Raise the interrupt that a database error hides."""
     interrupt = interrupt_behind(error)
     if interrupt is not None:
         raise interrupt
 
 
 def interrupt_behind(error: BaseException) -> Interrupt | None:
-    """The interrupt in whose place an error of the database has come.
+    """The interrupt that a database error replaced.
 
-    One in the end of a transaction leaves the connection in a state in which the rest of that
-    end fails. Any other error that a step makes of an interrupt is meant so.
+    An interrupt while a transaction ends leaves the connection in a state that makes the rest of
+    that fail. Any other error that a step makes of an interrupt is intentional.
     """
     context = error.__context__ if isinstance(error, Error) else None
     while context is not None and not isinstance(context, Interrupt):
@@ -119,7 +120,7 @@ def interrupt_behind(error: BaseException) -> Interrupt | None:
 
 
 def ensure_clean_connection(using: str) -> None:
-    """Begin outside of any transaction: one that was left open here is not ours."""
+    """Start outside any transaction: one that was left open here is not ours."""
     connection = connections[using]
     open_still = connection.connection is not None and not connection.autocommit
     if connection.in_atomic_block or open_still:
@@ -127,9 +128,9 @@ def ensure_clean_connection(using: str) -> None:
 
 
 def replace_connection(error: Error, using: str) -> bool:
-    """Whether this thread has a new connection now, as the error says that the old one was dead.
+    """Replace the connection if the error says that it was dead; return whether it was replaced.
 
-    In a transaction it has not: what was done in it before would be lost without a word.
+    Never inside a transaction: its earlier statements would be lost silently.
     """
     connection: Any = connections[using]
     if connection.in_atomic_block or not _is_of_connection(error, using):
@@ -147,10 +148,10 @@ def _is_of_connection(error: Error, using: str) -> bool:
 
 
 def discard_connection(using: str) -> None:
-    """Forget this thread's connection, in whatever state an interrupt has left it.
+    """Discard this thread's connection, in whatever state an interrupt has left it.
 
-    Inside a transaction Django only marks a connection as closed, to be reset by the end of the
-    block; but the block is gone. A wrapper of the same settings takes its place.
+    Inside a transaction, Django only marks a connection as closed and resets it at the end of the
+    block; but that block is gone. So a new wrapper with the same settings replaces it.
     """
     connection: Any = connections[using]
     connections[using] = connection.copy()

@@ -1,4 +1,4 @@
-"""A step that runs for long keeps its lease by its worker's heartbeat, and shows its progress."""
+"""The worker's heartbeat extends the leases of long steps, and stores their progress."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ logger = logging.getLogger("sequences")
 
 
 def forget(token: int) -> None:
-    """No lease of this claim is extended any more: an interrupt may have kept it from its end."""
+    """Extend the lease of this claim no longer: an interrupt may have prevented its end."""
     current.attempts.pop(token, None)
 
 
 def is_busy() -> bool:
-    """Whether this process executes a step."""
+    """Whether this process is executing a step."""
     return bool(current.attempts)
 
 
 def beat(using: str) -> set[int]:
-    """Extend the leases of the long ones, and store the progress of all that have some.
+    """Extend the leases of long attempts, and store all new progress.
 
     Returns the tokens of those that were left out.
     """
     long_ago = time.monotonic() - conf.settings.heartbeat
     beats: dict[int, tuple[CurrentAttempt, str | None]] = {}
     for attempt in list(current.attempts.values()):
-        progress = attempt.latest_progress  # which its own thread may change at any time
+        progress = attempt.latest_progress  # its own thread may change it at any time
         is_long = attempt.since <= long_ago or attempt.is_watched
         if is_long or progress != attempt.stored_progress:
             beats[attempt.claim.token] = attempt, progress
@@ -51,7 +51,7 @@ def beat(using: str) -> set[int]:
 
 
 def _find_ended(attempts: list[CurrentAttempt], unextended: Collection[int], using: str) -> None:
-    """Mark those that were cancelled. One whose row is only locked was left out, and was not."""
+    """Mark attempts that were cancelled. A row that is only locked was left out, not cancelled."""
     asking = {
         each.claim.token: each
         for each in attempts
@@ -65,9 +65,9 @@ def _find_ended(attempts: list[CurrentAttempt], unextended: Collection[int], usi
 
 
 def is_over(attempt: CurrentAttempt, using: str) -> bool:
-    """Whether the attempt was cancelled, as the last heartbeat knows it.
+    """Whether the attempt was cancelled, as of the last heartbeat.
 
-    Without a heartbeat in this process, in tests, the database is asked at once.
+    Without a heartbeat in this process, as in tests, it queries the database.
     """
     attempt.is_watched = True
     if not attempt.is_over and not _hearts and not _is_in_a_loop():
@@ -76,17 +76,17 @@ def is_over(attempt: CurrentAttempt, using: str) -> bool:
 
 
 def _is_in_a_loop() -> bool:
-    """Whether a coroutine asks: there the database cannot be asked."""
+    """Whether a coroutine asks, which cannot query the database."""
     return asyncio._get_running_loop() is not None
 
 
-#: The heartbeats of this process: one for each worker in it.
+#: The number of heartbeats in this process: one per worker.
 _hearts: list[object] = []
 
 
 @contextmanager
 def beating() -> Iterator[None]:
-    """While this lasts a heartbeat looks after the attempts of this process."""
+    """While this lasts, a heartbeat extends the leases of this process."""
     heart = object()
     _hearts.append(heart)
     try:
@@ -104,7 +104,7 @@ def _beat_of(attempt: CurrentAttempt, progress: str | None) -> Beat:
 def _extend(beats: list[Beat], using: str) -> set[int]:
     try:
         return claims.beat(beats, using)
-    except DataError:  # of one progress: no lease depends on another's
+    except DataError:  # each progress on its own: no lease may depend on another attempt's progress
         logger.exception("Could not store the progress of a step.")
         leases = [Beat(each.step_run_id, each.token) for each in beats]
         return claims.beat(leases, using)

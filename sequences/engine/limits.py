@@ -1,4 +1,4 @@
-"""A claimed step, and its run, before the doors of their limits."""
+"""How a claimed step and its run get their places under limits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def enter(context: ExecutionContext, step: Step[Any], using: str) -> None:
-    """Take the places that this step and its run need. Raises `Parked`, if there is none."""
+    """Take the places that this step and its run need. Raises `Parked` if there is none."""
     definition, claim = context.definition, context.claim
     assert definition is not None
     requests = list(_requests(context, step, definition))
@@ -66,7 +66,7 @@ def _requests(
 
 
 def _make_room(claim: Claim, admission: Admission, using: str) -> None:
-    """Where a run is not to wait: it is cancelled, or the oldest in its place is."""
+    """If a run must not wait: cancel it, or the oldest run that has its place."""
     if admission.oldest is not None:
         cancel_for(admission.oldest, claim.run_id, using)
     elif admission.full:
@@ -75,7 +75,7 @@ def _make_room(claim: Claim, admission: Admission, using: str) -> None:
 
 
 def cancel_for(oldest: Any, newer: Any, using: str) -> None:
-    """Cancel a run, because another one takes its place; None: some run that is waiting."""
+    """Cancel a run because another one takes its place; None: some run that is waiting."""
     reason = (
         gettext("run %(run)s takes its place")
         if newer
@@ -88,19 +88,19 @@ def _cancel(run_id: Any, reason: str, using: str) -> None:
     request = OperationRequest("cancel", by="limits", reason=reason)
     try:
         dispatches = operations.cancel(run_id, request, using)
-    except InvalidTransition:  # it has ended meanwhile
+    except InvalidTransition:  # it has ended in the meantime
         return
     dispatcher.send(dispatches)
 
 
 def limits_changed(run_id: Any, using: str) -> None:
-    """See `port.Engine`. Who has locked a line looks itself, or leaves that to the sweep."""
+    """See `port.Engine`. Whoever has locked a line checks it, or leaves that to the sweep."""
     with suppress(locking.Locked), locking.no_wait():
         dispatcher.send(limits.clear(run_id, using))
 
 
 def look(line: int, using: str) -> list[Dispatch]:
-    """The sweep's look at a line in which somebody waits."""
+    """For the sweep: check a line in which something is waiting."""
     admission = limits.look(line, using)
     if admission.oldest is not None:
         cancel_for(admission.oldest, None, using)
@@ -154,5 +154,5 @@ def reset_limit(limit: StoredLimit, *, by: Any) -> None:
 
 
 def store_declared(using: str) -> None:
-    """Write the numbers that this release declares: of its sequences, and of its jobs."""
+    """Write the numbers that this release declares, in sequences and in jobs."""
     limits.store_all(registry.limits().values(), using)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def operate(
     run: SequenceRun, action: str, /, *, by: Any = "", reason: str = "", **options: Any
 ) -> Any:
-    """Perform one operation on a run; the options are those of its method."""
+    """Perform an operation on a run; the options are those of its method."""
     using = conf.using()
     request = OperationRequest(action, by=name_of_caller(by), reason=reason)
     return _OPERATIONS[action](run, request, using, **options)
@@ -114,7 +114,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
 
 
 def payload(run: SequenceRun, event: Named, default: Any) -> Any:
-    """What was delivered for this event; the default if nothing was."""
+    """The payload that was delivered for this event, or the default."""
     using = conf.using()
     return claims.inbox(run.pk, using).get(_event(run, event, using), default)
 
@@ -122,7 +122,7 @@ def payload(run: SequenceRun, event: Named, default: Any) -> Any:
 def delivery(run: SequenceRun, event: Named, payload: Any, by: Any) -> tuple[str, Any, str]:
     """The event's name in the run's plan, the payload as JSON, and the name of who delivers it.
 
-    An event with a form may be left without a payload: who delivers it fills in the form.
+    The payload of an event with a form may be left out: whoever delivers it fills in the form.
     """
     name = _event(run, event, conf.using())
     if payload is not None or deliveries.form_of(run, name) is None:
@@ -136,7 +136,7 @@ def _send_and_reload(run: SequenceRun, dispatches: list[Dispatch], using: str) -
 
 
 def _step(run: SequenceRun, step: Named, using: str) -> str:
-    """The name that the run's plan has for this step, which may be an earlier one."""
+    """The name of this step in the run's plan, which may be an earlier name."""
     plan = plans.load(run.plan_id, using)
     names = [step] if isinstance(step, str) else [step.name, *step.aliases]
     definition = registry.definition_of(run.sequence)
@@ -166,6 +166,6 @@ def _event(run: SequenceRun, event: Named, using: str) -> str:
 
 
 def name_of_caller(by: Any) -> str:
-    """A user's name, or the text itself."""
+    """The name of a user, or the string itself."""
     get_username = getattr(by, "get_username", None)
     return str(get_username() if callable(get_username) else by)[:150]

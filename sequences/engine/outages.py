@@ -1,6 +1,6 @@
-"""While the database is away: one line when it goes, one when it is back, and none between.
+"""Logs one line when the database goes down and one when it is back, and nothing in between.
 
-Every message, sweep and heartbeat meets it meanwhile. What they do not get done is in the rows.
+Every message, sweep and heartbeat fails meanwhile. Their work remains in the rows.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from ..utils.durations import format_duration
 logger = logging.getLogger("sequences")
 
 _lock = threading.Lock()
-#: Since when it is away, by the monotonic clock; None: it is there.
+#: Since when it has been down, by the monotonic clock; None: it is up.
 _since: float | None = None
 
 
 def noted(error: BaseException) -> bool:
-    """Whether this error is that the database is away, and was said. False: it is another one."""
+    """Whether this error means that the database is down, which is then logged. False: another
+    error."""
     global _since
     if not isinstance(error, OperationalError | InterfaceError) or is_transient(error):
         return False
@@ -37,7 +38,7 @@ def noted(error: BaseException) -> bool:
 
 
 def is_away(error: BaseException, using: str) -> bool:
-    """Whether it is the whole database that fails, and not what one row asked of it."""
+    """Whether the whole database failed, and not only a statement about one row."""
     connection = connections[using]
     return isinstance(error, Error) and (
         connection.connection is None or not connection.is_usable()
@@ -45,7 +46,7 @@ def is_away(error: BaseException, using: str) -> bool:
 
 
 def over() -> None:
-    """The database has just done what it was asked for."""
+    """Called when the database has just done something."""
     global _since
     if _since is None:
         return

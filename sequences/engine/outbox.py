@@ -1,6 +1,7 @@
-"""The transactional outbox: a message is a row of its transaction, or one of the broker's own.
+"""The transactional outbox: messages are rows of the caller's transaction.
 
-Published after the commit, and by the sweep where that did not happen.
+They are published after the commit, or else by the sweep. A broker in the same database gets them
+directly.
 """
 
 from __future__ import annotations
@@ -43,36 +44,36 @@ def dispatch(message: Message[Any], /, *, delay: timedelta | int | None) -> None
 
 
 def send_due(using: str) -> int:
-    """Send what is due, for the sweep; returns how many messages the broker took."""
+    """For the sweep: send what is due; return how many messages the broker accepted."""
     count = 0
     while rows := outbox.take(using):
         accepted = sum(_send(row, using) for row in rows)
         count += accepted
         if accepted < len(rows) or len(rows) < outbox.MESSAGES_PER_SWEEP:
-            break  # what the broker does not take now has another sweep
+            break  # a message that the broker does not accept now waits for another sweep
     return count
 
 
 def unsent(using: str) -> list[Message[Any]]:
-    """What waits in the outbox, in order."""
+    """The messages in the outbox, in order."""
     rows = OutboxMessage.objects.using(using).order_by("pk")
     return [_message_of(row) for row in rows]
 
 
 def _send_once(row: OutboxMessage, written_at: float, using: str) -> None:
-    # Of a long transaction a sweep may have seen it at the same moment as this.
+    # The sweep may have read it at the same moment, if the transaction was long.
     is_late = time.monotonic() - written_at > clock.grace().total_seconds() / 2
     if not is_late or outbox.claim(row, using):
         _send(row, using)
 
 
 def _send(row: OutboxMessage, using: str) -> bool:
-    """Whether the broker took it. One that is refused harms no other."""
+    """Send it; return whether the broker accepted it. A rejected message does not affect others."""
     try:
         is_sent = dispatcher.publish(_message_of(row))
     except Exception as error:
         logger.warning(
-            "The broker did not take message %s of actor %s; the sweep will send it again: %r",
+            "The broker did not accept message %s of actor %s; the sweep will send it again: %r",
             row.pk, row.actor, error,
         )  # fmt: skip
         outbox.put_off(row.pk, row.failures + 1, using)
@@ -105,7 +106,7 @@ def _checked_delay(delay: timedelta | int | None) -> timedelta | None:
 def _as_json(message: Any) -> str:
     if not isinstance(message, Message):
         call = "dispatch()" if isinstance(message, Actor) else f"dispatch({message!r:.60})"
-        problem = "takes a message of an actor"
+        problem = "takes an actor's message"
         hint = "Write dispatch(actor.message(…)), or actor.message_with_options(…)."
         raise InvalidData(path=call, problem=problem, hint=hint)
     try:
@@ -113,4 +114,6 @@ def _as_json(message: Any) -> str:
     except (TypeError, ValueError) as error:
         path = f"The message of {message.actor_name!r}"
         problem = f"cannot be written as JSON: {error}"
-        raise InvalidData(path=path, problem=problem, hint="Pass ids, texts and numbers.") from None
+        raise InvalidData(
+            path=path, problem=problem, hint="Pass ids, strings and numbers."
+        ) from None

@@ -1,4 +1,4 @@
-"""Old runs are pruned: finished ones, whole trees of them, when their retention is over."""
+"""Pruning: removes finished runs, with all of their children, when their retention is over."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..transitions.pruning import Due
 
 __all__ = ["TREES_PER_TRANSACTION", "Remaining", "Report", "prune"]
 
-#: Trees of one transaction; fewer, if they have many children.
+#: The number of trees per transaction; fewer if they have many children.
 TREES_PER_TRANSACTION = 500
 
 #: Why a tree is kept.
@@ -32,11 +32,11 @@ REFUSED = "the database does not allow it"
 
 @dataclass(frozen=True, slots=True)
 class Remaining:
-    """A tree that was due, and stays."""
+    """A tree whose retention is over, but which is kept."""
 
     run: UUID
     why: str
-    #: How many objects of the project's models keep it, by their labels.
+    #: How many objects of the project's models reference it, by their labels.
     by: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -44,9 +44,9 @@ class Remaining:
 class Report:
     """What was pruned, or would be."""
 
-    #: Runs of each sequence, children too.
+    #: The number of runs of each sequence, including children.
     runs: Counter[str] = field(default_factory=Counter)
-    #: Runs without a parent among them.
+    #: The number of runs without a parent among them.
     trees: int = 0
     remaining: list[Remaining] = field(default_factory=list)
     #: Whether any run has a retention at all.
@@ -61,12 +61,12 @@ def prune(
     batch: int = TREES_PER_TRANSACTION,
     dry_run: bool = False,
 ) -> Report:
-    """Remove the finished runs whose retention is over, with their children, batch by batch.
+    """Remove finished runs whose retention is over, with their children, batch by batch.
 
-    ``older_than`` and ``failed_older_than`` take the place of the settings ``RETENTION`` and
-    ``RETENTION_FAILED``. What the Meta of a sequence says goes before them, unless ``sequence``
-    names it. Each batch commits by itself: it may be stopped at any time, and several may run
-    at once. What foreign keys of the project's models keep is in the report.
+    ``older_than`` and ``failed_older_than`` override the settings ``RETENTION`` and
+    ``RETENTION_FAILED``. The Meta of a sequence takes precedence over both, unless ``sequence``
+    names it. Each batch commits on its own: you can stop pruning at any time, and several processes
+    may prune at once. The report lists what foreign keys of the project's models keep.
     """
     using = conf.using()
     request = _Retention(older_than, failed_older_than)
@@ -80,25 +80,27 @@ def prune(
 
 @dataclass(frozen=True, slots=True)
 class _Retention:
-    """How long runs are kept after their end. None: nothing is said."""
+    """How long runs are kept after they have ended. None: not set."""
 
     finished: timedelta | None = None
     failed: timedelta | None = None
 
     def or_else(self, other: _Retention) -> _Retention:
-        """What the other says where this one says nothing."""
+        """This retention, with the other one's values where it has none."""
         finished = other.finished if self.finished is None else self.finished
         return _Retention(finished, other.failed if self.failed is None else self.failed)
 
     def of(self, status: RunStatus) -> timedelta | None:
-        """Of those that ended so; the failed ones never shorter than the others."""
+        """The retention of runs with this status; failed runs are never kept for less than
+        others."""
         if status != RunStatus.FAILED:
             return self.finished
         return None if self.failed is None else max(self.failed, self.finished or self.failed)
 
 
 def _due(sequence: str | None, request: _Retention, now: datetime) -> Iterator[Due]:
-    """What to look for: sequences of one retention together, and each way to end by itself."""
+    """What to look for: sequences with the same retention together, and each final status
+    separately."""
     usual = _Retention(conf.settings.retention, conf.settings.retention_failed)
     if sequence is not None:
         own = _own(registry.definition_of(sequence))
@@ -138,7 +140,7 @@ def _ended(
 def _before(now: datetime, period: timedelta) -> datetime | None:
     try:
         return now - period
-    except OverflowError:  # for ever
+    except OverflowError:  # forever
         return None
 
 
@@ -154,11 +156,11 @@ class _Work:
         place = None
         while roots := pruning.due(due, place, self.batch, self.using):
             self.remove([pk for _, pk in roots], due)
-            place = roots[-1]  # what stays is behind us
+            place = roots[-1]  # what is kept was already passed
 
     def remove(self, roots: list[UUID], due: Due) -> None:
         try:
-            with locking.no_wait():  # a row of one tree that somebody holds keeps no other
+            with locking.no_wait():  # a locked row of one tree must not keep the others
                 removed = pruning.remove(roots, due, self.using, dry=self.dry)
         except pruning.TooMany:
             self.halve(roots, due)
@@ -172,7 +174,7 @@ class _Work:
         except (ProtectedError, RestrictedError, IntegrityError) as error:
             if len(roots) == 1:
                 self.report.remaining.append(_remaining(roots[0], error))
-            else:  # one of them is kept, and then alone
+            else:  # one of them must be kept, so try each of them alone
                 self.halve(roots, due)
             return
         self.report.runs.update(removed.runs)

@@ -1,7 +1,7 @@
-"""What is done when something strikes a step: each function reads the row, and leaves it right.
+"""Recovery of an interrupted or failed step: each function reads the row, and leaves it right.
 
-An exception out of a commit never says whether it has committed, and an interrupt may strike
-anywhere. The row says it, by the token of the claim.
+An exception from a commit never says whether it committed, and an interrupt can come anywhere. The
+row says it, by the token of the claim.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sequences")
 
-#: Errors that another attempt would only meet again: the step fails at once.
+#: Errors that a retry would only meet again: the step fails at once.
 FATAL = (
     Abort,
     ChildrenFailed,
@@ -64,18 +64,18 @@ class Parked(Exception):
 
 
 class LaterRelease(Exception):
-    """The run was started by a later release, whose workers execute this step as they have it."""
+    """A later release started the run; its workers execute this step as they know it."""
 
 
-# --- a commit has failed: did it, and may the step run again?
+# --- a commit has failed: did it go through, and may the step run again?
 
 
 def find_commit(
     execution: StepExecution, step: Step[Any], error: BaseException, replay: int
 ) -> list[Dispatch] | None:
-    """What became ready, if the step has committed for all that. None: it may run again.
+    """Return what became ready if the step has committed anyway. None: it may run again.
 
-    Raises the error, if the step may not.
+    Raises the error if it may not.
     """
     if isinstance(error, MergeConflict):
         if replay >= _most_conflicts(execution):
@@ -90,13 +90,13 @@ def find_commit(
 
 
 def _most_conflicts(execution: StepExecution) -> int:
-    # Each is with a step that has committed meanwhile, and every other one may: they all get
-    # through, however many there are. Those that repeat themselves have an end here.
+    # Each conflict is with a step that has committed, and every other step can be one: with this
+    # many, all of them get through. Steps that repeat end here.
     return REPLAYS + len(execution.plan.names)
 
 
 def _may_replay(execution: StepExecution, step: Step[Any], error: BaseException) -> bool:
-    # Without a transaction around it, what the user's code has done stands already.
+    # Without a transaction, the effects of the user's code are already permanent.
     is_undone = execution.is_atomic(step)
     return is_transient(error) and (is_undone or execution.context.change is not None)
 
@@ -129,7 +129,7 @@ def _committed(execution: StepExecution, error: BaseException) -> list[Dispatch]
 
 
 def give_back(execution: StepExecution) -> list[Dispatch]:
-    """The next step may have been claimed in that commit, and nobody executes it: release it."""
+    """Release the next step: that commit may have claimed it, and nobody executes it."""
     if execution.claim is None or execution.offer is None:
         return []
     return claims.give_back(execution.claim.run_id, execution.offer.token, execution.using)
@@ -139,9 +139,10 @@ def give_back(execution: StepExecution) -> list[Dispatch]:
 
 
 def end_attempt(execution: StepExecution, error: BaseException) -> None:
-    """Record why the attempt has ended without a commit. Raises what is raised in its place."""
+    """Record why the attempt ended without a commit. Raises what is to be raised instead."""
     if isinstance(error, SkipMessage):
-        # The step's own. Dramatiq would acknowledge its message, and nobody end its claim.
+        # The step's own error. Dramatiq would acknowledge the message, and nobody would end the
+        # claim.
         raise _abort(execution, "raised SkipMessage. Return or raise Abort instead.") from error
     if isinstance(error, ClaimLost):
         raise _lost(execution) from None
@@ -162,7 +163,8 @@ def _lost(execution: StepExecution) -> Exception:
         return SkipMessage(
             f"Step run {claim.step_run_id} lost its claim while it was running; nothing was stored."
         )
-    # It is ours still: what took it away stood in its own transaction, and is rolled back.
+    # The claim is still ours: the change that took it was in its own transaction, and is rolled
+    # back.
     return _abort(
         execution,
         "cancelled, finished or restarted its own run, so its own commit was rejected. "
@@ -171,7 +173,8 @@ def _lost(execution: StepExecution) -> Exception:
 
 
 def _cancelled(execution: StepExecution) -> Exception:
-    """The step has seen that its run is stopped, and has ended itself: no attempt is counted."""
+    """The step has found that its run is being stopped, and has ended itself: not a failed
+    attempt."""
     if not execution.context.is_over:
         return _abort(
             execution, "raised Cancelled, but was not cancelled. Call self.check() instead."
@@ -189,7 +192,7 @@ def _abort(execution: StepExecution, why: str) -> Abort:
 
 
 def _left_to_others(execution: StepExecution) -> SkipMessage:
-    # Not dispatched at once: we would be the ones to get it. The sweep does, after a grace.
+    # Not dispatched at once, because we would get it again. The sweep dispatches it after a grace.
     claims.release(execution.context.claim, execution.using)
     return SkipMessage(
         f"Step run {execution.step_run_id} is left to workers of a later release, in which "
@@ -217,7 +220,7 @@ def _record(execution: StepExecution, error: BaseException) -> None:
 
 
 def _limit_retries(execution: StepExecution, error: BaseException) -> None:
-    """Dramatiq decides about another attempt, by the option that this exception has."""
+    """Let Dramatiq decide about a retry, with the option for this exception."""
     definition, delivery = execution.context.definition, current.delivery()
     step = definition.step(execution.context.claim.step) if definition else None
     if step is not None and delivery is not None:
@@ -225,33 +228,33 @@ def _limit_retries(execution: StepExecution, error: BaseException) -> None:
 
 
 def _in_milliseconds(error: BaseException) -> None:
-    """Dramatiq takes no other delay of its `Retry`."""
+    """Dramatiq accepts the delay of its `Retry` in no other unit."""
     delay: Any = error.delay if isinstance(error, Retry) else None
     if isinstance(error, Retry) and isinstance(delay, timedelta):
         error.delay = delay // timedelta(milliseconds=1)
 
 
 def _repair(using: str) -> None:
-    """Put aside a connection that an error has broken."""
+    """Replace a connection that an error has broken."""
     connection = connections[using]
     if not connection.in_atomic_block:
         connection.close_if_unusable_or_obsolete()
 
 
-# --- an interrupt has struck
+# --- an interrupt
 
 
 def recover(execution: StepExecution, interrupt: Interrupt) -> list[Dispatch]:
-    """A time limit or a shutdown has struck in `StepExecution.live`, or later. The row says where.
+    """A time limit or a shutdown came during `StepExecution.live`, or later. The row says where.
 
-    Returns what is to be dispatched. Raises the interrupt, for Dramatiq's retries, if it is a time
-    limit that has ended an attempt.
+    Returns what to dispatch. Raises the interrupt, for Dramatiq's retries, if it is a time limit
+    that ended an attempt.
     """
     while True:
         try:
             return _recover(execution, interrupt)
         except Interrupt as another:
-            # A time limit and a shutdown may strike both, the one while we see to the other.
+            # A time limit and a shutdown may both come, one while the other is being handled.
             if another is interrupt:
                 raise
         except Error as error:
@@ -269,14 +272,15 @@ def _recover(execution: StepExecution, interrupt: Interrupt) -> list[Dispatch]:
         claim = execution.claim or claims.claim_in(row, execution.token)
         if _end_interrupted(claim, interrupt, execution.using):
             raise interrupt
-        # It is released; or a commit that was under way came first.
+        # It was released, or a commit that was in progress came first.
         row = claims.find(execution.step_run_id, execution.using)
     ready = _queued_from(row, execution.using) if row is not None else []
     return ready + give_back(execution)
 
 
 def _end_interrupted(claim: Claim, interrupt: Interrupt, using: str) -> bool:
-    """Whether it was recorded as a failed attempt. A shutdown's is given back instead."""
+    """Whether it was recorded as a failed attempt. After a shutdown, the step is released
+    instead."""
     if isinstance(interrupt, Shutdown):
         claims.release(claim, using)
         return False
@@ -289,13 +293,13 @@ def _end_interrupted(claim: Claim, interrupt: Interrupt, using: str) -> bool:
 
 
 def _attempt_of(claim: Claim) -> CurrentAttempt:
-    """The attempt of this claim, if this thread knows it still."""
+    """The attempt of this claim, if this thread still knows it."""
     attempt = current.current_attempt()
     return attempt if attempt and attempt.claim.token == claim.token else CurrentAttempt(claim)
 
 
 def _queued_from(row: StepRun, using: str) -> list[Dispatch]:
-    """What is queued of this step, or of what comes after it."""
+    """What is queued of this step, or of the steps after it."""
     plan = plans.load(row.run.plan_id, using)
     if row.status in (StepStatus.QUEUED, StepStatus.RETRYING):
         return [dispatch_of(row, plan)] if row.wake_at else []

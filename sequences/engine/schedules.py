@@ -1,4 +1,4 @@
-"""Schedules start runs: the declarations of the code, the turns that are due, the operations."""
+"""Schedules start runs: the declarations in code, the slots that are due, the operations."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from .operations import name_of_caller
 
 logger = logging.getLogger("sequences")
 
-#: Characters of an error that are stored.
+#: How many characters of an error are stored.
 MAX_ERROR = 500
-#: Nobody starts a schedule of a class that is gone: this late, that is recorded.
+#: Nobody handles a schedule whose class is gone; when it is this late, that is recorded.
 UNKNOWN_AFTER = timedelta(minutes=1)
 
 
@@ -57,9 +57,9 @@ def declarations(using: str) -> Iterator[Declaration]:
 
 
 def sync(using: str) -> None:
-    """Write what this code declares, and that it has it; note what no code declares any more.
+    """Write what this code declares, and note what no code declares any more.
 
-    Any process may do that at any time: see `schedules.declare` for which of two releases counts.
+    Any process may do this at any time: `schedules.declare` decides which of two releases counts.
     """
     rows = {(row.scope, row.name): row for row in schedules.declared(using)}
     own = {(each.scope, each.name): each for each in declarations(using)}
@@ -82,12 +82,12 @@ def sync(using: str) -> None:
 
 
 def _guarded(act: Callable[..., None], *args: Any) -> None:
-    """One schedule that cannot be written costs the others nothing."""
+    """A schedule that cannot be written must not affect the others."""
     try:
         with locking.no_wait():
             act(*args)
     except locking.Locked:
-        pass  # by another worker that boots; the next look is soon
+        pass  # by another worker that boots; it is checked again soon
     except Exception as error:
         if outages.is_away(error, args[-1]):
             raise
@@ -100,13 +100,13 @@ def _declare(declaration: Declaration, row: Schedule | None, using: str) -> None
 
 def _orphan(row: Schedule, using: str) -> None:
     if schedules.orphan(row, using):
-        logger.warning("No code declares schedule %s any more; it starts no more runs.", row)
+        logger.warning("Schedule %s is no longer declared in code; it starts no more runs.", row)
 
 
 def timetable_for(schedule: Schedule) -> Timetable | None:
-    """The timetable that counts, with its data. None: only another release has it.
+    """The timetable in force, with its data. None: only another release has it.
 
-    Raises `UnknownSequence` and `SequenceError` for one that this code cannot read.
+    Raises `UnknownSequence` and `SequenceError` if this code cannot read it.
     """
     definition = registry.definition_of(schedule.sequence)
     if definition is None:
@@ -122,14 +122,14 @@ def _declared_as(schedule: Schedule, definition: Definition) -> Timetable | None
     return timetable if is_same else None
 
 
-# Turns
+# Slots that are due
 
 
 def is_ours(schedule: Schedule, now: datetime) -> bool:
-    """Whether this code can give a schedule that is due its turn; no query.
+    """Whether this code can handle a schedule that is due; without a query.
 
-    One of a class that this code does not have is another release's: if that one does not start
-    it in time, there is none, and the turn records that.
+    A class that this code does not have belongs to another release. If that release does not start
+    the run in time, there is none, and this is recorded.
     """
     definition = registry.definition_of(schedule.sequence)
     if definition is None:
@@ -138,10 +138,10 @@ def is_ours(schedule: Schedule, now: datetime) -> bool:
 
 
 def give_turn(pk: int, using: str, *, as_of: datetime | None = None) -> SequenceRun | None:
-    """Do what a schedule that is due has to do now; returns the run that it has started.
+    """Handle a schedule that is due; return the run that it has started.
 
-    ``as_of``: as if that were the time, for tests whose clock has moved beyond it. Whatever is
-    wrong with the schedule is stored with it, and not raised; only the database's own errors are.
+    ``as_of`` is used as the time, in tests whose clock has moved beyond it. Problems of the
+    schedule are stored with it, not raised; only errors of the database are raised.
     """
     schedule = schedules.read(pk, using)
     if schedule is None or schedule.wake_at is None:
@@ -188,7 +188,7 @@ def _take_turn(schedule: Schedule, now: datetime, using: str) -> SequenceRun | N
 
 
 def _is_busy(schedule: Schedule, timetable: Timetable, using: str) -> bool:
-    """Whether its runs must not overlap, and the last one is unfinished: no data is needed."""
+    """Whether its last run is unfinished and its runs must not overlap: then it needs no data."""
     last = schedule.last_run_id
     return timetable.overlap != "allow" and schedules.is_unfinished(last, using)
 
@@ -241,7 +241,7 @@ def create_schedule(
 
 
 def schedules_of(cls: type[Sequence[Any]], /) -> ScheduleQuerySet:
-    """The schedules of this class, under its earlier names too."""
+    """The schedules of this class, including those under its earlier names."""
     rows = ScheduleQuerySet(Schedule, using=conf.using())
     return rows.filter(sequence__in=start.definition_of(cls).labels)
 
@@ -249,7 +249,7 @@ def schedules_of(cls: type[Sequence[Any]], /) -> ScheduleQuerySet:
 def operate_schedule(
     schedule: Schedule, action: str, /, *, by: Any = "", reason: str = "", **options: Any
 ) -> Any:
-    """Perform one operation on a schedule; the options are those of its method."""
+    """Perform an operation on a schedule; the options are those of its method."""
     using = conf.using()
     request = ScheduleRequest(action, by=name_of_caller(by), reason=reason)
     result = _OPERATIONS[action](schedule, request, using, **options)
@@ -359,7 +359,7 @@ def _storable(definition: Definition, name: str, timetable: Any, action: str) ->
 
 
 def _checked(definition: Definition, data: Any) -> dict[str, Any] | None:
-    """The data as it is stored, after a look whether a run could begin with it."""
+    """The data as it is stored, after checking that a run could start with it."""
     request: Start = start.start_of(definition, data, key=None)
     if data is None:
         return None
@@ -371,7 +371,7 @@ def _checked(definition: Definition, data: Any) -> dict[str, Any] | None:
 
 
 def check_data(definition: Definition, timetable: Timetable) -> str | None:
-    """Why no run could begin with the data of this timetable. Of a function that is not known."""
+    """Why no run could start with the data of this timetable. For a function, this is not known."""
     if callable(timetable.data):
         return None
     try:

@@ -1,4 +1,4 @@
-"""A sequence is started: its data checked, its rows written, its messages sent on commit."""
+"""Starts a sequence: validates its data, writes its rows, and sends its messages on commit."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound=Sequence[Any])
 
-#: Runs that are inserted together.
+#: The number of runs per INSERT.
 RUNS_PER_INSERT = 1000
 KEY_LENGTH = 255
 
@@ -65,7 +65,7 @@ def start_many(cls: type[S], iterable: Iterable[Any]) -> list[S]:
 
 
 def runs(cls: type[Sequence[Any]]) -> SequenceRunQuerySet:
-    """The runs of this class, under its earlier names too."""
+    """The runs of this class, including those under its earlier names."""
     definition = definition_of(cls)
     runs = SequenceRunQuerySet(SequenceRun, using=conf.using())
     return runs.filter(sequence__in=[definition.label, *definition.aliases])
@@ -105,7 +105,7 @@ def _refusing_characters(definition: Definition, using: str) -> Iterator[None]:
     except DatabaseError as error:
         if not is_of_characters(error):
             raise
-        # An escaped key would be another one: it could be that of another run.
+        # An escaped key would be a different key, perhaps that of another run.
         raise SequenceError(
             f"{definition.label}.start: the database {using!r} cannot store a character of the "
             "key. Its character set must be utf8mb4 on MySQL and MariaDB, and UTF8 on PostgreSQL: "
@@ -115,15 +115,15 @@ def _refusing_characters(definition: Definition, using: str) -> Iterator[None]:
 
 def _batches(requests: list[Start]) -> Iterator[list[Start]]:
     if len(requests) > RUNS_PER_INSERT:
-        # In one transaction of the caller's the locks of each batch are kept for the next.
+        # In a transaction of the caller's, the locks of each batch are kept for the next ones.
         requests = sorted(requests, key=starts.in_order_of_keys)
     for index in range(0, len(requests), RUNS_PER_INSERT):
         yield requests[index : index + RUNS_PER_INSERT]
 
 
 def definition_of(cls: type[Sequence[Any]]) -> Definition:
-    """What this class declares."""
-    assert cls._definition is not None  # the caller has refused an abstract class
+    """The definition of this class."""
+    assert cls._definition is not None  # the caller has rejected abstract classes
     return cls._definition
 
 
@@ -135,12 +135,12 @@ def _bound(cls: type[S], run: SequenceRun, request: Start) -> S:
 
 
 OPTIONS = frozenset(StartOptions.__annotations__)
-#: The least and the most that a priority may be: the column's.
+#: The minimum and maximum of a priority: the column's.
 PRIORITIES = -(2**15), 2**15 - 1
 
 
 def _request_of(definition: Definition, item: Any) -> Start:
-    """One of `start_many`: data, or a pair of data and a dict of the options of `start`."""
+    """One item of `start_many`: data, or a pair of data and a dict of the options of `start`."""
     if not isinstance(item, tuple):
         return _request(definition, item)
     data: Any = item[0] if item else None
@@ -182,14 +182,14 @@ def subject_key(label: str, subject: Any) -> SubjectKey:
 def start_of(
     definition: Definition, data: Any, *, key: str | None, subject_key: SubjectKey | None = None
 ) -> Start:
-    """The run of a schedule: data and key are checked as those of `Sequence.start` are."""
+    """The run of a schedule; data and key are checked as by `Sequence.start`."""
     request = _request(definition, data, key=key)
     request.subject_key = subject_key
     return request
 
 
 def child_of(definition: Definition, data: Any, parent: int, subject: Any) -> Start:
-    """A child of this step run."""
+    """A child run of this step run."""
     request = _request(definition, data, subject=subject)
     request.parent = parent
     return request

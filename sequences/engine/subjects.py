@@ -1,8 +1,8 @@
-"""The object that a run is about is deleted: its runs are kept, cancelled or erased.
+"""What happens when the subject of runs is deleted: they are kept, cancelled or erased.
 
-Schedules that were made for it are kept or removed. What becomes of all of them is decided in the
-transaction of the delete, and is rolled back with it: a run is cancelled there, and marked; the
-sweep erases it, once it has finished.
+Schedules created for it are kept or removed. Everything is decided in the transaction of the
+deletion, and rolled back with it: there, a run is cancelled and marked; the sweep erases it once it
+has finished.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ from ..transitions.schedules import ScheduleRequest
 from . import dispatcher
 
 _UID = "sequences.subjects"
-#: Those whose deletion we hear of.
+#: The models whose deletions are watched.
 _models: set[type[Model]] = set()
 
 
 def connect(**_: Any) -> None:
-    """Hear of the objects of the models in ``ON_SUBJECT_DELETE``, and of those of no other.
+    """Watch the models in ``ON_SUBJECT_DELETE``, and no others.
 
-    A receiver for all models would keep Django from deleting any rows by one statement.
+    A receiver for all models would prevent Django from deleting rows with a single statement.
     """
     for model in _models:
         post_delete.disconnect(sender=model, dispatch_uid=_UID)
     _models.clear()
     _models.update(_watched())
     for model in _models:
-        # After the row is gone, and locked: a step locks what it writes before its run, too.
+        # After the row was deleted and locked: a step also locks what it writes before its run.
         post_delete.connect(_deleted, sender=model, dispatch_uid=_UID)
 
 
 def _watched() -> list[type[Model]]:
-    """With their proxies, which delete the same objects."""
+    """The models with their proxies, which delete the same objects."""
     try:
         labels = conf.settings.on_subject_delete
     except ImproperlyConfigured:
-        return []  # the system check says what is wrong, if Django comes to that
+        return []  # a system check reports the problem
     return [model for model in apps.get_models() if _label(model) in labels]
 
 
@@ -98,16 +98,16 @@ def _decide(key: SubjectKey, using: str) -> None:
 
 
 def _remove(schedule: Schedule, policy: str, using: str) -> None:
-    """It would start runs about nothing."""
+    """The schedule would start runs about nothing."""
     reason = gettext("The object that its runs are about was deleted.")
     if policy == "erase":
         schedules.erase_log(schedule.pk, using)
-    with suppress(InvalidSchedule):  # somebody has removed it meanwhile
+    with suppress(InvalidSchedule):  # someone has removed it in the meantime
         schedules.remove(schedule.pk, ScheduleRequest("remove", reason=reason), using)
 
 
 def policy_of(sequence: str, key: SubjectKey) -> str:
-    """What becomes of a run of this sequence when that object is deleted."""
+    """What happens to a run of this sequence when that object is deleted."""
     definition = registry.definition_of(sequence)
     declared = None if definition is None else definition.on_subject_delete
     return declared or conf.settings.on_subject_delete.get(key.model, "keep")
@@ -117,7 +117,7 @@ def _cancel(run_id: UUID, using: str) -> None:
     try:
         dispatches = operations.cancel(run_id, _request("cancel"), using)
     except InvalidTransition:
-        return  # it has finished meanwhile, perhaps with its parent
+        return  # it has finished in the meantime, perhaps with its parent
     dispatcher.send_on_commit(dispatches, using)
 
 
@@ -126,7 +126,7 @@ def _request(action: str) -> OperationRequest:
 
 
 def erase(run_id: UUID, using: str) -> None:
-    """Erase this run, whose object was deleted. One that has not finished is looked at later."""
+    """Erase this run, whose object was deleted. An unfinished run is checked again later."""
     try:
         operations.erase(run_id, _request("erase"), using)
     except InvalidTransition:

@@ -1,7 +1,7 @@
-"""The one place that a process has for a step whose last worker was lost.
+"""Each process has one place for a step whose last worker was lost.
 
-The row says which step is a suspect, and a process knows best what it is executing. If an interrupt
-kept a place from being left, `recovery.recover` leaves it.
+The row says which step is a suspect, and the process knows what it is executing. If an interrupt
+prevents a step from giving up the place, `recovery.recover` does so.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from . import dispatcher, leases
 logger = logging.getLogger("sequences")
 
 _lock = threading.Lock()
-#: The token of the claim that has it.
+#: The token of the claim that has the place.
 _holder: int | None = None
 
 
 def enter(token: int, *, alone: bool) -> bool:
-    """Take the place. False: another suspect has it; or this one is to be alone, and is not."""
+    """Take the place. False: another suspect has it; or this one must run alone, and would not."""
     global _holder
     with _lock:
         if _holder is not None or (alone and leases.is_busy()):
@@ -32,7 +32,7 @@ def enter(token: int, *, alone: bool) -> bool:
 
 
 def leave(token: int) -> bool:
-    """Give the place up. False: this claim did not have it."""
+    """Give up the place. False: this claim did not have it."""
     global _holder
     with _lock:
         if _holder != token:
@@ -42,10 +42,10 @@ def leave(token: int) -> bool:
 
 
 def call_next(using: str) -> None:
-    """There is room for another: say so to the one that waits, sooner than the sweep would."""
+    """There is room again: dispatch a waiting suspect, sooner than the sweep would."""
     try:
         suspect = losses.next_suspect(using)
-    except Error as error:  # the sweep offers it, too
+    except Error as error:  # the sweep dispatches it, too
         logger.debug("Could not check which step run kills workers: %r", error)
         return
     if suspect is not None:

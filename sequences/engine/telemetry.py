@@ -1,10 +1,10 @@
-"""OpenTelemetry: one trace for a run, from its start through its attempts in all workers.
+"""OpenTelemetry: one trace per run, from its start through its attempts in all workers.
 
-The start's span is the parent of every attempt's; a child's start is a child of the attempt that
-has started it. Imported only where it is wanted.
+The start's span is the parent of every attempt's span; the start of a child run is a child of the
+attempt that started it. Imported only if tracing is on.
 
-The project's own samplers and processors run in here. What they raise is logged: it fails no start,
-and no step that has committed.
+The project's own samplers and processors run in here. Their errors are logged: they must not fail a
+start, or a step that has committed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ T = TypeVar("T")
 logger = logging.getLogger("sequences")
 
 _tracer = trace.get_tracer("sequences")
-#: What is stored is the W3C's, whatever the project's own propagators are.
+#: The W3C's format is stored, whatever propagators the project uses.
 _w3c = TraceContextTextMapPropagator()
 _SPAN_IDS = 2**64
 _NO_SPAN: Span = trace.INVALID_SPAN
@@ -56,7 +56,7 @@ def _safely(otherwise: T, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs
 
 @contextmanager
 def starting(plan: Plan, requests: Sequence[Start]) -> Iterator[None]:
-    """A span for each run that is started, in the context that this thread is in."""
+    """A span for each run that is started, in this thread's current context."""
     spans = [_safely(_NO_SPAN, _start_of, plan, request) for request in requests]
     try:
         yield
@@ -97,7 +97,7 @@ def _start_of(plan: Plan, request: Start) -> Span:
 
 @contextmanager
 def attempt(current_attempt: CurrentAttempt) -> Iterator[None]:
-    """The span of an attempt, which is the current one while the step is performed."""
+    """The span of an attempt, which is the current span while the step runs."""
     span = _safely(_NO_SPAN, _attempt_of, current_attempt.claim)
     try:
         with trace.use_span(span, record_exception=False, set_status_on_exception=False):
@@ -124,7 +124,7 @@ def _parent(claim: Claim) -> Context:
     context = _w3c.extract({"traceparent": claim.traceparent}, Context())
     if trace.get_current_span(context).get_span_context().is_valid:
         return context
-    # Nobody has traced its start: then all of its attempts are in a trace that has its id.
+    # The start was not traced: all attempts share a trace whose id is the run's.
     number = claim.run_id.int
     sampled = TraceFlags(TraceFlags.SAMPLED)
     root = SpanContext(number, number % _SPAN_IDS, is_remote=True, trace_flags=sampled)
@@ -148,7 +148,7 @@ def _attributes(claim: Claim) -> dict[str, Any]:
 
 
 def _messaging(operation: str, queue: str) -> dict[str, str]:
-    """By OpenTelemetry's semantic conventions for messaging."""
+    """According to OpenTelemetry's semantic conventions for messaging."""
     return {
         "messaging.system": "dramatiq",
         "messaging.operation.type": operation,

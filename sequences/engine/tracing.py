@@ -1,6 +1,6 @@
-"""Whether runs are traced: asked at each start and attempt. Where they are, `telemetry` does it.
+"""Whether runs are traced, checked at each start and attempt. If so, `telemetry` does the work.
 
-OpenTelemetry is an extra, so nothing of it is imported unless ``SEQUENCES["TELEMETRY"]`` is true.
+OpenTelemetry is an extra, so it is imported only if ``SEQUENCES["TELEMETRY"]`` is true.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NOTHING = nullcontext()
 
 
 def starting(plan: Plan, requests: Sequence[Start]) -> AbstractContextManager[None]:
-    """Around the insert of these runs, which it may give a `traceparent`."""
+    """Around the INSERT of these runs, which it may give a `traceparent`."""
     telemetry = _load() if conf.settings.telemetry else None
     return telemetry.starting(plan, requests) if telemetry else _NOTHING
 
@@ -37,7 +37,7 @@ def attempt(current_attempt: CurrentAttempt) -> AbstractContextManager[None]:
 def _load() -> Any:
     try:
         from . import telemetry
-    except Exception as error:  # whatever is wrong with it, runs go on
+    except Exception as error:  # whatever is wrong with it, runs must continue
         logger.error("SEQUENCES['TELEMETRY'] is True, but nothing is traced: %s", error)
         return None
     return telemetry

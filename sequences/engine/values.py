@@ -1,4 +1,4 @@
-"""What user code has given, as it is stored."""
+"""Values from user code, normalised for storage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..exceptions import SequenceError
 
 
 def normalise(value: Any, path: str) -> tuple[Any, str]:
-    """The value as JSON has it, and its text. Raises `InvalidData`, which names the path."""
+    """The value as JSON, and its text. Raises `InvalidData`, which names the path."""
     settings = conf.settings
     return serialization.normalise(
         value, encoder=settings.encoder, max_bytes=settings.max_data_bytes, path=path
@@ -22,7 +22,7 @@ def normalise(value: Any, path: str) -> tuple[Any, str]:
 
 
 def checked_deadline(value: Any, call: str) -> timedelta | datetime | None:
-    """What somebody passes as a deadline. Raises `SequenceError`, which names the call."""
+    """Validate a deadline. Raises `SequenceError`, which names the call."""
     if value is None or (isinstance(value, datetime) and is_aware(value)):
         return value
     if isinstance(value, timedelta) and timedelta() < value <= MAX_WAIT:

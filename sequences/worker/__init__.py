@@ -1,1 +1,1 @@
-"""What lives in a worker process."""
+"""What runs in a worker process besides the steps."""

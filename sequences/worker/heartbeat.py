@@ -15,7 +15,8 @@ logger = logging.getLogger("sequences")
 
 
 class HeartbeatThread(threading.Thread):
-    """Beats until it is stopped: later than the worker, whose last steps still run."""
+    """Beats until it is stopped, which is after the worker has: its last steps are still
+    running."""
 
     def __init__(self, registration: WorkerRegistration) -> None:
         super().__init__(name="sequences-heartbeat", daemon=True)
@@ -23,8 +24,8 @@ class HeartbeatThread(threading.Thread):
         self._stopped = threading.Event()
 
     def run(self) -> None:
-        # Twice in each HEARTBEAT, so that a step that has run for one has its lease extended
-        # before two are over.
+        # Twice per HEARTBEAT, so that a step gets its lease extended before it has run for two of
+        # them.
         with beating():
             while not self._stopped.wait(conf.settings.heartbeat / 2):
                 self._try(self._beat)
@@ -36,16 +37,16 @@ class HeartbeatThread(threading.Thread):
         self._registration.leaves_out(beat(using))
 
     def _try(self, part: Callable[[str], None]) -> None:
-        # Whatever happens, it beats on: without it every long step loses its lease.
+        # Whatever happens, it must keep beating: otherwise, every long step loses its lease.
         try:
             part(conf.using())
         except Exception as error:
             if not outages.noted(error):
-                logger.exception("The heartbeat failed; the next one follows.")
+                logger.exception("The heartbeat failed; it will be tried again.")
             close_all()
 
     def stop(self) -> None:
-        """Beat no more, and wait until the process is no longer shown as present."""
+        """Stop beating, and wait until this process is no longer registered as running."""
         self._stopped.set()
         if self.is_alive() and threading.current_thread() is not self:
             self.join(timeout=5)

@@ -1,7 +1,7 @@
-"""The hooks in Dramatiq: what became of a retry, the heartbeat, the sweep.
+"""The middleware: retry decisions, the heartbeat and the sweep.
 
-The app adds this middleware to the broker by itself, before `Retries`: Dramatiq calls the
-after-hooks in reverse, so what `Retries` has decided is known here.
+The app adds it to the broker, before `Retries`: Dramatiq calls after-hooks in reverse order, so
+what `Retries` has decided is known here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .timers import Timers
 
 logger = logging.getLogger("sequences")
 
-#: The largest count of failed attempts that a row can have.
+#: The highest number of failed attempts that a row can have.
 MAX_ATTEMPTS = 2**31 - 1
 
 
@@ -40,7 +40,7 @@ def install(broker: Broker) -> None:
 
 
 class SequencesMiddleware(DeliveryMiddleware):
-    """Follows the messages of steps, and keeps the threads that a worker has of this app."""
+    """Tracks the messages of steps, and runs the threads that this app has in a worker."""
 
     def __init__(self) -> None:
         self._monitor = QueueMonitor()
@@ -49,19 +49,19 @@ class SequencesMiddleware(DeliveryMiddleware):
         self._timers: Timers | None = None
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
-        """Remember what this thread does."""
+        """Remember what this thread is doing."""
         if _is_step(message):
             _distrust(message)
         retried = bool(current.push_delivery(message).attempts)
         self._monitor.began(message.queue_name, message.message_timestamp, first=not retried)
 
     def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
-        """Ids are all that a message carries: what `Retries` adds of the error is kept already."""
+        """A message carries only ids; what `Retries` adds about the error is already stored."""
         if _is_step(message):
             message.options.pop("traceback", None)
 
     def after_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
-        """The copy of a message that this thread processes is its retry, and has the delay."""
+        """A copy of the message that this thread is processing is its retry, and has the delay."""
         delivery = current.delivery()
         if delivery is not None and delivery.message.message_id == message.message_id:
             delivery.retried, delivery.retry_delay = True, delay
@@ -74,15 +74,15 @@ class SequencesMiddleware(DeliveryMiddleware):
         result: Any = None,
         exception: BaseException | None = None,
     ) -> None:
-        """A failed attempt was recorded: say when its retry is due, or that there is none."""
+        """A failed attempt was recorded: store when its retry is due, or that there is none."""
         delivery = self._ended(message)
-        # What the message names is not asked: it may name a step that another worker performs.
+        # The claim, not the message, says which step it was: the message may name another worker's.
         if exception is None or delivery is None or delivery.failed is None:
             return
         try:
             self._decided(message, delivery, delivery.failed.claim)
         except Error as error:
-            # The row says that the retry is due now, and the sweep looks at it after a grace.
+            # The row says that the retry is due now, and the sweep checks it after a grace.
             if not outages.noted(error):
                 raise
 
@@ -98,7 +98,8 @@ class SequencesMiddleware(DeliveryMiddleware):
         self._ended(message)
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
-        """Threads take messages before the worker has booted: whoever counts them is there."""
+        """Threads take messages before the worker has booted, so the monitor must be there
+        first."""
         current.stopping.clear()
         self._monitor = QueueMonitor(worker)
 
@@ -118,7 +119,7 @@ class SequencesMiddleware(DeliveryMiddleware):
             dispatcher.set_delay_handler(self._timers.take)
 
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
-        """Sweep no more. The heart beats on: the last steps are still running."""
+        """Stop sweeping, but not the heartbeat: the last steps are still running."""
         current.stopping.set()
         coroutines.shut_down()
         if self._sweeper is not None:
@@ -143,12 +144,13 @@ class SequencesMiddleware(DeliveryMiddleware):
 
 
 def _dead_threads(worker: Worker) -> int:
-    # One ends by what comes out of a middleware's hook, and Dramatiq starts no other.
+    # An error in a middleware's hook ends a thread, and Dramatiq starts no new one.
     return sum(not thread.is_alive() for thread in worker.workers)
 
 
 def _distrust(message: MessageProxy) -> None:
-    """Leave out what no message of a step has: whoever writes to the broker may have put it in."""
+    """Remove what a step's message never has: anyone who can write to the broker may have added
+    it."""
     retries = message.options.get("retries", 0)
     if type(retries) is not int or not 0 <= retries <= MAX_ATTEMPTS:
         del message.options["retries"]

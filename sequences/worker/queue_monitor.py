@@ -1,4 +1,4 @@
-"""What this worker sees of its queues: the evidence that a message is lost, and not only late."""
+"""What this worker sees of its queues: evidence that a message is lost, and not only late."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 
 from ..transitions import clock
 
-#: Seconds for which a queue must give nothing to a consumer that could take more. An idle
-#: consumer of Redis asks once a second at the least.
+#: In seconds. A queue is drained if it yields nothing for this long to a consumer with room; an
+#: idle Redis consumer polls at least once a second.
 DRAINED_AFTER_SECONDS = 2.5
 
 
 class QueueMonitor:
-    """Of the queues that one worker consumes."""
+    """The monitor of the queues that one worker consumes."""
 
     def __init__(self, worker: Any = None) -> None:
         self._worker = worker
@@ -27,7 +27,8 @@ class QueueMonitor:
         self._last: dict[str, float] = {}
 
     def began(self, queue: str, sent_at: int, *, first: bool) -> None:
-        """A message was taken up. `sent_at` is in milliseconds; `first` if it is no retry."""
+        """A message was taken from a queue. `sent_at` is in milliseconds; `first`: it is not a
+        retry."""
         with self._lock:
             self._in_hand[queue] += 1
             self._last[queue] = time.monotonic()
@@ -36,12 +37,12 @@ class QueueMonitor:
                 self._newest[queue] = sent
 
     def ended(self, queue: str) -> None:
-        """It is done with."""
+        """A message is done."""
         with self._lock:
             self._in_hand[queue] -= 1
 
     def look(self) -> None:
-        """Note which queues have given something; called at every sweep."""
+        """Note which queues have yielded something; called on every sweep."""
         now = time.monotonic()
         for queue in self.queues():
             self._last.setdefault(queue, now)
@@ -49,10 +50,10 @@ class QueueMonitor:
                 self._last[queue] = now
 
     def is_message_lost(self, queue: str, queued_at: datetime, now: datetime) -> bool | None:
-        """Whether a message dispatched then would have arrived, here or at another worker.
+        """Whether a message dispatched at that time would have arrived, here or at another worker.
 
-        Either one that was dispatched a grace later has arrived, or the queue has nothing more.
-        None: this worker does not consume the queue.
+        It would, if a message that was dispatched a grace later has arrived, or if the queue is
+        empty. None: this worker does not consume the queue.
         """
         if queue not in self.queues():
             return None
@@ -62,11 +63,12 @@ class QueueMonitor:
         return self._is_drained(queue)
 
     def knows(self, actor: str) -> bool:
-        """Whether a message of this actor that comes here is taken up: others are dropped."""
+        """Whether this worker would run a message of this actor; it drops those of unknown
+        actors."""
         return self._worker is not None and actor in self._worker.broker.actors
 
     def queues(self) -> Collection[str]:
-        """Those that the worker consumes, without the ones for delayed messages."""
+        """The queues that the worker consumes, without those for delayed messages."""
         if self._worker is None:
             return ()
         return {name for name in list(self._worker.consumers) if not name.endswith(".DQ")}
@@ -86,7 +88,7 @@ class QueueMonitor:
 
 
 def _moment(sent_at: Any) -> datetime:
-    """When a message says that it was sent: never later than now, or all others would seem lost."""
+    """When a message was sent, as it says, but never later than now: others would seem lost."""
     now = datetime.now(UTC)
     try:
         return min(datetime.fromtimestamp(sent_at / 1000, UTC), now)

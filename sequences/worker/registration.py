@@ -1,6 +1,6 @@
 """Each process that runs steps or sweeps registers itself in the database.
 
-That is for people who look at it: nothing that is done to runs depends on it.
+This is for the health display only: the engine does not depend on it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ logger = logging.getLogger("sequences")
 
 
 def close_all() -> None:
-    """Close what this thread has of connections. Never raises: its thread is to go on."""
-    with suppress(Exception):  # of one that cannot even be closed
+    """Close this thread's connections. Never raises, because the thread must continue."""
+    with suppress(Exception):  # a connection that cannot even be closed
         connections.close_all()
 
 
 class WorkerRegistration:
-    """Of this process. One thread calls `beat` and `end`; any may call `swept`."""
+    """The registration of this process. One thread calls `beat` and `end`; any may call `swept`."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class WorkerRegistration:
         self._threads, self._dead_threads = threads, dead_threads
         self._queues = queues
         self._name = name or current.process()
-        # Containers that have their host's name have processes of the same numbers, too.
+        # Containers that use their host's name can have the same process ids, too.
         self._is_known = bool(name)
         self._since = time.monotonic()
         self._swept: float | None = None
@@ -50,25 +50,25 @@ class WorkerRegistration:
         self._fails = False
 
     def swept(self) -> None:
-        """A sweep of this process has ended well."""
+        """A sweep of this process has finished successfully."""
         if self._swept is None:
-            self._reported = None  # the first is news
+            self._reported = None  # the first one is news
         self._swept = time.monotonic()
 
     def leaves_out(self, tokens: Collection[int]) -> None:
-        """It is running the steps of these claims, and could not extend their leases."""
+        """This process runs the steps of these claims, but could not extend their leases."""
         if tokens or self._unextended_claims:
-            self._reported = None  # those who sweep are to know it at once
+            self._reported = None  # sweeps of other processes must know it at once
         self._unextended_claims = tokens
 
     def beat(self, using: str) -> None:
-        """Tell that it is there, if that was not told lately. Never raises."""
+        """Update the row, unless that was done recently. Never raises."""
         if self._reported is None or time.monotonic() - self._reported >= REPORT_INTERVAL_SECONDS:
             self._reported = time.monotonic()
             self._try(self._tell, using)
 
     def end(self, using: str) -> None:
-        """It ends, and nobody need wonder where it is. Never raises."""
+        """Delete the row, because the process ends. Never raises."""
         if self._is_known:
             self._try(lambda using: processes.gone(self._name, using), using)
 
@@ -89,10 +89,10 @@ class WorkerRegistration:
 
     def _try(self, act: Callable[[str], None], using: str) -> None:
         try:
-            with no_wait():  # leases are extended by the same thread
+            with no_wait():  # the same thread extends leases
                 act(using)
         except Exception as error:
-            # Once, and not every few seconds: the table may not be there yet.
+            # Once, not every few seconds: the table may not exist yet.
             if not self._fails and not outages.noted(error):
                 logger.warning("Could not register this worker process: %s", error)
             self._fails = True

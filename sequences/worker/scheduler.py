@@ -1,8 +1,8 @@
-"""Schedules in a process that sweeps: who is due is looked up, and each turn is taken apart.
+"""Schedules in a process that sweeps: finds those that are due, and handles each separately.
 
-What a turn calls is users' code: a function that makes data, receivers of signals. It may hang, so
-a few threads of its own take the turns, and the sweep goes on. A turn that hangs is that of its
-schedule only: its thread no longer counts, and another one takes the others.
+Handling one calls users' code: a function that makes data, receivers of signals. That code may
+hang, so a few separate threads do this, and the sweep continues. A schedule that hangs affects only
+itself: its thread no longer counts, and another thread handles the others.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ from .registration import close_all
 
 logger = logging.getLogger("sequences")
 
-#: Schedules that one look reads.
+#: The number of schedules read at once.
 SCHEDULES_PER_LOOK = 500
-#: Slots that one turn starts, if so many are due: others have their turns, too.
+#: The number of slots started before other schedules get their turn.
 MAX_SLOTS = 50
-#: Seconds until the next look after a turn was given: the slot after it may be due soon.
+#: Seconds until the next check after a slot was handled: the next one may be due soon.
 SOON_SECONDS = 0.1
-#: Turns that are taken at once.
+#: The number of schedules handled at once.
 THREADS = 4
-#: Seconds after which a turn counts as hanging.
+#: The number of seconds after which a schedule counts as hanging.
 HANGS_AFTER_SECONDS = 30.0
-#: Seconds between two looks at what the code declares.
+#: Seconds between two checks of what the code declares.
 SYNC_INTERVAL_SECONDS = 20.0
 
 
 class Turns:
-    """The threads that take turns, as many as there is to do, for as long as there is."""
+    """Threads that handle schedules: as many as needed, for as long as they are needed."""
 
     def __init__(self, take: Callable[[int], None]) -> None:
         self._take = take
         self._lock = threading.Lock()
         self._waiting: deque[int] = deque()
-        #: The turns in hand, and since when each is taken.
+        #: The schedules being handled, and since when.
         self._in_hand: dict[int, float] = {}
         self._hanging: set[int] = set()
         self._threads = 0
         self._stopped = False
 
     def add(self, pk: int) -> None:
-        """Take the turn of this schedule, unless that is in hand already."""
+        """Handle this schedule, unless that is being done already."""
         with self._lock:
             if self._stopped or pk in self._in_hand or pk in self._waiting:
                 return
@@ -62,7 +62,7 @@ class Turns:
                 threading.Thread(target=self._run, name="sequences-schedules", daemon=True).start()
 
     def stop(self) -> None:
-        """Take no more, and wait a moment for those in hand."""
+        """Accept no more, and wait a moment for those in progress."""
         with self._lock:
             self._stopped = True
             self._waiting.clear()
@@ -71,7 +71,7 @@ class Turns:
             time.sleep(0.02)
 
     def note_hanging(self) -> None:
-        """Count the threads no more whose turn takes too long."""
+        """Stop counting the threads that take too long."""
         now = time.monotonic()
         with self._lock:
             hanging = [pk for pk, at in self._in_hand.items() if now - at > HANGS_AFTER_SECONDS]
@@ -88,7 +88,7 @@ class Turns:
         while (pk := self._next()) is not None:
             try:
                 self._take(pk)
-            except BaseException as error:  # the others have their turns
+            except BaseException as error:  # the others must be handled
                 if not outages.noted(error):
                     logger.exception("Could not process schedule %d.", pk)
             finally:
@@ -111,7 +111,7 @@ class Turns:
 
 
 class TakesTurns(Protocol):
-    """What takes the turn of a schedule, and must raise nothing."""
+    """Handles the slot of a schedule; must not raise."""
 
     def add(self, pk: int, /) -> None: ...
     def note_hanging(self) -> None: ...
@@ -119,34 +119,34 @@ class TakesTurns(Protocol):
 
 
 class AtOnce:
-    """Takes each turn in the thread that looks: for a sweep outside of a worker."""
+    """Handles each schedule in the calling thread: for a sweep outside a worker."""
 
     def add(self, pk: int) -> None:
-        """Take it, and those of its other slots that are due."""
+        """Handle it, with all of its slots that are due."""
         for _ in range(MAX_SLOTS):
             if give_turn(pk, conf.using()) is None:
                 break
 
     def note_hanging(self) -> None:
-        """Nobody could."""
+        """Nothing to do: it does not use threads."""
 
     def stop(self) -> None:
-        """There is nothing in hand."""
+        """Nothing to do: nothing is in progress."""
 
 
 class Scheduler:
-    """Of one process: it syncs what the code declares, and gives turns."""
+    """The scheduler of one process: syncs what the code declares, and handles what is due."""
 
     def __init__(self, turns: TakesTurns | None = None) -> None:
         self._turns = turns or Turns(AtOnce().add)
         self._synced: float | None = None
-        #: The turns that the last look has given: whose, and when each was due.
+        #: What the last check handled: which schedules, and when each was due.
         self._last_turns: set[tuple[int, datetime | None]] = set()
 
     def look(self, using: str, within: float = 0) -> float | None:
-        """Give the due their turns. Returns in how many seconds the next is due, if within these.
+        """Handle what is due. Returns in how many seconds the next one is due, if within this time.
 
-        Without schedules it is one query.
+        Without schedules, this is one query.
         """
         self._turns.note_hanging()
         self._sync(using)
@@ -157,7 +157,7 @@ class Scheduler:
         due = [row for row in rows if _seconds_until(row, now) <= 0 and is_ours(row, now)]
         for row in due:
             self._turns.add(row.pk)
-        # One that somebody has locked stays due, and is no reason for another look.
+        # A locked schedule stays due, and is no reason to check again soon.
         before, self._last_turns = self._last_turns, {(row.pk, row.wake_at) for row in due}
         soon = [SOON_SECONDS] if self._last_turns - before else []
         waits = [wait for row in rows if (wait := _seconds_until(row, now)) > 0]
@@ -165,7 +165,7 @@ class Scheduler:
         return wait if wait < within else None
 
     def stop(self) -> None:
-        """Give no more turns."""
+        """Handle no more schedules."""
         self._turns.stop()
 
     def _sync(self, using: str) -> None:

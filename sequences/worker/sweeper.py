@@ -1,4 +1,4 @@
-"""The periodic check: timers, leases that ran out, messages that were lost."""
+"""The periodic check: timers, expired leases, lost messages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .scheduler import AtOnce, Scheduler
 logger = logging.getLogger("sequences")
 
 
-#: Batches of one sweep. What is due still then has the next one.
+#: The number of batches per sweep. The next sweep handles what is left.
 MAX_BATCHES_PER_SWEEP = 50
 
 NOT_EXPIRED = "The sweep could not fail run %s, whose deadline has passed."
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 class LossDetector(Protocol):
-    """What decides whether the message of a queued step run is lost."""
+    """Decides whether the message of a queued step run is lost."""
 
     def is_message_lost(self, queue: str, queued_at: datetime, now: datetime) -> bool | None: ...
     def knows(self, actor: str) -> bool: ...
@@ -47,33 +47,34 @@ class LossDetector(Protocol):
 
 
 class AssumeLost:
-    """For a sweep outside of a worker, which sees no queue: what is overdue counts as lost.
+    """For a sweep outside a worker, which sees no queues: an overdue message counts as lost.
 
-    It asks with growing pauses, five minutes at most, so a long queue gets few duplicates.
+    It resends with increasing pauses of up to five minutes, so that a long queue gets few
+    duplicates.
     """
 
     def is_message_lost(self, queue: str, queued_at: datetime, now: datetime) -> bool:
-        """Always."""
+        """Always true."""
         return True
 
     def knows(self, actor: str) -> bool:
-        """Of nothing."""
+        """Always false."""
         return False
 
     def look(self) -> None:
-        """There is nothing to see."""
+        """Nothing to do."""
 
 
 def sweep(evidence: LossDetector, using: str) -> int:
-    """Do all that is due, and return how many messages the broker took.
+    """Handle everything that is due; return how many messages the broker accepted.
 
-    It waits for no lock: a row that another transaction has locked, or whose run it has, keeps its
-    time and has its turn at the next sweep. An error of one row harms no other.
+    It waits for no lock: a row that is locked by another transaction, or whose run is, stays due
+    for the next sweep. An error with one row does not affect others.
     """
     sent, place = 0, None
     for _ in range(MAX_BATCHES_PER_SWEEP):
         batch = due.take(evidence.is_message_lost, using, knows=evidence.knows, after=place)
-        # First what needs no more of the database: nothing keeps it from its message.
+        # First what needs no more queries, so that nothing delays its message.
         sent += _dispatch(_known_dispatches(batch, using), using)
         for row in batch.expired:
             sent += _dispatch(_look_after(row, failures.reap, batch, using), using)
@@ -90,14 +91,14 @@ def sweep(evidence: LossDetector, using: str) -> int:
 
 
 def _look_at_outbox(using: str) -> int:
-    """Messages of actors whose process has died before it sent them, and those with a delay."""
+    """Messages of actors with a delay, and those whose process died before it sent them."""
     with suppress(locking.Locked), locking.no_wait():
         return outbox.send_due(using)
     return 0
 
 
 def _look_at_lines(using: str) -> int:
-    """Those who wait for a limit: whoever was to pass on a place may have died before it."""
+    """Steps that wait for a limit: whoever had to pass on a place may have died."""
     sent = 0
     for line in limits.due(using):
         with suppress(locking.Locked), locking.no_wait():
@@ -112,7 +113,7 @@ def _give_turn(
     run_id: UUID,
     using: str,
 ) -> T | None:
-    """Do what is due for this run. One that is locked has its turn at the next sweep."""
+    """Handle what is due for this run. If it is locked, the next sweep does it."""
     try:
         with locking.no_wait():
             return act(run_id, using)
@@ -134,7 +135,7 @@ def _dispatch(dispatches: list[Dispatch], using: str) -> int:
 
 
 def _known_dispatches(batch: due.Due, using: str) -> list[Dispatch]:
-    """The messages of all but those that no release knows any more."""
+    """The dispatches of all steps except those that no release knows any more."""
     pairs = zip(batch.rows, batch.dispatches, strict=True)
     return [
         each
@@ -172,9 +173,9 @@ def _look(row: StepRun, using: str) -> list[Dispatch]:
 
 
 def _fails_as_unknown(row: StepRun, using: str) -> bool:
-    """Fail a step that this release has removed; one of a later release waits for its worker.
+    """Fail a step that this release has removed; a step of a later release waits for its worker.
 
-    Which of the two it is, the plans tell: their ids grow in the order of the releases.
+    The ids of the plans, which grow with the releases, tell which it is.
     """
     definition = registry.definition_of(row.run.sequence)
     if definition is None or definition.step(row.step) is not None:
@@ -189,9 +190,9 @@ def _fails_as_unknown(row: StepRun, using: str) -> bool:
 
 
 def store_plans(using: str) -> bool:
-    """Write this release's plans, so that their ids tell its age, and the numbers of its limits.
+    """Write this release's plans, whose ids tell its age, and the numbers of its limits.
 
-    False: not all could be yet.
+    False: not all of them could be written yet.
     """
     declared = [cls._definition.plan for cls in registry.all() if cls._definition is not None]
     missing = [plan for plan in declared if not _stores(plan, using)]
@@ -219,13 +220,14 @@ class Sweeper(threading.Thread):
         self._registration = registration or WorkerRegistration()
         self._stopped = threading.Event()
         self._scheduler = Scheduler()
-        #: In how many seconds a schedule is due, if that is before the next sweep.
+        #: The number of seconds until a schedule is due, if that is before the next sweep.
         self._due_in: float | None = None
 
     def run(self) -> None:
         failed = 0
         self._stored = False
-        # At once: a plan that a later release stores meanwhile would look like an earlier one's.
+        # At once: otherwise, a plan that a later release stores meanwhile would look older than
+        # ours.
         self._succeeds(self._store_plans)
         self._succeeds(self._look_around)
         sweep_at = time.monotonic() + self._interval
@@ -242,12 +244,12 @@ class Sweeper(threading.Thread):
         return pause if self._due_in is None else min(pause, self._due_in)
 
     def _look_at_schedules(self) -> None:
-        self._due_in = None  # also if the look fails
+        self._due_in = None  # even if the check fails
         self._due_in = self._scheduler.look(conf.using(), within=self._interval)
 
     def _look_around(self) -> None:
-        # Of what it has not seen yet a worker cannot say that it is lost: a sweep now would put
-        # off the rows that are, each by as long as it has waited already.
+        # A worker cannot say that a message is lost before it has seen its queue: a sweep now would
+        # postpone overdue rows, each by the time that it has already waited.
         until = time.monotonic() + queue_monitor.DRAINED_AFTER_SECONDS
         self._monitor.look()
         self._succeeds(self._look_at_schedules)
@@ -260,9 +262,10 @@ class Sweeper(threading.Thread):
     def _succeeds(self, part: Callable[[], None]) -> bool:
         try:
             part()
-        except BaseException as error:  # a receiver of a signal may call sys.exit(), and we go on
+        # a receiver of a signal may call sys.exit(), but the sweep must continue
+        except BaseException as error:
             if not outages.noted(error):
-                logger.exception("The sweep failed; the next one follows.")
+                logger.exception("The sweep failed; it will be tried again.")
             close_all()
             return False
         return True
@@ -279,7 +282,7 @@ class Sweeper(threading.Thread):
             self._stored = store_plans(conf.using())
 
     def stop(self) -> None:
-        """Sweep no more, and wait for the sweep that is under way."""
+        """Stop sweeping, and wait for the sweep in progress."""
         self._stopped.set()
         self._scheduler.stop()
         if self.is_alive() and threading.current_thread() is not self:
@@ -287,10 +290,10 @@ class Sweeper(threading.Thread):
 
 
 def once() -> int:
-    """Sweep one time, as from cron; returns how many messages the broker took."""
+    """Sweep once, as from cron; return how many messages the broker accepted."""
     sent = sweep(AssumeLost(), conf.using())
     Scheduler(AtOnce()).look(conf.using())
-    # One row for all of them: the next has another process.
+    # One row for all of them: the next sweep is another process.
     registration = WorkerRegistration(name=f"{current.host()}:sweep")
     registration.swept()
     registration.beat(conf.using())
@@ -298,7 +301,7 @@ def once() -> int:
 
 
 def run_forever(interval: float) -> None:
-    """Sweep in this thread, as the command does."""
+    """Sweep in this thread, for the command."""
     registration, scheduler = WorkerRegistration(), Scheduler(AtOnce())
     try:
         while True:

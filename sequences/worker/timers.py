@@ -1,8 +1,8 @@
-"""Short delays, to the point: the worker that has to wait for one runs the step itself.
+"""Short delays, kept precisely: the worker that waits for a step runs it itself.
 
-A broker's consumer looks for delayed messages about once a second. Here a thread sleeps until the
-moment; then one of a few others performs the step as if its message had just come. The row is
-due in the database all the same: when this process dies, the sweep of another takes it.
+A broker's consumer checks delayed messages about once a second. Here, a thread sleeps until the
+moment comes; then one of a few others runs the step as if its message had just arrived. The row is
+due in the database all the same: if this process dies, another one's sweep takes over.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from ..transitions.types import Dispatch
 
 logger = logging.getLogger("sequences")
 
-#: Steps that may be performed here at once, beside the worker's own threads; what falls due
-#: meanwhile goes to the broker.
+#: How many steps may run here at once, in addition to the worker's own threads. If more become due,
+#: they go to the broker.
 THREADS = 2
 
 
 class Timers(threading.Thread):
-    """Of one worker process, until they are stopped."""
+    """The timers of one worker process, until they are stopped."""
 
     def __init__(self, worker: Any) -> None:
         super().__init__(name="sequences-timers", daemon=True)
@@ -44,7 +44,7 @@ class Timers(threading.Thread):
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="sequences-timer")
 
     def take(self, dispatch: Dispatch) -> bool:
-        """Perform it after its delay. False: this worker does not, so send it to the broker."""
+        """Run it after its delay. False: this worker will not, so send it to the broker."""
         is_known = dispatch.actor in dramatiq.get_broker().actors
         if dispatch.delay is None or not is_known or dispatch.queue not in self._worker.consumers:
             return False
@@ -86,9 +86,8 @@ class Timers(threading.Thread):
             self._idle.release()
 
     def stop(self) -> None:
-        """Take no more; what waits goes to the broker. Never waits for the steps in hand: until
-        this returns, the worker goes on taking new ones.
-        """
+        """Accept no more; send those that are waiting to the broker. Does not wait for running
+        steps: until this returns, the worker keeps taking new ones."""
         with self._changed:
             self._stopped = True
             waiting, self._due = self._due, []
@@ -97,7 +96,7 @@ class Timers(threading.Thread):
         dispatcher.send(_later(dispatch, at - now) for at, _, dispatch in waiting)
 
     def finish(self) -> None:
-        """Wait until the steps in hand have come to their end."""
+        """Wait until the running steps have ended."""
         for _ in range(THREADS):
             self._pool.submit(connections.close_all)
         self._pool.shutdown()

@@ -171,7 +171,7 @@ def test_while_the_broker_is_down_it_waits_with_growing_pauses(welcome, broken, 
     grace = outbox.clock.grace()
     with caplog.at_level(logging.WARNING):
         dispatch(welcome.message(1))
-    assert "did not take message" in caplog.text
+    assert "did not accept message" in caplog.text
     assert "tests.welcome" in caplog.text
     for failures in (2, 3):
         overdue()
@@ -327,8 +327,8 @@ def test_a_test_that_never_commits_sees_what_would_be_sent(welcome):
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda actor: dispatch(actor), "takes a message of an actor. Write dispatch(actor.mess"),
-        (lambda actor: dispatch("tests.welcome"), "takes a message of an actor"),
+        (lambda actor: dispatch(actor), "takes an actor's message. Write dispatch(actor.mess"),
+        (lambda actor: dispatch("tests.welcome"), "takes an actor's message"),
         (lambda actor: dispatch(actor.message({1, 2})), "cannot be written as JSON"),
         (lambda actor: dispatch(actor.message(float("nan"))), "cannot be written as JSON"),
         (lambda actor: dispatch(actor.message(), delay=-1), "it must not be negative"),

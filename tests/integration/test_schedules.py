@@ -597,7 +597,7 @@ def test_one_that_left_the_code_is_orphaned_and_starts_nothing(releases, caplog)
     releases.boots("new")
     row.refresh_from_db()
     assert (row.orphaned_at is None, row.wake_at) == (False, None)
-    assert "No code declares schedule" in caplog.text
+    assert "is no longer declared in code" in caplog.text
     Schedule.objects.update(next_slot=now() - MINUTE)
     releases.boots("new")
     assert not SequenceRun.objects.exists()

@@ -30,5 +30,6 @@ KINDS: dict[str, Kind] = {
 
 
 def kind_of(name: str) -> Kind:
-    """That kind. One of a later release counts as a plain step, which its plan then refuses."""
+    """The class for this kind. An unknown kind, of a later release, counts as a plain step, which
+    its plan then rejects."""
     return KINDS.get(name, KINDS["step"])

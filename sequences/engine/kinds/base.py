@@ -1,4 +1,4 @@
-"""What every kind of step run does, each in its own way: its attempt, its commit, its look."""
+"""The base class of all kinds of step runs: the attempt, the commit, and the sweep's check."""
 
 from __future__ import annotations
 
@@ -20,50 +20,51 @@ if TYPE_CHECKING:
 
 
 class Kind:
-    """A kind of step run. It holds nothing: each method is given what it works on."""
+    """A kind of step run. It has no state: each method receives what it works on."""
 
-    #: What `StepRun.kind` says, and the node in the plan.
+    #: The value of `StepRun.kind` and of nodes in the plan.
     name: ClassVar[str]
     #: Whether one transaction holds the attempt and its commit, whatever the step declares.
     is_atomic: ClassVar[bool] = False
 
-    # An attempt
+    # The attempt
 
     def admit(self, claim: Claim, using: str) -> None:
-        """After the claim: raises `SkipMessage` if the step run cannot have its turn now."""
+        """After the claim: raises `SkipMessage` if the step run cannot run now."""
 
     def perform(self, context: ExecutionContext, step: Step[Any]) -> Conclusion:
-        """An attempt: its own delay, then `when`, then what the step is for."""
+        """An attempt: its own delay, then `when`, then its actual work."""
         has_conditions = step.delay is not None or step.when is not None
         return (has_conditions and context.put_off(step)) or self.execute(context, step)
 
     def execute(self, context: ExecutionContext, step: Step[Any]) -> Conclusion:
-        """What the step is for: the user's code, or what its kind has instead."""
+        """The actual work: the user's code, or what the kind does instead."""
         return conclusion_of(context.call(step))
 
     def check_data(self, claim: Claim, before: dict[str, Any], after: dict[str, Any]) -> None:
-        """Raises if this kind must not change `data` so."""
+        """Raise if this kind must not change `data` like this."""
 
-    # Its limits
+    # The limits
 
     def needs_run(self, claim: Claim) -> bool:
-        """Whether its run needs its places: not to take up what it has waited for from others."""
+        """Whether its run needs its places now; not if it only collects what it has waited for."""
         return claim.wait not in (Wait.EVENT, Wait.ITEMS, Wait.CHILDREN)
 
     def needs_place(self, claim: Claim, step: Step[Any]) -> bool:
-        """Whether this attempt is what the limits of the step are for: not to evaluate a delay."""
+        """Whether this attempt does what the step's limits are for; not if it only evaluates a
+        delay."""
         return claim.delay_evaluated or step.delay is None
 
     def item_of(self, claim: Claim) -> tuple[Any, ...]:
-        """The item that a key may be of, if it has one."""
+        """The item for the key of a limit, if it has one."""
         return ()
 
-    # Its commit
+    # The commit
 
     def commit(
         self, context: ExecutionContext, change: Change, *, savepoint: bool
     ) -> list[Dispatch]:
-        """Make it fact; returns what became ready."""
+        """Commit the change; return what became ready."""
         ready = commits.commit_quickly(context.claim, change, context.using, context.offer)
         if ready is None:
             with transaction.atomic(using=context.using, savepoint=savepoint):
@@ -71,46 +72,47 @@ class Kind:
         return ready
 
     def follow_up(self, context: ExecutionContext, row: StepRun, plan: Plan) -> list[Dispatch]:
-        """What became ready by a commit of whose success only the row has told."""
+        """What became ready by a commit whose success was learned only from the row."""
         following = [node.name for node in plan.successors(row.step)]
         return claims.queued_after(row.run_id, [row.step, *following], context.using)
 
     def queued_from(self, row: StepRun, plan: Plan, using: str) -> list[Dispatch]:
-        """What is queued of all that comes after it, not only next.
+        """Everything queued after it, not only the next steps.
 
-        Steps that were handed off directly may have committed too.
+        Steps that were handed off directly may have committed, too.
         """
         steps = [row.step, *plan.descendants(row.step)]
         if row.run.status == RunStatus.UNDOING:
             steps += [node.name for node in plan.nodes if node.traits.is_compensation]
         return claims.queued_after(row.run_id, steps, using)
 
-    # Its wait
+    # The wait
 
     def look(self, row: StepRun, using: str) -> list[Dispatch]:
-        """The sweep's: see whether what the row waits for has come, as nobody may have told."""
+        """For the sweep: check whether what the row waits for has come, in case nobody has told
+        it."""
         return []
 
-    # What later steps read of it
+    # What later steps read
 
     def result(self, row: StepRun, default: Any) -> Any:
-        """What the step returned."""
+        """The result of the step."""
         return row.result
 
     def outcomes(self, rows: QuerySet[StepRun], using: str) -> QuerySet[Any, Any]:
-        """Item, status and result of all that it came to."""
+        """Item, status and result of all of its outcomes."""
         return rows.order_by("item").values_list("payload", "status", "result")
 
 
 class Compensation(Kind):
-    """What comes when it is decided how the run ends: an undo, and the last steps."""
+    """What runs once it is decided how the run ends: undos and the last steps."""
 
     def needs_run(self, claim: Claim) -> bool:
-        """A run that could not begin has nothing to undo, and another keeps its place."""
+        """A run that could not start has nothing to undo, and another run keeps its place."""
         return False
 
     def execute(self, context: ExecutionContext, step: Step[Any]) -> Conclusion:
-        """It may not end a run that ends already."""
+        """Must not end a run that is already ending."""
         conclusion = conclusion_of(context.call(step, *self.arguments(context.claim)))
         if isinstance(conclusion, FinishRun):
             raise Abort(
@@ -120,19 +122,19 @@ class Compensation(Kind):
         return conclusion
 
     def arguments(self, claim: Claim) -> tuple[Any, ...]:
-        """What the user's code is given, beside the sequence."""
+        """The arguments of the user's code, after the sequence."""
         return ()
 
     def commit(
         self, context: ExecutionContext, change: Change, *, savepoint: bool
     ) -> list[Dispatch]:
-        """What comes next is decided by the undoing."""
+        """The rollback decides what comes next."""
         with transaction.atomic(using=context.using, savepoint=savepoint):
             return commits.commit_compensation(context.claim, change, context.using)
 
 
 def conclusion_of(returned: Any) -> Conclusion:
-    """What the user's code has come to, by what it returned."""
+    """The conclusion that the return value of the user's code stands for."""
     if isinstance(returned, Repeat):
         return types.Repeat(returned.after)
     if isinstance(returned, Finish):

@@ -1,4 +1,4 @@
-"""An event: it takes what was delivered, or waits for it without a worker."""
+"""An event: takes what was delivered, or waits for it without a worker."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
 
 class Event(Kind):
-    """Its row waits until something is delivered, or its time is over."""
+    """Its row waits until something is delivered, or until it times out."""
 
     name = "event"
 
     def execute(self, context: ExecutionContext, step: steps.Step[Any]) -> Conclusion:
-        """What was delivered, early or just now; else wait, if there is still time."""
+        """The delivered payload, whether early or just now; otherwise wait, if it has not timed
+        out."""
         assert isinstance(step, steps.Event)
         claim = context.claim
         inbox = claims.inbox(claim.run_id, context.using)
@@ -29,11 +30,11 @@ class Event(Kind):
             context.copy(claim.step, inbox[claim.step])
             return conclusion_of(inbox[claim.step])
         if claim.wait != Wait.EVENT:
-            # Its `due_at` may be that of a delay or a retry before; the timeout counts from now on.
+            # Its `due_at` may be left from an earlier delay or retry; the timeout counts from now.
             return WaitForEvent(step.timeout)
         if claim.due_at is None or claim.due_at > claim.now + clock.EARLY:
             return WaitForEvent(claim.due_at)
         if step.on_timeout == "fail":
             raise EventTimeout(step=claim.step, run=claim.run_id, timeout=step.timeout)
-        # What was never delivered is no result, not even None.
+        # Without a delivery there is no result, not even None.
         return TimedOut()

@@ -1,4 +1,4 @@
-"""A fan-out's own step run: it makes the items, waits for them, and sees how they have ended."""
+"""A fan-out's own step run: creates the items, waits for them, and counts the failed ones."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from .base import Kind
 if TYPE_CHECKING:
     from ..context import ExecutionContext
 
-#: Characters of an item's error that stand in the error of its step.
+#: How many characters of an item's error are quoted in the error of its step.
 QUOTED = 300
 
 
 class FanOut(Kind):
-    """It is claimed twice: to make the items, and when all of them have ended."""
+    """Claimed twice: to create the items, and when all of them have ended."""
 
     name = "each"
-    is_atomic = True  # a crash expands anew from the beginning
+    is_atomic = True  # after a crash, it expands again from the beginning
 
     def needs_place(self, claim: Claim, step: Step[Any]) -> bool:
         """The limits are for its items."""
         return False
 
     def perform(self, context: ExecutionContext, step: Step[Any]) -> Conclusion:
-        """The second time there is neither a delay nor a `when`."""
+        """The second time, there is neither a delay nor a `when`."""
         if context.claim.wait == Wait.ITEMS:
             return _gather(context, step)
         return super().perform(context, step)
@@ -50,16 +50,16 @@ class FanOut(Kind):
         return fanout.look(row.run_id, row.step, using)
 
     def result(self, row: StepRun, default: Any) -> Any:
-        """Of many items `results` has what they came to."""
+        """For a fan-out, use `results`."""
         return default if row.result is None else row.result
 
     def outcomes(self, rows: QuerySet[StepRun], using: str) -> QuerySet[Any, Any]:
-        """Those of its items."""
+        """The outcomes of its items."""
         return super().outcomes(rows.filter(item__gt=NO_ITEM), using)
 
 
 def _gather(context: ExecutionContext, step: Step[Any]) -> Conclusion:
-    """The items have ended: it succeeds, unless too many of them have failed."""
+    """All items have ended: it succeeds unless too many of them failed."""
     claim, using = context.claim, context.using
     if fanout.has_unfinished(claim.run_id, claim.step, using):
         raise SequenceError(f"Step {claim.step!r} was woken before its items had ended.")
@@ -78,15 +78,15 @@ def _gather(context: ExecutionContext, step: Step[Any]) -> Conclusion:
 
 
 def _quote(failure: StepFailure | None) -> str:
-    """What an item failed with, short enough to stand in another message."""
-    if failure is None:  # somebody has deleted it
+    """The error of an item, short enough to be quoted in another message."""
+    if failure is None:  # someone has deleted it
         return ""
     line = first_line(failure.message, QUOTED)
     return f"The first is item {failure.item}: {class_name(failure.error)}: {line}"
 
 
 def items_of(context: ExecutionContext, step: Step[Any]) -> Iterator[Any]:
-    """What `each` gives, as JSON; in lists with `batch`."""
+    """The items that `each` returns, as JSON; with `batch`, in lists."""
     declared = _declared_items(context, step.each)
     items = (normalise(item, f"item {index}")[0] for index, item in enumerate(declared))
     if step.batch is None:

@@ -1,4 +1,4 @@
-"""One item of a fan-out: the user's code with that item, beside the others."""
+"""One item of a fan-out: runs the user's code with that item, alongside the others."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 
 class Item(Kind):
-    """It has neither a delay nor a `when` of its own, and shares no `data`."""
+    """It has neither a delay nor a `when` of its own, and cannot change `data`."""
 
     name = "item"
 
     def admit(self, claim: Claim, using: str) -> None:
-        """One that has waited for a time of its own needs a place among the others again."""
+        """An item that has waited for a time of its own needs a place among its siblings again."""
         if claim.due_at is None or claim.wait == Wait.LIMIT:
-            return  # one that has waited for a limit has kept its place
+            return  # an item that has waited for a limit has kept its place
         try:
             if fanout.find_place(claim, using):
                 return
@@ -47,15 +47,15 @@ class Item(Kind):
         raise SkipMessage(f"Step run {claim.step_run_id} is waiting for a concurrency slot.")
 
     def needs_place(self, claim: Claim, step: Step[Any]) -> bool:
-        """The delay of the step was its own row's."""
+        """The delay of the step belonged to its own row."""
         return True
 
     def item_of(self, claim: Claim) -> tuple[Any, ...]:
-        """It is one."""
+        """The item itself."""
         return (claim.payload,)
 
     def perform(self, context: ExecutionContext, step: Step[Any]) -> Conclusion:
-        """The user's code, with the item."""
+        """Run the user's code with the item."""
         conclusion = conclusion_of(context.call(step, context.claim.payload))
         if isinstance(conclusion, FinishRun):
             raise Abort(
@@ -65,7 +65,7 @@ class Item(Kind):
         return conclusion
 
     def check_data(self, claim: Claim, before: dict[str, Any], after: dict[str, Any]) -> None:
-        """The items execute at once: none of them may change what all share."""
+        """Items run concurrently: none of them may change what all of them share."""
         keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
         raise ReadOnlyData(
             step=claim.step,
@@ -76,7 +76,7 @@ class Item(Kind):
     def commit(
         self, context: ExecutionContext, change: Change, *, savepoint: bool
     ) -> list[Dispatch]:
-        """Items never wait for each other: the others are looked after once this is committed."""
+        """Items never wait for each other: their siblings are checked after this commit."""
         claim, using = context.claim, context.using
         if not isinstance(change.conclusion, Completed):
             with transaction.atomic(using=using, savepoint=savepoint):
@@ -92,13 +92,13 @@ class Item(Kind):
         return ready
 
     def follow_up(self, context: ExecutionContext, row: StepRun, plan: Plan) -> list[Dispatch]:
-        """The others are looked after, as if the commit had told of its success itself."""
+        """Check the siblings, as after a commit that reported its success itself."""
         if row.status == StepStatus.SUCCEEDED:
             context.after_commit = partial(_look_after_siblings, context.claim, context.using)
         return []
 
     def queued_from(self, row: StepRun, plan: Plan, using: str) -> list[Dispatch]:
-        """Those that its end releases, or the step that waits for them all."""
+        """The items that its end releases, or the step that waits for all of them."""
         return _look_after_siblings(row, using)
 
 

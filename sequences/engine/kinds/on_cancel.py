@@ -6,6 +6,6 @@ from .base import Compensation
 
 
 class OnCancel(Compensation):
-    """The user's code, with nothing but the sequence."""
+    """Runs the user's code with only the sequence."""
 
     name = "on_cancel"

@@ -1,4 +1,4 @@
-"""`on_end`: the step that runs once, the last of its run, however that ends."""
+"""`on_end`: the step that runs once, last of all, however its run ends."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from .base import Compensation
 
 
 class OnEnd(Compensation):
-    """The user's code, with nothing but the sequence."""
+    """Runs the user's code with only the sequence."""
 
     name = "on_end"

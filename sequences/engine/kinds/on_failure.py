@@ -6,6 +6,6 @@ from .base import Compensation
 
 
 class OnFailure(Compensation):
-    """The user's code, with nothing but the sequence."""
+    """Runs the user's code with only the sequence."""
 
     name = "on_failure"

@@ -1,4 +1,4 @@
-"""A plain step: the user's code."""
+"""A plain step: runs the user's code."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from .base import Kind
 
 
 class Step(Kind):
-    """It does what every kind does."""
+    """Does what every kind does."""
 
     name = "step"

@@ -1,4 +1,4 @@
-"""A subsequence: it starts other runs, waits for them, and sees how they have ended."""
+"""A subsequence: starts other runs, waits for them, and checks how they ended."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 class Subsequence(Kind):
-    """It is claimed twice: to start its children, and when all of them have ended."""
+    """Claimed twice: to start its children, and when all of them have ended."""
 
     name = "subsequence"
-    is_atomic = True  # all children start, or none
+    is_atomic = True  # either all children start, or none
 
     def perform(self, context: ExecutionContext, step: steps.Step[Any]) -> Conclusion:
-        """The second time there is neither a delay nor a `when`."""
+        """The second time, there is neither a delay nor a `when`."""
         assert isinstance(step, steps.Subsequence)
         if context.claim.wait == Wait.CHILDREN:
             return _gather(context, step)
@@ -51,21 +51,21 @@ class Subsequence(Kind):
         return WaitForChildren(len(requests), ready)
 
     def look(self, row: StepRun, using: str) -> list[Dispatch]:
-        """End the wait, or go on with the undoing of the children."""
+        """End the wait, or continue the rollback of the children."""
         return compensation.look(row.pk, using)
 
     def result(self, row: StepRun, default: Any) -> Any:
-        """Of many children `results` has what they came to."""
+        """The final data of a single child; for many, use `results`."""
         return default if row.result is None else row.result
 
     def outcomes(self, rows: QuerySet[StepRun], using: str) -> QuerySet[Any, Any]:
-        """Those of its children, whose data is what they came to."""
+        """The outcomes of its children, with their data as results."""
         parent = rows.filter(item=NO_ITEM).values_list("pk", flat=True).first()
         return subsequences.ended(parent, using).values_list("pk", "status", "data")
 
 
 def _children_of(context: ExecutionContext, step: steps.Subsequence) -> Iterator[tuple[Any, Any]]:
-    """The data of each child, and its subject."""
+    """The data and the subject of each child."""
     sequence = context.sequence
     if step.each is None:
         data = context.json if step.child_data is None else step.child_data(sequence)
@@ -79,7 +79,7 @@ def _children_of(context: ExecutionContext, step: steps.Subsequence) -> Iterator
 
 
 def _not_none(data: Any, step: str) -> Any:
-    """The data of a child; None, of a function without a return, say, is a slip."""
+    """Reject None as the data of a child: probably, a function has no return statement."""
     if data is None:
         raise InvalidData(
             path=f"The data for a run that step {step!r} starts",
@@ -90,10 +90,10 @@ def _not_none(data: Any, step: str) -> Any:
 
 
 def _gather(context: ExecutionContext, step: steps.Subsequence) -> Conclusion:
-    """The children have ended: it succeeds, unless too many of them did not."""
+    """All children have ended: it succeeds unless too many of them did not."""
     children = subsequences.ended(context.claim.step_run_id, context.using)
     if children.filter(status__in=UNFINISHED_RUN).exists():
-        # Whatever has woken it, or somebody has begun one of them again: it has not failed.
+        # It was woken early, or someone has restarted one of them: that is not a failure.
         return WaitForChildren(children.count())
     failed = children.exclude(status=RunStatus.SUCCEEDED)
     total, failures = children.count(), failed.count()
@@ -113,7 +113,7 @@ def _gather(context: ExecutionContext, step: steps.Subsequence) -> Conclusion:
 
 def _no_only_child(context: ExecutionContext, total: int) -> SequenceError:
     claim = context.claim
-    if not total:  # somebody has deleted it
+    if not total:  # someone has deleted it
         return SequenceError(
             f"The child run of step {claim.step!r} no longer exists. Restart from this step, or "
             "skip it."

@@ -1,4 +1,4 @@
-"""An undo: it takes back what a step has done."""
+"""An undo: reverses the effect of a step."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from .base import Compensation
 
 
 class Undo(Compensation):
-    """One for each step run that is undone; of a fan-out, one for each item."""
+    """One for each step run that is undone; for a fan-out, one for each item."""
 
     name = "undo"
 
     def item_of(self, claim: Claim) -> tuple[Any, ...]:
-        """What is undone may be one."""
+        """The undone step run may be an item."""
         return self.arguments(claim)[:1]
 
     def arguments(self, claim: Claim) -> tuple[Any, ...]:
-        """Of an item: it, and its result."""
+        """For an item: the item and its result."""
         if claim.item == NO_ITEM:
             return ()
         return claim.payload["item"], claim.payload["result"]
