@@ -1,4 +1,4 @@
-"""The deepest causes of failures: what failed in an item, or in a child run, and theirs."""
+"""The deepest causes of failures: what failed in an item or in a child run, and so on."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from ..definitions.kinds import COMPENSATION_KINDS, ITEM_KINDS
 from ..exceptions import ChildrenFailed, ItemsFailed
 from ..models import NO_ITEM, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
 
-#: What a step fails with because others have: as it is stored with the failure.
+#: The errors of steps that failed because others did, as they are stored with the failure.
 ITEMS_FAILED = f"{ItemsFailed.__module__}.{ItemsFailed.__qualname__}"
 CHILDREN_FAILED = f"{ChildrenFailed.__module__}.{ChildrenFailed.__qualname__}"
-#: The failures that only tell of those of others.
+#: Failures that only report other failures.
 REPORTS = (ITEMS_FAILED, CHILDREN_FAILED)
-#: Levels of runs below a run that are looked through.
+#: The maximum number of levels of runs to search.
 MAX_DEPTH = 50
 
 
 def deepest(failures: Iterable[StepFailure], using: str) -> dict[int, StepFailure]:
     """The deepest cause of each of these failures that has one, by the id of the failure.
 
-    Each comes with its run. No query unless an item or a child run has failed; else a few for each
-    level, however many failures there are.
+    Each comes with its run. Without failed items or child runs, this needs no query; otherwise, a
+    few for each level, however many failures there are.
     """
     causes: dict[int, StepFailure] = {}
     level = {failure.pk: failure for failure in failures if _has_cause(failure)}
@@ -40,7 +40,7 @@ def deepest(failures: Iterable[StepFailure], using: str) -> dict[int, StepFailur
 
 
 def of_run(run_id: UUID, using: str) -> StepFailure | None:
-    """What a run fails with: the newest failure of a step that has failed, and is no undo."""
+    """Why a run failed: the latest failure of a failed step that is not an undo."""
     return _of_runs([run_id], using).get(run_id)
 
 
@@ -58,7 +58,7 @@ def _one_level(failures: Collection[StepFailure], using: str) -> dict[int, StepF
 
 
 def _in_items(failures: Collection[StepFailure], using: str) -> dict[int, StepFailure]:
-    """The failure of the first item that has failed."""
+    """The failure of the first failed item."""
     rows = StepRun._base_manager.using(using).filter(
         run__in={failure.run_id for failure in failures},
         step__in={failure.step for failure in failures},
@@ -73,12 +73,12 @@ def _in_items(failures: Collection[StepFailure], using: str) -> dict[int, StepFa
 
 
 def _in_children(failures: Collection[StepFailure], using: str) -> dict[int, StepFailure]:
-    """What the first child that has failed has failed with."""
+    """The failure of the first failed child run."""
     parents = [failure.step_run_id for failure in failures]
     children = SequenceRun._base_manager.using(using).filter(
         parent__in=parents, status=RunStatus.FAILED
     )
-    # In order of their starts: PostgreSQL has no minimum of ids before its version 18.
+    # In the order of their starts: PostgreSQL has no minimum of ids before version 18.
     first_of: dict[int | None, UUID] = {}
     for parent, child in children.order_by("pk").values_list("parent", "pk"):
         first_of.setdefault(parent, child)
@@ -94,7 +94,7 @@ def _of_runs(ids: Collection[UUID], using: str) -> dict[UUID, StepFailure]:
 
 
 def _newest(condition: Q, key: str, using: str) -> dict[Any, StepFailure]:
-    """The newest of the failures that fulfil it, by what they are of."""
+    """The latest of the failures that meet the condition, by what they belong to."""
     rows = StepFailure._base_manager.using(using)
     newest = rows.filter(condition).order_by().values(key).annotate(newest=Max("pk"))
     ids = [group["newest"] for group in newest]

@@ -1,4 +1,4 @@
-"""A worker takes a step run, keeps it, and lets it go."""
+"""Claims: a worker takes a step run, keeps it, and releases it."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def claim(
     *,
     suspects: bool = True,
 ) -> Claim | None:
-    """Take a queued, retrying or due step run; None if it is not to be had.
+    """Claim a queued, retrying or due step run; None if that is not possible.
 
-    `attempts` is the count that the message carries: a message from before the last failed
-    attempt takes nothing. A held row (`wake_at` is NULL: its run is paused or has failed) is
-    taken by nobody. The row is the only guard, so claims of siblings never wait for each other.
-    `suspects=False` leaves a step alone whose last worker was lost.
+    `attempts` is the count in the message: a message from before the last failed attempt claims
+    nothing. Nobody can claim a row on hold (`wake_at` is NULL: its run is paused or has failed).
+    The row is the only guard, so claims of siblings never wait for each other. `suspects=False`
+    leaves out a step whose last worker was lost.
     """
     fast = backend_of(using).fast
     if fast is not None:
@@ -72,7 +72,7 @@ def _claim(
 
 
 def claimable(step_run_id: int, attempts: int, now: datetime, using: str) -> QuerySet[StepRun]:
-    """This row, if a message that knows of so many failed attempts may take it."""
+    """This row, if a message with this number of failed attempts may claim it."""
     return StepRun._base_manager.using(using).filter(
         Q(status__in=_CLAIMABLE) | Q(status=StepStatus.WAITING, due_at__lte=now + clock.EARLY),
         pk=step_run_id,
@@ -86,7 +86,7 @@ def _text(data: Any) -> str:
 
 
 def refresh(claim: Claim, using: str) -> None:
-    """Read `data` again, for another try on what others have committed meanwhile."""
+    """Read `data` again, to retry on top of what others have committed in the meantime."""
     run = SequenceRun._base_manager.using(using).only("data", "version").get(pk=claim.run_id)
     claim.data, claim.version = _text(run.data), run.version
 
@@ -99,9 +99,10 @@ def inbox(run_id: UUID, using: str) -> dict[str, Any]:
 
 
 def claim_in(row: StepRun, token: int) -> Claim:
-    """The claim that stands in a row, for a claimer who was interrupted before it knew."""
+    """The claim stored in a row, for a worker that was interrupted before it knew that it had
+    it."""
     claim = _claim_of(row, token, row.started_at or row.queued_at)
-    claim.is_limited = True  # it may be
+    claim.is_limited = True  # at the latest
     return claim
 
 
@@ -116,16 +117,16 @@ def _claim_of(row: StepRun, token: int, now: datetime) -> Claim:
 
 
 def find(step_run_id: int, using: str) -> StepRun | None:
-    """The row as it is now, its run with it."""
+    """The row as it is now, with its run."""
     rows = StepRun._base_manager.using(using).select_related("run")
     return rows.filter(pk=step_run_id).first()
 
 
 def beat(beats: Sequence[Beat], using: str) -> set[int]:
-    """Extend these leases, store what is new of their progress, and return their tokens.
+    """Extend these leases, store new progress, and return their tokens.
 
-    Left out is what is not ours any more, and what another transaction has locked: the others
-    would lose their leases if this waited for it.
+    It leaves out claims that are lost, and rows that another transaction has locked: if it waited
+    for those, the others would lose their leases.
     """
     fast = backend_of(using).fast
     if fast is not None:
@@ -147,9 +148,9 @@ def _beat(beats: Sequence[Beat], using: str) -> set[int]:
 
 
 def over(claims: Collection[Claim], using: str) -> set[int]:
-    """The tokens of those of these claims that are lost, or whose runs are being stopped.
+    """The tokens of those claims that are lost, or whose runs are being stopped.
 
-    What another transaction has locked is not lost until that commits.
+    A row that another transaction has locked is not lost until that commits.
     """
     rows = StepRun._base_manager.using(using).filter(
         pk__in=[claim.step_run_id for claim in claims], status=StepStatus.RUNNING
@@ -160,7 +161,8 @@ def over(claims: Collection[Claim], using: str) -> set[int]:
 
 
 def release(claim: Claim, using: str) -> list[Dispatch]:
-    """Give the step run back, uncounted: this worker shuts down, or its run is being stopped."""
+    """Release the step run, not counted as an attempt: the worker shuts down, or the run is
+    stopping."""
     return transact(using, lambda: _release(claim, using))
 
 
@@ -196,14 +198,15 @@ def _release(claim: Claim, using: str) -> list[Dispatch]:
 
 
 def give_back(run_id: UUID, token: int, using: str) -> list[Dispatch]:
-    """Release the step of this run that was claimed with its predecessor's commit, if one was."""
+    """Release the step of this run that was claimed in its predecessor's commit, if there is
+    one."""
     rows = StepRun._base_manager.using(using).select_related("run")
     row = rows.filter(run=run_id, token=token, status=StepStatus.RUNNING).first()
     return [] if row is None else release(claim_in(row, token), using)
 
 
 def queued_items(run_id: UUID, step: str, limit: int, using: str) -> list[tuple[int, int]]:
-    """The oldest items of this fan-out that may be claimed now: their ids, and their attempts."""
+    """The oldest items of this fan-out that can be claimed now: their ids and attempts."""
     rows = StepRun._base_manager.using(using).filter(
         run=run_id,
         step=step,
@@ -216,7 +219,7 @@ def queued_items(run_id: UUID, step: str, limit: int, using: str) -> list[tuple[
 
 
 def queued_after(run_id: UUID, steps: Iterable[str], using: str) -> list[Dispatch]:
-    """The messages for those of these steps that are queued, and not held."""
+    """The messages for those of these steps that are queued and not on hold."""
     rows = StepRun._base_manager.using(using).select_related("run")
     rows = rows.filter(
         run=run_id, step__in=list(steps), status=StepStatus.QUEUED, wake_at__isnull=False

@@ -1,4 +1,4 @@
-"""The database's own clock, which tests can move, and how long things last by it."""
+"""The database's own clock, which tests can move, and durations by it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 
 
 class _Thread(threading.local):
-    #: The time that it has read last, and its own clock then.
+    #: The time that it has read last, and its own clock at that moment.
     latest: tuple[datetime.datetime | None, float] = (None, 0.0)
 
 
@@ -43,24 +43,24 @@ def moved() -> datetime.timedelta:
 
 
 def now(using: str) -> datetime.datetime:
-    """The time of the database at this statement, aware, in UTC."""
+    """The database's time at this statement, aware, in UTC."""
     read = backend_of(using).now(connections[using]) + periods.moved
     _thread.latest = (read, time.monotonic())
     return read
 
 
 def read_at(moment: datetime.datetime) -> float:
-    """This process' `time.monotonic()` at which its thread has read that time of the database.
+    """The `time.monotonic()` of this process at which its thread read that time of the database.
 
-    What counts from then is not late by all that was done since. If that was not the latest time
-    that it has read, it is now.
+    Waits counted from it are not delayed by whatever was done since. If this is not the latest time
+    that the thread has read, it is now.
     """
     latest, at = _thread.latest
     return at if latest == moment else time.monotonic()
 
 
 def now_beside(rows: str, values: Sequence[Any], using: str) -> datetime.datetime | None:
-    """The same, where ``FROM … WHERE …`` finds a row; None: it finds none. One statement."""
+    """The same, if ``FROM … WHERE …`` finds a row; None: it finds none. A single statement."""
     current = backend_of(using).now_beside(rows, values, connections[using])
     return None if current is None else current + periods.moved
 
@@ -68,5 +68,5 @@ def now_beside(rows: str, values: Sequence[Any], using: str) -> datetime.datetim
 def moment(
     wait: datetime.timedelta | datetime.datetime, now: datetime.datetime
 ) -> datetime.datetime:
-    """When a wait that counts from now is over; a moment is that moment."""
+    """When a wait that starts now is over; a moment is returned as it is."""
     return now + wait if isinstance(wait, datetime.timedelta) else wait

@@ -1,7 +1,7 @@
-"""A performed step becomes fact: its state, its `data`, and what is ready after it.
+"""Commits of executed steps: the step's status, its `data`, and what is ready after it.
 
-Everything here happens in the transaction that holds the user's own writes. What raises rolls
-them back.
+Everything here happens in the transaction that holds the user's own writes, which an error rolls
+back.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ from .types import (
     wait_for,
 )
 
-#: A delay up to this is waited for in the broker too, which is more precise than a sweep.
+#: Longer delays are left to the sweep; shorter ones also go to the broker, which is more precise.
 MAX_BROKER_DELAY = timedelta(seconds=60)
 
 
 def commit_quickly(
     claim: Claim, change: Change, using: str, offer: Offer | None = None
 ) -> list[Dispatch] | None:
-    """Store what a step of a chain did by one statement, which needs no transaction around it.
+    """Commit a step of a chain with one statement, which needs no transaction around it.
 
-    With an offer the next step is claimed by the same statement, unless something of the caller's
-    is still to happen before it could begin. None: nothing is stored, this is a case for `commit`.
+    With an offer, the same statement claims the next step, unless something of the caller's must
+    happen before that could start. None: nothing was stored; use `commit`.
     """
     fast = backend_of(using).fast
     if fast is None or claim.is_limited or not isinstance(change.conclusion, Completed | Skipped):
@@ -81,7 +81,7 @@ def commit_quickly(
 
 
 def _is_next_at_once(claim: Claim, following: Node, offer: Offer, using: str) -> bool:
-    """Whether the lease of the next step would not run while hooks or receivers do."""
+    """Whether the next step can start before hooks or receivers use up its lease."""
     if connections[using].run_on_commit or notifications.are_heard(claim.sequence):
         return False
     return offer.accepts(following.actor, following.queue)
@@ -110,10 +110,10 @@ def _commit_in_chain(
 
 
 def commit(claim: Claim, change: Change, using: str) -> list[Dispatch]:
-    """Store what the step did, in the caller's transaction, and say what is to be dispatched.
+    """Commit what the step did, in the caller's transaction; return what to dispatch.
 
-    Raises `ClaimLost` if the step is not ours any more, and `MergeConflict` if a parallel step
-    changed the same key of `data` in another way: then it is to be performed again.
+    Raises `ClaimLost` if the claim is lost, and `MergeConflict` if a parallel step changed the same
+    key of `data` in another way: then the step must run again.
     """
     run, plan, now = _store(claim, change, UNFINISHED_RUN, using)
     ready = _go_on(claim, change.conclusion, run, plan, now, using)
@@ -122,12 +122,12 @@ def commit(claim: Claim, change: Change, using: str) -> list[Dispatch]:
 
 
 def _leave_limits(run: SequenceRun, claim: Claim, using: str) -> list[Dispatch]:
-    """Pass on the places that end with this claim, and with the run. Their lines come last."""
+    """Pass on the places that end with this claim, and with the run. Lines are locked last."""
     return limits.end_claim(run, claim.step_run_id, using) if claim.is_limited else []
 
 
 def commit_waiting_item(claim: Claim, change: Change, using: str) -> list[Dispatch]:
-    """The same for an item that is to run again: another may have its place until then."""
+    """The same for an item that will run again: until then, another item may have its place."""
     run, plan, now = _store(claim, change, UNFINISHED_RUN, using)
     ready = _go_on(claim, change.conclusion, run, plan, now, using)
     ready += fanout.leave_place(run, plan, claim, now, using)
@@ -136,7 +136,7 @@ def commit_waiting_item(claim: Claim, change: Change, using: str) -> list[Dispat
 
 
 def commit_compensation(claim: Claim, change: Change, using: str) -> list[Dispatch]:
-    """The same for an undo, or `on_failure`: what comes next is decided by the undoing."""
+    """The same for an undo or `on_failure`: the rollback decides what comes next."""
     run, plan, now = _store(claim, change, (RunStatus.UNDOING,), using)
     match change.conclusion:
         case Completed() | Skipped():
@@ -166,8 +166,8 @@ def _store(
 def _go_on(
     claim: Claim, conclusion: Conclusion, run: SequenceRun, plan: Plan, now: datetime, using: str
 ) -> list[Dispatch]:
-    """What is ready after a step of the main line."""
-    if run.status == RunStatus.UNDOING:  # it executed when its run began to be undone
+    """What is ready after a step on the main path."""
+    if run.status == RunStatus.UNDOING:  # it was running when the rollback of its run started
         return compensation.go_on(run, plan, now, using)
     if isinstance(conclusion, FinishRun):
         return finish(run, plan, now, using)
@@ -184,7 +184,7 @@ def _go_on(
 
 
 def finish(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
-    """Succeed the run as it is; what has not ended is skipped."""
+    """End the run as succeeded; unfinished steps are skipped."""
     ready = compensation.cancel_children(steps_of(run, using), now, using)
     skip_unfinished(run, now, using)
     return ready + compensation.succeed(run, plan, now, using)
@@ -206,7 +206,7 @@ def _write_row(claim: Claim, change: Change, run: SequenceRun, now: datetime, us
 
 
 def _values(claim: Claim, change: Change, run: SequenceRun, now: datetime) -> dict[str, Any]:
-    """How the row of the step is written."""
+    """The new values of the step's row."""
     match change.conclusion:
         case WaitForTime(until):
             return _again(until, now)
@@ -214,7 +214,7 @@ def _values(claim: Claim, change: Change, run: SequenceRun, now: datetime) -> di
             next_turn = {"attempts": 0, "repeats": claim.repeats + 1, "ready_at": now}
             return _again(now + after, now) | next_turn
         case WaitForEvent() | TimedOut() if claim.step in run.inbox:
-            return _queued(now)  # delivered since the step has looked
+            return _queued(now)  # delivered since the step checked
         case WaitForEvent(until):
             due = now + until if isinstance(until, timedelta) else until
             times = {"queued_at": now, "dispatches": 0, "due_at": due, "wake_at": due}
@@ -246,7 +246,8 @@ def _parsed(result: str | None) -> Any:
 
 
 def _message(claim: Claim, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
-    """That of a step that is to run again: at once, or soon enough for the broker to wait."""
+    """The message for a step that will run again: at once, or soon enough for the broker to
+    wait."""
     row = StepRun._base_manager.using(using).get(pk=claim.step_run_id)
     waits_for_event = row.status == StepStatus.WAITING and row.wait == Wait.EVENT
     if row.wake_at is None or waits_for_event:
@@ -270,7 +271,7 @@ def _merge_data(run: SequenceRun, claim: Claim, change: Change) -> None:
 def advance(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
     """Insert what has become ready, and end the run if nothing is left. The run is locked.
 
-    Under a pause, and beside a step that has finally failed, what becomes ready is held.
+    If the run is paused, or a step has failed permanently, the new steps are on hold.
     """
     states, ready = races.settle(run, plan, states_of(run, using), now, using)
     failing = plan.is_failing(states)
@@ -287,7 +288,7 @@ def advance(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dis
 
 
 def divert(run: SequenceRun, plan: Plan, name: str, now: datetime, using: str) -> list[Dispatch]:
-    """A step has finally failed, and another goes on in its place: the run does not fail."""
+    """A step has failed permanently and its handler takes over: the run does not fail."""
     states = states_of(run, using)
     left_out = [node for node in plan.left_out(name, states) if node.name not in states]
     ended = {"status": StepStatus.SKIPPED, "finished_at": now}
@@ -304,7 +305,7 @@ def divert(run: SequenceRun, plan: Plan, name: str, now: datetime, using: str) -
 
 
 def rivals(claim: Claim, using: str) -> list[str]:
-    """The steps that have committed since this one was claimed first."""
+    """The steps that have committed since this one was first claimed."""
     rows = StepRun._base_manager.using(using).filter(
         run=claim.run_id, status=StepStatus.SUCCEEDED, finished_at__gte=claim.now
     )

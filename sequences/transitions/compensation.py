@@ -1,13 +1,14 @@
-"""A run that fails, or is cancelled so, undoes what it has done: one step run after the other.
+"""The rollback of a run that fails or is cancelled: one undo after the other.
 
-First what executes comes to its end, then the undos run, newest first. Then come the steps that
-close a run, `on_failure` or `on_cancel` and then `on_end`, which a run that succeeds has too; and
-then the end. All under the run's lock, in the transaction of what came before: there is no moment
-at which a crash forgets the next undo.
+First, running steps end; then the undos run, newest first. Then come the closing steps,
+`on_failure` or `on_cancel` and then `on_end`, which a run that succeeds has, too; and then the end.
+All of this happens under the run's lock, in the transaction of what came before, so that no crash
+can lose the next undo.
 
-The undo of a subsequence is that of its children, unless it declares its own. They are stopped with
-their parent, and have their turns one after the other, newest first. As locks go from the parent to
-its children, never back, the end of a child is told by a look after its commit, or by the sweep's.
+Undoing a subsequence means rolling back its children, unless it declares an undo of its own. They
+are stopped with their parent, and rolled back one after the other, newest first. Because locks are
+taken from the parent to its children, never the other way, the end of a child is noticed by a check
+after its commit, or by the sweep.
 """
 
 from __future__ import annotations
@@ -42,19 +43,19 @@ from .locking import lock_run, transact
 from .subsequences import ChildrenUndo
 from .types import Claim, Dispatch, dispatch_of, new_row, wait_for
 
-#: The `final_status` of a run that only comes to a standstill: its parent has another undo for it.
+#: The `final_status` of a run that only has to come to a standstill: its parent has an undo for it.
 STANDSTILL = "standstill"
-#: The `final_status` of a run that is cancelled, and not undone.
+#: The `final_status` of a run that is cancelled without a rollback.
 STOPPED = "stopped"
-#: Endings after which nothing is undone.
+#: Final statuses without a rollback.
 _NOT_UNDONE = (RunStatus.SUCCEEDED, STOPPED)
 
 
 def stop(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
-    """A step has finally failed: hold what has not begun; the run fails when nothing runs.
+    """A step has failed permanently: put unstarted steps on hold; the run fails once nothing runs.
 
-    First held, then read: a step that was claimed just before is seen to run. Items that run end
-    first, too; the step that waits for them is looked after until then.
+    It writes first and then reads, so that it sees a step that was claimed just before. Running
+    items end first, too; until then, the step that waits for them is checked.
     """
     if run.is_finished:
         return []
@@ -79,9 +80,9 @@ def begin(
     *,
     cancels: bool = False,
 ) -> list[Dispatch]:
-    """The run ends so, once all is undone. What has not begun never will.
+    """End the run with this status, once everything is undone. Unstarted steps will never start.
 
-    ``cancels``: what executes may still execute, and is cancelled where nothing waits for its end.
+    ``cancels``: steps may still be running; they are cancelled if nothing waits for their end.
     """
     if plan.closing(final_status) or has_undo(run, plan, using):
         run.status, run.final_status = RunStatus.UNDOING, final_status
@@ -95,14 +96,14 @@ def begin(
 
 
 def succeed(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
-    """The run succeeds, after its `on_end`. Nothing of it is left to do."""
+    """End the run as succeeded, after its `on_end`. Nothing of it is left to do."""
     return _close_as(run, plan, RunStatus.SUCCEEDED, now, using)
 
 
 def cancel(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
-    """The run is cancelled at once, and not undone; so are those below it.
+    """Cancel the run at once, without a rollback, and so its child runs.
 
-    What closes a run and has begun already is cancelled too: the next of it has its turn.
+    A closing step that has already started is cancelled, too; the next one runs.
     """
     ready = cancel_children(runs.steps_of(run, using), now, using)
     subsequences.note_undoing(run, now, using)
@@ -124,7 +125,7 @@ def cancel_children(rows: QuerySet[StepRun], now: datetime, using: str) -> list[
 
 
 def cancels_by_undoing(run: SequenceRun, plan: Plan) -> bool:
-    """Whether its class says that a cancelled run is undone, and this one can be."""
+    """Whether its class says that cancelling rolls back, and this run can be rolled back."""
     return plan.cancel == "undo" and run.status in (RunStatus.RUNNING, RunStatus.PAUSED)
 
 
@@ -139,7 +140,7 @@ def _close_as(
 
 
 def ending_of(run_id: UUID, using: str) -> str:
-    """How this run ends, if that is decided: a `RunStatus`, or nothing."""
+    """How this run ends, if that is decided: a `RunStatus`, or ""."""
     rows = SequenceRun._base_manager.using(using).filter(pk=run_id)
     status, final_status = rows.values_list("status", "final_status").get()
     return str(_status_of(final_status)) if status == RunStatus.UNDOING and final_status else ""
@@ -151,7 +152,7 @@ def _status_of(final_status: str) -> RunStatus:
 
 
 def has_undo(run: SequenceRun, plan: Plan, using: str) -> bool:
-    """Whether it, or a run below it, has something to undo, or may have before it is stopped."""
+    """Whether it, or a child run, has something to undo, or may have before it is stopped."""
     if not run.is_finished and plan.undos:
         return True
     if any(_not_undone(run, plan, node, using) for node in plan.undos):
@@ -163,12 +164,12 @@ def has_undo(run: SequenceRun, plan: Plan, using: str) -> bool:
 
 
 def stops_here(run: SequenceRun, step: StepRun | Claim) -> bool:
-    """Whether this step is not tried again: its run is being undone, and waits for its end."""
+    """Whether this step is not retried: its run is rolling back and waits for its end."""
     return run.status == RunStatus.UNDOING and not traits_of(step.kind).is_compensation
 
 
 def go_on(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
-    """What comes next in an undoing: another undo, or `on_failure`, or the end."""
+    """What comes next in a rollback: another undo, `on_failure`, or the end."""
     if _settle(run, now, using):
         return []
     if run.final_status == STANDSTILL:
@@ -176,7 +177,7 @@ def go_on(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispa
     if run.final_status in _NOT_UNDONE:
         return _close(run, plan, now, using)
     busy = _rows(run, using).filter(kind__in=COMPENSATION_KINDS, status__in=UNFINISHED_STEP)
-    # An `on_failure` that is held has its turn after the undos.
+    # An `on_failure` on hold runs after the undos.
     if not run.final_status or busy.filter(wake_at__isnull=False).exists():
         return []
     while not (plan.subsequences and subsequences.note_undoing(run, now, using)):
@@ -193,9 +194,9 @@ def go_on(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispa
 
 
 def _settle(run: SequenceRun, now: datetime, using: str) -> bool:
-    """Cancel what has not begun. Returns whether something still executes.
+    """Cancel unstarted steps. Returns whether anything is still running.
 
-    First written, then read: a step that was claimed just before is seen to run.
+    It writes first and then reads, so that it sees a step that was claimed just before.
     """
     main = runs.unfinished(run, using).exclude(kind__in=COMPENSATION_KINDS)
     if not main.exists():
@@ -214,7 +215,7 @@ def _cancelled(now: datetime) -> dict[str, object]:
 
 
 def _stop_items(main: QuerySet[StepRun], busy: set[str], now: datetime, using: str) -> None:
-    """The fan-outs without an item that executes are cancelled; the others wait for those."""
+    """Cancel the fan-outs without a running item; the others wait for their items."""
     for own in main.filter(runs.WAITS_FOR_ITEMS):
         if own.step in busy:
             wait_for_running_items(own, now, using)
@@ -223,14 +224,14 @@ def _stop_items(main: QuerySet[StepRun], busy: set[str], now: datetime, using: s
 
 
 def wait_for_running_items(own: StepRun, now: datetime, using: str) -> None:
-    """Have the end of every item be looked at: none is released any more."""
+    """Check at the end of every item from now on: no more items are released."""
     own.members = {**(own.members or {}), "stopping": True}
     own.wake_at = now + clock.grace()
     own.save(using=using, update_fields=["members", "wake_at"])
 
 
 def _stop_children(run: SequenceRun, now: datetime, using: str) -> None:
-    """The runs below begin nothing more, and wait until they have their turn."""
+    """Stop the child runs: they start nothing more, and wait for their rollback."""
     for child in subsequences.lock_unfinished(runs.steps_of(run, using), using):
         if child.status != RunStatus.UNDOING:
             child.status, child.final_status = RunStatus.UNDOING, ""
@@ -241,7 +242,7 @@ def _stop_children(run: SequenceRun, now: datetime, using: str) -> None:
 def _undo(
     run: SequenceRun, plan: Plan, node: Node | None, row: StepRun, now: datetime, using: str
 ) -> list[Dispatch]:
-    """Undo this step run, by that step or by its children's own undos. Nothing: look again."""
+    """Undo this step run, with that step or with its children's own undos. Empty: check again."""
     if node is None:
         return _undo_child(run, row, now, using)
     stopped = _rows(run, using).filter(pk=row.pk)
@@ -254,7 +255,7 @@ def _undo(
 
 
 def _stand_still(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
-    """Nothing of it executes; as soon as that is true of all below it, too, it is cancelled."""
+    """Nothing of it is running; once that is true of all child runs, too, it is cancelled."""
     ready: list[Dispatch] = []
     for child in subsequences.lock_unfinished(runs.steps_of(run, using), using):
         ready += _halt(child, now, using)
@@ -264,7 +265,7 @@ def _stand_still(run: SequenceRun, plan: Plan, now: datetime, using: str) -> lis
 
 
 def _halt(child: SequenceRun, now: datetime, using: str) -> list[Dispatch]:
-    """Bring this child to a standstill, unless it is at its end already."""
+    """Bring this child to a standstill, unless it already is at one."""
     if child.final_status in (STANDSTILL, STOPPED):
         return []
     child.final_status = STANDSTILL
@@ -274,11 +275,11 @@ def _halt(child: SequenceRun, now: datetime, using: str) -> list[Dispatch]:
 
 
 def _undo_child(run: SequenceRun, own: StepRun, now: datetime, using: str) -> list[Dispatch]:
-    """Give the newest child its turn; it may have none of its own to undo, and end at once."""
+    """Start the rollback of the newest child, which may have nothing to undo and end at once."""
     newest = _newest_child(own, using)
     child = None if newest is None else lock_run(newest.pk, using)
     if child is None or (child.is_finished and child.status != RunStatus.SUCCEEDED):
-        return []  # somebody has ended it meanwhile
+        return []  # someone has ended it in the meantime
     _look_after(own, now, using)
     child.status, child.final_status = RunStatus.UNDOING, RunStatus.CANCELLED
     child.finished_at = None
@@ -289,7 +290,7 @@ def _undo_child(run: SequenceRun, own: StepRun, now: datetime, using: str) -> li
 
 
 def _look_after(own: StepRun, now: datetime, using: str) -> None:
-    """From now on its children are undone, and the sweep sees to it."""
+    """From now on its children are being rolled back, and the sweep checks on that."""
     own.children_undo = ChildrenUndo.RUNNING
     own.queued_at, own.wake_at = now, now + clock.grace()
     own.save(using=using, update_fields=["children_undo", "queued_at", "wake_at"])
@@ -307,7 +308,7 @@ def _record(
 
 
 def _close(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
-    """All is undone, or an undo has failed: the steps that close the run, and then the end."""
+    """Everything is undone, or an undo has failed: run the closing steps, then end the run."""
     status = _status_of(run.final_status)
     for node in plan.closing(status):
         row = _rows(run, using).filter(step=node.name).first()
@@ -329,12 +330,12 @@ def _closing(run: SequenceRun, using: str) -> QuerySet[StepRun]:
 
 
 def look(step_run_id: int, using: str) -> list[Dispatch]:
-    """A child of this step run may have ended: end its wait, or go on with the undoing."""
+    """A child of this step run may have ended: end its wait, or continue the rollback."""
     return subsequences.look(step_run_id, using) or resume(step_run_id, using)
 
 
 def resume(step_run_id: int, using: str) -> list[Dispatch]:
-    """Go on with the undoing of the run, if children of this step run were undone."""
+    """Continue the rollback of the run, if children of this step run were rolled back."""
     row = StepRun._base_manager.using(using).filter(pk=step_run_id).first()
     if row is None or row.status in UNFINISHED_STEP:
         return []
@@ -347,7 +348,7 @@ def _resume(run_id: UUID, using: str) -> list[Dispatch]:
 
 
 def proceed(run: SequenceRun, now: datetime, using: str) -> list[Dispatch]:
-    """Go on with the undoing of this locked run, if it is one."""
+    """Continue the rollback of this locked run, if it has one."""
     if run.status != RunStatus.UNDOING:
         subsequences.note_undoing(run, now, using)
         return []
@@ -357,22 +358,22 @@ def proceed(run: SequenceRun, now: datetime, using: str) -> list[Dispatch]:
 
 
 def can_retry(run: SequenceRun, plan: Plan, using: str) -> bool:
-    """Whether an undo has failed, or a step that closes the run, after all undos."""
+    """Whether an undo has failed, or a closing step after all undos."""
     return has_failed(run, using) or _closing(run, using).filter(status=StepStatus.FAILED).exists()
 
 
 def has_failed_at_its_end(run: SequenceRun) -> bool:
-    """Whether it has failed only by a step that closes it: no step of its main line has."""
+    """Whether it has failed only because of a closing step, and no step on its main path failed."""
     return run.status == RunStatus.FAILED and run.final_status not in ("", RunStatus.FAILED)
 
 
 def has_failed(run: SequenceRun, using: str) -> bool:
-    """Whether an undo has failed for good: its own, or one of a run below it."""
+    """Whether an undo has failed permanently: its own, or one of a child run."""
     return _rows(run, using).filter(subsequences.failed_undo()).exists()
 
 
 def retry(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
-    """Go on with what has failed of this locked run's undoing; `on_failure` comes after it."""
+    """Continue with what failed in this locked run's rollback; `on_failure` comes after it."""
     run.status, run.finished_at = RunStatus.UNDOING, None
     failed = _rows(run, using).filter(status=StepStatus.FAILED)
     again = {"attempts": 0, "lost_workers": 0, "token": None, "due_at": None, "finished_at": None}
@@ -405,7 +406,7 @@ def _queued(now: datetime) -> dict[str, object]:
 
 
 def undone(run: SequenceRun, plan: Plan, using: str) -> frozenset[str]:
-    """The steps that were undone, or tried to be."""
+    """The steps that were undone, or whose undo was tried."""
     undos = _rows(run, using).filter(kind__in=UNDO_KINDS).values_list("step", flat=True)
     names = {plan.node(name).undoes for name in undos}
     if plan.subsequences:
@@ -415,14 +416,14 @@ def undone(run: SequenceRun, plan: Plan, using: str) -> frozenset[str]:
 
 
 def forget(run: SequenceRun, plan: Plan, steps: frozenset[str], using: str) -> None:
-    """Remove the undos of these steps, and what has closed the run: all begins again."""
+    """Remove the undos of these steps, and the closing steps: all of them start over."""
     names = {node.name for node in plan.undos if node.undoes in steps}
     names |= {node.name for node in plan.nodes if node.traits.is_closing}
     runs.remove(run, names, using)
 
 
 def _newest(run: SequenceRun, plan: Plan, using: str) -> tuple[Node | None, StepRun] | None:
-    """The newest step run that has an undo which has not begun; no node: its children have one."""
+    """The newest step run with an undo that has not started; no node: its children have undos."""
     candidates: list[tuple[Node | None, StepRun]] = [
         (node, row) for node in plan.undos if (row := _not_undone(run, plan, node, using))
     ]
@@ -432,13 +433,13 @@ def _newest(run: SequenceRun, plan: Plan, using: str) -> tuple[Node | None, Step
 
 
 def _newest_parent(run: SequenceRun, plan: Plan, using: str) -> StepRun | None:
-    """The newest step run that has a child to be undone by its own undos."""
+    """The newest step run with a child that is to be rolled back with its own undos."""
     rows = _parents(run, plan, using).order_by("-pk")
     return next((row for row in rows if _newest_child(row, using)), None)
 
 
 def _parents(run: SequenceRun, plan: Plan, using: str) -> QuerySet[StepRun]:
-    """The step runs whose children are undone by their own undos."""
+    """The step runs whose children are rolled back with their own undos."""
     rows = _rows(run, using).filter(wait=Wait.CHILDREN)
     for node in plan.undos:
         rows = rows.exclude(_done(node), step=node.undoes)
@@ -446,7 +447,8 @@ def _parents(run: SequenceRun, plan: Plan, using: str) -> QuerySet[StepRun]:
 
 
 def _newest_child(own: StepRun, using: str) -> SequenceRun | None:
-    """The newest that was stopped, or goes on again, or has succeeded with something to undo."""
+    """The newest child that was stopped, is running again, or has succeeded with something to
+    undo."""
     for child in _candidates(own, using).order_by("-pk"):
         if not child.is_finished or has_undo(child, plans.load(child.plan_id, using), using):
             return child
@@ -470,14 +472,14 @@ def _plans_with_undos(children: QuerySet[SequenceRun], using: str) -> list[int]:
 def _not_undone(run: SequenceRun, plan: Plan, node: Node, using: str) -> StepRun | None:
     undo = _rows(run, using).filter(step=node.name, item=OuterRef("item"))
     rows = _rows(run, using).filter(_done(node), ~Exists(undo), step=node.undoes)
-    # Of a fan-out the items are undone, not the row that waited for them.
+    # For a fan-out, its items are undone, not the row that waited for them.
     is_fan_out = plan.node(node.undoes).traits.has_items
     rows = rows.filter(item__gt=NO_ITEM) if is_fan_out else rows
     return rows.order_by("-pk").first()
 
 
 def _done(node: Node) -> Q:
-    """Of what this step undoes: the step runs that it is for."""
+    """The completed step runs that this undo is for."""
     done = Q(status=StepStatus.SUCCEEDED)
     if node.attempted:
         done |= Q(status__in=(StepStatus.FAILED, StepStatus.CANCELLED), started_at__isnull=False)

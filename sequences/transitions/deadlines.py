@@ -1,4 +1,4 @@
-"""Deadlines of whole runs: one that is not finished by then fails, and is undone.
+"""Deadlines of whole runs: an unfinished run fails at its deadline, and is rolled back.
 
 A run without a deadline has no row here, and costs nothing.
 """
@@ -14,18 +14,18 @@ from . import clock, compensation, failures, plans, runs
 from .locking import lock_free, lock_run, transact
 from .types import Dispatch
 
-#: Runs that one sweep fails, at most.
+#: The maximum number of runs that one sweep fails.
 RUNS_PER_SWEEP = 500
 
 
 def due(using: str) -> list[UUID]:
-    """The runs whose deadlines have passed, the oldest first."""
+    """The runs whose deadlines have passed, oldest first."""
     rows = RunDeadline._base_manager.using(using).filter(due_at__lte=clock.now(using))
     return list(rows.order_by("due_at").values_list("run_id", flat=True)[:RUNS_PER_SWEEP])
 
 
 def expire(run_id: UUID, using: str) -> list[Dispatch]:
-    """Fail this run, whose deadline has passed, unless it is finished or being undone already."""
+    """Fail this run, whose deadline has passed, unless it is finished or rolling back already."""
     return transact(using, lambda: _expire(run_id, using))
 
 
@@ -34,7 +34,7 @@ def _expire(run_id: UUID, using: str) -> list[Dispatch]:
     now = clock.now(using)
     rows = RunDeadline._base_manager.using(using).filter(run=run_id, due_at__lte=now)
     deadline = rows.values_list("due_at", flat=True).first()
-    if deadline is None:  # another sweep was here
+    if deadline is None:  # another sweep was faster
         return []
     rows._raw_delete(using)
     if run is None or run.status not in (RunStatus.RUNNING, RunStatus.PAUSED):
@@ -47,7 +47,7 @@ def _expire(run_id: UUID, using: str) -> list[Dispatch]:
 
 
 def _record(run: SequenceRun, deadline: datetime, now: datetime, using: str) -> None:
-    """What the run fails with: at the oldest of the steps that have not ended."""
+    """Record why the run fails: with the oldest of its unfinished steps."""
     unfinished = runs.unfinished(run, using).filter(item=NO_ITEM)
     rows: list[StepRun] = list(unfinished.order_by("pk"))
     if not rows:
@@ -60,7 +60,7 @@ def _record(run: SequenceRun, deadline: datetime, now: datetime, using: str) -> 
 def move(
     run_id: UUID, deadline: timedelta | datetime | None, now: datetime, using: str
 ) -> tuple[datetime | None, datetime | None]:
-    """Set the deadline of a run that is locked, or remove it. Returns the earlier and the new."""
+    """Set or remove the deadline of a locked run. Returns the earlier deadline and the new one."""
     rows = RunDeadline._base_manager.using(using).filter(run=run_id)
     before = rows.values_list("due_at", flat=True).first()
     after = None if deadline is None else clock.moment(deadline, now)
@@ -72,9 +72,9 @@ def move(
 
 
 def put_off(run_id: UUID, using: str) -> None:
-    """Look after this one in a while: it could not be failed now, for a reason that may last.
+    """Check this run later: it could not be failed now, for a reason that may last.
 
-    Not if somebody has moved it meanwhile.
+    Does nothing if someone has changed its deadline in the meantime.
     """
     now = clock.now(using)
     rows = RunDeadline._base_manager.using(using).filter(run=run_id, due_at__lte=now)

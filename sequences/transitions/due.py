@@ -1,4 +1,4 @@
-"""What the sweep finds: step runs whose `wake_at` has come."""
+"""What the sweep finds: step runs whose `wake_at` has passed."""
 
 from __future__ import annotations
 
@@ -19,49 +19,48 @@ from .types import Dispatch, dispatch_of
 
 logger = logging.getLogger("sequences")
 
-#: Rows of one transaction of the sweep.
+#: Rows per transaction of the sweep.
 ROWS_PER_TRANSACTION = 500
 
-#: Decides whether the message of a row, dispatched at a time to this queue, is lost by another.
-#: None: who asks does not see that queue.
+#: Decides whether a message is lost, given its queue, when it was dispatched, and the current time.
+#: None: the caller does not see that queue.
 IsLost = Callable[[str, datetime, datetime], bool | None]
-#: Whether that decision rests on evidence for the steps of this actor.
+#: Whether that decision is based on evidence, for the steps of this actor.
 Knows = Callable[[str], bool]
-#: Where a batch has ended, in the order of their times: its last time and id.
+#: Where a batch ended, in order of time: its last time and id.
 Place = tuple[datetime, int]
 
 
 def guesses(actor: str) -> bool:
-    """Who asks has no evidence of anything."""
+    """Without evidence about any actor."""
     return False
 
 
 @dataclass(slots=True)
 class Due:
-    """One batch of them."""
+    """One batch of due step runs."""
 
-    #: Whose lease has run out.
+    #: Rows whose leases have expired.
     expired: list[StepRun] = field(default_factory=list)
-    #: To be dispatched: for the first time, or again.
+    #: Steps to dispatch: for the first time, or again.
     dispatches: list[Dispatch] = field(default_factory=list)
-    #: All rows to be dispatched, for what is to be known of them beside their messages.
+    #: All rows to dispatch, for the information that their messages lack.
     rows: list[StepRun] = field(default_factory=list)
-    #: Those that wait for their items or children, to be looked after.
+    #: Rows that wait for their items or children, to be checked.
     waiting: list[StepRun] = field(default_factory=list)
-    #: The times at which these, by their ids, were to be looked after.
+    #: When these rows, by their ids, were due to be checked.
     times: dict[int, datetime] = field(default_factory=dict)
-    #: Where this batch has ended, if more may be due.
+    #: Where this batch ended, if more may be due.
     more: Place | None = None
 
 
 def take(
     is_message_lost: IsLost, using: str, *, knows: Knows = guesses, after: Place | None = None
 ) -> Due:
-    """Move on what is due, so that no other sweep takes it for now.
+    """Postpone what is due, so that no other sweep takes it for now.
 
-    What another transaction has locked keeps its time, and has its turn at the next sweep.
-    ``after``: only what comes after this place, so that a sweep does not meet again what it has
-    left as it is.
+    A row that another transaction has locked keeps its time, for the next sweep. ``after``: only
+    rows after this place, so that a sweep does not meet again what it has left unchanged.
     """
     return transact(using, lambda: _take(is_message_lost, knows, after, using))
 
@@ -104,7 +103,7 @@ def _sort(
         plan = plans.load(row.run.plan_id, using)
         node = plan.node(row.step)
     except SequenceError as error:
-        # A later release's plan: that release's workers sweep too.
+        # A later release's plan; that release's workers sweep, too.
         logger.warning(
             "Step %s of run %s is waiting for a worker that can read its plan: %s",
             row.step, row.run_id, error,
@@ -113,7 +112,7 @@ def _sort(
         return
     except DatabaseError:
         raise
-    except Exception:  # of a plan that somebody has written by hand, or removed
+    except Exception:  # of a plan that someone has written by hand, or removed
         logger.exception("The plan of step %s of run %s cannot be read.", row.step, row.run_id)
         row.wake_at = now + clock.grace()
         return
@@ -131,29 +130,29 @@ def _sort(
         due.rows.append(row)
         due.dispatches.append(dispatch_of(row, plan))
     elif lost is None:
-        # Soon again, until a worker of that queue is the first to look.
+        # Soon again, until a worker of that queue gets to check it first.
         row.wake_at = now + clock.grace()
     else:
-        # Its message waits in a long queue: look again when it has waited as long once more.
+        # Its message waits in a long queue: check again when it has waited as long once more.
         row.wake_at = now + min(max(clock.grace(), now - row.queued_at), MAX_LOOK_INTERVAL)
 
 
 def _pause(row: StepRun) -> timedelta:
-    """Until the next dispatch, where nobody sees what became of the last one."""
+    """The pause until the next dispatch, if nobody sees what happened to the last one."""
     return min(clock.grace() * (1 << row.dispatches), MAX_LOOK_INTERVAL)
 
 
 def _waits_for_others(row: StepRun) -> bool:
-    """Whether it waits for its items or children; of one that has ended those are undone."""
+    """Whether it waits for its items or children; if it has ended, for their rollback."""
     is_open = row.status in UNFINISHED_STEP and row.status != StepStatus.WAITING
     return row.wait in (Wait.ITEMS, Wait.CHILDREN) and not is_open
 
 
 def _sent_at(row: StepRun) -> datetime:
-    """When its message could be had: a retry's is, when the retry is due.
+    """Since when its message could be received: for a retry, since the retry was due.
 
-    One that the sweep has sent again was sent a grace before `wake_at` at the latest: what proves
-    the loss of the first message proves nothing about that one.
+    If the sweep has sent it again, that was a grace before `wake_at` at the latest: evidence that
+    the first message was lost proves nothing about the second.
     """
     sent_at = max(row.queued_at, row.due_at or row.queued_at)
     if not row.dispatches or row.wake_at is None:
@@ -162,13 +161,14 @@ def _sent_at(row: StepRun) -> datetime:
 
 
 def put_off(row: StepRun, using: str) -> None:
-    """Look after this row in a while: it could not be done now, for a reason that may last."""
+    """Check this row later: it could not be handled now, for a reason that may last."""
     later = clock.now(using) + clock.grace()
     transact(using, lambda: _move(row, later, using))
 
 
 def give_back(row: StepRun, wake_at: datetime, using: str) -> None:
-    """Leave this row to the next sweep, at the time that it had: another has locked its run."""
+    """Leave this row to the next sweep, with its old time: another transaction has locked its
+    run."""
     transact(using, lambda: _move(row, wake_at, using))
 
 
@@ -179,13 +179,13 @@ def _move(row: StepRun, wake_at: datetime, using: str) -> None:
 
 
 def accepted(step_run_ids: Iterable[int], using: str) -> None:
-    """The broker has taken messages for these: the next dispatch waits twice as long."""
+    """The broker has accepted messages for these rows: the next dispatch waits twice as long."""
     rows = StepRun._base_manager.using(using).filter(
         pk__in=list(step_run_ids),
         status__in=(StepStatus.QUEUED, StepStatus.RETRYING),
         dispatches__lt=10,
     )
-    # One that another has locked keeps its count.
+    # A locked row keeps its count.
     transact(using, lambda: _count(rows, using))
 
 

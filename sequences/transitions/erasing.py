@@ -1,4 +1,4 @@
-"""What runs have stored of their data is blanked, and that of the runs that they have started."""
+"""Erases the data stored by runs and by their child runs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..models import Operation, RunSubject, SequenceRun, StepCall, StepFailure, 
 
 T = TypeVar("T")
 
-#: Ids in one statement.
+#: Ids per statement.
 IDS_PER_STATEMENT = 500
 
 
 def lock_below(run_id: UUID, using: str) -> list[SequenceRun]:
-    """Its children, and theirs, locked: from above, and each level in order of id."""
+    """Lock its children, and theirs: from the top, and each level in order of id."""
     runs: list[SequenceRun] = []
     level = [run_id]
     while level:
@@ -37,16 +37,15 @@ def _children(above: Sequence[UUID], using: str) -> Iterator[SequenceRun]:
         for part in _chunks(above)
         for pk in steps.filter(run__in=part).values_list("pk", flat=True)
     ]
-    # In order over all parts: two that lock the same runs must not wait for each other.
+    # In order across all parts: two processes that lock the same runs must not deadlock.
     ids = [pk for part in _chunks(parents) for pk in runs.filter(parent__in=part).values_list("pk")]
     for part in _chunks(sorted(pk for (pk,) in ids)):
         yield from runs.filter(pk__in=part).select_for_update()
 
 
 def blank(run_ids: Sequence[UUID], now: datetime, using: str, *, keep_key: bool) -> None:
-    """Data, deliveries, payloads, results, progress, texts of failures, reasons; and their names:
-    keys, and the objects that they are about.
-    """
+    """Blank data, deliveries, payloads, results, progress, error texts and reasons, and what names
+    the runs: keys and subjects."""
     keys: dict[str, Any] = {} if keep_key else {"key": None, "active_key": None}
     for part in _chunks(run_ids):
         SequenceRun._base_manager.using(using).filter(pk__in=part).update(
@@ -56,7 +55,7 @@ def blank(run_ids: Sequence[UUID], now: datetime, using: str, *, keep_key: bool)
             RunSubject._base_manager.using(using).filter(run__in=part)._raw_delete(using)
         steps = StepRun._base_manager.using(using).filter(run__in=part)
         steps.update(payload=None, result=None, progress=None)
-        # The rows stay: without them a retry would make the calls again.
+        # The rows stay: without them, a retry would make the calls again.
         StepCall._base_manager.using(using).filter(run__in=part).update(result=None)
         StepFailure._base_manager.using(using).filter(run__in=part).update(
             message="", fingerprint="", traceback=""

@@ -1,4 +1,4 @@
-"""Failed attempts: recorded, retried, given up; and runs that fail with them."""
+"""Failed attempts: recorded, retried or given up; and the runs that fail with them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from .refusals import with_text
 from .runs import save, stops
 from .types import Claim, Dispatch, dispatch_of
 
-#: What is kept of a traceback, in characters: the end says most.
+#: How many characters of a traceback are kept: its end says most.
 TRACEBACK = 20_000
 MESSAGE = 5_000
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What is known of an exception; `cut` is what is kept of it."""
+    """The details of an exception; `cut` is what is stored."""
 
     error: str
     message: str
@@ -36,13 +36,14 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """Of an exception, with the frames that it went through."""
+        """The details of an exception, with the frames of its traceback."""
         kind = type(error)
         name = kind.__qualname__ if kind.__module__ == "builtins" else _full_name(kind)
         return cls(name[:200], _clean(text_of(error)), _clean(trace_of(error)))
 
     def cut(self) -> Failure:
-        """As long as it may be. After secrets were hidden: half of one would not be found."""
+        """Shorten it to the stored length. Only after secrets were hidden: half of one would not be
+        found."""
         return Failure(self.error, self.message[:MESSAGE], self.traceback[-TRACEBACK:])
 
 
@@ -51,23 +52,24 @@ def _full_name(kind: type[BaseException]) -> str:
 
 
 def _clean(text: str) -> str:
-    # What PostgreSQL refuses in a text must not lose the record of the failure.
+    # A character that PostgreSQL rejects must not prevent the record of the failure.
     return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def record(
     claim: Claim, failure: Failure, *, final: bool, using: str, timed_out: bool = False
 ) -> list[Dispatch] | None:
-    """Count this attempt. None: the step is not ours any more, and nothing was stored.
+    """Count this attempt. None: the claim is lost, and nothing was stored.
 
-    It is due again after a grace, until the retry's own time is known; `final` fails it for good.
+    It is due again after a grace, until the time of its retry is known; `final` fails it
+    permanently.
     """
     ready = transact(using, lambda: _record(claim, failure, final, timed_out, using))
     return ready if ready is None or not final else ready + _after_item(claim, using)
 
 
 def _after_item(step: Claim | StepRun, using: str) -> list[Dispatch]:
-    """An item has finally failed: like any end of one, once that is committed."""
+    """An item has failed permanently: as after any end of an item, once that is committed."""
     if not traits_of(step.kind).is_item:
         return []
     return fanout.after_item(step.run_id, step.step, step.item, using)
@@ -90,7 +92,7 @@ def _record(
         "lost_workers": 0,
         "delay_evaluated": claim.delay_evaluated,
     }
-    values["ready_at"] = claim.first_due  # for the retry takes the place of its due time
+    values["ready_at"] = claim.first_due  # because the retry replaces its due time
     if not rows.update(**values, **_failed_or_due(run, claim, final, now)):
         return None
     _append(claim.step_run_id, claim, failure, claim.attempts + 1, claim.worker, now, using)
@@ -116,7 +118,7 @@ def _leave_place(run: SequenceRun, claim: Claim, now: datetime, using: str) -> l
 def _received_after_all(
     claim: Claim, run: SequenceRun, now: datetime, using: str
 ) -> list[Dispatch] | None:
-    """A delivery came between the look at the event's time and its end: it counts."""
+    """The delivery came between the check of the event's time and its end: it counts."""
     is_paused = run.status == RunStatus.PAUSED
     rows = StepRun._base_manager.using(using).filter(
         pk=claim.step_run_id, token=claim.token, status=StepStatus.RUNNING
@@ -173,14 +175,14 @@ def _append(
 
 
 def set_due(claim: Claim, delay: int, using: str) -> None:
-    """The retry after this attempt, which has failed, comes in `delay` milliseconds."""
+    """The retry after this failed attempt is due in `delay` milliseconds."""
     transact(using, lambda: _set_due(claim, delay, using))
 
 
 def _set_due(claim: Claim, delay: int, using: str) -> None:
     due = clock.now(using) + timedelta(milliseconds=delay)
     rows = _retrying(claim, using)
-    # A held row stays held: its run is paused.
+    # A row on hold stays on hold: its run is paused.
     count = rows.update(due_at=due)
     rows.filter(wake_at__isnull=False).update(wake_at=due + clock.grace())
     if count:
@@ -188,7 +190,7 @@ def _set_due(claim: Claim, delay: int, using: str) -> None:
 
 
 def give_up(claim: Claim, using: str) -> list[Dispatch] | None:
-    """Dramatiq will not try this step again: it has finally failed. None: it had not."""
+    """Dramatiq will not retry this step: it has failed permanently. None: it had not failed."""
     ready = transact(using, lambda: _give_up(claim, using))
     return ready if ready is None else ready + _after_item(claim, using)
 
@@ -211,16 +213,17 @@ def _give_up(claim: Claim, using: str) -> list[Dispatch] | None:
 
 
 def _retrying(claim: Claim, using: str) -> QuerySet[StepRun]:
-    """The row, if this attempt is its last and has failed.
+    """The row, if this attempt is its latest and has failed.
 
-    Only the token tells: after a retry by hand the attempts are counted anew.
+    Only the token tells: after a manual retry, attempts are counted anew.
     """
     rows = StepRun._base_manager.using(using)
     return rows.filter(pk=claim.step_run_id, token=claim.token, status=StepStatus.RETRYING)
 
 
 def reap(row: StepRun, using: str) -> list[Dispatch]:
-    """Its lease has run out: give the step to another, or fail it if it kills its workers."""
+    """Its lease has expired: give the step to another worker, or fail it if it kills its
+    workers."""
     ready = transact(using, lambda: _reap(row, using) + limits.leave(row.pk, using))
     return ready if ready else _after_item(row, using)
 
@@ -266,7 +269,7 @@ def _cancel_lost(
     now: datetime,
     using: str,
 ) -> list[Dispatch]:
-    """Its run is undone, and has waited for no more than the end of this lease."""
+    """Its run is rolling back, and was only waiting for the end of this lease."""
     cancelled = rows.update(
         status=StepStatus.CANCELLED,
         token=None,
@@ -303,7 +306,7 @@ def _fail_lost(
 
 
 def fail_unknown(row: StepRun, error: Exception, using: str) -> list[Dispatch]:
-    """No release that is to come knows this step: fail it, where people see it."""
+    """No later release has this step: fail it, so that people see it."""
     return transact(using, lambda: _fail_unknown(row, error, using))
 
 
@@ -327,7 +330,7 @@ def _fail_unknown(row: StepRun, error: Exception, using: str) -> list[Dispatch]:
 
 
 def _fail(run: SequenceRun, step: Claim | StepRun, now: datetime, using: str) -> list[Dispatch]:
-    """The run fails with a step, but not with an item: the others go on first."""
+    """The run fails with a step, but not with an item: the other items finish first."""
     plan = plans.load(run.plan_id, using)
     if run.is_finished:
         return []
@@ -344,12 +347,12 @@ def _fail(run: SequenceRun, step: Claim | StepRun, now: datetime, using: str) ->
 
 
 def append_to_run(row: StepRun, failure: Failure, now: datetime, using: str) -> None:
-    """Record what a run fails with while this step of it has not ended."""
+    """Record why the run fails, with a step of it that has not ended."""
     _append(row.pk, row, failure, row.attempts + 1, "", now, using)
 
 
 def newest(run_id: UUID, plan_id: int, using: str) -> StepFailure | None:
-    """What the run fails with: the newest failure of a step that is no undo."""
+    """Why the run failed: the latest failure of a step that is not an undo."""
     plan = plans.load(plan_id, using)
     rows = StepFailure._base_manager.using(using).filter(run=run_id)
     compensations = [node.name for node in plan.nodes if node.traits.is_compensation]

@@ -1,12 +1,12 @@
-"""Fan-out: one step run for each item, beside the step's own, which waits for them.
+"""Fan-out: a step run for each item, and the step's own, which waits for them.
 
-An item's commit guards on its own row only, so items never wait for each other. After it, in a
-transaction of its own, somebody looks whether more can be released, or all have ended; a process
-that dies in between leaves the look to the sweep, by the `wake_at` of the step's own row.
+An item's commit guards only its own row, so items never wait for each other. After it, in a
+separate transaction, someone checks whether more items can be released, or all have ended; if the
+process dies in between, the sweep does it, when the `wake_at` of the step's own row passes.
 
-An item in flight has a place. One that waits for a time of its own (`repeat(after=…)`, backoff) has
-none, and its `due_at` says so until it has found another place: its claim looks for one, and where
-there is none the item is held, and is the next to be released.
+An item in flight has a place. An item that waits for a time of its own (`repeat(after=…)`, backoff)
+has none; its `due_at` says so until it has found another place. Its claim looks for one; if there
+is none, the item is on hold, and is the next to be released.
 """
 
 from __future__ import annotations
@@ -40,30 +40,30 @@ from .locking import lock_run, transact
 from .runs import WAITS_FOR_ITEMS, is_failing, save, stops
 from .types import Change, Claim, ClaimLost, Dispatch, WaitForItems, dispatch_of, wait_for
 
-#: Items in flight where a step names no `concurrency`.
+#: The number of items in flight if a step sets no `concurrency`.
 WINDOW = 1000
-#: And how many are released together then: a hundredth of the looks.
+#: In that case, this many are released at once, which saves most of the checks.
 ITEMS_PER_RELEASE = 100
-#: Rows of one INSERT.
+#: Rows per INSERT.
 ROWS_PER_INSERT = 1000
 
 #: The `members` of a fan-out's own row.
 State = dict[str, int]
 
-#: One that waits for a limit keeps its place: it is the next, not somebody behind it.
+#: An item that waits for a limit keeps its place: it must come before the items behind it.
 _HAS_A_PLACE = (
     Q(status=StepStatus.RUNNING)
     | Q(status=StepStatus.QUEUED, due_at__isnull=True)
     | Q(status__in=(StepStatus.WAITING, StepStatus.QUEUED), wait=Wait.LIMIT)
 )
-#: An item that is held: neither dispatched, nor waiting for a time.
+#: An item on hold: neither dispatched, nor waiting for a time.
 _HELD = Q(status=StepStatus.WAITING, wait=Wait.PLACE)
 
 
 def insert(claim: Claim, items: Iterable[Any], using: str) -> int:
-    """Insert a step run for each item, held until it is released; returns how many.
+    """Insert a step run for each item, on hold until it is released; return their number.
 
-    In the transaction of the step's attempt: a crash expands anew from the beginning.
+    In the transaction of the step's attempt: after a crash, it expands again from the beginning.
     """
     total = 0
     for batch in _batches(items):
@@ -92,7 +92,7 @@ def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
 
 
 def wait_values(items: WaitForItems, now: datetime) -> dict[str, Any]:
-    """What the step's own row becomes while its items run."""
+    """The values of the step's own row while its items run."""
     return {
         **wait_for(Wait.ITEMS, now),
         "members": {"total": items.total, "window": items.window, "next": 0},
@@ -102,9 +102,9 @@ def wait_values(items: WaitForItems, now: datetime) -> dict[str, Any]:
 
 
 def commit_item(claim: Claim, change: Change, using: str) -> bool:
-    """Store an item's result. Raises `ClaimLost` if it is not ours any more.
+    """Store an item's result. Raises `ClaimLost` if the claim is lost.
 
-    Returns whether somebody has to look after the others, once this is committed.
+    Returns whether the siblings must be checked after this commit.
     """
     fast = backend_of(using).fast
     if fast is not None:
@@ -132,7 +132,7 @@ def commit_item(claim: Claim, change: Change, using: str) -> bool:
 
 
 def after_item(run_id: UUID, step: str, item: int, using: str) -> list[Dispatch]:
-    """An item has ended: release others, and end the wait when it was the last."""
+    """An item has ended: release others, and end the wait if it was the last one."""
     state = _state_of(run_id, step, using)
     if state is None or not _calls_for_a_look(state, item):
         return []
@@ -152,9 +152,9 @@ def leave_place(
 
 
 def find_place(claim: Claim, using: str) -> bool:
-    """Whether an item that comes back from a wait may be performed; if not, it is held.
+    """Whether an item that returns from a wait may run; if not, it is put on hold.
 
-    Then somebody has to look once more: a place may have become free just before.
+    Then the fan-out must be checked once more: a place may have become free just before.
     """
     return transact(using, lambda: _find_place(claim, using))
 
@@ -182,14 +182,14 @@ def _find_place(claim: Claim, using: str) -> bool:
 
 
 def _calls_for_a_look(state: State | None, item: int) -> bool:
-    # Before all are released most ends call for none: those that are released later come later.
+    # Until all are released, most ends need no check: items that are released later end later.
     if state is None:
         return False
     return not _releases(state) or _share(state, item) > 0 or "stopping" in state
 
 
 def _state_of(run_id: UUID, step: str, using: str) -> State | None:
-    """How far a fan-out is that waits for its items."""
+    """The state of a fan-out that is waiting for its items."""
     rows = StepRun._base_manager.using(using).filter(run=run_id, step=step, item=NO_ITEM)
     state: State | None = rows.filter(WAITS_FOR_ITEMS).values_list("members", flat=True).first()
     return state
@@ -200,14 +200,14 @@ def _releases(state: State) -> bool:
 
 
 def _share(state: State, item: int) -> int:
-    """How many items the end of this one releases."""
+    """How many items are released when this one ends."""
     if state["window"] != WINDOW:
         return 1
     return ITEMS_PER_RELEASE if item % ITEMS_PER_RELEASE == ITEMS_PER_RELEASE - 1 else 0
 
 
 def look(run_id: UUID, step: str, using: str, more: int | None = None) -> list[Dispatch]:
-    """Release `more` items, or as many as the window has room for; end the wait if none is left."""
+    """Release `more` items, or as many as the window allows; end the wait if none is left."""
     return transact(using, lambda: _look(run_id, step, using, more))
 
 
@@ -228,7 +228,7 @@ def _look(run_id: UUID, step: str, using: str, more: int | None) -> list[Dispatc
 def go_on(
     run: SequenceRun, plan: Plan, step: str, now: datetime, using: str, more: int | None = None
 ) -> list[Dispatch]:
-    """The same under the run's lock; nothing, unless the run goes on."""
+    """The same under the run's lock; does nothing if the run has stopped."""
     if run.status != RunStatus.RUNNING or is_failing(run, plan, using):
         return []
     own = _own(run.pk, step, using)
@@ -252,7 +252,7 @@ def _release(
     items = _items(own.run_id, own.step, using)
     state: State = own.members or {}
     if more is None or state["window"] != WINDOW:
-        # Whatever has called for this look: another may have released in its place.
+        # Whatever triggered this check, another one may have released items already.
         busy = items.filter(_HAS_A_PLACE, wake_at__isnull=False).count()
         room = max(state["window"] - busy, 0)
         more = room if more is None else min(more, room)
@@ -269,11 +269,11 @@ def _release(
 
 
 def _held_again(items: QuerySet[StepRun], state: State, more: int) -> list[StepRun]:
-    """Those that have been in flight before, and have lost their places since."""
+    """Items that were in flight before, and have lost their places since."""
     if not state.get("held"):
         return []
     rows = list(items.filter(_HELD, item__lt=state["next"]).order_by("item")[:more])
-    # Fewer than there was room for: that was the rest. A skip may have ended others.
+    # Fewer than requested: these were the last. A skip may have ended others.
     state["held"] = max(state["held"] - len(rows), 0) if len(rows) == more else 0
     return rows
 
@@ -282,13 +282,13 @@ def _next(items: QuerySet[StepRun], state: State, more: int) -> list[StepRun]:
     if not more or state["next"] >= state["total"]:
         return []
     rows = list(items.filter(_HELD, item__gte=state["next"]).order_by("item")[:more])
-    # Likewise.
+    # As above.
     state["next"] = rows[-1].item + 1 if len(rows) == more else state["total"]
     return rows
 
 
 def reopen(rows: QuerySet[StepRun], using: str) -> None:
-    """Let these fan-outs, begun again, wait for their items that failed or were cancelled."""
+    """Restart these fan-outs: wait for their items that failed or were cancelled."""
     now = clock.now(using)
     for own in rows.filter(wait=Wait.ITEMS):
         ended = (StepStatus.FAILED, StepStatus.CANCELLED)
@@ -308,18 +308,18 @@ def _begun_again(own: StepRun) -> State:
 
 
 def waiting(run: SequenceRun, using: str) -> QuerySet[StepRun]:
-    """The own rows of the fan-outs that wait for their items."""
+    """The own rows of the fan-outs that are waiting for their items."""
     return StepRun._base_manager.using(using).filter(WAITS_FOR_ITEMS, run=run.pk)
 
 
 def counts(claim: Claim, using: str) -> tuple[int, int]:
-    """How many items there are, and how many of them have failed."""
+    """The number of items, and of failed items."""
     items = _items(claim.run_id, claim.step, using)
     return items.count(), items.filter(status=StepStatus.FAILED).count()
 
 
 def first_failure(claim: Claim, using: str) -> StepFailure | None:
-    """The newest failed attempt of the first item that has failed."""
+    """The latest failed attempt of the first failed item."""
     items = _items(claim.run_id, claim.step, using).filter(status=StepStatus.FAILED)
     first = items.order_by("item").values("pk")[:1]
     rows = StepFailure._base_manager.using(using).filter(run=claim.run_id)
@@ -327,7 +327,7 @@ def first_failure(claim: Claim, using: str) -> StepFailure | None:
 
 
 def has_unfinished(run_id: UUID, step: str, using: str) -> bool:
-    """Whether an item has not ended. The last ones are the likeliest: it begins with them."""
+    """Whether an item has not ended. Starts with the last ones, which are the most likely."""
     items = _items(run_id, step, using).filter(status__in=UNFINISHED_STEP)
     return bool(list(items.order_by("-item").values_list("pk", flat=True)[:1]))
 
@@ -348,7 +348,7 @@ class Allowance:
     declared: bool | int | float
 
     def of(self, total: int) -> int:
-        """Of so many."""
+        """The number for this many items."""
         if isinstance(self.declared, bool):
             return total if self.declared else 0
         if isinstance(self.declared, float):

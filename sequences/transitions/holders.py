@@ -1,4 +1,4 @@
-"""Who has locked what is due, as far as the database tells. Only read, by people's leave."""
+"""Who has locked what is due, as far as the database tells. Read-only, for the health display."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ..models import SequenceRun, StepRun
 from .backends import Holder, backend_of
 from .locking import lock_free
 
-#: Rows that are tried, those first that were due first.
+#: How many rows are tried, oldest first.
 MAX_TRIED_ROWS = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Locked:
-    """Step runs that are due, and that another transaction keeps from the sweep."""
+    """Step runs that are due, but locked by another transaction, so that the sweep skips them."""
 
     count: int
     #: When the first of them was due.
@@ -42,5 +42,5 @@ def locked(rows: QuerySet[StepRun], using: str) -> Locked | None:
 
 
 def holder(of: Locked, using: str) -> Holder | None:
-    """Whose transaction that is. None: the database does not tell, or it has ended."""
+    """The session that holds the lock. None: the database does not tell, or it has ended."""
     return backend_of(using).holder(of.run, of.step, connections[using])

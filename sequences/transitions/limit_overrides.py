@@ -1,4 +1,4 @@
-"""A limit's numbers are changed for now: other ones count until somebody ends that."""
+"""Overrides of limits: different numbers, until someone ends the override."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .locking import lock_free, transact
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """What counts for a limit. None: without such a limit."""
+    """The numbers of a limit that are in force. None: there is no such limit."""
 
     concurrency: int | None
     rate: int | None
@@ -20,7 +20,7 @@ class Numbers:
 
 
 def override(limit_id: int, numbers: Numbers, by: str, reason: str, using: str) -> LimitOverride:
-    """Let these numbers count from now on, in every line of the limit."""
+    """Apply these numbers from now on, in every line of the limit."""
     return transact(using, lambda: _override(limit_id, numbers, by, reason, using))
 
 
@@ -41,7 +41,7 @@ def _override(limit_id: int, numbers: Numbers, by: str, reason: str, using: str)
 
 
 def reset(limit_id: int, by: str, using: str) -> None:
-    """Let the numbers of the code count again."""
+    """Return to the numbers in the code."""
     transact(using, lambda: _reset(limit_id, by, using))
 
 
@@ -64,11 +64,11 @@ def _use(limit: StoredLimit, row: LimitOverride | None, now: datetime, using: st
     limit.override = row
     limit.save(using=using, update_fields=["override"])
     lines = LimitKey._base_manager.using(using).filter(limit=limit.pk)
-    # One that another has locked is looked at by that one, or later by the sweep.
+    # A locked line is checked by whoever has locked it, or later by the sweep.
     free = lines.filter(pk__in=lock_free(lines.filter(wake_at__isnull=False), using))
     free.update(wake_at=now)
     numbers = row or limit
-    if numbers.rate and numbers.per:  # a moment that the old rate has left far ahead
+    if numbers.rate and numbers.per:  # a moment that the old rate had set far ahead
         first = now + numbers.per / numbers.rate
         free.filter(next_at__gt=first).update(next_at=first)
     else:

@@ -1,13 +1,13 @@
 """Limits: a claimed step asks for its places, waits in line for them, and passes them on.
 
-Whoever gives or takes a place has locked its line until the commit. So two never see the same free
-place, and none becomes free unseen: who comes too late for the look of the one who leaves finds the
-place, and who comes before is found by it.
+Whoever grants or frees a place keeps its line locked until the commit. So no two steps get the same
+place, and none becomes free unnoticed: a step that comes too late to be seen by whoever leaves sees
+the free place itself, and a step that comes earlier is seen.
 
-A step asks when it is claimed, with all of its limits, and holds none while it waits for another.
-Its place is over with its claim. It is passed on in the commit that ends that; where people end
-it, by a look after their transaction, which may be long; and where a process has died before, by
-the sweep.
+A step asks when it is claimed, with all of its limits at once, and holds no place while it waits
+for another. Its place ends with its claim. It is passed on in the commit that ends the claim; if
+people end the claim, by a check after their transaction, which may be long; and if the process has
+died, by the sweep.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ from .locking import lock_free, transact
 from .periods import MESSAGE_SLACK
 from .types import Claim, ClaimLost, Dispatch, wait_for
 
-#: Lines that one sweep looks at.
+#: The number of lines that one sweep checks.
 LINES = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A place that is asked for."""
+    """A place that is requested."""
 
     limit: Limit
     key: str
     #: Whether it is for the whole run.
     of_run: bool = False
-    #: What becomes of a run that finds no place.
+    #: What happens to a run that finds no place.
     when_full: WhenFull = "wait"
 
 
@@ -61,29 +61,29 @@ class Admission:
     """Whether a claimed step may run now. If not, its row waits in line, and the claim is over."""
 
     is_granted: bool
-    #: What is to be dispatched: its own row at its moment, or others, which were before it.
+    #: What to dispatch: its own row, at its moment, or others that were ahead of it.
     dispatches: list[Dispatch] = field(default_factory=list)
-    #: The limit that has no place for a run that does not wait: it is to be cancelled.
+    #: The limit without a place, if the run must not wait for it: the run is to be cancelled.
     full: str = ""
-    #: The run that is to be cancelled for it.
+    #: The run to cancel in its favour.
     oldest: UUID | None = None
 
 
-# --- asking
+# --- requests
 
 
 def enter(claim: Claim, requests: Sequence[Request], using: str) -> Admission:
-    """Ask for these places, for a step that was claimed. Raises `ClaimLost`."""
+    """Request these places for a claimed step. Raises `ClaimLost`."""
     while True:
         by_line = {_line_of(request, using): request for request in requests}
         admission = transact(using, partial(_enter, claim, by_line, using))
         if admission is not None:
             return admission
-        # A line was pruned between the look for it and its lock.
+        # A line was pruned after it was found and before it was locked.
 
 
 def _line_of(request: Request, using: str) -> int:
-    """The id of the line, which is there and committed before anything is locked."""
+    """The id of the line, which exists and is committed before anything is locked."""
     rows = LimitKey._base_manager.using(using).filter(
         limit__name=request.limit.name, key=request.key
     )
@@ -117,7 +117,7 @@ def _own_row(claim: Claim, using: str) -> StepRun:
 
 
 def _as_begun(run: SequenceRun, requests: dict[int, Request], using: str) -> dict[int, Request]:
-    """What a run has asked for it keeps, whatever its steps make of its data."""
+    """A run keeps the places that it asked for at first, however its steps change its data."""
     of_run = [request for request in requests.values() if request.of_run]
     if not of_run:
         return requests
@@ -130,7 +130,7 @@ def _as_begun(run: SequenceRun, requests: dict[int, Request], using: str) -> dic
 
 
 def _held_above(run: SequenceRun, using: str) -> set[int]:
-    """The lines in which a run above this one has a place: what is below it shares that one."""
+    """The lines in which a run above this one has a place, which its child runs share."""
     above: list[UUID] = []
     rows = SequenceRun._base_manager.using(using)
     parent = run.parent_id
@@ -144,7 +144,7 @@ def _held_above(run: SequenceRun, using: str) -> set[int]:
 
 
 class _Asking:
-    """A claimed step under the locks of its lines."""
+    """A claimed step, with its lines locked."""
 
     def __init__(
         self,
@@ -159,7 +159,7 @@ class _Asking:
         self.now, self.using = now, using
 
     def admit(self) -> Admission:
-        """Its run's places first: that keeps them while the step waits for its own."""
+        """The run's places first: it keeps them while the step waits for its own."""
         moment = self.now
         for of_run in (True, False):
             permits = self._permits(of_run)
@@ -170,7 +170,7 @@ class _Asking:
         if moment > self.now + clock.EARLY:
             return self._wait_until(moment)
         self._of_step().update(token=self.claim.token)
-        if self.row.wait == Wait.LIMIT:  # no longer: what it waits for next says what it has
+        if self.row.wait == Wait.LIMIT:  # no longer: from now on, this says what it waits for next
             self._row().update(wait="", waiting_since=None, due_at=None)
         return Admission(is_granted=True)
 
@@ -184,7 +184,8 @@ class _Asking:
         return self._rows().filter(step_run=self.row.pk)
 
     def _permits(self, of_run: bool) -> list[Permit]:
-        """Those that it has already, and the rest; what its data asks for no more is given up."""
+        """Its existing permits, and new ones for the rest; permits that its data no longer needs
+        are deleted."""
         rows = self._rows().filter(step_run=None) if of_run else self._of_step()
         line_ids = [pk for pk, request in self.requests.items() if request.of_run is of_run]
         by_line = {permit.line_id: permit for permit in rows}
@@ -203,7 +204,7 @@ class _Asking:
         )
 
     def _ask(self, permits: list[Permit]) -> datetime | None:
-        """The moment from which on it has its places. None: it has to wait for one of them."""
+        """From when on it has its places. None: it must wait for one of them."""
         if all(self._is_usable(permit) for permit in permits):
             return max(permit.granted_at or self.now for permit in permits)
         for permit in permits:
@@ -217,7 +218,7 @@ class _Asking:
         return moment
 
     def _is_usable(self, permit: Permit) -> bool:
-        """Whether it has this place already, and no claim before this one has used it."""
+        """Whether it already has this place, and no earlier claim has used it."""
         is_fresh = permit.token in (None, self.claim.token)
         is_granted = permit.state == PermitState.GRANTED and is_fresh
         return is_granted and self.locked[permit.line_id].room(permit) > 0
@@ -237,9 +238,9 @@ class _Asking:
         rows.filter(pk=permit.pk).update(state=PermitState.WAITING)
 
     def _park(self, permits: list[Permit], of_run: bool) -> Admission:
-        """It waits in line. Where a place is free, others were before it: they have their turn."""
+        """Wait in line. If a place is free, others are ahead: they get it."""
         if of_run and (full := self._skipped_for(permits)):
-            # Still claimed: should this process die before the run is cancelled, it asks again.
+            # Still claimed: if this process dies before the run is cancelled, it asks again.
             self._rows().filter(pk__in=[permit.pk for permit in permits]).delete()
             return Admission(is_granted=False, full=full)
         self._leave_worker(due_at=None, wake_at=self.now + RECHECK)
@@ -251,7 +252,7 @@ class _Asking:
         return admission
 
     def _skipped_for(self, permits: list[Permit]) -> str:
-        """The limit that has no place for a run that does not wait; empty if it waits."""
+        """The limit without a place for a run that must not wait; empty if it waits."""
         for permit in permits:
             line = self.locked[permit.line_id]
             if self.requests[permit.line_id].when_full == "skip" and not line.room(permit):
@@ -272,11 +273,11 @@ class _Asking:
         )  # fmt: skip
 
 
-# --- passing on
+# --- passing on places
 
 
 def leave(step_run_id: int, using: str) -> list[Dispatch]:
-    """Pass on the places of this step run, whose claim is over, in the same transaction.
+    """Pass on the places of this step run, whose claim has ended, in the same transaction.
 
     The caller has locked its run and its row.
     """
@@ -293,7 +294,7 @@ def _pass_on(permits: QuerySet[Permit], using: str) -> list[Dispatch]:
 
 
 def end_claim(run: SequenceRun, step_run_id: int, using: str) -> list[Dispatch]:
-    """Pass on the places of a claim that is over, and those of its run, if that ends or is paused.
+    """Pass on the places of a claim that has ended, and those of its run if that ends or is paused.
 
     In the same transaction, which has locked the run and the row.
     """
@@ -303,7 +304,7 @@ def end_claim(run: SequenceRun, step_run_id: int, using: str) -> list[Dispatch]:
 
 
 def leave_unused(run_id: UUID, using: str) -> list[Dispatch]:
-    """Pass on whatever the rows of this run do not use any more, in the same transaction."""
+    """Pass on all places that the rows of this run no longer use, in the same transaction."""
     permits = Permit._base_manager.using(using).filter(run=run_id)
     if not permits.exists():
         return []
@@ -318,7 +319,7 @@ def leave_unused(run_id: UUID, using: str) -> list[Dispatch]:
 
 
 def clear_on_commit(run_id: UUID, using: str) -> None:
-    """The same once this transaction has committed: until then it may last."""
+    """The same once this transaction has committed, because it may take long."""
 
     def limits_changed() -> None:
         get_engine().limits_changed(run_id, using)
@@ -327,24 +328,24 @@ def clear_on_commit(run_id: UUID, using: str) -> None:
 
 
 def clear(run_id: UUID, using: str) -> list[Dispatch]:
-    """Pass on whatever the rows of this run do not use any more, after somebody has changed it."""
-    # Hardly any run has some, and most of those that end have none: that needs no transaction.
+    """Pass on all places that the rows of this run no longer use, after someone has changed it."""
+    # Few runs have limits, and most runs that end have no places: that needs no transaction.
     if not Permit._base_manager.using(using).filter(run=run_id).exists():
         return []
     return transact(using, lambda: leave_unused(run_id, using))
 
 
-# --- the sweep
+# --- sweep
 
 
 def due(using: str) -> list[int]:
-    """The lines to be looked at, those first that were due first."""
+    """The lines to check, oldest first."""
     rows = LimitKey._base_manager.using(using).filter(wake_at__lte=clock.now(using))
     return list(rows.order_by("wake_at", "pk").values_list("pk", flat=True)[:LINES])
 
 
 def look(line_id: int, using: str) -> Admission:
-    """Give away what is free in this line. One that another has locked is left to it."""
+    """Grant what is free in this line. A locked line is left to whoever has locked it."""
     return transact(using, lambda: _look(line_id, using))
 
 
@@ -357,11 +358,11 @@ def _look(line_id: int, using: str) -> Admission:
     return admission
 
 
-# --- what is declared
+# --- declarations
 
 
 def store(limit: Limit, using: str) -> StoredLimit:
-    """The row of this limit; the numbers of one that is there already stay."""
+    """The row of this limit; if it already exists, its numbers stay."""
     concurrency, rate, per = limit.numbers
     numbers = {"concurrency": concurrency, "rate": rate, "per": per}
     row, _ = StoredLimit._base_manager.using(using).get_or_create(name=limit.name, defaults=numbers)
@@ -379,7 +380,7 @@ def store_all(limits: Iterable[Limit], using: str) -> None:
 
 
 def prune(using: str) -> int:
-    """Remove the lines in which nobody is, and which no moment is left in; returns how many."""
+    """Remove lines in which nobody waits and that no rate delays; return their number."""
     removed = 0
     while count := transact(using, lambda: _prune(using)):
         removed += count
@@ -392,7 +393,7 @@ def _prune(using: str) -> int:
     over = Q(next_at__isnull=True) | Q(next_at__lt=now)
     idle = LimitKey._base_manager.using(using).filter(over, ~Exists(permits), wake_at__isnull=True)
     ids = list(idle.order_by("pk").values_list("pk", flat=True)[:LINES])
-    # Who has found a line before it was locked here finds it gone, and makes another.
+    # Whoever found a line before it was locked here finds it gone, and creates another.
     free = lock_free(idle.filter(pk__in=ids), using)
     rows = LimitKey._base_manager.using(using).filter(pk__in=free)
     return rows._raw_delete(using) if free else 0

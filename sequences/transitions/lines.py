@@ -1,11 +1,11 @@
 """A line of a limit, under its lock: who has a place in it, who waits, and who is next.
 
-Lines come last in the order of locks: a run, its step runs, then lines, in order of their ids.
-Whoever has locked a line waits for nothing more: the rows of those who wait in it are locked with
-SKIP LOCKED, and so are the other lines that they need. What is skipped so is left to the sweep.
+Lines are the last in the order of locks: a run, its step runs, then lines by id. Whoever has locked
+a line waits for no other lock: the rows of those who wait in it are locked with SKIP LOCKED, and so
+are other lines that they need. Whatever is skipped is left to the sweep.
 
 Whether a place is taken is read from the rows of step runs and runs, never counted: a permit counts
-while the claim that uses it does.
+as long as the claim that uses it.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from .locking import lock_free
 from .periods import MAX_LOOK_INTERVAL, MESSAGE_SLACK
 from .types import Dispatch, dispatch_of
 
-#: How far ahead a rate gives its moments: those beyond it change with the rate.
+#: How far ahead a rate assigns moments: later ones would not follow changes of the rate.
 HORIZON = timedelta(seconds=5)
-#: Those who wait in a line that are looked at together, and how often in one look.
+#: The number of waiting permits handled together, and the number of batches per check.
 PERMITS_PER_BATCH, MAX_BATCHES = 100, 20
-#: How long a parked step run stays so at most: it is in a line, and this is for the case that not.
+#: The longest time that a step run stays parked, should it ever be parked without a line.
 RECHECK = timedelta(days=1)
 
-#: A step run that waits in a line, and is not on hold.
+#: A step run that waits in a line and is not on hold.
 PARKED = Q(status=StepStatus.WAITING, wait=Wait.LIMIT, wake_at__isnull=False)
 
 _UNUSED = Q(token__isnull=True, step_run__wake_at__isnull=False) & Q(
@@ -65,7 +65,7 @@ def _of_run(using: str) -> Q:
 
 
 def in_use(permits: QuerySet[Permit], using: str) -> QuerySet[Permit]:
-    """Those of these permits that are places."""
+    """Those of these permits that take up places."""
     return permits.filter(_OF_STEP | _of_run(using), state=PermitState.GRANTED)
 
 
@@ -78,7 +78,7 @@ class Line:
         numbers = limit.override or limit
         self.concurrency = numbers.concurrency
         self.interval = numbers.per / numbers.rate if numbers.rate and numbers.per else None
-        #: The permits that this look leaves to another, as somebody has locked their rows.
+        #: Permits that this check leaves to others, which have locked their rows.
         self._skipped: list[int] = []
 
     # --- places and moments
@@ -87,7 +87,7 @@ class Line:
         return Permit._base_manager.using(self.using).filter(line=self.row.pk)
 
     def waiting(self) -> QuerySet[Permit]:
-        """Who waits in it, first come first."""
+        """The waiting permits, in order."""
         rows = self.permits().filter(state=PermitState.WAITING)
         return rows.order_by("priority", "ready_at", "pk")
 
@@ -95,7 +95,7 @@ class Line:
         return in_use(self.permits(), self.using)
 
     def room(self, besides: Permit | None = None) -> int:
-        """How many places are free, that of this permit among them."""
+        """The number of free places, including the one of this permit."""
         if self.concurrency is None:
             return PERMITS_PER_BATCH
         holders = self.holders()
@@ -104,25 +104,25 @@ class Line:
         return max(self.concurrency - holders.count(), 0)
 
     def moment(self) -> datetime:
-        """The first that its rate has left; now, without one."""
+        """The first moment that its rate allows; without a rate, now."""
         if self.interval is None or self.row.next_at is None:
             return self.now
         return max(self.now, self.row.next_at)
 
     def is_early(self) -> bool:
-        """Whether that is too far ahead to be given to somebody."""
+        """Whether that is too far ahead to be assigned."""
         return self.moment() > self.now + HORIZON
 
     def take(self, moment: datetime) -> None:
-        """Give this moment to somebody."""
+        """Assign this moment."""
         self.row.granted_at = self.now
         if self.interval is not None:
             self.row.next_at = moment + self.interval
 
-    # --- the look
+    # --- checking
 
     def look(self) -> list[Dispatch]:
-        """Give every place that is free to the first who can use it."""
+        """Grant every free place to the first that can use it."""
         ready: list[Dispatch] = []
         for _ in range(MAX_BATCHES):
             room = 0 if self.is_early() else min(self.room(), PERMITS_PER_BATCH)
@@ -157,7 +157,8 @@ class Line:
     def _admit_to_all(
         self, permit: Permit, others: list[Permit], rows: list[StepRun]
     ) -> list[Dispatch]:
-        """One that needs places in other lines, too: all of them, or it waits for the missing."""
+        """It also needs places in other lines: grant all of them, or let it wait for the missing
+        one."""
         lines = lock_lines({other.line_id for other in others}, self.now, self.using, skip=True)
         if len(lines) < len(others):
             self._skipped.append(permit.pk)
@@ -180,7 +181,7 @@ class Line:
         return [each for row in rows for each in admit(row, moment, self.now, self.using)]
 
     def oldest(self) -> UUID | None:
-        """The run that is to be cancelled for the first who waits; None: for nobody."""
+        """The run to cancel in favour of the first in line; None: there is none."""
         first = self.waiting().first()
         if first is None or not first.replaces or self.room():
             return None
@@ -188,12 +189,12 @@ class Line:
         return holders.values_list("run", flat=True).first()
 
     def store(self) -> None:
-        """Store its moments, if it has any."""
+        """Store its moments, if it has a rate."""
         if self.interval is not None:
             self.row.save(using=self.using, update_fields=["next_at", "granted_at"])
 
     def save(self) -> None:
-        """Store its moments, and when the sweep looks after it."""
+        """Store its moments, and when the sweep checks it."""
         self.row.wake_at = self._wakes_at()
         self.row.save(using=self.using, update_fields=["next_at", "granted_at", "wake_at"])
 
@@ -213,7 +214,7 @@ def lock_lines(
 ) -> dict[int, Line]:
     """Lock these lines, by their ids, in the order that all transactions keep.
 
-    With ``skip`` those that another transaction has locked are left out.
+    ``skip``: leave out lines that another transaction has locked.
     """
     rows = LimitKey._base_manager.using(using).filter(pk__in=set(ids)).order_by("pk")
     skips = skip and connections[using].features.has_select_for_update_skip_locked
@@ -224,7 +225,7 @@ def lock_lines(
 
 
 def grant(permits: Iterable[Permit], lines: Iterable[Line], using: str) -> datetime:
-    """Give these permits their places; returns the moment from which on they may be used."""
+    """Grant these permits; return the moment from which on their places may be used."""
     lines = list(lines)
     moment = max(line.moment() for line in lines)
     for line in lines:
@@ -235,7 +236,7 @@ def grant(permits: Iterable[Permit], lines: Iterable[Line], using: str) -> datet
 
 
 def admit(row: StepRun, moment: datetime, now: datetime, using: str) -> Iterator[Dispatch]:
-    """A step run leaves its line: it is dispatched, at its moment."""
+    """A step run leaves its line: dispatch it for its moment."""
     values: dict[str, Any] = {"queued_at": now, "dispatches": 0, "token": None}
     if moment <= now:
         values |= {"status": StepStatus.QUEUED, "due_at": None, "wake_at": now + clock.grace()}
@@ -253,13 +254,14 @@ def admit(row: StepRun, moment: datetime, now: datetime, using: str) -> Iterator
 
 
 def dispatch_at(row: StepRun, plan: Plan, moment: datetime, now: datetime) -> Dispatch:
-    """The message for its moment, however long the transaction still takes that has read `now`."""
+    """The message for its moment, however long the transaction that has read `now` still takes."""
     delay = ceil((moment - now) / timedelta(milliseconds=1))
     return replace(dispatch_of(row, plan, delay), since=clock.read_at(now))
 
 
 class _Parked:
-    """The rows of those who wait: free to be written, locked by others, or gone from the line."""
+    """The rows of waiting permits: free to be written, locked by others, or no longer in the
+    line."""
 
     def __init__(self, permits: list[Permit], using: str) -> None:
         self.of: dict[int, list[StepRun]] = {}
@@ -303,8 +305,8 @@ def _owner(permit: Permit) -> tuple[Any, int | None]:
 
 
 def _others(permits: list[Permit], using: str) -> dict[tuple[Any, int | None], list[Permit]]:
-    """What the owners of these permits need beside them."""
-    # Not by their runs alone: one may have a million items in line.
+    """The other permits that the owners of these permits need."""
+    # Not by their runs alone: a run may have a million items in line.
     owners = Q(step_run__in=[permit.step_run_id for permit in permits if permit.step_run_id])
     if runs := [permit.run_id for permit in permits if permit.step_run_id is None]:
         owners |= Q(step_run__isnull=True, run__in=runs)
@@ -316,7 +318,7 @@ def _others(permits: list[Permit], using: str) -> dict[tuple[Any, int | None], l
 
 
 def _move(permit: Permit, other: Permit, using: str) -> None:
-    """Its owner waits in the line of another of its permits from now on."""
+    """From now on, the owner waits in the line of another one of its permits."""
     rows = Permit._base_manager.using(using)
     rows.filter(pk=permit.pk).update(state=PermitState.BLOCKED)
     rows.filter(pk=other.pk).update(state=PermitState.WAITING)

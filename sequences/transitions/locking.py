@@ -1,4 +1,4 @@
-"""Transactions: who locks what, and what is played again when the database says so."""
+"""Transactions: locks, and replays when the database gives up a transaction."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .refusals import is_unmigrated, unmigrated
 
 T = TypeVar("T")
 
-#: How often a transaction that the database gave up is played again.
+#: How many times a transaction is replayed that the database gave up.
 REPLAYS = 8
 
 
@@ -28,8 +28,8 @@ class Locked(Exception):
 
 
 class _Thread(threading.local):
-    #: Whether the next transaction of this thread waits for no lock, and whether the one that it
-    #: is in does not.
+    #: Whether this thread's next transaction waits for no lock, and whether its current one does
+    #: not.
     no_wait = False
     nowait = False
 
@@ -38,7 +38,7 @@ _thread = _Thread()
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the database gave the transaction up for another's sake: play it again."""
+    """Whether the database gave up the transaction because of another one: replay it."""
     return is_error(error, lambda backend, error: backend.is_transient(error))
 
 
@@ -47,15 +47,15 @@ def _is_locked(error: BaseException) -> bool:
 
 
 def back_off(replay: int) -> None:
-    """Sleep a moment, longer for each replay, so that two do not meet again."""
+    """Sleep a moment, longer for each replay, so that the two do not collide again."""
     time.sleep(random.uniform(0, min(0.01 * 2**replay, 1.0)))
 
 
 @contextmanager
 def no_wait() -> Iterator[None]:
-    """For who serves many: `transact` raises `Locked` in this block instead of waiting.
+    """For threads that serve many: in this block, `transact` raises `Locked` instead of waiting.
 
-    What is called after its commit, such as receivers of signals, waits as ever.
+    Code called after its commit, such as signal receivers, waits as usual.
     """
     outer, _thread.no_wait = _thread.no_wait, True
     try:
@@ -65,14 +65,14 @@ def no_wait() -> Iterator[None]:
 
 
 def transact(using: str, function: Callable[[], T]) -> T:
-    """Call `function` in a transaction; play it again when the database gave it up.
+    """Call `function` in a transaction; replay it if the database gave the transaction up.
 
-    In a transaction of the caller it is a savepoint, and nothing is played again: what the
-    database gave up then is the caller's whole transaction.
+    Inside a transaction of the caller's, this is a savepoint, and nothing is replayed: the database
+    would have given up the caller's whole transaction.
     """
     if not _thread.no_wait:
         return _transact(using, function)
-    _thread.no_wait = False  # for what is called after the commit
+    _thread.no_wait = False  # for code called after the commit
     try:
         with backend_of(using).limit_session(connections[using]):
             return _transact(using, lambda: _at_once(using, function))
@@ -109,14 +109,15 @@ def _at_once(using: str, function: Callable[[], T]) -> T:
 
 
 def lock_run(run_id: UUID, using: str) -> SequenceRun | None:
-    """Lock the run's row, by a statement of its own: what is read later is not older than it."""
+    """Lock the run's row, in a separate statement, so that later reads are not older than the
+    lock."""
     nowait = _thread.nowait and connections[using].features.has_select_for_update_nowait
     runs = SequenceRun._base_manager.using(using).select_for_update(nowait=nowait)
     return runs.filter(pk=run_id).first()
 
 
 def lock_free(rows: QuerySet[Any], using: str) -> list[Any]:
-    """Lock those of these rows that nobody else has locked, and return their ids."""
+    """Lock those of these rows that nobody else has locked; return their ids."""
     skip = connections[using].features.has_select_for_update_skip_locked
     rows = rows.select_for_update(skip_locked=skip).order_by("pk")
     return list(rows.values_list("pk", flat=True))

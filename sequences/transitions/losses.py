@@ -1,8 +1,8 @@
-"""Workers that died: in which step, with what else in hand, and which one is suspected.
+"""Workers that died: in which step, what else they were running, and which step is suspected.
 
-A step whose worker was lost is a suspect until an attempt of it ends. One that kills its workers
-cannot be told from its neighbours by one death; it can, when no two suspects are ever in hand of
-one process, and what counts against one is above all a death in which it was alone.
+A step whose worker was lost is a suspect until an attempt of it ends. A single death cannot tell a
+step that kills its workers from its neighbours. But two suspects never run in the same process, and
+what counts most against one is a death in which it was alone.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from ..models import StepLoss, StepRun, StepStatus
 from . import claims, clock, plans
 from .types import Dispatch, dispatch_of
 
-#: Neighbours that are kept of one death.
+#: How many neighbours are stored for one death.
 MAX_NEIGHBOURS = 50
-#: For how long the other losses of one death may come.
+#: The time within which losses count as the same death.
 SAME_DEATH_WITHIN = timedelta(minutes=10)
-#: How long a suspect of whom little is left to doubt waits for a process that does nothing else.
+#: How long a strong suspect waits for a process that runs nothing else.
 MAX_SUSPECT_WAIT = timedelta(minutes=5)
-#: How many times `MAX_LOST_WORKERS` is the limit for one that never died alone.
+#: The limit for a suspect that never died alone, as a multiple of `MAX_LOST_WORKERS`.
 COMPANY_FACTOR = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Suspicion:
-    """That a step that may be claimed kills its workers."""
+    """The suspicion that a step that may be claimed kills its workers."""
 
-    #: Whether it died so often, and never alone, that it is to be: then its death tells.
+    #: Whether it has died so often, and never alone, that it must run alone: then a death is proof.
     alone: bool
 
 
 def suspicion(step_run_id: int, attempts: int, using: str) -> Suspicion | None:
-    """Whether this step, which may be claimed, is a suspect. None: it is not, or may not."""
+    """The suspicion against this step. None: it is not a suspect, or may not be claimed."""
     now = clock.now(using)
     rows = claims.claimable(step_run_id, attempts, now, using).filter(lost_workers__gt=0)
     row = rows.only("lost_workers", "queued_at").first()
@@ -48,7 +48,7 @@ def suspicion(step_run_id: int, attempts: int, using: str) -> Suspicion | None:
 
 
 def next_suspect(using: str) -> Dispatch | None:
-    """The one to be cleared next: those that were lost least often are the likeliest neighbours."""
+    """The suspect to clear next: those that were lost least often are probably just neighbours."""
     lost = StepLoss._base_manager.using(using).filter(
         step_run__lost_workers__gt=0,
         step_run__status=StepStatus.QUEUED,
@@ -61,9 +61,8 @@ def next_suspect(using: str) -> Dispatch | None:
 
 
 def concurrent_steps(row: StepRun, now: datetime, using: str) -> list[dict[str, Any]]:
-    """What else the process had in hand that has died in this step: what it holds still, and
-    what was taken back from it before.
-    """
+    """The other steps of the process that died in this step: those that it still holds, and those
+    that were already taken back from it."""
     process = _process_of(row.worker)
     if process is None:
         return []
@@ -85,7 +84,7 @@ def _of(rows: QuerySet[Any], process: tuple[str, str]) -> QuerySet[Any]:
 
 
 def _process_of(worker: str) -> tuple[str, str] | None:
-    """How the names of its threads begin and end: host and number, and the mark."""
+    """How the names of its threads begin and end: host and process id, and the mark."""
     host, _, rest = worker.partition(":")
     number, _, thread = rest.partition(":")
     _, tilde, mark = thread.rpartition("~")
@@ -93,16 +92,16 @@ def _process_of(worker: str) -> tuple[str, str] | None:
 
 
 def is_guilty(lost: int, concurrent_steps: list[dict[str, Any]]) -> bool:
-    """Whether a step that so many workers in a row died in is to fail.
+    """Whether a step must fail in which this many workers in a row have died.
 
-    What died with others may have been killed by one of them, and is tried again alone.
+    If there were other steps, one of them may have been the cause: it is tried again alone.
     """
     most = conf.settings.max_lost_workers
     return lost >= (COMPANY_FACTOR * most if concurrent_steps else most)
 
 
 def append(row: StepRun, concurrent_steps: list[dict[str, Any]], now: datetime, using: str) -> None:
-    """Keep that a worker died in this step."""
+    """Record that a worker died in this step."""
     StepLoss._base_manager.using(using).create(
         run_id=row.run_id,
         step_run_id=row.pk,

@@ -1,8 +1,8 @@
-"""Django signals of what has happened to runs and steps, sent after the commit.
+"""Django signals about runs and steps, sent after the commit.
 
-A transition notifies inside of its transaction, and what is rolled back is never sent. Where a
-signal has no receiver that costs a look at a list, and no query. A signal is sent at most once: a
-process that dies after its commit, or a commit that is not known to have been one, sends nothing.
+A transition notifies inside its transaction, and what is rolled back is never sent. A signal
+without receivers costs one check of a list, and no query. A signal is sent at most once: if the
+process dies after its commit, or nobody knows whether it committed, nothing is sent.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SIGNALS: dict[str, Signal] = {name: getattr(signals, name) for name in signals.
 
 
 def started(runs: Iterable[SequenceRun], sequence: str, using: str) -> None:
-    """These runs, of one sequence, have come into being."""
+    """These runs, of one sequence, were created."""
     if _has_receivers("run_started", sequence):
         _send_on_commit(_PendingOfRuns("run_started", using, [run.pk for run in runs]))
 
@@ -39,7 +39,7 @@ def ended(run_id: UUID, sequence: str, status: RunStatus, using: str) -> None:
 
 
 def succeeded(step_run_id: int, status: str, sequence: str, using: str) -> None:
-    """A step has come to this status by itself; only success has a signal."""
+    """A step has reached this status on its own; only success has a signal."""
     if status == "succeeded" and _has_receivers("step_succeeded", sequence):
         _send_on_commit(_PendingOfStep("step_succeeded", using, step_run_id))
 
@@ -61,7 +61,7 @@ def retrying(step_run_id: int, attempt: int, using: str) -> None:
 
 
 def are_heard(sequence: str) -> bool:
-    """Whether somebody receives the signal of a step of this sequence that succeeds."""
+    """Whether there is a receiver for the success of a step of this sequence."""
     return _has_receivers("step_succeeded", sequence)
 
 
@@ -86,7 +86,7 @@ class PendingSignal:
             return
         try:
             self.send(_SIGNALS[name])
-        except Exception:  # what is committed is, whoever receives the signal
+        except Exception:  # the change is committed, whatever a receiver does
             logger.exception("Could not send the signal %s.", name)
 
     def send(self, signal: Signal) -> None:
@@ -106,7 +106,7 @@ class _PendingOfRuns(PendingSignal):
                 )
 
     def _failure(self, signal: Signal, run_id: UUID) -> dict[str, StepFailure]:
-        """Of a run that has failed: what it fails with."""
+        """For a failed run: why it failed."""
         has_failed = signal is signals.run_failed
         return _with_cause(causes.of_run(run_id, self.using) if has_failed else None, self.using)
 
@@ -129,12 +129,12 @@ class _PendingOfStep(PendingSignal):
         rows = StepFailure._base_manager.using(self.using).filter(
             step_run=self.step_run_id, attempt=self.attempt
         )
-        # A retry by hand counts attempts anew: the newest is the one.
+        # A manual retry counts attempts anew: the newest failure is the right one.
         return rows.order_by("-pk").first()
 
 
 def _with_cause(failure: StepFailure | None, using: str) -> dict[str, StepFailure]:
-    """A failure, and its deepest cause: itself, unless it is that of items or of child runs."""
+    """A failure and its deepest cause: itself, unless items or child runs caused it."""
     if failure is None:
         return {}
     return {"failure": failure, "cause": causes.deepest([failure], using).get(failure.pk, failure)}
@@ -145,7 +145,7 @@ def _send_on_commit(pending: PendingSignal) -> None:
 
 
 def send_pending(using: str) -> None:
-    """Send what a transaction holds back that a test will never commit."""
+    """Send what a transaction holds back, because a test will never commit it."""
     while pending := [hook for hook in _hooks(using) if hook.name]:
         for hook in pending:
             _send_inside(hook)
@@ -160,5 +160,5 @@ def _send_inside(hook: PendingSignal) -> None:
     try:
         with transaction.atomic(using=hook.using):
             hook()
-    except DatabaseError:  # after a commit it would have broken its own statement alone
+    except DatabaseError:  # after a real commit, only its own statement would have been affected
         logger.exception("A signal receiver broke the transaction that it was called in.")

@@ -1,7 +1,7 @@
 """What people and programs do to a run from outside.
 
-Each request locks the run and writes every step run that it concerns: a step that is running just
-then meets its own row changed when it commits, and rolls back.
+Each request locks the run and writes every step run that it concerns: a step that is running
+meanwhile finds its row changed when it commits, and rolls back.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ from .locking import lock_run, transact
 from .refusals import with_text
 from .types import Dispatch, dispatch_of, new_row, wait_for
 
-#: Waits that others end, not a time.
+#: Waits that something else ends, not a time.
 _WAITS_FOR_OTHERS = (Wait.EVENT, Wait.ITEMS, Wait.CHILDREN)
 
 
 @dataclass(frozen=True, slots=True)
 class OperationRequest:
-    """Who does what, and why: what an `Operation` row keeps."""
+    """Who does what, and why: stored as an `Operation` row."""
 
     action: str
     by: str = ""
@@ -68,7 +68,7 @@ class OperationRequest:
 
 
 class LockedRun:
-    """A run under its lock, and what every request does with it."""
+    """A run under its lock, with what all requests do with it."""
 
     def __init__(
         self,
@@ -88,12 +88,12 @@ class LockedRun:
         return StepRun._base_manager.using(self.using).filter(run=self.run.pk, **conditions)
 
     def status_of(self, step: str) -> str:
-        """The state of this step. Of a fan-out its own row tells, not an item."""
+        """The status of this step. For a fan-out, that of its own row, not of an item."""
         row = self.steps(step=step).order_by("item").first()
         return NOT_STARTED if row is None else row.status
 
     def allow(self, rule: Rule) -> None:
-        """Refuse the request in a state of the run that this rule does not name."""
+        """Reject the request if this rule does not allow the run's status."""
         if not rule.allows(self.run.status):
             states = tuple(map(RunStatus, rule.run_states))
             self.refuse(_wrong_status(RunStatus(self.run.status), states))
@@ -107,7 +107,7 @@ class LockedRun:
         )
 
     def done(self) -> None:
-        """Store the run, and what was done to it."""
+        """Store the run, and the operation."""
         runs.save(self.run, self.now, self.using)
         with_text(self._log, self.request, self.using)
 
@@ -124,18 +124,19 @@ class LockedRun:
         )
 
     def wake(self) -> list[Dispatch]:
-        """Let go what was held: the due at once, the others when their time comes."""
+        """Release what was on hold: steps that are due at once, the others when their time
+        comes."""
         on_hold = self.steps(wake_at__isnull=True)
         timed = on_hold.filter(due_at__isnull=False)
         for row in timed.filter(status__in=(StepStatus.WAITING, StepStatus.RETRYING)):
             due = row.due_at
             if due is not None and due > self.now:
-                # Its message, if it had one, may have come and gone during the pause.
+                # If it had a message, that may have come and gone during the pause.
                 on_hold.filter(pk=row.pk).update(**self._waiting(row), wake_at=due)
             elif due is not None:
                 on_hold.filter(pk=row.pk).update(**self.queued())
         in_line = on_hold.filter(status=StepStatus.WAITING, wait=Wait.LIMIT, due_at__isnull=True)
-        in_line.update(**self.queued())  # it asks anew, and has its turn as before
+        in_line.update(**self.queued())  # it asks again, and keeps its position
         on_hold.filter(status=StepStatus.QUEUED).update(**self.queued())
         ended = []
         for own in subsequences.waiting(self.run, self.using):
@@ -148,13 +149,13 @@ class LockedRun:
         return ended + [dispatch_of(row, self.plan) for row in woken.order_by("pk")]
 
     def _waiting(self, row: StepRun) -> dict[str, Any]:
-        """A wait for others goes on as it was; the next attempt is a time to wait for."""
+        """Waits for others continue as before; the next attempt is a time to wait for."""
         if row.status == StepStatus.RETRYING and row.wait not in _WAITS_FOR_OTHERS:
             return wait_for(Wait.TIME, self.now)
         return {"status": StepStatus.WAITING}
 
     def wake_retries(self) -> list[Dispatch]:
-        """Let go only the retries: beside a step that has finally failed nothing else goes on."""
+        """Release only retries: nothing else continues after a step has failed permanently."""
         retries = self.steps(wake_at__isnull=True, status=StepStatus.RETRYING)
         return [self._wake_retry(row) for row in retries.order_by("pk")]
 
@@ -173,7 +174,8 @@ class LockedRun:
         }
 
     def receive(self, row: StepRun) -> list[Dispatch]:
-        """End the wait of an event's row: it is claimed like any other, unless it is held."""
+        """End the wait of an event's row: it can be claimed like any other, unless it is on
+        hold."""
         is_held = self.run.status != RunStatus.RUNNING or self.is_failing()
         values = self.queued() | ({"wake_at": None} if is_held else {})
         self.steps(pk=row.pk, status=StepStatus.WAITING).update(**values, due_at=None)
@@ -184,9 +186,9 @@ class LockedRun:
         return ready + ([] if is_held else [dispatch_of(row, self.plan)])
 
     def requeue_cancelled(self) -> list[SequenceRun]:
-        """Begin again what was cancelled; a delay that was not over begins again, too.
+        """Restart what was cancelled; a delay that was not over starts again, too.
 
-        Returns the children that are to begin again.
+        Returns the children to restart.
         """
         cancelled = self.steps(status=StepStatus.CANCELLED)
         cancelled.filter(attempts=0).update(delay_evaluated=False)
@@ -196,17 +198,17 @@ class LockedRun:
         return ended
 
     def requeue(self, rows: QuerySet[StepRun]) -> None:
-        """Begin these again, held until `wake`: no failed attempt counts any more."""
+        """Restart these, on hold until `wake`; earlier failed attempts do not count."""
         rows.filter(kind__in=EVENT_KINDS).update(wait="", waiting_since=None)
         rows.update(
             status=StepStatus.QUEUED, token=None, attempts=0, lost_workers=0, ready_at=self.now,
-            # An item may have lost its place: its claim finds it another.
+            # An item may have lost its place: its claim finds another.
             wake_at=None, due_at=Case(When(kind__in=ITEM_KINDS, then=self.now), default=None),
             finished_at=None,
         )  # fmt: skip
 
     def begin_failed_again(self) -> list[Dispatch]:
-        """This run, and those of its children that did not succeed."""
+        """Restart this run, and those of its children that did not succeed."""
         self.forget_failure()
         failed = self._reopen()
         return self.begin_children_again(failed) + self.go_on()
@@ -224,7 +226,7 @@ class LockedRun:
             reason=gettext("together with its parent run %(run)s") % {"run": self.run.pk},
         )
         locked = LockedRun(run, request, self.using, keep_deliveries=self.keep_deliveries)
-        if locked.undone():  # it begins from nothing
+        if locked.undone():  # it starts from nothing
             every = frozenset(locked.plan.names)
             locked.forget_deliveries(every)
             compensation.forget(run, locked.plan, every, self.using)
@@ -235,12 +237,12 @@ class LockedRun:
         return dispatches
 
     def _reopen(self) -> list[SequenceRun]:
-        """Hold the failed steps, and the retrying, to begin again; of a fan-out its failed items.
+        """Prepare the restart of failed and retrying steps, on hold, or of a fan-out's failed items.
 
-        Returns the children that are to begin again, too.
+        Returns the children to restart, too.
         """
         ended = []
-        if self.run.is_finished:  # what has not begun was held, or cancelled
+        if self.run.is_finished:  # unstarted steps were on hold, or cancelled
             ended = self.requeue_cancelled()
         failed = self.plan.failed(runs.states_of(self.run, self.using))
         rows = self.steps(item=NO_ITEM, status=StepStatus.FAILED, step__in=failed)
@@ -251,7 +253,7 @@ class LockedRun:
         return ended
 
     def _reopen_parents(self, rows: QuerySet[StepRun]) -> list[SequenceRun]:
-        """Of those that wait for children: the failed children are begun again, not the wait."""
+        """For steps that wait for children: restart the failed children, not the wait."""
         failed: list[SequenceRun] = []
         for own in rows.filter(wait=Wait.CHILDREN):
             failed += subsequences.unsuccessful(self.steps(pk=own.pk), self.using)
@@ -261,7 +263,8 @@ class LockedRun:
         return failed
 
     def has_stopped_steps(self) -> bool:
-        """Whether steps wait for a retry, or were cancelled as the run failed by its deadline."""
+        """Whether steps wait for a retry, or were cancelled because the run failed by its
+        deadline."""
         failed = self.run.status == RunStatus.FAILED
         stopped = (StepStatus.RETRYING, StepStatus.CANCELLED) if failed else (StepStatus.RETRYING,)
         return self.steps(status__in=stopped).exists()
@@ -270,7 +273,7 @@ class LockedRun:
         return compensation.undone(self.run, self.plan, self.using)
 
     def retry_undo(self) -> list[Dispatch]:
-        """Go on with the undo that has failed, or with a step that closes the run."""
+        """Continue with the failed undo or closing step."""
         self.allow(RULES["retry_compensation"])
         if not compensation.can_retry(self.run, self.plan, self.using):
             self.refuse(_ROLLED_BACK)
@@ -278,7 +281,7 @@ class LockedRun:
         return compensation.retry(self.run, self.plan, self.now, self.using)
 
     def skip_compensation(self, step: str, rule: Rule) -> list[Dispatch]:
-        """Go on with the undoing, without this undo."""
+        """Continue the rollback without this undo."""
         rows = self.steps(step=step, status__in=rule.step_states)
         if not rows.update(status=StepStatus.SKIPPED):
             _refuse_status(self, rule.step_states)
@@ -287,7 +290,8 @@ class LockedRun:
         return compensation.go_on(self.run, self.plan, self.now, self.using)
 
     def forget_deliveries(self, steps: frozenset[str]) -> None:
-        """Have the events among these steps ask again; the operation names those that had one."""
+        """Make the events among these steps wait again; the operation names those with
+        deliveries."""
         delivered = [name for name in self.run.inbox if name in steps]
         if not delivered:
             return
@@ -301,11 +305,11 @@ class LockedRun:
         }
 
     def forget_failure(self) -> None:
-        """The run goes on: it will have another failure, or none."""
+        """The run continues: it will have another failure, or none."""
         compensation.forget(self.run, self.plan, frozenset(), self.using)
 
     def go_on(self) -> list[Dispatch]:
-        """The run runs again, if it had ended, and what is ready is dispatched."""
+        """The run continues, even if it had ended, and what is ready is dispatched."""
         if self.run.finished_at is not None:
             self._begin_again()
             self.run.final_status = ""
@@ -333,7 +337,7 @@ class LockedRun:
         self.run.active_key = key
 
     def _holder(self, key: str) -> SequenceRun | None:
-        """The run that holds the key, under whichever name the sequence had at its start."""
+        """The run that holds the key, under whichever name the sequence had when it started."""
         names = registry.names_of(self.run.sequence)
         of_sequence = Q(sequence__in=names) | Q(key_scope__in=[self.run.key_scope, *names])
         rivals = SequenceRun._base_manager.using(self.using).exclude(pk=self.run.pk)
@@ -343,7 +347,7 @@ class LockedRun:
         return runs.is_failing(self.run, self.plan, self.using)
 
 
-_ROLLED_BACK = _("its completed steps were rolled back. Use restart_from() instead.")
+_ROLLED_BACK = _("its completed steps were rolled back. Restart it from a step instead.")
 
 
 def _operate(
@@ -371,12 +375,12 @@ def _operate(
     try:
         return transact(using, operation)
     except IntegrityError:
-        # Another run has taken its key between the look and the write: the next look meets it.
+        # Another run has taken its key between the check and the write: the next check finds it.
         return transact(using, operation)
 
 
 def pause(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch]:
-    """Hold what has not begun; the step in hand may commit."""
+    """Put unstarted steps on hold; running steps may finish."""
 
     def function(locked: LockedRun) -> list[Dispatch]:
         locked.allow(RULES["pause"])
@@ -389,7 +393,7 @@ def pause(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch]
 
 
 def resume(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch]:
-    """Let go what a pause holds."""
+    """Release what the pause holds."""
 
     def function(locked: LockedRun) -> list[Dispatch]:
         locked.allow(RULES["resume"])
@@ -409,7 +413,7 @@ def set_deadline(
     *,
     deadline: timedelta | datetime | None,
 ) -> list[Dispatch]:
-    """Have the run fail at another time, or not at all. The sweep takes the same lock."""
+    """Change or remove the deadline of the run. The sweep takes the same lock."""
 
     def function(locked: LockedRun) -> list[Dispatch]:
         locked.allow(RULES["set_deadline"])
@@ -429,9 +433,9 @@ def _deadline_text(deadline: datetime | None) -> dict[str, str | None]:
 def cancel(
     run_id: UUID, request: OperationRequest, using: str, *, undo: bool | None = None
 ) -> list[Dispatch]:
-    """End the run; nothing of it is committed any more. Before that, perhaps, undo it.
+    """End the run; nothing of it can commit any more. If requested, roll it back first.
 
-    ``undo``: None is what its class says.
+    ``undo``: None means as its class says.
     """
 
     def function(locked: LockedRun) -> list[Dispatch]:
@@ -448,7 +452,7 @@ def cancel(
 
 
 def finish(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch]:
-    """Succeed the run as it is; what has not ended is skipped."""
+    """End the run as succeeded; unfinished steps are skipped."""
 
     def function(locked: LockedRun) -> list[Dispatch]:
         locked.allow(RULES["finish"])
@@ -458,9 +462,9 @@ def finish(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch
 
 
 def retry(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch]:
-    """Begin the failed steps again, and let go what their failure holds.
+    """Restart the failed steps, and release what their failure holds.
 
-    A step whose retry has a time of its own is retried now.
+    A step that waits for a retry is retried now.
     """
 
     def function(locked: LockedRun) -> list[Dispatch]:
@@ -475,7 +479,7 @@ def retry(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch]
 
 
 def skip(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch]:
-    """Go on without this step."""
+    """Continue without this step."""
 
     def function(locked: LockedRun) -> list[Dispatch]:
         locked.allow(RULES["skip"])
@@ -490,7 +494,7 @@ def skip(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch]:
         ended |= {"token": None, "wake_at": None, "due_at": None}
         if has_handler(locked.plan, runs.states_of(locked.run, using), request.step):
             _refuse_step(locked, _("another step has already taken over from it."))
-        # The write decides, not a look before it: a claim may come in between.
+        # The write decides, not an earlier check: a claim may come in between.
         if not rows.filter(item=NO_ITEM, status__in=rule.step_states).update(**ended):
             _refuse_status(locked, rule.step_states)
         cancelled = compensation.cancel_children(rows, locked.now, using)
@@ -507,10 +511,10 @@ _TIMED = Q(status=StepStatus.RETRYING) | Q(status=StepStatus.WAITING, wait=Wait.
 
 
 def run_now(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch]:
-    """Let a step wait for its time no longer; of a fan-out every item that waits for one.
+    """End a step's wait for a time; for a fan-out, every item's that waits for a time.
 
-    Their time is now, so that what counts from it counts on. The messages that were sent with
-    the delay come later: they find the rows claimed, or are as good as these.
+    Their due time is now, so that anything counted from it is right. Messages sent earlier with the
+    delay arrive later: they find the rows claimed, or serve just as well.
     """
 
     def function(locked: LockedRun) -> list[Dispatch]:
@@ -518,11 +522,11 @@ def run_now(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatc
             locked.refuse(_("it is paused. Resume it first."))
         locked.allow(RULES["run_now"])
         timed = locked.steps(step=request.step).filter(_TIMED)
-        # The write decides, not a look before it: a claim or a sweep may come in between.
+        # The write decides, not an earlier check: a claim or a sweep may come in between.
         due = locked.queued() | {"due_at": locked.now}
         if not timed.filter(wake_at__isnull=False).update(**due):
             _refuse_step(locked, _held_or_not_timed(timed))
-        # One of the same moment that was queued before gets a message too many, and no harm.
+        # A step queued at the same moment gets a duplicate message, which is harmless.
         queued = locked.steps(step=request.step, status=StepStatus.QUEUED, queued_at=locked.now)
         return [dispatch_of(row, locked.plan) for row in queued.order_by("pk")]
 
@@ -546,7 +550,7 @@ def _step_state(state: str) -> str:
 
 
 def _why(problem: str, values: dict[str, Any]) -> dict[str, str]:
-    """The problem, so that it can be translated, and the states in which there would be none."""
+    """The problem, in translatable form, and the statuses in which there would be none."""
     text = problem if isinstance(problem, Text) else Text(problem, **values)
     return {"problem": text, "allowed": text.value("allowed")}
 
@@ -570,7 +574,7 @@ def _refuse_step(locked: LockedRun, problem: str) -> None:
 def restart_from(
     run_id: UUID, request: OperationRequest, using: str, *, keep_deliveries: bool = False
 ) -> list[Dispatch]:
-    """Begin again with this step, and do again all that comes after it."""
+    """Restart this step, and run all later steps again."""
 
     def function(locked: LockedRun) -> list[Dispatch]:
         locked.keep_deliveries = keep_deliveries
@@ -597,7 +601,7 @@ def _check_restart(locked: LockedRun, rule: Rule) -> None:
     if plan.node(step).kind not in rule.kinds:
         _refuse_step(
             locked,
-            _("it is an undo, on_failure, on_cancel or on_end. Use retry() to run it again."),
+            _("it is an undo, on_failure, on_cancel or on_end. Retry the run to run it again."),
         )
     if undone := left_undone(plan, locked.undone(), step):
         names = ", ".join(map(repr, sorted(undone)))
@@ -616,9 +620,9 @@ def _check_restart(locked: LockedRun, rule: Rule) -> None:
 def deliver(
     run_id: UUID, payload: Any, request: OperationRequest, using: str
 ) -> tuple[list[Dispatch], bool]:
-    """Keep a payload for an event, and end its wait.
+    """Store a payload for an event, and end its wait.
 
-    False: there was one already, for it or for another step of its `any_of`.
+    False: there already was one, for it or for another step of its `any_of`.
     """
     counts = True
 
@@ -637,7 +641,7 @@ def deliver(
             _refuse_status(locked, RULES["deliver"].step_states)
         locked.run.inbox = {**locked.run.inbox, request.step: payload}
         if row is None or row.status != StepStatus.WAITING:
-            return []  # it finds the payload when it looks, or when it commits its wait
+            return []  # it finds the payload when it checks, or when it commits its wait
         if row.wait != Wait.EVENT:
             return []  # its own delay is not over
         return locked.receive(row)
@@ -653,7 +657,7 @@ def edit(
     request: OperationRequest,
     using: str,
 ) -> list[Dispatch]:
-    """Put other data in the place of the run's, while no step runs."""
+    """Replace the run's data, while no step is running."""
 
     def function(locked: LockedRun) -> list[Dispatch]:
         locked.allow(RULES["edit"])
@@ -668,7 +672,7 @@ def edit(
                 version=version,
                 now=locked.run.version,
             )
-        # What is stored, not what the caller's instance shows: that may be changed in place.
+        # What is stored, not the caller's instance, which may have been changed in place.
         before, after = redact(locked.run.data, hidden), redact(data, hidden)
         locked.request = replace(request, before=before, after=after)
         locked.run.data = data
@@ -680,7 +684,7 @@ def edit(
 def erase(
     run_id: UUID, request: OperationRequest, using: str, *, keep_key: bool = False
 ) -> list[Dispatch]:
-    """Blank what the run, and those that it has started, have stored of their data, for good."""
+    """Permanently erase the stored data of the run and of its child runs."""
 
     def function(locked: LockedRun) -> list[Dispatch]:
         locked.allow(RULES["erase"])

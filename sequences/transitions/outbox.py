@@ -1,6 +1,6 @@
-"""Messages of actors that wait for the broker: written with what they tell of, removed when sent.
+"""Actors' messages that wait for the broker: written with what they are about, deleted when sent.
 
-A message may be sent twice: a process that dies between the two leaves the row.
+A message may be sent twice: if the process dies between the two, the row stays.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from . import clock
 from .locking import transact
 from .periods import MAX_LOOK_INTERVAL
 
-#: Messages that one sweep takes at a time.
+#: The number of messages that one sweep takes at a time.
 MESSAGES_PER_SWEEP = 200
 
 
 def append(
     actor: str, queue: str, message: str, delay: timedelta | None, using: str
 ) -> OutboxMessage:
-    """Write it, in the transaction of the caller.
+    """Write it, in the caller's transaction.
 
-    Without a delay the caller sends it after the commit, and the sweep only if that is overdue.
+    Without a delay, the caller sends it after the commit, and the sweep only if that is overdue.
     """
     now = clock.now(using)
     return OutboxMessage._base_manager.using(using).create(
@@ -36,7 +36,7 @@ def append(
 
 
 def take(using: str) -> list[OutboxMessage]:
-    """Those that are due, moved on so that no other sweep takes them for now."""
+    """Take messages that are due; postpone them, so that no other sweep takes them for now."""
     rows = OutboxMessage._base_manager.using(using)
     if not rows.filter(wake_at__lte=clock.now(using)).exists():
         return []
@@ -61,20 +61,20 @@ def _pause(failures: int) -> timedelta:
 
 
 def remove(message_id: int, using: str) -> None:
-    """The broker has it."""
+    """The broker has accepted it."""
     rows = OutboxMessage._base_manager.using(using).filter(pk=message_id)
     transact(using, lambda: rows._raw_delete(using))
 
 
 def put_off(message_id: int, failures: int, using: str) -> None:
-    """The broker did not take it: the next try waits longer."""
+    """The broker did not accept it: the next attempt waits longer."""
     later = clock.now(using) + _pause(failures)
     rows = OutboxMessage._base_manager.using(using).filter(pk=message_id)
     transact(using, lambda: rows.update(failures=failures, wake_at=later))
 
 
 def claim(message: OutboxMessage, using: str) -> bool:
-    """Whether it is still the caller's to send: no sweep has taken it since it was written."""
+    """Whether the caller should still send it: no sweep has taken it since it was written."""
     rows = OutboxMessage._base_manager.using(using)
     rows = rows.filter(pk=message.pk, wake_at=message.wake_at)
     later = clock.now(using) + clock.grace()

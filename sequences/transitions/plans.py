@@ -1,4 +1,4 @@
-"""Plans in the database: written once, never changed, kept by every process."""
+"""Plans in the database: written once, never changed, cached by every process."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _ids: dict[tuple[str, str, str], int] = {}
 _plans: dict[tuple[str, int], Plan] = {}
 _lock = threading.Lock()
 
-#: How many a process keeps.
+#: The size of the cache.
 MAX_KEPT_PLANS = 2000
 
 
 def forget() -> None:
-    """Empty the cache: another database stands behind the alias."""
+    """Empty the cache: the alias stands for another database now."""
     _ids.clear()
     _plans.clear()
 
 
 def known_id(plan: Plan, using: str) -> int | None:
-    """The id of this plan's row, if this process remembers it: the row may be gone."""
+    """The id of this plan's row, if this process remembers it; the row may be gone."""
     return _ids.get((using, plan.sequence, plan.fingerprint))
 
 
@@ -56,10 +56,10 @@ _ROW = f"FROM {StoredPlan._meta.db_table} WHERE id = %s AND sequence = %s AND fi
 
 
 def store_now(plan: Plan, using: str) -> tuple[int, datetime]:
-    """The id of this plan's row, which is there at the time that comes with it.
+    """The id of this plan's row, which exists at the time that is returned with it.
 
-    Somebody may have emptied the tables under this process: the statement that asks for the time
-    looks whether the row that is remembered is there still.
+    Someone may have emptied the tables while this process runs, so the statement that asks for the
+    time also checks whether the remembered row still exists.
     """
     plan_id = known_id(plan, using)
     if plan_id is not None:
@@ -73,8 +73,8 @@ def store_now(plan: Plan, using: str) -> tuple[int, datetime]:
 def key_scope(labels: Sequence[str], using: str) -> str:
     """The name under which runs of a sequence with these names hold their keys.
 
-    An older release has only some of the names. All have the oldest, whose plan was the first:
-    what each holds under that one name no other can hold beside it.
+    An older release knows only some of the names. All know the oldest name, whose plan came first:
+    if all use that one, no key can be held twice.
     """
     own, *earlier = labels
     if len(earlier) < 2:
@@ -84,7 +84,7 @@ def key_scope(labels: Sequence[str], using: str) -> str:
 
 
 def load(plan_id: int, using: str) -> Plan:
-    """The plan of this id."""
+    """The plan with this id."""
     plan = _plans.get((using, plan_id))
     if plan is not None:
         return plan
@@ -94,16 +94,16 @@ def load(plan_id: int, using: str) -> Plan:
 
 
 def forget_unless_of(sequence: str, plan_id: int, using: str) -> None:
-    """Forget what is remembered if another sequence's plan has this id: the tables are new ones."""
+    """Forget the cache if this id belongs to another sequence's plan: then the tables are new."""
     plan = _plans.get((using, plan_id))
     if plan is not None and plan.sequence != sequence:
         forget()
 
 
 def load_many(plan_ids: Iterable[int], using: str) -> dict[int, Plan]:
-    """The plans of these ids, in one query for all that are not known yet.
+    """The plans with these ids, with one query for all that are not cached yet.
 
-    One that only a newer release can read is there without its steps.
+    A plan that only a newer release can read has no steps.
     """
     ids = set(plan_ids)
     loaded = {pk: plan for pk in ids if (plan := _plans.get((using, pk))) is not None}
@@ -118,9 +118,9 @@ def load_many(plan_ids: Iterable[int], using: str) -> dict[int, Plan]:
 
 
 def _once_committed(plan: Plan, plan_id: int, using: str) -> None:
-    # A transaction that rolls back takes the row's id with it.
+    # A transaction that rolls back also removes the row with this id.
     if connections[using].in_atomic_block:
-        # No partial: Django wants the name of a hook that fails.
+        # Not a partial: Django needs the name of a hook that fails.
 
         def remember_plan() -> None:
             _remember(plan, plan_id, using)
@@ -132,9 +132,9 @@ def _once_committed(plan: Plan, plan_id: int, using: str) -> None:
 
 def _remember(plan: Plan, plan_id: int, using: str) -> None:
     if connections[using].in_atomic_block:
-        return  # a test that plays the hooks of a transaction that it will roll back
+        return  # a test runs the hooks of a transaction that it will roll back
     with _lock:
-        # Definitions that are kept with their runs have no end.
+        # Inline definitions are unlimited in number.
         if len(_plans) >= MAX_KEPT_PLANS:
             forget()
         _ids[using, plan.sequence, plan.fingerprint] = plan_id

@@ -1,4 +1,4 @@
-"""The rows by which worker processes tell that they are there. Nothing else depends on them."""
+"""The rows in which worker processes report that they are alive. Nothing else depends on them."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from ..models import WorkerProcess
 from . import clock
 from .locking import lock_free, transact
 
-#: Seconds between two reports of one process.
+#: Seconds between two reports of a process.
 REPORT_INTERVAL_SECONDS = 10.0
-#: After this long without a word a process is forgotten.
+#: A process that has not reported for this long is forgotten.
 FORGOTTEN_AFTER = timedelta(hours=1)
-#: A row that was written within this time is that of a process that is there.
+#: A row that was written within this time belongs to a live process.
 FRESH_FOR = timedelta(seconds=20)
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessReport:
-    """What a process tells of itself."""
+    """What a process reports."""
 
     name: str
     queues: Sequence[str] = ()
-    #: 0: it performs no steps, and only sweeps.
+    #: 0: it runs no steps, and only sweeps.
     threads: int = 0
-    #: How many of them have ended.
+    #: How many of its threads have died.
     dead_threads: int = 0
     #: How long it has been running.
     age: timedelta = timedelta(0)
     #: How long ago its last sweep ended; None: it has not swept.
     swept: timedelta | None = None
-    #: Whether the row of its name is known to be its own.
+    #: Whether the row with its name is known to be its own.
     is_known: bool = True
-    #: The tokens of claims that it holds, and could not extend.
+    #: The tokens of claims that it holds but could not extend.
     unextended_claims: Sequence[int] = ()
 
 
 def register(worker: ProcessReport, using: str) -> bool:
-    """Write that this process is there now. False: so is another one of its name."""
+    """Write that this process is alive. False: so is another one with the same name."""
     return transact(using, lambda: _register(worker, using))
 
 
@@ -53,7 +53,7 @@ def _register(worker: ProcessReport, using: str) -> bool:
         "threads": worker.threads,
         "unextended_claims": list(worker.unextended_claims),
         "dead_threads": worker.dead_threads,
-        # A later process may have the name of one that is gone: the same host and number.
+        # A new process may have the name of one that is gone: the same host and process id.
         "started_at": now - worker.age,
         "seen_at": now,
         "swept_at": None if worker.swept is None else now - worker.swept,
@@ -68,14 +68,14 @@ def _register(worker: ProcessReport, using: str) -> bool:
         with transaction.atomic(using=using):
             rows.create(name=worker.name, **values)
     except IntegrityError:
-        return worker.is_known  # it was written meanwhile; the next beat updates it
+        return worker.is_known  # it was written in the meantime; the next beat updates it
     return True
 
 
 def holds(token: int, using: str) -> bool:
-    """Whether a process has just told that it holds this claim, and could not extend its lease.
+    """Whether a process has just reported that it holds this claim but could not extend its lease.
 
-    Somebody had locked the row: the worker is not lost, and extends it with its next heartbeat.
+    Someone had locked the row: the worker is not lost, and extends it with its next heartbeat.
     """
     fresh = clock.now(using) - 2 * timedelta(seconds=conf.settings.heartbeat)
     rows = WorkerProcess.objects.using(using).filter(seen_at__gte=fresh)
@@ -86,13 +86,13 @@ def holds(token: int, using: str) -> bool:
 
 
 def gone(name: str, using: str) -> None:
-    """The process has ended as it should."""
+    """The process has ended properly."""
     rows = WorkerProcess.objects.using(using).filter(name=name)
     transact(using, lambda: rows.delete())
 
 
 def forget(using: str) -> None:
-    """Remove those that were not seen for long: they were killed."""
+    """Delete those that were not seen for long: they were killed."""
     transact(using, lambda: _forget(using))
 
 

@@ -1,7 +1,7 @@
-"""Finished runs are removed: whole trees, from a run without a parent down to all its children.
+"""Deletes finished runs: whole trees, from a run without a parent down to all its children.
 
-No foreign key of ours has a constraint in the database, so our own rows go by statements that
-load nothing. What a project's models have of them goes as Django would have it.
+None of our foreign keys has a constraint in the database, so our own rows are deleted by statements
+that load nothing. What a project's models refer to is deleted as Django would.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from ..models import (
 )
 from .locking import transact
 
-#: Ids in one statement.
+#: Ids per statement.
 IDS_PER_STATEMENT = 500
-#: Children that go in one transaction, but for those of a single tree.
+#: The maximum number of children per transaction, except for those of a single tree.
 MAX_CHILDREN_PER_TRANSACTION = 5_000
-#: What belongs to a run, in the order in which it is removed.
+#: What belongs to a run, in the order of deletion.
 _PARTS: tuple[type[Model], ...] = (
     *(Operation, Permit, RunDeadline, RunSubject, StepCall, StepFailure, StepLoss, StepRun),
 )
 _MODELS: tuple[type[Model], ...] = (*_PARTS, SequenceRun)
 
-#: Where a page of candidates has ended: their start, and their id.
+#: Where a page of candidates ended: start and id.
 Place = tuple[datetime, UUID]
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """Which runs are to be removed: those that ended so, long enough ago."""
+    """Which runs to delete: those that ended with this status long enough ago."""
 
     status: str
-    #: Finished at this time or before it.
+    #: Finished at or before this time.
     before: datetime
-    #: Of these sequences only. None: of all.
+    #: Only of these sequences. None: of all.
     only: frozenset[str] | None = None
     #: But not of these.
     without: frozenset[str] = frozenset()
@@ -63,24 +63,25 @@ class Due:
 class Removed:
     """What one transaction did with some trees."""
 
-    #: How many runs of each sequence are gone.
+    #: How many runs of each sequence were deleted.
     runs: Counter[str] = field(default_factory=Counter)
     #: How many trees that were.
     trees: int = 0
-    #: The roots of those that stay: a child has not ended, or not long enough ago.
+    #: The roots of kept trees: a child has not ended, or not long enough ago.
     young: list[UUID] = field(default_factory=list)
-    #: Somebody else has locked them, or removed them, or begun them again.
+    #: Somebody else has locked, deleted or restarted these.
     busy: list[UUID] = field(default_factory=list)
 
 
 class TooMany(Exception):
-    """These trees have too many children together: remove fewer of them at once."""
+    """These trees have too many children together: delete fewer at once."""
 
 
 def due(request: Due, after: Place | None, limit: int, using: str) -> list[tuple[datetime, UUID]]:
-    """The next roots that seem to be due, in the order of their starts; nothing is locked.
+    """The next roots that seem due, in the order of their starts; nothing is locked.
 
-    Along the index of status and start: what began after `before` cannot have ended before it.
+    It follows the index on status and start: a run that started after `before` cannot have ended
+    before it.
     """
     rows = SequenceRun._base_manager.using(using).filter(
         status=request.status,
@@ -100,11 +101,11 @@ def due(request: Due, after: Place | None, limit: int, using: str) -> list[tuple
 
 
 def remove(roots: Sequence[UUID], request: Due, using: str, *, dry: bool = False) -> Removed:
-    """Remove these trees, in one transaction: all that is due still once it is locked.
+    """Delete these trees in one transaction: all that are still due once they are locked.
 
-    ``dry``: only say what would be removed. Raises `ProtectedError`, `RestrictedError` or
+    ``dry``: only report what would be deleted. Raises `ProtectedError`, `RestrictedError` or
     `IntegrityError` if something of the project keeps one of them, and `TooMany`, but not for a
-    single tree; then nothing is removed.
+    single tree; then nothing is deleted.
     """
     return transact(using, lambda: _remove(roots, request, using, dry))
 
@@ -127,13 +128,14 @@ _Row = tuple[str, str, datetime | None]
 class _Trees:
     """Trees that are locked from their roots down.
 
-    Under its lock a finished run starts no child, and is not begun again: `retry` and
-    `restart_from` wait, and find it gone. We wait for none: who holds a lock changes that run.
+    While it is locked, a finished run starts no child and is not restarted: `retry` and
+    `restart_from` wait, and find it gone. This waits for no lock: whoever holds one is changing
+    that run.
     """
 
     def __init__(self, request: Due, using: str) -> None:
         self.request, self.using = request, using
-        #: The runs of each, with their sequences.
+        #: The runs of each tree, with their sequences.
         self.whole: dict[UUID, dict[UUID, str]] = {}
         self.young: list[UUID] = []
         self.busy: list[UUID] = []
@@ -184,7 +186,7 @@ def _locked(ids: Sequence[UUID], using: str, **conditions: Any) -> dict[UUID, _R
 
 
 def _children(level: dict[UUID, UUID], using: str, room: int | None = None) -> dict[UUID, UUID]:
-    """The children of these runs, each with its root. Raises `TooMany` if there is no room."""
+    """The children of these runs, each with its root. Raises `TooMany` if there are too many."""
     # Not of items: there may be a million of those.
     rows = SequenceRun._base_manager.using(using).filter(parent__item=NO_ITEM)
     children: dict[UUID, UUID] = {}
@@ -210,13 +212,13 @@ def _delete(ids: Sequence[UUID], using: str) -> None:
 
 
 class _Users(Collector):
-    """What models of the project have of our rows: Django's own deletion, without our tables."""
+    """What models of the project refer to our rows: Django's own deletion, without our tables."""
 
     def gather(self, ids: Sequence[UUID]) -> None:
-        """Find it. Raises `ProtectedError` or `RestrictedError` where it keeps one of them."""
+        """Collect it. Raises `ProtectedError` or `RestrictedError` if it keeps one of them."""
         users = [objects for model in _referred_to() for objects in self._objects(model, ids)]
         for index, objects in enumerate(users, 1):
-            # What RESTRICT holds may go with a CASCADE: only the last one knows.
+            # What RESTRICT keeps may be deleted by a CASCADE: only the last relation knows.
             self.collect(objects, fail_on_restricted=index == len(users))
         self._leave_ours()
 

@@ -1,7 +1,7 @@
-"""The first of several steps counts: what `any_of` does not need any more is skipped.
+"""The first of several steps counts: what an `any_of` no longer needs is skipped.
 
-In the transaction that decides it. A step that is executing just then meets its own row changed
-when it commits, and rolls back.
+In the transaction that decides it. A step that is running meanwhile finds its row changed when it
+commits, and rolls back.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ def settle(
     *,
     delivered: Collection[str] = (),
 ) -> tuple[dict[str, str], list[Dispatch]]:
-    """Skip what has lost to others; returns the states after that. The run is locked.
+    """Skip the steps that have lost; return the new statuses. The run is locked.
 
-    Also returns what is to be dispatched of children that are cancelled with it.
-
-    ``delivered``: the event that has its payload now, and is past its own delay and `when`.
+    Also returns what to dispatch for children that are cancelled with them. ``delivered``: the
+    event that now has its payload, and is past its own delay and `when`.
     """
     nodes = plan.lost(states, delivered) if plan.races else ()
     if not nodes:

@@ -1,4 +1,4 @@
-"""What a database refuses that people can fix; and texts that it stores all the same."""
+"""Database errors that people can fix, and texts that must be stored anyway."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ T = TypeVar("T", bound="DataclassInstance")
 
 
 def is_unmigrated(error: DatabaseError) -> bool:
-    """Whether a statement of ours met tables that are not those of this release."""
+    """Whether a statement of ours failed because the tables do not match this release."""
     return is_error(error, lambda backend, error: backend.is_undefined(error))
 
 
 def unmigrated(error: DatabaseError, using: str) -> SequenceError:
-    """The same error, saying what to do."""
+    """The same error, with a hint."""
     option = "" if using == DEFAULT_DB_ALIAS else f" --database={using}"
     return SequenceError(
         f"The database {using!r} lacks a table or column that this release needs. "
@@ -37,12 +37,13 @@ def is_of_characters(error: DatabaseError) -> bool:
 
 
 def with_text(store: Callable[[T], None], text: T, using: str) -> None:
-    """Store what this says; escaped, where the database's character set lacks a character."""
+    """Store this text; escaped, if the database's character set lacks a character."""
     for escape in (_beyond_first_plane, _beyond_ascii):
         if _is_ascii(text):
             break
         try:
-            with transaction.atomic(using=using):  # what failed before must not be lost with it
+            # the error that is being recorded must not be lost
+            with transaction.atomic(using=using):
                 return store(text)
         except DatabaseError as error:
             if not is_of_characters(error):

@@ -1,4 +1,4 @@
-"""A locked run, and the rows of its steps: what several transitions do with them."""
+"""A locked run and the rows of its steps: what several transitions have in common."""
 
 from __future__ import annotations
 
@@ -26,33 +26,34 @@ from ..port import get_engine
 from . import notifications
 from .limits import clear_on_commit
 
-#: The own row of a fan-out that waits for its items.
+#: The own row of a fan-out that is waiting for its items.
 WAITS_FOR_ITEMS = Q(status=StepStatus.WAITING, wait=Wait.ITEMS)
 
 
 def is_failing(run: SequenceRun, plan: Plan, using: str) -> bool:
-    """Whether a step of it has finally failed, and no other goes on in its place."""
+    """Whether a step of it has failed permanently and no handler has taken over."""
     return plan.is_failing(states_of(run, using))
 
 
 def stops(run: SequenceRun, plan: Plan, using: str) -> bool:
-    """Whether it is on its way to fail: nothing new starts then. An undoing has failed already."""
+    """Whether it is about to fail: nothing new starts then. A run that is rolling back has failed
+    already."""
     return run.status != RunStatus.UNDOING and is_failing(run, plan, using)
 
 
 def steps_of(run: SequenceRun, using: str) -> QuerySet[StepRun]:
-    """All its step runs."""
+    """All of its step runs."""
     return StepRun._base_manager.using(using).filter(run=run.pk)
 
 
 def states_of(run: SequenceRun, using: str) -> dict[str, str]:
-    """The state of each step that the run has reached."""
+    """The status of each step that the run has reached."""
     rows = StepRun._base_manager.using(using).filter(run=run.pk, item=NO_ITEM)
     return dict(rows.values_list("step", "status"))
 
 
 def end(run: SequenceRun, status: RunStatus, now: datetime) -> None:
-    """The run has come to its end; its key is free if it was started so."""
+    """End the run; its key is free if it was started that way."""
     run.status = status
     run.finished_at = now
     using = run._state.db or DEFAULT_DB_ALIAS
@@ -60,8 +61,8 @@ def end(run: SequenceRun, status: RunStatus, now: datetime) -> None:
     if (parent := run.parent_id) is not None:
 
         def child_ended() -> None:
-            # The parent cannot be written here: no transaction locks a child, then its parent. A
-            # call that is lost is the sweep's to repeat.
+            # The parent cannot be written here: no transaction locks a child before its parent. If
+            # this call is lost, the sweep repeats it.
             get_engine().child_ended(parent, using)
 
         transaction.on_commit(child_ended, using=using, robust=True)
@@ -89,12 +90,12 @@ _CHANGED = (
 
 
 def skip_unfinished(run: SequenceRun, now: datetime, using: str) -> None:
-    """What has not ended is skipped; a step that runs loses its commit."""
+    """Skip whatever has not ended; a step that is running can no longer commit."""
     end_unfinished(run, StepStatus.SKIPPED, now, using)
 
 
 def end_unfinished(run: SequenceRun, status: StepStatus, now: datetime, using: str) -> None:
-    """Every step run that has not ended gets this state, and no token."""
+    """Set this status for every step run that has not ended, and clear its token."""
     rows = unfinished(run, using)
     rows.update(status=status, token=None, wake_at=None, due_at=None, finished_at=now)
     clear_on_commit(run.pk, using)
@@ -106,7 +107,7 @@ def unfinished(run: SequenceRun, using: str) -> Any:
 
 
 def remove(run: SequenceRun, steps: Collection[str], using: str) -> None:
-    """Remove all rows of these steps; their failures stay with the run."""
+    """Delete all rows of these steps; their failures stay with the run."""
     failures = StepFailure._base_manager.using(using).filter(run=run.pk, step__in=steps)
     failures.update(step_run=None)
     losses = StepLoss._base_manager.using(using).filter(run=run.pk, step__in=steps)

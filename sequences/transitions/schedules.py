@@ -1,8 +1,9 @@
-"""Schedules: their rows, their turns, and what people do to them.
+"""Schedules: their rows, their slots, and what people do to them.
 
-A turn is one transaction: the run of a slot, and the schedule's next slot. Its guard is the row's
-`version`, which every write changes: of two sweeps that meet, one finds another version. Whatever
-becomes of a row, the key of a slot's run is made of schedule and slot, and is taken once.
+Handling a slot is one transaction: the run of that slot, and the schedule's next slot. Its guard is
+the row's `version`, which every write changes: if two sweeps collide, one of them finds another
+version. Whatever happens to the row, the key of a slot's run is made of schedule and slot, and can
+be used only once.
 """
 
 from __future__ import annotations
@@ -28,23 +29,23 @@ from .refusals import with_text
 from .starts import Labels
 from .types import Dispatch, Start
 
-#: How often a process that sweeps says that it has a declaration, and after how long without a
-#: word nobody has it any more.
+#: How often a process that sweeps confirms that its code has a declaration, and after how long
+#: without a confirmation no process has it any more.
 CONFIRMED_EVERY, STALE_AFTER = timedelta(seconds=15), timedelta(seconds=60)
-#: Declarations of one schedule that are remembered.
+#: How many declarations of one schedule are remembered.
 MAX_DECLARATIONS = 50
-#: The pauses between two looks at a slot that waits for the end of a run.
+#: The pauses between two checks of a slot that waits for a run to end.
 SHORTEST_WAIT, LONGEST_WAIT = timedelta(seconds=1), timedelta(seconds=30)
 #: The longest pause after a failure.
 LONGEST_PAUSE = timedelta(minutes=5)
 
 
 class _Stale(Exception):
-    """Somebody has changed the row since it was read: nothing of this transaction counts."""
+    """The row has changed since it was read: roll back this transaction."""
 
 
 def upcoming(limit: int, using: str) -> list[Schedule]:
-    """The schedules whose turn is next, in that order."""
+    """The schedules that are due next, in order."""
     rows = Schedule.objects.using(using).filter(wake_at__isnull=False)
     rows = rows.only("sequence", "name", "is_declared", "fingerprint", "wake_at")
     return list(rows.order_by("wake_at", "pk")[:limit])
@@ -55,12 +56,12 @@ def read(pk: int, using: str) -> Schedule | None:
     return Schedule.objects.using(using).filter(pk=pk).first()
 
 
-# Turns
+# Slots
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a turn: the run that was started, if one was."""
+    """What handling a slot did: the run that was started, if any."""
 
     run: SequenceRun | None = None
     dispatches: list[Dispatch] = field(default_factory=list)
@@ -73,10 +74,10 @@ def take_turn(
     start: tuple[Plan, Start, Labels] | None,
     using: str,
 ) -> Outcome | None:
-    """Start the run of a slot, or leave it out, and set the next one: all or nothing.
+    """Start the run of a slot, or skip it, and set the next slot: all or nothing.
 
-    ``start``: None if there is nothing to start, as the last run is unfinished. Returns None if
-    the schedule is not what it was, or another transaction has it.
+    ``start``: None if there is nothing to start, because the last run is unfinished. Returns None
+    if the schedule has changed, or another transaction has locked it.
     """
     try:
         return transact(using, lambda: _take_turn(schedule, timetable, turn, start, using))
@@ -107,7 +108,7 @@ def _take_turn(
             following |= {"skipped_slot": turn.slot, "skip_reason": "overlap"}
         _write(schedule, now, using, **following)
         return Outcome()
-    if start is None:  # the last run has ended since somebody looked: the next look starts one
+    if start is None:  # the last run has ended since that check: the next check starts one
         return None
     run, dispatches = starts.start(*start, using)
     started = {"last_run": run, "last_slot": turn.slot, "last_started_at": now}
@@ -132,13 +133,13 @@ def is_unfinished(run_id: UUID | None, using: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class TurnFailure:
-    """Why a turn could not be taken, as it is stored."""
+    """Why a slot could not be handled, as it is stored."""
 
     error: str
 
 
 def fail_turn(schedule: Schedule, failure: TurnFailure, using: str) -> bool:
-    """Record that its turn could not be taken. It is tried again, with growing pauses."""
+    """Record that its slot could not be handled. It is tried again, with growing pauses."""
     try:
         return transact(using, lambda: _fail_turn(schedule, failure, using))
     except _Stale:
@@ -172,25 +173,25 @@ def _as_read(schedule: Schedule, using: str) -> QuerySet[Schedule]:
 
 
 def _write(schedule: Schedule, now: datetime, using: str, **values: Any) -> None:
-    """The guarded write. Raises `_Stale` where the row was changed since it was read."""
+    """The guarded write. Raises `_Stale` if the row has changed since it was read."""
     version = schedule.version + 1
     if not _as_read(schedule, using).update(version=version, updated_at=now, **values):
         raise _Stale
 
 
 def next_turn(timetable: Timetable, schedule: Schedule, slot: datetime | None) -> dict[str, Any]:
-    """The columns that say when a schedule has its next turn: at this slot, or with its jitter."""
+    """The columns that say when a schedule is next due: at this slot, plus its jitter."""
     is_off = slot is None or schedule.paused_at is not None or schedule.orphaned_at is not None
     wake_at = None if is_off or slot is None else timetable.start_of(slot, identity_of(schedule))
     return {"next_slot": slot, "wake_at": wake_at}
 
 
 def identity_of(schedule: Schedule) -> str:
-    """What makes its jitter its own."""
+    """What its jitter is derived from."""
     return f"{schedule.scope} {schedule.name}"
 
 
-# What the code declares
+# Declarations in code
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,20 +205,20 @@ class Declaration:
 
     @property
     def fingerprint(self) -> str:
-        """Equal for the same schedule in another process."""
+        """Equal for the same schedule in every process."""
         return self.timetable.fingerprint()
 
 
 def declared(using: str) -> list[Schedule]:
-    """The rows of the schedules that some code declares, or has declared."""
+    """The rows of all schedules that code declares, or has declared."""
     return list(Schedule.objects.using(using).filter(is_declared=True))
 
 
 def declare(declaration: Declaration, row: Schedule | None, using: str) -> bool:
-    """Write what this code declares, if it is to count. False: another declaration does.
+    """Write what this code declares, if that is the newest. False: another declaration is.
 
-    A declaration that nobody has seen counts at once: it is that of a new release. One that is
-    known already is an older release's: it counts when nobody has the other one any more.
+    A declaration that was never seen applies at once: it is from a new release. A known one is from
+    an older release: it applies only when no process has the other one any more.
     """
     if row is None:
         return transact(using, lambda: _create_declared(declaration, using))
@@ -243,7 +244,7 @@ def _create_declared(declaration: Declaration, using: str) -> bool:
     try:
         with transaction.atomic(using=using):
             row.save(using=using, force_insert=True)
-    except IntegrityError:  # another worker that boots just now, or one that was made at run time
+    except IntegrityError:  # another worker that boots now, or a schedule created at run time
         return False
     return True
 
@@ -293,12 +294,12 @@ def _set(row: Schedule, values: Mapping[str, Any], now: datetime) -> None:
 
 
 def is_confirmed(row: Schedule, now: datetime) -> bool:
-    """Whether a process that sweeps has had the declaration lately that counts."""
+    """Whether a process that sweeps has recently confirmed the declaration in force."""
     return row.confirmed_at is not None and now - row.confirmed_at < STALE_AFTER
 
 
 def confirm(ids: Iterable[int], using: str) -> None:
-    """This code has the declarations of these rows."""
+    """Confirm that this code has the declarations of these rows."""
     transact(using, lambda: _confirm(list(ids), using))
 
 
@@ -326,12 +327,12 @@ def _orphan(row: Schedule, using: str) -> bool:
     return True
 
 
-# What people do to them
+# What people do to schedules
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduleRequest:
-    """Who does what to a schedule, and why: what a `ScheduleOperation` row keeps."""
+    """Who does what to a schedule, and why: stored as a `ScheduleOperation` row."""
 
     action: str
     by: str = ""
@@ -341,7 +342,7 @@ class ScheduleRequest:
 
 
 def add(row: Schedule, timetable: Timetable, request: ScheduleRequest, using: str) -> Schedule:
-    """Make this schedule. Raises `InvalidSchedule` if there is one of that name."""
+    """Add this schedule. Raises `InvalidSchedule` if there already is one with that name."""
 
     def insert() -> Schedule:
         now = clock.now(using)
@@ -363,13 +364,13 @@ def add(row: Schedule, timetable: Timetable, request: ScheduleRequest, using: st
 
 
 def _in_savepoint(insert: Any, using: str) -> Schedule:
-    with transaction.atomic(using=using):  # the caller's transaction stays usable
+    with transaction.atomic(using=using):  # keeps the caller's transaction usable
         row: Schedule = insert()
         return row
 
 
 class LockedSchedule:
-    """A schedule under its lock, and what every request does with it."""
+    """A schedule under its lock, with what all requests do with it."""
 
     def __init__(self, pk: int, request: ScheduleRequest, using: str) -> None:
         rows = Schedule.objects.using(using).select_for_update()
@@ -429,7 +430,7 @@ def pause(pk: int, request: ScheduleRequest, using: str) -> None:
 
 
 def resume(pk: int, timetable: Timetable, request: ScheduleRequest, using: str) -> None:
-    """Go on with the next slot from now."""
+    """Continue with the next slot from now."""
 
     def act() -> None:
         locked = LockedSchedule(pk, request, using)
@@ -449,7 +450,7 @@ def update(
     request: ScheduleRequest,
     using: str,
 ) -> None:
-    """Give it another timetable and other data. Its slots count from now if they are others."""
+    """Change its timetable and data. If its slots change, they count from now."""
 
     def act() -> None:
         locked = LockedSchedule(pk, request, using)
@@ -468,7 +469,7 @@ def update(
 
 
 def remove(pk: int, request: ScheduleRequest, using: str) -> None:
-    """Remove it; its runs and the log of what was done to it stay."""
+    """Remove it; its runs and the log of its operations stay."""
 
     def act() -> None:
         locked = LockedSchedule(pk, request, using)
@@ -487,7 +488,7 @@ def made_for(key: SubjectKey, using: str) -> list[Schedule]:
 
 
 def erase_log(pk: int, using: str) -> None:
-    """Blank what was logged of a schedule's data, and the reasons."""
+    """Blank the data and the reasons in the log of a schedule."""
     rows = ScheduleOperation.objects.using(using).filter(schedule=pk)
     rows.update(before=None, after=None, reason="")
 
@@ -499,7 +500,7 @@ def run_now(
     request: ScheduleRequest,
     using: str,
 ) -> Outcome:
-    """Start a run beside its slots."""
+    """Start a run in addition to its slots."""
 
     def act() -> Outcome:
         locked = LockedSchedule(pk, request, using)

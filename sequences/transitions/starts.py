@@ -1,4 +1,4 @@
-"""A run comes into being: its row and those of its first steps, in one transaction."""
+"""Creates runs: the row of a run and those of its first steps, in one transaction."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from .refusals import is_unmigrated
 from .types import Dispatch, Start, StartedStep, dispatch_of, new_row, wait_for
 
 Labels = Sequence[str]
-#: The runs that stand in the way of starts, by their key and its `unique`.
+#: The existing runs that prevent starts, by key and `unique`.
 Holders = dict[tuple[str, str], SequenceRun]
 
-#: How often a start looks for its key's holder and inserts, in turn.
+#: How often a start alternates between looking for the key's holder and inserting.
 _CHANCES = 5
 
 
 def start_quickly(
     plan: Plan, requests: Sequence[Start], labels: Labels, using: str
 ) -> tuple[list[SequenceRun], list[Dispatch]] | None:
-    """Insert the runs by one statement, which needs no transaction around it.
+    """Insert the runs with one statement, which needs no transaction around it.
 
-    None: nothing is stored, this is a case for `start` or `start_many`. One that has a key is
-    started alone: of many some may be held, and all of them are one transaction.
+    None: nothing was stored; use `start` or `start_many`. A run with a key is inserted alone: of
+    many, some keys may be taken, and all runs belong to one transaction.
     """
     if len(requests) > 1 and _has_keys(requests):
         return None
@@ -52,7 +52,7 @@ def start_quickly(
 def _insert_at_once(
     plan: Plan, requests: Sequence[Start], labels: Labels, using: str
 ) -> tuple[dict[UUID, SequenceRun], list[Dispatch]] | None:
-    """Insert all runs whose keys nobody holds, by one statement. None: there was none to insert."""
+    """Insert all runs whose keys are free, with one statement. None: there was none to insert."""
     fast, plan_id = backend_of(using).fast, plans.known_id(plan, using)
     if fast is None or plan_id is None or not requests:
         return None
@@ -70,7 +70,7 @@ def _insert_at_once(
 def _dispatches_of(
     plan: Plan, requests: Sequence[Start], rows: Iterable[StartedStep]
 ) -> list[Dispatch]:
-    """The messages of the first steps, in the order of their runs; none for those that wait."""
+    """The messages of the first steps, in the order of their runs; none for steps that wait."""
     ids = {(row.run_id, row.step): row.step_run_id for row in rows}
     ready = (request.id for request in requests if not request.delay)
     return [
@@ -83,10 +83,10 @@ def _dispatches_of(
 def start(
     plan: Plan, request: Start, labels: Labels, using: str
 ) -> tuple[SequenceRun, list[Dispatch]]:
-    """Insert the run, or find the one that holds its key: then there is nothing to dispatch.
+    """Insert the run, or return the one that holds its key, with nothing to dispatch.
 
-    To be called in a transaction, which a conflict on the key leaves usable. `labels` are all
-    the names that the sequence has had: runs that hold the key may have an earlier one.
+    Call it in a transaction, which stays usable after a conflict on the key. `labels` are all names
+    that the sequence has had: a run that holds the key may have an earlier one.
     """
     if request.key is None:
         return _insert_one(plan, request, labels, using)
@@ -99,8 +99,8 @@ def start(
             with transaction.atomic(using=using):
                 return _insert_one(plan, request, labels, using)
         except IntegrityError:
-            # Another start with the key committed between the look and the insert; or one that
-            # has ended meanwhile, and freed the key: then the next chance inserts.
+            # Another start with the key committed between the lookup and the INSERT; or the run
+            # that held it has ended in the meantime, and the next attempt inserts.
             if chance == _CHANCES - 1:
                 raise
     raise AssertionError("not reached")
@@ -109,9 +109,9 @@ def start(
 def start_many(
     plan: Plan, requests: Sequence[Start], labels: Labels, using: str
 ) -> tuple[list[SequenceRun], list[Dispatch]]:
-    """The same for a batch, by a constant number of queries.
+    """The same for many, with a constant number of queries.
 
-    The runs come in the order of `requests`; those that existed are those whose pk differs.
+    The runs are in the order of `requests`; an existing run has another pk than its request.
     """
     inserted = _insert_at_once(plan, requests, labels, using)
     if inserted is None:
@@ -159,7 +159,7 @@ def _all_of(
     runs: dict[UUID, SequenceRun] = {}
     for request in sorted(requests, key=in_order_of_keys):
         holder = ours[request.id] if request.id in ours else holders.get(request.name)
-        if holder is None:  # its key was freed since the insert met it
+        if holder is None:  # its key was freed after the INSERT had found it taken
             holder, more = start(plan, request, labels, using)
             steps += more
         elif holder.pk != request.id:
@@ -169,16 +169,16 @@ def _all_of(
 
 
 def in_order_of_keys(request: Start) -> str:
-    """The order in which many are inserted, by whoever does.
+    """The order in which many runs are inserted, by everyone.
 
-    A key that another transaction inserts is waited for: two that took the same keys in different
-    orders would wait for each other.
+    A key that another transaction inserts is waited for: two transactions that insert the same keys
+    in different orders would deadlock.
     """
     return request.key or ""
 
 
 def _insert_many(runs: Iterable[SequenceRun], *, ignore_conflicts: bool, using: str) -> None:
-    # A key that another process has taken meanwhile: its run is found by the look after this.
+    # A key that another process has taken in the meantime: the next lookup finds its run.
     SequenceRun._base_manager.using(using).bulk_create(
         sorted(runs, key=lambda run: run.key or ""), ignore_conflicts=ignore_conflicts
     )
@@ -238,7 +238,8 @@ def _has_keys(requests: Sequence[Start]) -> bool:
 def _stored(
     plan: Plan, plan_id: int, request: Start, scope: str, now: datetime.datetime, using: str
 ) -> SequenceRun:
-    """The run as it was stored. All values in order: Django makes it in a third of the time."""
+    """The run as it was stored. With all values in order, Django creates it in a third of the
+    time."""
     values = _DEFAULTS | _values(plan, plan_id, request, scope, now) | {"inbox": {}}
     return SequenceRun.from_db(using, _COLUMNS, [values[name] for name in _COLUMNS])
 
@@ -294,7 +295,7 @@ def _first_step(
 
 
 def insert(rows: list[StepRun], using: str) -> None:
-    """Insert step runs, and learn their ids also where the database does not return them."""
+    """Insert step runs, and learn their ids even if the database does not return them."""
     StepRun._base_manager.using(using).bulk_create(rows)
     missing = {(row.run_id, row.step, row.item): row for row in rows if row.pk is None}
     if not missing:
@@ -307,19 +308,19 @@ def insert(rows: list[StepRun], using: str) -> None:
 
 
 def _holders(labels: Labels, requests: Sequence[Start], using: str) -> Holders:
-    """The runs that stand in the way of these starts, by key."""
+    """The existing runs that prevent these starts, by key."""
     keys = [request.key for request in requests if request.key is not None]
     ever = [
         request.key for request in requests if request.key is not None and request.unique == "ever"
     ]
-    # A later release holds its keys under one of these names, too: an earlier one knows no other.
+    # A later release holds its keys under one of these names, too: an earlier one knows no others.
     unfinished = Q(key_scope__in=labels, active_key__in=keys)
     runs = SequenceRun._base_manager.using(using).filter(
         unfinished | Q(sequence__in=labels, key__in=ever)
     )
     holders: Holders = {}
     for run in runs.order_by("created_at"):
-        # A run that has freed its key counts only where no other holds it.
+        # A run that has freed its key counts only if no other holds it.
         if run.active_key is not None:
             holders[run.active_key, "unfinished"] = holders[run.active_key, "ever"] = run
         elif run.key is not None:

@@ -1,8 +1,8 @@
-"""Subsequences: runs that a step has started, and waits for.
+"""Subsequences: runs that a step has started and waits for.
 
-Locks go from the parent to its children, never back. So the end of a child is told after its
-commit: by a look that writes the parent's waiting row if no child is left, and that the sweep
-repeats, by the row's `wake_at`, where a process died before it.
+Locks are taken from the parent to its children, never the other way. So the end of a child is
+reported after its commit, by a check that writes the parent's waiting row if no child is left. If
+the process dies before that, the sweep repeats the check, when the row's `wake_at` passes.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from .locking import lock_free, lock_run, transact
 from .starts import Labels
 from .types import Claim, Dispatch, Start, dispatch_of, wait_for
 
-#: How many runs may stand above one another.
+#: How deeply runs may be nested.
 MAX_DEPTH = 10
-#: Children that are inserted together.
+#: Children per INSERT.
 CHILDREN_PER_INSERT = 1000
 
 
@@ -66,7 +66,7 @@ def _check_depth(claim: Claim, using: str) -> None:
 
 
 def wait_values(total: int, now: datetime) -> dict[str, Any]:
-    """What the step's row becomes while its children run."""
+    """The values of the step's row while its children run."""
     return {
         **wait_for(Wait.CHILDREN, now),
         "members": {"total": total},
@@ -77,9 +77,9 @@ def wait_values(total: int, now: datetime) -> dict[str, Any]:
 
 
 def look(step_run_id: int, using: str) -> list[Dispatch]:
-    """End the wait, if no child is left and the run is not held.
+    """End the wait, if no child is left and the run is not on hold.
 
-    Nothing waits here for a lock: who has it looks itself, or leaves that to the sweep.
+    This waits for no lock: whoever has it checks itself, or leaves that to the sweep.
     """
     return transact(using, lambda: _look(step_run_id, using))
 
@@ -98,7 +98,7 @@ def _look(step_run_id: int, using: str) -> list[Dispatch]:
 
 
 def _lock_ended(rows: QuerySet[StepRun], using: str) -> list[int]:
-    """Only a row that is to be written is locked: a look for nothing keeps no other from it."""
+    """Lock only a row that will be written: a check without a result must not block another."""
     ended = rows.filter(~Exists(unfinished(OuterRef("pk"), using)))
     if backend_of(using).locks_examined_rows and not ended.exists():
         return []
@@ -106,7 +106,7 @@ def _lock_ended(rows: QuerySet[StepRun], using: str) -> list[int]:
 
 
 def waiting(run: SequenceRun, using: str) -> QuerySet[StepRun]:
-    """The rows of this run that wait for children."""
+    """The rows of this run that are waiting for children."""
     return _waiting(using).filter(run=run.pk)
 
 
@@ -128,7 +128,7 @@ def ended(step_run_id: int | None, using: str) -> QuerySet[SequenceRun]:
 
 
 def lock_unfinished(rows: QuerySet[StepRun], using: str) -> Iterator[SequenceRun]:
-    """The children of these step runs that have not ended, each locked. Their parent is, too."""
+    """Lock and yield the unfinished children of these step runs. Their parent is locked, too."""
     children = SequenceRun._base_manager.using(using).filter(
         parent__in=rows.filter(kind__in=PARENT_KINDS).values("pk"), status__in=UNFINISHED_RUN
     )
@@ -139,12 +139,12 @@ def lock_unfinished(rows: QuerySet[StepRun], using: str) -> Iterator[SequenceRun
 
 
 def part(rows: QuerySet[StepRun], using: str) -> None:
-    """These step runs begin anew, with children of their own: the former ones stay alone."""
+    """These step runs start over with new children: detach the earlier ones."""
     SequenceRun._base_manager.using(using).filter(parent__in=rows.values("pk")).update(parent=None)
 
 
 def unsuccessful(rows: QuerySet[StepRun], using: str) -> list[SequenceRun]:
-    """The children of these step runs that have failed, or were cancelled."""
+    """The children of these step runs that have failed or were cancelled."""
     children = SequenceRun._base_manager.using(using).filter(
         parent__in=rows.values("pk"), status__in=(RunStatus.FAILED, RunStatus.CANCELLED)
     )
@@ -152,7 +152,7 @@ def unsuccessful(rows: QuerySet[StepRun], using: str) -> list[SequenceRun]:
 
 
 class ChildrenUndo(StrEnum):
-    """How far the undoing of a step's children is."""
+    """How far the rollback of a step's children has got."""
 
     RUNNING = "running"
     DONE = "done"
@@ -161,14 +161,15 @@ class ChildrenUndo(StrEnum):
     EMPTY = "empty"
 
 
-#: Of step runs whose children were undone, or are just now.
+#: Step runs whose children were rolled back, or are being rolled back.
 UNDONE = (ChildrenUndo.RUNNING, ChildrenUndo.DONE, ChildrenUndo.FAILED)
 
 
 def note_undoing(run: SequenceRun, now: datetime, using: str) -> bool:
-    """Whether a run below this one is being undone; the rows of its steps say how that stands.
+    """Whether a child run is being rolled back; updates the rows of its steps accordingly.
 
-    As long as one is, the sweep looks at the step's row: the end of a child may go untold.
+    As long as one is, the sweep checks the step's row, because the end of a child may go
+    unreported.
     """
     rows = StepRun._base_manager.using(using).filter(run=run.pk, wait=Wait.CHILDREN)
     busy = [_note(own, now, using) for own in rows]
@@ -191,7 +192,8 @@ def _note(own: StepRun, now: datetime, using: str) -> bool:
 
 
 def being_undone(own: StepRun, using: str) -> QuerySet[SequenceRun]:
-    """Its children that are being undone; one that waits for its turn has no `final_status`."""
+    """Its children that are being rolled back; one that waits for its turn has no
+    `final_status`."""
     return of(own, using).filter(status=RunStatus.UNDOING).exclude(final_status="")
 
 
@@ -209,5 +211,5 @@ def _outcome(own: StepRun, using: str) -> ChildrenUndo:
 
 
 def failed_undo() -> Q:
-    """A step run whose undo has failed: it is one, or one of its children has it."""
+    """A step run whose undo has failed: it is an undo itself, or one of its children has it."""
     return Q(kind__in=UNDO_KINDS, status=StepStatus.FAILED) | Q(children_undo=ChildrenUndo.FAILED)

@@ -1,4 +1,4 @@
-"""What goes into transitions and what comes out of them: plain values."""
+"""The inputs and results of transitions: plain values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..utils.uuid7 import uuid7
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
-    """A message to be sent: this step run may be claimed."""
+    """A message to send: this step run may be claimed."""
 
     step_run_id: int
     run_id: UUID
@@ -25,25 +25,26 @@ class Dispatch:
     attempts: int = 0
     delay: int | None = None  # milliseconds
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    #: It was claimed in the commit of the step before it, by the worker that executes it now.
+    #: Its claim in the commit of the previous step, by the worker that executes it now.
     claim: Claim | None = field(default=None, compare=False)
-    #: This process' `time.monotonic()` from which on the delay counts; None: when it is sent.
+    #: The `time.monotonic()` of this process from which the delay counts; None: when it is sent.
     since: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A worker would execute the next step itself: how it claims it in the commit of this one."""
+    """The offer of a worker to execute the next step itself, with how to claim it in this
+    commit."""
 
     token: int
     worker: str
-    #: Whether it may, and has the code: asked once, at the commit.
+    #: Whether it may and can execute it: asked once, at the commit.
     accepts: Callable[[str, str], bool]
 
 
 @dataclass(slots=True)
 class Claim:
-    """A step run that this worker holds, as long as its token stands in the row."""
+    """A step run that this worker holds, as long as the row has its token."""
 
     step_run_id: int
     run_id: UUID
@@ -62,21 +63,21 @@ class Claim:
     data: str  # as JSON
     version: int
     wait: str = ""  # what it waited for last, one of `Wait`
-    payload: Any = None  # of an item: the item; of the undo of one: it, and its result
+    payload: Any = None  # for an item, the item; for the undo of an item, the item and its result
     worker: str = ""
-    traceparent: str = ""  # of the run, W3C's
-    lost_workers: int = 0  # workers that died in it, one after the other
+    traceparent: str = ""  # of the run, in W3C format
+    lost_workers: int = 0  # how many workers in a row died in it
     is_limited: bool = False  # it has permits, which end with it
 
     @property
     def first_due(self) -> datetime.datetime:
-        """When its first attempt was due: after a delay. Later ones have a time of their own."""
+        """When its first attempt was due: after a delay. Later attempts have times of their own."""
         return self.ready_at if self.attempts or self.due_at is None else self.due_at
 
 
 @dataclass(slots=True)
 class Start:
-    """A run that somebody wants: its data is checked already."""
+    """A requested run, whose data is already validated."""
 
     data: dict[str, Any]
     text: str  # the same, as JSON
@@ -92,17 +93,17 @@ class Start:
     subject_key: SubjectKey | None = None
     traceparent: str = ""
     id: UUID = field(default_factory=uuid7)
-    #: The run that holds its key, and that it gets in place of one of its own.
+    #: The run that holds its key, returned instead of a new one.
     existing: UUID | None = None
 
     @property
     def name(self) -> tuple[str, str]:
-        """What it must share with another run to find that one. Empty without a key."""
+        """What it has in common with the run that holds its key. Empty without a key."""
         return (self.key or "", self.unique)
 
 
 class StartedStep(NamedTuple):
-    """A first step of a run that was inserted just now."""
+    """A first step of a run that was just inserted."""
 
     run_id: UUID
     step_run_id: int
@@ -112,7 +113,7 @@ class StartedStep(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """A claim whose lease is to be extended, and its progress as JSON if that is new."""
+    """A claim whose lease is to be extended, with its progress as JSON if that is new."""
 
     step_run_id: int
     token: int
@@ -120,10 +121,10 @@ class Beat:
 
 
 class _Conclusion:
-    """What an attempt has come to: how it is stored and what is ready after it, says `commits`."""
+    """The conclusion of an attempt; `commits` decides how it is stored and what is ready next."""
 
     __slots__ = ()
-    #: The state of the step then.
+    #: The resulting status of the step.
     status: ClassVar[str] = "waiting"
     result: ClassVar[str | None] = None
 
@@ -138,7 +139,7 @@ class Completed(_Conclusion):
 
 @dataclass(frozen=True, slots=True)
 class Skipped(_Conclusion):
-    """There was nothing to do: its `when` said so."""
+    """There was nothing to do, according to its `when`."""
 
     status: ClassVar[str] = "skipped"
 
@@ -152,28 +153,28 @@ class FinishRun(_Conclusion):
 
 @dataclass(frozen=True, slots=True)
 class WaitForTime(_Conclusion):
-    """Its own delay comes first."""
+    """Wait for its own delay first."""
 
     until: datetime.datetime
 
 
 @dataclass(frozen=True, slots=True)
 class Repeat(_Conclusion):
-    """Begin again, so long after the commit."""
+    """Run again, this long after the commit."""
 
     after: datetime.timedelta
 
 
 @dataclass(frozen=True, slots=True)
 class WaitForEvent(_Conclusion):
-    """Wait for a delivery: for ever, until a time, or so long after the commit."""
+    """Wait for a delivery: forever, until a time, or for this long after the commit."""
 
     until: datetime.datetime | datetime.timedelta | None
 
 
 @dataclass(frozen=True, slots=True)
 class TimedOut(_Conclusion):
-    """The event's time is over. A delivery that comes before the commit counts all the same."""
+    """The event has timed out. A delivery that comes before the commit still counts."""
 
     status: ClassVar[str] = "skipped"
 
@@ -188,7 +189,7 @@ class WaitForItems(_Conclusion):
 
 @dataclass(frozen=True, slots=True)
 class WaitForChildren(_Conclusion):
-    """Wait for so many runs, whose first messages are these."""
+    """Wait for this many child runs, whose first messages these are."""
 
     total: int
     dispatches: Sequence[Dispatch] = ()
@@ -209,23 +210,23 @@ Conclusion = (
 
 @dataclass(slots=True)
 class Change:
-    """What an executed step asks to be committed."""
+    """What an executed step wants to commit."""
 
     conclusion: Conclusion = field(default_factory=Completed)
-    #: The whole of `data` as JSON, or None if the step left it as it was.
+    #: All of `data` as JSON, or None if the step did not change it.
     data: str | None = None
-    #: `data` as the step found it and as it left it, for the merge with what others did.
+    #: `data` as the step found it and as it left it, to merge with concurrent changes.
     before: dict[str, Any] = field(default_factory=dict)
     after: dict[str, Any] = field(default_factory=dict)
     progress: str | None = None
 
 
 class ClaimLost(Exception):
-    """The token is not ours any more, or the run has ended: nothing may be stored."""
+    """The claim is lost, or the run has ended: nothing may be stored."""
 
 
 def wait_for(wait: Wait, now: datetime.datetime) -> dict[str, Any]:
-    """The values of a row that begins to wait."""
+    """The values of a row that starts to wait."""
     return {"status": StepStatus.WAITING, "wait": wait, "waiting_since": now}
 
 

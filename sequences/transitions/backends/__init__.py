@@ -1,6 +1,7 @@
-"""What is PostgreSQL's, MariaDB's and MySQL's, or SQLite's: a file for each kind of database.
+"""What is specific to PostgreSQL, to MariaDB and MySQL, or to SQLite: one file each.
 
-A new one is a file, and its entry here. All else speaks SQL that they have in common, by Django.
+A new database is a file, and its entry here. All other code uses the SQL that they share, through
+Django.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from .sqlite import SQLite
 
 __all__ = ["BACKENDS", "Backend", "FastStatements", "Holder", "backend_of", "is_error", "of_vendor"]
 
-#: Each kind of database that sequences can run on, by Django's name of it.
+#: The supported databases, by Django's vendor name.
 BACKENDS: dict[str, Backend] = {each.vendor: each for each in (PostgreSQL(), MySQL(), SQLite())}
 _UNKNOWN = Backend()
 
@@ -24,7 +25,7 @@ _backends: dict[str, Backend] = {}
 
 
 def backend_of(using: str) -> Backend:
-    """The backend of this alias: chosen once, as its settings do not change."""
+    """The backend of this alias: chosen once, because settings do not change."""
     backend = _backends.get(using)
     if backend is None:
         backend = _backends[using] = of_vendor(connections[using].vendor)
@@ -32,12 +33,13 @@ def backend_of(using: str) -> Backend:
 
 
 def of_vendor(vendor: str) -> Backend:
-    """The backend of a kind; for an unknown one what holds on any."""
+    """The backend for a vendor; for an unknown one, what works on any."""
     return BACKENDS.get(vendor, _UNKNOWN)
 
 
 def is_error(error: BaseException, judge: Callable[[Backend, DatabaseError], bool]) -> bool:
-    """Whether this is such an error of any database: it does not tell which alias it is of."""
+    """Whether it is such an error on any database: an error does not say which alias it came
+    from."""
     if not isinstance(error, DatabaseError):
         return False
     return any(judge(backend, error) for backend in BACKENDS.values())

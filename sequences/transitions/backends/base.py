@@ -1,4 +1,4 @@
-"""What a database does in its own way, each with an answer that holds on any."""
+"""What databases do differently, each with a default that works on any."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from ..types import Beat, Change, Claim, Offer, Start, StartedStep
 class Holder:
     """A session of the database."""
 
-    #: What ends it: ``pg_terminate_backend(pid)``, ``KILL pid``.
+    #: The id that ends it: ``pg_terminate_backend(pid)``, ``KILL pid``.
     pid: int
     user: str
     application: str
-    #: What it does, such as "idle in transaction".
+    #: What it is doing, such as "idle in transaction".
     state: str
     #: How long its transaction has been open.
     age: timedelta
-    #: Whether it is known to hold the row, and not only the likeliest.
+    #: Whether it is known to hold the lock; otherwise, it is only the most likely session.
     is_certain: bool
 
 
 class TextColumn(NamedTuple):
-    """A column whose texts have a character set and a collation of their own."""
+    """A text column with a character set and a collation of its own."""
 
     table: str
     name: str
@@ -43,7 +43,7 @@ class TextColumn(NamedTuple):
 
 
 class FastStatements(Protocol):
-    """The hot path in one statement each."""
+    """The hot path, with one statement for each operation."""
 
     def start(
         self,
@@ -54,9 +54,9 @@ class FastStatements(Protocol):
         labels: Sequence[str],
         connection: Any,
     ) -> list[StartedStep]:
-        """Insert the runs with their first steps; returns these steps.
+        """Insert the runs with their first steps; return these steps.
 
-        A run whose key is held is left out. Without the row of their plan all are.
+        A run whose key is taken is left out; without the row of their plan, all are.
         """
 
     def claim(
@@ -73,49 +73,49 @@ class FastStatements(Protocol):
     def commit_in_chain(
         self, claim: Claim, change: Change, following: Node | None, connection: Any
     ) -> int | None:
-        """Commit a step of a chain, whose successor waits for this step alone.
+        """Commit a step of a chain whose successor waits for this step alone.
 
-        Returns the id of the successor's row, 0 without one. None: nothing was changed; the run is
-        paused, or `data` was changed, or the claim is lost, or it is the end of a child, which its
-        parent is to hear of. The slow path finds out which.
+        Returns the id of the successor's row, or 0 if there is none. None: nothing was changed,
+        because the run is paused, `data` was changed, the claim is lost, or the end of a child run
+        must be reported to its parent. The slow path finds out which.
         """
 
     def commit_and_claim(
         self, claim: Claim, change: Change, following: Node, offer: Offer, connection: Any
     ) -> Claim | None:
-        """The same, and its successor is claimed in the same commit. None: as above."""
+        """The same, and also claim the successor in the same commit. None: as above."""
 
     def commit_item(self, claim: Claim, change: Change, connection: Any) -> tuple[Any] | None:
-        """Commit an item of a fan-out; returns the state of that. None: it is not ours any more."""
+        """Commit an item of a fan-out; return the state of the fan-out. None: the claim is lost."""
 
     def beat(self, beats: Sequence[Beat], connection: Any) -> set[int]:
         """See `claims.beat`."""
 
 
 class Backend:
-    """A kind of database. It holds nothing: each method is given the connection that it asks."""
+    """A kind of database. It has no state: each method receives the connection to use."""
 
-    #: As Django names it.
+    #: Django's name for it.
     vendor: ClassVar[str] = ""
-    #: The time at a statement, as SQL: with a time zone, or in UTC.
+    #: The current time as SQL: with a time zone, or in UTC.
     clock: ClassVar[str] = "CURRENT_TIMESTAMP"
-    #: Statements of its own for the hot path; without them the portable ones do.
+    #: Statements of its own for the hot path; without them, the portable ones are used.
     fast: ClassVar[FastStatements | None] = None
-    #: Whether it orders ids as their digits are ordered.
+    #: Whether it sorts ids in the order of their digits.
     orders_ids: ClassVar[bool] = True
-    #: Whether it can be the broker, too: `sequences.brokers`.
+    #: Whether it can also be the broker: `sequences.brokers`.
     can_be_broker: ClassVar[bool] = False
     #: Whether a connection goes to a server, which takes time.
     has_server: ClassVar[bool] = True
-    #: Whether a statement that locks rows also locks, for a moment, those that it decides to leave.
+    #: Whether a statement that locks rows also briefly locks those that it then skips.
     locks_examined_rows: ClassVar[bool] = False
-    #: How it comes to store every character.
+    #: How to make it store every character.
     character_set_hint: ClassVar[str] = ""
 
-    # Its clock
+    # Clock
 
     def now(self, connection: Any) -> datetime.datetime:
-        """The time of the database at this statement, aware."""
+        """The database's time at this statement, aware."""
         current = self.now_beside("", (), connection)
         assert current is not None
         return current
@@ -123,7 +123,7 @@ class Backend:
     def now_beside(
         self, rows: str, values: Sequence[Any], connection: Any
     ) -> datetime.datetime | None:
-        """The same, where ``FROM … WHERE …`` finds a row; None: it finds none. One statement."""
+        """The same, if ``FROM … WHERE …`` finds a row; None: it finds none. A single statement."""
         with connection.cursor() as cursor:
             cursor.execute(f"SELECT {self.clock} {rows}", values)
             row = cursor.fetchone()
@@ -132,16 +132,16 @@ class Backend:
         current: datetime.datetime = row[0]
         return current.replace(tzinfo=datetime.UTC) if timezone.is_naive(current) else current
 
-    # What it has beside the tables
+    # Objects besides the tables
 
     def follow_migration(self, connection: Any) -> None:
-        """Make what belongs to the tables, where they are; remove it where they are gone."""
+        """Create the objects that belong to the tables, or remove them if the tables are gone."""
 
     def missing_functions(self, connection: Any) -> list[str]:
-        """The functions that it lacks, or does not let us call. It works without them."""
+        """The functions that are missing or that we may not call. Everything works without them."""
         return []
 
-    # Its locks and transactions
+    # Locks and transactions
 
     def limit_transaction(self, connection: Any) -> None:
         """Let no statement of this transaction wait long for a lock."""
@@ -155,13 +155,13 @@ class Backend:
         return False
 
     def holder(self, run: UUID, step: str, connection: Any) -> Holder | None:
-        """Whose transaction has locked the run or the step. None: that is not known."""
+        """The session whose transaction has locked the run or the step. None: not known."""
         return None
 
-    # Its errors
+    # Errors
 
     def is_transient(self, error: DatabaseError) -> bool:
-        """Whether it gave the transaction up for another's sake."""
+        """Whether it gave up the transaction because of another one."""
         return False
 
     def is_locked(self, error: DatabaseError) -> bool:
@@ -169,7 +169,7 @@ class Backend:
         return False
 
     def is_undefined(self, error: DatabaseError) -> bool:
-        """Whether it lacks a table or a column."""
+        """Whether a table or a column is missing."""
         return False
 
     def is_of_characters(self, error: DatabaseError) -> bool:
@@ -180,52 +180,52 @@ class Backend:
         """Whether the connection is dead."""
         return False
 
-    # Its texts
+    # Text
 
     def exact_collation(self, connection: Any) -> str | None:
-        """The collation in which a text equals only itself. None: every collation is one."""
+        """The collation in which a string equals only itself. None: the default one is exact."""
         return None
 
     def text_columns(self, tables: Iterable[str], connection: Any) -> list[TextColumn]:
-        """The columns of these tables whose texts have a collation of their own."""
+        """The text columns of these tables that have a collation of their own."""
         return []
 
     def not_unicode(self, tables: Iterable[str], connection: Any) -> list[str]:
-        """What cannot store every character, and what it has instead."""
+        """What cannot store every character, and the character set that it has instead."""
         return []
 
-    # Its configuration
+    # Configuration
 
     def configured_isolation(self, options: dict[str, Any]) -> str:
-        """The isolation level that the settings ask for; a level that is good for all others."""
+        """The isolation level that the settings ask for; by default, one that is right."""
         return "read committed"
 
     def actual_isolation(self, connection: Any) -> str:
-        """The isolation level of this connection, where the server has a say in it."""
+        """The isolation level of this connection, where the server decides it."""
         return "read committed"
 
     def locks_late(self, options: dict[str, Any]) -> bool:
-        """Whether transactions that meet fail at once, instead of waiting."""
+        """Whether conflicting transactions fail at once instead of waiting."""
         return False
 
     def needed_version(self, connection: Any) -> str:
-        """Which servers have SKIP LOCKED, if this one has not."""
+        """Which servers have SKIP LOCKED, if this one does not."""
         return ""
 
 
 def state_of(error: Error) -> str | None:
-    """The SQLSTATE of an error, where the driver tells."""
+    """The SQLSTATE of an error, if the driver provides it."""
     state: str | None = getattr(error.__cause__, "sqlstate", None)
     return state
 
 
 def number_of(error: Error) -> Any:
-    """The number of an error, where the driver tells."""
+    """The number of an error, if the driver provides it."""
     return error.args[0] if error.args else None
 
 
 def holder_of(row: tuple[Any, ...] | None) -> Holder | None:
-    """What a row tells: id, user, application, state, seconds, and whether it is certain."""
+    """A session from a row: id, user, application, state, seconds, and whether it is certain."""
     if row is None:
         return None
     pid, user, application, state, seconds, is_certain = row

@@ -1,10 +1,10 @@
-"""Functions in PostgreSQL that hold the statements of the hot path.
+"""PostgreSQL functions that contain the statements of the hot path.
 
-PostgreSQL plans a statement anew each time that it is sent, and that costs more than to execute
-it. What a function contains is planned once for each session, behind every pooler. Each function
-has the text of one statement: where it is missing, the statement itself is sent instead.
+PostgreSQL plans a statement each time it is sent, which costs more than executing it. The body of a
+function is planned once per session, behind every pooler. Each function contains one statement; if
+the function is missing, the statement itself is sent instead.
 
-Its name ends with a digest of its text. So two releases have a function each, side by side, and
+Its name ends with a digest of its text. So two releases have separate functions, side by side, and
 `migrate` never replaces one that a worker of another release calls.
 """
 
@@ -30,7 +30,7 @@ PREFIX = "job_sequences"
 #: Seconds until a process looks again for functions that it has not found.
 RECHECK_SECONDS = 60.0
 
-#: The types of all values that a statement may be given.
+#: The types of all values that a statement can be given.
 TYPES = {
     "attempts": "integer",
     "data": "jsonb",
@@ -54,7 +54,7 @@ TYPES = {
     "version": "bigint",
     "worker": "text",
 }
-#: What stands in a text for a value that JSON has not.
+#: The placeholder for a value that JSON does not have.
 _READERS: dict[str, Callable[[str], Any]] = {"uuid": UUID, "timestamptz": datetime.fromisoformat}
 _VALUE, _PERIOD = re.compile(r"%\((\w+)\)s"), re.compile(r"{(\w+)}")
 
@@ -71,12 +71,13 @@ class Function:
     statement: str
     #: The types of its columns.
     columns: tuple[str, ...]
-    #: Whether it may have many rows. One row comes as a text, which costs both sides less.
+    #: Whether it may return many rows. A single row is returned as text, which costs both sides
+    #: less.
     has_many: bool = False
 
     @cached_property
     def name(self) -> str:
-        """What it is called in the database."""
+        """Its name in the database."""
         digest = sha256(self._definition("").encode()).hexdigest()
         return f"{PREFIX}_{self.purpose}_{digest[:12]}"
 
@@ -90,12 +91,12 @@ class Function:
         return self.statement.format_map(periods)
 
     def call(self, periods: Mapping[str, str]) -> tuple[str, str]:
-        """The statement that calls the function: what stands before its values, and after them."""
+        """The statement that calls the function: the text before its values, and after them."""
         rest = "".join(f", {periods[name]}" for name in self._periods)
         return f"SELECT {'* FROM ' if self.has_many else ''}{self.name}(", f"{rest})"
 
     def rows(self, rows: list[Any]) -> list[Any]:
-        """What a call of it has given, as the rows that the statement would have."""
+        """The result of a call, as the rows that the statement would return."""
         if self.has_many:
             return rows
         ((text,),) = rows
@@ -123,7 +124,7 @@ class Function:
 
     def _definition(self, name: str) -> str:
         types = [TYPES[value] for value in self.values] + ["interval"] * len(self._periods)
-        # A plan that was made while a table was empty would read the whole table for ever.
+        # A plan made while a table was empty would read the whole table forever.
         return f"""CREATE OR REPLACE FUNCTION {name}({", ".join(types)})
 RETURNS {self._returns} LANGUAGE plpgsql
 SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
@@ -161,19 +162,20 @@ IF FOUND THEN RETURN json_build_array({", ".join(written)}); END IF; RETURN NULL
 
 
 class Installed:
-    """Which databases have the functions, as far as this process knows."""
+    """The databases that have the functions, as far as this process knows."""
 
     def __init__(self, functions: Iterable[Function]) -> None:
         self._functions = tuple(functions)
-        #: By alias: until when there are none, by the monotonic clock; 0: there are.
+        #: By alias: until when to assume that there are none, by the monotonic clock; 0: they
+        #: exist.
         self._missing_until: dict[str, float] = {}
 
     def forget(self, alias: str) -> None:
-        """Look again, at the next statement."""
+        """Check again at the next statement."""
         self._missing_until.pop(alias, None)
 
     def on(self, connection: Any) -> bool:
-        """Whether this database has them all, and lets us call them."""
+        """Whether this database has all of them, and lets us call them."""
         until = self._missing_until.get(connection.alias)
         if until is None or 0 < until < time.monotonic():
             missing = self.missing(connection)
@@ -182,7 +184,7 @@ class Installed:
         return not until
 
     def missing(self, connection: Any) -> list[str]:
-        """The names of those that are not there, or not for us."""
+        """The names of those that are missing or that we may not call."""
         with connection.cursor() as cursor:
             cursor.execute(
                 "SELECT name FROM unnest(%s::text[]) AS name WHERE NOT COALESCE("
@@ -192,7 +194,8 @@ class Installed:
             return [name for (name,) in cursor.fetchall()]
 
     def create(self, connection: Any) -> None:
-        """Create those that are missing. Without the right to do so all works as it did."""
+        """Create those that are missing. Without the right to do so, everything works without
+        them."""
         self.forget(connection.alias)
         missing = set(self.missing(connection))
         if not missing:
@@ -211,7 +214,7 @@ class Installed:
             )
 
     def drop(self, connection: Any) -> None:
-        """Drop those of all releases from the current schema."""
+        """Drop the functions of all releases from the current schema."""
         self.forget(connection.alias)
         with connection.cursor() as cursor:
             cursor.execute(

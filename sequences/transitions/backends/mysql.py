@@ -1,4 +1,4 @@
-"""MariaDB and MySQL: the portable statements, and what InnoDB does in its own way."""
+"""MariaDB and MySQL: the portable statements, and what InnoDB does differently."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from django.db import DatabaseError, InterfaceError, OperationalError
 
 from .base import Backend, Holder, TextColumn, holder_of, number_of
 
-#: How long a statement that cannot say NOWAIT waits for a lock in a `no_wait` block, in seconds;
-#: one is the least.
+#: In a `no_wait` block, how long a statement that cannot say NOWAIT waits for a lock, in seconds;
+#: one is the minimum.
 LOCK_TIMEOUT = 1
 
 # Lock wait timeout, MySQL's NOWAIT.
@@ -28,7 +28,7 @@ _LOST = {0, 1053, 1927, 2006, 2013, 2055, 4031}
 # This user may not see the transactions of others.
 _NOT_ALLOWED = {1227, 1142}
 
-# InnoDB names the tables of those locks only that somebody waits for.
+# InnoDB names the tables of a lock only if somebody is waiting for it.
 _HOLDER = """
 SELECT trx.trx_mysql_thread_id, process.user, '', process.command,
     TIMESTAMPDIFF(SECOND, trx.trx_started, NOW()), FALSE
@@ -49,11 +49,11 @@ ORDER BY table_name, ordinal_position
 
 
 class MySQL(Backend):
-    """Django names both so."""
+    """Django uses this name for both."""
 
     vendor = "mysql"
     clock = "UTC_TIMESTAMP(6)"
-    orders_ids = False  # MariaDB begins with other bytes
+    orders_ids = False  # MariaDB's version string starts with other bytes
     locks_examined_rows = True
     character_set_hint = (
         "ALTER DATABASE … CHARACTER SET utf8mb4 before the first migrate; MODIFY the columns "
@@ -61,7 +61,8 @@ class MySQL(Backend):
     )
 
     def limit_session(self, connection: Any) -> AbstractContextManager[None]:
-        """Set the session's own limit: a transaction has none. The caller's keeps what it has."""
+        """Set the limit for the session, because a transaction has none; inside the caller's, leave
+        it."""
         return nullcontext() if connection.in_atomic_block else _limited(connection)
 
     def holder(self, run: UUID, step: str, connection: Any) -> Holder | None:
@@ -76,7 +77,7 @@ class MySQL(Backend):
             raise
 
     def is_transient(self, error: DatabaseError) -> bool:
-        """Whether it gave the transaction up for another's sake."""
+        """Whether it gave up the transaction because of another one."""
         return isinstance(error, OperationalError) and number_of(error) in _TRANSIENT
 
     def is_locked(self, error: DatabaseError) -> bool:
@@ -84,7 +85,7 @@ class MySQL(Backend):
         return isinstance(error, OperationalError) and number_of(error) in _LOCKED
 
     def is_undefined(self, error: DatabaseError) -> bool:
-        """Whether it lacks a table or a column."""
+        """Whether a table or a column is missing."""
         return number_of(error) in _UNDEFINED
 
     def is_of_characters(self, error: DatabaseError) -> bool:
@@ -96,24 +97,24 @@ class MySQL(Backend):
         return number_of(error) in _LOST
 
     def exact_collation(self, connection: Any) -> str | None:
-        """The binary one that pads nothing: each of the two has a name of its own for it."""
+        """The binary collation without padding, which the two databases name differently."""
         return "utf8mb4_nopad_bin" if connection.mysql_is_mariadb else "utf8mb4_0900_bin"
 
     def text_columns(self, tables: Iterable[str], connection: Any) -> list[TextColumn]:
-        """Every column of text has both."""
+        """Every text column has a character set and a collation."""
         with connection.cursor() as cursor:
             cursor.execute(_TEXT_COLUMNS, [list(tables)])
             return [TextColumn(*row) for row in cursor.fetchall()]
 
     def not_unicode(self, tables: Iterable[str], connection: Any) -> list[str]:
-        """What has another character set than utf8mb4."""
+        """Whatever has another character set than utf8mb4."""
         with connection.cursor() as cursor:
             cursor.execute("SELECT @@character_set_connection, @@character_set_database")
             of_connection, of_database = cursor.fetchone()
         columns = self.text_columns(tables, connection)
         names = [("its connection", of_connection)]
         names += [(f"{each.table}.{each.name}", each.character_set) for each in columns]
-        if not columns:  # there are no tables yet, and they will have the database's
+        if not columns:  # there are no tables yet; they will use the database's default
             names.append(("the database's default", of_database))
         return [
             f"{name} has {character_set}"
@@ -122,12 +123,12 @@ class MySQL(Backend):
         ]
 
     def configured_isolation(self, options: dict[str, Any]) -> str:
-        """Django sets this level for every connection: the server has no say in it."""
+        """Django sets this level on every connection; the server does not decide."""
         level = options.get("isolation_level", "read committed")  # Django's default
         return level.lower() if level else "the server's default"
 
     def needed_version(self, connection: Any) -> str:
-        """Which servers have SKIP LOCKED, if this one has not."""
+        """Which servers have SKIP LOCKED, if this one does not."""
         has_it = connection.features.has_select_for_update_skip_locked
         return "" if has_it else "Use MySQL 8.0, MariaDB 10.6, or newer."
 

@@ -1,10 +1,10 @@
 """PostgreSQL: the hot path in one statement each, and its own clock, locks and errors.
 
-A claim is one statement, so is the commit of a chain's step, and so is a start; each is a function
-where that may be. Claims and commits guard in the order that all
-transactions keep: the run's row first, then the step run. Each guard is an uncorrelated EXISTS,
-which PostgreSQL evaluates once: a row that changes while the statement waits for it is checked
-against the guard's answer, never against a second look.
+A claim is one statement; so are the commit of a chain's step, and a start. Each is a function where
+possible. Claims and commits lock in the order that all transactions keep: the run's row first, then
+the step run. Each guard is an uncorrelated EXISTS, which PostgreSQL evaluates once: if a row
+changes while the statement waits for it, it is checked against the guard's first answer, never
+evaluated again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from . import simple_query
 from .base import Backend, FastStatements, Holder, holder_of, state_of
 from .functions import Function, Installed
 
-#: How long a statement that cannot say NOWAIT waits for a lock in a `no_wait` block, in
+#: In a `no_wait` block, how long a statement that cannot say NOWAIT waits for a lock, in
 #: milliseconds.
 LOCK_TIMEOUT = 50
 
@@ -54,8 +54,8 @@ _PLANS = StoredPlan._meta.db_table
 _SUBJECTS = RunSubject._meta.db_table
 _DEADLINES = RunDeadline._meta.db_table
 
-# The claim need not survive a crash of the database: a step whose claim is lost is simply
-# queued still, so this one transaction does not wait for the disk.
+# The claim need not survive a crash of the database: a step whose claim is lost is simply still
+# queued. So this one transaction does not wait for the disk.
 _CLAIM = f"""
 UPDATE {_STEPS} mine SET
     status = 'running', token = %(token)s, worker = %(worker)s, started_at = {{now}},
@@ -101,8 +101,8 @@ FROM done
 RETURNING id
 """
 
-# Nobody else could have claimed it: the row is there when the commit is. It waits for the disk, as
-# the commit does.
+# Nobody else can have claimed it: the row appears with the commit. This one waits for the disk,
+# like any commit.
 _TAKE = f"""{_GUARD}, advanced AS (
     UPDATE {_RUNS} SET
         data = COALESCE(%(data)s::jsonb, data), version = version + 1, updated_at = {{now}}
@@ -127,10 +127,10 @@ WHERE id = %(run)s AND EXISTS (SELECT FROM done)
 RETURNING 0
 """
 
-# A run that is started by a key that another holds is not inserted; nor is any, if the row of their
-# plan is gone. Who asks finds out which. A key that another transaction inserts is waited for: all
-# insert them in one order. Without OFFSET both looks would become joins, planned once and for all
-# while the table may be small: joins that read all of it.
+# A run whose key is taken is not inserted; nor is any run if the row of their plan is gone. The
+# caller finds out which. A key that another transaction is inserting is waited for; all
+# transactions insert keys in the same order. OFFSET prevents both lookups from becoming joins,
+# which could be planned once and for all while the table is small: joins that read all of it.
 _UNHELD = f"""
     WHERE NOT EXISTS (
         SELECT FROM {_RUNS} held
@@ -179,13 +179,14 @@ FROM run JOIN new USING (id)
 RETURNING run_id, id, step::text, {{now}}
 """
 
-# Only where one of the runs has a subject.
+# Only if one of the runs has a subject.
 _ABOUT = f""", about AS (
     INSERT INTO {_SUBJECTS} (run_id, model, object_id)
     SELECT run.id, new.model, new.object FROM run JOIN new USING (id) WHERE new.model IS NOT NULL
 )"""
 
-# The rows are locked in the order that all transactions keep; one that another has is left out.
+# The rows are locked in the order that all transactions keep; rows that another one has locked are
+# left out.
 _BEAT = f"""
 WITH mine AS MATERIALIZED (
     SELECT steps.id, beats.progress
@@ -201,7 +202,7 @@ FROM mine WHERE steps.id = mine.id
 RETURNING steps.token
 """
 
-# A result of None stays NULL. What is told of the fan-out is as it was at this statement.
+# A result of None stays NULL. The state of the fan-out is returned as of this statement.
 _ITEM = f"""
 UPDATE {_STEPS} SET
     status = %(status)s, result = %(result)s::jsonb, lost_workers = 0, wake_at = NULL,
@@ -213,8 +214,9 @@ RETURNING (
         AND own.status = 'waiting' AND own.wait = 'items')
 """
 
-# A row names the transaction that has locked it in xmax. That of a savepoint that was released
-# has no lock of its own any more: then it is the oldest that has locked rows of these tables.
+# A row's xmax is the transaction that has locked it. If that was a savepoint that has been
+# released, it has no lock of its own any more: then report the oldest transaction that has locked
+# rows of these tables.
 _HOLDER = f"""
 SELECT activity.pid, activity.usename, activity.application_name, activity.state,
     EXTRACT(EPOCH FROM CLOCK_TIMESTAMP() - activity.xact_start), EXISTS (
@@ -256,7 +258,8 @@ def _start(is_about: bool, has_key: bool, has_deadline: bool) -> Function:
     return Function(purpose, statement, _STARTED, has_many=True)
 
 
-#: By whether one of the runs has a subject, a key, a deadline: what is not needed costs nothing.
+#: Variants by whether one of the runs has a subject, a key or a deadline: what is not needed costs
+#: nothing.
 STARTS = {needs: _start(*needs) for needs in product((False, True), repeat=3)}
 CLAIM = Function(
     "claim",
@@ -277,7 +280,7 @@ INSTALLED = Installed((*STARTS.values(), CLAIM, ADVANCE, TAKE, SUCCEED, ITEM))
 
 
 class Statements:
-    """The hot path. Each statement takes the database's clock, and reads and writes once."""
+    """The hot path. Each statement uses the database's clock, and reads and writes once."""
 
     def start(
         self,
@@ -399,7 +402,8 @@ class Statements:
 
 
 class PostgreSQL(Backend):
-    """Also behind PgBouncer in transaction mode: nothing is set for longer than a transaction."""
+    """Also works behind PgBouncer in transaction mode: nothing is set for longer than a
+    transaction."""
 
     vendor = "postgresql"
     can_be_broker = True
@@ -408,18 +412,19 @@ class PostgreSQL(Backend):
     character_set_hint = "Create the database with ENCODING 'UTF8'."
 
     def follow_migration(self, connection: Any) -> None:
-        """The functions of the hot path."""
+        """Create or remove the functions of the hot path."""
         if _has_tables(connection):
             INSTALLED.create(connection)
         else:
             INSTALLED.drop(connection)
 
     def missing_functions(self, connection: Any) -> list[str]:
-        """Those of the hot path; none where there are no tables either."""
+        """Missing functions of the hot path; none if there are no tables either."""
         return INSTALLED.missing(connection) if _has_tables(connection) else []
 
     def limit_transaction(self, connection: Any) -> None:
-        """Set a limit, but not in the caller's transaction: it would outlive the savepoint."""
+        """Set a limit, but not inside the caller's transaction, where it would outlive the
+        savepoint."""
         if not connection.savepoint_ids:
             with connection.cursor() as cursor:
                 cursor.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT}")
@@ -430,13 +435,13 @@ class PostgreSQL(Backend):
         return raw is not None and raw.pgconn.transaction_status == _IDLE
 
     def holder(self, run: UUID, step: str, connection: Any) -> Holder | None:
-        """The transaction whose lock is on the row, or the likeliest."""
+        """The transaction that has locked the row, or the most likely one."""
         with connection.cursor() as cursor:
             cursor.execute(_HOLDER, {"run": run, "step": step})
             return holder_of(cursor.fetchone())
 
     def is_transient(self, error: DatabaseError) -> bool:
-        """Whether it gave the transaction up for another's sake."""
+        """Whether it gave up the transaction because of another one."""
         return state_of(error) in _TRANSIENT
 
     def is_locked(self, error: DatabaseError) -> bool:
@@ -444,7 +449,7 @@ class PostgreSQL(Backend):
         return state_of(error) in _LOCKED
 
     def is_undefined(self, error: DatabaseError) -> bool:
-        """Whether it lacks a table or a column."""
+        """Whether a table or a column is missing."""
         return state_of(error) in _UNDEFINED
 
     def is_of_characters(self, error: DatabaseError) -> bool:
@@ -452,17 +457,18 @@ class PostgreSQL(Backend):
         return state_of(error) in _CHARACTERS
 
     def is_of_connection(self, error: OperationalError | InterfaceError) -> bool:
-        """Whether the error is libpq's own, a connection exception, or the server's farewell."""
+        """Whether it is libpq's own error, a connection exception, or the server's shutdown
+        message."""
         state = state_of(error)
         return state is None or state[:2] == "08" or state[:3] == "57P"
 
     def not_unicode(self, tables: Iterable[str], connection: Any) -> list[str]:
-        """One encoding holds for the whole database."""
+        """One encoding applies to the whole database."""
         encoding = _setting_of("server_encoding", connection)
         return [] if encoding == "UTF8" else [f"its encoding is {encoding}"]
 
     def configured_isolation(self, options: dict[str, Any]) -> str:
-        """Without an option it is the server's: see `actual_isolation`."""
+        """Without an option, the server decides: see `actual_isolation`."""
         from django.db.backends.postgresql.psycopg_any import IsolationLevel
 
         level = options.get("isolation_level")
@@ -472,7 +478,7 @@ class PostgreSQL(Backend):
         return names.get(level, repr(level)).lower().replace("_", " ")
 
     def actual_isolation(self, connection: Any) -> str:
-        """The server's default may be another."""
+        """The server's default may differ."""
         return _setting_of("transaction_isolation", connection)
 
 
@@ -501,7 +507,7 @@ def _setting_of(setting: str, connection: Any) -> str:
 
 
 def _as_json(request: Start, scope: str) -> str:
-    """Its data is JSON already; what else it has is rare."""
+    """The request as JSON. Its data already is JSON; its other values are rarely set."""
     rare: dict[str, Any] = {}
     if request.key is not None:
         rare["key"], rare["scope"] = request.key, scope
@@ -545,7 +551,8 @@ def _fetch_all(connection: Any, function: Function, values: dict[str, Any]) -> l
         except ProgrammingError as error:
             if state_of(error) not in _UNCALLABLE:
                 raise
-            # Somebody has dropped it under this process. A transaction that is open is broken now.
+            # Somebody has dropped the function under this process. An open transaction is broken
+            # now.
             INSTALLED.forget(connection.alias)
             if connection.in_atomic_block:
                 raise
@@ -566,31 +573,32 @@ def _rows(connection: Any, statement: str, values: dict[str, Any]) -> list[Any]:
 
 
 def _cursor(connection: Any) -> Any:
-    """Django's own cursor: it refuses a transaction that is broken already, and logs.
+    """A cursor of Django's, which rejects a transaction that is already broken, and logs.
 
-    Where the project has set ``prepare_threshold`` it stands on one of psycopg that binds on the
-    server, as only those prepare. Planning costs these statements more than all the rest.
+    If the project sets ``prepare_threshold``, it uses one of psycopg's that binds on the server,
+    because only those prepare. Planning costs these statements more than everything else.
     """
-    # As cursor() begins: CONN_HEALTH_CHECKS may put another connection in the place of this one.
+    # As cursor() does first: CONN_HEALTH_CHECKS may replace this connection.
     connection.close_if_health_check_failed()
     connection.ensure_connection()
     raw = connection.connection
     if raw.prepare_threshold is None:
         return connection.cursor()
-    import psycopg  # only where there is PostgreSQL
+    import psycopg  # only with PostgreSQL
 
     return connection._prepare_cursor(psycopg.Cursor(raw))
 
 
 def _lengths() -> tuple[timedelta, float, float, float]:
-    """What hardly ever changes is no parameter: each costs more than it does to look this up."""
+    """Rarely changing values are not parameters: a parameter costs more than looking up the
+    text."""
     settings = conf.settings
     return periods.moved, settings.heartbeat, settings.lease, settings.grace
 
 
 @lru_cache
 def _call(function: Function, *lengths: Any) -> tuple[bytes, bytes, str]:
-    """A call up to its values, and from them on; and as a whole, with placeholders."""
+    """A call up to its values, and after them; and as a whole, with placeholders."""
     begin, end = function.call(_periods())
     placeholders = ", ".join(f"%({name})s" for name in function.values)
     return begin.encode(), end.encode(), f"{begin}{placeholders}{end}"
@@ -602,7 +610,7 @@ def _plain(function: Function, *lengths: Any) -> str:
 
 
 def _periods() -> dict[str, str]:
-    """All that a statement may name, as SQL."""
+    """All periods that a statement can name, as SQL."""
     moved = _interval(periods.moved)
     return {
         "moved": moved,

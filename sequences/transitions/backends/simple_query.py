@@ -1,9 +1,10 @@
-"""A statement sent by PostgreSQL's simple query protocol, below Django's cursor.
+"""Sends a statement with PostgreSQL's simple query protocol, below Django's cursor.
 
-A cursor costs the worker more than all else that it does for a step: its wrappers, the parsing of
-placeholders, two generators for one answer. Here the values are written into the statement by libpq
-itself, and one call into C sends it and waits, without the interpreter's lock. What would be missed
-by that is asked first: whoever watches statements, or has a backend of their own, gets the cursor.
+A cursor costs the worker more than everything else that it does for a step: its wrappers, the
+parsing of placeholders, two generators for one answer. Here, libpq itself writes the values into
+the statement, and one call into C sends it and waits, without the interpreter's lock. This would
+bypass code that watches statements or has a backend of its own, so that is checked first, and gets
+a cursor.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 
 def call(begin: bytes, values: Sequence[Any], end: bytes, connection: Any) -> list[Any] | None:
-    """The rows of a statement around these values. None: it is one for a cursor."""
+    """The rows of a statement around these values. None: this statement needs a cursor."""
     written = literals(values, connection) if is_possible(connection) else None
     return None if written is None else fetch(begin + b",".join(written) + end, connection)
 
 
 def is_possible(connection: Any) -> bool:
-    """Whether nobody would miss the cursor; the connection is there and whole after this."""
+    """Whether nobody would miss the cursor; afterwards, the connection is open and usable."""
     backend: Any = type(connection)
     if not _has_plain_cursors(backend):
         return False
-    # As cursor() begins: CONN_HEALTH_CHECKS may put another connection in the place of this one.
+    # As cursor() does first: CONN_HEALTH_CHECKS may replace this connection.
     connection.close_if_health_check_failed()
     connection.ensure_connection()
     if connection.execute_wrappers or connection.queries_logged:
@@ -43,8 +44,9 @@ def is_possible(connection: Any) -> bool:
 
 @lru_cache
 def _has_plain_cursors(backend: Hashable) -> bool:
-    """Whether this is Django's own backend: another may set a search_path with its cursor, say."""
-    from django.db.backends.postgresql.base import DatabaseWrapper  # only where there is psycopg
+    """Whether this is Django's own backend: another one may, say, set a search_path with its
+    cursor."""
+    from django.db.backends.postgresql.base import DatabaseWrapper  # only with psycopg
 
     names = ("_cursor", "cursor", "_prepare_cursor", "make_cursor")
     own = [getattr(backend, name) is getattr(BaseDatabaseWrapper, name) for name in names]
@@ -53,7 +55,7 @@ def _has_plain_cursors(backend: Hashable) -> bool:
 
 
 def literals(values: Iterable[Any], connection: Any) -> list[bytes] | None:
-    """The values as they stand in a statement. None: one of them is of another type."""
+    """The values as they are written in a statement. None: one of them has another type."""
     from psycopg.pq import Escaping
 
     escape = Escaping(connection.connection.pgconn).escape_literal
@@ -78,7 +80,7 @@ def _literal(value: Any, escape: Any) -> bytes | None:
 
 
 def fetch(statement: bytes, connection: Any) -> list[Any]:
-    """The rows of a statement, as a cursor of Django has them. Raises Django's errors."""
+    """The rows of a statement, as from a cursor of Django's. Raises Django's errors."""
     from psycopg import OperationalError
     from psycopg.adapt import Transformer
     from psycopg.errors import error_from_result

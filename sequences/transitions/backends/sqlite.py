@@ -11,24 +11,24 @@ from django.utils import timezone
 
 from .base import Backend
 
-#: SQLite has one number for most errors.
+#: SQLite has the same number for most errors.
 _UNDEFINED = ("no such table", "no such column", "has no column named")
 
 
 class SQLite(Backend):
-    """The time is this process's; a lock is one on the whole file."""
+    """Uses this process's time; the only lock is on the whole file."""
 
     vendor = "sqlite"
     has_server = False
 
     def now(self, connection: Any) -> datetime.datetime:
-        """The time of this process: every other one is on the same machine."""
+        """The time of this process: every other process is on the same machine."""
         return timezone.now()
 
     def now_beside(
         self, rows: str, values: Sequence[Any], connection: Any
     ) -> datetime.datetime | None:
-        """The same, where the row is found."""
+        """The same, if the row is found."""
         with connection.cursor() as cursor:
             cursor.execute(f"SELECT 1 {rows}", values)
             return None if cursor.fetchone() is None else timezone.now()
@@ -42,10 +42,10 @@ class SQLite(Backend):
         return self.is_transient(error)
 
     def is_undefined(self, error: DatabaseError) -> bool:
-        """Whether it lacks a table or a column."""
+        """Whether a table or a column is missing."""
         return any(words in str(error) for words in _UNDEFINED)
 
     def locks_late(self, options: dict[str, Any]) -> bool:
-        """Whether a transaction takes the write lock with its first write only."""
+        """Whether a transaction takes the write lock only with its first write."""
         mode = options.get("transaction_mode") or ""
         return mode.upper() not in {"IMMEDIATE", "EXCLUSIVE"}
