@@ -305,7 +305,7 @@ def _scheduled_data() -> Messages:
             if (problem := check_data(definition, timetable)) is not None:
                 yield Error(
                     f"{definition.label}: its schedule {name!r} cannot start a run: {problem}",
-                    hint="Give the schedule data=…, as a dict or a function of the slot.",
+                    hint="Set data=… in the schedule, to a dict or a function of the slot.",
                     id="sequences.E013",
                 )
 

@@ -403,7 +403,7 @@ class SequenceRun(_Row):
             ("skip_sequencerun", "Can skip steps of runs"),
             ("pause_sequencerun", "Can pause and resume runs"),
             ("cancel_sequencerun", "Can cancel runs"),
-            ("finish_sequencerun", "Can finish runs"),
+            ("finish_sequencerun", "Can mark runs as succeeded"),
             ("set_deadline_sequencerun", "Can set the deadlines of runs"),
             ("deliver_sequencerun", "Can deliver events to runs"),
             ("edit_sequencerun", "Can edit the data of runs"),
@@ -715,7 +715,7 @@ class StepRun(_Row):
     due_at = models.DateTimeField(pgettext_lazy("time", "due"), null=True, blank=True)
     #: If nothing has happened by then, the sweep checks it. None: it has finished, or it is on hold
     #: because the run is paused or has failed.
-    wake_at = models.DateTimeField(_("wakes"), null=True, blank=True)
+    wake_at = models.DateTimeField(_("wake-up"), null=True, blank=True)
 
     if TYPE_CHECKING:  # added by Django
         run_id: UUID
@@ -1030,7 +1030,7 @@ class Schedule(_Row):
     #: Whether that slot has come and is waiting until the last run has ended.
     is_waiting = models.BooleanField(default=False, editable=False)
     #: When the sweep handles it next. None: it is paused, orphaned, or has no more slots.
-    wake_at = models.DateTimeField(_("wakes"), null=True, blank=True, db_index=True)
+    wake_at = models.DateTimeField(_("wake-up"), null=True, blank=True, db_index=True)
     last_slot = models.DateTimeField(_("last slot"), null=True, blank=True)
     #: The last run that it started; may have been deleted.
     last_run = models.ForeignKey(
@@ -1199,7 +1199,7 @@ class LimitOverride(_Row):
     limit = ExactCharField(_("limit"), max_length=100, db_index=True)
     concurrency = models.PositiveIntegerField(_("concurrency"), null=True, blank=True)
     rate = models.PositiveIntegerField(_("rate"), null=True, blank=True)
-    per = models.DurationField(_("per"), null=True, blank=True)
+    per = models.DurationField(_("period"), null=True, blank=True)
     by = models.CharField(_("by"), max_length=150, blank=True)
     reason = models.TextField(_("reason"), blank=True)
     created_at = models.DateTimeField(pgettext_lazy("time", "created"))
@@ -1222,7 +1222,7 @@ class StoredLimit(_Row):
     name = ExactCharField(_("name"), max_length=100, unique=True)
     concurrency = models.PositiveIntegerField(_("concurrency"), null=True, blank=True)
     rate = models.PositiveIntegerField(_("rate"), null=True, blank=True)
-    per = models.DurationField(_("per"), null=True, blank=True)
+    per = models.DurationField(_("period"), null=True, blank=True)
     #: The override in force, in place of these numbers.
     override = models.ForeignKey(
         LimitOverride,

@@ -414,7 +414,8 @@ def _zone_problems(name: object) -> Problems:
         ZoneInfo(str(name))
     except (ValueError, OSError, LookupError):
         hint = _(
-            'Give a name such as "Europe/Berlin"; where there is no tz database, install tzdata.'
+            'Use a name such as "Europe/Berlin". If this system has no time zone database, install '
+            "tzdata."
         )
         yield Text(_("%(name)r is not a known time zone"), name=name), hint
 
@@ -454,7 +455,7 @@ def _data_problems(data: Any) -> Problems:
     if data is None or isinstance(data, Mapping):
         return
     if not callable(data):
-        yield f"data is {data!r:.60}", "Give a dict, or a function of the slot."
+        yield f"data is {data!r:.60}", "Use a dict, or a function of the slot."
         return
     if iscoroutinefunction(data):
         yield "data is a coroutine function", "Define it without async."

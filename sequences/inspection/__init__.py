@@ -1,1 +1,1 @@
-"""What people are shown of runs."""
+"""The data behind everything that people see of runs."""

@@ -1,4 +1,4 @@
-"""What may be done to a run in its state: the buttons of the admin, and who may press them.
+"""The actions that the state of a run allows: the buttons of the admin, and who may press them.
 
 Both this and the run's own methods follow `definitions.rules`; the methods decide, under the lock.
 """
@@ -22,39 +22,41 @@ from .wording import listed
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One of the methods of a run, as people know it."""
+    """One of the methods of a run, as an action for people."""
 
     #: The method of the run.
     name: str
-    #: What it will do, for the page that asks for confirmation.
+    #: What it does, for the page that asks for confirmation.
     explains: str | Promise
-    #: What cannot be taken back.
+    #: Whether it cannot be reverted.
     is_dangerous: bool = False
-    #: The permission that it needs, if not one of its own name.
+    #: The permission that it needs, if not the one with its own name.
     needs: str = ""
-    #: Whether steps are to run because of it.
+    #: Whether it makes steps run.
     starts_steps: bool = False
-    #: Whether it needs more than a click, though it is not dangerous.
+    #: Whether it needs more than a click, although it is not dangerous.
     asks: bool = False
 
     @property
     def rule(self) -> Rule:
-        """When the states of a run, and of a step, allow it."""
+        """The statuses of a run, and of a step, that allow it."""
         return RULES[self.name]
 
     @property
     def warns(self) -> bool:
-        """Whether its buttons warn. A delivery asks first, but is the usual course of things."""
+        """Whether its buttons warn. A delivery asks for confirmation, but is the normal course of
+        things."""
         return self.is_dangerous and self.name != "deliver"
 
     @property
     def on_step(self) -> bool:
-        """Whether it concerns one step."""
+        """Whether it concerns a single step."""
         return self.rule.is_on_step
 
     @property
     def permission(self) -> str:
-        """In full, as `user.has_perm` takes it. None comes with the one to view."""
+        """The full name, for `user.has_perm`. The permission to view a run includes none of
+        these."""
         return f"job_sequences.{self.needs or self.name}_sequencerun"
 
 
@@ -128,8 +130,8 @@ ACTIONS: dict[str, Action] = {
         Action(
             "cancel",
             _(
-                "Stops the run here. A step that is running is rolled back; if completed steps "
-                "are rolled back first, it finishes before that."
+                "Stops the run here. A running step is rolled back; if you also roll back "
+                "completed steps, it finishes first."
             ),
             is_dangerous=True,
         ),
@@ -148,9 +150,9 @@ ACTIONS: dict[str, Action] = {
 def allowed(
     snapshot: RunSnapshot, steps: Collection[str] | None = None
 ) -> Iterator[tuple[Action, StepSnapshot | None]]:
-    """What the state of this run allows; with the step, of what concerns one.
+    """The actions that the state of this run allows; with the step, if an action concerns one.
 
-    ``steps``: only what concerns these, or the whole run.
+    ``steps``: only actions on these steps, or on the whole run.
     """
     if not snapshot.is_readable:
         return
@@ -167,7 +169,7 @@ def allowed(
 
 
 def warning(snapshot: RunSnapshot, action: Action) -> str:
-    """What people must know before they do it: that it has no effect in this code; or nothing."""
+    """What people must know before they do it: that this code cannot carry it out; or ""."""
     if not action.starts_steps or not snapshot.is_readable:
         return ""
     sequence = snapshot.run.sequence
@@ -206,12 +208,12 @@ def asked_again(snapshot: RunSnapshot, step: StepSnapshot) -> list[StepSnapshot]
 
 
 def was_undone(snapshot: RunSnapshot) -> bool:
-    """Whether a retry of this run would retry its undo, or what closes it, and not its steps."""
+    """Whether a retry of this run would retry its undo or closing step, and not its steps."""
     return bool(_undone(snapshot)) or has_failed_at_its_end(snapshot.run)
 
 
 def _undone(snapshot: RunSnapshot) -> frozenset[str]:
-    """The steps that were undone, or tried to be."""
+    """The steps that were undone, or whose undo was tried."""
     undos = (step for step in snapshot.steps if step.node.traits.is_undo and step.status)
     below = (step.name for step in snapshot.steps if step.children_undo in UNDONE)
     return frozenset({*(step.node.undoes for step in undos), *below})
@@ -222,7 +224,7 @@ def _inbox(snapshot: RunSnapshot) -> dict[str, Any]:
 
 
 def _has(step: StepSnapshot, *statuses: str) -> bool:
-    """Whether the step is in one of these states, or one of its items."""
+    """Whether the step, or one of its items, has one of these statuses."""
     return any(step.status == status or step.items.get(status) for status in statuses)
 
 
@@ -232,7 +234,7 @@ def _failed_to_undo(step: StepSnapshot) -> bool:
     return is_failed or step.children_undo == ChildrenUndo.FAILED
 
 
-# What an action asks beside the states of the run
+# Conditions that depend on more than the status of the run
 
 
 def _always(snapshot: RunSnapshot) -> bool:
@@ -252,14 +254,14 @@ def _is_editable(snapshot: RunSnapshot) -> bool:
 
 
 def _has_something_to_erase(snapshot: RunSnapshot) -> bool:
-    """Whether it has data, or a key that was kept. Code may erase it twice, with no effect."""
+    """Whether it has data, or a key that was kept. Code may erase it again, with no effect."""
     return not snapshot.is_erased or bool(snapshot.run.key)
 
 
 def _is_skippable(snapshot: RunSnapshot, step: StepSnapshot) -> bool:
     rule = skip_rule(step.node.kind)
     if snapshot.is_failing and step.is_on_hold:
-        return False  # it is not what is in the way, though the engine would accept it
+        return False  # offered only if it is the problem, although the engine would accept it
     if not (rule.allows(snapshot.run.status) and rule.offers_step(step.status, step.node.kind)):
         return False
     if rule is RULES["skip_compensation"]:
@@ -288,7 +290,7 @@ def _waits_for_time(snapshot: RunSnapshot, step: StepSnapshot) -> bool:
     return step.is_delayed and step.row is not None and step.row.wake_at is not None
 
 
-#: The buttons, in their order.
+#: The buttons, in order.
 _RUN_ACTIONS: dict[str, Callable[[RunSnapshot], bool]] = {
     "retry": _has_something_to_retry,
     "resume": _always,

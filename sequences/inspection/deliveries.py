@@ -1,4 +1,4 @@
-"""What somebody sees who has the signed address of an event: what would be delivered, or was."""
+"""The page behind an event's signed link: what it would deliver, or what was delivered."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from .wording import format_duration
 
 
 class ExpiredDelivery(NoLonger):
-    """The address was right, and its time is over."""
+    """The link was valid, but has expired."""
 
     @property
     def text(self) -> str:  # type: ignore[override]
-        """For people."""
+        """The message for people."""
         return _("This link has expired.")
 
 
@@ -58,7 +58,7 @@ class EventPage:
 
     @property
     def state(self) -> Literal["open", "delivered", "closed"]:
-        """Whether it can be delivered, was delivered, or will not be any more."""
+        """Whether it can be delivered, was delivered, or can no longer be delivered."""
         if self.link.event in self.run.inbox:
             return "delivered"
         rule, status = RULES["deliver"], self.step.status or NOT_STARTED
@@ -69,7 +69,7 @@ class EventPage:
 
     @property
     def text(self) -> str:
-        """What has become of it, in a sentence."""
+        """What has happened to it, in a sentence."""
         if self.state == "closed":
             return _("An answer is no longer needed.")
         delivery = self._delivery()
@@ -85,20 +85,20 @@ class EventPage:
 
     @property
     def button(self) -> str:
-        """That of the event's choices which is delivered, if it is one."""
+        """The label of the choice that is delivered, if it is one of the event's choices."""
         choices = self.step.choices.items()
         names = (name for name, payload in choices if payload == self.link.payload)
         return next(names, "") or _("Confirm")
 
     def form(self, data: Any = None) -> BaseForm | None:
-        """What is to be filled in, if the link has no payload and the event has a form."""
+        """The form to fill in, if the link has no payload and the event has a form."""
         if self.step.form is None or self.link.payload is not None:
             return None
         return self.step.form(data)
 
     @property
     def values(self) -> list[tuple[str, str]]:
-        """What will be delivered, without secrets: each with its name."""
+        """The values that will be delivered, by name, without secrets."""
         payload = self.link.payload
         hidden = registry.hidden_by(self.run.sequence)
         payload = redact(payload, hidden)
@@ -113,11 +113,11 @@ class EventPage:
         return str(label or capfirst(label_of(name)))
 
     def _was_used(self) -> bool:
-        """The event asks again, perhaps: this link has had its delivery."""
+        """Whether this link has made its delivery, even if the event is waiting again."""
         return any(operation.reason == self.link.mark for operation in self._operations())
 
     def _delivery(self) -> Operation | None:
-        """The first delivery since it was asked for last."""
+        """The first delivery since it was last asked for."""
         first = None
         for operation in self._operations():
             if operation.action == "restart_from":
@@ -133,7 +133,7 @@ class EventPage:
 
 
 def by_token(token: str) -> EventPage:
-    """Of the event that a signed address is of. Raises `StatusNotFound`."""
+    """The event behind a signed link. Raises `StatusNotFound`."""
     try:
         link = DeliveryLink.read(token)
     except LinkExpired:

@@ -1,8 +1,8 @@
-"""What is the matter with a run, in a sentence: why it is stuck, and what it waits for.
+"""A sentence about a run: why it is stuck, or what it is waiting for.
 
-For the admin, the command line and the pages of a project. Plain text: whoever shows it as HTML
-escapes it. Each case is one whole message, so that a translation can order its words as it likes;
-where two things are to be said, two sentences stand side by side.
+For the admin, the command line and the pages of a project. Plain text: code that shows it as HTML
+escapes it. Each case is one whole message, so that a translation can order the words freely. If
+there are two things to say, there are two sentences.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from .losses import deaths_sentence
 from .snapshot import RunSnapshot, StepSnapshot
 from .wording import format_duration, listed, quoted
 
-#: How much of an error's message stands in the sentence, in characters.
+#: How many characters of an error's message the sentence quotes.
 ERROR_LENGTH = 200
-#: A queued step whose message is this old finds no worker.
+#: A step that has been queued for this long finds no worker.
 PICKUP_TIME = timedelta(seconds=30)
 
 
 def summary(snapshot: RunSnapshot, last: Operation | None = None) -> str:
-    """What is the matter with this run; ``last`` is the newest operation on it, if known.
+    """The sentence about this run; ``last`` is the latest operation on it, if known.
 
     The error is that of the snapshot's failure.
     """
@@ -47,7 +47,7 @@ def error_of(failure: StepFailure) -> str:
 
 
 def _class_gone(snapshot: RunSnapshot) -> str:
-    """What it means that this code has no class of its, unless the run needs none any more."""
+    """What it means that this code lacks the class, unless the run no longer needs it."""
     if snapshot.is_known or snapshot.run.status in (RunStatus.SUCCEEDED, RunStatus.CANCELLED):
         return ""
     if snapshot.run.status == RunStatus.FAILED:
@@ -74,7 +74,7 @@ def _erased(snapshot: RunSnapshot) -> str:
     return _with_reason(message % {"by": erasure.by, "ago": ago}, erasure)
 
 
-# A run that has ended
+# Runs that have ended
 
 
 def _succeeded(snapshot: RunSnapshot, last: Operation | None) -> str:
@@ -120,7 +120,7 @@ def _failed(snapshot: RunSnapshot, last: Operation | None) -> str:
 
 
 def _failed_at_its_end(snapshot: RunSnapshot) -> str:
-    """It would have succeeded, or been cancelled, but for the step that closes it."""
+    """It would have succeeded, or been cancelled, if its closing step had not failed."""
     closing = (step for step in snapshot.steps if step.node.traits.is_closing)
     failed = next((step for step in closing if step.status == StepStatus.FAILED), None)
     if failed is None:
@@ -184,7 +184,7 @@ def _is_failed_undo(step: StepSnapshot) -> bool:
 
 
 def _with_blocked(snapshot: RunSnapshot, text: str) -> str:
-    """With what a failure keeps from going on: the steps beside the failed one, and those after."""
+    """Add what a failure blocks: the steps beside the failed one, and the steps after it."""
     on_hold = sum(step.is_on_hold for step in snapshot.steps)
     is_more = any(not step.status for step in snapshot.steps if not step.node.off_path)
     if on_hold and is_more:
@@ -204,7 +204,7 @@ def _with_blocked(snapshot: RunSnapshot, text: str) -> str:
     return f"{text} " + message % {"count": on_hold}
 
 
-# A run that is rolled back
+# Runs that are being rolled back
 
 
 def _undoing(snapshot: RunSnapshot, last: Operation | None) -> str:
@@ -240,7 +240,7 @@ def _being_cancelled(snapshot: RunSnapshot, last: Operation | None) -> str:
 
 
 def _undoing_now(snapshot: RunSnapshot) -> list[str]:
-    """What an undoing is about, or waits for."""
+    """What the rollback is doing, or what it is waiting for."""
     running = [step.name for step in snapshot.steps if _still_executes(step)]
     if running:
         return [_("Waiting for %(steps)s to finish first.") % {"steps": _names(running)}]
@@ -263,7 +263,7 @@ def _is_open(step: StepSnapshot) -> bool:
     return step.status in _OF_STEP and not is_held
 
 
-# A run that goes on, or could
+# Runs that continue, or could
 
 
 def _paused(snapshot: RunSnapshot, last: Operation | None) -> str:
@@ -304,7 +304,7 @@ def _running(snapshot: RunSnapshot, last: Operation | None) -> str:
 
 
 def _race(snapshot: RunSnapshot, step: StepSnapshot) -> str:
-    """That others may come before this step, and what starts then."""
+    """That other steps may be faster than this one, and what starts then."""
     for later in snapshot.plan.successors(step.name):
         group = next((group for group in later.any_of if step.name in group), None)
         if group is not None and later.name not in snapshot.states:
@@ -346,7 +346,7 @@ def _failed_step(snapshot: RunSnapshot, step: StepSnapshot) -> str:
 
 
 def _urgency(snapshot: RunSnapshot, step: StepSnapshot) -> int:
-    """What stands in the way of most comes first."""
+    """What blocks most comes first."""
     row = step.row
     if row is None:
         return 9
@@ -359,11 +359,11 @@ def _urgency(snapshot: RunSnapshot, step: StepSnapshot) -> int:
     return 3 if step.is_awaiting_event else 4
 
 
-# A step
+# Steps
 
 
 def _now(snapshot: RunSnapshot, step: StepSnapshot) -> str:
-    """What this step is about."""
+    """What this step is doing."""
     if step.row is None:
         return _("%(step)s is running.") % {"step": _name(step)}
     return _OF_STEP[StepStatus(step.row.status)](snapshot, step, step.row)
@@ -555,7 +555,7 @@ def _delayed(snapshot: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
     return _("%(step)s starts in %(left)s.") % {"step": _name(step), "left": format_duration(left)}
 
 
-# What the messages are filled with
+# Values in the messages
 
 
 def _name(step: StepSnapshot) -> str:
@@ -579,7 +579,7 @@ def _attempts(step: StepSnapshot | None) -> int:
 
 
 def _error(snapshot: RunSnapshot, step: StepSnapshot | None) -> str:
-    """The run's error, if it is this step's: its deepest cause, and where that is."""
+    """The run's error, if it belongs to this step: its deepest cause, with its place."""
     failure = snapshot.current_failure
     if failure is None or (step is not None and failure.step != step.name):
         return ""
@@ -589,9 +589,9 @@ def _error(snapshot: RunSnapshot, step: StepSnapshot | None) -> str:
 
 
 def reported(failure: StepFailure) -> str:
-    """Of a failure that others have caused, and whose cause is not there any more: who they were.
+    """A failure that others have caused, and whose cause no longer exists.
 
-    Its message tells of states that are past, and of ids.
+    Its own message is about past statuses and ids.
     """
     if failure.error == CHILDREN_FAILED:
         return _("a child run had failed")
@@ -630,7 +630,7 @@ def _with_progress(
     with_both: str,
     values: dict[str, str] | None = None,
 ) -> str:
-    """That of the four messages for which the step has told enough."""
+    """The one of the four messages that fits what the step has reported."""
     text, amount = step.progress_text, step.progress
     if amount is None:
         message = with_text if text else plain
@@ -647,7 +647,7 @@ def _with_progress(
 
 
 def _with_reason(text: str, operation: Operation) -> str:
-    """With the first line of why somebody did it."""
+    """Add the first line of the reason, if someone gave one."""
     reason = next(iter(operation.reason.strip().splitlines()), "").rstrip(".")
     return f"{text} " + _("Reason: %(reason)s.") % {"reason": reason} if reason else text
 

@@ -1,7 +1,7 @@
-"""The runs above and below a run: whom its failure holds up, and which of its children is to blame.
+"""The runs above and below a run: which ones its failure holds up, and which child is the cause.
 
-A child that was fixed does not fix its parent: the step of the parent that waited for it has failed
-for good. `held_up` and `Tree` find such runs, and the sentences here say so, as whole messages.
+Fixing a child does not fix its parent: the parent's step that waited for it has failed permanently.
+`held_up` and `Tree` find such runs, and the sentences here say so, as whole messages.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from .actions import was_undone
 from .snapshot import RunSnapshot, StepSnapshot
 from .wording import quoted
 
-#: Runs of a tree: below one run, and in all.
+#: The number of runs in a tree: below one run, and in total.
 MAX_CHILDREN, MAX_RUNS = 20, 60
-#: Levels of runs that the engine lets stand above one another.
+#: The maximum depth that the engine allows.
 MAX_DEPTH = 10
-#: What a parent waits for still.
+#: What a parent may still be waiting for.
 _UNFINISHED = (RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.UNDOING)
 _UNSUCCESSFUL = (RunStatus.FAILED, RunStatus.CANCELLED)
 
 
-# Above
+# Runs above
 
 
 def held_up(run: SequenceRun, runs: QuerySet[SequenceRun]) -> list[SequenceRun]:
-    """Of ``runs`` those that have failed waiting for this one, its parent first.
+    """Those of ``runs`` that have failed waiting for this one, its parent first.
 
-    A retry of the last one begins all of them again, and this one too if it did not succeed. One
-    query for each run above, and none for a run without a parent.
+    A retry of the last one restarts all of them, including this run if it did not succeed. One
+    query per run above, and none for a run without a parent.
     """
     above: list[SequenceRun] = []
     waiting = run.parent_id
@@ -53,14 +53,14 @@ def held_up(run: SequenceRun, runs: QuerySet[SequenceRun]) -> list[SequenceRun]:
 
 
 def _retriable(above: list[SequenceRun]) -> list[SequenceRun]:
-    """Up to the first that was rolled back: a retry of it would retry its undo."""
+    """Up to the first one that was rolled back: a retry would retry its undo."""
     snapshots = snapshot.of_many(above, failures=False) if above else []
     undone = (index for index, parent in enumerate(snapshots) if was_undone(parent))
     return above[: next(undone, len(above))]
 
 
 def explain_held_up(run: SequenceRun, above: Sequence[SequenceRun]) -> str:
-    """That its parents have failed, as a sentence; nothing if there are none."""
+    """A sentence that its parents have failed; "" if there are none."""
     if not above:
         return ""
     values = {"parent": name_of(above[0]), "top": name_of(above[-1]), "count": len(above)}
@@ -85,15 +85,15 @@ def name_of(run: SequenceRun) -> str:
     return run.key or f"{str(run.pk)[:13]}…"
 
 
-# Below
+# Runs below
 
 
 @dataclass(frozen=True)
 class Family:
-    """A run of a tree, and the runs below it."""
+    """A run in a tree, with its child runs."""
 
     snapshot: RunSnapshot
-    #: The step of its parent that has started it; empty: it is the root.
+    #: The step of its parent that started it; empty: it is the root.
     step: str
     children: tuple[Family, ...] = ()
     #: Whether it has children that are not shown.
@@ -115,7 +115,7 @@ class Family:
         return self.has_failed or any(child.leads_to_cause for child in self.children)
 
     def walk(self) -> Iterator[Family]:
-        """This run and all below it."""
+        """This run and all runs below it."""
         yield self
         for child in self.children:
             yield from child.walk()
@@ -142,7 +142,7 @@ class Family:
 
 
 def explain_fixed(family: Family) -> str:
-    """That the children, for which a run has failed, have been fixed since; else nothing."""
+    """A sentence that the children that failed a run have been fixed since; otherwise ""."""
     if not family.snapshot.is_failing or was_undone(family.snapshot):
         return ""
     cause = family.cause
@@ -187,7 +187,8 @@ def _of_own(is_active: bool, count: int) -> str:
 
 
 def tree_of(root: RunSnapshot, runs: QuerySet[SequenceRun]) -> Family:
-    """A run and those of ``runs`` below it, the unsuccessful first; one query for each level."""
+    """The tree of a run and its children in ``runs``, unsuccessful ones first; one query per
+    level."""
     rows: list[SequenceRun] = []
     level = [root.run.pk]
     depth = 0

@@ -1,4 +1,4 @@
-"""Whether steps are performed as they should be: for people who look, and for monitoring.
+"""Whether steps run as they should: for people, and for monitoring.
 
 Seven queries on indexes, however many runs there are.
 """
@@ -38,17 +38,17 @@ from .losses import deaths_sentence, newest_losses
 from .schedules import ScheduleSnapshot
 from .wording import format_duration, format_number
 
-#: Step runs that are looked at, those first that should have been looked after first.
+#: The maximum number of step runs that are checked, most overdue first.
 MAX_STEP_RUNS = 10_000
-#: Rows of worker processes that are read.
+#: The maximum number of worker processes that are read.
 MAX_PROCESSES = 1_000
-#: Suspects that are named.
+#: The number of suspects that are named.
 MAX_NAMED_SUSPECTS = 3
-#: Schedules that are looked at, of those that are late or fail.
+#: The maximum number of late or failing schedules that are checked.
 MAX_SCHEDULES = 100
-#: A process that was not seen for so long is gone, or hangs.
+#: A process that has not been seen for this long is gone or stuck.
 STALE_AFTER = timedelta(seconds=4 * REPORT_INTERVAL_SECONDS)
-#: What waits for so long for a free worker is worth a look; for so long, an alarm.
+#: How long steps wait for a free worker before this is a warning, and before it is critical.
 WARN_AFTER, ALARM_AFTER = timedelta(minutes=1), timedelta(minutes=5)
 
 
@@ -62,7 +62,7 @@ class Level(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sign:
-    """One of the things that were looked at."""
+    """One of the things that were checked."""
 
     name: str
     level: Level
@@ -77,10 +77,10 @@ class Sign:
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """A step run that may be what its workers died of."""
+    """A step run that may have killed its workers."""
 
     row: StepRun
-    #: The newest of these deaths.
+    #: The latest of these deaths.
     loss: StepLoss | None
 
     def __str__(self) -> str:
@@ -90,63 +90,63 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Health:
-    """What was seen of step runs and worker processes. The sentences come translated."""
+    """What was seen of step runs and worker processes. The sentences are translated."""
 
     #: The database's time when it was read.
     now: datetime
-    #: Step runs that wait for a worker, and since when the one that has waited longest.
+    #: Step runs that wait for a worker, and since when the oldest has waited.
     queued: int
     queued_since: datetime | None
-    #: Step runs whose worker has not been heard of in time, and since when the oldest.
+    #: Step runs whose lease has expired, and since when the oldest.
     expired: int
     expired_since: datetime | None
-    #: Failed attempts whose next one should have begun, and since when the oldest.
+    #: Failed attempts whose retry is overdue, and since when the oldest.
     overdue: int
     overdue_since: datetime | None
-    #: Step runs whose last worker was lost, and some of them, those first that lost the most.
+    #: Step runs whose last worker was lost; and some of them, those with the most losses first.
     suspected: int
     suspects: tuple[Suspect, ...]
-    #: Step runs that the sweep cannot look after, as another transaction has locked them for
-    #: more than a minute, and whose that is, if the database tells.
+    #: Step runs that the sweep cannot handle, because another transaction has locked them for more
+    #: than a minute; and the session that holds the lock, if the database tells.
     locked: Locked | None
     holder: Holder | None
-    #: Whether there are more step runs than were looked at.
+    #: Whether there are more step runs than were checked.
     capped: bool
-    #: Worker processes, and those that only sweep, the last seen first.
+    #: Worker processes, including those that only sweep, last seen first.
     processes: tuple[WorkerProcess, ...]
-    #: Schedules that are late or cannot start their runs, those first that waited longest.
+    #: Schedules that are late or cannot start their runs, most overdue first.
     schedules: tuple[ScheduleSnapshot, ...] = ()
-    #: Lines of limits in which somebody waits, and that no sweep looks at.
+    #: Lines of limits in which something waits, and which no sweep checks.
     neglected: tuple[LimitKey, ...] = ()
-    #: Messages of the outbox that should have been sent, and the first of them.
+    #: Messages of the outbox that are overdue, and the first of them.
     unsent: int = 0
     first_unsent: OutboxMessage | None = None
-    #: Step runs that a worker is running, as far as it shows signs of life.
+    #: Step runs that a worker is running, with signs of life.
     running: int = 0
     #: Step runs that keep failing, and are still retried.
     struggling: int = 0
-    #: How many step runs there are of the sequences that this code has no class for.
+    #: The number of step runs whose class this code does not have.
     classless: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def workers(self) -> tuple[WorkerProcess, ...]:
-        """The processes that perform steps, as far as they were seen lately."""
+        """The processes that run steps and were seen recently."""
         return tuple(process for process in self._performing if self._is_alive(process))
 
     @cached_property
     def stale(self) -> tuple[WorkerProcess, ...]:
-        """The worker processes that were there, and neither said good-bye nor are seen now."""
+        """Worker processes that have disappeared without a clean shutdown."""
         return tuple(process for process in self._performing if not self._is_alive(process))
 
     @cached_property
     def stalled(self) -> tuple[WorkerProcess, ...]:
-        """The processes that are seen, although their own sweep has not ended for long: they hang,
-        and are not dead."""
+        """Processes that are still seen, although their sweep has not ended for long: they are
+        stuck."""
         return tuple(process for process in self.workers if self._sweeps_late(process))
 
     @cached_property
     def sweepers(self) -> tuple[WorkerProcess, ...]:
-        """The processes that sweep, as far as they were seen lately."""
+        """The processes that sweep and were seen recently."""
         sweeping = (process for process in self.processes if process.swept_at is not None)
         return tuple(process for process in sweeping if self._is_alive(process))
 
@@ -158,7 +158,7 @@ class Health:
 
     @cached_property
     def signs(self) -> tuple[Sign, ...]:
-        """What to look at, in the order of what causes what."""
+        """All signs, causes before effects."""
         rare = (
             (_locked, self.locked),
             (_suspects, self.suspected),
@@ -173,7 +173,7 @@ class Health:
 
     @property
     def level(self) -> Level:
-        """That of the worst sign."""
+        """The level of the worst sign."""
         return max(sign.level for sign in self.signs)
 
     def problems(self) -> list[str]:
@@ -203,11 +203,11 @@ class Health:
 
 
 def read(using: str | None = None, runs: QuerySet[SequenceRun] | None = None) -> Health:
-    """How it stands now; of these runs only, if they are given."""
+    """Read the current health; if ``runs`` are given, only of these."""
     using = using or conf.using()
     now = clock.now(using)
     processes = WorkerProcess.objects.using(using).order_by("-seen_at")
-    # Schedules are no runs: who may see only some of those is not shown them.
+    # Schedules are not runs: people who may see only some runs are not shown them.
     troubled = () if runs is not None else tuple(schedules.troubled(using, now, MAX_SCHEDULES))
     return Health(
         now=now,
@@ -221,7 +221,7 @@ def read(using: str | None = None, runs: QuerySet[SequenceRun] | None = None) ->
 
 
 def _outbox_of(now: datetime, using: str) -> dict[str, Any]:
-    # The sweep tries each again within this time, as long as the broker does not take it.
+    # The sweep retries each within this time if the broker does not accept it.
     rows = OutboxMessage.objects.using(using).filter(wake_at__lte=now + MAX_LOOK_INTERVAL)
     late = Q(failures__gt=0) | Q(wake_at__lt=now - WARN_AFTER)
     rows = rows.filter(late, created_at__lt=now - WARN_AFTER).order_by("created_at")
@@ -230,8 +230,8 @@ def _outbox_of(now: datetime, using: str) -> dict[str, Any]:
 
 
 def _steps(now: datetime, using: str, runs: QuerySet[SequenceRun] | None) -> dict[str, Any]:
-    # The sweep looks at whatever waits for a worker within this time, so all that is of interest
-    # is at the beginning of the one index that a claim leaves as it is.
+    # The sweep checks whatever waits for a worker within this time. So everything of interest is at
+    # the beginning of the one index that a claim leaves unchanged.
     rows = StepRun.objects.using(using).filter(wake_at__lte=now + MAX_LOOK_INTERVAL)
     if runs is not None:
         rows = rows.filter(run__in=runs.order_by().values("pk"))
@@ -254,7 +254,7 @@ def _steps(now: datetime, using: str, runs: QuerySet[SequenceRun] | None) -> dic
     )
     capped = counts.pop("looked_at") > MAX_STEP_RUNS
     suspects = _suspects_of(rows, using) if counts["suspected"] else ()
-    # A sweep looks after what is due within seconds: what is not, is locked, or nobody sweeps.
+    # A sweep handles what is due within seconds: if not, it is locked, or nobody sweeps.
     unseen = rows.filter(wake_at__lt=now - WARN_AFTER) if counts.pop("unseen") else None
     classless = _classless_of(rows, using)
     context = {**counts, "capped": capped, "suspects": suspects, "classless": classless}
@@ -262,7 +262,7 @@ def _steps(now: datetime, using: str, runs: QuerySet[SequenceRun] | None) -> dic
 
 
 def _classless_of(rows: QuerySet[StepRun], using: str) -> dict[str, int]:
-    """How many step runs wait for a class that this code has not: no worker with it runs them."""
+    """The number of step runs whose class this code lacks: no worker with this code runs them."""
     labels = StoredPlan.objects.using(using).order_by().values_list("sequence", flat=True)
     missing = [label for label in labels.distinct() if registry.find(label) is None]
     if not missing:
@@ -284,7 +284,7 @@ def _suspects_of(rows: QuerySet[StepRun], using: str) -> tuple[Suspect, ...]:
     return tuple(Suspect(row, losses.get(row.pk)) for row in suspects)
 
 
-# What is looked at
+# Signs
 
 
 def _workers(health: Health) -> Sign:
@@ -309,13 +309,13 @@ def _workers(health: Health) -> Sign:
 
 
 def _stalled(health: Health, says: str) -> Sign:
-    """A process that still reports, and in which something hangs."""
+    """A process that still reports, but is stuck."""
     count, process = len(health.stalled), health.stalled[0]
     assert process.swept_at is not None
     message = ngettext("%(workers)s, %(count)d stalled", "%(workers)s, %(count)d stalled", count)
     advice = gettext(
         "%(name)s is alive, but its last sweep ended %(time)s ago: it is waiting for the "
-        "database, or it hangs. It keeps its running steps. Check its threads, and restart it."
+        "database, or is stuck. It keeps its running steps. Check its threads, and restart it."
     ) % {"name": process.name, "time": health._since(process.swept_at)}
     says = message % {"workers": says, "count": count}
     return Sign("workers", Level.WARNING, says, advice)
@@ -356,7 +356,7 @@ def _sweep(health: Health) -> Sign:
         return Sign("sweep", Level.BAD, says, _no_sweep())
     advice = gettext(
         "%(name)s is sweeping, but does not finish. Delays, retries and lost steps are handled "
-        "late. Is the database slow, or is a lock in the way?"
+        "late. Is the database slow, or is a lock blocking it?"
     ) % {"name": health.sweepers[0].name}
     says = gettext("Sweep late: the last one ended %(time)s ago") % values
     return Sign("sweep", level, says, advice)
@@ -364,8 +364,8 @@ def _sweep(health: Health) -> Sign:
 
 def _no_sweep() -> str:
     return gettext(
-        "No process sweeps: delays, retries and lost steps are not handled. Workers sweep "
-        "unless SWEEP_INTERVAL is None; `manage.py sequences sweep --loop` sweeps, too."
+        "No process runs the sweep: delays, retries and lost steps are not handled. Workers run "
+        "it unless SWEEP_INTERVAL is None; so does `manage.py sequences sweep --loop`."
     )
 
 
@@ -383,9 +383,8 @@ def _queued(health: Health) -> Sign:
 def _why_queued(health: Health) -> str:
     if health.workers and not health.running:
         return gettext(
-            "Steps are waiting, but no worker is running any: the workers consume other queues, "
-            "or they hang, or the broker has lost the messages. The sweep sends lost messages "
-            "again."
+            "Steps are waiting, but no worker is running any: the workers consume other queues or "
+            "are stuck, or the broker has lost the messages. The sweep sends lost messages again."
         )
     return gettext(
         "Steps are waiting for a free worker: start more workers, or check what keeps them busy."
@@ -398,7 +397,7 @@ def _expired(health: Health) -> Sign:
     says = ngettext("%(count)s expired lease", "%(count)s expired leases", health.expired) % {
         "count": health._count(health.expired)
     }
-    advice = gettext("Their workers died or hang; the sweep will requeue these steps.")
+    advice = gettext("Their workers have died or are stuck; the sweep requeues these steps.")
     return Sign("expired", max(Level.WARNING, health._level(health.expired_since)), says, advice)
 
 
@@ -499,7 +498,7 @@ def _limits(health: Health) -> Sign:
     ) % {"count": count}
     advice = gettext(
         "Steps are waiting for %(limit)s, and no sweep has checked whether a place is free. Is "
-        "a worker running that sweeps?"
+        "a worker running the sweep?"
     ) % {"limit": first.limit.name}
     return Sign("limits", health._level(first.wake_at), says, advice)
 
@@ -527,9 +526,9 @@ def _classless(health: Health) -> Sign:
     ) % {"count": format_number(count)}
     advice = ngettext(
         "No release with the class %(names)s is deployed here: its steps stay queued until one is, "
-        "or until somebody cancels their runs.",
+        "or until someone cancels their runs.",
         "No release with the classes %(names)s is deployed here: their steps stay queued until one "
-        "is, or until somebody cancels their runs.",
+        "is, or until someone cancels their runs.",
         len(health.classless),
     ) % {"names": ", ".join(sorted(health.classless)[:MAX_NAMED_SUSPECTS])}
     return Sign("classless", Level.WARNING, says, advice)

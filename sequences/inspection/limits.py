@@ -14,9 +14,9 @@ from ..models import LimitKey, Permit, PermitState, StepRun, StepStatus, StoredL
 from ..transitions import clock, lines
 from .wording import format_duration
 
-#: Lines of one limit that are shown, those first in which somebody waits longest.
+#: The lines of a limit that are shown, longest wait first.
 MAX_LINES = 50
-#: Permits that are read for the sentences of some runs.
+#: The maximum number of permits read for the sentences of some runs.
 MAX_WAITS = 1000
 
 
@@ -27,35 +27,35 @@ class LineSnapshot:
     key: str
     in_use: int
     waiting: int
-    #: Since when the one who has waited longest is ready.
+    #: Since when the one that has waited longest is ready.
     oldest: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
 class LimitSnapshot:
-    """A limit, over all of its lines."""
+    """A limit, across all of its lines."""
 
     row: StoredLimit
     now: datetime
     in_use: int
     waiting: int
     oldest: datetime | None
-    #: How many lines there are.
+    #: The number of lines.
     lines: int
 
     @property
     def numbers(self) -> str:
-        """What counts now: "5 at once, 10 per 1 s"."""
+        """The numbers in force: "5 at once, 10 per 1 s"."""
         return numbers_text(*self.row.numbers)
 
     @property
     def declared(self) -> str:
-        """What the code says."""
+        """The numbers in the code."""
         return numbers_text(self.row.concurrency, self.row.rate, self.row.per)
 
 
 def numbers_text(concurrency: int | None, rate: int | None, per: timedelta | None) -> str:
-    """How people read the numbers of a limit."""
+    """The numbers of a limit, for people."""
     values = {"concurrency": concurrency, "rate": rate, "per": format_duration(per or timedelta())}
     if rate is None:
         return _("%(concurrency)s at once") % values
@@ -65,7 +65,7 @@ def numbers_text(concurrency: int | None, rate: int | None, per: timedelta | Non
 
 
 def of_many(rows: Iterable[StoredLimit], using: str) -> list[LimitSnapshot]:
-    """These limits. Four queries, however many there are."""
+    """The snapshots of these limits. Four queries, however many there are."""
     rows = list(rows)
     ids = [row.pk for row in rows]
     permits = Permit.objects.using(using).filter(line__limit__in=ids)
@@ -87,7 +87,7 @@ def of_many(rows: Iterable[StoredLimit], using: str) -> list[LimitSnapshot]:
 
 
 def lines_of(row: StoredLimit, using: str, limit: int = MAX_LINES) -> list[LineSnapshot]:
-    """Its lines: those in which somebody waits first, the longest wait before the others."""
+    """Its lines, longest wait first, then those in which nobody waits."""
     permits = Permit.objects.using(using).filter(line__limit=row.pk)
     waiting = _counts(permits.filter(state=PermitState.WAITING), "line")
     in_use = _counts(lines.in_use(permits, using), "line")
@@ -108,7 +108,7 @@ def _counts(permits: Any, by: str) -> dict[int, tuple[int, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class LimitWait:
-    """The line in which a step run waits, or items of it."""
+    """The line in which a step run, or some of its items, are waiting."""
 
     limit: str
     key: str
@@ -126,14 +126,14 @@ class LimitWait:
 
     @property
     def values(self) -> dict[str, Any]:
-        """For the messages that tell of it."""
+        """The values for the messages about it."""
         per = format_duration(self.per or timedelta())
         values = {"limit": self.limit, "key": self.key, "rate": self.rate, "per": per}
         return {**values, "in_use": self.in_use, "places": self.concurrency}
 
 
 def waits_of(step_runs: Iterable[StepRun], using: str) -> dict[int, LimitWait]:
-    """In which line each of these waits, by their ids: its own, its run's, or its items'."""
+    """The line in which each of these waits, by id: its own, its run's, or its items'."""
     rows = {row.pk: row for row in step_runs}
     if not rows:
         return {}
@@ -173,6 +173,7 @@ def _wait(permit: Permit, in_use: int, items: int) -> LimitWait:
 
 
 def neglected(now: datetime, after: timedelta, using: str) -> list[LimitKey]:
-    """Some lines in which somebody waits, and that no sweep has looked at for so long."""
+    """Some lines in which something has been waiting, and which no sweep has checked, for this
+    long."""
     rows = LimitKey.objects.using(using).filter(wake_at__lt=now - after)
     return list(rows.select_related("limit").order_by("wake_at")[:5])

@@ -1,4 +1,4 @@
-"""What people are told of a worker that was lost: beside whom the step was that it died in."""
+"""What people are told about a lost worker: what else it was running."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from django.utils.translation import gettext, ngettext
 
 from ..models import NO_ITEM, StepLoss, StepRun
 
-#: How many neighbours are named.
+#: The number of neighbours that are named.
 MAX_NAMED_STEPS = 3
 
 
 def newest_losses(step_run_ids: Collection[int], using: str) -> dict[int, StepLoss]:
-    """The newest loss of each of these step runs, as far as they have one."""
+    """The latest loss of each of these step runs that has one."""
     rows = StepLoss._base_manager.using(using).filter(step_run__in=step_run_ids)
     newest = rows.order_by().values("step_run").annotate(newest=Max("pk")).values("newest")
     losses = StepLoss._base_manager.using(using).filter(pk__in=[row["newest"] for row in newest])
@@ -23,7 +23,7 @@ def newest_losses(step_run_ids: Collection[int], using: str) -> dict[int, StepLo
 
 
 def deaths_sentence(row: StepRun, loss: StepLoss | None) -> str:
-    """How many workers died in the step, and what the last one was running beside it."""
+    """How many workers died in the step, and what else the last one was running."""
     values = {
         "count": row.lost_workers,
         "steps": names(loss.concurrent_steps) if loss is not None else "",

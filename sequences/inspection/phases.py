@@ -1,4 +1,4 @@
-"""What a step did when, from its row: one rule for every kind, in every picture and table."""
+"""What a step did when, derived from its row: one rule for every kind, picture and table."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Literal
 from ..definitions.kinds import traits_of
 from ..models import StepRun, StepStatus, Wait
 
-#: ``items`` and ``children``: those of the step are at work, and it waits for them. ``held``: its
-#: run keeps it from going on.
+#: ``items`` and ``children``: those of the step are in progress, and it waits for them. ``held``:
+#: it is on hold.
 Kind = Literal["waited", "ran", "failed", "items", "children", "held"]
-#: In which of them something was at work.
+#: The phases in which something was in progress.
 AT_WORK: tuple[Kind, ...] = ("ran", "failed", "items", "children")
 _MEMBERS: dict[str, Kind] = {Wait.ITEMS: "items", Wait.CHILDREN: "children"}
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A time in which a step waited, ran, or others worked for it."""
+    """A period in which a step waited or ran, or others worked for it."""
 
     kind: Kind
     begins: datetime
-    #: None: it still does.
+    #: None: it has not ended.
     ends: datetime | None = None
 
     def length(self, now: datetime) -> timedelta:
@@ -35,10 +35,10 @@ class Phase:
 def phases_of(
     row: StepRun, held_since: datetime | None = None, failed_at: datetime | None = None
 ) -> tuple[Phase, ...]:
-    """The phases of a step, the first begins when it was ready.
+    """The phases of a step, from the time when it was ready.
 
-    A row knows its last attempt and its last wait; what was before is one wait. ``failed_at``: when
-    its newest attempt failed, if that is known.
+    A row knows its last attempt and its last wait; everything before that counts as one wait.
+    ``failed_at``: when its latest attempt failed, if known.
     """
     return tuple(phase for phase in _Phases(row, held_since, failed_at) if _is_there(phase))
 
@@ -52,15 +52,15 @@ class _Phases:
         self, row: StepRun, held_since: datetime | None, failed_at: datetime | None
     ) -> None:
         self.row, self.held_since = row, held_since
-        # What lies before it was ready belongs to an earlier turn.
+        # Anything from before it was ready belongs to an earlier execution.
         self.started_at = self._of_this_turn(row.started_at)
         self.waiting_since = self._of_this_turn(row.waiting_since) if row.wait else None
         self.failed_at = failed_at if failed_at and self._is_after_start(failed_at) else None
 
     def __iter__(self) -> Iterator[Phase]:
         if traits_of(self.row.kind).takes_delivery:
-            # No code of the project's runs in it, and no worker is at work. One that times out is
-            # an attempt that fails, whose row is ready from its time on.
+            # No code of the project runs in it, and no worker works on it. An event that times out
+            # is an attempt that fails, whose row is ready from that time on.
             return self._idle(min(self.row.ready_at, self.row.waiting_since or self.row.ready_at))
         if self.waiting_since is None:
             return self._attempt(self.row.ready_at)
@@ -75,7 +75,7 @@ class _Phases:
         return self.started_at is not None and moment >= self.started_at
 
     def _until_wait(self, since: datetime) -> Iterator[Phase]:
-        """An attempt that has begun a wait: the wait is the last that the row knows."""
+        """An attempt that has started a wait, which is the last one that the row knows."""
         row, begins = self.row, self.row.ready_at
         has_run = row.wait in _MEMBERS or row.repeats or row.attempts
         if self.started_at is not None and has_run:
@@ -101,7 +101,7 @@ class _Phases:
             yield Phase(kind, since, ended_at)
 
     def _after_wait(self, since: datetime) -> Iterator[Phase]:
-        """The attempt that came after the wait: it gathers what items or children have done."""
+        """The attempt after the wait, which collects the results of items or children."""
         if self.row.wait not in _MEMBERS or self.started_at is None:
             yield from self._attempt(self.row.ready_at)
             return
@@ -129,7 +129,7 @@ class _Phases:
             yield from self._idle(ended_at)
 
     def _attempt_ended_at(self, started_at: datetime) -> datetime:
-        """A row is queued again as its attempt ends, unless that has ended the step."""
+        """A row is queued again when its attempt ends, unless the step has ended."""
         row = self.row
         if row.status in (StepStatus.SUCCEEDED, StepStatus.FAILED) and row.finished_at:
             return row.finished_at
@@ -140,7 +140,7 @@ class _Phases:
         return row.finished_at
 
     def _idle(self, begins: datetime) -> Iterator[Phase]:
-        """A wait that nobody works in; from when its run holds the step, on hold."""
+        """A wait in which nothing works; on hold from the time when its run stopped it."""
         ended_at = self.row.finished_at
         if ended_at is not None or self.held_since is None:
             yield Phase("waited", begins, ended_at)

@@ -1,4 +1,4 @@
-"""What pages and commands show of a run beside its snapshot: its newest rows, without secrets."""
+"""What pages and commands show besides a run's snapshot: its latest rows, without secrets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .snapshot import hide_secrets
 
 
 def failures_of(run: SequenceRun, limit: int, *, tracebacks: bool = False) -> list[StepFailure]:
-    """Its newest failed attempts, the newest first."""
+    """Its latest failed attempts, newest first."""
     rows = StepFailure.objects.using(conf.using()).filter(run=run.pk).order_by("-pk")
     failures = list((rows if tracebacks else rows.defer("traceback"))[:limit])
     hide_secrets(failures, [run], conf.using())
@@ -16,6 +16,6 @@ def failures_of(run: SequenceRun, limit: int, *, tracebacks: bool = False) -> li
 
 
 def operations_of(run: SequenceRun, limit: int) -> list[Operation]:
-    """Its newest operations, the newest first. What they changed may be large: it is not read."""
+    """Its latest operations, newest first. Their changes may be large, and are not loaded."""
     rows = Operation.objects.using(conf.using()).filter(run=run.pk).order_by("-pk")
     return list(rows.defer("before", "after")[:limit])

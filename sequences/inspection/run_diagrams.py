@@ -1,4 +1,4 @@
-"""The diagrams of a run: its snapshot in the words and values that `diagrams` takes."""
+"""The diagrams of a run: its snapshot, converted for `diagrams`."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from .phases import phases_of
 from .snapshot import RunSnapshot, StepSnapshot
 from .wording import format_duration, format_seconds
 
-#: Where a step's box leads; an empty text: nowhere.
+#: The link of a step's box; empty: none.
 Href = Callable[[StepSnapshot], str]
 
-#: Failed attempts that one lane shows, the newest ones.
+#: How many failed attempts one lane shows, the latest ones.
 MOST_FAILURES = 50
 
 
 def picture_of(snapshot: RunSnapshot, href: Href | None = None) -> SafeString:
-    """The run's plan as an SVG; empty beyond some dozens of steps."""
+    """The run's plan as an SVG; empty if it has too many steps."""
     if not diagrams.is_drawable(snapshot.plan):
         return SafeString("")
     label = _("Steps of %(run)s") % {"run": snapshot.title}
@@ -42,7 +42,7 @@ def timeline_of(
     href: Href | None = None,
     steps: Collection[StepSnapshot] | None = None,
 ) -> SafeString:
-    """What each step, or each of ``steps``, did when, as an SVG."""
+    """When each step, or each of ``steps``, did what, as an SVG."""
     run, lanes = snapshot.run, lanes_of(snapshot, failures, href)
     if steps is not None:
         names = {step.name for step in steps}
@@ -64,7 +64,7 @@ def timeline_of(
 
 
 def marks_of(snapshot: RunSnapshot, href: Href | None = None) -> dict[str, Mark]:
-    """How far each step is, by its name."""
+    """The mark of each step, by name."""
     delayed = _delayed(snapshot)
     return {
         step.name: Mark(
@@ -82,17 +82,18 @@ def marks_of(snapshot: RunSnapshot, href: Href | None = None) -> dict[str, Mark]
 
 
 def _delayed(snapshot: RunSnapshot) -> frozenset[str]:
-    """The steps with a delay of their own: a plan does not know them, its class does."""
+    """The steps with a delay of their own, which only the class knows, not the plan."""
     try:
         definition = registry.definition_for(snapshot.run.sequence, snapshot.plan)
-    except SequenceError:  # kept with the run by a newer release
+    except SequenceError:  # stored with the run by a newer release
         return frozenset()
     steps = {name: definition.step(name) for name in snapshot.plan.names} if definition else {}
     return frozenset(name for name, step in steps.items() if step and step.delay is not None)
 
 
 def _text(snapshot: RunSnapshot, step: StepSnapshot) -> str:
-    """What stands beside its state; short, there is little room. Empty: its progress, if any."""
+    """The text next to its status; short, because there is little room. Empty: its progress, if
+    any."""
     row = step.row
     if row is None or step.is_on_hold:
         return ""
@@ -101,7 +102,7 @@ def _text(snapshot: RunSnapshot, step: StepSnapshot) -> str:
     if step.status == StepStatus.RUNNING and row.attempts and step.progress is None:
         return _("attempt %(number)d") % {"number": row.attempts + 1}
     if step.status == StepStatus.FAILED and step.items.get("failed"):
-        # Not how many have ended: beside the state it would say that all of them have failed.
+        # Not how many have ended: next to the status, it would mean that all of them have failed.
         counts = {"failed": step.items["failed"], "total": sum(step.items.values())}
         return _("%(failed)d of %(total)d") % counts
     if step.status == StepStatus.FAILED and row.attempts > 1 and step.progress is None:
@@ -122,12 +123,12 @@ def _time_left(step: StepSnapshot, left: timedelta) -> str:
 
 
 def _rough(left: timedelta) -> timedelta:
-    """Of days, without the hours: a box has no room for both."""
+    """For days, without the hours: a box has no room for both."""
     return timedelta(days=left.days) if left.days else left
 
 
 def _title(snapshot: RunSnapshot, step: StepSnapshot) -> str:
-    """What is shown where the pointer rests."""
+    """The tooltip."""
     lines = []
     row = step.row
     if row is not None and row.attempts and not step.items:
@@ -146,10 +147,10 @@ def _title(snapshot: RunSnapshot, step: StepSnapshot) -> str:
 def lanes_of(
     snapshot: RunSnapshot, failures: Iterable[StepFailure] = (), href: Href | None = None
 ) -> list[Lane]:
-    """What each step that the run has come to did when, in the order in which they were ready.
+    """When each step that the run has reached did what, in the order in which they became ready.
 
-    ``failures`` are its failed attempts, of items too, without secrets. When an earlier attempt
-    began is not known: it is a moment.
+    ``failures`` are its failed attempts, including those of items, without secrets. When an earlier
+    attempt started is not known: it is drawn as a moment.
     """
     of: dict[str, list[StepFailure]] = defaultdict(list)
     for failure in failures:

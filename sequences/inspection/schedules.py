@@ -1,4 +1,4 @@
-"""A schedule as people see it: its state, a sentence, and what can be done about it."""
+"""A schedule as people see it: its state, a sentence, and the actions that are possible."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..transitions import clock
 from .snapshot import HEAVY, patterns_of, title_of, visible
 from .wording import format_duration
 
-#: What has been due for so long is late: somebody should have started it.
+#: A schedule that has been due for this long is late: something should have started it.
 LATE_AFTER = timedelta(minutes=1)
 
 ORPHANED, PAUSED, FAILING, LATE, WAITING, OVER, ACTIVE = (
@@ -47,12 +47,12 @@ class ScheduleSnapshot:
 
     row: Schedule
     now: datetime
-    #: The run that it started last, if that is there.
+    #: The last run that it started, if that still exists.
     last_run: SequenceRun | None
 
     @property
     def title(self) -> str:
-        """What people call its sequence."""
+        """The name of its sequence, for people."""
         return title_of(self.row.sequence)
 
     @cached_property
@@ -80,17 +80,17 @@ class ScheduleSnapshot:
 
     @property
     def timing(self) -> str:
-        """Which slots it has, in words."""
+        """Its slots, in words."""
         return timing_of(self.timetable)
 
     @cached_property
     def data(self) -> Any:
-        """What its runs begin with, without secrets; None if that is made by a function."""
+        """The data of its runs, without secrets; None if a function makes it."""
         return None if self.data_function else visible(self._data, self.row.sequence)
 
     @cached_property
     def data_function(self) -> str:
-        """What makes the data of its runs, if a function does."""
+        """The function that makes the data of its runs, if there is one."""
         declared = self._declared
         return declared.data_name() if declared is not None else ""
 
@@ -120,12 +120,12 @@ class ScheduleSnapshot:
 
     @cached_property
     def sentence(self) -> str:
-        """What it does now, and why."""
+        """What it is doing now, and why."""
         return _SENTENCES[self.state](self)
 
     @cached_property
     def skipped(self) -> str:
-        """Which slot started no run last, and why; empty if each has had its run."""
+        """The last slot that started no run, and why; empty if there was none."""
         row = self.row
         if row.skipped_slot is None:
             return ""
@@ -138,17 +138,17 @@ class ScheduleSnapshot:
 
     @property
     def actions(self) -> list[str]:
-        """What its state allows."""
+        """The actions that its state allows."""
         return list(_actions(self))
 
 
 def moment(when: datetime) -> str:
-    """A time in the viewer's zone."""
+    """A time in the viewer's time zone."""
     return date_format(timezone.localtime(when), "DATETIME_FORMAT")
 
 
 def timing_of(timetable: Timetable | None) -> str:
-    """Which slots it has, in words."""
+    """Its slots, in words."""
     if isinstance(timetable, Cron):
         return gettext("“%(expression)s” in %(zone)s") % {
             "expression": timetable.expression,
@@ -160,12 +160,12 @@ def timing_of(timetable: Timetable | None) -> str:
 
 
 def of(row: Schedule, using: str) -> ScheduleSnapshot:
-    """The snapshot of one."""
+    """The snapshot of one schedule."""
     return of_many([row], using)[0]
 
 
 def of_many(rows: Iterable[Schedule], using: str) -> list[ScheduleSnapshot]:
-    """Those of several, by two queries."""
+    """The snapshots of several schedules, with two queries."""
     rows = list(rows)
     now = clock.now(using)
     ids = [row.last_run_id for row in rows if row.last_run_id is not None]
@@ -177,14 +177,14 @@ def of_many(rows: Iterable[Schedule], using: str) -> list[ScheduleSnapshot]:
 
 
 def troubled(using: str, now: datetime, limit: int) -> list[ScheduleSnapshot]:
-    """Those that are late or fail, those first that have been due for the longest. One query."""
+    """Schedules that are late or failing, most overdue first. One query."""
     late = Q(wake_at__lt=now - LATE_AFTER, is_waiting=False)
     rows = Schedule.objects.using(using).filter(late | Q(failures__gt=0, wake_at__isnull=False))
     rows = rows.defer("data", "declarations").order_by("wake_at")
     return [ScheduleSnapshot(row, now, None) for row in rows[:limit]]
 
 
-# The states, in the order of what people want to know of first
+# The states, in order of urgency
 
 
 _SIGNS: tuple[tuple[str, Callable[[ScheduleSnapshot], bool]], ...] = (

@@ -1,6 +1,6 @@
-"""What people are shown of runs: read in a constant number of queries, without secrets.
+"""What people are shown of runs: read with a constant number of queries, without secrets.
 
-The admin, the pages of a project and the command line all show what stands here.
+The admin, the pages of a project and the command line all show this.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ from .limits import LimitWait, waits_of
 from .losses import deaths_sentence, newest_losses
 from .phases import AT_WORK, Phase, phases_of
 
-#: The status of a step that the run has not come to.
+#: The status of a step that the run has not reached.
 NOT_BEGUN = ""
-#: What a step is shown as that its run keeps from going on, whatever its row says.
+#: How a step is shown that its run keeps from running, whatever its row says.
 ON_HOLD = "paused"
-#: What a step waits for that is at work for it.
+#: What a step waits for that is working for it.
 _MEMBERS = (Wait.ITEMS, Wait.CHILDREN)
-#: The step runs that a stop of their run keeps from going on.
+#: The statuses of step runs that their run can put on hold.
 HOLDABLE = (StepStatus.WAITING, StepStatus.QUEUED, StepStatus.RETRYING)
-#: How an item has ended that was performed; one that was cancelled, or skipped, was not.
+#: The statuses of items that ran; an item that was cancelled or skipped did not.
 _PERFORMED = (StepStatus.SUCCEEDED, StepStatus.FAILED)
-#: Items whose own progress is read: more than this are rarely unfinished.
+#: The maximum number of items whose own progress is read: rarely are more unfinished.
 MAX_REPORTING_ITEMS = 1000
-#: The states of a run in which no failed attempt is its error any more.
+#: Statuses of a run in which a failed attempt is no longer its error.
 _OVER_FAILURES = (RunStatus.SUCCEEDED, RunStatus.CANCELLED)
 #: Columns that may be large, and that no list shows.
 HEAVY = ("data", "inbox")
@@ -63,38 +63,38 @@ HEAVY = ("data", "inbox")
 
 @dataclass(frozen=True)
 class StepSnapshot:
-    """One step of a run's plan, and how far it is."""
+    """One step of a run's plan, and how far it has got."""
 
     node: Node
-    #: Its step run; None: the run has not come to it.
+    #: Its step run; None: the run has not reached it.
     row: StepRun | None
-    #: Of a fan-out, and of the undo of one: how many items there are of each status.
+    #: For a fan-out, and the undo of one: the number of items by status.
     items: Mapping[str, int] = field(default_factory=dict)
-    #: The progress that unfinished items of a fan-out report, in their order.
+    #: The progress reported by the unfinished items of a fan-out, in order.
     item_reports: tuple[Mapping[str, Any], ...] = ()
-    #: What its declaration calls it.
+    #: The label in its declaration.
     declared_label: str = ""
-    #: The newest loss of a worker in it, if it was lost since its last attempt has ended.
+    #: The latest loss of a worker in it, if there was one since its last attempt ended.
     loss: StepLoss | None = None
-    #: What the text of its progress must not tell.
+    #: The secrets that must not appear in the text of its progress.
     secrets: frozenset[str] = field(default=frozenset(), repr=False)
-    #: Since when a pause or a failure of its run keeps it from going on; None: nothing does.
+    #: Since when it has been on hold, because its run is paused or has failed; None: it is not.
     held_since: datetime | None = None
-    #: When its newest attempt failed, if that is the run's newest failure.
+    #: When its latest attempt failed, if that is the run's latest failure.
     failed_at: datetime | None = None
-    #: Of an event: the payloads that its declaration offers to people, by what they are called.
+    #: For an event: the payloads that its declaration offers to people, by label.
     choices: Mapping[str, Any] = field(default_factory=dict)
-    #: Of an event: the Django form that checks a payload.
+    #: For an event: the Django form that validates a payload.
     form: type[BaseForm] | None = None
 
     @property
     def name(self) -> str:
-        """As the plan has it."""
+        """Its name in the plan."""
         return self.node.name
 
     @property
     def label(self) -> str:
-        """What people call it: what its declaration says, or its name with spaces."""
+        """The name for people: the declared label, or the step's name with spaces."""
         return self.declared_label or label_of(self.name)
 
     @property
@@ -106,10 +106,10 @@ class StepSnapshot:
 
     @property
     def state(self) -> str:
-        """What people are shown: its status, unless that would mislead them.
+        """The status that people are shown: its own, unless that would mislead them.
 
-        What will not run is not queued, but `ON_HOLD`; that whose items or children are at work
-        does not wait, but runs.
+        A step that will not run is shown as `ON_HOLD`, not as queued; and one whose items or
+        children are in progress as running, not as waiting.
         """
         if self.is_on_hold:
             return ON_HOLD
@@ -119,7 +119,7 @@ class StepSnapshot:
 
     @property
     def is_on_hold(self) -> bool:
-        """Whether nothing looks at it, because its run is paused or has failed."""
+        """Whether nothing will run it, because its run is paused or has failed."""
         return self.held_since is not None
 
     def _status_of_items(self) -> str:
@@ -129,14 +129,14 @@ class StepSnapshot:
 
     @property
     def deaths(self) -> str:
-        """In a sentence: how many workers died in it since its last attempt ended, if any."""
+        """A sentence: how many workers have died in it since its last attempt ended, if any."""
         if self.row is None or not self.row.lost_workers:
             return ""
         return deaths_sentence(self.row, self.loss)
 
     @property
     def is_delayed(self) -> bool:
-        """Whether it waits for a time of its own, or for its next attempt."""
+        """Whether it is waiting for a time of its own, or for its next attempt."""
         row = self.row
         if row is None or row.due_at is None:
             return False
@@ -150,19 +150,19 @@ class StepSnapshot:
 
     @property
     def children_undo(self) -> str:
-        """How far the undoing of its children is, a `ChildrenUndo`; nothing if there is none."""
+        """How far the rollback of its children has got, a `ChildrenUndo`; "" if there is none."""
         return self.row.children_undo if self.row is not None else ""
 
     @property
     def progress(self) -> tuple[float, float] | None:
-        """How much of how much is done: of the items, or as reported. None: unknown."""
+        """How much is done, out of how much: of its items, or as reported. None: unknown."""
         if self._counts_items:
             return sum(self.items.get(status, 0) for status in _PERFORMED), self._item_count
         return _amount_of(self._report)
 
     @property
     def fraction(self) -> float | None:
-        """The same as a part of one; unfinished items count by what they report."""
+        """The same as a fraction; unfinished items count by what they report."""
         if (amount := self.progress) is None:
             return None
         done, total = amount
@@ -170,7 +170,8 @@ class StepSnapshot:
 
     @property
     def progress_text(self) -> str:
-        """What the step says of itself, or its first unfinished item that does; no secrets."""
+        """What the step, or its first unfinished item, reports about its progress; without
+        secrets."""
         texts = (report.get("text") for report in (self._report, *self.item_reports))
         return hide(str(next(filter(None, texts), "")), self.secrets)
 
@@ -189,28 +190,28 @@ class StepSnapshot:
 
     @cached_property
     def phases(self) -> tuple[Phase, ...]:
-        """What it did when. Of the undo of a fan-out: nothing, only its items have rows."""
+        """What it did when. Empty for the undo of a fan-out: only its items have rows."""
         if self.row is None:
             return ()
         return phases_of(self.row, self.held_since, self.failed_at)
 
     @property
     def worker(self) -> str:
-        """Who has run it last. Nobody: it waits, or it is an event, in which no code runs."""
+        """The worker that last ran it. Empty if it is waiting, or an event, which runs no code."""
         row = self.row
         if row is None or self.node.traits.takes_delivery or row.status == StepStatus.WAITING:
             return ""
         return row.worker
 
     def waited(self, now: datetime) -> timedelta | None:
-        """How long it was ready and nothing was at work in it; not while it is on hold."""
+        """How long it was ready without anything working on it, except while on hold."""
         if self.row is None:
             return None
         waits = (phase.length(now) for phase in self.phases if phase.kind == "waited")
         return sum(waits, timedelta(0))
 
     def ran(self, now: datetime) -> timedelta | None:
-        """How long its last attempt took, or takes; and its items or children, if it has any."""
+        """How long its last attempt took so far, and its items or children, if it has any."""
         work = [phase.length(now) for phase in self.phases if phase.kind in AT_WORK]
         return sum(work, timedelta(0)) if work else None
 
@@ -221,25 +222,25 @@ class RunSnapshot:
 
     run: SequenceRun
     plan: Plan
-    #: In the order of the plan; what only a failure begins comes last.
+    #: In the order of the plan; steps that start only after a failure come last.
     steps: tuple[StepSnapshot, ...]
-    #: The newest failed attempt, without secrets.
+    #: The latest failed attempt, without secrets.
     newest_failure: StepFailure | None
     #: The database's time when it was read.
     now: datetime
-    #: The deepest cause of that failure, with its run and without secrets, if others have failed:
-    #: items, child runs, and theirs.
+    #: The deepest cause of that failure, with its run and without secrets, if other failures caused
+    #: it: those of items, of child runs, and theirs.
     cause: StepFailure | None = None
-    #: Of a paused run: the operation that has paused it.
+    #: For a paused run: the operation that paused it.
     pause: Operation | None = None
-    #: Of a run whose data is blank: the operation that has erased it, if any.
+    #: For a run whose data is blank: the operation that erased it, if any.
     erasure: Operation | None = None
     #: The lines of limits in which its step runs wait, by their ids.
     limit_waits: Mapping[int, LimitWait] = field(default_factory=dict)
 
     @cached_property
     def title(self) -> str:
-        """What people call the sequence."""
+        """The name of the sequence, for people."""
         return title_of(self.run.sequence)
 
     @cached_property
@@ -249,7 +250,7 @@ class RunSnapshot:
 
     @cached_property
     def removed(self) -> tuple[str, ...]:
-        """The steps of its plan that its class, which this code has, does not declare any more."""
+        """The steps of its plan that its class, which this code has, no longer declares."""
         if not self.is_known:
             return ()
         return tuple(name for name in self.plan.names if name not in self._declared)
@@ -268,38 +269,38 @@ class RunSnapshot:
     def current_failure(self) -> StepFailure | None:
         """The failed attempt to show as the run's error.
 
-        None of a run that has succeeded or was cancelled: it has got over what failed on the way.
+        None for a run that has succeeded or was cancelled: it has got over what failed on the way.
         """
         return None if self.run.status in _OVER_FAILURES else self.newest_failure
 
     @property
     def root_failure(self) -> StepFailure | None:
-        """The failed attempt to name as what is the matter: the deepest cause that is known."""
+        """The failed attempt to name as the problem: the deepest cause that is known."""
         failure = self.current_failure
         return failure if failure is None or self.cause is None else self.cause
 
     @property
     def is_readable(self) -> bool:
-        """Whether this release knows the format of its plan; if not, no step is shown."""
+        """Whether this release can read the format of its plan; if not, no steps are shown."""
         return bool(self.plan.nodes)
 
     def step(self, name: str) -> StepSnapshot | None:
-        """The step of that name in its plan."""
+        """The step with that name in its plan."""
         return next((step for step in self.steps if step.name == name), None)
 
     @cached_property
     def states(self) -> dict[str, str]:
-        """The status of each step that the run has come to."""
+        """The status of each step that the run has reached."""
         return {step.name: step.status for step in self.steps if step.row is not None}
 
     @cached_property
     def is_failing(self) -> bool:
-        """Whether a step has finally failed, and no other goes on in its place."""
+        """Whether a step has failed permanently and no handler has taken over."""
         return self.plan.is_failing(self.states)
 
     @cached_property
     def at(self) -> tuple[StepSnapshot, ...]:
-        """The steps that the run is at: those that failed it, else those that are unfinished."""
+        """The current steps: those that failed the run, or else those that are unfinished."""
         failed = set(self.plan.failed(self.states))
         if failed and self.run.status in (RunStatus.FAILED, RunStatus.RUNNING, RunStatus.PAUSED):
             return tuple(step for step in self.steps if step.name in failed)
@@ -307,19 +308,19 @@ class RunSnapshot:
 
     @cached_property
     def done(self) -> int:
-        """How many steps of its main line have ended well, were skipped, or will not come."""
+        """How many steps of its main path have succeeded, were skipped, or will not run."""
         if self.run.status == RunStatus.SUCCEEDED:
             return self.total
         return sum(step.status in DONE for step in self.steps if not step.node.off_path)
 
     @cached_property
     def total(self) -> int:
-        """How many steps its main line has."""
+        """The number of steps on its main path."""
         return len(self.plan.main)
 
     @cached_property
     def fraction(self) -> float:
-        """How far it is, from 0 to 1: what runs counts by its own progress."""
+        """How far it has got, from 0 to 1: running steps count by their own progress."""
         if self.run.status == RunStatus.SUCCEEDED:
             return 1.0
         if not self.is_readable:
@@ -330,17 +331,17 @@ class RunSnapshot:
 
     @property
     def is_moving(self) -> bool:
-        """Whether it may change without anybody doing anything."""
+        """Whether it may change without anyone's action."""
         return not self.run.is_finished
 
     @property
     def age(self) -> timedelta:
-        """Since its start."""
+        """The time since its start."""
         return self.now - self.run.created_at
 
     @property
     def duration(self) -> timedelta:
-        """From its start to its end, or until now."""
+        """The time from its start to its end, or until now."""
         return (self.run.finished_at or self.now) - self.run.created_at
 
 
@@ -357,23 +358,23 @@ def _part_of(report: Mapping[str, Any]) -> float:
 
 
 def _is_amount(value: Any) -> TypeGuard[float]:
-    # A Decimal that a step reports is a text by now.
+    # A Decimal that a step reported has become a string.
     return isinstance(value, int | float) and value >= 0
 
 
 def title_of(sequence: str) -> str:
-    """What people call the sequence of that label."""
+    """The name of the sequence with that label, for people."""
     definition = registry.definition_of(sequence)
     name = definition.verbose_name if definition else sequence.rpartition(".")[-1]
     return name[:1].upper() + name[1:]
 
 
 def of(run: SequenceRun, *, failures: bool = True) -> RunSnapshot:
-    """This run, with the counts of its fan-outs' items.
+    """The snapshot of this run, with the counts of its fan-outs' items.
 
-    Three queries: the time, its steps, its newest failure (which ``failures=False`` leaves out).
-    One more each for a failure that there is, the items of a fan-out, what unfinished ones report,
-    who paused or erased it, and a plan that is new to this process.
+    Three queries: the time, its steps, its latest failure (which ``failures=False`` leaves out).
+    One more for each of these, if needed: the cause of a failure, the items of a fan-out, the
+    progress of unfinished ones, who paused or erased it, and a plan that is new to this process.
     """
     return of_many([run], items=True, failures=failures)[0]
 
@@ -381,7 +382,8 @@ def of(run: SequenceRun, *, failures: bool = True) -> RunSnapshot:
 def of_many(
     runs: Collection[SequenceRun], *, items: bool = False, failures: bool = True
 ) -> list[RunSnapshot]:
-    """These runs, in a constant number of queries; ``items``: with the counts of items."""
+    """The snapshots of these runs, with a constant number of queries; ``items``: with item
+    counts."""
     using = conf.using()
     now = clock.now(using)
     plans_by_id = plans.load_many((run.plan_id for run in runs), using)
@@ -426,7 +428,8 @@ def of_many(
 def without_hidden_causes(
     snapshots: Iterable[RunSnapshot], runs: QuerySet[SequenceRun]
 ) -> list[RunSnapshot]:
-    """The snapshots, without causes in runs that are not among these: who asks may not see them."""
+    """The snapshots, without causes in runs that are not among these: the viewer may not see
+    them."""
     snapshots = list(snapshots)
     ids = {run_snapshot.cause.run_id for run_snapshot in snapshots if run_snapshot.cause}
     ids -= {run_snapshot.run.pk for run_snapshot in snapshots}
@@ -442,7 +445,7 @@ def without_hidden_causes(
 def _in_line(
     rows: Mapping[UUID, Mapping[str, StepRun]], sequences: Mapping[UUID, str]
 ) -> Iterator[StepRun]:
-    """Those that wait in the line of a limit, or whose items may."""
+    """Step runs that wait in the line of a limit, or whose items may."""
     for row in (row for steps in rows.values() for row in steps.values()):
         of_items = row.wait == Wait.ITEMS and _has_limits(sequences[row.run_id], row.step)
         if row.status == StepStatus.WAITING and (row.wait == Wait.LIMIT or of_items):
@@ -475,7 +478,7 @@ def _losses(rows: Mapping[UUID, Mapping[str, StepRun]], using: str) -> dict[int,
 def _counts(
     ids: Collection[UUID], using: str
 ) -> tuple[dict[UUID, dict[str, dict[str, int]]], set[UUID]]:
-    """How many items there are of each status, and the runs where an unfinished one reports."""
+    """The number of items by status, and the runs in which an unfinished item reports progress."""
     rows = StepRun.objects.using(using).filter(run__in=ids, item__gt=NO_ITEM)
     counts: dict[UUID, dict[str, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
     reporting = set()
@@ -507,7 +510,7 @@ def _newest_failures(ids: Collection[UUID], using: str) -> dict[UUID, StepFailur
 
 
 def _causes(failures: Collection[StepFailure], using: str) -> dict[UUID, StepFailure]:
-    """The deepest cause of each, by the run that has failed with it."""
+    """The deepest cause of each failure, by the run that failed with it."""
     deepest = causes.deepest(failures, using)
     hide_secrets(deepest.values(), [cause.run for cause in deepest.values()], using)
     by_run = ((failure.run_id, deepest.get(failure.pk)) for failure in failures)
@@ -515,13 +518,13 @@ def _causes(failures: Collection[StepFailure], using: str) -> dict[UUID, StepFai
 
 
 def _pauses(runs: Iterable[SequenceRun], using: str) -> dict[UUID, Operation]:
-    """Who has paused each of those that are paused, and why, whatever was done to it since."""
+    """Who paused each of the paused runs, and why, whatever was done to it since."""
     ids = [run.pk for run in runs if run.status == RunStatus.PAUSED]
     return _newest_operations(ids, ("pause",), using)
 
 
 def _erasures(runs: Iterable[SequenceRun], using: str) -> dict[UUID, Operation]:
-    """Who has erased each of those whose data is loaded, and blank."""
+    """Who erased each run whose data is loaded and blank."""
     blank = [run for run in runs if "data" not in run.get_deferred_fields() and not run.data]
     return _newest_operations([run.pk for run in blank], ("erase", "erase_but_key"), using)
 
@@ -592,7 +595,7 @@ def _held_since(node: Node, row: StepRun | None, stopped_at: datetime | None) ->
 
 
 def _reporting(rows: Mapping[UUID, Mapping[str, StepRun]]) -> set[UUID]:
-    """The runs of which a step reports its progress."""
+    """The runs with a step that reports its progress."""
     return {run_id for run_id, steps in rows.items() if any(row.progress for row in steps.values())}
 
 
@@ -600,7 +603,7 @@ def _declared(run: SequenceRun, plan: Plan) -> dict[str, Step[Any]]:
     """The steps of the plan that this code declares."""
     try:
         definition = registry.definition_for(run.sequence, plan)
-    except SequenceError:  # kept with the run by a newer release
+    except SequenceError:  # stored with the run by a newer release
         return {}
     if definition is None:
         return {}
@@ -609,7 +612,7 @@ def _declared(run: SequenceRun, plan: Plan) -> dict[str, Step[Any]]:
 
 
 def deadline_of(run: SequenceRun) -> datetime | None:
-    """By when it must be finished; None: it may take as long as it likes, or is over it."""
+    """When it must be finished; None: it has no deadline, or is finished."""
     if not RULES["set_deadline"].allows(run.status):
         return None
     rows = RunDeadline.objects.using(conf.using()).filter(run=run.pk)
@@ -620,14 +623,15 @@ def deadline_of(run: SequenceRun) -> datetime | None:
 
 
 def patterns_of(sequence: str) -> tuple[str, ...]:
-    """What a sequence hides, and what its children do where their data stands in its own."""
+    """The paths that a sequence redacts, and those of its children, whose data is inside its
+    own."""
     return registry.hidden_by(sequence)
 
 
 def visible(value: Any, sequence: str, step: str = "") -> Any:
-    """A stored value without what its sequence hides.
+    """A stored value without what its sequence redacts.
 
-    A value of a step (``step``) is hidden as if it stood in `data` under the step's name, too, and
+    A value of a step (``step``) is also redacted as if it were in `data` under the step's name, and
     under the key that its items come from.
     """
     patterns = patterns_of(sequence)
@@ -640,7 +644,7 @@ def visible(value: Any, sequence: str, step: str = "") -> Any:
 
 
 def visible_payload(row: StepRun) -> Any:
-    """What a step run was given. The undo of an item has that item, and its result."""
+    """The input of a step run. For the undo of an item: that item, and its result."""
     sequence = row.run.sequence
     undone = _undone_by(sequence, row.step)
     if not undone or not isinstance(row.payload, dict):
@@ -669,13 +673,13 @@ def _undone_by(sequence: str, step: str) -> str:
 
 
 def visible_text(text: str, run: SequenceRun) -> str:
-    """A text of an error, or of a log, without the secrets that stand in the run's `data`."""
+    """The text of an error or of a log, without the secrets in the run's `data`."""
     patterns = patterns_of(run.sequence)
     return hide(text, secrets_of(run.data, patterns)) if patterns else text
 
 
 def redacted(failure: StepFailure | None, run: SequenceRun) -> StepFailure | None:
-    """The failed attempt, its texts changed in place: never to be saved."""
+    """The failed attempt, with its texts changed in place: it must never be saved."""
     if failure is not None:
         _hide(failure, secrets_of(run.data, patterns_of(run.sequence)))
     return failure
@@ -684,7 +688,7 @@ def redacted(failure: StepFailure | None, run: SequenceRun) -> StepFailure | Non
 def hide_secrets(
     failures: Collection[StepFailure], runs: Iterable[SequenceRun], using: str
 ) -> None:
-    """The same for failed attempts of many runs: `data` is read, at once, of those that need it."""
+    """The same for failed attempts of many runs; loads the `data` of those that need it at once."""
     secrets = _secrets_of(runs, {failure.run_id for failure in failures}, using)
     for failure in failures:
         _hide(failure, secrets[failure.run_id])
@@ -693,13 +697,14 @@ def hide_secrets(
 def _secrets_of(
     runs: Iterable[SequenceRun], ids: Collection[UUID], using: str
 ) -> Mapping[UUID, frozenset[str]]:
-    """The texts that the sequences of the runs with these ids hide."""
+    """The secrets in the data of the runs with these ids."""
     runs_by_id = {run.pk: run for run in runs if run.pk in ids}
     guarded = [run for run in runs_by_id.values() if patterns_of(run.sequence)]
     data = _data_of(guarded, using)
     secrets: dict[UUID, frozenset[str]] = defaultdict(frozenset)
     for run in guarded:
-        if run.pk in data:  # a run removed just now has only its texts left, hidden when stored
+        # a run that was just deleted leaves only its texts, which were redacted when stored
+        if run.pk in data:
             secrets[run.pk] = secrets_of(data[run.pk], patterns_of(run.sequence))
     return secrets
 

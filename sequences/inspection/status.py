@@ -1,4 +1,4 @@
-"""What a visitor sees of a run: how far it is. Never what is in it, nor why it failed."""
+"""What a visitor sees of a run: how far it has got. Never what is in it, or why it failed."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from ..transitions.compensation import STOPPED
 from . import snapshot
 from .snapshot import HEAVY, NOT_BEGUN, RunSnapshot, StepSnapshot
 
-#: Of the answers of one run: the shortest and the longest time between two of them.
+#: The shortest and the longest time between two polls of a run's status.
 MIN_POLL, MAX_POLL = timedelta(seconds=1), timedelta(seconds=15)
-#: The longer it takes, the less often somebody needs to ask.
+#: The longer a run takes, the less often a page needs to poll.
 POLLS_PER_RUN = 30
 
 
 class StatusNotFound(Exception):
-    """There is nothing to show. All that was never there looks alike, so that nobody can guess."""
+    """There is nothing to show. All such cases look alike, so that nobody can guess addresses."""
 
     code = "not-found"
     http_status = 404
@@ -36,14 +36,14 @@ class StatusNotFound(Exception):
 
 
 class NoLonger(StatusNotFound):
-    """The address was right, and its time is over."""
+    """The address was valid, but has expired."""
 
     code = "expired"
     http_status = 410
     text = gettext_lazy("This link has expired. Reload the page that it came from.")
 
 
-#: What a run does that is `undoing`, by its `final_status`.
+#: What a run with the status `undoing` is doing, by its `final_status`.
 _ENDINGS: dict[str, Any] = {
     RunStatus.SUCCEEDED: gettext_lazy("Finishing…"),
     STOPPED: gettext_lazy("Cancelling…"),
@@ -52,7 +52,7 @@ _ENDINGS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class DisplayOptions:
-    """What a page has chosen to show. It travels, signed, in the address of the progress."""
+    """What a page has chosen to show; part of the signed address of the progress."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
     done_url: str = ""
@@ -64,12 +64,12 @@ class DisplayOptions:
     language: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """Without what is not chosen."""
+        """Only the options that are set."""
         return {name: value for name, value in vars(self).items() if value}
 
 
 class Status:
-    """How far a run is, in the words of a page."""
+    """How far a run has got, in the words of a page."""
 
     def __init__(self, run: SequenceRun, shows: DisplayOptions) -> None:
         self.run, self.shows = run, shows
@@ -79,7 +79,7 @@ class Status:
         return snapshot.of(self.run, failures=False)
 
     def as_json(self) -> dict[str, Any]:
-        """What the view of that name answers."""
+        """The response of the status view."""
         return {
             "title": self.snapshot.title,
             "status": self.run.status,
@@ -95,7 +95,7 @@ class Status:
 
     @property
     def state(self) -> str:
-        """The state as a colour: of the run, or of the steps that it is at."""
+        """The state as a colour: of the run, or of its current steps."""
         if self._has_failed:
             return RunStatus.FAILED
         states = {step.status for step in self.at}
@@ -107,14 +107,14 @@ class Status:
 
     @property
     def percent(self) -> int:
-        """How far it is; a hundred at a good end only."""
+        """How far it has got; 100 only if it has succeeded."""
         if self.run.status == RunStatus.SUCCEEDED:
             return 100
         return min(int(self.snapshot.fraction * 100), 99)
 
     @property
     def texts(self) -> list[str]:
-        """In words: how it has ended, or what it does just now."""
+        """In words: how it has ended, or what it is doing now."""
         if ended := self._ending():
             return [ended]
         if self.run.status == RunStatus.PAUSED:
@@ -125,26 +125,26 @@ class Status:
 
     @property
     def notes(self) -> list[str]:
-        """What the steps say of themselves."""
+        """What the steps report about themselves."""
         return (
             [] if self._ending() else [step.progress_text for step in self.at if step.progress_text]
         )
 
     @property
     def link(self) -> tuple[str, str] | None:
-        """Where a good end leads to, and the words of it."""
+        """Where a success leads to, and the text of that link."""
         if self.run.status != RunStatus.SUCCEEDED or not self.shows.done_url:
             return None
         return self.shows.done_url, self.shows.done_text or _("Continue")
 
     @property
     def redirects(self) -> bool:
-        """Whether a browser shall follow the link by itself."""
+        """Whether the browser is to follow the link by itself."""
         return self.shows.redirect and self.link is not None
 
     @property
     def poll(self) -> int | None:
-        """In how many milliseconds there may be news; None: there will be none."""
+        """In how many milliseconds to poll again; None: nothing will change any more."""
         if self.run.is_finished:
             return None
         waits = self.run.status == RunStatus.PAUSED or self.state == StepStatus.WAITING
@@ -154,11 +154,11 @@ class Status:
 
     @property
     def at(self) -> tuple[StepSnapshot, ...]:
-        """The steps that are being worked on, or waited for."""
+        """The steps that are in progress or waited for."""
         return () if self._has_failed or self.run.is_finished else self.snapshot.at
 
     def label(self, step: StepSnapshot) -> str:
-        """What this page calls a step."""
+        """The name of a step on this page."""
         return self.shows.labels.get(step.name) or step.label
 
     @property
@@ -168,7 +168,7 @@ class Status:
 
     @property
     def _listed_steps(self) -> Iterator[StepSnapshot]:
-        """The main line, and what a failure has begun."""
+        """The steps on the main path, and those that a failure has started."""
         steps = self.snapshot.steps
         return (step for step in steps if not step.node.off_path or step.status != NOT_BEGUN)
 
@@ -204,7 +204,7 @@ class Status:
 
 
 def by_token(token: str) -> Status:
-    """Of the run that a signed address is of. Raises `StatusNotFound`."""
+    """The status of the run behind a signed address. Raises `StatusNotFound`."""
     try:
         link = Link.read(token)
     except LinkExpired:
@@ -215,7 +215,8 @@ def by_token(token: str) -> Status:
 
 
 def by_id(request: HttpRequest, pk: UUID) -> Status:
-    """Of this run, for whom ``SEQUENCES["STATUS_PERMISSION"]`` lets see it; or `StatusNotFound`."""
+    """The status of this run, if ``SEQUENCES["STATUS_PERMISSION"]`` allows it; or
+    `StatusNotFound`."""
     permission = conf.settings.status_permission
     if permission is None:
         raise StatusNotFound

@@ -1,4 +1,4 @@
-"""The steps that keep failing, and are retried for long before they have failed for good."""
+"""Steps that keep failing and are retried for long before they fail permanently."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from django.db.models import QuerySet
 from .. import conf
 from ..models import UNFINISHED_STEP, SequenceRun, StepRun
 
-#: Step runs that are counted.
+#: The maximum number of step runs that are counted.
 MAX_COUNTED = 10_000
 
 
 def step_runs(using: str) -> QuerySet[StepRun]:
-    """Those that are struggling, by an index that has only those that have failed before."""
+    """The struggling step runs, found by an index of those that have failed before."""
     rows = StepRun.objects.using(using)
     limit = conf.settings.struggling_after
     if limit is None:
@@ -24,7 +24,7 @@ def step_runs(using: str) -> QuerySet[StepRun]:
 
 
 def steps_of(runs: Collection[SequenceRun]) -> dict[UUID, tuple[str, ...]]:
-    """The names of the struggling steps of these runs, of those that have any. One query."""
+    """The names of the struggling steps of these runs, by run. One query."""
     ids = [run.pk for run in runs if not run.is_finished]
     if not ids or conf.settings.struggling_after is None:
         return {}
@@ -36,7 +36,7 @@ def steps_of(runs: Collection[SequenceRun]) -> dict[UUID, tuple[str, ...]]:
 
 
 def count(using: str, runs: QuerySet[SequenceRun] | None = None) -> int:
-    """How many step runs are struggling, of these runs only, if they are given."""
+    """The number of struggling step runs; if runs are given, only of these."""
     if conf.settings.struggling_after is None:
         return 0
     rows = step_runs(using)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 #: The directory of this package: its frames say nothing about the project's code.
 PACKAGE = Path(__file__).resolve().parent.parent
-#: A frame; in front of those of an exception group stand rails.
+#: A frame; those of an exception group have rails in front of them.
 _FRAME = re.compile(r'^(?P<rails>[ |+-]*)File "(?P<path>.+)", line \d+')
 _LIBRARY = re.compile(
     r"[/\\](site-packages|dist-packages)[/\\]|[/\\]lib[/\\]python\d[\d.]*[/\\]|^<"
@@ -21,24 +21,24 @@ _START = "Traceback (most recent call last):"
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Some lines of a traceback that belong together."""
+    """Lines of a traceback that belong together."""
 
     text: str
-    #: How many frames of libraries it has; 0: it is not to be folded.
+    #: The number of library frames in it; 0: it is not folded.
     folded: int = 0
 
 
 def blocks_of(traceback: str) -> list[Block]:
-    """The traceback in blocks, in each of its parts the project's own frames first.
+    """The traceback in blocks; in each of its parts, the project's own frames come first.
 
-    What led to them, and was not the project's, comes last: folded, as all frames of libraries are.
+    The library frames that led to them come last, folded like all library frames.
     """
     return [block for part in _parts(traceback) for block in _ordered(part)]
 
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """A frame with the lines below it, or a line that belongs to none."""
+    """A frame with the lines below it, or a line that belongs to no frame."""
 
     lines: tuple[str, ...]
     path: str = ""
@@ -50,11 +50,11 @@ class _Chunk:
 
 @lru_cache(maxsize=1024)
 def is_library(path: str) -> bool:
-    """Whether a file is that of a library, of Python, or of this package."""
+    """Whether a file belongs to a library, to Python, or to this package."""
     if _LIBRARY.search(path):
         return True
     below = path.replace("\\", "/").rpartition("/sequences/")[2]
-    # The package of the worker may have stood elsewhere, but has the same files.
+    # The worker may have had the package elsewhere, but with the same files.
     return below != path and below.endswith(".py") and (PACKAGE / below).is_file()
 
 
@@ -79,7 +79,7 @@ def _chunks(lines: Iterable[str]) -> Iterator[_Chunk]:
 
 
 def _parts(traceback: str) -> Iterator[list[_Chunk]]:
-    """Each from one ``Traceback`` line to the next: an exception, and those behind it."""
+    """The parts from one ``Traceback`` line to the next: an exception, and those behind it."""
     part: list[_Chunk] = []
     for chunk in _chunks(traceback.rstrip("\n").split("\n")):
         if not chunk.path and _START in chunk.lines[0] and part:

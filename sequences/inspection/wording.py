@@ -1,4 +1,4 @@
-"""Parts of the sentences that people are shown, in their language."""
+"""Durations, numbers, names and lists for sentences, in the language of the reader."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _UNITS = {
 
 
 def format_duration(value: timedelta | None, none: str = "") -> str:
-    """A length of time as `utils.durations` has it; ``none`` of None."""
+    """A duration, as in `utils.durations`; ``none`` for None."""
     if value is None:
         return none
     separator = get_format("DECIMAL_SEPARATOR")
@@ -45,27 +45,27 @@ def format_duration(value: timedelta | None, none: str = "") -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """The same of a number of seconds."""
+    """The same for a number of seconds."""
     return format_duration(timedelta(seconds=seconds))
 
 
 def format_number(number: int) -> str:
-    """With separators between the thousands."""
+    """A number with thousands separators."""
     return number_format(number, force_grouping=True)
 
 
 def quoted(name: str) -> str:
-    """The name of a step, or what people call it."""
+    """The name of a step or a run, in quotation marks."""
     return gettext("“%(name)s”") % {"name": name}
 
 
 def listed(names: Collection[str]) -> str:
-    """Several of them."""
+    """Several names, in a list."""
     return ", ".join(map(quoted, names))
 
 
 def explain(error: SequenceError) -> str:
-    """Why something was refused. What is wrong with code or data is said in English."""
+    """Why something was rejected. Problems with code or data are reported in English."""
     if isinstance(error, InvalidTransition):
         return capfirst(_translated(error.problem))
     if isinstance(error, InvalidSchedule | InvalidDefinition):
@@ -90,14 +90,14 @@ def explain(error: SequenceError) -> str:
 
 
 def _reported(message: str) -> str:
-    """What is wrong with a value: in our words, or quoted from a library that has no others."""
+    """What is wrong with a value: in our words, or quoted from a library."""
     if isinstance(message, Text):
         return _translated(message)
     return gettext("the validation reports “%(message)s”") % {"message": message}
 
 
 def _translated(text: str) -> str:
-    """A part of an error's message, with what stands in it."""
+    """A part of an error's message, translated, with its values."""
     if not isinstance(text, Text):
         return gettext(text) if text else ""
     if not text.values:

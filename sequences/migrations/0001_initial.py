@@ -177,7 +177,7 @@ class Migration(migrations.Migration):
                     ("skip_sequencerun", "Can skip steps of runs"),
                     ("pause_sequencerun", "Can pause and resume runs"),
                     ("cancel_sequencerun", "Can cancel runs"),
-                    ("finish_sequencerun", "Can finish runs"),
+                    ("finish_sequencerun", "Can mark runs as succeeded"),
                     ("set_deadline_sequencerun", "Can set the deadlines of runs"),
                     ("deliver_sequencerun", "Can deliver events to runs"),
                     ("edit_sequencerun", "Can edit the data of runs"),
@@ -361,7 +361,7 @@ class Migration(migrations.Migration):
                 ("due_at", models.DateTimeField(blank=True, null=True, verbose_name="due")),
                 (
                     "wake_at",
-                    models.DateTimeField(blank=True, null=True, verbose_name="wakes"),
+                    models.DateTimeField(blank=True, null=True, verbose_name="wake-up"),
                 ),
                 (
                     "run",
@@ -722,7 +722,7 @@ class Migration(migrations.Migration):
                 (
                     "wake_at",
                     models.DateTimeField(
-                        blank=True, db_index=True, null=True, verbose_name="wakes"
+                        blank=True, db_index=True, null=True, verbose_name="wake-up"
                     ),
                 ),
                 (
@@ -839,7 +839,7 @@ class Migration(migrations.Migration):
                     models.PositiveIntegerField(blank=True, null=True, verbose_name="concurrency"),
                 ),
                 ("rate", models.PositiveIntegerField(blank=True, null=True, verbose_name="rate")),
-                ("per", models.DurationField(blank=True, null=True, verbose_name="per")),
+                ("per", models.DurationField(blank=True, null=True, verbose_name="period")),
                 ("by", models.CharField(blank=True, max_length=150, verbose_name="by")),
                 ("reason", models.TextField(blank=True, verbose_name="reason")),
                 ("created_at", models.DateTimeField(verbose_name="created")),
@@ -867,7 +867,7 @@ class Migration(migrations.Migration):
                     models.PositiveIntegerField(blank=True, null=True, verbose_name="concurrency"),
                 ),
                 ("rate", models.PositiveIntegerField(blank=True, null=True, verbose_name="rate")),
-                ("per", models.DurationField(blank=True, null=True, verbose_name="per")),
+                ("per", models.DurationField(blank=True, null=True, verbose_name="period")),
                 (
                     "override",
                     models.ForeignKey(

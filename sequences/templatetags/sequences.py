@@ -35,11 +35,11 @@ def sequence_progress(
     redirect: bool = False,
     expires: timedelta = DAY,
 ) -> dict[str, Any]:
-    """A progress bar of this run, and in words the step that it is at; live until it has ended.
+    """A progress bar of this run, with the current step in words; updates until the run has ended.
 
-    All texts are text, no HTML. ``labels``: texts by the names of steps. ``done_url``: where its
-    good end leads to, on this site; with ``redirect`` the browser goes there by itself.
-    ``expires``: how long the page, once loaded, may ask for news.
+    All texts are plain text, not HTML. ``labels``: texts by the names of steps. ``done_url``: where
+    a success leads to, on this site; with ``redirect``, the browser goes there by itself.
+    ``expires``: how long the page may poll for updates after it was loaded.
     """
     row = _row(run)
     request = context.get("request")
@@ -64,14 +64,14 @@ def _row(run: object) -> SequenceRun:
     if isinstance(row, SequenceRun):
         return row
     raise SequenceError(
-        f"sequence_progress shows a run, or a sequence that was started, and not {run!r:.100}."
+        f"sequence_progress shows a run, or a sequence that was started, not {run!r:.100}."
     )
 
 
 def _text(value: Any) -> str:
-    """As it was before a template escaped it: it travels, and is escaped where it is shown."""
+    """As before a template escaped it: it travels unescaped, and is escaped where it is shown."""
     if hasattr(value, "__html__"):
-        return unescape(value.__html__() + "")  # a sum is no SafeString
+        return unescape(value.__html__() + "")  # a sum is not a SafeString
     return str(value or "")
 
 
@@ -81,6 +81,6 @@ def _on_this_site(url: str, request: HttpRequest | None) -> str:
     if not url or url_has_allowed_host_and_scheme(url, host, require_https=secure):
         return url
     raise SequenceError(
-        f"sequence_progress leads to pages of this site only, and done_url is {url!r:.200}."
-        " Give it a path, such as that of {% url %}."
+        f"sequence_progress links only to pages of this site, but done_url is {url!r:.200}."
+        " Use a path, such as that of {% url %}."
     )

@@ -1,4 +1,4 @@
-"""For the templates of lists in the admin."""
+"""Tags for the admin's lists."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ register.filter("traceback_blocks", blocks_of)
 
 
 class LiveRegion(template.Node):
-    """An element with an id that the script of its page refreshes, if it has changed."""
+    """An element with an id that the page's script replaces if it has changed."""
 
     def __init__(self, nodelist: template.NodeList) -> None:
         self.nodelist = nodelist
@@ -47,7 +47,7 @@ def live_region(parser: Parser, token: Token) -> LiveRegion:
 
 @register.filter
 def with_labels(cells: Iterable[SafeString], headers: Iterable[Any]) -> Iterator[SafeString]:
-    """The cells of a row, each with the head of its column: where rows are cards there is none."""
+    """The cells of a row, each with the head of its column, for rows that are shown as cards."""
     for cell, header in zip(cells, headers, strict=True):
         label = escape(capfirst(header["text"]))
         is_empty = cell.endswith(f">{EMPTY}</td>")
@@ -58,7 +58,7 @@ def with_labels(cells: Iterable[SafeString], headers: Iterable[Any]) -> Iterator
 
 @register.filter
 def with_code(text: str) -> SafeString:
-    """What stands between backticks, as code."""
+    """Text with backticks as code."""
     parts = enumerate(str(text).split("`"))
     pieces = ((format_html("<code>{}</code>", part) if n % 2 else part,) for n, part in parts)
     return format_html_join("", "{}", pieces)
@@ -66,5 +66,6 @@ def with_code(text: str) -> SafeString:
 
 @register.filter
 def by_row(results: Iterable[Any], changelist: Any) -> Iterator[tuple[Any, Any]]:
-    """The rows of a list with their cells: what swaps rows must know which is which."""
+    """The rows of a list with their cells, by id: the script that swaps rows must know which is
+    which."""
     return zip(changelist.result_list, results, strict=True)

@@ -237,7 +237,7 @@ class LockedRun:
         return dispatches
 
     def _reopen(self) -> list[SequenceRun]:
-        """Prepare the restart of failed and retrying steps, on hold, or of a fan-out's failed items.
+        """Prepare failed and retrying steps, or a fan-out's failed items, for a restart, on hold.
 
         Returns the children to restart, too.
         """

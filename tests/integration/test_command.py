@@ -808,7 +808,7 @@ def test_an_act_that_is_refused_says_why_and_ends_with_one():
         call_command("sequences", "retry", str(bad.pk), str(run.pk), stdout=out, stderr=err)
     assert caught.value.returncode == 1
     assert str(caught.value) == "retry was refused for 1 of 2."
-    assert out.getvalue().endswith("1 done, 1 refused.\n")
+    assert out.getvalue().endswith("1 done, 1 rejected.\n")
     assert err.getvalue() == (
         f"Cannot retry run {run.pk}: no step has failed or is waiting for a retry.\n"
     )
@@ -823,8 +823,8 @@ def test_an_act_as_json_lists_done_and_refused():
         sequences("retry", bad.pk, run.pk, "--json", out=out)
     found = json.loads(out.getvalue())
     assert (found["action"], found["done"]) == ("retry", [str(bad.pk)])
-    assert [one["run"] for one in found["refused"]] == [str(run.pk)]
-    assert found["refused"][0]["why"].startswith("Cannot retry run")
+    assert [one["run"] for one in found["rejected"]] == [str(run.pk)]
+    assert found["rejected"][0]["why"].startswith("Cannot retry run")
 
 
 def test_many_runs_are_chosen_by_filters_and_only_with_all():
@@ -836,10 +836,10 @@ def test_many_runs_are_chosen_by_filters_and_only_with_all():
     assert "Name the RUN" in refused("cancel", "--all", status=2)
     assert "not both" in refused("retry", bad[0].pk, "--sequence", "shop.Order", "--all", status=2)
     dry = sequences("retry", "--sequence", "shop.Order", "--dry-run")
-    assert dry.splitlines()[-1] == "retry would be tried on 3 runs."
+    assert dry.splitlines()[-1] == "retry would be applied to 3 runs."
     assert not Operation.objects.exists()
     out = sequences("retry", "--sequence", "shop.Order", "--all")
-    assert out.endswith("3 done, 0 refused.\n")
+    assert out.endswith("3 done, 0 rejected.\n")
     assert {fresh(run).status for run in bad} == {"running"}
     sequences("cancel", "--status", "unfinished", "--all")
     assert fresh(waits).status == "cancelled"
@@ -891,7 +891,7 @@ def test_skip_and_restart_from_take_the_step_last():
     sequences("restart-from", run.pk, "ship")
     assert ledger(run) == {"charge": "skipped", "ship": "queued"}
     err = StringIO()
-    assert "was refused" in refused("skip", run.pk, "shpi", status=1, err=err)
+    assert "was rejected" in refused("skip", run.pk, "shpi", status=1, err=err)
     assert "Did you mean 'ship'?" in err.getvalue()
 
 
@@ -1008,7 +1008,7 @@ def test_prune_says_what_it_has_removed():
     cls = order()
     old(cls), old(cls)
     kept = old(cls, "failed")
-    assert sequences("prune").startswith('All are kept: set SEQUENCES["RETENTION"]')
+    assert sequences("prune").startswith('All runs are kept. Set SEQUENCES["RETENTION"]')
     dry = sequences("prune", "--older-than", "30d", "--dry-run")
     assert dry == "shop.Order: 2\n2 runs in 2 trees would be pruned.\n"
     out = sequences("prune", "--older-than", "30d", "--batch", "1")

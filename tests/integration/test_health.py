@@ -347,7 +347,7 @@ def test_no_sweep_is_not_a_late_one():
     assert sign("sweep").says == "No sweep"
     process("box:2", seen=120, swept=120)
     assert sign("sweep").says == "No sweep: the last one ended 2 min ago"
-    assert "No process sweeps" in sign("sweep").advice
+    assert "No process runs the sweep" in sign("sweep").advice
     process("box:3", seen=2, swept=90)
     assert sign("sweep").says == "Sweep late: the last one ended 1 min 30 s ago"
     assert "box:3 is sweeping, but does not finish" in sign("sweep").advice

@@ -1,1 +1,1 @@
-"""``manage.py sequences``: what it can do, a class for each word that may follow it."""
+"""``manage.py sequences``: one class for each subcommand."""

@@ -1,4 +1,4 @@
-"""What people type: durations, JSON, times."""
+"""Parsers for arguments: durations, JSON, times."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def date(text: str) -> datetime:
 
 def _date(text: str) -> datetime | None:
     try:
-        time = parse_datetime(text)  # a date alone is its midnight
-    except ValueError:  # well formed, and on no calendar
+        time = parse_datetime(text)  # a date alone means midnight
+    except ValueError:  # well-formed, but not in the calendar
         return None
     return time if time is None or timezone.is_aware(time) else timezone.make_aware(time)
 
 
 def json_value(text: str) -> Any:
-    """JSON as it stands, of a file (``@in.json``), or of the standard input (``-``)."""
+    """JSON, the contents of a file (``@in.json``), or the standard input (``-``)."""
     try:
         return json.loads(_read(text))
     except RecursionError:
@@ -69,7 +69,7 @@ def json_value(text: str) -> Any:
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """The same, with keys."""
+    """The same, but only an object."""
     value = json_value(text)
     if isinstance(value, dict):
         return value
@@ -79,7 +79,7 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 def subject_key(text: str) -> SubjectKey:
-    """``shop.order:17``, of a model that there is."""
+    """``shop.order:17``, for a model that exists."""
     try:
         key = SubjectKey.parse(text)
     except ValueError as error:
@@ -98,10 +98,10 @@ def subject(text: str) -> Model:
 
 
 def assignment(text: str) -> tuple[str, Any]:
-    """``key=JSON``; what is no JSON is the text itself."""
+    """``key=JSON``; text that is not JSON stands for itself."""
     key, equals, value = text.partition("=")
     if not key or not equals:
-        raise ArgumentTypeError(f"{text!r} is not of the form key=value")
+        raise ArgumentTypeError(f"{text!r} does not have the form key=value")
     if value[:1] == "@" or value == "-":
         return key, json_value(value)
     try:
@@ -113,7 +113,7 @@ def assignment(text: str) -> tuple[str, Any]:
 
 
 def count(text: str) -> int:
-    """A number above zero."""
+    """A positive number."""
     if text.isascii() and text.isdecimal() and int(text) > 0:
         return int(text)
     raise ArgumentTypeError(f"{text!r} is not a positive integer")

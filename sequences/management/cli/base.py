@@ -1,4 +1,4 @@
-"""One subcommand: its arguments, and what it does."""
+"""The base class of subcommands."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from ...exceptions import SequenceError
 from ...models import RunStatus
 from ...utils.terminal import printable
 
-#: How the command ends, beside 0: the act was refused or the run has failed; it was called wrongly;
-#: the run was cancelled; it has not ended in time, as with ``timeout``; it was interrupted.
+#: The exit statuses, besides 0: the action was rejected or the run has failed; the command was
+#: called wrongly; the run was cancelled; it has not ended in time, as with ``timeout``;
+#: interrupted.
 REFUSED, USAGE, CANCELLED, TIMEOUT, INTERRUPTED = 1, 2, 3, 124, 130
 OUTCOMES = {RunStatus.SUCCEEDED: 0, RunStatus.FAILED: REFUSED, RunStatus.CANCELLED: CANCELLED}
 
@@ -26,7 +27,7 @@ Paint = Callable[[str], str]
 
 
 class Subcommand:
-    """One of them. It writes to where its command does, in colour only on a terminal."""
+    """A subcommand. It writes to its command's output, in colour only on a terminal."""
 
     name: ClassVar[str]
     help: ClassVar[str]
@@ -35,32 +36,33 @@ class Subcommand:
         self.command = command
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """What it takes."""
+        """Add its arguments."""
 
     def run(self, options: Namespace) -> None:
-        """Do it. Raises `CommandError` for what the caller can fix."""
+        """Run it. Raises `CommandError` for problems that the caller can fix."""
         raise NotImplementedError
 
     @property
     def is_terminal(self) -> bool:
-        """Whether a person reads the output where it is written."""
+        """Whether a person reads the output on a terminal."""
         return self.command.stdout.isatty()
 
     @property
     def width(self) -> int | None:
-        """Columns of the terminal; None: what reads this has as many as it takes."""
+        """The columns of the terminal; None if the output is not a terminal: then width does not
+        matter."""
         return shutil.get_terminal_size().columns if self.is_terminal else None
 
     def write(self, text: str) -> None:
-        """One line, or several."""
+        """Write one line, or several."""
         self.command.stdout.write(text)
 
     def write_json(self, value: Any) -> None:
-        """The one document of a call with ``--json``."""
+        """Write the document of a call with ``--json``."""
         self.write(json_text(value, indent=2 if self.is_terminal else None))
 
     def paint(self, status: str) -> Paint:
-        """The colour of a status."""
+        """The text in the colour of this status."""
         style: Any = self.command.style if self._is_coloured else no_style()
         role = _ROLES.get(status)
         paint: Paint = getattr(style, role) if role else str
@@ -68,7 +70,7 @@ class Subcommand:
 
     @property
     def _is_coloured(self) -> bool:
-        # Django decides by the process's own output, which this may not be.
+        # Django decides by the process's own output, which may be a different one.
         forced = getattr(self.command, "is_forced", False)
         return forced or self.is_terminal
 
@@ -87,23 +89,23 @@ _ROLES = {
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
-    """JSON in which nothing steers a terminal: such characters stand in it by their numbers."""
+    """JSON that cannot control a terminal: such characters are escaped."""
     text = json.dumps(value, cls=DjangoJSONEncoder, indent=indent, ensure_ascii=False)
     return printable(text, lambda char: json.dumps(char)[1:-1], keep="\n")
 
 
 def wrong(message: str) -> CommandError:
-    """It was called with something that is not there, or not so."""
+    """The error for a wrong call: something does not exist or does not fit."""
     return CommandError(message, returncode=USAGE)
 
 
 def usage_error(error: SequenceError) -> CommandError:
-    """An error that says itself what to do."""
+    """The error for a wrong call whose text already says what to do."""
     return wrong(str(error))
 
 
 def caller() -> str:
-    """Who has typed this, as operations show it."""
+    """The name of the person at the terminal, as operations show it."""
     try:
         return f"command line: {getpass.getuser()}"
     except (OSError, KeyError):  # a container whose user has no name
@@ -111,11 +113,11 @@ def caller() -> str:
 
 
 def add_caller_and_reason(parser: ArgumentParser) -> None:
-    """What every operation stores with the run."""
+    """Add the arguments that every operation stores with the run."""
     parser.add_argument("--reason", default="", help="the reason, stored with the run")
     parser.add_argument("--by", help="who does this (default: you)")
 
 
 def caller_and_reason(options: Namespace) -> dict[str, str]:
-    """The same, as the methods of a run take it."""
+    """The same, as keyword arguments for the methods of a run."""
     return {"by": caller() if options.by is None else options.by, "reason": options.reason}

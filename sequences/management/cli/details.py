@@ -1,4 +1,4 @@
-"""A run as JSON and as text. Nothing that its sequence hides is in either."""
+"""A run as JSON and as text, without anything that its sequence redacts."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from ...utils.text import text_of
 from .base import Subcommand, json_text
 from .tables import Cell, table
 
-#: Children, failures and operations that are shown: the newest of each.
+#: How many children, failures and operations are shown: the latest ones.
 MAX_ENTRIES = 100
-#: And tracebacks, in text.
+#: The same for tracebacks, in text.
 MAX_TRACEBACKS = 5
 
 
 def brief(run_snapshot: RunSnapshot) -> dict[str, Any]:
-    """What tells a run among others."""
+    """The fields that identify a run among others."""
     run = run_snapshot.run
     return {
         "id": str(run.pk),
@@ -60,7 +60,7 @@ def _values(row: Model, *names: str) -> dict[str, Any]:
 
 
 def _cause(cause: StepFailure | None) -> dict[str, Any] | None:
-    """The deepest cause, of an item or in a child run."""
+    """The deepest cause, in an item or in a child run."""
     if cause is None:
         return None
     return {"run": str(cause.run_id), "sequence": cause.run.sequence, **(_error(cause) or {})}
@@ -74,7 +74,7 @@ def _error(failure: StepFailure | None) -> dict[str, Any] | None:
 
 
 class RunDetails:
-    """All that is known of one run."""
+    """Everything that is known about one run."""
 
     def __init__(self, run: SequenceRun, *, tracebacks: bool = False) -> None:
         self.run, self.tracebacks, self.using = run, tracebacks, conf.using()
@@ -102,13 +102,13 @@ class RunDetails:
 
     @property
     def summary(self) -> str:
-        """What is the matter with it, in a sentence."""
+        """A sentence about its state."""
         operations = self._operations
         return summary(self.run_snapshot, operations[-1] if operations else None)
 
     @cached_property
     def deadline(self) -> datetime | None:
-        """By when it must be finished."""
+        """When it must be finished."""
         return snapshot.deadline_of(self.run)
 
     @cached_property
@@ -117,7 +117,8 @@ class RunDetails:
 
     @cached_property
     def _family(self) -> list[str]:
-        """Which runs above failed waiting for it, and whether those below have been fixed since."""
+        """Which parent runs failed waiting for it, and whether its child runs have been fixed
+        since."""
         runs = SequenceRun.objects.using(self.using).defer(*snapshot.HEAVY)
         above = family.explain_held_up(self.run, family.held_up(self.run, runs))
         below = family.explain_fixed(family.tree_of(self.run_snapshot, runs))
@@ -175,7 +176,7 @@ class RunDetails:
         more = ["failed_at", "worker", *(["traceback"] if self.tracebacks else [])]
         return {**(_error(failure) or {}), **_values(failure, *more)}
 
-    # As text
+    # Text
 
     def lines(self, subcommand: Subcommand) -> Iterator[str]:
         """For people."""
@@ -216,7 +217,7 @@ class RunDetails:
 
     @property
     def _subject(self) -> str | None:
-        """The name of the object that it is about, and what that says of itself."""
+        """The name of the object that it is about, and the object's own description."""
         if (key := self.run.subject_key) is None:
             return None
         subject = self.run.subject
@@ -254,7 +255,7 @@ class RunDetails:
 
 
 def _folded(traceback: str) -> Iterator[str]:
-    """Its lines, the project's own frames first. Those of libraries are counted."""
+    """Its lines, the project's own frames first. Library frames are counted."""
     for block in blocks_of(traceback):
         if block.folded:
             yield f"  … {block.folded} library frame{'s' if block.folded > 1 else ''}"
@@ -275,12 +276,12 @@ def _operation_line(operation: Operation) -> str:
 
 
 def state_word(step: StepSnapshot) -> str:
-    """Its state in a word or two."""
+    """Its state, in a word or two."""
     return "on hold" if step.is_on_hold else step.state or "-"
 
 
 def remark(step: StepSnapshot, run_snapshot: RunSnapshot) -> str:
-    """How far a step is, what it says of itself, and until when it waits."""
+    """How far a step has got, what it reports, and until when it waits."""
     parts = []
     if step.progress is not None:
         parts.append(f"{step.progress[0]:g}/{step.progress[1]:g}")

@@ -1,4 +1,4 @@
-"""The subcommand for limits: list them, look into one, change its numbers for now."""
+"""The subcommand for limits: list them, show one, override its numbers."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from .tables import Cell, table
 
 
 class Limits(Subcommand):
-    """What may be active at once, and how much may begin in a period."""
+    """How many steps or runs may be active at once, and how many may start per period."""
 
-    name, help = "limits", "List limits, show one, or change its numbers for now."
+    name, help = "limits", "List limits, show one, or override its numbers."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("limit", nargs="?", metavar="NAME", help="show this limit")
         parser.add_argument(
-            "--concurrency", type=int, metavar="N", help="the maximum at once, for now"
+            "--concurrency", type=int, metavar="N", help="override the maximum at once"
         )
         parser.add_argument(
-            "--rate", type=int, metavar="N", help="the maximum number of starts per period, for now"
+            "--rate", type=int, metavar="N", help="override the maximum number of starts per period"
         )
         parser.add_argument("--per", type=duration, metavar="1s", help="the period of --rate")
         parser.add_argument(
-            "--reset", action="store_true", help="return to the numbers of the code"
+            "--reset", action="store_true", help="end the override: use the numbers in the code"
         )
         parser.add_argument("--reason", default="", help="the reason, stored with the change")
         parser.add_argument("--by", help="who does this (default: you)")
@@ -74,7 +74,7 @@ class Limits(Subcommand):
         elif snapshots:
             self.write("\n".join(table(self._rows(snapshots), self.width, narrowing=[0, 1])))
         else:
-            self.write("There are no limits. Workers store the limits in the code when they start.")
+            self.write("There are no limits. Workers add the declared limits when they start.")
 
     def _rows(self, snapshots: list[LimitSnapshot]) -> Iterator[list[Cell]]:
         heads = ("LIMIT", "NUMBERS", "IN USE", "WAITING", "OLDEST", "LINES", "CODE")
@@ -126,7 +126,7 @@ def _find(name: str) -> StoredLimit:
 
 
 def as_json(snapshot: LimitSnapshot) -> dict[str, Any]:
-    """What programs read of a limit."""
+    """The fields of a limit, for programs."""
     row, override = snapshot.row, snapshot.row.override
     concurrency, rate, per = row.numbers
     return {

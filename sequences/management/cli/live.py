@@ -1,4 +1,4 @@
-"""The progress of runs: drawn again in its place on a terminal, elsewhere a line a change."""
+"""The progress of runs: redrawn in place on a terminal, otherwise one line per change."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from .base import Paint
 from .details import remark, state_word
 from .tables import Cell, table
 
-#: What each state of a step looks like.
+#: The sign and colour of each status of a step.
 SIGNS = {"succeeded": "✓", "failed": "✗", "skipped": "-", "cancelled": "-", "": " "}
 MOVING = "•"
-#: Of one run. Beyond, only those that are neither done nor yet to come.
+#: The maximum number of lines per run. Beyond it, only steps in progress are shown.
 MAX_STEP_ROWS = 40
-#: Characters of a progress bar.
+#: The width of a progress bar, in characters.
 BAR_WIDTH = 20
 
 State = dict[str, str]
 
 
 class Display:
-    """Shows runs, as often as it is asked to."""
+    """Shows runs, as often as it is called."""
 
     def __init__(self, out: Any, paint: Callable[[str], Paint] = lambda status: str) -> None:
         self.out, self.paint = out, paint
@@ -36,11 +36,11 @@ class Display:
         self.drawn: list[str] = []
 
     def show_one(self, run_snapshot: RunSnapshot) -> None:
-        """The same of one run."""
+        """The same for a single run."""
         self.show([run_snapshot])
 
     def show(self, snapshots: Collection[RunSnapshot]) -> None:
-        """Show them as they are now; nothing, if nothing has changed."""
+        """Show them as they are now; do nothing if nothing has changed."""
         if self.out.isatty():
             self._draw(snapshots)
         else:
@@ -49,7 +49,7 @@ class Display:
 
     def _draw(self, snapshots: Collection[RunSnapshot]) -> None:
         columns, height = shutil.get_terminal_size()
-        # A line that wraps would be two, and the next drawing would begin at the wrong one.
+        # A line that wraps would take two rows, and the next drawing would start in the wrong one.
         lines = self.lines(snapshots, columns - 1)[-max(height - 2, 1) :]
         if lines == self.drawn:
             return
@@ -67,19 +67,19 @@ class Display:
                 self.out.write(f"{now}  {who:12}  {plain(name)} {state}\n")
 
     def changes(self, run_snapshot: RunSnapshot) -> State:
-        """The states that are others than when this was asked before."""
+        """The states that have changed since the last call."""
         before = self.states_of.get(run_snapshot.run.pk, {})
         self.states_of[run_snapshot.run.pk] = states = self.states(run_snapshot)
         return {name: state for name, state in states.items() if state != before.get(name)}
 
-    # What a project may show in another way
+    # What a project may override
 
     def who(self, run_snapshot: RunSnapshot) -> str:
-        """What tells the run from the others."""
+        """What identifies the run among the others."""
         return run_snapshot.run.key or str(run_snapshot.run.pk)
 
     def states(self, run_snapshot: RunSnapshot) -> State:
-        """What is told when it changes: the state of each step, and at the end of the run."""
+        """What is reported when it changes: the state of each step, and the status of the run."""
         run = run_snapshot.run
         states = {step.name: state_of(step) for step in run_snapshot.steps if step.status}
         return states | {run.sequence.rpartition(".")[-1]: run.status}
@@ -110,7 +110,7 @@ class Display:
 
 
 def state_of(step: StepSnapshot, *, counts: bool = True) -> str:
-    """In words: ``retrying (2 failed)``, and of a fan-out how many items are done."""
+    """In words: ``retrying (2 failed)``; for a fan-out, with the number of finished items."""
     amount = ""
     if counts and step.items and step.status in UNFINISHED_STEP and step.progress:
         amount = f" {step.progress[0]:g}/{step.progress[1]:g}"

@@ -22,12 +22,12 @@ from .argtypes import count, duration
 from .base import REFUSED, Subcommand
 from .selectors import known_names
 
-#: Of each reason to keep some.
+#: How many kept runs are named for each reason.
 MAX_NAMED_RUNS = 5
 
 
 class Sweep(Subcommand):
-    """Do what is due, where no worker does."""
+    """Handle what is due, where no worker sweeps."""
 
     name, help = "sweep", "Dispatch due steps and lost messages."
 
@@ -48,12 +48,12 @@ class Sweep(Subcommand):
 
 
 def _interrupt(*_: Any) -> None:
-    # As Ctrl-C: it takes leave, and health does not miss it for an hour.
+    # Like Ctrl-C: it deregisters, and the health check does not miss it for an hour.
     raise KeyboardInterrupt
 
 
 class Health(Subcommand):
-    """Whether steps are performed as they should be."""
+    """Whether steps run as they should."""
 
     name, help = "health", "Check workers, sweeps and queues."
 
@@ -84,7 +84,7 @@ def _health_as_json(report: health.Health) -> dict[str, object]:
 
 
 class Prune(Subcommand):
-    """Remove what is finished, and old."""
+    """Remove old finished runs."""
 
     name, help = "prune", "Remove finished runs whose retention is over, with their children."
 
@@ -135,7 +135,7 @@ def _as_json(report: Report, dry_run: bool) -> dict[str, object]:
 
 def _lines(report: Report, dry_run: bool) -> Iterator[str]:
     if not report.has_retention:
-        yield 'All are kept: set SEQUENCES["RETENTION"] or Meta.retention, or --older-than 30d.'
+        yield 'All runs are kept. Set SEQUENCES["RETENTION"], Meta.retention or --older-than.'
         return
     for sequence, runs in sorted(report.runs.items()):
         yield f"{sequence}: {runs}"

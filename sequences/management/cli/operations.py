@@ -1,4 +1,4 @@
-"""Operations on runs: each is the run's own method, for one run or many."""
+"""Operations on runs: each calls the run's own method, for one run or many."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from .selectors import RUN, RUN_HELP, add_filters, at_step, filtered, find, is_f
 
 @dataclass
 class Tally:
-    """What has become of each run."""
+    """What happened to each run."""
 
     done: list[SequenceRun] = field(default_factory=list)
-    refused: list[tuple[SequenceRun, str]] = field(default_factory=list)
+    rejected: list[tuple[SequenceRun, str]] = field(default_factory=list)
 
     def as_json(self, action: str) -> dict[str, Any]:
         return {
             "action": action,
             "done": [str(run.pk) for run in self.done],
-            "refused": [{"run": str(run.pk), "why": why} for run, why in self.refused],
+            "rejected": [{"run": str(run.pk), "why": why} for run, why in self.rejected],
         }
 
 
@@ -48,7 +48,7 @@ class Operating(Subcommand):
     """One of the `ACTIONS` on runs."""
 
     action: str
-    #: Options that are on or off, as the method of the run has them.
+    #: Boolean options, by the argument of the method.
     flags: ClassVar[Mapping[str, str]] = {}
     flag_action: ClassVar[Any] = "store_true"
 
@@ -64,19 +64,19 @@ class Operating(Subcommand):
             parser.add_argument("runs", nargs="*", metavar=RUN, help=RUN_HELP)
         self.add_options(parser)
         add_caller_and_reason(parser)
-        parser.add_argument("--json", action="store_true", help="a JSON object: done, refused")
+        parser.add_argument("--json", action="store_true", help="a JSON object: done, rejected")
         add_filters(parser, step=not action.on_step)
         parser.add_argument("--all", action="store_true", help="every run that matches the filters")
         parser.add_argument("--dry-run", action="store_true", help="only list these runs")
 
     def add_options(self, parser: ArgumentParser) -> None:
-        """What only this operation takes."""
+        """Add the options that only this operation has."""
         for flag, help_text in self.flags.items():
             name = f"--{flag.replace('_', '-')}"
             parser.add_argument(name, action=self.flag_action, help=help_text)
 
     def keywords(self, options: Namespace) -> dict[str, Any]:
-        """What its method takes, beside the step."""
+        """The arguments of its method, besides the step."""
         flags = {flag: getattr(options, flag) for flag in self.flags}
         return {**caller_and_reason(options), **flags}
 
@@ -122,7 +122,7 @@ class Operating(Subcommand):
             return
         for pk in ids:
             self.write(str(pk))
-        self.write(f"{self.name} would be tried on {len(ids)} runs.")
+        self.write(f"{self.name} would be applied to {len(ids)} runs.")
 
     def _operate(
         self, pk: UUID, step: list[str], keywords: dict[str, Any], tally: Tally, *, quiet: bool
@@ -135,7 +135,7 @@ class Operating(Subcommand):
         except SequenceError as error:
             why = str(error)
         if why:
-            tally.refused.append((run, why))
+            tally.rejected.append((run, why))
         else:
             tally.done.append(run)
         if not quiet and not why:
@@ -144,18 +144,18 @@ class Operating(Subcommand):
             self.command.stderr.write(plain(why))
 
     def perform(self, run: SequenceRun, *step: str, **keywords: Any) -> str:
-        """Do it to one. Returns, or raises, why not."""
+        """Perform it on one run. Returns or raises the reason if that is not possible."""
         getattr(run, self.action)(*step, **keywords)
         return ""
 
     def _sum_up(self, tally: Tally, options: Namespace) -> None:
         if options.json:
             self.write_json(tally.as_json(self.action))
-        count = len(tally.done) + len(tally.refused)
+        count = len(tally.done) + len(tally.rejected)
         if count != 1 and not options.json:
-            self.write(f"{len(tally.done)} done, {len(tally.refused)} refused.")
-        if tally.refused:
-            why = f"{self.name} was refused for {len(tally.refused)} of {count}."
+            self.write(f"{len(tally.done)} done, {len(tally.rejected)} rejected.")
+        if tally.rejected:
+            why = f"{self.name} was rejected for {len(tally.rejected)} of {count}."
             raise CommandError(why, returncode=REFUSED)
 
 
@@ -163,15 +163,17 @@ class SetDeadline(Operating):
     """Set the deadline of runs."""
 
     name, action = "set-deadline", "set_deadline"
-    help = "Have runs fail if they are not finished by another time."
+    help = "Set or remove the deadline of runs."
 
     def add_options(self, parser: ArgumentParser) -> None:
         when = parser.add_mutually_exclusive_group(required=True)
-        when.add_argument("--in", type=duration, metavar="3d", dest="span", help="from now")
+        when.add_argument(
+            "--in", type=duration, metavar="3d", dest="span", help="a duration from now"
+        )
         when.add_argument(
             "--at", type=date, metavar="2026-12-01T08:00", help="a date, or a date and a time"
         )
-        when.add_argument("--none", action="store_true", help="no deadline any more")
+        when.add_argument("--none", action="store_true", help="remove the deadline")
 
     def keywords(self, options: Namespace) -> dict[str, Any]:
         deadline = options.at if options.span is None else options.span
@@ -199,7 +201,7 @@ class Deliver(Operating):
 
 
 def _operating(action: str, help_text: str, **flags: str) -> Callable[[BaseCommand], Operating]:
-    """The class of an operation that takes no more than options that are on or off."""
+    """The class of an operation that has only boolean options."""
     attributes = {
         "name": action.replace("_", "-"), "action": action, "help": help_text, "flags": flags,
     }  # fmt: skip
@@ -262,7 +264,7 @@ class Edit(Subcommand):
 
 
 class Cancel(Operating):
-    """Without a flag the class of each run decides."""
+    """Without a flag, the class of each run decides."""
 
     name = "cancel"
     help = "Cancel runs; with --undo, roll back completed steps first."

@@ -28,7 +28,7 @@ from .live import Display
 from .selectors import add_filters, add_run, filtered, find
 from .tables import Cell, shortened, table
 
-#: What an operator finds first.
+#: The order of statuses: what an operator looks for comes first.
 LIMIT = 50
 
 
@@ -65,7 +65,7 @@ class List(Subcommand):
     ) -> Iterator[tuple[object, ...]]:
         yield ("RUN", "SEQUENCE", "KEY", "STATUS", "AT", "DONE", "AGE", "ERROR")
         ids = [run_snapshot.run.pk for run_snapshot in snapshots]
-        # Whoever pipes it can take the whole.
+        # A pipe gets everything.
         texts = {pk: str(pk) for pk in ids} if self.width is None else shortened(ids)
         for run_snapshot in snapshots:
             run, failure = run_snapshot.run, run_snapshot.root_failure
@@ -87,7 +87,7 @@ class List(Subcommand):
 
 
 class Show(Subcommand):
-    """All about one run."""
+    """Everything about one run."""
 
     name, help = "show", "Show one run: its steps, data, failed attempts and operations."
 
@@ -127,10 +127,10 @@ class Watch(Subcommand):
 
 
 class JsonLines(Display):
-    """A line of JSON for each change of a run."""
+    """One line of JSON for each change of a run."""
 
     def show(self, snapshots: Collection[RunSnapshot]) -> None:
-        """A line, if anything has changed."""
+        """Write a line if anything has changed."""
         for run_snapshot in snapshots:
             before = self.states_of.get(run_snapshot.run.pk)
             self.changes(run_snapshot)
@@ -142,7 +142,7 @@ class JsonLines(Display):
 
 
 class Graph(Subcommand):
-    """A picture of a plan, or of a run."""
+    """The diagram of a plan, or of a run."""
 
     name, help = "graph", "Draw the steps of a sequence or a run as text, Mermaid or SVG."
 
@@ -178,13 +178,13 @@ class Graph(Subcommand):
 
 
 def _safe(picture: str, form: str) -> str:
-    """As a terminal may get it: labels are anybody's."""
+    """Escaped for a terminal: anyone can choose labels."""
     if form != "svg":
         return plain(picture, lines=True)
     return printable(picture, lambda char: f"&#x{ord(char):x};", keep="\n\t")
 
 
-#: Columns of a text that no terminal limits.
+#: The width of text that is not for a terminal, in columns.
 WIDE = 100
 _FORMATS = ("text", "mermaid", "svg")
 

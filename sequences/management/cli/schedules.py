@@ -29,7 +29,7 @@ _COLOURS = {
 
 
 class Schedules(Subcommand):
-    """What starts runs by itself."""
+    """What starts runs automatically."""
 
     name, help = "schedules", "List schedules, or pause, resume or run one now."
 
@@ -85,8 +85,7 @@ class Schedules(Subcommand):
             self.write("\n".join(table(self._rows(snapshots), self.width, narrowing=[0, 1, 2, 6])))
         else:
             self.write(
-                "There are no such schedules. Workers store the schedules in the code "
-                "when they start."
+                "There are no such schedules. Workers add the declared schedules when they start."
             )
 
     def _rows(self, snapshots: list[ScheduleSnapshot]) -> Iterator[list[Cell]]:
@@ -129,7 +128,7 @@ def _labels(label: str) -> str:
 
 
 def as_json(snapshot: ScheduleSnapshot) -> dict[str, Any]:
-    """What programs read of a schedule."""
+    """The fields of a schedule, for programs."""
     row, run = snapshot.row, snapshot.last_run
     return {
         "sequence": row.sequence,

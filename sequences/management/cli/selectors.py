@@ -1,4 +1,4 @@
-"""The runs that somebody means."""
+"""Which runs a command is about."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from ...transitions import clock
 from .argtypes import moment, subject_key
 from .base import wrong
 
-#: What can be asked for beside the states themselves.
+#: Values of --status besides the statuses themselves.
 STATUSES = (*RunStatus.values, "unfinished", "finished")
-#: Shorter beginnings of an id are taken for something else.
+#: Shorter prefixes of an id are taken for something else.
 MIN_ID_DIGITS = 4
-#: How many runs an error names.
+#: How many runs an error message names.
 MAX_NAMED_RUNS = 3
 
 RUN = "RUN"
@@ -37,12 +37,12 @@ RUN_HELP = "its ID, an ID prefix, or label:key"
 
 
 def runs() -> SequenceRunQuerySet:
-    """All of them, in the runs' own database."""
+    """All runs, in their own database."""
     return SequenceRunQuerySet(SequenceRun, using=conf.using())
 
 
 def find(text: str) -> SequenceRun:
-    """The run that is meant; raises `CommandError` if it is none, or more than one."""
+    """Find the run; raises `CommandError` if there is none, or more than one."""
     matches = _by_id(text) or _by_key(text)
     if len(matches) == 1:
         return matches[0]
@@ -60,14 +60,14 @@ def _by_id(text: str) -> list[SequenceRun]:
 
 
 def _by_key(text: str) -> list[SequenceRun]:
-    """A key may contain colons, and so may the name of a definition that is kept with its run."""
+    """A key may contain colons, and so may the name of an inline definition."""
     is_named = Q()
     for label, key in _pairs(text):
         is_named |= Q(sequence__in=registry.names_of(label), key=key)
     if not is_named:
         return []
     matches = runs().filter(is_named).order_by("-created_at", "-pk")
-    # Of those that have freed it, the newest.
+    # Of the runs that no longer hold it, the newest.
     return list((matches.filter(active_key__isnull=False)[:1] or matches)[:1])
 
 
@@ -81,12 +81,12 @@ def _pairs(text: str) -> Iterator[tuple[str, str]]:
 
 
 def add_run(parser: ArgumentParser) -> None:
-    """The one run."""
+    """The argument for a single run."""
     parser.add_argument("run", metavar=RUN, help=RUN_HELP)
 
 
 def add_filters(parser: ArgumentParser, *, step: bool = True) -> None:
-    """Which runs, if they are not named."""
+    """The filters that select runs which are not named."""
     filters = parser.add_argument_group("filters")
     filters.add_argument("--sequence", metavar="LABEL", help="only runs of this sequence")
     filters.add_argument("--status", choices=STATUSES, metavar="STATUS", help=", ".join(STATUSES))
@@ -111,13 +111,13 @@ def add_filters(parser: ArgumentParser, *, step: bool = True) -> None:
 
 
 def is_filtered(options: Namespace) -> bool:
-    """Whether somebody has said which runs."""
+    """Whether there are any filters."""
     names = ("sequence", "status", "key", "subject", "since", "struggling", "step")
     return any(getattr(options, name, None) is not None for name in names)
 
 
 def filtered(options: Namespace) -> SequenceRunQuerySet:
-    """The runs that the filters let through, the newest first."""
+    """The runs that match the filters, newest first."""
     rows = runs().order_by("-created_at", "-pk")
     if options.sequence is not None:
         rows = rows.filter(sequence__in=known_names(options.sequence))
@@ -148,14 +148,14 @@ def _since(since: timedelta | datetime) -> datetime:
 
 
 def at_step(rows: SequenceRunQuerySet, step: str) -> SequenceRunQuerySet:
-    """Those that are at this step, or have failed at it."""
+    """Runs that are at this step, or have failed at it."""
     states = (*UNFINISHED_STEP, StepStatus.FAILED)
     steps = StepRun.objects.using(conf.using()).filter(step=step, item=NO_ITEM, status__in=states)
     return rows.filter(pk__in=steps.values("run"))
 
 
 def known_names(label: str) -> list[str]:
-    """The names of a sequence, which may be gone from the code. Raises `CommandError`."""
+    """The names of a sequence, which this code may lack. Raises `CommandError`."""
     names = registry.names_of(label)
     is_known = registry.find(label) is not None and not registry.is_inline(label)
     if not is_known and not runs().filter(sequence__in=names).exists():

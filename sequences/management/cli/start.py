@@ -1,4 +1,4 @@
-"""The subcommand that starts."""
+"""The subcommand that starts runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .details import RunDetails
 
 
 class Start(Subcommand):
-    """A run of a sequence, or of a definition in a file."""
+    """Starts a run of a sequence, or of a definition in a file."""
 
     name, help = "start", "Start a sequence or a flow file, and optionally wait for its end."
 
@@ -96,7 +96,7 @@ class Start(Subcommand):
 
 
 class _Doubts:
-    """Says once, if nobody seems to perform anything."""
+    """Asks once whether a worker is running, if nothing seems to happen."""
 
     def __init__(self, subcommand: Subcommand) -> None:
         self.subcommand = subcommand

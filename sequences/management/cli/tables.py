@@ -1,4 +1,4 @@
-"""Text for a terminal: tables that fit it, and nothing in them that could steer it."""
+"""Tables that fit a terminal, and whose texts cannot control it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ...utils.terminal import cells, cut, plain
 from .base import Paint
 
-#: Characters below which no column is cut.
+#: No column is cut below this many characters.
 MIN_COLUMN_WIDTH = 8
 GAP = "  "
 
@@ -23,9 +23,9 @@ class Cell(NamedTuple):
 def table(
     rows: Iterable[Iterable[object]], width: int | None, *, narrowing: Iterable[int] = ()
 ) -> list[str]:
-    """Lines of columns of texts and `Cell`s, in which nothing can steer a terminal.
+    """The lines of a table of texts and `Cell`s, which cannot control a terminal.
 
-    If they are too wide, the widest of those named is cut, again and again.
+    If it is too wide, the widest of the columns that may be cut is cut, again and again.
     """
     lines = [[_cell(value) for value in row] for row in rows]
     widths = [max(cells(cell.text) for cell in column) for column in zip(*lines, strict=True)]
@@ -53,7 +53,7 @@ def _fitted(cell: Cell, width: int) -> str:
 
 
 def shortened(ids: Sequence[object]) -> dict[object, str]:
-    """As much of each id as tells it from the others: what people type again."""
+    """The shortest prefix of each id that identifies it: what people type again."""
     texts = {pk: str(pk) for pk in ids}
     for length in (18, 23, 28):
         if len({text[:length] for text in texts.values()}) == len(texts):

@@ -1,4 +1,4 @@
-"""Until a run has ended, or nobody waits any more."""
+"""Waiting until a run has ended, or until the caller gives up."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from ...utils.terminal import plain
 from .base import INTERRUPTED, OUTCOMES, TIMEOUT
 from .selectors import runs
 
-#: Between two looks, at first and at most.
+#: The time between two checks, at first and at most.
 MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.1, 1.0
-#: For which a database that is away is waited for, as while it is restarted.
+#: How long to wait for a database that is down, perhaps because it is being restarted.
 MAX_OUTAGE_SECONDS = 60.0
 
 Look = Callable[[RunSnapshot], None]
 
 
 def until_ended(run: SequenceRun, look: Look, *, timeout: timedelta | None) -> RunSnapshot:
-    """Look at it until it has ended. Raises `CommandError` with another status if nobody waits."""
+    """Wait until the run has ended. Raises `CommandError` with its own status if the caller gives
+    up."""
     deadline = None if timeout is None else time.monotonic() + timeout.total_seconds()
     pause = MIN_PAUSE_SECONDS
     looks = _Looks(run, look)
@@ -47,14 +48,14 @@ def until_ended(run: SequenceRun, look: Look, *, timeout: timedelta | None) -> R
 
 
 class _Looks:
-    """At one run, for longer than a connection may last: that it breaks is not how the run ends."""
+    """Reads a run for longer than a connection may last: a broken one is not the end of the run."""
 
     def __init__(self, run: SequenceRun, look: Look) -> None:
         self.run, self.look = run, look
         self.away_since: float | None = None
 
     def once_more(self) -> RunSnapshot | None:
-        """What is seen; None: the database is away."""
+        """Read it once more; None: the database is down."""
         try:
             run_snapshot = snapshot.of(_again(self.run))
             self.look(run_snapshot)
@@ -76,7 +77,7 @@ class _Looks:
 
 
 def sleep(seconds: float) -> None:
-    """Between two looks."""
+    """Sleep between two checks."""
     time.sleep(seconds)
 
 
@@ -96,7 +97,7 @@ def _given_up(run: SequenceRun, why: str, status: int) -> CommandError:
 
 
 def outcome(ended: RunSnapshot) -> None:
-    """Nothing, if it has succeeded; else raises `CommandError` with the status that tells how."""
+    """Return if it has succeeded; otherwise, raise `CommandError` with the matching exit status."""
     run = ended.run
     if status := OUTCOMES[RunStatus(run.status)]:
         raise CommandError(

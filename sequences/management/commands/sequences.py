@@ -38,7 +38,7 @@ class Command(BaseCommand):
     help = "Start, inspect, control, sweep and prune runs, and check their health."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Those of each subcommand, and Django's own behind it, too."""
+        """Add the subcommands with their arguments, and Django's own after them, too."""
         subcommands = [make(self) for make in SUBCOMMANDS]
         self.subcommands = {subcommand.name: subcommand for subcommand in subcommands}
         parsers = parser.add_subparsers(dest="task", required=True, metavar="subcommand")
@@ -49,10 +49,10 @@ class Command(BaseCommand):
 
     @no_translations
     def handle(self, *args: Any, task: str, **options: Any) -> None:
-        """Do it. All that it says is in English, as its options are."""
+        """Run the subcommand. Its output is in English, like its options."""
         self.is_forced = options.get("force_color", False)
         if self.stdout._out is sys.stdout and hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(errors="replace")  # a terminal that knows no ✓ gets a ?
+            sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show ✓ gets a ?
         try:
             self.subcommands[task].run(Namespace(**options))
         except CommandError as error:
@@ -64,17 +64,17 @@ class Command(BaseCommand):
                 raise
             raise _safe(usage_error(unmigrated(error, conf.using()))) from None
         except BrokenPipeError:
-            # Whoever has read has enough, as `head` has. Nothing is left to be flushed.
+            # The reader has enough, as `head` does. Nothing must be flushed any more.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _safe(error: CommandError) -> CommandError:
-    """It may quote a key, or what somebody has given as a reason."""
+    """An error may quote a key, or a reason that somebody gave."""
     return CommandError(plain(error, lines=True), returncode=error.returncode)
 
 
 def _add_djangos(parser: ArgumentParser) -> None:
-    """Taken behind the task as before it: `sequences list --no-color`."""
+    """Accept them after the subcommand as well: `sequences list --no-color`."""
     for flag in ("--no-color", "--force-color", "--traceback"):
         parser.add_argument(flag, action="store_true", default=SUPPRESS, help=SUPPRESS)
     for option in ("--settings", "--pythonpath"):
