@@ -1,4 +1,4 @@
-"""Sequences in Django's admin. A project can subclass these classes, and register its own."""
+"""The admin. A project can subclass these classes and register its own."""
 
 from .limits import StoredLimitAdmin
 from .runs import SequenceRunAdmin

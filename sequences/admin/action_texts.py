@@ -1,6 +1,6 @@
-"""What the pages call an action: on its button, as a page's title, of many runs, and afterwards.
+"""The texts of actions: on buttons, in titles, for many runs, and in the message afterwards.
 
-Each text is one whole message, so that a translation can order its words as it likes.
+Each text is one whole message, so that a translation can order the words freely.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ Text = str | Promise
 
 @dataclass(frozen=True)
 class ActionTexts:
-    """The texts of one action. Those of an action on a step name it with ``%(step)s``."""
+    """The texts of one action. Those of an action on a step contain ``%(step)s``."""
 
     #: On the button that confirms it, and in the row of a step.
     button: Text
-    #: On a button beside others, as the title of its page, and in Django's history.
+    #: On a button next to others, as the title of its page, and in Django's history.
     title: Text
-    #: The same of ``%(count)d`` runs; a plural that takes the count.
+    #: The same for ``%(count)d`` runs; a plural that takes the count.
     title_of_many: Any
-    #: What people are told when it is done.
+    #: The message when it is done.
     done: Text
-    #: The same of ``%(count)d`` runs.
+    #: The same for ``%(count)d`` runs.
     done_to_many: Any
 
     def title_for(self, step: str = "") -> str:
-        """With the name of the step that it concerns."""
+        """The title, with the name of the step if it concerns one."""
         return str(self.title) % {"step": step}
 
 
@@ -146,7 +146,7 @@ TEXTS: dict[str, ActionTexts] = {
     ),
 }  # fmt: skip
 
-#: What the engine's log of operations calls them, where that is not the action's own name.
+#: The engine's names of operations that differ from the action's own name.
 _OPERATIONS: dict[str, Text] = {
     "cancel_and_undo": _("Cancel run, rolling back completed steps"),
     "erase_but_key": _("Erase data, keeping the key"),
@@ -154,14 +154,14 @@ _OPERATIONS: dict[str, Text] = {
 
 
 def title_of(action: str, step: str = "") -> str:
-    """What people call an operation: its name, if this release does not know it."""
+    """The title of an operation: its name, if this release does not know it."""
     if action in TEXTS:
         return TEXTS[action].title_for(step)
     return str(_OPERATIONS.get(action, action.replace("_", " ").capitalize()))
 
 
 def done_message(action: str, step: str, run: SequenceRun) -> str:
-    """What people are told when it is done, and that the run is paused still, if it is."""
+    """The message when it is done, which also says if the run is still paused."""
     if action == "cancel" and run.status == RunStatus.UNDOING:
         return gettext("Completed steps are being rolled back; the run is cancelled after that.")
     text = str(TEXTS[action].done) % {"step": step}

@@ -1,8 +1,8 @@
-"""What the pages of this app in the admin share.
+"""What the admin pages of this app have in common.
 
-They read from the database that holds the runs, and hide secrets: what `Meta.redact` names is
-shown as stars. A run whose class this code no longer has is shown without its values, as nobody
-knows what is secret in them.
+They read from the database that holds the runs, and redact secrets: values selected by
+`Meta.redact` are shown as ``***``. If this code no longer has a run's class, the run's values are
+hidden, because nobody knows which of them are secret.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from django.utils.safestring import SafeString
 from .. import conf
 from ..inspection.snapshot import visible
 
-#: Rows that are counted in a list: a table of millions would take seconds.
+#: How many rows a list counts at most: in a table of millions, counting takes seconds.
 COUNTED = 10_000
-#: Rows of one kind that a page shows, the newest.
+#: How many rows of one kind a page shows, the newest.
 MAX_NEWEST_ROWS = 100
 
 EMPTY = "-"
 
 
 def pretty(value: Any, sequence: str, step: str = "") -> SafeString | str:
-    """A stored value as people may see it: indented, redacted, escaped."""
+    """A stored value for people: indented, redacted, escaped."""
     if value is None:
         return EMPTY
     return format_html("<pre>{}</pre>", _text(visible(value, sequence, step)))
@@ -44,7 +44,7 @@ def _text(value: Any) -> str:
 
 
 class Newest(BaseInlineFormSet):  # type: ignore[type-arg]
-    """The newest rows only, in the order in which they came into being."""
+    """The newest rows only, in order of creation."""
 
     def get_queryset(self) -> Any:
         if not hasattr(self, "_queryset"):
@@ -54,7 +54,7 @@ class Newest(BaseInlineFormSet):  # type: ignore[type-arg]
 
 
 class LightChangeList(ChangeList):
-    """A list that does not load what may be large."""
+    """A list that does not load columns that may be large."""
 
     model_admin: ReadOnlyAdmin
 
@@ -64,7 +64,8 @@ class LightChangeList(ChangeList):
 
 
 class ReadOnly:
-    """For admins and inlines: whoever may view, views; nobody changes anything here."""
+    """For admins and inlines: with the permission to view, one can view; nobody can change
+    anything."""
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
@@ -76,7 +77,7 @@ class ReadOnly:
         return False
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        """From the database that holds the runs, wherever a router reads from."""
+        """From the database that holds the runs, whatever a router says."""
         rows: QuerySet[Any] = super().get_queryset(request)  # type: ignore[misc]
         return rows.using(conf.using())
 
@@ -91,7 +92,7 @@ class ReadOnlyAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
         return LightChangeList
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
-        # ?data__token__startswith=a would tell what is hidden, letter by letter.
+        # ?data__token__startswith=a would reveal secrets letter by letter.
         return not _asks_for_content(self.model, lookup) and super().lookup_allowed(
             lookup, value, request
         )
@@ -103,12 +104,12 @@ class ReadOnlyInline(ReadOnly, admin.TabularInline):  # type: ignore[type-arg]
     can_delete = False
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        # Each row asks for its run's sequence.
+        # Each row needs its run's sequence.
         return super().get_queryset(request).select_related("run").defer(*heavy("run__"))
 
 
 def _asks_for_content(model: type[Model], lookup: str) -> bool:
-    """Whether an address that filters so asks for a value or a text that may hold secrets."""
+    """Whether such a filter in an address asks for a value or text that may contain secrets."""
     for name in lookup.split("__"):
         try:
             field: Any = model._meta.get_field(name)
@@ -123,7 +124,7 @@ def _asks_for_content(model: type[Model], lookup: str) -> bool:
 
 
 def is_refresh(request: HttpRequest) -> bool:
-    """Whether the script of a page asks for it again: nobody would see the messages then."""
+    """Whether the page's script requests the page again: then nobody would see the messages."""
     return request.headers.get("X-Requested-With") == "sequences-live"
 
 
@@ -132,19 +133,19 @@ def heavy(prefix: str = "") -> tuple[str, ...]:
 
 
 def uuid_of(term: str) -> UUID | None:
-    """The id that this text is, if it is one."""
+    """The id that this text stands for, if it is one."""
     try:
         return UUID(term.strip())
     except ValueError:
         return None
 
 
-#: Digits of an id that a search takes for its beginning: those of the day and about the minute.
+#: Digits of an id that a search takes as a prefix: enough for the day and about the minute.
 SHORTEST_PREFIX = 8
 
 
 def prefix_of(term: str) -> str:
-    """The digits of this text, if it is the beginning of an id; else nothing."""
+    """The digits of this text if it is the prefix of an id; otherwise ""."""
     digits = term.strip().replace("-", "").lower()
     if not SHORTEST_PREFIX <= len(digits) < 32 or set(digits) - set(hexdigits):
         return ""

@@ -1,4 +1,4 @@
-"""Actions on many runs at once, from the list: each run its own transaction, with a report."""
+"""Actions on many runs at once, from the list: a transaction for each run, and a report."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ from .operations import FORMS, RunActions, perform
 if TYPE_CHECKING:
     from django.utils.functional import _StrPromise
 
-#: What can be done to many at once: all but to edit, which is about the data of one.
+#: The actions on many runs: all except edit, which is about the data of a single run.
 ON_MANY = tuple(name for name in run_actions.ACTIONS if name != "edit")
-#: Runs of one request. The rest is for another one, or for the command line.
+#: Runs per request. The rest needs another request, or the command line.
 MAX_RUNS_PER_REQUEST = 1_000
-#: Runs that are read together.
+#: Runs that are loaded together.
 RUNS_PER_QUERY = 100
-#: Seconds after which a request begins no other run: a proxy would give it up.
+#: Seconds after which a request processes no further runs: a proxy would give up.
 MAX_SECONDS_PER_REQUEST = 20
-#: Runs that a report links, of each reason.
+#: How many runs a report links for each reason.
 MAX_LINKED_RUNS = 3
 Action = Callable[["ManyRuns", HttpRequest, "QuerySet[SequenceRun]"], HttpResponseBase]
 
 
 def _on_many(name: str, description: _StrPromise) -> Action:
-    """An entry of the list of actions."""
+    """An entry in the list of actions."""
     needed = run_actions.ACTIONS[name].needs or name
 
     @admin.action(description=description, permissions=[needed])
@@ -65,7 +65,7 @@ def _on_many(name: str, description: _StrPromise) -> Action:
 
 
 def _may(name: str) -> Callable[[ManyRuns, HttpRequest], bool]:
-    """Whether somebody may do it to some runs at all."""
+    """Whether this user may do it to runs at all."""
 
     def has_permission(self: ManyRuns, request: HttpRequest) -> bool:
         return self.has_action_permission(request, run_actions.ACTIONS[name])
@@ -74,7 +74,7 @@ def _may(name: str) -> Callable[[ManyRuns, HttpRequest], bool]:
 
 
 class ManyRuns(RunActions):
-    """The part of the runs' admin that does something to many of them."""
+    """The part of the runs' admin for actions on many runs."""
 
     actions = tuple(f"{name}_runs" for name in ON_MANY)
 
@@ -94,7 +94,7 @@ class ManyRuns(RunActions):
     )
     erase_runs = _on_many("erase", gettext_lazy("Erase the data of the selected runs"))
 
-    # As Django asks for the permissions of actions.
+    # Django calls this for an action's permissions.
     has_retry_permission = _may("retry")
     has_restart_permission = _may("restart_from")
     has_skip_permission = _may("skip")
@@ -228,19 +228,19 @@ class ManyRuns(RunActions):
 
 @dataclass
 class Report:
-    """What became of many."""
+    """What happened to the runs."""
 
     done: int = 0
-    #: Those to which it could not be done, by the reason.
+    #: Runs for which it was not possible, by the reason.
     skipped: dict[str, list[SequenceRun]] = field(default_factory=lambda: defaultdict(list))
-    #: How many, at least, are left for another request.
+    #: How many runs, at least, are left for another request.
     left: int = 0
 
 
 def _likeliest(queryset: QuerySet[SequenceRun], action: run_actions.Action) -> dict[UUID, str]:
-    """The runs of one request, with their states; one more, if there are more."""
+    """The runs of one request, with their statuses; one more, if there are more."""
     statuses: dict[UUID, str] = {}
-    # Else doing it again would begin with those that were skipped before.
+    # Otherwise, repeating the action would start with the runs that were skipped before.
     for status in dict.fromkeys([*action.rule.targets, *RunStatus.values]):
         if room := MAX_RUNS_PER_REQUEST + 1 - len(statuses):
             runs = queryset.filter(status=status)
@@ -249,7 +249,7 @@ def _likeliest(queryset: QuerySet[SequenceRun], action: run_actions.Action) -> d
 
 
 def _classless(ids: Sequence[UUID]) -> list[str]:
-    """The sequences among these runs that this code has no class for."""
+    """The sequences of these runs whose class this code does not have."""
     labels = SequenceRun.objects.using(conf.using()).filter(pk__in=ids).order_by()
     distinct = labels.values_list("sequence", flat=True).distinct()
     return sorted(label for label in distinct if registry.find(label) is None)
@@ -267,7 +267,7 @@ def _rows_for(rule: Rule) -> Q:
     return Q(kind__in=rule.kinds, status__in=rule.offered_steps or rule.step_states)
 
 
-#: The step runs that an action on a step may find something to do with.
+#: The step runs for which an action on a step may be possible.
 _STEP_RUNS = {
     "skip": Q(item=NO_ITEM) & (_rows_for(RULES["skip"]) | _rows_for(RULES["skip_compensation"])),
     "run_now": Q(due_at__isnull=False) & _rows_for(RULES["run_now"]),

@@ -1,4 +1,4 @@
-"""What stands in the cells of lists: states, spans of time, steps, errors. All of it escaped."""
+"""The cells of lists: statuses, durations, steps, errors. Everything is escaped."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from ..inspection.wording import format_duration
 from ..models import RunStatus, SequenceRun, StepFailure, StepRun, StepStatus, Wait
 from ..utils.text import class_name, first_line, label_of
 
-#: Steps that a cell names; the others are counted.
+#: How many steps a cell names; the others are counted.
 MAX_NAMED_STEPS = 2
 #: Characters of an error's message.
 CUT = 120
-#: And of the name of an object.
+#: Characters of an object's name.
 LONGEST_NAME = 80
 
 
 def badge(status: str, label: Any = "") -> SafeString:
-    """A state as colour and text."""
+    """A status as colour and text."""
     return format_html('<span class="seq-state seq-{}">{}</span>', status, label or status)
 
 
 def run_badge(status: str) -> SafeString:
-    """The state of a run."""
+    """The status of a run."""
     return badge(status, RunStatus(status).label)
 
 
 def struggling(steps: Collection[str]) -> SafeString:
-    """That these steps of a run keep failing, if there are any."""
+    """Says that these steps of a run keep failing, if there are any."""
     if not steps:
         return SafeString()
     names = {"steps": ", ".join(map(label_of, steps))}
@@ -49,12 +49,12 @@ def struggling(steps: Collection[str]) -> SafeString:
 
 
 def step_badge(status: str) -> SafeString:
-    """The state of a step run."""
+    """The status of a step run."""
     return badge(status, StepStatus(status).label)
 
 
 def run_name(run: SequenceRun) -> SafeString:
-    """What people call its sequence, and its key, or the beginning of its id."""
+    """The name of its sequence, and its key or the beginning of its id."""
     name, kind = (run.key, "key") if run.key else (f"{str(run.pk)[:13]}…", "id")
     return format_html(
         '<span title="{}">{}</span> <bdi class="seq-{}" title="{}">{}</bdi>',
@@ -67,7 +67,7 @@ def run_name(run: SequenceRun) -> SafeString:
 
 
 def subject(label: Any) -> SafeString:
-    """The object that a run is about, if it is about one."""
+    """The object that a run is about, if there is one."""
     if label is None:
         return SafeString("")
     name = format_html("<bdi>{}</bdi>", Truncator(str(label)).chars(LONGEST_NAME))
@@ -76,7 +76,7 @@ def subject(label: Any) -> SafeString:
 
 
 def exact_time(when: datetime | None) -> SafeString | str:
-    """To the second and with its zone, as a log has it."""
+    """To the second and with its time zone, as in logs."""
     if when is None:
         return ""
     return format_html('<time datetime="{}">{}</time>', _iso(when), _as_logged(when))
@@ -91,7 +91,7 @@ def _as_logged(when: datetime) -> str:
 
 
 def in_full(when: datetime | None) -> SafeString | str:
-    """The same for a narrow column, which breaks between the day and the time, if at all."""
+    """The same for a narrow column: it breaks only between date and time."""
     if when is None:
         return ""
     day, time, zone = _as_logged(when).split(" ", 2)
@@ -100,7 +100,7 @@ def in_full(when: datetime | None) -> SafeString | str:
 
 
 def moment(when: datetime, now: datetime) -> SafeString:
-    """How long ago, and in full where one points at it."""
+    """How long ago, with the exact time as a tooltip."""
     return format_html(
         '<time datetime="{}" title="{}">{}</time>',
         _iso(when),
@@ -110,7 +110,7 @@ def moment(when: datetime, now: datetime) -> SafeString:
 
 
 def steps(snapshot: RunSnapshot) -> SafeString:
-    """The steps that a run is at, each with how it is doing there."""
+    """The current steps of a run, each with its progress."""
     at = sorted(snapshot.at, key=lambda step: _ORDER.get(step.status, 9))
     lines = [(step.name, step.label, doing(step, snapshot.now)) for step in at[:MAX_NAMED_STEPS]]
     named = format_html_join(
@@ -123,12 +123,12 @@ def steps(snapshot: RunSnapshot) -> SafeString:
     return format_html('{}<span class="seq-at">{}</span>', named, others)
 
 
-#: What people want to know of first.
+#: The order of statuses: what people look for comes first.
 _ORDER = {"failed": 0, "retrying": 1, "running": 2, "waiting": 3, "queued": 4}
 
 
 def doing(step: StepSnapshot, now: datetime) -> str:
-    """How a step that has not ended well is doing: "attempt 2 in 3 min"."""
+    """What a step that has not succeeded is doing: "attempt 2 in 3 min"."""
     if step.row is None:
         return gettext("items running")
     if step.is_on_hold:
@@ -202,7 +202,7 @@ _DOING: dict[StepStatus, Callable[[StepSnapshot, StepRun, datetime], str]] = {
 
 
 def progress(snapshot: RunSnapshot) -> SafeString:
-    """How far a run is, as a bar and in words."""
+    """How far a run has got, as a bar and in words."""
     words = gettext("%(done)d of %(total)d") % {"done": snapshot.done, "total": snapshot.total}
     label = gettext("%(done)d of %(total)d steps") % {
         "done": snapshot.done,
@@ -220,7 +220,8 @@ def progress(snapshot: RunSnapshot) -> SafeString:
 
 
 def error(failure: StepFailure | None) -> SafeString | str:
-    """The last error: its class, and the beginning of its message. Without secrets already."""
+    """The last error: its class, and the beginning of its message. Its secrets are already
+    redacted."""
     if failure is None:
         return ""
     return format_html(

@@ -1,4 +1,4 @@
-"""What fails, where and how often: failed attempts of the last week, grouped."""
+"""What fails, where and how often: failed attempts of the last week, in groups."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .filters import SPANS, runs_for
 from .health import LIVE, strip
 from .pagination import KeysetAdmin
 
-#: Failed attempts that are counted, and groups that are shown.
+#: How many failed attempts are counted, and how many groups are shown.
 COUNTED, GROUPS = 50_000, 100
 #: The columns.
 WITHIN = ("hour", "day", "week")
@@ -38,7 +38,7 @@ WITHIN = ("hour", "day", "week")
 
 @dataclass(frozen=True)
 class Group:
-    """The failed attempts of one step with one class of exception and messages of one shape."""
+    """Failed attempts of one step with the same class of exception and similar messages."""
 
     sequence: str
     step: str
@@ -51,12 +51,12 @@ class Group:
 
     @property
     def title(self) -> str:
-        """What people call the sequence."""
+        """The name of the sequence, for people."""
         return title_of(self.sequence)
 
     @property
     def step_label(self) -> str:
-        """The step's name as people read it."""
+        """The label of the step."""
         return label_of(self.step)
 
     @property
@@ -66,17 +66,17 @@ class Group:
 
     @property
     def message(self) -> str:
-        """The first line of the newest."""
+        """The first line of the latest message."""
         return first_line(self.newest.message, columns.CUT)
 
     @property
     def last(self) -> str:
-        """When the newest happened."""
+        """When the latest one happened."""
         return columns.moment(self.newest.failed_at, self.now)
 
     @property
     def cells(self) -> list[str]:
-        """How many there are within each span, each a link to their runs."""
+        """The number within each time span, each a link to the runs."""
         return [self._cell(span) for span in WITHIN]
 
     def _cell(self, span: str) -> str:
@@ -95,17 +95,17 @@ class Group:
 
 @dataclass(frozen=True)
 class Table:
-    """All of them, what fails most just now first."""
+    """All groups, those that fail most at present first."""
 
     groups: tuple[Group, ...]
-    #: If there are more failed attempts than are counted: since when they are.
+    #: If there are more failed attempts than are counted: since when they are counted.
     since: datetime | None
     #: Whether there are more groups.
     more: bool
 
 
 def read(runs: QuerySet[SequenceRun] | None, list_url: str, using: str) -> Table:
-    """The failed attempts of these runs, or of all. Four queries."""
+    """The failed attempts of these runs, or of all runs. Four queries."""
     now = clock.now(using)
     rows = StepFailure.objects.using(using).filter(failed_at__gte=now - SPANS["week"][0])
     if runs is not None:
@@ -135,9 +135,10 @@ def read(runs: QuerySet[SequenceRun] | None, list_url: str, using: str) -> Table
 
 
 def _has_failures_below(runs: QuerySet[SequenceRun] | None, using: str) -> Q:
-    """Whether it only says that items or child runs have failed, which are counted themselves."""
+    """Whether it only reports that items or child runs have failed, which are counted
+    themselves."""
     below = StepFailure.objects.using(using).filter(run__parent=OuterRef("step_run"))
-    if runs is not None:  # what this person does not see is not counted either
+    if runs is not None:  # what this person may not see is not counted either
         below = below.filter(run__in=runs.values("pk"))
     return Q(error=ITEMS_FAILED) | Q(Exists(below), error=CHILDREN_FAILED)
 
@@ -160,10 +161,10 @@ def _newest(ids: list[int], using: str) -> dict[int, StepFailure]:
 
 
 class RunFailures(KeysetAdmin):
-    """The part of the runs' admin that counts what fails."""
+    """The part of the runs' admin that counts failures."""
 
     def get_urls(self) -> list[URLPattern]:
-        """Before Django's own, which take every address for the id of a run."""
+        """Before Django's own, which treat every address as the id of a run."""
         page = path(
             "failures/",
             self.admin_site.admin_view(self.failure_groups_view),
@@ -172,7 +173,8 @@ class RunFailures(KeysetAdmin):
         return [page, *super().get_urls()]
 
     def sees_failures(self, request: HttpRequest) -> bool:
-        """Whether this person may read what went wrong: failed attempts have their permission."""
+        """Whether this person may read error texts: failed attempts have a permission of their
+        own."""
         return request.user.has_perms(["job_sequences.view_stepfailure"])
 
     def failure_groups_view(self, request: HttpRequest) -> TemplateResponse:
@@ -200,7 +202,7 @@ class RunFailures(KeysetAdmin):
 
 
 def list_media() -> forms.Media:
-    """What the lists need beside the admin's own."""
+    """The scripts and styles that lists need in addition to the admin's own."""
     return forms.Media(
         css={"all": ["sequences/states.css", "sequences/listing.css"]}, js=["sequences/live.js"]
     )

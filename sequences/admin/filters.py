@@ -1,4 +1,4 @@
-"""What the lists can be narrowed to. None of them looks through the runs for its choices."""
+"""The filters of the lists. None of them searches the runs for its choices."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ..models import (
 from ..transitions import clock, plans
 from ..utils.text import class_name, label_of
 
-#: Sequences, and versions of one, whose names are offered.
+#: How many sequences, and versions of one, are offered as choices.
 OFFERED = 200
 VERSIONS = 20
 
@@ -42,20 +42,20 @@ SPANS = {
 
 
 def runs_for(model_admin: Any, request: HttpRequest) -> QuerySet[SequenceRun] | None:
-    """The runs that this person may see; None: all there are."""
+    """The runs that this person may see; None: all."""
     rows: QuerySet[SequenceRun] = model_admin.runs_for(request)
     return rows.order_by() if is_narrowed(rows) else None
 
 
 def is_narrowed(rows: QuerySet[Any]) -> bool:
-    """Whether these are not all rows of their table."""
+    """Whether this is only a part of the table."""
     query = rows.query
     joins = len(query.alias_map) > 1
     return bool(query.where or joins or query.is_sliced or query.combinator)
 
 
 def labels_for(model_admin: Any, request: HttpRequest) -> list[str]:
-    """The sequences of these runs. The few stored plans know them all."""
+    """The sequences of these runs, found in the plans, which are few."""
     stored = StoredPlan.objects.using(conf.using()).order_by("sequence")
     runs = runs_for(model_admin, request)
     if runs is not None:
@@ -64,7 +64,7 @@ def labels_for(model_admin: Any, request: HttpRequest) -> list[str]:
 
 
 def since(name: str, using: str) -> Any:
-    """The moment at which one of the `SPANS` began."""
+    """When one of the `SPANS` started."""
     span, _label = SPANS.get(name, SPANS["week"])
     return clock.now(using) - span
 
@@ -94,7 +94,7 @@ class SequenceOfRunFilter(SequenceFilter):
 
 
 class StepFilter(admin.SimpleListFilter):
-    """Runs that are at this step, or have failed at it. Offered for a chosen sequence."""
+    """Runs that are at this step, or have failed at it. Offered once a sequence is chosen."""
 
     title = _("current step")
     parameter_name = "step"
@@ -133,7 +133,7 @@ class StepFilter(admin.SimpleListFilter):
 
 
 class StrugglingFilter(admin.SimpleListFilter):
-    """Runs with a step that keeps failing, and has not failed for good."""
+    """Runs with a step that keeps failing, but has not failed permanently."""
 
     title = _("retries")
     parameter_name = "struggling"
@@ -149,7 +149,7 @@ class StrugglingFilter(admin.SimpleListFilter):
 
 
 class CreatedFilter(admin.SimpleListFilter):
-    """By the time that has passed since."""
+    """By start time."""
 
     title = _("start time")
     parameter_name = "created"
@@ -166,10 +166,10 @@ class CreatedFilter(admin.SimpleListFilter):
 
 
 class FailureFilter(admin.ListFilter):
-    """Runs with such a failed attempt, whatever became of them: where the failures page leads.
+    """Runs with a certain failed attempt, whatever happened then; the failures page links here.
 
     ``error`` is the path of the exception's class, ``failed_step`` a step, ``since`` one of the
-    `SPANS`; a week by default. ``fingerprint`` is that of the message.
+    `SPANS` (by default, a week), and ``fingerprint`` that of the message.
     """
 
     title = _("failed attempt")

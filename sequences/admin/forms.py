@@ -1,4 +1,4 @@
-"""What the pages that ask for confirmation ask: a reason, a payload, other data."""
+"""The forms of confirmation pages: a reason, a payload, other data."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from django.utils.translation import gettext_lazy as _
 
 
 class JSONText(forms.CharField):
-    """JSON that somebody has typed. Nothing is None."""
+    """JSON typed by a person. An empty field is None."""
 
     widget = forms.Textarea(attrs={"rows": 6, "spellcheck": "false", "class": "seq-json"})
 
     def to_python(self, value: Any) -> Any:
-        """The value. Raises ValidationError for what is no JSON."""
+        """The value. Raises ValidationError if it is not JSON."""
         text = (value or "").strip()
         if not text:
             return None
@@ -26,7 +26,7 @@ class JSONText(forms.CharField):
             value = json.loads(text)
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            # It would not even be shown: no encoding has it.
+            # It could not even be shown, because no encoding has it.
             raise ValidationError(
                 _("Contains half of a surrogate pair, which is not a valid character.")
             ) from error
@@ -41,11 +41,11 @@ class JSONText(forms.CharField):
             raise ValidationError(self.error_messages["required"], code="required")
 
     def run_validators(self, value: Any) -> None:
-        """It is no text any more."""
+        """The value is no longer text."""
 
 
 class ActionForm(forms.Form):
-    """Why somebody does something."""
+    """The reason for an action."""
 
     reason = forms.CharField(
         label=_("Reason"),
@@ -57,7 +57,7 @@ class ActionForm(forms.Form):
 
 
 class RetryForm(ActionForm):
-    """Whether the runs above, which have failed waiting for this one, begin again with it."""
+    """Whether the parent runs that failed waiting for this one restart with it."""
 
     parents = forms.BooleanField(
         label=_("Also retry the parent runs that failed while waiting for this one"),
@@ -68,7 +68,7 @@ class RetryForm(ActionForm):
 
 
 class SkipForm(ActionForm):
-    """The reason is all that is left of a step that was skipped."""
+    """The reason is all that remains of a step that was skipped."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -76,14 +76,14 @@ class SkipForm(ActionForm):
 
 
 class CancelForm(ActionForm):
-    """Whether to undo what was done."""
+    """Whether to roll back first."""
 
     undo = forms.BooleanField(label=_("Roll back completed steps first"), required=False)
     field_order = ("undo", "reason")
 
 
 class DeadlineForm(ActionForm):
-    """By when a run must be finished."""
+    """When a run must be finished."""
 
     deadline = forms.DateTimeField(
         label=_("Deadline"),
@@ -96,7 +96,7 @@ class DeadlineForm(ActionForm):
     field_order = ("deadline", "reason")
 
     def clean_deadline(self) -> datetime | None:
-        """One that has passed is a slip: to end a run at once there is a button of its own."""
+        """A time in the past is a mistake: to end a run at once, there is a button."""
         deadline: datetime | None = self.cleaned_data["deadline"]
         if deadline is not None and deadline <= timezone.now():
             raise ValidationError(_("This time has passed. To end the run now, cancel it."))
@@ -104,7 +104,7 @@ class DeadlineForm(ActionForm):
 
 
 class RestartForm(ActionForm):
-    """Whether approvals and other events that are done again are asked for again."""
+    """Whether approvals and other events that run again are asked for again."""
 
     keep_deliveries = forms.BooleanField(
         label=_("Keep delivered events instead of waiting for them again"), required=False
@@ -113,7 +113,7 @@ class RestartForm(ActionForm):
 
 
 class EraseForm(ActionForm):
-    """Whether others may start with the key again."""
+    """Whether other runs may use the key again."""
 
     keep_key = forms.BooleanField(
         label=_("Keep the key, so that no other run can use it"), required=False
@@ -122,14 +122,14 @@ class EraseForm(ActionForm):
 
 
 class DeliverForm(ActionForm):
-    """What comes with the event."""
+    """The payload of the event."""
 
     payload = JSONText(label=_("Payload (JSON)"), required=False, help_text=_("Optional."))
     field_order = ("payload", "reason")
 
 
 class EditForm(ActionForm):
-    """Other data, and the version of the run that it was made from."""
+    """The new data, and the version of the run that it is based on."""
 
     version = forms.IntegerField(widget=forms.HiddenInput)
     text = JSONText(
@@ -139,7 +139,7 @@ class EditForm(ActionForm):
     field_order = ("text", "reason")
 
     def clean_text(self) -> dict[str, Any]:
-        """What steps share is always an object."""
+        """The data that steps share is always an object."""
         data = self.cleaned_data["text"]
         if not isinstance(data, dict):
             raise ValidationError(_("Data must be a JSON object: {…}."))

@@ -1,4 +1,4 @@
-"""The strip above the lists: whether steps are performed at all."""
+"""The strip above the lists: whether steps run as they should."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..inspection import health
 from .base import is_refresh
 from .filters import runs_for
 
-#: Milliseconds between two looks of a page that may change.
+#: The time between two polls of a page that may change, in milliseconds.
 LIVE = 5_000
 
 
 def strip(model_admin: Any, request: HttpRequest) -> dict[str, Any]:
-    """For the templates: the health of what this person may see, and how the page is asked for."""
+    """For templates: the health of the runs that this person may see, and how to poll the page."""
     return {
         "health": health.read(conf.using(), runs_for(model_admin, request)),
         "is_refresh": is_refresh(request),

@@ -1,4 +1,4 @@
-"""The failed attempts of a step run, below it."""
+"""The failed attempts of a step run, on its page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .base import Newest, ReadOnlyInline
 
 
 class NewestFailures(Newest):
-    """Without what their run hides."""
+    """The latest ones, redacted."""
 
     def get_queryset(self) -> Any:
         if not hasattr(self, "_queryset"):

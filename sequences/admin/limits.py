@@ -1,4 +1,4 @@
-"""Limits in the admin: what is in use, who waits, and other numbers for now."""
+"""Limits in the admin: places in use, what is waiting, and overrides."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from . import columns
 from .base import EMPTY, ReadOnlyAdmin
 from .failures import list_media
 
-#: Overrides that are shown, the newest.
+#: How many overrides are shown, the newest.
 MAX_OVERRIDES = 20
 
 
 class LimitForm(forms.ModelForm):  # type: ignore[type-arg]
-    """Other numbers for now, or those of the code again."""
+    """An override of the numbers, or the numbers in the code again."""
 
     concurrency_now = forms.IntegerField(
         label=_("Active at once"),
@@ -73,7 +73,7 @@ class LimitForm(forms.ModelForm):  # type: ignore[type-arg]
 
 @admin.register(StoredLimit)
 class StoredLimitAdmin(ReadOnlyAdmin):
-    """Limits: list, and one with its lines."""
+    """Limits: the list, and a page for each with its lines."""
 
     form = LimitForm
     list_display = ("name", "numbers", "in_use", "waiting", "oldest", "overridden")
@@ -81,11 +81,11 @@ class StoredLimitAdmin(ReadOnlyAdmin):
     readonly_fields = ("name", "numbers", "declared", "in_use", "waiting", "oldest", "lines", "log")
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Whoever may override limits."""
+        """With the permission to override limits."""
         return request.user.has_perm("job_sequences.override_storedlimit")
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """They see them, too."""
+        """Those who may override may also view."""
         may_view = super().has_view_permission(request, obj)
         return may_view or self.has_change_permission(request, obj)
 
@@ -106,14 +106,14 @@ class StoredLimitAdmin(ReadOnlyAdmin):
         return rows.select_related("override")
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
-        """The form for those who may use it."""
+        """The form, for those who may use it."""
         if not self.has_change_permission(request, obj):
             return self.readonly_fields
         now = ("concurrency_now", "rate_now", "per_now", "reason", "reset_now")
         return (*self.readonly_fields[:6], *now, *self.readonly_fields[6:])
 
     def save_model(self, request: HttpRequest, obj: StoredLimit, form: Any, change: bool) -> None:
-        """The transition writes, and leaves a row that says who."""
+        """The transition writes, and leaves a row that says who did it."""
         values = form.cleaned_data
         numbers = {name: values[f"{name}_now"] for name in ("concurrency", "rate", "per")}
         try:
@@ -133,38 +133,38 @@ class StoredLimitAdmin(ReadOnlyAdmin):
 
     @admin.display(description=_("in force"))
     def numbers(self, row: StoredLimit) -> str:
-        """What counts now."""
+        """The numbers in force."""
         return self._snapshot(row).numbers
 
     @admin.display(description=_("declared in code"))
     def declared(self, row: StoredLimit) -> str:
-        """What the code says."""
+        """The numbers in the code."""
         return self._snapshot(row).declared
 
     @admin.display(description=_("in use"))
     def in_use(self, row: StoredLimit) -> int:
-        """Places that are taken, in all lines."""
+        """The places in use, across all lines."""
         return self._snapshot(row).in_use
 
     @admin.display(description=_("waiting"))
     def waiting(self, row: StoredLimit) -> int:
-        """Step runs and runs in all lines."""
+        """The step runs and runs that wait, across all lines."""
         return self._snapshot(row).waiting
 
     @admin.display(description=_("oldest"))
     def oldest(self, row: StoredLimit) -> str:
-        """How long the first has waited."""
+        """How long the first one has waited."""
         snapshot = self._snapshot(row)
         return EMPTY if snapshot.oldest is None else format_duration(snapshot.now - snapshot.oldest)
 
     @admin.display(description=_("overridden"))
     def overridden(self, row: StoredLimit) -> str:
-        """Whether other numbers than those of the code count. That none do is no fault."""
+        """Whether there is an override. Having none is not a problem."""
         return EMPTY if row.override_id is None else gettext("yes")
 
     @admin.display(description=_("lines"))
     def lines(self, row: StoredLimit) -> SafeString | str:
-        """Its keys, those in which somebody waits first."""
+        """Its keys, those in which something is waiting first."""
         now = self._snapshot(row).now
         rows = [
             (
@@ -180,7 +180,7 @@ class StoredLimitAdmin(ReadOnlyAdmin):
 
     @admin.display(description=_("overrides"))
     def log(self, row: StoredLimit) -> SafeString | str:
-        """Who has changed it, the newest first."""
+        """Who has changed it, newest first."""
         overrides = LimitOverride.objects.using(conf.using()).filter(limit=row.name)
         newest = overrides.order_by("-pk")[:MAX_OVERRIDES]
         items = ((_override(each),) for each in newest)
@@ -189,7 +189,7 @@ class StoredLimitAdmin(ReadOnlyAdmin):
 
 
 def _override(row: LimitOverride) -> SafeString:
-    """Its numbers, by whom and why, each with what it is: a table would be too wide for a phone."""
+    """Its numbers, who and why, each with a label: a table would be too wide for a phone."""
     facts = (
         (pgettext("time", "created"), columns.exact_time(row.created_at)),
         (gettext("by"), row.by),

@@ -43,7 +43,7 @@ from .forms import (
 from .run_context import Urls
 from .run_detail import RunPage
 
-#: Data longer than this, in characters, is edited by code: a form of it would be refused.
+#: Longer data, in characters, must be edited by code: Django would reject such a form.
 EDITABLE = 500_000
 FORMS: dict[str, type[ActionForm]] = {
     "retry": RetryForm,
@@ -58,21 +58,22 @@ FORMS: dict[str, type[ActionForm]] = {
 
 
 class RunActions(RunPage):
-    """The part of the runs' admin that does something to them."""
+    """The part of the runs' admin for operations on a run."""
 
     def get_urls(self) -> list[URLPattern]:
-        """One page for each action."""
+        """Add one page for each action."""
         return [
             *self._paths(("action/<slug:name>/", self.action_view, "action")),
             *super().get_urls(),
         ]
 
     def log_change(self, request: HttpRequest, obj: Any, message: Any) -> Any:
-        """Under its id: a key may have to be erased, and Django's history is beyond our reach."""
+        """Log it under the run's id: a key may have to be erased, and Django's history cannot
+        be."""
         return super().log_change(request, SequenceRun(pk=obj.pk, sequence=obj.sequence), message)
 
     def action_view(self, request: HttpRequest, object_id: str, name: str) -> HttpResponseBase:
-        """Ask whether to do it; do it when a POST confirms it."""
+        """Ask for confirmation; perform the action when a POST confirms it."""
         action = actions.ACTIONS.get(name)
         if action is None:
             raise Http404
@@ -94,7 +95,7 @@ def _step(
 
 
 class _ActionRequest:
-    """One request for an action."""
+    """A request for an action."""
 
     def __init__(
         self,
@@ -113,7 +114,7 @@ class _ActionRequest:
         self.form = self._form()
 
     def answer(self) -> HttpResponseBase:
-        """What a GET and a POST get."""
+        """The response to a GET or a POST."""
         if self.request.method != "POST":
             return self._ask() if self._is_allowed() else self._refused(_not_allowed())
         if self.action.name == "edit":
@@ -124,7 +125,7 @@ class _ActionRequest:
 
     def _is_valid(self) -> bool:
         forms = filter(None, (self.form, self.payload_form))
-        return all(form.is_valid() for form in forms)  # each says what is wrong with it
+        return all(form.is_valid() for form in forms)  # each reports its own errors
 
     def _cleaned(self) -> dict[str, Any]:
         payload = {"payload": self.payload_form} if self.payload_form else {}
@@ -148,7 +149,8 @@ class _ActionRequest:
         return form
 
     def _payload_form(self) -> BaseForm | None:
-        """The event's own form; apart from ours, whose names it may have too."""
+        """The event's own form; separate from ours, because it may have fields with the same
+        names."""
         if self.action.name != "deliver" or self.step is None or self.step.form is None:
             return None
         data = self.request.POST if self.request.method == "POST" else None
@@ -157,7 +159,7 @@ class _ActionRequest:
         return self.step.form(data, prefix="payload", initial=initial)
 
     def _held_up(self) -> list[SequenceRun]:
-        """The runs above that this person may retry with it."""
+        """The parent runs that this person may retry with it."""
         if self.action.name != "retry":
             return []
         runs = self.admin._relatives(self.request, self.snapshot).held_up
@@ -166,7 +168,8 @@ class _ActionRequest:
 
     def _may_undo(self) -> bool:
         plan = self.snapshot.plan
-        # Whether the runs below have undos their own plans tell: asked of nobody, it may be so.
+        # Only their own plans tell whether child runs have undos: without asking, assume that they
+        # may.
         has_undos = bool(plan.undos or plan.subsequences)
         return has_undos and RULES["cancel_and_undo"].allows(self.run.status)
 
@@ -182,7 +185,7 @@ class _ActionRequest:
         data = run_context.text_of(visible(self.run.data, self.run.sequence))
         return {"text": data, "version": self.run.version}
 
-    # What it answers
+    # Responses
 
     def _ask(self, status: int = 200, **context: Any) -> HttpResponseBase:
         template = "edit" if self.action.name == "edit" else "confirm"
@@ -219,7 +222,7 @@ class _ActionRequest:
         self.admin.message_user(self.request, why, messages.ERROR)
         return HttpResponseRedirect(self.urls.to("change", self.run.pk))
 
-    # What it does
+    # Performing it
 
     def _do(self, cleaned: dict[str, Any]) -> HttpResponseBase:
         try:
@@ -238,7 +241,7 @@ class _ActionRequest:
         return HttpResponseRedirect(self.urls.to("change", self.run.pk))
 
     def _target(self, cleaned: dict[str, Any]) -> SequenceRun:
-        """The run to do it to: a retry of the run at the top begins all of them again."""
+        """The run to operate on: a retry of the topmost run restarts all of them."""
         return self.held_up[-1] if cleaned.get("parents") else self.run
 
     def _step_name(self) -> str:
@@ -251,7 +254,7 @@ class _ActionRequest:
         return action_texts.done_message(self.action.name, self._step_label(), self.run)
 
     def _without_secrets(self, text: str) -> str:
-        """What was typed is quoted as it is: stars in its place would tell that it was guessed."""
+        """Quote what was typed as it is: stars in its place would confirm a guess."""
         secrets = secrets_of(self.run.data, self.patterns)
         if hide(text, secrets) == text:
             return text
@@ -259,10 +262,10 @@ class _ActionRequest:
         quoted = (secret for secret in secrets if hide(text, [secret]) != text)
         return hide(text, [secret for secret in quoted if hide(typed, [secret]) == typed])
 
-    # Other data
+    # Editing data
 
     def _edit(self) -> HttpResponseBase:
-        """Show what would change, and store it when that is confirmed."""
+        """Show the changes, and store them once that is confirmed."""
         if "again" in self.request.POST or not self.form.is_valid():
             return self._ask()
         cleaned = self.form.cleaned_data
@@ -300,14 +303,14 @@ class _ActionRequest:
 
 
 def _payload_of(step: StepSnapshot, choice: str) -> dict[str, Any]:
-    """The payload of one of the event's choices, to be seen before it is delivered."""
+    """The payload of one of the event's choices, shown before it is delivered."""
     if choice not in step.choices:
         return {}
     return {"payload": run_context.text_of(step.choices[choice])}
 
 
 def _name_parents(form: ActionForm, runs: list[SequenceRun]) -> None:
-    """Say which runs these are; without any there is no box."""
+    """Name these runs in the form; if there are none, remove the field."""
     if not runs:
         del form.fields["parents"]
         return
@@ -315,7 +318,7 @@ def _name_parents(form: ActionForm, runs: list[SequenceRun]) -> None:
 
 
 def _name_events(form: ActionForm, events: list[StepSnapshot]) -> None:
-    """Say for which events people would be asked again; without any there is no box."""
+    """Name the events that would be asked for again; if there are none, remove the field."""
     if not events:
         del form.fields["keep_deliveries"]
         return
@@ -327,7 +330,7 @@ def _name_events(form: ActionForm, events: list[StepSnapshot]) -> None:
 def perform(
     run: SequenceRun, action: actions.Action, step: str, cleaned: dict[str, Any], by: Any
 ) -> bool:
-    """Call the run's own method. False: it was a delivery, and not the first."""
+    """Call the run's own method. False: it was a delivery, but not the first one."""
     log = {"by": by, "reason": cleaned.get("reason", "")}
     if action.name == "deliver":
         return run.deliver(step, cleaned["payload"], **log)
@@ -355,6 +358,6 @@ def _not_allowed() -> str:
 
 def _no_secret(path: str) -> str:
     return _(
-        "It is unclear which hidden value the stars at %(path)s stand for. Stars keep a hidden "
-        "value only where it was; anywhere else, enter the value itself."
+        "It is unclear which hidden value the *** at %(path)s stands for. Leave *** only where it "
+        "was; anywhere else, enter the value itself."
     ) % {"path": path}

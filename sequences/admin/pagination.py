@@ -1,7 +1,7 @@
-"""Lists that page by key: the thousandth page costs what the first one does.
+"""Lists that page by key: the thousandth page costs the same as the first.
 
-`?before=` and `?after=` hold the key of a row that is on the page next to the one asked for. OFFSET
-would read, and throw away, all rows before it.
+`?before=` and `?after=` hold the key of a row on the page next to the requested one. OFFSET would
+read and discard all rows before it.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Capped(int):
-    """A number of rows that was counted only so far: there are more."""
+    """A number of rows that were counted only up to a limit: there are more."""
 
     def __str__(self) -> str:
         return f"{format_number(int(self))}+"
 
 
 def count(rows: QuerySet[Any], column: str = "pk") -> int:
-    """How many rows there are, counted no further than people care."""
+    """The number of rows, counted up to the number that people care about."""
     number = rows.order_by().values(column)[: base.COUNTED + 1].count()
     return number if number <= base.COUNTED else Capped(base.COUNTED)
 
 
 def total(counts: Sequence[int]) -> int:
-    """Their sum, if it can be told."""
+    """Their sum, if it is known."""
     number = sum(int(count) for count in counts)
     if number <= base.COUNTED and not any(isinstance(count, Capped) for count in counts):
         return number
@@ -49,7 +49,7 @@ def total(counts: Sequence[int]) -> int:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a page begins: next to a row with this key."""
+    """Where a page begins: next to the row with this key."""
 
     side: str
     values: tuple[Any, ...]
@@ -60,7 +60,7 @@ class Place:
 
 
 def beyond(keys: Sequence[str], values: Sequence[Any], compare: str) -> Q:
-    """Rows whose key is less (``lt``), or greater (``gt``). The first term is one for an index."""
+    """Rows whose key is less (``lt``) or greater (``gt``). The first term is for an index."""
     (first, *rest), (value, *values_of_rest) = keys, values
     strictly = Q(**{f"{first}__{compare}": value})
     if not rest:
@@ -69,13 +69,13 @@ def beyond(keys: Sequence[str], values: Sequence[Any], compare: str) -> Q:
 
 
 class KeysetChangeList(LightChangeList):
-    """Orders by `page_keys` of its admin, and no other; the newest first, or the oldest."""
+    """Orders only by `page_keys` of its admin, newest or oldest first."""
 
     model_admin: KeysetAdmin
     place: Place | None = None
-    #: Query strings of the pages next to this one; empty: there is none.
+    #: The query strings of the adjacent pages; empty: there is none.
     newer_url = older_url = first_url = ""
-    #: The last row that was looked at, where not all were, and there are older ones.
+    #: The last row that was searched, if not all rows were and there are older ones.
     looked_to: Any = None
 
     def get_filters(self, request: HttpRequest) -> Any:
@@ -101,16 +101,16 @@ class KeysetChangeList(LightChangeList):
         self.result_list = rows
         self._link(rows, back, on)
         self.result_count = self.count_results()
-        # Together they keep the search form from telling "all of all".
+        # Together, these keep the search form from showing "all of all".
         self.full_result_count = None if self.query else self.result_count
         self.show_full_result_count, self.show_admin_actions = False, True
         self.can_show_all = self.multi_page = False
         self.paginator = Paginator(rows, self.list_per_page)
 
     def newest(self, rows: QuerySet[Any], among: QuerySet[Any], most: int) -> QuerySet[Any]:
-        """Of these rows those that are among the newest so many of others: what no index finds.
+        """Those of these rows that are among the newest of the others, if no index finds them.
 
-        The page that comes after the last of them goes on from there.
+        The page after the last of them continues from there.
         """
         keys = self.model_admin.page_keys
         older = among.order_by(*(f"-{key}" for key in keys))
@@ -123,18 +123,18 @@ class KeysetChangeList(LightChangeList):
         return rows.filter(~beyond(keys, values, "lt"))
 
     def count_results(self) -> int:
-        """How many rows there are on all pages, as far as that is known for nothing."""
+        """The number of rows on all pages, if that is known without counting."""
         more = self.newer_url or self.older_url
         return Capped(len(self.result_list)) if more else len(self.result_list)
 
     def _page(self, rows: QuerySet[Any]) -> tuple[list[Any], bool, bool]:
-        """The rows of this page, and whether there are pages in front of it and behind it."""
+        """The rows of this page, and whether there are pages before and after it."""
         size, keys = self.list_per_page, self.model_admin.page_keys
         if self.place is not None and self.place.side == (AFTER if self.descending else BEFORE):
             page = list(self.place.filter(rows, keys).reverse()[: size + 1])
             if len(page) > size:
                 return page[size - 1 :: -1], True, True
-            self.place = None  # the beginning: a whole page of it
+            self.place = None  # the beginning: fill the page
         if self.place is not None:
             rows = self.place.filter(rows, keys)
         page = list(rows[: size + 1])
@@ -171,7 +171,7 @@ class KeysetAdmin(ReadOnlyAdmin):
 
     # Facets count all rows, once for each choice.
     show_facets = ShowFacets.NEVER
-    #: What the list is ordered by: columns that never change, the last one unique.
+    #: The order of the list: columns that never change, ending with a unique one.
     page_keys: ClassVar[tuple[str, ...]] = ("id",)
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[KeysetChangeList]:

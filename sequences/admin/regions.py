@@ -1,7 +1,7 @@
-"""The regions of a page that refresh themselves: only those that have changed are sent again.
+"""Regions of a page that refresh themselves: only those that have changed are sent again.
 
-A page says the digest of each region. Its script sends them with each request for news, and what
-is the same comes back as an empty element, marked so.
+A page has the digest of each region. Its script sends the digests with each poll, and an unchanged
+region comes back as an empty, marked element.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 
 from django.utils.safestring import SafeString, mark_safe
 
-#: What the script sends: ``head=0f3a,steps=77b1``.
+#: As sent by the script: ``head=0f3a,steps=77b1``.
 HEADER = "X-Sequences-Regions"
-#: More than this is no list of digests.
+#: Anything longer is not a list of digests.
 MAX_HEADER_LENGTH = 4_000
 
 _TOKEN = re.compile(r'(name="csrfmiddlewaretoken" value=")[^"]*')
@@ -23,7 +23,7 @@ _MARK = "data-seq-region"
 
 
 def digests_from(request: Any) -> dict[str, str]:
-    """What the page that asks has already, by the ids of its regions."""
+    """What the requesting page already has, by the ids of its regions."""
     header = request.headers.get(HEADER, "") if request is not None else ""
     if len(header) > MAX_HEADER_LENGTH:
         return {}
@@ -32,11 +32,11 @@ def digests_from(request: Any) -> dict[str, str]:
 
 
 def region(html: str, digests: dict[str, str]) -> SafeString:
-    """The region with its digest; nothing but its empty element, if the page has that already."""
+    """The region with its digest; if the page already has it, only its empty element."""
     opening = _OPENING.match(html)
     if opening is None:
         return mark_safe(html)  # noqa: S308 - it was rendered by a template
-    # The token of a form is another one in every answer.
+    # The token of a form differs in every response.
     digest = blake2s(_TOKEN.sub(r"\1", html).encode(), digest_size=6).hexdigest()
     tag = opening[0].replace(_MARK, f'{_MARK}="{digest}"', 1)
     if digests.get(opening["id"]) == digest:

@@ -1,4 +1,4 @@
-"""The runs above and below a run, as its page shows them: what is stuck with it, and its tree."""
+"""The runs above and below a run, for its page: runs that are stuck with it, and its tree."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ..inspection.snapshot import RunSnapshot
 from ..models import SequenceRun
 from .base import heavy
 
-#: Boxes of the pictures of a tree, in all; what comes after has no picture of its own.
+#: How many boxes the diagrams of a tree have in total; later runs have no diagram.
 MAX_BOXES = 120
-#: What is not loaded of the step that has started a run.
+#: Columns of the step that started a run which are not loaded.
 _HEAVY_PARENT = ("parent__payload", "parent__result", "parent__progress")
 
 
 @dataclass(frozen=True)
 class Branch:
-    """A child run on the page of a run above it, with its own picture and children."""
+    """A child run on the page of a run above it, with its own diagram and children."""
 
     family: Family
     url: str
@@ -47,27 +47,27 @@ class Branch:
 
     @property
     def title(self) -> str:
-        """What people call its sequence."""
+        """The name of its sequence, for people."""
         return self.family.snapshot.title
 
     @property
     def step_label(self) -> str:
-        """The step that has started it."""
+        """The step that started it."""
         return self.family.step.replace("_", " ")
 
     @property
     def summary(self) -> str:
-        """What is the matter with it."""
+        """The sentence about it."""
         return summary(self.family.snapshot)
 
     @property
     def is_open(self) -> bool:
-        """Whether the way to what failed leads through it."""
+        """Whether it is on the path to the failure."""
         return any(branch.family.leads_to_cause for branch in self.branches)
 
 
 class Relatives:
-    """Those of ``runs``, which a person may see, that are related to this one."""
+    """Those of ``runs``, which this person may see, that are related to this run."""
 
     def __init__(
         self, run_snapshot: RunSnapshot, runs: QuerySet[SequenceRun], change_name: str
@@ -79,34 +79,34 @@ class Relatives:
 
     @cached_property
     def parent(self) -> SequenceRun | None:
-        """The run that has started it."""
+        """The run that started it."""
         return self.runs.filter(steps=self.run.parent_id).first() if self.run.parent_id else None
 
     @cached_property
     def held_up(self) -> list[SequenceRun]:
-        """The runs above that have failed waiting for this one, the nearest first."""
+        """The runs above that have failed waiting for this one, nearest first."""
         return family.held_up(self.run, self.runs)
 
     @property
     def top(self) -> SequenceRun | None:
-        """The run whose retry begins all of them again."""
+        """The run whose retry restarts all of them."""
         return self.held_up[-1] if self.held_up else None
 
     @property
     def held_up_text(self) -> str:
-        """That they have failed, as a sentence."""
+        """A sentence that they have failed."""
         return family.explain_held_up(self.run, self.held_up)
 
     @property
     def retry_label(self) -> str:
-        """On the button that retries them."""
+        """The label of the button that retries them."""
         if len(self.held_up) > 1:
             return _("Retry the parents")
         return _("Retry the parent")
 
     @cached_property
     def counts(self) -> dict[str, dict[str, int]]:
-        """How many children of each status there are, by the step that has started them."""
+        """The number of children by status, by the step that started them."""
         counts: dict[str, dict[str, int]] = {}
         rows = self.runs.filter(parent__run=self.run.pk).order_by()
         for step, status, count in rows.values_list("parent__step", "status").annotate(Count("pk")):
@@ -115,7 +115,7 @@ class Relatives:
 
     @property
     def count(self) -> int:
-        """How many children there are."""
+        """The number of children."""
         return sum(sum(by_status.values()) for by_status in self.counts.values())
 
     @property
@@ -125,25 +125,25 @@ class Relatives:
 
     @cached_property
     def tree(self) -> Family:
-        """This run and those below it."""
+        """This run and the runs below it."""
         if not self.counts:
             return Family(self.snapshot, "")
         return family.tree_of(self.snapshot, self.runs.defer(*heavy(), *_HEAVY_PARENT))
 
     @property
     def fixed_text(self) -> str:
-        """That the children for which it has failed were fixed since, as a sentence."""
+        """A sentence that the children that failed it have been fixed since."""
         return family.explain_fixed(self.tree)
 
     @property
     def cause(self) -> Branch | None:
-        """The deepest run to blame for its failure, if that is not the run itself."""
+        """The deepest run that caused its failure, if that is not the run itself."""
         cause = self.tree.cause
         return None if cause is self.tree or self.fixed_text else self._branch(cause, picture=False)
 
     @property
     def cause_error(self) -> str:
-        """With what that one has failed."""
+        """The error of that run."""
         cause = self.tree.cause.snapshot
         return error_of(cause.current_failure) if cause.current_failure else ""
 
@@ -154,7 +154,7 @@ class Relatives:
 
     @property
     def is_moving(self) -> bool:
-        """Whether one of them may change without anybody doing anything."""
+        """Whether one of them may change without anyone's action."""
         return any(relative.snapshot.is_moving for relative in self.tree.walk())
 
     def _branch(self, child: Family, *, picture: bool = True) -> Branch:

@@ -1,4 +1,4 @@
-"""What stands on a run's page: values that are cut, differences, steps with their buttons."""
+"""The contents of a run's page: truncated values, differences, steps with their buttons."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from ..utils.text import label_of
 from .action_texts import TEXTS, title_of
 from .base import MAX_NEWEST_ROWS
 
-#: What a page shows of one value, in characters; the rest is a link away.
+#: How many characters of one value a page shows; a link leads to the rest.
 MAX_VALUE_CHARACTERS = 100_000
-#: And of a value among many.
+#: The same for one value among many.
 MAX_LISTED_VALUE_CHARACTERS = 10_000
-#: Failed attempts that are shown with their tracebacks, the newest.
+#: How many failed attempts are shown with their tracebacks, the latest.
 TRACEBACKS = 20
-#: Differences that are shown of edited data, the newest.
+#: How many differences of edited data are shown, the latest.
 DIFFERENCES = 10
 
 
@@ -50,14 +50,14 @@ class Value:
     """A stored value as text, as much as a page shows of it."""
 
     text: str
-    #: How long the whole is, in characters; 0: this is the whole.
+    #: The length of the whole, in characters; 0: this is the whole.
     length: int = 0
-    #: Where the whole is to be had.
+    #: The link to the whole.
     url: str = ""
 
 
 def text_of(value: Any) -> str:
-    """JSON for people: indented, one key below the other."""
+    """JSON for people: indented, sorted by key."""
     return json.dumps(value, indent=2, ensure_ascii=False, default=str)
 
 
@@ -73,14 +73,14 @@ def value_of(
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a difference: "+", "-", or as it was."""
+    """A line of a difference: "+", "-", or unchanged."""
 
     kind: str
     text: str
 
 
 def differences(before: str, after: str) -> list[Line]:
-    """What is other in the second text, with three lines around it."""
+    """The differences of the second text, with three lines of context."""
     lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=3)
     names = {"+": "added", "-": "removed", "@": "place"}
     return [Line(names.get(line[0], ""), line) for line in list(lines)[2:]]
@@ -89,14 +89,14 @@ def differences(before: str, after: str) -> list[Line]:
 def small(
     rows: QuerySet[Any], column: str, longest: int = MAX_LISTED_VALUE_CHARACTERS
 ) -> QuerySet[Any]:
-    """The rows whose JSON in this column is not long: what is large is not even loaded."""
+    """The rows whose JSON in this column is short: long values are not even loaded."""
     sized: QuerySet[Any] = rows.annotate(size=Length(Cast(column, TextField())))
     return sized.filter(size__lte=longest)
 
 
 @dataclass(frozen=True)
 class Button:
-    """One action that the run allows now."""
+    """An action that the run allows now."""
 
     name: str
     explains: Any
@@ -104,14 +104,15 @@ class Button:
     step: str = ""
     step_label: str = ""
     is_dangerous: bool = False
-    #: Whether a page asks first: it cannot be taken back, or would have no effect in this code.
+    #: Whether a page asks for confirmation: it cannot be reverted, or would have no effect in this
+    #: code.
     asks_first: bool = False
-    #: Of an event with declared choices: the one that it delivers.
+    #: For an event with declared choices: the one that it delivers.
     choice: str = ""
 
     @property
     def label(self) -> Any:
-        """What stands on it in the row of its step."""
+        """Its label in the row of its step."""
         return self.choice or TEXTS[self.name].button
 
     @property
@@ -121,7 +122,7 @@ class Button:
 
     @property
     def title(self) -> str:
-        """What stands on it beside buttons of other steps."""
+        """Its label next to buttons of other steps."""
         if self.choice:
             return gettext("“%(step)s”: %(choice)s") % {
                 "step": self.step_label,
@@ -132,7 +133,7 @@ class Button:
 
 @dataclass(frozen=True)
 class Tally:
-    """How many items or children of one state there are."""
+    """The number of items or children with a status."""
 
     status: str
     label: Any
@@ -142,7 +143,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class StepLine:
-    """A step in the table of a run's page."""
+    """A step in the table on a run's page."""
 
     step: StepSnapshot
     now: datetime
@@ -157,17 +158,17 @@ class StepLine:
 
     @property
     def status(self) -> str:
-        """For the class of its badge."""
+        """The class of its badge."""
         return self.step.state or "pending"
 
     @property
     def status_label(self) -> Any:
-        """For its text."""
+        """The text of its badge."""
         return label_of_step(self.step)
 
     @property
     def kind_label(self) -> str:
-        """What it is; nothing of a plain step."""
+        """Its kind; empty for a plain step."""
         node = self.step.node
         return (
             gettext(node.traits.caption).replace("{step}", node.undoes)
@@ -177,7 +178,7 @@ class StepLine:
 
     @property
     def waited(self) -> str:
-        """How long it had to wait."""
+        """How long it has waited."""
         return format_duration(self.step.waited(self.now))
 
     @property
@@ -199,13 +200,13 @@ class StepLine:
 
     @property
     def percent(self) -> int | None:
-        """Of its progress."""
+        """Its progress."""
         progress = self.step.progress
         return None if progress is None else min(round(100 * progress[0] / progress[1]), 100)
 
 
 def label_of_step(step: StepSnapshot) -> Any:
-    """A step's state as text."""
+    """The status of a step as text."""
     if step.is_on_hold:
         return _("on hold")
     return StepStatus(step.state).label if step.state else _("not started")
@@ -213,21 +214,21 @@ def label_of_step(step: StepSnapshot) -> Any:
 
 @dataclass(frozen=True)
 class Attempt:
-    """The newest of the failed attempts that are alike, folded."""
+    """The latest of several similar failed attempts, folded."""
 
     failure: StepFailure
     ago: str
     #: Whether its traceback is here, and not on a page of its own.
     is_whole: bool
     is_open: bool = False
-    #: How many there are: of one step, with one exception and messages of one shape.
+    #: How many there are: of one step, with the same exception and similar messages.
     count: int = 1
 
 
 def attempts_of(run: SequenceRun, now: datetime) -> list[Attempt]:
-    """The newest failed attempts of each kind, the newest first; one more than are shown, if any.
+    """The latest failed attempt of each kind, newest first; one more than are shown, if any.
 
-    Three queries: the kinds, the newest of each, and those that are shown without tracebacks.
+    Three queries: the kinds, the latest of each, and those that are shown without tracebacks.
     """
     rows = StepFailure.objects.using(conf.using()).filter(run=run.pk)
     kinds = rows.order_by().values("step", "error", "fingerprint")
@@ -245,7 +246,7 @@ def attempts_of(run: SequenceRun, now: datetime) -> list[Attempt]:
             failure,
             format_duration(now - failure.failed_at),
             is_whole=index < TRACEBACKS,
-            # One that only reports those of others has nothing to read below it.
+            # If it only reports other failures, there is nothing to read below it.
             is_open=failure is newest,
             count=count_of[failure.pk],
         )
@@ -254,7 +255,7 @@ def attempts_of(run: SequenceRun, now: datetime) -> list[Attempt]:
 
 
 def moments_of(run: SequenceRun, attempts: Sequence[Attempt]) -> list[StepFailure]:
-    """Every failed attempt for the timeline, the newest, without tracebacks."""
+    """The latest failed attempts for the timeline, without tracebacks."""
     if all(attempt.count == 1 for attempt in attempts):
         return [attempt.failure for attempt in attempts]
     return records.failures_of(run, MAX_NEWEST_ROWS)
@@ -262,22 +263,22 @@ def moments_of(run: SequenceRun, attempts: Sequence[Attempt]) -> list[StepFailur
 
 @dataclass(frozen=True)
 class OperationLine:
-    """An operation in the list of a run's page."""
+    """An operation in the list on a run's page."""
 
     operation: Operation
     ago: str
-    #: The changed lines of what was edited.
+    #: The changed lines of edited data.
     lines: list[Line] = field(default_factory=list)
     payload: str = ""
 
     @property
     def title(self) -> str:
-        """What people call it."""
+        """Its title."""
         return title_of(self.operation.action, label_of(self.operation.step))
 
 
 def operations_of(run: SequenceRun, now: datetime) -> list[OperationLine]:
-    """The newest operations, the newest first."""
+    """The latest operations, newest first."""
     newest = records.operations_of(run, MAX_NEWEST_ROWS)
     values = _values_of([operation.pk for operation in newest])
     return [_operation_line(operation, run, values.get(operation.pk), now) for operation in newest]
@@ -310,7 +311,7 @@ def _operation_line(
 
 
 def sorted_text(value: Any) -> str:
-    """JSON in which one value has one text, for differences."""
+    """JSON as text, with sorted keys, for differences."""
     return json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True, default=str)
 
 
@@ -324,7 +325,7 @@ class Result:
 
 
 def results_of(snapshot: RunSnapshot, urls: Urls) -> list[Result]:
-    """What the steps have returned; of a large one only where it is."""
+    """What the steps have returned; for a large result, only a link."""
     rows = StepRun.objects.using(conf.using()).filter(run=snapshot.run.pk, item=NO_ITEM)
     rows = rows.filter(result__isnull=False).order_by("pk")
     sizes = rows.annotate(size=Length(Cast("result", TextField()))).values_list("step", "size")
@@ -347,39 +348,39 @@ def results_of(snapshot: RunSnapshot, urls: Urls) -> list[Result]:
 
 @dataclass(frozen=True)
 class Urls:
-    """Where the pages of a run are."""
+    """The addresses of a run's pages."""
 
     site: str
     run: SequenceRun
 
     def to(self, name: str, *args: Any, **query: Any) -> str:
-        """Of a page of the runs' admin."""
+        """A page of the runs' admin."""
         url = reverse(f"{self.site}:job_sequences_sequencerun_{name}", args=args)
         return f"{url}?{urlencode(query)}" if query else url
 
     def action(self, action: str, step: str = "", choice: str = "") -> str:
-        """Of the page that asks for confirmation."""
+        """The page that asks for confirmation."""
         query = {"step": step, "choice": choice}
         query = {name: value for name, value in query.items() if value}
         return self.to("action", self.run.pk, action, **query)
 
     def value(self, what: str, step: str = "") -> str:
-        """Of a whole value, as text."""
+        """A whole value, as text."""
         return self.to("value", self.run.pk, what, **({"step": step} if step else {}))
 
     def step_runs(self, step: str, status: str) -> str:
-        """Of the list of a step's items."""
+        """The list of a step's items."""
         url = reverse(f"{self.site}:job_sequences_steprun_changelist")
         query = {"run__id__exact": self.run.pk, "step__exact": step, "status__exact": status}
         return f"{url}?{urlencode(query)}"
 
     def step_run(self, row: StepRun) -> str:
-        """Of the page of a step run."""
+        """The page of a step run."""
         return reverse(f"{self.site}:job_sequences_steprun_change", args=[row.pk])
 
 
 class LineBuilder:
-    """Makes the rows of the table of steps."""
+    """Builds the rows of the table of steps."""
 
     def __init__(
         self,
@@ -397,7 +398,7 @@ class LineBuilder:
             self.buttons[button.step].append(button)
 
     def lines_of(self, steps: Iterable[StepSnapshot]) -> list[StepLine]:
-        """The rows of these steps."""
+        """The rows for these steps."""
         return [self._line(step) for step in steps]
 
     def _line(self, step: StepSnapshot) -> StepLine:

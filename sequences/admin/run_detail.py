@@ -1,4 +1,4 @@
-"""The page of one run: what is the matter with it, and all that happened in it."""
+"""The page of one run: its state in a sentence, and everything that happened in it."""
 
 from __future__ import annotations
 
@@ -38,25 +38,25 @@ from .starters import schedule_of
 from .step_page import step_page
 from .subjects import SubjectViewer
 
-#: Milliseconds between two looks at what is moving.
+#: The time between two polls while the run is moving, in milliseconds.
 INTERVAL = 2_000
-#: Around the page, where its script asks for it again.
+#: The templates around the page, and around what its script requests.
 BARE = "admin/job_sequences/sequencerun/bare.html"
-#: Of an id: with more, it is none.
+#: The maximum length of an id.
 MAX_DIGITS = 19
-#: Failed attempts of one page that shows nothing else.
+#: Failed attempts per page on the page that shows nothing else.
 PER_PAGE = 50
-#: Steps whose buttons stand at the head of the page.
+#: How many steps have their buttons at the top of the page.
 MAX_STEPS_IN_HEAD = 3
 
 
 class RunPage(ReadOnlyAdmin):
-    """The part of the runs' admin that shows one of them."""
+    """The part of the runs' admin that shows a run."""
 
     change_form_template = "admin/job_sequences/sequencerun/change_form.html"
 
     def get_urls(self) -> list[URLPattern]:
-        """The pages below a run's own come before Django's, which take every address."""
+        """The pages below a run's own come before Django's, which treat every address as an id."""
         return [
             *self._paths(
                 ("failures/", self.failures_view, "failures"),
@@ -75,12 +75,13 @@ class RunPage(ReadOnlyAdmin):
             for route, view, name in pages
         ]
 
-    # Who may
+    # Permissions
 
     def has_action_permission(
         self, request: HttpRequest, action: actions.Action, run: SequenceRun | None = None
     ) -> bool:
-        """Whether this user may do this, with this run. For projects to restrict further."""
+        """Whether this user may do this to this run. Projects can override it to restrict it
+        further."""
         return actions.permitted(request.user, action)
 
     def _sees(self, request: HttpRequest, model: type[Any]) -> bool:
@@ -88,11 +89,11 @@ class RunPage(ReadOnlyAdmin):
         return request.user.has_perms([f"job_sequences.view_{name}"])
 
     def _links_rows(self, request: HttpRequest) -> bool:
-        """Whether the pages of step runs are there to be linked, and for this user."""
+        """Whether the pages of step runs exist, and this user may see them."""
         return self.admin_site.is_registered(StepRun) and self._sees(request, StepRun)
 
     def _run(self, request: HttpRequest, object_id: str) -> SequenceRun:
-        """The run, of those that this user may see; or 403, or 404."""
+        """The run, if this user may see it; otherwise, 403 or 404."""
         run: SequenceRun | None = self.get_object(request, unquote(object_id))
         if not self.has_view_permission(request, run):
             raise PermissionDenied
@@ -101,7 +102,8 @@ class RunPage(ReadOnlyAdmin):
         return run
 
     def _snapshot(self, request: HttpRequest, run: SequenceRun) -> RunSnapshot:
-        """The run as this user may see it: no cause of its failure that lies in a hidden run."""
+        """The snapshot for this user: without a cause of the failure in a run that they may not
+        see."""
         return without_hidden_causes([snapshot.of(run)], self.get_queryset(request))[0]
 
     # The page
@@ -113,7 +115,7 @@ class RunPage(ReadOnlyAdmin):
         form_url: str = "",
         extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
-        """What is the matter with this run. There is nothing to be saved here."""
+        """The page of this run. Nothing can be saved here."""
         run = self.get_object(request, unquote(object_id))
         if request.method not in ("GET", "HEAD") or not self.has_view_permission(request, run):
             raise PermissionDenied
@@ -198,7 +200,7 @@ class RunPage(ReadOnlyAdmin):
     def _history(
         self, request: HttpRequest, run_snapshot: RunSnapshot, urls: Urls
     ) -> dict[str, Any]:
-        """What needs a permission of its own."""
+        """The parts that need permissions of their own."""
         context: dict[str, Any] = {}
         if self._sees(request, StepFailure):
             attempts = run_context.attempts_of(run_snapshot.run, run_snapshot.now)
@@ -237,18 +239,18 @@ class RunPage(ReadOnlyAdmin):
                 )
 
     def _relatives(self, request: HttpRequest, run_snapshot: RunSnapshot) -> Relatives:
-        """The runs above, and those below, as far as this user may see them."""
+        """The runs above and below, as far as this user may see them."""
         name = f"{self.admin_site.name}:job_sequences_sequencerun_change"
         return Relatives(run_snapshot, self.get_queryset(request), name)
 
     def _retry_top_url(self, request: HttpRequest, relatives: Relatives) -> str:
-        """Where a POST retries the run at the top of those that failed waiting for this one."""
+        """The address that retries, by POST, the topmost run that failed waiting for this one."""
         retry, top = actions.ACTIONS["retry"], relatives.top
         if top is None or not self.has_action_permission(request, retry, top):
             return ""
         return Urls(self.admin_site.name, top).action("retry")
 
-    # Below it
+    # Pages below it
 
     def failures_view(self, request: HttpRequest, object_id: str) -> HttpResponseBase:
         """Every failed attempt, with its traceback."""
@@ -283,7 +285,7 @@ class RunPage(ReadOnlyAdmin):
     def _result(self, request: HttpRequest, run: SequenceRun, step: str) -> Any:
         if not self._sees(request, StepRun):
             raise PermissionDenied
-        step = step.replace("\0", "")  # PostgreSQL has none, and would not even look for it
+        step = step.replace("\0", "")  # PostgreSQL has none, and would reject the query
         rows = StepRun.objects.using(conf.using()).filter(run=run.pk, step=step, item=NO_ITEM)
         for result in rows.values_list("result", flat=True):
             return result
@@ -296,7 +298,7 @@ def _asks_first(run_snapshot: RunSnapshot, action: actions.Action) -> bool:
 
 
 def _way_out(run_snapshot: RunSnapshot, buttons: list[Button]) -> Button | None:
-    """Of a run that has failed and cannot be retried, for it was undone: to begin again."""
+    """For a failed run that was rolled back, and cannot be retried: a restart."""
     if run_snapshot.run.status != RunStatus.FAILED or any(
         button.name == "retry" for button in buttons
     ):
@@ -305,7 +307,8 @@ def _way_out(run_snapshot: RunSnapshot, buttons: list[Button]) -> Button | None:
 
 
 def _alike(rows: QuerySet[StepFailure], pk: str) -> QuerySet[StepFailure]:
-    """Those of the same step, exception and shape as the one with this id; else all."""
+    """Attempts with the same step, exception and similar message as this one; without an id,
+    all."""
     alike = rows.filter(pk=int(pk)).first() if pk.isdecimal() and len(pk) < MAX_DIGITS else None
     if alike is None:
         return rows
@@ -313,5 +316,5 @@ def _alike(rows: QuerySet[StepFailure], pk: str) -> QuerySet[StepFailure]:
 
 
 def _row_of(step: StepSnapshot) -> str:
-    """Where the picture leads: to the step's row in the table."""
+    """The target of links in the diagram: the step's row in the table."""
     return f"#step-{step.name}"

@@ -1,4 +1,4 @@
-"""The list of runs: what it shows, its tabs and its search."""
+"""The list of runs: its columns, its tabs and its search."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from .pagination import KeysetChangeList
 from .search import holding, named
 from .subjects import SubjectFilter, SubjectViewer, key_in
 
-#: Runs whose keys and data one search looks through, the newest.
+#: How many runs' keys and data one search reads, the newest.
 SEARCHED = 20_000
 STATUS, TEXT = "status", "text"
 
@@ -46,7 +46,7 @@ class Tab:
     name: str
     label: str | Promise
     statuses: tuple[str, ...]
-    #: None: it would take too long to count.
+    #: None: counting would take too long.
     count: int | None = None
     url: str = ""
     is_current: bool = False
@@ -60,10 +60,10 @@ TABS = (
 
 
 class RunList(KeysetChangeList):
-    """Runs of one tab, a page of them with all that is shown of each."""
+    """The runs of one tab: a page of them, with everything that is shown of each."""
 
     model_admin: RunListing
-    #: Whether the search has found ids or keys that are what was asked for.
+    #: Whether the search has found an exact id or key.
     is_exact = False
 
     def get_filters_params(self, params: Any = None) -> dict[str, Any]:
@@ -84,13 +84,13 @@ class RunList(KeysetChangeList):
 
     @property
     def tab(self) -> str:
-        """The name of the one that is chosen."""
+        """The name of the chosen tab."""
         name = self.params.get(STATUS, "")
         return name if any(name == tab for tab, *_ in TABS) else ""
 
     @property
     def statuses(self) -> tuple[str, ...]:
-        """Those of its runs; none: all."""
+        """The statuses of its runs; none: all."""
         return next(statuses for name, _label, statuses in TABS if name == self.tab)
 
     def _search(self, request: HttpRequest, rows: QuerySet[Any]) -> QuerySet[Any]:
@@ -150,12 +150,12 @@ class RunList(KeysetChangeList):
 
     @property
     def everywhere_url(self) -> str:
-        """The same search, not for an id or a whole key alone."""
+        """The same search, not only for ids and whole keys."""
         return self.get_query_string({TEXT: "1"})
 
     @property
     def live(self) -> int:
-        """Milliseconds until the page should be looked at again; 0: it stays as it is."""
+        """Milliseconds until the page is polled again; 0: it does not change."""
         is_moving = any(snapshot_of(run).is_moving for run in self.result_list)
         is_first = not self.newer_url and not self.query
         return LIVE if is_first or is_moving else 0
@@ -192,7 +192,7 @@ class RunListing(RunFailures):
         return RunList
 
     def runs_for(self, request: HttpRequest) -> QuerySet[SequenceRun]:
-        """What this person may see of the runs: all that is shown here is of these."""
+        """The runs that this person may see: everything that is shown here is about these."""
         return self.get_queryset(request)
 
     def changelist_view(
@@ -217,22 +217,22 @@ class RunListing(RunFailures):
 
     @admin.display(description=_("status"))
     def status_column(self, run: SequenceRun) -> str:
-        """Its state, and whether a step keeps failing."""
+        """Its status, and whether a step keeps failing."""
         return columns.run_badge(run.status) + columns.struggling(vars(run).get("struggling", ()))
 
     @admin.display(description=_("run"))
     def run_column(self, run: SequenceRun) -> str:
-        """What people call its sequence, its key or the beginning of its id, and its subject."""
+        """The name of its sequence, its key or the beginning of its id, and its subject."""
         return columns.run_name(run) + columns.subject(run.__dict__.get("subject_label"))
 
     @admin.display(description=_("progress"))
     def progress_column(self, run: SequenceRun) -> str:
-        """How far it is, and the steps that it is at, or that failed it."""
+        """How far it has got, and its current steps, or those that failed it."""
         return columns.progress(snapshot_of(run)) + columns.steps(snapshot_of(run))
 
     @admin.display(description=pgettext_lazy("time", "started"), ordering="created_at")
     def start_column(self, run: SequenceRun) -> str:
-        """How long ago, and how long it took."""
+        """How long ago it started, and how long it took."""
         run_snapshot = snapshot_of(run)
         ago = columns.moment(run.created_at, run_snapshot.now)
         if run_snapshot.is_moving:
@@ -242,7 +242,7 @@ class RunListing(RunFailures):
 
     @admin.display(description=_("last error"), empty_value="")
     def error_column(self, run: SequenceRun) -> str:
-        """Of its newest failed attempt, if the run has not got over it."""
+        """The error of its latest failed attempt, if the run has not got over it."""
         return columns.error(snapshot_of(run).root_failure)
 
     # Search
@@ -250,7 +250,7 @@ class RunListing(RunFailures):
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
     ) -> tuple[QuerySet[Any], bool]:
-        """By id or key; else by a part of the key, or of what is shown of the data."""
+        """By id or key; otherwise, by a part of the key, or of the visible data."""
         term = search_term.strip()
         if not term:
             return queryset, False
@@ -259,6 +259,6 @@ class RunListing(RunFailures):
 
 
 def snapshot_of(run: SequenceRun) -> RunSnapshot:
-    """That which the list has read for all its rows at once."""
+    """The snapshot that the list has read for all of its rows at once."""
     run_snapshot: RunSnapshot | None = run.__dict__.get("snapshot")
     return run_snapshot or snapshot.of_many([run])[0]

@@ -1,4 +1,4 @@
-"""Runs in the admin: list, page and actions, put together."""
+"""Runs in the admin: list, page and actions combined."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ from .run_list import RunListing
 
 @admin.register(SequenceRun)
 class SequenceRunAdmin(RunListing, ManyRuns):
-    """Runs: list, search, and one with all that happened in it."""
+    """Runs: list, search, and a page for each."""

@@ -29,7 +29,7 @@ from .run_context import Button, Urls
 from .run_detail import RunPage
 from .subjects import SubjectViewer
 
-#: What is offered here, in this order; the rest is on the run's page.
+#: The actions that are offered here, in this order; the run's page has the others.
 ACTIONS = ("deliver", "retry", "run_now", "resume", "pause", "cancel")
 
 
@@ -48,38 +48,38 @@ class RunLine:
 
     @property
     def badge(self) -> SafeString:
-        """Its state."""
+        """Its status."""
         return columns.run_badge(self.run.status)
 
     @property
     def name(self) -> SafeString:
-        """What people call its sequence, and its key, or the beginning of its id."""
+        """The name of its sequence, and its key or the beginning of its id."""
         return columns.run_name(self.run)
 
     @property
     def progress(self) -> SafeString:
-        """How far it is."""
+        """How far it has got."""
         return columns.progress(self.snapshot)
 
     @property
     def started(self) -> SafeString:
-        """How long ago."""
+        """How long ago it started."""
         return columns.moment(self.run.created_at, self.snapshot.now)
 
     @property
     def summary(self) -> str:
-        """What is the matter with it."""
+        """The sentence about it."""
         return summary(self.snapshot)
 
 
 class RunsPanel:
-    """The newest runs about an object, as far as a person may see them."""
+    """The newest runs about an object that a person may see."""
 
     def __init__(self, inline: RunsInline, request: HttpRequest, subject: Model) -> None:
         self._request, self._subject, self._limit = request, subject, inline.max_runs
         self._site = inline.admin_site
         run_admin: Any = self._site._registry.get(SequenceRun)
-        #: None: this site has no pages of runs, or others than ours.
+        #: None: this site has no pages of runs, or other pages than ours.
         self._pages = run_admin if isinstance(run_admin, RunPage) else None
 
     @cached_property
@@ -130,7 +130,7 @@ def _in_order(buttons: Iterator[Button]) -> list[Button]:
 
 
 class NoForms(BaseModelFormSet):  # type: ignore[type-arg]
-    """Nothing here is part of the object's form: an action has a page of its own."""
+    """No part of the object's form: an action has a page of its own."""
 
     panel: RunsPanel
 
@@ -161,18 +161,18 @@ class _Checks(InlineModelAdminChecks):
 class RunsInline(ReadOnly, InlineModelAdmin):  # type: ignore[type-arg]
     """For the ``inlines`` of a ModelAdmin: the newest runs about the object, with their actions.
 
-    It is shown to whoever may view runs.
+    It is shown to those who may view runs.
     """
 
     model = SequenceRun
     template = "admin/job_sequences/runs_inline.html"
     checks_class = _Checks
     verbose_name_plural = _("Runs")
-    #: How many it shows; the others are in a list.
+    #: How many it shows; a list has the others.
     max_runs = 10
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Not on the page that adds an object: no run is about it yet."""
+        """Not on the page that adds an object, which cannot have runs yet."""
         return obj is not None and super().has_view_permission(request, obj)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[SequenceRun]:

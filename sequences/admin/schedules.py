@@ -1,4 +1,4 @@
-"""Schedules in the admin: the list, the page of one, and forms to make, edit and operate on them.
+"""Schedules in the admin: the list, the page of each, and forms to add, edit and operate on them.
 
 Every operation is one method of the schedule. A GET changes nothing.
 """
@@ -46,7 +46,7 @@ from .subjects import SubjectViewer
 
 Text = str | Promise
 
-#: The colours of the states: those of runs and steps that are like them.
+#: The colours of the states: those of similar statuses of runs and steps.
 _COLOURS = {
     inspection.ACTIVE: "running",
     inspection.WAITING: "waiting",
@@ -60,7 +60,7 @@ _COLOURS = {
 
 @dataclass(frozen=True)
 class ScheduleAction:
-    """One operation: what its pages say, and the permission that it takes."""
+    """An operation: the texts of its pages, and the permission that it needs."""
 
     name: str
     label: Text
@@ -117,10 +117,10 @@ ACTIONS = {
 
 
 class DurationText(forms.CharField):
-    """A length of time that somebody has typed. Nothing is None."""
+    """A duration typed by a person. An empty field is None."""
 
     def to_python(self, value: Any) -> Any:
-        """The timedelta. Raises ValidationError for what is none."""
+        """The timedelta. Raises ValidationError if the text is not a duration."""
         text = str(value or "").strip()
         if not text:
             return None
@@ -129,7 +129,7 @@ class DurationText(forms.CharField):
         return length
 
     def run_validators(self, value: Any) -> None:
-        """It is no text any more."""
+        """The value is no longer text."""
 
 
 class TimetableForm(ActionForm):
@@ -181,7 +181,7 @@ class TimetableForm(ActionForm):
         "sequence", "name", "cron", "timezone", "interval", "overlap", "catch_up", "missed",
         "jitter", "run_data", "reason",
     )  # fmt: skip
-    #: Where an interval counts from, if not from its anchor.
+    #: The start of an interval, if it is not its anchor.
     start: datetime | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -189,14 +189,14 @@ class TimetableForm(ActionForm):
         self.fields["reason"].help_text = _("Stored with the schedule.")
 
     def clean_run_data(self) -> dict[str, Any] | None:
-        """What runs begin with is an object."""
+        """The data that runs start with is an object."""
         data: Any = self.cleaned_data["run_data"]
         if data is not None and not isinstance(data, dict):
             raise ValidationError(_("Data must be a JSON object: {…}."))
         return data
 
     def clean(self) -> dict[str, Any]:
-        """The timetable of it all. Raises ValidationError."""
+        """Build the timetable. Raises ValidationError."""
         cleaned = super().clean() or {}
         if not self.errors:
             if bool(cleaned["cron"]) == bool(cleaned["interval"]):
@@ -217,7 +217,7 @@ class TimetableForm(ActionForm):
 
 
 class CreateForm(TimetableForm):
-    """A schedule that is new."""
+    """A new schedule."""
 
     sequence = forms.ChoiceField(label=_("Sequence"))
     name = forms.CharField(label=_("Name"), max_length=MAX_NAME)
@@ -234,7 +234,7 @@ class CreateForm(TimetableForm):
 
 
 class UpdateForm(TimetableForm):
-    """Another timetable, and what it was made from."""
+    """The new timetable, and the version that it is based on."""
 
     fingerprint = forms.CharField(widget=forms.HiddenInput)
 
@@ -257,7 +257,7 @@ def _initial(snapshot: ScheduleSnapshot) -> dict[str, Any]:
 
 
 def _typed(length: timedelta | None) -> str:
-    """As somebody would type it, and nothing cut off."""
+    """A duration as a person would type it, exactly."""
     if length is None:
         return ""
     text = format_duration(length)
@@ -270,7 +270,7 @@ class ScheduleList(LightChangeList):
     model_admin: ScheduleAdmin
 
     def get_results(self, request: HttpRequest) -> None:
-        """Read what the rows show by two queries."""
+        """Read what the rows show, with two queries."""
         super().get_results(request)
         rows = list(self.result_list)
         self.model_admin.take_snapshots(request, rows)
@@ -278,7 +278,7 @@ class ScheduleList(LightChangeList):
 
 
 class StateFilter(admin.SimpleListFilter):
-    """By what is stored of their states."""
+    """By the stored part of their states."""
 
     title = _("state")
     parameter_name = "state"
@@ -298,7 +298,7 @@ class StateFilter(admin.SimpleListFilter):
 
 @admin.register(Schedule)
 class ScheduleAdmin(ReadOnlyAdmin):
-    """Schedules: list, one with its history, and what can be done to it."""
+    """Schedules: the list, a page for each with its history, and its actions."""
 
     list_display = (
         "name_column",
@@ -317,12 +317,13 @@ class ScheduleAdmin(ReadOnlyAdmin):
     change_form_template = "admin/job_sequences/schedule/change_form.html"
     deferred = ("declarations",)
 
-    # Who may
+    # Permissions
 
     def has_action_permission(
         self, request: HttpRequest, action: ScheduleAction, schedule: Schedule | None = None
     ) -> bool:
-        """Whether this user may do this, to this schedule. For projects to restrict further."""
+        """Whether this user may do this to this schedule. Projects can override it to restrict it
+        further."""
         return request.user.has_perms([f"job_sequences.{action.permission}"])
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
@@ -333,7 +334,7 @@ class ScheduleAdmin(ReadOnlyAdmin):
             ["job_sequences.view_sequencerun"]
         )
 
-    # The list
+    # List
 
     @property
     def media(self) -> forms.Media:
@@ -350,7 +351,7 @@ class ScheduleAdmin(ReadOnlyAdmin):
         )
 
     def take_snapshots(self, request: HttpRequest, rows: Iterable[Any]) -> None:
-        """Give each row what is shown of it: its run only to those who may see that."""
+        """Give each row its snapshot: with its run only for those who may see that."""
         snapshots = inspection.of_many(rows, conf.using())
         ids = [each.last_run.pk for each in snapshots if each.last_run is not None]
         visible_ids = self._visible_runs(request, ids)
@@ -373,17 +374,17 @@ class ScheduleAdmin(ReadOnlyAdmin):
 
     @admin.display(description=_("sequence"), ordering="sequence")
     def sequence_column(self, row: Any) -> SafeString:
-        """What people call the sequence."""
+        """The name of the sequence, for people."""
         return format_html('<span title="{}">{}</span>', row.sequence, title_of(row.sequence))
 
     @admin.display(description=_("timetable"))
     def timing_column(self, row: Any) -> str:
-        """Its slots in words."""
+        """Its slots, in words."""
         return str(row.snapshot.timing)
 
     @admin.display(description=_("state"))
     def state_column(self, row: Any) -> SafeString:
-        """As colour and text, with the sentence where one points at it."""
+        """As colour and text, with the sentence as a tooltip."""
         return format_html(
             '<span title="{}">{}</span>', row.snapshot.sentence, _badge(row.snapshot)
         )
@@ -396,14 +397,14 @@ class ScheduleAdmin(ReadOnlyAdmin):
 
     @admin.display(description=_("last start"), ordering="last_started_at")
     def last_column(self, row: Any) -> SafeString | str:
-        """When it started a run last."""
+        """When it last started a run."""
         if row.last_started_at is None:
             return EMPTY
         return columns.moment(row.last_started_at, row.snapshot.now)
 
     @admin.display(description=_("last run"))
     def run_column(self, row: Any) -> SafeString | str:
-        """How that run has ended, and the way to it."""
+        """The status of that run, as a link to it."""
         return self._run_link(row.visible_run)
 
     def _run_link(self, run: SequenceRun | None) -> SafeString | str:
@@ -412,10 +413,10 @@ class ScheduleAdmin(ReadOnlyAdmin):
         url = reverse(f"{self.admin_site.name}:job_sequences_sequencerun_change", args=[run.pk])
         return format_html('<a href="{}">{}</a>', url, columns.run_badge(run.status))
 
-    # The pages
+    # Pages
 
     def get_urls(self) -> list[URLPattern]:
-        """Before Django's own, which take every address for the id of a schedule."""
+        """Before Django's own, which treat every address as the id of a schedule."""
         page = path(
             "<path:object_id>/action/<slug:action>/",
             self.admin_site.admin_view(self.action_view),
@@ -430,7 +431,7 @@ class ScheduleAdmin(ReadOnlyAdmin):
         form_url: str = "",
         extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
-        """What it does, and what was done to it. There is nothing to be saved here."""
+        """What it does, and the operations on it. Nothing can be saved here."""
         if request.method not in ("GET", "HEAD"):
             raise PermissionDenied
         row = self._schedule(request, object_id)
@@ -452,7 +453,7 @@ class ScheduleAdmin(ReadOnlyAdmin):
     def add_view(
         self, request: HttpRequest, form_url: str = "", extra_context: Any = None
     ) -> HttpResponse:
-        """Make one."""
+        """Add a schedule."""
         if not self.has_add_permission(request):
             raise PermissionDenied
         form = CreateForm(request.POST or None, initial={"catch_up": "1 h", "overlap": "skip"})
@@ -481,7 +482,7 @@ class ScheduleAdmin(ReadOnlyAdmin):
         return self._show(request, None, _FORM, context)
 
     def action_view(self, request: HttpRequest, object_id: str, action: str) -> HttpResponseBase:
-        """Ask whether to do it; do it when a POST confirms it."""
+        """Ask for confirmation; perform the action when a POST confirms it."""
         row = self._schedule(request, object_id)
         if (named := ACTIONS.get(action)) is None:
             raise Http404
@@ -512,7 +513,7 @@ class ScheduleAdmin(ReadOnlyAdmin):
     def _do(
         self, request: HttpRequest, row: Schedule, action: ScheduleAction, form: ActionForm
     ) -> HttpResponse | None:
-        """Do it. None: it was refused, and the form says why."""
+        """Perform it. None: it was rejected, and the form says why."""
         options: dict[str, Any] = {"by": request.user, "reason": form.cleaned_data["reason"]}
         try:
             if action.name == "update":
@@ -581,7 +582,7 @@ class ScheduleAdmin(ReadOnlyAdmin):
 
 
 _FORM = "admin/job_sequences/schedule/form.html"
-#: What was done, as the page of a schedule calls it.
+#: Operations, as the page of a schedule calls them.
 _DONE: dict[str, Text] = {
     "create": _("Added"),
     "pause": _("Paused"),
@@ -611,7 +612,8 @@ def _form_for(
 
 
 def _changes(row: Schedule, form: ActionForm) -> dict[str, Any]:
-    """What an edited form changes. Raises `SequenceError` if somebody else has done so, too."""
+    """The changes in an edited form. Raises `SequenceError` if somebody else has changed it,
+    too."""
     cleaned = form.cleaned_data
     if cleaned["fingerprint"] != row.timetable.fingerprint():
         raise SequenceError(
@@ -623,7 +625,7 @@ def _changes(row: Schedule, form: ActionForm) -> dict[str, Any]:
 
 
 def _lines(operation: ScheduleOperation) -> list[run_context.Line]:
-    """What an operation has changed; the log has no secrets."""
+    """The changes made by an operation; the log has no secrets."""
     patterns = patterns_of(operation.sequence)
     before, after = (
         {**value, "data": redact(value.get("data"), patterns)} if value else {}

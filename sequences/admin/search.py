@@ -1,4 +1,4 @@
-"""What a search finds: by names through indexes, and in texts of the newest runs."""
+"""The search: for names through indexes, and for text in the newest runs."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from ..inspection.snapshot import visible
 from ..models import SequenceRunQuerySet, StoredPlan
 from .base import prefix_of, uuid_of
 
-#: Runs with secrets whose data a search looks through in this process, the newest of them.
+#: How many runs with secrets have their data searched in this process, the newest.
 SEARCHED_HERE = 1_000
 
 
 def named(runs: Any, search_term: str) -> QuerySet[Any] | None:
-    """Those with this id, or one that begins so, or with exactly this key, if there are any."""
+    """Runs with this id, an id with this prefix, or exactly this key, if there are any."""
     term = search_term.strip()
     candidates = [_with_id(runs, term), runs.filter(sequence__in=_labels(runs), key=term)]
     return next((rows for rows in candidates if rows is not None and rows.exists()), None)
 
 
 def holding(runs: QuerySet[Any], term: str) -> QuerySet[Any]:
-    """Those with this text in their key, or in what is shown of their data. Reads all of them."""
+    """Runs with this text in their key, or in their visible data. Reads all of them."""
     runs = runs.alias(data_text=Lower(Cast("data", TextField())))
     return runs.filter(Q(key__icontains=term) | _with_data(runs, term))
 
 
 def _labels(runs: QuerySet[Any]) -> QuerySet[Any]:
-    # The index of keys begins with the sequence.
+    # The index on keys begins with the sequence.
     return StoredPlan.objects.using(runs.db).values("sequence")
 
 
@@ -44,7 +44,7 @@ def _with_id(runs: SequenceRunQuerySet, term: str) -> QuerySet[Any] | None:
 
 
 def _with_data(runs: QuerySet[Any], term: str) -> Q:
-    """Those whose data holds this text, where people may see it."""
+    """Runs whose data contains this text where people may see it."""
     matches = Q()
     for spelling in _spellings(term):
         matches |= Q(data_text__icontains=spelling)
@@ -54,8 +54,8 @@ def _with_data(runs: QuerySet[Any], term: str) -> Q:
 
 
 def _spellings(term: str) -> set[str]:
-    """As it stands, as JSON writes it, and as JSON writes it in ASCII; in small letters too, for
-    databases that compare JSON letter by letter."""
+    """The text as it is, as JSON writes it, and as JSON writes it in ASCII; also in lower case, for
+    databases that compare JSON by characters."""
     spellings = {term, json.dumps(term, ensure_ascii=False)[1:-1], json.dumps(term)[1:-1]}
     return spellings | {spelling.lower() for spelling in spellings}
 
@@ -71,10 +71,10 @@ def _labels_without_secrets() -> list[str]:
 
 
 def _visibly_with(runs: QuerySet[Any], term: str) -> list[UUID]:
-    """Those that hold the text outside of what is redacted: a search must not tell secrets."""
+    """Runs with the text outside what is redacted: a search must not reveal secrets."""
     spellings = _spellings(term)
     ids = []
-    # What is deferred already would be loaded row by row.
+    # Deferred columns would be loaded row by row.
     for run in runs.defer(None).only("sequence", "data"):
         text = json.dumps(visible(run.data, run.sequence), ensure_ascii=False).lower()
         if any(spelling in text for spelling in spellings):

@@ -1,4 +1,4 @@
-"""What has started a run: on its page, the way back to the schedule."""
+"""What started a run: a link from its page to the schedule."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..models import Schedule, SequenceRun
 
 
 def schedule_of(run: SequenceRun, request: HttpRequest, site: AdminSite) -> Schedule | None:
-    """The schedule that has started this run, if it is there still, and for this person to see."""
+    """The schedule that started this run, if it still exists and this person may see it."""
     name = name_in(run.key or "")
     model_admin = site._registry.get(Schedule)
     if name is None or model_admin is None or not model_admin.has_view_permission(request):

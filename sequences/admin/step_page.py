@@ -1,4 +1,4 @@
-"""The steps that a run's page shows at once: of a thousand, those around where the run is."""
+"""The steps that a run's page shows at once: of a thousand, those around the current step."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..inspection.snapshot import RunSnapshot, StepSnapshot
 
-#: Steps of one page.
+#: Steps per page.
 STEPS_PER_PAGE = 100
 
 
@@ -16,9 +16,9 @@ class StepPage:
 
     steps: tuple[StepSnapshot, ...]
     number: int
-    #: How many pages there are.
+    #: The number of pages.
     count: int
-    #: How many steps there are.
+    #: The number of steps.
     total: int
 
     @property
@@ -33,17 +33,17 @@ class StepPage:
 
     @property
     def before(self) -> int:
-        """The number of the page before it; 0: there is none."""
+        """The number of the previous page; 0: there is none."""
         return self.number - 1
 
     @property
     def after(self) -> int:
-        """The number of the page after it; 0: there is none."""
+        """The number of the next page; 0: there is none."""
         return self.number + 1 if self.number < self.count else 0
 
 
 def step_page(snapshot: RunSnapshot, number: str = "") -> StepPage:
-    """The page of that number, or the one with the first step that the run is at."""
+    """The page with that number, or the one with the first current step of the run."""
     steps = snapshot.steps
     count = max(-(-len(steps) // STEPS_PER_PAGE), 1)
     page = int(number) if number.isdecimal() and len(number) < 9 else _current(snapshot)

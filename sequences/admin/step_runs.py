@@ -1,4 +1,4 @@
-"""Step runs in the admin, whatever run they belong to."""
+"""Step runs in the admin, across all runs."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from .inlines import StepFailureInline
 from .pagination import KeysetAdmin, KeysetChangeList
 from .search import named
 
-#: Step runs that a filter looks through, the newest: there is no index for it.
+#: How many step runs a filter searches, the newest: there is no index for it.
 FILTERED = 20_000
 
 
-#: Durable calls that the page of a step run shows.
+#: How many durable calls the page of a step run shows.
 NEWEST_CALLS = 100
 
 
@@ -43,7 +43,7 @@ class ReadyFilter(CreatedFilter):
 
 
 def _time_column(name: str, description: Any) -> Any:
-    """A time to the second and with its zone, as logs have it."""
+    """A time to the second and with its time zone, as in logs."""
 
     @admin.display(description=description, empty_value=EMPTY)
     def column(self: StepRunAdmin, row: StepRun) -> str:
@@ -53,7 +53,7 @@ def _time_column(name: str, description: Any) -> Any:
 
 
 class StepRunList(KeysetChangeList):
-    """Step runs of one run, or the newest."""
+    """The step runs of one run, or the newest."""
 
     model_admin: StepRunAdmin
 
@@ -69,7 +69,7 @@ class StepRunList(KeysetChangeList):
 
 @admin.register(StepRun)
 class StepRunAdmin(KeysetAdmin):
-    """Step runs, whatever run they belong to: those that the runs' admin would show."""
+    """Step runs, across all runs that the runs' admin would show."""
 
     list_display = (
         "id",
@@ -118,7 +118,7 @@ class StepRunAdmin(KeysetAdmin):
         return StepRunList
 
     def runs_for(self, request: HttpRequest) -> QuerySet[SequenceRun]:
-        """What this person may see of the runs: what their admin on this site shows."""
+        """The runs that this person may see: those in their admin on this site."""
         if self.admin_site.is_registered(SequenceRun):
             runs: QuerySet[SequenceRun] = self.admin_site.get_model_admin(SequenceRun).get_queryset(
                 request
@@ -144,7 +144,7 @@ class StepRunAdmin(KeysetAdmin):
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
     ) -> tuple[QuerySet[Any], bool]:
-        """Of the runs with this id, or one that begins so, or with this key."""
+        """The step runs of the run with this id, id prefix or key."""
         if not search_term.strip():
             return queryset, False
         runs = named(SequenceRun.objects.using(queryset.db), search_term)
@@ -153,12 +153,12 @@ class StepRunAdmin(KeysetAdmin):
 
     @admin.display(description=_("status"))
     def status_column(self, row: StepRun) -> str:
-        """Its state."""
+        """Its status."""
         return columns.step_badge(row.status)
 
     @admin.display(description=_("run"))
     def run_column(self, row: StepRun) -> str:
-        """To its run."""
+        """A link to its run."""
         if not self.admin_site.is_registered(SequenceRun):
             return str(row.run)
         url = reverse(f"{self.admin_site.name}:job_sequences_sequencerun_change", args=[row.run_id])
@@ -166,7 +166,7 @@ class StepRunAdmin(KeysetAdmin):
 
     @admin.display(description=_("item"))
     def item_column(self, row: StepRun) -> str:
-        """Which of a fan-out."""
+        """The index of an item."""
         return EMPTY if row.item == NO_ITEM else str(row.item)
 
     ready_column = _time_column("ready_at", pgettext_lazy("time", "ready"))
@@ -178,12 +178,12 @@ class StepRunAdmin(KeysetAdmin):
 
     @admin.display(description=_("kind"))
     def kind_column(self, row: StepRun) -> str:
-        """What it is, in words."""
+        """Its kind, in words."""
         return gettext(traits_of(row.kind).label)
 
     @admin.display(description=_("progress"))
     def progress_column(self, row: StepRun) -> str:
-        """What it reported last."""
+        """The progress that it reported last."""
         progress = row.progress
         if isinstance(progress, dict):
             text = visible_text(str(progress.get("text") or ""), row.run)
@@ -192,7 +192,7 @@ class StepRunAdmin(KeysetAdmin):
 
     @admin.display(description=_("payload"))
     def payload_column(self, row: StepRun) -> str:
-        """What it was given."""
+        """Its input."""
         return pretty(visible_payload(row), row.run.sequence)
 
     @admin.display(description=_("result"))
@@ -202,7 +202,8 @@ class StepRunAdmin(KeysetAdmin):
 
     @admin.display(description=_("durable calls"))
     def calls_column(self, row: StepRun) -> str:
-        """What `self.once` has stored: hidden like results of the step, and by the calls' names."""
+        """What `self.once` has stored: redacted like results of the step, and by the calls'
+        names."""
         sequence, step = row.run.sequence, row.step
         newest = row.calls.order_by("-pk")[:NEWEST_CALLS]
         results = {call.name: visible(call.result, sequence, step) for call in reversed(newest)}

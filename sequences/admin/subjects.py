@@ -1,7 +1,7 @@
 """The objects that runs are about, as far as a person may see them.
 
-Whoever may not view the objects of a model is told only that a run is about one of them: neither
-which one, nor by a filter whether it is a certain one.
+Whoever may not view the objects of a model only sees that a run is about one of them: neither which
+one, nor, with a filter, whether it is a certain one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..models import SequenceRun, read_subject_rows
 from ..utils.text import text_of
 from .filters import is_narrowed
 
-#: Of the list of runs: those about one object.
+#: The parameter of the list of runs that selects those about one object.
 PARAMETER = "subject"
 
 
@@ -33,7 +33,7 @@ PARAMETER = "subject"
 class SubjectLabel:
     """What a person is shown of an object that runs are about."""
 
-    #: The name of its model, and of it what may be seen.
+    #: The name of its model, and as much of the object's own name as may be seen.
     model: str
     text: str = ""
     url: str = ""
@@ -51,39 +51,39 @@ class SubjectViewer:
         self.request, self.site = request, site
 
     def may_view(self, key: SubjectKey) -> bool:
-        """Whether objects of this model are for them to see, at all."""
+        """Whether they may view objects of this model at all."""
         if (model_admin := self._admin_of(key)) is not None:
             return bool(model_admin.has_view_permission(self.request))
         app_label, _dot, name = key.model.partition(".")
         return self.request.user.has_perms([f"{app_label}.view_{name}"])
 
     def label_of(self, run: SequenceRun) -> SubjectLabel | None:
-        """Of the object that this run is about. None: it is about none."""
+        """The label of the object that this run is about. None: there is none."""
         return self.labels_of([run]).get(run.pk)
 
     def label(self, key: SubjectKey | None) -> SubjectLabel | None:
-        """Of the object of this name."""
+        """The label of the object with this key."""
         if key is None:
             return None
         return self._label(key, self._objects({key} if self.may_view(key) else set()))
 
     def labels_of(self, runs: list[SequenceRun]) -> dict[Any, SubjectLabel]:
-        """The same of many, by their ids: two queries for each model, and one for their names."""
+        """The same for many, by their ids: two queries per model, and one for their names."""
         read_subject_rows(runs)
         keys = {run.pk: key for run in runs if (key := run.subject_key) is not None}
         objects = self._objects({key for key in keys.values() if self.may_view(key)})
         return {pk: self._label(key, objects) for pk, key in keys.items()}
 
     def runs_about(self, rows: QuerySet[Any], key: SubjectKey) -> QuerySet[Any]:
-        """Those about this object; none if it is not for this person to see."""
+        """The runs about this object; none if this person may not see it."""
         if not self.may_view(key) or not self._objects({key}):
             return rows.none()
         return rows.filter(subject_row__model=key.model, subject_row__object_id=key.pk)
 
-    # What they see
+    # What they may see
 
     def _objects(self, keys: set[SubjectKey]) -> dict[SubjectKey, Model | None]:
-        """Those that they may see; None: it no longer exists. Others are left out."""
+        """The objects that they may see; None: it no longer exists. Others are left out."""
         listed = load_all(keys, self._rows)
         objects: dict[SubjectKey, Model | None] = {
             key: subject for key, subject in listed.items() if self._may_view_one(key, subject)
@@ -94,7 +94,7 @@ class SubjectViewer:
         return objects
 
     def _rows(self, model: type[Model]) -> QuerySet[Model]:
-        """Those that the admin of this model would list."""
+        """The objects that the admin of this model would list."""
         model_admin = self.site._registry.get(model)
         if model_admin is None:
             return rows_of(model)
@@ -106,7 +106,7 @@ class SubjectViewer:
         return model_admin is None or model_admin.has_view_permission(self.request, subject)
 
     def _is_narrowed(self, key: SubjectKey) -> bool:
-        """Whether they may see some objects only: one that is gone may have been another."""
+        """Whether they may see only some objects: then a deleted one may have been another."""
         model = key.model_class
         return model is not None and is_narrowed(self._rows(model))
 
@@ -131,7 +131,7 @@ class SubjectViewer:
             return ""  # its admin has no such page
 
     def runs_url(self, key: SubjectKey) -> str:
-        """Of the list of the runs about it."""
+        """The address of the list of runs about it."""
         url = reverse(f"{self.site.name}:job_sequences_sequencerun_changelist")
         return f"{url}?{urlencode({PARAMETER: str(key)})}"
 
@@ -141,16 +141,16 @@ class SubjectViewer:
 
 
 def key_in(text: str) -> SubjectKey | None:
-    """The key that this text is, if it is one, of a model that there is."""
+    """The key that this text stands for, if it is one, and its model exists."""
     try:
-        key = SubjectKey.parse(text.replace("\0", ""))  # PostgreSQL has none in its texts
+        key = SubjectKey.parse(text.replace("\0", ""))  # PostgreSQL allows none in text
     except ValueError:
         return None
     return None if key.model_class is None else key
 
 
 class SubjectFilter(admin.ListFilter):
-    """Runs about one object: ``?subject=shop.order:17``. Its admin page leads there."""
+    """Runs about one object: ``?subject=shop.order:17``. Linked from the object's admin page."""
 
     title = _("subject")
 

@@ -1,8 +1,8 @@
-// Keeps a page up to date while something on it moves. The page works without it.
+// Keeps a page up to date while something on it changes. The page works without this script.
 //
-// [data-seq-live="2000"] with data-seq-url is fetched anew every 2000 ms; in it, each element with
-// an id and data-seq-region becomes that of the new page, if it differs. It ends when the new page
-// has no interval any more. What it says stands in data-seq-says-…, and goes to [data-seq-says].
+// [data-seq-live="2000"] with data-seq-url is fetched again every 2000 ms; in it, each element with
+// an id and data-seq-region is replaced by that of the new page if it differs. Polling ends when
+// the new page has no interval. Messages come from data-seq-says-…, and go to [data-seq-says].
 "use strict";
 
 (() => {
@@ -26,19 +26,19 @@
             return Array.from(root.querySelectorAll("[data-seq-region][id]"));
         }
 
-        // What is here already: the server leaves it out of its answer.
+        // What the page already has: the server leaves it out of the response.
         known() {
             return Array.from(this.digests, ([id, digest]) => `${id}=${digest}`).join(",");
         }
 
         say(state) {
             const text = this.root.dataset[`seqSays${state[0].toUpperCase()}${state.slice(1)}`] || "";
-            // A text that is set again would be read out again.
+            // A screen reader would read the text out again if it were set again.
             if (this.says && this.says.textContent !== text) this.says.textContent = text;
             this.root.dataset.seqState = state;
         }
 
-        // Sleep while nobody looks, and look at once when somebody does.
+        // Pause while the tab is hidden, and poll at once when it is shown.
         look() {
             clearTimeout(this.timer);
             if (this.interval <= 0) return;
@@ -62,7 +62,7 @@
                 const page = await this.fetch();
                 if (page) this.show(page);
                 this.failures = 0;
-                // A slow server is asked less often.
+                // Poll a slow server less often.
                 pause = Math.max(this.interval, 4 * (performance.now() - begun));
             } catch (error) {
                 this.failures += 1;
@@ -91,7 +91,7 @@
                 const page = new DOMParser().parseFromString(text, "text/html");
                 const root = page.querySelector("[data-seq-live]");
                 if (root) return root;
-                // Somebody has logged out: another page came in its place.
+                // The user was logged out: the response is another page.
                 return this.stop(page.querySelector("input[type=password]") ? "login" : "gone");
             } finally {
                 clearTimeout(alarm);
@@ -121,8 +121,8 @@
 
     const digestOf = (region) => [region.id, region.dataset.seqRegion];
 
-    // Make an element like another one, and leave alone what is alike: so whatever people have
-    // focused, typed, checked, marked, opened or scrolled stays, and so does what listens to it.
+    // Make an element equal to another one without touching what is the same: whatever people have
+    // focused, typed, checked, selected, opened or scrolled stays, and so do event listeners.
     function morph(old, fresh) {
         if (old.nodeType !== Node.ELEMENT_NODE) {
             if (old.nodeValue !== fresh.nodeValue) old.nodeValue = fresh.nodeValue;
@@ -138,7 +138,7 @@
                 old.insertBefore(document.importNode(child, true), next);
                 continue;
             }
-            // An element is not moved if those before it are gone: a move would take its focus.
+            // Do not move an element if those before it are gone: moving it would lose the focus.
             while (next !== match && next && !fresh.querySelector(selectorOf(next))) next = removed(next);
             if (next === match) next = next.nextSibling;
             else old.insertBefore(match, next);
@@ -153,13 +153,13 @@
         return next;
     }
 
-    // What finds nothing, for a node without an id.
+    // A selector without matches, for a node without an id.
     function selectorOf(node) {
         return node.id ? `:scope > #${CSS.escape(node.id)}` : ":not(*)";
     }
 
     function morphAttributes(old, fresh) {
-        // Whether a fold-out is open, and a row of the list marked, is the reader's affair.
+        // The reader decides which fold-outs are open, and which rows are selected.
         const kept = old.matches("details") ? "open" : null;
         if (old.matches("tr.selected")) fresh.classList.add("selected");
         for (const { name } of Array.from(old.attributes)) {

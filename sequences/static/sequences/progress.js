@@ -1,6 +1,6 @@
-// Keeps the progress of runs on a page up to date: asks for the same part of the page again, in the
-// time that the part itself names, until it names none. Without this script the part stands as the
-// server has written it.
+// Keeps the progress of runs on a page up to date: fetches this part of the page again after the
+// time that the part itself specifies, until it specifies none. Without this script, the part stays
+// as the server rendered it.
 (() => {
   "use strict";
   const PATIENCE = 15000; // milliseconds that an answer may take
@@ -29,7 +29,7 @@
         failures += 1;
       }
       const pause = told() * 2 ** failures;
-      // A server that is slow is asked less often.
+      // Poll a slow server less often.
       plan(Math.max(Math.min(pause, LONGEST), told(), 3 * (performance.now() - begun)));
     }
 
@@ -45,7 +45,7 @@
     });
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
     const now = find(page);
-    // A refusal of ours is such a part too, and the last one. All else is none: try again.
+    // Our error responses are such a part, too, and the last one. Anything else is not: try again.
     if (!now) throw new Error(`${answer.status} from ${url}`);
     return now;
   }
@@ -65,7 +65,7 @@
     if (now.dataset.seqRedirect) leave(now.dataset.seqRedirect);
   }
 
-  // In place, and only what differs: a screen reader says what is new, and the focus stays.
+  // In place, and only what differs: a screen reader announces what is new, and the focus stays.
   function update(old, part) {
     copyAttributes(old, part);
     if (old.innerHTML !== part.innerHTML) old.replaceChildren(...part.childNodes);
