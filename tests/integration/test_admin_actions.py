@@ -462,7 +462,7 @@ def test_stars_in_another_place_are_refused(admin_client):
     text = form_of(admin_client, run).replace('"number"', '"shown"')
     for more in ({}, YES):
         page = edit(admin_client, run, text, **more).content.decode()
-        assert "the stars at card.shown stand for" in page
+        assert "the *** at card.shown stands for" in page
     assert fresh(run).data == SECRETS
 
 
