@@ -807,7 +807,7 @@ def test_an_act_that_is_refused_says_why_and_ends_with_one():
     with pytest.raises(CommandError) as caught:
         call_command("sequences", "retry", str(bad.pk), str(run.pk), stdout=out, stderr=err)
     assert caught.value.returncode == 1
-    assert str(caught.value) == "retry was refused for 1 of 2."
+    assert str(caught.value) == "retry was rejected for 1 of 2."
     assert out.getvalue().endswith("1 done, 1 rejected.\n")
     assert err.getvalue() == (
         f"Cannot retry run {run.pk}: no step has failed or is waiting for a retry.\n"
