@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from steps import environment_of, temporary_database
 
@@ -131,15 +130,16 @@ def delayed(url: str, delay: float) -> Iterator[str]:
     if not delay:
         yield url
         return
-    parts = urlsplit(url)
-    to = f"{parts.hostname}:{parts.port or 5432}"
+    from testproject.databases import from_url, to_url
+
+    database = from_url(url)
+    to = f"{database['HOST']}:{database['PORT'] or 5432}"
     command = [sys.executable, __file__, "--role", "proxy", "--to", to, "--delays", str(delay)]
     proxy = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert proxy.stdout
     try:
-        user = parts.netloc.rpartition("@")[0]
-        address = f"127.0.0.1:{int(proxy.stdout.readline())}"
-        yield urlunsplit(parts._replace(netloc=f"{user}@{address}" if user else address))
+        port = int(proxy.stdout.readline())
+        yield to_url({**database, "HOST": "127.0.0.1", "PORT": str(port)})
     finally:
         proxy.kill()
         proxy.wait()
@@ -150,12 +150,22 @@ def serve(host: str, port: str, delay: float) -> int:
         print(server.getsockname()[1], flush=True)
         while True:
             client, _ = server.accept()
-            upstream = socket.create_connection((host, int(port)))
-            for end in (client, upstream):
-                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            upstream = connected_to(host, port)
             pairs = ((client, upstream, 0.0), (upstream, client, delay))
             for pair in pairs:
                 threading.Thread(target=copy, args=pair, daemon=True).start()
+
+
+def connected_to(host: str, port: str) -> socket.socket:
+    """The database by TCP, or by the socket in its directory."""
+    if not host.startswith("/"):
+        upstream = socket.create_connection((host, int(port)))
+        upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return upstream
+    upstream = socket.socket(socket.AF_UNIX)
+    upstream.connect(f"{host}/.s.PGSQL.{port}")
+    return upstream
 
 
 def copy(source: socket.socket, target: socket.socket, delay: float) -> None:

@@ -5,12 +5,13 @@ from pathlib import Path
 import dramatiq
 import psutil
 import pytest
-from django.db import connection
+from django.db import connection, connections
 from django.test import TransactionTestCase
 from hypothesis import settings
 
 from sequences.engine import current
 from sequences.testing import isolate_sequences
+from tests import flush
 from tests.threads import Crew
 
 # What failed once fails again, here and in CI; `--hypothesis-profile=default` looks for more.
@@ -83,6 +84,21 @@ def _isolated():
     with isolate_sequences():
         yield
     current.stopping.clear()  # a worker that a test has shut down is gone
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quick_flush():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TransactionTestCase, "_fixture_teardown", flush.after_each_test)
+        yield
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup, django_db_blocker):
+    """As pytest-django has it; which rows came with the tables is known before any test."""
+    with django_db_blocker.unblock():
+        for using in connections:
+            flush.deletable(using)
 
 
 @pytest.fixture(autouse=True, scope="module")
