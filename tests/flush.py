@@ -48,5 +48,5 @@ def newer(table: str, using: str) -> str:
     if table not in WRITTEN_BY_MIGRATE:
         return ""
     with connections[using].cursor() as cursor:
-        cursor.execute(f"SELECT coalesce(max(id), 0) FROM {table}")  # noqa: S608
+        cursor.execute(f"SELECT coalesce(max(id), 0) FROM {table}")
         return f" WHERE id > {cursor.fetchone()[0]}"
