@@ -224,6 +224,7 @@ def fall_due(count: int, seconds: float) -> tuple[float, list[float]]:
 
     declare()
     with Worker():
+        time.sleep(5)  # a worker looks around before it sweeps
         with connection.cursor() as cursor:
             cursor.execute(FALL_DUE, {"count": count, "seconds": seconds})
         chosen = StepRun.objects.filter(wake_at__isnull=False).order_by("wake_at")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -37,6 +38,21 @@ except ImportError as error:  # pragma: no cover
 SPARE_CONNECTIONS = 16
 #: Parameters that Django sets for its own cursors.
 _OF_DJANGO = ("context", "cursor_factory")
+
+_INSERT_MANY = """
+INSERT INTO {table} (queue_name, message_id, state, message, available_at)
+SELECT queue_name, message_id, 'queued', message, NOW() + delay * INTERVAL '1 millisecond'
+FROM unnest(%s::text[], %s::uuid[], %s::jsonb[], %s::bigint[]) WITH ORDINALITY
+    AS new (queue_name, message_id, message, delay, number)
+ORDER BY number
+RETURNING queue_name
+"""
+#: One for each queue: PostgreSQL would compare each of many with all others.
+_NOTIFY = """
+WITH enqueued AS ({insert})
+SELECT pg_notify('dramatiq.' || queue_name || '.enqueue', '')
+FROM (SELECT DISTINCT queue_name FROM enqueued) queues
+"""
 
 
 class DatabasePool:
@@ -170,6 +186,39 @@ class PostgresBroker(dramatiq_postgres.PostgresBroker):  # type: ignore[misc]
         with connections[self.database].cursor() as cursor:
             cursor.execute(insert, (message.queue_name, message.message_id, payload, delay))
 
+    def enqueue_many(
+        self, messages: Sequence[tuple[Message[Any], int | None]]
+    ) -> list[Exception | None]:
+        """New messages, each with its delay, by one statement: all of them are there, or none.
+
+        Of each what a middleware has refused it with, or None.
+        """
+        if connections[self.database].connection is None:
+            return [_error_of(partial(self.enqueue, each, delay=wait)) for each, wait in messages]
+        before = partial(self.emit_before, "enqueue")
+        errors = [_error_of(partial(before, each, wait)) for each, wait in messages]
+        sent = [
+            (_delayed(message, delay), delay)
+            for (message, delay), error in zip(messages, errors, strict=True)
+            if error is None
+        ]
+        self._insert_many(sent)
+        for message, delay in sent:
+            self.emit_after("enqueue", message, delay)
+        return errors
+
+    def _insert_many(self, messages: Sequence[tuple[Message[Any], int | None]]) -> None:
+        statement = _INSERT_MANY.format(table=self._table)
+        if self.notify:
+            statement = _NOTIFY.format(insert=statement)
+        parameters = [
+            [message.queue_name for message, _ in messages],
+            [message.message_id for message, _ in messages],
+            [message.encode().decode() for message, _ in messages],
+            [delay or 0 for _, delay in messages],
+        ]
+        self._execute(statement, parameters)
+
     def flush(self, queue_name: str) -> None:
         """Delete the messages of a queue, including delayed ones."""
         names = [queue_name, dq_name(queue_name)]
@@ -226,6 +275,14 @@ class PostgresBroker(dramatiq_postgres.PostgresBroker):  # type: ignore[misc]
     def _follow_migration(self, sender: Any, using: str, **_: Any) -> None:
         if sender.name == "sequences" and using == self.database:
             self.create_tables()
+
+
+def _error_of(act: Callable[[], object]) -> Exception | None:
+    try:
+        act()
+    except Exception as error:
+        return error
+    return None
 
 
 def _delayed(message: Message[Any], delay: int | None) -> Message[Any]:

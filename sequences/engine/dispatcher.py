@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import dramatiq
@@ -17,6 +18,7 @@ from dramatiq import Broker, Message
 from dramatiq.errors import QueueNotFound
 
 from ..transitions.types import Dispatch
+from .bulk_enqueue import EnqueueMany, enqueue_many_of
 
 logger = logging.getLogger("sequences")
 
@@ -24,6 +26,8 @@ logger = logging.getLogger("sequences")
 #: The option that marks a step's message, with the format of its arguments: the ids of the run and
 #: of the step run. A release understands its own format and all earlier ones.
 STEP_OPTION, FORMAT = "sequences", 1
+#: Messages that the broker is given at once: half a megabyte, more or less.
+MESSAGES_PER_BATCH = 1000
 
 
 class _Breaker:
@@ -73,7 +77,11 @@ def send(dispatches: Iterable[Dispatch]) -> list[Dispatch]:
     If the broker is down or rejects one, this is logged and never raised: the row remains, and the
     sweep dispatches it again.
     """
-    return [dispatch for dispatch in dispatches if _send(dispatch)]
+    accepted: list[Dispatch] = []
+    iterator = iter(dispatches)
+    while batch := list(islice(iterator, MESSAGES_PER_BATCH)):
+        accepted += _send(batch)
+    return accepted
 
 
 def send_on_commit(dispatches: list[Dispatch], using: str) -> None:
@@ -86,12 +94,27 @@ def send_on_commit(dispatches: list[Dispatch], using: str) -> None:
         transaction.on_commit(send_messages, using=using, robust=True)
 
 
-def _send(dispatch: Dispatch) -> bool:
+def _send(dispatches: list[Dispatch]) -> list[Dispatch]:
+    """Of a batch, what the broker took, or somebody else in its place."""
+    left = [dispatch for dispatch in dispatches if not _is_taken(dispatch)]
+    enqueue_many = enqueue_many_of(dramatiq.get_broker()) if len(left) > 1 else None
+    refused = _send_one_by_one(left) if enqueue_many is None else _send_many(left, enqueue_many)
+    return [dispatch for dispatch in dispatches if id(dispatch) not in refused]
+
+
+def _is_taken(dispatch: Dispatch) -> bool:
     if _thread.caught is not None:
         _thread.caught.append(dispatch)
         return True
-    if dispatch.delay is not None and _delay_handler is not None and _delay_handler(dispatch):
-        return True
+    return dispatch.delay is not None and _delay_handler is not None and _delay_handler(dispatch)
+
+
+def _send_one_by_one(dispatches: list[Dispatch]) -> set[int]:
+    """The `id` of what the broker did not take."""
+    return {id(dispatch) for dispatch in dispatches if not _send_one(dispatch)}
+
+
+def _send_one(dispatch: Dispatch) -> bool:
     try:
         return publish(message_for(dispatch), dispatch.delay)
     except Exception as error:
@@ -104,6 +127,34 @@ def _send(dispatch: Dispatch) -> bool:
             error,
         )
         return False
+
+
+def _send_many(dispatches: list[Dispatch], enqueue_many: EnqueueMany) -> set[int]:
+    """The same, of messages that the broker takes at once."""
+    if _breaker.is_open():
+        return set(map(id, dispatches))
+    errors: list[Exception | None]
+    try:
+        errors = enqueue_many([(message_for(dispatch), dispatch.delay) for dispatch in dispatches])
+    except Exception as error:  # nobody knows how many it took: a message too many is harmless
+        errors = [error] * len(dispatches)
+    refused = [pair for pair in zip(dispatches, errors, strict=True) if pair[1] is not None]
+    if not refused:
+        _breaker.succeeded()
+        return set()
+    _breaker.failed()
+    dispatch, reason = refused[0]
+    logger.warning(
+        "The broker did not accept %s of %s messages, such as that for step run %s (run %s, actor "
+        "%s); the sweep will dispatch them again: %r",
+        len(refused),
+        len(dispatches),
+        dispatch.step_run_id,
+        dispatch.run_id,
+        dispatch.actor,
+        reason,
+    )
+    return {id(dispatch) for dispatch, _ in refused}
 
 
 def publish(message: Message[Any], delay: int | None = None) -> bool:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from datetime import timedelta
 
 import pytest
+import redis
 from django.db import connection
 from django.db.models import F, Sum
 
@@ -426,6 +427,21 @@ class TestBrokerDown:
             assert step_of(retrying, "fails").attempts == 1
             # What could not be handed over is no fault of the step before.
             assert "Failed to process message acceptance.Held" not in worker.log
+
+    def test_one_that_breaks_in_the_midst_of_many_starts_loses_none(self, hire, redis_url):
+        with Gateway(redis_url) as gateway:
+            crew = hire("redis", gateway)
+            gateway.left = 100_000  # of some 150,000
+            sequences = Tiny.start_many([{}] * 300)
+            with redis.Redis.from_url(redis_url) as server:
+                assert 0 < server.llen(f"{crew.namespace}:{QUEUE}") < 300
+            rows = StepRun.objects.filter(status="queued", wake_at__isnull=False)
+            assert rows.count() == 300
+            gateway.left = None
+            crew.start(1)
+            for sequence in sequences:
+                assert_once(sequence, "only")
+                assert_no_failure(sequence)
 
     def test_a_worker_may_start_before_it(self, hire, redis_url):
         with Gateway(redis_url) as gateway:

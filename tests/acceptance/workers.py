@@ -252,6 +252,8 @@ class Gateway:
         self._server = (self._parts.hostname, self._parts.port or usual)
         self._listener, self._sockets, self._threads = None, [], []
         self._lock = threading.Lock()
+        #: How many bytes still reach the server; None: all.
+        self.left = None
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self._port = free.getsockname()[1]
@@ -296,8 +298,28 @@ class Gateway:
                         server.close()
                         return
                     self._sockets += [client, server]
-                self._run(self._copy, client, server)
+                self._run(self._copy, client, self._rationed(server))
                 self._run(self._copy, server, client)
+
+    def _rationed(self, server):
+        gateway = self
+
+        class Rationed:
+            """The server, which is cut off once too many bytes have reached it."""
+
+            shutdown = server.shutdown
+
+            def sendall(self, piece):
+                if gateway.left is not None:
+                    piece, whole = piece[: gateway.left], len(piece)
+                    gateway.left -= len(piece)
+                    server.sendall(piece)
+                    if len(piece) < whole:
+                        raise ConnectionError
+                else:
+                    server.sendall(piece)
+
+        return Rationed()
 
     def _copy(self, source, target):
         with suppress(OSError):

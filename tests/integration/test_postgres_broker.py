@@ -1,5 +1,6 @@
 """The broker in the runs' own database: what is sent in a transaction belongs to it."""
 
+import json
 import os
 import threading
 import time
@@ -11,6 +12,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.db import connection, connections, transaction
 from dramatiq.errors import QueueJoinTimeout
+from dramatiq.middleware import Middleware, MiddlewareError
 
 from sequences import Sequence, dispatch, step
 from sequences.brokers import PostgresBroker
@@ -93,6 +95,120 @@ def test_a_start_that_is_rolled_back_leaves_no_message(own):
 
     assert len(waiting(own)) == 1
     assert SequenceRun.objects.count() == 1
+
+
+class Recorder(Middleware):
+    def __init__(self):
+        self.before, self.after = [], []
+
+    def before_enqueue(self, broker, message, delay):
+        if message.args == (1,):
+            raise MiddlewareError("not this one")
+        self.before.append((message.args, delay))
+
+    def after_enqueue(self, broker, message, delay):
+        self.after.append((message.args, message.queue_name, delay))
+
+
+def test_many_are_one_statement_in_their_order(own, welcome, django_assert_num_queries):
+    delays = [None, 60_000, None]
+    with django_assert_num_queries(1):
+        errors = own.enqueue_many([(welcome.message(n), delays[n % 3]) for n in range(300)])
+
+    assert errors == [None] * 300
+    found = [(queue, json.loads(message)) for queue, message in waiting(own)]
+    assert [message["args"] for _, message in found] == [[n] for n in range(300)]
+    assert [queue for queue, _ in found[:3]] == ["mails", "mails.DQ", "mails"]
+    late = found[1][1]
+    assert late["options"]["eta"] - late["message_timestamp"] >= 60_000
+
+
+def test_many_are_delivered_when_they_are_due(own, welcome):
+    own.enqueue_many([(welcome.message(1), None), (welcome.message(2), 60_000)])
+    consumer = own.consume("mails", timeout=10)
+    message = next(consumer)
+    assert message.args == (1,)
+    assert next(consumer) is None
+
+
+def test_many_wake_a_consumer_that_waits(own, welcome):
+    own.poll_interval = 60
+    consumer = own.consume("mails", timeout=60_000)
+    wait_until_it_listens(own)
+    timer = threading.Timer(0.5, send_two, args=(own, welcome))
+    timer.start()
+    began = time.monotonic()
+    assert next(consumer) is None
+    assert time.monotonic() - began < 30
+    timer.join()
+    assert next(consumer).args == (1,)
+
+
+def test_many_notify_nobody_where_that_is_off(own, welcome, django_assert_num_queries):
+    own.notify = False
+    with django_assert_num_queries(1) as queries:
+        own.enqueue_many([(welcome.message(n), None) for n in range(3)])
+
+    assert "pg_notify" not in queries[0]["sql"]
+    assert len(waiting(own)) == 3
+
+
+def wait_until_it_listens(broker):
+    until = time.monotonic() + 20
+    while broker.notifier.conn is None or broker.notifier.dirty.is_set():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def send_two(broker, welcome):
+    connection.ensure_connection()
+    broker.enqueue_many([(welcome.message(1), None), (welcome.message(2), None)])
+    connections.close_all()
+
+
+def test_many_pass_the_hooks_and_one_that_is_refused_keeps_no_other(own, welcome):
+    recorder = Recorder()
+    own.add_middleware(recorder)
+    first, refused, last = own.enqueue_many([(welcome.message(n), n * 1000) for n in range(3)])
+
+    assert isinstance(refused, MiddlewareError)
+    assert (first, last) == (None, None)
+    assert recorder.before == [((0,), 0), ((2,), 2000)]
+    assert recorder.after == [((0,), "mails", 0), ((2,), "mails.DQ", 2000)]
+    assert len(waiting(own)) == 2
+
+
+def test_many_belong_to_the_transaction_that_they_are_sent_in(own, welcome):
+    with transaction.atomic():
+        own.enqueue_many([(welcome.message(n), None) for n in range(3)])
+        assert waiting(own) == []
+        transaction.set_rollback(True)
+    assert waiting(own) == []
+
+
+def test_many_of_a_thread_without_a_connection_are_sent_too(own, welcome):
+    many = [(welcome.message(n), None) for n in range(3)]
+    thread = threading.Thread(target=own.enqueue_many, args=(many,))
+    thread.start()
+    thread.join()
+
+    assert len(waiting(own)) == 3
+
+
+def test_many_starts_have_a_message_each(own, django_assert_num_queries):
+    class Order(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def pay(self): ...
+
+    for _ in range(2):  # it stores the plan, and looks for the functions
+        Order()
+    with django_assert_num_queries(2):
+        Order.start_many([{}] * 50)
+
+    assert len(waiting(own)) == 52
 
 
 def test_a_thread_without_a_connection_sends_too(own, welcome):

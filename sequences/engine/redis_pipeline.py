@@ -1,0 +1,101 @@
+"""Many messages for Redis in one round trip. Imported only where a broker is on Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import redis
+from dramatiq import Message, Middleware
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.middleware import MiddlewareError
+
+
+def can_pipeline(broker: RedisBroker) -> bool:
+    """Whether its client is one for a single server: a cluster's runs no scripts in a pipeline."""
+    return isinstance(broker.client, redis.Redis)
+
+
+def enqueue_many(
+    broker: RedisBroker, messages: Sequence[tuple[Message[Any], int | None]]
+) -> list[Exception | None]:
+    """Enqueue them all. Of each what kept it from Redis, or None.
+
+    Raises `redis.RedisError` if the connection breaks: then nobody knows how many are there.
+    """
+    with broker.client.pipeline(transaction=False) as pipeline:
+        collector = _Collector(broker, pipeline)
+        errors = [collector.collect(message, delay) for message, delay in messages]
+        responses = pipeline.execute(raise_on_error=False)
+    answers = iter(zip(collector.sent, responses, strict=True))
+    return [before or collector.end(*next(answers)) for before in errors]
+
+
+class _Collector(RedisBroker):
+    """Stands in for a broker in Dramatiq's own `enqueue`: what that sends waits in a pipeline.
+
+    Only the hooks that a middleware defines itself are called: most do nothing.
+    """
+
+    def __init__(self, broker: RedisBroker, pipeline: Any) -> None:
+        vars(self).update(vars(broker))
+        self._broker, self._pipeline = broker, pipeline
+        self._script = broker.scripts["dispatch"]
+        self.scripts = {**broker.scripts, "dispatch": self._call}
+        self._before = _own(broker.middleware, "before_enqueue")
+        self._after = _own(reversed(broker.middleware), "after_enqueue")
+        #: What waits in the pipeline: of each message what its hooks are told when it is sent.
+        self.sent: list[tuple[Any, ...]] = []
+        #: What the calls have in common, as it is written.
+        self._written: dict[Any, bytes] = {}
+
+    def collect(self, message: Message[Any], delay: int | None) -> Exception | None:
+        """Let it wait in the pipeline; a middleware may refuse that."""
+        try:
+            self.enqueue(message, delay=delay)
+        except Exception as error:
+            return error
+        return None
+
+    def end(self, arguments: tuple[Any, ...], response: Any) -> Exception | None:
+        """Redis has answered for a message."""
+        if isinstance(response, Exception):
+            return response
+        for hook in self._after:
+            try:
+                hook(self._broker, *arguments)
+            except Exception:
+                self._log(hook)
+        return None
+
+    def emit_before(self, signal: str, *arguments: Any, **_: Any) -> None:
+        """The hooks before an enqueue, now."""
+        for hook in self._before:
+            try:
+                hook(self._broker, *arguments)
+            except MiddlewareError:
+                raise
+            except Exception:
+                self._log(hook)
+
+    def emit_after(self, signal: str, *arguments: Any, **_: Any) -> None:
+        """Those after it when it is sent."""
+        self.sent.append(arguments)
+
+    def _log(self, hook: Callable[..., Any]) -> None:
+        # As the broker itself does.
+        self.logger.critical("Unexpected failure in %r.", hook, exc_info=True)
+
+    def _call(self, *, keys: list[Any], args: list[Any]) -> None:
+        written = self._written
+        for index, value in enumerate(args[:-2]):  # the last two are the message and its id
+            if value not in written:
+                written[value] = str(value).encode()
+            args[index] = written[value]
+        self._script(keys=keys, args=args, client=self._pipeline)
+
+
+def _own(middleware: Iterable[Middleware], name: str) -> list[Callable[..., Any]]:
+    nothing = getattr(Middleware, name)
+    hooks = [getattr(each, name) for each in middleware]
+    return [hook for hook in hooks if getattr(hook, "__func__", None) is not nothing]
