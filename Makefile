@@ -8,14 +8,14 @@ DJANGO ?=
 
 .PHONY: help demo test lint docs messages pictures ci clean
 help:
-	@echo "make demo   a contact form and a shop, their sequences and a real worker (ARGS=--once: ends by itself)"
-	@echo "make test   the whole suite on every database that is here (ARGS=--quick: in three minutes)"
+	@echo "make demo   a contact form and a shop, their sequences and a real worker (ARGS=--once: ends on its own)"
+	@echo "make test   the whole suite on every available database (ARGS=--quick: about three minutes)"
 	@echo "make lint   formatting, lint and types"
 	@echo "make docs   the documentation as a site, in build/site"
-	@echo "make pictures   the console's pages for docs/images, and all of them in build/pictures; needs chromium"
-	@echo "make messages   the catalogues of translations, from the code; says what is left to translate"
+	@echo "make pictures   screenshots of the console for docs/images, and of all pages in build/pictures; needs chromium"
+	@echo "make messages   updates the translation catalogues from the code, and lists what is left to translate"
 	@echo "make ci     everything that CI runs"
-	@echo "make clean  remove what these commands made"
+	@echo "make clean  removes what these commands created"
 
 demo: $(VENV)/installed
 	@$(BIN)/python -m testproject.demo $(ARGS)

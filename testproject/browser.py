@@ -1,10 +1,10 @@
-"""The browser that tests and screenshots drive: Debian's chromium, or another that is here."""
+"""The browser for tests and screenshots: Debian's chromium, or another one that is installed."""
 
 import os
 import shutil
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-#: It asks no other server for anything, and runs as root, too.
+#: It sends no requests to other servers, and also runs as root.
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -17,7 +17,7 @@ FLAGS = [
 
 
 def chromium() -> str | None:
-    """Its program: what CHROMIUM names, or what is installed; None if none is."""
+    """The path of the program: what CHROMIUM names, or what is installed; None if there is none."""
     return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 
 

@@ -1,4 +1,4 @@
-"""Database URLs to Django's settings and back, and the limits in a URL of Redis."""
+"""Converts database URLs to Django's settings and back, and adds timeouts to Redis URLs."""
 
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
@@ -14,8 +14,8 @@ SCHEMES = {
     "django.db.backends.mysql": "mysql",
     "django.db.backends.sqlite3": "sqlite",
 }
-# One writer at a time: a transaction that reads first and then writes must hold the lock from its
-# beginning, or SQLite refuses it without waiting.
+# SQLite allows one writer at a time: a transaction that reads first and then writes must hold the
+# lock from its beginning, or SQLite rejects it without waiting.
 SQLITE_OPTIONS = {
     "transaction_mode": "IMMEDIATE",
     "timeout": 20,
@@ -48,20 +48,20 @@ def from_url(url: str) -> dict[str, Any]:
 
 
 def to_url(settings: dict[str, Any]) -> str:
-    """The opposite, for processes that shall use the database of this one."""
+    """The reverse, for processes that are to use this process's database."""
     scheme, name = SCHEMES[settings["ENGINE"]], quote(str(settings["NAME"]))
     if scheme == "sqlite":
         return f"sqlite:///{name}"
     login = quote(settings["USER"], safe="") + ":" + quote(settings["PASSWORD"], safe="")
     port = f":{settings['PORT']}" if settings["PORT"] else ""
     if settings["HOST"].startswith("/"):
-        # Not a plus for a space: PostgreSQL's own reader of URLs leaves it as it is.
+        # Not a plus for a space: PostgreSQL's own URL parser does not decode it.
         return f"{scheme}://{login}@{port}/{name}?host={quote(settings['HOST'], safe='')}"
     return f"{scheme}://{login}@{settings['HOST']}{port}/{name}"
 
 
 def with_timeouts(url: str) -> str:
-    """A URL of Redis with limits for a server that answers nothing, unless it has its own."""
+    """A Redis URL with timeouts for a server that does not answer, unless it has its own."""
     parts = urlsplit(url)
     limits = {"socket_timeout": "5", "socket_connect_timeout": "5"}
     return parts._replace(query=urlencode(limits | dict(parse_qsl(parts.query)))).geturl()

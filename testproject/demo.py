@@ -1,10 +1,10 @@
-"""`make demo`: a contact form and a shop, their sequences, and a real worker that performs them.
+"""`make demo`: a contact form and a shop, their sequences, and a real worker.
 
-Starts the servers that the environment does not name, the web server and a worker; writes messages
+Starts the servers that the environment does not name, the web server and a worker; submits messages
 and orders through the forms as a visitor would, and approves the large order as the staff would;
-shows what becomes of them. Stays until Ctrl-C; with --once it ends when every sequence has, with
-exit status 0 only if all ended as they should. With --broker postgres there is no Valkey:
-PostgreSQL is all there is.
+shows what happens to them. It runs until Ctrl-C; with --once, it ends when every sequence has, with
+exit status 0 only if all ended as expected. With --broker postgres, there is no Valkey: PostgreSQL
+is the only server.
 """
 
 import argparse
@@ -31,14 +31,14 @@ from testproject.visitor import MESSAGES, ORDERS, Visitor
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / ".demo"
 STOP_SECONDS = 20
-#: How long the large order waits before the staff approves it.
+#: How long the large order waits until the staff approves it.
 SEEN_SECONDS = 1
 
 
 def main() -> int:
     options = parse_arguments()
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-    # The same way out for all: everything that was started is stopped.
+    # All of them end the same way: everything that was started is stopped.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
     try:
@@ -51,12 +51,14 @@ def main() -> int:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--once", action="store_true", help="end when every sequence has")
-    parser.add_argument("--timeout", type=float, default=90, help="seconds that --once may take")
+    parser.add_argument("--once", action="store_true", help="end once every sequence has ended")
     parser.add_argument(
-        "--broker", choices=["redis", "postgres"], default="redis", help="where messages are"
+        "--timeout", type=float, default=90, help="time limit of --once, in seconds"
     )
-    parser.add_argument("--port", type=int, default=8000, help="the web server's, if it is free")
+    parser.add_argument(
+        "--broker", choices=["redis", "postgres"], default="redis", help="the broker for messages"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="port of the web server, if free")
     return parser.parse_args()
 
 
@@ -78,7 +80,7 @@ def demonstrate(options: argparse.Namespace, stack: ExitStack) -> int:
         stack.enter_context(managed(*worker, log=HOME / "worker.log")),
         stack.enter_context(managed(*web, log=HOME / "web.log")),
     ]
-    # A second Ctrl-C must not keep us from stopping what runs.
+    # A second Ctrl-C must not prevent us from stopping what is running.
     stack.callback(signal.signal, signal.SIGINT, signal.SIG_IGN)
     address = f"http://127.0.0.1:{port}/"
     visitor, staff = Visitor(address), Visitor(address)
@@ -91,17 +93,17 @@ GUIDE = """
   Write to us     {address}contact/
   The shop        {address}orders/
   The admin       {address}admin/   user admin, password admin
-  The mails       {home}/mail
+  The emails      {home}/mail
   The logs        {home}/worker.log, {home}/web.log
 
-The mail server pretends to be down twice for each message: see send_mail being retried.
-Alan's order waits until the staff approves it, and Hedy's fails: what she wants is out of stock.
-Ctrl-C ends everything.
+The mail server seems to be down twice for each message: watch send_mail being retried.
+Alan's order waits until the staff approves it, and Hedy's fails, because it is out of stock.
+Press Ctrl-C to end the demo.
 """
 
 
 def prepare(urls: dict[str, str]) -> None:
-    """Django in this process, the tables, and somebody who may use the admin."""
+    """Set up Django in this process, the tables, and a user who can log in to the admin."""
     os.environ |= urls
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "testproject.settings")
     os.environ.setdefault("REDIS_NAMESPACE", "sequences-demo")
@@ -115,7 +117,7 @@ def prepare(urls: dict[str, str]) -> None:
 
 
 def free_port(wanted: int) -> int:
-    """The wanted port, or any other if that one is taken."""
+    """The requested port, or any other if that one is taken."""
     for port in (wanted, 0):
         with socket.socket() as server, suppress(OSError):
             server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -126,7 +128,7 @@ def free_port(wanted: int) -> int:
 
 @contextmanager
 def managed(*command: str, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """A `manage.py` command while the block runs, in a session that Ctrl-C does not reach."""
+    """Run a `manage.py` command during the block, in a session that Ctrl-C does not reach."""
     with log.open("w") as out:
         process = subprocess.Popen(
             [sys.executable, ROOT / "manage.py", *command],
@@ -152,7 +154,7 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
 
 
 class Show:
-    """The messages and orders that are written, and the runs that they start."""
+    """Shows the submitted messages and orders, and the runs that they start."""
 
     def __init__(
         self, visitor: Visitor, staff: Visitor, processes: list["subprocess.Popen[bytes]"]
@@ -163,12 +165,12 @@ class Show:
         self.visitor, self.staff = visitor, staff
         self.processes = processes
         self.display = Tables(sys.stdout)
-        self.before = uuid7()  # ids grow with time: every later run's is greater
+        self.before = uuid7()  # ids grow with time: every later run has a greater one
         self.written: dict[UUID, Ending] = {}  # by the id of the run
         self.to_approve: dict[UUID, UUID] = {}  # the order, by the id of the run
 
     def run(self, timeout: float | None) -> int:
-        """Until every sequence has ended; without a time limit until Ctrl-C."""
+        """Run until every sequence has ended; without a time limit, until Ctrl-C."""
         deadline = None if timeout is None else time.monotonic() + timeout
         self.write()
         while deadline is None or time.monotonic() < deadline:
@@ -195,7 +197,7 @@ class Show:
             self.look()
 
     def approve(self, runs: list[Any]) -> None:
-        """Press the button of what has waited long enough to be seen."""
+        """Press the button once an order has waited long enough to be seen."""
         for run in runs:
             waits = any(step.step == "approval" and has_waited(step) for step in run.steps.all())
             if waits and run.pk in self.to_approve:
@@ -207,7 +209,7 @@ class Show:
 
         for process in self.processes:
             if process.poll() is not None:
-                raise SystemExit(f"{process.args[2]} ended by itself; its log is in {HOME}.")  # type: ignore[index]
+                raise SystemExit(f"{process.args[2]} ended unexpectedly; its log is in {HOME}.")  # type: ignore[index]
         later = SequenceRun.objects.filter(pk__gt=self.before).order_by("pk")
         runs = list(later.select_related("plan").prefetch_related("steps"))
         self.display.show(snapshot.of_many(runs, items=True))
@@ -220,7 +222,7 @@ class Show:
         print()
         for ending in ENDINGS:
             print(f"{ending.says}: {met.count(ending)} of {wanted.count(ending)}.")
-        print(f"{len(met)} of {len(wanted)} sequences ended as they should.")
+        print(f"{len(met)} of {len(wanted)} sequences ended as expected.")
         return 0 if len(met) == len(wanted) else 1
 
 
@@ -242,17 +244,15 @@ class Ending:
         return run.status == self.status and self.steps.items() <= found.items()
 
 
-MAILED = Ending("Contact forms that were mailed", "succeeded", {"send_mail": "succeeded"})
-SHIPPED = Ending(
-    "Small orders that were shipped", "succeeded", {"approval": "skipped", "thank": "succeeded"}
-)
+MAILED = Ending("Contact forms mailed", "succeeded", {"send_mail": "succeeded"})
+SHIPPED = Ending("Small orders shipped", "succeeded", {"approval": "skipped", "thank": "succeeded"})
 APPROVED = Ending(
-    "Large orders that were approved by the staff, and shipped",
+    "Large orders approved by the staff and shipped",
     "succeeded",
     {"approval": "succeeded", "thank": "succeeded"},
 )
 COMPENSATED = Ending(
-    "Orders out of stock that failed, and were paid back",
+    "Orders that failed, out of stock, and were refunded",
     "failed",
     {"pack": "failed", "refund": "succeeded", "inform": "succeeded"},
 )

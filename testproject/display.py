@@ -10,13 +10,13 @@ from sequences.models import SequenceRun
 
 
 class Tables(Display):
-    """Runs by the names of those who have started them, and their steps beside each other."""
+    """Runs by the names of the people who started them, with their steps side by side."""
 
     def who(self, snapshot: RunSnapshot) -> str:
         return str(snapshot.run.data.get("name", snapshot.run.pk))
 
     def states(self, snapshot: RunSnapshot) -> State:
-        """Items one by one: the demo has few."""
+        """Items one by one, because the demo has few."""
         rows = sorted(snapshot.run.steps.all(), key=lambda row: row.pk)
         states = {str(row): step_state(row.status, row.attempts) for row in rows}
         return states | {title(snapshot.run): snapshot.run.status}
@@ -45,7 +45,7 @@ def title(run: SequenceRun) -> str:
 
 
 def cell(step: StepSnapshot | None) -> str:
-    """A sign for what has ended; of a fan-out how many items have."""
+    """A sign for a step that has ended; for a fan-out, how many items have."""
     if step is None or step.row is None:
         return ""
     if step.status == "waiting" and step.items and step.progress:

@@ -1,9 +1,9 @@
 """The pictures of the console: `python -m testproject.screenshots [--into DIR] [--all DIR]`.
 
-The demo's forms are filled in, a real worker does what it can, and a browser looks at the pages.
-Those of the documentation go to `docs/images`, light and dark. Then every page of the console, and
-a run in each state, goes to `build/pictures`, light, dark and on a phone, for people to look at:
-the scenes are those of the tests.
+The demo's forms are submitted, a real worker does what it can, and a browser takes the pictures.
+Those for the documentation go to `docs/images`, light and dark. Then every page of the console, and
+a run with each status, goes to `build/pictures`, light, dark and on a phone, for people to look at:
+the scenes come from the tests.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--all", type=Path, default=ROOT / "build" / "pictures")
     options = parser.parse_args()
     if not browser.chromium():
-        raise SystemExit(f"No browser is here: none of {', '.join(browser.NAMES)}.")
+        raise SystemExit(f"No browser is installed: found none of {', '.join(browser.NAMES)}.")
     for directory in (options.into, options.all):
         directory.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -46,7 +46,7 @@ def main() -> int:
         stack.enter_context(managed(*worker, log=HOME / "worker.log"))
         stack.enter_context(managed(*web, log=HOME / "web.log"))
         orders = play(address)
-        # Django refuses queries where Playwright's loop runs.
+        # Django rejects queries in a thread where Playwright's loop runs.
         pages = documented(*orders)
         for scheme in ("light", "dark"):
             with opened(address, scheme) as page:
@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def take_all(into: Path) -> int:
-    """Every page and state, on a database of their own. The exit status."""
+    """Every page and status, on a database of their own. Returns the exit status."""
     scenes = [sys.executable, "-m", "pytest", "-q", "--rest", ROOT / "tests/browser/pictures.py"]
     environment = os.environ | {"PICTURES": str(into)}
     del environment["DJANGO_SETTINGS_MODULE"]  # the demo's; the tests have their own
@@ -64,9 +64,9 @@ def take_all(into: Path) -> int:
 
 
 def play(address: str) -> tuple[Any, Any, Any]:
-    """Fill in the forms, and wait until all has gone as far as it goes: the runs of three orders.
+    """Submit the forms, and wait until the runs of three orders have gone as far as they can.
 
-    One has succeeded, one waits for an approval, one has failed.
+    One has succeeded, one is waiting for an approval, one has failed.
     """
     from sequences.models import SequenceRun
     from testproject.orders.sequences import FulfilOrder
@@ -96,7 +96,7 @@ def pickups() -> None:
 
 
 def documented(succeeded: Any, waiting: Any, failed: Any) -> dict[str, str]:
-    """The pages that the documentation shows, by their names."""
+    """The pages shown in the documentation, by name."""
     page = "admin:job_sequences_sequencerun"
     return {
         "console-runs": reverse(f"{page}_changelist"),
@@ -119,7 +119,7 @@ def wait_until(condition: Any) -> None:
 
 @contextmanager
 def opened(address: str, scheme: Any) -> Iterator[Page]:
-    """A page of somebody who may see all."""
+    """A page, opened by a user who may see everything."""
     with sync_playwright() as playwright:
         launched: Browser = playwright.chromium.launch(
             executable_path=browser.chromium(), args=browser.FLAGS
@@ -146,7 +146,7 @@ def take(page: Page, path: str, into: Path) -> None:
 
 
 def write(page: Page) -> None:
-    """Fill in the contact form, and look at what becomes of it."""
+    """Submit the contact form, and open the page that shows its progress."""
     page.fill("#id_name", "Ada")
     page.fill("#id_email", "ada@example.com")
     page.locator("#id_topic").select_option(index=1)

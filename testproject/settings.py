@@ -1,5 +1,5 @@
 """A project that uses the app, with the servers that the environment names: DATABASE_URL, and
-REDIS_URL or AMQP_URL; with BROKER=postgres the database is the broker, too."""
+REDIS_URL or AMQP_URL; with BROKER=postgres, the database is the broker, too."""
 
 import os
 from pathlib import Path
@@ -80,7 +80,8 @@ if os.environ.get("BROKER") == "postgres":
 elif os.environ.get("AMQP_URL"):
     DRAMATIQ_BROKER = {
         "BROKER": "dramatiq.brokers.rabbitmq.RabbitmqBroker",
-        # Without confirm_delivery a publish that the server never took looks like a success.
+        # Without confirm_delivery, publishing a message that the server never accepted looks
+        # successful.
         "OPTIONS": {"url": os.environ["AMQP_URL"], "confirm_delivery": True},
         "MIDDLEWARE": DRAMATIQ_MIDDLEWARE,
     }
@@ -108,5 +109,5 @@ else:
 DEFAULT_FROM_EMAIL = "hello@example.com"
 # How often the contact form's last step fails before it succeeds, so that the demo shows retries.
 CONTACT_MAIL_FAILURES = 2
-# How long it takes to pack one thing, so that the demo shows them packed side by side.
+# How long it takes to pack an item, so that the demo shows items being packed side by side.
 ORDERS_PACKING_SECONDS = 0.5

@@ -1,4 +1,4 @@
-"""Somebody who fills in the forms, over HTTP."""
+"""A visitor who fills in the forms, over HTTP."""
 
 import re
 import time
@@ -42,7 +42,7 @@ MESSAGES: list[Form] = [
         "body": "Please send three & a half more.\n\nThank you!",
     },
 ]
-#: A small one, a large one that waits for an approval, and one that cannot be packed.
+#: A small order, a large order that waits for an approval, and one that cannot be packed.
 ORDERS: list[Form] = [
     {"name": "Joan", "email": "joan@example.com", "products": ["tea", "pot"]},
     {"name": "Alan", "email": "alan@example.com", "products": ["clock", "tea"]},
@@ -52,14 +52,14 @@ TOKEN = re.compile(r'name="csrfmiddlewaretoken" value="(\w+)"')
 
 
 class Visitor:
-    """A browser with cookies of its own."""
+    """A browser with its own cookies."""
 
     def __init__(self, address: str) -> None:
         self.address = address.rstrip("/")
         self.browser = build_opener(HTTPCookieProcessor(CookieJar()))
 
     def wait(self, seconds: float) -> None:
-        """Until the site answers. Raises URLError if it never does."""
+        """Wait until the site answers. Raises URLError if it never does."""
         deadline = time.monotonic() + seconds
         while True:
             try:
@@ -71,15 +71,15 @@ class Visitor:
             time.sleep(0.1)
 
     def write(self, message: Form) -> UUID:
-        """Send the contact form; the id of the run that this started."""
+        """Submit the contact form; return the id of the run that it started."""
         return identifier(self.send("/contact/", message, leads_to="/contact/thanks/"))
 
     def order(self, order: Form) -> UUID:
-        """Order and pay; the id of the order."""
+        """Order and pay; return the id of the order."""
         return identifier(self.send("/orders/", order, leads_to="/orders/"))
 
     def log_in(self, username: str, password: str) -> None:
-        """As somebody of the staff."""
+        """Log in as a member of the staff."""
         form: Form = {"username": username, "password": password, "next": "/orders/"}
         self.send("/admin/login/", form, leads_to="/orders/")
 
@@ -89,7 +89,7 @@ class Visitor:
         self.send(page, {}, to=f"{page}approve/", leads_to=page)
 
     def send(self, page: str, form: Form, *, leads_to: str, to: str = "") -> str:
-        """Fill in the form on this page; the path of the page that comes after it."""
+        """Submit the form on this page; return the path of the next page."""
         token = TOKEN.search(self.read(page))
         assert token, f"{page} has no form with a CSRF token."
         body = urlencode(form | {"csrfmiddlewaretoken": token[1]}, doseq=True).encode()
@@ -105,5 +105,5 @@ class Visitor:
 
 
 def identifier(path: str) -> UUID:
-    """The one that a path ends with."""
+    """The id at the end of a path."""
     return UUID(path.strip("/").split("/")[-1])

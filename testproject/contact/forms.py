@@ -4,7 +4,7 @@ from testproject.contact.models import Message
 
 
 class ContactMessageForm(forms.ModelForm):
-    """Checks a message; saving it is the sequence's first step."""
+    """Validates a message; the sequence's first step saves it."""
 
     class Meta:
         model = Message

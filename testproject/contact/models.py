@@ -18,10 +18,10 @@ class Team(models.Model):
 
 
 class Message(models.Model):
-    """What somebody wrote to us."""
+    """A message that somebody sent us."""
 
     name = models.CharField("your name", max_length=100)
-    email = models.EmailField("your e-mail address")
+    email = models.EmailField("your email address")
     topic = models.CharField(max_length=20, choices=Topic, default=Topic.QUESTIONS)
     body = models.TextField("your message", max_length=5000)
     team = models.ForeignKey(Team, models.PROTECT, null=True, editable=False)

@@ -7,7 +7,7 @@ from testproject.contact.models import Message, Team, Topic
 
 
 class ContactForm(Sequence):
-    """From a filled-in form to a mail in the team's inbox."""
+    """From a submitted form to an email in the team's inbox."""
 
     @step
     def create_message(self):
@@ -30,7 +30,7 @@ class ContactForm(Sequence):
     @step(max_retries=5, min_backoff=500, max_backoff=2_000)
     def send_mail(self):
         if self.attempt <= settings.CONTACT_MAIL_FAILURES:
-            raise ConnectionRefusedError("The mail server is down (the demo pretends it).")
+            raise ConnectionRefusedError("The mail server is down (simulated by the demo).")
         EmailMessage(
             subject=f"A message for the {self.data['team']}",
             body=self.data["mail"],

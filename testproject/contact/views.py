@@ -7,12 +7,12 @@ from testproject.contact.forms import ContactMessageForm
 from testproject.contact.models import Message
 from testproject.contact.sequences import ContactForm
 
-#: What the visitor reads while a step is performed.
+#: What the visitor reads while a step is running.
 LABELS = {
     "create_message": "We are reading your message",
     "assign_message": "We are looking for the right team",
     "render_mail": "We are writing to them",
-    "send_mail": "Our mail is on its way to them",
+    "send_mail": "Our email is on its way to them",
 }
 
 

@@ -6,7 +6,7 @@ from testproject.orders.models import Order, OrderItem, Product
 
 
 class ProductsField(forms.ModelMultipleChoiceField):
-    """Products with their prices, to be ticked."""
+    """Products with their prices, to select."""
 
     widget = forms.CheckboxSelectMultiple
 

@@ -19,11 +19,11 @@ class Product(models.Model):
 
 
 class Order(models.Model):
-    """What somebody has ordered. Its address is known to nobody else: the key is random."""
+    """What somebody ordered. Nobody else knows its address: the key is random."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     name = models.CharField("your name", max_length=100)
-    email = models.EmailField("your e-mail address")
+    email = models.EmailField("your email address")
     invoice = models.TextField(blank=True, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -39,7 +39,7 @@ class Order(models.Model):
 
 
 class OrderItem(models.Model):
-    """One product of an order, at the price that it was sold for."""
+    """One product of an order, at the price at which it was sold."""
 
     order = models.ForeignKey(Order, models.CASCADE, related_name="items")
     product = models.ForeignKey(Product, models.PROTECT)
@@ -54,7 +54,7 @@ class OrderItem(models.Model):
 
 
 class Payment(models.Model):
-    """The account at the payment service. It is asked for money once for each reference."""
+    """The account at the payment service. It is charged once for each reference."""
 
     order = models.OneToOneField(Order, models.CASCADE)
     reference = models.CharField(max_length=100, unique=True)

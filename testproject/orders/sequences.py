@@ -9,7 +9,7 @@ from django.utils import timezone
 from sequences import Abort, Sequence, event, on_failure, step, subsequence
 from testproject.orders.models import Order, OrderItem, Payment
 
-#: Orders of more euros than this are looked at by the staff before they are shipped.
+#: The staff checks orders above this amount in euros before they are shipped.
 APPROVAL_ABOVE = 500
 
 
@@ -26,14 +26,14 @@ class ShipParcel(Sequence):
 
 
 class FulfilOrder(Sequence):
-    """From a paid basket to a parcel on its way; if that fails, the money goes back."""
+    """From a paid basket to a parcel on its way; if that fails, the customer gets a refund."""
 
     class Meta:
         max_retries = 3
 
     @step
     def charge(self):
-        # A payment service gets the same key at every attempt, and takes the money once.
+        # The payment service gets the same key on every attempt, and charges only once.
         Payment.objects.create(
             order_id=self.data["order"], reference=self.idempotency_key, amount=self.data["total"]
         )

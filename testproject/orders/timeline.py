@@ -1,5 +1,5 @@
-"""The steps of a run as a customer reads them: with the items of a fan-out and the steps of
-another sequence below the step that they belong to."""
+"""The steps of a run for customers: below each step, the items of its fan-out or the steps of its
+child run."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +19,8 @@ class Row:
 
 
 def of(run: SequenceRun) -> list[Row]:
-    """What has happened and what will, in the plan's order; what a failure brought last."""
+    """What has happened and what will, in the plan's order; steps started by a failure come
+    last."""
     return list(rows_of(run, is_part=False))
 
 
@@ -40,7 +41,7 @@ def rows_of(run: SequenceRun, *, is_part: bool) -> Iterator[Row]:
 def row_of(step: StepRun, failure: str, *, is_part: bool) -> Row:
     is_item = step.item != NO_ITEM
     label = step.payload["product"] if is_item and step.payload else label_of(step.step)
-    # Of a fan-out the items below say why they failed.
+    # The items of a fan-out, listed below it, say why they failed.
     tells = step.status in ("failed", "retrying") and step.kind != "each"
     return Row(step.step, label, step.status, failure if tells else "", is_part or is_item)
 

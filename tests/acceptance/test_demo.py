@@ -36,11 +36,11 @@ def started(directory: Path, *arguments):
 
 
 ENDED_WELL = """
-Contact forms that were mailed: 5 of 5.
-Small orders that were shipped: 1 of 1.
-Large orders that were approved by the staff, and shipped: 1 of 1.
-Orders out of stock that failed, and were paid back: 1 of 1.
-8 of 8 sequences ended as they should.
+Contact forms mailed: 5 of 5.
+Small orders shipped: 1 of 1.
+Large orders approved by the staff and shipped: 1 of 1.
+Orders that failed, out of stock, and were refunded: 1 of 1.
+8 of 8 sequences ended as expected.
 """
 
 
@@ -63,7 +63,7 @@ def test_every_sequence_ends_as_it_should_and_no_process_is_left(tmp_path, broke
     letters = [path.read_text() for path in tmp_path.iterdir()]
     assert sum(text.count("Message-ID:") for text in letters) == 8
     assert sum(text.count("Your parcel is on its way") for text in letters) == 2
-    assert sum(text.count("You have your 100 ") for text in letters) == 1
+    assert sum(text.count("We have refunded your 100 ") for text in letters) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -86,5 +86,5 @@ def test_too_little_time_is_a_failure(tmp_path):
     with started(tmp_path, "--once", "--timeout", "0") as process:
         output, _ = process.communicate()
 
-    assert output.endswith(" of 8 sequences ended as they should.\n")
+    assert output.endswith(" of 8 sequences ended as expected.\n")
     assert process.returncode == 1

@@ -48,7 +48,7 @@ def test_the_visitor_sees_how_far_it_is_and_in_the_end_who_answers(client):
     run_id = SequenceRun.objects.get().pk
     page = client.get(reverse("thanks", args=[run_id])).text
     message_url = reverse("message", args=[run_id])
-    assert f'<a href="{message_url}">See who answers it</a>' in page
+    assert f'<a href="{message_url}">See who will reply</a>' in page
     assert '<meta http-equiv="refresh"' not in page
     page = client.get(message_url).text
     assert "<strong>Questions team</strong>" in page

@@ -183,7 +183,7 @@ def test_the_visitor_of_a_form_sees_what_becomes_of_it(visitors, javascript):
     bar = page.locator("progress")
     expect(bar).to_be_visible()
     begun = float(bar.get_attribute("value"))
-    link = page.get_by_role("link", name="See who answers it")
+    link = page.get_by_role("link", name="See who will reply")
     expect(link).to_be_visible()
     assert begun < float(bar.get_attribute("value")) == 100
     link.click()

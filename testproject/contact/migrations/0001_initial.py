@@ -44,7 +44,7 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 ("name", models.CharField(max_length=100, verbose_name="your name")),
-                ("email", models.EmailField(max_length=254, verbose_name="your e-mail address")),
+                ("email", models.EmailField(max_length=254, verbose_name="your email address")),
                 (
                     "topic",
                     models.CharField(
