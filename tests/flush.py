@@ -29,10 +29,13 @@ def delete_rows(using: str) -> None:
         f"DELETE FROM {connection.ops.quote_name(table)}{condition}"
         for table, condition in deletable(using)
     ]
-    with transaction.atomic(using), connection.constraint_checks_disabled():
-        with connection.cursor() as cursor:
-            for statement in statements:
-                cursor.execute(statement)
+    with (
+        transaction.atomic(using),
+        connection.constraint_checks_disabled(),
+        connection.cursor() as cursor,
+    ):
+        for statement in statements:
+            cursor.execute(statement)
 
 
 @cache
