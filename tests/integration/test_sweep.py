@@ -547,8 +547,8 @@ def test_the_command_asks_with_growing_pauses(run):
     assert row(run, "one").wake_at - now() > timedelta(seconds=100)
 
 
-def test_the_command_needs_a_task():
-    with pytest.raises(CommandError, match="task"):
+def test_the_command_needs_a_subcommand():
+    with pytest.raises(CommandError, match="subcommand"):
         call_command("sequences", stdout=StringIO())
 
 
