@@ -47,7 +47,7 @@ FROM unnest(%s::text[], %s::uuid[], %s::jsonb[], %s::bigint[]) WITH ORDINALITY
 ORDER BY number
 RETURNING queue_name
 """
-#: One for each queue: PostgreSQL would compare each of many with all others.
+#: One notification per queue: PostgreSQL compares each of them with all others.
 _NOTIFY = """
 WITH enqueued AS ({insert})
 SELECT pg_notify('dramatiq.' || queue_name || '.enqueue', '')
@@ -189,9 +189,9 @@ class PostgresBroker(dramatiq_postgres.PostgresBroker):  # type: ignore[misc]
     def enqueue_many(
         self, messages: Sequence[tuple[Message[Any], int | None]]
     ) -> list[Exception | None]:
-        """New messages, each with its delay, by one statement: all of them are there, or none.
+        """Enqueue messages, each with its delay, in one statement: all of them, or none.
 
-        Of each what a middleware has refused it with, or None.
+        Returns, for each message, the error with which a middleware rejected it, or None.
         """
         if connections[self.database].connection is None:
             return [_error_of(partial(self.enqueue, each, delay=wait)) for each, wait in messages]

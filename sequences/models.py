@@ -770,7 +770,7 @@ class StepFailure(_Row):
     attempt = models.PositiveIntegerField(_("attempt"))
     error = models.CharField(_("error"), max_length=200)
     message = models.TextField(_("message"), blank=True)
-    #: A digest of the message without numbers and quoted parts: the same digest, the same problem.
+    #: A digest of the message without numbers and quoted parts: equal ones are one problem.
     fingerprint = models.CharField(
         max_length=16, blank=True, default="", db_default="", editable=False
     )

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 T = TypeVar("T")
 P = ParamSpec("P")
-# a default for the type parameter: Python 3.13, but type checkers already know it
+# defaults of type parameters came with Python 3.13, but type checkers already know them
 if TYPE_CHECKING:
     from typing_extensions import TypeVar as TypeVarWithDefault
 

@@ -1,4 +1,4 @@
-"""Pages of runs for the visitors of a project: how far a run is, and links that deliver."""
+"""Pages of runs for the visitors of a project: how far a run has got, and links that deliver."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ Path: TypeAlias = tuple[str, ...]
 
 
 def path_of(pattern: str) -> Path:
-    """The parts of a pattern, which may have the place of an item in brackets."""
+    """The parts of a pattern, which may have the index of an item in brackets."""
     # The notation of JSONPath and others: $.cards[*].number, cards[].number, cards[0].number
     dotted = re.sub(r"\[(\*?|\d+)\]", lambda place: f".{place[1] or '*'}", pattern)
     parts = (part.strip() for part in dotted.split("."))
@@ -37,7 +37,7 @@ def redact(value: Any, patterns: Iterable[str]) -> Any:
 
     A pattern is a path of keys separated by dots, in which ``*`` stands for any part of a key:
     ``"card.*"`` hides every value of ``card``. The items of a list can be addressed by the list's
-    own key, or by their places below it: ``"cards.number"``, ``"cards.*.number"`` and
+    own key, or by their indexes below it: ``"cards.number"``, ``"cards.*.number"`` and
     ``"cards[].number"`` hide the same values, and ``"cards.0.number"`` only that of the first item.
     """
     paths = _paths(patterns)

@@ -71,7 +71,7 @@ def project_defaults() -> dict[str, Any]:
 
 
 def _kept_for(options: dict[str, Any], name: str) -> timedelta | None:
-    """How long it says: `timedelta.max` means forever. None: it does not say."""
+    """The option's value: `timedelta.max` means forever, None that it is not set."""
     if name not in options:
         return None
     value = options.pop(name)

@@ -203,7 +203,7 @@ class Step(Generic[R]):
     def __repr__(self) -> str:
         return f"<step {self.name or getattr(self.function, '__name__', self.function)}>"
 
-    if not TYPE_CHECKING:  # lest a type checker believes in every attribute
+    if not TYPE_CHECKING:  # so that type checkers do not accept every attribute
 
         def __getattr__(self, name: str) -> NoReturn:
             raise no_attribute("A step", name, "Workers run it: start its sequence.")
@@ -493,21 +493,21 @@ def step(target: Any = None, /, **declared: Any) -> Any:
 
     A function is called with the sequence. A class is instantiated, and its ``perform`` is called
     with the sequence. A Dramatiq actor and a Django task are called with what ``args`` and
-    ``kwargs`` return, which are callables that take the sequence; with ``each`` the item, too.
-    Without both, an item is the argument.
+    ``kwargs`` return. These are callables that take the sequence, and with ``each`` also the item.
+    Without both, the item is the argument.
 
     - ``after``: the step or steps to wait for; without it, all steps above that no other step
-      waits for yet. `any_of` in it is a group of which the first is enough.
+      waits for yet. `any_of` in it waits for the first of a group.
     - ``delay``: how long to wait before it starts: a timedelta, milliseconds, or a callable that
       takes the sequence and returns a timedelta or an aware datetime. Stored in the database.
     - ``when``: a callable that takes the sequence; the step is skipped if it returns false.
     - ``atomic``: whether the step is wrapped in a transaction; if not, its effects happen at least
       once instead of exactly once.
     - ``on_error``: the step that takes over when this one has failed permanently; the run does not
-      fail. The steps after this one are skipped, except those that also come after that one. A
-      step that is named here, and has no ``after``, runs only then.
+      fail. The steps after this one are skipped, except those that also come after the handler.
+      A handler without ``after`` runs only in this case.
     - ``limits``: the `Limit`s that it must have a place in while it runs; until then it waits in
-      line, without a worker. Of a fan-out each item has a place of its own.
+      line, without a worker. Each item of a fan-out needs a place of its own.
     - ``aliases``: earlier names of the step, for unfinished runs.
     - ``label``: what the admin shows; by default, the name with spaces.
     - ``each``: makes it a fan-out: a key of ``data`` that holds a list, or a callable that takes
@@ -521,7 +521,7 @@ def step(target: Any = None, /, **declared: Any) -> Any:
       ``options={"trace": True}`` means ``trace=True``.
 
     - ``retries``: how often to retry after each exception, such as ``{ConnectionError: 10}``; None
-      means without limit. All retries of the step count. ``max_retries`` is for the others.
+      means without limit. All retries of the step count. ``max_retries`` applies to all others.
 
     Every other option is Dramatiq's own. Invalid options raise `InvalidDefinition` when the class
     is created.
@@ -615,7 +615,7 @@ def event(
 ) -> Event:
     """Declare a wait for something from outside: ``approval = event(timeout=timedelta(days=3))``.
 
-    The wait holds no worker. ``run.deliver("approval", payload)`` ends it; the payload is the
+    The wait occupies no worker. ``run.deliver("approval", payload)`` ends it; the payload is the
     result of the step, and is also stored in ``data["approval"]``. Early deliveries are stored.
 
     - ``timeout``: how long to wait, a timedelta or milliseconds. Then the step fails, or is
@@ -624,7 +624,7 @@ def event(
       ``{"Approve": {"approved": True}, "Refuse": {"approved": False}}``. Code may deliver others.
     - ``form``: a Django form that checks each payload, a dict of its fields; its ``cleaned_data``
       is what is delivered. The admin and the page of a `deliver_url` show it.
-    - ``options``: Dramatiq's.
+    - ``options``: options of Dramatiq.
     """
     declared = {
         "timeout": timeout,

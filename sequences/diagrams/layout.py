@@ -180,7 +180,7 @@ def _wish(slot: Slot, here: set[Slot], *, downwards: bool) -> float:
 
 
 def _put(layer: Sequence[Slot], wishes: Iterable[float]) -> None:
-    """Positions as close to the wishes as order and distances allow: pooled adjacent violators."""
+    """Positions as close to the preferred ones as possible, by pooling adjacent violators."""
     offsets = [0.0, *accumulate(above.to(below) for above, below in pairwise(layer))]
     pools: list[tuple[float, float, int]] = []  # position, weight, count
     for slot, wish, offset in zip(layer, wishes, offsets, strict=True):

@@ -1,9 +1,9 @@
-"""Many messages for the broker at once, where it can take them so.
+"""Sends many messages to the broker at once, if it can accept them.
 
-Dramatiq gives a broker one message at a time, and waits for each answer. For Redis the calls of
-many wait in a pipeline here; a broker that has a method `enqueue_many`, as our `PostgresBroker`
-has, is asked for that. Each message passes the hooks of Dramatiq's middleware: those before its
-enqueue, and once the broker has it, those after.
+Dramatiq sends a broker one message at a time, and waits for each response. For Redis, the calls for
+many messages are collected in a pipeline here; a broker with a method `enqueue_many`, such as our
+`PostgresBroker`, does it itself. Each message passes the hooks of Dramatiq's middleware: those
+before it is enqueued, and once the broker has it, those after.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any
 
 from dramatiq import Message
 
-#: A message, and in how many milliseconds it may be had.
+#: A message, and its delay in milliseconds.
 Delayed = tuple[Message[Any], int | None]
-#: Gives messages to a broker: of each, what kept it from there. None: the broker has it. What it
-#: raises says that nobody knows.
+#: Sends messages to a broker; returns for each the error that prevented it, or None if the broker
+#: has it. If it raises, nobody knows which messages the broker has.
 EnqueueMany = Callable[[Sequence[Delayed]], list[Exception | None]]
 
 
 def enqueue_many_of(broker: Any) -> EnqueueMany | None:
-    """What gives many messages to this broker at once. None: it takes them one by one."""
+    """What sends this broker many messages at once. None: it accepts them only one by one."""
     own: EnqueueMany | None = getattr(broker, "enqueue_many", None)
     if own is not None:
         return own

@@ -26,7 +26,7 @@ from .interrupts import Interrupt, Terms
 
 logger = logging.getLogger("sequences")
 
-#: How many seconds a thread waits for a coroutine to end that it can no longer help.
+#: How many seconds a thread waits for the end of a coroutine that it has already cancelled.
 END_TIMEOUT_SECONDS = 5.0
 
 #: The coroutines that this process is awaiting.

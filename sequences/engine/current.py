@@ -215,5 +215,5 @@ def _renew_mark() -> None:
     _mark = token_hex(2)
 
 
-if hasattr(os, "register_at_fork"):  # Where a process starts without fork, it imports this module.
+if hasattr(os, "register_at_fork"):  # without fork, a new process imports this module
     os.register_at_fork(after_in_child=_renew_mark)

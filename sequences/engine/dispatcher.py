@@ -26,7 +26,7 @@ logger = logging.getLogger("sequences")
 #: The option that marks a step's message, with the format of its arguments: the ids of the run and
 #: of the step run. A release understands its own format and all earlier ones.
 STEP_OPTION, FORMAT = "sequences", 1
-#: Messages that the broker is given at once: half a megabyte, more or less.
+#: How many messages the broker gets at once: about half a megabyte.
 MESSAGES_PER_BATCH = 1000
 
 
@@ -95,7 +95,7 @@ def send_on_commit(dispatches: list[Dispatch], using: str) -> None:
 
 
 def _send(dispatches: list[Dispatch]) -> list[Dispatch]:
-    """Of a batch, what the broker took, or somebody else in its place."""
+    """Send a batch; return what was accepted, by the broker or by a handler."""
     left = [dispatch for dispatch in dispatches if not _is_taken(dispatch)]
     enqueue_many = enqueue_many_of(dramatiq.get_broker()) if len(left) > 1 else None
     refused = _send_one_by_one(left) if enqueue_many is None else _send_many(left, enqueue_many)
@@ -110,7 +110,7 @@ def _is_taken(dispatch: Dispatch) -> bool:
 
 
 def _send_one_by_one(dispatches: list[Dispatch]) -> set[int]:
-    """The `id` of what the broker did not take."""
+    """Send them; return the `id` of each one that the broker did not accept."""
     return {id(dispatch) for dispatch in dispatches if not _send_one(dispatch)}
 
 
@@ -130,13 +130,13 @@ def _send_one(dispatch: Dispatch) -> bool:
 
 
 def _send_many(dispatches: list[Dispatch], enqueue_many: EnqueueMany) -> set[int]:
-    """The same, of messages that the broker takes at once."""
+    """The same, for a broker that accepts many messages at once."""
     if _breaker.is_open():
         return set(map(id, dispatches))
     errors: list[Exception | None]
     try:
         errors = enqueue_many([(message_for(dispatch), dispatch.delay) for dispatch in dispatches])
-    except Exception as error:  # nobody knows how many it took: a message too many is harmless
+    except Exception as error:  # nobody knows how many it accepted; duplicates are harmless
         errors = [error] * len(dispatches)
     refused = [pair for pair in zip(dispatches, errors, strict=True) if pair[1] is not None]
     if not refused:
@@ -145,8 +145,8 @@ def _send_many(dispatches: list[Dispatch], enqueue_many: EnqueueMany) -> set[int
     _breaker.failed()
     dispatch, reason = refused[0]
     logger.warning(
-        "The broker did not accept %s of %s messages, such as that for step run %s (run %s, actor "
-        "%s); the sweep will dispatch them again: %r",
+        "The broker did not accept %s of %s messages, such as the one for step run %s (run %s, "
+        "actor %s); the sweep will dispatch them again: %r",
         len(refused),
         len(dispatches),
         dispatch.step_run_id,

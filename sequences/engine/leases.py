@@ -76,7 +76,7 @@ def is_over(attempt: CurrentAttempt, using: str) -> bool:
 
 
 def _is_in_a_loop() -> bool:
-    """Whether a coroutine asks, which cannot query the database."""
+    """Whether this is called from a coroutine, which cannot query the database."""
     return asyncio._get_running_loop() is not None
 
 

@@ -90,8 +90,8 @@ def find_commit(
 
 
 def _most_conflicts(execution: StepExecution) -> int:
-    # Each conflict is with a step that has committed, and every other step can be one: with this
-    # many, all of them get through. Steps that repeat end here.
+    # Each conflict is with a step that has committed, and every other step can cause one: with
+    # this many replays, all of them get through. Only steps that repeat can need more.
     return REPLAYS + len(execution.plan.names)
 
 

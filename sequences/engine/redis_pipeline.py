@@ -1,4 +1,4 @@
-"""Many messages for Redis in one round trip. Imported only where a broker is on Redis."""
+"""Sends many messages to Redis in one round trip. Imported only if the broker uses Redis."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from dramatiq.middleware import MiddlewareError
 
 
 def can_pipeline(broker: RedisBroker) -> bool:
-    """Whether its client is one for a single server: a cluster's runs no scripts in a pipeline."""
+    """Whether its client is for a single server: a cluster's cannot run scripts in a pipeline."""
     return isinstance(broker.client, redis.Redis)
 
 
 def enqueue_many(
     broker: RedisBroker, messages: Sequence[tuple[Message[Any], int | None]]
 ) -> list[Exception | None]:
-    """Enqueue them all. Of each what kept it from Redis, or None.
+    """Enqueue all messages; return for each the error that prevented it, or None.
 
-    Raises `redis.RedisError` if the connection breaks: then nobody knows how many are there.
+    Raises `redis.RedisError` if the connection breaks: then nobody knows how many were enqueued.
     """
     with broker.client.pipeline(transaction=False) as pipeline:
         collector = _Collector(broker, pipeline)
@@ -32,9 +32,9 @@ def enqueue_many(
 
 
 class _Collector(RedisBroker):
-    """Stands in for a broker in Dramatiq's own `enqueue`: what that sends waits in a pipeline.
+    """Replaces the broker in Dramatiq's own `enqueue`: collects the calls in a pipeline.
 
-    Only the hooks that a middleware defines itself are called: most do nothing.
+    Calls only the hooks that a middleware defines itself, because most do nothing.
     """
 
     def __init__(self, broker: RedisBroker, pipeline: Any) -> None:
@@ -44,13 +44,13 @@ class _Collector(RedisBroker):
         self.scripts = {**broker.scripts, "dispatch": self._call}
         self._before = _own(broker.middleware, "before_enqueue")
         self._after = _own(reversed(broker.middleware), "after_enqueue")
-        #: What waits in the pipeline: of each message what its hooks are told when it is sent.
+        #: For each message in the pipeline, the arguments of its hooks once it is sent.
         self.sent: list[tuple[Any, ...]] = []
-        #: What the calls have in common, as it is written.
+        #: Encoded values that the calls have in common.
         self._written: dict[Any, bytes] = {}
 
     def collect(self, message: Message[Any], delay: int | None) -> Exception | None:
-        """Let it wait in the pipeline; a middleware may refuse that."""
+        """Add a message to the pipeline; return the error if a middleware rejects it."""
         try:
             self.enqueue(message, delay=delay)
         except Exception as error:
@@ -58,7 +58,7 @@ class _Collector(RedisBroker):
         return None
 
     def end(self, arguments: tuple[Any, ...], response: Any) -> Exception | None:
-        """Redis has answered for a message."""
+        """Handle the response of Redis to a message."""
         if isinstance(response, Exception):
             return response
         for hook in self._after:
@@ -69,7 +69,7 @@ class _Collector(RedisBroker):
         return None
 
     def emit_before(self, signal: str, *arguments: Any, **_: Any) -> None:
-        """The hooks before an enqueue, now."""
+        """Call the hooks before an enqueue now."""
         for hook in self._before:
             try:
                 hook(self._broker, *arguments)
@@ -79,7 +79,7 @@ class _Collector(RedisBroker):
                 self._log(hook)
 
     def emit_after(self, signal: str, *arguments: Any, **_: Any) -> None:
-        """Those after it when it is sent."""
+        """Call the hooks after it once it is sent."""
         self.sent.append(arguments)
 
     def _log(self, hook: Callable[..., Any]) -> None:

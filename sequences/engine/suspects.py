@@ -22,7 +22,7 @@ _holder: int | None = None
 
 
 def enter(token: int, *, alone: bool) -> bool:
-    """Take the place. False: another suspect has it; or this one must run alone, and would not."""
+    """Take the place. False: another suspect has it, or this one must run alone and would not."""
     global _holder
     with _lock:
         if _holder is not None or (alone and leases.is_busy()):

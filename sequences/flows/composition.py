@@ -21,7 +21,7 @@ Part = Job[..., Any] | Use | str | Any  # or a chain or a group
 
 @dataclass(frozen=True)
 class Composition:
-    """The result of `chain` and `group`: parts in a row, or side by side."""
+    """The result of `chain` and `group`: parts in order, or in parallel."""
 
     parts: tuple[Any, ...]
     parallel: bool

@@ -60,7 +60,7 @@ class DisplayOptions:
     failed_text: str = ""
     cancelled_text: str = ""
     redirect: bool = False
-    #: Of the page: its address may have chosen it, and that of the progress has no such part.
+    #: The page's language, which its address may have chosen; that of the progress lacks it.
     language: str = ""
 
     def as_json(self) -> dict[str, Any]:

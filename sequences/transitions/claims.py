@@ -102,7 +102,7 @@ def claim_in(row: StepRun, token: int) -> Claim:
     """The claim stored in a row, for a worker that was interrupted before it knew that it had
     it."""
     claim = _claim_of(row, token, row.started_at or row.queued_at)
-    claim.is_limited = True  # at the latest
+    claim.is_limited = True  # it may be
     return claim
 
 

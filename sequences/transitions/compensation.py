@@ -101,7 +101,7 @@ def succeed(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dis
 
 
 def cancel(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
-    """Cancel the run at once, without a rollback, and so its child runs.
+    """Cancel the run and its child runs at once, without a rollback.
 
     A closing step that has already started is cancelled, too; the next one runs.
     """
@@ -224,7 +224,7 @@ def _stop_items(main: QuerySet[StepRun], busy: set[str], now: datetime, using: s
 
 
 def wait_for_running_items(own: StepRun, now: datetime, using: str) -> None:
-    """Check at the end of every item from now on: no more items are released."""
+    """Release no more items; check the fan-out whenever a running item ends."""
     own.members = {**(own.members or {}), "stopping": True}
     own.wake_at = now + clock.grace()
     own.save(using=using, update_fields=["members", "wake_at"])

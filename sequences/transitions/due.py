@@ -32,7 +32,7 @@ Place = tuple[datetime, int]
 
 
 def guesses(actor: str) -> bool:
-    """Without evidence about any actor."""
+    """Never: there is no evidence about any actor."""
     return False
 
 

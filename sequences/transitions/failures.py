@@ -215,7 +215,7 @@ def _give_up(claim: Claim, using: str) -> list[Dispatch] | None:
 def _retrying(claim: Claim, using: str) -> QuerySet[StepRun]:
     """The row, if this attempt is its latest and has failed.
 
-    Only the token tells: after a manual retry, attempts are counted anew.
+    Only the token tells: after a manual retry, the count starts again.
     """
     rows = StepRun._base_manager.using(using)
     return rows.filter(pk=claim.step_run_id, token=claim.token, status=StepStatus.RETRYING)

@@ -129,7 +129,7 @@ class _PendingOfStep(PendingSignal):
         rows = StepFailure._base_manager.using(self.using).filter(
             step_run=self.step_run_id, attempt=self.attempt
         )
-        # A manual retry counts attempts anew: the newest failure is the right one.
+        # A manual retry restarts the count of attempts: the newest failure is the right one.
         return rows.order_by("-pk").first()
 
 

@@ -212,7 +212,7 @@ def _delete(ids: Sequence[UUID], using: str) -> None:
 
 
 class _Users(Collector):
-    """What models of the project refer to our rows: Django's own deletion, without our tables."""
+    """The project's objects that refer to our rows: Django's own deletion, without our tables."""
 
     def gather(self, ids: Sequence[UUID]) -> None:
         """Collect it. Raises `ProtectedError` or `RestrictedError` if it keeps one of them."""

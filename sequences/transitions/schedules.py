@@ -215,7 +215,7 @@ def declared(using: str) -> list[Schedule]:
 
 
 def declare(declaration: Declaration, row: Schedule | None, using: str) -> bool:
-    """Write what this code declares, if that is the newest. False: another declaration is.
+    """Write what this code declares, if it applies. False: another declaration does.
 
     A declaration that was never seen applies at once: it is from a new release. A known one is from
     an older release: it applies only when no process has the other one any more.
