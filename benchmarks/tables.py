@@ -250,30 +250,64 @@ def prune(urls: dict[str, str], options: argparse.Namespace) -> None:
     ):
         one.ask("fill", options.rows, "succeeded")
         before = one.ask("size")
-        runs, seconds, thread, server, longest = one.ask("prune")
-        after = one.ask("size")
+        runs, seconds, thread, server, longest, log = one.ask("prune")
         print(
-            f"\n{runs:,} runs of five steps pruned in {seconds:.0f} s: {runs / seconds:,.0f} runs, "
-            f"{runs * 6 / seconds:,.0f} rows a second\nCPU µs a run: {thread / runs:.0f} of the "
-            f"process, {server / runs:.0f} of PostgreSQL. The longest transaction held its locks "
-            f"for {longest:.2f} s.\nTables and indexes: {before / 2**20:,.0f} MiB before, "
-            f"{after / 2**20:,.0f} MiB after, to be filled again.",
+            f"\n{runs:,} of {options.rows:,} runs of five steps pruned in {seconds:.0f} s: "
+            f"{runs / seconds:,.0f} runs, {runs * 6 / seconds:,.0f} rows a second\n"
+            f"CPU µs a run: {thread / runs:.0f} of the process, {server / runs:.0f} of PostgreSQL. "
+            f"{log / runs:,.0f} bytes of WAL a run.\n"
+            f"The longest transaction held its locks for {longest:.2f} s.",
             flush=True,
         )
+        dead, after = one.ask("dead"), one.ask("size")
+        seconds = one.ask("vacuum")
+        print(
+            f"Left behind: {dead:,} dead rows; autovacuum had removed the others. VACUUM took "
+            f"{seconds:.0f} s.\nTables and indexes: {before / MIB:,.0f} MiB before, "
+            f"{after / MIB:,.0f} MiB after, {one.ask('size') / MIB:,.0f} MiB after VACUUM, to be "
+            f"filled again."
+        )
+
+
+MIB = 2**20
 
 
 def size() -> int:
+    return asked(
+        "SELECT pg_total_relation_size('job_sequences_sequencerun') + "
+        "pg_total_relation_size('job_sequences_steprun')"
+    )
+
+
+def dead() -> int:
+    """Rows that are deleted, and take room still."""
+    return asked(
+        "SELECT sum(n_dead_tup) FROM pg_stat_user_tables "
+        "WHERE relname IN ('job_sequences_sequencerun', 'job_sequences_steprun')"
+    )
+
+
+def vacuum() -> float:
+    began = time.perf_counter()
+    for table in ("sequencerun", "steprun"):
+        execute(f"VACUUM job_sequences_{table}")
+    return time.perf_counter() - began
+
+
+def asked(statement: str) -> int:
+    return int(execute(statement).fetchone()[0])
+
+
+def execute(statement: str) -> Any:
     from django.db import connection
 
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT pg_total_relation_size('job_sequences_sequencerun') + "
-            "pg_total_relation_size('job_sequences_steprun')"
-        )
-        return int(cursor.fetchone()[0])
+    cursor = connection.cursor()
+    cursor.execute(statement)
+    return cursor
 
 
-def prune_all() -> tuple[int, float, float, float, float]:
+def prune_all() -> tuple[int, float, float, float, float, int]:
+    """Those of the first nine tenths of the days."""
     from datetime import timedelta
 
     from sequences.engine import pruning
@@ -293,8 +327,11 @@ def prune_all() -> tuple[int, float, float, float, float]:
     transactions.remove = timed
     began = time.perf_counter()
     removed = []
-    costs = thread().costs(lambda: removed.append(pruning.prune(older_than=timedelta(days=1))))
-    return removed[0].runs.total(), time.perf_counter() - began, *costs, longest
+    log = asked("SELECT pg_current_wal_lsn() - '0/0'")
+    costs = thread().costs(lambda: removed.append(pruning.prune(older_than=timedelta(days=36))))
+    seconds, log = time.perf_counter() - began, asked("SELECT pg_current_wal_lsn() - '0/0'") - log
+    time.sleep(2)  # so long PostgreSQL's counts may lag behind
+    return removed[0].runs.total(), seconds, *costs, longest, log
 
 
 SUBJECTS: dict[str, Callable[[dict[str, str], argparse.Namespace], None]] = {
@@ -311,6 +348,8 @@ def questions() -> dict[str, Callable[..., Any]]:
         "idle": idle,
         "fall_due": fall_due,
         "size": size,
+        "dead": dead,
+        "vacuum": vacuum,
         "prune": prune_all,
     }
 

@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from django.db import connections
-from django.db.models import Model, Q, QuerySet
+from django.db.models import DO_NOTHING, Model, Q, QuerySet
 from django.db.models.deletion import Collector, get_candidate_relations_to_delete
 
 from ..models import (
@@ -30,6 +30,7 @@ from ..models import (
     StepLoss,
     StepRun,
 )
+from .backends import backend_of
 from .locking import transact
 
 #: Ids per statement.
@@ -205,7 +206,11 @@ def _chunks(ids: Sequence[UUID]) -> Iterator[Sequence[UUID]]:
 
 
 def _delete(ids: Sequence[UUID], using: str) -> None:
+    fast = backend_of(using).fast
     for chunk in _chunks(ids):
+        if fast is not None:
+            fast.delete_runs([model._meta.db_table for model in _PARTS], chunk, connections[using])
+            continue
         for model in _PARTS:
             model._base_manager.using(using).filter(run__in=chunk)._raw_delete(using)
         SequenceRun._base_manager.using(using).filter(pk__in=chunk)._raw_delete(using)
@@ -246,11 +251,12 @@ class _Users(Collector):
 
 def _referred_to() -> list[type[Model]]:
     """Our models that a model of the project refers to."""
-    return [
-        model
-        for model in _MODELS
-        if any(relation.related_model not in _MODELS for relation in _relations(model))
-    ]
+    return [model for model in _MODELS if any(map(_is_of_the_project, _relations(model)))]
+
+
+def _is_of_the_project(relation: Any) -> bool:
+    """Whether a relation to our rows is to be asked about: for each of them, so that it costs."""
+    return relation.related_model not in _MODELS and relation.on_delete is not DO_NOTHING
 
 
 def _relations(model: type[Model]) -> Any:

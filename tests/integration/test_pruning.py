@@ -3,13 +3,28 @@ from uuid import uuid4
 
 import pytest
 from django.db import connection, transaction
+from django.db.models import DO_NOTHING
 from django.db.models.signals import post_delete
+from django.test.utils import CaptureQueriesContext
 
 from sequences import Sequence, step, subsequence
 from sequences.engine import pruning
 from sequences.engine.pruning import REFERRED_TO, REFUSED, TAKEN, YOUNG, prune
 from sequences.exceptions import InvalidTransition
-from sequences.models import Operation, SequenceRun, StepFailure, StepLoss, StepRun, StoredPlan
+from sequences.models import (
+    LimitKey,
+    Operation,
+    Permit,
+    RunDeadline,
+    RunSubject,
+    SequenceRun,
+    StepCall,
+    StepFailure,
+    StepLoss,
+    StepRun,
+    StoredLimit,
+    StoredPlan,
+)
 from sequences.testing import drain
 from sequences.transitions import pruning as transitions
 from sequences.transitions.locking import lock_run
@@ -116,6 +131,55 @@ def test_finished_runs_go_when_their_retention_is_over_with_all_that_they_had():
     assert left() == {young.pk, running.pk}
     assert not StepRun.objects.filter(run=old.pk).exists()
     assert orphans() == []
+
+
+def fill_parts(run):
+    """A row in each table that has rows of a run."""
+    moment, own = now(), {"run": run}
+    of_step = {**own, "step_run": run.steps.first()}
+    limit = StoredLimit.objects.create(name=uuid4().hex)
+    line = LimitKey.objects.create(limit=limit, granted_at=moment)
+    Operation.objects.create(**own, action="pause", done_at=moment)
+    Permit.objects.create(**own, line=line, state="granted", ready_at=moment)
+    RunDeadline.objects.create(**own, due_at=moment)
+    RunSubject.objects.create(**own, model="auth.user", object_id="7")
+    StepCall.objects.create(**of_step, name="pay", called_at=moment)
+    StepFailure.objects.create(**of_step, step="one", attempt=1, error="E", failed_at=moment)
+    StepLoss.objects.create(**of_step, step="one", worker="w", lost_at=moment)
+
+
+def test_all_that_belongs_to_a_run_goes_with_it_and_nothing_of_its_neighbour():
+    cls = chain()
+    old, young = ended(cls), ended(cls, MONTH - timedelta(hours=1))
+    fill_parts(old)
+    fill_parts(young)
+    parts = {
+        relation.related_model
+        for relation in SequenceRun._meta.related_objects
+        if relation.on_delete is not DO_NOTHING
+    }
+    ours = {model for model in parts if model._meta.app_label == "job_sequences"}
+    assert prune().trees == 1
+    assert len(ours) == 8
+    for model in ours:
+        rows = model._base_manager.values_list("run", flat=True)
+        assert set(rows) == {young.pk}, model
+
+
+@pytest.mark.only_on("postgresql")
+def test_the_statements_of_a_batch_do_not_grow_with_it():
+    cls = chain()
+    for _ in range(9):
+        ended(cls)
+    with CaptureQueriesContext(connection) as one:
+        prune(batch=1)
+    for _ in range(9):
+        ended(cls)
+    with CaptureQueriesContext(connection) as all_at_once:
+        prune(batch=100)
+    deletions = [query for query in all_at_once if "DELETE FROM" in query["sql"]]
+    assert len([query for query in deletions if "steprun" in query["sql"]]) == 1
+    assert len(all_at_once) < len(one) / 4
 
 
 def test_without_a_retention_nothing_goes(settings):

@@ -91,6 +91,9 @@ class FastStatements(Protocol):
     def beat(self, beats: Sequence[Beat], connection: Any) -> set[int]:
         """See `claims.beat`."""
 
+    def delete_runs(self, parts: Sequence[str], ids: Sequence[UUID], connection: Any) -> None:
+        """Delete these runs, and from the tables of their parts the rows that belong to them."""
+
 
 class Backend:
     """A kind of database. It has no state: each method receives the connection to use."""

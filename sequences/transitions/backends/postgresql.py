@@ -214,6 +214,12 @@ RETURNING (
         AND own.status = 'waiting' AND own.wait = 'items')
 """
 
+# The ids are written once: as many literals in each of nine statements cost more than the deletion.
+_DELETE = f"""
+WITH these AS MATERIALIZED (SELECT %s::uuid[] AS ids), {{parts}}
+DELETE FROM {_RUNS} WHERE id = ANY((SELECT ids FROM these)::uuid[])
+"""
+
 # A row's xmax is the transaction that has locked it. If that was a savepoint that has been
 # released, it has no lock of its own any more: then report the oldest transaction that has locked
 # rows of these tables.
@@ -400,6 +406,12 @@ class Statements:
             cursor.execute(_plain(BEAT, *_lengths()), values)
             return {token for (token,) in cursor.fetchall()}
 
+    def delete_runs(self, parts: Sequence[str], ids: Sequence[UUID], connection: Any) -> None:
+        """See `FastStatements`."""
+        statement = _DELETE.format(parts=", ".join(map(_delete_part, parts)))
+        with connection.cursor() as cursor:
+            cursor.execute(statement, [f"{{{','.join(map(str, ids))}}}"])
+
 
 class PostgreSQL(Backend):
     """Also works behind PgBouncer in transaction mode: nothing is set for longer than a
@@ -480,6 +492,11 @@ class PostgreSQL(Backend):
     def actual_isolation(self, connection: Any) -> str:
         """The server's default may differ."""
         return _setting_of("transaction_isolation", connection)
+
+
+def _delete_part(table: str) -> str:
+    return f"""
+gone_of_{table} AS (DELETE FROM {table} WHERE run_id = ANY((SELECT ids FROM these)::uuid[]))"""
 
 
 def _has_tables(connection: Any) -> bool:
