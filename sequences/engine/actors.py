@@ -83,7 +83,7 @@ def _declare(name: str, definition: Definition, step: Step[Any], broker: dramati
     options["throws"] = (*_as_tuple(options.get("throws")), *FATAL)
     broker.actors.pop(name, None)
     dramatiq.Actor(
-        _performer(definition.label, definition.cls.__module__, step),
+        _performer(definition, step),
         broker=broker,
         actor_name=name,
         queue_name=queue_name,
@@ -92,16 +92,17 @@ def _declare(name: str, definition: Definition, step: Step[Any], broker: dramati
     )
 
 
-def _performer(label: str, module: str, step: Step[Any]) -> Callable[..., None]:
-    is_crowd = crowds.is_for(step)
+def _performer(definition: Definition, step: Step[Any]) -> Callable[..., None]:
+    is_direct, is_crowd = definition.handoff == "direct", crowds.is_for(step)
 
     def perform(*args: Any, **kwargs: Any) -> None:
-        # Looked up in the module on each call, because tests replace it.
-        act = crowds.perform if is_crowd else handoff.perform
-        act(_step_run_in(args), label)
+        if is_crowd:
+            crowds.perform(_step_run_in(args), step, is_direct)
+        else:
+            handoff.perform(_step_run_in(args), is_direct)
 
     # Dramatiq names the actor's logger after it.
-    perform.__module__ = module
+    perform.__module__ = definition.cls.__module__
     return perform
 
 

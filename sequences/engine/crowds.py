@@ -19,7 +19,6 @@ from asgiref.sync import async_to_sync, sync_to_async
 from dramatiq.middleware import SkipMessage
 
 from .. import conf
-from ..definitions import registry
 from ..definitions.kinds import traits_of
 from ..definitions.steps import Step, code_of
 from ..transitions import claims
@@ -29,7 +28,7 @@ from . import current, dispatcher, handoff, interrupts
 from .coroutines import Awaiting
 from .executor import StepExecution
 from .hooks import DirectBroker
-from .interrupts import Interrupt, Terms
+from .interrupts import Terms
 
 #: The number of items that wait in one thread if their step sets no `concurrency`.
 DEFAULT_CONCURRENCY = 100
@@ -42,17 +41,15 @@ def is_for(step: Step[Any]) -> bool:
 
 
 @raises_printable
-def perform(step_run_id: int, label: str) -> None:
+def perform(step_run_id: int, step: Step[Any], is_direct: bool) -> None:
     """What the actor of such a fan-out does with a message: run its item, and others with it."""
     using = conf.using()
     interrupts.ensure_clean_connection(using)
     row = claims.find(step_run_id, using)
     if row is None or not traits_of(row.kind).is_item:
-        handoff.perform(step_run_id, label)
+        handoff.perform(step_run_id, is_direct)
         return
-    definition = registry.definition_of(label)
-    step = None if definition is None else definition.step(row.step)
-    size = (step.concurrency if step is not None else None) or DEFAULT_CONCURRENCY
+    size = step.concurrency or DEFAULT_CONCURRENCY
     crowd = Crowd(row.run_id, row.step, size, interrupts.take_over(), using)
     async_to_sync(crowd.run)(WaitingExecution(step_run_id, current.failed_attempts(), using))
 
@@ -66,7 +63,7 @@ class WaitingExecution(StepExecution):
 
     def begin(self, terms: Terms) -> Awaiting | None:
         """Claim it, and call the user's code. None: there is nothing to await."""
-        self._claim()
+        super()._claim()
         if not traits_of(self.context.claim.kind).is_item:
             return None  # the fan-out's own row, which has only the second part
         try:
@@ -84,25 +81,15 @@ class WaitingExecution(StepExecution):
         step: Step[Any] = self._entered or super()._enter()
         return step
 
-    @interrupts.reraises_interrupts
-    def live(self) -> list[Dispatch]:
-        """The second part: commit the result of the coroutine, or record its error."""
-        try:
-            ready = self.execute()
-        except Interrupt:
-            raise
-        except BaseException:
-            self.leave_place()
-            raise
-        self.leave_place()
-        return ready
+    def _claim(self) -> None:
+        """Nothing to do: it was claimed in the first part."""
 
 
 class Turn(handoff.Handoff):
     """The second part of an execution, with a message of its own."""
 
     def __init__(self, execution: StepExecution) -> None:
-        super().__init__("", execution.using)
+        super().__init__(False, execution.using)
         self.execution = execution
 
     def execution_of(self, dispatch: Dispatch) -> StepExecution:

@@ -14,25 +14,24 @@ from itertools import count
 from typing import Any, Self
 
 import dramatiq
-from django.db import Error, connections
-from dramatiq.broker import MessageProxy
+from django.db import Error, connections, transaction
 from dramatiq.errors import Retry
 from dramatiq.middleware import AgeLimit, SkipMessage
 
 from ..definitions import registry
 from ..definitions.definition import Definition
-from ..definitions.plan import Node, Plan
+from ..definitions.plan import Plan
 from ..definitions.steps import Step
 from ..exceptions import StepExpired, StepKindChanged, UnknownStep, did_you_mean
 from ..models import StepRun, StepStatus
 from ..transitions import claims, losses, plans
+from ..transitions.backends import backend_of
 from ..transitions.locking import back_off
 from ..transitions.notifications import PendingSignal
 from ..transitions.types import Claim, ClaimLost, Dispatch, Offer
 from ..utils import text
 from ..utils.text import raises_printable
 from . import current, dispatcher, interrupts, limits, outages, recovery, suspects, tracing
-from .blocks import StepBlock
 from .context import ExecutionContext
 from .interrupts import Interrupt
 
@@ -82,7 +81,8 @@ class StepExecution:
         except BaseException:
             self.leave_place()
             raise
-        self.leave_place()
+        if self.is_suspect:
+            self.leave_place()
         return ready
 
     def execute(self) -> list[Dispatch]:
@@ -218,7 +218,12 @@ class StepExecution:
             # Its own message may have arrived in the meantime and found it claimed.
             dispatcher.send(claims.release(claim, self.using))
             raise SkipMessage(f"Step run {claim.step_run_id} is executed by {node.actor}.")
-        _set_retry_options(delivery.message, node)
+        # The retry options come from the run's plan, whatever the message says.
+        options = delivery.message.options
+        for name in _OF_RETRIES:
+            options.pop(name, None)
+            if name in node.options:
+                options[name] = node.options[name]
 
     # --- the step
 
@@ -263,16 +268,42 @@ class StepExecution:
         return step.atomic or self.context.kind.is_atomic
 
 
+class StepBlock(transaction.Atomic):
+    """`transaction.atomic()` that costs almost nothing to leave if no statement was sent inside."""
+
+    def __init__(self, using: str) -> None:
+        super().__init__(using, savepoint=True, durable=False)
+        self._using, self._untouched = using, False
+
+    def __enter__(self) -> Self:  # type: ignore[override]  # Atomic gives nothing
+        super().__enter__()
+        return self
+
+    def is_untouched(self) -> bool:
+        """Whether the step has sent no statement and left nothing for the commit.
+
+        If so, its commit, a single statement, needs neither BEGIN nor COMMIT.
+        """
+        connection: Any = connections[self._using]
+        has_work = connection.run_on_commit or connection.needs_rollback
+        self._untouched = not has_work and backend_of(self._using).is_idle(connection)
+        return self._untouched
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        if kind is None and self._untouched:
+            # As Django does, but without a COMMIT, which would have nothing to commit. This is the
+            # outermost block: inside another one, or without autocommit, a SAVEPOINT would have
+            # been sent.
+            connection: Any = connections[self._using]
+            connection.atomic_blocks.pop()
+            connection.in_atomic_block = False
+            connection.set_autocommit(True)
+        else:
+            super().__exit__(kind, error, traceback)
+
+
 #: Options that `Retries` would take from a message in preference to the actor's.
 _OF_RETRIES = ("max_retries", "min_backoff", "max_backoff", "on_retry_exhausted")
-
-
-def _set_retry_options(message: MessageProxy, node: Node) -> None:
-    """Take the retry options from the run's plan, whatever the message says."""
-    for name in _OF_RETRIES:
-        message.options.pop(name, None)
-        if name in node.options:
-            message.options[name] = node.options[name]
 
 
 def _max_age_of_all() -> int | None:

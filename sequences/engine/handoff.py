@@ -35,8 +35,8 @@ MAX_TURN_SECONDS = 10.0
 class Handoff:
     """Decides what one thread continues with, after the step whose message it received."""
 
-    def __init__(self, label: str, using: str) -> None:
-        self._is_direct, self._using = _is_direct(label), using
+    def __init__(self, is_direct: bool, using: str) -> None:
+        self._is_direct, self._using = is_direct, using
         self._until: float | None = None
         #: The step that is being executed, or the last one.
         self.execution: StepExecution | None = None
@@ -93,13 +93,13 @@ class Handoff:
 
 
 @raises_printable
-def perform(step_run_id: int, label: str) -> None:
+def perform(step_run_id: int, is_direct: bool) -> None:
     """What the actor of every step does with a message."""
     handoff: Handoff | None = None
     try:
         using = conf.using()
         execution = StepExecution(step_run_id, current.failed_attempts(), using)
-        handoff = Handoff(label, using)
+        handoff = Handoff(is_direct, using)
         handoff.going_on_from(execution)
         interrupts.ensure_clean_connection(using)
         handoff.go_on(execution.live())
@@ -121,14 +121,11 @@ def child_ended(parent: int, using: str) -> None:
     dispatcher.send(ready)
 
 
-def _is_direct(label: str) -> bool:
-    definition = registry.definition_of(label)
-    return definition is not None and definition.handoff == "direct"
-
-
 def perform_here(dispatch: Dispatch, label: str, using: str) -> None:
     """Execute a step outside the worker's own threads, and hand off what comes next."""
-    handoff = Handoff(label, using)
+    definition = registry.definition_of(label)
+    is_direct = definition is not None and definition.handoff == "direct"
+    handoff = Handoff(is_direct, using)
     handoff.go_on(handoff.execute(dispatch))
 
 
@@ -141,7 +138,7 @@ def process(
     """Process a message of its own, with hooks, as Dramatiq's worker does."""
     message = OwnMessage(dispatcher.message_for(dispatch))
     try:
-        ready = _live(dispatch, message, broker, handoff or Handoff("", using))
+        ready = _live(dispatch, message, broker, handoff or Handoff(False, using))
     except SkipMessage as skip:
         logger.debug("Skipped a step: %s", skip)
         broker.emit_after("skip_message", message)

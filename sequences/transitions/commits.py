@@ -75,9 +75,17 @@ def commit_quickly(
     if following is None and plan.on_end is not None:
         return None
     if offer and following and _is_next_at_once(claim, following, offer, using):
-        next_claim = fast.commit_and_claim(claim, change, following, offer, connections[using])
-        return None if next_claim is None else [_claimed_dispatch(next_claim, following)]
-    return _commit_in_chain(fast, claim, change, following, using)
+        return _commit_and_claim(fast, claim, change, following, offer, using)
+    row = fast.commit_in_chain(claim, change, following, connections[using])
+    if row is None:
+        return None
+    notifications.succeeded(claim.step_run_id, change.conclusion.status, claim.sequence, using)
+    if following is None:
+        notifications.ended(claim.run_id, claim.sequence, RunStatus.SUCCEEDED, using)
+        return []
+    return [
+        Dispatch(row, claim.run_id, following.actor, following.queue, options=following.options)
+    ]
 
 
 def _is_next_at_once(claim: Claim, following: Node, offer: Offer, using: str) -> bool:
@@ -87,26 +95,18 @@ def _is_next_at_once(claim: Claim, following: Node, offer: Offer, using: str) ->
     return offer.accepts(following.actor, following.queue)
 
 
-def _claimed_dispatch(claim: Claim, node: Node) -> Dispatch:
-    return Dispatch(
-        claim.step_run_id, claim.run_id, node.actor, node.queue, options=node.options, claim=claim
-    )
-
-
-def _commit_in_chain(
-    fast: FastStatements, claim: Claim, change: Change, following: Node | None, using: str
+def _commit_and_claim(
+    fast: FastStatements, claim: Claim, change: Change, following: Node, offer: Offer, using: str
 ) -> list[Dispatch] | None:
-    row = fast.commit_in_chain(claim, change, following, connections[using])
-    if row is None:
+    next_claim = fast.commit_and_claim(claim, change, following, offer, connections[using])
+    if next_claim is None:
         return None
-    notifications.succeeded(claim.step_run_id, change.conclusion.status, claim.sequence, using)
-    if following is None:
-        notifications.ended(claim.run_id, claim.sequence, RunStatus.SUCCEEDED, using)
-        return []
-    message = Dispatch(
-        row, claim.run_id, following.actor, following.queue, options=following.options
-    )
-    return [message]
+    return [
+        Dispatch(
+            next_claim.step_run_id, claim.run_id, following.actor, following.queue,
+            options=following.options, claim=next_claim,
+        )
+    ]  # fmt: skip
 
 
 def commit(claim: Claim, change: Change, using: str) -> list[Dispatch]:

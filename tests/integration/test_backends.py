@@ -46,7 +46,6 @@ def test_it_is_chosen_once(monkeypatch):
             asked.append(using)
             return SimpleNamespace(vendor="mysql")
 
-    monkeypatch.setattr(backends, "_backends", {})
     monkeypatch.setattr(backends, "connections", Connections())
     assert backend_of("other") is backend_of("other") is of_vendor("mysql")
     assert asked == ["other"]

@@ -5,8 +5,7 @@ from django.db import OperationalError, close_old_connections, connection, conne
 from dramatiq.errors import Retry
 
 from sequences import Sequence, step
-from sequences.engine.blocks import StepBlock
-from sequences.engine.executor import StepExecution
+from sequences.engine.executor import StepBlock, StepExecution
 from sequences.models import StepRun
 from sequences.testing import drain
 from sequences.transitions import claims
@@ -276,8 +275,8 @@ def test_an_untouched_block_leaves_a_connection_without_autocommit_as_it_was():
     connection.ensure_connection()
     connection.set_autocommit(False)
     try:
-        with StepBlock("default"):
-            pass
+        with StepBlock("default") as block:
+            block.is_untouched()
         assert not connection.get_autocommit()
     finally:
         connection.rollback()
@@ -287,8 +286,8 @@ def test_an_untouched_block_leaves_a_connection_without_autocommit_as_it_was():
 @pytest.mark.django_db(transaction=True)
 def test_an_untouched_block_inside_of_another_leaves_that_open():
     with transaction.atomic():
-        with StepBlock("default"):
-            pass
+        with StepBlock("default") as block:
+            block.is_untouched()
         assert connection.in_atomic_block
         transaction.set_rollback(True)
     assert not connection.in_atomic_block

@@ -17,7 +17,7 @@ from django.db.transaction import TransactionManagementError
 from django.test.utils import CaptureQueriesContext
 
 from sequences.models import RunStatus
-from sequences.transitions.backends import simple_query
+from sequences.transitions.backends import functions
 from tests.integration.test_connections import kill_connection
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.only_on("postgresql")]
@@ -35,12 +35,12 @@ def own():
 
 
 def is_possible():
-    return simple_query.is_possible(own())
+    return functions.needs_no_cursor(own())
 
 
 def fetch(statement):
     assert is_possible()
-    return simple_query.fetch(statement.encode(), own())
+    return functions.send(statement.encode(), own())
 
 
 def with_cursor(statement):
@@ -63,7 +63,7 @@ def test_rows_are_those_of_a_cursor():
 
 def test_values_are_written_as_they_are():
     connection.ensure_connection()
-    written = simple_query.literals(VALUES, own())
+    written = functions.literals(VALUES, own())
     types = [TYPES.get(type(value), "text") for value in VALUES]
     columns = (f"{value.decode()}::{kind}" for value, kind in zip(written, types, strict=True))
     assert fetch(f"SELECT {', '.join(columns)}") == [tuple(VALUES)]
@@ -72,7 +72,7 @@ def test_values_are_written_as_they_are():
 def test_what_it_cannot_write_is_left_to_the_cursor():
     connection.ensure_connection()
     for value in (["a"], 1.5, timedelta(1), b"x"):
-        assert simple_query.literals([1, value], own()) is None
+        assert functions.literals([1, value], own()) is None
 
 
 def test_errors_are_those_of_a_cursor():
@@ -134,7 +134,7 @@ def test_a_backend_with_a_cursor_of_its_own_keeps_it():
         def _cursor(self, name=None):
             return super()._cursor(name)
 
-    assert not simple_query.is_possible(Tenant(own().settings_dict, "default"))
+    assert not functions.needs_no_cursor(Tenant(own().settings_dict, "default"))
 
 
 def test_health_checks_replace_a_connection_that_has_died(monkeypatch):

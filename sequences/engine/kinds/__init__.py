@@ -13,8 +13,17 @@ from .step import Step
 from .subsequence import Subsequence
 from .undo import Undo
 
-KINDS: dict[str, Kind] = {
-    kind.name: kind
+
+class _Kinds(dict[str, Kind]):
+    """The class for each kind. An unknown kind, of a later release, counts as a plain step, which
+    its plan then rejects."""
+
+    def __missing__(self, name: str) -> Kind:
+        return self["step"]
+
+
+KINDS = _Kinds(
+    (kind.name, kind)
     for kind in (
         Step(),
         FanOut(),
@@ -26,10 +35,5 @@ KINDS: dict[str, Kind] = {
         OnCancel(),
         OnEnd(),
     )
-}
-
-
-def kind_of(name: str) -> Kind:
-    """The class for this kind. An unknown kind, of a later release, counts as a plain step, which
-    its plan then rejects."""
-    return KINDS.get(name, KINDS["step"])
+)
+kind_of = KINDS.__getitem__

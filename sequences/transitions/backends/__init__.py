@@ -21,15 +21,18 @@ __all__ = ["BACKENDS", "Backend", "FastStatements", "Holder", "backend_of", "is_
 BACKENDS: dict[str, Backend] = {each.vendor: each for each in (PostgreSQL(), MySQL(), SQLite())}
 _UNKNOWN = Backend()
 
-_backends: dict[str, Backend] = {}
+
+class _Backends(dict[str, Backend]):
+    """The backend of each alias: chosen once, because settings do not change."""
+
+    def __missing__(self, using: str) -> Backend:
+        backend = self[using] = of_vendor(connections[using].vendor)
+        return backend
 
 
-def backend_of(using: str) -> Backend:
-    """The backend of this alias: chosen once, because settings do not change."""
-    backend = _backends.get(using)
-    if backend is None:
-        backend = _backends[using] = of_vendor(connections[using].vendor)
-    return backend
+_backends = _Backends()
+#: The backend of an alias. A dict, because every step looks it up several times.
+backend_of = _backends.__getitem__
 
 
 def of_vendor(vendor: str) -> Backend:

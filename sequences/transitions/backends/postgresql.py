@@ -12,21 +12,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
-from functools import lru_cache
 from itertools import product
 from typing import Any, ClassVar
 from uuid import UUID
 
-from django.db import DatabaseError, InterfaceError, OperationalError, ProgrammingError
+from django.db import DatabaseError, InterfaceError, OperationalError
 
-from ... import conf
 from ...definitions.plan import Node, Plan
 from ...models import NO_ITEM, RunDeadline, RunSubject, SequenceRun, StepRun, StoredPlan
-from .. import periods
 from ..types import Beat, Change, Claim, Offer, Start, StartedStep
-from . import simple_query
 from .base import Backend, FastStatements, Holder, holder_of, state_of
-from .functions import Function, Installed
+from .functions import CLOCK, Function, Installed
 
 #: In a `no_wait` block, how long a statement that cannot say NOWAIT waits for a lock, in
 #: milliseconds.
@@ -41,13 +37,9 @@ _UNDEFINED = {"42P01", "42703"}
 # Not in the repertoire, no equivalent in the database's encoding.
 _CHARACTERS = {"22021", "22P05"}
 
-# Undefined function, insufficient privilege.
-_UNCALLABLE = {"42883", "42501"}
-
 #: PQTRANS_IDLE: no transaction is open.
 _IDLE = 0
 
-_CLOCK = "STATEMENT_TIMESTAMP()"
 _STEPS = StepRun._meta.db_table
 _RUNS = SequenceRun._meta.db_table
 _PLANS = StoredPlan._meta.db_table
@@ -309,7 +301,7 @@ class Statements:
             "labels": list(labels) if is_keyed else None,
         }
         has_deadline = any(request.deadline is not None for request in requests)
-        rows = _fetch_all(connection, STARTS[is_about, is_keyed, has_deadline], values)
+        rows = INSTALLED.fetch(STARTS[is_about, is_keyed, has_deadline], values, connection)
         return [StartedStep(*row) for row in rows]
 
     def claim(
@@ -322,17 +314,14 @@ class Statements:
         connection: Any,
     ) -> Claim | None:
         """See `claims.claim`."""
-        row = _fetch(
-            connection,
-            CLAIM,
-            {
-                "id": step_run_id,
-                "attempts": attempts,
-                "token": token,
-                "worker": worker,
-                "suspects": suspects,
-            },
-        )
+        values = {
+            "id": step_run_id,
+            "attempts": attempts,
+            "token": token,
+            "worker": worker,
+            "suspects": suspects,
+        }
+        row = INSTALLED.fetch_one(CLAIM, values, connection)
         if row is None:
             return None
         pk, run_id, sequence, plan_id, step, item, kind, attempts, *rest = row
@@ -348,36 +337,31 @@ class Statements:
         self, claim: Claim, change: Change, following: Node | None, connection: Any
     ) -> int | None:
         """See `FastStatements`."""
-        row = _fetch(
-            connection,
-            SUCCEED if following is None else ADVANCE,
-            {
-                **_changed(claim, change),
-                "version": claim.version,
-                "data": change.data,
-                "next": None if following is None else following.name,
-                "kind": None if following is None else following.kind,
-            },
-        )
+        values = {
+            **_changed(claim, change),
+            "version": claim.version,
+            "data": change.data,
+            "next": None if following is None else following.name,
+            "kind": None if following is None else following.kind,
+        }
+        function = SUCCEED if following is None else ADVANCE
+        row = INSTALLED.fetch_one(function, values, connection)
         return None if row is None else row[0]
 
     def commit_and_claim(
         self, claim: Claim, change: Change, following: Node, offer: Offer, connection: Any
     ) -> Claim | None:
         """See `FastStatements`."""
-        row = _fetch(
-            connection,
-            TAKE,
-            {
-                **_changed(claim, change),
-                "version": claim.version,
-                "data": change.data,
-                "next": following.name,
-                "kind": following.kind,
-                "next_token": offer.token,
-                "worker": offer.worker,
-            },
-        )
+        values = {
+            **_changed(claim, change),
+            "version": claim.version,
+            "data": change.data,
+            "next": following.name,
+            "kind": following.kind,
+            "next_token": offer.token,
+            "worker": offer.worker,
+        }
+        row = INSTALLED.fetch_one(TAKE, values, connection)
         if row is None:
             return None
         pk, now, data = row
@@ -390,7 +374,8 @@ class Statements:
 
     def commit_item(self, claim: Claim, change: Change, connection: Any) -> tuple[Any] | None:
         """See `FastStatements`."""
-        row = _fetch(connection, ITEM, {**_changed(claim, change), "step": claim.step})
+        values = {**_changed(claim, change), "step": claim.step}
+        row = INSTALLED.fetch_one(ITEM, values, connection)
         if row is None:
             return None
         return (None if row[0] is None else json.loads(row[0]),)
@@ -403,7 +388,7 @@ class Statements:
             "progress": [each.progress for each in beats],
         }
         with connection.cursor() as cursor:
-            cursor.execute(_plain(BEAT, *_lengths()), values)
+            cursor.execute(BEAT.plain(), values)
             return {token for (token,) in cursor.fetchall()}
 
     def delete_runs(self, parts: Sequence[str], ids: Sequence[UUID], connection: Any) -> None:
@@ -419,7 +404,7 @@ class PostgreSQL(Backend):
 
     vendor = "postgresql"
     can_be_broker = True
-    clock = _CLOCK
+    clock = CLOCK
     fast: ClassVar[FastStatements | None] = Statements()
     character_set_hint = "Create the database with ENCODING 'UTF8'."
 
@@ -554,91 +539,3 @@ def _first_steps(plan: Plan) -> str:
         rows = [{"name": node.name, "kind": node.kind} for node in plan.roots]
         steps = plan.memo["first_steps"] = json.dumps(rows)
     return steps
-
-
-def _fetch(connection: Any, function: Function, values: dict[str, Any]) -> tuple[Any, ...] | None:
-    rows = _fetch_all(connection, function, values)
-    return rows[0] if rows else None
-
-
-def _fetch_all(connection: Any, function: Function, values: dict[str, Any]) -> list[Any]:
-    if INSTALLED.on(connection):
-        try:
-            return _called(connection, function, values)
-        except ProgrammingError as error:
-            if state_of(error) not in _UNCALLABLE:
-                raise
-            # Somebody has dropped the function under this process. An open transaction is broken
-            # now.
-            INSTALLED.forget(connection.alias)
-            if connection.in_atomic_block:
-                raise
-    return _rows(connection, _plain(function, *_lengths()), values)
-
-
-def _called(connection: Any, function: Function, values: dict[str, Any]) -> list[Any]:
-    begin, end, statement = _call(function, *_lengths())
-    rows = simple_query.call(begin, [values[name] for name in function.values], end, connection)
-    return function.rows(_rows(connection, statement, values) if rows is None else rows)
-
-
-def _rows(connection: Any, statement: str, values: dict[str, Any]) -> list[Any]:
-    with _cursor(connection) as cursor:
-        cursor.execute(statement, values)
-        rows: list[Any] = cursor.fetchall()
-    return rows
-
-
-def _cursor(connection: Any) -> Any:
-    """A cursor of Django's, which rejects a transaction that is already broken, and logs.
-
-    If the project sets ``prepare_threshold``, it uses one of psycopg's that binds on the server,
-    because only those prepare. Planning costs these statements more than everything else.
-    """
-    # As cursor() does first: CONN_HEALTH_CHECKS may replace this connection.
-    connection.close_if_health_check_failed()
-    connection.ensure_connection()
-    raw = connection.connection
-    if raw.prepare_threshold is None:
-        return connection.cursor()
-    import psycopg  # only with PostgreSQL
-
-    return connection._prepare_cursor(psycopg.Cursor(raw))
-
-
-def _lengths() -> tuple[timedelta, float, float, float]:
-    """Rarely changing values are not parameters: a parameter costs more than looking up the
-    text."""
-    settings = conf.settings
-    return periods.moved, settings.heartbeat, settings.lease, settings.grace
-
-
-@lru_cache
-def _call(function: Function, *lengths: Any) -> tuple[bytes, bytes, str]:
-    """A call up to its values, and after them; and as a whole, with placeholders."""
-    begin, end = function.call(_periods())
-    placeholders = ", ".join(f"%({name})s" for name in function.values)
-    return begin.encode(), end.encode(), f"{begin}{placeholders}{end}"
-
-
-@lru_cache
-def _plain(function: Function, *lengths: Any) -> str:
-    return function.plain(_periods())
-
-
-def _periods() -> dict[str, str]:
-    """All periods that a statement can name, as SQL."""
-    moved = _interval(periods.moved)
-    return {
-        "moved": moved,
-        "now": f"({_CLOCK} + {moved})" if periods.moved else _CLOCK,
-        "shortest": _interval(periods.shortest_lease()),
-        "longest": _interval(periods.longest_lease()),
-        "lease": _interval(periods.lease()),
-        "grace": _interval(periods.grace()),
-        "early": _interval(periods.EARLY),
-    }
-
-
-def _interval(duration: timedelta) -> str:
-    return f"INTERVAL '{duration.total_seconds():.6f} seconds'"
