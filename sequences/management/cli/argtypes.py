@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from argparse import ArgumentTypeError
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -28,29 +29,23 @@ def duration(text: str) -> timedelta:
 
 def moment(text: str) -> timedelta | datetime:
     """A duration before now, or a date, or a date and a time in the project's time zone."""
-    if (time := _date(text)) is not None:
-        return time
-    try:
-        return duration(text)
-    except ArgumentTypeError:
-        raise ArgumentTypeError(
-            f"{text!r} is neither a duration such as 24h nor a date such as 2026-11-21"
-        ) from None
+    for parse in (date, duration):
+        with suppress(ArgumentTypeError):
+            return parse(text)
+    raise ArgumentTypeError(
+        f"{text!r} is neither a duration such as 24h nor a date such as 2026-11-21"
+    )
 
 
 def date(text: str) -> datetime:
-    """A date, or a date and a time in the project's time zone."""
-    if (time := _date(text)) is not None:
-        return time
-    raise ArgumentTypeError(f"{text!r} is not a date such as 2026-11-21 or 2026-11-21T08:00")
-
-
-def _date(text: str) -> datetime | None:
+    """A date, which is its midnight, or a date and a time in the project's time zone."""
     try:
-        time = parse_datetime(text)  # a date alone means midnight
+        time = parse_datetime(text)
     except ValueError:  # well-formed, but not in the calendar
-        return None
-    return time if time is None or timezone.is_aware(time) else timezone.make_aware(time)
+        time = None
+    if time is None:
+        raise ArgumentTypeError(f"{text!r} is not a date such as 2026-11-21 or 2026-11-21T08:00")
+    return time if timezone.is_aware(time) else timezone.make_aware(time)
 
 
 def json_value(text: str) -> Any:

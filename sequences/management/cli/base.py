@@ -6,24 +6,25 @@ import getpass
 import json
 import shutil
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any, ClassVar
 
 from django.core.management.base import BaseCommand, CommandError
 from django.core.management.color import no_style
 from django.core.serializers.json import DjangoJSONEncoder
+from django.db.models import Model
 
 from ...exceptions import SequenceError
 from ...models import RunStatus
 from ...utils.terminal import printable
+from .tables import Paint, table
 
 #: The exit statuses, besides 0: the action was rejected or the run has failed; the command was
 #: called wrongly; the run was cancelled; it has not ended in time, as with ``timeout``;
 #: interrupted.
 REFUSED, USAGE, CANCELLED, TIMEOUT, INTERRUPTED = 1, 2, 3, 124, 130
 OUTCOMES = {RunStatus.SUCCEEDED: 0, RunStatus.FAILED: REFUSED, RunStatus.CANCELLED: CANCELLED}
-
-Paint = Callable[[str], str]
 
 
 class Subcommand:
@@ -56,6 +57,10 @@ class Subcommand:
     def write(self, text: str) -> None:
         """Write one line, or several."""
         self.command.stdout.write(text)
+
+    def write_table(self, rows: Iterable[Iterable[object]], *narrowing: int) -> None:
+        """Write a table that fits the terminal: these columns are cut if necessary."""
+        self.write("\n".join(table(rows, self.width, narrowing=narrowing)))
 
     def write_json(self, value: Any) -> None:
         """Write the document of a call with ``--json``."""
@@ -94,14 +99,24 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
     return printable(text, lambda char: json.dumps(char)[1:-1], keep="\n")
 
 
+def values_of(row: Model, *names: str) -> dict[str, Any]:
+    """These fields of a row, for JSON."""
+    return {name: getattr(row, name) for name in names}
+
+
+def seconds_of(length: timedelta | None) -> float | None:
+    """A duration, for JSON."""
+    return None if length is None else length.total_seconds()
+
+
 def wrong(message: str) -> CommandError:
     """The error for a wrong call: something does not exist or does not fit."""
     return CommandError(message, returncode=USAGE)
 
 
-def usage_error(error: SequenceError) -> CommandError:
-    """The error for a wrong call whose text already says what to do."""
-    return wrong(str(error))
+def rejected(error: SequenceError) -> CommandError:
+    """The error for a correct call that was rejected."""
+    return CommandError(str(error), returncode=REFUSED)
 
 
 def caller() -> str:
@@ -112,12 +127,12 @@ def caller() -> str:
         return "command line"
 
 
-def add_caller_and_reason(parser: ArgumentParser) -> None:
-    """Add the arguments that every operation stores with the run."""
-    parser.add_argument("--reason", default="", help="the reason, stored with the run")
+def add_caller_and_reason(parser: ArgumentParser, stored_with: str = "run") -> None:
+    """Add the arguments that are stored with every operation."""
+    parser.add_argument("--reason", default="", help=f"the reason, stored with the {stored_with}")
     parser.add_argument("--by", help="who does this (default: you)")
 
 
-def caller_and_reason(options: Namespace) -> dict[str, str]:
-    """The same, as keyword arguments for the methods of a run."""
+def caller_and_reason(options: Namespace) -> dict[str, Any]:
+    """The same, as keyword arguments for the methods of a model."""
     return {"by": caller() if options.by is None else options.by, "reason": options.reason}

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 from uuid import UUID
 
-from django.db.models import Model
 from django.utils import timezone
 
 from ... import conf
@@ -21,7 +20,7 @@ from ...models import NO_ITEM, Operation, SequenceRun, StepFailure, StepRun
 from ...utils.durations import format_duration
 from ...utils.terminal import plain
 from ...utils.text import text_of
-from .base import Subcommand, json_text
+from .base import Subcommand, json_text, seconds_of, values_of
 from .tables import Cell, table
 
 #: How many children, failures and operations are shown: the latest ones.
@@ -55,10 +54,6 @@ def _subject_key(run: SequenceRun) -> str | None:
     return None if run.subject_key is None else str(run.subject_key)
 
 
-def _values(row: Model, *names: str) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in names}
-
-
 def _cause(cause: StepFailure | None) -> dict[str, Any] | None:
     """The deepest cause, in an item or in a child run."""
     if cause is None:
@@ -70,7 +65,7 @@ def _error(failure: StepFailure | None) -> dict[str, Any] | None:
     if failure is None:
         return None
     item = None if failure.item == NO_ITEM else failure.item
-    return {**_values(failure, "step", "item", "attempt", "error", "message"), "item": item}
+    return {**values_of(failure, "step", "item", "attempt", "error", "message"), "item": item}
 
 
 class RunDetails:
@@ -164,8 +159,8 @@ class RunDetails:
             "items": dict(step.items),
             "progress": list(step.progress) if step.progress else None,
             "text": step.progress_text,
-            "waited": _seconds(step.waited(now)),
-            "ran": _seconds(step.ran(now)),
+            "waited": seconds_of(step.waited(now)),
+            "ran": seconds_of(step.ran(now)),
             "due_at": row.due_at if row is not None and step.is_delayed else None,
             "phases": [asdict(phase) for phase in step.phases],
             "worker": step.worker,
@@ -174,7 +169,7 @@ class RunDetails:
 
     def _failure(self, failure: StepFailure) -> dict[str, Any]:
         more = ["failed_at", "worker", *(["traceback"] if self.tracebacks else [])]
-        return {**(_error(failure) or {}), **_values(failure, *more)}
+        return {**(_error(failure) or {}), **values_of(failure, *more)}
 
     # Text
 
@@ -264,7 +259,7 @@ def _folded(traceback: str) -> Iterator[str]:
 
 
 def _operation(operation: Operation) -> dict[str, Any]:
-    values = _values(operation, "action", "step", "by", "reason", "done_at")
+    values = values_of(operation, "action", "step", "by", "reason", "done_at")
     return {**values, "step": operation.step or None}
 
 
@@ -299,7 +294,3 @@ def remark(step: StepSnapshot, run_snapshot: RunSnapshot) -> str:
 def moment(value: datetime) -> str:
     """In the project's time zone, to the second."""
     return timezone.localtime(value).strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _seconds(value: timedelta | None) -> float | None:
-    return None if value is None else value.total_seconds()

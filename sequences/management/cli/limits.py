@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
-from datetime import datetime
+from dataclasses import asdict
+from datetime import datetime, timedelta
 from typing import Any
-
-from django.core.management.base import CommandError
 
 from ... import conf
 from ...exceptions import SequenceError, did_you_mean
@@ -15,10 +14,16 @@ from ...inspection import limits as inspection
 from ...inspection.limits import LimitSnapshot, LineSnapshot
 from ...models import StoredLimit
 from ...utils.durations import format_duration
-from ...utils.terminal import plain
 from .argtypes import duration
-from .base import REFUSED, Subcommand, caller, wrong
-from .tables import Cell, table
+from .base import (
+    Subcommand,
+    add_caller_and_reason,
+    caller_and_reason,
+    rejected,
+    seconds_of,
+    values_of,
+    wrong,
+)
 
 
 class Limits(Subcommand):
@@ -38,8 +43,7 @@ class Limits(Subcommand):
         parser.add_argument(
             "--reset", action="store_true", help="end the override: use the numbers in the code"
         )
-        parser.add_argument("--reason", default="", help="the reason, stored with the change")
-        parser.add_argument("--by", help="who does this (default: you)")
+        add_caller_and_reason(parser, "change")
         parser.add_argument("--json", action="store_true", help="a JSON list, or an object")
 
     def run(self, options: Namespace) -> None:
@@ -51,20 +55,17 @@ class Limits(Subcommand):
             self._list(options)
             return
         row = _find(options.limit)
-        by = caller() if options.by is None else options.by
         if options.reset and is_changed:
             raise wrong("Pass either --reset or new numbers, not both.")
+        by_and_reason = caller_and_reason(options)
         if options.reset:
-            row.reset(by=by)
+            row.reset(by=by_and_reason["by"])
         elif is_changed:
-            self._change(row, numbers, by, options.reason)
+            try:
+                row.change(**numbers, **by_and_reason)
+            except SequenceError as error:
+                raise rejected(error) from None
         self._show(row, options)
-
-    def _change(self, row: StoredLimit, numbers: dict[str, Any], by: str, reason: str) -> None:
-        try:
-            row.change(**numbers, by=by, reason=reason)
-        except SequenceError as error:
-            raise CommandError(str(error), returncode=REFUSED) from None
 
     def _list(self, options: Namespace) -> None:
         rows = StoredLimit.objects.using(conf.using()).select_related("override")
@@ -72,44 +73,34 @@ class Limits(Subcommand):
         if options.json:
             self.write_json([as_json(each) for each in snapshots])
         elif snapshots:
-            self.write("\n".join(table(self._rows(snapshots), self.width, narrowing=[0, 1])))
+            self.write_table(_rows(snapshots), 0, 1)
         else:
             self.write("There are no limits. Workers add the declared limits when they start.")
-
-    def _rows(self, snapshots: list[LimitSnapshot]) -> Iterator[list[Cell]]:
-        heads = ("LIMIT", "NUMBERS", "IN USE", "WAITING", "OLDEST", "LINES", "CODE")
-        yield [Cell(head) for head in heads]
-        for each in snapshots:
-            yield [
-                Cell(plain(each.row.name)),
-                Cell(each.numbers),
-                Cell(str(each.in_use)),
-                Cell(str(each.waiting)),
-                Cell(_age(each.oldest, each.now)),
-                Cell(str(each.lines)),
-                Cell(each.declared if each.row.override_id else ""),
-            ]
 
     def _show(self, row: StoredLimit, options: Namespace) -> None:
         (snapshot,) = inspection.of_many([row], conf.using())
         lines = inspection.lines_of(row, conf.using())
         if options.json:
-            self.write_json({**as_json(snapshot), "keys": [_line_json(line) for line in lines]})
+            self.write_json({**as_json(snapshot), "keys": [asdict(line) for line in lines]})
             return
-        self.write("\n".join(table(self._rows([snapshot]), self.width, narrowing=[0, 1])))
+        self.write_table(_rows([snapshot]), 0, 1)
         if lines:
             self.write("")
-            self.write("\n".join(table(self._lines(lines, snapshot), self.width, narrowing=[0])))
+            self.write_table(_rows_of_lines(lines, snapshot.now), 0)
 
-    def _lines(self, lines: list[LineSnapshot], of: LimitSnapshot) -> Iterator[list[Cell]]:
-        yield [Cell(head) for head in ("KEY", "IN USE", "WAITING", "OLDEST")]
-        for line in lines:
-            yield [
-                Cell(plain(line.key) or "-"),
-                Cell(str(line.in_use)),
-                Cell(str(line.waiting)),
-                Cell(_age(line.oldest, of.now)),
-            ]
+
+def _rows(snapshots: list[LimitSnapshot]) -> Iterator[tuple[object, ...]]:
+    yield ("LIMIT", "NUMBERS", "IN USE", "WAITING", "OLDEST", "LINES", "CODE")
+    for each in snapshots:
+        code = each.declared if each.row.override_id else ""
+        oldest = _age(each.oldest, each.now)
+        yield each.row.name, each.numbers, each.in_use, each.waiting, oldest, each.lines, code
+
+
+def _rows_of_lines(lines: list[LineSnapshot], now: datetime) -> Iterator[tuple[object, ...]]:
+    yield ("KEY", "IN USE", "WAITING", "OLDEST")
+    for line in lines:
+        yield line.key or "-", line.in_use, line.waiting, _age(line.oldest, now)
 
 
 def _age(moment: datetime | None, now: datetime) -> str:
@@ -128,31 +119,17 @@ def _find(name: str) -> StoredLimit:
 def as_json(snapshot: LimitSnapshot) -> dict[str, Any]:
     """The fields of a limit, for programs."""
     row, override = snapshot.row, snapshot.row.override
-    concurrency, rate, per = row.numbers
     return {
         "name": row.name,
-        "concurrency": concurrency,
-        "rate": rate,
-        "per_seconds": None if per is None else per.total_seconds(),
+        **_numbers(*row.numbers),
         "in_use": snapshot.in_use,
         "waiting": snapshot.waiting,
         "oldest": snapshot.oldest,
         "lines": snapshot.lines,
-        "declared": {
-            "concurrency": row.concurrency,
-            "rate": row.rate,
-            "per_seconds": None if row.per is None else row.per.total_seconds(),
-        },
-        "override": None
-        if override is None
-        else {"by": override.by, "reason": override.reason, "created_at": override.created_at},
+        "declared": _numbers(row.concurrency, row.rate, row.per),
+        "override": override and values_of(override, "by", "reason", "created_at"),
     }
 
 
-def _line_json(line: LineSnapshot) -> dict[str, Any]:
-    return {
-        "key": line.key,
-        "in_use": line.in_use,
-        "waiting": line.waiting,
-        "oldest": line.oldest,
-    }
+def _numbers(concurrency: int | None, rate: int | None, per: timedelta | None) -> dict[str, Any]:
+    return {"concurrency": concurrency, "rate": rate, "per_seconds": seconds_of(per)}

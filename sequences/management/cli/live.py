@@ -12,9 +12,8 @@ from ...inspection.snapshot import RunSnapshot, StepSnapshot
 from ...models import UNFINISHED_STEP
 from ...utils.durations import format_duration
 from ...utils.terminal import cut, plain
-from .base import Paint
 from .details import remark, state_word
-from .tables import Cell, table
+from .tables import Cell, Paint, table
 
 #: The sign and colour of each status of a step.
 SIGNS = {"succeeded": "✓", "failed": "✗", "skipped": "-", "cancelled": "-", "": " "}
@@ -34,10 +33,6 @@ class Display:
         self.out, self.paint = out, paint
         self.states_of: dict[UUID, State] = {}
         self.drawn: list[str] = []
-
-    def show_one(self, run_snapshot: RunSnapshot) -> None:
-        """The same for a single run."""
-        self.show([run_snapshot])
 
     def show(self, snapshots: Collection[RunSnapshot]) -> None:
         """Show them as they are now; do nothing if nothing has changed."""

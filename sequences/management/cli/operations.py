@@ -11,9 +11,9 @@ from uuid import UUID
 from django.core.management.base import BaseCommand, CommandError
 
 from ...data.redaction import NoSecret, restore
+from ...definitions import registry
 from ...definitions.rules import RULES
 from ...exceptions import SequenceError
-from ...inspection import snapshot
 from ...inspection.actions import ACTIONS
 from ...models import SequenceRun
 from ...utils.terminal import plain
@@ -24,6 +24,7 @@ from .base import (
     Subcommand,
     add_caller_and_reason,
     caller_and_reason,
+    rejected,
     wrong,
 )
 from .selectors import RUN, RUN_HELP, add_filters, at_step, filtered, find, is_filtered, runs
@@ -246,13 +247,13 @@ class Edit(Subcommand):
         try:
             run.edit(data, **caller_and_reason(options))
         except SequenceError as error:
-            raise CommandError(str(error), returncode=REFUSED) from None
+            raise rejected(error) from None
         self.write(f"edit: {plain(run)} has version {run.version}")
 
     def _edited(self, run: SequenceRun, options: Namespace) -> dict[str, Any]:
         if options.set is not None:
             return {**run.data, **dict(options.set)}
-        patterns = snapshot.patterns_of(run.sequence)
+        patterns = registry.hidden_by(run.sequence)
         try:
             restored: dict[str, Any] = restore(options.data, run.data, patterns)
         except NoSecret as error:

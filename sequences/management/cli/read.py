@@ -26,7 +26,7 @@ from .base import Subcommand, json_text, wrong
 from .details import RunDetails, brief
 from .live import Display
 from .selectors import add_filters, add_run, filtered, find
-from .tables import Cell, shortened, table
+from .tables import Cell, shortened
 
 #: The order of statuses: what an operator looks for comes first.
 LIMIT = 50
@@ -55,8 +55,7 @@ class List(Subcommand):
                 ]
             )
         elif snapshots:
-            lines = table(self._rows(snapshots, steps), self.width, narrowing=[1, 2, 4, 7])
-            self.write("\n".join(lines))
+            self.write_table(self._rows(snapshots, steps), 1, 2, 4, 7)
         else:
             self.write("No matching runs.")
 
@@ -123,7 +122,10 @@ class Watch(Subcommand):
     def run(self, options: Namespace) -> None:
         run = find(options.run)
         display = (JsonLines if options.json else Display)(self.command.stdout, self.paint)
-        wait.outcome(wait.until_ended(run, display.show_one, timeout=options.timeout))
+        ended = wait.until_ended(
+            run, lambda run_snapshot: display.show([run_snapshot]), timeout=options.timeout
+        )
+        wait.outcome(ended)
 
 
 class JsonLines(Display):

@@ -6,8 +6,6 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from typing import Any
 
-from django.core.management.base import CommandError
-
 from ... import conf
 from ...definitions import registry
 from ...exceptions import InvalidSchedule, did_you_mean
@@ -15,8 +13,15 @@ from ...inspection import schedules as inspection
 from ...inspection.schedules import ScheduleSnapshot
 from ...models import Schedule
 from ...utils.terminal import plain
-from .base import REFUSED, Subcommand, caller, wrong
-from .tables import Cell, table
+from .base import (
+    Subcommand,
+    add_caller_and_reason,
+    caller_and_reason,
+    rejected,
+    values_of,
+    wrong,
+)
+from .tables import Cell
 
 ACTIONS = ("list", "pause", "resume", "run-now")
 _COLOURS = {
@@ -45,8 +50,7 @@ class Schedules(Subcommand):
         parser.add_argument(
             "--sequence", metavar="LABEL", help="list only schedules of this sequence"
         )
-        parser.add_argument("--reason", default="", help="the reason, stored with the schedule")
-        parser.add_argument("--by", help="who does this (default: you)")
+        add_caller_and_reason(parser, "schedule")
         parser.add_argument("--json", action="store_true", help="a JSON list, or an object")
 
     def run(self, options: Namespace) -> None:
@@ -55,16 +59,14 @@ class Schedules(Subcommand):
             return
         if options.label is None:
             raise wrong(f"Name the sequence and the schedule: {options.action} LABEL NAME.")
-        row = _find(options.label, options.schedule)
-        by = caller() if options.by is None else options.by
-        self._operate(row, options, by)
+        self._operate(_find(options.label, options.schedule), options)
 
-    def _operate(self, row: Schedule, options: Namespace, by: str) -> None:
+    def _operate(self, row: Schedule, options: Namespace) -> None:
         operation = getattr(row, options.action.replace("-", "_"))
         try:
-            run = operation(by=by, reason=options.reason)
+            run = operation(**caller_and_reason(options))
         except InvalidSchedule as error:
-            raise CommandError(str(error), returncode=REFUSED) from None
+            raise rejected(error) from None
         details = as_json(inspection.of(row, conf.using()))
         if options.json:
             self.write_json({**details, "run": None if run is None else str(run.pk)})
@@ -82,27 +84,26 @@ class Schedules(Subcommand):
         if options.json:
             self.write_json([as_json(each) for each in snapshots])
         elif snapshots:
-            self.write("\n".join(table(self._rows(snapshots), self.width, narrowing=[0, 1, 2, 6])))
+            self.write_table(self._rows(snapshots), 0, 1, 2, 6)
         else:
             self.write(
                 "There are no such schedules. Workers add the declared schedules when they start."
             )
 
-    def _rows(self, snapshots: list[ScheduleSnapshot]) -> Iterator[list[Cell]]:
-        heads = ("SEQUENCE", "NAME", "TIMETABLE", "STATE", "NEXT", "LAST", "LAST RUN", "ENDED")
-        yield [Cell(head) for head in heads]
+    def _rows(self, snapshots: list[ScheduleSnapshot]) -> Iterator[tuple[object, ...]]:
+        yield ("SEQUENCE", "NAME", "TIMETABLE", "STATE", "NEXT", "LAST", "LAST RUN", "ENDED")
         for each in snapshots:
-            run = each.last_run
-            yield [
-                Cell(plain(each.row.sequence)),
-                Cell(plain(each.row.name)),
-                Cell(plain(each.timing)),
+            row, run = each.row, each.last_run
+            yield (
+                row.sequence,
+                row.name,
+                each.timing,
                 Cell(each.state, self.paint(_COLOURS.get(each.state, ""))),
-                Cell(_time(each.row.next_slot)),
-                Cell(_time(each.row.last_started_at)),
-                Cell("" if run is None else str(run.pk)),
-                Cell("" if run is None else run.status, self.paint(run.status if run else "")),
-            ]
+                _time(row.next_slot),
+                _time(row.last_started_at),
+                "" if run is None else run.pk,
+                "" if run is None else Cell(run.status, self.paint(run.status)),
+            )
 
 
 def _time(moment: Any) -> str:
@@ -131,15 +132,12 @@ def as_json(snapshot: ScheduleSnapshot) -> dict[str, Any]:
     """The fields of a schedule, for programs."""
     row, run = snapshot.row, snapshot.last_run
     return {
-        "sequence": row.sequence,
-        "name": row.name,
+        **values_of(row, "sequence", "name"),
         "state": snapshot.state,
         "is_declared": row.is_declared,
         "timetable": row.spec,
         "data": snapshot.data,
-        "next_slot": row.next_slot,
-        "last_slot": row.last_slot,
-        "last_started_at": row.last_started_at,
+        **values_of(row, "next_slot", "last_slot", "last_started_at"),
         "last_run": None if run is None else {"id": str(run.pk), "status": run.status},
         "skipped_slot": row.skipped_slot,
         "error": snapshot.error,

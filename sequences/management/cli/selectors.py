@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from django.db.models import Q
@@ -62,19 +61,15 @@ def _by_id(text: str) -> list[SequenceRun]:
 def _by_key(text: str) -> list[SequenceRun]:
     """A key may contain colons, and so may the name of an inline definition."""
     is_named = Q()
-    for label, key in _pairs(text):
-        is_named |= Q(sequence__in=registry.names_of(label), key=key)
+    for index, char in enumerate(text[:-1]):
+        if char == ":" and index:
+            names = registry.names_of(text[:index])
+            is_named |= Q(sequence__in=names, key=text[index + 1 :])
     if not is_named:
         return []
     matches = runs().filter(is_named).order_by("-created_at", "-pk")
     # Of the runs that no longer hold it, the newest.
     return list((matches.filter(active_key__isnull=False)[:1] or matches)[:1])
-
-
-def _pairs(text: str) -> Iterator[tuple[str, str]]:
-    for index, char in enumerate(text):
-        if char == ":" and 0 < index < len(text) - 1:
-            yield text[:index], text[index + 1 :]
 
 
 # Filters

@@ -25,6 +25,7 @@ class Start(Subcommand):
     """Starts a run of a sequence, or of a definition in a file."""
 
     name, help = "start", "Start a sequence or a flow file, and optionally wait for its end."
+    _has_doubted = False
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         what = parser.add_mutually_exclusive_group()
@@ -74,8 +75,7 @@ class Start(Subcommand):
         ended = None
         try:
             if options.wait:
-                look = _Doubts(self).look
-                ended = wait.until_ended(run, look, timeout=options.timeout)
+                ended = wait.until_ended(run, self._doubt, timeout=options.timeout)
         finally:
             if options.json:
                 run.refresh_from_db()
@@ -94,23 +94,16 @@ class Start(Subcommand):
         name = definition.pop("name", None) or options.file.stem
         return partial(start_definition, definition, name=name)
 
-
-class _Doubts:
-    """Asks once whether a worker is running, if nothing seems to happen."""
-
-    def __init__(self, subcommand: Subcommand) -> None:
-        self.subcommand = subcommand
-        self.is_said = False
-
-    def look(self, run_snapshot: RunSnapshot) -> None:
-        if self.is_said or run_snapshot.age.total_seconds() < conf.settings.grace:
+    def _doubt(self, run_snapshot: RunSnapshot) -> None:
+        """Ask once whether a worker is running, if nothing seems to happen."""
+        if self._has_doubted or run_snapshot.age.total_seconds() < conf.settings.grace:
             return
-        step_runs = StepRun.objects.using(conf.using()).filter(run=run_snapshot.run.pk)
-        queued = [row for row in step_runs[:100] if row.status == StepStatus.QUEUED]
-        if queued and not any(row.started_at for row in step_runs[:100]):
-            self.is_said = True
+        rows = StepRun.objects.using(conf.using()).filter(run=run_snapshot.run.pk)[:100]
+        queued = [row for row in rows if row.status == StepStatus.QUEUED]
+        if queued and not any(row.started_at for row in rows):
+            self._has_doubted = True
             queues = ", ".join(sorted({run_snapshot.plan.node(row.step).queue for row in queued}))
-            self.subcommand.command.stderr.write(
+            self.command.stderr.write(
                 f"No worker has started it yet. Is one running for the queue {queues}? "
                 "Start one with `python manage.py rundramatiq`."
             )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from ...utils.terminal import cells, cut, plain
-from .base import Paint
+
+Paint = Callable[[str], str]
 
 #: No column is cut below this many characters.
 MIN_COLUMN_WIDTH = 8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 from django.core.management.base import CommandError
@@ -32,10 +32,8 @@ def until_ended(run: SequenceRun, look: Look, *, timeout: timedelta | None) -> R
     up."""
     deadline = None if timeout is None else time.monotonic() + timeout.total_seconds()
     pause = MIN_PAUSE_SECONDS
-    looks = _Looks(run, look)
     try:
-        while True:
-            run_snapshot = looks.once_more()
+        for run_snapshot in _looks(run, look):
             if run_snapshot is not None and run_snapshot.run.is_finished:
                 return run_snapshot
             rest = pause if deadline is None else deadline - time.monotonic()
@@ -45,35 +43,33 @@ def until_ended(run: SequenceRun, look: Look, *, timeout: timedelta | None) -> R
             pause = min(pause * 1.5, MAX_PAUSE_SECONDS)
     except KeyboardInterrupt:
         raise _given_up(run, "is still running; stopped waiting", INTERRUPTED) from None
+    raise AssertionError("not reached")
 
 
-class _Looks:
-    """Reads a run for longer than a connection may last: a broken one is not the end of the run."""
-
-    def __init__(self, run: SequenceRun, look: Look) -> None:
-        self.run, self.look = run, look
-        self.away_since: float | None = None
-
-    def once_more(self) -> RunSnapshot | None:
-        """Read it once more; None: the database is down."""
+def _looks(run: SequenceRun, look: Look) -> Iterator[RunSnapshot | None]:
+    """Read it for longer than a connection may last. None: the database is down."""
+    away_since: float | None = None
+    while True:
         try:
-            run_snapshot = snapshot.of(_again(self.run))
-            self.look(run_snapshot)
+            run_snapshot = snapshot.of(_again(run))
+            look(run_snapshot)
         except (OperationalError, InterfaceError) as error:
-            self._bear(error)
-            return None
-        self.away_since = None
-        return run_snapshot
+            _drop_broken_connection()
+            now = time.monotonic()
+            away_since = now if away_since is None else away_since
+            if now - away_since > MAX_OUTAGE_SECONDS:
+                why = f"can no longer be read: {error}".strip()
+                raise _given_up(run, why, TIMEOUT) from error
+            yield None
+        else:
+            away_since = None
+            yield run_snapshot
 
-    def _bear(self, error: Exception) -> None:
-        connection = connections[conf.using()]
-        if not connection.in_atomic_block:
-            connection.close_if_unusable_or_obsolete()
-        now = time.monotonic()
-        if self.away_since is None:
-            self.away_since = now
-        elif now - self.away_since > MAX_OUTAGE_SECONDS:
-            raise _given_up(self.run, f"can no longer be read: {error}".strip(), TIMEOUT) from error
+
+def _drop_broken_connection() -> None:
+    connection = connections[conf.using()]
+    if not connection.in_atomic_block:
+        connection.close_if_unusable_or_obsolete()
 
 
 def sleep(seconds: float) -> None:

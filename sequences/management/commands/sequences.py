@@ -15,7 +15,7 @@ from ...exceptions import SequenceError
 from ...transitions.refusals import is_unmigrated, unmigrated
 from ...utils.terminal import plain
 from ..cli import limits, maintenance, operations, read, schedules, start
-from ..cli.base import usage_error
+from ..cli.base import wrong
 
 SUBCOMMANDS = [
     read.List,
@@ -58,11 +58,11 @@ class Command(BaseCommand):
         except CommandError as error:
             raise _safe(error) from None
         except SequenceError as error:
-            raise _safe(usage_error(error)) from None
+            raise _safe(wrong(str(error))) from None
         except DatabaseError as error:
             if not is_unmigrated(error):
                 raise
-            raise _safe(usage_error(unmigrated(error, conf.using()))) from None
+            raise _safe(wrong(str(unmigrated(error, conf.using())))) from None
         except BrokenPipeError:
             # The reader has enough, as `head` does. Nothing must be flushed any more.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
