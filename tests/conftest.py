@@ -9,7 +9,7 @@ from django.db import connection, connections
 from django.test import TransactionTestCase
 from hypothesis import settings
 
-from sequences.engine import current
+from sequences.engine import current, dispatcher
 from sequences.testing import isolate_sequences
 from tests import flush
 from tests.threads import Crew
@@ -76,6 +76,13 @@ def broker():
     broker.flush_all()
     yield broker
     broker.flush_all()
+
+
+@pytest.fixture
+def caught():
+    """What is dispatched, which no broker gets."""
+    with dispatcher.capture_dispatches() as dispatches:
+        yield dispatches
 
 
 @pytest.fixture(autouse=True)

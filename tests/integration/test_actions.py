@@ -12,7 +12,6 @@ from dramatiq.middleware import SkipMessage
 
 from sequences import Abort, Sequence, conf, event, on_failure, step, subsequence
 from sequences.definitions.rules import RULES
-from sequences.engine import dispatcher
 from sequences.exceptions import ChildrenFailed, EventTimeout, InvalidTransition, ItemsFailed
 from sequences.inspection import actions, snapshot
 from sequences.models import RunStatus, SequenceRun, StepRun
@@ -20,13 +19,7 @@ from sequences.testing import clock
 from sequences.transitions.compensation import look
 from tests.engine import claim, fail, fresh, perform, take
 
-pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture(autouse=True)
-def _caught():
-    with dispatcher.capture_dispatches():
-        yield
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("caught")]
 
 
 class Undo(Exception):

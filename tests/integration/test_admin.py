@@ -3,7 +3,7 @@
 from uuid import uuid4
 
 import pytest
-from django.contrib.auth.models import Permission, User
+from django.contrib.auth.models import Permission
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
@@ -13,12 +13,11 @@ from sequences import Abort, Sequence, step
 from sequences.admin import base
 from sequences.models import SequenceRun, StepFailure, StepRun
 from sequences.testing import run_sequence
+from tests.console import RUNS, STEPS, content_of, user_with
 
 pytestmark = pytest.mark.django_db
 
 SCRIPT = "<script>alert(1)</script>"
-RUNS = reverse("admin:job_sequences_sequencerun_changelist")
-STEPS = reverse("admin:job_sequences_steprun_changelist")
 
 
 @pytest.fixture
@@ -41,12 +40,6 @@ def sequence():
     return Order
 
 
-def page_of(client, path):
-    response = client.get(path)
-    assert response.status_code == 200
-    return response.content.decode()
-
-
 def change_url(row):
     return reverse(f"admin:job_sequences_{row._meta.model_name}_change", args=[row.pk])
 
@@ -57,9 +50,9 @@ def found(client, term, path=RUNS):
     return {row.pk for row in response.context["cl"].result_list}
 
 
-def count_queries(client, path):
+def queries_of(client, path):
     with CaptureQueriesContext(connection) as queries:
-        page_of(client, path)
+        content_of(client, path)
     return len(queries), " ".join(query["sql"] for query in queries)
 
 
@@ -69,21 +62,21 @@ def test_data_keys_errors_tracebacks_and_results_are_shown_as_text(admin_client,
     StepFailure.objects.update(traceback=f"Traceback {SCRIPT}", error=SCRIPT)
     step_run = started.run.steps.get(step="pay")
     for path in (RUNS, STEPS, change_url(started.run), change_url(step_run)):
-        page = page_of(admin_client, path)
+        page = content_of(admin_client, path)
         assert SCRIPT not in page
         assert escape(SCRIPT) in page
-    page = page_of(admin_client, change_url(started.run))
+    page = content_of(admin_client, change_url(started.run))
     assert page.count(escape(SCRIPT)) >= 6, "name, key, error, message, traceback, result"
 
 
 def test_what_meta_redact_names_is_shown_as_stars(admin_client, sequence):
     started = run_sequence(sequence, name="Joel", card={"number": "4111-secret"})
-    page = page_of(admin_client, change_url(started.run))
+    page = content_of(admin_client, change_url(started.run))
     assert "Joel" in page
     assert "4111-secret" not in page
     assert "tok-secret" not in page, "a result is redacted as what stands in data by its step"
     step_run = started.run.steps.get(step="pay")
-    page = page_of(admin_client, change_url(step_run))
+    page = content_of(admin_client, change_url(step_run))
     assert "tok-secret" not in page
     assert '<div class="readonly">-1</div>' not in page, "that it is no item"
 
@@ -91,7 +84,7 @@ def test_what_meta_redact_names_is_shown_as_stars(admin_client, sequence):
 def test_the_values_of_a_run_without_a_class_are_hidden(admin_client, sequence):
     started = run_sequence(sequence, name="Joel")
     SequenceRun.objects.update(sequence="shop.Removed")
-    page = page_of(admin_client, change_url(started.run))
+    page = content_of(admin_client, change_url(started.run))
     assert "&quot;name&quot;: &quot;***&quot;" in page
     assert "Joel" not in page
     assert "tok-secret" not in page
@@ -115,18 +108,17 @@ def test_nobody_adds_changes_or_deletes(admin_client, sequence):
 
 def test_a_user_needs_the_permission_to_view(client, sequence):
     started = run_sequence(sequence)
-    user = User.objects.create_user("reader", is_staff=True)
-    client.force_login(user)
+    client.force_login(user := user_with())
     assert client.get(RUNS).status_code == 403
     user.user_permissions.add(Permission.objects.get(codename="view_sequencerun"))
     assert client.get(RUNS).status_code == 200
-    page = page_of(client, change_url(started.run))
+    page = content_of(client, change_url(started.run))
     assert "failed attempts" not in page, "an inline has a permission of its own"
 
 
 def test_the_list_filters_by_sequence_status_and_creation(admin_client, sequence):
     good, bad = run_sequence(sequence), run_sequence(sequence, fail=True)
-    page = page_of(admin_client, RUNS)
+    page = content_of(admin_client, RUNS)
     assert "?sequence=shop.Order" in page
     assert "created=day" in page
     for query, expected in [
@@ -174,10 +166,10 @@ def test_lists_need_a_constant_number_of_queries_and_leave_large_columns_alone(
     admin_client, sequence
 ):
     run_sequence(sequence, name="Joel", fail=True)
-    before = [count_queries(admin_client, path)[0] for path in (RUNS, STEPS)]
+    before = [queries_of(admin_client, path)[0] for path in (RUNS, STEPS)]
     for _ in range(5):
         run_sequence(sequence, name="Joel", fail=True)
-    after = [count_queries(admin_client, path) for path in (RUNS, STEPS)]
+    after = [queries_of(admin_client, path) for path in (RUNS, STEPS)]
     assert [count for count, _ in after] == before
     quote = connection.ops.quote_name
     for columns, (_, statements) in zip(
@@ -200,10 +192,10 @@ def test_the_page_of_a_run_needs_a_constant_number_of_queries(admin_client, sequ
 
     for number in range(2):
         restart(number)
-    before, _ = count_queries(admin_client, change_url(started.run))
+    before, _ = queries_of(admin_client, change_url(started.run))
     for number in range(2, 7):
         restart(number)
-    after, _ = count_queries(admin_client, change_url(started.run))
+    after, _ = queries_of(admin_client, change_url(started.run))
     assert after == before
 
 
@@ -214,7 +206,7 @@ def test_the_page_of_a_run_shows_the_newest_failures_only(admin_client, sequence
         StepFailure(run=started.run, step="ship", attempt=n, error=f"Error{n}.", failed_at=now)
         for n in range(1, base.MAX_NEWEST_ROWS + 1)
     )
-    page = page_of(admin_client, change_url(started.run))
+    page = content_of(admin_client, change_url(started.run))
     assert "Error1." in page
     assert "Abort" not in page, "it is older than the newest hundred"
     failures = page[page.index('id="failures-title"') :]
@@ -233,7 +225,7 @@ def test_a_list_counts_no_further_than_it_must(admin_client, sequence, monkeypat
 def test_operations_show_who_did_what_and_edits_are_redacted(admin_client, sequence):
     started = run_sequence(sequence, name="Joel", card={"number": "4111-secret"})
     started.run.edit({"name": "Ann", "card": {"number": "5222-secret"}}, by="Mia", reason="typo")
-    page = page_of(admin_client, change_url(started.run))
+    page = content_of(admin_client, change_url(started.run))
     assert "Mia" in page
     assert "typo" in page
     assert "Ann" in page

@@ -7,32 +7,24 @@ from datetime import datetime, timedelta
 
 import pytest
 from django.contrib.admin.models import LogEntry
-from django.contrib.auth.models import Permission, User
+from django.contrib.auth.models import Permission
 from django.test import Client
-from django.urls import reverse
 from django.utils import timezone
 
 from sequences import Sequence, event, step, subsequence
 from sequences.admin import SequenceRunAdmin, bulk_operations, operations
 from sequences.admin.action_texts import TEXTS, done_message, title_of
-from sequences.engine import dispatcher
 from sequences.inspection import actions as run_actions
 from sequences.inspection import snapshot
 from sequences.models import Operation, RunDeadline, SequenceRun, StepRun
 from sequences.testing import drain
 from sequences.utils.text import label_of
+from tests.console import RUNS, url_of, user_with
 from tests.engine import claim, fail, fresh, ledger, perform
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("caught")]
 
-RUNS = reverse("admin:job_sequences_sequencerun_changelist")
 YES = {"confirm": "yes"}
-
-
-@pytest.fixture(autouse=True)
-def _caught():
-    with dispatcher.capture_dispatches():
-        yield
 
 
 def order():
@@ -60,19 +52,8 @@ def started(**data):
 
 
 def url(run, action, name="", page="action"):
-    path = reverse(f"admin:job_sequences_sequencerun_{page}", args=[run.pk, action])
+    path = url_of(run, page, action)
     return f"{path}?step={name}" if name else path
-
-
-def page_url(run):
-    return reverse("admin:job_sequences_sequencerun_change", args=[run.pk])
-
-
-def user_with(*codenames):
-    user = User.objects.create_user("mia", is_staff=True)
-    user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
-    assert user.user_permissions.count() == len(codenames)
-    return user
 
 
 def told(client, response):
@@ -164,12 +145,12 @@ def test_an_action_needs_its_own_permission_and_the_one_to_view(client, action):
     client.force_login(user := user_with("view_sequencerun", *others))
     assert client.get(url(run, action, name)).status_code == 403
     assert client.post(url(run, action, name), data_for(action, run)).status_code == 403
-    assert url(run, action) not in client.get(page_url(run)).content.decode()
+    assert url(run, action) not in client.get(url_of(run)).content.decode()
     user.user_permissions.set(Permission.objects.filter(codename=own))
     assert client.post(url(run, action, name), data_for(action, run)).status_code == 403
     assert state_of(run) == before
     user.user_permissions.add(Permission.objects.get(codename="view_sequencerun"))
-    assert url(run, action) in client.get(page_url(run)).content.decode()
+    assert url(run, action) in client.get(url_of(run)).content.decode()
     assert client.post(url(run, action, name), data_for(action, run)).status_code == 302
     assert state_of(run) != before
 
@@ -258,7 +239,7 @@ def test_a_cancel_can_undo_what_only_the_runs_below_have_undos_for(admin_client)
     drain()
     assert 'name="undo"' in admin_client.get(url(run, "cancel")).content.decode()
     admin_client.post(url(run, "cancel"), {**YES, "undo": "on"})
-    page = html.unescape(admin_client.get(page_url(run)).content.decode())
+    page = html.unescape(admin_client.get(url_of(run)).content.decode())
     assert "The child runs of “below” are being rolled back." in page
     drain()
     assert fresh(run).status == "cancelled"
@@ -294,7 +275,7 @@ def forms(page):
 
 def test_a_delivery_is_confirmed_for_it_cannot_be_taken_back(admin_client):
     run = waiting()
-    page = admin_client.get(page_url(run)).content.decode()
+    page = admin_client.get(url_of(run)).content.decode()
     address = url(run, "deliver", "approval")
     assert f'href="{address}"' in page
     assert address not in forms(page)
@@ -316,7 +297,7 @@ def test_an_approval_offers_its_choices_side_by_side(admin_client):
 
     run = Vacation.start().run
     drain()
-    page = admin_client.get(page_url(run)).content.decode()
+    page = admin_client.get(url_of(run)).content.decode()
     head = page[page.index('class="seq-actions"') :].partition("</header>")[0]
     links = re.findall(r'href="([^"]+)"[^>]*>“approval”: (\w+)</a>', head)
     assert [choice for _, choice in links] == ["Approve", "Refuse"]
@@ -335,16 +316,16 @@ def test_harmless_actions_need_no_page_of_their_own(action, admin_user):
     client.force_login(admin_user)
     run, name = scene(action)
     address = url(run, action, name)
-    form = forms(client.get(page_url(run)).content.decode())[address]
+    form = forms(client.get(url_of(run)).content.decode())[address]
     fields = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', form))
-    assert client.post(address, fields)["Location"] == page_url(run)
+    assert client.post(address, fields)["Location"] == url_of(run)
     assert Operation.objects.filter(run=run.pk).last().action == action
 
 
 @pytest.mark.parametrize("action", ["skip", "restart_from", "edit", "finish", "cancel", "erase"])
 def test_what_cannot_be_taken_back_asks_first(action, admin_client):
     run, name = scene(action)
-    page = admin_client.get(page_url(run)).content.decode()
+    page = admin_client.get(url_of(run)).content.decode()
     assert url(run, action, name) not in forms(page)
     assert f'href="{url(run, action, name)}"' in page
 
@@ -352,7 +333,7 @@ def test_what_cannot_be_taken_back_asks_first(action, admin_client):
 def test_a_class_that_is_gone_is_told_before_the_retry(admin_client):
     run, _name = scene("retry")
     SequenceRun.objects.update(sequence="shop.Removed")
-    page = admin_client.get(page_url(run)).content.decode()
+    page = admin_client.get(url_of(run)).content.decode()
     assert "No step can run, because this code has no class shop.Removed." in page
     assert url(run, "retry") not in forms(page)
     confirmation = admin_client.get(url(run, "retry")).content.decode()
@@ -448,7 +429,7 @@ def test_no_page_of_an_edit_shows_a_secret_and_none_is_lost(admin_client):
         text, text.replace("Joel", "A"), text.replace('"name"', '"n"'), "{", "[]",
         text.replace('"number"', '"shown"'), text.replace("Joel", "***"),
     )]  # fmt: skip
-    pages.append(admin_client.get(page_url(run)))
+    pages.append(admin_client.get(url_of(run)))
     for page in pages:
         assert page.status_code == 200
         assert "-secret" not in page.content.decode()
@@ -561,7 +542,7 @@ def test_many_are_asked_for_with_their_states_and_then_done(admin_client, admin_
     text = told(admin_client, response)
     assert "2 runs paused." in text
     assert "1 run skipped: Its status is cancelled. Allowed: running" in text
-    assert page_url(ended) in text
+    assert url_of(ended) in text
     assert [fresh(one).status for one in (run, other, ended)] == ["paused", "paused", "cancelled"]
     operation = fresh(run).operations.get()
     assert (operation.by, operation.reason) == ("admin", "closed")
@@ -666,7 +647,7 @@ def test_a_restart_names_the_events_that_are_asked_for_again_and_has_a_box_to_ke
     admin_client.post(url(run, "restart_from", "charge"), YES)
     drain()
     assert ledger(run)["approval"] == "waiting"
-    page = html.unescape(admin_client.get(page_url(run)).content.decode())
+    page = html.unescape(admin_client.get(url_of(run)).content.decode())
     assert '"deliveries": []' in page
 
 
@@ -784,7 +765,7 @@ def test_what_is_done_to_a_paused_run_says_that_it_is_paused_still(admin_client)
 
 def test_a_deadline_is_shown_changed_and_removed(admin_client):
     run = started()
-    assert "<dt>Deadline</dt>" not in admin_client.get(page_url(run)).content.decode()
+    assert "<dt>Deadline</dt>" not in admin_client.get(url_of(run)).content.decode()
     response = admin_client.post(
         url(run, "set_deadline"), {"deadline": "2100-01-01T08:00:05", "reason": "late", **YES}
     )
@@ -792,7 +773,7 @@ def test_a_deadline_is_shown_changed_and_removed(admin_client):
     operation = fresh(run).operations.get()
     assert (operation.action, operation.by, operation.reason) == ("set_deadline", "admin", "late")
     assert run.deadline.due_at == timezone.make_aware(datetime(2100, 1, 1, 8, 0, 5))  # noqa: DTZ001
-    assert "<dt>Deadline</dt>" in admin_client.get(page_url(run)).content.decode()
+    assert "<dt>Deadline</dt>" in admin_client.get(url_of(run)).content.decode()
     asked = admin_client.get(url(run, "set_deadline")).content.decode()
     assert 'value="2100-01-01T08:00:05"' in asked
     admin_client.post(url(run, "set_deadline"), {"deadline": "", **YES})

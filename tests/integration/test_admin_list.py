@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 from django.contrib.admin import AdminSite, site
-from django.contrib.auth.models import Permission, User
+from django.contrib.auth.models import Permission
 from django.db import connection
 from django.test import RequestFactory, override_settings
 from django.test.utils import CaptureQueriesContext
@@ -17,13 +17,10 @@ from sequences.admin import step_runs as step_run_admin
 from sequences.models import SequenceRun, StepFailure, StepRun, StoredPlan
 from sequences.testing import clock
 from sequences.transitions import plans
+from tests.console import FAILURES, RUNS, STEPS, count_queries, user_with, words
 from tests.engine import change, claim, fail, now, perform, row
 
 pytestmark = pytest.mark.django_db
-
-RUNS = reverse("admin:job_sequences_sequencerun_changelist")
-FAILURES = reverse("admin:job_sequences_sequencerun_failure_groups")
-STEPS = reverse("admin:job_sequences_steprun_changelist")
 
 
 @pytest.fixture
@@ -66,8 +63,7 @@ def page_of(client, address=RUNS, **query):
 def text_of(client, address=RUNS, **query):
     """What people read: without tags, in single spaces."""
     page = page_of(client, address, **query).content.decode()
-    main = page.split('id="content-main"')[1]
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", main))
+    return words(page.split('id="content-main"')[1])
 
 
 def ids(client, address=RUNS, **query):
@@ -108,9 +104,7 @@ def failing(run, step="charge_card", error="shop.Declined", message="no", **valu
 
 
 def queries_of(client, address=RUNS, **query):
-    with CaptureQueriesContext(connection) as queries:
-        page_of(client, address, **query)
-    return len(queries)
+    return count_queries(client, address, query)
 
 
 # --- what is shown
@@ -172,9 +166,7 @@ def test_errors_are_shown_without_secrets_and_groups_to_those_who_may_read_failu
     groups = page_of(admin_client, FAILURES).content.decode()
     assert "card *** declined" in groups
     assert "4111" not in groups
-    reader = User.objects.create_user("reader", is_staff=True)
-    reader.user_permissions.add(Permission.objects.get(codename="view_sequencerun"))
-    client.force_login(reader)
+    client.force_login(reader := user_with("view_sequencerun"))
     assert FAILURES not in page_of(client).content.decode()
     assert client.get(FAILURES).status_code == 403
     reader.user_permissions.add(Permission.objects.get(codename="view_stepfailure"))

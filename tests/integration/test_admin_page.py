@@ -7,33 +7,23 @@ from datetime import timedelta
 
 import pytest
 from django.contrib.admin import AdminSite
-from django.contrib.auth.models import Permission, User
 from django.core.management import call_command
-from django.db import connection
-from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils.html import escape
 
 from sequences import Abort, Sequence, event, step, subsequence
 from sequences.admin import SequenceRunAdmin, StepRunAdmin, run_context
-from sequences.engine import dispatcher
 from sequences.exceptions import ItemsFailed
 from sequences.models import SequenceRun, StepFailure, StepRun, StoredPlan
 from sequences.testing import drain
 from sequences.transitions import plans
 from sequences.utils.text import fingerprint_of
+from tests.console import FAILURES, content_of, count_queries, step_url, url_of, user_with, words
 from tests.engine import claim, fail, fresh, perform, take
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("caught")]
 
 SCRIPT = "<script>alert(1)</script>"
-STEPS = reverse("admin:job_sequences_steprun_changelist")
-
-
-@pytest.fixture(autouse=True)
-def _caught():
-    with dispatcher.capture_dispatches():
-        yield
 
 
 class CardError(Exception):
@@ -75,32 +65,8 @@ def started(**data):
     return order().start({"items": [], **data}, key=key).run
 
 
-def url(run, page="change", *args):
-    return reverse(f"admin:job_sequences_sequencerun_{page}", args=[run.pk, *args])
-
-
 def page_of(client, run, **headers):
-    response = client.get(url(run), headers=headers)
-    assert response.status_code == 200
-    return response.content.decode()
-
-
-def words(html):
-    """The text of a page, its white space made one space."""
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
-
-
-def queries(client, path):
-    with CaptureQueriesContext(connection) as caught:
-        assert client.get(path).status_code == 200
-    return len(caught)
-
-
-def user_with(*codenames):
-    user = User.objects.create_user("mia", is_staff=True)
-    user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
-    assert user.user_permissions.count() == len(codenames)
-    return user
+    return content_of(client, url_of(run), headers)
 
 
 def test_the_head_says_what_why_and_what_can_be_done(admin_client):
@@ -113,9 +79,9 @@ def test_the_head_says_what_why_and_what_can_be_done(admin_client):
     assert "order-7" in text
     assert str(run.pk) in text
     assert '<span class="seq-state seq-failed">failed</span>' in page
-    assert url(run, "action", "retry") in page
-    assert f"{url(run, 'action', 'skip')}?step=charge" in page
-    assert url(run, "action", "pause") not in page, "it does not run"
+    assert url_of(run, "action", "retry") in page
+    assert f"{url_of(run, 'action', 'skip')}?step=charge" in page
+    assert url_of(run, "action", "pause") not in page, "it does not run"
     assert "Deliver" not in page
 
 
@@ -139,8 +105,8 @@ def test_a_run_that_was_undone_can_begin_again_from_its_head(admin_client):
     drain()
     page = page_of(admin_client, run)
     head = page[page.index('id="head"') : page.index('id="steps"')]
-    assert url(run, "action", "retry") not in page
-    assert f"{url(run, 'action', 'restart_from')}?step=reserve" in head
+    assert url_of(run, "action", "retry") not in page
+    assert f"{url_of(run, 'action', 'restart_from')}?step=reserve" in head
     assert "Restart from “reserve”" in words(head)
 
 
@@ -153,17 +119,17 @@ def test_every_text_of_a_run_is_shown_as_text(admin_client):
     run.refresh_from_db()
     run.edit({"name": f"2{SCRIPT}"}, by=SCRIPT, reason=SCRIPT)
     for path in (
-        url(run),
-        url(run, "failures"),
-        url(run, "action", "retry"),
-        url(run, "action", "edit"),
+        url_of(run),
+        url_of(run, "failures"),
+        url_of(run, "action", "retry"),
+        url_of(run, "action", "edit"),
     ):
         page = admin_client.get(path).content.decode()
         assert SCRIPT not in page
         assert escape(SCRIPT) in page
     page = page_of(admin_client, run)
     assert page.count(escape(SCRIPT)) > 10, "title, key, error, data, inbox, result, worker, acts"
-    whole = admin_client.get(url(run, "value", "data"))
+    whole = admin_client.get(url_of(run, "value", "data"))
     assert whole["Content-Type"] == "text/plain; charset=utf-8"
     assert whole["X-Content-Type-Options"] == "nosniff"
 
@@ -175,8 +141,9 @@ def test_secrets_are_stars_wherever_they_stand(admin_client):
     run.refresh_from_db()
     run.edit({"card": {"number": "5222-secret"}, "items": []})
     StepFailure.objects.update(message="5222-secret", traceback="card 5222-secret")
-    paths = [url(run), url(run, "failures"), url(run, "action", "edit"), url(run, "value", "data")]
-    for path in [*paths, f"{url(run, 'value', 'result')}?step=charge"]:
+    pages = [("change",), ("failures",), ("action", "edit"), ("value", "data")]
+    paths = [url_of(run, *page) for page in pages]
+    for path in [*paths, f"{url_of(run, 'value', 'result')}?step=charge"]:
         page = admin_client.get(path).content.decode()
         assert "***" in page
         assert "-secret" not in page
@@ -259,9 +226,9 @@ def test_of_many_failed_attempts_the_older_ones_are_a_link_away(admin_client, mo
     assert "T102." not in page, "its traceback is on the page of all"
     assert ">E5<" in page
     assert ">E4<" not in page
-    assert url(run, "failures") in page
-    assert "T102." in admin_client.get(url(run, "failures")).content.decode()
-    assert "T1." in admin_client.get(f"{url(run, 'failures')}?page=3").content.decode()
+    assert url_of(run, "failures") in page
+    assert "T102." in admin_client.get(url_of(run, "failures")).content.decode()
+    assert "T1." in admin_client.get(f"{url_of(run, 'failures')}?page=3").content.decode()
 
 
 def failed_items(run):
@@ -296,7 +263,7 @@ def test_three_hundred_failed_items_are_three_groups(admin_client):
     assert "T298." not in alike
     assert f"like={address.rpartition('=')[2]}" in alike, "its second page is of the same ones"
     for wrong in ("x", "0", "9" * 30):
-        assert admin_client.get(f"{url(run, 'failures')}?like={wrong}").status_code == 200
+        assert admin_client.get(f"{url_of(run, 'failures')}?like={wrong}").status_code == 200
     timeline = page[page.index("seq-timeline") :]
     assert "charge" in timeline
 
@@ -308,8 +275,7 @@ def test_they_are_three_on_the_failures_page_too_and_each_leads_to_its_runs(admi
         run=other, step="pack", attempt=1, error="shop.CardError", message="card expired",
         fingerprint=fingerprint_of("card expired"), failed_at=other.created_at,
     )  # fmt: skip
-    groups = reverse("admin:job_sequences_sequencerun_failure_groups")
-    page = admin_client.get(groups).content.decode()
+    page = admin_client.get(FAILURES).content.decode()
     links = [html.unescape(link) for link in re.findall(r'href="([^"]+)">100</a>', page)]
     links = [link for link in links if "since=hour" in link]
     assert len(links) == 3
@@ -354,10 +320,10 @@ def test_large_values_are_cut_and_the_whole_is_a_link_away(admin_client):
     page = page_of(admin_client, run)
     assert len(page) < 250_000
     assert "yyyy" not in page
-    assert url(run, "value", "data") in page
-    whole = json.loads(admin_client.get(url(run, "value", "data")).content)
+    assert url_of(run, "value", "data") in page
+    whole = json.loads(admin_client.get(url_of(run, "value", "data")).content)
     assert whole == run.data
-    result = admin_client.get(f"{url(run, 'value', 'result')}?step=charge")
+    result = admin_client.get(f"{url_of(run, 'value', 'result')}?step=charge")
     assert json.loads(result.content) == "y" * 50_000
 
 
@@ -371,7 +337,7 @@ def test_the_number_of_queries_does_not_grow(admin_client):
         plan=run.plan, sequence="shop.Child", created_at=run.created_at, updated_at=run.updated_at,
         parent=StepRun.objects.get(run=run.pk, step="charge"),
     )  # fmt: skip
-    before = queries(admin_client, url(run))
+    before = count_queries(admin_client, url_of(run))
     now = run.created_at
     StepRun.objects.bulk_create(
         StepRun(run=run, step="pack", item=n, kind="item", ready_at=now, queued_at=now)
@@ -387,7 +353,8 @@ def test_the_number_of_queries_does_not_grow(admin_client):
             plan=run.plan, sequence="shop.Child", created_at=now, updated_at=now,
             parent=child.parent,
         )  # fmt: skip
-    assert queries(admin_client, url(run)) <= before + 1, "older attempts, without tracebacks"
+    after = count_queries(admin_client, url_of(run))
+    assert after <= before + 1, "older attempts, without tracebacks"
     assert before <= 27, "a run with a child reads that one, and its steps, too"
 
 
@@ -406,15 +373,15 @@ def test_parents_and_children_are_linked_as_far_as_the_user_may_see_them(admin_c
     run = started()
     drain()
     child = SequenceRun.objects.get(parent__run=run.pk)
-    assert url(child) in page_of(admin_client, run)
-    assert url(run) in page_of(admin_client, child)
+    assert url_of(child) in page_of(admin_client, run)
+    assert url_of(run) in page_of(admin_client, child)
 
 
 def test_a_page_is_live_only_while_something_moves(admin_client):
     run = started()
     page = page_of(admin_client, run)
     assert 'data-seq-live="2000"' in page
-    assert f'data-seq-url="{url(run)}"' in page
+    assert f'data-seq-url="{url_of(run)}"' in page
     assert "sequences/live.js" in page
     run.cancel()
     page = page_of(admin_client, run)
@@ -425,7 +392,7 @@ def test_a_page_is_live_only_while_something_moves(admin_client):
 
 def test_a_refresh_leaves_the_messages_for_the_reader(admin_client):
     run = started()
-    admin_client.post(url(run, "action", "pause"), {"confirm": "yes"})
+    admin_client.post(url_of(run, "action", "pause"), {"confirm": "yes"})
     page_of(admin_client, run, X_Requested_With="sequences-live")
     assert "Paused. No new step" in page_of(admin_client, run)
     assert "Paused. No new step" not in page_of(admin_client, run)
@@ -450,32 +417,32 @@ def test_what_a_user_may_not_view_is_left_out(client):
     for region in ("failures", "results", "operations"):
         assert f'id="{region}"' not in page
     assert "/action/" not in page, "the permission to view gives no other"
-    assert client.get(url(run, "failures")).status_code == 403
-    assert client.get(f"{url(run, 'value', 'result')}?step=charge").status_code == 403
-    assert client.get(url(run, "value", "data")).status_code == 200
+    assert client.get(url_of(run, "failures")).status_code == 403
+    assert client.get(f"{url_of(run, 'value', 'result')}?step=charge").status_code == 403
+    assert client.get(url_of(run, "value", "data")).status_code == 200
 
 
 def test_nobody_sees_a_run_without_the_permission(client):
     run = started()
     client.force_login(user_with("retry_sequencerun"))
-    for path in (url(run), url(run, "failures"), url(run, "value", "data")):
+    for path in (url_of(run), url_of(run, "failures"), url_of(run, "value", "data")):
         assert client.get(path).status_code == 403
     client.logout()
-    assert client.get(url(run)).status_code == 302
+    assert client.get(url_of(run)).status_code == 302
 
 
 def test_a_run_that_is_not_there_is_said_so(admin_client):
     gone = SequenceRun()
-    assert admin_client.get(url(gone)).status_code == 302
-    assert admin_client.get(url(gone, "failures")).status_code == 404
+    assert admin_client.get(url_of(gone)).status_code == 302
+    assert admin_client.get(url_of(gone, "failures")).status_code == 404
     path = reverse("admin:job_sequences_sequencerun_change", args=["no-uuid"])
     assert admin_client.get(path).status_code == 302
 
 
 def test_values_are_only_those_that_there_are(admin_client):
     run = started()
-    assert admin_client.get(url(run, "value", "active_key")).status_code == 404
-    assert admin_client.get(f"{url(run, 'value', 'result')}?step=none").status_code == 404
+    assert admin_client.get(url_of(run, "value", "active_key")).status_code == 404
+    assert admin_client.get(f"{url_of(run, 'value', 'result')}?step=none").status_code == 404
 
 
 def test_a_run_of_a_class_that_is_gone_says_that_its_values_are_hidden(admin_client):
@@ -490,7 +457,7 @@ def test_a_waiting_event_is_delivered_from_its_page(admin_client):
     run = started()
     drain()
     page = page_of(admin_client, run)
-    assert f'href="{url(run, "action", "deliver")}?step=approval"' in page
+    assert f'href="{url_of(run, "action", "deliver")}?step=approval"' in page
     assert "Deliver “approval”" in page
 
 
@@ -507,7 +474,7 @@ def test_an_erased_run_says_so_in_place_of_its_data(admin_client):
 def test_what_is_erased_offers_neither_an_edit_nor_to_be_erased_again(admin_client):
     def offered(run):
         page = page_of(admin_client, run)
-        return [name for name in ("edit", "erase") if url(run, "action", name) in page]
+        return [name for name in ("edit", "erase") if url_of(run, "action", name) in page]
 
     run, kept = started(key="o-1"), started(key="o-2")
     for each in (run, kept):
@@ -530,8 +497,8 @@ def test_a_run_of_a_newer_release_says_so_and_cannot_be_changed_here(admin_clien
     plans.forget()
     page = page_of(admin_client, run)
     assert "A newer release started this run" in page
-    assert url(run, "action", "pause") not in page
-    answer = admin_client.post(url(run, "action", "finish"), {"confirm": "yes"}, follow=True)
+    assert url_of(run, "action", "pause") not in page
+    answer = admin_client.post(url_of(run, "action", "finish"), {"confirm": "yes"}, follow=True)
     assert "Upgrade this process to the release that wrote the plan." in answer.content.decode()
     assert fresh(run).status == "running"
     call_command("sequences", "show", str(run.pk))
@@ -542,7 +509,7 @@ def test_the_text_of_a_progress_on_the_page_of_its_step_has_no_secrets(admin_cli
     run = started(card={"number": "4111-secret"})
     claim(run, "charge")
     StepRun.objects.update(progress={"done": 1, "text": "With 4111-secret"})
-    address = reverse("admin:job_sequences_steprun_change", args=[StepRun.objects.get().pk])
+    address = step_url(StepRun.objects.get())
     page = admin_client.get(address).content.decode()
     assert "With ***" in page
     assert "4111-secret" not in page

@@ -6,29 +6,23 @@ from datetime import timedelta
 
 import pytest
 from django.contrib.admin.models import LogEntry
-from django.contrib.auth.models import Permission, User
+from django.contrib.auth.models import User
 from django.urls import reverse
 from django.utils.html import escape
 
 from sequences import Sequence, cron, every, step
-from sequences.engine import dispatcher
 from sequences.models import Schedule, ScheduleOperation
 from sequences.testing import clock, drain, isolate_sequences, sync_schedules
 from testproject.orders.models import Order
+from tests.console import log_in, url_of
 from tests.engine import now
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("caught")]
 
 LIST = reverse("admin:job_sequences_schedule_changelist")
 ADD = reverse("admin:job_sequences_schedule_add")
 HOUR = timedelta(hours=1)
 FORM = {"overlap": "skip", "missed": "latest", "confirm": "yes"}
-
-
-@pytest.fixture(autouse=True)
-def _dispatches():
-    with dispatcher.capture_dispatches():
-        yield
 
 
 @pytest.fixture
@@ -53,14 +47,6 @@ def page_of(schedule, action=""):
 
 def text_of(response):
     return response.content.decode()
-
-
-def allow(client, *permissions):
-    """Somebody who may do this only."""
-    user = User.objects.create_user("bob", is_staff=True)
-    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
-    client.force_login(user)
-    return client
 
 
 def test_the_list_shows_each_schedule_with_its_last_run(admin_client, report):
@@ -211,7 +197,7 @@ def test_a_run_is_started_now(admin_client, report):
     schedule = report.schedules.create("berlin", every(HOUR))
     response = admin_client.post(page_of(schedule, "run_now"), {"confirm": "yes"})
     run = report.runs.get()
-    assert response.url == reverse("admin:job_sequences_sequencerun_change", args=[run.pk])
+    assert response.url == url_of(run)
     again = admin_client.post(page_of(schedule, "run_now"), {"confirm": "yes"})
     assert "is unfinished" in text_of(again)
 
@@ -234,17 +220,13 @@ def test_the_page_of_a_run_leads_back_to_the_schedule_that_has_started_it(
         named.run_now(): named,
     }
     for run, schedule in pages.items():
-        text = text_of(admin_client.get(run_page(run)))
+        text = text_of(admin_client.get(url_of(run)))
         assert f'<a href="{page_of(schedule)}"><bdi>{escape(schedule.name)}</bdi></a>' in text
-    assert "Started by schedule" not in text_of(admin_client.get(run_page(user_made)))
-    text = text_of(allow(client, "view_sequencerun").get(run_page(by_slot)))
+    assert "Started by schedule" not in text_of(admin_client.get(url_of(user_made)))
+    text = text_of(log_in(client, "view_sequencerun").get(url_of(by_slot)))
     assert "Started by schedule" not in text
     Schedule.objects.all().delete()
-    assert "Started by schedule" not in text_of(admin_client.get(run_page(by_slot)))
-
-
-def run_page(run):
-    return reverse("admin:job_sequences_sequencerun_change", args=[run.pk])
+    assert "Started by schedule" not in text_of(admin_client.get(url_of(by_slot)))
 
 
 def test_a_schedule_that_was_made_for_an_object_leads_to_it(admin_client, client, report):
@@ -253,7 +235,7 @@ def test_a_schedule_that_was_made_for_an_object_leads_to_it(admin_client, client
     url = reverse("admin:orders_order_change", args=[order.pk])
     link = f'<a href="{url}"><bdi>{escape(order)}</bdi></a>'
     assert link in text_of(admin_client.get(page_of(schedule)))
-    text = text_of(allow(client, "view_schedule").get(page_of(schedule)))
+    text = text_of(log_in(client, "view_schedule").get(page_of(schedule)))
     assert "<dt>About</dt><dd><bdi>Order</bdi></dd>" in text
     assert str(order.pk) not in text
 
@@ -280,12 +262,12 @@ def test_what_a_state_does_not_allow_is_refused(admin_client, report):
 )
 def test_each_operation_takes_its_permission(client, report, action, permission):
     schedule = report.schedules.create("berlin", every(HOUR))
-    allow(client, "view_schedule")
+    log_in(client, "view_schedule")
     assert page_of(schedule, action) not in text_of(client.get(page_of(schedule)))
     assert client.post(page_of(schedule, action), {"confirm": "yes"}).status_code == 403
     assert client.get(ADD).status_code == 403
     User.objects.all().delete()
-    allow(client, "view_schedule", permission)
+    log_in(client, "view_schedule", permission)
     assert page_of(schedule, action) in text_of(client.get(page_of(schedule)))
     assert client.get(page_of(schedule, action)).status_code == 200
 
@@ -293,13 +275,13 @@ def test_each_operation_takes_its_permission(client, report, action, permission)
 def test_nobody_sees_what_they_may_not(client, report):
     schedule = report.schedules.create("berlin", every(HOUR))
     run = schedule.run_now(reason="secret")
-    allow(client, "view_schedule")
+    log_in(client, "view_schedule")
     for page in (LIST, page_of(schedule)):
         text = text_of(client.get(page))
         assert str(run.pk) not in text
         assert "secret" not in text
     User.objects.all().delete()
-    allow(client, "view_sequencerun")
+    log_in(client, "view_sequencerun")
     assert client.get(page_of(schedule)).status_code == 403
     assert client.get(LIST).status_code == 403
 

@@ -5,12 +5,12 @@ import time
 from datetime import timedelta
 
 import pytest
-from django.urls import reverse
 from django.utils import timezone
 
 from sequences import Sequence, step
 from sequences.engine import dispatcher
 from sequences.models import SequenceRun, StepRun
+from tests.console import url_of
 
 pytestmark = pytest.mark.django_db
 
@@ -57,7 +57,7 @@ def run(big):
 
 
 def page_of(client, run, **query):
-    return client.get(reverse("admin:job_sequences_sequencerun_change", args=[run.pk]), query)
+    return client.get(url_of(run), query)
 
 
 def seconds_of(function):
@@ -84,7 +84,7 @@ def test_a_page_of_a_thousand_steps_is_small_and_begins_where_the_run_is_stuck(a
 
 
 def refresh(client, run, digests):
-    path = reverse("admin:job_sequences_sequencerun_change", args=[run.pk])
+    path = url_of(run)
     known = ",".join(f"{name}={digest}" for name, digest in digests.items())
     headers = {"X-Requested-With": "sequences-live", "X-Sequences-Regions": known}
     return client.get(path, headers=headers).content.decode()

@@ -5,7 +5,6 @@ import re
 import pytest
 from django.contrib.admin import AdminSite, ModelAdmin
 from django.contrib.admin.checks import InlineModelAdminChecks
-from django.contrib.auth.models import Permission, User
 from django.db import connection
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
@@ -14,23 +13,17 @@ from django.utils.html import escape
 
 from sequences import Sequence, event, step
 from sequences.admin import RunsInline, SequenceRunAdmin
-from sequences.engine import dispatcher
 from sequences.models import SequenceRun
 from sequences.testing import drain
 from testproject.orders.models import Order
+from tests.console import RUNS, content_of, log_in, words
+from tests.console import url_of as run_url
 from tests.engine import claim, fail, fresh
 from tests.models import Country, Parcel
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("caught")]
 
-RUNS = reverse("admin:job_sequences_sequencerun_changelist")
 NAME = "Joan <b>"
-
-
-@pytest.fixture(autouse=True)
-def _caught():
-    with dispatcher.capture_dispatches():
-        yield
 
 
 @pytest.fixture
@@ -52,37 +45,15 @@ def delivery():
     return Delivery
 
 
-def page_of(client, url, **query):
-    response = client.get(url, query)
-    assert response.status_code == 200
-    return response.content.decode()
-
-
 def panel_of(client, order):
     """The part of the order's page that is ours; nothing without it."""
-    page = page_of(client, url_of(order))
+    page = content_of(client, url_of(order))
     found = re.search(r'<div class="inline-group seq-inline".*?</fieldset>', page, re.DOTALL)
     return found[0] if found else ""
 
 
 def url_of(order):
     return reverse("admin:orders_order_change", args=[order.pk])
-
-
-def run_url(run, page="change", *args):
-    return reverse(f"admin:job_sequences_sequencerun_{page}", args=[run.pk, *args])
-
-
-def words(html):
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html)).strip()
-
-
-def log_in(client, *codenames):
-    user = User.objects.create_user("mia", is_staff=True)
-    user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
-    assert user.user_permissions.count() == len(codenames)
-    client.force_login(user)
-    return client
 
 
 # On the object's page
@@ -107,7 +78,7 @@ def test_the_page_of_an_object_has_its_runs_with_their_states_and_actions(
     assert str(other.pk) not in panel
     assert panel.index(str(failed.pk)) < panel.index(str(run.pk)), "the newest first"
     for url in (run_url(failed, "action", "retry"), run_url(run, "action", "cancel")):
-        assert "confirm" in page_of(admin_client, url)
+        assert "confirm" in content_of(admin_client, url)
 
 
 def test_an_approval_is_a_click_away(admin_client, order, delivery):
@@ -121,7 +92,7 @@ def test_an_approval_is_a_click_away(admin_client, order, delivery):
 
 def test_an_object_without_runs_says_so_and_the_page_to_add_one_has_no_panel(admin_client, order):
     assert "No runs yet." in panel_of(admin_client, order)
-    assert "seq-inline" not in page_of(admin_client, reverse("admin:orders_order_add"))
+    assert "seq-inline" not in content_of(admin_client, reverse("admin:orders_order_add"))
 
 
 def form_of(order):
@@ -187,7 +158,7 @@ def test_of_many_runs_the_newest_are_shown_and_a_link_to_all(admin_client, order
     panel = panel_of(admin_client, order)
     assert panel.count('<li id="run-') == RunsInline.max_runs
     href = re.search(r'href="([^"]*\?subject=[^"]*)"', panel)[1]
-    assert page_of(admin_client, href).count('<tr id="run-') == RunsInline.max_runs + 2
+    assert content_of(admin_client, href).count('<tr id="run-') == RunsInline.max_runs + 2
 
 
 def test_what_is_shown_is_escaped(admin_client, order):
@@ -260,26 +231,26 @@ def at(site):
 
 def test_the_page_of_a_run_leads_to_its_object_and_to_the_other_runs(admin_client, order, delivery):
     run = delivery.start(subject=order).run
-    page = page_of(admin_client, run_url(run))
+    page = content_of(admin_client, run_url(run))
     assert f'<a href="{url_of(order)}"><bdi>{escape(order)}</bdi></a>' in page
     assert f'href="{RUNS}?subject=orders.order%3A{order.pk}"' in page
-    assert "About" not in page_of(admin_client, run_url(delivery.start().run))
+    assert "About" not in content_of(admin_client, run_url(delivery.start().run))
 
 
 def test_who_may_not_view_the_object_learns_nothing_of_it(client, order, delivery):
     run, other = delivery.start(subject=order).run, delivery.start().run
     log_in(client, "view_sequencerun")
-    page = page_of(client, run_url(run))
+    page = content_of(client, run_url(run))
     assert "<dt>About</dt><dd><bdi>Order</bdi></dd>" in page
     for text in (str(order.pk), "Joan", url_of(order)):
         assert text not in page
-        assert text not in page_of(client, RUNS)
+        assert text not in content_of(client, RUNS)
     # Nor by looking for it.
     for query in ({"subject": f"orders.order:{order.pk}"}, {"q": f"orders.order:{order.pk}"}):
-        page = page_of(client, RUNS, **query)
+        page = content_of(client, RUNS, **query)
         assert "No matching runs." in page
         assert str(run.pk) not in page
-    assert str(other.pk) in page_of(client, RUNS)
+    assert str(other.pk) in content_of(client, RUNS)
 
 
 @pytest.mark.parametrize(
@@ -293,10 +264,10 @@ def test_no_other_address_asks_for_it(client, order, delivery, lookup):
 
 def test_the_list_names_the_objects_and_can_be_narrowed_to_one(admin_client, order, delivery):
     run, other = delivery.start(subject=order).run, delivery.start().run
-    page = page_of(admin_client, RUNS)
+    page = content_of(admin_client, RUNS)
     assert f"about <bdi>{escape(order)}</bdi>" in page
     for query in ({"subject": f"orders.order:{order.pk}"}, {"q": f" Orders.Order:{order.pk}"}):
-        page = page_of(admin_client, RUNS, **query)
+        page = content_of(admin_client, RUNS, **query)
         assert str(run.pk) in page
         assert str(other.pk) not in page
 
@@ -307,18 +278,18 @@ def test_the_list_names_the_objects_and_can_be_narrowed_to_one(admin_client, ord
 )
 def test_what_names_no_object_finds_nothing(admin_client, order, delivery, text):
     run = delivery.start(subject=order).run
-    assert str(run.pk) not in page_of(admin_client, RUNS, subject=text)
+    assert str(run.pk) not in content_of(admin_client, RUNS, subject=text)
 
 
 def test_the_names_of_a_list_cost_as_many_queries_as_one(admin_client, delivery):
     def queries():
         with CaptureQueriesContext(connection) as caught:
-            page_of(admin_client, RUNS)
+            content_of(admin_client, RUNS)
         return len(caught)
 
     orders = [Order.objects.create(name=str(n), email="x@example.com") for n in range(5)]
     delivery.start(subject=orders[0])
-    page_of(admin_client, RUNS)
+    content_of(admin_client, RUNS)
     one_run = queries()
     delivery.start_many([({}, {"subject": each}) for each in orders])
     assert queries() == one_run
@@ -329,8 +300,8 @@ def test_an_object_that_is_gone_is_named_to_those_who_might_have_seen_it(
 ):
     run, pk = delivery.start(subject=order).run, order.pk
     order.delete()
-    assert f"Order {pk} (deleted)" in page_of(admin_client, run_url(run))
-    assert str(run.pk) in page_of(admin_client, RUNS, subject=f"orders.order:{pk}")
+    assert f"Order {pk} (deleted)" in content_of(admin_client, run_url(run))
+    assert str(run.pk) in content_of(admin_client, RUNS, subject=f"orders.order:{pk}")
 
 
 class OrdersOfJoan(ModelAdmin):
@@ -349,14 +320,14 @@ def test_a_project_that_shows_some_objects_only_shows_no_others_here(
     client.force_login(admin_user)
     with at(site):
         runs = reverse("admin:job_sequences_sequencerun_changelist")
-        page = page_of(client, runs)
+        page = content_of(client, runs)
         assert escape(order) in page
         assert str(hidden) not in page
         assert "about <bdi>Order</bdi>" in page
-        assert str(unseen.pk) not in page_of(client, runs, subject=f"orders.order:{hidden.pk}")
-        assert str(seen.pk) in page_of(client, runs, subject=f"orders.order:{order.pk}")
+        assert str(unseen.pk) not in content_of(client, runs, subject=f"orders.order:{hidden.pk}")
+        assert str(seen.pk) in content_of(client, runs, subject=f"orders.order:{order.pk}")
         hidden.delete()
-        assert "(deleted)" not in page_of(client, run_url(unseen))
+        assert "(deleted)" not in content_of(client, run_url(unseen))
 
 
 def test_an_object_whose_name_raises_is_shown_all_the_same(admin_client, order, delivery):
@@ -364,7 +335,7 @@ def test_an_object_whose_name_raises_is_shown_all_the_same(admin_client, order, 
     before = Order.__str__
     Order.__str__ = lambda self: 1 / 0
     try:
-        page = page_of(admin_client, run_url(run))
+        page = content_of(admin_client, run_url(run))
         assert "&lt;ZeroDivisionError in __str__&gt;" in page
     finally:
         Order.__str__ = before
@@ -374,10 +345,10 @@ def test_an_object_whose_name_raises_is_shown_all_the_same(admin_client, order, 
 def test_who_may_not_view_an_object_without_an_admin_learns_nothing_of_it(client, delivery):
     run = delivery.start(subject=Parcel.objects.create(name="book")).run
     log_in(client, "view_sequencerun")
-    assert "<dt>About</dt><dd><bdi>Parcel</bdi></dd>" in page_of(client, run_url(run))
-    assert "book" not in page_of(client, RUNS)
+    assert "<dt>About</dt><dd><bdi>Parcel</bdi></dd>" in content_of(client, run_url(run))
+    assert "book" not in content_of(client, RUNS)
 
 
 def test_an_object_without_an_admin_is_named_and_not_linked(admin_client, delivery):
     run = delivery.start(subject=Parcel.objects.create(name="book")).run
-    assert "<dt>About</dt><dd><bdi>parcel book</bdi> <a" in page_of(admin_client, run_url(run))
+    assert "<dt>About</dt><dd><bdi>parcel book</bdi> <a" in content_of(admin_client, run_url(run))

@@ -10,7 +10,6 @@ from django.core.management import call_command
 from django.db import connection
 from django.test import RequestFactory
 from django.test.utils import CaptureQueriesContext
-from django.urls import reverse
 
 from sequences import Abort, Sequence, signals, step, subsequence
 from sequences.admin import SequenceRunAdmin
@@ -18,12 +17,10 @@ from sequences.inspection import snapshot
 from sequences.inspection.diagnosis import summary
 from sequences.models import SequenceRun, StepFailure
 from sequences.testing import clock, drain
+from tests.console import FAILURES, RUNS, content_of, url_of
 from tests.engine import claim, perform
 
 pytestmark = pytest.mark.django_db
-
-RUNS = reverse("admin:job_sequences_sequencerun_changelist")
-FAILURES = reverse("admin:job_sequences_sequencerun_failure_groups")
 
 
 class CardError(Exception):
@@ -84,9 +81,7 @@ def test_the_sentence_names_the_deepest_cause_and_where_it_is(top):
 
 
 def test_the_page_leads_to_the_cause_in_one_click(top, admin_client):
-    page = admin_client.get(
-        reverse("admin:job_sequences_sequencerun_change", args=[top.pk])
-    ).content.decode()
+    page = content_of(admin_client, url_of(top))
     address = re.search(r'seq-cause" dir="auto">Cause: <a href="([^"]+)"', page)[1]
     cause = StepFailure.objects.get(error__endswith="CardError")
     assert address.endswith(f"{leaf().pk}/change/#attempt-{cause.pk}")

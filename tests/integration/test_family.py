@@ -6,7 +6,6 @@ import re
 from io import StringIO
 
 import pytest
-from django.contrib.auth.models import Permission, User
 from django.core.management import call_command
 from django.urls import reverse
 
@@ -15,6 +14,7 @@ from sequences.inspection import family, snapshot
 from sequences.inspection.diagnosis import summary
 from sequences.models import SequenceRun
 from sequences.testing import drain
+from tests.console import log_in
 from tests.engine import fresh
 
 pytestmark = pytest.mark.django_db
@@ -232,10 +232,7 @@ def test_a_run_that_nobody_waits_for_has_no_such_box(admin_client, runs):
 
 
 def test_who_may_not_retry_the_parents_has_no_button_for_them(client, runs):
-    user = User.objects.create_user("viewer", is_staff=True)
-    user.user_permissions.add(Permission.objects.get(codename="view_sequencerun"))
-    client.force_login(user)
-    words, content = page(client, runs[-1])
+    words, content = page(log_in(client, "view_sequencerun"), runs[-1])
     assert "5 runs above this one failed" in words
     assert "Retry the parents" not in content
 

@@ -11,6 +11,7 @@ from sequences.models import SequenceRun
 from sequences.testing import drain, isolate_sequences
 from sequences.transitions import operations, starts
 from tests.engine import claim, fail, fresh
+from tests.sagas import cannot, saga
 
 pytestmark = pytest.mark.django_db
 on_servers = pytest.mark.only_on("postgresql", "mysql")
@@ -128,26 +129,11 @@ def test_after_two_renames_all_releases_hold_a_key_once_in_whatever_order_the_na
 
 @pytest.mark.parametrize("action", ["retry", "skip"])
 def test_a_failed_undo_cannot_go_on_while_another_run_holds_the_key(action):
-    class Saga(Sequence):
-        class Meta:
-            app_label = "shop"
-            max_retries = 0
-
-        @step
-        def charge(self): ...
-
-        @charge.undo
-        def refund(self):
-            raise ValueError("no refunds")
-
-        @step
-        def ship(self):
-            raise ValueError("out of stock")
-
-    run = Saga.start({}, key="k", unique="unfinished").run
+    cls = saga(refund=cannot)
+    run = cls.start({}, key="k", unique="unfinished").run
     drain()
     assert (fresh(run).status, fresh(run).active_key) == ("failed", None)
-    other = Saga.start({}, key="k", unique="unfinished")
+    other = cls.start({}, key="k", unique="unfinished")
     assert other.created
 
     def go_on():
@@ -162,7 +148,7 @@ def test_a_failed_undo_cannot_go_on_while_another_run_holds_the_key(action):
     assert fresh(run).active_key == (None if action == "skip" else "k")
     drain()
     assert fresh(run).finished_at is not None
-    assert Saga.start({}, key="k", unique="unfinished").created
+    assert cls.start({}, key="k", unique="unfinished").created
 
 
 # --- at the same time

@@ -26,11 +26,11 @@ from sequences.inspection.wording import explain
 from sequences.models import StoredLimit
 from sequences.testing import isolate_sequences, sync_schedules
 from tests.browser import scenes
+from tests.console import RUNS, url_of
 from tests.limits import bank, billing, come, seconds
 
 pytestmark = pytest.mark.django_db
 
-RUNS = reverse("admin:job_sequences_sequencerun_changelist")
 ADMIN = "/admin/job_sequences/"
 #: Pages of one kind that are looked at.
 ALIKE = 2
@@ -200,9 +200,7 @@ def test_a_text_that_is_not_translated_is_found(pseudo):
 
 
 def test_the_console_has_no_english_word(admin_client, runs, schedules, pseudo):
-    pages = [
-        reverse("admin:job_sequences_sequencerun_change", args=[run.pk]) for run in runs.values()
-    ]
+    pages = map(url_of, runs.values())
     result = crawl(admin_client, ADMIN, RUNS, *pages)
     assert {url: texts for url, texts in result.items() if texts} == {}
     assert len(result) > 60
@@ -227,7 +225,7 @@ def test_what_is_done_to_many_has_no_english_word(admin_client, runs, pseudo):
 
 def test_a_refusal_has_no_english_word(admin_client, scene, pseudo):
     run = scene("waiting_for_an_event")
-    url = reverse("admin:job_sequences_sequencerun_action", args=[run.pk, "erase"])
+    url = url_of(run, "action", "erase")
     for path, form in [
         (url, {"confirm": "yes"}),
         (url.replace("erase", "edit"), {"text": "[", "version": "1"}),

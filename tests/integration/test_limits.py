@@ -25,6 +25,7 @@ from tests.limits import (
     waiting,
     waits,
 )
+from tests.sagas import saga
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -311,23 +312,10 @@ def test_a_delay_is_waited_for_without_a_place():
 
 
 def test_the_undo_of_a_step_has_limits_too():
-    class Order(Sequence):
-        class Meta:
-            app_label = "shop"
-
-        @step
-        def charge(self): ...
-
-        @charge.undo(limits=[bank()])
-        def refund(self): ...
-
-        @step
-        def pack(self):
-            raise Abort("Out of stock.")
-
+    cls = saga(undo={"limits": [bank()]})
     holder = billing(bank()).start().run
     claim = come(holder)
-    run = Order.start().run
+    run = cls.start().run
     drain()
     assert ledger(run)["refund"] == "waiting"
     go(claim)

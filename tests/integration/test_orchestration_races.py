@@ -7,6 +7,7 @@ from sequences.models import SequenceRun, StepRun
 from sequences.testing import drain
 from sequences.transitions import failures
 from tests.engine import claim, fail, fresh, ledger, perform, row, take
+from tests.sagas import saga
 from tests.threads import refused, soon
 
 pytestmark = [
@@ -393,24 +394,12 @@ def test_of_deliveries_at_once_one_counts(together):
 
 
 def test_an_undo_beside_a_cancel_ends_one_way_or_the_other(together):
-    class Saga(Sequence):
-        class Meta:
-            app_label = "shop"
-            max_retries = 0
+    def refund(sequence):
+        sequence.data["refunded"] = True
 
-        @step
-        def charge(self): ...
-
-        @charge.undo
-        def refund(self):
-            self.data["refunded"] = True
-
-        @step
-        def ship(self):
-            raise ValueError("broken")
-
+    cls = saga(refund=refund)
     for _ in range(ROUNDS):
-        run = Saga().run
+        run = cls().run
         perform(claim(run, "charge"))
         failing = claim(run, "ship")
         _, outcome = together(soon(perform, failing), soon(run.cancel))

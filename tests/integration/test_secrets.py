@@ -8,26 +8,17 @@ from urllib.parse import quote_plus, urlencode
 
 import pytest
 from django.core.management import call_command
-from django.urls import reverse
 
 from sequences import Abort, Sequence, event, step
-from sequences.engine import dispatcher
 from sequences.models import Operation, SequenceRun, StepFailure, StepRun
 from sequences.testing import run_sequence
 from sequences.transitions import causes
+from tests.console import RUNS, STEPS, content_of, step_url, url_of
 from tests.engine import change, claim, fail, fresh, perform, row, take
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("caught")]
 
 SECRET = "tok-77-secret"
-LIST = reverse("admin:job_sequences_sequencerun_changelist")
-STEPS = reverse("admin:job_sequences_steprun_changelist")
-
-
-@pytest.fixture(autouse=True)
-def _caught():
-    with dispatcher.capture_dispatches():
-        yield
 
 
 class Order(Sequence):
@@ -59,18 +50,8 @@ def started(**data):
     return order().start({"cards": [{"number": SECRET, "owner": "Joan"}], **data}).run
 
 
-def url(run, page="change", *args):
-    return reverse(f"admin:job_sequences_sequencerun_{page}", args=[run.pk, *args])
-
-
-def page_of(client, address):
-    response = client.get(address)
-    assert response.status_code == 200
-    return response.content.decode()
-
-
 def page_of_row(client, row):
-    return page_of(client, reverse("admin:job_sequences_steprun_change", args=[row.pk]))
+    return content_of(client, step_url(row))
 
 
 def item_of(run):
@@ -84,7 +65,7 @@ def test_the_text_of_a_progress_is_told_without_secrets(admin_client, capsys):
     claim(run, "pay")
     change(run, "pay", progress={"text": f"Asking with {SECRET}"})
     call_command("sequences", "show", str(run.pk))
-    for told in (page_of(admin_client, url(run)), capsys.readouterr().out):
+    for told in (content_of(admin_client, url_of(run)), capsys.readouterr().out):
         assert "Asking with ***" in told
         assert SECRET not in told
 
@@ -94,7 +75,7 @@ def test_the_text_of_a_progress_is_told_without_secrets(admin_client, capsys):
 )
 def test_runs_cannot_be_filtered_by_what_is_in_them(admin_client, lookup):
     started(token=SECRET)
-    assert admin_client.get(f"{LIST}?{urlencode({lookup: 'tok'})}").status_code == 400
+    assert admin_client.get(f"{RUNS}?{urlencode({lookup: 'tok'})}").status_code == 400
 
 
 @pytest.mark.parametrize(
@@ -131,8 +112,8 @@ def test_a_delivery_is_hidden_as_a_result_is(admin_client):
     run = started()
     fresh(run).deliver("approval", {"token": SECRET, "pin": SECRET, "by": "Mia"})
     assert Operation.objects.get().after == {"token": "***", "pin": "***", "by": "Mia"}
-    for address in (url(run), url(run, "value", "inbox")):
-        page = page_of(admin_client, address)
+    for address in (url_of(run), url_of(run, "value", "inbox")):
+        page = content_of(admin_client, address)
         assert "Mia" in page
         assert SECRET not in page
 
@@ -174,7 +155,7 @@ def test_an_error_keeps_no_secret_that_is_replaced_later(admin_client):
 
     run = failing(act)
     fresh(run).edit({"token": "another-one"})
-    page = page_of(admin_client, url(run))
+    page = content_of(admin_client, url_of(run))
     assert "*** is refused" in page
     assert SECRET not in page
     assert SECRET not in StepFailure.objects.get().traceback
@@ -234,8 +215,8 @@ def test_of_a_class_that_is_gone_deliveries_and_payloads_are_hidden(admin_client
     run = started()
     item = item_of(run)
     SequenceRun.objects.update(sequence="gone.Order", inbox={"approval": SECRET})
-    assert SECRET not in page_of(admin_client, url(run))
-    assert SECRET not in page_of(admin_client, url(run, "value", "inbox"))
+    assert SECRET not in content_of(admin_client, url_of(run))
+    assert SECRET not in content_of(admin_client, url_of(run, "value", "inbox"))
     assert SECRET not in page_of_row(admin_client, item)
 
 
@@ -257,4 +238,4 @@ def test_the_list_shows_runs_that_are_removed_while_it_is_read(admin_client, mon
         return found
 
     monkeypatch.setattr(causes, "deepest", deepest)
-    assert admin_client.get(LIST).status_code == 200
+    assert admin_client.get(RUNS).status_code == 200

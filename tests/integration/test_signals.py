@@ -11,7 +11,7 @@ from django.test import TestCase
 from django.test.utils import CaptureQueriesContext
 from dramatiq.middleware import Shutdown, TimeLimitExceeded
 
-from sequences import Abort, Sequence, event, finish, on_failure, repeat, signals, step, subsequence
+from sequences import Abort, Sequence, event, finish, repeat, signals, step, subsequence
 from sequences.definitions import registry
 from sequences.engine.executor import StepExecution
 from sequences.models import SequenceRun, StepRun
@@ -22,6 +22,7 @@ from sequences.worker.sweeper import AssumeLost, Sweeper, sweep
 from tests.engine import claim, fail, fresh, messages, overdue, perform, row
 from tests.integration.test_middleware import deliver
 from tests.portable import Portable, choose
+from tests.sagas import nothing, saga
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -244,29 +245,9 @@ def test_events_and_children_succeed_as_steps_when_their_wait_is_over(heard):
 
 
 def test_a_run_that_is_undone_fails_when_that_is_over(heard):
-    class Saga(Sequence):
-        class Meta:
-            app_label = "shop"
-            max_retries = 0
-
-        @step
-        def charge(self):
-            pass
-
-        @charge.undo
-        def refund(self):
-            pass
-
-        @step
-        def ship(self):
-            raise ValueError
-
-        @on_failure
-        def tell(self):
-            pass
-
+    cls = saga(tell=nothing)
     heard.listen()
-    run_all(Saga)
+    run_all(cls)
     assert heard == [
         "run_started",
         "step_succeeded charge",

@@ -441,7 +441,7 @@ def _by_a_timer(sequence, worker_thread):
     with dispatcher.capture_dispatches() as sent:
         worker_thread(first_message(sequence))
     sequence.run.steps.filter(step="two").update(due_at=timezone.now())
-    handoff_module.perform_here(dispatcher.delayed(sent[-1], None), "tests.Direct", "default")
+    handoff_module.perform_here(replace(sent[-1], delay=None), "tests.Direct", "default")
 
 
 @pytest.mark.django_db(transaction=True)

@@ -8,16 +8,14 @@ import pytest
 from django.core.management import call_command
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
-from django.urls import reverse
 
 from sequences import Sequence, step
 from sequences.inspection import health, struggling
 from sequences.models import SequenceRun, StepRun
+from tests.console import RUNS, url_of
 from tests.engine import claim, fail, fresh, perform, row, take
 
 pytestmark = pytest.mark.django_db
-
-RUNS = reverse("admin:job_sequences_sequencerun_changelist")
 
 
 def order():
@@ -80,7 +78,7 @@ def test_it_is_over_when_the_step_has_succeeded(runs, admin_client):
 
 def test_its_page_has_the_badge(runs, admin_client):
     for key, count in {"struggling": 1, "failing": 0}.items():
-        address = reverse("admin:job_sequences_sequencerun_change", args=[runs[key].pk])
+        address = url_of(runs[key])
         page = admin_client.get(address).content.decode()
         assert page.count(BADGE.format("charge card")) == count, key
 

@@ -17,13 +17,14 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased
 from opentelemetry.trace import SpanKind, StatusCode, TraceFlags
 
-from sequences import Sequence, on_failure, repeat, step, subsequence
+from sequences import Sequence, repeat, step, subsequence
 from sequences.engine import tracing
 from sequences.engine.executor import StepExecution
 from sequences.models import SequenceRun
 from sequences.testing import run_sequence as run_all
 from tests.engine import claim, fresh, messages, perform, row
 from tests.integration.test_middleware import deliver
+from tests.sagas import nothing, saga
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -280,28 +281,10 @@ def test_children_go_on_with_their_parents_trace(spans):
 
 
 def test_undo_and_on_failure_have_spans_too(spans):
-    class Saga(Sequence):
-        class Meta:
-            app_label = "shop"
-            max_retries = 0
+    def twice(sequence):
+        return None if sequence.step_run.repeats else repeat()
 
-        @step
-        def charge(self):
-            return None if self.step_run.repeats else repeat()
-
-        @charge.undo
-        def refund(self):
-            pass
-
-        @step
-        def ship(self):
-            raise ValueError
-
-        @on_failure
-        def tell(self):
-            pass
-
-    run_all(Saga)
+    run_all(saga(charge=twice, tell=nothing))
     assert [name.removeprefix("shop.Saga.") for name in spans.names][1:] == [
         "charge",
         "charge",

@@ -11,6 +11,7 @@ from sequences.models import StepFailure, StepRun
 from sequences.testing import assert_steps, drain, run_sequence
 from sequences.transitions import claims
 from sequences.worker.sweeper import AssumeLost, sweep
+from tests import sagas
 from tests.engine import (
     change,
     claim,
@@ -480,22 +481,13 @@ def test_a_run_that_comes_to_its_standstill_can_be_cancelled_at_once_but_nothing
 
 
 def test_a_step_that_cancels_its_own_run_with_undo_is_undone_itself():
-    class Saga(Sequence):
-        class Meta:
-            app_label = "shop"
+    def charge(sequence):
+        sequence.run.cancel(undo=True, reason="a fraud")
 
-        @step
-        def charge(self):
-            self.run.cancel(undo=True, reason="a fraud")
+    def refund(sequence):
+        sequence.data["refunded"] = True
 
-        @charge.undo
-        def refund(self):
-            self.data["refunded"] = True
-
-        @step
-        def ship(self): ...
-
-    sequence = run_sequence(Saga)
+    sequence = run_sequence(sagas.saga(charge=charge, refund=refund, ship=sagas.nothing))
     assert sequence.run.status == "cancelled"
     assert sequence.data == {"refunded": True}
     assert ledger(sequence.run) == {"charge": "succeeded", "refund": "succeeded"}
@@ -659,24 +651,12 @@ def test_a_failed_on_failure_leaves_the_run_failed():
 
 
 def test_an_undo_is_retried_with_options_of_its_own():
-    class Saga(Sequence):
-        class Meta:
-            app_label = "shop"
+    def refund(sequence):
+        if sequence.attempt < 3:
+            raise ValueError("busy")
+        sequence.data["refunded"] = sequence.attempt
 
-        @step
-        def charge(self): ...
-
-        @charge.undo(max_retries=3)
-        def refund(self):
-            if self.attempt < 3:
-                raise ValueError("busy")
-            self.data["refunded"] = self.attempt
-
-        @step
-        def ship(self):
-            raise Abort("no")
-
-    sequence = run_sequence(Saga)
+    sequence = run_sequence(sagas.saga(refund=refund, undo={"max_retries": 3}))
     assert sequence.data == {"refunded": 3}
     assert StepFailure.objects.filter(run=sequence.run, step="refund").count() == 2
 
@@ -827,23 +807,7 @@ def test_an_undo_is_called_as_the_step_is_declared_that_it_undoes_in_its_own_cla
 
 
 def test_finish_in_an_undo_ends_nothing():
-    class Saga(Sequence):
-        class Meta:
-            app_label = "shop"
-            max_retries = 0
-
-        @step
-        def charge(self): ...
-
-        @charge.undo
-        def refund(self):
-            return finish()
-
-        @step
-        def ship(self):
-            raise Abort("no")
-
-    sequence = run_sequence(Saga)
+    sequence = run_sequence(sagas.saga(refund=lambda self: finish()))
     assert sequence.run.status == "failed"
     assert ledger(sequence.run)["refund"] == "failed"
     message = StepFailure.objects.get(run=sequence.run, step="refund").message

@@ -17,7 +17,6 @@ from sequences.data.serialization import (
     MAX_DEPTH,
     MergeConflict,
     dumps,
-    loads,
     merge,
     normalise,
     same,
@@ -80,7 +79,7 @@ class TestNormalise:
     def test_keeps_every_json_value_and_its_types(self, value):
         result, text = normalise(value, encoder=DjangoJSONEncoder)
         assert same(result, value)
-        assert same(loads(text), value)
+        assert same(json.loads(text), value)
 
     @given(values)
     def test_a_second_trip_changes_nothing(self, value):
@@ -321,9 +320,9 @@ def test_same_compares_types_too(a, b, equal):
     assert same(a, b) is equal
 
 
-def test_dumps_writes_compact_text_that_loads_reads():
+def test_dumps_writes_compact_text():
     assert dumps({"a": ["é", 1]}) == '{"a":["é",1]}'
-    assert loads(dumps({"a": ["é", 1]})) == {"a": ["é", 1]}
+    assert json.loads(dumps({"a": ["é", 1]})) == {"a": ["é", 1]}
 
 
 def test_dumps_writes_nothing_that_json_lacks():
