@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from functools import cached_property
 from typing import Any, Generic, NamedTuple, TypeVar, cast, overload
 
 from django.apps import apps
@@ -199,6 +200,11 @@ class Settings:
     status_permission = Option(None, _permission)
     #: Whether starts and attempts create OpenTelemetry spans.
     telemetry = Option(False, _boolean)
+
+    @cached_property
+    def as_json(self) -> dict[str, Any]:
+        """How values from user code are written: the arguments of `serialization.normalise`."""
+        return {"encoder": self.encoder, "max_bytes": self.max_data_bytes}
 
 
 settings = Settings()

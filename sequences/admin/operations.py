@@ -15,6 +15,7 @@ from django.urls import URLPattern
 from django.utils.translation import gettext as _
 
 from ..data.redaction import NoSecret, changed_secrets, hide, redact, restore, secrets_of
+from ..definitions import registry
 from ..definitions.rules import RULES
 from ..exceptions import InvalidData, SequenceError
 from ..inspection import actions
@@ -23,7 +24,6 @@ from ..inspection.snapshot import (
     RunSnapshot,
     StepSnapshot,
     deadline_of,
-    patterns_of,
     visible,
 )
 from ..inspection.wording import explain
@@ -107,7 +107,7 @@ class _ActionRequest:
         self.admin, self.request, self.action = admin, request, action
         self.snapshot, self.run = run_snapshot, run_snapshot.run
         self.step = _step(request, action, run_snapshot)
-        self.patterns = patterns_of(self.run.sequence)
+        self.patterns = registry.hidden_by(self.run.sequence)
         self.urls = Urls(admin.admin_site.name, self.run)
         self.held_up = self._held_up()
         self.payload_form = self._payload_form()

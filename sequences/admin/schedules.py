@@ -34,7 +34,7 @@ from ..definitions.schedules import MAX_NAME, Every, Timetable, cron, every
 from ..exceptions import InvalidDefinition, SequenceError
 from ..inspection import schedules as inspection
 from ..inspection.schedules import ScheduleSnapshot
-from ..inspection.snapshot import patterns_of, title_of
+from ..inspection.snapshot import title_of
 from ..inspection.wording import explain, format_duration
 from ..models import Schedule, ScheduleOperation, SequenceRun
 from ..utils.durations import parse_duration
@@ -619,14 +619,14 @@ def _changes(row: Schedule, form: ActionForm) -> dict[str, Any]:
         raise SequenceError(
             gettext("The schedule has changed in the meantime. Start over from its page.")
         )
-    patterns = patterns_of(row.sequence)
+    patterns = registry.hidden_by(row.sequence)
     data = restore(cleaned["run_data"] or {}, row.data or {}, patterns)
     return {"timetable": cleaned["timetable"], "data": data}
 
 
 def _lines(operation: ScheduleOperation) -> list[run_context.Line]:
     """The changes made by an operation; the log has no secrets."""
-    patterns = patterns_of(operation.sequence)
+    patterns = registry.hidden_by(operation.sequence)
     before, after = (
         {**value, "data": redact(value.get("data"), patterns)} if value else {}
         for value in (operation.before, operation.after)

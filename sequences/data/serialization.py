@@ -18,7 +18,7 @@ from ..exceptions import Amount, InvalidData, SequenceError, Text
 #: For `makemessages`, which looks for this name. The admin translates the messages that it shows.
 _ = str
 
-__all__ = ["MAX_DEPTH", "MergeConflict", "dumps", "loads", "merge", "normalise", "same"]
+__all__ = ["MAX_DEPTH", "MergeConflict", "dumps", "merge", "normalise", "same"]
 
 #: How deeply lists and dicts may be nested.
 MAX_DEPTH = 30
@@ -43,11 +43,6 @@ def dumps(value: Any, encoder: Encoder = json.JSONEncoder) -> str:
     return json.dumps(
         value, cls=encoder, allow_nan=False, ensure_ascii=False, separators=(",", ":")
     )
-
-
-def loads(text: str | bytes) -> Any:
-    """The value of a JSON text."""
-    return json.loads(text)
 
 
 def normalise(

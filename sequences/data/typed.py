@@ -173,7 +173,7 @@ class Stored:
         since, or a key that the type lacks, does not count as a change that may conflict with
         another step's.
         """
-        stored: dict[str, Any] = serialization.loads(self.text)
+        stored: dict[str, Any] = json.loads(self.text)
         _refuse_expansion([value])
         dumped = self.codec.dump(self.codec.of_the_type(value))
         if serialization.same(dumped, self.baseline):

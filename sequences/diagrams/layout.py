@@ -160,12 +160,10 @@ def place(layers: Sequence[Sequence[Slot]]) -> float:
     here = {slot for layer in layers for slot in layer}
     for layer in layers:
         _put(layer, range(len(layer)))
-    for sweep in range(SWEEPS):
+    for sweep in range(SWEEPS + 1):
         downwards = sweep % 2 == 0
         for layer in layers if downwards else reversed(layers):
             _put(layer, [_wish(slot, here, downwards=downwards) for slot in layer])
-    for layer in layers:
-        _put(layer, [_wish(slot, here, downwards=True) for slot in layer])
     top = min(slot.y - max(slot.half, 0.5) for slot in here) + 0.5
     for slot in here:
         slot.y -= top
@@ -186,13 +184,9 @@ def _put(layer: Sequence[Slot], wishes: Iterable[float]) -> None:
     for slot, wish, offset in zip(layer, wishes, offsets, strict=True):
         pool = (wish - offset, slot.weight, 1)
         while pools and pools[-1][0] >= pool[0]:
-            before = pools.pop()
-            weight = before[1] + pool[1]
-            pool = (
-                (before[0] * before[1] + pool[0] * pool[1]) / weight,
-                weight,
-                before[2] + pool[2],
-            )
+            where, weight, count = pools.pop()
+            total = weight + pool[1]
+            pool = ((where * weight + pool[0] * pool[1]) / total, total, count + pool[2])
         pools.append(pool)
     places = [where for where, _, count in pools for _ in range(count)]
     for slot, where, offset in zip(layer, places, offsets, strict=True):

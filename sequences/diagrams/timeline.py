@@ -17,23 +17,14 @@ LABEL, LENGTH = 168.0, 88.0
 TOP, LANE, PAD = 30.0, 28.0, 10.0
 LEGEND = 26.0
 SIZE = 12.0
-#: The height of each kind of bar.
-HEIGHTS = {
-    "waited": 5.0,
-    "ran": 15.0,
-    "items": 11.0,
-    "children": 11.0,
-    "failed": 15.0,
-    "held": 9.0,
-}
-#: The minimum width, so that even the shortest bar is visible.
-LEAST = {
-    "waited": 1.0,
-    "ran": 3.0,
-    "items": 3.0,
-    "children": 3.0,
-    "failed": 11.0,
-    "held": 3.0,
+#: The height of each kind of bar, and its minimum width, so that even the shortest one is visible.
+BARS = {
+    "waited": (5.0, 1.0),
+    "ran": (15.0, 3.0),
+    "items": (11.0, 3.0),
+    "children": (11.0, 3.0),
+    "failed": (15.0, 11.0),
+    "held": (9.0, 3.0),
 }
 
 Kind = Literal["waited", "ran", "items", "children", "failed", "held"]
@@ -162,7 +153,7 @@ class _Painter:
         return element("text", text=text, x=x, y=top + LANE / 2 + 4, class_=class_)
 
     def _accessible_name(self, lane: Lane) -> str:
-        words = [self._sum(lane, kind) for kind in HEIGHTS if kind != "failed"]
+        words = [self._sum(lane, kind) for kind in BARS if kind != "failed"]
         failed = sum(span.kind == "failed" for span in lane.spans)
         words.append(f"{failed} × {self.word('failed')}" if failed else "")  # noqa: RUF001
         return ": ".join(filter(None, (lane.label, ", ".join(filter(None, words)) or lane.text)))
@@ -182,7 +173,7 @@ class _Painter:
     def _span(self, span: Span, top: float) -> str:
         begin, end = self.interval(span)
         x, right = self.scale.x(begin), self.scale.x(end)
-        height, least = HEIGHTS[span.kind], LEAST[span.kind]
+        height, least = BARS[span.kind]
         width = max(right - x, least)
         x = min(max(x - (width - right + x) / 2, PAD + LABEL), self.width - PAD - LENGTH - width)
         y = top + (LANE - height) / 2
@@ -196,7 +187,8 @@ class _Painter:
 
     def _bar(self, kind: str, x: float, middle: float, width: float) -> str:
         """A failed attempt also has a shape of its own, not only a colour."""
-        y, height, rx = middle - HEIGHTS[kind] / 2, HEIGHTS[kind], min(3.0, width / 2)
+        height, rx = BARS[kind][0], min(3.0, width / 2)
+        y = middle - height / 2
         bar = element("rect", x=x, y=y, width=width, height=height, rx=rx, class_="seq-bar")
         if kind != "failed":
             return bar
@@ -208,7 +200,7 @@ class _Painter:
         spans = [span for lane in self.lanes for span in lane.spans]
         kinds = {span.kind for span in spans}
         ended = {span.kind for span in spans if span.ends is not None}
-        for kind in (kind for kind in HEIGHTS if kind in kinds):
+        for kind in (kind for kind in BARS if kind in kinds):
             # In the colour of the bars; for unfinished work, the colour of work.
             still = "" if kind in ended else " seq-still"
             class_ = f"seq-span seq-span-{kind}{still}"

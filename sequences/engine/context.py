@@ -6,6 +6,7 @@ an attempt does depends on the step's kind: see `kinds`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Coroutine, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,6 +15,7 @@ from asgiref.sync import sync_to_async
 from django.db import Error, connections
 from django.utils import timezone
 
+from .. import conf
 from ..data import serialization, typed
 from ..definitions.definition import Failure, Outcome
 from ..definitions.plan import Node
@@ -33,7 +35,6 @@ from ..transitions.types import (
 from . import coroutines, interrupts, kinds, leases
 from .current import CurrentAttempt
 from .recovery import FATAL
-from .values import normalise
 
 #: The column's length: characters in the name of a durable call.
 MAX_CALL_NAME = 100
@@ -94,10 +95,10 @@ class ExecutionContext(CurrentAttempt):
         """Build the instance for the user's code."""
         assert self.definition is not None
         data, codec = self.claim.data, self.definition.cls._codec
-        self.before: dict[str, Any] = serialization.loads(data)
+        self.before: dict[str, Any] = json.loads(data)
         self.stored = None if codec is None else typed.Stored(codec, data)
         self.sequence = self.definition.cls._bind(
-            data=self.stored or serialization.loads(data),
+            data=self.stored or json.loads(data),
             attempt=self.claim.attempts + 1,
             context=self,
         )
@@ -127,7 +128,7 @@ class ExecutionContext(CurrentAttempt):
 
     def _collect_changes(self, conclusion: Conclusion) -> Change:
         """Add `data` as the step left it, and its latest progress."""
-        after, text = normalise(self._data_after(), "data")
+        after, text = serialization.normalise(self._data_after(), **conf.settings.as_json)
         if serialization.same(self.before, after):
             return Change(conclusion, progress=self.latest_progress)
         self.kind.check_data(self.claim, self.before, after)
@@ -213,7 +214,8 @@ class ExecutionContext(CurrentAttempt):
         return self._calls
 
     def _keep_call(self, name: str, returned: Any) -> Any:
-        result, text = normalise(returned, f"The result of once({name!r})")
+        path = f"The result of once({name!r})"
+        result, text = serialization.normalise(returned, path=path, **conf.settings.as_json)
         self._store_call(name, text)
         return result
 
@@ -311,7 +313,9 @@ class ExecutionContext(CurrentAttempt):
     def progress(self, done: float | None, total: float | None, text: str) -> None:
         """Note the progress; the heartbeat stores it, outside the step's transaction."""
         progress = {"done": done, "total": total, "text": text}
-        _, self.latest_progress = normalise(progress, "progress")
+        _, self.latest_progress = serialization.normalise(
+            progress, path="progress", **conf.settings.as_json
+        )
 
 
 def _depth(using: str) -> int:

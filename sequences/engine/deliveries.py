@@ -22,12 +22,8 @@ def checked(run: SequenceRun, event: str, payload: Any) -> Any:
     """The payload as JSON. Raises `InvalidData` if it is not JSON, or if the event's form rejects
     it."""
     form = form_of(run, event)
-    value, _text = serialization.normalise(
-        payload if form is None else _cleaned(form, event, payload),
-        encoder=conf.settings.encoder,
-        max_bytes=conf.settings.max_data_bytes,
-        path="payload",
-    )
+    cleaned = payload if form is None else _cleaned(form, event, payload)
+    value, _text = serialization.normalise(cleaned, path="payload", **conf.settings.as_json)
     return value
 
 

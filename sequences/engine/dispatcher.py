@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -183,11 +182,6 @@ def set_delay_handler(take: Callable[[Dispatch], bool] | None) -> None:
     """Offer delayed messages to this handler first; None: send them to the broker."""
     global _delay_handler
     _delay_handler = take
-
-
-def delayed(dispatch: Dispatch, delay: int | None) -> Dispatch:
-    """The same dispatch, with another delay."""
-    return replace(dispatch, delay=delay)
 
 
 def message_for(dispatch: Dispatch) -> Message[None]:

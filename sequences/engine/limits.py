@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -12,7 +13,6 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_noop as _
 
 from .. import conf
-from ..data import serialization
 from ..definitions import registry
 from ..definitions.definition import Definition
 from ..definitions.limits import MAX_COUNT, MAX_PER
@@ -56,7 +56,7 @@ def _requests(
     if not run_limits and not step_limits:
         return
     context.bind()
-    data = serialization.loads(claim.data)
+    data = json.loads(claim.data)
     for limit in run_limits:
         if (key := limit.key_for(context.sequence, data)) is not None:
             yield Request(limit, key, of_run=True, when_full=definition.when_full)

@@ -18,7 +18,7 @@ from ..transitions import claims, operations, plans
 from ..transitions.operations import OperationRequest
 from ..transitions.types import Dispatch
 from . import deliveries, dispatcher
-from .values import checked_deadline
+from .start import checked_deadline
 
 if TYPE_CHECKING:
     from ..models import Named
@@ -63,9 +63,7 @@ def _set_deadline(
 
 
 def _edit(run: SequenceRun, request: OperationRequest, using: str, *, data: dict[str, Any]) -> None:
-    checked, _text = serialization.normalise(
-        data, encoder=conf.settings.encoder, max_bytes=conf.settings.max_data_bytes
-    )
+    checked, _text = serialization.normalise(data, **conf.settings.as_json)
     if not isinstance(checked, dict):
         problem = Text(_("is a %(type)s, not a dict"), type=type(data).__name__)
         hint = _("Pass the complete data as a dict.")

@@ -67,7 +67,7 @@ def sync(using: str) -> None:
         return
     now = clock.now(using)
     for key, declaration in own.items():
-        _guarded(_declare, declaration, rows.get(key), using)
+        _guarded(schedules.declare, declaration, rows.get(key), using)
     for key, row in rows.items():
         is_missing = key not in own and row.orphaned_at is None
         if is_missing and not schedules.is_confirmed(row, now):
@@ -81,7 +81,7 @@ def sync(using: str) -> None:
         schedules.confirm(agreed, using)
 
 
-def _guarded(act: Callable[..., None], *args: Any) -> None:
+def _guarded(act: Callable[..., object], *args: Any) -> None:
     """A schedule that cannot be written must not affect the others."""
     try:
         with locking.no_wait():
@@ -92,10 +92,6 @@ def _guarded(act: Callable[..., None], *args: Any) -> None:
         if outages.is_away(error, args[-1]):
             raise
         logger.exception("Could not store a schedule that the code declares: %s", args[0])
-
-
-def _declare(declaration: Declaration, row: Schedule | None, using: str) -> None:
-    schedules.declare(declaration, row, using)
 
 
 def _orphan(row: Schedule, using: str) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast
 
 from django.db import DatabaseError
+from django.utils.timezone import is_aware
 
 from .. import conf
 from ..data import serialization
 from ..definitions.definition import Definition
 from ..definitions.option_types import StartOptions
-from ..definitions.steps import as_timedelta, duration_problem
+from ..definitions.steps import MAX_WAIT, as_timedelta, duration_problem
 from ..definitions.subjects import SubjectKey, check_subject
 from ..exceptions import SequenceError, did_you_mean
 from ..models import SequenceRun, SequenceRunQuerySet
@@ -23,7 +24,6 @@ from ..transitions.locking import transact
 from ..transitions.refusals import is_of_characters
 from ..transitions.types import Dispatch, Start
 from . import dispatcher, tracing
-from .values import checked_deadline
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
@@ -157,11 +157,7 @@ def _request_of(definition: Definition, item: Any) -> Start:
 def _request(definition: Definition, data: Any, **options: Unpack[StartOptions]) -> Start:
     key, unique = options.get("key"), options.get("unique", "ever")
     _check_key(definition, key, unique)
-    checked, text = serialization.normalise(
-        definition.admit(data),
-        encoder=conf.settings.encoder,
-        max_bytes=conf.settings.max_data_bytes,
-    )
+    checked, text = serialization.normalise(definition.admit(data), **conf.settings.as_json)
     delay = _delay(definition, options.get("delay"))
     deadline = options.get("deadline", definition.deadline)
     deadline = checked_deadline(deadline, f"{definition.label}.start")
@@ -222,6 +218,18 @@ def _priority(definition: Definition, priority: Any) -> int:
             f"to {most}."
         )
     return priority
+
+
+def checked_deadline(value: Any, call: str) -> timedelta | datetime | None:
+    """Validate a deadline. Raises `SequenceError`, which names the call."""
+    if value is None or (isinstance(value, datetime) and is_aware(value)):
+        return value
+    if isinstance(value, timedelta) and timedelta() < value <= MAX_WAIT:
+        return value
+    raise SequenceError(
+        f"{call}: deadline is {value!r}; it must be a positive timedelta, an aware datetime, or "
+        "None."
+    )
 
 
 def _delay(definition: Definition, delay: Any) -> timedelta | None:

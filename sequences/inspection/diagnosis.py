@@ -7,7 +7,7 @@ there are two things to say, there are two sentences.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from django.utils.translation import gettext as _
@@ -139,7 +139,7 @@ def _failed_at(snapshot: RunSnapshot, *, with_error: bool = False) -> str:
     names = snapshot.plan.failed(snapshot.states)
     failed = snapshot.at[0] if names else None
     error = _error(snapshot, failed) if with_error else ""
-    values = {"steps": _names(names), "error": error, **_times(snapshot)}
+    values = {"steps": listed(names), "error": error, **_times(snapshot)}
     attempts = _attempts(failed) if with_error else 0
     if not names:
         message = (
@@ -222,7 +222,7 @@ def _why_undoing(snapshot: RunSnapshot, last: Operation | None) -> str:
     if snapshot.run.final_status in (RunStatus.CANCELLED, STOPPED):
         return _being_cancelled(snapshot, last)
     if failed:
-        return _("%(steps)s failed; rolling back completed steps.") % {"steps": _names(failed)}
+        return _("%(steps)s failed; rolling back completed steps.") % {"steps": listed(failed)}
     return _("Rolling back completed steps.")
 
 
@@ -243,7 +243,7 @@ def _undoing_now(snapshot: RunSnapshot) -> list[str]:
     """What the rollback is doing, or what it is waiting for."""
     running = [step.name for step in snapshot.steps if _still_executes(step)]
     if running:
-        return [_("Waiting for %(steps)s to finish first.") % {"steps": _names(running)}]
+        return [_("Waiting for %(steps)s to finish first.") % {"steps": listed(running)}]
     below = [step for step in snapshot.steps if step.children_undo == ChildrenUndo.RUNNING]
     if below:
         return [_("The child runs of %(step)s are being rolled back.") % {"step": _name(below[0])}]
@@ -274,7 +274,7 @@ def _paused(snapshot: RunSnapshot, last: Operation | None) -> str:
         message = ngettext(
             "%(steps)s is still running.", "%(steps)s are still running.", len(running)
         )
-        sentences.append(message % {"steps": _names(running)})
+        sentences.append(message % {"steps": listed(running)})
     return " ".join(sentences)
 
 
@@ -309,7 +309,7 @@ def _race(snapshot: RunSnapshot, step: StepSnapshot) -> str:
         group = next((group for group in later.any_of if step.name in group), None)
         if group is not None and later.name not in snapshot.states:
             message = _("%(step)s starts after the first of %(steps)s.")
-            return message % {"step": quoted(later.name), "steps": _names(group)}
+            return message % {"step": quoted(later.name), "steps": listed(group)}
     return ""
 
 
@@ -323,7 +323,7 @@ def _failing(snapshot: RunSnapshot) -> str:
         "The run fails once %(steps)s have finished.",
         len(others),
     )
-    return f"{text} " + message % {"steps": _names(others)}
+    return f"{text} " + message % {"steps": listed(others)}
 
 
 def _failed_step(snapshot: RunSnapshot, step: StepSnapshot) -> str:
@@ -560,10 +560,6 @@ def _delayed(snapshot: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
 
 def _name(step: StepSnapshot) -> str:
     return quoted(step.name)
-
-
-def _names(names: Collection[str]) -> str:
-    return listed(names)
 
 
 def _times(snapshot: RunSnapshot) -> dict[str, str]:

@@ -21,7 +21,7 @@ from ..definitions.schedules import Cron, Every, Timetable, timetable_of
 from ..exceptions import SequenceError
 from ..models import Schedule, SequenceRun
 from ..transitions import clock
-from .snapshot import HEAVY, patterns_of, title_of, visible
+from .snapshot import HEAVY, title_of, visible
 from .wording import format_duration
 
 #: A schedule that has been due for this long is late: something should have started it.
@@ -109,7 +109,7 @@ class ScheduleSnapshot:
     @cached_property
     def error(self) -> str:
         """Why it could not start its run, without secrets."""
-        patterns = patterns_of(self.row.sequence)
+        patterns = registry.hidden_by(self.row.sequence)
         data = self._data if isinstance(self._data, dict) else {}
         return hide(self.row.error, secrets_of(data, patterns)) if patterns else self.row.error
 

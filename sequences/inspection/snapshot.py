@@ -622,19 +622,13 @@ def deadline_of(run: SequenceRun) -> datetime | None:
 # Secrets
 
 
-def patterns_of(sequence: str) -> tuple[str, ...]:
-    """The paths that a sequence redacts, and those of its children, whose data is inside its
-    own."""
-    return registry.hidden_by(sequence)
-
-
 def visible(value: Any, sequence: str, step: str = "") -> Any:
     """A stored value without what its sequence redacts.
 
     A value of a step (``step``) is also redacted as if it were in `data` under the step's name, and
     under the key that its items come from.
     """
-    patterns = patterns_of(sequence)
+    patterns = registry.hidden_by(sequence)
     if patterns == ("*",) and value is not None and not isinstance(value, dict):
         return HIDDEN
     value = redact(value, patterns)
@@ -674,14 +668,14 @@ def _undone_by(sequence: str, step: str) -> str:
 
 def visible_text(text: str, run: SequenceRun) -> str:
     """The text of an error or of a log, without the secrets in the run's `data`."""
-    patterns = patterns_of(run.sequence)
+    patterns = registry.hidden_by(run.sequence)
     return hide(text, secrets_of(run.data, patterns)) if patterns else text
 
 
 def redacted(failure: StepFailure | None, run: SequenceRun) -> StepFailure | None:
     """The failed attempt, with its texts changed in place: it must never be saved."""
     if failure is not None:
-        _hide(failure, secrets_of(run.data, patterns_of(run.sequence)))
+        _hide(failure, secrets_of(run.data, registry.hidden_by(run.sequence)))
     return failure
 
 
@@ -699,13 +693,13 @@ def _secrets_of(
 ) -> Mapping[UUID, frozenset[str]]:
     """The secrets in the data of the runs with these ids."""
     runs_by_id = {run.pk: run for run in runs if run.pk in ids}
-    guarded = [run for run in runs_by_id.values() if patterns_of(run.sequence)]
+    guarded = [run for run in runs_by_id.values() if registry.hidden_by(run.sequence)]
     data = _data_of(guarded, using)
     secrets: dict[UUID, frozenset[str]] = defaultdict(frozenset)
     for run in guarded:
         # a run that was just deleted leaves only its texts, which were redacted when stored
         if run.pk in data:
-            secrets[run.pk] = secrets_of(data[run.pk], patterns_of(run.sequence))
+            secrets[run.pk] = secrets_of(data[run.pk], registry.hidden_by(run.sequence))
     return secrets
 
 

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from heapq import heappop, heappush
 from itertools import count
 from typing import Any
@@ -103,8 +104,8 @@ class Timers(threading.Thread):
 
 
 def _at_once(dispatch: Dispatch) -> Dispatch:
-    return dispatcher.delayed(dispatch, None)
+    return replace(dispatch, delay=None)
 
 
 def _later(dispatch: Dispatch, seconds: float) -> Dispatch:
-    return dispatcher.delayed(dispatch, max(int(seconds * 1000), 0) or None)
+    return replace(dispatch, delay=max(int(seconds * 1000), 0) or None)

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from django.db import transaction
 from django.db.models import QuerySet
 
+from ... import conf
+from ...data import serialization
 from ...definitions.plan import Plan
 from ...definitions.steps import Finish, Repeat, Step
 from ...exceptions import Abort
 from ...models import RunStatus, StepRun, Wait
 from ...transitions import claims, commits, types
 from ...transitions.types import Change, Claim, Completed, Conclusion, Dispatch, FinishRun
-from ..values import normalise
 
 if TYPE_CHECKING:
     from ..context import ExecutionContext
@@ -141,5 +142,5 @@ def conclusion_of(returned: Any) -> Conclusion:
         return FinishRun()
     if returned is None:
         return Completed()
-    _, text = normalise(returned, "result")
+    _, text = serialization.normalise(returned, path="result", **conf.settings.as_json)
     return Completed(text)

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from django.db.models import QuerySet
 
+from ... import conf
+from ...data import serialization
 from ...definitions.steps import Step
 from ...exceptions import InvalidData, ItemsFailed, SequenceError
 from ...models import NO_ITEM, StepFailure, StepRun, Wait
 from ...transitions import fanout
 from ...transitions.types import Claim, Completed, Conclusion, Dispatch, WaitForItems
 from ...utils.text import class_name, first_line
-from ..values import normalise
 from .base import Kind
 
 if TYPE_CHECKING:
@@ -88,7 +89,10 @@ def _quote(failure: StepFailure | None) -> str:
 def items_of(context: ExecutionContext, step: Step[Any]) -> Iterator[Any]:
     """The items that `each` returns, as JSON; with `batch`, in lists."""
     declared = _declared_items(context, step.each)
-    items = (normalise(item, f"item {index}")[0] for index, item in enumerate(declared))
+    items = (
+        serialization.normalise(item, path=f"item {index}", **conf.settings.as_json)[0]
+        for index, item in enumerate(declared)
+    )
     if step.batch is None:
         return items
     return iter(lambda: list(islice(items, step.batch)), [])
