@@ -265,7 +265,7 @@ def test_a_transaction_around_it_is_seen(bank):
         with transaction.atomic():
             self.once("charge", bank.charge, 5)
 
-    assert "outside of that block" in failure_of(pay)
+    assert "outside that block" in failure_of(pay)
     assert bank.charges == []
 
 

@@ -300,7 +300,7 @@ def test_an_awaited_event_with_a_text_of_its_own_is_that_text(order):
 )
 def test_the_end_leads_to_no_other_site(order, rf, url):
     for request in (None, rf.get("/")):
-        with pytest.raises(SequenceError, match="pages of this site only"):
+        with pytest.raises(SequenceError, match="only to pages of this site"):
             page_of(order().run, "done_url=url", request, url=url)
 
 

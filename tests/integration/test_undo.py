@@ -179,11 +179,11 @@ def test_a_run_that_was_undone_is_not_retried_but_restarted():
     cls = saga()
     sequence = run_sequence(cls)
     with pytest.raises(
-        InvalidTransition, match=r"were rolled back\. Use restart_from\(\) instead\."
+        InvalidTransition, match=r"were rolled back\. Restart it from a step instead\."
     ):
         sequence.run.retry()
     with pytest.raises(
-        InvalidTransition, match=r"were rolled back\. Use restart_from\(\) instead\."
+        InvalidTransition, match=r"were rolled back\. Restart it from a step instead\."
     ):
         sequence.run.skip("ship")
     cls.failing.clear()
