@@ -408,7 +408,7 @@ def _pool_size(broker: Any) -> Iterator[CheckMessage]:
         yield Warning(
             f"The pool of the PostgreSQL broker has {size} connections. A worker that consumes "
             f"all {len(broker.queues)} queues needs {needed}: each queue and its delayed "
-            "messages keep one, and the rest of them would wait forever.",
+            "messages hold one each, so the others would wait forever.",
             hint="Add ?maxconn= to the broker's url, or use sequences.brokers.PostgresBroker, "
             "whose pool has the right size.",
             id="sequences.W020",
@@ -523,7 +523,7 @@ def _functions(connection: BaseDatabaseWrapper) -> Messages:
             f"The database {connection.alias!r} lacks the functions {', '.join(missing)}, or does "
             "not let this role call them. Sequences work without them, but need more CPU time.",
             hint="Run manage.py migrate as a role that may create functions in the schema of the "
-            "tables, and let the role of the workers EXECUTE them.",
+            "tables, and grant EXECUTE on them to the role of the workers.",
             id="sequences.W018",
         )
 

@@ -83,7 +83,7 @@ def _json(text: str, file: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=once)
     except ValueError as error:
-        raise _invalid(file, f"it is not valid JSON: {error}", "Fix it there.") from None
+        raise _invalid(file, f"it is not valid JSON: {error}", "Correct the file.") from None
 
 
 def _yaml(text: str, file: str) -> Any:
@@ -96,7 +96,7 @@ def _yaml(text: str, file: str) -> Any:
         return yaml.load(text, Loader=_loader())  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
         raise _invalid(
-            file, f"it is not valid YAML: {_problem_of(error)}", "Fix it there."
+            file, f"it is not valid YAML: {_problem_of(error)}", "Correct the file."
         ) from None
 
 

@@ -498,7 +498,7 @@ class Parser:
             if match[0] == "$${":
                 parts.append("${")
             elif match[1] is None:
-                hint = "Write ${data.key}, or $${ for the characters themselves."
+                hint = "Write ${data.key}, or $${ for a literal ${."
                 raise self._error(f"{what} has a ${{ without its }}: {value!r:.60}", hint)
             else:
                 parts.append(self._ref(what, match[1].strip(), roots, anywhere=anywhere))

@@ -492,7 +492,7 @@ def test_start_refuses_what_is_not_there_or_not_so():
     assert "Did you mean 'shop.Order'?" in refused("start", "shop.Odrer", status=2)
     assert refused("start", status=2) == "Name a sequence by its label, or use --file flow.yaml."
     assert "key is ''" in refused("start", "shop.Order", "--key", "", status=2)
-    assert "use both" in refused("start", "shop.Order", "--timeout", "5s", status=2)
+    assert "needs --wait" in refused("start", "shop.Order", "--timeout", "5s", status=2)
     assert "contains U+0000. Remove" in refused(
         "start", "shop.Order", "--data", '{"a": "\\u0000"}', status=2
     )

@@ -749,7 +749,7 @@ def test_a_file_that_is_loaded_again_replaces_and_another_with_its_name_is_refus
             "a.yaml",
             "name: shop.A\nsteps:\n  x: {job: note, max_retries: 1}\n  x: {job: note}",
             "flows/a.yaml: it is not valid YAML: line 4: the key 'x' appears twice in a "
-            "mapping. Fix it there.",
+            "mapping. Correct the file.",
         ),
         (
             "a.json",
@@ -760,7 +760,7 @@ def test_a_file_that_is_loaded_again_replaces_and_another_with_its_name_is_refus
             "a.json",
             "{",
             "flows/a.json: it is not valid JSON: Expecting property name enclosed in double "
-            "quotes: line 1 column 2 (char 1). Fix it there.",
+            "quotes: line 1 column 2 (char 1). Correct the file.",
         ),
         ("a.yaml", "- x", "flows/a.yaml: it does not contain a mapping. Start with name: and "
                           "steps:."),

@@ -189,7 +189,7 @@ class Deliver(Operating):
 
     def add_options(self, parser: ArgumentParser) -> None:
         parser.add_argument(
-            "--payload", type=json_value, metavar="JSON", help="JSON, @file, or -; null"
+            "--payload", type=json_value, metavar="JSON", help="JSON, @file, or - (default: null)"
         )
 
     def keywords(self, options: Namespace) -> dict[str, Any]:
@@ -216,8 +216,8 @@ class Edit(Subcommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.description = (
-            "Replaces the data of a run while no step is running. Values shown as *** stay as they "
-            "are wherever you leave *** in place."
+            "Replaces the data of a run while no step is running. Values shown as *** are kept "
+            "wherever you leave the *** in place."
         )
         parser.add_argument("run", metavar=RUN, help=RUN_HELP)
         what = parser.add_mutually_exclusive_group()

@@ -35,7 +35,7 @@ LIMIT = 50
 class List(Subcommand):
     """The newest runs."""
 
-    name, help = "list", "List runs, the newest first."
+    name, help = "list", "List runs, newest first."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         add_filters(parser)

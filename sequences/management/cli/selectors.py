@@ -101,7 +101,7 @@ def add_filters(parser: ArgumentParser, *, step: bool = True) -> None:
     )  # fmt: skip
     if step:
         filters.add_argument(
-            "--step", metavar="NAME", help="only runs at this step, or failed at it"
+            "--step", metavar="NAME", help="only runs that are at this step or failed at it"
         )
 
 

@@ -48,10 +48,10 @@ class Start(Subcommand):
             "--deadline", type=duration, metavar="3d", help="fail if not finished after this time"
         )
         parser.add_argument(
-            "--subject", type=subject, metavar="app.model:pk", help="the object that it is about"
+            "--subject", type=subject, metavar="app.model:pk", help="the object the run is about"
         )
         parser.add_argument(
-            "--wait", action="store_true", help="wait; the exit code says how it ended"
+            "--wait", action="store_true", help="wait; the exit status says how it ended"
         )
         parser.add_argument(
             "--timeout", type=duration, metavar="10m", help="stop waiting after this time"
@@ -60,7 +60,7 @@ class Start(Subcommand):
 
     def run(self, options: Namespace) -> None:
         if options.timeout is not None and not options.wait:
-            raise wrong("--timeout limits --wait: use both.")
+            raise wrong("--timeout needs --wait.")
         start = self._start(options)
         names = ("key", "unique", "delay", "priority", "subject")
         named = {name: getattr(options, name) for name in names}
