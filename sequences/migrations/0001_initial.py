@@ -11,25 +11,25 @@ _BUSY_TABLES = ("job_sequences_sequencerun", "job_sequences_steprun")
 
 
 def leave_room(apps, schema_editor):
-    """Leave room in each page for new versions of its rows: PostgreSQL updates them in place."""
+    """Leave free space in each page, so that PostgreSQL can update rows in place."""
     if schema_editor.connection.vendor == "postgresql":
         for table in _BUSY_TABLES:
             schema_editor.execute(f"ALTER TABLE {table} SET (fillfactor = 70)")
 
 
 def fill_up(apps, schema_editor):
-    """Undo `leave_room`."""
+    """Reverse `leave_room`."""
     if schema_editor.connection.vendor == "postgresql":
         for table in _BUSY_TABLES:
             schema_editor.execute(f"ALTER TABLE {table} RESET (fillfactor)")
 
 
 def index_failures(apps, schema_editor):
-    """An index of the step runs that have failed before.
+    """Create an index of the step runs that have failed before.
 
-    Not of the others, where the database has such indexes: no step pays for it that does not fail,
-    and PostgreSQL goes on updating those in place. A model cannot say so without a warning where it
-    has none.
+    Only of those, if the database has partial indexes: steps that never fail cost nothing, and
+    PostgreSQL can still update their rows in place. Declared on the model, it would cause a warning
+    on databases without partial indexes.
     """
     is_partial = schema_editor.connection.features.supports_partial_indexes
     condition = " WHERE attempts > 0" if is_partial else ""
@@ -39,7 +39,7 @@ def index_failures(apps, schema_editor):
 
 
 def drop_index(apps, schema_editor):
-    """Undo `index_failures`: the table goes, and its index with it."""
+    """Reverse `index_failures`: the index goes with its table."""
 
 
 _RUNS, _STEPS = _BUSY_TABLES
@@ -53,10 +53,10 @@ _KEY_ONCE, _KEY = "job_sequences_run_key_once", "(key_scope, active_key)"
 
 
 def leave_out(apps, schema_editor):
-    """Keep rows out of the indexes on PostgreSQL that would stand there without a value.
+    """Exclude rows without a value from these indexes on PostgreSQL.
 
-    MariaDB and MySQL have no such indexes, so these are no part of the models. A later migration
-    that changes one of them has to do so by SQL on PostgreSQL, too.
+    MariaDB and MySQL have no partial indexes, so the models do not declare them. A later migration
+    that changes one of these indexes must do so in SQL on PostgreSQL, too.
     """
     if schema_editor.connection.vendor != "postgresql":
         return
@@ -70,7 +70,7 @@ def leave_out(apps, schema_editor):
 
 
 def take_in(apps, schema_editor):
-    """Undo `leave_out`."""
+    """Reverse `leave_out`."""
     if schema_editor.connection.vendor != "postgresql":
         return
     for name, (table, columns, _) in _SPARSE.items():
