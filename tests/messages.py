@@ -2,8 +2,8 @@
 
     make messages
 
-brings the catalogues in `sequences/locale` up to date with the code, compiles them, and says what
-is left to translate. It is written in Python alone: nobody has to install gettext.
+updates the catalogues in `sequences/locale` from the code, compiles them, and lists what is left to
+translate. It needs only Python: nobody has to install gettext.
 """
 
 import ast

@@ -1,17 +1,16 @@
-"""The suite, on one database after the other.
+"""The test suite, on several databases.
 
-    make test ARGS="[--quick] [--only NAME] [pytest's own]"
+    make test ARGS="[--quick] [--only NAME] [options of pytest]"
 
-PostgreSQL and Valkey are started here unless DATABASE_URL and REDIS_URL name others. MariaDB or
-MySQL (MYSQL_URL) and RabbitMQ (AMQP_URL) are used where they answer. `portable` is PostgreSQL with
-the statements that every other database gets. Parts that start no workers run two at a time. Beside
-them run those that do, one at a time, since they mostly wait. After a failure no other part begins.
-`--quick` is what a change needs while it is made: no workers, SQLite, and locks, races and
+Starts PostgreSQL and Valkey, unless DATABASE_URL and REDIS_URL name other servers. Uses MariaDB or
+MySQL (MYSQL_URL) and RabbitMQ (AMQP_URL) if they are running. `portable` is PostgreSQL with the
+statements that all other databases get. Parts that start no workers run two at a time; at the same
+time, those that do run one at a time, because they mostly wait. After a failure, no other part
+starts. `--quick` is for use while you work on a change: no workers, SQLite, and locks, races and
 statements on PostgreSQL.
 
 Two parts, the quick ones on PostgreSQL and on SQLite, measure which lines and branches of the
-package the tests reach. The whole suite fails where that is less than `fail_under` in
-pyproject.toml.
+package the tests reach. The whole suite fails if that is less than `fail_under` in pyproject.toml.
 """
 
 import argparse
@@ -130,7 +129,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--only", choices=CHOICES, help="this one only")
+    parser.add_argument("--only", choices=CHOICES, help="only this database")
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -138,20 +137,20 @@ def main() -> int:
     )
     parser.add_argument(
         "--also", metavar="PYTHON", action="append", default=[],
-        help="another interpreter with the project: the quick part on SQLite is run there",
+        help="also run the quick part on SQLite with this interpreter of another environment",
     )  # fmt: skip
     parser.add_argument(
         "--also-database", metavar="PYTHON", action="append", default=[],
-        help="another one, where locks, races and statements are tested on SQLite, too",
+        help="also test locks, races and statements on SQLite with this interpreter",
     )  # fmt: skip
     options, arguments = parser.parse_known_args()
     choices = choices_for(options.only, quick=options.quick)
     vendors = list(choices)
     absent = absent_services(vendors, workers=not options.quick)
     for service, reason in absent.items():
-        print(f"Skipped: what needs {service}: {reason}", flush=True)
+        print(f"Skipping the tests that need {service}: {reason}", flush=True)
     if absent and os.environ.get("CI"):
-        print("With CI set, a service that is missing is a failure.")
+        print("A missing service is a failure, because CI is set.")
         return 1
     if "MariaDB" in absent:
         vendors.remove("mysql")
@@ -188,7 +187,7 @@ def run_all(legs: list[Leg], arguments: list[str], *, amqp: bool) -> int:
         names.append("DATABASE_URL")
     lanes = lanes_of(legs)
     if not arguments:
-        print(f"On two idle cores this takes {minutes(max(lane.seconds for lane in lanes))}.")
+        print(f"On two idle cores, this takes {minutes(max(lane.seconds for lane in lanes))}.")
     with services.running(*names) as urls, tempfile.TemporaryDirectory() as directory:
         environment = {**os.environ, "TEST_REDIS_URL": urls["REDIS_URL"]}
         if amqp:
@@ -260,7 +259,7 @@ class Suite:
 
     def _run_quietly(self, leg: Leg, progress: Progress) -> str:
         if self.failed:
-            return f"\nOn {leg}: not begun.\n"
+            return f"\nOn {leg}: not started.\n"
         output = progress.outputs[leg] = self.directory / f"{uuid4().hex}.txt"
         with output.open("w") as file:
             # Two that write the cache of the last failures at once would spoil it.
