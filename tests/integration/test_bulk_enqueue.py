@@ -1,6 +1,7 @@
 """Many messages at once, on a real Redis: they arrive as one by one, and in one round trip."""
 
 import uuid
+from dataclasses import replace
 from uuid import uuid4
 
 import dramatiq
@@ -136,7 +137,7 @@ def test_hooks_are_called_for_each_before_it_is_sent_and_after(make, recorder):
 
 def test_delays_wait_in_the_queue_of_the_delayed(make, recorder):
     broker = make(middleware=[recorder])
-    soon, late = dispatches(1)[0], dispatcher.delayed(dispatches(2)[1], 60_000)
+    soon, late = dispatches(1)[0], replace(dispatches(2)[1], delay=60_000)
     assert dispatcher.send([late, soon]) == [late, soon]
     assert numbers(broker) == [0]
     (message,) = received(broker, f"{QUEUE}.DQ")
