@@ -86,10 +86,8 @@ def workers(urls: dict[str, str], count: int) -> None:
             with children(Child(__file__, environment)) as (one,):
                 one.ask("start", count)
                 command = [sys.executable, script, "--role", "worker", "--queue", "direct"]
-                command += ["--threads", "4", "--until", str(count)]
-                pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True}
-                made = [subprocess.Popen(command, env=environment, **pipes) for _ in range(number)]
-                done = [json.loads(process.communicate()[0]) for process in made]
+                command += ["--threads", "4", "--until", str(count), "--together"]
+                done = together(command, environment, number)
         seconds = max(each["seconds"] for each in done)
         first = first or count / seconds
         cpu = sum(each["cpu"] for each in done) / count / 5 * 1e6
@@ -97,6 +95,20 @@ def workers(urls: dict[str, str], count: int) -> None:
             f"{number:>10} {count / seconds:>12.0f} {count / seconds / first:>6.2f} {cpu:>22.0f}",
             flush=True,
         )
+
+
+def together(
+    command: list[str], environment: dict[str, str], number: int
+) -> list[dict[str, float]]:
+    """What so many processes report, which begin when the last of them is ready."""
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    made = [subprocess.Popen(command, env=environment, **pipes) for _ in range(number)]
+    for process in made:
+        process.stdout.readline()
+    for process in made:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    return [json.loads(process.communicate()[0]) for process in made]
 
 
 def start(count: int) -> None:

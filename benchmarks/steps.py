@@ -61,6 +61,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--role", choices=["driver", "worker"], help=argparse.SUPPRESS)
     parser.add_argument("--queue", help=argparse.SUPPRESS)
     parser.add_argument("--until", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--together", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -223,6 +224,9 @@ def work(options: argparse.Namespace) -> int:
     # Without a count: one sequence after the other, whose queries are counted.
     queries = None if options.until else QueryCount()
     worker = Worker(dramatiq.get_broker(), queues={options.queue}, worker_threads=options.threads)
+    if options.together:  # with others, once all of them are ready
+        print(flush=True)
+        sys.stdin.readline()
     began, cpu = time.perf_counter(), time.process_time()
     worker.start()
     if options.until:
