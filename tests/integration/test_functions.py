@@ -151,7 +151,7 @@ def test_they_go_with_the_tables(order):
         INSTALLED.create(connection)
         assert INSTALLED.missing(connection) == []
         PostgreSQL().follow_migration(connection)  # no tables here
-        assert len(INSTALLED.missing(connection)) == 13
+        assert len(INSTALLED.missing(connection)) == 14
     finally:
         execute("SET search_path = public")
         execute("DROP SCHEMA elsewhere CASCADE")

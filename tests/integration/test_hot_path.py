@@ -4,7 +4,7 @@ import re
 import sys
 import tempfile
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -116,9 +116,33 @@ def test_a_start_is_one_statement_and_one_message_and_no_transaction_of_its_own(
     with statements() as sent:
         started = get("shop.Chain").start({"n": 1})
         assert (started.run.data, started.run.status) == ({"n": 1}, "running")
-    assert sent == ["start"]
+    assert sent == ["start_one"]
     assert [message.args for message in messages()] == [(str(started.run.pk), first_row(started))]
     assert fresh(started.run).data == {"n": 1}
+
+
+@on_postgresql
+@fast
+def test_one_start_writes_what_the_start_of_many_does(run):
+    cls = get("shop.Chain")
+    with statements() as sent:
+        one = cls.start({"n": 1})
+        many = cls.start_many([{"n": 1}] * 2)
+    assert sent == ["start_one", "start"]
+    assert written(one) == written(many[0])
+
+
+def written(sequence):
+    """Its rows without their ids; each time as how long after the start it is."""
+    rows = fresh(sequence.run), StepRun.objects.get(run=sequence.run.pk)
+    values = [
+        (field, getattr(row, field.attname)) for row in rows for field in row._meta.concrete_fields
+    ]
+    return {
+        str(field): value - rows[0].created_at if isinstance(value, datetime) else value
+        for field, value in values
+        if field.attname not in ("id", "run_id")
+    }
 
 
 def first_row(sequence):
@@ -234,7 +258,7 @@ def test_a_start_by_a_key_reads_no_more_however_many_keys_there_are(run):
 def test_a_start_in_a_transaction_needs_no_savepoint(run):
     with statements() as sent, transaction.atomic():
         get("shop.Chain").start({})
-    assert sent == ["BEGIN", "start", "COMMIT"]
+    assert sent == ["BEGIN", "start_one", "COMMIT"]
 
 
 @on_postgresql

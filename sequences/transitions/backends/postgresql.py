@@ -171,6 +171,29 @@ FROM run JOIN new USING (id)
 RETURNING run_id, id, step::text, {{now}}
 """
 
+# The commonest start: one run, for which only its data is given, and whose plan begins with one
+# step. Plain values cost both sides less than the JSON of many.
+_START_ONE = f"""
+WITH run AS (
+    INSERT INTO {_RUNS} (
+        id, plan_id, sequence, key_scope, releases_key, status, final_status, data, version, inbox,
+        created_at, updated_at, traceparent, priority)
+    SELECT %(run)s, plan.id, %(sequence)s, '', false, 'running', '', %(data)s::jsonb, 0, '{{{{}}}}',
+        {{now}}, {{now}}, '', 0
+    FROM {_PLANS} plan
+    WHERE plan.id = %(plan)s AND plan.sequence = %(sequence)s
+        AND plan.fingerprint = %(fingerprint)s
+    RETURNING id
+)
+INSERT INTO {_STEPS} (
+    run_id, step, item, kind, status, attempts, lost_workers, repeats, dispatches, delay_evaluated,
+    worker, ready_at, queued_at, wake_at)
+SELECT run.id, %(next)s, {NO_ITEM}, %(kind)s, 'queued', 0, 0, 0, 0, false, '',
+    {{now}}, {{now}}, {{now}} + {{grace}}
+FROM run
+RETURNING id, {{now}}
+"""
+
 # Only if one of the runs has a subject.
 _ABOUT = f""", about AS (
     INSERT INTO {_SUBJECTS} (run_id, model, object_id)
@@ -259,6 +282,7 @@ def _start(is_about: bool, has_key: bool, has_deadline: bool) -> Function:
 #: Variants by whether one of the runs has a subject, a key or a deadline: what is not needed costs
 #: nothing.
 STARTS = {needs: _start(*needs) for needs in product((False, True), repeat=3)}
+START_ONE = Function("start_one", _START_ONE, ("bigint", "timestamptz"))
 CLAIM = Function(
     "claim",
     _CLAIM,
@@ -274,7 +298,7 @@ SUCCEED = Function("succeed", _SUCCEED, ("integer",))
 ITEM = Function("item", _ITEM, ("jsonb",))
 #: Rare, and never called as a function.
 BEAT = Function("beat", _BEAT, ("bigint",))
-INSTALLED = Installed((*STARTS.values(), CLAIM, ADVANCE, TAKE, SUCCEED, ITEM))
+INSTALLED = Installed((*STARTS.values(), START_ONE, CLAIM, ADVANCE, TAKE, SUCCEED, ITEM))
 
 
 class Statements:
@@ -290,6 +314,8 @@ class Statements:
         connection: Any,
     ) -> list[StartedStep]:
         """See `FastStatements`."""
+        if len(requests) == len(plan.roots) == 1 and not _rare_values(requests[0], scope):
+            return _start_one(plan, plan_id, requests[0], connection)
         is_keyed = any(request.key is not None for request in requests)
         is_about = any(request.subject_key is not None for request in requests)
         values = {
@@ -508,8 +534,33 @@ def _setting_of(setting: str, connection: Any) -> str:
     return str(value)
 
 
+def _start_one(plan: Plan, plan_id: int, request: Start, connection: Any) -> list[StartedStep]:
+    (first,) = plan.roots
+    rows = INSTALLED.fetch(
+        START_ONE,
+        {
+            "run": request.id,
+            "sequence": plan.sequence,
+            "data": request.text,
+            "plan": plan_id,
+            "fingerprint": plan.fingerprint,
+            "next": first.name,
+            "kind": first.kind,
+        },
+        connection,
+    )
+    return [StartedStep(request.id, pk, first.name, now) for pk, now in rows]
+
+
 def _as_json(request: Start, scope: str) -> str:
-    """The request as JSON. Its data already is JSON; its other values are rarely set."""
+    """The request as JSON. Its data already is JSON."""
+    rare = _rare_values(request, scope)
+    more = f",{json.dumps(rare)[1:-1]}" if rare else ""
+    return f'{{"id":"{request.id}","data":{request.text}{more}}}'
+
+
+def _rare_values(request: Start, scope: str) -> dict[str, Any]:
+    """What a request gives besides its data."""
     rare: dict[str, Any] = {}
     if request.key is not None:
         rare["key"], rare["scope"] = request.key, scope
@@ -529,8 +580,7 @@ def _as_json(request: Start, scope: str) -> str:
         rare["model"], rare["object"] = request.subject_key
     if request.traceparent:
         rare["traceparent"] = request.traceparent
-    more = f",{json.dumps(rare)[1:-1]}" if rare else ""
-    return f'{{"id":"{request.id}","data":{request.text}{more}}}'
+    return rare
 
 
 def _first_steps(plan: Plan) -> str:
