@@ -1,8 +1,10 @@
-"""Addresses, users and pages of the admin, for the tests that look into it."""
+"""Addresses, users and pages of the admin, and the command line: for tests that look into them."""
 
 import re
+from io import StringIO
 
 from django.contrib.auth.models import Permission, User
+from django.core.management import call_command
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
@@ -50,3 +52,10 @@ def log_in(client, *codenames):
     """The same, logged in."""
     client.force_login(user_with(*codenames))
     return client
+
+
+def command(*arguments, out=None, **options):
+    """What ``manage.py sequences`` writes."""
+    out = out or StringIO()
+    call_command("sequences", *map(str, arguments), stdout=out, **options)
+    return out.getvalue()

@@ -2,11 +2,9 @@
 
 import json
 import re
-from io import StringIO
 
 import pytest
 from django.contrib.admin import AdminSite
-from django.core.management import call_command
 from django.db import connection
 from django.test import RequestFactory
 from django.test.utils import CaptureQueriesContext
@@ -17,7 +15,7 @@ from sequences.inspection import snapshot
 from sequences.inspection.diagnosis import summary
 from sequences.models import SequenceRun, StepFailure
 from sequences.testing import clock, drain
-from tests.console import FAILURES, RUNS, content_of, url_of
+from tests.console import FAILURES, RUNS, command, content_of, url_of
 from tests.engine import claim, perform
 
 pytestmark = pytest.mark.django_db
@@ -94,15 +92,11 @@ def test_lists_name_it_too(top, admin_client):
     assert "ChildrenFailed" not in page
     assert "ItemsFailed" not in page
     assert page.count("<b>CardError</b> no funds on ***") == 6
-    out = StringIO()
-    call_command("sequences", "list", stdout=out)
-    assert out.getvalue().count("CardError: no funds on ***") == 6
+    assert command("list").count("CardError: no funds on ***") == 6
 
 
 def test_json_has_the_failure_and_its_cause(top):
-    out = StringIO()
-    call_command("sequences", "show", str(top.pk), "--json", stdout=out)
-    run = json.loads(out.getvalue())
+    run = json.loads(command("show", top.pk, "--json"))
     assert run["error"]["error"].endswith("ChildrenFailed")
     assert run["cause"]["run"] == str(leaf().pk)
     assert (run["cause"]["step"], run["cause"]["item"]) == ("charge", 1)

@@ -23,6 +23,7 @@ from sequences.models import Operation, RunDeadline, SequenceRun
 from sequences.testing import clock, drain
 from sequences.transitions import clock as database_clock
 from sequences.utils import terminal
+from tests.console import command as sequences
 from tests.engine import claim, fail, fresh, ledger, now, perform, row
 from tests.models import Receipt
 
@@ -50,13 +51,6 @@ def performs(monkeypatch):
 class Terminal(StringIO):
     def isatty(self):
         return True
-
-
-def sequences(*arguments, out=None, **options):
-    """What the command writes."""
-    out = out or StringIO()
-    call_command("sequences", *map(str, arguments), stdout=out, **options)
-    return out.getvalue()
 
 
 def refused(*arguments, status=None, err=None, **options):

@@ -3,10 +3,8 @@
 import html
 import json
 import re
-from io import StringIO
 
 import pytest
-from django.core.management import call_command
 from django.urls import reverse
 
 from sequences import Abort, Sequence, step, subsequence
@@ -14,7 +12,7 @@ from sequences.inspection import family, snapshot
 from sequences.inspection.diagnosis import summary
 from sequences.models import SequenceRun
 from sequences.testing import drain
-from tests.console import log_in
+from tests.console import command, log_in
 from tests.engine import fresh
 
 pytestmark = pytest.mark.django_db
@@ -140,18 +138,14 @@ def test_the_list_does_not_quote_what_is_past_of_a_child_that_was_fixed(admin_cl
 
 def test_the_command_line_says_both_too(runs):
     def shown(run):
-        out = StringIO()
-        call_command("sequences", "show", str(run.pk), stdout=out, no_color=True)
-        return " ".join(out.getvalue().split())
+        return " ".join(command("show", run.pk).split())
 
     leaf, parent = runs[-1], runs[-2]
     assert "5 runs above this one failed while waiting for it, up to order-1." in shown(leaf)
     leaf.skip("charge", reason="paid in cash")
     drain()
     assert "The child run of “child” has succeeded since: retry this run" in shown(parent)
-    out = StringIO()
-    call_command("sequences", "show", str(parent.pk), "--json", stdout=out)
-    above, below = json.loads(out.getvalue())["family"]
+    above, below = json.loads(command("show", parent.pk, "--json"))["family"]
     assert above.startswith("4 runs above")
     assert below.startswith("The child run of “child” has succeeded since")
 

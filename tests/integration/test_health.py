@@ -24,6 +24,7 @@ from sequences.transitions import processes
 from sequences.worker.heartbeat import HeartbeatThread
 from sequences.worker.registration import WorkerRegistration
 from sequences.worker.sweeper import AssumeLost, Sweeper, run_forever
+from tests.console import command
 from tests.engine import change, claim, fail, now, overdue, row
 
 pytestmark = pytest.mark.django_db
@@ -262,7 +263,7 @@ def test_the_command_that_sweeps_for_ever_is_seen_and_says_good_bye(monkeypatch)
 
 def test_a_sweep_from_cron_is_seen_however_often_it_comes():
     for _ in range(2):
-        call_command("sequences", "sweep", stdout=StringIO())
+        command("sweep")
     assert WorkerProcess.objects.get().swept_at is not None
     assert sign("sweep").level == Level.GOOD
     assert sign("workers").level == Level.BAD, "who only sweeps performs nothing"
@@ -291,8 +292,7 @@ def test_the_command_tells_monitoring_how_it_stands():
     assert caught.value.returncode == 1
     assert out.getvalue().startswith("bad      No worker. No worker has been seen")
     process()
-    call_command("sequences", "health", "--json", stdout=(out := StringIO()))
-    told = json.loads(out.getvalue())
+    told = json.loads(command("health", "--json"))
     assert (told["level"], told["workers"]) == ("good", ["box:1"])
     assert told["signs"][0] == {
         "name": "workers",
@@ -309,8 +309,7 @@ def test_a_command_that_sweeps_takes_leave_when_it_is_terminated(monkeypatch):
 
     monkeypatch.setattr("sequences.management.cli.maintenance.run_forever", terminated)
     before = signal.getsignal(signal.SIGTERM)
-    call_command("sequences", "sweep", "--loop", stdout=(out := StringIO()))
-    assert out.getvalue() == "Stopped.\n"
+    assert command("sweep", "--loop") == "Stopped.\n"
     assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -3,11 +3,10 @@
 import json
 import re
 from datetime import timedelta
-from io import StringIO
 
 import pytest
 from django.contrib.auth.models import Permission, User
-from django.core.management import CommandError, call_command
+from django.core.management import CommandError
 
 from sequences import Limit, Sequence, checks, start_definition, step
 from sequences.definitions import registry
@@ -18,6 +17,7 @@ from sequences.flows.jobs import job
 from sequences.inspection import diagnosis, health, snapshot
 from sequences.models import LimitKey, LimitOverride, Permit, SequenceRun, StoredLimit
 from sequences.testing import clock, drain
+from tests.console import command
 from tests.engine import fresh
 from tests.limits import USING, bank, billing, come, go, look, row_of, seconds, sync, take, waits
 
@@ -28,12 +28,6 @@ ADMIN = "/admin/job_sequences/storedlimit/"
 
 def sentence(run):
     return diagnosis.summary(snapshot.of(fresh(run)))
-
-
-def command(*arguments):
-    out = StringIO()
-    call_command("sequences", "limits", *arguments, stdout=out, no_color=True)
-    return out.getvalue()
 
 
 @pytest.fixture
@@ -142,16 +136,18 @@ def test_the_numbers_of_the_code_are_written_when_a_worker_boots(line):
 
 
 def test_the_command_lists_limits_and_changes_one(line):
-    listed = command()
+    listed = command("limits")
     assert listed.splitlines()[1].split()[:6] == ["bank", "2", "at", "once", "2", "1"]
-    assert "1 at once" in command("bank", "--concurrency", "1", "--reason", "slow", "--by", "ada")
+    assert "1 at once" in command(
+        "limits", "bank", "--concurrency", "1", "--reason", "slow", "--by", "ada"
+    )
     assert LimitOverride.objects.get().reason == "slow"
-    (details,) = json.loads(command("--json"))
+    (details,) = json.loads(command("limits", "--json"))
     assert (details["in_use"], details["waiting"], details["concurrency"]) == (2, 1, 1)
     assert details["declared"]["concurrency"] == 2
-    command("bank", "--reset")
+    command("limits", "bank", "--reset")
     assert StoredLimit.objects.get().override is None
-    shown = json.loads(command("bank", "--json"))
+    shown = json.loads(command("limits", "bank", "--json"))
     assert [key["waiting"] for key in shown["keys"]] == [1]
 
 
@@ -166,11 +162,11 @@ def test_the_command_lists_limits_and_changes_one(line):
 )
 def test_the_command_says_what_is_wrong(line, arguments, problem):
     with pytest.raises(CommandError, match=problem):
-        command(*arguments)
+        command("limits", *arguments)
 
 
 def test_without_limits_the_command_says_so():
-    assert command().startswith("There are no limits.")
+    assert command("limits").startswith("There are no limits.")
 
 
 # --- the admin

@@ -3,10 +3,8 @@
 import json
 import re
 from datetime import timedelta
-from io import StringIO
 
 import pytest
-from django.core.management import call_command
 from django.urls import reverse
 
 from sequences import Abort, Sequence, diagrams, step
@@ -14,6 +12,7 @@ from sequences.inspection import actions, snapshot
 from sequences.inspection.diagnosis import summary
 from sequences.inspection.run_diagrams import lanes_of, marks_of, picture_of
 from sequences.testing import clock, drain
+from tests.console import command
 from tests.engine import claim, fail, fresh, perform
 
 pytestmark = pytest.mark.django_db
@@ -118,23 +117,17 @@ def test_a_small_picture_says_so_in_its_boxes():
     assert "queued" not in picture
 
 
-def output(*arguments):
-    out = StringIO()
-    call_command("sequences", *map(str, arguments), stdout=out)
-    return out.getvalue()
-
-
 def test_the_command_line_says_the_same(failed):
-    shown = output("show", failed.pk)
+    shown = command("show", failed.pk)
     assert shown.count("on hold") == SIBLINGS + 1  # the sentence, too
     assert "queued" not in shown
     steps = {
-        step["name"]: step for step in json.loads(output("show", failed.pk, "--json"))["steps"]
+        step["name"]: step for step in json.loads(command("show", failed.pk, "--json"))["steps"]
     }
     assert steps["beside0"]["on_hold"] is True
     assert steps["beside0"]["waited"] < 8
     assert steps["last"]["on_hold"] is False
-    assert output("graph", failed.pk).count("on hold") == SIBLINGS
+    assert command("graph", failed.pk).count("on hold") == SIBLINGS
 
 
 def test_what_becomes_ready_during_a_pause_is_on_hold_from_then(failed):

@@ -2,10 +2,8 @@
 
 import json
 from datetime import timedelta
-from io import StringIO
 
 import pytest
-from django.core.management import call_command
 from django.urls import reverse
 
 from sequences import Abort, Sequence, event, step, subsequence
@@ -13,6 +11,7 @@ from sequences.inspection import snapshot
 from sequences.inspection.run_diagrams import lanes_of, timeline_of
 from sequences.models import SequenceRun, StepFailure
 from sequences.testing import clock, drain
+from tests.console import command
 from tests.engine import claim, fail, fresh, perform, take
 
 pytestmark = pytest.mark.django_db
@@ -243,12 +242,6 @@ def test_a_step_that_failed_for_good_ran_until_then(moving):
 # The same everywhere
 
 
-def output(*arguments):
-    out = StringIO()
-    call_command("sequences", *map(str, arguments), stdout=out)
-    return out.getvalue()
-
-
 def test_page_timeline_command_and_json_say_the_same(packed, admin_client):
     run, _works = packed
     url = reverse("admin:job_sequences_sequencerun_change", args=[run.pk])
@@ -261,10 +254,10 @@ def test_page_timeline_command_and_json_say_the_same(packed, admin_client):
     picture = timeline_of(snapshot.of(run))
     assert "seq-span-items seq-still" in picture
     assert "items in progress 8 h" in picture
-    shown = output("show", run.pk)
+    shown = command("show", run.pk)
     line = next(line for line in shown.splitlines() if line.startswith("pack"))
     assert line.split()[:5] == ["pack", "running", "2", "min", "8"]
-    (pack, _ship) = json.loads(output("show", run.pk, "--json"))["steps"]
+    (pack, _ship) = json.loads(command("show", run.pk, "--json"))["steps"]
     assert [phase["kind"] for phase in pack["phases"]] == ["waited", "ran", "items"]
     assert round(pack["waited"] / 60) == 2
     assert round(pack["ran"] / 60) == 480

@@ -7,11 +7,10 @@ import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from io import StringIO
 
 import pytest
 from asgiref.sync import async_to_sync
-from django.core.management import CommandError, call_command
+from django.core.management import CommandError
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 
@@ -34,6 +33,7 @@ from sequences.testing import clock, drain, isolate_sequences, sync_schedules
 from sequences.transitions import schedules, starts
 from sequences.worker.scheduler import AtOnce, Scheduler, Turns
 from tests import locks
+from tests.console import command
 from tests.engine import now
 
 pytestmark = pytest.mark.django_db
@@ -847,26 +847,20 @@ def _log(caplog):
 # What people see
 
 
-def command(*arguments):
-    out = StringIO()
-    call_command("sequences", "schedules", *arguments, stdout=out)
-    return out.getvalue()
-
-
 def test_the_command_lists_schedules():
-    assert "There are no such schedules" in command()
+    assert "There are no such schedules" in command("schedules")
     cls = waiting_report(schedule=every(HOUR))
     sync_schedules()
     run = stored(cls).run_now()
     row = report(name="Rates").schedules.create("berlin", cron("0 3 * * *", timezone="UTC"))
     row.pause()
-    first, second, third = command().splitlines()
+    first, second, third = command("schedules").splitlines()
     assert first.split()[:4] == ["SEQUENCE", "NAME", "TIMETABLE", "STATE"]
     assert second.split()[:5] == ["shop.Rates", "berlin", "“0", "3", "*"]
     assert "paused" in second
     assert third.split()[:5] == ["shop.Report", "default", "every", "1", "h"]
     assert third.split()[-2:] == [str(run.pk), "running"]
-    (found,) = json.loads(command("--sequence", "shop.Report", "--json"))
+    (found,) = json.loads(command("schedules", "--sequence", "shop.Report", "--json"))
     assert found["last_run"] == {"id": str(run.pk), "status": "running"}
     assert (found["state"], found["timetable"]["every"]) == ("active", 3600)
 
@@ -874,14 +868,17 @@ def test_the_command_lists_schedules():
 def test_the_command_operates_on_a_schedule(monkeypatch):
     cls = report(schedule=every(HOUR))
     sync_schedules()
-    assert command("pause", "shop.Report", "--by", "ann", "--reason", "why") == (
+    assert command("schedules", "pause", "shop.Report", "--by", "ann", "--reason", "why") == (
         "shop.Report default: paused\n"
     )
-    assert json.loads(command("resume", "shop.Report", "default", "--json"))["state"] == "active"
-    found = json.loads(command("run-now", "shop.Report", "--json"))
+    assert (
+        json.loads(command("schedules", "resume", "shop.Report", "default", "--json"))["state"]
+        == "active"
+    )
+    found = json.loads(command("schedules", "run-now", "shop.Report", "--json"))
     assert found["run"] == str(cls.runs.get().pk)
     drain()
-    assert command("run-now", "shop.Report").startswith("Started shop.Report ")
+    assert command("schedules", "run-now", "shop.Report").startswith("Started shop.Report ")
     operations = stored(cls).operations.all()
     assert [each.action for each in operations][:3] == ["pause", "resume", "run_now"]
     assert (operations[0].by, operations[0].reason) == ("ann", "why")
@@ -901,7 +898,7 @@ def test_the_command_says_what_is_wrong(arguments, code, problem):
     report(schedules={"hourly": every(HOUR), "daily": every(DAY)})
     sync_schedules()
     with pytest.raises(CommandError, match=problem) as caught:
-        command(*arguments)
+        command("schedules", *arguments)
     assert caught.value.returncode == code
 
 

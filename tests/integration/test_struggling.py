@@ -2,17 +2,15 @@
 
 import json
 import re
-from io import StringIO
 
 import pytest
-from django.core.management import call_command
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from sequences import Sequence, step
 from sequences.inspection import health, struggling
 from sequences.models import SequenceRun, StepRun
-from tests.console import RUNS, url_of
+from tests.console import RUNS, command, url_of
 from tests.engine import claim, fail, fresh, perform, row, take
 
 pytestmark = pytest.mark.django_db
@@ -101,25 +99,19 @@ def test_a_run_that_has_ended_does_not_struggle(runs):
     assert struggling.count("default") == 0
 
 
-def sequences(*arguments):
-    out = StringIO()
-    call_command("sequences", *map(str, arguments), stdout=out)
-    return out.getvalue()
-
-
 def test_the_command_lists_it(runs):
-    listed = sequences("list", "--struggling")
+    listed = command("list", "--struggling")
     assert "charge_card (struggling)" in listed
     assert len(listed.splitlines()) == 2
-    assert sequences("list").count("(struggling)") == 1
-    by_key = {run["key"]: run["struggling"] for run in json.loads(sequences("list", "--json"))}
+    assert command("list").count("(struggling)") == 1
+    by_key = {run["key"]: run["struggling"] for run in json.loads(command("list", "--json"))}
     assert by_key == {"struggling": ["charge_card"], "failing": [], "well": []}
-    shown = json.loads(sequences("show", "shop.Order:struggling", "--json"))
+    shown = json.loads(command("show", "shop.Order:struggling", "--json"))
     assert shown["struggling"] == ["charge_card"]
 
 
 def test_the_command_operates_on_all_of_them(runs):
-    assert sequences("pause", "--struggling", "--all").startswith("pause: shop.Order struggling")
+    assert command("pause", "--struggling", "--all").startswith("pause: shop.Order struggling")
     paused = SequenceRun.objects.filter(status="paused")
     assert list(paused.values_list("key", flat=True)) == ["struggling"]
 
@@ -151,7 +143,7 @@ def test_nothing_struggles_where_nobody_asks(runs, admin_client, settings):
         assert struggling.count("default") == 0
         assert struggling.steps_of(list(runs.values())) == {}
     assert not queries.captured_queries
-    assert sequences("list", "--struggling") == "No matching runs.\n"
+    assert command("list", "--struggling") == "No matching runs.\n"
 
 
 def test_it_is_one_query_for_a_page_of_runs(runs):

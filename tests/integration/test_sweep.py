@@ -1,12 +1,11 @@
 import threading
 import time
 from datetime import UTC, datetime, timedelta
-from io import StringIO
 from types import SimpleNamespace
 
 import dramatiq
 import pytest
-from django.core.management import CommandError, call_command
+from django.core.management import CommandError
 from django.test import override_settings
 
 from sequences.engine import dispatcher
@@ -16,6 +15,7 @@ from sequences.testing import clock
 from sequences.transitions import due, failures
 from sequences.worker.queue_monitor import DRAINED_AFTER_SECONDS, QueueMonitor
 from sequences.worker.sweeper import MAX_BATCHES_PER_SWEEP, AssumeLost, Sweeper, sweep
+from tests.console import command
 from tests.engine import change, claim, fail, fresh, ledger, messages, now, overdue, perform, row
 from tests.steps import chain
 
@@ -513,12 +513,8 @@ def test_the_thread_stores_the_plans_of_its_release():
 
 def test_the_command_sweeps_once_and_says_how_much(run):
     overdue(run, "one")
-    out = StringIO()
-    call_command("sequences", "sweep", stdout=out)
-    assert out.getvalue() == "1 dispatched\n"
-    out = StringIO()
-    call_command("sequences", "sweep", stdout=out)
-    assert out.getvalue() == "0 dispatched\n"
+    assert command("sweep") == "1 dispatched\n"
+    assert command("sweep") == "0 dispatched\n"
 
 
 def test_the_command_sweeps_until_it_is_interrupted(run, monkeypatch):
@@ -531,10 +527,8 @@ def test_the_command_sweeps_until_it_is_interrupted(run, monkeypatch):
         overdue(run, "one")
 
     monkeypatch.setattr("sequences.worker.sweeper.time", SimpleNamespace(sleep=sleep))
-    out = StringIO()
     with override_settings(SEQUENCES={"SWEEP_INTERVAL": 7}):
-        call_command("sequences", "sweep", "--loop", stdout=out)
-    assert out.getvalue() == "Stopped.\n"
+        assert command("sweep", "--loop") == "Stopped.\n"
     assert pauses == [7, 7]
     assert len(messages()) == 1
 
@@ -542,14 +536,14 @@ def test_the_command_sweeps_until_it_is_interrupted(run, monkeypatch):
 def test_the_command_asks_with_growing_pauses(run):
     change(run, "one", queued_at=now() - timedelta(hours=1), dispatches=3)
     overdue(run, "one")
-    call_command("sequences", "sweep", stdout=StringIO())
+    command("sweep")
     assert row(run, "one").dispatches == 4
     assert row(run, "one").wake_at - now() > timedelta(seconds=100)
 
 
 def test_the_command_needs_a_subcommand():
     with pytest.raises(CommandError, match="subcommand"):
-        call_command("sequences", stdout=StringIO())
+        command()
 
 
 def test_a_sweep_finds_nothing_among_finished_steps(run):
