@@ -309,8 +309,14 @@ class Plan:
     def _is_done(self, name: str, states: Mapping[str, str]) -> bool:
         """Whether steps that wait for it may start: a handler whose error never came counts as
         done."""
+        if self.is_spared(name, states):
+            return True
+        return states.get(name) in DONE or self._is_handled(name, states)
+
+    def is_spared(self, name: str, states: Mapping[str, str]) -> bool:
+        """Whether it is a handler of errors that cannot come any more."""
         if name in states or not self.node(name).off_path:
-            return states.get(name) in DONE or self._is_handled(name, states)
+            return False
         of = [node.name for node in self.nodes if node.on_error == name]
         return all(states.get(other) in DONE for other in of)
 

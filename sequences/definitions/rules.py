@@ -104,6 +104,14 @@ def has_handler(plan: Plan, states: Mapping[str, str], step: str) -> bool:
     return states.get(step) == "failed" and step not in plan.failed(states)
 
 
+def is_past(plan: Plan, states: Mapping[str, str], event: str) -> bool:
+    """Whether the run would never look at a delivery for this event.
+
+    Its `on_error` has taken over, or it is the `on_error` of steps that have not failed.
+    """
+    return has_handler(plan, states, event) or plan.is_spared(event, states)
+
+
 def left_undone(plan: Plan, undone: frozenset[str], step: str) -> frozenset[str]:
     """The undone steps that a restart from this one needs but would not run again."""
     return undone - plan.again(step)

@@ -609,6 +609,7 @@ def event(
     after: After | None = None,
     when: Callable[[Any], Any] | None = None,
     delay: Delay | None = None,
+    on_error: Named | None = None,
     aliases: Names = (),
     label: Text = "",
     **options: Unpack[ActorOptions],
@@ -620,6 +621,7 @@ def event(
 
     - ``timeout``: how long to wait, a timedelta or milliseconds. Then the step fails, or is
       skipped with ``on_timeout="continue"``: it has no result, and ``data`` stays as it is.
+    - ``on_error``: the step that takes over when the event has timed out; the run does not fail.
     - ``choices``: payloads that the admin offers as buttons, by their labels:
       ``{"Approve": {"approved": True}, "Refuse": {"approved": False}}``. Code may deliver others.
     - ``form``: a Django form that checks each payload, a dict of its fields; its ``cleaned_data``
@@ -634,6 +636,7 @@ def event(
         "after": after,
         "when": when,
         "delay": delay,
+        "on_error": on_error,
         "aliases": aliases,
         "label": label,
         **options,

@@ -226,6 +226,7 @@ def default_problems(options: Mapping[str, Any]) -> Iterator[Problem]:
 def step_problems(name: str, step: Step[Any], steps: Mapping[str, Step[Any]]) -> Iterator[Problem]:
     yield from _name_problems(name, step)
     yield from _function_problems(step)
+    yield from _misplaced_problems(step)
     yield from _argument_problems(step, steps)
     yield from _after_problems(step.after or ())
     yield from _rule_problems(_STEP_RULES, step.declared)
@@ -362,6 +363,22 @@ def _fan_out_problems(step: Step[Any]) -> Iterator[Problem]:
             yield f"{name} needs each", "Add each=, or leave it out."
 
 
+def _misplaced_problems(step: Step[Any]) -> Iterator[Problem]:
+    """Options of other kinds of steps, which would do nothing here."""
+    if not (step.traits.takes_delivery or step.traits.has_children):
+        return
+    for name in sorted(STEP_OPTIONS - _HAVE_PROBLEMS - own_options(step)):
+        if step.declared.get(name) is not None:
+            hint = _INSTEAD.get((step.kind, name), "Leave it out.")
+            yield f"{step.traits.noun} cannot have {name}", hint
+
+
+#: Others say more about these; ``retries`` may come from the defaults, which are for all kinds.
+_HAVE_PROBLEMS = frozenset({"args", "kwargs", "limits", "retries"})
+_IN_META = "To limit how many children run at once, set limits in the Meta of the other sequence."
+_INSTEAD = {("subsequence", "concurrency"): _IN_META}
+
+
 def _limit_problems(step: Step[Any]) -> Iterator[Problem]:
     if step.limits and step.traits.takes_delivery:
         problem = "an event cannot have limits, because it waits without taking a place"
@@ -443,7 +460,7 @@ def own_options(step: Step[Any]) -> frozenset[str]:
 
 _OF_ALL = frozenset({"aliases", "delay", "label", "options", "when"})
 _OPTIONS_OF_KIND = {
-    "event": _OF_ALL | {"after", "choices", "form", "on_timeout", "timeout"},
+    "event": _OF_ALL | {"after", "choices", "form", "on_error", "on_timeout", "timeout"},
     "subsequence": _OF_ALL
     | {"after", "allow_failed", "data", "each", "on_error", "retries", "subject"},
     "undo": _OF_ALL | {"atomic", "attempted", "limits", "retries"},

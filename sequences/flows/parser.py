@@ -73,8 +73,19 @@ STEP_KEYS = (
 )  # fmt: skip
 #: Keys that these kinds of steps cannot have.
 NOT_FOR = {
-    "event": {"inputs", "args", "limits", "save", "undo"},
-    "subsequence": {"limits", "save"},
+    "event": {
+        "inputs",
+        "args",
+        "limits",
+        "save",
+        "undo",
+        "each",
+        "concurrency",
+        "batch",
+        "allow_failed",
+        "atomic",
+    },
+    "subsequence": {"limits", "save", "concurrency", "batch", "atomic"},
 }
 NOT_DATA = {
     "throws": "it is a class, but definitions are plain data",

@@ -13,7 +13,15 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
-from ..definitions.rules import RULES, Rule, fails_elsewhere, has_handler, left_undone, skip_rule
+from ..definitions.rules import (
+    RULES,
+    Rule,
+    fails_elsewhere,
+    has_handler,
+    is_past,
+    left_undone,
+    skip_rule,
+)
 from ..transitions.compensation import has_failed_at_its_end
 from ..transitions.subsequences import UNDONE, ChildrenUndo
 from .snapshot import RunSnapshot, StepSnapshot
@@ -280,7 +288,13 @@ def _can_be_restarted(snapshot: RunSnapshot, step: StepSnapshot) -> bool:
 
 def _lacks_delivery(snapshot: RunSnapshot, step: StepSnapshot) -> bool:
     offered = RULES["deliver"].offers_step(step.status, step.node.kind)
-    return offered and step.name not in _inbox(snapshot)
+    return offered and step.name not in _inbox(snapshot) and has_use_for(snapshot, step.name)
+
+
+def has_use_for(snapshot: RunSnapshot, event: str) -> bool:
+    """Whether the run, or a retry of it, would look at a delivery for this event."""
+    is_over = snapshot.run.status == "failed" and was_undone(snapshot)
+    return not is_over and not is_past(snapshot.plan, snapshot.states, event)
 
 
 def _waits_for_time(snapshot: RunSnapshot, step: StepSnapshot) -> bool:

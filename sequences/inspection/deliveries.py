@@ -20,6 +20,7 @@ from ..models import Operation, SequenceRun
 from ..transitions import clock
 from ..utils.text import label_of
 from . import snapshot
+from .actions import has_use_for
 from .snapshot import RunSnapshot, StepSnapshot
 from .status import NoLonger, StatusNotFound
 from .wording import format_duration
@@ -63,6 +64,8 @@ class EventPage:
             return "delivered"
         rule, status = RULES["deliver"], self.step.status or NOT_STARTED
         if not rule.allows(self.run.status) or status not in rule.step_states or self._was_used():
+            return "closed"
+        if not has_use_for(self.snapshot, self.link.event):
             return "closed"
         states, plan = self.snapshot.states, self.snapshot.plan
         return "closed" if plan.has_lost(self.link.event, states, self.run.inbox) else "open"

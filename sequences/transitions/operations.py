@@ -28,6 +28,7 @@ from ..definitions.rules import (
     Rule,
     fails_elsewhere,
     has_handler,
+    is_past,
     left_undone,
     skip_rule,
 )
@@ -272,6 +273,10 @@ class LockedRun:
     def undone(self) -> frozenset[str]:
         return compensation.undone(self.run, self.plan, self.using)
 
+    def retries_only_undos(self) -> bool:
+        """Whether a retry would run the undos or the closing steps again, and no other step."""
+        return compensation.has_failed_at_its_end(self.run) or bool(self.undone())
+
     def retry_undo(self) -> list[Dispatch]:
         """Continue with the failed undo or closing step."""
         self.allow(RULES["retry_compensation"])
@@ -347,6 +352,8 @@ class LockedRun:
         return runs.is_failing(self.run, self.plan, self.using)
 
 
+_OVER = _("a retry no longer reaches its events. Restart it from a step instead.")
+_TAKEN_OVER = _("another step has already taken over from it.")
 _ROLLED_BACK = _("its completed steps were rolled back. Restart it from a step instead.")
 
 
@@ -469,7 +476,7 @@ def retry(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch]
 
     def function(locked: LockedRun) -> list[Dispatch]:
         locked.allow(RULES["retry"])
-        if locked.undone() or compensation.has_failed_at_its_end(locked.run):
+        if locked.retries_only_undos():
             return locked.retry_undo()
         if not locked.is_failing() and not locked.has_stopped_steps():
             locked.refuse(_("no step has failed or is waiting for a retry."))
@@ -493,7 +500,7 @@ def skip(run_id: UUID, request: OperationRequest, using: str) -> list[Dispatch]:
         ended = {"status": StepStatus.SKIPPED, "finished_at": locked.now}
         ended |= {"token": None, "wake_at": None, "due_at": None}
         if has_handler(locked.plan, runs.states_of(locked.run, using), request.step):
-            _refuse_step(locked, _("another step has already taken over from it."))
+            _refuse_step(locked, _TAKEN_OVER)
         # The write decides, not an earlier check: a claim may come in between.
         if not rows.filter(item=NO_ITEM, status__in=rule.step_states).update(**ended):
             _refuse_status(locked, rule.step_states)
@@ -639,6 +646,12 @@ def deliver(
         status = NOT_STARTED if row is None else row.status
         if status not in RULES["deliver"].step_states:
             _refuse_status(locked, RULES["deliver"].step_states)
+        if locked.run.status == RunStatus.FAILED and locked.retries_only_undos():
+            locked.refuse(_OVER)
+        if has_handler(locked.plan, states, request.step):
+            _refuse_step(locked, _TAKEN_OVER)
+        if is_past(locked.plan, states, request.step):
+            _refuse_step(locked, _("it only takes over after a failure, and there was none."))
         locked.run.inbox = {**locked.run.inbox, request.step: payload}
         if row is None or row.status != StepStatus.WAITING:
             return []  # it finds the payload when it checks, or when it commits its wait

@@ -4,8 +4,9 @@ from unittest.mock import patch
 
 import pytest
 from asgiref.sync import async_to_sync
+from django.test import Client
 
-from sequences import Sequence, event, step, subsequence
+from sequences import Sequence, event, finish, on_end, step, subsequence
 from sequences.exceptions import (
     EventTimeout,
     InvalidData,
@@ -13,6 +14,7 @@ from sequences.exceptions import (
     InvalidTransition,
     UnknownStep,
 )
+from sequences.inspection import actions, snapshot
 from sequences.models import Operation, SequenceRun, StepFailure
 from sequences.testing import assert_steps, clock, drain, run_sequence
 from sequences.transitions import claims, failures
@@ -43,6 +45,12 @@ def waiting(cls):
     sequence = cls()
     drain()
     return fresh(sequence.run)
+
+
+def offered(run):
+    """The events that people are offered to deliver."""
+    allowed = actions.allowed(snapshot.of(fresh(run)))
+    return {on.name for action, on in allowed if action.name == "deliver"}
 
 
 def test_an_event_holds_no_message_and_no_worker():
@@ -561,3 +569,133 @@ def test_a_delivery_that_is_accepted_while_the_time_runs_out_counts(on_timeout, 
         drain()
         assert fresh(run).status == "succeeded"
         assert fresh(run).data["shipped_by"] == "joel"
+
+
+def order_with_handler():
+    class Order(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        approval = event(timeout=timedelta(hours=1), on_error="second")
+        second = event(timeout=timedelta(hours=1))
+
+        @step(after=[approval, second])
+        def ship(self):
+            self.data["shipped"] = True
+
+    return Order
+
+
+def test_an_event_that_times_out_has_a_step_that_takes_over():
+    run = waiting(order_with_handler())
+    with clock() as fake_clock:
+        fake_clock.move(timedelta(hours=1))
+        drain()
+        run = fresh(run)
+        assert ledger(run) == {"approval": "failed", "second": "waiting"}
+        assert run.deliver("second", {"by": "boss"}) is True
+        drain()
+    assert fresh(run).status == "succeeded"
+    assert fresh(run).data == {"second": {"by": "boss"}, "shipped": True}
+
+
+def test_an_event_whose_handler_has_taken_over_accepts_no_delivery():
+    run = waiting(order_with_handler())
+    url = run.deliver_url("approval", {"by": "ann"})
+    with clock() as fake_clock:
+        fake_clock.move(timedelta(hours=1))
+        drain()
+        with pytest.raises(InvalidTransition, match="another step has already taken over from it"):
+            run.deliver("approval", {"by": "ann"})
+    assert not fresh(run).delivered("approval")
+    assert offered(run) == {"second"}
+    assert "An answer is no longer needed" in Client().post(url).content.decode()
+
+
+def test_a_handler_of_an_error_that_did_not_come_accepts_no_delivery():
+    class Slow(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        approval = event(on_error="second")
+        second = event()
+        last = event(after=[approval, second])
+
+    run = waiting(Slow)
+    url = run.deliver_url("second", {"by": "boss"})
+    assert run.deliver("approval", 1)
+    drain()
+    run = fresh(run)
+    with pytest.raises(InvalidTransition, match="after a failure, and there was none"):
+        run.deliver("second", 2)
+    assert "An answer is no longer needed" in Client().post(url).content.decode()
+    assert run.deliver("last", 3) is True
+
+
+def test_a_handler_accepts_a_delivery_before_the_failure():
+    run = waiting(order_with_handler())
+    assert run.deliver("second", {"by": "boss"}) is True
+    with clock() as fake_clock:
+        fake_clock.move(timedelta(hours=1))
+        drain()
+    assert fresh(run).data == {"second": {"by": "boss"}, "shipped": True}
+
+
+def test_a_run_that_was_rolled_back_accepts_no_delivery():
+    class Order(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def charge(self): ...
+
+        @charge.undo
+        def refund(self): ...
+
+        approval = event(timeout=timedelta(hours=1))
+        receipt = event()
+
+    run = waiting(Order)
+    url = run.deliver_url("approval", {"by": "ann"})
+    with clock() as fake_clock:
+        fake_clock.move(timedelta(hours=1))
+        drain()
+    run = fresh(run)
+    assert run.status == "failed"
+    for name in ("approval", "receipt"):
+        with pytest.raises(InvalidTransition, match="a retry no longer reaches its events"):
+            run.deliver(name, {"by": "ann"})
+    assert offered(run) == set()
+    assert "An answer is no longer needed" in Client().post(url).content.decode()
+    run.restart_from("charge")
+    drain()
+    assert fresh(run).deliver("approval", {"by": "ann"}) is True
+
+
+def test_a_run_that_has_failed_only_at_its_end_accepts_no_delivery():
+    class Order(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 0
+
+        @step
+        def charge(self):
+            return finish()
+
+        approval = event()
+
+        @on_end
+        def close(self):
+            raise ValueError
+
+    run = run_sequence(Order).run
+    assert (run.status, run.final_status) == ("failed", "succeeded")
+    with pytest.raises(InvalidTransition, match="a retry no longer reaches its events"):
+        run.deliver("approval", {"by": "ann"})
+
+
+@pytest.mark.parametrize("name", ["each", "concurrency", "batch", "allow_failed", "atomic"])
+def test_an_option_that_no_event_has_is_refused(name):
+    options = {"each": "items", "concurrency": 2, "batch": 2, "allow_failed": 1, "atomic": False}
+    with pytest.raises(InvalidDefinition, match=f"an event cannot have {name}. Leave it out"):
+        order(**{name: options[name]})

@@ -523,6 +523,11 @@ def test_a_null_in_a_definition_is_none_and_not_nothing():
             "step 'undo_two'.",
         ),
         ({"event": {}, "args": {}}, "args cannot be combined with event. Leave it out."),
+        ({"event": {}, "each": "urls"}, "each cannot be combined with event. Leave it out."),
+        (
+            {"subsequence": "shop.Child", "concurrency": 2},
+            "concurrency cannot be combined with subsequence. Leave it out.",
+        ),
         (
             {"event": {"choices": ["yes", "no"]}},
             "choices is ['yes', 'no']. It must be a dict of payloads, such as "

@@ -383,6 +383,20 @@ def test_only_a_sequence_can_be_started(wrong):
             child = subsequence(wrong)
 
 
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"concurrency": 2}, "set limits in the Meta of the other sequence"),
+        ({"batch": 2}, "Leave it out"),
+        ({"atomic": False}, "Leave it out"),
+    ],
+)
+def test_an_option_that_no_subsequence_has_is_refused(options, hint):
+    (name,) = options
+    with pytest.raises(InvalidDefinition, match=f"a subsequence cannot have {name}. .*{hint}"):
+        shop(each="items", **options)
+
+
 def test_a_parent_that_fails_and_undoes_cancels_its_children_and_a_retry_begins_them_again():
     class Child(Sequence):
         class Meta:

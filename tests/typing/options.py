@@ -87,6 +87,7 @@ class Everything(Sequence):
     approval = event(
         timeout=timedelta(days=3),
         on_timeout="continue",
+        on_error=first,
         after=first,
         delay=SOON,
         max_retries=3,
