@@ -82,7 +82,7 @@ class WaitingExecution(StepExecution):
         return step
 
     def _claim(self) -> None:
-        """Nothing to do: it was claimed in the first part."""
+        """Do nothing: it was claimed in the first part."""
 
 
 class Turn(handoff.Handoff):

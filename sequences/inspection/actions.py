@@ -132,7 +132,7 @@ ACTIONS: dict[str, Action] = {
         ),
         Action(
             "set_deadline",
-            _("The run fails if it is not finished by then."),
+            _("The run fails if it is not finished by the deadline."),
             asks=True,
         ),
         Action(

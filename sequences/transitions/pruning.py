@@ -255,7 +255,7 @@ def _referred_to() -> list[type[Model]]:
 
 
 def _is_of_the_project(relation: Any) -> bool:
-    """Whether a relation to our rows is to be asked about: for each of them, so that it costs."""
+    """Whether it comes from a model of the project, so that each of our rows must be checked."""
     return relation.related_model not in _MODELS and relation.on_delete is not DO_NOTHING
 
 

@@ -44,7 +44,7 @@ class Limits(Subcommand):
             "--reset", action="store_true", help="end the override: use the numbers in the code"
         )
         add_caller_and_reason(parser, "change")
-        parser.add_argument("--json", action="store_true", help="a JSON list, or an object")
+        parser.add_argument("--json", action="store_true", help="print JSON")
 
     def run(self, options: Namespace) -> None:
         numbers = {name: getattr(options, name) for name in ("concurrency", "rate", "per")}

@@ -58,7 +58,7 @@ class Health(Subcommand):
     name, help = "health", "Check workers, sweeps and queues."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--json", action="store_true", help="a JSON object")
+        parser.add_argument("--json", action="store_true", help="print JSON")
 
     def run(self, options: Namespace) -> None:
         report = health.read()
@@ -90,20 +90,26 @@ class Prune(Subcommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
-            "--older-than", type=duration, metavar="30d", help='overrides "RETENTION"'
+            "--older-than",
+            type=duration,
+            metavar="30d",
+            help="remove runs that finished this long ago (overrides RETENTION)",
         )
         parser.add_argument(
             "--failed-older-than", type=duration, metavar="90d",
-            help='overrides "RETENTION_FAILED"',
+            help="the same for failed runs (overrides RETENTION_FAILED)",
         )  # fmt: skip
         parser.add_argument("--sequence", metavar="LABEL", help="only runs of this sequence")
         parser.add_argument(
-            "--batch", type=count, default=TREES_PER_TRANSACTION, help="trees per transaction"
+            "--batch",
+            type=count,
+            default=TREES_PER_TRANSACTION,
+            help="runs per transaction, not counting children",
         )
         parser.add_argument(
             "--dry-run", action="store_true", help="only show what would be removed"
         )
-        parser.add_argument("--json", action="store_true", help="a JSON object")
+        parser.add_argument("--json", action="store_true", help="print JSON")
 
     def run(self, options: Namespace) -> None:
         if options.sequence is not None:

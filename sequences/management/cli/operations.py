@@ -65,7 +65,7 @@ class Operating(Subcommand):
             parser.add_argument("runs", nargs="*", metavar=RUN, help=RUN_HELP)
         self.add_options(parser)
         add_caller_and_reason(parser)
-        parser.add_argument("--json", action="store_true", help="a JSON object: done, rejected")
+        parser.add_argument("--json", action="store_true", help="print JSON")
         add_filters(parser, step=not action.on_step)
         parser.add_argument("--all", action="store_true", help="every run that matches the filters")
         parser.add_argument("--dry-run", action="store_true", help="only list these runs")
@@ -225,7 +225,11 @@ class Edit(Subcommand):
             "--data", type=json_object, metavar="JSON", help="the complete data: JSON, @file or -"
         )
         what.add_argument(
-            "--set", type=assignment, action="append", metavar="KEY=JSON", help="sets a single key"
+            "--set",
+            type=assignment,
+            action="append",
+            metavar="KEY=JSON",
+            help="set one key; repeatable",
         )
         parser.add_argument(
             "--if-version",

@@ -39,8 +39,10 @@ class List(Subcommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         add_filters(parser)
-        parser.add_argument("--limit", type=count, default=LIMIT, help="how many (default: 50)")
-        parser.add_argument("--json", action="store_true", help="a JSON list")
+        parser.add_argument(
+            "--limit", type=count, default=LIMIT, help="how many runs (default: 50)"
+        )
+        parser.add_argument("--json", action="store_true", help="print JSON")
 
     def run(self, options: Namespace) -> None:
         runs = list(filtered(options).defer(*HEAVY)[: options.limit])
@@ -97,7 +99,7 @@ class Show(Subcommand):
             action="store_true",
             help="include the tracebacks of failed attempts; in text, library frames are folded",
         )
-        parser.add_argument("--json", action="store_true", help="a JSON object")
+        parser.add_argument("--json", action="store_true", help="print JSON")
 
     def run(self, options: Namespace) -> None:
         details = RunDetails(find(options.run), tracebacks=options.tracebacks)
@@ -117,7 +119,7 @@ class Watch(Subcommand):
         parser.add_argument(
             "--timeout", type=duration, metavar="10m", help="stop waiting after this time"
         )
-        parser.add_argument("--json", action="store_true", help="a JSON object for each change")
+        parser.add_argument("--json", action="store_true", help="print JSON, a line per change")
 
     def run(self, options: Namespace) -> None:
         run = find(options.run)

@@ -36,7 +36,7 @@ _COLOURS = {
 class Schedules(Subcommand):
     """What starts runs automatically."""
 
-    name, help = "schedules", "List schedules, or pause, resume or run one now."
+    name, help = "schedules", "List schedules; pause or resume one, or start a run now."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("action", nargs="?", choices=ACTIONS, default="list")
@@ -51,7 +51,7 @@ class Schedules(Subcommand):
             "--sequence", metavar="LABEL", help="list only schedules of this sequence"
         )
         add_caller_and_reason(parser, "schedule")
-        parser.add_argument("--json", action="store_true", help="a JSON list, or an object")
+        parser.add_argument("--json", action="store_true", help="print JSON")
 
     def run(self, options: Namespace) -> None:
         if options.action == "list":

@@ -24,12 +24,17 @@ from .details import RunDetails
 class Start(Subcommand):
     """Starts a run of a sequence, or of a definition in a file."""
 
-    name, help = "start", "Start a sequence or a flow file, and optionally wait for its end."
+    name, help = (
+        "start",
+        "Start a sequence, or a definition in a file, and optionally wait for its end.",
+    )
     _has_doubted = False
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         what = parser.add_mutually_exclusive_group()
-        what.add_argument("label", nargs="?", metavar="LABEL", help="such as shop.ContactForm")
+        what.add_argument(
+            "label", nargs="?", metavar="LABEL", help="a sequence, such as shop.Order"
+        )
         what.add_argument(
             "--file", type=Path, help="a definition in YAML or JSON, stored with the run"
         )
@@ -38,7 +43,12 @@ class Start(Subcommand):
             help="a JSON object, @file, or - for the standard input",
         )  # fmt: skip
         parser.add_argument("--key", help="start nothing if a run has this key")
-        parser.add_argument("--unique", choices=("ever", "unfinished"), default="ever")
+        parser.add_argument(
+            "--unique",
+            choices=("ever", "unfinished"),
+            default="ever",
+            help="how long a run keeps its key: forever (the default), or until it has ended",
+        )
         parser.add_argument("--delay", type=duration, metavar="5m", help="start after this time")
         parser.add_argument(
             "--priority", type=int, default=0, metavar="N",
@@ -51,12 +61,14 @@ class Start(Subcommand):
             "--subject", type=subject, metavar="app.model:pk", help="the object the run is about"
         )
         parser.add_argument(
-            "--wait", action="store_true", help="wait; the exit status says how it ended"
+            "--wait",
+            action="store_true",
+            help="wait until the run has ended; the exit status says how",
         )
         parser.add_argument(
             "--timeout", type=duration, metavar="10m", help="stop waiting after this time"
         )
-        parser.add_argument("--json", action="store_true", help="the run, as `show --json`")
+        parser.add_argument("--json", action="store_true", help="print JSON, as `show` does")
 
     def run(self, options: Namespace) -> None:
         if options.timeout is not None and not options.wait:

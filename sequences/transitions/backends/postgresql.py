@@ -229,7 +229,7 @@ RETURNING (
         AND own.status = 'waiting' AND own.wait = 'items')
 """
 
-# The ids are written once: as many literals in each of nine statements cost more than the deletion.
+# The ids are written only once: repeated in nine statements, they cost more than the deletion.
 _DELETE = f"""
 WITH these AS MATERIALIZED (SELECT %s::uuid[] AS ids), {{parts}}
 DELETE FROM {_RUNS} WHERE id = ANY((SELECT ids FROM these)::uuid[])
