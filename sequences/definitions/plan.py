@@ -314,7 +314,7 @@ class Plan:
         return states.get(name) in DONE or self._is_handled(name, states)
 
     def is_spared(self, name: str, states: Mapping[str, str]) -> bool:
-        """Whether it is a handler of errors that cannot come any more."""
+        """Whether it is a handler of errors that can no longer occur."""
         if name in states or not self.node(name).off_path:
             return False
         of = [node.name for node in self.nodes if node.on_error == name]

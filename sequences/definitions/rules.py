@@ -105,7 +105,7 @@ def has_handler(plan: Plan, states: Mapping[str, str], step: str) -> bool:
 
 
 def is_past(plan: Plan, states: Mapping[str, str], event: str) -> bool:
-    """Whether the run would never look at a delivery for this event.
+    """Whether the run will never use a delivery for this event.
 
     Its `on_error` has taken over, or it is the `on_error` of steps that have not failed.
     """

@@ -292,7 +292,7 @@ def _lacks_delivery(snapshot: RunSnapshot, step: StepSnapshot) -> bool:
 
 
 def has_use_for(snapshot: RunSnapshot, event: str) -> bool:
-    """Whether the run, or a retry of it, would look at a delivery for this event."""
+    """Whether the run, or a retry of it, would use a delivery for this event."""
     is_over = snapshot.run.status == "failed" and was_undone(snapshot)
     return not is_over and not is_past(snapshot.plan, snapshot.states, event)
 

@@ -245,7 +245,7 @@ class Installed:
         except DatabaseError as error:
             logger.warning(
                 "Could not create the PostgreSQL functions in database %r; workers will send "
-                "plain statements instead, which cost it more CPU time: %s",
+                "plain statements instead, which need more CPU time: %s",
                 connection.alias,
                 error,
             )

@@ -171,8 +171,8 @@ FROM run JOIN new USING (id)
 RETURNING run_id, id, step::text, {{now}}
 """
 
-# The commonest start: one run, for which only its data is given, and whose plan begins with one
-# step. Plain values cost both sides less than the JSON of many.
+# The most common start: one run, with nothing but its data, whose plan begins with one step. Plain
+# values cost both sides less than JSON for many runs.
 _START_ONE = f"""
 WITH run AS (
     INSERT INTO {_RUNS} (
