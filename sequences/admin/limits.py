@@ -6,10 +6,10 @@ from datetime import timedelta
 from typing import Any, ClassVar
 
 from django import forms
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.core.exceptions import ValidationError
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.text import capfirst
@@ -24,7 +24,7 @@ from ..inspection.wording import explain, format_duration
 from ..models import LimitOverride, StoredLimit
 from ..utils.durations import parse_duration
 from . import columns
-from .base import EMPTY, ReadOnlyAdmin
+from .base import EMPTY, LightChangeList, ReadOnlyAdmin
 from .failures import list_media
 
 #: How many overrides are shown, the newest.
@@ -69,6 +69,19 @@ class LimitForm(forms.ModelForm):  # type: ignore[type-arg]
         if per is None:
             raise ValidationError(gettext("“%(text)s” is not a duration.") % {"text": text})
         return per
+
+
+class LimitList(LightChangeList):
+    """Limits, each with its snapshot."""
+
+    model_admin: StoredLimitAdmin
+
+    def get_results(self, request: HttpRequest) -> None:
+        """Read what the rows show, with four queries."""
+        super().get_results(request)
+        rows = list(self.result_list)
+        self.model_admin.take_snapshots(rows)
+        self.result_list = rows
 
 
 @admin.register(StoredLimit)
@@ -116,19 +129,41 @@ class StoredLimitAdmin(ReadOnlyAdmin):
         """The transition writes, and leaves a row that says who did it."""
         values = form.cleaned_data
         numbers = {name: values[f"{name}_now"] for name in ("concurrency", "rate", "per")}
+        problem = ""
         try:
             if values["reset_now"]:
                 obj.reset(by=request.user)
             elif any(value is not None for value in numbers.values()):
                 obj.change(**numbers, by=request.user, reason=values["reason"])
+            else:
+                problem = gettext("No changes.")
         except SequenceError as error:
-            self.message_user(request, explain(error), level="ERROR")
+            problem = explain(error)
+        vars(obj)["_problem"] = problem
+
+    def log_change(self, request: HttpRequest, obj: Any, message: Any) -> Any:
+        """Only what has been changed."""
+        return None if _problem_of(obj) else super().log_change(request, obj, message)
+
+    def response_change(self, request: HttpRequest, obj: Any) -> HttpResponse:
+        """Say why nothing has been changed, instead of Django's message that it was."""
+        if problem := _problem_of(obj):
+            self.message_user(request, problem, messages.ERROR)
+            return HttpResponseRedirect(request.get_full_path())
+        return super().response_change(request, obj)
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[LimitList]:
+        return LimitList
+
+    def take_snapshots(self, rows: list[StoredLimit]) -> None:
+        """Give each row its snapshot."""
+        for snapshot in inspection.of_many(rows, conf.using()):
+            vars(snapshot.row)["_snapshot"] = snapshot
 
     def _snapshot(self, row: StoredLimit) -> LimitSnapshot:
-        snapshot: LimitSnapshot | None = getattr(row, "_snapshot", None)
-        if snapshot is None:
-            (snapshot,) = inspection.of_many([row], conf.using())
-            vars(row)["_snapshot"] = snapshot
+        if "_snapshot" not in vars(row):
+            self.take_snapshots([row])
+        snapshot: LimitSnapshot = vars(row)["_snapshot"]
         return snapshot
 
     @admin.display(description=_("in force"))
@@ -186,6 +221,11 @@ class StoredLimitAdmin(ReadOnlyAdmin):
         items = ((_override(each),) for each in newest)
         text = format_html_join("", "<li>{}</li>", items)
         return format_html('<ul class="seq-overrides">{}</ul>', text) if text else EMPTY
+
+
+def _problem_of(row: StoredLimit) -> str:
+    """Why the last `save_model` has changed nothing; empty: it has."""
+    return str(vars(row).get("_problem", ""))
 
 
 def _override(row: LimitOverride) -> SafeString:

@@ -5,8 +5,11 @@ import re
 from datetime import timedelta
 
 import pytest
+from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.core.management import CommandError
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 
 from sequences import Limit, Sequence, checks, start_definition, step
 from sequences.definitions import registry
@@ -216,6 +219,37 @@ def test_the_admin_changes_a_limit_for_now(line, client, user):
     assert "is not a duration" in client.post(url, {"per_now": "soon"}).content.decode()
     assert client.post(url, {"reset_now": "on"}).status_code == 302
     assert StoredLimit.objects.get().override is None
+
+
+def test_the_admin_says_why_it_has_not_changed_a_limit(line, client, user):
+    permit(user, "override_storedlimit")
+    url = f"{ADMIN}{StoredLimit.objects.get().pk}/change/"
+    for values, problem in [
+        ({"per_now": "400 days", "rate_now": "1"}, "the period must be positive"),
+        ({"reason": "no numbers"}, "No changes."),
+    ]:
+        page = client.post(url, values, follow=True).content.decode()
+        assert problem in page
+        assert "was changed successfully" not in page
+    assert not LimitOverride.objects.exists()
+    assert not LogEntry.objects.exists()
+    assert "was changed successfully" in client.post(
+        url, {"concurrency_now": "1"}, follow=True
+    ).content.decode()  # fmt: skip
+    assert LogEntry.objects.count() == 1
+
+
+def test_a_list_of_many_limits_takes_as_many_queries_as_one(line, client, user):
+    permit(user, "view_storedlimit")
+    with CaptureQueriesContext(connection) as few:
+        client.get(ADMIN)
+    limit = StoredLimit.objects.get()
+    for number in range(9):
+        limit.pk, limit.name = None, f"bank{number}"
+        limit.save(force_insert=True)
+    with CaptureQueriesContext(connection) as many:
+        assert client.get(ADMIN).content.decode().count("field-numbers") == 10
+    assert len(many) <= len(few)
 
 
 # --- data, checks, pruning
