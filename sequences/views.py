@@ -15,9 +15,9 @@ from django.utils.cache import add_never_cache_headers, patch_vary_headers
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_http_methods, require_safe
 
-from .exceptions import InvalidTransition
+from .exceptions import InvalidData, InvalidTransition
 from .inspection import deliveries, status
-from .inspection.deliveries import EventPage
+from .inspection.deliveries import EventPage, ExpiredDelivery
 from .inspection.status import Status, StatusNotFound
 
 P = ParamSpec("P")
@@ -100,6 +100,10 @@ def _deliver(request: HttpRequest, page: EventPage) -> HttpResponse:
         counts = page.run.deliver(page.link.event, payload, by=page.link.by, reason=page.link.mark)
     except InvalidTransition:  # somebody else was faster
         counts = False
+    except InvalidData:
+        if form is not None:  # a form of the project whose values no run can store
+            raise
+        raise ExpiredDelivery from None  # the event's form accepted it when the link was made
     page = EventPage(page.link, page.run)
     page.run.refresh_from_db()
     return render(request, "sequences/deliver.html", {"page": page, "is_done": counts})

@@ -115,6 +115,7 @@ class ManyRuns(RunActions):
         ids = list(statuses)
         is_confirmed = request.POST.get("confirm") == "yes"
         form = FORMS.get(action.name, ActionForm)(request.POST if is_confirmed else None)
+        form.fields.pop("parents", None)  # each of these runs is retried alone
         if action.on_step and not _ask_for_step(form, action, ids[:MAX_RUNS_PER_REQUEST]):
             self.message_user(request, _no_step(), messages.WARNING)
             return HttpResponseRedirect(request.get_full_path())

@@ -14,7 +14,6 @@ from urllib.parse import urlencode
 from django.db.models import Count, Max, QuerySet, TextField
 from django.db.models.functions import Cast, Length
 from django.urls import reverse
-from django.utils.text import slugify
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
@@ -107,8 +106,9 @@ class Button:
     #: Whether a page asks for confirmation: it cannot be reverted, or would have no effect in this
     #: code.
     asks_first: bool = False
-    #: For an event with declared choices: the one that it delivers.
+    #: For an event with declared choices: the one that it delivers, and its number among them.
     choice: str = ""
+    number: int = 0
 
     @property
     def label(self) -> Any:
@@ -118,7 +118,8 @@ class Button:
     @property
     def id(self) -> str:
         """The id of its element in the row of its step."""
-        return "-".join(filter(None, (self.name, self.step, slugify(self.choice))))
+        number = str(self.number) if self.choice else ""
+        return "-".join(filter(None, (self.name, self.step, number)))
 
     @property
     def title(self) -> str:

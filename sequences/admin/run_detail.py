@@ -226,7 +226,7 @@ class RunPage(ReadOnlyAdmin):
                 continue
             name = step.name if step else ""
             choices = step.choices if step and action.name == "deliver" else {}
-            for choice in choices or [""]:
+            for number, choice in enumerate(choices or [""]):
                 yield Button(
                     action.name,
                     action.explains,
@@ -236,6 +236,7 @@ class RunPage(ReadOnlyAdmin):
                     is_dangerous=action.warns,
                     asks_first=_asks_first(run_snapshot, action),
                     choice=choice,
+                    number=number,
                 )
 
     def _relatives(self, request: HttpRequest, run_snapshot: RunSnapshot) -> Relatives:

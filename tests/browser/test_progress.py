@@ -172,6 +172,19 @@ def test_a_hidden_tab_asks_nothing_and_asks_at_once_when_it_is_seen(shop):
     expect(text_of(page)).to_have_text("Done.")
 
 
+def test_a_bar_that_has_left_the_page_neither_asks_nor_leads_away(shop):
+    page = shop.open((200, part("Packing")))
+    expect(text_of(page)).to_have_text("Packing")
+    shop.answers = [(200, part("Done.", poll=None, link=("/next/", "x"), redirects=True))]
+    page.evaluate("document.querySelector('.seq-progress').remove()")
+    page.wait_for_timeout(300)  # for what was asked before
+
+    assert shop.is_silent()
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    assert shop.is_silent()
+    assert page.url == f"{SITE}/thanks/"
+
+
 def test_a_good_end_leads_on_to_this_site_only(shop):
     page = shop.open((200, part("Done.", poll=None, link=("/next/", "x"), redirects=True)))
     expect(page.get_by_role("heading", name="Elsewhere")).to_be_visible()

@@ -288,6 +288,21 @@ def test_a_delivery_is_confirmed_for_it_cannot_be_taken_back(admin_client):
     assert ledger(run)["approval"] == "succeeded"
 
 
+def test_each_choice_has_a_name_of_its_own_for_a_screen_reader(admin_client):
+    class Vacation(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        approval = event(choices={"\u627f\u8a8d": True, "\u5374\u4e0b": False, "+": 1, "-": 0})
+
+    run = Vacation.start().run
+    drain()
+    page = admin_client.get(url_of(run)).content.decode()
+    names = re.findall(r'<a id="(deliver-[^"]+)"[^>]*labelledby="(\S+) step-approval-name"', page)
+    assert len({name for name, _ in names}) == 4
+    assert all(name == label for name, label in names)
+
+
 def test_an_approval_offers_its_choices_side_by_side(admin_client):
     class Vacation(Sequence):
         class Meta:
@@ -547,6 +562,13 @@ def test_many_are_asked_for_with_their_states_and_then_done(admin_client, admin_
     operation = fresh(run).operations.get()
     assert (operation.by, operation.reason) == ("admin", "closed")
     assert LogEntry.objects.filter(object_id__in=[str(run.pk), str(other.pk)]).count() == 2
+
+
+def test_many_are_asked_for_nothing_that_is_not_done_to_them(admin_client):
+    run = started()
+    fail(claim(run, "charge"))
+    assert 'name="reason"' in (page := post_many(admin_client, "retry_runs", run).content.decode())
+    assert 'name="parents"' not in page
 
 
 def test_all_that_match_the_filter_are_done_and_no_others(admin_client):

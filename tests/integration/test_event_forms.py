@@ -7,6 +7,7 @@ from unittest.mock import patch
 import pytest
 from django import forms
 from django.contrib.auth import get_user_model
+from django.core.validators import MaxValueValidator
 from django.test import Client, override_settings
 from django.utils import timezone, translation
 
@@ -205,6 +206,16 @@ def test_a_payload_that_the_form_refuses_gets_no_link(run):
         run.deliver_url("checked", {"amount": "x"})
     page = run.deliver_url("checked", {"amount": "2"})
     assert "Sum 2" in text_of(Client().get(page))
+
+
+def test_a_link_with_what_the_form_no_longer_accepts_has_expired(run, client):
+    url = run.deliver_url("checked", {"amount": "5"})
+    with patch.object(Approval.base_fields["amount"], "validators", [MaxValueValidator(1)]):
+        response = client.post(url)
+    assert response.status_code == 410
+    assert "This link has expired." in text_of(response)
+    assert not run.delivered("checked")
+    assert "Thank you" in text_of(client.post(url))
 
 
 def test_a_link_to_what_another_has_decided_is_no_longer_needed(run, client):

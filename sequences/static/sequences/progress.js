@@ -15,15 +15,29 @@
 
     const told = () => Number(find(place).dataset.seqPoll) || 0;
 
+    // A page that swaps its content without a reload has removed the part for good.
+    function isGone() {
+      if (!place.isConnected) document.removeEventListener("visibilitychange", wake);
+      return !place.isConnected;
+    }
+
+    function wake() {
+      plan(0);
+    }
+
     function plan(delay) {
       clearTimeout(timer);
+      if (isGone()) return;
       if (told() && !document.hidden) timer = setTimeout(ask, delay * (1 + Math.random() / 10));
     }
 
     async function ask() {
+      if (isGone()) return;
       const begun = performance.now();
       try {
-        show(place, await fetched(url));
+        const now = await fetched(url);
+        if (isGone()) return;
+        show(place, now);
         failures = 0;
       } catch {
         failures += 1;
@@ -33,7 +47,7 @@
       plan(Math.max(Math.min(pause, LONGEST), told(), 3 * (performance.now() - begun)));
     }
 
-    document.addEventListener("visibilitychange", () => plan(0));
+    document.addEventListener("visibilitychange", wake);
     plan(told());
   }
 
