@@ -26,24 +26,32 @@ BEFORE, AFTER = "before", "after"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class Capped(int):
+class Counted(int):
+    """A number of rows, with thousands separators as text. Templates show it with ``localize off``:
+    Django would format the digits again."""
+
+    def __str__(self) -> str:
+        return format_number(int(self))
+
+
+class Capped(Counted):
     """A number of rows that were counted only up to a limit: there are more."""
 
     def __str__(self) -> str:
-        return f"{format_number(int(self))}+"
+        return f"{super().__str__()}+"
 
 
-def count(rows: QuerySet[Any], column: str = "pk") -> int:
+def count(rows: QuerySet[Any], column: str = "pk") -> Counted:
     """The number of rows, counted up to the number that people care about."""
     number = rows.order_by().values(column)[: base.COUNTED + 1].count()
-    return number if number <= base.COUNTED else Capped(base.COUNTED)
+    return Counted(number) if number <= base.COUNTED else Capped(base.COUNTED)
 
 
-def total(counts: Sequence[int]) -> int:
+def total(counts: Sequence[int]) -> Counted:
     """Their sum, if it is known."""
     number = sum(int(count) for count in counts)
     if number <= base.COUNTED and not any(isinstance(count, Capped) for count in counts):
-        return number
+        return Counted(number)
     return Capped(min(number, base.COUNTED))
 
 
@@ -124,8 +132,8 @@ class KeysetChangeList(LightChangeList):
 
     def count_results(self) -> int:
         """The number of rows on all pages, if that is known without counting."""
-        more = self.newer_url or self.older_url
-        return Capped(len(self.result_list)) if more else len(self.result_list)
+        kind = Capped if self.newer_url or self.older_url else Counted
+        return kind(len(self.result_list))
 
     def _page(self, rows: QuerySet[Any]) -> tuple[list[Any], bool, bool]:
         """The rows of this page, and whether there are pages before and after it."""

@@ -146,5 +146,5 @@ class Captions:
     def _progress(self, mark: Mark) -> str:
         if mark.count is None or mark.total is None:
             return ""
-        count, total = f"{mark.count:g}", f"{mark.total:g}"
+        count, total = text.digits_of(mark.count), text.digits_of(mark.total)
         return self.translate(_COUNT).replace("{count}", count).replace("{total}", total)

@@ -21,7 +21,7 @@ from ..transitions.subsequences import ChildrenUndo
 from ..utils.text import class_name, first_line
 from .losses import deaths_sentence
 from .snapshot import RunSnapshot, StepSnapshot
-from .wording import format_duration, listed, quoted
+from .wording import format_amount, format_duration, listed, quoted
 
 #: How many characters of an error's message the sentence quotes.
 ERROR_LENGTH = 200
@@ -401,8 +401,8 @@ def _running_step(snapshot: RunSnapshot, step: StepSnapshot, row: StepRun) -> st
         step,
         _("%(step)s has been running for %(span)s."),
         _("%(step)s has been running for %(span)s: %(text)s."),
-        _("%(step)s has been running for %(span)s (%(done)g of %(total)g)."),
-        _("%(step)s has been running for %(span)s: %(text)s (%(done)g of %(total)g)."),
+        _("%(step)s has been running for %(span)s (%(done)s of %(total)s)."),
+        _("%(step)s has been running for %(span)s: %(text)s (%(done)s of %(total)s)."),
         {"span": format_duration(snapshot.now - (row.started_at or snapshot.now))},
     )
     return text if step.loss is None else f"{text} {deaths_sentence(row, step.loss)}"
@@ -524,8 +524,8 @@ def _waiting_step(snapshot: RunSnapshot, step: StepSnapshot, row: StepRun) -> st
         step,
         _("%(step)s is running."),
         _("%(step)s is running: %(text)s."),
-        _("%(step)s is running (%(done)g of %(total)g)."),
-        _("%(step)s is running: %(text)s (%(done)g of %(total)g)."),
+        _("%(step)s is running (%(done)s of %(total)s)."),
+        _("%(step)s is running: %(text)s (%(done)s of %(total)s)."),
     )
     text = " ".join(filter(None, (text, _items_in_line(snapshot, row))))
     failed = step.items.get("failed", 0)
@@ -636,8 +636,8 @@ def _with_progress(
     return message % {
         "step": _name(step),
         "text": text,
-        "done": done,
-        "total": total,
+        "done": format_amount(done),
+        "total": format_amount(total),
         **(values or {}),
     }
 

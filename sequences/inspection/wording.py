@@ -23,6 +23,7 @@ from ..exceptions import (
     UnknownStep,
 )
 from ..utils import durations
+from ..utils.text import digits_of
 
 _UNITS = {
     "d": gettext_noop("%(count)s d"),
@@ -52,6 +53,11 @@ def format_seconds(seconds: float) -> str:
 def format_number(number: int) -> str:
     """A number with thousands separators."""
     return number_format(number, force_grouping=True)
+
+
+def format_amount(number: float) -> str:
+    """The same for a number that may have decimals."""
+    return number_format(digits_of(number), force_grouping=True)
 
 
 def quoted(name: str) -> str:

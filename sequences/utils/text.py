@@ -130,3 +130,8 @@ def first_line(text: str, longest: int) -> str:
     """The first line that is not empty, cut to this many characters."""
     line = next((line for line in map(str.strip, text.splitlines()) if line), "")
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
+
+
+def digits_of(number: float) -> str:
+    """A number without an exponent, and with at most six decimals: ``1500000``, ``0.25``."""
+    return f"{number:.6f}".rstrip("0").rstrip(".")

@@ -8,13 +8,14 @@ from datetime import timedelta
 import pytest
 from django.contrib.admin import AdminSite
 from django.core.management import call_command
+from django.test import override_settings
 from django.urls import reverse
 from django.utils.html import escape
 
 from sequences import Abort, Sequence, event, step, subsequence
 from sequences.admin import SequenceRunAdmin, StepRunAdmin, run_context
 from sequences.exceptions import ItemsFailed
-from sequences.models import SequenceRun, StepFailure, StepRun, StoredPlan
+from sequences.models import Operation, SequenceRun, StepFailure, StepRun, StoredPlan
 from sequences.testing import drain
 from sequences.transitions import plans
 from sequences.utils.text import fingerprint_of
@@ -209,6 +210,30 @@ def test_an_attempt_that_only_reports_those_of_items_is_not_the_one_that_is_open
     opened = re.findall(r'seq-attempt"( open)?>\s*<summary><strong>([^<]+)<', page)
     assert opened == [("", "pack"), (" open", "pack[1]")]
     assert "CardError: no funds (item 0; 2 of 2 items failed)." in words(page)
+
+
+@override_settings(USE_THOUSAND_SEPARATOR=True)
+def test_an_id_in_an_address_has_no_separators(admin_client):
+    run = started()
+    library = '  File "/venv/lib/python3.13/site-packages/x.py", line 1, in f\n    f()'
+    StepFailure.objects.bulk_create(
+        StepFailure(pk=1_234_567 + n, run=run, step="charge", attempt=n + 1, error="E",
+                    traceback=library, failed_at=run.created_at)
+        for n in range(2)
+    )  # fmt: skip
+    Operation.objects.create(
+        pk=1_234_567,
+        run=run,
+        action="edit",
+        before={"a": 1},
+        after={"a": 2},
+        done_at=run.created_at,
+    )
+    page = page_of(admin_client, run)
+    assert 'id="attempt-1234568"' in page
+    assert "?like=1234568" in page
+    assert 'id="operation-1234567"' in page
+    assert 'id="frames-1234568-' in page
 
 
 def test_of_many_failed_attempts_the_older_ones_are_a_link_away(admin_client, monkeypatch):

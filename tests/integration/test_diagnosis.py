@@ -1,12 +1,16 @@
 """What is the matter with a run, in a sentence that answers why it is stuck."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from django.utils import translation
 
 from sequences import Sequence, any_of, event, on_failure, step, subsequence
-from sequences.inspection import snapshot
+from sequences.inspection import run_diagrams, snapshot
 from sequences.inspection.diagnosis import ERROR_LENGTH, error_of, summary
+from sequences.management.cli.details import RunDetails, remark
+from sequences.management.cli.live import state_of
 from sequences.models import Operation, SequenceRun
 from sequences.testing import clock, drain
 from tests.engine import change, claim, fail, fresh, now, perform, row, take
@@ -88,6 +92,30 @@ def test_a_running_step_says_for_how_long_and_how_far_it_is():
     shift(run, "charge", "wake_at", timedelta(seconds=15))
     change(run, "charge", progress={"done": 3, "total": 10, "text": "page 3"})
     assert told(run) == "“charge” has been running for 5 min: page 3 (3 of 10)."
+
+
+@pytest.mark.parametrize(
+    ("language", "amount"), [("en", "1,500,000 of 2,000,000"), ("de", "1.500.000 von 2.000.000")]
+)
+def test_a_large_number_is_written_out(language, amount):
+    run = started()
+    take(row(run, "charge").pk)
+    change(run, "charge", progress={"done": 1_500_000, "total": 2_000_000})
+    with translation.override(language):
+        assert f"({amount})" in told(run)
+    details = RunDetails(fresh(run))
+    (step,) = (step for step in details.run_snapshot.steps if step.name == "charge")
+    assert remark(step, details.run_snapshot) == "1500000/2000000"
+    assert "1500000/2000000" in state_of(replace(step, items={"running": 1_500_000}))
+    assert "1500000" in run_diagrams.picture_of(details.run_snapshot)
+
+
+def test_a_part_of_a_number_has_the_separator_of_the_language():
+    run = started()
+    take(row(run, "charge").pk)
+    change(run, "charge", progress={"done": 0.25, "total": 2})
+    with translation.override("de"):
+        assert "(0,25 von 2)" in told(run)
 
 
 def test_a_worker_without_a_sign_of_life_is_told_before_and_after_its_lease():

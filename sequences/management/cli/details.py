@@ -19,7 +19,7 @@ from ...inspection.tracebacks import blocks_of
 from ...models import NO_ITEM, Operation, SequenceRun, StepFailure, StepRun
 from ...utils.durations import format_duration
 from ...utils.terminal import plain
-from ...utils.text import text_of
+from ...utils.text import digits_of, text_of
 from .base import Subcommand, json_text, seconds_of, values_of
 from .tables import Cell, table
 
@@ -279,7 +279,7 @@ def remark(step: StepSnapshot, run_snapshot: RunSnapshot) -> str:
     """How far a step has got, what it reports, and until when it waits."""
     parts = []
     if step.progress is not None:
-        parts.append(f"{step.progress[0]:g}/{step.progress[1]:g}")
+        parts.append(fraction_of(step.progress))
     if failed := step.items.get("failed"):
         parts.append(f"{failed} failed")
     if step.progress_text:
@@ -289,6 +289,11 @@ def remark(step: StepSnapshot, run_snapshot: RunSnapshot) -> str:
         ends = "times out in" if step.is_awaiting_event and not step.is_delayed else "in"
         parts.append(f"{ends} {format_duration(row.due_at - run_snapshot.now)}")
     return ", ".join(parts)
+
+
+def fraction_of(progress: tuple[float, float]) -> str:
+    """How much is done of how much: ``3/10``."""
+    return "/".join(map(digits_of, progress))
 
 
 def moment(value: datetime) -> str:

@@ -12,7 +12,7 @@ from ...inspection.snapshot import RunSnapshot, StepSnapshot
 from ...models import UNFINISHED_STEP
 from ...utils.durations import format_duration
 from ...utils.terminal import cut, plain
-from .details import remark, state_word
+from .details import fraction_of, remark, state_word
 from .tables import Cell, Paint, table
 
 #: The sign and colour of each status of a step.
@@ -108,7 +108,7 @@ def state_of(step: StepSnapshot, *, counts: bool = True) -> str:
     """In words: ``retrying (2 failed)``; for a fan-out, with the number of finished items."""
     amount = ""
     if counts and step.items and step.status in UNFINISHED_STEP and step.progress:
-        amount = f" {step.progress[0]:g}/{step.progress[1]:g}"
+        amount = f" {fraction_of(step.progress)}"
         failed = step.items.get("failed")
         amount += f", {failed} failed" if failed else ""
     attempts = step.row.attempts if step.row is not None else 0
