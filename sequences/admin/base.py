@@ -8,6 +8,7 @@ hidden, because nobody knows which of them are secret.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Iterable
 from string import hexdigits
 from typing import Any, ClassVar
 from uuid import UUID
@@ -22,6 +23,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from .. import conf
+from ..data.redaction import hide
 from ..inspection.snapshot import visible
 
 #: How many rows a list counts at most: in a table of millions, counting takes seconds.
@@ -121,6 +123,16 @@ def _asks_for_content(model: type[Model], lookup: str) -> bool:
             return False
         model = field.related_model
     return False
+
+
+def without_secrets(text: str, secrets: Collection[str], typed: Iterable[object]) -> str:
+    """An error without these secrets, except those that were typed: stars in the place of a guess
+    would confirm it."""
+    if hide(text, secrets) == text:
+        return text
+    form = "\n".join(map(str, typed))
+    quoted = (secret for secret in secrets if hide(text, [secret]) != text)
+    return hide(text, [secret for secret in quoted if hide(form, [secret]) == form])
 
 
 def is_refresh(request: HttpRequest) -> bool:

@@ -177,6 +177,7 @@ class FailureFilter(admin.ListFilter):
 
     def __init__(self, request: HttpRequest, params: Any, model: Any, model_admin: Any) -> None:
         super().__init__(request, params, model, model_admin)
+        self._sees_failures = model_admin.sees_failures(request)
         for name in self.parameters:
             if name in params:
                 self.used_parameters[name] = params.pop(name)[-1]
@@ -209,6 +210,8 @@ class FailureFilter(admin.ListFilter):
         return gettext("any error, %(span)s") % values
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        if not self._sees_failures:  # it would tell which errors a run has had
+            return queryset.none()
         using = conf.using()
         error, step, span, fingerprint = self._values()
         failures = StepFailure.objects.using(using).filter(failed_at__gte=since(span, using))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from django.http import HttpRequest
@@ -16,9 +17,12 @@ LIVE = 5_000
 
 
 def strip(model_admin: Any, request: HttpRequest) -> dict[str, Any]:
-    """For templates: the health of the runs that this person may see, and how to poll the page."""
+    """For templates: the health of what this person may see, and how to poll the page."""
+    report = health.read(conf.using(), runs_for(model_admin, request))
+    if not request.user.has_perms(["job_sequences.view_schedule"]):
+        report = replace(report, schedules=())
     return {
-        "health": health.read(conf.using(), runs_for(model_admin, request)),
+        "health": report,
         "is_refresh": is_refresh(request),
         "page_url": request.get_full_path(),
     }

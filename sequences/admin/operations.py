@@ -14,7 +14,7 @@ from django.http import Http404, HttpRequest, HttpResponseBase, HttpResponseRedi
 from django.urls import URLPattern
 from django.utils.translation import gettext as _
 
-from ..data.redaction import NoSecret, changed_secrets, hide, redact, restore, secrets_of
+from ..data.redaction import NoSecret, changed_secrets, redact, restore, secrets_of
 from ..definitions import registry
 from ..definitions.rules import RULES
 from ..exceptions import InvalidData, SequenceError
@@ -29,6 +29,7 @@ from ..inspection.snapshot import (
 from ..inspection.wording import explain
 from ..models import RunStatus, SequenceRun
 from . import action_texts, run_context
+from .base import without_secrets
 from .forms import (
     ActionForm,
     CancelForm,
@@ -230,7 +231,8 @@ class _ActionRequest:
                 self._target(cleaned), self.action, self._step_name(), cleaned, self.request.user
             )
         except InvalidData as error:
-            self.form.add_error(None, self._without_secrets(explain(error)))
+            secrets, typed = secrets_of(self.run.data, self.patterns), self.request.POST.values()
+            self.form.add_error(None, without_secrets(explain(error), secrets, typed))
             return self._ask()
         except SequenceError as error:
             return self._refused(explain(error))
@@ -252,15 +254,6 @@ class _ActionRequest:
 
     def _done(self) -> str:
         return action_texts.done_message(self.action.name, self._step_label(), self.run)
-
-    def _without_secrets(self, text: str) -> str:
-        """Quote what was typed as it is: stars in its place would confirm a guess."""
-        secrets = secrets_of(self.run.data, self.patterns)
-        if hide(text, secrets) == text:
-            return text
-        typed = "\n".join(map(str, self.request.POST.values()))
-        quoted = (secret for secret in secrets if hide(text, [secret]) != text)
-        return hide(text, [secret for secret in quoted if hide(typed, [secret]) == typed])
 
     # Editing data
 

@@ -20,6 +20,7 @@ from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
+from django.utils.crypto import salted_hmac
 from django.utils.functional import Promise
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -39,7 +40,7 @@ from ..inspection.wording import explain, format_duration
 from ..models import Schedule, ScheduleOperation, SequenceRun
 from ..utils.durations import parse_duration
 from . import columns, run_context
-from .base import EMPTY, MAX_NEWEST_ROWS, LightChangeList, ReadOnlyAdmin
+from .base import EMPTY, MAX_NEWEST_ROWS, LightChangeList, ReadOnlyAdmin, without_secrets
 from .failures import list_media
 from .forms import ActionForm, JSONText
 from .subjects import SubjectViewer
@@ -252,8 +253,14 @@ def _initial(snapshot: ScheduleSnapshot) -> dict[str, Any]:
         "missed": timetable.missed,
         "jitter": _typed(timetable.jitter) if timetable.jitter else "",
         "run_data": "" if snapshot.row.data is None else run_context.text_of(snapshot.data),
-        "fingerprint": timetable.fingerprint(),
+        "fingerprint": _version_of(timetable),
     }
+
+
+def _version_of(timetable: Timetable) -> str:
+    """What changes with the timetable and its data. Keyed: a plain hash of the data would confirm a
+    guess of its secrets."""
+    return salted_hmac("sequences.admin.schedules", timetable.fingerprint()).hexdigest()
 
 
 def _typed(length: timedelta | None) -> str:
@@ -318,6 +325,11 @@ class ScheduleAdmin(ReadOnlyAdmin):
     deferred = ("declarations",)
 
     # Permissions
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
+        # It would tell whether a schedule is about an object that this person may not see.
+        is_subject = lookup.partition("__")[0] == "subject_text"
+        return not is_subject and super().lookup_allowed(lookup, value, request)
 
     def has_action_permission(
         self, request: HttpRequest, action: ScheduleAction, schedule: Schedule | None = None
@@ -511,7 +523,7 @@ class ScheduleAdmin(ReadOnlyAdmin):
         return self._show(request, row, _FORM, context)
 
     def _do(
-        self, request: HttpRequest, row: Schedule, action: ScheduleAction, form: ActionForm
+        self, request: HttpRequest, row: Any, action: ScheduleAction, form: ActionForm
     ) -> HttpResponse | None:
         """Perform it. None: it was rejected, and the form says why."""
         options: dict[str, Any] = {"by": request.user, "reason": form.cleaned_data["reason"]}
@@ -520,7 +532,8 @@ class ScheduleAdmin(ReadOnlyAdmin):
                 options |= _changes(row, form)
             run = getattr(row, action.name)(**options)
         except SequenceError as error:
-            form.add_error(None, explain(error))
+            secrets, typed = row.snapshot.secrets, request.POST.values()
+            form.add_error(None, without_secrets(explain(error), secrets, typed))
             return None
         except NoSecret as error:
             problem = _("There is no hidden value at %(path)s for *** to stand for.")
@@ -615,7 +628,7 @@ def _changes(row: Schedule, form: ActionForm) -> dict[str, Any]:
     """The changes in an edited form. Raises `SequenceError` if somebody else has changed it,
     too."""
     cleaned = form.cleaned_data
-    if cleaned["fingerprint"] != row.timetable.fingerprint():
+    if cleaned["fingerprint"] != _version_of(row.timetable):
         raise SequenceError(
             gettext("The schedule has changed in the meantime. Start over from its page.")
         )

@@ -131,7 +131,10 @@ class SubjectViewer:
             return ""  # its admin has no such page
 
     def runs_url(self, key: SubjectKey) -> str:
-        """The address of the list of runs about it."""
+        """The address of the list of runs about it; empty for those who may not view runs."""
+        run_admin = self.site._registry.get(SequenceRun)
+        if run_admin is None or not run_admin.has_view_permission(self.request):
+            return ""
         url = reverse(f"{self.site.name}:job_sequences_sequencerun_changelist")
         return f"{url}?{urlencode({PARAMETER: str(key)})}"
 

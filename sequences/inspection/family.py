@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
 from django.db.models import Case, IntegerField, QuerySet, Value, When
 from django.utils.translation import gettext as _
@@ -20,7 +19,7 @@ from ..definitions.rules import RULES
 from ..models import RunStatus, SequenceRun, StepStatus
 from . import snapshot
 from .actions import was_undone
-from .snapshot import RunSnapshot, StepSnapshot
+from .snapshot import RunSnapshot, StepSnapshot, without_hidden_causes
 from .wording import quoted
 
 #: The number of runs in a tree: below one run, and in total.
@@ -198,7 +197,8 @@ def tree_of(root: RunSnapshot, runs: QuerySet[SequenceRun]) -> Family:
         rows += children
         level = [child.pk for child in children]
         depth += 1
-    return _assemble(root, rows[:MAX_RUNS], {row.pk for row in rows[MAX_RUNS:]})
+    snapshots = snapshot.of_many(rows[:MAX_RUNS], items=True) if rows else []
+    return _assemble(root, without_hidden_causes(snapshots, runs), is_cut=len(rows) > MAX_RUNS)
 
 
 def _ordered(children: QuerySet[SequenceRun]) -> QuerySet[SequenceRun]:
@@ -207,11 +207,11 @@ def _ordered(children: QuerySet[SequenceRun]) -> QuerySet[SequenceRun]:
     return children.select_related("parent").order_by(rank, "-pk")
 
 
-def _assemble(root: RunSnapshot, rows: list[SequenceRun], left_out: set[UUID]) -> Family:
+def _assemble(root: RunSnapshot, snapshots: list[RunSnapshot], *, is_cut: bool) -> Family:
     below: dict[Any, list[RunSnapshot]] = defaultdict(list)
-    for child in snapshot.of_many(rows, items=True) if rows else []:
+    for child in snapshots:
         below[child.run.parent.run_id].append(child)  # type: ignore[union-attr]
-    return _family(root, "", below, is_cut=bool(left_out))
+    return _family(root, "", below, is_cut=is_cut)
 
 
 def _family(

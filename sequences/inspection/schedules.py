@@ -107,11 +107,15 @@ class ScheduleSnapshot:
         return definition.schedules.get(self.row.name)
 
     @cached_property
+    def secrets(self) -> frozenset[str]:
+        """The values in the data of its runs that are hidden."""
+        data = self._data if isinstance(self._data, dict) else {}
+        return secrets_of(data, registry.hidden_by(self.row.sequence))
+
+    @cached_property
     def error(self) -> str:
         """Why it could not start its run, without secrets."""
-        patterns = registry.hidden_by(self.row.sequence)
-        data = self._data if isinstance(self._data, dict) else {}
-        return hide(self.row.error, secrets_of(data, patterns)) if patterns else self.row.error
+        return hide(self.row.error, self.secrets) if self.row.error else ""
 
     @property
     def late_by(self) -> timedelta:

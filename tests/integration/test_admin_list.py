@@ -598,12 +598,41 @@ def test_a_run_of_a_newer_release_is_listed_without_its_steps(admin_client, orde
     assert ids(admin_client, sequence="shop.Order")
 
 
+def test_who_may_not_see_failed_attempts_does_not_find_runs_by_them(client, order):
+    run = order.start({}).run
+    fail(claim(run, "charge_card"))
+    error = StepFailure.objects.get().error
+    user = user_with("view_sequencerun")
+    client.force_login(user)
+    for names, found in [((), []), (("view_stepfailure",), [run.pk])]:
+        user.user_permissions.add(*Permission.objects.filter(codename__in=names))
+        for query in ({"error": error}, {"failed_step": "charge_card"}):
+            rows = page_of(client, RUNS, **query).context["cl"].result_list
+            assert [row.pk for row in rows] == found
+
+
 @override_settings(USE_THOUSAND_SEPARATOR=True)
 def test_a_number_for_the_script_has_no_separators(admin_client, letter):
     letter.start({})
     for address in (RUNS, FAILURES):
         page = page_of(admin_client, address).content.decode()
         assert re.search(r'data-seq-live="\d{4,5}"', page)
+
+
+@override_settings(USE_THOUSAND_SEPARATOR=True)
+@pytest.mark.parametrize(("most", "shown"), [(1_000, "1,000+"), (2_000, "1,001")])
+def test_a_number_for_people_has_its_separators_once(
+    admin_client, letter, monkeypatch, most, shown
+):
+    monkeypatch.setattr(base, "COUNTED", most)
+    run = letter.start({}).run
+    SequenceRun.objects.bulk_create(
+        SequenceRun(sequence=run.sequence, plan_id=run.plan_id, created_at=now(), updated_at=now())
+        for _ in range(1_000)
+    )
+    page = page_of(admin_client, RUNS).content.decode()
+    assert f'<span class="seq-count">{shown}</span>' in page
+    assert f'<span class="seq-quiet">{shown} ' in page
 
 
 @pytest.mark.parametrize("name", ["error", "failed_step", "sequence", "step", "before", "key"])

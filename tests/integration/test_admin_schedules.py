@@ -2,15 +2,18 @@
 
 import json
 import re
+from dataclasses import dataclass
 from datetime import timedelta
 
 import pytest
+from django.contrib.admin import AdminSite
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.urls import reverse
 from django.utils.html import escape
 
 from sequences import Sequence, cron, every, step
+from sequences.admin import ScheduleAdmin
 from sequences.models import Schedule, ScheduleOperation
 from sequences.testing import clock, drain, isolate_sequences, sync_schedules
 from testproject.orders.models import Order
@@ -240,6 +243,78 @@ def test_a_schedule_that_was_made_for_an_object_leads_to_it(admin_client, client
     assert str(order.pk) not in text
 
 
+@pytest.mark.parametrize("lookup", ["subject_text", "subject_text__startswith", "error", "data"])
+def test_no_address_of_the_list_asks_for_an_object_or_for_a_hidden_value(client, report, lookup):
+    order = Order.objects.create(name="Joan", email="joan@example.com")
+    report.schedules.create("mine", every(HOUR), subject=order)
+    log_in(client, "view_schedule")
+    response = client.get(LIST, {lookup: f"orders.order:{order.pk}"})
+    assert response.status_code in (302, 400)
+
+
+def test_a_site_without_runs_links_none_of_them(rf, admin_user, report):
+    order = Order.objects.create(name="Joan <b>", email="joan@example.com")
+    schedule = report.schedules.create("mine", every(HOUR), subject=order)
+    site = AdminSite("admin")
+    site.register(Schedule, ScheduleAdmin)
+    request = rf.get("/")
+    request.user = admin_user
+    page = site.get_model_admin(Schedule).change_view(request, str(schedule.pk))
+    assert str(page.context_data["subject"]) == str(order)
+    assert page.context_data["subject"].runs_url == ""
+
+
+def test_only_who_may_view_runs_is_led_to_those_about_an_object(client, report):
+    order = Order.objects.create(name="Joan <b>", email="joan@example.com")
+    schedule = report.schedules.create("mine", every(HOUR), subject=order)
+    log_in(client, "view_schedule", "view_order")
+    text = text_of(client.get(page_of(schedule)))
+    assert escape(order) in text
+    assert "?subject=" not in text
+
+
+def test_the_form_of_a_schedule_does_not_tell_whether_a_hidden_value_was_guessed(
+    admin_client, report
+):
+    schedule = report.schedules.create("berlin", every(HOUR), data={"token": "1234"})
+    page = text_of(admin_client.get(page_of(schedule, "update")))
+    guess = every(HOUR, data={"token": "1234"})
+    assert guess.fingerprint() == schedule.timetable.fingerprint()
+    assert guess.fingerprint() not in page
+
+
+@pytest.mark.parametrize("action", ["update", "run_now"])
+def test_an_error_about_a_hidden_value_does_not_quote_it(admin_client, action):
+    @dataclass
+    class Wanted:
+        token: str
+        city: str
+
+        def __post_init__(self):
+            if self.city == "Bonn":
+                raise ValueError(f"{self.token} is not for Bonn")
+
+    class Report(Sequence[Wanted]):
+        class Meta:
+            app_label = "shop"
+            redact = ["token"]
+
+        @step
+        def write(self): ...
+
+    data = {"token": "4111-secret", "city": "Berlin"}
+    schedule = Report.schedules.create("berlin", every(HOUR), data=data)
+    form = admin_client.get(page_of(schedule, action)).context["form"]
+    values = FORM | form.initial
+    if action == "update":
+        values["run_data"] = values["run_data"].replace("Berlin", "Bonn")
+    else:
+        Schedule.objects.update(data=data | {"city": "Bonn"})
+    text = text_of(admin_client.post(page_of(schedule, action), values))
+    assert "*** is not for Bonn" in text
+    assert "4111-secret" not in text
+
+
 def test_what_a_state_does_not_allow_is_refused(admin_client, report):
     sync_schedules()
     schedule = report.schedules.get()
@@ -284,6 +359,18 @@ def test_nobody_sees_what_they_may_not(client, report):
     log_in(client, "view_sequencerun")
     assert client.get(page_of(schedule)).status_code == 403
     assert client.get(LIST).status_code == 403
+
+
+def test_the_health_of_runs_names_schedules_to_those_who_may_see_them(client, report):
+    report.schedules.create("berlin", every(HOUR))
+    Schedule.objects.update(failures=1, error="no route to Berlin", wake_at=now())
+    runs = reverse("admin:job_sequences_sequencerun_changelist")
+    log_in(client, "view_sequencerun")
+    assert "no route to Berlin" not in (page := text_of(client.get(runs)))
+    assert "No worker" in page
+    User.objects.all().delete()
+    log_in(client, "view_sequencerun", "view_schedule")
+    assert "no route to Berlin" in text_of(client.get(runs))
 
 
 def test_a_page_of_a_schedule_that_is_gone_or_posted_to(admin_client, report):

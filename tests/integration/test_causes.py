@@ -132,6 +132,24 @@ def test_who_may_not_see_the_child_is_not_told_its_error(top, rf: RequestFactory
     assert admin._snapshot(request, top).cause is None
 
 
+def test_nor_is_it_told_in_the_sentence_of_a_child_between_them(
+    top, rf: RequestFactory, admin_user
+):
+    class UpperAdmin(SequenceRunAdmin):
+        def get_queryset(self, request):
+            return super().get_queryset(request).exclude(sequence="shop.Leaf")
+
+    request = rf.get("/")
+    request.user = admin_user
+    site = AdminSite("admin")
+    site.register(SequenceRun, UpperAdmin)
+    page = site.get_model_admin(SequenceRun).change_view(request, str(top.pk))
+    below = list(page.context_data["relatives"].tree.walk())
+    assert [family.run.sequence for family in below] == [f"shop.Level{n}" for n in range(5)]
+    for relative in below:
+        assert "CardError" not in summary(relative.snapshot)
+
+
 def test_signals_have_the_cause():
     received = []
 
