@@ -7,7 +7,6 @@ from dataclasses import asdict
 from datetime import datetime
 from functools import cached_property
 from typing import Any
-from uuid import UUID
 
 from django.utils import timezone
 
@@ -86,10 +85,7 @@ class RunDetails:
             "struggling": list(self._struggling),
             "data": snapshot.visible(self.run.data, self.run.sequence),
             "parent": self._parent,
-            "children": [
-                {"id": str(pk), "sequence": sequence, "status": status}
-                for pk, sequence, status in self._children
-            ],
+            "children": self._children,
             "steps": list(self._steps()),
             "failures": [self._failure(failure) for failure in self._failures],
             "operations": [_operation(operation) for operation in self._operations],
@@ -127,9 +123,10 @@ class RunDetails:
         return str(rows.values_list("run", flat=True).get())
 
     @cached_property
-    def _children(self) -> list[tuple[UUID, str, str]]:
+    def _children(self) -> list[dict[str, Any]]:
         rows = SequenceRun.objects.using(self.using).filter(parent__run=self.run.pk)
-        return list(rows.order_by("pk").values_list("pk", "sequence", "status")[:MAX_ENTRIES])
+        children = rows.order_by("pk").values("id", "sequence", "status")[:MAX_ENTRIES]
+        return [dict(child) for child in children]
 
     @cached_property
     def _failures(self) -> list[StepFailure]:
@@ -183,7 +180,7 @@ class RunDetails:
         yield from table(self._rows(subcommand), subcommand.width, narrowing=[6, 5, 0])
         sections = {
             "Data": self._data(),
-            "Children": (f"{pk}  {sequence}  {status}" for pk, sequence, status in self._children),
+            "Children": ("  ".join(map(str, child.values())) for child in self._children),
             "Failed attempts": self._failure_lines(),
             "Operations": map(_operation_line, self._operations),
         }

@@ -27,7 +27,17 @@ from .base import (
     rejected,
     wrong,
 )
-from .selectors import RUN, RUN_HELP, add_filters, at_step, filtered, find, is_filtered, runs
+from .selectors import (
+    RUN,
+    RUN_HELP,
+    add_filters,
+    add_run,
+    at_step,
+    filtered,
+    find,
+    is_filtered,
+    runs,
+)
 
 
 @dataclass
@@ -219,7 +229,7 @@ class Edit(Subcommand):
             "Replaces the data of a run while no step is running. Values shown as *** are kept "
             "wherever you leave the *** in place."
         )
-        parser.add_argument("run", metavar=RUN, help=RUN_HELP)
+        add_run(parser)
         what = parser.add_mutually_exclusive_group()
         what.add_argument(
             "--data", type=json_object, metavar="JSON", help="the complete data: JSON, @file or -"
@@ -232,11 +242,9 @@ class Edit(Subcommand):
             help="set one key; repeatable",
         )
         parser.add_argument(
-            "--if-version",
-            type=int,
-            metavar="N",
+            "--if-version", type=int, metavar="N",
             help="only if the run still has this version (see `show`)",
-        )
+        )  # fmt: skip
         add_caller_and_reason(parser)
 
     def run(self, options: Namespace) -> None:

@@ -12,7 +12,6 @@ from ...definitions import registry
 from ...exceptions import did_you_mean
 from ...models import (
     NO_ITEM,
-    UNFINISHED_RUN,
     UNFINISHED_STEP,
     RunStatus,
     SequenceRun,
@@ -90,11 +89,9 @@ def add_filters(parser: ArgumentParser, *, step: bool = True) -> None:
         "--subject", type=subject_key, metavar="app.model:pk", help="only runs about this object"
     )
     filters.add_argument(
-        "--since",
-        type=moment,
-        metavar="24h",
+        "--since", type=moment, metavar="24h",
         help="only runs started since this time: a duration or a date",
-    )
+    )  # fmt: skip
     filters.add_argument(
         "--struggling", action="store_true", default=None,
         help="only runs with a step that keeps failing",
@@ -116,8 +113,10 @@ def filtered(options: Namespace) -> SequenceRunQuerySet:
     rows = runs().order_by("-created_at", "-pk")
     if options.sequence is not None:
         rows = rows.filter(sequence__in=known_names(options.sequence))
-    if options.status is not None:
-        rows = rows.filter(status__in=_statuses(options.status))
+    if options.status in ("unfinished", "finished"):
+        rows = getattr(rows, options.status)()
+    elif options.status is not None:
+        rows = rows.filter(status=options.status)
     if options.key is not None:
         rows = rows.filter(key=options.key)
     if options.subject is not None:
@@ -130,12 +129,6 @@ def filtered(options: Namespace) -> SequenceRunQuerySet:
     if getattr(options, "step", None) is not None:
         rows = at_step(rows, options.step)
     return rows
-
-
-def _statuses(status: str) -> list[str]:
-    finished = [value for value in RunStatus.values if value not in UNFINISHED_RUN]
-    several: dict[str, list[str]] = {"unfinished": [*UNFINISHED_RUN], "finished": finished}
-    return [str(value) for value in several.get(status, [status])]
 
 
 def _since(since: timedelta | datetime) -> datetime:
