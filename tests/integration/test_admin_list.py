@@ -635,6 +635,12 @@ def test_a_number_for_people_has_its_separators_once(
     assert f'<span class="seq-quiet">{shown} ' in page
 
 
+def test_a_list_checks_each_of_several_values(admin_client, letter):
+    letter.start({})
+    answer = admin_client.get(STEPS, {"status__exact": ["a\0b", "running"]})
+    assert (answer.status_code, answer.headers["Location"]) == (302, f"{STEPS}?e=1")
+
+
 @pytest.mark.parametrize("name", ["error", "failed_step", "sequence", "step", "before", "key"])
 def test_a_filter_that_no_database_takes_leads_to_the_list(admin_client, name):
     answer = admin_client.get(RUNS, {name: "a\0b", "sequence": "shop.Letter\0"})
