@@ -195,9 +195,9 @@ class SequenceRunQuerySet(models.QuerySet["SequenceRun"]):
 
     def waiting_for(self, step: Step[Any] | str) -> SequenceRunQuerySet:
         """Unfinished runs in which this step is waiting: for a time, an event, or other runs or
-        items."""
-        name = step if isinstance(step, str) else step.name
-        rows = StepRun.objects.using(self.db).filter(step=name, status=StepStatus.WAITING)
+        items. A step, unlike its name, also stands for its earlier names."""
+        names = [step] if isinstance(step, str) else [step.name, *step.aliases]
+        rows = StepRun.objects.using(self.db).filter(step__in=names, status=StepStatus.WAITING)
         return self.unfinished().filter(pk__in=rows.values("run"))
 
     def about(self, *subjects: models.Model) -> SequenceRunQuerySet:

@@ -65,6 +65,12 @@ class Definition:
         """The step with that name or alias, if there is one."""
         return self.steps.get(name) or self._by_alias.get(name)
 
+    def name_in(self, plan: Plan, step: str) -> str | None:
+        """The name of this step in a run's plan, which may be an earlier one; None: not there."""
+        declared = self.step(step)
+        names = [step] if declared is None else [step, declared.name, *declared.aliases]
+        return next((name for name in names if plan.get(name) is not None), None)
+
     def change_of_kind(self, name: str, plan: Plan) -> tuple[str, str] | None:
         """The step's kind in a plan of another release, and its kind here, if they differ."""
         step, node = self.step(name), plan.get(name)

@@ -276,17 +276,19 @@ class ExecutionContext(CurrentAttempt):
         return (Outcome(*values) for values in outcomes.iterator(chunk_size=1000))
 
     def _node(self, name: str) -> Node:
+        """The step in the plan of the run, which may know it by an earlier name."""
+        assert self.definition is not None
         plan = plans.load(self.claim.plan_id, self.using)
-        node = plan.get(name)
-        if node is None:
+        name_in_plan = self.definition.name_in(plan, name)
+        if name_in_plan is None:
             raise UnknownStep(
                 sequence=self.claim.sequence, step=name, hint=did_you_mean(name, plan.names)
             )
-        return node
+        return plan.node(name_in_plan)
 
     def _rows(self, name: str) -> Any:
-        self._node(name)
-        return StepRun._base_manager.using(self.using).filter(run=self.claim.run_id, step=name)
+        rows = StepRun._base_manager.using(self.using).filter(run=self.claim.run_id)
+        return rows.filter(step=self._node(name).name)
 
     def failure(self) -> Failure | None:
         """The latest failure of a step on the main path."""

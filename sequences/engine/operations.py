@@ -137,13 +137,13 @@ def _step(run: SequenceRun, step: Named, using: str) -> str:
     """The name of this step in the run's plan, which may be an earlier name."""
     plan = plans.load(run.plan_id, using)
     names = [step] if isinstance(step, str) else [step.name, *step.aliases]
-    definition = registry.definition_of(run.sequence)
-    declared = None if definition is None else definition.step(names[0])
-    if declared is not None:
-        names += [declared.name, *declared.aliases]
     for name in names:
         if plan.get(name) is not None:
             return name
+    definition = registry.definition_of(run.sequence)
+    name_in_plan = None if definition is None else definition.name_in(plan, names[0])
+    if name_in_plan is not None:
+        return name_in_plan
     raise UnknownStep(sequence=run.sequence, step=names[0], hint=did_you_mean(names[0], plan.names))
 
 

@@ -5,11 +5,8 @@ from datetime import UTC, datetime, timedelta
 import dramatiq
 import pytest
 
-from sequences import (
-    Sequence,
-    step,
-)
-from sequences.testing import assert_steps, clock, drain, run_sequence
+from sequences import Sequence, event, step
+from sequences.testing import assert_steps, clock, drain, isolate_sequences, run_sequence
 from testproject.contact.models import Message
 from tests.steps import forget, only_failure, options_of
 
@@ -347,3 +344,64 @@ def test_a_run_goes_on_after_its_sequence_and_its_steps_were_renamed():
     assert_steps(sequence, [("one", "succeeded"), ("two", "succeeded")])
     assert sequence.run.data == {"n": 2}
     assert list(After.runs) == [sequence.run]
+
+
+def test_a_renamed_step_is_found_in_runs_that_know_it_by_its_earlier_name():
+    with isolate_sequences():
+
+        class Order(Sequence):
+            class Meta:
+                app_label = "shop"
+
+            @step
+            def charge(self):
+                return 7
+
+            @step(each=lambda self: [1, 2])
+            def pack(self, item):
+                return item
+
+            approval = event()
+
+            @step
+            def ship(self): ...
+
+        old = Order().run
+        drain()
+
+    with isolate_sequences():
+
+        class Order(Sequence):
+            class Meta:
+                app_label = "shop"
+
+            @step(aliases=["charge"])
+            def pay(self):
+                return 8
+
+            @step(each=lambda self: [1, 2], aliases="pack")
+            def wrap(self, item):
+                return item
+
+            accept = event(aliases=["approval"])
+
+            @step
+            def ship(self):
+                self.data["results"] = [
+                    self.result(Order.pay),
+                    self.result("charge"),
+                    self.result("pay"),
+                    list(self.results(Order.wrap)),
+                    [outcome.item for outcome in self.outcomes("pack")],
+                    self.result(Order.accept),
+                ]
+
+        new = Order().run
+        drain()
+        assert set(Order.runs.waiting_for(Order.accept)) == {old, new}
+        assert list(Order.runs.waiting_for("approval")) == [old]
+        for run, charged in ((old, 7), (new, 8)):
+            assert run.deliver(Order.accept, "yes") is True
+            drain()
+            run.refresh_from_db()
+            assert run.data["results"] == [charged] * 3 + [[1, 2], [1, 2], "yes"]
