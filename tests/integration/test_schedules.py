@@ -865,6 +865,13 @@ def test_the_command_lists_schedules():
     assert (found["state"], found["timetable"]["every"]) == ("active", 3600)
 
 
+def test_the_command_lists_times_in_the_time_zone_of_the_project(settings):
+    settings.TIME_ZONE = "Asia/Kathmandu"
+    start = datetime(2050, 1, 1, 20, 30, tzinfo=UTC)
+    report().schedules.create("later", every(HOUR, start=start))
+    assert "2050-01-02 02:15:00" in command("schedules")
+
+
 def test_the_command_operates_on_a_schedule(monkeypatch):
     cls = report(schedule=every(HOUR))
     sync_schedules()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 from ... import conf
@@ -21,6 +22,7 @@ from .base import (
     values_of,
     wrong,
 )
+from .details import moment
 from .tables import Cell
 
 ACTIONS = ("list", "pause", "resume", "run-now")
@@ -106,8 +108,8 @@ class Schedules(Subcommand):
             )
 
 
-def _time(moment: Any) -> str:
-    return "" if moment is None else moment.isoformat(timespec="seconds", sep=" ")
+def _time(value: datetime | None) -> str:
+    return "" if value is None else moment(value)
 
 
 def _find(label: str, name: str | None) -> Schedule:
