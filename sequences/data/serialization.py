@@ -97,13 +97,14 @@ def refuse_expansion(value: Any, max_bytes: int | None = None, path: str = "data
         raise InvalidData(
             path=path,
             problem=Text(
-                _(
-                    "takes more than %(limit)s bytes as JSON, because a value that appears in many "
-                    "places is written once for each place"
-                ),
-                limit=Amount(most),
+                _("takes more than %(size)s bytes as JSON; the limit is %(limit)s"),
+                size=Amount(most),
+                limit=Amount(max_bytes or most),
             ),
-            hint=_("Store each value once, or store references."),
+            hint=_(
+                "Store large values elsewhere and keep references. A value that appears in many "
+                "places is written once for each place."
+            ),
         )
 
 

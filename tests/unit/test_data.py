@@ -362,6 +362,11 @@ class TestExpansion:
         with pytest.raises(InvalidData, match="is written once for each"):
             normalise([{"x" * 1_000_000: 1}] * 10_000)
 
+    @pytest.mark.parametrize("value", ["x" * 20_000, ["x" * 200] * 100])
+    def test_the_message_gives_the_limit_and_blames_no_repetition(self, value):
+        error = refused({"a": value}, max_bytes=1_000)
+        assert error.problem == "takes more than 10,000 bytes as JSON; the limit is 1,000"
+
     def test_what_contains_itself_is_refused_as_before(self):
         circle = []
         circle.append(circle)
