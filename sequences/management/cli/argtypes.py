@@ -49,7 +49,7 @@ def date(text: str) -> datetime:
 
 
 def json_value(text: str) -> Any:
-    """JSON, the contents of a file (``@in.json``), or the standard input (``-``)."""
+    """JSON, the contents of a file (``@in.json``), or standard input (``-``)."""
     try:
         return json.loads(_read(text))
     except RecursionError:
@@ -57,9 +57,9 @@ def json_value(text: str) -> Any:
     except OSError as error:
         raise ArgumentTypeError(f"{text[1:]} cannot be read: {error.strerror}") from None
     except ValueError as error:
-        where = {"-": "the standard input"}.get(text, text[1:] if text[:1] == "@" else f"{text!r}")
+        where = {"-": "standard input"}.get(text, text[1:] if text[:1] == "@" else f"{text!r}")
         raise ArgumentTypeError(
-            f"{where} is not JSON: {error}. Use JSON, @file, or - for the standard input"
+            f"{where} is not JSON: {error}. Use JSON, @file, or - for standard input"
         ) from None
 
 

@@ -40,7 +40,7 @@ class Start(Subcommand):
         )
         parser.add_argument(
             "--data", type=json_object, default={}, metavar="JSON",
-            help="a JSON object, @file, or - for the standard input",
+            help="a JSON object, @file, or - for standard input",
         )  # fmt: skip
         parser.add_argument("--key", help="start nothing if a run has this key")
         parser.add_argument(
