@@ -1,4 +1,4 @@
-"""Keeps secrets inside `data`: values named by `Meta.redact` are shown as stars. Pure."""
+"""Keeps secrets inside `data`: values named by `Meta.redact` are shown as `***`. Pure."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def one_line(value: str) -> str:
 
 # Mermaid
 
-#: Characters that Mermaid, or the HTML it makes of a label, would interpret.
+#: Characters that Mermaid, or the HTML that it turns a label into, would interpret.
 _SPECIAL = re.compile(r"[^\w .,:;()/+=!?'·…–-]", re.ASCII)  # noqa: RUF001
 
 

@@ -64,7 +64,7 @@ class Command(BaseCommand):
                 raise
             raise _safe(wrong(str(unmigrated(error, conf.using())))) from None
         except BrokenPipeError:
-            # The reader has enough, as `head` does. Nothing must be flushed any more.
+            # The reader, such as `head`, has closed the pipe: flushing at exit must not fail.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -176,7 +176,7 @@ class Backend:
         return False
 
     def is_of_characters(self, error: DatabaseError) -> bool:
-        """Whether its character set lacks a character."""
+        """Whether the character set of the database lacks a character."""
         return False
 
     def is_of_connection(self, error: OperationalError | InterfaceError) -> bool:
