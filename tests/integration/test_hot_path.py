@@ -28,6 +28,7 @@ from sequences.transitions import claims, failures, plans
 from sequences.worker.sweeper import AssumeLost, store_plans, sweep
 from tests.broken_reads import Router
 from tests.engine import claim, fresh, ledger, messages, now, perform, row, take
+from tests.flush import truncate
 from tests.models import Parcel
 from tests.portable import is_portable
 from tests.steps import chain
@@ -58,6 +59,12 @@ SENT = re.compile(
     r'\tF\t\d+\t(?:Query\t |Parse\t "[^"]*" )"\s*'
     r"(\w+)(?: (?:\* FROM )?job_sequences_(\w+)_[0-9a-f]{12}\()?"
 )
+
+
+@pytest.fixture
+def empty_tables(transactional_db):
+    """Without what the tests before have left behind in their pages."""
+    truncate()
 
 
 @pytest.fixture
@@ -244,7 +251,7 @@ def reads(model):
 
 @on_postgresql
 @fast
-def test_a_start_by_a_key_reads_no_more_however_many_keys_there_are(run):
+def test_a_start_by_a_key_reads_no_more_however_many_keys_there_are(empty_tables, run):
     chain_of_shop = get("shop.Chain")
     chain_of_shop.start({}, key="first")  # its plan is made while the table is small
     chain_of_shop.start_many([({}, {"key": str(n)}) for n in range(2000)])
@@ -386,7 +393,7 @@ def are_in_place(before, after, count):
 
 
 @on_postgresql
-def test_a_claim_updates_its_row_in_place():
+def test_a_claim_updates_its_row_in_place(empty_tables):
     with override_settings(SEQUENCES={"HEARTBEAT": 20, "LEASE": 600, "GRACE": 600}):
         runs = [sequence.run for sequence in chain().start_many([{}] * 30)]
         before = updates(StepRun)
@@ -396,7 +403,7 @@ def test_a_claim_updates_its_row_in_place():
 
 
 @on_postgresql
-def test_a_commit_in_the_middle_of_a_run_updates_the_run_in_place():
+def test_a_commit_in_the_middle_of_a_run_updates_the_run_in_place(empty_tables):
     runs = [sequence.run for sequence in chain().start_many([{}] * 30)]
     held_by_us = [claim(run, "one") for run in runs]
     before = updates(SequenceRun)
