@@ -1,21 +1,21 @@
-# Needs python3 (3.11 or newer) and a package index. ARGS goes to what is run:
+# Needs python3 (3.11 or newer) and a package index. ARGS is passed on to the command:
 #   make demo ARGS=--once      make test ARGS=--quick      make test ARGS="--only sqlite -k plan"
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# A version of Django other than the newest that this Python runs, such as 5.2
+# Another version of Django than the newest that this Python supports, such as 5.2
 DJANGO ?=
 
 .PHONY: help demo test lint docs messages pictures ci clean
 help:
-	@echo "make demo   a contact form and a shop, their sequences and a real worker (ARGS=--once: ends on its own)"
-	@echo "make test   the whole suite on every available database (ARGS=--quick: about three minutes)"
-	@echo "make lint   formatting, lint and types"
-	@echo "make docs   the documentation as a site, in build/site"
-	@echo "make pictures   screenshots of the console for docs/images, and of all pages in build/pictures; needs chromium"
-	@echo "make messages   updates the translation catalogues from the code, and lists what is left to translate"
-	@echo "make ci     everything that CI runs"
-	@echo "make clean  removes what these commands created"
+	@echo "make demo       run a contact form and a shop with a real worker (ARGS=--once: stop when done)"
+	@echo "make test       run the whole suite on every database available (ARGS=--quick: about three minutes)"
+	@echo "make lint       check formatting, lint and types"
+	@echo "make docs       build the documentation site in build/site"
+	@echo "make pictures   take the screenshots in docs/images, and all others in build/pictures; needs chromium"
+	@echo "make messages   update the translation catalogues from the code, and list what is untranslated"
+	@echo "make ci         run everything that CI runs"
+	@echo "make clean      remove what these commands created"
 
 demo: $(VENV)/installed
 	@$(BIN)/python -m testproject.demo $(ARGS)
@@ -47,7 +47,7 @@ clean:
 
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
-	@echo "Setting up $(VENV), once"
+	@echo "Setting up $(VENV) (once)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' $(if $(DJANGO),'django==$(DJANGO).*')
 	@touch $@
