@@ -90,15 +90,15 @@ BRIEF = Part(
 )
 #: With the seconds that each takes on two cores that do nothing else, beside another part or alone.
 CHOICES = {
-    "mysql": {LOCKS: 300},
-    "postgresql": {ROWS: 720, REST: 1_000},
-    "sqlite": {QUICK: 330, REST: 120},
+    "mysql": {LOCKS: 150},
+    "postgresql": {ROWS: 330, REST: 800},
+    "sqlite": {QUICK: 300, REST: 120},
     # Every statement of other databases is tested on MariaDB and SQLite, too.
-    "portable": {SQL: 90},
+    "portable": {SQL: 60},
 }
 #: What a change needs while it is made; with `--only`, all that this database has without workers.
-QUICK_CHOICES = {"postgresql": {SQL: 90}, "sqlite": {BRIEF: 240}}
-ALSO = {QUICK: 330, SQL: 60}
+QUICK_CHOICES = {"postgresql": {SQL: 60}, "sqlite": {BRIEF: 180}}
+ALSO = {QUICK: 300, SQL: 40}
 #: The parts that measure: the fast statements are in one of them, the pages in the other.
 MEASURED = {("postgresql", ROWS), ("sqlite", QUICK)}
 AT_A_TIME = 2
@@ -173,7 +173,7 @@ def choices_for(only: str | None, *, quick: bool) -> dict[str, dict[Part, int]]:
 
 
 def absent_services(vendors: list[str], *, workers: bool) -> dict[str, str]:
-    """What is needed and does not answer, and why."""
+    """The services that are needed and do not answer, and why."""
     needs = {"MariaDB": connect_mysql} if "mysql" in vendors else {}
     needs |= {"RabbitMQ": connect_rabbitmq} if workers else {}
     reasons = {service: unusable(connect) for service, connect in needs.items()}
