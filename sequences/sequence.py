@@ -81,7 +81,7 @@ class StepContext(Protocol):
     def failure(self) -> Failure | None: ...
     @property
     def cancelled(self) -> bool: ...
-    def check(self) -> None: ...
+    def raise_if_cancelled(self) -> None: ...
     @property
     def final_status(self) -> str: ...
 
@@ -468,9 +468,9 @@ class Sequence(Generic[D], metaclass=SequenceType):
         """
         return self._in_step("cancelled").cancelled
 
-    def check(self) -> None:
+    def raise_if_cancelled(self) -> None:
         """Raise `Cancelled` if this step was `cancelled`: the attempt ends and is not counted."""
-        self._in_step("check").check()
+        self._in_step("raise_if_cancelled").raise_if_cancelled()
 
     @property
     def final_status(self) -> Literal["", "succeeded", "failed", "cancelled"]:
@@ -487,10 +487,9 @@ class Sequence(Generic[D], metaclass=SequenceType):
         return f"<{type(self).__qualname__} {self.run}>"
 
 
-#: Without `check`, which is a good name for a step, too; such a step replaces the method.
 RESERVED = frozenset(
     name for name in (*vars(Sequence), *Sequence.__annotations__) if not name.startswith("_")
-) - {"check"}
+)
 
 
 class Composed(Protocol):

@@ -389,7 +389,7 @@ class _Alone:
     def failure(self) -> None:
         return None
 
-    def check(self) -> None:
+    def raise_if_cancelled(self) -> None:
         pass
 
     def progress(self, done: float | None, total: float | None, text: str) -> None:

@@ -87,7 +87,7 @@ class Limit:
             return None
         path, is_text = f"The key of limit {self.name!r}", isinstance(value, str | int | UUID)
         if not is_text or isinstance(value, bool):
-            problem = f"is a {type(value).__name__}"
+            problem = f"is of type {type(value).__name__}"
             raise InvalidData(
                 path=path, problem=problem, hint="It must be a string, an int or a UUID."
             )

@@ -621,7 +621,7 @@ _META_RULES: Rules = {
     ),
     "retention": (_is_retention, "a timedelta, or None to keep runs forever"),
     "retention_failed": (_is_retention, "a timedelta, or None to keep runs forever"),
-    "deadline": (_is_deadline, "a positive timedelta, or None"),
+    "deadline": (_is_deadline, "a positive timedelta of at most 1,000 years, or None"),
     "cancel": (lambda value: value in ("undo", None), '"undo" or None'),
     "on_subject_delete": (
         lambda value: value is None or value in ON_SUBJECT_DELETE,

@@ -144,7 +144,7 @@ class ExecutionContext(CurrentAttempt):
         if not isinstance(data, dict):
             raise InvalidData(
                 path="data",
-                problem=f"is a {type(data).__name__}, not a dict",
+                problem=f"is of type {type(data).__name__}, not a dict",
                 hint="Change values in self.data; do not replace self.data with another object.",
             )
         return data
@@ -302,7 +302,7 @@ class ExecutionContext(CurrentAttempt):
         """Whether the heartbeat has found that it was cancelled."""
         return leases.is_over(self, self.using)
 
-    def check(self) -> None:
+    def raise_if_cancelled(self) -> None:
         """End the attempt if it was cancelled."""
         if self.cancelled:
             raise Cancelled(step=self.claim.step, run=self.claim.run_id)

@@ -177,7 +177,8 @@ def _cancelled(execution: StepExecution) -> Exception:
     attempt."""
     if not execution.context.is_over:
         return _abort(
-            execution, "raised Cancelled, but was not cancelled. Call self.check() instead."
+            execution,
+            "raised Cancelled, but was not cancelled. Call self.raise_if_cancelled() instead.",
         )
     interrupts.disable_interrupts()
     _repair(execution.using)

@@ -227,8 +227,8 @@ def checked_deadline(value: Any, call: str) -> timedelta | datetime | None:
     if isinstance(value, timedelta) and timedelta() < value <= MAX_WAIT:
         return value
     raise SequenceError(
-        f"{call}: deadline is {value!r}; it must be a positive timedelta, an aware datetime, or "
-        "None."
+        f"{call}: deadline is {value!r}; it must be a positive timedelta of at most 1,000 years, "
+        "an aware datetime, or None."
     )
 
 

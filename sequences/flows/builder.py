@@ -208,7 +208,7 @@ def _mapping_of(definition: Data, where: str) -> dict[str, Any]:
         return dict(definition)
     if callable(getattr(definition, "definition", None)):
         return definition.definition()
-    problem = f"a definition must be a mapping; this is a {type(definition).__name__}"
+    problem = f"a definition must be a mapping; this is of type {type(definition).__name__}"
     hint = "Pass a mapping, or the result of chain() or group()."
     raise InvalidDefinition(where=where, problem=problem, hint=hint)
 

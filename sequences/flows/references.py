@@ -254,7 +254,9 @@ class Items:
         if isinstance(value, list):
             return value
         problem = (
-            "does not exist" if value is MISSING else f"is a {type(value).__name__}, not a list"
+            "does not exist"
+            if value is MISSING
+            else f"is of type {type(value).__name__}, not a list"
         )
         hint = "Fix each, or put a list there in an earlier step."
         raise InvalidData(path=self.ref.text, problem=problem, hint=hint)

@@ -149,7 +149,7 @@ def test_a_step_that_executes_when_it_loses_sees_that_it_was_cancelled():
             seen.append(self.cancelled)
             self.run.deliver("stop")
             seen.append(self.cancelled)
-            self.check()
+            self.raise_if_cancelled()
 
         @step(after=any_of(stop, search))
         def decide(self): ...

@@ -1,4 +1,4 @@
-"""`self.cancelled` and `self.check()`: what a running step sees of its cancellation."""
+"""What a running step sees of its cancellation."""
 
 import threading
 
@@ -46,7 +46,7 @@ def video(seen):
             seen.append(self.cancelled)
             Video.meanwhile(fresh(self.run))
             seen.append(self.cancelled)
-            self.check()
+            self.raise_if_cancelled()
             seen.append("went on")
 
         @on_cancel
@@ -118,21 +118,9 @@ def test_a_step_that_raises_it_without_having_been_cancelled_fails():
 def test_by_itself_a_step_is_not_cancelled_and_outside_of_one_nobody_can_ask(video):
     sequence = build(video)
     assert (sequence.cancelled, sequence.final_status) == (False, "")
-    sequence.check()
+    sequence.raise_if_cancelled()
     with pytest.raises(SequenceError, match="only available inside a step"):
-        video.start().check()
-
-
-def test_a_step_may_be_called_check():
-    class Loan(Sequence):
-        class Meta:
-            app_label = "shop"
-
-        @step
-        def check(self):
-            self.data["cancelled"] = self.cancelled
-
-    assert run_sequence(Loan).data == {"cancelled": False}
+        video.start().raise_if_cancelled()
 
 
 # The heartbeat's part
@@ -157,7 +145,7 @@ def test_the_property_asks_no_database_beside_a_heartbeat(attempt, django_assert
     with django_assert_num_queries(0):
         assert attempt.cancelled is True
     with pytest.raises(Cancelled, match="'prepare' of run"):
-        attempt.check()
+        attempt.raise_if_cancelled()
 
 
 def test_a_heartbeat_of_a_step_that_never_asked_costs_nothing_more(video):

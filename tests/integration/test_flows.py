@@ -1049,7 +1049,7 @@ def test_a_run_that_keeps_its_definition_can_be_steered_swept_and_checked(calls)
         (
             3,
             {},
-            "start_definition, 'flow': a definition must be a mapping; this is a int. Pass a "
+            "start_definition, 'flow': a definition must be a mapping; this is of type int. Pass a "
             "mapping, or the result of chain() or group().",
         ),
         ({}, {"name": ""}, "start_definition: name is ''. Use a string of 1 to 150 characters."),

@@ -272,10 +272,13 @@ def test_a_run_is_never_stored_without_its_subject(parcel, key, many):
 @pytest.mark.parametrize(
     ("subject", "message"),
     [
-        (lambda: "shop.order:17", "subject is a str; it must be an instance of a model, or None"),
-        (lambda: Parcel, "subject is a ModelBase; it must be an instance"),
-        (lambda: Parcel(), "subject is a Parcel: it has no primary key. Save it first"),
-        (lambda: Shelf(row="A"), "subject is a Shelf: it has no primary key"),
+        (
+            lambda: "shop.order:17",
+            "subject is of type str; it must be an instance of a model, or None",
+        ),
+        (lambda: Parcel, "subject is of type ModelBase; it must be an instance"),
+        (lambda: Parcel(), "subject is of type Parcel: it has no primary key. Save it first"),
+        (lambda: Shelf(row="A"), "subject is of type Shelf: it has no primary key"),
         (lambda: Country(code="x" * 256), "its primary key has 256 characters; the limit is 255"),
     ],
 )
@@ -389,5 +392,5 @@ def test_a_schedule_that_was_made_for_an_object_starts_runs_about_it(parcel):
     assert len(runs) == 2
     assert runs[0] == by_hand
     assert runs[1].data == {"carried": "parcel book"}
-    with pytest.raises(SequenceError, match="subject is a str"):
+    with pytest.raises(SequenceError, match="subject is of type str"):
         cls.schedules.create("wrong", every(timedelta(hours=1)), subject="x")

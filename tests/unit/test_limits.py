@@ -76,8 +76,8 @@ def test_each_key_has_a_line_of_its_own(key, data, item, text):
     ("data", "problem"),
     [
         ({}, r"data\['customer'\] is missing"),
-        ({"customer": {"id": 1}}, "is a dict"),
-        ({"customer": True}, "is a bool"),
+        ({"customer": {"id": 1}}, "is of type dict"),
+        ({"customer": True}, "is of type bool"),
         ({"customer": "x" * 201}, "201 characters"),
     ],
 )

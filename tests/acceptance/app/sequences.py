@@ -354,7 +354,7 @@ class Rendering(Recorded):
             try:
                 Path(self.data["book"]).write_text(f"{process.pid}\n")
                 while process.poll() is None:
-                    self.check()
+                    self.raise_if_cancelled()
                     time.sleep(0.05)
             finally:
                 process.kill()
