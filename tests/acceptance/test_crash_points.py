@@ -27,6 +27,11 @@ pytestmark = [
 HANDOFFS = ["acceptance.Booking", "acceptance.DirectBooking"]
 
 
+def every(number):
+    """Every so-many-th boundary; CRASH_EVERY=1 in the environment walks through all, for hours."""
+    return f"--every={os.environ.get('CRASH_EVERY', number)}"
+
+
 def die_everywhere(sequence, *arguments, **environment):
     """What `crashing` reports when it is run with these arguments."""
     environment = {
@@ -151,15 +156,15 @@ def names_of(boundaries):
 @pytest.mark.parametrize("sequence", HANDOFFS)
 def test_a_worker_may_die_at_every_boundary(sequence):
     # The direct handoff shares most of its statements with the other.
-    every = 1 if is_postgresql() or sequence == "acceptance.Booking" else 3
-    report = die_everywhere(sequence, f"--every={every}")
-    if every == 1:
+    stride = 1 if is_postgresql() or sequence == "acceptance.Booking" else 3
+    report = die_everywhere(sequence, every(stride))
+    if stride == 1:
         assert_died_wherever_a_whole_run_passes(report)
     assert_nothing_is_lost_or_doubled(report)
 
 
 def test_a_worker_may_die_at_every_boundary_of_a_step_that_is_awaited():
-    report = die_everywhere("acceptance.AsyncBooking", "--every=5")
+    report = die_everywhere("acceptance.AsyncBooking", every(5))
     assert {"reserve", "confirm"} <= {step for step, _, _ in deaths_of(report)}
     assert_nothing_is_lost_or_doubled(report)
 
@@ -175,16 +180,16 @@ def test_a_worker_may_die_at_every_boundary_of_every_path():
 @pytest.mark.parametrize("sequence", HANDOFFS)
 def test_a_worker_may_die_at_every_boundary_of_the_portable_way(sequence):
     # The direct handoff shares most of its statements with the other.
-    every = "--every=1" if sequence == "acceptance.Booking" else "--every=5"
-    assert_nothing_is_lost_or_doubled(die_everywhere(sequence, every, SEQUENCES_PORTABLE="1"))
+    stride = every(3 if sequence == "acceptance.Booking" else 5)
+    assert_nothing_is_lost_or_doubled(die_everywhere(sequence, stride, SEQUENCES_PORTABLE="1"))
 
 
 @pytest.mark.only_on("postgresql")
 @pytest.mark.parametrize(
-    ("sequence", "every"), [("acceptance.Tour", 61), ("acceptance.FailedTour", 41)]
+    ("sequence", "stride"), [("acceptance.Tour", 97), ("acceptance.FailedTour", 83)]
 )
-def test_a_worker_may_die_in_a_join_a_fan_out_a_wait_a_child_or_an_undo(sequence, every):
-    report = die_everywhere(sequence, f"--every={every}")
+def test_a_worker_may_die_in_a_join_a_fan_out_a_wait_a_child_or_an_undo(sequence, stride):
+    report = die_everywhere(sequence, every(stride))
     assert_nothing_is_lost_or_doubled(report, TOURS[sequence], what_is_left_of_a_tour)
 
 
@@ -209,7 +214,7 @@ def test_a_worker_may_die_while_a_parent_undoes_its_children(sequence):
     status, undone = OUTINGS[sequence]
     done = ["pack", "reserve 1", "reserve 2"]
     whole = (status, done, undone, ["cancelled"] * 2)
-    report = die_everywhere(sequence, "--every=53")
+    report = die_everywhere(sequence, every(97))
     assert_nothing_is_lost_or_doubled(report, whole, what_is_left_of_an_outing)
 
 
@@ -246,12 +251,12 @@ def what_is_left(run):
 @pytest.mark.only_on("postgresql")
 @pytest.mark.parametrize(("sequence", "whole"), [("acceptance.Detour", DETOUR), ("kept", KEPT_RUN)])
 def test_a_worker_may_die_in_a_repetition_a_detour_or_a_kept_definition(sequence, whole):
-    report = die_everywhere(sequence, "--every=11")
+    report = die_everywhere(sequence, every(17))
     assert_nothing_is_lost_or_doubled(report, whole, what_is_left)
 
 
 def test_the_workers_that_go_on_may_die_too_in_the_sweep_or_anywhere():
-    report = die_everywhere("acceptance.Booking", "--every=7", "--deaths=6")
+    report = die_everywhere("acceptance.Booking", every(7), "--deaths=6")
     assert report["deaths"] >= 4
     assert_nothing_is_lost_or_doubled(report)
 
@@ -274,7 +279,7 @@ def server(kind, redis_url):
 @pytest.mark.parametrize("sequence", HANDOFFS)
 def test_a_worker_may_die_around_every_publish_and_acknowledge(sequence, kind, redis_url):
     with server(kind, redis_url) as environment:
-        report = die_everywhere(sequence, "--every=40", **environment)
+        report = die_everywhere(sequence, every(40), **environment)
     died_at = names_of(deaths_of(report))
     assert {"before acknowledge of default", "after publish to default"} <= died_at
     assert_nothing_is_lost_or_doubled(report)
@@ -303,7 +308,7 @@ def what_is_left_of_a_registration(run):
 @pytest.mark.parametrize("kind", ["redis", "postgres"])
 def test_a_worker_may_die_before_in_and_after_the_commit_of_what_it_sends(kind, redis_url):
     with server(kind, redis_url) as environment:
-        report = die_everywhere("acceptance.Registration", "--every=4", **environment)
+        report = die_everywhere("acceptance.Registration", every(4), **environment)
     assert_nothing_is_lost_or_doubled(report, REGISTRATION, what_is_left_of_a_registration)
     assert not OutboxMessage.objects.exists()
     died_at = [name for name in names_of(deaths_of(report)) if "outbox" in name]

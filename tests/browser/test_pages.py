@@ -69,8 +69,7 @@ def addresses():
     return names - refused - added
 
 
-@pytest.mark.parametrize("width", [390, 1440])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 390), ("dark", 1440)])
 def test_axe_has_nothing_to_say_on_any_page(console, width, scheme):
     console.emulate_media(color_scheme=scheme)
     console.set_viewport_size({"width": width, "height": 900})
