@@ -202,7 +202,7 @@ def _subjects() -> Messages:
             problem = "it is a proxy" if model else "there is no such model"
             yield Error(
                 f"SEQUENCES['ON_SUBJECT_DELETE'] names {label!r}, but {problem}.",
-                hint="Name the model that has the table, as in 'shop.Order'.",
+                hint="Name a concrete model, such as 'shop.Order'.",
                 id="sequences.E015",
             )
 
@@ -380,7 +380,7 @@ def _why_unmatched(definition: Definition, pattern: str, path: Path) -> str:
     if codec is not None:
         return "" if reaches(codec.cls, path) else f"Use a field of {codec.name}."
     if path[0] == "data" and len(path) > 1 and "data" not in definition.defaults:
-        return f"Patterns start inside data: {'.'.join(path[1:])!r}."
+        return f"Leave out the leading data: {'.'.join(path[1:])!r}."
     return ""
 
 
@@ -407,8 +407,8 @@ def _pool_size(broker: Any) -> Iterator[CheckMessage]:
     if isinstance(size, int) and size < needed:
         yield Warning(
             f"The pool of the PostgreSQL broker has {size} connections. A worker that consumes "
-            f"all {len(broker.queues)} queues needs {needed}: each queue and its delayed "
-            "messages hold one each, so the others would wait forever.",
+            f"all {len(broker.queues)} queues needs {needed}: two for each queue, one of them for "
+            "delayed messages, and two more. Consumers that get none wait forever.",
             hint="Add ?maxconn= to the broker's url, or use sequences.brokers.PostgresBroker, "
             "whose pool has the right size.",
             id="sequences.W020",

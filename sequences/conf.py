@@ -136,7 +136,7 @@ def _by_model(value: Any) -> dict[str, str]:
     ):
         return {label.lower(): policy for label, policy in value.items()}
     policies = ", ".join(map(repr, ON_SUBJECT_DELETE))
-    raise ValueError(f"a dict such as {{'shop.Order': 'cancel'}}, whose values are of {policies}")
+    raise ValueError(f"a dict such as {{'shop.Order': 'cancel'}}, with values from {policies}")
 
 
 def _count_or_none(value: Any) -> int | None:

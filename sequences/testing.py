@@ -160,7 +160,7 @@ def _drain(run: SequenceRun | None, limit: int) -> int:
             continue  # its deadline has failed a run: run what that made ready
         if performed >= limit:  # not by assert, which python -O leaves out
             raise AssertionError(
-                f"The limit of steps to run is reached, but step {row} of {row.run} is still due. "
+                f"The limit on steps has been reached, but step {row} of {row.run} is still due. "
                 "Does a step repeat forever? If not, call drain() with a higher limit."
             )
         plan = plans.load(row.run.plan_id, using)

@@ -148,7 +148,7 @@ class TimetableForm(ActionForm):
         label=_("Time zone"),
         required=False,
         max_length=100,
-        help_text=_("For the cron expression, such as Europe/Berlin. Optional."),
+        help_text=_("For the cron expression. Optional, for example Europe/Berlin"),
     )
     interval = DurationText(
         label=_("Interval"),

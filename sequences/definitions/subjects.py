@@ -111,12 +111,12 @@ def check_subject(subject: Any, where: str) -> SubjectKey:
     """The key of a subject that was passed by a caller. Raises `SequenceError`."""
     if not isinstance(subject, Model):
         raise SequenceError(
-            f"{where}: subject is of type {type(subject).__name__}; it must be an instance of a "
-            "model, or None."
+            f"{where}: subject is of type {type(subject).__name__}; it must be a model instance or "
+            "None."
         )
     try:
         return SubjectKey.of(subject)
     except ValueError as error:
         raise SequenceError(
-            f"{where}: subject is of type {subject.__class__.__name__}: {error}."
+            f"{where}: this {subject.__class__.__name__} cannot be the subject: {error}."
         ) from error

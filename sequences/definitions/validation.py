@@ -218,7 +218,8 @@ def default_problems(options: Mapping[str, Any]) -> Iterator[Problem]:
     """Problems with ``SEQUENCES["DEFAULTS"]``."""
     for name in sorted((STEP_OPTIONS | META_OPTIONS) - PROJECT_OPTIONS):
         if name in options:
-            yield f"{name} is not an option of all steps", "Set it on the sequence or the step."
+            hint = "Set it on the sequence or the step."
+            yield f"{name} cannot be set for all steps of the project", hint
     yield from _rule_problems(_META_RULES, options)
     yield from _option_problems(options)
 
@@ -302,7 +303,7 @@ def _argument_problems(step: Step[Any], steps: Mapping[str, Step[Any]]) -> Itera
         yield from _callable_problems(step)
     elif step.args is not None or step.kwargs is not None:
         yield (
-            "args and kwargs are only for steps that run a Dramatiq actor or a task of Django's",
+            "args and kwargs are only for steps that run a Dramatiq actor or a Django task",
             "Read what you need from self.data instead.",
         )
     elif isinstance(step, Subsequence):
@@ -360,7 +361,7 @@ def _fan_out_problems(step: Step[Any]) -> Iterator[Problem]:
                 yield f"{name} cannot be set on {CLOSING}", "Leave it out."
     for name in sorted(FAN_OUT_OPTIONS - {"each"}):
         if step.each is None and step.declared.get(name) not in (None, False):
-            yield f"{name} needs each", "Add each=, or leave it out."
+            yield f"{name} needs each", f"Add each=, or leave out {name}."
 
 
 def _misplaced_problems(step: Step[Any]) -> Iterator[Problem]:

@@ -144,7 +144,7 @@ def _send_many(dispatches: list[Dispatch], enqueue_many: EnqueueMany) -> set[int
     _breaker.failed()
     dispatch, reason = refused[0]
     logger.warning(
-        "The broker did not accept %s of %s messages, such as the one for step run %s (run %s, "
+        "The broker did not accept %s of %s messages, including the one for step run %s (run %s, "
         "actor %s); the sweep will dispatch them again: %r",
         len(refused),
         len(dispatches),

@@ -24,10 +24,10 @@ __all__ = ["TREES_PER_TRANSACTION", "Remaining", "Report", "prune"]
 TREES_PER_TRANSACTION = 500
 
 #: Why a tree is kept.
-YOUNG = "a child run has not finished, or finished too recently"
-TAKEN = "it is being changed or pruned at the moment"
-REFERRED_TO = "other objects of the project reference it"
-REFUSED = "the database does not allow it"
+YOUNG = "with a child run that has not finished, or finished too recently"
+TAKEN = "being changed or pruned at the moment"
+REFERRED_TO = "referenced by other objects of the project"
+REFUSED = "protected by the database"
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,7 +143,7 @@ def end_attempt(execution: StepExecution, error: BaseException) -> None:
     if isinstance(error, SkipMessage):
         # The step's own error. Dramatiq would acknowledge the message, and nobody would end the
         # claim.
-        raise _abort(execution, "raised SkipMessage. Return or raise Abort instead.") from error
+        raise _abort(execution, "raised SkipMessage. Return early, or raise Abort.") from error
     if isinstance(error, ClaimLost):
         raise _lost(execution) from None
     if isinstance(error, Parked):

@@ -137,7 +137,7 @@ def _checked(what: str, parts: Iterable[Any]) -> tuple[Any, ...]:
     checked = tuple(parts)
     for part in checked:
         if not isinstance(part, Composition | Use | Job | str):
-            hint = "Pass jobs, names of jobs, job.with_(…), chains and groups."
+            hint = "Pass jobs, names of jobs, job.with_(…), chains or groups."
             problem = f"{reprlib.repr(part)} cannot be a part"
             raise InvalidDefinition(where=f"{what}(…)", problem=problem, hint=hint)
     return checked

@@ -143,7 +143,7 @@ class Parser:
         else:
             raise self._error("it has no steps", "Add steps: a mapping of names to steps.")
         if not pairs:
-            raise self._error("its steps are empty", "Add a step.")
+            raise self._error("it has no steps", "Add a step.")
         if len(pairs) > MAX_STEPS:
             problem = f"it has {len(pairs)} steps; the limit is {MAX_STEPS}"
             raise self._error(problem, "Use each or subsequences.")
@@ -455,7 +455,7 @@ class Parser:
         if not isinstance(label, str):
             raise self._error(f"label of {what} is {label!r}", "Use a string.")
         if not isinstance(is_required, bool):
-            raise self._error(f"required of {what} is {is_required!r}", "Use true or false.")
+            raise self._error(f"{what} has required: {is_required!r}", "Use true or false.")
         if is_required and "default" in spec:
             raise self._error(f"{what} is required and has a default", "Remove one of them.")
         return Input(label, is_required, {k: spec[k] for k in ("default",) if k in spec})
@@ -596,9 +596,8 @@ class Parser:
     def _timetable(self, what: str, spec: Any) -> Timetable:
         self._mapping(spec, what)
         if ("cron" in spec) == ("every" in spec):
-            raise self._error(
-                f"{what} has neither or both of cron and every", "Set exactly one of them."
-            )
+            keys_set = "both cron and" if "cron" in spec else "neither cron nor"
+            raise self._error(f"{what} has {keys_set} every", "Set exactly one of them.")
         keys = ("cron", "timezone") if "cron" in spec else ("every",)
         self._check_names(spec, (*keys, *SCHEDULE_KEYS), f"key of {what}")
         options = {name: spec[name] for name in ("data", "overlap", "missed") if name in spec}

@@ -74,7 +74,7 @@ ACTIONS: dict[str, Action] = {
         Action(
             "retry",
             _(
-                "Restarts the failed steps with fresh attempts; steps waiting for a retry run now. "
+                "Restarts the failed steps with fresh attempts; waiting retries run now. "
                 "Completed steps do not run again. In a run that was rolled back, the failed "
                 "undos restart instead."
             ),

@@ -290,7 +290,7 @@ def _suspects_of(rows: QuerySet[StepRun], using: str) -> tuple[Suspect, ...]:
 def _workers(health: Health) -> Sign:
     count = len(health.workers)
     if not count:
-        return Sign("workers", Level.BAD, gettext("No worker"), _no_worker(health))
+        return Sign("workers", Level.BAD, gettext("No workers"), _no_worker(health))
     says = ngettext("%(count)d worker", "%(count)d workers", count) % {"count": count}
     if dead := [process for process in health.workers if process.dead_threads]:
         return _dead_threads(says, dead)
@@ -397,7 +397,9 @@ def _expired(health: Health) -> Sign:
     says = ngettext("%(count)s expired lease", "%(count)s expired leases", health.expired) % {
         "count": health._count(health.expired)
     }
-    advice = gettext("Their workers have died or are stuck; the sweep requeues these steps.")
+    advice = gettext(
+        "A lease expires when its worker dies or gets stuck; the sweep then requeues the step."
+    )
     return Sign("expired", max(Level.WARNING, health._level(health.expired_since)), says, advice)
 
 
@@ -407,7 +409,9 @@ def _overdue(health: Health) -> Sign:
     says = ngettext("%(count)s overdue retry", "%(count)s overdue retries", health.overdue) % {
         "count": health._count(health.overdue)
     }
-    advice = gettext("They are due, but no worker has picked them up from the queue yet.")
+    advice = gettext(
+        "A retry is overdue when its time has come but no worker has picked it up from the queue."
+    )
     return Sign("overdue", max(Level.WARNING, health._level(health.overdue_since)), says, advice)
 
 
@@ -464,8 +468,8 @@ def _struggling(health: Health) -> Sign:
         "count": f"{format_number(number)}{more}"
     }
     advice = gettext(
-        "They have failed at least %(limit)d times in a row, and are still being retried. Filter "
-        "the list of runs by “struggling” to see them."
+        "A struggling step has failed at least %(limit)d times in a row and is still being "
+        "retried. Filter the list of runs by “struggling” to see which runs have one."
     ) % {"limit": conf.settings.struggling_after}
     return Sign("struggling", Level.WARNING, says, advice)
 

@@ -248,4 +248,4 @@ def _with_amount(step: StepSnapshot, label: str) -> str:
         values = {"step": label, "done": int(done), "total": int(total)}
         return _("%(step)s (%(done)s of %(total)s)") % values
     percent = min(int(done / total * 100), 100)
-    return _("%(step)s (%(percent)d %%)") % {"step": label, "percent": percent}
+    return _("%(step)s (%(percent)d%%)") % {"step": label, "percent": percent}

@@ -335,7 +335,7 @@ class LockedRun:
         other = self._holder(key)
         if other is not None:
             self.refuse(
-                _("run %(run)s holds its key %(key)r now. Finish or cancel it first."),
+                _("run %(run)s holds its key %(key)r now. Finish or cancel that run first."),
                 run=other.pk,
                 key=key,
             )
@@ -614,8 +614,8 @@ def _check_restart(locked: LockedRun, rule: Rule) -> None:
         names = ", ".join(map(repr, sorted(undone)))
         locked.refuse(
             _(
-                "a restart from %(step)r would not run the undone steps again: %(steps)s. Restart "
-                "from an earlier step."
+                "a restart from %(step)r would not run the rolled-back steps again: %(steps)s. "
+                "Restart from an earlier step."
             ),
             step=step,
             steps=names,

@@ -78,9 +78,8 @@ class Turns:
             for pk in set(hanging) - self._hanging:
                 self._hanging.add(pk)
                 logger.error(
-                    "Schedule %d has been starting its run for %.0f s: does the function that "
-                    "makes its data hang? This process skips the schedule until the function "
-                    "returns.",
+                    "Schedule %d has been starting its run for %.0f s: is its data function "
+                    "stuck? This process skips the schedule until the function returns.",
                     pk, HANGS_AFTER_SECONDS,
                 )  # fmt: skip
 

@@ -32,7 +32,7 @@ logger = logging.getLogger("sequences")
 #: The number of batches per sweep. The next sweep handles what is left.
 MAX_BATCHES_PER_SWEEP = 50
 
-NOT_EXPIRED = "The sweep could not fail run %s, whose deadline has passed."
+NOT_EXPIRED = "The sweep could not mark run %s as failed after its deadline."
 NOT_ERASED = "The sweep could not erase run %s, whose subject was deleted."
 
 T = TypeVar("T")

@@ -354,7 +354,8 @@ def test_a_class_that_is_gone_is_told_before_the_retry(admin_client):
     confirmation = admin_client.get(url(run, "retry")).content.decode()
     assert "no step runs until a release that has the class is deployed" in confirmation
     bulk = admin_client.post(RUNS, {"action": "retry_runs", "_selected_action": [run.pk]})
-    assert "This code lacks some of their classes (shop.Removed)" in bulk.content.decode()
+    text = "This code lacks the classes of some of these runs (shop.Removed)"
+    assert text in bulk.content.decode()
     assert "no class" not in admin_client.get(url(run, "cancel")).content.decode().split("<form")[0]
 
 

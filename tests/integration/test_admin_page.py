@@ -474,7 +474,7 @@ def test_a_run_of_a_class_that_is_gone_says_that_its_values_are_hidden(admin_cli
     run = started(name="Joel")
     SequenceRun.objects.update(sequence="shop.Removed")
     page = page_of(admin_client, run)
-    assert "Its data is hidden: without the class shop.Removed, nobody knows" in page
+    assert "Its data is hidden: without the class shop.Removed, there is no way" in page
     assert "Joel" not in page
 
 

@@ -367,7 +367,7 @@ def test_the_health_of_runs_names_schedules_to_those_who_may_see_them(client, re
     runs = reverse("admin:job_sequences_sequencerun_changelist")
     log_in(client, "view_sequencerun")
     assert "no route to Berlin" not in (page := text_of(client.get(runs)))
-    assert "No worker" in page
+    assert "No workers" in page
     User.objects.all().delete()
     log_in(client, "view_sequencerun", "view_schedule")
     assert "no route to Berlin" in text_of(client.get(runs))

@@ -156,8 +156,8 @@ def test_the_check_is_content_with_a_database_that_stores_everything():
 @pytest.mark.usefixtures("_utf8mb3")
 def test_the_check_names_the_columns_that_cannot_store_every_character():
     found = checked()
-    assert "job_sequences_stepfailure.message has utf8mb3" in found["sequences.W016"].msg
-    assert "job_sequences_operation.reason has utf8mb3" in found["sequences.W016"].msg
+    assert "job_sequences_stepfailure.message uses utf8mb3" in found["sequences.W016"].msg
+    assert "job_sequences_operation.reason uses utf8mb3" in found["sequences.W016"].msg
     assert "utf8mb4" in found["sequences.W016"].hint
     assert "job_sequences_sequencerun.key" in found["sequences.W017"].msg
     collation = "utf8mb4_nopad_bin" if connection.mysql_is_mariadb else "utf8mb4_0900_bin"

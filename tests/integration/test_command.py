@@ -1018,7 +1018,7 @@ def test_prune_says_what_it_has_kept_and_why():
     out = sequences("prune", "--older-than", "30d")
     assert out == (
         "0 runs in 0 trees pruned.\n"
-        f"1 kept, other objects of the project reference it (tests.Receipt): {run.pk}\n"
+        f"1 kept, referenced by other objects of the project (tests.Receipt): {run.pk}\n"
     )
     assert as_json("prune", "--older-than", "30d") == {
         "dry_run": False,
@@ -1028,7 +1028,7 @@ def test_prune_says_what_it_has_kept_and_why():
         "kept": [
             {
                 "run": str(run.pk),
-                "why": "other objects of the project reference it",
+                "why": "referenced by other objects of the project",
                 "by": {"tests.Receipt": 1},
             }
         ],

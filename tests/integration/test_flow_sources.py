@@ -147,7 +147,7 @@ def test_declared_inputs_are_asked_for_by_what_people_call_them():
         ({"a": {"lable": "x"}}, "'lable' is not a valid key of input 'a'. Did you mean 'label'?"),
         ({"a": {"required": True, "default": 1}}, "input 'a' is required and has a default."),
         ({"a": {"label": 3}}, "label of input 'a' is 3. Use a string."),
-        ({"a": {"required": "yes"}}, "required of input 'a' is 'yes'. Use true or false."),
+        ({"a": {"required": "yes"}}, "input 'a' has required: 'yes'. Use true or false."),
         ({"b": {"default": 1}}, "'b' has a default in inputs and in defaults. Keep one."),
         ([], "inputs is []. Use a mapping."),
     ],

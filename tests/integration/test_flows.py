@@ -576,7 +576,7 @@ def test_an_error_of_a_step_names_it_and_the_mend(step, text):
     ("definition", "text"),
     [
         ({"name": "shop.A"}, "shop.A: it has no steps. Add steps: a mapping of names to steps."),
-        ({"name": "shop.A", "steps": {}}, "shop.A: its steps are empty. Add a step."),
+        ({"name": "shop.A", "steps": {}}, "shop.A: it has no steps. Add a step."),
         (
             {"name": "shop.A", "steps": {"x": {"job": "note"}}, "output": {}},
             "shop.A: 'output' is not a valid key of a definition. Did you mean 'outputs'?",
@@ -1187,8 +1187,8 @@ def test_a_definition_has_several_schedules(calls):
     ("schedule", "problem"),
     [
         ("0 3 * * *", "schedule is '0 3"),
-        ({}, "neither or both of cron and every"),
-        ({"cron": "0 3 * * *", "every": "5 min"}, "neither or both of cron and every"),
+        ({}, "neither cron nor every"),
+        ({"cron": "0 3 * * *", "every": "5 min"}, "both cron and every"),
         ({"every": "5 min", "timezone": "UTC"}, "'timezone' is not a valid key of schedule"),
         ({"every": "soon"}, "every is 'soon'"),
         ({"cron": "0 25 * * *"}, "schedule: '0 25"),

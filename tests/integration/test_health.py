@@ -290,7 +290,7 @@ def test_the_command_tells_monitoring_how_it_stands():
     with pytest.raises(CommandError) as caught:
         call_command("sequences", "health", stdout=(out := StringIO()))
     assert caught.value.returncode == 1
-    assert out.getvalue().startswith("bad      No worker. No worker has been seen")
+    assert out.getvalue().startswith("bad      No workers. No worker has been seen")
     process()
     told = json.loads(command("health", "--json"))
     assert (told["level"], told["workers"]) == ("good", ["box:1"])

@@ -115,8 +115,8 @@ def test_a_retry_says_so_and_not_why(order):
     ("done", "total", "text", "percent"),
     [
         (3, 12, "Charge card (3 of 12)", 8),
-        (0.5, 1, "Charge card (50 %)", 16),
-        (2.5, 5, "Charge card (50 %)", 16),
+        (0.5, 1, "Charge card (50%)", 16),
+        (2.5, 5, "Charge card (50%)", 16),
         (9, 3, "Charge card (9 of 3)", 33),
     ],
 )

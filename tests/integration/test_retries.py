@@ -139,9 +139,9 @@ def test_a_definition_that_is_data_has_those_that_are_data():
     [
         ({"max_retries": -1}, "max_retries is -1"),
         ({"retries": {"ValueError": 1}}, "retries is {'ValueError': 1}"),
-        ({"delay": 1}, "delay is not an option of all steps"),
-        ({"label": "Charge"}, "label is not an option of all steps"),
-        ({"redact": ["name"]}, "redact is not an option of all steps"),
+        ({"delay": 1}, "delay cannot be set for all steps of the project"),
+        ({"label": "Charge"}, "label cannot be set for all steps of the project"),
+        ({"redact": ["name"]}, "redact cannot be set for all steps of the project"),
         ({"on_success": "x"}, "on_success"),
     ],
 )

@@ -459,7 +459,7 @@ def test_data_that_hangs_costs_the_others_nothing(monkeypatch, caplog):
     scheduler.look("default")
     wait_for(lambda: keys(other))
     assert keys(hangs) == []
-    assert "does the function that makes its data hang?" in caplog.text
+    assert "is its data function stuck?" in caplog.text
     over.set()
     wait_for(lambda: keys(hangs))
     scheduler.stop()
@@ -848,7 +848,7 @@ def _log(caplog):
 
 
 def test_the_command_lists_schedules():
-    assert "There are no such schedules" in command("schedules")
+    assert "There are no schedules" in command("schedules")
     cls = waiting_report(schedule=every(HOUR))
     sync_schedules()
     run = stored(cls).run_now()

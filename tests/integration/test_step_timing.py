@@ -429,7 +429,7 @@ def test_a_step_that_skips_its_own_message_fails_and_is_not_left_running():
 
     assert_steps(sequence, [("one", "failed")])
     assert only_failure(sequence).message == (
-        "Step 'one' raised SkipMessage. Return or raise Abort instead."
+        "Step 'one' raised SkipMessage. Return early, or raise Abort."
     )
 
 

@@ -274,11 +274,11 @@ def test_a_run_is_never_stored_without_its_subject(parcel, key, many):
     [
         (
             lambda: "shop.order:17",
-            "subject is of type str; it must be an instance of a model, or None",
+            "subject is of type str; it must be a model instance or None",
         ),
-        (lambda: Parcel, "subject is of type ModelBase; it must be an instance"),
-        (lambda: Parcel(), "subject is of type Parcel: it has no primary key. Save it first"),
-        (lambda: Shelf(row="A"), "subject is of type Shelf: it has no primary key"),
+        (lambda: Parcel, "subject is of type ModelBase; it must be a model instance"),
+        (lambda: Parcel(), "this Parcel cannot be the subject: it has no primary key. Save"),
+        (lambda: Shelf(row="A"), "this Shelf cannot be the subject: it has no primary key"),
         (lambda: Country(code="x" * 256), "its primary key has 256 characters; the limit is 255"),
     ],
 )

@@ -200,7 +200,7 @@ def test_a_run_that_was_undone_is_not_retried_but_restarted():
 
 def test_a_restart_from_behind_an_undone_step_is_refused():
     sequence = run_sequence(saga())
-    with pytest.raises(InvalidTransition, match="would not run the undone steps again: 'ch"):
+    with pytest.raises(InvalidTransition, match="would not run the rolled-back steps again: 'ch"):
         sequence.run.restart_from("pack")
     assert fresh(sequence.run).status == "failed"
 
@@ -811,7 +811,7 @@ def test_finish_in_an_undo_ends_nothing():
     assert sequence.run.status == "failed"
     assert ledger(sequence.run)["refund"] == "failed"
     message = StepFailure.objects.get(run=sequence.run, step="refund").message
-    assert message.startswith("Step 'refund' returned finish(), but how its run ends has ")
+    assert message.startswith("Step 'refund' returned finish(), but the outcome of ")
 
 
 @pytest.mark.parametrize("fails", [[], ["search"]])

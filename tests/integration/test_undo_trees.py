@@ -422,7 +422,7 @@ def test_a_parent_whose_children_were_undone_is_restarted_from_the_step_and_not_
     failing.add("ship")
     parent = run_sequence(trip(with_handler=True)).run
     child = child_of(parent)
-    with pytest.raises(InvalidTransition, match="would not run the undone steps again: '"):
+    with pytest.raises(InvalidTransition, match="would not run the rolled-back steps again: '"):
         parent.restart_from("ship")
     with pytest.raises(InvalidTransition, match="completed steps were rolled back"):
         parent.retry()
@@ -467,7 +467,7 @@ def test_a_step_whose_children_were_undone_in_part_counts_as_undone():
     perform(claim(child_of(parent), "unmeal"))
     parent.cancel()
     assert fresh(parent).status == "cancelled"
-    with pytest.raises(InvalidTransition, match="would not run the undone steps again: 'bo"):
+    with pytest.raises(InvalidTransition, match="would not run the rolled-back steps again: 'bo"):
         parent.restart_from("beside")
 
 
@@ -550,7 +550,7 @@ def test_what_was_undone_is_remembered_after_an_erasure():
     failing.add("ship")
     parent = run_sequence(trip(with_handler=True)).run
     parent.erase()
-    with pytest.raises(InvalidTransition, match="would not run the undone steps again: '"):
+    with pytest.raises(InvalidTransition, match="would not run the rolled-back steps again: '"):
         parent.restart_from("ship")
     assert row(parent, "book").members == {"total": 1}
     assert row(parent, "book").children_undo == "done"

@@ -953,7 +953,7 @@ def test_a_step_cannot_be_added_to_a_class_that_is_there():
         ({"priority": "high"}, "priority is 'high'. It must be an int."),
         (
             {"args": work},
-            "args and kwargs are only for steps that run a Dramatiq actor or a task of Django's.",
+            "args and kwargs are only for steps that run a Dramatiq actor or a Django task.",
         ),
         ({"after": [3]}, "after contains 3, which is not a step. Pass steps or their names."),
         ({"after": work}, "which is not a step. Pass steps or their names."),

@@ -117,8 +117,8 @@ class Compensation(Kind):
         conclusion = conclusion_of(context.call(step, *self.arguments(context.claim)))
         if isinstance(conclusion, FinishRun):
             raise Abort(
-                f"Step {context.claim.step!r} returned finish(), but how its run ends has "
-                "already been decided. Return nothing."
+                f"Step {context.claim.step!r} returned finish(), but the outcome of its run "
+                "has already been decided. Return nothing."
             )
         return conclusion
 

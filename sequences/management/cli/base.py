@@ -104,6 +104,11 @@ def values_of(row: Model, *names: str) -> dict[str, Any]:
     return {name: getattr(row, name) for name in names}
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 run``, ``2 runs``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def seconds_of(length: timedelta | None) -> float | None:
     """A duration, for JSON."""
     return None if length is None else length.total_seconds()

@@ -19,7 +19,7 @@ from ...models import NO_ITEM, Operation, SequenceRun, StepFailure, StepRun
 from ...utils.durations import format_duration
 from ...utils.terminal import plain
 from ...utils.text import digits_of, text_of
-from .base import Subcommand, json_text, seconds_of, values_of
+from .base import Subcommand, counted, json_text, seconds_of, values_of
 from .tables import Cell, table
 
 #: How many children, failures and operations are shown: the latest ones.
@@ -250,7 +250,7 @@ def _folded(traceback: str) -> Iterator[str]:
     """Its lines, the project's own frames first. Library frames are counted."""
     for block in blocks_of(traceback):
         if block.folded:
-            yield f"  … {block.folded} library frame{'s' if block.folded > 1 else ''}"
+            yield f"  … {counted(block.folded, 'library frame')}"
         else:
             yield from block.text.splitlines()
 

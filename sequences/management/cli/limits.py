@@ -34,7 +34,7 @@ class Limits(Subcommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("limit", nargs="?", metavar="NAME", help="show this limit")
         parser.add_argument(
-            "--concurrency", type=int, metavar="N", help="override the maximum at once"
+            "--concurrency", type=int, metavar="N", help="override how many may be active at once"
         )
         parser.add_argument(
             "--rate", type=int, metavar="N", help="override the maximum number of starts per period"

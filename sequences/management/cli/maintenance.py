@@ -19,7 +19,7 @@ from ...inspection.health import Level
 from ...utils.terminal import plain
 from ...worker.sweeper import once, run_forever
 from .argtypes import count, duration
-from .base import REFUSED, Subcommand
+from .base import REFUSED, Subcommand, counted
 from .selectors import known_names
 
 #: How many kept runs are named for each reason.
@@ -146,7 +146,8 @@ def _lines(report: Report, dry_run: bool) -> Iterator[str]:
     for sequence, runs in sorted(report.runs.items()):
         yield f"{sequence}: {runs}"
     verb = "would be pruned" if dry_run else "pruned"
-    yield f"{report.runs.total()} runs in {report.trees} trees {verb}."
+    total, trees = counted(report.runs.total(), "run"), counted(report.trees, "tree")
+    yield f"{total} in {trees} {verb}."
     ids: dict[str, list[UUID]] = defaultdict(list)
     for run in report.remaining:
         ids[_why(run)].append(run.run)

@@ -24,6 +24,7 @@ from .base import (
     Subcommand,
     add_caller_and_reason,
     caller_and_reason,
+    counted,
     rejected,
     wrong,
 )
@@ -133,7 +134,7 @@ class Operating(Subcommand):
             return
         for pk in ids:
             self.write(str(pk))
-        self.write(f"{self.name} would be applied to {len(ids)} runs.")
+        self.write(f"{self.name} would be applied to {counted(len(ids), 'run')}.")
 
     def _operate(
         self, pk: UUID, step: list[str], keywords: dict[str, Any], tally: Tally, *, quiet: bool

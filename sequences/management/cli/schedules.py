@@ -88,9 +88,8 @@ class Schedules(Subcommand):
         elif snapshots:
             self.write_table(self._rows(snapshots), 0, 1, 2, 6)
         else:
-            self.write(
-                "There are no such schedules. Workers add the declared schedules when they start."
-            )
+            which = "schedules" if label is None else "such schedules"
+            self.write(f"There are no {which}. Workers add the declared schedules when they start.")
 
     def _rows(self, snapshots: list[ScheduleSnapshot]) -> Iterator[tuple[object, ...]]:
         yield ("SEQUENCE", "NAME", "TIMETABLE", "STATE", "NEXT", "LAST", "LAST RUN", "ENDED")

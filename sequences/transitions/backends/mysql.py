@@ -115,9 +115,9 @@ class MySQL(Backend):
         names = [("its connection", of_connection)]
         names += [(f"{each.table}.{each.name}", each.character_set) for each in columns]
         if not columns:  # there are no tables yet; they will use the database's default
-            names.append(("the database's default", of_database))
+            names.append(("by default, it", of_database))
         return [
-            f"{name} has {character_set}"
+            f"{name} uses {character_set}"
             for name, character_set in names
             if character_set != "utf8mb4"
         ]
