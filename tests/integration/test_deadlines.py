@@ -322,7 +322,7 @@ def test_an_error_puts_one_off_and_costs_no_other_one_anything(monkeypatch, capl
             patch.setattr(deadlines, "expire", fail_first)
             sweep_now()
         assert [fresh(run).status for run in runs] == ["running", "failed"]
-        assert "whose deadline has passed" in caplog.text
+        assert "as failed after its deadline" in caplog.text
         sweep_now()
         assert fresh(runs[0]).status == "running"
         moving.move(timedelta(minutes=1))
