@@ -74,7 +74,10 @@ def broker():
     """The broker of this process, empty before and after each test."""
     broker = dramatiq.get_broker()
     broker.flush_all()
+    middleware = list(broker.middleware)
     yield broker
+    # A worker leaves one that would start a consumer for each queue that a later test declares.
+    broker.middleware[:] = middleware
     broker.flush_all()
 
 
@@ -91,6 +94,7 @@ def _isolated():
     with isolate_sequences():
         yield
     current.stopping.clear()  # a worker that a test has shut down is gone
+    dispatcher._breaker = dispatcher._Breaker()  # a broker that a test has taken away is back
 
 
 @pytest.fixture(autouse=True, scope="session")
