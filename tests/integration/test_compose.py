@@ -179,7 +179,7 @@ def test_an_empty_part_passes_a_delay_on():
         ),
         (
             lambda: chain("a", 3),
-            "chain(…): 3 cannot be a part. Pass jobs, names of jobs, job.with_(…), chains and "
+            "chain(…): 3 cannot be a part. Pass jobs, names of jobs, job.with_(…), chains or "
             "groups.",
         ),
         (

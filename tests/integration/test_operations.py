@@ -526,7 +526,7 @@ def test_a_run_whose_key_another_holds_now_cannot_begin_again(action):
         call(run, action)
     assert str(caught.value) == (
         f"Cannot {action} run {run.pk}: run {other.run.pk} holds its key 'a' now. Finish or "
-        "cancel it first."
+        "cancel that run first."
     )
     assert fresh(run).status == "failed"
     other.run.cancel()

@@ -284,7 +284,7 @@ def test_something_else_in_the_place_of_data_fails_the_step_at_once(value, type_
     sequence = run_sequence(Bad, n=1)
     assert (sequence.run.status, sequence.data) == ("failed", {"n": 1})
     assert only_failure(sequence).message == (
-        f"data is a {type_name}, not a dict. Change values in self.data; do not replace "
+        f"data is of type {type_name}, not a dict. Change values in self.data; do not replace "
         "self.data with another object."
     )
 

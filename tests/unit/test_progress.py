@@ -76,7 +76,7 @@ def test_quick_starts_no_workers_and_takes_about_three_minutes():
 
 
 def test_quick_on_one_database_is_all_that_it_has_without_workers():
-    assert set(run.choices_for("postgresql", quick=True)["postgresql"]) == {run.ROWS}
+    assert set(run.choices_for("postgresql", quick=True)["postgresql"]) == {run.SQL, run.ROWS}
     assert run.choices_for("mysql", quick=True) == {"mysql": run.CHOICES["mysql"]}
 
 
