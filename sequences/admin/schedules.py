@@ -260,7 +260,8 @@ def _initial(snapshot: ScheduleSnapshot) -> dict[str, Any]:
 def _version_of(timetable: Timetable) -> str:
     """What changes with the timetable and its data. Keyed: a plain hash of the data would confirm a
     guess of its secrets."""
-    return salted_hmac("sequences.admin.schedules", timetable.fingerprint()).hexdigest()
+    salt = "sequences.admin.schedules"
+    return salted_hmac(salt, timetable.fingerprint(), algorithm="sha256").hexdigest()
 
 
 def _typed(length: timedelta | None) -> str:
