@@ -24,12 +24,15 @@ EnqueueMany = Callable[[Sequence[Delayed]], list[Exception | None]]
 
 def enqueue_many_of(broker: Any) -> EnqueueMany | None:
     """What sends this broker many messages at once. None: it accepts them only one by one."""
-    own: EnqueueMany | None = getattr(broker, "enqueue_many", None)
-    if own is not None:
-        return own
+    for place in (broker, *type(broker).__mro__):
+        if "enqueue_many" in vars(place):
+            own: EnqueueMany = broker.enqueue_many
+            return own
+        if "enqueue" in vars(place):
+            break  # whatever it does with each message, it has to do with these
     # Its module cannot be imported without redis.
     module = sys.modules.get("dramatiq.brokers.redis")
-    if module is None or type(broker) is not module.RedisBroker or "enqueue" in vars(broker):
+    if module is None or type(broker) is not module.RedisBroker or place is broker:
         return None
     from .redis_pipeline import can_pipeline, enqueue_many
 

@@ -39,7 +39,7 @@ def _cleaned(form_class: type[BaseForm], event: str, payload: Any) -> dict[str, 
     form = payload
     if not isinstance(payload, form_class):
         if not isinstance(payload, Mapping | None):
-            problem = Text(_("is a %(type)s, not a dict"), type=type(payload).__name__)
+            problem = Text(_("is of type %(type)s, not a dict"), type=type(payload).__name__)
             hint = Text(_("Use the fields of %(form)s."), form=form_class.__qualname__)
             raise InvalidData(path=_path_of(event), problem=problem, hint=hint)
         form = form_class(data=dict(payload or {}))

@@ -132,12 +132,12 @@ def _send_many(dispatches: list[Dispatch], enqueue_many: EnqueueMany) -> set[int
     """The same, for a broker that accepts many messages at once."""
     if _breaker.is_open():
         return set(map(id, dispatches))
-    errors: list[Exception | None]
+    messages = [(message_for(dispatch), dispatch.delay) for dispatch in dispatches]
     try:
-        errors = enqueue_many([(message_for(dispatch), dispatch.delay) for dispatch in dispatches])
+        pairs = list(zip(dispatches, enqueue_many(messages), strict=True))
     except Exception as error:  # nobody knows how many it accepted; duplicates are harmless
-        errors = [error] * len(dispatches)
-    refused = [pair for pair in zip(dispatches, errors, strict=True) if pair[1] is not None]
+        pairs = [(dispatch, error) for dispatch in dispatches]
+    refused = [(dispatch, error) for dispatch, error in pairs if error is not None]
     if not refused:
         _breaker.succeeded()
         return set()

@@ -50,34 +50,17 @@ class DirectBroker:
     def emit_before(self, signal: str, message: MessageProxy) -> None:
         """Call the hooks before a message. Raises the exception that skips it."""
         current.push_delivery(message, is_own=True)
-        for hook in _hooks(self._broker).before:
-            try:
-                hook(self._broker, message)
-            except MiddlewareError:
-                raise
-            except Exception:
-                self._log(hook)
+        call_before(_hooks(self._broker).before, self._broker, message)
 
     def emit_after(self, signal: str, message: MessageProxy, **outcome: Any) -> None:
         """Call the hooks after a message. If it failed or was skipped, all hooks are called."""
         try:
             if signal == "process_message" and outcome.get("exception") is None:
-                self._succeeded(message, **outcome)
+                call_after(_hooks(self._broker).after, self._broker, message, **outcome)
             else:
                 self._broker.emit_after(signal, message, **outcome)
         finally:
             current.pop_delivery(message)
-
-    def _succeeded(self, message: MessageProxy, **outcome: Any) -> None:
-        for hook in _hooks(self._broker).after:
-            try:
-                hook(self._broker, message, **outcome)
-            except Exception:
-                self._log(hook)
-
-    def _log(self, hook: Hook) -> None:
-        # As the broker itself does.
-        self._broker.logger.critical("Unexpected failure in %r.", hook, exc_info=True)
 
 
 _latest: _Hooks | None = None
@@ -88,14 +71,41 @@ def _hooks(broker: Broker) -> _Hooks:
     hooks = _latest
     if hooks is None or hooks.middleware != broker.middleware:
         middleware = list(broker.middleware)
-        before = _own(middleware, _BEFORE, (DeliveryMiddleware, DbConnectionsMiddleware))
-        after = _own(reversed(middleware), _AFTER, (DeliveryMiddleware,))
+        # Those for connections already ran when the last step ended.
+        before = own_hooks(middleware, _BEFORE, (DeliveryMiddleware, DbConnectionsMiddleware))
+        after = own_hooks(reversed(middleware), _AFTER, (DeliveryMiddleware,))
         _latest = hooks = _Hooks(middleware, before, after)
     return hooks
 
 
-def _own(middleware: Iterable[Middleware], name: str, but: tuple[type, ...]) -> list[Hook]:
-    """The hooks with this name. Those for connections already ran when the last step ended."""
+def own_hooks(
+    middleware: Iterable[Middleware], name: str, but: tuple[type, ...] = ()
+) -> list[Hook]:
+    """The hooks with this name that a middleware defines itself, because all others do nothing."""
     nothing = getattr(Middleware, name)
     hooks = [getattr(each, name) for each in middleware if not isinstance(each, but)]
     return [hook for hook in hooks if getattr(hook, "__func__", None) is not nothing]
+
+
+def call_before(hooks: Iterable[Hook], broker: Broker, *arguments: Any) -> None:
+    """Call them as the broker itself does. Raises the exception that stops what comes after."""
+    for hook in hooks:
+        try:
+            hook(broker, *arguments)
+        except MiddlewareError:
+            raise
+        except Exception:
+            _log_failure(hook, broker)
+
+
+def call_after(hooks: Iterable[Hook], broker: Broker, *arguments: Any, **outcome: Any) -> None:
+    """Call them as the broker itself does: none stops the others."""
+    for hook in hooks:
+        try:
+            hook(broker, *arguments, **outcome)
+        except Exception:
+            _log_failure(hook, broker)
+
+
+def _log_failure(hook: Hook, broker: Broker) -> None:
+    broker.logger.critical("Unexpected failure in %r.", hook, exc_info=True)

@@ -65,7 +65,7 @@ def _set_deadline(
 def _edit(run: SequenceRun, request: OperationRequest, using: str, *, data: dict[str, Any]) -> None:
     checked, _text = serialization.normalise(data, **conf.settings.as_json)
     if not isinstance(checked, dict):
-        problem = Text(_("is a %(type)s, not a dict"), type=type(data).__name__)
+        problem = Text(_("is of type %(type)s, not a dict"), type=type(data).__name__)
         hint = _("Pass the complete data as a dict.")
         raise InvalidData(path="data", problem=problem, hint=hint)
     definition = registry.definition_of(run.sequence)

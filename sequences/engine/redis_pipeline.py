@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import redis
-from dramatiq import Message, Middleware
+from dramatiq import Message
 from dramatiq.brokers.redis import RedisBroker
-from dramatiq.middleware import MiddlewareError
+
+from .hooks import call_after, call_before, own_hooks
 
 
 def can_pipeline(broker: RedisBroker) -> bool:
@@ -42,8 +43,8 @@ class _Collector(RedisBroker):
         self._broker, self._pipeline = broker, pipeline
         self._script = broker.scripts["dispatch"]
         self.scripts = {**broker.scripts, "dispatch": self._call}
-        self._before = _own(broker.middleware, "before_enqueue")
-        self._after = _own(reversed(broker.middleware), "after_enqueue")
+        self._before = own_hooks(broker.middleware, "before_enqueue")
+        self._after = own_hooks(reversed(broker.middleware), "after_enqueue")
         #: For each message in the pipeline, the arguments of its hooks once it is sent.
         self.sent: list[tuple[Any, ...]] = []
         #: Encoded values that the calls have in common.
@@ -61,30 +62,16 @@ class _Collector(RedisBroker):
         """Handle the response of Redis to a message."""
         if isinstance(response, Exception):
             return response
-        for hook in self._after:
-            try:
-                hook(self._broker, *arguments)
-            except Exception:
-                self._log(hook)
+        call_after(self._after, self._broker, *arguments)
         return None
 
     def emit_before(self, signal: str, *arguments: Any, **_: Any) -> None:
         """Call the hooks before an enqueue now."""
-        for hook in self._before:
-            try:
-                hook(self._broker, *arguments)
-            except MiddlewareError:
-                raise
-            except Exception:
-                self._log(hook)
+        call_before(self._before, self._broker, *arguments)
 
     def emit_after(self, signal: str, *arguments: Any, **_: Any) -> None:
         """Call the hooks after it once it is sent."""
         self.sent.append(arguments)
-
-    def _log(self, hook: Callable[..., Any]) -> None:
-        # As the broker itself does.
-        self.logger.critical("Unexpected failure in %r.", hook, exc_info=True)
 
     def _call(self, *, keys: list[Any], args: list[Any]) -> None:
         written = self._written
@@ -93,9 +80,3 @@ class _Collector(RedisBroker):
                 written[value] = str(value).encode()
             args[index] = written[value]
         self._script(keys=keys, args=args, client=self._pipeline)
-
-
-def _own(middleware: Iterable[Middleware], name: str) -> list[Callable[..., Any]]:
-    nothing = getattr(Middleware, name)
-    hooks = [getattr(each, name) for each in middleware]
-    return [hook for hook in hooks if getattr(hook, "__func__", None) is not nothing]

@@ -225,3 +225,30 @@ def test_whatever_it_raises_it_is_the_sweeps_to_mend(monkeypatch, broker, caplog
     monkeypatch.setattr(broker, "enqueue_many", enqueue_many, raising=False)
     assert dispatcher.send(dispatches(3)) == []
     assert "did not accept 3 of 3 messages" in caplog.text
+
+
+@pytest.mark.parametrize("returned", [None, [None], [None] * 4])
+def test_an_answer_that_is_not_one_for_each_message_is_none(monkeypatch, broker, caplog, returned):
+    monkeypatch.setattr(broker, "enqueue_many", lambda messages: returned, raising=False)
+    assert dispatcher.send(dispatches(3)) == []
+    assert "did not accept 3 of 3 messages" in caplog.text
+
+
+def test_whoever_overrides_enqueue_gets_each_by_itself(broker):
+    sent = []
+
+    class Many(type(broker)):
+        def enqueue_many(self, messages):
+            raise AssertionError("enqueue() does more than this")
+
+    class Own(Many):
+        def enqueue(self, message, *, delay=None):
+            sent.append(message)
+            return message
+
+    dramatiq.set_broker(Own(middleware=[]))
+    try:
+        assert len(dispatcher.send(dispatches(3))) == 3
+    finally:
+        dramatiq.set_broker(broker)
+    assert len(sent) == 3

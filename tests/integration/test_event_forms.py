@@ -88,7 +88,7 @@ def test_the_payload_is_what_the_form_has_cleaned(run):
         ({"amount": "x"}, "rejected by Approval: amount: Enter a number"),
         (None, "amount: This field is required"),
         ({"amount": 1, "approved": True}, "rejected by Approval: Say until when"),
-        ([1], "is a list, not a dict"),
+        ([1], "is of type list, not a dict"),
     ],
 )
 def test_what_the_form_refuses_is_not_delivered(run, payload, problem):

@@ -74,7 +74,7 @@ def test_an_edit_of_a_run_that_has_changed_since_is_refused():
 @pytest.mark.parametrize("data", [None, [1], "x"])
 def test_only_a_dict_takes_the_place_of_data(data):
     run = run_in("running")
-    with pytest.raises(InvalidData, match=f"data is a {type(data).__name__}, not a dict"):
+    with pytest.raises(InvalidData, match=f"data is of type {type(data).__name__}, not a dict"):
         run.edit(data)
 
 
