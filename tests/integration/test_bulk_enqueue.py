@@ -12,6 +12,7 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import Middleware, MiddlewareError
 
 from sequences.engine import dispatcher
+from sequences.engine.bulk_enqueue import enqueue_many_of
 from sequences.testing import isolate_sequences
 from sequences.transitions.types import Dispatch
 
@@ -67,7 +68,8 @@ def make(redis_url):
     dramatiq.set_broker(usual)
     with redis.Redis.from_url(redis_url) as server:
         for broker in made:
-            broker.client.close()
+            # The client does not close a pool that it was given.
+            broker.client.connection_pool.disconnect()
             for key in server.scan_iter(f"{broker.namespace}:*"):
                 server.delete(key)
 
@@ -181,6 +183,7 @@ def test_a_server_that_is_away_is_logged_once_and_not_asked_again_at_once(
     make, monkeypatch, caplog
 ):
     broker = make()
+    broker.client.connection_pool.disconnect()
     broker.client = redis.Redis(port=1, retry=None)
     for name, script in broker.scripts.items():
         broker.scripts[name] = broker.client.register_script(script.script)
@@ -202,6 +205,14 @@ def test_a_broker_that_does_something_else_is_given_each_by_itself(make):
     assert len(dispatcher.send(dispatches(3))) == 3
     assert broker.asked == 3
     assert numbers(broker) == [0, 1, 2]
+
+
+def test_a_cluster_gets_each_by_itself_for_it_runs_no_scripts_in_a_pipeline(make, monkeypatch):
+    broker = make()
+    assert enqueue_many_of(broker) is not None
+    monkeypatch.setattr(broker, "client", object.__new__(redis.RedisCluster))
+    assert enqueue_many_of(broker) is None
+    monkeypatch.undo()
 
 
 def test_a_broker_may_take_many_in_its_own_way(monkeypatch, broker):

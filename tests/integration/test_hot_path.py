@@ -262,6 +262,26 @@ def test_a_start_by_a_key_reads_no_more_however_many_keys_there_are(empty_tables
 
 @on_postgresql
 @fast
+def test_all_first_steps_of_one_run_begin_when_its_plan_is_known():
+    class Order(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def charge(self): ...
+
+        @step(after=[])
+        def reserve(self): ...
+
+    Order.start({})
+    with statements() as sent:
+        run = Order.start({}).run
+    assert sent == ["start"]
+    assert ledger(run) == {"charge": "queued", "reserve": "queued"}
+
+
+@on_postgresql
+@fast
 def test_a_start_in_a_transaction_needs_no_savepoint(run):
     with statements() as sent, transaction.atomic():
         get("shop.Chain").start({})

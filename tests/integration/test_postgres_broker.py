@@ -10,7 +10,7 @@ import dramatiq
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
-from django.db import connection, connections, transaction
+from django.db import ProgrammingError, connection, connections, transaction
 from dramatiq.errors import QueueJoinTimeout
 from dramatiq.middleware import Middleware, MiddlewareError
 
@@ -177,6 +177,18 @@ def test_many_pass_the_hooks_and_one_that_is_refused_keeps_no_other(own, welcome
     assert recorder.before == [((0,), 0), ((2,), 2000)]
     assert recorder.after == [((0,), "mails", 0), ((2,), "mails.DQ", 2000)]
     assert len(waiting(own)) == 2
+
+
+def test_after_an_insert_that_fails_no_hook_says_that_it_is_there(own, welcome):
+    recorder = Recorder()
+    own.add_middleware(recorder)
+    with connection.cursor() as cursor:
+        cursor.execute(f"DROP TABLE {own._table}")
+    with pytest.raises(ProgrammingError):
+        own.enqueue_many([(welcome.message(n), None) for n in (2, 3)])
+
+    assert [args for args, _ in recorder.before] == [(2,), (3,)]
+    assert recorder.after == []
 
 
 def test_many_belong_to_the_transaction_that_they_are_sent_in(own, welcome):

@@ -17,6 +17,7 @@ from sequences.models import (
     Permit,
     RunDeadline,
     RunSubject,
+    Schedule,
     SequenceRun,
     StepCall,
     StepFailure,
@@ -164,6 +165,15 @@ def test_all_that_belongs_to_a_run_goes_with_it_and_nothing_of_its_neighbour():
     for model in ours:
         rows = model._base_manager.values_list("run", flat=True)
         assert set(rows) == {young.pk}, model
+
+
+def test_no_run_is_loaded_for_a_key_that_does_nothing_when_it_is_deleted():
+    """Nor for our own tables, which are deleted without being asked."""
+    relations = list(transitions._relations(SequenceRun))
+    assert Schedule in {each.related_model for each in relations}
+    asked = {each.related_model for each in relations if transitions._is_of_the_project(each)}
+    assert Schedule not in asked
+    assert not any(model._meta.app_label == "job_sequences" for model in asked)
 
 
 @pytest.mark.only_on("postgresql")
