@@ -16,7 +16,7 @@ from typing import Any
 from steps import environment_of, temporary_database
 
 APP = "benchmark"
-#: Sequences; the last one is not started any more since long ago.
+#: Sequences; the last one has not been started for a long time.
 SEQUENCES = 20
 STEPS = ("receive", "charge", "approval", "pack", "thank")
 DAYS = 90
@@ -216,21 +216,21 @@ def pages() -> Iterator[tuple[str, str]]:
     yield "tab: undoing (few)", f"{runs}?status=undoing"
     yield "one sequence", f"{runs}?sequence={APP}.Order03"
     yield "one sequence, failed", f"{runs}?sequence={APP}.Order03&status=failed"
-    yield "a sequence of long ago", f"{runs}?sequence={APP}.Order19"
+    yield "a sequence with old runs only", f"{runs}?sequence={APP}.Order19"
     yield "at a step", f"{runs}?sequence={APP}.Order03&step=approval"
     yield "at a step, all sequences", f"{runs}?step=charge"
     yield "started in the last hour", f"{runs}?created=hour"
     yield "in the last 30 days, failed", f"{runs}?created=month&status=failed"
     yield "oldest first", f"{runs}?o=4"
-    yield "the 500,000th", f"{runs}?before={middle}"
-    yield "the 900,000th", f"{runs}?before={deep}"
-    yield "the 900,000th, one sequence", f"{runs}?sequence={APP}.Order03&before={deep}"
-    yield "the 900,000th, succeeded", f"{runs}?status=succeeded&before={deep}"
+    yield "from run 500,000", f"{runs}?before={middle}"
+    yield "from run 900,000", f"{runs}?before={deep}"
+    yield "from run 900,000, one sequence", f"{runs}?sequence={APP}.Order03&before={deep}"
+    yield "from run 900,000, succeeded", f"{runs}?status=succeeded&before={deep}"
     yield "search: id", f"{runs}?q={failed.pk}"
     yield "search: beginning of an id", f"{runs}?q={str(failed.pk)[:13]}"
     yield "search: key", f"{runs}?q={keyed.key}"
-    yield "search: text of many", f"{runs}?q=example.com"
-    yield "search: text of none", f"{runs}?q=no-such-text"
+    yield "search: text in many runs", f"{runs}?q=example.com"
+    yield "search: text in no run", f"{runs}?q=no-such-text"
     yield "search: text, failed", f"{runs}?q=no-such-text&status=failed"
     yield "failures", failures
     error = "shop.payments.CardDeclined"
@@ -241,7 +241,7 @@ def pages() -> Iterator[tuple[str, str]]:
     yield "runs of an error", f"{runs}?error={error}&since=month"
     yield "a run", reverse("admin:job_sequences_sequencerun_change", args=[failed.pk])
     yield "step runs", steps
-    yield "step runs, the 2,500,000th", f"{steps}?before={step.pk}"
+    yield "step runs, from row 2,500,000", f"{steps}?before={step.pk}"
     yield "step runs: running", f"{steps}?status__exact=running"
     yield "step runs: of a sequence", f"{steps}?sequence={APP}.Order19"
     yield "step runs: of a run", f"{steps}?q={failed.pk}"
@@ -250,7 +250,7 @@ def pages() -> Iterator[tuple[str, str]]:
 
 
 def place(rows: Any, part: int) -> str:
-    """The key of a row so deep in the list."""
+    """The key of a row this deep in the list."""
     count = rows.count()
     row = rows[count // part if part > 2 else count // 2]
     micros = round(row.created_at.timestamp() * 1_000_000)
@@ -273,7 +273,7 @@ def report(options: argparse.Namespace) -> None:
         # So that all that a query costs is in the time of one process.
         cursor.execute("SET max_parallel_workers_per_gather = 0")
     server = server_process()
-    print("\n                                             by the clock           CPU")
+    print("\n                                             wall-clock time        CPU")
     print(f"{'page':32} queries     median   slowest       web  database")
     for name, address in pages():
         if options.explain and options.explain not in name:

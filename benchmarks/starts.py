@@ -16,7 +16,7 @@ from steps import BROKER, FLOOR, environment_of, temporary_database
 
 
 class Cost(NamedTuple):
-    """Of one sequence, in microseconds: by the clock, and CPU of the thread and of PostgreSQL."""
+    """Of one sequence, in microseconds: wall clock, and CPU of the thread and of PostgreSQL."""
 
     clock: float
     thread: float
