@@ -169,11 +169,11 @@ def _permission(value: Any) -> str | Guard | None:
 class Settings:
     """The settings as attributes. Reading an invalid value raises ImproperlyConfigured."""
 
-    #: Seconds until a dispatched step that no worker has claimed is dispatched again.
+    #: Seconds before the sweep examines a dispatched step that no worker has claimed.
     grace = Option(15, _seconds)
     #: Seconds that a claim lasts without a heartbeat.
     lease = Option(15, _seconds)
-    #: Seconds between the heartbeats of a running step.
+    #: Seconds before a running step's lease is extended; from then on, at half this interval.
     heartbeat = Option(3, _seconds)
     #: Seconds between sweeps in each worker process; None: workers do not sweep.
     sweep_interval = Option(1, _seconds_or_none)
@@ -194,7 +194,7 @@ class Settings:
     retention = Option(None, _retention)
     #: How long failed runs are kept; None: forever.
     retention_failed = Option(None, _retention)
-    #: What happens to runs when their subject is deleted, by its model; other models: nothing.
+    #: What happens to runs when their subject is deleted, by model. Other models: nothing happens.
     on_subject_delete = Option({}, _by_model)
     #: Who may see the status of a run by its id; None: nobody.
     status_permission = Option(None, _permission)

@@ -290,7 +290,7 @@ class Abort(SequenceError):
 
 
 class Cancelled(SequenceError):
-    """The step was cancelled while it was running; raised by `Sequence.check`.
+    """The step was cancelled while running; raised by `Sequence.raise_if_cancelled`.
 
     It ends the attempt, which does not count as a failed attempt.
     """

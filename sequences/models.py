@@ -143,7 +143,7 @@ UNFINISHED_STEP = (
 
 
 class StoredPlan(_Row):
-    """A version of a sequence's graph that was started, or that a worker had in its code."""
+    """A version of a sequence's graph that runs started with, or that a worker had in its code."""
 
     id = models.BigAutoField(primary_key=True)
     sequence = ExactCharField(_("sequence"), max_length=200)
@@ -195,7 +195,7 @@ class SequenceRunQuerySet(models.QuerySet["SequenceRun"]):
 
     def waiting_for(self, step: Step[Any] | str) -> SequenceRunQuerySet:
         """Unfinished runs in which this step is waiting: for a time, an event, or other runs or
-        items. A step, unlike its name, also stands for its earlier names."""
+        items. If you pass the step itself and not its name, its earlier names count, too."""
         names = [step] if isinstance(step, str) else [step.name, *step.aliases]
         rows = StepRun.objects.using(self.db).filter(step__in=names, status=StepStatus.WAITING)
         return self.unfinished().filter(pk__in=rows.values("run"))
@@ -374,7 +374,7 @@ class SequenceRun(_Row):
     created_at = models.DateTimeField(pgettext_lazy("time", "created"))
     updated_at = models.DateTimeField(pgettext_lazy("time", "updated"))
     finished_at = models.DateTimeField(pgettext_lazy("time", "finished"), null=True, blank=True)
-    #: Its order in the lines of limits: the lowest number goes first.
+    #: Who goes first under limits: the lowest number.
     priority = models.SmallIntegerField(_("priority"), default=0, db_default=0)
     #: The W3C ``traceparent`` of its start, if its spans are recorded.
     traceparent = models.CharField(
@@ -471,8 +471,8 @@ class SequenceRun(_Row):
         """End the run as cancelled. A step that is running can no longer commit.
 
         With ``undo=True``, the running step finishes first and is not retried. Then the undos of
-        the completed steps run, newest first, including those of child runs. None: as
-        ``Meta.cancel`` says. Last, `on_cancel` and `on_end` run, if the class has them.
+        the completed steps run, newest first, including those of child runs. With None,
+        ``Meta.cancel`` decides. Last, `on_cancel` and `on_end` run, if the class has them.
         """
         get_engine().operate(self, "cancel", undo=undo, by=by, reason=reason)
 
@@ -498,7 +498,7 @@ class SequenceRun(_Row):
         get_engine().operate(self, "retry", by=by, reason=reason)
 
     def skip(self, step: Named, *, reason: str = "", by: Any = "") -> None:
-        """Continue without this step, which failed, waits or is queued; or without a failed undo.
+        """Continue without this step: a failed, waiting, queued or retrying one, or a failed undo.
 
         Raises `UnknownStep` if the run's plan has no such step.
         """
@@ -673,9 +673,9 @@ class StepRun(_Row):
     attempts = models.IntegerField(_("failed attempts"), default=0)
     #: How many workers in a row have died while running it.
     lost_workers = models.SmallIntegerField(_("lost workers"), default=0)
-    #: How often it committed and asked to run again.
+    #: How many times it committed and asked to run again.
     repeats = models.IntegerField(_("repeats"), default=0)
-    #: How often the sweep has sent it since it was last queued, with the broker accepting.
+    #: How many of the sweep's messages for it the broker has accepted since it was last queued.
     dispatches = models.SmallIntegerField(default=0, editable=False)
     #: Whether its own `delay` was already evaluated.
     delay_evaluated = models.BooleanField(default=False, editable=False)
@@ -770,7 +770,7 @@ class StepFailure(_Row):
     attempt = models.PositiveIntegerField(_("attempt"))
     error = models.CharField(_("error"), max_length=200)
     message = models.TextField(_("message"), blank=True)
-    #: A digest of the message without numbers and quoted parts: equal ones are one problem.
+    #: A digest of the message without numbers and quoted parts: failures are grouped by it.
     fingerprint = models.CharField(
         max_length=16, blank=True, default="", db_default="", editable=False
     )
@@ -865,7 +865,7 @@ class OutboxMessage(_Row):
     created_at = models.DateTimeField(pgettext_lazy("time", "created"))
     #: When the sweep sends it.
     wake_at = models.DateTimeField(db_index=True)
-    #: How often the broker has failed to accept it.
+    #: How many times the broker has failed to accept it.
     failures = models.PositiveIntegerField(_("failures"), default=0)
 
     class Meta:
@@ -891,7 +891,7 @@ class RunSubject(_Row):
     #: Its label in lower case, like that of a content type.
     model = ExactCharField(_("model"), max_length=MAX_MODEL)
     object_id = ExactCharField(_("object ID"), max_length=MAX_PK)
-    #: Set when the object was deleted and its runs' data is to be erased: when the sweep does it.
+    #: When the sweep erases the run's data, because the object was deleted; otherwise None.
     erase_at = models.DateTimeField(null=True, blank=True, db_index=True, editable=False)
 
     if TYPE_CHECKING:  # added by Django
@@ -1104,8 +1104,8 @@ class Schedule(_Row):
     ) -> None:
         """Change the timetable, or the data of future runs, of a schedule created at run time.
 
-        None leaves a value unchanged. Raises `InvalidData`, and `InvalidSchedule` for a schedule
-        that is declared in code.
+        None leaves a value unchanged. Raises `InvalidData` if the data is not valid, and
+        `InvalidSchedule` for a schedule that is declared in code.
         """
         get_engine().operate_schedule(
             self, "update", timetable=timetable, data=data, by=by, reason=reason
@@ -1352,7 +1352,7 @@ class Permit(_Row):
     granted_at = models.DateTimeField(pgettext_lazy("time", "granted"), null=True, blank=True)
     #: The fencing token of the claim that uses it.
     token = models.BigIntegerField(null=True, blank=True, editable=False)
-    #: Whether it cancels the oldest run in a place instead of waiting.
+    #: Whether it cancels the oldest run that has a place instead of waiting.
     replaces = models.BooleanField(default=False, editable=False)
 
     if TYPE_CHECKING:  # added by Django
@@ -1375,13 +1375,13 @@ class Permit(_Row):
 
 
 class WorkerProcess(_Row):
-    """A worker process as last seen: its sweep thread updates the row every few seconds."""
+    """A worker process as last seen: it updates this row every ten seconds."""
 
     id = models.BigAutoField(primary_key=True)
     name = ExactCharField(_("name"), max_length=100, unique=True)
     queues = models.JSONField(_("queues"), default=list)
     threads = models.PositiveIntegerField(_("threads"), default=0)
-    #: How many of these threads have died and run nothing any more.
+    #: How many of these threads have died.
     dead_threads = models.PositiveIntegerField(_("dead threads"), default=0)
     started_at = models.DateTimeField(pgettext_lazy("time", "started"))
     seen_at = models.DateTimeField(_("last seen"), db_index=True)

@@ -190,7 +190,7 @@ class Schedules(Generic[D]):
         The schedule is a row, written in the surrounding transaction; no code declares it.
         ``subject`` is the object that the runs are about; ``by`` and ``reason`` are stored with it.
         Raises `InvalidSchedule` if the sequence already has a schedule of that name, or if the
-        timetable's data is a function, and `InvalidData`.
+        timetable's data is a function, and `InvalidData` if the data is not valid.
         """
         schedule: Schedule = _startable(self._cls).create_schedule(
             self._cls, name, timetable, data=data, subject=subject, by=by, reason=reason
@@ -218,7 +218,7 @@ class Schedules(Generic[D]):
         return schedules
 
     def get(self, name: str = DEFAULT_NAME, /) -> Schedule:
-        """The row of that name; without a name, of ``Meta.schedule``. Raises `UnknownSchedule`."""
+        """The row of that name; by default, of ``Meta.schedule``. Raises `UnknownSchedule`."""
         schedules = self.all()
         if (schedule := schedules.filter(name=name).first()) is not None:
             return schedule
@@ -278,7 +278,7 @@ class Sequence(Generic[D], metaclass=SequenceType):
     runs = _Runs()
     "The runs of this class, as a queryset."
     schedules = _SchedulesOfClass()
-    """What starts runs of this class by itself."""
+    "The schedules that start runs of this class automatically."
 
     if TYPE_CHECKING:
 
@@ -296,20 +296,20 @@ class Sequence(Generic[D], metaclass=SequenceType):
 
         - ``key``: if a run with this key exists (with ``unique="unfinished"``: an unfinished one),
           it is returned instead, and ``created`` is false.
-        - ``delay``: a timedelta or milliseconds.
-        - ``priority``: its order in the lines of limits. As in Dramatiq, the lowest goes first.
+        - ``delay``: how long to wait before the first steps, a timedelta or milliseconds.
+        - ``priority``: who goes first under limits: as in Dramatiq, the lowest number.
         - ``deadline``: a timedelta from now or an aware datetime, by which the run must be
           finished, or it fails. None: no deadline, even if Meta has one.
         - ``subject``: the object that the run is about, of any model: see `subject`.
 
-        Raises `InvalidData`, and `SequenceError` for an invalid option.
+        Raises `InvalidData` if the data is not valid, and `SequenceError` for an invalid option.
         """
         sequence: Self = _startable(cls).start(cls, data, **options)
         return sequence
 
     @classmethod
     def start_many(cls, iterable: Iterable[Any], /) -> list[Self]:
-        """Start a run per item: its data, or a pair of data and a dict of options of `start`."""
+        """Start a run for each item: its data, or a pair of data and a dict of `start` options."""
         return _startable(cls).start_many(cls, iterable)
 
     @classmethod

@@ -30,8 +30,8 @@ run_cancelled = Signal()
 step_succeeded = Signal()
 #: An attempt has failed, and the step will be retried.
 step_retrying = Signal()
-#: As many attempts in a row have failed as ``SEQUENCES["STRUGGLING_AFTER"]`` says: sent once, while
-#: the step is still being retried.
+#: The number of failed attempts in a row has reached ``SEQUENCES["STRUGGLING_AFTER"]``: sent once,
+#: while the step is still being retried.
 step_struggling = Signal()
 #: An attempt has failed, and it was the last one.
 step_failed = Signal()

@@ -120,7 +120,7 @@ async def adrain(limit: int = LIMIT) -> int:
 
 
 def outbox() -> list[Message[Any]]:
-    """The messages that `sequences.dispatch` has written and that were not sent yet, in order.
+    """The messages that `sequences.dispatch` has written and that have not been sent yet, in order.
 
     A `TestCase` never commits, so these are all messages that the code under test has dispatched.
     """
@@ -308,7 +308,7 @@ class Clock:
     def move_to_next(self, run: SequenceRun | Schedule) -> bool:
         """Move to the next due time of this run, or to the next slot of this schedule.
 
-        Returns False if there is no time that it is waiting for.
+        Returns False if it is not waiting for any time.
         """
         using = conf.using()
         if isinstance(run, Schedule):

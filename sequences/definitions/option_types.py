@@ -121,7 +121,7 @@ class StartOptions(TypedDict, total=False):
     unique: Literal["ever", "unfinished"]
     #: How long to wait before the first steps become ready.
     delay: timedelta | int | None  # milliseconds
-    #: Its order in the lines of limits; as in Dramatiq, the lowest goes first.
+    #: Who goes first under limits: as in Dramatiq, the lowest number.
     priority: int
     #: When the run must be finished, or how long after its start. None: no deadline, even if Meta
     #: has one.

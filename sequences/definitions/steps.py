@@ -126,9 +126,9 @@ class AnyOf:
 def any_of(*steps: Named) -> AnyOf:
     """For ``after``: the step is ready as soon as the first of these has succeeded.
 
-    The others are skipped in the same transaction, and their waits end; so are steps that come only
-    after them or lead only to them. An event counts as succeeded once its payload is delivered. If
-    all of them are skipped, the step is ready, too.
+    The others are skipped in the same transaction, which ends their waits, and so are steps that
+    come only after them or lead only to them. An event counts as succeeded once its payload is
+    delivered. If all of them are skipped, the step is ready, too.
     """
     return AnyOf(steps)
 
@@ -136,8 +136,8 @@ def any_of(*steps: Named) -> AnyOf:
 class Step(Generic[R]):
     """One declared unit of a sequence, created by `step`.
 
-    Accessed on the class, it is this object, which ``after=`` and the methods of a run take; on an
-    instance, it is the bound method.
+    Accessed on the class, it is this object, which you can pass to ``after=`` and to the methods of
+    a run; on an instance, it is the bound method.
     """
 
     name: str
@@ -296,7 +296,7 @@ class Step(Generic[R]):
 
 
 class AsyncStep(Step[R]):
-    """An ``async def`` step, to type checkers: ``R`` is what it returns when awaited."""
+    """An ``async def`` step, for type checkers: ``R`` is what it returns when awaited."""
 
     if TYPE_CHECKING:
 
@@ -492,12 +492,12 @@ def step(target: Any = None, /, **declared: Any) -> Any:
     """Declare a step: ``@step``, ``@step(max_retries=5)``, or ``name = step(callable)``.
 
     A function is called with the sequence. A class is instantiated, and its ``perform`` is called
-    with the sequence. A Dramatiq actor and a Django task are called with what ``args`` and
-    ``kwargs`` return. These are callables that take the sequence, and with ``each`` also the item.
-    Without both, the item is the argument.
+    with the sequence. A Dramatiq actor or a Django task is called with what ``args`` and ``kwargs``
+    return: these are callables that take the sequence and, with ``each``, also the item. With
+    ``each`` and neither of them, the item is the only argument.
 
-    - ``after``: the step or steps to wait for; without it, all steps above that no other step
-      waits for yet. `any_of` in it waits for the first of a group.
+    - ``after``: the step or steps to wait for; by default, every step declared above this one that
+      no other step waits for yet. `any_of` in it waits for the first of a group.
     - ``delay``: how long to wait before it starts: a timedelta, milliseconds, or a callable that
       takes the sequence and returns a timedelta or an aware datetime. Stored in the database.
     - ``when``: a callable that takes the sequence; the step is skipped if it returns false.
@@ -511,17 +511,16 @@ def step(target: Any = None, /, **declared: Any) -> Any:
     - ``aliases``: earlier names of the step, for unfinished runs.
     - ``label``: what the admin shows; by default, the name with spaces.
     - ``each``: makes it a fan-out: a key of ``data`` that holds a list, or a callable that takes
-      the sequence and returns or yields items of JSON. The step is called with the sequence and
+      the sequence and returns or yields JSON values. The step is called with the sequence and
       one item, for each item in parallel; what it returns is the item's result. Items cannot
       change ``data``.
     - ``concurrency``: how many items may be in flight. ``batch``: pass lists of this many items.
       ``allow_failed``: True, a number of items, or a fraction of them (0.01) that may fail.
-
     - ``options``: options of the project's own middleware, which type checkers cannot know:
       ``options={"trace": True}`` means ``trace=True``.
-
-    - ``retries``: how often to retry after each exception, such as ``{ConnectionError: 10}``; None
-      means without limit. All retries of the step count. ``max_retries`` applies to all others.
+    - ``retries``: how many retries each exception allows, such as ``{ConnectionError: 10}``; None
+      means no limit. All retries of the step count, whatever caused them. ``max_retries`` applies
+      to all other exceptions.
 
     Every other option is Dramatiq's own. Invalid options raise `InvalidDefinition` when the class
     is created.
@@ -619,13 +618,13 @@ def event(
     The wait occupies no worker. ``run.deliver("approval", payload)`` ends it; the payload is the
     result of the step, and is also stored in ``data["approval"]``. Early deliveries are stored.
 
-    - ``timeout``: how long to wait, a timedelta or milliseconds. Then the step fails, or is
-      skipped with ``on_timeout="continue"``: it has no result, and ``data`` stays as it is.
+    - ``timeout``: how long to wait, a timedelta or milliseconds. After that, the step fails, or is
+      skipped if ``on_timeout="continue"``: it has no result, and ``data`` stays as it is.
     - ``on_error``: the step that takes over when the event has timed out; the run does not fail.
     - ``choices``: payloads that the admin offers as buttons, by their labels:
       ``{"Approve": {"approved": True}, "Refuse": {"approved": False}}``. Code may deliver others.
-    - ``form``: a Django form that checks each payload, a dict of its fields; its ``cleaned_data``
-      is what is delivered. The admin and the page of a `deliver_url` show it.
+    - ``form``: a Django form that validates each payload, which is a dict of its fields; the form's
+      ``cleaned_data`` is what is delivered. The admin and the page of a `deliver_url` show it.
     - ``options``: options of Dramatiq.
     """
     declared = {
