@@ -96,7 +96,7 @@ def _signer(salt: str) -> Signer:
     return Signer(salt=salt)
 
 
-def address(view: str, run: UUID, expires: timedelta, **shows: Any) -> str:
+def signed_url(view: str, run: UUID, expires: timedelta, **shows: Any) -> str:
     """Return the path of a view of this run that whoever has it can open, until it expires."""
     if expires <= timedelta(0):
         raise SequenceError(f"The link to a run cannot expire in the past: expires is {expires!r}.")
@@ -110,7 +110,7 @@ def address(view: str, run: UUID, expires: timedelta, **shows: Any) -> str:
     return _path(view, token)
 
 
-def delivery_address(run: UUID, event: str, payload: Any, by: str, max_age: timedelta) -> str:
+def delivery_url(run: UUID, event: str, payload: Any, by: str, max_age: timedelta) -> str:
     """Return the path of a page on which whoever has it can deliver this payload."""
     if max_age <= timedelta(0):
         raise SequenceError(f"The link to an event cannot expire in the past: max_age={max_age!r}.")

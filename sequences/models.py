@@ -457,7 +457,7 @@ class SequenceRun(_Row):
         The project's URLs must include ``path("sequences/", include("sequences.urls"))``. The
         status contains no data, results or errors.
         """
-        return links.address("status", self.pk, expires)
+        return links.signed_url("status", self.pk, expires)
 
     def pause(self, *, by: Any = "", reason: str = "") -> None:
         """Start no more steps until `resume`. Running steps finish; delays keep counting."""
@@ -555,7 +555,7 @@ class SequenceRun(_Row):
         the run's plan has no such event, and `SequenceError` if the path would be too long.
         """
         name, checked, caller = get_engine().delivery(self, event, payload, by)
-        return links.delivery_address(self.pk, name, checked, caller, max_age)
+        return links.delivery_url(self.pk, name, checked, caller, max_age)
 
     def delivered(self, event: Named) -> bool:
         """Whether the event was delivered: true as soon as `deliver` has returned.

@@ -25,19 +25,19 @@ View = Callable[Concatenate[HttpRequest, P], HttpResponse]
 
 
 def for_visitors(view: View[P]) -> View[P]:
-    """Allow reading only, and prevent caching, indexing and leaking the address."""
+    """Allow reading only, and prevent caching, indexing and leaking the URL."""
     return _unlisted(require_safe(view))
 
 
 def _unlisted(view: View[P]) -> View[P]:
-    @login_not_required  # the signed address, or the permission check, is the access control
+    @login_not_required  # the signed URL, or the permission check, is the access control
     @wraps(view)
     def answer(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
         response = view(request, *args, **kwargs)
         add_never_cache_headers(response)
         patch_vary_headers(response, ["Accept-Language", "Cookie"])
         response["X-Robots-Tag"] = "noindex"
-        # Sites that the page links to must not learn its address.
+        # Sites that the page links to must not learn its URL.
         response["Referrer-Policy"] = "no-referrer"
         return response
 
@@ -46,7 +46,7 @@ def _unlisted(view: View[P]) -> View[P]:
 
 @for_visitors
 def run_status(request: HttpRequest, token: str) -> HttpResponse:
-    """The status of the run behind a signed address, as JSON."""
+    """The status of the run behind a signed URL, as JSON."""
     return _json(lambda: status.by_token(token))
 
 
@@ -58,7 +58,7 @@ def status_by_id(request: HttpRequest, pk: UUID) -> HttpResponse:
 
 @for_visitors
 def progress(request: HttpRequest, token: str) -> HttpResponse:
-    """The progress of the run behind a signed address, as a fragment of HTML."""
+    """The progress of the run behind a signed URL, as a fragment of HTML."""
     try:
         run_progress = status.by_token(token)
     except StatusNotFound as error:
@@ -68,13 +68,13 @@ def progress(request: HttpRequest, token: str) -> HttpResponse:
         return render(request, "sequences/_progress.html", {"progress": run_progress})
 
 
-# Only those who know the address can deliver, and another site cannot make a browser send it. So no
+# Only those who know the URL can deliver, and another site cannot make a browser send it. So no
 # CSRF cookie is needed, which mail clients may block.
 @csrf_exempt
 @_unlisted
 @require_http_methods(["GET", "HEAD", "POST"])
 def deliver(request: HttpRequest, token: str) -> HttpResponse:
-    """Show what a signed address delivers; a POST delivers it, once."""
+    """Show what a signed URL delivers; a POST delivers it, once."""
     try:
         page = deliveries.by_token(token)
         return _deliver(request, page) if request.method == "POST" else _event(request, page)

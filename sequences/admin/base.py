@@ -111,7 +111,7 @@ class ReadOnlyInline(ReadOnly, admin.TabularInline):  # type: ignore[type-arg]
 
 
 def _asks_for_content(model: type[Model], lookup: str) -> bool:
-    """Whether such a filter in an address asks for a value or text that may contain secrets."""
+    """Whether such a filter in a URL asks for a value or text that may contain secrets."""
     for name in lookup.split("__"):
         try:
             field: Any = model._meta.get_field(name)

@@ -164,7 +164,7 @@ class RunFailures(KeysetAdmin):
     """The part of the runs' admin that counts failures."""
 
     def get_urls(self) -> list[URLPattern]:
-        """Before Django's own, which treat every address as the id of a run."""
+        """Before Django's own, which treat every URL as the id of a run."""
         page = path(
             "failures/",
             self.admin_site.admin_view(self.failure_groups_view),

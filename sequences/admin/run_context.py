@@ -349,7 +349,7 @@ def results_of(snapshot: RunSnapshot, urls: Urls) -> list[Result]:
 
 @dataclass(frozen=True)
 class Urls:
-    """The addresses of a run's pages."""
+    """The URLs of a run's pages."""
 
     site: str
     run: SequenceRun

@@ -56,7 +56,7 @@ class RunPage(ReadOnlyAdmin):
     change_form_template = "admin/job_sequences/sequencerun/change_form.html"
 
     def get_urls(self) -> list[URLPattern]:
-        """The pages below a run's own come before Django's, which treat every address as an id."""
+        """The pages below a run's own come before Django's, which treat every URL as an id."""
         return [
             *self._paths(
                 ("failures/", self.failures_view, "failures"),
@@ -245,7 +245,7 @@ class RunPage(ReadOnlyAdmin):
         return Relatives(run_snapshot, self.get_queryset(request), name)
 
     def _retry_top_url(self, request: HttpRequest, relatives: Relatives) -> str:
-        """The address that retries, by POST, the topmost run that failed waiting for this one."""
+        """The URL that retries, by POST, the topmost run that failed waiting for this one."""
         retry, top = actions.ACTIONS["retry"], relatives.top
         if top is None or not self.has_action_permission(request, retry, top):
             return ""

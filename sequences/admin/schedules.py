@@ -429,7 +429,7 @@ class ScheduleAdmin(ReadOnlyAdmin):
     # Pages
 
     def get_urls(self) -> list[URLPattern]:
-        """Before Django's own, which treat every address as the id of a schedule."""
+        """Before Django's own, which treat every URL as the id of a schedule."""
         page = path(
             "<path:object_id>/action/<slug:action>/",
             self.admin_site.admin_view(self.action_view),

@@ -131,7 +131,7 @@ class SubjectViewer:
             return ""  # its admin has no such page
 
     def runs_url(self, key: SubjectKey) -> str:
-        """The address of the list of runs about it; empty for those who may not view runs."""
+        """The URL of the list of runs about it; empty for those who may not view runs."""
         run_admin = self.site._registry.get(SequenceRun)
         if run_admin is None or not run_admin.has_view_permission(self.request):
             return ""

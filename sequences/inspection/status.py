@@ -28,7 +28,7 @@ POLLS_PER_RUN = 30
 
 
 class StatusNotFound(Exception):
-    """There is nothing to show. All such cases look alike, so that nobody can guess addresses."""
+    """There is nothing to show. All such cases look alike, so that nobody can guess URLs."""
 
     code = "not-found"
     http_status = 404
@@ -36,7 +36,7 @@ class StatusNotFound(Exception):
 
 
 class NoLonger(StatusNotFound):
-    """The address was valid, but has expired."""
+    """The URL was valid, but has expired."""
 
     code = "expired"
     http_status = 410
@@ -52,7 +52,7 @@ _ENDINGS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class DisplayOptions:
-    """What a page has chosen to show; part of the signed address of the progress."""
+    """What a page has chosen to show; part of the signed URL of the progress."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
     done_url: str = ""
@@ -60,7 +60,7 @@ class DisplayOptions:
     failed_text: str = ""
     cancelled_text: str = ""
     redirect: bool = False
-    #: The page's language, which its address may have chosen; that of the progress lacks it.
+    #: The page's language, which its URL may have chosen; that of the progress lacks it.
     language: str = ""
 
     def as_json(self) -> dict[str, Any]:
@@ -204,7 +204,7 @@ class Status:
 
 
 def by_token(token: str) -> Status:
-    """The status of the run behind a signed address. Raises `StatusNotFound`."""
+    """The status of the run behind a signed URL. Raises `StatusNotFound`."""
     try:
         link = Link.read(token)
     except LinkExpired:

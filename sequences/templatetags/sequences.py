@@ -15,7 +15,7 @@ from django.utils.translation import get_language
 
 from ..exceptions import SequenceError
 from ..inspection.status import DisplayOptions, Status
-from ..links import DAY, address
+from ..links import DAY, signed_url
 from ..models import SequenceRun
 from ..sequence import Sequence
 
@@ -54,7 +54,7 @@ def sequence_progress(
     )
     return {
         "progress": Status(row, shows),
-        "url": address("progress", row.pk, expires, **shows.as_json()),
+        "url": signed_url("progress", row.pk, expires, **shows.as_json()),
         "nonce": context.get("csp_nonce") or getattr(request, "csp_nonce", ""),
     }
 

@@ -1,4 +1,4 @@
-"""How far a run is, for visitors: signed addresses, permissions, and nothing that is secret."""
+"""How far a run is, for visitors: signed URLs, permissions, and nothing that is secret."""
 
 import json
 from datetime import timedelta
@@ -187,7 +187,7 @@ def test_nobody_learns_of_data_payloads_results_and_errors(client, order):
     assert SECRET in json.dumps(list(run.steps.values_list("result", "payload")))
 
     for name in ("status", "progress"):
-        page = client.get(links.address(name, run.pk, timedelta(hours=1))).text
+        page = client.get(links.signed_url(name, run.pk, timedelta(hours=1))).text
         assert SECRET not in page
         assert run.pk.hex not in page
         assert str(run.pk) not in page
@@ -242,7 +242,7 @@ def tampered(url):
 @pytest.mark.parametrize("name", ["status", "progress"])
 def test_a_tampered_address_looks_as_if_it_never_was(client, order, name):
     run = order().run
-    url = links.address(name, run.pk, timedelta(hours=1))
+    url = links.signed_url(name, run.pk, timedelta(hours=1))
     bodies = {client.get(other).content for other in tampered(url)}
     for other in tampered(url):
         assert client.get(other).status_code == 404
@@ -354,7 +354,7 @@ def test_without_users_nobody_has_a_permission(client, order):
 
 @pytest.mark.parametrize("name", ["status", "progress"])
 def test_it_is_read_only_and_never_kept_by_a_cache(client, order, name):
-    url = links.address(name, order().run.pk, timedelta(hours=1))
+    url = links.signed_url(name, order().run.pk, timedelta(hours=1))
     for method in (client.post, client.put, client.delete, client.patch):
         assert method(url).status_code == 405
     head = client.head(url)
@@ -391,7 +391,7 @@ def test_an_answer_costs_as_many_queries_whatever_has_happened(client, order, na
     failed = run_sequence(order).run
     counts = set()
     for row in (new, failing, failed):
-        queries = queries_of(client, links.address(name, row.pk, timedelta(hours=1)))
+        queries = queries_of(client, links.signed_url(name, row.pk, timedelta(hours=1)))
         assert not any('"data"' in query or "traceback" in query for query in queries)
         counts.add(len(queries))
 
