@@ -224,7 +224,7 @@ def test_a_beginning_of_several_ids_is_refused_with_some_of_them():
 @pytest.mark.parametrize("text", ["nothing", "shop.Order:none", "0000", "", "ab", ":"])
 def test_a_run_that_is_not_there_is_refused_with_the_mend(text):
     order().start({}, key="some")
-    assert "Use its ID, an ID prefix, or label:key" in refused("show", text, status=2)
+    assert "Use an ID, an ID prefix, or label:key" in refused("show", text, status=2)
 
 
 def test_of_runs_that_had_one_key_the_holder_is_meant():
@@ -923,7 +923,7 @@ def test_edit_puts_other_data_in_place_and_leaves_what_is_shown_as_stars():
     arguments = ["--if-version", shown["version"], "--reason", "mended"]
     out = sequences("edit", run.pk, "--data", json.dumps(data), *arguments)
     assert fresh(run).data == {"broken": False, "card": {"number": "4111-1111"}}
-    assert out == f"edit: shop.Order {run.pk} has version {fresh(run).version}\n"
+    assert out == f"edit: shop.Order {run.pk} is now at version {fresh(run).version}\n"
     message = refused("edit", run.pk, "--data", json.dumps(data), *arguments, status=1)
     assert "it has changed since it was read" in message
     assert run.operations.get().by == "command line: ada"

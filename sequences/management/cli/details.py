@@ -180,7 +180,7 @@ class RunDetails:
         yield from table(self._rows(subcommand), subcommand.width, narrowing=[6, 5, 0])
         sections = {
             "Data": self._data(),
-            "Children": ("  ".join(map(str, child.values())) for child in self._children),
+            "Child runs": ("  ".join(map(str, child.values())) for child in self._children),
             "Failed attempts": self._failure_lines(),
             "Operations": map(_operation_line, self._operations),
         }
@@ -199,7 +199,7 @@ class RunDetails:
             "started": moment(run.created_at),
             "finished": moment(run.finished_at) if run.finished_at else None,
             "deadline": moment(self.deadline) if self.deadline else None,
-            "took" if run.is_finished else "takes": format_duration(run_snapshot.duration),
+            "duration": format_duration(run_snapshot.duration),
             "done": f"{run_snapshot.done} of {run_snapshot.total} steps",
             "parent": self._parent,
             "version": run.version,

@@ -90,7 +90,7 @@ class Limits(Subcommand):
 
 
 def _rows(snapshots: list[LimitSnapshot]) -> Iterator[tuple[object, ...]]:
-    yield ("LIMIT", "NUMBERS", "IN USE", "WAITING", "OLDEST", "LINES", "CODE")
+    yield ("LIMIT", "CURRENT", "IN USE", "WAITING", "OLDEST", "KEYS", "CODE")
     for each in snapshots:
         code = each.declared if each.row.override_id else ""
         oldest = _age(each.oldest, each.now)

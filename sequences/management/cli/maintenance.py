@@ -86,14 +86,17 @@ def _health_as_json(report: health.Health) -> dict[str, object]:
 class Prune(Subcommand):
     """Remove old finished runs."""
 
-    name, help = "prune", "Remove finished runs whose retention is over, with their children."
+    name, help = (
+        "prune",
+        "Remove finished runs whose retention period is over, with their child runs.",
+    )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
             "--older-than",
             type=duration,
             metavar="30d",
-            help="remove runs that finished this long ago (overrides RETENTION)",
+            help="remove runs that finished at least this long ago (overrides RETENTION)",
         )
         parser.add_argument(
             "--failed-older-than", type=duration, metavar="90d",
@@ -104,7 +107,7 @@ class Prune(Subcommand):
             "--batch",
             type=count,
             default=TREES_PER_TRANSACTION,
-            help="runs per transaction, not counting children",
+            help="runs per transaction, not counting child runs",
         )
         parser.add_argument(
             "--dry-run", action="store_true", help="only show what would be removed"

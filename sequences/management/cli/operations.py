@@ -67,19 +67,17 @@ class Operating(Subcommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         action = ACTIONS[self.action]
         parser.description = str(action.explains)
-        if action.on_step:
-            parser.add_argument(
-                "runs", nargs="+", metavar=f"{RUN} STEP",
-                help=f"runs ({RUN_HELP}), followed by the step; with filters, the step alone",
-            )  # fmt: skip
-        else:
-            parser.add_argument("runs", nargs="*", metavar=RUN, help=RUN_HELP)
+        parser.add_argument("runs", nargs="*", metavar=RUN, help=RUN_HELP)
+        if action.on_step:  # `step` is a filter
+            parser.add_argument("on_step", metavar="STEP", help="the step, the same for all runs")
         self.add_options(parser)
         add_caller_and_reason(parser)
         parser.add_argument("--json", action="store_true", help="print JSON")
         add_filters(parser, step=not action.on_step)
-        parser.add_argument("--all", action="store_true", help="every run that matches the filters")
-        parser.add_argument("--dry-run", action="store_true", help="only list these runs")
+        parser.add_argument(
+            "--all", action="store_true", help="apply to every run that matches the filters"
+        )
+        parser.add_argument("--dry-run", action="store_true", help="only list the runs")
 
     def add_options(self, parser: ArgumentParser) -> None:
         """Add the options that only this operation has."""
@@ -93,9 +91,8 @@ class Operating(Subcommand):
         return {**caller_and_reason(options), **flags}
 
     def run(self, options: Namespace) -> None:
-        names = list(options.runs)
-        step = [names.pop()] if ACTIONS[self.action].on_step else []
-        ids = self._ids(options, names, *step)
+        step = [options.on_step] if ACTIONS[self.action].on_step else []
+        ids = self._ids(options, options.runs, *step)
         if options.dry_run:
             self._list(ids, options)
             return
@@ -261,7 +258,7 @@ class Edit(Subcommand):
             run.edit(data, **caller_and_reason(options))
         except SequenceError as error:
             raise rejected(error) from None
-        self.write(f"edit: {plain(run)} has version {run.version}")
+        self.write(f"edit: {plain(run)} is now at version {run.version}")
 
     def _edited(self, run: SequenceRun, options: Namespace) -> dict[str, Any]:
         if options.set is not None:
@@ -290,12 +287,12 @@ class Cancel(Operating):
 
 
 TASKS: list[Callable[[BaseCommand], Subcommand]] = [
-    _operating("retry", "Restart failed steps, and run waiting retries now."),
+    _operating("retry", "Restart failed steps, and run pending retries now."),
     Cancel,
-    _operating("pause", "Start no new steps until you resume the run."),
+    _operating("pause", "Pause runs: no new step starts until you resume them."),
     _operating("resume", "Continue paused runs."),
     _operating("finish", "Mark runs as succeeded."),
-    _operating("skip", "Continue without a step."),
+    _operating("skip", "Skip a step, and continue without it."),
     _operating("run_now", "Run a delayed step now."),
     _operating(
         "restart_from",

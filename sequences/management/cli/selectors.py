@@ -31,7 +31,7 @@ MIN_ID_DIGITS = 4
 MAX_NAMED_RUNS = 3
 
 RUN = "RUN"
-RUN_HELP = "its ID, an ID prefix, or label:key"
+RUN_HELP = "an ID, an ID prefix, or label:key"
 
 
 def runs() -> SequenceRunQuerySet:

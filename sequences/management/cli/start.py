@@ -26,7 +26,7 @@ class Start(Subcommand):
 
     name, help = (
         "start",
-        "Start a sequence, or a definition in a file, and optionally wait for its end.",
+        "Start a sequence, or a definition in a file, and optionally wait for it to finish.",
     )
     _has_doubted = False
 
@@ -42,7 +42,9 @@ class Start(Subcommand):
             "--data", type=json_object, default={}, metavar="JSON",
             help="a JSON object, @file, or - for standard input",
         )  # fmt: skip
-        parser.add_argument("--key", help="start nothing if a run has this key")
+        parser.add_argument(
+            "--key", help="the key of the run; if a run already has it, nothing starts"
+        )
         parser.add_argument(
             "--unique",
             choices=("ever", "unfinished"),
@@ -55,7 +57,10 @@ class Start(Subcommand):
             help="order among runs that wait for a limit; the lowest goes first",
         )  # fmt: skip
         parser.add_argument(
-            "--deadline", type=duration, metavar="3d", help="fail if not finished after this time"
+            "--deadline",
+            type=duration,
+            metavar="3d",
+            help="fail the run if it has not finished within this time",
         )
         parser.add_argument(
             "--subject", type=subject, metavar="app.model:pk", help="the object the run is about"
