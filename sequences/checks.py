@@ -343,7 +343,8 @@ def _hidden_keys() -> Messages:
             if isinstance(limit.key, str) and limit.key in names:
                 yield Warning(
                     f"{definition.label}: the limit {limit.name!r} has the key {limit.key!r}, "
-                    "which Meta.redact hides. Keys of limits are stored, and shown to people.",
+                    "which Meta.redact hides. Limit keys are stored, and shown to everyone who may "
+                    "see runs.",
                     hint="Use a key that is not secret, or a function that returns a hash of it.",
                     id="sequences.W019",
                 )
@@ -454,7 +455,7 @@ def _vendor(connection: BaseDatabaseWrapper) -> Messages:
     elif _backend(connection).locks_late(_options(connection)):
         yield Warning(
             f"The SQLite database {connection.alias!r} takes its write lock late, so "
-            "concurrent transactions fail at once instead of waiting.",
+            "concurrent transactions fail immediately instead of waiting.",
             hint=f"Set DATABASES[{connection.alias!r}]['OPTIONS']['transaction_mode'] = "
             "'IMMEDIATE'.",
             id="sequences.W003",

@@ -103,8 +103,8 @@ class DataConflict(SequenceError):
     """Parallel steps kept changing the same key."""
 
     template = (
-        "Step {step!r} of run {run} changed {key} while it was also changed by: {other}. Let "
-        "parallel steps write to different keys."
+        "Step {step!r} of run {run} changed {key}, which was changed by {other} at the same time. "
+        "Make parallel steps write to different keys."
     )
 
     key: str
@@ -209,8 +209,8 @@ class StepExpired(SequenceError):
     """A step is older than its ``max_age``."""
 
     template = (
-        "Step {step!r} of run {run} expired: it was first queued longer ago than its "
-        "max_age of {max_age}. Retry the run or skip the step."
+        "Step {step!r} of run {run} expired: its max_age of {max_age} has passed since it was "
+        "first queued. Retry the run or skip the step."
     )
 
     step: str
@@ -234,7 +234,10 @@ class EventTimeout(SequenceError):
 class DeadlineExceeded(SequenceError):
     """A run was not finished by its deadline."""
 
-    template = "The deadline of run {run}, {deadline}, has passed. Unfinished steps: {steps}."
+    template = (
+        "The deadline of run {run}, {deadline}, has passed. Unfinished steps: {steps}. Retry or "
+        "restart the run to continue it without a deadline."
+    )
 
     run: Any
     #: When the run should have been finished.

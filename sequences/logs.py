@@ -60,7 +60,7 @@ def _describe(record: logging.LogRecord) -> None:
 
 
 def _blank(record: logging.LogRecord, extra: Collection[str]) -> None:
-    record.msg, record.args = "A message that could not be searched for secrets.", ()
+    record.msg, record.args = "Message withheld: it could not be searched for secrets.", ()
     record.exc_info = record.exc_text = record.stack_info = None
     for name in extra:
         setattr(record, name, HIDDEN)

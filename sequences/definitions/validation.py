@@ -188,8 +188,8 @@ def check_limits(cls: type, limits: tuple[Limit, ...], steps: dict[str, Step[Any
         for limit in declaration.limits:
             if limit.name in of_run:
                 problem = (
-                    f"its limit {limit.name!r} is also a limit of the whole run, which already "
-                    "has its place"
+                    f"its limit {limit.name!r} is also a limit of the whole run, so the step would "
+                    "wait for its own run"
                 )
                 raise invalid(cls, problem, "Remove it here or in Meta.", step=name)
     declared = [limit for step in steps.values() for limit in step.limits]
@@ -376,16 +376,18 @@ def _misplaced_problems(step: Step[Any]) -> Iterator[Problem]:
 
 #: Others say more about these; ``retries`` may come from the defaults, which are for all kinds.
 _HAVE_PROBLEMS = frozenset({"args", "kwargs", "limits", "retries"})
-_IN_META = "To limit how many children run at once, set limits in the Meta of the other sequence."
+_IN_META = (
+    "To limit how many children run at once, set limits in the Meta of the sequence that it starts."
+)
 _INSTEAD = {("subsequence", "concurrency"): _IN_META}
 
 
 def _limit_problems(step: Step[Any]) -> Iterator[Problem]:
     if step.limits and step.traits.takes_delivery:
-        problem = "an event cannot have limits, because it waits without taking a place"
+        problem = "an event cannot have limits, because nothing runs while it waits"
         yield problem, "Limit the step after it."
     if step.limits and step.traits.has_children:
-        hint = "Set limits in the Meta of the other sequence."
+        hint = "Set limits in the Meta of the sequence that it starts."
         yield "a subsequence cannot have limits, because it only waits for other runs", hint
 
 

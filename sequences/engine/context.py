@@ -241,7 +241,7 @@ class ExecutionContext(CurrentAttempt):
         if _depth(self.using) > self._depth:
             raise Abort(
                 f"Step {self.claim.step!r} calls self.once({name!r}) inside transaction.atomic(), "
-                "so its result would not be committed at once. Call it outside that block."
+                "so its result would not be committed immediately. Call it outside that block."
             )
         if not isinstance(name, str) or not 0 < len(name) <= MAX_CALL_NAME:
             raise Abort(

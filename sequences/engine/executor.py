@@ -217,7 +217,9 @@ class StepExecution:
         if delivery.message.actor_name != node.actor:
             # Its own message may have arrived in the meantime and found it claimed.
             dispatcher.send(claims.release(claim, self.using))
-            raise SkipMessage(f"Step run {claim.step_run_id} is executed by {node.actor}.")
+            raise SkipMessage(
+                f"Step run {claim.step_run_id} must be executed by the actor {node.actor}."
+            )
         # The retry options come from the run's plan, whatever the message says.
         options = delivery.message.options
         for name in _OF_RETRIES:

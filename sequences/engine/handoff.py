@@ -140,7 +140,7 @@ def process(
     try:
         ready = _live(dispatch, message, broker, handoff or Handoff(False, using))
     except SkipMessage as skip:
-        logger.debug("Skipped a step: %s", skip)
+        logger.debug("Skipped a message: %s", skip)
         broker.emit_after("skip_message", message)
         return []
     except BaseException as error:

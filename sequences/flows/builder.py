@@ -235,7 +235,7 @@ def _listed(name: str, step: Any, where: str) -> dict[str, Any]:
         place = f"{where}: step {name!r}"
         raise InvalidDefinition(where=place, problem=f"the step is {step!r:.60}", hint=hint)
     if "name" in step:
-        problem = "a step in a mapping cannot have a name key: its key is its name"
+        problem = "a step in a mapping cannot have a name key: its key in the mapping is its name"
         place = f"{where}: step {name!r}"
         raise InvalidDefinition(where=place, problem=problem, hint="Leave it out.")
     return {"name": name, **step}

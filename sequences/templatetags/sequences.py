@@ -82,5 +82,5 @@ def _on_this_site(url: str, request: HttpRequest | None) -> str:
         return url
     raise SequenceError(
         f"sequence_progress links only to pages of this site, but done_url is {url!r:.200}."
-        " Use a path, such as that of {% url %}."
+        " Use a path, such as one from {% url %}."
     )

@@ -334,7 +334,7 @@ def test_a_value_whose_text_logs_in_its_turn_is_asked_once(log):
 
     act_on_card(act)
     told = [line.split("|")[-1] for line in lines(log)[:2]]
-    assert told == ["A message that could not be searched for secrets.", "is ***"]
+    assert told == ["Message withheld: it could not be searched for secrets.", "is ***"]
     assert "4111" not in log.getvalue()
 
 
@@ -356,7 +356,7 @@ def test_secrets_that_cannot_be_looked_for_take_the_whole_line_with_them(log, js
         raise Abort
 
     act_on_card(act)
-    assert lines(log)[0].endswith("|one||1|A message that could not be searched for secrets.")
+    assert lines(log)[0].endswith("|one||1|Message withheld: it could not be searched for secrets.")
     assert objects(json_log)[0]["card"] == "***"
 
 

@@ -386,7 +386,7 @@ def test_only_a_sequence_can_be_started(wrong):
 @pytest.mark.parametrize(
     ("options", "hint"),
     [
-        ({"concurrency": 2}, "set limits in the Meta of the other sequence"),
+        ({"concurrency": 2}, "set limits in the Meta of the sequence that it starts"),
         ({"batch": 2}, "Leave it out"),
         ({"atomic": False}, "Leave it out"),
     ],

@@ -143,7 +143,7 @@ def test_what_becomes_of_a_run_without_a_place_is_one_of_three():
 
 
 def test_what_waits_for_others_has_no_limits():
-    with pytest.raises(InvalidDefinition, match="waits without taking a place"):
+    with pytest.raises(InvalidDefinition, match="because nothing runs while it waits"):
 
         class Waits(Sequence):
             approval = event(limits=[BANK])

@@ -44,7 +44,9 @@ class Item(Kind):
         except ClaimLost:
             raise SkipMessage(f"Step run {claim.step_run_id} lost its claim.") from None
         dispatcher.send(fanout.look(claim.run_id, claim.step, using))
-        raise SkipMessage(f"Step run {claim.step_run_id} is waiting for a concurrency slot.")
+        raise SkipMessage(
+            f"Step run {claim.step_run_id} is waiting for another item to finish (concurrency)."
+        )
 
     def needs_place(self, claim: Claim, step: Step[Any]) -> bool:
         """The delay of the step belonged to its own row."""
