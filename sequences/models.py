@@ -128,7 +128,7 @@ class Wait(models.TextChoices):
     EVENT = "event", _("an event")
     ITEMS = "items", _("its items")
     CHILDREN = "children", _("its child runs")
-    PLACE = "place", _("a place among its siblings")
+    PLACE = "place", _("its turn among the items")
     UNDO = "undo", _("the rollback")
     LIMIT = "limit", _("a limit")
 
@@ -301,7 +301,9 @@ class _Subject:
     ) -> tuple[Any, ...]:
         """Django's protocol for prefetch_related."""
         if querysets is not None:
-            raise ValueError("Runs have subjects of any model: a queryset is not supported.")
+            raise ValueError(
+                "Prefetching subjects with a queryset is not supported: they can be of any model."
+            )
         read_subject_rows(instances)
         keys = {run.pk: run.subject_key for run in instances}
         objects = load_all(key for key in keys.values() if key is not None)
@@ -1175,8 +1177,8 @@ class ScheduleOperation(_Row):
         schedule_id: int
 
     class Meta:
-        verbose_name = _("operation on a schedule")
-        verbose_name_plural = _("operations on schedules")
+        verbose_name = _("schedule operation")
+        verbose_name_plural = _("schedule operations")
         ordering = ["id"]
 
     def __str__(self) -> str:
@@ -1302,8 +1304,8 @@ class LimitKey(_Row):
         permits: RelatedManager[Permit]
 
     class Meta:
-        verbose_name = _("line of a limit")
-        verbose_name_plural = _("lines of limits")
+        verbose_name = _("limit line")
+        verbose_name_plural = _("limit lines")
         constraints = [
             models.UniqueConstraint(fields=["limit", "key"], name="job_sequences_limit_key_once")
         ]

@@ -42,7 +42,7 @@ TEXTS: dict[str, ActionTexts] = {
         _("Retry"),
         _("Retry"),
         ngettext_lazy("Retry %(count)d run", "Retry %(count)d runs", "count"),
-        _("The failed steps run again."),
+        _("Retrying the failed steps."),
         ngettext_lazy("%(count)d run retried.", "%(count)d runs retried.", "count"),
     ),
     "restart_from": ActionTexts(
@@ -57,23 +57,25 @@ TEXTS: dict[str, ActionTexts] = {
     "skip": ActionTexts(
         _("Skip"),
         _("Skip “%(step)s”"),
-        ngettext_lazy("Skip a step of %(count)d run", "Skip a step of %(count)d runs", "count"),
+        ngettext_lazy("Skip a step in %(count)d run", "Skip a step in %(count)d runs", "count"),
         _("Skipped “%(step)s”."),
         ngettext_lazy(
-            "Skipped the step of %(count)d run.", "Skipped the step of %(count)d runs.", "count"
+            "Skipped the step in %(count)d run.", "Skipped the step in %(count)d runs.", "count"
         ),
     ),
     "run_now": ActionTexts(
         _("Run now"),
         _("Run “%(step)s” now"),
         ngettext_lazy(
-            "Run a delayed step of %(count)d run now",
-            "Run a delayed step of %(count)d runs now",
+            "Run a delayed step now in %(count)d run",
+            "Run a delayed step now in %(count)d runs",
             "count",
         ),
-        _("“%(step)s” runs now."),
+        _("“%(step)s” is now due."),
         ngettext_lazy(
-            "The step runs now in %(count)d run.", "The step runs now in %(count)d runs.", "count"
+            "The step is now due in %(count)d run.",
+            "The step is now due in %(count)d runs.",
+            "count",
         ),
     ),
     "deliver": ActionTexts(

@@ -82,8 +82,8 @@ class ManyRuns(RunActions):
     restart_from_runs = _on_many(
         "restart_from", gettext_lazy("Restart the selected runs from a step")
     )
-    skip_runs = _on_many("skip", gettext_lazy("Skip a step of the selected runs"))
-    run_now_runs = _on_many("run_now", gettext_lazy("Run a delayed step of the selected runs now"))
+    skip_runs = _on_many("skip", gettext_lazy("Skip a step in the selected runs"))
+    run_now_runs = _on_many("run_now", gettext_lazy("Run a delayed step now in the selected runs"))
     deliver_runs = _on_many("deliver", gettext_lazy("Deliver an event to the selected runs"))
     pause_runs = _on_many("pause", gettext_lazy("Pause the selected runs"))
     resume_runs = _on_many("resume", gettext_lazy("Resume the selected runs"))
@@ -206,8 +206,8 @@ class ManyRuns(RunActions):
             self.message_user(request, self._skipped(reason, runs), messages.WARNING)
         if report.left:
             message = ngettext(
-                "%(count)d more run is left: repeat the action, or use manage.py sequences.",
-                "At least %(count)d more runs are left: repeat the action, or use manage.py "
+                "%(count)d more run remains: repeat the action, or use manage.py sequences.",
+                "At least %(count)d more runs remain: repeat the action, or use manage.py "
                 "sequences.",
                 report.left,
             )

@@ -35,16 +35,16 @@ class LimitForm(forms.ModelForm):  # type: ignore[type-arg]
     """An override of the numbers, or the numbers in the code again."""
 
     concurrency_now = forms.IntegerField(
-        label=_("Active at once"),
+        label=_("Concurrency"),
         min_value=0,
         required=False,
-        help_text=_("The maximum number at the same time. With 0, nothing starts."),
+        help_text=_("The maximum number active at the same time. With 0, nothing starts."),
     )
     rate_now = forms.IntegerField(
-        label=_("Starts per period"),
+        label=_("Rate"),
         min_value=1,
         required=False,
-        help_text=_("The maximum number of starts in the period."),
+        help_text=_("The maximum number of starts per period."),
     )
     per_now = forms.CharField(
         label=_("Period"), required=False, help_text=_("For example “1 s” or “10 min”.")
@@ -67,7 +67,7 @@ class LimitForm(forms.ModelForm):  # type: ignore[type-arg]
             return None
         per = parse_duration(text)
         if per is None:
-            raise ValidationError(gettext("“%(text)s” is not a duration.") % {"text": text})
+            raise ValidationError(_("Enter a duration such as 90 s, 15 min, 24 h or 7 days."))
         return per
 
 
@@ -166,7 +166,7 @@ class StoredLimitAdmin(ReadOnlyAdmin):
         snapshot: LimitSnapshot = vars(row)["_snapshot"]
         return snapshot
 
-    @admin.display(description=_("in force"))
+    @admin.display(description=_("current"))
     def numbers(self, row: StoredLimit) -> str:
         """The numbers in force."""
         return self._snapshot(row).numbers
@@ -197,7 +197,7 @@ class StoredLimitAdmin(ReadOnlyAdmin):
         """Whether there is an override. Having none is not a problem."""
         return EMPTY if row.override_id is None else gettext("yes")
 
-    @admin.display(description=_("lines"))
+    @admin.display(description=_("by key"))
     def lines(self, row: StoredLimit) -> SafeString | str:
         """Its keys, those in which something is waiting first."""
         now = self._snapshot(row).now

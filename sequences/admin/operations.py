@@ -237,7 +237,9 @@ class _ActionRequest:
         except SequenceError as error:
             return self._refused(explain(error))
         if not counts:
-            return self._refused(_("It was already delivered: only the first delivery counts."))
+            return self._refused(
+                _("The event was already delivered: only the first delivery counts.")
+            )
         self.admin.log_change(self.request, self.run, self._title())
         self.admin.message_user(self.request, self._done(), messages.SUCCESS)
         return HttpResponseRedirect(self.urls.to("change", self.run.pk))

@@ -77,7 +77,7 @@ ACTIONS = {
         ScheduleAction(
             "run_now",
             _("Run now"),
-            _("Starts a run now, in addition to the slots of the timetable."),
+            _("Starts a run now, in addition to the scheduled ones."),
             _("Run started."),
             "run_now_schedule",
         ),

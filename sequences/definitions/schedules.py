@@ -447,7 +447,7 @@ def _expression_problems(expression: object) -> Problems:
         reason = _CRONSIM_ERRORS.get(str(error), str(error))
         yield Text(problem, expression=expression, error=Text(reason)), hint
     except StopIteration:
-        problem = _("%(expression)r never occurs")
+        problem = _("%(expression)r matches no date")
         yield Text(problem, expression=expression), _("Use a date that exists.")
 
 

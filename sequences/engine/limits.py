@@ -70,7 +70,7 @@ def _make_room(claim: Claim, admission: Admission, using: str) -> None:
     if admission.oldest is not None:
         cancel_for(admission.oldest, claim.run_id, using)
     elif admission.full:
-        reason = gettext("limit %(limit)s has no free place") % {"limit": admission.full}
+        reason = gettext("the limit “%(limit)s” is full") % {"limit": admission.full}
         _cancel(claim.run_id, reason, using)
 
 

@@ -74,7 +74,7 @@ ACTIONS: dict[str, Action] = {
         Action(
             "retry",
             _(
-                "Restarts the failed steps with fresh attempts; waiting retries run now. "
+                "Restarts the failed steps with fresh attempts; pending retries run now. "
                 "Completed steps do not run again. In a run that was rolled back, the failed "
                 "undos restart instead."
             ),
@@ -139,7 +139,7 @@ ACTIONS: dict[str, Action] = {
             "cancel",
             _(
                 "Stops the run here. A running step is rolled back; if you also roll back "
-                "completed steps, it finishes first."
+                "completed steps, the running step finishes first."
             ),
             is_dangerous=True,
         ),

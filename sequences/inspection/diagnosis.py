@@ -377,8 +377,8 @@ def _queued_step(snapshot: RunSnapshot, step: StepSnapshot, row: StepRun) -> str
     }
     if step.loss is not None:
         message = _(
-            "%(step)s has been waiting for %(ago)s for a worker process that is not running "
-            "another suspect step."
+            "%(step)s has been queued for %(ago)s. Because it lost its worker, it runs only in a "
+            "process that is not running another such step."
         )
         return f"{message % values} {deaths_sentence(row, step.loss)}"
     if snapshot.now - row.queued_at > PICKUP_TIME:
@@ -413,8 +413,8 @@ def _silent_worker(
 ) -> str:
     if expires_at > snapshot.now:
         message = _(
-            "The worker of %(step)s seems to be lost: no sign of life for %(silence)s. The step "
-            "is requeued once its lease has expired, in %(left)s."
+            "The worker of %(step)s seems to be lost: no heartbeat for %(silence)s. The step is "
+            "requeued once its lease has expired, in %(left)s."
         )
         left = format_duration(expires_at - snapshot.now)
         return message % {"step": _name(step), "silence": format_duration(silence), "left": left}
@@ -473,15 +473,20 @@ def _in_line(snapshot: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
     if wait is None:
         return _("%(step)s is about to get in line again.") % {"step": _name(step)}
     if row.due_at is not None:
-        message = _("%(step)s starts in %(time)s: %(limit)s allows %(rate)s per %(per)s.")
+        message = _("%(step)s starts in %(time)s: the limit %(limit)s allows %(rate)s per %(per)s.")
     elif wait.is_full and wait.key:
-        message = _("%(step)s is waiting for %(limit)s (%(key)s): %(in_use)d of %(places)d in use.")
+        message = _(
+            "%(step)s is waiting for the limit %(limit)s (%(key)s): %(in_use)d of %(places)d in "
+            "use."
+        )
     elif wait.is_full:
-        message = _("%(step)s is waiting for %(limit)s: %(in_use)d of %(places)d in use.")
+        message = _("%(step)s is waiting for the limit %(limit)s: %(in_use)d of %(places)d in use.")
     elif wait.rate is not None:
-        message = _("%(step)s is waiting for %(limit)s, which allows %(rate)s per %(per)s.")
+        message = _(
+            "%(step)s is waiting for the limit %(limit)s, which allows %(rate)s per %(per)s."
+        )
     else:
-        message = _("%(step)s is waiting for %(limit)s: others are ahead of it.")
+        message = _("%(step)s is waiting for the limit %(limit)s: others are ahead of it.")
     left = max((row.due_at or snapshot.now) - snapshot.now, timedelta(0))
     return message % {**wait.values, "step": _name(step), "time": format_duration(left)}
 
@@ -492,14 +497,14 @@ def _items_in_line(snapshot: RunSnapshot, row: StepRun) -> str:
         return ""
     if wait.is_full:
         message = ngettext(
-            "%(count)d item is waiting for %(limit)s: %(in_use)d of %(places)d in use.",
-            "%(count)d items are waiting for %(limit)s: %(in_use)d of %(places)d in use.",
+            "%(count)d item is waiting for the limit %(limit)s: %(in_use)d of %(places)d in use.",
+            "%(count)d items are waiting for the limit %(limit)s: %(in_use)d of %(places)d in use.",
             wait.items,
         )
     else:
         message = ngettext(
-            "%(count)d item is waiting for %(limit)s.",
-            "%(count)d items are waiting for %(limit)s.",
+            "%(count)d item is waiting for the limit %(limit)s.",
+            "%(count)d items are waiting for the limit %(limit)s.",
             wait.items,
         )
     return message % {**wait.values, "count": wait.items}

@@ -315,7 +315,8 @@ def _stalled(health: Health, says: str) -> Sign:
     message = ngettext("%(workers)s, %(count)d stalled", "%(workers)s, %(count)d stalled", count)
     advice = gettext(
         "%(name)s is alive, but its last sweep ended %(time)s ago: it is waiting for the "
-        "database, or is stuck. It keeps its running steps. Check its threads, and restart it."
+        "database, or is stuck. It still holds its running steps. Check its threads and "
+        "restart it."
     ) % {"name": process.name, "time": health._since(process.swept_at)}
     says = message % {"workers": says, "count": count}
     return Sign("workers", Level.WARNING, says, advice)
@@ -327,8 +328,8 @@ def _dead_threads(says: str, dead: list[WorkerProcess]) -> Sign:
         "%(workers)s, %(count)d dead thread", "%(workers)s, %(count)d dead threads", count
     )
     advice = gettext(
-        "%(dead)d of the %(threads)d threads of %(name)s died of an uncaught error and run no more "
-        "steps. Look for the error in the log and restart the worker."
+        "%(dead)d of the %(threads)d threads of %(name)s died from an uncaught error and cannot "
+        "run steps. Look for the error in the log and restart the worker."
     ) % {"dead": dead[0].dead_threads, "threads": dead[0].threads, "name": dead[0].name}
     is_useless = any(process.dead_threads >= process.threads for process in dead)
     says = message % {"workers": says, "count": count}
@@ -355,8 +356,8 @@ def _sweep(health: Health) -> Sign:
         says = gettext("No sweep: the last one ended %(time)s ago") % values
         return Sign("sweep", Level.BAD, says, _no_sweep())
     advice = gettext(
-        "%(name)s is sweeping, but does not finish. Delays, retries and lost steps are handled "
-        "late. Is the database slow, or is a lock blocking it?"
+        "%(name)s has started a sweep but not finished it. Delays, retries and lost steps are "
+        "handled late. Is the database slow, or is a lock blocking it?"
     ) % {"name": health.sweepers[0].name}
     says = gettext("Sweep late: the last one ended %(time)s ago") % values
     return Sign("sweep", level, says, advice)
@@ -364,8 +365,8 @@ def _sweep(health: Health) -> Sign:
 
 def _no_sweep() -> str:
     return gettext(
-        "No process runs the sweep: delays, retries and lost steps are not handled. Workers run "
-        "it unless SWEEP_INTERVAL is None; so does `manage.py sequences sweep --loop`."
+        "No process is running the sweep: delays, retries and lost steps are not handled. Workers "
+        "run it unless SWEEP_INTERVAL is None; so does `manage.py sequences sweep --loop`."
     )
 
 
@@ -497,12 +498,12 @@ def _schedules(health: Health) -> Sign:
 def _limits(health: Health) -> Sign:
     first = health.neglected[0]
     count = len(health.neglected)
-    says = ngettext(
-        "%(count)d line of a limit is not served", "%(count)d lines of limits are not served", count
-    ) % {"count": count}
+    says = ngettext("%(count)d stalled limit line", "%(count)d stalled limit lines", count) % {
+        "count": count
+    }
     advice = gettext(
-        "Steps are waiting for %(limit)s, and no sweep has checked whether a place is free. Is "
-        "a worker running the sweep?"
+        "Steps are waiting for the limit “%(limit)s”, and no sweep has checked whether any can "
+        "start. Is a worker running the sweep?"
     ) % {"limit": first.limit.name}
     return Sign("limits", health._level(first.wake_at), says, advice)
 
@@ -524,8 +525,8 @@ def _outbox(health: Health) -> Sign:
 def _classless(health: Health) -> Sign:
     count = sum(health.classless.values())
     says = ngettext(
-        "%(count)s step of a class that this code does not have",
-        "%(count)s steps of classes that this code does not have",
+        "%(count)s step with a missing class",
+        "%(count)s steps with missing classes",
         count,
     ) % {"count": format_number(count)}
     advice = ngettext(

@@ -12,7 +12,7 @@ from django.utils.translation import gettext as _
 
 from ..models import LimitKey, Permit, PermitState, StepRun, StepStatus, StoredLimit, Wait
 from ..transitions import clock, lines
-from .wording import format_duration
+from .wording import format_duration, quoted
 
 #: The lines of a limit that are shown, longest wait first.
 MAX_LINES = 50
@@ -128,7 +128,7 @@ class LimitWait:
     def values(self) -> dict[str, Any]:
         """The values for the messages about it."""
         per = format_duration(self.per or timedelta())
-        values = {"limit": self.limit, "key": self.key, "rate": self.rate, "per": per}
+        values = {"limit": quoted(self.limit), "key": self.key, "rate": self.rate, "per": per}
         return {**values, "in_use": self.in_use, "places": self.concurrency}
 
 

@@ -134,9 +134,9 @@ class ScheduleSnapshot:
         if row.skipped_slot is None:
             return ""
         message = (
-            gettext("The slot of %(slot)s was skipped: the last run was unfinished.")
+            gettext("The slot at %(slot)s was skipped: the last run was unfinished.")
             if row.skip_reason == "overlap"
-            else gettext("The slot of %(slot)s was missed: no worker started it in time.")
+            else gettext("The slot at %(slot)s was missed: no worker started it in time.")
         )
         return message % {"slot": moment(row.skipped_slot)}
 
@@ -227,7 +227,7 @@ def _failing(snapshot: ScheduleSnapshot) -> str:
 
 def _waiting(snapshot: ScheduleSnapshot) -> str:
     assert snapshot.row.next_slot is not None
-    return gettext("The slot of %(slot)s waits until the last run has ended.") % {
+    return gettext("The slot at %(slot)s is waiting for the last run to end.") % {
         "slot": moment(snapshot.row.next_slot)
     }
 

@@ -301,7 +301,7 @@ class Migration(migrations.Migration):
                             ("event", "an event"),
                             ("items", "its items"),
                             ("children", "its child runs"),
-                            ("place", "a place among its siblings"),
+                            ("place", "its turn among the items"),
                             ("undo", "the rollback"),
                             ("limit", "a limit"),
                         ],
@@ -813,8 +813,8 @@ class Migration(migrations.Migration):
                 ),
             ],
             options={
-                "verbose_name": "operation on a schedule",
-                "verbose_name_plural": "operations on schedules",
+                "verbose_name": "schedule operation",
+                "verbose_name_plural": "schedule operations",
                 "ordering": ["id"],
             },
         ),
@@ -915,8 +915,8 @@ class Migration(migrations.Migration):
                 ),
             ],
             options={
-                "verbose_name": "line of a limit",
-                "verbose_name_plural": "lines of limits",
+                "verbose_name": "limit line",
+                "verbose_name_plural": "limit lines",
                 "constraints": [
                     models.UniqueConstraint(
                         fields=("limit", "key"), name="job_sequences_limit_key_once"

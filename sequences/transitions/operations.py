@@ -352,7 +352,9 @@ class LockedRun:
         return runs.is_failing(self.run, self.plan, self.using)
 
 
-_OVER = _("a retry no longer reaches its events. Restart it from a step instead.")
+_OVER = _(
+    "it failed, and a retry would no longer reach its events. Restart it from a step instead."
+)
 _TAKEN_OVER = _("another step has already taken over from it.")
 _ROLLED_BACK = _("its completed steps were rolled back. Restart it from a step instead.")
 

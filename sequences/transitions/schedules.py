@@ -380,7 +380,7 @@ class LockedSchedule:
                 action=request.action,
                 schedule=pk,
                 problem=_("it no longer exists"),
-                hint=_("It was removed."),
+                hint=_("Add it again if you still need it."),
             )
         self.row, self.request, self.using = row, request, using
         self.now = clock.now(using)

@@ -606,7 +606,7 @@ def test_a_request_ends_before_a_proxy_gives_it_up(admin_client, monkeypatch):
     monkeypatch.setattr(bulk_operations, "MAX_SECONDS_PER_REQUEST", -1)
     run = started()
     response = post_many(admin_client, "pause_runs", run, confirm="yes")
-    assert "1 more run is left" in told(admin_client, response)
+    assert "1 more run remains" in told(admin_client, response)
     assert fresh(run).status == "running"
 
 

@@ -125,7 +125,7 @@ def test_a_worker_without_a_sign_of_life_is_told_before_and_after_its_lease():
     shift(run, "charge", "started_at", -1 * MINUTES)
     shift(run, "charge", "wake_at", timedelta(seconds=4.5))
     text = told(run)
-    assert text.startswith("The worker of “charge” seems to be lost: no sign of life for 1")
+    assert text.startswith("The worker of “charge” seems to be lost: no heartbeat for 1")
     assert "in 4" in text
     shift(run, "charge", "wake_at", -2 * MINUTES)
     assert "Its lease expired 2 min ago and no sweep has requeued the step yet" in told(run)

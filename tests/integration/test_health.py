@@ -346,10 +346,10 @@ def test_no_sweep_is_not_a_late_one():
     assert sign("sweep").says == "No sweep"
     process("box:2", seen=120, swept=120)
     assert sign("sweep").says == "No sweep: the last one ended 2 min ago"
-    assert "No process runs the sweep" in sign("sweep").advice
+    assert "No process is running the sweep" in sign("sweep").advice
     process("box:3", seen=2, swept=90)
     assert sign("sweep").says == "Sweep late: the last one ended 1 min 30 s ago"
-    assert "box:3 is sweeping, but does not finish" in sign("sweep").advice
+    assert "box:3 has started a sweep but not finished it" in sign("sweep").advice
 
 
 def test_a_stalled_worker_is_not_a_dead_one():
@@ -377,7 +377,7 @@ def test_steps_of_a_class_that_is_gone_are_not_healthy(run):
     StoredPlan.objects.update(sequence="shop.Removed")
     missing = sign("classless")
     assert missing.level == Level.WARNING
-    assert missing.says == "1 step of a class that this code does not have"
+    assert missing.says == "1 step with a missing class"
     assert "No release with the class shop.Removed is deployed here" in missing.advice
     run.refresh_from_db()
     run.cancel()

@@ -41,9 +41,9 @@ def line():
 
 
 def test_the_sentence_of_a_run_says_for_what_it_waits(line):
-    assert sentence(line[2][0]) == "“charge” is waiting for bank: 2 of 2 in use."
+    assert sentence(line[2][0]) == "“charge” is waiting for the limit “bank”: 2 of 2 in use."
     go(line[0][1])
-    assert "is waiting for bank" not in sentence(line[2][0])
+    assert "is waiting for the limit" not in sentence(line[2][0])
 
 
 def test_the_sentence_names_the_key():
@@ -51,7 +51,7 @@ def test_the_sentence_names_the_key():
     first, second = (sequence.start({"customer_id": 7}).run for _ in range(2))
     come(first, name="fetch")
     come(second, name="fetch")
-    assert sentence(second) == "“fetch” is waiting for customer (7): 1 of 1 in use."
+    assert sentence(second) == "“fetch” is waiting for the limit “customer” (7): 1 of 1 in use."
 
 
 def test_the_sentence_says_when_a_moment_comes():
@@ -59,9 +59,9 @@ def test_the_sentence_says_when_a_moment_comes():
     runs = [sequence.start().run for _ in range(3)]
     for run in runs:
         come(run)
-    assert "bank allows 1 per 4 s." in sentence(runs[1])
+    assert "the limit “bank” allows 1 per 4 s." in sentence(runs[1])
     assert "“charge” starts in 3." in sentence(runs[1]) or "in 4 s" in sentence(runs[1])
-    assert sentence(runs[2]) == "“charge” is waiting for bank, which allows 1 per 4 s."
+    assert sentence(runs[2]) == "“charge” is waiting for the limit “bank”, which allows 1 per 4 s."
 
 
 def test_the_sentence_of_a_fan_out_counts_the_items_in_line():
@@ -69,14 +69,14 @@ def test_the_sentence_of_a_fan_out_counts_the_items_in_line():
     go(take(row_of(run).pk))
     for item in range(4):
         come(run, item)
-    assert sentence(run).endswith("3 items are waiting for bank: 1 of 1 in use.")
+    assert sentence(run).endswith("3 items are waiting for the limit “bank”: 1 of 1 in use.")
 
 
 def test_health_says_when_nobody_looks_at_a_line(line):
     assert not any(sign.name == "limits" for sign in health.read().signs)
     LimitKey.objects.update(wake_at=clock_now() - timedelta(minutes=10))
     (sign,) = (sign for sign in health.read().signs if sign.name == "limits")
-    assert str(sign).startswith("1 line of a limit is not served. Steps are waiting for bank")
+    assert str(sign).startswith("1 stalled limit line. Steps are waiting for the limit “bank”")
 
 
 def clock_now():
@@ -191,7 +191,7 @@ def test_the_admin_shows_limits_to_those_who_may_see_them(line, client, user):
     permit(user, "view_storedlimit")
     page = client.get(ADMIN).content.decode()
     # Where a row is a card, no head of a column says what its cells are.
-    assert '<td data-label="In force" class="field-numbers">2 at once</td>' in page
+    assert '<td data-label="Current" class="field-numbers">2 at once</td>' in page
     assert '<td data-label="Overridden" data-empty="" class="field-overridden">-</td>' in page
     page = client.get(f"{ADMIN}{StoredLimit.objects.get().pk}/change/").content.decode()
     assert "<th>key</th>" in page
@@ -216,7 +216,7 @@ def test_the_admin_changes_a_limit_for_now(line, client, user):
     assert re.search(r"created: <bdi><time [^>]*>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC</time>", page)
     listed = client.get(ADMIN).content.decode()
     assert '<td data-label="Overridden" class="field-overridden">yes</td>' in listed
-    assert "is not a duration" in client.post(url, {"per_now": "soon"}).content.decode()
+    assert "Enter a duration such as" in client.post(url, {"per_now": "soon"}).content.decode()
     assert client.post(url, {"reset_now": "on"}).status_code == 302
     assert StoredLimit.objects.get().override is None
 

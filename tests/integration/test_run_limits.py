@@ -138,7 +138,7 @@ def test_a_run_that_finds_no_place_may_be_skipped():
     assert states(first, second) == ["running", "cancelled"]
     operation = Operation.objects.get(run=second.pk)
     assert (operation.action, operation.by) == ("cancel", "limits")
-    assert operation.reason == "limit customer has no free place"
+    assert operation.reason == "the limit “customer” is full"
     go(claim)
     assert Permit.objects.filter(run=second.pk).count() == 0
     third = sequence.start({"customer_id": 7}).run

@@ -923,7 +923,7 @@ def test_a_schedule_says_what_it_does_now(releases):
     assert "should have started 2 min" in snapshot(cls).sentence
     Schedule.objects.update(is_waiting=True)
     assert snapshot(cls).state == "waiting"
-    assert "waits until the last run has ended" in snapshot(cls).sentence
+    assert "is waiting for the last run to end" in snapshot(cls).sentence
     Schedule.objects.update(failures=1, error="builtins.ValueError: no", wake_at=now() + MINUTE)
     assert snapshot(cls).state == "failing"
     assert "builtins.ValueError: no" in snapshot(cls).sentence

@@ -260,10 +260,11 @@ def test_people_are_told_whom_to_suspect(admin_client):
     lose([one])
     change(one, "pay", queued_at=now() - timedelta(seconds=75))
     assert told(one) == (
-        "“pay” has been waiting for 1 min 15 s for a worker process that is not running another "
-        "suspect step. Lost 2 workers in a row; the last one was running nothing else."
+        "“pay” has been queued for 1 min 15 s. Because it lost its worker, it runs only in a "
+        "process that is not running another such step. Lost 2 workers in a row; the last one "
+        "was running nothing else."
     )
-    assert told(other).startswith("“pay” has been waiting for ")
+    assert told(other).startswith("“pay” has been queued for ")
     assert told(other).endswith(f"Lost 1 worker, which was also running “pay” of run {one.pk}.")
     (sign,) = [sign for sign in health.read().signs if sign.name == "suspects"]
     assert (sign.level, sign.says) == (health.Level.WARNING, "2 steps have lost their workers")
