@@ -5,7 +5,7 @@
 Starts PostgreSQL and Valkey, unless DATABASE_URL and REDIS_URL name other servers. Uses MariaDB or
 MySQL (MYSQL_URL) and RabbitMQ (AMQP_URL) if they are running. `portable` is PostgreSQL with the
 statements that all other databases get. Parts that start no workers run two at a time; at the same
-time, those that do run one at a time, because they mostly wait. After a failure, no other part
+time, those that do run two at a time, because they mostly wait. After a failure, no other part
 starts. `--quick` is for use while you work on a change: no workers, SQLite, and locks, races and
 statements on PostgreSQL.
 
@@ -48,6 +48,8 @@ class Part:
 
     arguments: tuple[str, ...]
     starts_workers: bool = False
+    #: All tests there share one queue, so one such part at a time.
+    uses_rabbitmq: bool = False
 
 
 def ignored(*names: str) -> tuple[str, ...]:
@@ -67,7 +69,13 @@ def only(*names: str) -> tuple[str, ...]:
 QUICK = Part(("-m", "not slow", *ignored("acceptance", "browser")))
 #: All the rest, which starts workers: on PostgreSQL, which several of them can share; the death of
 #: one on SQLite too.
-REST = Part(("--rest",), starts_workers=True)
+REST = Part(("--rest",), starts_workers=True, uses_rabbitmq=True)
+#: Its two halves: workers that die, on RabbitMQ and Redis; and the others, which need no RabbitMQ.
+DEATHS = ("databases", "deploys", "suspects", "workers")
+KILLS = Part((*REST.arguments, *only(*DEATHS)), starts_workers=True, uses_rabbitmq=True)
+LIVES = Part(
+    (*REST.arguments, *ignored(*(f"*/test_{name}.py" for name in DEATHS))), starts_workers=True
+)
 #: What touches no database says the same beside each: SQLite and PostgreSQL have it.
 DATABASE = Part((*QUICK.arguments, "--database-only"))
 #: What shows runs to people writes none, and asks the same of each database.
@@ -102,7 +110,7 @@ BRIEF = Part(
 #: With the seconds that each takes on two cores that do nothing else, beside another part or alone.
 CHOICES = {
     "mysql": {LOCKS: 150},
-    "postgresql": {SQL: 110, ROWS: 220, REST: 700},
+    "postgresql": {SQL: 110, ROWS: 220, KILLS: 400, LIVES: 400},
     "sqlite": {QUICK: 400, REST: 120},
     # Every statement of other databases is tested on MariaDB and SQLite, too.
     "portable": {SQL: 60},
@@ -130,6 +138,7 @@ class Leg:
 
     def __str__(self) -> str:
         part = ", with workers" if self.part.starts_workers else ""
+        part += " that die" if self.part is KILLS else ""
         own = self.python == sys.executable
         return f"{self.vendor}{part}" if own else f"{self.vendor}, {version_of(self.python)}"
 
@@ -180,7 +189,9 @@ def choices_for(only: str | None, *, quick: bool) -> dict[str, dict[Part, int]]:
     if only is None:
         return QUICK_CHOICES if quick else CHOICES
     parts = CHOICES[only].items()
-    return {only: {part: seconds for part, seconds in parts if not quick or part is not REST}}
+    return {
+        only: {part: seconds for part, seconds in parts if not quick or not part.starts_workers}
+    }
 
 
 def absent_services(vendors: list[str], *, workers: bool) -> dict[str, str]:
@@ -232,10 +243,11 @@ class Lane:
 
 
 def lanes_of(legs: list[Leg]) -> list[Lane]:
-    """Two at a time of what computes; one of what waits for its workers: they share a broker."""
+    """Two at a time of what computes. Beside them, two that wait for workers, one on RabbitMQ."""
     computing = [leg for leg in legs if not leg.part.starts_workers]
-    waiting = [leg for leg in legs if leg.part.starts_workers]
-    lanes = [Lane(computing, at_a_time()), Lane(waiting, 1)]
+    queueing = [leg for leg in legs if leg.part.uses_rabbitmq]
+    waiting = [leg for leg in legs if leg.part.starts_workers and not leg.part.uses_rabbitmq]
+    lanes = [Lane(computing, at_a_time()), Lane(queueing, 1), Lane(waiting, 1)]
     return [lane for lane in lanes if lane.legs]
 
 
