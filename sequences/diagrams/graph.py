@@ -4,28 +4,25 @@ run."""
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
+from typing import NamedTuple, TypeVar
 
 from ..definitions.plan import Node, Plan
+
+T = TypeVar("T")
 
 #: More parallel steps than this that wait for the same steps are drawn inside a frame.
 MAX_ROWS = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Edge:
+class Edge(NamedTuple):
     """An arrow from one step to another; ``off_path``: it is taken only after an error."""
 
     source: str
     target: str
     off_path: bool = False
-
-    def between(self, groups: Mapping[str, str]) -> Edge:
-        """The same between the groups of its ends."""
-        source, target = (groups.get(name, name) for name in (self.source, self.target))
-        return Edge(source, target, self.off_path)
 
 
 @dataclass(frozen=True)
@@ -35,11 +32,11 @@ class Graph:
     #: In the order of the plan, each in its own place.
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
-    #: Drawn directly below a step: its undo.
-    below: Mapping[str, tuple[Node, ...]]
+    #: Drawn directly below the steps that they undo.
+    undos: tuple[Node, ...]
     #: Many parallel steps with the same predecessors and successors: drawn in one frame, in the
     #: place of the first of them.
-    groups: Mapping[str, tuple[Node, ...]]
+    groups: Mapping[str, tuple[Node, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, plan: Plan, states: Mapping[str, str]) -> Graph:
@@ -48,24 +45,33 @@ class Graph:
             node for node in plan.nodes if not node.off_path or not states or node.name in states
         ]
         names = {node.name for node in nodes}
-        below: dict[str, tuple[Node, ...]] = {}
-        for node in nodes:
-            if node.undoes in names:
-                below[node.undoes] = (*below.get(node.undoes, ()), node)
+        undos = tuple(node for node in nodes if node.undoes in names)
         placed = tuple(node for node in nodes if node.undoes not in names)
         edges = [*_solid(plan, placed), *_aside(plan, states, {node.name for node in placed})]
-        return cls(placed, tuple(_without_circles(edges)), below, {})
+        return cls(placed, tuple(_without_circles(edges)), undos)
 
     def grouped(self) -> Graph:
         """The same, with frames around many similar steps."""
-        groups = _groups(self.nodes, self.edges, self.below)
-        first = {node.name: name for name, nodes in groups.items() for node in nodes}
-        return Graph(
-            tuple(node for node in self.nodes if first.get(node.name, node.name) == node.name),
-            tuple(dict.fromkeys(edge.between(first) for edge in self.edges)),
-            self.below,
-            groups,
-        )
+        groups = {alike[0].name: alike for alike in self._alike() if len(alike) > MAX_ROWS}
+        place = {node.name: node.name for node in self.nodes}
+        place |= {node.name: name for name, alike in groups.items() for node in alike}
+        nodes = tuple(node for node in self.nodes if place[node.name] == node.name)
+        edges = (Edge(place[edge.source], place[edge.target], edge.off_path) for edge in self.edges)
+        return Graph(nodes, tuple(dict.fromkeys(edges)), self.undos, groups)
+
+    def _alike(self) -> Iterator[tuple[Node, ...]]:
+        """The steps with the same neighbours."""
+        neighbours: dict[str, set[tuple[str, str]]] = defaultdict(set)
+        for edge in self.edges:
+            if not edge.off_path:
+                neighbours[edge.target].add(("before", edge.source))
+                neighbours[edge.source].add(("after", edge.target))
+        alike: dict[frozenset[tuple[str, str]], list[Node]] = defaultdict(list)
+        undone = {undo.undoes for undo in self.undos}
+        for node in self.nodes:
+            if not node.off_path and node.name not in undone:
+                alike[frozenset(neighbours[node.name])].append(node)
+        yield from map(tuple, alike.values())
 
     def layers(self) -> list[list[Node]]:
         """The steps grouped by the length of the longest path that leads to them."""
@@ -131,30 +137,23 @@ def _without_circles(edges: Sequence[Edge]) -> list[Edge]:
     return list(drawn.values())
 
 
-def _groups(
-    nodes: Sequence[Node], edges: Sequence[Edge], below: Mapping[str, tuple[Node, ...]]
-) -> dict[str, tuple[Node, ...]]:
-    before: dict[str, set[str]] = defaultdict(set)
-    after: dict[str, set[str]] = defaultdict(set)
-    for edge in edges:
-        if not edge.off_path:
-            before[edge.target].add(edge.source)
-            after[edge.source].add(edge.target)
-    alike: dict[tuple[frozenset[str], frozenset[str]], list[Node]] = defaultdict(list)
-    for node in nodes:
-        if not node.off_path and node.name not in below:
-            alike[frozenset(before[node.name]), frozenset(after[node.name])].append(node)
-    groups = [tuple(group) for group in alike.values() if len(group) > MAX_ROWS]
-    return {group[0].name: group for group in groups}
+def connected(items: Sequence[T], belong: Callable[[T, T], bool]) -> list[list[T]]:
+    """The parts of a whole, in order; items that belong to each other are in the same part."""
+    rest, parts = list(items), list[list[T]]()
+    while rest:
+        part = _reached(rest[:1], lambda item: [other for other in items if belong(item, other)])
+        parts.append([item for item in rest if item in part])
+        rest = [item for item in rest if item not in part]
+    return parts
 
 
-def _reached(names: Iterable[str], after: Callable[[str], Iterable[str]]) -> dict[str, None]:
-    """These steps and all that they lead to, once each: depth first, in order."""
-    reached: dict[str, None] = {}
-    todo = [*names][::-1]
+def _reached(items: Iterable[T], after: Callable[[T], Iterable[T]]) -> dict[T, None]:
+    """These items and all that they lead to, once each: depth first, in order."""
+    reached: dict[T, None] = {}
+    todo = [*items][::-1]
     while todo:
-        name = todo.pop()
-        if name not in reached:
-            reached[name] = None
-            todo += after(name)
+        item = todo.pop()
+        if item not in reached:
+            reached[item] = None
+            todo += after(item)
     return reached

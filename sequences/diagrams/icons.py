@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from .markup import element
+from .markup import element, shifted
 
 #: A 16 by 16 drawing for each status: filled ones have ended, open ones have not.
 _STATES = {
     "pending": ("ring dotted", ""),
     "waiting": ("ring", "M8,4.5 V8 L10.5,9.8"),
     "queued": ("ring", "M4.8,8 H4.9 M7.95,8 H8.05 M11.1,8 H11.2"),
-    "running": ("track", ""),
+    "running": ("track", "M8,1.8 A6.2,6.2 0 0 1 14.2,8"),
     "retrying": ("", "M13,3 V6.2 H9.8 M12.7,6 A5.4,5.4 0 1 0 13.4,8.6"),
     "succeeded": ("disc", "M4.9,8.3 L7.2,10.5 L11.2,5.9"),
     "failed": ("disc", "M5.6,5.6 L10.4,10.4 M10.4,5.6 L5.6,10.4"),
@@ -47,17 +47,15 @@ SHAPES = {
 def state_icon(status: str, x: float, y: float) -> str:
     """The icon of a status, 16 pixels wide, with its top left corner at this point."""
     circle, path = _STATES[status]
-    parts = []
-    if circle:
-        parts.append(element("circle", cx=8, cy=8, r=7 if circle == "disc" else 6.2, class_=circle))
-    if status == "running":
-        parts.append(element("path", d="M8,1.8 A6.2,6.2 0 0 1 14.2,8", class_="arc"))
-    if path:
-        parts.append(element("path", d=path, class_="cut" if circle == "disc" else "line"))
-    return element("g", *parts, class_="seq-icon", transform=f"translate({x:g} {y:g})")
+    radius = 7 if circle == "disc" else 6.2
+    parts = [
+        element("circle", cx=8, cy=8, r=radius, class_=circle) if circle else "",
+        element("path", d=path) if path else "",
+    ]
+    return element("g", *parts, class_="seq-icon", transform=shifted(x, y))
 
 
 def kind_icon(kind: str, x: float, y: float) -> str:
     """The icon of a kind of step, 12 pixels wide; for a plain step, a dot."""
     path = element("path", d=_KINDS.get(kind, _KINDS["step"]))
-    return element("g", path, class_="seq-kind", transform=f"translate({x:g} {y:g})")
+    return element("g", path, class_="seq-kind", transform=shifted(x, y))

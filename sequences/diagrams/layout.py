@@ -10,12 +10,13 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, pairwise
 from math import ceil, floor
 from statistics import fmean
+from typing import NamedTuple
 
 from ..definitions.plan import Node
-from .graph import MAX_ROWS, Edge, Graph
+from .graph import MAX_ROWS, Edge, Graph, connected
 
 SWEEPS = 6
 #: The columns in a frame.
@@ -24,25 +25,37 @@ MAX_FRAME_COLUMNS = 3
 
 @dataclass(eq=False)
 class Slot:
-    """A place in a layer: the box of a step, or where an edge passes."""
+    """A place in a layer: the box of a step, a frame with many, or where an edge passes."""
 
     layer: int
-    #: None: an edge passes here.
-    node: Node | None
     off_path: bool
-    #: How many boxes are stacked below it.
-    below: int = 0
-    #: How many rows of boxes it has, if they are in a frame.
-    rows: int = 1
-    #: The vertical position of its middle, in rows; set once all slots are placed.
+    #: The steps that it shows; none: an edge passes here.
+    nodes: tuple[Node, ...] = ()
+    #: The undos of its step, which are stacked below it.
+    undos: tuple[Node, ...] = ()
+    #: How many rows and columns its boxes take.
+    rows: int = 0
+    columns: int = 0
+    #: The vertical position of its middle, in rows; set by `place`.
+    row: float = 0.0
+    #: In pixels: its middle, its left and right edge, and the right edge of its layer; set by
+    #: `drawing_of`.
     y: float = 0.0
+    x: float = 0.0
+    right: float = 0.0
+    layer_right: float = 0.0
     before: list[Slot] = field(default_factory=list)
     after: list[Slot] = field(default_factory=list)
 
     @property
-    def weight(self) -> float:
-        """How strongly it is kept level with its neighbours: long edges are straight."""
-        return 1.0 if self.node else 3.0
+    def is_frame(self) -> bool:
+        """Whether its boxes are in a frame."""
+        return len(self.nodes) > 1
+
+    @property
+    def half(self) -> float:
+        """Half of its height, in rows; a frame has a border."""
+        return (self.rows + self.is_frame) / 2
 
     def near(self, *, downwards: bool) -> list[Slot]:
         """The neighbours that it is placed by: an edge to a handler does not move the main path."""
@@ -51,18 +64,10 @@ class Slot:
 
     def to(self, other: Slot) -> float:
         """The minimum distance to the next slot: in rows, a multiple of a half."""
-        return max(self.half + self.below + other.half, 0.5)
-
-    @property
-    def half(self) -> float:
-        """Half of its height, in rows; a frame has a border."""
-        if not self.node:
-            return 0.0
-        return self.rows / 2 if self.rows == 1 else (self.rows + 1) / 2
+        return max(self.half + len(self.undos) + other.half, 0.5)
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """A piece of an edge, from one layer to the next."""
 
     edge: Edge
@@ -70,8 +75,7 @@ class Step:
     end: Slot
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """The slots of each layer, from top to bottom, and the pieces of edges after each layer."""
 
     layers: list[list[Slot]]
@@ -92,12 +96,12 @@ def _slots(graph: Graph) -> Layout:
     layers = [
         [_slot(index, node, graph) for node in nodes] for index, nodes in enumerate(graph.layers())
     ]
-    of = {slot.node.name: slot for layer in layers for slot in layer if slot.node}
+    of = {slot.nodes[0].name: slot for layer in layers for slot in layer}
     pieces: list[list[Step]] = [[] for _ in layers]
     for edge in graph.edges:
         start, end = of[edge.source], of[edge.target]
         for index in range(start.layer + 1, end.layer + 1):
-            slot = end if index == end.layer else Slot(index, None, edge.off_path)
+            slot = end if index == end.layer else Slot(index, edge.off_path)
             if slot is not end:
                 layers[index].append(slot)
             start.after.append(slot)
@@ -110,18 +114,10 @@ def _slots(graph: Graph) -> Layout:
 
 
 def _slot(layer: int, node: Node, graph: Graph) -> Slot:
-    rows = rows_of(len(graph.groups.get(node.name, (node,))))
-    return Slot(layer, node, node.off_path, len(graph.below.get(node.name, ())), rows)
-
-
-def columns_of(count: int) -> int:
-    """The number of columns for this many boxes in one frame."""
-    return 1 if count <= MAX_ROWS else min(ceil(count / MAX_ROWS), MAX_FRAME_COLUMNS)
-
-
-def rows_of(count: int) -> int:
-    """The number of rows."""
-    return ceil(count / columns_of(count))
+    nodes = graph.groups.get(node.name, (node,))
+    undos = tuple(undo for undo in graph.undos if undo.undoes == node.name)
+    columns = min(ceil(len(nodes) / MAX_ROWS), MAX_FRAME_COLUMNS)
+    return Slot(layer, node.off_path, nodes, undos, ceil(len(nodes) / columns), columns)
 
 
 def _sort(layers: Sequence[list[Slot]], *, downwards: bool) -> None:
@@ -130,7 +126,7 @@ def _sort(layers: Sequence[list[Slot]], *, downwards: bool) -> None:
         wish: dict[Slot, float] = {}
         for index, slot in enumerate(layer):
             ranks = [rank[neighbour] for neighbour in slot.near(downwards=downwards)]
-            wish[slot] = sum(ranks) / len(ranks) if ranks else float(index)
+            wish[slot] = fmean(ranks or [index])
         # Steps that are reached only after an error stay below the rest.
         layer.sort(key=lambda slot: (slot.off_path, wish[slot]))
         rank |= {slot: index for index, slot in enumerate(layer)}
@@ -164,17 +160,17 @@ def place(layers: Sequence[Sequence[Slot]]) -> float:
         downwards = sweep % 2 == 0
         for layer in layers if downwards else reversed(layers):
             _put(layer, [_wish(slot, here, downwards=downwards) for slot in layer])
-    top = min(slot.y - max(slot.half, 0.5) for slot in here) + 0.5
+    top = min(slot.row - max(slot.half, 0.5) for slot in here) + 0.5
     for slot in here:
-        slot.y -= top
-    return max(slot.y + slot.below + max(slot.half, 0.5) for slot in here) + 0.5
+        slot.row -= top
+    return max(slot.row + len(slot.undos) + max(slot.half, 0.5) for slot in here) + 0.5
 
 
 def _wish(slot: Slot, here: set[Slot], *, downwards: bool) -> float:
     for way in (downwards, not downwards):
-        if near := [other.y for other in slot.near(downwards=way) if other in here]:
+        if near := [other.row for other in slot.near(downwards=way) if other in here]:
             return fmean(near)
-    return slot.y
+    return slot.row
 
 
 def _put(layer: Sequence[Slot], wishes: Iterable[float]) -> None:
@@ -182,7 +178,8 @@ def _put(layer: Sequence[Slot], wishes: Iterable[float]) -> None:
     offsets = [0.0, *accumulate(above.to(below) for above, below in pairwise(layer))]
     pools: list[tuple[float, float, int]] = []  # position, weight, count
     for slot, wish, offset in zip(layer, wishes, offsets, strict=True):
-        pool = (wish - offset, slot.weight, 1)
+        # Long edges are straight: they are kept level more strongly than boxes.
+        pool = (wish - offset, 1.0 if slot.nodes else 3.0, 1)
         while pools and pools[-1][0] >= pool[0]:
             where, weight, count = pools.pop()
             total = weight + pool[1]
@@ -191,7 +188,7 @@ def _put(layer: Sequence[Slot], wishes: Iterable[float]) -> None:
     places = [where for where, _, count in pools for _ in range(count)]
     for slot, where, offset in zip(layer, places, offsets, strict=True):
         # Rounded to half rows: almost level becomes level.
-        slot.y = floor(2 * where + 0.5) / 2 + offset
+        slot.row = floor(2 * where + 0.5) / 2 + offset
 
 
 # Bands
@@ -201,22 +198,20 @@ def bands(layout: Layout, most: int) -> list[range]:
     """Break the layers into bands of at most ``most``, like text into lines.
 
     A band ends where everything before leads to everything after, which one line can show. Where
-    there is no such place, a band is longer.
+    there is no such place, a band is longer. Better one box too many than a single box on a row of
+    its own.
     """
-    count = len(layout.layers)
-    rows = -(-count // most)
-    ranges, start = [], 0
+    count, starts = len(layout.layers), [0]
     cuts = [index + 1 for index, pieces in enumerate(layout.pieces[:-1]) if _is_waist(pieces)]
-    for row in range(rows, 1, -1):
-        wish = start + -(-(count - start) // row)
-        possible = [cut for cut in cuts if start < cut <= start + most]
+    for row in range(ceil(count / most) if count > most + 1 else 1, 1, -1):
+        start = starts[-1]
         later = [cut for cut in cuts if cut > start]
         if not later:
             break
-        end = min(possible or later[:1], key=lambda cut: (abs(cut - wish), -cut))
-        ranges.append(range(start, end))
-        start = end
-    return [*ranges, range(start, count)] if start < count else ranges
+        wish = start + ceil((count - start) / row)
+        possible = [cut for cut in later if cut <= start + most] or later[:1]
+        starts.append(min(possible, key=lambda cut: (abs(cut - wish), -cut)))
+    return [range(*band) for band in pairwise([*starts, count])]
 
 
 def _is_waist(pieces: Sequence[Step]) -> bool:
@@ -225,19 +220,20 @@ def _is_waist(pieces: Sequence[Step]) -> bool:
 
 def is_complete(pieces: Sequence[Step]) -> bool:
     """Whether each start leads to each end, so that one line can stand for all edges."""
-    starts, ends = {piece.start for piece in pieces}, {piece.end for piece in pieces}
+    starts, ends = ends_of(pieces)
     return len(pieces) == len(starts) * len(ends)
 
 
+def ends_of(pieces: Iterable[Step]) -> tuple[list[Slot], list[Slot]]:
+    """Where they start, and where they end."""
+    starts = list(dict.fromkeys(piece.start for piece in pieces))
+    return starts, list(dict.fromkeys(piece.end for piece in pieces))
+
+
 def components(pieces: Sequence[Step]) -> list[list[Step]]:
-    """Groups of pieces that share starts or ends, in the order of their starts."""
-    groups: list[list[Step]] = []
-    for piece in pieces:
-        touching = [
-            group
-            for group in groups
-            if any(piece.start is other.start or piece.end is other.end for other in group)
-        ]
-        groups = [group for group in groups if group not in touching]
-        groups.append([*chain.from_iterable(touching), piece])
-    return groups
+    """Groups of pieces that share starts or ends."""
+    return connected(pieces, _touch)
+
+
+def _touch(piece: Step, other: Step) -> bool:
+    return piece.start is other.start or piece.end is other.end

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from ..definitions.plan import Node, Plan
@@ -32,15 +32,6 @@ _ = str
 
 #: The caption of a step that runs only if another one fails.
 _ON_ERROR = _("if {step} fails")
-#: The captions of the bars in a timeline.
-SPANS = {
-    "waited": _("waited"),
-    "ran": _("ran"),
-    "items": _("items in progress"),
-    "children": _("child runs in progress"),
-    "failed": _("failed attempt"),
-    "held": _("on hold"),
-}
 #: Statuses of a step that `StepStatus` does not have or names differently. A step is never paused:
 #: its run is, or has failed, and that keeps the step from starting.
 _STATES = {"": _("not started"), PENDING: _("not started"), "paused": _("on hold")}
@@ -108,43 +99,50 @@ class Captions:
         caption, step = node.traits.caption, node.undoes
         if node.is_handler:
             caption = _ON_ERROR
-            step = next(
-                (other.name for other in self.plan.nodes if other.on_error == node.name), ""
-            )
-        if not caption:
-            return ""
-        return self.translate(caption).replace("{step}", self.label(step) if step else "")
+            failing = (other.name for other in self.plan.nodes if other.on_error == node.name)
+            step = next(failing, "")
+        return self._fill(caption, step=self.label(step)) if caption else ""
 
     def state(self, name: str) -> list[str]:
         """The caption for the status of a step, with details."""
         mark = self.mark(name)
-        status = _STATES.get(mark.status, mark.status)
-        return [
-            word for word in (self.translate(status), mark.text or self._progress(mark)) if word
-        ]
+        status = self.translate(_STATES.get(mark.status, mark.status))
+        return [*filter(None, (status, mark.text or self._progress(mark)))]
+
+    def words(self, node: Node) -> list[str]:
+        """What is most important about a step: in a run its status, in a plan its kind."""
+        return self.state(node.name) if self.states else [*filter(None, [self.kind(node)])]
 
     def detail(self, node: Node) -> str:
-        """The caption below a step's name: in a run its status, in a plan its kind."""
-        if self.states:
-            return " · ".join(self.state(node.name))
-        counts = (self.first_of(group) for group in node.any_of)
-        return " · ".join(filter(None, [self.kind(node), *counts]))
+        """The caption below a step's name: the same, and in a plan, how many steps it waits for."""
+        counts = [] if self.states else map(self.first_of, node.any_of)
+        return " · ".join([*self.words(node), *counts])
 
     def first_of(self, group: Collection[str]) -> str:
         """How many steps there are of which the first is enough."""
-        return self.translate(_FIRST_OF).replace("{count}", str(len(group)))
+        return self._fill(_FIRST_OF, count=str(len(group)))
 
     def joins(self, node: Node) -> list[str]:
         """The groups that it waits for of which the first step is enough."""
-        names = (", ".join(map(self.label, group)) for group in node.any_of)
-        return [self.translate(_FIRST).replace("{steps}", steps) for steps in names]
+        return [self._fill(_FIRST, steps=self._labels(group)) for group in node.any_of]
 
-    def after(self, names: str) -> str:
+    def after(self, names: Iterable[str]) -> str:
         """The caption that lists what a step waits for."""
-        return self.translate(_AFTER).replace("{steps}", names)
+        return self._fill(_AFTER, steps=self._labels(names))
+
+    def _labels(self, names: Iterable[str]) -> str:
+        return ", ".join(map(self.label, names))
 
     def _progress(self, mark: Mark) -> str:
         if mark.count is None or mark.total is None:
             return ""
-        count, total = text.digits_of(mark.count), text.digits_of(mark.total)
-        return self.translate(_COUNT).replace("{count}", count).replace("{total}", total)
+        return self._fill(
+            _COUNT, count=text.digits_of(mark.count), total=text.digits_of(mark.total)
+        )
+
+    def _fill(self, caption: str, **values: str) -> str:
+        """A caption, translated, with these values."""
+        caption = self.translate(caption)
+        for name, value in values.items():
+            caption = caption.replace(f"{{{name}}}", value)
+        return caption

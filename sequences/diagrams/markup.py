@@ -8,11 +8,13 @@ from functools import lru_cache
 from html import escape
 from importlib import resources
 from itertools import accumulate
-from typing import Any
+from math import dist
 
 Point = tuple[float, float]
 
 ELLIPSIS = "…"
+#: Of corners, in pixels.
+RADIUS = 10.0
 #: Relative widths in DejaVu Sans, which is wider than most system fonts.
 _WIDTHS = {"ijlI .,:;'`|!·": 0.34, "ftr()[]": 0.42, "csvxyzkJ": 0.59, "mwMW@%&—": 1.0}
 _EM = {char: width for chars, width in _WIDTHS.items() for char in chars}
@@ -43,15 +45,10 @@ def _attribute(name: str, value: object) -> str:
     return f' {name.rstrip("_").replace("_", "-")}="{escape(text)}"'
 
 
-def document(
-    width: float, height: float, *content: str, label: str, standalone: bool, class_: str = ""
-) -> str:
-    """The complete picture in its natural size; ``standalone``: including the style sheet."""
-    size: dict[str, Any] = {"width": width, "height": height}
-    own = [f"<style>{stylesheet()}</style>", element("rect", class_="seq-back", **size)]
+def document(width: float, height: float, *content: str, label: str, class_: str = "") -> str:
+    """The complete picture in its natural size."""
     return element(
         "svg",
-        *(own if standalone else []),
         *content,
         xmlns="http://www.w3.org/2000/svg",
         class_=f"seq-picture {class_}".rstrip(),
@@ -59,7 +56,8 @@ def document(
         role="group",
         aria_label=label,
         direction="ltr",
-        **size,
+        width=width,
+        height=height,
     )
 
 
@@ -73,12 +71,22 @@ def hidden(items: Iterable[str], class_: str) -> str:
     return element("g", *items, class_=class_, aria_hidden="true")
 
 
-def linked(*content: str, label: str, title: str, href: str, class_: str) -> str:
-    """An element with a name, and a link if it leads anywhere."""
-    content = (element("title", text=title), *content)
-    if href:
-        return element("a", *content, href=href, class_=class_, aria_label=label)
-    return element("g", *content, class_=class_, role="img", aria_label=label)
+def linked(
+    *content: str, label: str, words: Iterable[str], note: str = "", href: str, **attributes: str
+) -> str:
+    """An element whose name is a label with words, and a link if it leads anywhere.
+
+    The tooltip is the name, and a note.
+    """
+    name = ": ".join(filter(None, (label, ", ".join(words))))
+    title = element("title", text="\n".join(filter(None, (name, note))))
+    tag, role = ("a", "") if href else ("g", "img")
+    return element(tag, title, *content, href=href, role=role, aria_label=name, **attributes)
+
+
+def shifted(x: float, y: float) -> str:
+    """The transformation that moves an element to this point."""
+    return f"translate({number(x)} {number(y)})"
 
 
 def number(value: float) -> str:
@@ -112,15 +120,18 @@ def fitted(text: str, size: float, room: float, *, bold: bool = False) -> str:
     return text[: sum(width <= room for width in widths)].rstrip() + ELLIPSIS
 
 
-def rounded(points: Iterable[Point], radius: float = 10) -> str:
-    """A path along these points, with rounded corners."""
-    way = _corners(points)
-    path = [f"M{_xy(way[0])}"]
-    for before, corner, after in zip(way, way[1:], way[2:], strict=False):
-        here = min(radius, _distance(before, corner) / 2, _distance(corner, after) / 2)
-        path.append(f"L{_xy(_towards(corner, before, here))}")
-        path.append(f"Q{_xy(corner)} {_xy(_towards(corner, after, here))}")
-    return " ".join([*path, f"L{_xy(way[-1])}"])
+def straight(start: Point, end: Point) -> str:
+    """A path along a straight line."""
+    return f"M{_xy(start)} L{_xy(end)}"
+
+
+def elbow(start: Point, x: float, end: Point) -> str:
+    """A path that is level up to ``x``, vertical there, and level again, with rounded corners."""
+    if start[1] == end[1]:
+        return straight(start, end)
+    first, second = (x, start[1]), (x, end[1])
+    corners = f"{_corner(start, first, second)} {_corner(first, second, end)}"
+    return f"M{_xy(start)} {corners} L{_xy(end)}"
 
 
 def curve(start: Point, end: Point, edge: float) -> str:
@@ -130,28 +141,14 @@ def curve(start: Point, end: Point, edge: float) -> str:
     return f"M{_xy(start)}{level} C{_xy((middle, start[1]))} {_xy((middle, end[1]))} {_xy(end)}"
 
 
-def _corners(points: Iterable[Point]) -> list[Point]:
-    """Remove points that are repeated or on a straight line."""
-    way = list[Point]()
-    for point in points:
-        if way and _distance(way[-1], point) < 0.01:
-            continue
-        if len(way) > 1 and _straight(way[-2], way[-1], point):
-            way.pop()
-        way.append(point)
-    return way
-
-
-def _straight(first: Point, second: Point, third: Point) -> bool:
-    return any(first[axis] == second[axis] == third[axis] for axis in (0, 1))
-
-
-def _distance(start: Point, end: Point) -> float:
-    return float(abs(start[0] - end[0]) + abs(start[1] - end[1]))
+def _corner(before: Point, corner: Point, after: Point) -> str:
+    radius = min(RADIUS, dist(before, corner) / 2, dist(corner, after) / 2)
+    start, end = _towards(corner, before, radius), _towards(corner, after, radius)
+    return f"L{_xy(start)} Q{_xy(corner)} {_xy(end)}"
 
 
 def _towards(corner: Point, other: Point, distance: float) -> Point:
-    part = distance / _distance(corner, other)
+    part = distance / dist(corner, other)
     return (corner[0] + (other[0] - corner[0]) * part, corner[1] + (other[1] - corner[1]) * part)
 
 

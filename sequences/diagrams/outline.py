@@ -8,11 +8,11 @@ step of the next. Anything else is described in words.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ..definitions.plan import Node, Plan
-from .graph import Graph
+from .graph import Graph, connected
 
 
 class Row(NamedTuple):
@@ -38,8 +38,7 @@ def outline(plan: Plan, states: Mapping[str, str] | None = None) -> tuple[Row, .
 class _Outline:
     def __init__(self, graph: Graph) -> None:
         self.nodes = {node.name: node for node in graph.nodes if not node.off_path}
-        undos = [node for nodes in graph.below.values() for node in nodes]
-        self.beside = [*(node for node in graph.nodes if node.off_path), *undos]
+        self.beside = [*(node for node in graph.nodes if node.off_path), *graph.undos]
         self.direct: dict[str, list[str]] = defaultdict(list)
         for edge in graph.edges:
             if not edge.off_path:
@@ -52,12 +51,12 @@ class _Outline:
     def rows(self) -> Iterator[Row]:
         yield from self._block(list(self.nodes))
         # In the order in which a failing run reaches them.
-        yield from map(Row, sorted(self.beside, key=_turn))
+        yield from map(Row, sorted(self.beside, key=lambda node: node.traits.turn))
 
     def _block(self, names: Sequence[str]) -> Iterator[Row]:
         """A block and its contents; iterative along a chain, recursive only for branches."""
-        for part in _split(names, lambda name, other: not self._is_ordered(name, other)):
-            branches = _split(part, self._is_ordered)
+        for part in connected(names, lambda name, other: not self._is_ordered(name, other)):
+            branches = connected(part, self._is_ordered)
             if len(part) == 1:
                 yield Row(self.nodes[part[0]])
             elif len(branches) > 1:
@@ -80,22 +79,3 @@ class _Outline:
 
     def _is_ordered(self, name: str, other: str) -> bool:
         return name in self.ancestors[other] or other in self.ancestors[name]
-
-
-def _turn(node: Node) -> int:
-    return node.traits.turn
-
-
-def _split(names: Sequence[str], belong: Callable[[str, str], bool]) -> list[list[str]]:
-    """The connected parts, in the order of their first steps."""
-    rest, parts = list(names), list[list[str]]()
-    while rest:
-        part, todo = {rest[0]}, [rest[0]]
-        while todo:
-            name = todo.pop()
-            neighbours = [other for other in rest if other not in part and belong(name, other)]
-            part.update(neighbours)
-            todo += neighbours
-        parts.append([name for name in rest if name in part])
-        rest = [name for name in rest if name not in part]
-    return parts

@@ -48,7 +48,7 @@ def text(
     names = [cut(name, int(width * _NAMES), dots) for name in names]
     column = max(map(cells, names), default=0) + 2
     lines = (
-        f"{name}{' ' * (column - cells(name))}{', '.join(_words(row, captions))}".rstrip()
+        f"{name}{' ' * (column - cells(name))}{_words(row, captions)}".rstrip()
         for row, name in zip(rows, names, strict=True)
     )
     return "\n".join(cut(line, width, dots) for line in lines)
@@ -57,15 +57,14 @@ def text(
 def _name(row: Row, captions: Captions, form: int) -> str:
     rails = "".join(_RAILS[rail][form] for rail in _forked(row.rails))
     sign = f"{SIGNS[captions.mark(row.node.name).state][form]} " if captions.states else ""
-    return f"{rails}{sign}{one_line(captions.label(row.node.name))}"
+    return one_line(f"{rails}{sign}{captions.label(row.node.name)}")
 
 
-def _words(row: Row, captions: Captions) -> Iterator[str]:
-    if captions.states:
-        yield from map(one_line, captions.state(row.node.name))
-    yield from filter(None, [captions.kind(row.node), *map(one_line, captions.joins(row.node))])
-    if row.waits_for:
-        yield captions.after(", ".join(one_line(captions.label(name)) for name in row.waits_for))
+def _words(row: Row, captions: Captions) -> str:
+    states = captions.state(row.node.name) if captions.states else []
+    after = [captions.after(row.waits_for)] if row.waits_for else []
+    words = [*states, captions.kind(row.node), *captions.joins(row.node), *after]
+    return one_line(", ".join(filter(None, words)))
 
 
 def _forked(rails: tuple[str, ...]) -> Iterator[str]:
@@ -97,24 +96,21 @@ def mermaid(
 
 def _mermaid(captions: Captions) -> Iterator[str]:
     graph = Graph.of(captions.plan, captions.states)
-    nodes = [*graph.nodes, *(node for nodes in graph.below.values() for node in nodes)]
+    nodes = [*graph.nodes, *graph.undos]
     ids = {node.name: f"s{index}" for index, node in enumerate(nodes)}
-    states = {
-        ids[node.name]: captions.mark(node.name).state
-        for node in nodes
-        if node.name in captions.states
-    }
+    states = {name: captions.mark(name).state for name in ids if name in captions.states}
     yield "flowchart LR"
     for node in nodes:
         yield f"    {ids[node.name]}{_shape(node, captions)}"
     for edge in graph.edges:
         yield f"    {ids[edge.source]} {_arrow(edge, captions)} {ids[edge.target]}"
-    for name, undos in graph.below.items():
-        for undo in undos:
-            yield f"    {ids[name]} -.- {ids[undo.name]}"
-    yield from _classes(set(states.values()))
-    for id_, state in states.items():
-        yield f"    class {id_} {state}"
+    for undo in graph.undos:
+        yield f"    {ids[undo.undoes]} -.- {ids[undo.name]}"
+    for state in (state for state in STATUSES if state in states.values()):
+        ink, fill, line = _colours(state)
+        yield f"    classDef {state} fill:{fill},stroke:{line},color:{ink}"
+    for name, state in states.items():
+        yield f"    class {ids[name]} {state}"
 
 
 def _arrow(edge: Edge, captions: Captions) -> str:
@@ -137,13 +133,6 @@ def _escaped(value: str) -> str:
     return _SPECIAL.sub(
         lambda match: match[0] if match[0].isalnum() else f"#{ord(match[0])};", one_line(value)
     )
-
-
-def _classes(states: set[str]) -> Iterator[str]:
-    for state in STATUSES:
-        if state in states:
-            ink, fill, line = _colours(state)
-            yield f"    classDef {state} fill:{fill},stroke:{line},color:{ink}"
 
 
 @lru_cache

@@ -5,26 +5,39 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal
+from functools import cached_property
+from typing import Literal, NamedTuple
 
 from ..utils.durations import format_seconds
-from .marks import SPANS, Translate
-from .markup import clean, document, element, fitted, hidden, linked, listed, width_of
+from .marks import Translate, _
+from .markup import document, element, fitted, hidden, linked, listed, shifted, width_of
 from .time_axis import FormatSeconds, Interval, Piece, Scale
 
 #: In pixels.
+WIDTH, TOP, LANE, PAD = 960.0, 30.0, 28.0, 10.0
 LABEL, LENGTH = 168.0, 88.0
-TOP, LANE, PAD = 30.0, 28.0, 10.0
 LEGEND = 26.0
 SIZE = 12.0
-#: The height of each kind of bar, and its minimum width, so that even the shortest one is visible.
+#: The left and right end of the axis.
+LEFT, RIGHT = PAD + LABEL, WIDTH - LENGTH - PAD
+
+
+class Bar(NamedTuple):
+    """How something that a step did is shown."""
+
+    caption: str
+    height: float
+    #: Its minimum width, so that even the shortest one is visible.
+    least: float
+
+
 BARS = {
-    "waited": (5.0, 1.0),
-    "ran": (15.0, 3.0),
-    "items": (11.0, 3.0),
-    "children": (11.0, 3.0),
-    "failed": (15.0, 11.0),
-    "held": (9.0, 3.0),
+    "waited": Bar(_("waited"), 5.0, 1.0),
+    "ran": Bar(_("ran"), 15.0, 3.0),
+    "items": Bar(_("items in progress"), 11.0, 3.0),
+    "children": Bar(_("child runs in progress"), 11.0, 3.0),
+    "failed": Bar(_("failed attempt"), 15.0, 11.0),
+    "held": Bar(_("on hold"), 9.0, 3.0),
 }
 
 Kind = Literal["waited", "ran", "items", "children", "failed", "held"]
@@ -51,8 +64,6 @@ class Lane:
     label: str
     href: str = ""
     spans: Sequence[Span] = ()
-    #: The text on the right; empty: the time that the step ran.
-    text: str = ""
 
 
 def timeline(
@@ -64,8 +75,6 @@ def timeline(
     label: str = "",
     translate: Translate = str,
     format_seconds: FormatSeconds = format_seconds,
-    standalone: bool = False,
-    width: float = 960.0,
 ) -> str:
     """When each step did what, as an SVG that can be embedded in a page: everything is escaped.
 
@@ -73,27 +82,29 @@ def timeline(
     leave too little room for the rest are left out: the axis is broken there, and says for how
     long.
     """
-    painter = _Painter(lanes, start, end or now, translate, format_seconds, width)
-    return painter.picture(label, standalone=standalone)
+    return _Painter(lanes, start, end or now, translate, format_seconds).picture(label)
 
 
+@dataclass(frozen=True)
 class _Painter:
-    def __init__(
-        self,
-        lanes: Sequence[Lane],
-        start: datetime,
-        until: datetime,
-        translate: Translate,
-        format_seconds: FormatSeconds,
-        width: float,
-    ) -> None:
-        self.lanes, self.start, self.until, self.translate = lanes, start, until, translate
-        self.format_seconds = format_seconds
-        self.width = max(width, LABEL + LENGTH + 2 * PAD + 200)
-        busy = [self.interval(span) for lane in lanes for span in lane.spans if span.kind in BUSY]
-        room = self.width - LABEL - LENGTH - 2 * PAD
-        self.scale = Scale(self.seconds(until), busy, PAD + LABEL, room)
-        self.bottom = TOP + LANE * len(lanes)
+    lanes: Sequence[Lane]
+    start: datetime
+    until: datetime
+    translate: Translate
+    format_seconds: FormatSeconds
+
+    @cached_property
+    def scale(self) -> Scale:
+        busy = [self.interval(span) for span in self.spans if span.kind in BUSY]
+        return Scale(self.seconds(self.until), busy, LEFT, RIGHT - LEFT)
+
+    @property
+    def spans(self) -> list[Span]:
+        return [span for lane in self.lanes for span in lane.spans]
+
+    @property
+    def bottom(self) -> float:
+        return TOP + LANE * len(self.lanes)
 
     def seconds(self, moment: datetime) -> float:
         return (moment - self.start) / timedelta(seconds=1)
@@ -103,18 +114,17 @@ class _Painter:
         return begin, max(self.seconds(span.ends or self.until), begin)
 
     def word(self, kind: str) -> str:
-        return self.translate(SPANS[kind])
+        return self.translate(BARS[kind].caption)
 
-    def picture(self, label: str, *, standalone: bool) -> str:
+    def picture(self, label: str) -> str:
         return document(
-            self.width,
+            WIDTH,
             self.bottom + LEGEND + PAD,
             hidden(self._axis(), "seq-axis"),
-            listed(self._lane(*row) for row in enumerate(self.lanes)),
+            listed(self._lane(lane, TOP + index * LANE) for index, lane in enumerate(self.lanes)),
             hidden(self._breaks(), "seq-breaks"),
             hidden(self._legend(), "seq-legend"),
             label=label,
-            standalone=standalone,
             class_="seq-timeline",
         )
 
@@ -133,87 +143,83 @@ class _Painter:
                 edge = _zigzag(middle + shift, TOP - 5, self.bottom)
                 yield element("path", d=edge, class_=class_)
 
-    # One step
-
-    def _lane(self, index: int, lane: Lane) -> str:
-        top = TOP + index * LANE
-        name = self._accessible_name(lane)
-        return linked(
-            element("rect", x=0, y=top, width=self.width, height=LANE, class_="seq-row"),
-            self._text(fitted(lane.label, SIZE, LABEL - 14), PAD, top, "seq-name"),
-            *(self._span(span, top) for span in lane.spans),
-            self._text(self._length(lane), self.width - PAD, top, "seq-length"),
-            label=name,
-            title=name,
-            href=lane.href,
-            class_="seq-lane",
-        )
-
-    def _text(self, text: str, x: float, top: float, class_: str) -> str:
-        return element("text", text=text, x=x, y=top + LANE / 2 + 4, class_=class_)
-
-    def _accessible_name(self, lane: Lane) -> str:
-        words = [self._sum(lane, kind) for kind in BARS if kind != "failed"]
-        failed = sum(span.kind == "failed" for span in lane.spans)
-        words.append(f"{failed} × {self.word('failed')}" if failed else "")  # noqa: RUF001
-        return ": ".join(filter(None, (lane.label, ", ".join(filter(None, words)) or lane.text)))
-
-    def _sum(self, lane: Lane, kind: str) -> str:
-        length = self._length_of(lane, [kind])
-        return f"{self.word(kind)} {length}" if length else ""
-
-    def _length_of(self, lane: Lane, kinds: Collection[str]) -> str:
-        spans = [self.interval(span) for span in lane.spans if span.kind in kinds]
-        return self.format_seconds(sum(end - begin for begin, end in spans)) if spans else ""
-
-    def _length(self, lane: Lane) -> str:
-        text = lane.text or self._length_of(lane, BUSY) or "–"  # noqa: RUF001
-        return fitted(text, 11.5, LENGTH - 8)
-
-    def _span(self, span: Span, top: float) -> str:
-        begin, end = self.interval(span)
-        x, right = self.scale.x(begin), self.scale.x(end)
-        height, least = BARS[span.kind]
-        width = max(right - x, least)
-        x = min(max(x - (width - right + x) / 2, PAD + LABEL), self.width - PAD - LENGTH - width)
-        y = top + (LANE - height) / 2
-        title = f"{self.word(span.kind)} {self.format_seconds(end - begin)}\n{span.title}".rstrip()
-        parts = [element("title", text=title), self._bar(span.kind, x, top + LANE / 2, width)]
-        if span.ends is None:
-            tip = f"M{right:.1f},{y:g} l5,{height / 2:g} l-5,{height / 2:g} Z"
-            parts.append(element("path", d=tip, class_="seq-tip"))
-        still = " seq-still" if span.ends is None else ""
-        return element("g", *parts, class_=f"seq-span seq-span-{span.kind}{still}")
-
-    def _bar(self, kind: str, x: float, middle: float, width: float) -> str:
-        """A failed attempt also has a shape of its own, not only a colour."""
-        height, rx = BARS[kind][0], min(3.0, width / 2)
-        y = middle - height / 2
-        bar = element("rect", x=x, y=y, width=width, height=height, rx=rx, class_="seq-bar")
-        if kind != "failed":
-            return bar
-        cross = f"M{x + width / 2 - 3:.1f},{middle - 3:g} l6,6 m0,-6 l-6,6"
-        return bar + element("path", d=cross, class_="seq-cross")
-
-    def _legend(self) -> Iterator[str]:
-        x, middle = PAD + LABEL, self.bottom + 18
-        spans = [span for lane in self.lanes for span in lane.spans]
-        kinds = {span.kind for span in spans}
-        ended = {span.kind for span in spans if span.ends is not None}
-        for kind in (kind for kind in BARS if kind in kinds):
-            # In the colour of the bars; for unfinished work, the colour of work.
-            still = "" if kind in ended else " seq-still"
-            class_ = f"seq-span seq-span-{kind}{still}"
-            yield element("g", self._bar(kind, x, middle, 18), class_=class_)
-            word = clean(self.word(kind))
-            yield element("text", text=word, x=x + 24, y=middle + 4, class_="seq-word")
-            x += 24 + width_of(word, 11) + 22
-
     def _short(self, piece: Piece) -> str:
         """The approximate length: for an hour, a few seconds do not matter."""
         length = piece.end - piece.begin
         unit = max((unit for unit in (1, 10, 60, 600, 3600) if unit <= length * 0.02), default=1)
         return self.format_seconds(round(length / unit) * unit)
+
+    def _legend(self) -> Iterator[str]:
+        x = LEFT
+        for kind in BARS:
+            spans = [span for span in self.spans if span.kind == kind]
+            if not spans:
+                continue
+            # In the colour of the bars; for unfinished work, the colour of work.
+            class_ = _class(kind, is_open=all(span.ends is None for span in spans))
+            entry = (_bar(kind, 0, 18), _text(self.word(kind), 24, "seq-word"))
+            place = shifted(x, self.bottom + 18 - LANE / 2)
+            yield element("g", *entry, class_=class_, transform=place)
+            x += 24 + width_of(self.word(kind), 11) + 22
+
+    # One step
+
+    def _lane(self, lane: Lane, top: float) -> str:
+        length = self._length(lane, BUSY) or "–"  # noqa: RUF001
+        return linked(
+            element("rect", width=WIDTH, height=LANE, class_="seq-row"),
+            _text(fitted(lane.label, SIZE, LABEL - 14), PAD, "seq-name"),
+            *map(self._span, lane.spans),
+            _text(fitted(length, 11.5, LENGTH - 8), WIDTH - PAD, "seq-length"),
+            label=lane.label,
+            words=self._words(lane),
+            href=lane.href,
+            class_="seq-lane",
+            transform=shifted(0, top),
+        )
+
+    def _words(self, lane: Lane) -> Iterator[str]:
+        for kind in BARS:
+            if kind != "failed" and (length := self._length(lane, [kind])):
+                yield f"{self.word(kind)} {length}"
+        if failed := sum(span.kind == "failed" for span in lane.spans):
+            yield f"{failed} × {self.word('failed')}"  # noqa: RUF001
+
+    def _length(self, lane: Lane, kinds: Collection[str]) -> str:
+        spans = [self.interval(span) for span in lane.spans if span.kind in kinds]
+        return self.format_seconds(sum(end - begin for begin, end in spans)) if spans else ""
+
+    def _span(self, span: Span) -> str:
+        begin, end = self.interval(span)
+        title = f"{self.word(span.kind)} {self.format_seconds(end - begin)}\n{span.title}".rstrip()
+        x, right = self.scale.x(begin), self.scale.x(end)
+        width = max(right - x, BARS[span.kind].least)
+        x = min(max((x + right - width) / 2, LEFT), RIGHT - width)
+        parts = [element("title", text=title), _bar(span.kind, x, width)]
+        if span.ends is None:
+            half = BARS[span.kind].height / 2
+            tip = f"M{right:.1f},{LANE / 2 - half:g} l5,{half:g} l-5,{half:g} Z"
+            parts.append(element("path", d=tip, class_="seq-tip"))
+        return element("g", *parts, class_=_class(span.kind, is_open=span.ends is None))
+
+
+def _bar(kind: str, x: float, width: float) -> str:
+    """A failed attempt also has a shape of its own, not only a colour."""
+    height, rx = BARS[kind].height, min(3.0, width / 2)
+    y = (LANE - height) / 2
+    bar = element("rect", x=x, y=y, width=width, height=height, rx=rx, class_="seq-bar")
+    if kind != "failed":
+        return bar
+    cross = f"M{x + width / 2 - 3:.1f},{LANE / 2 - 3:g} l6,6 m0,-6 l-6,6"
+    return bar + element("path", d=cross, class_="seq-cross")
+
+
+def _class(kind: str, *, is_open: bool) -> str:
+    return f"seq-span seq-span-{kind}{' seq-still' if is_open else ''}"
+
+
+def _text(text: str, x: float, class_: str) -> str:
+    return element("text", text=text, x=x, y=LANE / 2 + 4, class_=class_)
 
 
 def _zigzag(x: float, top: float, bottom: float) -> str:

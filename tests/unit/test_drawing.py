@@ -197,7 +197,7 @@ def test_beyond_sixty_steps_it_is_no_picture_any_more():
 
 def drawing_of(plan, states=None):
     marks = {name: Mark(status) for name, status in (states or {}).items()}
-    return _Painter(Captions(plan, marks)).drawing(1080)
+    return _Painter(Captions(plan, marks)).drawing()
 
 
 def points_of(path):

@@ -184,7 +184,7 @@ def test_a_lane_tells_a_screen_reader_what_it_shows():
 def test_texts_are_escaped_and_cut():
     evil = "<script>alert('&')</script>"
     spans = [span("failed", 0, 1, evil)]
-    lanes = [Lane("a", evil * 3, f"/{evil}", spans, evil)]
+    lanes = [Lane("a", evil * 3, f"/{evil}", spans)]
     picture = timeline(lanes, START, None, at(2), label=evil)
     assert "<script" not in picture
     root = ElementTree.fromstring(picture)

@@ -1,0 +1,246 @@
+"""The positions of boxes and lines in a picture, before anything is painted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from statistics import fmean
+from typing import NamedTuple
+
+from ..definitions.plan import Node
+from .graph import Graph
+from .layout import Layout, Slot, Step, bands, components, ends_of, is_complete, layout_of, place
+from .markup import Point, curve, elbow, straight
+
+#: In pixels.
+PAGE = 1080.0
+BOX = 48.0
+ROW = 64.0
+GAP = 44.0
+PAD = 12.0
+GUTTER = 30.0
+BETWEEN_BANDS = 40.0
+#: How far the stacked sheets of a fan-out stick out behind its box.
+STACK = 6.0
+ARROW = 7.0
+#: The padding around the boxes in a frame.
+INSIDE = 12.0
+
+
+class Box(NamedTuple):
+    """The box of a step, by its top left corner."""
+
+    node: Node
+    x: float
+    y: float
+    width: float
+
+
+class Frame(NamedTuple):
+    """A frame around many similar boxes."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+class Line(NamedTuple):
+    """One line of the picture, and the edges that it stands for; or the tip of an arrow."""
+
+    path: str
+    sources: frozenset[str]
+    targets: frozenset[str]
+    off_path: bool = False
+
+
+class Drawing(NamedTuple):
+    """All positions in the picture."""
+
+    boxes: tuple[Box, ...]
+    lines: tuple[Line, ...]
+    arrows: tuple[Line, ...]
+    frames: tuple[Frame, ...]
+    width: float
+    height: float
+
+
+class _Band(NamedTuple):
+    """One row of layers, and where it ends."""
+
+    layers: range
+    right: float
+    bottom: float
+
+
+def drawing_of(graph: Graph, width: float) -> Drawing:
+    """All positions, with boxes of this width."""
+    layout = layout_of(graph)
+    rows = list(_placed(layout, width))
+    slots = list(chain.from_iterable(layout.layers))
+    return Drawing(
+        boxes=tuple(_boxes(slots, width)),
+        lines=(*_lines(layout, rows), *_passages(layout), *_bonds(slots)),
+        arrows=tuple(_arrows(slots)),
+        frames=tuple(_frames(slots)),
+        width=max(band.right for band in rows) + PAD + (GUTTER if len(rows) > 1 else STACK),
+        height=rows[-1].bottom + PAD + STACK,
+    )
+
+
+def _placed(layout: Layout, width: float) -> Iterator[_Band]:
+    """Give every slot its place in pixels."""
+    rows = bands(layout, most=int((PAGE - 2 * PAD + GAP) // (width + GAP)))
+    top = PAD
+    for row in rows:
+        left = PAD + (GUTTER if len(rows) > 1 else 0)
+        height = place([layout.layers[index] for index in row])
+        for index in row:
+            layer, pieces = layout.layers[index], _solid(layout.pieces[index])
+            right = left + max(_width_of(slot, width) for slot in layer)
+            for slot in layer:
+                slot.x, slot.y, slot.layer_right = left, top + slot.row * ROW + BOX / 2, right
+                slot.right = left + _width_of(slot, width) if slot.nodes else right
+            # More space between the layers where lines cross.
+            left = right + GAP + (0 if is_complete(pieces) else min(4.0 * len(pieces), 60.0))
+        bottom = top + height * ROW - (ROW - BOX)
+        yield _Band(row, right, bottom)
+        top = bottom + BETWEEN_BANDS
+
+
+def _width_of(slot: Slot, width: float) -> float:
+    """Its width if its boxes have this width, including its frame."""
+    return slot.columns * (width + INSIDE) + INSIDE if slot.is_frame else width
+
+
+def _boxes(slots: Iterable[Slot], width: float) -> Iterator[Box]:
+    """The boxes of a frame from left to right, then down; undos below their step."""
+    for slot in slots:
+        left = slot.x + (INSIDE if slot.is_frame else 0)
+        top = slot.y - (slot.rows - 1) * ROW / 2 - BOX / 2
+        for index, node in enumerate(slot.nodes + slot.undos):
+            row, column = divmod(index, slot.columns)
+            yield Box(node, left + column * (width + INSIDE), top + row * ROW, width)
+
+
+def _frames(slots: Iterable[Slot]) -> Iterator[Frame]:
+    for slot in slots:
+        if slot.is_frame:
+            height = (slot.rows - 1) * ROW + BOX + 2 * INSIDE
+            yield Frame(slot.x, slot.y - height / 2, slot.right - slot.x, height)
+
+
+def _arrows(slots: Iterable[Slot]) -> Iterator[Line]:
+    for slot in slots:
+        if slot.nodes and slot.before:
+            x, y = slot.x, slot.y
+            path = f"M{x - ARROW:g},{y - 4:g} L{x:g},{y:g} L{x - ARROW:g},{y + 4:g} Z"
+            yield Line(path, frozenset(), frozenset({slot.nodes[0].name}))
+
+
+def _bonds(slots: Iterable[Slot]) -> Iterator[Line]:
+    """Lines between a step and its undo."""
+    for slot in slots:
+        for index, undo in enumerate(slot.undos, 1):
+            x, y = (slot.x + slot.right) / 2, slot.y - BOX / 2 + index * ROW
+            path = straight((x, y - ROW + BOX), (x, y))
+            yield Line(path, frozenset(), frozenset({undo.name}), off_path=True)
+
+
+def _passages(layout: Layout) -> Iterator[Line]:
+    """Segments where an edge passes a layer."""
+    for piece in chain.from_iterable(layout.pieces):
+        if not piece.end.nodes:
+            yield _line(straight(_end(piece.end), _start(piece.end)), [piece])
+
+
+# Lines between two layers
+
+
+def _lines(layout: Layout, rows: Iterable[_Band]) -> Iterator[Line]:
+    for band in rows:
+        *inner, last = band.layers
+        for index in inner:
+            yield from _between(layout.pieces[index])
+        yield from _turn(layout.pieces[last], band)
+
+
+def _between(pieces: Sequence[Step]) -> Iterator[Line]:
+    yield from (_curve(piece) for piece in pieces if piece.edge.off_path)
+    groups = components(_solid(pieces))
+    for group in groups:
+        yield from map(_curve, group) if _is_tangled(group, groups) else _bus(group)
+
+
+def _solid(pieces: Iterable[Step]) -> list[Step]:
+    return [piece for piece in pieces if not piece.edge.off_path]
+
+
+def _is_tangled(group: Sequence[Step], groups: Iterable[Sequence[Step]]) -> bool:
+    """Whether no vertical line can stand for it, or its line would touch those of others."""
+    others = (other for other in groups if other is not group)
+    return not is_complete(group) or any(_touch(group, other) for other in others)
+
+
+def _touch(group: Sequence[Step], other: Sequence[Step]) -> bool:
+    top, bottom = _range(group)
+    other_top, other_bottom = _range(other)
+    return top <= other_bottom and other_top <= bottom
+
+
+def _range(pieces: Sequence[Step]) -> tuple[float, float]:
+    places = [slot.y for piece in pieces for slot in (piece.start, piece.end)]
+    return min(places), max(places)
+
+
+def _start(slot: Slot) -> Point:
+    is_stack = not slot.is_frame and any(node.traits.has_items for node in slot.nodes)
+    return slot.right + (STACK if is_stack else 0), slot.y
+
+
+def _end(slot: Slot) -> Point:
+    return slot.x - (ARROW - 1 if slot.nodes else 0), slot.y
+
+
+def _curve(piece: Step) -> Line:
+    start = _start(piece.start)
+    edge = max(piece.start.layer_right, start[0])
+    return _line(curve(start, _end(piece.end), edge), [piece])
+
+
+def _bus(pieces: Sequence[Step]) -> Iterator[Line]:
+    """All edges of a group share one vertical line: each start leads to each end."""
+    left = pieces[0].start.layer_right + STACK
+    right = min(_end(piece.end)[0] for piece in pieces)
+    if min(map(len, ends_of(pieces))) > 1:
+        level = fmean(slot.y for piece in pieces for slot in (piece.start, piece.end))
+        third = (right - left) / 3
+        yield from _hub(pieces, left + third, right - third, level)
+        return
+    for piece in pieces:
+        yield _line(elbow(_start(piece.start), (left + right) / 2, _end(piece.end)), [piece])
+
+
+def _turn(pieces: Sequence[Step], above: _Band) -> Iterator[Line]:
+    """From the end of one row to the start of the next, like a reader's eye."""
+    level = above.bottom + BETWEEN_BANDS / 2 + STACK / 2
+    yield from _hub(pieces, above.right + STACK + GUTTER / 2, PAD + GUTTER / 2, level)
+
+
+def _hub(pieces: Sequence[Step], first: float, second: float, level: float) -> Iterator[Line]:
+    """From each start, through one vertical to a point on this level, through another to each
+    end."""
+    starts, ends = ends_of(pieces)
+    centre = ((first + second) / 2, level)
+    for slot in starts:
+        path = elbow(_start(slot), first, centre)
+        yield _line(path, [piece for piece in pieces if piece.start is slot])
+    for slot in ends:
+        path = elbow(centre, second, _end(slot))
+        yield _line(path, [piece for piece in pieces if piece.end is slot])
+
+
+def _line(path: str, pieces: Sequence[Step]) -> Line:
+    sources = frozenset(piece.edge.source for piece in pieces)
+    targets = frozenset(piece.edge.target for piece in pieces)
+    return Line(path, sources, targets, all(piece.edge.off_path for piece in pieces))
