@@ -32,16 +32,6 @@ _KINDS = {
     "delay": "M6,1.3 A4.7,4.7 0 1 1 5.99,1.3 Z M6,3.4 V6 L8,7.4",
     "step": "M6,3 A3,3 0 1 1 5.99,3 Z",
 }
-#: The shapes in Mermaid: the brackets around the label; for a plain step, square brackets.
-SHAPES = {
-    "each": ("[[", "]]"),
-    "event": ("{{", "}}"),
-    "subsequence": ("[/", "/]"),
-    "undo": ("([", "])"),
-    "on_failure": ("([", "])"),
-    "on_cancel": ("([", "])"),
-    "on_end": ("([", "])"),
-}
 
 
 def state_icon(status: str, x: float, y: float) -> str:

@@ -9,22 +9,14 @@ from functools import lru_cache
 from ..definitions.plan import Node, Plan
 from ..utils.terminal import cells, cut, plain
 from .graph import Edge, Graph
-from .icons import SHAPES
 from .marks import SIGNS, STATUSES, Captions, Mark, Translate
 from .markup import stylesheet
 from .outline import Row, outline
 
-_RAILS = {
-    "first": ("├─ ", "|- "),
-    "last": ("└─ ", "`- "),
-    "open": ("│  ", "|  "),
-    "closed": ("   ", "   "),
-    # A branch that starts with nested branches, and the first of those.
-    "first-fork": ("├──", "|--"),
-    "last-fork": ("└──", "`--"),
-    "fork": ("┬─ ", "+- "),
-    "fork-fork": ("┬──", "+--"),
-}
+_RAILS = {"first": "├─ ", "last": "└─ ", "open": "│  ", "closed": "   "}
+#: Where the rail of a branch meets that of the first branch in it: together, ``├──┬─``.
+_FORK = re.compile("(?<=─) [├└](?=─)")
+_ASCII_RAILS = str.maketrans("├└│┬─", "|`|+-")
 #: The share of a line that names may take.
 _NAMES = 0.6
 
@@ -44,7 +36,7 @@ def text(
     """
     captions = Captions(plan, marks, translate)
     rows, dots = outline(plan, captions.states), "…" if unicode else "..."
-    names = [_name(row, captions, 0 if unicode else 1) for row in rows]
+    names = [_name(row, captions, unicode=unicode) for row in rows]
     names = [cut(name, int(width * _NAMES), dots) for name in names]
     column = max(map(cells, names), default=0) + 2
     lines = (
@@ -54,9 +46,11 @@ def text(
     return "\n".join(cut(line, width, dots) for line in lines)
 
 
-def _name(row: Row, captions: Captions, form: int) -> str:
-    rails = "".join(_RAILS[rail][form] for rail in _forked(row.rails))
-    sign = f"{SIGNS[captions.mark(row.node.name).state][form]} " if captions.states else ""
+def _name(row: Row, captions: Captions, *, unicode: bool) -> str:
+    rails = _FORK.sub("─┬", "".join(_RAILS[rail] for rail in row.rails))
+    sign = SIGNS[captions.mark(row.node.name).state][0 if unicode else 1]
+    sign = f"{sign} " if captions.states else ""
+    rails = rails if unicode else rails.translate(_ASCII_RAILS)
     return one_line(f"{rails}{sign}{captions.label(row.node.name)}")
 
 
@@ -67,15 +61,6 @@ def _words(row: Row, captions: Captions) -> str:
     return one_line(", ".join(filter(None, words)))
 
 
-def _forked(rails: tuple[str, ...]) -> Iterator[str]:
-    """Where a first row contains another first row, their rails join: ``├──┬─``."""
-    begins = False
-    for rail, inner in zip(rails, [*rails, ""][1:], strict=True):
-        is_first = rail in ("first", "last")
-        yield "-".join(["fork" if begins else rail, *(["fork"] if is_first and inner else [])])
-        begins = is_first
-
-
 def one_line(value: str) -> str:
     """Escape what could control the terminal."""
     return plain(value.replace("\n", " "))
@@ -83,6 +68,8 @@ def one_line(value: str) -> str:
 
 # Mermaid
 
+#: The brackets around the label of a step.
+_SHAPES = {"each": ("[[", "]]"), "event": ("{{", "}}"), "subsequence": ("[/", "/]")}
 #: Characters that Mermaid, or the HTML that it turns a label into, would interpret.
 _SPECIAL = re.compile(r"[^\w .,:;()/+=!?'·…–-]", re.ASCII)  # noqa: RUF001
 
@@ -122,7 +109,8 @@ def _arrow(edge: Edge, captions: Captions) -> str:
 
 
 def _shape(node: Node, captions: Captions) -> str:
-    opening, closing = SHAPES.get(node.kind, ("[", "]"))
+    plain_shape = ("([", "])") if node.traits.is_compensation else ("[", "]")
+    opening, closing = _SHAPES.get(node.kind, plain_shape)
     lines = (captions.label(node.name), captions.detail(node))
     label = "<br/>".join(_escaped(line) for line in lines if line)
     return f'{opening}"{label}"{closing}'

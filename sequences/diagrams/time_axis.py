@@ -55,7 +55,11 @@ class Scale:
     def __init__(self, total: float, busy: Iterable[Interval], left: float, width: float) -> None:
         self.total = max(total, 0.001)
         gaps = _left_out(list(busy), self.total, width)
-        self.pieces = list(_pieces(gaps, self.total, left, width))
+        narrow = min(BREAK, width / 2 / len(gaps)) if gaps else 0.0
+        to_scale = self.total - sum(end - begin for begin, end in gaps)
+        self.pixels_per_second = (width - narrow * len(gaps)) / to_scale
+        self.pieces = list(self._pieces(gaps, left, narrow))
+        self.breaks = [piece for piece in self.pieces if piece.left_out]
 
     def x(self, second: float) -> float:
         """Where a second is drawn; clamped to the start and the end."""
@@ -63,14 +67,10 @@ class Scale:
         pieces = (piece for piece in self.pieces if second <= piece.end)
         return next(pieces, self.pieces[-1]).at(second)
 
-    @property
-    def breaks(self) -> list[Piece]:
-        """The parts that are left out."""
-        return [piece for piece in self.pieces if piece.left_out]
-
     def ticks(self, format_seconds: FormatSeconds = format_seconds) -> Iterator[Tick]:
         """Round times. After a break, they count from its end."""
-        step = self._step()
+        shortest = APART / self.pixels_per_second
+        step = next((step for step in _STEPS if step >= shortest), _STEPS[-1])
         for piece in self.pieces:
             if piece.left_out:
                 continue
@@ -82,12 +82,14 @@ class Scale:
                     text = format_seconds(count * step) if count else "0"
                     yield Tick(min(x, end), f"+{text}" if piece.begin else text)
 
-    def _step(self) -> float:
-        to_scale = [piece for piece in self.pieces if not piece.left_out]
-        seconds = sum(piece.end - piece.begin for piece in to_scale) or self.total
-        pixels = sum(piece.width for piece in to_scale) or 1.0
-        shortest = APART * seconds / pixels
-        return next((step for step in _STEPS if step >= shortest), _STEPS[-1])
+    def _pieces(self, gaps: Iterable[Interval], x: float, narrow: float) -> Iterator[Piece]:
+        at = 0.0
+        for begin, end in gaps:
+            width = (begin - at) * self.pixels_per_second
+            yield Piece(at, begin, x, width)
+            yield Piece(begin, end, x + width, narrow, left_out=True)
+            x, at = x + width + narrow, end
+        yield Piece(at, self.total, x, (self.total - at) * self.pixels_per_second)
 
 
 def _left_out(busy: Sequence[Interval], total: float, width: float) -> list[Interval]:
@@ -113,16 +115,3 @@ def _idle(busy: Sequence[Interval], total: float) -> Iterator[Interval]:
         if covered < min(begin, total):
             yield covered, min(begin, total)
         covered = max(covered, end)
-
-
-def _pieces(gaps: Sequence[Interval], total: float, left: float, width: float) -> Iterator[Piece]:
-    narrow = min(BREAK, width / 2 / len(gaps)) if gaps else 0.0
-    seconds = total - sum(end - begin for begin, end in gaps)
-    each = (width - narrow * len(gaps)) / seconds if seconds else 0.0
-    x, at = left, 0.0
-    for begin, end in gaps:
-        yield Piece(at, begin, x, (begin - at) * each)
-        x += (begin - at) * each
-        yield Piece(begin, end, x, narrow, left_out=True)
-        x, at = x + narrow, end
-    yield Piece(at, total, x, left + width - x)
