@@ -80,7 +80,7 @@ def drawing_of(graph: Graph, width: float) -> Drawing:
     slots = list(chain.from_iterable(layout.layers))
     return Drawing(
         boxes=tuple(_boxes(slots, width)),
-        lines=(*_lines(layout, rows), *_passages(layout), *_bonds(slots)),
+        lines=(*_lines(layout, rows), *_bonds(slots)),
         arrows=tuple(_arrows(slots)),
         frames=tuple(_frames(slots)),
         width=max(band.right for band in rows) + PAD + (GUTTER if len(rows) > 1 else STACK),
@@ -100,7 +100,7 @@ def _placed(layout: Layout, width: float) -> Iterator[_Band]:
             right = left + max(_width_of(slot, width) for slot in layer)
             for slot in layer:
                 slot.x, slot.y, slot.layer_right = left, top + slot.row * ROW + BOX / 2, right
-                slot.right = left + _width_of(slot, width) if slot.nodes else right
+                slot.right = left + _width_of(slot, width)
             # More space between the layers where lines cross.
             left = right + GAP + (0 if is_complete(pieces) else min(4.0 * len(pieces), 60.0))
         bottom = top + height * ROW - (ROW - BOX)
@@ -109,8 +109,8 @@ def _placed(layout: Layout, width: float) -> Iterator[_Band]:
 
 
 def _width_of(slot: Slot, width: float) -> float:
-    """Its width if its boxes have this width, including its frame."""
-    return slot.columns * (width + INSIDE) + INSIDE if slot.is_frame else width
+    """Its width if its boxes have this width, including its frame; 0 where an edge passes."""
+    return slot.columns * (width + INSIDE) + INSIDE if slot.is_frame else slot.columns * width
 
 
 def _boxes(slots: Iterable[Slot], width: float) -> Iterator[Box]:
@@ -145,13 +145,6 @@ def _bonds(slots: Iterable[Slot]) -> Iterator[Line]:
             x, y = (slot.x + slot.right) / 2, slot.y - BOX / 2 + index * ROW
             path = straight((x, y - ROW + BOX), (x, y))
             yield Line(path, frozenset(), frozenset({undo.name}), off_path=True)
-
-
-def _passages(layout: Layout) -> Iterator[Line]:
-    """Segments where an edge passes a layer."""
-    for piece in chain.from_iterable(layout.pieces):
-        if not piece.end.nodes:
-            yield _line(straight(_end(piece.end), _start(piece.end)), [piece])
 
 
 # Lines between two layers
@@ -203,9 +196,8 @@ def _end(slot: Slot) -> Point:
 
 
 def _curve(piece: Step) -> Line:
-    start = _start(piece.start)
-    edge = max(piece.start.layer_right, start[0])
-    return _line(curve(start, _end(piece.end), edge), [piece])
+    path = curve(_start(piece.start), _end(piece.end), piece.start.layer_right)
+    return _line(path, [piece])
 
 
 def _bus(pieces: Sequence[Step]) -> Iterator[Line]:

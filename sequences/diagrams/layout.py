@@ -100,14 +100,13 @@ def _slots(graph: Graph) -> Layout:
     pieces: list[list[Step]] = [[] for _ in layers]
     for edge in graph.edges:
         start, end = of[edge.source], of[edge.target]
-        for index in range(start.layer + 1, end.layer + 1):
-            slot = end if index == end.layer else Slot(index, edge.off_path)
-            if slot is not end:
-                layers[index].append(slot)
-            start.after.append(slot)
-            slot.before.append(start)
-            pieces[index - 1].append(Step(edge, start, slot))
-            start = slot
+        passages = [Slot(index, edge.off_path) for index in range(start.layer + 1, end.layer)]
+        for passage in passages:
+            layers[passage.layer].append(passage)
+        for slot, after in pairwise([start, *passages, end]):
+            slot.after.append(after)
+            after.before.append(slot)
+            pieces[slot.layer].append(Step(edge, slot, after))
     for layer in layers:
         layer.sort(key=lambda slot: slot.off_path)
     return Layout(layers, pieces)

@@ -136,7 +136,7 @@ def elbow(start: Point, x: float, end: Point) -> str:
 
 def curve(start: Point, end: Point, edge: float) -> str:
     """A path that is level up to ``edge``, and then curves, leaving and arriving level."""
-    middle = (edge + end[0]) / 2
+    middle = (max(edge, start[0]) + end[0]) / 2
     level = f" L{_xy((edge, start[1]))}" if edge > start[0] else ""
     return f"M{_xy(start)}{level} C{_xy((middle, start[1]))} {_xy((middle, end[1]))} {_xy(end)}"
 

@@ -11,9 +11,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from .. import diagrams
-from ..definitions import registry
 from ..diagrams import Lane, Mark, Span
-from ..exceptions import SequenceError
 from ..models import StepFailure, StepRun, StepStatus
 from .diagnosis import error_of
 from .phases import phases_of
@@ -65,30 +63,24 @@ def timeline_of(
 
 def marks_of(snapshot: RunSnapshot, href: Href | None = None) -> dict[str, Mark]:
     """The mark of each step, by name."""
-    delayed = _delayed(snapshot)
-    return {
-        step.name: Mark(
-            status=str(step.state),
-            text=_text(snapshot, step),
-            href=href(step) if href else "",
-            count=step.progress[0] if step.progress else None,
-            total=step.progress[1] if step.progress else None,
-            title=_title(snapshot, step),
-            label=step.label,
-            delayed=step.name in delayed or (step.is_delayed and step.status == StepStatus.WAITING),
-        )
-        for step in snapshot.steps
-    }
+    return {step.name: _mark(snapshot, step, href) for step in snapshot.steps}
 
 
-def _delayed(snapshot: RunSnapshot) -> frozenset[str]:
-    """The steps with a delay of their own, which only the class knows, not the plan."""
-    try:
-        definition = registry.definition_for(snapshot.run.sequence, snapshot.plan)
-    except SequenceError:  # stored with the run by a newer release
-        return frozenset()
-    steps = {name: definition.step(name) for name in snapshot.plan.names} if definition else {}
-    return frozenset(name for name, step in steps.items() if step and step.delay is not None)
+def _mark(snapshot: RunSnapshot, step: StepSnapshot, href: Href | None) -> Mark:
+    count, total = step.progress or (None, None)
+    # A delay of its own: only the class knows it, not the plan.
+    declared = snapshot.declared.get(step.name)
+    is_declared = declared is not None and declared.delay is not None
+    return Mark(
+        status=str(step.state),
+        text=_text(snapshot, step),
+        href=href(step) if href else "",
+        count=count,
+        total=total,
+        title=_title(snapshot, step),
+        label=step.label,
+        delayed=is_declared or (step.is_delayed and step.status == StepStatus.WAITING),
+    )
 
 
 def _text(snapshot: RunSnapshot, step: StepSnapshot) -> str:
@@ -99,18 +91,17 @@ def _text(snapshot: RunSnapshot, step: StepSnapshot) -> str:
         return ""
     if row.due_at and (step.is_delayed or step.is_awaiting_event):
         return _time_left(step, row.due_at - snapshot.now)
-    if step.status == StepStatus.RUNNING and row.attempts and step.progress is None:
-        return _("attempt %(number)d") % {"number": row.attempts + 1}
-    if step.status == StepStatus.FAILED and step.items.get("failed"):
+    if step.status == StepStatus.FAILED and (failed := step.items.get("failed")):
         # Not how many have ended: next to the status, it would mean that all of them have failed.
-        counts = {"failed": step.items["failed"], "total": sum(step.items.values())}
-        return _("%(failed)d of %(total)d") % counts
-    if step.status == StepStatus.FAILED and row.attempts > 1 and step.progress is None:
-        return ngettext("%(count)d attempt", "%(count)d attempts", row.attempts) % {
-            "count": row.attempts
-        }
-    has_run = step.status == StepStatus.SUCCEEDED and not step.node.traits.takes_delivery
-    if has_run and not step.progress:
+        return _("%(failed)d of %(total)d") % {"failed": failed, "total": sum(step.items.values())}
+    if step.progress is not None:
+        return ""
+    if step.status == StepStatus.RUNNING and row.attempts:
+        return _("attempt %(number)d") % {"number": row.attempts + 1}
+    if step.status == StepStatus.FAILED and row.attempts > 1:
+        words = ngettext("%(count)d attempt", "%(count)d attempts", row.attempts)
+        return words % {"count": row.attempts}
+    if step.status == StepStatus.SUCCEEDED and not step.node.traits.takes_delivery:
         return format_duration(step.ran(snapshot.now))
     return ""
 
@@ -118,21 +109,17 @@ def _text(snapshot: RunSnapshot, step: StepSnapshot) -> str:
 def _time_left(step: StepSnapshot, left: timedelta) -> str:
     if left <= timedelta(0):
         return _("due")
+    # For days, without the hours: a box has no room for both.
+    left = timedelta(days=left.days) if left.days else left
     words = _("in %(time)s") if step.is_delayed else _("%(time)s left")
-    return words % {"time": format_duration(_rough(left))}
-
-
-def _rough(left: timedelta) -> timedelta:
-    """For days, without the hours: a box has no room for both."""
-    return timedelta(days=left.days) if left.days else left
+    return words % {"time": format_duration(left)}
 
 
 def _title(snapshot: RunSnapshot, step: StepSnapshot) -> str:
     """The tooltip."""
     lines = []
-    row = step.row
-    if row is not None and row.attempts and not step.items:
-        lines.append(_("Failed attempts: %(count)d") % {"count": row.attempts})
+    if step.row is not None and step.row.attempts and not step.items:
+        lines.append(_("Failed attempts: %(count)d") % {"count": step.row.attempts})
     if failed := step.items.get("failed"):
         lines.append(_("Failed items: %(count)d") % {"count": failed})
     failure = snapshot.current_failure
@@ -170,12 +157,11 @@ def lanes_of(
 
 def _spans(step: StepSnapshot, row: StepRun, failures: list[StepFailure]) -> Iterator[Span]:
     failures = sorted(failures, key=lambda failure: failure.failed_at)[-MOST_FAILURES:]
-    own = [failure for failure in failures if failure.item == row.item]
-    last = own[-1] if own else None
+    last = next((failure for failure in reversed(failures) if failure.item == row.item), None)
     phases = phases_of(row, step.held_since, last.failed_at) if last else step.phases
     for phase in phases:
-        is_last = last is not None and phase.kind == "failed"
-        yield Span(phase.kind, phase.begins, phase.ends, error_of(last) if last and is_last else "")
+        title = error_of(last) if last and phase.kind == "failed" else ""
+        yield Span(phase.kind, phase.begins, phase.ends, title)
     is_drawn = any(phase.kind == "failed" for phase in phases)
     for failure in failures:
         if failure is not last or not is_drawn:

@@ -253,10 +253,11 @@ class RunSnapshot:
         """The steps of its plan that its class, which this code has, no longer declares."""
         if not self.is_known:
             return ()
-        return tuple(name for name in self.plan.names if name not in self._declared)
+        return tuple(name for name in self.plan.names if name not in self.declared)
 
     @cached_property
-    def _declared(self) -> dict[str, Step[Any]]:
+    def declared(self) -> dict[str, Step[Any]]:
+        """The steps of its plan that this code declares."""
         return _declared(self.run, self.plan)
 
     @property
