@@ -8,8 +8,8 @@ from statistics import fmean
 from typing import NamedTuple
 
 from ..definitions.plan import Node
-from .graph import Graph
-from .layout import Layout, Slot, Step, bands, components, ends_of, is_complete, layout_of, place
+from .graph import Graph, connected
+from .layout import Layout, Slot, Step, bands, ends_of, is_complete, layout_of, place
 from .markup import Point, curve, elbow, straight
 
 #: In pixels.
@@ -81,8 +81,8 @@ def drawing_of(graph: Graph, width: float) -> Drawing:
     return Drawing(
         boxes=tuple(_boxes(slots, width)),
         lines=(*_lines(layout, rows), *_bonds(slots)),
-        arrows=tuple(_arrows(slots)),
-        frames=tuple(_frames(slots)),
+        arrows=tuple(_arrow(slot) for slot in slots if slot.nodes and slot.before),
+        frames=tuple(_frame(slot) for slot in slots if slot.is_frame),
         width=max(band.right for band in rows) + PAD + (GUTTER if len(rows) > 1 else STACK),
         height=rows[-1].bottom + PAD + STACK,
     )
@@ -123,19 +123,15 @@ def _boxes(slots: Iterable[Slot], width: float) -> Iterator[Box]:
             yield Box(node, left + column * (width + INSIDE), top + row * ROW, width)
 
 
-def _frames(slots: Iterable[Slot]) -> Iterator[Frame]:
-    for slot in slots:
-        if slot.is_frame:
-            height = (slot.rows - 1) * ROW + BOX + 2 * INSIDE
-            yield Frame(slot.x, slot.y - height / 2, slot.right - slot.x, height)
+def _frame(slot: Slot) -> Frame:
+    height = (slot.rows - 1) * ROW + BOX + 2 * INSIDE
+    return Frame(slot.x, slot.y - height / 2, slot.right - slot.x, height)
 
 
-def _arrows(slots: Iterable[Slot]) -> Iterator[Line]:
-    for slot in slots:
-        if slot.nodes and slot.before:
-            x, y = slot.x, slot.y
-            path = f"M{x - ARROW:g},{y - 4:g} L{x:g},{y:g} L{x - ARROW:g},{y + 4:g} Z"
-            yield Line(path, frozenset(), frozenset({slot.nodes[0].name}))
+def _arrow(slot: Slot) -> Line:
+    x, y = slot.x, slot.y
+    path = f"M{x - ARROW:g},{y - 4:g} L{x:g},{y:g} L{x - ARROW:g},{y + 4:g} Z"
+    return Line(path, frozenset(), frozenset({slot.nodes[0].name}))
 
 
 def _bonds(slots: Iterable[Slot]) -> Iterator[Line]:
@@ -160,9 +156,13 @@ def _lines(layout: Layout, rows: Iterable[_Band]) -> Iterator[Line]:
 
 def _between(pieces: Sequence[Step]) -> Iterator[Line]:
     yield from (_curve(piece) for piece in pieces if piece.edge.off_path)
-    groups = components(_solid(pieces))
+    groups = connected(_solid(pieces), _share_end)
     for group in groups:
         yield from map(_curve, group) if _is_tangled(group, groups) else _bus(group)
+
+
+def _share_end(piece: Step, other: Step) -> bool:
+    return piece.start is other.start or piece.end is other.end
 
 
 def _solid(pieces: Iterable[Step]) -> list[Step]:

@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from ..definitions.plan import Node
-from .graph import MAX_ROWS, Edge, Graph, connected
+from .graph import MAX_ROWS, Edge, Graph
 
 SWEEPS = 6
 #: The columns in a frame.
@@ -227,12 +227,3 @@ def ends_of(pieces: Iterable[Step]) -> tuple[list[Slot], list[Slot]]:
     """Where they start, and where they end."""
     starts = list(dict.fromkeys(piece.start for piece in pieces))
     return starts, list(dict.fromkeys(piece.end for piece in pieces))
-
-
-def components(pieces: Sequence[Step]) -> list[list[Step]]:
-    """Groups of pieces that share starts or ends."""
-    return connected(pieces, _touch)
-
-
-def _touch(piece: Step, other: Step) -> bool:
-    return piece.start is other.start or piece.end is other.end

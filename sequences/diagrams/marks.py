@@ -74,21 +74,20 @@ class Mark:
         return min(max(self.count / self.total, 0.0), 1.0)
 
 
-NO_MARK = Mark()
+#: By the names of the steps.
+Marks = Mapping[str, Mark] | None
 
 
 class Captions:
     """The captions for the steps of a plan, or of a run if any of the marks has a status."""
 
-    def __init__(
-        self, plan: Plan, marks: Mapping[str, Mark] | None, translate: Translate = str
-    ) -> None:
+    def __init__(self, plan: Plan, marks: Marks, translate: Translate = str) -> None:
         self.plan, self.marks, self.translate = plan, marks or {}, translate
         self.states = {name: mark.status for name, mark in self.marks.items() if mark.status}
 
     def mark(self, name: str) -> Mark:
         """The mark of a step."""
-        return self.marks.get(name, NO_MARK)
+        return self.marks.get(name, Mark())
 
     def label(self, name: str) -> str:
         """The label of a step."""

@@ -19,8 +19,7 @@ class Row(NamedTuple):
     """One step of the outline."""
 
     node: Node
-    #: One sign for each enclosing parallel branch: ``first`` row of a branch, ``last`` branch,
-    #: ``open`` or ``closed``.
+    #: What is drawn before it for each enclosing parallel branch.
     rails: tuple[str, ...] = ()
     #: What it waits for, if its position does not show it.
     waits_for: tuple[str, ...] = ()
@@ -66,14 +65,14 @@ class _Outline:
 
     def _branches(self, branches: Sequence[Sequence[str]]) -> Iterator[Row]:
         for branch in branches:
-            rails = ("last", "closed") if branch is branches[-1] else ("first", "open")
+            rails = ("└─ ", "   ") if branch is branches[-1] else ("├─ ", "│  ")
             for index, row in enumerate(self._block(branch)):
                 yield row._replace(rails=(rails[index > 0], *row.rails))
 
     def _knot(self, names: Sequence[str]) -> Iterator[Row]:
         """Steps in neither relation: each lists what it waits for."""
         for name in names:
-            rail = "last" if name == names[-1] else "first"
+            rail = "└─ " if name == names[-1] else "├─ "
             waits_for = [other for other in self.direct[name] if other in names]
             yield Row(self.nodes[name], (rail,), tuple(waits_for))
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from math import ceil
 
 from ..definitions.plan import DONE, Node, Plan
 from .drawing import BOX, STACK, Box, Drawing, Line, drawing_of
 from .graph import Graph
 from .icons import kind_icon, state_icon
-from .marks import Captions, Mark, Translate
+from .marks import Captions, Mark, Marks, Translate
 from .markup import document, element, fitted, hidden, linked, listed, shifted, stylesheet, width_of
 
 #: In pixels.
@@ -22,7 +22,7 @@ _SIGN = 18.0
 
 def svg(
     plan: Plan,
-    marks: Mapping[str, Mark] | None = None,
+    marks: Marks = None,
     *,
     label: str = "",
     translate: Translate = str,
@@ -96,7 +96,8 @@ class _Painter:
         node, mark = box.node, self.captions.mark(box.node.name)
         state = f"seq-{mark.state}" if self.states else "seq-plan"
         return linked(
-            *self._shapes(box, mark),
+            *_shapes(box, mark),
+            *self._content(box, mark),
             label=self.captions.label(node.name),
             words=[*self.captions.words(node), *self.captions.joins(node)],
             note=mark.title,
@@ -111,12 +112,8 @@ class _Painter:
         first = ["any_of"] if node.any_of else []
         return delay + first + ([kind] if self.captions.kind(node) else [])
 
-    def _shapes(self, box: Box, mark: Mark) -> Iterator[str]:
-        if box.node.traits.has_items:
-            for shift in (STACK, STACK / 2):
-                yield _rect(box, shift, "seq-sheet")
-        yield _rect(box, 0, "seq-box")
-        yield from _bars(box, mark.fraction)
+    def _content(self, box: Box, mark: Mark) -> Iterator[str]:
+        """Its icon and its signs, and its texts."""
         signs = self._signs(box.node)
         if self.states:
             yield state_icon(mark.state, 11, 16)
@@ -145,18 +142,21 @@ def _own(drawing: Drawing) -> Iterator[str]:
     yield element("rect", class_="seq-back", width=width, height=height)
 
 
+def _shapes(box: Box, mark: Mark) -> Iterator[str]:
+    """Its border, the stacked sheets of a fan-out behind it, and how much is done."""
+    if box.node.traits.has_items:
+        for shift in (STACK, STACK / 2):
+            yield _rect(box, shift, "seq-sheet")
+    yield _rect(box, 0, "seq-box")
+    room = box.width - 20
+    if mark.fraction is not None:
+        yield _bar(room, "seq-track")
+    if mark.fraction:
+        yield _bar(max(room * mark.fraction, 3.0), "seq-bar")
+
+
 def _rect(box: Box, shift: float, class_: str) -> str:
     return element("rect", x=shift, y=shift, width=box.width, height=BOX, rx=8, class_=class_)
-
-
-def _bars(box: Box, fraction: float | None) -> Iterator[str]:
-    """How much of the step is done."""
-    if fraction is None:
-        return
-    width = box.width - 20
-    yield _bar(width, "seq-track")
-    if fraction:
-        yield _bar(max(width * fraction, 3.0), "seq-bar")
 
 
 def _bar(width: float, class_: str) -> str:

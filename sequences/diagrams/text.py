@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import lru_cache
 
 from ..definitions.plan import Node, Plan
 from ..utils.terminal import cells, cut, plain
 from .graph import Edge, Graph
-from .marks import SIGNS, STATUSES, Captions, Mark, Translate
+from .marks import SIGNS, STATUSES, Captions, Marks, Translate
 from .markup import stylesheet
 from .outline import Row, outline
 
-_RAILS = {"first": "├─ ", "last": "└─ ", "open": "│  ", "closed": "   "}
 #: Where the rail of a branch meets that of the first branch in it: together, ``├──┬─``.
 _FORK = re.compile("(?<=─) [├└](?=─)")
 _ASCII_RAILS = str.maketrans("├└│┬─", "|`|+-")
@@ -23,7 +22,7 @@ _NAMES = 0.6
 
 def text(
     plan: Plan,
-    marks: Mapping[str, Mark] | None = None,
+    marks: Marks = None,
     *,
     width: int = 80,
     unicode: bool = True,
@@ -47,7 +46,7 @@ def text(
 
 
 def _name(row: Row, captions: Captions, *, unicode: bool) -> str:
-    rails = _FORK.sub("─┬", "".join(_RAILS[rail] for rail in row.rails))
+    rails = _FORK.sub("─┬", "".join(row.rails))
     sign = SIGNS[captions.mark(row.node.name).state][0 if unicode else 1]
     sign = f"{sign} " if captions.states else ""
     rails = rails if unicode else rails.translate(_ASCII_RAILS)
@@ -74,9 +73,7 @@ _SHAPES = {"each": ("[[", "]]"), "event": ("{{", "}}"), "subsequence": ("[/", "/
 _SPECIAL = re.compile(r"[^\w .,:;()/+=!?'·…–-]", re.ASCII)  # noqa: RUF001
 
 
-def mermaid(
-    plan: Plan, marks: Mapping[str, Mark] | None = None, *, translate: Translate = str
-) -> str:
+def mermaid(plan: Plan, marks: Marks = None, *, translate: Translate = str) -> str:
     """The plan as a Mermaid flowchart, which GitHub and others render."""
     return "\n".join([*_mermaid(Captions(plan, marks, translate)), ""])
 

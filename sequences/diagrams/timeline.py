@@ -45,8 +45,7 @@ Kind = Literal["waited", "ran", "items", "children", "failed", "held"]
 BUSY = ("ran", "items", "children", "failed")
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """Something that a step did for a while."""
 
     kind: Kind
@@ -56,8 +55,7 @@ class Span:
     title: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Lane:
+class Lane(NamedTuple):
     """One step, and what it did."""
 
     name: str
@@ -135,12 +133,14 @@ class _Painter:
             yield element("text", text=tick.text, x=tick.x, y=TOP - 11, class_="seq-time")
 
     def _breaks(self) -> Iterator[str]:
+        teeth = int((self.bottom - TOP + 5) // 10)
+        zigzag = " ".join(f"l{3 if tooth % 2 else -3},10" for tooth in range(teeth))
         for piece in self.scale.breaks:
             middle = piece.x + piece.width / 2
             text = fitted(self._short(piece), 11, max(piece.width, 30.0) + 14)
             yield element("text", text=text, x=middle, y=TOP - 11, class_="seq-left-out")
             for shift, class_ in ((0, "seq-break-paper"), (-3, "seq-break"), (3, "seq-break")):
-                edge = _zigzag(middle + shift, TOP - 5, self.bottom)
+                edge = f"M{middle + shift:.1f},{TOP - 5:g} {zigzag}"
                 yield element("path", d=edge, class_=class_)
 
     def _short(self, piece: Piece) -> str:
@@ -220,9 +220,3 @@ def _class(kind: str, *, is_open: bool) -> str:
 
 def _text(text: str, x: float, class_: str) -> str:
     return element("text", text=text, x=x, y=LANE / 2 + 4, class_=class_)
-
-
-def _zigzag(x: float, top: float, bottom: float) -> str:
-    teeth = int((bottom - top) // 10)
-    points = " ".join(f"l{3 if tooth % 2 else -3},10" for tooth in range(teeth))
-    return f"M{x:.1f},{top:g} {points}"
