@@ -76,7 +76,7 @@ KILLS = Part((*REST.arguments, *only(*DEATHS)), starts_workers=True, uses_rabbit
 LIVES = Part(
     (*REST.arguments, *ignored(*(f"*/test_{name}.py" for name in DEATHS))), starts_workers=True
 )
-#: What touches no database says the same beside each: SQLite and PostgreSQL have it.
+#: What touches no database says the same beside each: only SQLite's part has it.
 DATABASE = Part((*QUICK.arguments, "--database-only"))
 #: What shows runs to people writes none, and asks the same of each database.
 SHOWN = ("actions", "admin*", "command", "diagnosis", "docs", "drawing*", "pages", "quickstart")
