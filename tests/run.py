@@ -99,9 +99,8 @@ LOCKS = Part(
     (*ENGINE.arguments, *ignored(*(f"*/test_{name}.py" for name in ALIKE if name not in LOCKING)))
 )
 #: Pages that take long, and say the same of the same rows. How they find these is asked of both.
-PAGES = ("actions", "admin", "admin_actions", "admin_page", "command", "diagnosis", "docs")
-PAGES += ("drawing*", "event_forms", "languages", "limit_console", "on_hold", "pages", "phases")
-PAGES += ("quickstart", "reference", "run_diagrams")
+PAGES = ("actions", "command", "diagnosis", "docs", "drawing*", "event_forms", "languages")
+PAGES += ("limit_console", "on_hold", "pages", "phases", "quickstart", "reference", "run_diagrams")
 ROWS = Part((*DATABASE.arguments, *only(*ALIKE, *(name for name in SHOWN if name not in PAGES))))
 #: Without what opens many pages, which takes most of the time.
 BRIEF = Part(
