@@ -1,4 +1,4 @@
-"""Pruning: removes finished runs, with all of their children, when their retention is over."""
+"""Pruning: removes finished runs, with all of their children, when their retention has expired."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REFUSED = "protected by the database"
 
 @dataclass(frozen=True, slots=True)
 class Remaining:
-    """A tree whose retention is over, but which is kept."""
+    """A tree whose retention has expired, but which is kept."""
 
     run: UUID
     why: str
@@ -61,7 +61,7 @@ def prune(
     batch: int = TREES_PER_TRANSACTION,
     dry_run: bool = False,
 ) -> Report:
-    """Remove finished runs whose retention is over, with their children, batch by batch.
+    """Remove finished runs whose retention has expired, with their children, batch by batch.
 
     ``older_than`` and ``failed_older_than`` override the settings ``RETENTION`` and
     ``RETENTION_FAILED``. The Meta of a sequence takes precedence over both, unless ``sequence``
