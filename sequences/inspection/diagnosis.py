@@ -140,7 +140,7 @@ def _failed_at(snapshot: RunSnapshot, *, with_error: bool = False) -> str:
     failed = snapshot.at[0] if names else None
     error = _error(snapshot, failed) if with_error else ""
     values = {"steps": listed(names), "error": error, **_times(snapshot)}
-    attempts = _attempts(failed) if with_error else 0
+    attempts = failed.attempts if failed is not None and with_error else 0
     if not names:
         message = (
             _("The run failed %(ago)s ago: %(error)s.")
@@ -327,7 +327,7 @@ def _failing(snapshot: RunSnapshot) -> str:
 
 
 def _failed_step(snapshot: RunSnapshot, step: StepSnapshot) -> str:
-    attempts, error = _attempts(step), _error(snapshot, step)
+    attempts, error = step.attempts, _error(snapshot, step)
     if attempts < 2:
         message = _("%(step)s failed: %(error)s.") if error else _("%(step)s failed.")
     elif error:
@@ -573,10 +573,6 @@ def _times(snapshot: RunSnapshot) -> dict[str, str]:
         "ago": format_duration(snapshot.now - ended),
         "span": format_duration(snapshot.duration),
     }
-
-
-def _attempts(step: StepSnapshot | None) -> int:
-    return step.row.attempts if step is not None and step.row is not None else 0
 
 
 def _error(snapshot: RunSnapshot, step: StepSnapshot | None) -> str:

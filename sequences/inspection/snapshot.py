@@ -128,6 +128,11 @@ class StepSnapshot:
         return next((status for status in order if self.items.get(status)), NOT_BEGUN)
 
     @property
+    def attempts(self) -> int:
+        """The number of its failed attempts."""
+        return 0 if self.row is None else self.row.attempts
+
+    @property
     def deaths(self) -> str:
         """A sentence: how many workers have died in it since its last attempt ended, if any."""
         if self.row is None or not self.row.lost_workers:

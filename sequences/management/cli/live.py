@@ -111,8 +111,7 @@ def state_of(step: StepSnapshot, *, counts: bool = True) -> str:
         amount = f" {fraction_of(step.progress)}"
         failed = step.items.get("failed")
         amount += f", {failed} failed" if failed else ""
-    attempts = step.row.attempts if step.row is not None else 0
-    return step_state(f"{state_word(step)}{amount}", attempts)
+    return step_state(f"{state_word(step)}{amount}", step.attempts)
 
 
 def step_state(status: str, failed: int) -> str:

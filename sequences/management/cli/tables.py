@@ -24,7 +24,7 @@ class Cell(NamedTuple):
 def table(
     rows: Iterable[Iterable[object]], width: int | None, *, narrowing: Iterable[int] = ()
 ) -> list[str]:
-    """The lines of a table of texts and `Cell`s, which cannot control a terminal.
+    """The lines of a table of texts and `Cell`s, which cannot control a terminal. None is empty.
 
     If it is too wide, the widest of the columns that may be cut is cut, again and again.
     """
@@ -36,6 +36,8 @@ def table(
 
 
 def _cell(value: object) -> Cell:
+    if value is None:
+        return Cell("")
     text, paint = value if isinstance(value, Cell) else (value, str)
     return Cell(plain(text), paint)
 
