@@ -5,19 +5,20 @@ from __future__ import annotations
 import getpass
 import json
 import shutil
-from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable
+from argparse import Namespace
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, ClassVar
+from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 from django.core.management.color import no_style
 from django.core.serializers.json import DjangoJSONEncoder
-from django.db.models import Model
 
 from ...exceptions import SequenceError
 from ...models import RunStatus
 from ...utils.terminal import printable
+from .arguments import Argument
 from .tables import Paint, table
 
 #: The exit statuses, besides 0: the action was rejected or the run has failed; the command was
@@ -30,14 +31,14 @@ OUTCOMES = {RunStatus.SUCCEEDED: 0, RunStatus.FAILED: REFUSED, RunStatus.CANCELL
 class Subcommand:
     """A subcommand. It writes to its command's output, in colour only on a terminal."""
 
-    name: ClassVar[str]
-    help: ClassVar[str]
+    name: str
+    #: A line for the list of subcommands. Its own help begins with the description, if it has one.
+    help: str
+    description: str = ""
+    arguments: Iterable[Argument] = ()
 
     def __init__(self, command: BaseCommand) -> None:
         self.command = command
-
-    def add_arguments(self, parser: ArgumentParser) -> None:
-        """Add its arguments."""
 
     def run(self, options: Namespace) -> None:
         """Run it. Raises `CommandError` for problems that the caller can fix."""
@@ -68,16 +69,12 @@ class Subcommand:
 
     def paint(self, status: str) -> Paint:
         """The text in the colour of this status."""
-        style: Any = self.command.style if self._is_coloured else no_style()
+        # Django decides by the process's own output, which may be a different one.
+        is_coloured = self.is_terminal or getattr(self.command, "is_forced", False)
+        style = self.command.style if is_coloured else no_style()
         role = _ROLES.get(status)
         paint: Paint = getattr(style, role) if role else str
         return paint
-
-    @property
-    def _is_coloured(self) -> bool:
-        # Django decides by the process's own output, which may be a different one.
-        forced = getattr(self.command, "is_forced", False)
-        return forced or self.is_terminal
 
 
 _ROLES = {
@@ -99,9 +96,9 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
     return printable(text, lambda char: json.dumps(char)[1:-1], keep="\n")
 
 
-def values_of(row: Model, *names: str) -> dict[str, Any]:
-    """These fields of a row, for JSON."""
-    return {name: getattr(row, name) for name in names}
+def values_of(holder: object, *names: str) -> dict[str, Any]:
+    """These fields of a row, or these options."""
+    return {name: getattr(holder, name) for name in names}
 
 
 def counted(count: int, noun: str) -> str:
@@ -119,9 +116,13 @@ def wrong(message: str) -> CommandError:
     return CommandError(message, returncode=USAGE)
 
 
-def rejected(error: SequenceError) -> CommandError:
-    """The error for a correct call that was rejected."""
-    return CommandError(str(error), returncode=REFUSED)
+@contextmanager
+def rejecting(error: type[SequenceError] = SequenceError) -> Iterator[None]:
+    """Raise the `CommandError` for a correct call that was rejected with this error."""
+    try:
+        yield
+    except error as reason:
+        raise CommandError(str(reason), returncode=REFUSED) from None
 
 
 def caller() -> str:
@@ -132,12 +133,6 @@ def caller() -> str:
         return "command line"
 
 
-def add_caller_and_reason(parser: ArgumentParser, stored_with: str = "run") -> None:
-    """Add the arguments that are stored with every operation."""
-    parser.add_argument("--reason", default="", help=f"the reason, stored with the {stored_with}")
-    parser.add_argument("--by", help="who does this (default: you)")
-
-
 def caller_and_reason(options: Namespace) -> dict[str, Any]:
-    """The same, as keyword arguments for the methods of a model."""
+    """Who does it, and why, as keyword arguments for the methods of a model."""
     return {"by": caller() if options.by is None else options.by, "reason": options.reason}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -19,7 +19,8 @@ from ...inspection.health import Level
 from ...utils.terminal import plain
 from ...worker.sweeper import once, run_forever
 from .argtypes import count, duration
-from .base import REFUSED, Subcommand, counted
+from .arguments import JSON, SEQUENCE, flag, option
+from .base import REFUSED, Subcommand, counted, values_of
 from .selectors import known_names
 
 #: How many kept runs are named for each reason.
@@ -31,8 +32,7 @@ class Sweep(Subcommand):
 
     name, help = "sweep", "Dispatch due steps and lost messages."
 
-    def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--loop", action="store_true", help="repeat until interrupted")
+    arguments = (flag("--loop", "repeat until interrupted"),)
 
     def run(self, options: Namespace) -> None:
         if not options.loop:
@@ -57,8 +57,7 @@ class Health(Subcommand):
 
     name, help = "health", "Check workers, sweeps and queues."
 
-    def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = (JSON,)
 
     def run(self, options: Namespace) -> None:
         report = health.read()
@@ -86,44 +85,31 @@ def _health_as_json(report: health.Health) -> dict[str, object]:
 class Prune(Subcommand):
     """Remove old finished runs."""
 
-    name, help = (
-        "prune",
-        "Remove finished runs whose retention period is over, with their child runs.",
-    )
-
-    def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument(
-            "--older-than",
-            type=duration,
-            metavar="30d",
-            help="remove runs that finished at least this long ago (overrides RETENTION)",
-        )
-        parser.add_argument(
-            "--failed-older-than", type=duration, metavar="90d",
-            help="the same for failed runs (overrides RETENTION_FAILED)",
-        )  # fmt: skip
-        parser.add_argument("--sequence", metavar="LABEL", help="only runs of this sequence")
-        parser.add_argument(
-            "--batch",
-            type=count,
-            default=TREES_PER_TRANSACTION,
-            help="runs per transaction, not counting child runs",
-        )
-        parser.add_argument(
-            "--dry-run", action="store_true", help="only show what would be removed"
-        )
-        parser.add_argument("--json", action="store_true", help="print JSON")
+    name = "prune"
+    help = "Remove finished runs whose retention period is over, with their child runs."
+    arguments = (
+        option(
+            "--older-than", type=duration, metavar="30d",
+            help_text="remove runs that finished at least this long ago (overrides RETENTION)",
+        ),
+        option(
+            "--failed-older-than", "the same for failed runs (overrides RETENTION_FAILED)",
+            type=duration, metavar="90d",
+        ),
+        SEQUENCE,
+        option(
+            "--batch", "runs per transaction, not counting child runs",
+            type=count, default=TREES_PER_TRANSACTION,
+        ),
+        flag("--dry-run", "only show what would be removed"),
+        JSON,
+    )  # fmt: skip
 
     def run(self, options: Namespace) -> None:
         if options.sequence is not None:
             known_names(options.sequence)
-        report = prune(
-            sequence=options.sequence,
-            older_than=options.older_than,
-            failed_older_than=options.failed_older_than,
-            batch=options.batch,
-            dry_run=options.dry_run,
-        )
+        names = ("sequence", "older_than", "failed_older_than", "batch", "dry_run")
+        report = prune(**values_of(options, *names))
         if options.json:
             self.write_json(_as_json(report, options.dry_run))
         else:
@@ -136,9 +122,7 @@ def _as_json(report: Report, dry_run: bool) -> dict[str, object]:
         "pruned": dict(report.runs),
         "runs": report.runs.total(),
         "trees": report.trees,
-        "kept": [
-            {"run": str(run.run), "why": run.why, "by": dict(run.by)} for run in report.remaining
-        ],
+        "kept": [{"run": run.run, "why": run.why, "by": dict(run.by)} for run in report.remaining],
     }
 
 

@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, BooleanOptionalAction, Namespace
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from argparse import BooleanOptionalAction, Namespace
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 from uuid import UUID
 
 from django.core.management.base import BaseCommand, CommandError
 
 from ...data.redaction import NoSecret, restore
 from ...definitions import registry
-from ...definitions.rules import RULES
 from ...exceptions import SequenceError
 from ...inspection.actions import ACTIONS
 from ...models import SequenceRun
 from ...utils.terminal import plain
 from .argtypes import assignment, date, duration, json_object, json_value
+from .arguments import JSON, Argument, argument, flag, one_of, option, reason_and_by
 from .base import (
     INTERRUPTED,
     REFUSED,
     Subcommand,
-    add_caller_and_reason,
     caller_and_reason,
     counted,
-    rejected,
+    rejecting,
+    values_of,
     wrong,
 )
 from .selectors import (
-    RUN,
-    RUN_HELP,
-    add_filters,
-    add_run,
+    FILTERS,
+    FILTERS_BUT_STEP,
+    ONE_RUN,
+    RUNS,
     at_step,
     filtered,
     find,
@@ -40,168 +40,114 @@ from .selectors import (
     runs,
 )
 
-
-@dataclass
-class Tally:
-    """What happened to each run."""
-
-    done: list[SequenceRun] = field(default_factory=list)
-    rejected: list[tuple[SequenceRun, str]] = field(default_factory=list)
-
-    def as_json(self, action: str) -> dict[str, Any]:
-        return {
-            "action": action,
-            "done": [str(run.pk) for run in self.done],
-            "rejected": [{"run": str(run.pk), "why": why} for run, why in self.rejected],
-        }
+# The name `step` is that of a filter.
+ON_STEP = argument("on_step", metavar="STEP", help="the step, the same for all runs")
+#: A run, and why the operation was rejected for it; empty: it was not.
+Outcome = tuple[SequenceRun, str]
 
 
 class Operating(Subcommand):
     """One of the `ACTIONS` on runs."""
 
-    action: str
-    #: Boolean options, by the argument of the method.
-    flags: ClassVar[Mapping[str, str]] = {}
-    flag_action: ClassVar[Any] = "store_true"
-
-    def add_arguments(self, parser: ArgumentParser) -> None:
-        action = ACTIONS[self.action]
-        parser.description = str(action.explains)
-        parser.add_argument("runs", nargs="*", metavar=RUN, help=RUN_HELP)
-        if action.on_step:  # `step` is a filter
-            parser.add_argument("on_step", metavar="STEP", help="the step, the same for all runs")
-        self.add_options(parser)
-        add_caller_and_reason(parser)
-        parser.add_argument("--json", action="store_true", help="print JSON")
-        add_filters(parser, step=not action.on_step)
-        parser.add_argument(
-            "--all", action="store_true", help="apply to every run that matches the filters"
+    def __init__(
+        self, command: BaseCommand, *, action: str, help_text: str, own: dict[str, Argument]
+    ) -> None:
+        super().__init__(command)
+        self.action, self.name, self.help = ACTIONS[action], action.replace("_", "-"), help_text
+        self.description = str(self.action.explains)
+        #: The options that only this operation has, by keyword arguments of its method.
+        self.own = own
+        self.arguments = (
+            RUNS,
+            *([ON_STEP] if self.action.on_step else []),
+            *own.values(),
+            *reason_and_by(),
+            JSON,
+            FILTERS_BUT_STEP if self.action.on_step else FILTERS,
+            flag("--all", "apply to every run that matches the filters"),
+            flag("--dry-run", "only list the runs"),
         )
-        parser.add_argument("--dry-run", action="store_true", help="only list the runs")
-
-    def add_options(self, parser: ArgumentParser) -> None:
-        """Add the options that only this operation has."""
-        for flag, help_text in self.flags.items():
-            name = f"--{flag.replace('_', '-')}"
-            parser.add_argument(name, action=self.flag_action, help=help_text)
-
-    def keywords(self, options: Namespace) -> dict[str, Any]:
-        """The arguments of its method, besides the step."""
-        flags = {flag: getattr(options, flag) for flag in self.flags}
-        return {**caller_and_reason(options), **flags}
 
     def run(self, options: Namespace) -> None:
-        step = [options.on_step] if ACTIONS[self.action].on_step else []
-        ids = self._ids(options, options.runs, *step)
+        step = [options.on_step] if self.action.on_step else []
+        ids = self._ids(options, *step)
         if options.dry_run:
             self._list(ids, options)
             return
-        keywords, tally = self.keywords(options), Tally()
+        keywords = {**caller_and_reason(options), **values_of(options, *self.own)}
+        outcomes: list[Outcome] = []
         try:
-            for pk in ids:
-                self._operate(pk, step, keywords, tally, quiet=options.json)
+            for run in _each(ids):
+                outcomes.append((run, self._operate(run, options, *step, **keywords)))
         except KeyboardInterrupt:
-            self._sum_up(tally, options)
+            self._sum_up(outcomes, options)
             raise CommandError(
                 "Interrupted; the remaining runs are unchanged.", returncode=INTERRUPTED
             ) from None
-        self._sum_up(tally, options)
+        self._sum_up(outcomes, options)
 
-    def _ids(self, options: Namespace, names: list[str], step: str | None = None) -> list[UUID]:
-        if names and (is_filtered(options) or options.all):
+    def _ids(self, options: Namespace, step: str | None = None) -> list[UUID]:
+        if options.runs and (is_filtered(options) or options.all):
             raise wrong("Name runs, or select them with filters and --all, but not both.")
-        if names:
-            return [find(name).pk for name in names]
+        if options.runs:
+            return [find(name).pk for name in options.runs]
         if not is_filtered(options):
             raise wrong(
-                f"Name the {RUN}, or select runs with filters: --sequence, --status, --since, …"
+                "Name the RUN, or select runs with filters: --sequence, --status, --since, …"
             )
         if not options.all and not options.dry_run:
             raise wrong("Add --all to apply it to every matching run, or --dry-run to list them.")
         rows = filtered(options)
         if options.status is None:
-            rows = rows.filter(status__in=RULES[self.action].targets)
-        if step is not None and self.action != "restart_from":
+            rows = rows.filter(status__in=self.action.rule.targets)
+        if step is not None and self.action.name != "restart_from":
             rows = at_step(rows, step)
         return list(rows.values_list("pk", flat=True))
 
     def _list(self, ids: list[UUID], options: Namespace) -> None:
         if options.json:
-            self.write_json({"action": self.action, "runs": [str(pk) for pk in ids]})
-            return
-        for pk in ids:
-            self.write(str(pk))
-        self.write(f"{self.name} would be applied to {counted(len(ids), 'run')}.")
+            self.write_json({"action": self.action.name, "runs": ids})
+        else:
+            total = f"{self.name} would be applied to {counted(len(ids), 'run')}."
+            self.write("\n".join([*map(str, ids), total]))
 
-    def _operate(
-        self, pk: UUID, step: list[str], keywords: dict[str, Any], tally: Tally, *, quiet: bool
-    ) -> None:
-        run = runs().filter(pk=pk).first()
-        if run is None:  # pruned since it was found
-            return
+    def _operate(self, run: SequenceRun, options: Namespace, *step: str, **keywords: Any) -> str:
+        """The reason if it is not possible for this run; otherwise empty."""
         try:
             why = self.perform(run, *step, **keywords)
         except SequenceError as error:
             why = str(error)
-        if why:
-            tally.rejected.append((run, why))
-        else:
-            tally.done.append(run)
-        if not quiet and not why:
-            self.write(f"{self.name}: {plain(run)} is {run.status}")
-        elif not quiet:
+        if why and not options.json:
             self.command.stderr.write(plain(why))
+        elif not options.json:
+            self.write(f"{self.name}: {plain(run)} is {run.status}")
+        return why
 
     def perform(self, run: SequenceRun, *step: str, **keywords: Any) -> str:
         """Perform it on one run. Returns or raises the reason if that is not possible."""
-        getattr(run, self.action)(*step, **keywords)
+        getattr(run, self.action.name)(*step, **keywords)
         return ""
 
-    def _sum_up(self, tally: Tally, options: Namespace) -> None:
+    def _sum_up(self, outcomes: list[Outcome], options: Namespace) -> None:
+        done = [run.pk for run, why in outcomes if not why]
+        rejected = [{"run": run.pk, "why": why} for run, why in outcomes if why]
         if options.json:
-            self.write_json(tally.as_json(self.action))
-        count = len(tally.done) + len(tally.rejected)
-        if count != 1 and not options.json:
-            self.write(f"{len(tally.done)} done, {len(tally.rejected)} rejected.")
-        if tally.rejected:
-            why = f"{self.name} was rejected for {len(tally.rejected)} of {count}."
+            self.write_json({"action": self.action.name, "done": done, "rejected": rejected})
+        elif len(outcomes) != 1:
+            self.write(f"{len(done)} done, {len(rejected)} rejected.")
+        if rejected:
+            why = f"{self.name} was rejected for {len(rejected)} of {len(outcomes)}."
             raise CommandError(why, returncode=REFUSED)
 
 
-class SetDeadline(Operating):
-    """Set the deadline of runs."""
-
-    name, action = "set-deadline", "set_deadline"
-    help = "Set or remove the deadline of runs."
-
-    def add_options(self, parser: ArgumentParser) -> None:
-        when = parser.add_mutually_exclusive_group(required=True)
-        when.add_argument(
-            "--in", type=duration, metavar="3d", dest="span", help="a duration from now"
-        )
-        when.add_argument(
-            "--at", type=date, metavar="2026-12-01T08:00", help="a date, or a date and a time"
-        )
-        when.add_argument("--none", action="store_true", help="remove the deadline")
-
-    def keywords(self, options: Namespace) -> dict[str, Any]:
-        deadline = options.at if options.span is None else options.span
-        return {**super().keywords(options), "deadline": deadline}
+def _each(ids: list[UUID]) -> Iterator[SequenceRun]:
+    """Each of these runs as it is when its turn comes, except those that were pruned meanwhile."""
+    for pk in ids:
+        yield from runs().filter(pk=pk)
 
 
 class Deliver(Operating):
-    """Deliver an event."""
-
-    name, action = "deliver", "deliver"
-    help = "Deliver an event to runs."
-
-    def add_options(self, parser: ArgumentParser) -> None:
-        parser.add_argument(
-            "--payload", type=json_value, metavar="JSON", help="JSON, @file, or - (default: null)"
-        )
-
-    def keywords(self, options: Namespace) -> dict[str, Any]:
-        return {**super().keywords(options), "payload": options.payload}
+    """A delivery may be superfluous, which is no error of its method."""
 
     def perform(self, run: SequenceRun, *step: str, **keywords: Any) -> str:
         if run.deliver(*step, **keywords):
@@ -209,41 +155,31 @@ class Deliver(Operating):
         return f"Run {run.pk} already has a delivery of {step[0]!r}; only the first one counts."
 
 
-def _operating(action: str, help_text: str, **flags: str) -> Callable[[BaseCommand], Operating]:
-    """The class of an operation that has only boolean options."""
-    attributes = {
-        "name": action.replace("_", "-"), "action": action, "help": help_text, "flags": flags,
-    }  # fmt: skip
-    return type(f"{action.title()}Subcommand", (Operating,), attributes)
-
-
 class Edit(Subcommand):
     """Replace the data of a run."""
 
     name, help = "edit", "Replace the data of a run."
-
-    def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.description = (
-            "Replaces the data of a run while no step is running. Values shown as *** are kept "
-            "wherever you leave the *** in place."
-        )
-        add_run(parser)
-        what = parser.add_mutually_exclusive_group()
-        what.add_argument(
-            "--data", type=json_object, metavar="JSON", help="the complete data: JSON, @file or -"
-        )
-        what.add_argument(
-            "--set",
-            type=assignment,
-            action="append",
-            metavar="KEY=JSON",
-            help="set one key; repeatable",
-        )
-        parser.add_argument(
-            "--if-version", type=int, metavar="N",
-            help="only if the run still has this version (see `show`)",
-        )  # fmt: skip
-        add_caller_and_reason(parser)
+    description = (
+        "Replaces the data of a run while no step is running. Values shown as *** are kept "
+        "wherever you leave the *** in place."
+    )
+    arguments = (
+        ONE_RUN,
+        one_of(
+            option(
+                "--data", "the complete data: JSON, @file or -", type=json_object, metavar="JSON"
+            ),
+            option(
+                "--set", "set one key; repeatable",
+                type=assignment, action="append", metavar="KEY=JSON",
+            ),
+        ),
+        option(
+            "--if-version", "only if the run still has this version (see `show`)",
+            type=int, metavar="N",
+        ),
+        *reason_and_by(),
+    )  # fmt: skip
 
     def run(self, options: Namespace) -> None:
         if (options.data is None) == (options.set is None):
@@ -254,10 +190,8 @@ class Edit(Subcommand):
         data = self._edited(run, options)
         if options.if_version is not None:
             run.version = options.if_version
-        try:
+        with rejecting():
             run.edit(data, **caller_and_reason(options))
-        except SequenceError as error:
-            raise rejected(error) from None
         self.write(f"edit: {plain(run)} is now at version {run.version}")
 
     def _edited(self, run: SequenceRun, options: Namespace) -> dict[str, Any]:
@@ -274,37 +208,47 @@ class Edit(Subcommand):
         return restored
 
 
-class Cancel(Operating):
-    """Without a flag, the class of each run decides."""
-
-    name = "cancel"
-    help = "Cancel runs; with --undo, roll back completed steps first."
-    action = "cancel"
-    flags: ClassVar[Mapping[str, str]] = {
-        "undo": "roll back completed steps first, or not (default: Meta.cancel)"
-    }
-    flag_action = BooleanOptionalAction
+def _operation(
+    action: str, help_text: str, kind: type[Operating] = Operating, **own: Argument
+) -> Callable[[BaseCommand], Subcommand]:
+    return partial(kind, action=action, help_text=help_text, own=own)
 
 
-TASKS: list[Callable[[BaseCommand], Subcommand]] = [
-    _operating("retry", "Restart failed steps, and run pending retries now."),
-    Cancel,
-    _operating("pause", "Pause runs: no new step starts until you resume them."),
-    _operating("resume", "Continue paused runs."),
-    _operating("finish", "Mark runs as succeeded."),
-    _operating("skip", "Skip a step, and continue without it."),
-    _operating("run_now", "Run a delayed step now."),
-    _operating(
-        "restart_from",
-        "Run a step and all later steps again.",
-        keep_deliveries="keep earlier deliveries for the events among them",
+UNDO = option(
+    "--undo", "roll back completed steps first, or not (default: Meta.cancel)",
+    action=BooleanOptionalAction,
+)  # fmt: skip
+KEEP_DELIVERIES = flag("--keep-deliveries", "keep earlier deliveries for the events among them")
+KEEP_KEY = flag("--keep-key", "keep the key, so that no other run starts with it")
+PAYLOAD = option("--payload", "JSON, @file, or - (default: null)", type=json_value, metavar="JSON")
+DEADLINE = one_of(
+    option("--in", "a duration from now", dest="deadline", type=duration, metavar="3d"),
+    option(
+        "--at", "a date, or a date and a time",
+        dest="deadline", type=date, metavar="2026-12-01T08:00",
     ),
-    SetDeadline,
-    Deliver,
+    argument(
+        "--none", help="remove the deadline", dest="deadline", action="store_const", const=None
+    ),
+    required=True,
+)  # fmt: skip
+
+OPERATIONS = [
+    _operation("retry", "Restart failed steps, and run pending retries now."),
+    _operation("cancel", "Cancel runs; with --undo, roll back completed steps first.", undo=UNDO),
+    _operation("pause", "Pause runs: no new step starts until you resume them."),
+    _operation("resume", "Continue paused runs."),
+    _operation("finish", "Mark runs as succeeded."),
+    _operation("skip", "Skip a step, and continue without it."),
+    _operation("run_now", "Run a delayed step now."),
+    _operation(
+        "restart_from", "Run a step and all later steps again.", keep_deliveries=KEEP_DELIVERIES
+    ),
+    _operation("set_deadline", "Set or remove the deadline of runs.", deadline=DEADLINE),
+    _operation("deliver", "Deliver an event to runs.", Deliver, payload=PAYLOAD),
     Edit,
-    _operating(
-        "erase",
-        "Permanently erase data, results, error texts, reasons and the key.",
-        keep_key="keep the key, so that no other run starts with it",
+    _operation(
+        "erase", "Permanently erase data, results, error texts, reasons and the key.",
+        keep_key=KEEP_KEY,
     ),
-]
+]  # fmt: skip

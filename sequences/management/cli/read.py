@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from uuid import UUID
@@ -21,15 +21,13 @@ from ...models import read_subject_rows
 from ...utils.durations import format_duration
 from ...utils.terminal import plain, printable
 from . import wait
-from .argtypes import count, definition_in, duration
+from .argtypes import count, definition_in
+from .arguments import JSON, argument, flag, one_of, option
 from .base import Subcommand, json_text, wrong
 from .details import RunDetails, brief
 from .live import Display
-from .selectors import add_filters, add_run, filtered, find
+from .selectors import FILTERS, ONE_RUN, filtered, find
 from .tables import Cell, shortened
-
-#: The order of statuses: what an operator looks for comes first.
-LIMIT = 50
 
 
 class List(Subcommand):
@@ -37,12 +35,11 @@ class List(Subcommand):
 
     name, help = "list", "List runs, newest first."
 
-    def add_arguments(self, parser: ArgumentParser) -> None:
-        add_filters(parser)
-        parser.add_argument(
-            "--limit", type=count, default=LIMIT, help="how many runs (default: 50)"
-        )
-        parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = (
+        FILTERS,
+        option("--limit", "how many runs (default: 50)", type=count, default=50),
+        JSON,
+    )
 
     def run(self, options: Namespace) -> None:
         runs = list(filtered(options).defer(*HEAVY)[: options.limit])
@@ -51,10 +48,7 @@ class List(Subcommand):
         if options.json:
             read_subject_rows(runs)
             self.write_json(
-                [
-                    {**brief(each), "struggling": list(steps.get(each.run.pk, ()))}
-                    for each in snapshots
-                ]
+                [{**brief(each), "struggling": steps.get(each.run.pk, ())} for each in snapshots]
             )
         elif snapshots:
             self.write_table(self._rows(snapshots, steps), 1, 2, 4, 7)
@@ -73,18 +67,18 @@ class List(Subcommand):
             yield (
                 texts[run.pk],
                 run.sequence,
-                run.key or "",
+                run.key,
                 Cell(run.status, self.paint("failed" if run_snapshot.is_failing else run.status)),
-                ", ".join(
-                    f"{step.name} (struggling)"
-                    if step.name in struggling_steps.get(run.pk, ())
-                    else step.name
-                    for step in run_snapshot.at
-                ),
+                _at(run_snapshot, struggling_steps.get(run.pk, ())),
                 f"{run_snapshot.done}/{run_snapshot.total}",
                 format_duration(run_snapshot.age),
-                error_of(failure) if failure else "",
+                failure and error_of(failure),
             )
+
+
+def _at(run_snapshot: RunSnapshot, struggling_steps: tuple[str, ...]) -> str:
+    marks = dict.fromkeys(struggling_steps, " (struggling)")
+    return ", ".join(f"{step.name}{marks.get(step.name, '')}" for step in run_snapshot.at)
 
 
 class Show(Subcommand):
@@ -92,14 +86,14 @@ class Show(Subcommand):
 
     name, help = "show", "Show one run: its steps, data, failed attempts and operations."
 
-    def add_arguments(self, parser: ArgumentParser) -> None:
-        add_run(parser)
-        parser.add_argument(
+    arguments = (
+        ONE_RUN,
+        flag(
             "--tracebacks",
-            action="store_true",
-            help="include the tracebacks of failed attempts; in text, library frames are folded",
-        )
-        parser.add_argument("--json", action="store_true", help="print JSON")
+            "include the tracebacks of failed attempts; in text, library frames are folded",
+        ),
+        JSON,
+    )
 
     def run(self, options: Namespace) -> None:
         details = RunDetails(find(options.run), tracebacks=options.tracebacks)
@@ -114,12 +108,7 @@ class Watch(Subcommand):
 
     name, help = "watch", "Follow the progress of a run until it finishes."
 
-    def add_arguments(self, parser: ArgumentParser) -> None:
-        add_run(parser)
-        parser.add_argument(
-            "--timeout", type=duration, metavar="10m", help="stop waiting after this time"
-        )
-        parser.add_argument("--json", action="store_true", help="print JSON, a line per change")
+    arguments = (ONE_RUN, wait.FOR_HOW_LONG, flag("--json", "print JSON, a line per change"))
 
     def run(self, options: Namespace) -> None:
         run = find(options.run)
@@ -150,12 +139,14 @@ class Graph(Subcommand):
 
     name, help = "graph", "Draw the steps of a sequence or a run as text, Mermaid or SVG."
 
-    def add_arguments(self, parser: ArgumentParser) -> None:
-        what = parser.add_mutually_exclusive_group()
-        what.add_argument("what", nargs="?", metavar="LABEL|RUN", help="a sequence, or a run")
-        what.add_argument("--file", type=Path, help="a definition in YAML or JSON")
-        parser.add_argument("--format", choices=_FORMATS, default="text")
-        parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to this file")
+    arguments = (
+        one_of(
+            argument("what", nargs="?", metavar="LABEL|RUN", help="a sequence, or a run"),
+            option("--file", "a definition in YAML or JSON", type=Path),
+        ),
+        argument("--format", choices=("text", "mermaid", "svg"), default="text"),
+        argument("-o", "--output", type=Path, metavar="FILE", help="write to this file"),
+    )
 
     def run(self, options: Namespace) -> None:
         if (options.what is None) == (options.file is None):
@@ -190,7 +181,6 @@ def _safe(picture: str, form: str) -> str:
 
 #: The width of text that is not for a terminal, in columns.
 WIDE = 100
-_FORMATS = ("text", "mermaid", "svg")
 
 
 def _marked(options: Namespace) -> tuple[Plan, dict[str, diagrams.Mark]]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Iterator
-from datetime import datetime
 from typing import Any
 
 from ... import conf
@@ -14,14 +13,8 @@ from ...inspection import schedules as inspection
 from ...inspection.schedules import ScheduleSnapshot
 from ...models import Schedule
 from ...utils.terminal import plain
-from .base import (
-    Subcommand,
-    add_caller_and_reason,
-    caller_and_reason,
-    rejected,
-    values_of,
-    wrong,
-)
+from .arguments import JSON, argument, option, reason_and_by
+from .base import Subcommand, caller_and_reason, rejecting, values_of, wrong
 from .details import moment
 from .tables import Cell
 
@@ -40,20 +33,17 @@ class Schedules(Subcommand):
 
     name, help = "schedules", "List schedules; pause or resume one, or start a run now."
 
-    def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("action", nargs="?", choices=ACTIONS, default="list")
-        parser.add_argument("label", nargs="?", metavar="LABEL", help="the label of the sequence")
-        parser.add_argument(
-            "schedule",
-            nargs="?",
-            metavar="NAME",
+    arguments = (
+        argument("action", nargs="?", choices=ACTIONS, default="list"),
+        argument("label", nargs="?", metavar="LABEL", help="the label of the sequence"),
+        argument(
+            "schedule", nargs="?", metavar="NAME",
             help="the name of the schedule, if the sequence has several",
-        )
-        parser.add_argument(
-            "--sequence", metavar="LABEL", help="list only schedules of this sequence"
-        )
-        add_caller_and_reason(parser, "schedule")
-        parser.add_argument("--json", action="store_true", help="print JSON")
+        ),
+        option("--sequence", "list only schedules of this sequence", metavar="LABEL"),
+        *reason_and_by("schedule"),
+        JSON,
+    )  # fmt: skip
 
     def run(self, options: Namespace) -> None:
         if options.action == "list":
@@ -65,13 +55,11 @@ class Schedules(Subcommand):
 
     def _operate(self, row: Schedule, options: Namespace) -> None:
         operation = getattr(row, options.action.replace("-", "_"))
-        try:
+        with rejecting(InvalidSchedule):
             run = operation(**caller_and_reason(options))
-        except InvalidSchedule as error:
-            raise rejected(error) from None
         details = as_json(inspection.of(row, conf.using()))
         if options.json:
-            self.write_json({**details, "run": None if run is None else str(run.pk)})
+            self.write_json({**details, "run": run and run.pk})
         elif run is not None:
             self.write(f"Started {plain(run.sequence)} {run.pk}")
         else:
@@ -100,15 +88,11 @@ class Schedules(Subcommand):
                 row.name,
                 each.timing,
                 Cell(each.state, self.paint(_COLOURS.get(each.state, ""))),
-                _time(row.next_slot),
-                _time(row.last_started_at),
-                "" if run is None else run.pk,
-                "" if run is None else Cell(run.status, self.paint(run.status)),
+                moment(row.next_slot),
+                moment(row.last_started_at),
+                run and run.pk,
+                run and Cell(run.status, self.paint(run.status)),
             )
-
-
-def _time(value: datetime | None) -> str:
-    return "" if value is None else moment(value)
 
 
 def _find(label: str, name: str | None) -> Schedule:
@@ -139,7 +123,7 @@ def as_json(snapshot: ScheduleSnapshot) -> dict[str, Any]:
         "timetable": row.spec,
         "data": snapshot.data,
         **values_of(row, "next_slot", "last_slot", "last_started_at"),
-        "last_run": None if run is None else {"id": str(run.pk), "status": run.status},
+        "last_run": run and {"id": run.pk, "status": run.status},
         "skipped_slot": row.skipped_slot,
         "error": snapshot.error,
     }

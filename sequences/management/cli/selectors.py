@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
+from collections.abc import Callable
 from datetime import datetime, timedelta
+from typing import Any
 
 from django.db.models import Q
 
 from ... import conf
 from ...definitions import registry
+from ...definitions.subjects import SubjectKey
 from ...exceptions import did_you_mean
 from ...models import (
     NO_ITEM,
@@ -21,6 +24,7 @@ from ...models import (
 )
 from ...transitions import clock
 from .argtypes import moment, subject_key
+from .arguments import SEQUENCE, argument, flag, group, option
 from .base import wrong
 
 #: Values of --status besides the statuses themselves.
@@ -30,8 +34,9 @@ MIN_ID_DIGITS = 4
 #: How many runs an error message names.
 MAX_NAMED_RUNS = 3
 
-RUN = "RUN"
 RUN_HELP = "an ID, an ID prefix, or label:key"
+ONE_RUN = argument("run", metavar="RUN", help=RUN_HELP)
+RUNS = argument("runs", nargs="*", metavar="RUN", help=RUN_HELP)
 
 
 def runs() -> SequenceRunQuerySet:
@@ -71,77 +76,6 @@ def _by_key(text: str) -> list[SequenceRun]:
     return list((matches.filter(active_key__isnull=False)[:1] or matches)[:1])
 
 
-# Filters
-
-
-def add_run(parser: ArgumentParser) -> None:
-    """The argument for a single run."""
-    parser.add_argument("run", metavar=RUN, help=RUN_HELP)
-
-
-def add_filters(parser: ArgumentParser, *, step: bool = True) -> None:
-    """The filters that select runs which are not named."""
-    filters = parser.add_argument_group("filters")
-    filters.add_argument("--sequence", metavar="LABEL", help="only runs of this sequence")
-    filters.add_argument("--status", choices=STATUSES, metavar="STATUS", help=", ".join(STATUSES))
-    filters.add_argument("--key", help="only runs started with this key")
-    filters.add_argument(
-        "--subject", type=subject_key, metavar="app.model:pk", help="only runs about this object"
-    )
-    filters.add_argument(
-        "--since", type=moment, metavar="24h",
-        help="only runs started since this time: a duration or a date",
-    )  # fmt: skip
-    filters.add_argument(
-        "--struggling", action="store_true", default=None,
-        help="only runs with a step that keeps failing",
-    )  # fmt: skip
-    if step:
-        filters.add_argument(
-            "--step", metavar="NAME", help="only runs that are at this step or failed at it"
-        )
-
-
-def is_filtered(options: Namespace) -> bool:
-    """Whether there are any filters."""
-    names = ("sequence", "status", "key", "subject", "since", "struggling", "step")
-    return any(getattr(options, name, None) is not None for name in names)
-
-
-def filtered(options: Namespace) -> SequenceRunQuerySet:
-    """The runs that match the filters, newest first."""
-    rows = runs().order_by("-created_at", "-pk")
-    if options.sequence is not None:
-        rows = rows.filter(sequence__in=known_names(options.sequence))
-    if options.status in ("unfinished", "finished"):
-        rows = getattr(rows, options.status)()
-    elif options.status is not None:
-        rows = rows.filter(status=options.status)
-    if options.key is not None:
-        rows = rows.filter(key=options.key)
-    if options.subject is not None:
-        model, pk = options.subject
-        rows = rows.filter(subject_row__model=model, subject_row__object_id=pk)
-    if options.since is not None:
-        rows = rows.filter(created_at__gte=_since(options.since))
-    if options.struggling:
-        rows = rows.struggling()
-    if getattr(options, "step", None) is not None:
-        rows = at_step(rows, options.step)
-    return rows
-
-
-def _since(since: timedelta | datetime) -> datetime:
-    return clock.now(conf.using()) - since if isinstance(since, timedelta) else since
-
-
-def at_step(rows: SequenceRunQuerySet, step: str) -> SequenceRunQuerySet:
-    """Runs that are at this step, or have failed at it."""
-    states = (*UNFINISHED_STEP, StepStatus.FAILED)
-    steps = StepRun.objects.using(conf.using()).filter(step=step, item=NO_ITEM, status__in=states)
-    return rows.filter(pk__in=steps.values("run"))
-
-
 def known_names(label: str) -> list[str]:
     """The names of a sequence, which this code may lack. Raises `CommandError`."""
     names = registry.names_of(label)
@@ -152,3 +86,71 @@ def known_names(label: str) -> list[str]:
             f"There is no sequence {label!r}, and no run of it. {did_you_mean(label, labels)}"
         )
     return names
+
+
+# Filters
+
+
+_FILTERS = (
+    SEQUENCE,
+    option("--status", ", ".join(STATUSES), choices=STATUSES, metavar="STATUS"),
+    option("--key", "only runs started with this key"),
+    option("--subject", "only runs about this object", type=subject_key, metavar="app.model:pk"),
+    option(
+        "--since", "only runs started since this time: a duration or a date",
+        type=moment, metavar="24h",
+    ),
+    flag("--struggling", "only runs with a step that keeps failing", default=None),
+)  # fmt: skip
+_AT_STEP = option("--step", "only runs that are at this step or failed at it", metavar="NAME")
+#: The filters that select runs which are not named.
+FILTERS = group("filters", *_FILTERS, _AT_STEP)
+FILTERS_BUT_STEP = group("filters", *_FILTERS)
+
+
+def is_filtered(options: Namespace) -> bool:
+    """Whether there are any filters."""
+    return any(getattr(options, name, None) is not None for name in _MATCHING)
+
+
+def filtered(options: Namespace) -> SequenceRunQuerySet:
+    """The runs that match the filters, newest first."""
+    rows = runs().order_by("-created_at", "-pk")
+    for name, matching in _MATCHING.items():
+        value = getattr(options, name, None)
+        if value is not None:
+            rows = matching(rows, value)
+    return rows
+
+
+def at_step(rows: SequenceRunQuerySet, step: str) -> SequenceRunQuerySet:
+    """Runs that are at this step, or have failed at it."""
+    states = (*UNFINISHED_STEP, StepStatus.FAILED)
+    steps = StepRun.objects.using(conf.using()).filter(step=step, item=NO_ITEM, status__in=states)
+    return rows.filter(pk__in=steps.values("run"))
+
+
+def _with_status(rows: SequenceRunQuerySet, status: str) -> SequenceRunQuerySet:
+    states = {"unfinished": rows.unfinished, "finished": rows.finished}
+    return states[status]() if status in states else rows.filter(status=status)
+
+
+def _about(rows: SequenceRunQuerySet, key: SubjectKey) -> SequenceRunQuerySet:
+    return rows.filter(subject_row__model=key.model, subject_row__object_id=key.pk)
+
+
+def _since(rows: SequenceRunQuerySet, since: timedelta | datetime) -> SequenceRunQuerySet:
+    begin = clock.now(conf.using()) - since if isinstance(since, timedelta) else since
+    return rows.filter(created_at__gte=begin)
+
+
+#: The runs among some that match the value of a filter.
+_MATCHING: dict[str, Callable[[SequenceRunQuerySet, Any], SequenceRunQuerySet]] = {
+    "sequence": lambda rows, label: rows.filter(sequence__in=known_names(label)),
+    "status": _with_status,
+    "key": lambda rows, key: rows.filter(key=key),
+    "subject": _about,
+    "since": _since,
+    "struggling": lambda rows, is_on: rows.struggling() if is_on else rows,
+    "step": at_step,
+}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,73 +17,54 @@ from ...utils.durations import format_duration
 from ...utils.terminal import plain
 from . import wait
 from .argtypes import definition_in, duration, json_object, subject
-from .base import Subcommand, wrong
+from .arguments import argument, flag, one_of, option
+from .base import Subcommand, values_of, wrong
 from .details import RunDetails
 
 
 class Start(Subcommand):
     """Starts a run of a sequence, or of a definition in a file."""
 
-    name, help = (
-        "start",
-        "Start a sequence, or a definition in a file, and optionally wait for it to finish.",
-    )
+    name = "start"
+    help = "Start a sequence, or a definition in a file, and optionally wait for it to finish."
+    arguments = (
+        one_of(
+            argument("label", nargs="?", metavar="LABEL", help="a sequence, such as shop.Order"),
+            option("--file", "a definition in YAML or JSON, stored with the run", type=Path),
+        ),
+        option(
+            "--data", "a JSON object, @file, or - for standard input",
+            type=json_object, default={}, metavar="JSON",
+        ),
+        option("--key", "the key of the run; if a run already has it, nothing starts"),
+        option(
+            "--unique", choices=("ever", "unfinished"), default="ever",
+            help_text="how long a run keeps its key: forever (the default), or until it has ended",
+        ),
+        option("--delay", "start after this time", type=duration, metavar="5m"),
+        option(
+            "--priority", "order among runs that wait for a limit; the lowest goes first",
+            type=int, default=0, metavar="N",
+        ),
+        option(
+            "--deadline", "fail the run if it has not finished within this time",
+            type=duration, metavar="3d",
+        ),
+        option("--subject", "the object the run is about", type=subject, metavar="app.model:pk"),
+        flag("--wait", "wait until the run has ended; the exit status says how"),
+        wait.FOR_HOW_LONG,
+        flag("--json", "print JSON, as `show` does"),
+    )  # fmt: skip
     _has_doubted = False
-
-    def add_arguments(self, parser: ArgumentParser) -> None:
-        what = parser.add_mutually_exclusive_group()
-        what.add_argument(
-            "label", nargs="?", metavar="LABEL", help="a sequence, such as shop.Order"
-        )
-        what.add_argument(
-            "--file", type=Path, help="a definition in YAML or JSON, stored with the run"
-        )
-        parser.add_argument(
-            "--data", type=json_object, default={}, metavar="JSON",
-            help="a JSON object, @file, or - for standard input",
-        )  # fmt: skip
-        parser.add_argument(
-            "--key", help="the key of the run; if a run already has it, nothing starts"
-        )
-        parser.add_argument(
-            "--unique",
-            choices=("ever", "unfinished"),
-            default="ever",
-            help="how long a run keeps its key: forever (the default), or until it has ended",
-        )
-        parser.add_argument("--delay", type=duration, metavar="5m", help="start after this time")
-        parser.add_argument(
-            "--priority", type=int, default=0, metavar="N",
-            help="order among runs that wait for a limit; the lowest goes first",
-        )  # fmt: skip
-        parser.add_argument(
-            "--deadline",
-            type=duration,
-            metavar="3d",
-            help="fail the run if it has not finished within this time",
-        )
-        parser.add_argument(
-            "--subject", type=subject, metavar="app.model:pk", help="the object the run is about"
-        )
-        parser.add_argument(
-            "--wait",
-            action="store_true",
-            help="wait until the run has ended; the exit status says how",
-        )
-        parser.add_argument(
-            "--timeout", type=duration, metavar="10m", help="stop waiting after this time"
-        )
-        parser.add_argument("--json", action="store_true", help="print JSON, as `show` does")
 
     def run(self, options: Namespace) -> None:
         if options.timeout is not None and not options.wait:
             raise wrong("--timeout needs --wait.")
         start = self._start(options)
-        names = ("key", "unique", "delay", "priority", "subject")
-        named = {name: getattr(options, name) for name in names}
+        named = values_of(options, "key", "unique", "delay", "priority", "subject")
         if options.deadline is not None:
             named["deadline"] = options.deadline
-        sequence = start(options.data, **named)
+        sequence = start({**options.data}, **named)
         run = sequence.run
         if not options.json:
             prefix = "Started" if sequence.created else "Already exists:"

@@ -16,6 +16,8 @@ from ...inspection.snapshot import RunSnapshot
 from ...models import RunStatus, SequenceRun
 from ...utils.durations import format_duration
 from ...utils.terminal import plain
+from .argtypes import duration
+from .arguments import option
 from .base import INTERRUPTED, OUTCOMES, TIMEOUT
 from .selectors import runs
 
@@ -23,6 +25,8 @@ from .selectors import runs
 MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.1, 1.0
 #: How long to wait for a database that is down, perhaps because it is being restarted.
 MAX_OUTAGE_SECONDS = 60.0
+
+FOR_HOW_LONG = option("--timeout", "stop waiting after this time", type=duration, metavar="10m")
 
 Look = Callable[[RunSnapshot], None]
 

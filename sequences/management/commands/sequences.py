@@ -15,6 +15,7 @@ from ...exceptions import SequenceError
 from ...transitions.refusals import is_unmigrated, unmigrated
 from ...utils.terminal import plain
 from ..cli import limits, maintenance, operations, read, schedules, start
+from ..cli.arguments import add, argument
 from ..cli.base import wrong
 
 SUBCOMMANDS = [
@@ -22,13 +23,23 @@ SUBCOMMANDS = [
     read.Show,
     start.Start,
     read.Watch,
-    *operations.TASKS,
+    *operations.OPERATIONS,
     read.Graph,
     limits.Limits,
     schedules.Schedules,
     maintenance.Sweep,
     maintenance.Prune,
     maintenance.Health,
+]
+HIDDEN: dict[str, Any] = {"default": SUPPRESS, "help": SUPPRESS}
+#: Django's own options are accepted after the subcommand as well: `sequences list --no-color`.
+DJANGOS = [
+    argument("--no-color", action="store_true", **HIDDEN),
+    argument("--force-color", action="store_true", **HIDDEN),
+    argument("--traceback", action="store_true", **HIDDEN),
+    argument("--settings", **HIDDEN),
+    argument("--pythonpath", **HIDDEN),
+    argument("-v", "--verbosity", type=int, **HIDDEN),
 ]
 
 
@@ -43,9 +54,9 @@ class Command(BaseCommand):
         self.subcommands = {subcommand.name: subcommand for subcommand in subcommands}
         parsers = parser.add_subparsers(dest="task", required=True, metavar="subcommand")
         for name, subcommand in self.subcommands.items():
-            below = parsers.add_parser(name, help=subcommand.help, description=subcommand.help)
-            subcommand.add_arguments(below)
-            _add_djangos(below)
+            description = subcommand.description or subcommand.help
+            below = parsers.add_parser(name, help=subcommand.help, description=description)
+            add(below, [*subcommand.arguments, *DJANGOS])
 
     @no_translations
     def handle(self, *args: Any, task: str, **options: Any) -> None:
@@ -71,12 +82,3 @@ class Command(BaseCommand):
 def _safe(error: CommandError) -> CommandError:
     """An error may quote a key, or a reason that somebody gave."""
     return CommandError(plain(error, lines=True), returncode=error.returncode)
-
-
-def _add_djangos(parser: ArgumentParser) -> None:
-    """Accept them after the subcommand as well: `sequences list --no-color`."""
-    for flag in ("--no-color", "--force-color", "--traceback"):
-        parser.add_argument(flag, action="store_true", default=SUPPRESS, help=SUPPRESS)
-    for option in ("--settings", "--pythonpath"):
-        parser.add_argument(option, default=SUPPRESS, help=SUPPRESS)
-    parser.add_argument("-v", "--verbosity", type=int, default=SUPPRESS, help=SUPPRESS)
