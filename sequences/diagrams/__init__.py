@@ -5,7 +5,8 @@ Words are in English, unless ``translate`` translates them.
 """
 
 from ..definitions.plan import Plan
-from .marks import STATUSES, Mark
+from .icons import STATUSES
+from .marks import Mark
 from .svg import svg
 from .text import mermaid, text
 from .timeline import Lane, Span, timeline

@@ -89,23 +89,32 @@ def drawing_of(graph: Graph, width: float) -> Drawing:
 
 
 def _placed(layout: Layout, width: float) -> Iterator[_Band]:
-    """Give every slot its place in pixels."""
-    rows = bands(layout, most=int((PAGE - 2 * PAD + GAP) // (width + GAP)))
+    """Give every slot its place in pixels, from left to right, and band by band."""
+    ranges = bands(layout, most=int((PAGE - 2 * PAD + GAP) // (width + GAP)))
     top = PAD
-    for row in rows:
-        left = PAD + (GUTTER if len(rows) > 1 else 0)
-        height = place([layout.layers[index] for index in row])
-        for index in row:
-            layer, pieces = layout.layers[index], _solid(layout.pieces[index])
-            right = left + max(_width_of(slot, width) for slot in layer)
-            for slot in layer:
-                slot.x, slot.y, slot.layer_right = left, top + slot.row * ROW + BOX / 2, right
-                slot.right = left + _width_of(slot, width)
-            # More space between the layers where lines cross.
-            left = right + GAP + (0 if is_complete(pieces) else min(4.0 * len(pieces), 60.0))
+    for layers in ranges:
+        left = PAD + (GUTTER if len(ranges) > 1 else 0)
+        height = place([layout.layers[index] for index in layers])
+        for index in layers:
+            right = _put(layout.layers[index], left, top, width)
+            left = right + GAP + _extra_gap(_solid(layout.pieces[index]))
         bottom = top + height * ROW - (ROW - BOX)
-        yield _Band(row, right, bottom)
+        yield _Band(layers, right, bottom)
         top = bottom + BETWEEN_BANDS
+
+
+def _put(layer: Sequence[Slot], left: float, top: float, width: float) -> float:
+    """Give the slots of a layer their place; return its right edge."""
+    right = left + max(_width_of(slot, width) for slot in layer)
+    for slot in layer:
+        slot.x, slot.y = left, top + slot.row * ROW + BOX / 2
+        slot.right, slot.layer_right = left + _width_of(slot, width), right
+    return right
+
+
+def _extra_gap(pieces: Sequence[Step]) -> float:
+    """More space between the layers where lines cross."""
+    return 0.0 if is_complete(pieces) else min(4.0 * len(pieces), 60.0)
 
 
 def _width_of(slot: Slot, width: float) -> float:
@@ -156,34 +165,19 @@ def _lines(layout: Layout, rows: Iterable[_Band]) -> Iterator[Line]:
 
 def _between(pieces: Sequence[Step]) -> Iterator[Line]:
     yield from (_curve(piece) for piece in pieces if piece.edge.off_path)
-    groups = connected(_solid(pieces), _share_end)
-    for group in groups:
-        yield from map(_curve, group) if _is_tangled(group, groups) else _bus(group)
-
-
-def _share_end(piece: Step, other: Step) -> bool:
-    return piece.start is other.start or piece.end is other.end
+    for group in connected(_solid(pieces), _touch):
+        yield from _bus(group) if is_complete(group) else map(_curve, group)
 
 
 def _solid(pieces: Iterable[Step]) -> list[Step]:
     return [piece for piece in pieces if not piece.edge.off_path]
 
 
-def _is_tangled(group: Sequence[Step], groups: Iterable[Sequence[Step]]) -> bool:
-    """Whether no vertical line can stand for it, or its line would touch those of others."""
-    others = (other for other in groups if other is not group)
-    return not is_complete(group) or any(_touch(group, other) for other in others)
-
-
-def _touch(group: Sequence[Step], other: Sequence[Step]) -> bool:
-    top, bottom = _range(group)
-    other_top, other_bottom = _range(other)
+def _touch(piece: Step, other: Step) -> bool:
+    """Whether the vertical lines from their starts to their ends would touch."""
+    top, bottom = sorted((piece.start.y, piece.end.y))
+    other_top, other_bottom = sorted((other.start.y, other.end.y))
     return top <= other_bottom and other_top <= bottom
-
-
-def _range(pieces: Sequence[Step]) -> tuple[float, float]:
-    places = [slot.y for piece in pieces for slot in (piece.start, piece.end)]
-    return min(places), max(places)
 
 
 def _start(slot: Slot) -> Point:

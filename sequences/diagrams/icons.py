@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from .markup import element, shifted
 
-#: A 16 by 16 drawing for each status: filled ones have ended, open ones have not.
-_STATES = {
-    "pending": ("ring dotted", ""),
-    "waiting": ("ring", "M8,4.5 V8 L10.5,9.8"),
-    "queued": ("ring", "M4.8,8 H4.9 M7.95,8 H8.05 M11.1,8 H11.2"),
-    "running": ("track", "M8,1.8 A6.2,6.2 0 0 1 14.2,8"),
-    "retrying": ("", "M13,3 V6.2 H9.8 M12.7,6 A5.4,5.4 0 1 0 13.4,8.6"),
-    "succeeded": ("disc", "M4.9,8.3 L7.2,10.5 L11.2,5.9"),
-    "failed": ("disc", "M5.6,5.6 L10.4,10.4 M10.4,5.6 L5.6,10.4"),
-    "skipped": ("ring", "M4.4,11.6 L11.6,4.4"),
-    "cancelled": ("ring", "M5,8 H11"),
-    "paused": ("ring", "M6.4,5.6 V10.4 M9.6,5.6 V10.4"),
-    "undoing": ("", "M3,3 V6.2 H6.2 M3.3,6 A5.4,5.4 0 1 1 2.6,8.6"),
+
+class Look(NamedTuple):
+    """How a status is shown."""
+
+    #: In a terminal, and in one that has ASCII only.
+    sign: str
+    ascii_sign: str
+    #: In a 16 by 16 drawing: a circle, if any, and a path. Filled ones have ended, open ones have
+    #: not.
+    circle: str
+    path: str
+
+
+#: The statuses of runs and steps. ``pending`` is a step that the run has not reached.
+STATUSES = {
+    "pending": Look("·", ".", "ring dotted", ""),
+    "waiting": Look("◷", "w", "ring", "M8,4.5 V8 L10.5,9.8"),
+    "queued": Look("○", "o", "ring", "M4.8,8 H4.9 M7.95,8 H8.05 M11.1,8 H11.2"),
+    "running": Look("●", "*", "track", "M8,1.8 A6.2,6.2 0 0 1 14.2,8"),
+    "retrying": Look("↻", "r", "", "M13,3 V6.2 H9.8 M12.7,6 A5.4,5.4 0 1 0 13.4,8.6"),
+    "succeeded": Look("✓", "+", "disc", "M4.9,8.3 L7.2,10.5 L11.2,5.9"),
+    "failed": Look("✗", "x", "disc", "M5.6,5.6 L10.4,10.4 M10.4,5.6 L5.6,10.4"),
+    "skipped": Look("-", "-", "ring", "M4.4,11.6 L11.6,4.4"),
+    "cancelled": Look("-", "-", "ring", "M5,8 H11"),
+    "paused": Look("‖", "=", "ring", "M6.4,5.6 V10.4 M9.6,5.6 V10.4"),
+    "undoing": Look("↺", "u", "", "M3,3 V6.2 H6.2 M3.3,6 A5.4,5.4 0 1 1 2.6,8.6"),
 }
 #: 12 by 12 drawings.
 _KINDS = {
@@ -36,11 +51,11 @@ _KINDS = {
 
 def state_icon(status: str, x: float, y: float) -> str:
     """The icon of a status, 16 pixels wide, with its top left corner at this point."""
-    circle, path = _STATES[status]
-    radius = 7 if circle == "disc" else 6.2
+    look = STATUSES[status]
+    radius = 7 if look.circle == "disc" else 6.2
     parts = [
-        element("circle", cx=8, cy=8, r=radius, class_=circle) if circle else "",
-        element("path", d=path) if path else "",
+        element("circle", cx=8, cy=8, r=radius, class_=look.circle) if look.circle else "",
+        element("path", d=look.path) if look.path else "",
     ]
     return element("g", *parts, class_="seq-icon", transform=shifted(x, y))
 

@@ -7,23 +7,8 @@ from dataclasses import dataclass
 
 from ..definitions.plan import Node, Plan
 from ..utils import text
+from .icons import STATUSES
 
-#: A character for each status of runs and steps, with a fallback for ASCII terminals. ``pending``
-#: is a step that the run has not reached.
-SIGNS = {
-    "pending": ("·", "."),
-    "waiting": ("◷", "w"),
-    "queued": ("○", "o"),
-    "running": ("●", "*"),
-    "retrying": ("↻", "r"),
-    "succeeded": ("✓", "+"),
-    "failed": ("✗", "x"),
-    "skipped": ("-", "-"),
-    "cancelled": ("-", "-"),
-    "paused": ("‖", "="),
-    "undoing": ("↺", "u"),
-}
-STATUSES = tuple(SIGNS)
 PENDING = "pending"
 
 Translate = Callable[[str], str]
@@ -95,11 +80,9 @@ class Captions:
 
     def kind(self, node: Node) -> str:
         """The caption for the kind of a step; empty for a plain step."""
-        caption, step = node.traits.caption, node.undoes
-        if node.is_handler:
-            caption = _ON_ERROR
-            failing = (other.name for other in self.plan.nodes if other.on_error == node.name)
-            step = next(failing, "")
+        caption = _ON_ERROR if node.is_handler else node.traits.caption
+        failing = (other.name for other in self.plan.nodes if other.on_error == node.name)
+        step = node.undoes or next(failing, "")
         return self._fill(caption, step=self.label(step)) if caption else ""
 
     def state(self, name: str) -> list[str]:

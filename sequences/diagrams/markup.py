@@ -55,7 +55,6 @@ def document(width: float, height: float, *content: str, label: str, class_: str
         viewBox=f"0 0 {width:g} {height:g}",
         role="group",
         aria_label=label,
-        direction="ltr",
         width=width,
         height=height,
     )

@@ -9,7 +9,8 @@ from functools import lru_cache
 from ..definitions.plan import Node, Plan
 from ..utils.terminal import cells, cut, plain
 from .graph import Edge, Graph
-from .marks import SIGNS, STATUSES, Captions, Marks, Translate
+from .icons import STATUSES
+from .marks import Captions, Marks, Translate
 from .markup import stylesheet
 from .outline import Row, outline
 
@@ -47,8 +48,8 @@ def text(
 
 def _name(row: Row, captions: Captions, *, unicode: bool) -> str:
     rails = _FORK.sub("─┬", "".join(row.rails))
-    sign = SIGNS[captions.mark(row.node.name).state][0 if unicode else 1]
-    sign = f"{sign} " if captions.states else ""
+    look = STATUSES[captions.mark(row.node.name).state]
+    sign = f"{look.sign if unicode else look.ascii_sign} " if captions.states else ""
     rails = rails if unicode else rails.translate(_ASCII_RAILS)
     return one_line(f"{rails}{sign}{captions.label(row.node.name)}")
 
