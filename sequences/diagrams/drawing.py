@@ -97,7 +97,7 @@ def _placed(layout: Layout, width: float) -> Iterator[_Band]:
         height = place([layout.layers[index] for index in layers])
         for index in layers:
             right = _put(layout.layers[index], left, top, width)
-            left = right + GAP + _extra_gap(_solid(layout.pieces[index]))
+            left = right + GAP + _extra_gap(layout.solid[index])
         bottom = top + height * ROW - (ROW - BOX)
         yield _Band(layers, right, bottom)
         top = bottom + BETWEEN_BANDS
@@ -159,18 +159,10 @@ def _lines(layout: Layout, rows: Iterable[_Band]) -> Iterator[Line]:
     for band in rows:
         *inner, last = band.layers
         for index in inner:
-            yield from _between(layout.pieces[index])
-        yield from _turn(layout.pieces[last], band)
-
-
-def _between(pieces: Sequence[Step]) -> Iterator[Line]:
-    yield from (_curve(piece) for piece in pieces if piece.edge.off_path)
-    for group in connected(_solid(pieces), _touch):
-        yield from _bus(group) if is_complete(group) else map(_curve, group)
-
-
-def _solid(pieces: Iterable[Step]) -> list[Step]:
-    return [piece for piece in pieces if not piece.edge.off_path]
+            yield from map(_curve, layout.aside[index])
+            for group in connected(layout.solid[index], _touch):
+                yield from _bus(group) if is_complete(group) else map(_curve, group)
+        yield from _turn(layout.solid[last], band)
 
 
 def _touch(piece: Step, other: Step) -> bool:

@@ -79,7 +79,9 @@ class Layout(NamedTuple):
     """The slots of each layer, from top to bottom, and the pieces of edges after each layer."""
 
     layers: list[list[Slot]]
-    pieces: list[list[Step]]
+    #: On the main path, and off it.
+    solid: list[list[Step]]
+    aside: list[list[Step]]
 
 
 def layout_of(graph: Graph) -> Layout:
@@ -89,7 +91,7 @@ def layout_of(graph: Graph) -> Layout:
     for sweep in range(SWEEPS if _crossings(layout.layers) else 0):
         _sort(layout.layers, downwards=sweep % 2 == 0)
         orders.append([list(layer) for layer in layout.layers])
-    return Layout(min(orders, key=_crossings), layout.pieces)
+    return layout._replace(layers=min(orders, key=_crossings))
 
 
 def _slots(graph: Graph) -> Layout:
@@ -97,19 +99,20 @@ def _slots(graph: Graph) -> Layout:
         [_slot(index, node, graph) for node in nodes] for index, nodes in enumerate(graph.layers())
     ]
     of = {slot.nodes[0].name: slot for layer in layers for slot in layer}
-    pieces: list[list[Step]] = [[] for _ in layers]
+    layout = Layout(layers, solid=[[] for _ in layers], aside=[[] for _ in layers])
     for edge in graph.edges:
         start, end = of[edge.source], of[edge.target]
         passages = [Slot(index, edge.off_path) for index in range(start.layer + 1, end.layer)]
         for passage in passages:
             layers[passage.layer].append(passage)
+        pieces = layout.aside if edge.off_path else layout.solid
         for slot, after in pairwise([start, *passages, end]):
             slot.after.append(after)
             after.before.append(slot)
             pieces[slot.layer].append(Step(edge, slot, after))
     for layer in layers:
         layer.sort(key=lambda slot: slot.off_path)
-    return Layout(layers, pieces)
+    return layout
 
 
 def _slot(layer: int, node: Node, graph: Graph) -> Slot:
@@ -201,20 +204,17 @@ def bands(layout: Layout, most: int) -> list[range]:
     its own.
     """
     count, starts = len(layout.layers), [0]
-    cuts = [index + 1 for index, pieces in enumerate(layout.pieces[:-1]) if _is_waist(pieces)]
+    gaps = zip(layout.solid, layout.aside, strict=True)
+    cuts = [end for end, (solid, aside) in enumerate(gaps, 1) if is_complete(solid) and not aside]
     for row in range(ceil(count / most) if count > most + 1 else 1, 1, -1):
         start = starts[-1]
-        later = [cut for cut in cuts if cut > start]
+        later = [cut for cut in cuts if start < cut < count]
         if not later:
             break
         wish = start + ceil((count - start) / row)
         possible = [cut for cut in later if cut <= start + most] or later[:1]
         starts.append(min(possible, key=lambda cut: (abs(cut - wish), -cut)))
     return [range(*band) for band in pairwise([*starts, count])]
-
-
-def _is_waist(pieces: Sequence[Step]) -> bool:
-    return not any(piece.edge.off_path for piece in pieces) and is_complete(pieces)
 
 
 def is_complete(pieces: Sequence[Step]) -> bool:
