@@ -91,19 +91,18 @@ class Graph:
 
 def _solid(plan: Plan, nodes: Sequence[Node]) -> list[Edge]:
     """The edges of the main path, without those implied by others."""
-    ancestors: dict[str, set[str]] = {}
+    ancestors: dict[str, set[str]] = defaultdict(set)
     edges = []
     for node in nodes:
-        if node.off_path:
-            continue
-        after = sources_of(plan, node)
-        above = [name for name in after if not any(name in ancestors.get(o, ()) for o in after)]
-        ancestors[node.name] = set(after).union(*(ancestors.get(name, ()) for name in after))
-        edges += [Edge(name, node.name) for name in above]
+        if not node.off_path:
+            sources = _sources(plan, node)
+            implied = set[str]().union(*(ancestors[name] for name in sources))
+            ancestors[node.name] = implied.union(sources)
+            edges += [Edge(name, node.name) for name in sources if name not in implied]
     return edges
 
 
-def sources_of(plan: Plan, node: Node) -> tuple[str, ...]:
+def _sources(plan: Plan, node: Node) -> tuple[str, ...]:
     """The steps of the main path that it waits for.
 
     If its error never comes, a handler counts as done as soon as the steps that name it are done.

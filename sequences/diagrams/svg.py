@@ -85,9 +85,9 @@ class _Painter:
         return element("path", d=line.path, class_=f"{class_}{passed}")
 
     def _was_passed(self, line: Line) -> bool:
-        is_left = line.off_path or not line.sources
-        is_left = is_left or any(self._members(name) <= self.done for name in line.sources)
-        return is_left and any(self._members(name) & self.started for name in line.targets)
+        is_left = any(self._members(name) <= self.done for name in line.sources)
+        is_reached = any(self._members(name) & self.started for name in line.targets)
+        return is_reached and (is_left or line.off_path or not line.sources)
 
     def _members(self, name: str) -> set[str]:
         return {node.name for node in self.graph.groups.get(name, ())} or {name}
