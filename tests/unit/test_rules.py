@@ -19,8 +19,8 @@ DOCS = Path(__file__).parents[2] / "docs" / "lifecycle.md"
 #: Rules of one method in a case of its own.
 VARIANTS = {
     "cancel_and_undo": '`cancel(undo=True)`, or `cancel()` with `Meta.cancel = "undo"`',
-    "retry_compensation": "`retry()` after an undo has begun, or of a run that failed only by its "
-    "`on_cancel` or `on_end`",
+    "retry_compensation": "`retry()` after an undo has begun, or of a run that failed only because "
+    "of its `on_cancel` or `on_end`",
     "skip_compensation": "`skip(step)` of an undo, `on_failure`, `on_cancel` or `on_end`",
 }
 
