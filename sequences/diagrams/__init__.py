@@ -21,7 +21,6 @@ def is_drawable(plan: Plan) -> bool:
 
 
 __all__ = [
-    "MAX_STEPS",
     "STATUSES",
     "Lane",
     "Mark",

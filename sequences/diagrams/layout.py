@@ -143,9 +143,8 @@ def _crossings_between(left: Sequence[Slot], right: Sequence[Slot]) -> int:
     above: list[int] = []
     count = 0
     for slot in left:
-        ends = sorted(rank[end] for end in slot.near(downwards=False))
-        count += sum(len(above) - bisect_right(above, end) for end in ends)
-        for end in ends:
+        for end in sorted(rank[after] for after in slot.near(downwards=False)):
+            count += len(above) - bisect_right(above, end)
             insort(above, end)
     return count
 

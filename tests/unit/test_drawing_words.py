@@ -92,6 +92,12 @@ def test_what_could_steer_a_terminal_does_not():
     assert not set(line) & {"\x1b", "\x9b", "\r", "\n"}
 
 
+def test_nor_does_it_in_the_caption_of_another_step():
+    lines = drawn(SAGA, {"reserve": Mark(label="re\x1b[2J\nserve")})
+    assert len(lines) == len(SAGA.nodes)
+    assert any(line.endswith(r"undo of re\x1b[2J serve") for line in lines)
+
+
 def test_an_outline_of_hundreds_of_steps_is_quick_and_whole():
     rows = outline(fan(200))
     assert len(rows) == 202
