@@ -483,7 +483,8 @@ def _reconnects(connection: BaseDatabaseWrapper) -> Messages:
     if connection.settings_dict.get("CONN_MAX_AGE") == 0 and _closes_connections():
         yield Warning(
             f"CONN_MAX_AGE of the database {connection.alias!r} is 0, so "
-            "DbConnectionsMiddleware opens a new connection for every step.",
+            "DbConnectionsMiddleware closes the connection after every step, and every step opens "
+            "a new one.",
             hint=f"Set DATABASES[{connection.alias!r}]['CONN_MAX_AGE'] to 60 or more. On "
             "PostgreSQL, you can set ['OPTIONS']['pool'] = True instead.",
             id="sequences.W001",
@@ -598,13 +599,18 @@ def _unfinished_runs_of(stored: StoredPlan) -> Messages:
     missing = [name for name in stored.plan.names if step_of(name) is None]
     count = _count_without(stored, missing) if missing else 0
     if count:
-        steps = ", ".join(map(repr, missing))
-        lack = f"the steps {steps} no longer exist" if definition else "the class no longer exists"
+        lack = _gone(missing) if definition else "the class no longer exists"
         yield _unfinishable(
             f"This code cannot finish {count} of the unfinished runs of {stored.sequence!r}: "
             f"{lack}.",
             _mend(stored.sequence, definition),
         )
+
+
+def _gone(steps: list[str]) -> str:
+    if len(steps) == 1:
+        return f"step {steps[0]!r} no longer exists"
+    return f"steps {', '.join(map(repr, steps))} no longer exist"
 
 
 def _changed_kinds(stored: StoredPlan, definition: Definition) -> Messages:

@@ -357,9 +357,13 @@ class TestUnfinishedRuns:
         warning = only(checks.check_unfinished_runs(None))
         assert warning.id == "sequences.W004"
         assert "2 of the unfinished runs of 'tests.Form'" in warning.msg
-        assert "'gone', 'lost'" in warning.msg
+        assert "steps 'gone', 'lost' no longer exist." in warning.msg
         assert "'first'" not in warning.msg
         assert "aliases" in warning.hint
+
+    def test_with_one_step_that_is_gone_are_counted(self, form):
+        start("tests.Form", "first", "gone")
+        assert "step 'gone' no longer exists." in only(checks.check_unfinished_runs(None)).msg
 
     def test_with_a_sequence_that_is_gone_are_counted(self, form):
         start("tests.Gone", "first", status=RunStatus.UNDOING)
