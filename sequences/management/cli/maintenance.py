@@ -30,7 +30,7 @@ MAX_NAMED_RUNS = 5
 class Sweep(Subcommand):
     """Handle what is due, where no worker sweeps."""
 
-    name, help = "sweep", "Dispatch due steps and lost messages."
+    name, help = "sweep", "Dispatch steps that are due or whose messages were lost."
 
     arguments = (flag("--loop", "repeat until interrupted"),)
 

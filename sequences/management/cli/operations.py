@@ -218,7 +218,9 @@ UNDO = option(
     "--undo", "roll back completed steps first, or not (default: Meta.cancel)",
     action=BooleanOptionalAction,
 )  # fmt: skip
-KEEP_DELIVERIES = flag("--keep-deliveries", "keep earlier deliveries for the events among them")
+KEEP_DELIVERIES = flag(
+    "--keep-deliveries", "keep delivered events instead of waiting for them again"
+)
 KEEP_KEY = flag("--keep-key", "keep the key, so that no other run starts with it")
 PAYLOAD = option("--payload", "JSON, @file, or - (default: null)", type=json_value, metavar="JSON")
 DEADLINE = one_of(
@@ -248,7 +250,8 @@ OPERATIONS = [
     _operation("deliver", "Deliver an event to runs.", Deliver, payload=PAYLOAD),
     Edit,
     _operation(
-        "erase", "Permanently erase data, results, error texts, reasons and the key.",
+        "erase",
+        "Permanently erase data, payloads, results, error texts, reasons, keys and subjects.",
         keep_key=KEEP_KEY,
     ),
 ]  # fmt: skip

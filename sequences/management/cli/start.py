@@ -39,7 +39,7 @@ class Start(Subcommand):
         option("--key", "the key of the run; if a run already has it, nothing starts"),
         option(
             "--unique", choices=("ever", "unfinished"), default="ever",
-            help_text="how long a run keeps its key: forever (the default), or until it has ended",
+            help_text="how long a run keeps its key: forever (default), or until it has finished",
         ),
         option("--delay", "start after this time", type=duration, metavar="5m"),
         option(
@@ -51,7 +51,7 @@ class Start(Subcommand):
             type=duration, metavar="3d",
         ),
         option("--subject", "the object the run is about", type=subject, metavar="app.model:pk"),
-        flag("--wait", "wait until the run has ended; the exit status says how"),
+        flag("--wait", "wait until the run has finished; the exit status depends on the outcome"),
         wait.FOR_HOW_LONG,
         flag("--json", "print JSON, as `show` does"),
     )  # fmt: skip
