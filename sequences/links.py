@@ -129,6 +129,6 @@ def _path(view: str, token: str) -> str:
         return reverse(f"sequences:{view}", args=[token])
     except NoReverseMatch:
         raise SequenceError(
-            "The URLs of sequences are not installed. Add path('sequences/', "
-            "include('sequences.urls')) to the project's URLs."
+            "The project's URLs do not include sequences.urls. Add path('sequences/', "
+            "include('sequences.urls'))."
         ) from None

@@ -33,8 +33,8 @@ class Limit:
     ``limits`` in Meta. Whatever finds no place waits in line, without a worker.
 
     - ``concurrency``: how many at once.
-    - ``rate``: how many may start in the period ``per``, a timedelta or an int of milliseconds; by
-      default, a second.
+    - ``rate``: how many may start in the period ``per``, a timedelta or a whole number of
+      milliseconds; by default, a second.
     - ``key``: each value of it has a line of its own. A key of ``data`` (for an item that is a
       dict, first a key of the item), or a callable that takes the sequence, and also the item of a
       fan-out if it takes two arguments. The value is a string, an int or a UUID; with None, the
@@ -128,7 +128,7 @@ def _problems(limit: Limit) -> Iterator[tuple[str, str]]:
 def _period_problems(limit: Limit) -> Iterator[tuple[str, str]]:
     per: object = limit.per
     if isinstance(per, bool) or not isinstance(per, timedelta | int):
-        yield f"per is {per!r}", "It must be a timedelta or an int of milliseconds."
+        yield f"per is {per!r}", "It must be a timedelta or a whole number of milliseconds."
         return
     length = per if isinstance(per, timedelta) else timedelta(milliseconds=per)
     if not timedelta() < length <= MAX_PER:

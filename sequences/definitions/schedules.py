@@ -232,7 +232,7 @@ def cron(
       ``"wait"`` until the run has ended, or ``"allow"`` both.
     - ``catch_up``: the maximum age of a slot that was missed and still starts a run.
     - ``missed``: if several were missed, start only the ``"latest"``, or ``"all"``.
-    - ``jitter``: delays each start by up to this time.
+    - ``jitter``: delays each start by up to this much.
 
     An expression has five fields, or six with the seconds first. Raises `InvalidDefinition`.
     """

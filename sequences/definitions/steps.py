@@ -206,7 +206,7 @@ class Step(Generic[R]):
     if not TYPE_CHECKING:  # so that type checkers do not accept every attribute
 
         def __getattr__(self, name: str) -> NoReturn:
-            raise no_attribute("A step", name, "Workers run it: start its sequence.")
+            raise no_attribute("A step", name, "Workers run steps. Start the sequence instead.")
 
     def _refuse_call(self, sequence: Any, *args: Any, **kwargs: Any) -> NoReturn:
         raise SequenceError(
@@ -835,7 +835,7 @@ def inherit(defaults: Mapping[str, Any], declared: Mapping[str, Any]) -> dict[st
 
 def duration_problem(value: object) -> str | None:
     if isinstance(value, bool) or not isinstance(value, int | timedelta):
-        return "it must be a timedelta or an int of milliseconds"
+        return "it must be a timedelta or a whole number of milliseconds"
     length = value if isinstance(value, int) else to_milliseconds(value)
     if length < 0:
         return "it must not be negative"

@@ -60,11 +60,11 @@ REFUSED_OPTIONS: dict[str, Problem] = {
     "actor_name": ("it is derived from the sequence's label and the step's name", "Leave it out."),
     "actor_class": ("this package provides the actors of steps", "Leave it out."),
     "on_success": (
-        "Dramatiq loses the message if the broker is down at that moment",
+        "Dramatiq loses the callback's message if the broker is down when the step ends",
         "Declare a step after this one instead.",
     ),
     "on_failure": (
-        "Dramatiq loses the message if the broker is down at that moment",
+        "Dramatiq loses the callback's message if the broker is down when the step ends",
         "Handle the error in the step itself.",
     ),
 }
@@ -348,7 +348,8 @@ def _task_problems(task: Any) -> Iterator[Problem]:
     if task.takes_context:
         yield (
             "its task takes a context, which only Django's task backends provide",
-            "Leave out takes_context, or call task.func from a step that has what it needs.",
+            "Leave out takes_context, or move the part that needs no context into a function and "
+            "call that from a step.",
         )
     if task.run_after is not None:
         yield "its task has run_after", "Leave it out, and give the step a delay."
@@ -552,12 +553,15 @@ def _are_exceptions(value: object) -> bool:
     )
 
 
-DURATION = "a timedelta or an int of milliseconds, at most 1,000 years"
+DURATION = "a timedelta or a whole number of milliseconds, at most 1,000 years"
 LIMIT = f"{DURATION}; or None for no limit"
 Rules = dict[str, tuple[Callable[[Any], bool], str]]
 _STEP_RULES: Rules = {
     "atomic": (lambda value: isinstance(value, bool), "True or False"),
-    "delay": (_is_delay, "a timedelta, an int of milliseconds, or a function of the sequence"),
+    "delay": (
+        _is_delay,
+        "a timedelta, a whole number of milliseconds, or a function of the sequence",
+    ),
     "when": (lambda value: value is None or _is_function(value), "a function of the sequence"),
     "args": (lambda value: value is None or _is_function(value), "a function of the sequence"),
     "kwargs": (lambda value: value is None or _is_function(value), "a function of the sequence"),

@@ -167,7 +167,7 @@ class ExecutionContext(CurrentAttempt):
         except OverflowError:
             raise self._invalid_delay(value, "the date is out of range") from None
         if due is None:
-            problem = "it must be a timedelta, an int of milliseconds, or an aware datetime"
+            problem = "it must be a timedelta, a whole number of milliseconds, or an aware datetime"
             raise self._invalid_delay(value, problem)
         return due
 

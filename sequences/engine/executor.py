@@ -191,9 +191,10 @@ class StepExecution:
             return None
         self.is_suspect = True
         if not suspects.enter(self.token, alone=suspicion.alone):
+            room = "nothing else" if suspicion.alone else "no other such step"
             raise SkipMessage(
-                f"Step run {self.step_run_id} is waiting to run alone, because its last "
-                "worker was lost."
+                f"Step run {self.step_run_id} has lost its worker and is waiting for a process "
+                f"that is running {room}."
             )
         return self._take_connected(suspects=True)
 

@@ -102,7 +102,7 @@ class _Drawing:
         name = self._free(str(keys.pop("name", re.sub(r"[^A-Za-z0-9_-]", "_", use.job))))
         if delay is not None:
             if "delay" in keys:
-                problem = "it has a delay, and so does the chain or group that it starts"
+                problem = "it has a delay, and so does the chain or group that begins with it"
                 raise InvalidDefinition(
                     where=f"step {name!r}", problem=problem, hint="Remove one of them."
                 )
@@ -122,7 +122,7 @@ class _Drawing:
 def _longer(part: Composition, delay: Delay | None) -> Delay | None:
     if part.delay is not None and delay is not None:
         what = "group" if part.parallel else "chain"
-        problem = "it has a delay, and so does the chain or group that it starts"
+        problem = "it has a delay, and so does the chain or group that begins with it"
         raise InvalidDefinition(where=f"a {what}", problem=problem, hint="Remove one of them.")
     return delay if part.delay is None else part.delay
 

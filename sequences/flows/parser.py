@@ -226,7 +226,7 @@ class Parser:
             isinstance(other, str) for group in groups for other in group
         ):
             self.step = name
-            hint = 'Use the name of a step, a list of names, or {"any_of": [name, …]} in it.'
+            hint = 'Use the name of a step, {"any_of": [name, …]}, or a list of these.'
             raise self._error(f"after is {after!r}", hint)
         return True, [other for group in groups for other in group]
 

@@ -184,13 +184,13 @@ def test_an_empty_part_passes_a_delay_on():
         ),
         (
             lambda: group(task(1, delay=5), delay=3).definition(),
-            "step 't1': it has a delay, and so does the chain or group that it starts. Remove "
+            "step 't1': it has a delay, and so does the chain or group that begins with it. Remove "
             "one of them.",
         ),
         (
             lambda: group(chain("a", delay=5), delay=3).definition(),
-            "a chain: it has a delay, and so does the chain or group that it starts. Remove one "
-            "of them.",
+            "a chain: it has a delay, and so does the chain or group that begins with it. Remove "
+            "one of them.",
         ),
     ],
 )

@@ -460,7 +460,7 @@ def test_a_null_in_a_definition_is_none_and_not_nothing():
         ),
         (
             {"job": "fetch", "after": 3},
-            'after is 3. Use the name of a step, a list of names, or {"any_of": [name, …]} in it.',
+            'after is 3. Use the name of a step, {"any_of": [name, …]}, or a list of these.',
         ),
         (
             {"job": "fetch", "after": "two"},
@@ -514,8 +514,8 @@ def test_a_null_in_a_definition_is_none_and_not_nothing():
         ),
         (
             {"job": "fetch", "on_success": "other"},
-            "the option on_success is not supported: Dramatiq loses the message if the broker "
-            "is down at that moment. Declare a step after this one instead.",
+            "the option on_success is not supported: Dramatiq loses the callback's message if "
+            "the broker is down when the step ends. Declare a step after this one instead.",
         ),
         (
             {"job": "fetch", "undo": "note", "after": "undo_two"},

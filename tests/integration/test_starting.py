@@ -479,12 +479,13 @@ def test_data_that_cannot_be_stored_is_refused_in_the_caller_and_nothing_is_writ
         ),
         (
             lambda cls: cls.start({}, delay="1 day"),
-            "tests.Contact.start: delay is '1 day'; it must be a timedelta or an int of "
-            "milliseconds.",
+            "tests.Contact.start: delay is '1 day'; it must be a timedelta or a whole "
+            "number of milliseconds.",
         ),
         (
             lambda cls: cls.start({}, delay=True),
-            "tests.Contact.start: delay is True; it must be a timedelta or an int of milliseconds.",
+            "tests.Contact.start: delay is True; it must be a timedelta or a whole number of "
+            "milliseconds.",
         ),
         (
             lambda cls: cls.start({}, delay=timedelta.max),

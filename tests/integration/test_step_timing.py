@@ -107,8 +107,8 @@ def test_a_delay_that_is_none_fails_its_own_step(value, shown):
 
     assert_steps(sequence, [("one", "succeeded"), ("two", "failed")])
     assert only_failure(sequence).message == (
-        f"The delay of step 'two' is {shown}: it must be a timedelta, an int of milliseconds, or "
-        "an aware datetime."
+        f"The delay of step 'two' is {shown}: it must be a timedelta, a whole number of "
+        "milliseconds, or an aware datetime."
     )
 
 
