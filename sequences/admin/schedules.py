@@ -153,7 +153,7 @@ class TimetableForm(ActionForm):
     interval = DurationText(
         label=_("Interval"),
         required=False,
-        help_text=_("Instead of a cron expression, for example 15 min"),
+        help_text=_("Instead of a cron expression. For example 15 min"),
     )
     overlap = forms.ChoiceField(
         label=_("If the last run is unfinished"),
@@ -175,7 +175,7 @@ class TimetableForm(ActionForm):
     jitter = DurationText(
         label=_("Jitter"),
         required=False,
-        help_text=_("Delays each start by up to this time. Optional, for example 2 min"),
+        help_text=_("Delays each start by up to this much. Optional, for example 2 min"),
     )
     run_data = JSONText(label=_("Data (JSON)"), required=False, help_text=_("Optional."))
     field_order = (

@@ -191,10 +191,10 @@ def warning(snapshot: RunSnapshot, action: Action) -> str:
         return ""
     names = listed(steps)
     message = ngettext(
-        "%(sequence)s no longer declares the step %(steps)s. It fails again at once, unless a "
-        "release that has it is deployed first.",
-        "%(sequence)s no longer declares the steps %(steps)s. They fail again at once, unless a "
-        "release that has them is deployed first.",
+        "%(sequence)s no longer declares the step %(steps)s. The step fails again at once, "
+        "unless a release that declares it is deployed first.",
+        "%(sequence)s no longer declares the steps %(steps)s. The steps fail again at once, "
+        "unless a release that declares them is deployed first.",
         len(steps),
     )
     return message % {"sequence": sequence, "steps": names}

@@ -471,7 +471,7 @@ def _retrying_step(snapshot: RunSnapshot, step: StepSnapshot, row: StepRun) -> s
 def _in_line(snapshot: RunSnapshot, step: StepSnapshot, row: StepRun) -> str:
     wait = snapshot.limit_waits.get(row.pk)
     if wait is None:
-        return _("%(step)s is about to get in line again.") % {"step": _name(step)}
+        return _("%(step)s is about to check its limits again.") % {"step": _name(step)}
     if row.due_at is not None:
         message = _("%(step)s starts in %(time)s: the limit %(limit)s allows %(rate)s per %(per)s.")
     elif wait.is_full and wait.key:

@@ -441,9 +441,14 @@ def _session(holder: Holder) -> str:
     if details := ", ".join(filter(None, (holder.application, holder.state))):
         session = f"{session} ({details})"
     message = (
-        gettext("The lock is held by session %(session)s, open for %(time)s.")
+        gettext(
+            "The lock is held by session %(session)s, whose transaction has been open for %(time)s."
+        )
         if holder.is_certain
-        else gettext("The lock is probably held by session %(session)s, open for %(time)s.")
+        else gettext(
+            "The lock is probably held by session %(session)s, whose transaction has been open "
+            "for %(time)s."
+        )
     )
     return message % {"session": session, "time": format_duration(holder.age)}
 
@@ -455,8 +460,8 @@ def _suspects(health: Health) -> Sign:
         health.suspected,
     ) % {"count": health._count(health.suspected)}
     advice = gettext(
-        "A process runs only one such step at a time, so that a step that kills its workers fails "
-        "alone."
+        "A process runs only one such step at a time, so that a step that kills its workers "
+        "does not make the others fail."
     )
     suspects = " ".join(str(suspect) for suspect in health.suspects)
     return Sign("suspects", Level.WARNING, says, f"{suspects} {advice}")
@@ -498,7 +503,7 @@ def _schedules(health: Health) -> Sign:
 def _limits(health: Health) -> Sign:
     first = health.neglected[0]
     count = len(health.neglected)
-    says = ngettext("%(count)d stalled limit line", "%(count)d stalled limit lines", count) % {
+    says = ngettext("%(count)d stalled waiting line", "%(count)d stalled waiting lines", count) % {
         "count": count
     }
     advice = gettext(

@@ -61,7 +61,7 @@ def format_amount(number: float) -> str:
 
 
 def quoted(name: str) -> str:
-    """The name of a step or a run, in quotation marks."""
+    """The name of a step or a run, or a message in English, in quotation marks."""
     return gettext("“%(name)s”") % {"name": name}
 
 
@@ -97,9 +97,7 @@ def explain(error: SequenceError) -> str:
 
 def _reported(message: str) -> str:
     """What is wrong with a value: in our words, or quoted from a library."""
-    if isinstance(message, Text):
-        return _translated(message)
-    return gettext("the validation reports “%(message)s”") % {"message": message}
+    return _translated(message) if isinstance(message, Text) else quoted(message)
 
 
 def _translated(text: str) -> str:

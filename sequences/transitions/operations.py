@@ -100,11 +100,13 @@ class LockedRun:
             self.refuse(_wrong_status(RunStatus(self.run.status), states))
 
     def refuse(self, problem: str, **values: Any) -> None:
+        why = _why(problem, values)
         raise InvalidTransition(
+            _refusal_of_run(self.request, self.run.pk, why["problem"]),
             action=self.request.action,
             run=self.run.pk,
             status=self.run.status,
-            **_why(problem, values),
+            **why,
         )
 
     def done(self) -> None:
@@ -353,9 +355,9 @@ class LockedRun:
 
 
 _OVER = _(
-    "it failed, and a retry would no longer reach its events. Restart it from a step instead."
+    "it failed, and a retry would no longer wait for this event. Restart it from a step instead."
 )
-_TAKEN_OVER = _("another step has already taken over from it.")
+_TAKEN_OVER = _("its on_error step has already taken over.")
 _ROLLED_BACK = _("its completed steps were rolled back. Restart it from a step instead.")
 
 
@@ -368,12 +370,14 @@ def _operate(
     def operation() -> list[Dispatch]:
         run = lock_run(run_id, using)
         if run is None:
+            problem = Text(_("it no longer exists."))
             raise InvalidTransition(
+                _refusal_of_run(request, run_id, problem),
                 action=request.action,
                 run=run_id,
                 status="gone",
                 allowed="",
-                problem=Text(_("it no longer exists.")),
+                problem=problem,
             )
         locked_run = LockedRun(run, request, using)
         dispatches = function(locked_run)
@@ -564,6 +568,21 @@ def _why(problem: str, values: dict[str, Any]) -> dict[str, str]:
     return {"problem": text, "allowed": text.value("allowed")}
 
 
+#: How messages name the operations whose methods have a name that does not read as a verb.
+_ON_RUN = {
+    "deliver": "deliver to",
+    "restart_from": "restart",
+    "run_now": "run a step of",
+    "set_deadline": "set the deadline of",
+    "skip": "skip a step of",
+}
+_ON_STEP = {"deliver": "deliver to", "restart_from": "restart from", "run_now": "run"}
+
+
+def _refusal_of_run(request: OperationRequest, run_id: UUID, problem: str) -> str:
+    return f"Cannot {_ON_RUN.get(request.action, request.action)} run {run_id}: {problem}"
+
+
 def _refuse_status(locked: LockedRun, states: tuple[str, ...]) -> None:
     status = _step_state(locked.status_of(locked.request.step))
     _refuse_step(locked, _wrong_status(status, tuple(map(_step_state, states))))
@@ -571,8 +590,9 @@ def _refuse_status(locked: LockedRun, states: tuple[str, ...]) -> None:
 
 def _refuse_step(locked: LockedRun, problem: str) -> None:
     request, why = locked.request, _why(problem, {})
+    verb = _ON_STEP.get(request.action, request.action)
     raise InvalidTransition(
-        f"Cannot {request.action} step {request.step!r} of run {locked.run.pk}: {why['problem']}",
+        f"Cannot {verb} step {request.step!r} of run {locked.run.pk}: {why['problem']}",
         action=request.action,
         run=locked.run.pk,
         status=str(_step_state(locked.status_of(request.step))),

@@ -377,7 +377,7 @@ class LockedSchedule:
         row = rows.filter(pk=pk).first()
         if row is None:
             raise InvalidSchedule(
-                action=request.action,
+                action=_verb(request),
                 schedule=pk,
                 problem=_("it no longer exists"),
                 hint=_("Add it again if you still need it."),
@@ -388,7 +388,7 @@ class LockedSchedule:
     def refuse(self, problem: str, hint: str) -> InvalidSchedule:
         name = f"{self.row.name!r} of {self.row.sequence}"
         return InvalidSchedule(
-            action=self.request.action, schedule=name, problem=problem, hint=hint
+            action=_verb(self.request), schedule=name, problem=problem, hint=hint
         )
 
     def write(self, **values: Any) -> None:
@@ -398,6 +398,10 @@ class LockedSchedule:
     def remove(self) -> None:
         _log(self.row, self.request, self.now, self.using)
         Schedule.objects.using(self.using).filter(pk=self.row.pk).delete()
+
+
+def _verb(request: ScheduleRequest) -> str:
+    return "run" if request.action == "run_now" else request.action
 
 
 def _log(row: Schedule, request: ScheduleRequest, now: datetime, using: str) -> None:

@@ -372,7 +372,10 @@ def test_a_step_that_is_gone_is_told_before_the_retry(admin_client):
     assert "errornote" not in admin_client.get(url(run, "retry")).content.decode()
     release("charge")
     confirmation = admin_client.get(url(run, "retry")).content.decode()
-    assert "shop.Taxes no longer declares the step “levy”. It fails again at once" in confirmation
+    assert (
+        "shop.Taxes no longer declares the step “levy”. The step fails again at once"
+        in confirmation
+    )
 
 
 def test_a_payload_is_json(admin_client):

@@ -291,7 +291,7 @@ REFUSALS = {
     "'0 25 * * *' ist kein gültiger Cron-Ausdruck: ungültige Stunde. Verwenden Sie fünf Felder": (
         lambda *_: cron("0 25 * * *")
     ),
-    'Die Daten sind ungültig. data["total"]: die Prüfung meldet „Input should be greater': (
+    'Die Daten sind ungültig. data["total"]: „Input should be greater': (
         lambda checkout, _: checkout.start({"total": 0})
     ),
     "Die Daten sind ungültig. data: hat kein Feld 'wieght'. Meinten Sie 'weight'?": (

@@ -76,7 +76,7 @@ def test_health_says_when_nobody_looks_at_a_line(line):
     assert not any(sign.name == "limits" for sign in health.read().signs)
     LimitKey.objects.update(wake_at=clock_now() - timedelta(minutes=10))
     (sign,) = (sign for sign in health.read().signs if sign.name == "limits")
-    assert str(sign).startswith("1 stalled limit line. Steps are waiting for the limit “bank”")
+    assert str(sign).startswith("1 stalled waiting line. Steps are waiting for the limit “bank”")
 
 
 def clock_now():

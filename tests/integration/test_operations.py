@@ -59,6 +59,14 @@ ALLOWED = {
 }
 
 
+#: How messages name the operations whose methods have a name that does not read as a verb.
+VERBS = {
+    "restart_from": "restart",
+    "set_deadline": "set the deadline of",
+    "skip": "skip a step of",
+}
+
+
 BECOMES = {
     "pause": "paused",
     "resume": "running",
@@ -98,7 +106,8 @@ def test_what_a_state_does_not_allow_is_refused_and_changes_nothing(action, stat
         expected = "no step has failed or is waiting for a retry."
     else:
         expected = f"its status is {state}. Allowed: "
-    assert str(caught.value).startswith(f"Cannot {action} run {run.pk}: {expected}")
+    verb = VERBS.get(action, action)
+    assert str(caught.value).startswith(f"Cannot {verb} run {run.pk}: {expected}")
     assert caught.value.run == run.pk
     assert caught.value.status == state
     stored = fresh(run)
@@ -525,8 +534,8 @@ def test_a_run_whose_key_another_holds_now_cannot_begin_again(action):
     with pytest.raises(InvalidTransition) as caught:
         call(run, action)
     assert str(caught.value) == (
-        f"Cannot {action} run {run.pk}: run {other.run.pk} holds its key 'a' now. Finish or "
-        "cancel that run first."
+        f"Cannot {VERBS.get(action, action)} run {run.pk}: run {other.run.pk} holds its key 'a' "
+        "now. Finish or cancel that run first."
     )
     assert fresh(run).status == "failed"
     other.run.cancel()

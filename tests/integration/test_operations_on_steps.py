@@ -360,8 +360,7 @@ def test_run_now_refuses_what_waits_for_no_time():
         with pytest.raises(InvalidTransition) as caught:
             run.run_now("approval")
         assert str(caught.value) == (
-            f"Cannot run_now step 'approval' of run {run.pk}: it is not waiting for a delay or a "
-            "retry."
+            f"Cannot run step 'approval' of run {run.pk}: it is not waiting for a delay or a retry."
         )
         if status == "queued":
             perform(claim(run, "approval"))

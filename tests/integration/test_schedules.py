@@ -779,7 +779,7 @@ def test_a_run_is_started_now():
     assert (run.data, run.key[:20]) == ({"a": 1}, "schedule:hourly:now:")
     assert (row.last_run_id, row.next_slot) == (run.pk, before)
     assert row.operations.last().after == {"run": str(run.pk)}
-    with pytest.raises(InvalidSchedule, match="is unfinished"):
+    with pytest.raises(InvalidSchedule, match=r"Cannot run schedule .* is unfinished"):
         row.run_now()
     run.cancel()
     assert row.run_now().pk != run.pk

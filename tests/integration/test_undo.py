@@ -844,7 +844,7 @@ def test_a_step_in_whose_place_another_goes_on_cannot_be_skipped():
     run_ = flow(fails=["search"])().run
     fail(claim(run_, "search"))
     assert ledger(run_)["mend"] == "queued"
-    with pytest.raises(InvalidTransition, match="another step has already taken over"):
+    with pytest.raises(InvalidTransition, match="its on_error step has already taken over"):
         run_.skip("search")
     drain()
     assert fresh(run_).status == "succeeded"
