@@ -110,14 +110,10 @@ class RunDetails:
         return {
             "name": step.name,
             "label": step.label,
-            "kind": step.node.kind,
-            "after": step.node.after,
-            "any_of": step.node.any_of,
+            **values_of(step.node, "kind", "after", "any_of"),
             "status": step.status or None,
             "on_hold": step.is_on_hold,
-            "attempts": step.attempts,
-            "items": dict(step.items),
-            "progress": step.progress,
+            **values_of(step, "attempts", "items", "progress"),
             "text": step.progress_text,
             "waited": seconds_of(step.waited(now)),
             "ran": seconds_of(step.ran(now)),
@@ -236,21 +232,19 @@ def state_word(step: StepSnapshot) -> str:
 
 def remark(step: StepSnapshot, run_snapshot: RunSnapshot) -> str:
     """How far a step has got, what it reports, and until when it waits."""
-    failed, row, now = step.items.get("failed"), step.row, run_snapshot.now
-    parts = [
-        fraction_of(step.progress) if step.progress else "",
-        f"{failed} failed" if failed else "",
-        step.progress_text,
-    ]
+    parts = [amount_of(step), step.progress_text]
+    row, now = step.row, run_snapshot.now
     if row is not None and row.due_at is not None and row.due_at > now:
         ends = "times out in" if step.is_awaiting_event and not step.is_delayed else "in"
         parts.append(f"{ends} {format_duration(row.due_at - now)}")
     return ", ".join(filter(None, parts))
 
 
-def fraction_of(progress: tuple[float, float]) -> str:
-    """How much is done of how much: ``3/10``."""
-    return "/".join(map(digits_of, progress))
+def amount_of(step: StepSnapshot) -> str:
+    """How much is done of how much: ``3/10, 1 failed``."""
+    failed = step.items.get("failed")
+    parts = ["/".join(map(digits_of, step.progress or ())), f"{failed} failed" if failed else ""]
+    return ", ".join(filter(None, parts))
 
 
 def moment(value: datetime | None) -> str | None:

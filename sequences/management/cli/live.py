@@ -12,7 +12,7 @@ from ...inspection.snapshot import RunSnapshot, StepSnapshot
 from ...models import UNFINISHED_STEP
 from ...utils.durations import format_duration
 from ...utils.terminal import cut, plain
-from .details import fraction_of, remark, state_word
+from .details import amount_of, remark, state_word
 from .tables import Cell, Paint, table
 
 #: The sign and colour of each status of a step.
@@ -106,11 +106,8 @@ class Display:
 
 def state_of(step: StepSnapshot, *, counts: bool = True) -> str:
     """In words: ``retrying (2 failed)``; for a fan-out, with the number of finished items."""
-    amount = ""
-    if counts and step.items and step.status in UNFINISHED_STEP and step.progress:
-        amount = f" {fraction_of(step.progress)}"
-        failed = step.items.get("failed")
-        amount += f", {failed} failed" if failed else ""
+    is_counted = counts and step.items and step.progress and step.status in UNFINISHED_STEP
+    amount = f" {amount_of(step)}" if is_counted else ""
     return step_state(f"{state_word(step)}{amount}", step.attempts)
 
 

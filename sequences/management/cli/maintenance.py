@@ -13,7 +13,7 @@ from uuid import UUID
 from django.core.management.base import CommandError
 
 from ... import conf
-from ...engine.pruning import TREES_PER_TRANSACTION, Remaining, Report, prune
+from ...engine.pruning import TREES_PER_TRANSACTION, Report, prune
 from ...inspection import health
 from ...inspection.health import Level
 from ...utils.terminal import plain
@@ -137,11 +137,8 @@ def _lines(report: Report, dry_run: bool) -> Iterator[str]:
     yield f"{total} in {trees} {verb}."
     ids: dict[str, list[UUID]] = defaultdict(list)
     for run in report.remaining:
-        ids[_why(run)].append(run.run)
+        by = f" ({', '.join(sorted(set(run.by)))})" if run.by else ""
+        ids[f"{run.why}{by}"].append(run.run)
     for why, roots in ids.items():
         some = ", ".join(map(str, roots[:MAX_NAMED_RUNS]))
         yield f"{len(roots)} kept, {why}: {some}{' …' if len(roots) > MAX_NAMED_RUNS else ''}"
-
-
-def _why(run: Remaining) -> str:
-    return run.why + (f" ({', '.join(sorted(set(run.by)))})" if run.by else "")

@@ -28,17 +28,7 @@ from .base import (
     values_of,
     wrong,
 )
-from .selectors import (
-    FILTERS,
-    FILTERS_BUT_STEP,
-    ONE_RUN,
-    RUNS,
-    at_step,
-    filtered,
-    find,
-    is_filtered,
-    runs,
-)
+from .selectors import FILTERS, FILTERS_BUT_STEP, ONE_RUN, RUNS, find, runs, selected
 
 # The name `step` is that of a filter.
 ON_STEP = argument("on_step", metavar="STEP", help="the step, the same for all runs")
@@ -70,7 +60,8 @@ class Operating(Subcommand):
 
     def run(self, options: Namespace) -> None:
         step = [options.on_step] if self.action.on_step else []
-        ids = self._ids(options, *step)
+        is_at_step = self.action.on_step and self.action.name != "restart_from"
+        ids = selected(options, self.action.rule.targets, is_at_step=is_at_step)
         if options.dry_run:
             self._list(ids, options)
             return
@@ -85,24 +76,6 @@ class Operating(Subcommand):
                 "Interrupted; the remaining runs are unchanged.", returncode=INTERRUPTED
             ) from None
         self._sum_up(outcomes, options)
-
-    def _ids(self, options: Namespace, step: str | None = None) -> list[UUID]:
-        if options.runs and (is_filtered(options) or options.all):
-            raise wrong("Name runs, or select them with filters and --all, but not both.")
-        if options.runs:
-            return [find(name).pk for name in options.runs]
-        if not is_filtered(options):
-            raise wrong(
-                "Name the RUN, or select runs with filters: --sequence, --status, --since, …"
-            )
-        if not options.all and not options.dry_run:
-            raise wrong("Add --all to apply it to every matching run, or --dry-run to list them.")
-        rows = filtered(options)
-        if options.status is None:
-            rows = rows.filter(status__in=self.action.rule.targets)
-        if step is not None and self.action.name != "restart_from":
-            rows = at_step(rows, step)
-        return list(rows.values_list("pk", flat=True))
 
     def _list(self, ids: list[UUID], options: Namespace) -> None:
         if options.json:

@@ -96,21 +96,18 @@ class Schedules(Subcommand):
 
 
 def _find(label: str, name: str | None) -> Schedule:
-    rows = Schedule.objects.using(conf.using()).filter(sequence__in=registry.names_of(label))
+    schedules = Schedule.objects.using(conf.using())
+    rows = schedules.filter(sequence__in=registry.names_of(label))
     names = list(rows.values_list("name", flat=True))
     if not names:
-        raise wrong(f"{label!r} has no schedule. {_labels(label)}")
+        labels = dict.fromkeys(schedules.values_list("sequence", flat=True))
+        raise wrong(f"{label!r} has no schedule. {did_you_mean(label, labels)}")
     if name is None and len(names) > 1:
         raise wrong(f"{label} has several schedules: name one of {', '.join(sorted(names))}.")
     row = rows.filter(name=name or names[0]).first()
     if row is None:
         raise wrong(f"{label} has no schedule {name!r}. {did_you_mean(name, names)}")
     return row
-
-
-def _labels(label: str) -> str:
-    labels = Schedule.objects.using(conf.using()).values_list("sequence", flat=True)
-    return did_you_mean(label, dict.fromkeys(labels))
 
 
 def as_json(snapshot: ScheduleSnapshot) -> dict[str, Any]:

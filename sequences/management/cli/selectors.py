@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from django.db.models import Q
 
@@ -108,9 +109,29 @@ FILTERS = group("filters", *_FILTERS, _AT_STEP)
 FILTERS_BUT_STEP = group("filters", *_FILTERS)
 
 
-def is_filtered(options: Namespace) -> bool:
-    """Whether there are any filters."""
-    return any(getattr(options, name, None) is not None for name in _MATCHING)
+def selected(
+    options: Namespace, statuses: Collection[str], *, is_at_step: bool = False
+) -> list[UUID]:
+    """The ids of the runs that are named, or that match the filters.
+
+    Without a filter by status, these have one of the ``statuses``; with ``is_at_step``, they are at
+    the step of the operation.
+    """
+    is_filtered = any(getattr(options, name, None) is not None for name in _MATCHING)
+    if options.runs and (is_filtered or options.all):
+        raise wrong("Name runs, or select them with filters and --all, but not both.")
+    if options.runs:
+        return [find(name).pk for name in options.runs]
+    if not is_filtered:
+        raise wrong("Name the RUN, or select runs with filters: --sequence, --status, --since, …")
+    if not options.all and not options.dry_run:
+        raise wrong("Add --all to apply it to every matching run, or --dry-run to list them.")
+    rows = filtered(options)
+    if options.status is None:
+        rows = rows.filter(status__in=statuses)
+    if is_at_step:
+        rows = at_step(rows, options.on_step)
+    return list(rows.values_list("pk", flat=True))
 
 
 def filtered(options: Namespace) -> SequenceRunQuerySet:

@@ -11,7 +11,7 @@ from typing import Any
 from ... import conf
 from ...flows.builder import start_definition
 from ...inspection.snapshot import RunSnapshot
-from ...models import StepRun, StepStatus
+from ...models import StepStatus
 from ...sequence import Sequence, get
 from ...utils.durations import format_duration
 from ...utils.terminal import plain
@@ -96,12 +96,12 @@ class Start(Subcommand):
         """Ask once whether a worker is running, if nothing seems to happen."""
         if self._has_doubted or run_snapshot.age.total_seconds() < conf.settings.grace:
             return
-        rows = StepRun.objects.using(conf.using()).filter(run=run_snapshot.run.pk)[:100]
-        queued = [row for row in rows if row.status == StepStatus.QUEUED]
-        if queued and not any(row.started_at for row in rows):
+        steps = run_snapshot.steps
+        queues = {step.node.queue for step in steps if step.status == StepStatus.QUEUED}
+        if queues and not any(step.row.started_at for step in steps if step.row is not None):
             self._has_doubted = True
-            queues = ", ".join(sorted({run_snapshot.plan.node(row.step).queue for row in queued}))
+            names = ", ".join(sorted(queues))
             self.command.stderr.write(
-                f"No worker has started it yet. Is one running for the queue {queues}? "
+                f"No worker has started it yet. Is one running for the queue {names}? "
                 "Start one with `python manage.py rundramatiq`."
             )
