@@ -308,7 +308,7 @@ def _race(snapshot: RunSnapshot, step: StepSnapshot) -> str:
     for later in snapshot.plan.successors(step.name):
         group = next((group for group in later.any_of if step.name in group), None)
         if group is not None and later.name not in snapshot.states:
-            message = _("%(step)s starts as soon as one of %(steps)s has finished.")
+            message = _("%(step)s starts as soon as one of %(steps)s has succeeded.")
             return message % {"step": quoted(later.name), "steps": listed(group)}
     return ""
 

@@ -187,7 +187,7 @@ def test_an_event_of_several_says_what_starts_after_the_first():
     run = started(Quote)
     drain()
     assert told(run).endswith(
-        "It has no timeout. “decide” starts as soon as one of “approval”, “refusal” has finished."
+        "It has no timeout. “decide” starts as soon as one of “approval”, “refusal” has succeeded."
     )
 
 
