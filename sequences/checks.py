@@ -281,7 +281,7 @@ def _confirmation(broker: Broker) -> Messages:
     if getattr(broker, "confirm_delivery", True) is False:
         yield Warning(
             "The RabbitMQ broker does not confirm deliveries. A message that the server "
-            "never accepted looks sent, and its step waits for the sweep.",
+            "never received seems to have been sent, and its step waits for the sweep.",
             hint="Set 'confirm_delivery': True in DRAMATIQ_BROKER['OPTIONS'].",
             id="sequences.W002",
         )

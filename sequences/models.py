@@ -437,7 +437,7 @@ class SequenceRun(_Row):
 
     @property
     def subject_key(self) -> SubjectKey | None:
-        """The name of the object that the run is about, even if it no longer exists.
+        """What identifies the object that the run is about, even if it no longer exists.
 
         As a string, it is ``"shop.order:17"``; ``model`` and ``pk`` are strings, too.
         """
@@ -1015,7 +1015,7 @@ class Schedule(_Row):
     spec = models.JSONField(_("timetable"))
     #: The data of its runs, if it was created at run time; otherwise, the code has it.
     data = models.JSONField(_("data"), null=True, blank=True, encoder=JSONEncoder)
-    #: The name of the object that its runs are about, if it was created at run time.
+    #: What identifies the object that its runs are about, if it was created at run time.
     subject_text = ExactCharField(
         _("subject"), max_length=MAX_KEY, blank=True, default="", db_default="", db_index=True
     )
@@ -1080,7 +1080,7 @@ class Schedule(_Row):
 
     @property
     def subject_key(self) -> SubjectKey | None:
-        """The name of the object that its runs are about. None if there is none."""
+        """What identifies the object that its runs are about. None if there is none."""
         return SubjectKey.parse(self.subject_text) if self.subject_text else None
 
     @cached_property

@@ -26,7 +26,7 @@ run_succeeded = Signal()
 #: A run has failed, after its rollback if it has one.
 run_failed = Signal()
 run_cancelled = Signal()
-#: A step, an item, an undo or `on_failure` has succeeded.
+#: A step, an item, an undo, `on_failure`, `on_cancel` or `on_end` has succeeded.
 step_succeeded = Signal()
 #: An attempt has failed, and the step will be retried.
 step_retrying = Signal()
