@@ -294,6 +294,11 @@ class RunSnapshot:
         """The step with that name in its plan."""
         return next((step for step in self.steps if step.name == name), None)
 
+    @property
+    def listed_steps(self) -> list[StepSnapshot]:
+        """The steps on the main path, and those that a failure has started."""
+        return [step for step in self.steps if step.status or not step.node.off_path]
+
     @cached_property
     def states(self) -> dict[str, str]:
         """The status of each step that the run has reached."""

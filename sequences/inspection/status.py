@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
@@ -19,7 +19,7 @@ from ..links import InvalidLink, Link, LinkExpired
 from ..models import RunStatus, SequenceRun, StepStatus
 from ..transitions.compensation import STOPPED
 from . import snapshot
-from .snapshot import HEAVY, NOT_BEGUN, RunSnapshot, StepSnapshot
+from .snapshot import HEAVY, RunSnapshot, StepSnapshot
 
 #: The shortest and the longest time between two polls of a run's status.
 MIN_POLL, MAX_POLL = timedelta(seconds=1), timedelta(seconds=15)
@@ -89,7 +89,7 @@ class Status:
             "total": self.snapshot.total,
             "at": [self.label(step) for step in self.at],
             "failed": [self.label(step) for step in self.snapshot.at] if self._has_failed else [],
-            "steps": [self._step(step) for step in self._listed_steps],
+            "steps": [self._step(step) for step in self.snapshot.listed_steps],
             "poll": self.poll,
         }
 
@@ -165,12 +165,6 @@ class Status:
     def _has_failed(self) -> bool:
         failed = self.run.status == RunStatus.FAILED
         return failed or (not self.run.is_finished and self.snapshot.is_failing)
-
-    @property
-    def _listed_steps(self) -> Iterator[StepSnapshot]:
-        """The steps on the main path, and those that a failure has started."""
-        steps = self.snapshot.steps
-        return (step for step in steps if not step.node.off_path or step.status != NOT_BEGUN)
 
     def _step(self, step: StepSnapshot) -> dict[str, Any]:
         return {

@@ -169,17 +169,16 @@ class RunDetails:
     def _rows(self, subcommand: Subcommand) -> Iterator[tuple[object, ...]]:
         yield ("STEP", "STATUS", "FAILED", "WAITED", "RAN", "", "WORKER")
         now = self.run_snapshot.now
-        for step in self.run_snapshot.steps:
-            if step.status or not step.node.off_path:
-                yield (
-                    step.name,
-                    Cell(state_word(step), subcommand.paint(step.state)),
-                    step.attempts or None,
-                    format_duration(step.waited(now)),
-                    format_duration(step.ran(now)),
-                    remark(step, self.run_snapshot),
-                    step.worker,
-                )
+        for step in self.run_snapshot.listed_steps:
+            yield (
+                step.name,
+                Cell(state_word(step), subcommand.paint(step.state)),
+                step.attempts or None,
+                format_duration(step.waited(now)),
+                format_duration(step.ran(now)),
+                remark(step, self.run_snapshot),
+                step.worker,
+            )
 
     def _failure_lines(self) -> Iterator[str]:
         with_traceback = self.failures[-MAX_TRACEBACKS:] if self.tracebacks else []

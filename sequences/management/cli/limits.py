@@ -25,7 +25,6 @@ class Limits(Subcommand):
     """How many steps or runs may be active at once, and how many may start per period."""
 
     name, help = "limits", "List limits, show one, or override its numbers."
-
     arguments = (
         argument("limit", nargs="?", metavar="NAME", help="show this limit"),
         option("--concurrency", "override how many may be active at once", type=int, metavar="N"),

@@ -89,8 +89,7 @@ class Display:
         bar = bar_of(run_snapshot.fraction)
         head = f"{run_snapshot.title}  {self.who(run_snapshot)}"
         tail = f"  {status}  {bar}  {done}  {format_duration(run_snapshot.duration)}"
-        steps = [step for step in run_snapshot.steps if step.status or not step.node.off_path]
-        rows = [self._row(step, run_snapshot) for step in _of_interest(steps)]
+        rows = [self._row(step, run_snapshot) for step in _of_interest(run_snapshot.listed_steps)]
         above = cut(plain(head), max(width - len(tail), 8)) + tail
         return [cut(above, width), *(table(rows, width, narrowing=[3, 1]) if rows else [])]
 

@@ -31,7 +31,6 @@ class Sweep(Subcommand):
     """Handle what is due, where no worker sweeps."""
 
     name, help = "sweep", "Dispatch steps that are due or whose messages were lost."
-
     arguments = (flag("--loop", "repeat until interrupted"),)
 
     def run(self, options: Namespace) -> None:
@@ -56,7 +55,6 @@ class Health(Subcommand):
     """Whether steps run as they should."""
 
     name, help = "health", "Check workers, sweeps and queues."
-
     arguments = (JSON,)
 
     def run(self, options: Namespace) -> None:

@@ -34,7 +34,6 @@ class List(Subcommand):
     """The newest runs."""
 
     name, help = "list", "List runs, newest first."
-
     arguments = (
         FILTERS,
         option("--limit", "how many runs (default: 50)", type=count, default=50),
@@ -85,7 +84,6 @@ class Show(Subcommand):
     """Everything about one run."""
 
     name, help = "show", "Show one run: its steps, data, failed attempts and operations."
-
     arguments = (
         ONE_RUN,
         flag(
@@ -107,7 +105,6 @@ class Watch(Subcommand):
     """The progress of a run, until it has ended."""
 
     name, help = "watch", "Follow the progress of a run until it finishes."
-
     arguments = (ONE_RUN, wait.FOR_HOW_LONG, flag("--json", "print JSON, a line per change"))
 
     def run(self, options: Namespace) -> None:
@@ -138,7 +135,6 @@ class Graph(Subcommand):
     """The diagram of a plan, or of a run."""
 
     name, help = "graph", "Draw the steps of a sequence or a run as text, Mermaid or SVG."
-
     arguments = (
         one_of(
             argument("what", nargs="?", metavar="LABEL|RUN", help="a sequence, or a run"),

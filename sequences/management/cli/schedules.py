@@ -32,7 +32,6 @@ class Schedules(Subcommand):
     """What starts runs automatically."""
 
     name, help = "schedules", "List schedules; pause or resume one, or start a run now."
-
     arguments = (
         argument("action", nargs="?", choices=ACTIONS, default="list"),
         argument("label", nargs="?", metavar="LABEL", help="the label of the sequence"),

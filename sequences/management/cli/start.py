@@ -64,7 +64,7 @@ class Start(Subcommand):
         named = values_of(options, "key", "unique", "delay", "priority", "subject")
         if options.deadline is not None:
             named["deadline"] = options.deadline
-        sequence = start({**options.data}, **named)
+        sequence = start(options.data, **named)
         run = sequence.run
         if not options.json:
             prefix = "Started" if sequence.created else "Already exists:"
