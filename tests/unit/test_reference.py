@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import sequences
-from sequences import conf, exceptions, logs, models, sequence, signals, testing, urls
+from sequences import admin, conf, exceptions, logs, models, sequence, signals, testing, urls
 from sequences.definitions.steps import DURATION_OPTIONS, STEP_OPTIONS
 from sequences.definitions.validation import META_OPTIONS, META_STEP_OPTIONS
 from sequences.templatetags.sequences import sequence_progress
@@ -80,6 +80,7 @@ DRAMATIQ = {
         ("Signals", set(signals.__all__)),
         ("Logging", set(logs.__all__)),
         ("Settings", {one.key for one in vars(conf.Settings).values() if hasattr(one, "key")}),
+        ("Admin and broker", set(admin.__all__)),
         ("In templates", parameters(sequence_progress) - {"context"}),
         ("URLs", {pattern.name for pattern in urls.urlpatterns}),
         ("Testing", set(testing.__all__)),
