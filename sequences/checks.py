@@ -148,7 +148,7 @@ def check_unfinished_runs(app_configs: Any, **kwargs: Any) -> list[CheckMessage]
 def _time_zones() -> Messages:
     if not django_settings.USE_TZ:
         yield Error(
-            "USE_TZ is False, but sequences needs time zone support.",
+            "USE_TZ is False, but the sequences app needs time zone support.",
             hint="Set USE_TZ = True.",
             id="sequences.E001",
         )
@@ -381,7 +381,7 @@ def _why_unmatched(definition: Definition, pattern: str, path: Path) -> str:
     if codec is not None:
         return "" if reaches(codec.cls, path) else f"Use a field of {codec.name}."
     if path[0] == "data" and len(path) > 1 and "data" not in definition.defaults:
-        return f"Leave out the leading data: {'.'.join(path[1:])!r}."
+        return f"Write {'.'.join(path[1:])!r}, without the leading 'data.'."
     return ""
 
 
@@ -447,7 +447,7 @@ def _vendor(connection: BaseDatabaseWrapper) -> Messages:
     if not _backend(connection).vendor:
         yield Error(
             f"The database {connection.alias!r} uses the engine {connection.vendor!r}, "
-            "which sequences does not support.",
+            "which the sequences app does not support.",
             hint="Use PostgreSQL, MariaDB, MySQL, or SQLite (for development only). "
             "SEQUENCES['DATABASE'] selects the alias.",
             id="sequences.E006",
@@ -470,8 +470,8 @@ def _isolation(connection: BaseDatabaseWrapper) -> Messages:
 
 def _wrong_isolation(connection: BaseDatabaseWrapper, level: str) -> CheckMessage:
     return Error(
-        f"The isolation level of the database {connection.alias!r} is {level}; sequences "
-        "needs read committed.",
+        f"The isolation level of the database {connection.alias!r} is {level}; the "
+        "sequences app needs read committed.",
         hint="Remove 'isolation_level' from its OPTIONS, or set it to read committed.",
         id="sequences.E007",
     )

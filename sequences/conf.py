@@ -173,7 +173,7 @@ class Settings:
     grace = Option(15, _seconds)
     #: Seconds that a claim lasts without a heartbeat.
     lease = Option(15, _seconds)
-    #: Seconds before a running step's lease is extended; from then on, at half this interval.
+    #: Seconds before a running step's lease is extended, and then again after half as many.
     heartbeat = Option(3, _seconds)
     #: Seconds between sweeps in each worker process; None: workers do not sweep.
     sweep_interval = Option(1, _seconds_or_none)

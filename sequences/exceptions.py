@@ -182,7 +182,7 @@ class WorkerLost(SequenceError):
 
     template = (
         "Step {step!r} of run {run} lost {lost_workers} workers in a row, most recently {worker}. "
-        "Check that host for out-of-memory kills and crashes, then retry the run."
+        "Check its host for out-of-memory kills and crashes, then retry the run."
     )
 
     step: str

@@ -38,7 +38,8 @@ class Definition:
     plan: Plan
     aliases: tuple[str, ...]
     handoff: Literal["broker", "direct"]
-    #: How long finished and failed runs are kept; None: as the settings say.
+    #: How long runs that succeeded or were cancelled, and those that failed, are kept. None: as
+    #: the settings say.
     retention: timedelta | None
     retention_failed: timedelta | None
     #: How long after its start a run must be finished; None: it has no deadline.

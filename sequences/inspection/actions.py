@@ -138,8 +138,8 @@ ACTIONS: dict[str, Action] = {
         Action(
             "cancel",
             _(
-                "Stops the run here. A running step is rolled back; if you also roll back "
-                "completed steps, the running step finishes first."
+                "Stops the run here. A running step can no longer save its work; if you also roll "
+                "back completed steps, the running step finishes first."
             ),
             is_dangerous=True,
         ),

@@ -136,7 +136,7 @@ class ScheduleSnapshot:
         message = (
             gettext("The slot at %(slot)s was skipped: the last run was unfinished.")
             if row.skip_reason == "overlap"
-            else gettext("The slot at %(slot)s was missed: no worker started it in time.")
+            else gettext("The slot at %(slot)s was missed: no worker started its run in time.")
         )
         return message % {"slot": moment(row.skipped_slot)}
 

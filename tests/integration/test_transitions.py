@@ -319,7 +319,7 @@ def test_a_step_that_kills_three_workers_in_a_row_fails(run):
     assert (failure.error, failure.worker) == ("sequences.exceptions.WorkerLost", "host:7")
     assert failure.message == (
         f"Step 'one' of run {run.pk} lost 3 workers in a row, most recently host:7. "
-        "Check that host for out-of-memory kills and crashes, then retry the run."
+        "Check its host for out-of-memory kills and crashes, then retry the run."
     )
     run.retry()
     drain()
