@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import dramatiq
-from dramatiq.middleware import SkipMessage
+from dramatiq import middleware, results
+from dramatiq.middleware import Middleware, SkipMessage
 
 from .. import conf
 from ..definitions import registry
@@ -126,13 +127,40 @@ def _check_options(definition: Definition, step: Step[Any], broker: dramatiq.Bro
         if name in of_broker:
             continue
         place, owner, ours = _declared_in(definition, step, name)
-        options = sorted({option for option in of_broker if not refusal(option)} | ours)
+        # Options of Dramatiq are among ours even if the broker lacks their middleware.
+        options = {option for option in of_broker if not refusal(option)} | ours - {name}
         raise InvalidDefinition(
             where=place,
             problem=f"{name!r} is not a valid option of {owner}, nor of an actor of this broker",
-            hint=f"{did_you_mean(name, options)} If it belongs to a middleware, add that "
-            "middleware to DRAMATIQ_BROKER.",
+            hint=_hint_for(name, sorted(options)),
         )
+
+
+def _hint_for(name: str, options: list[str]) -> str:
+    owner = _middleware_with(name)
+    if owner is results.Results:
+        return (
+            "It belongs to 'dramatiq.results.Results', which this broker does not have. "
+            "django_dramatiq adds it if DRAMATIQ_RESULT_BACKEND is set."
+        )
+    if owner is not None:
+        path = f"dramatiq.middleware.{owner.__name__}"
+        return (
+            f"It belongs to {path!r}, which this broker does not have. Add it to "
+            "DRAMATIQ_BROKER['MIDDLEWARE']."
+        )
+    return (
+        f"{did_you_mean(name, options)} If it belongs to a middleware, add that middleware to "
+        "DRAMATIQ_BROKER['MIDDLEWARE']."
+    )
+
+
+def _middleware_with(option: str) -> type[Middleware] | None:
+    """The middleware of Dramatiq's own that has this option for actors."""
+    exported = (*vars(middleware).values(), results.Results)
+    classes = [cls for cls in exported if isinstance(cls, type) and issubclass(cls, Middleware)]
+    # Not initialised, because some need a backend; the names of the options do not.
+    return next((cls for cls in classes if option in cls.__new__(cls).actor_options), None)
 
 
 def _declared_in(

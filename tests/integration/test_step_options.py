@@ -21,8 +21,9 @@ from sequences import (
     subsequence,
 )
 from sequences.definitions import registry
+from sequences.definitions.option_types import ActorOptions
 from sequences.definitions.steps import STEP_OPTIONS
-from sequences.engine import dispatcher
+from sequences.engine import actors, dispatcher
 from sequences.exceptions import InvalidDefinition, SequenceError
 from sequences.flows import jobs
 from sequences.testing import drain, run_sequence
@@ -171,7 +172,7 @@ def test_a_time_for_dramatiq_that_cannot_be_is_refused_with_the_class(name, valu
             def one(self): ...
 
     for declare in (of_step, of_event, of_meta):
-        with pytest.raises(InvalidDefinition, match=rf"{name} is .*It must be a timedelta or an"):
+        with pytest.raises(InvalidDefinition, match=rf"{name} is .*It must be a timedelta or a"):
             declare()
 
 
@@ -286,6 +287,36 @@ def test_an_option_that_no_middleware_knows_is_refused():
         class Wrong(Sequence):
             @step(max_retris=3)
             def one(self): ...
+
+
+OWNERS = [("max_retries", "dramatiq.middleware.Retries"),
+          ("throws", "dramatiq.middleware.Retries"),
+          ("time_limit", "dramatiq.middleware.TimeLimit"),
+          ("notify_shutdown", "dramatiq.middleware.ShutdownNotifications"),
+          ("store_results", "dramatiq.results.Results")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("option", "path"), OWNERS)
+@pytest.mark.parametrize("place", ["step", "Meta", "DEFAULTS"])
+def test_an_option_of_a_middleware_that_the_broker_lacks_names_that_middleware(
+    broker, monkeypatch, settings, place, option, path
+):
+    value = {"throws": ValueError, "store_results": True, "notify_shutdown": True}.get(option, 5000)
+    monkeypatch.setattr(broker, "actor_options", set())
+    options, meta = ({option: value}, {}) if place == "step" else ({}, {option: value})
+    if place == "DEFAULTS":
+        settings.SEQUENCES, meta = {"DEFAULTS": meta}, {}
+    names = {"__module__": __name__, "__qualname__": "Wrong"}
+    body = {**names, "one": step(do_nothing, **options), "Meta": type("Meta", (), meta)}
+    with pytest.raises(InvalidDefinition) as caught:
+        type(Sequence)("Wrong", (Sequence,), body)
+    assert repr(path) in caught.value.hint
+    assert "Did you mean" not in caught.value.hint
+
+
+def test_every_option_of_dramatiq_is_known_to_belong_to_a_middleware():
+    names = set(ActorOptions.__annotations__) - {"queue_name", "priority", "options"}
+    assert {name for name in names if actors._middleware_with(name) is None} == set()
 
 
 def options_offered(declare):
