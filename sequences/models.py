@@ -1377,7 +1377,7 @@ class Permit(_Row):
 
 
 class WorkerProcess(_Row):
-    """A worker process as last seen: it updates this row every ten seconds."""
+    """A worker process as last seen: it updates this row every ten seconds, and when it stops."""
 
     id = models.BigAutoField(primary_key=True)
     name = ExactCharField(_("name"), max_length=100, unique=True)
@@ -1389,6 +1389,8 @@ class WorkerProcess(_Row):
     seen_at = models.DateTimeField(_("last seen"), db_index=True)
     #: When its last sweep ended; None: it does not sweep.
     swept_at = models.DateTimeField(_("last sweep"), null=True, blank=True)
+    #: When it shut down cleanly; None: it is running, or was killed.
+    stopped_at = models.DateTimeField(pgettext_lazy("time", "stopped"), null=True, blank=True)
     #: Tokens of claims that it holds but could not extend, because others had locked their rows.
     unextended_claims = models.JSONField(default=list, editable=False)
 

@@ -112,7 +112,7 @@ class Health:
     holder: Holder | None
     #: Whether there are more step runs than were checked.
     capped: bool
-    #: Worker processes, including those that only sweep, last seen first.
+    #: Worker processes, including those that only sweep or have stopped, last seen first.
     processes: tuple[WorkerProcess, ...]
     #: Schedules that are late or cannot start their runs, most overdue first.
     schedules: tuple[ScheduleSnapshot, ...] = ()
@@ -136,7 +136,11 @@ class Health:
     @cached_property
     def stale(self) -> tuple[WorkerProcess, ...]:
         """Worker processes that have disappeared without a clean shutdown."""
-        return tuple(process for process in self._performing if not self._is_alive(process))
+        return tuple(
+            process
+            for process in self._performing
+            if process.stopped_at is None and not self._is_alive(process)
+        )
 
     @cached_property
     def stalled(self) -> tuple[WorkerProcess, ...]:
@@ -185,7 +189,7 @@ class Health:
         return [process for process in self.processes if process.threads]
 
     def _is_alive(self, process: WorkerProcess) -> bool:
-        return self.now - process.seen_at < STALE_AFTER
+        return process.stopped_at is None and self.now - process.seen_at < STALE_AFTER
 
     def _sweeps_late(self, process: WorkerProcess) -> bool:
         return process.swept_at is not None and self.now - process.swept_at > WARN_AFTER
@@ -337,12 +341,17 @@ def _dead_threads(says: str, dead: list[WorkerProcess]) -> Sign:
 
 
 def _no_worker(health: Health) -> str:
-    if not health.stale:
+    if not health._performing:
         return gettext("No worker has been seen for an hour. Is `rundramatiq` running?")
-    since = health._since(health.stale[0].seen_at)
-    return gettext("No worker has been seen for %(time)s. Is `rundramatiq` running?") % {
-        "time": since
-    }
+    last = health._performing[0]
+    message = (
+        gettext("No worker has been seen for %(time)s. Is `rundramatiq` running?")
+        if last.stopped_at is None
+        else gettext(
+            "The last worker, %(name)s, was shut down %(time)s ago. Is `rundramatiq` running?"
+        )
+    )
+    return message % {"name": last.name, "time": health._since(last.seen_at)}
 
 
 def _sweep(health: Health) -> Sign:

@@ -208,6 +208,10 @@ class Migration(migrations.Migration):
                     "swept_at",
                     models.DateTimeField(blank=True, null=True, verbose_name="last sweep"),
                 ),
+                (
+                    "stopped_at",
+                    models.DateTimeField(blank=True, null=True, verbose_name="stopped"),
+                ),
                 ("unextended_claims", models.JSONField(default=list, editable=False)),
             ],
             options={

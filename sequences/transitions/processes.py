@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from django.db import IntegrityError, transaction
+from django.db.models import Q
 
 from .. import conf
 from ..models import WorkerProcess
@@ -57,11 +58,12 @@ def _register(worker: ProcessReport, using: str) -> bool:
         "started_at": now - worker.age,
         "seen_at": now,
         "swept_at": None if worker.swept is None else now - worker.swept,
+        "stopped_at": None,
     }
     rows = WorkerProcess.objects.using(using)
     own = rows.filter(name=worker.name)
     if not worker.is_known:
-        own = own.filter(seen_at__lt=now - FRESH_FOR)
+        own = own.filter(Q(seen_at__lt=now - FRESH_FOR) | Q(stopped_at__isnull=False))
     if own.update(**values):
         return True
     try:
@@ -85,14 +87,26 @@ def holds(token: int, using: str) -> bool:
     )
 
 
-def gone(name: str, using: str) -> None:
-    """The process has ended properly."""
-    rows = WorkerProcess.objects.using(using).filter(name=name)
-    transact(using, lambda: rows.delete())
+def stopped(name: str, swept: timedelta | None, using: str) -> None:
+    """Write that the process has shut down cleanly, and when its last sweep ended.
+
+    The row stays, so that health can tell since when there has been no worker and no sweep.
+    """
+    transact(using, lambda: _stopped(name, swept, using))
+
+
+def _stopped(name: str, swept: timedelta | None, using: str) -> None:
+    now = clock.now(using)
+    WorkerProcess.objects.using(using).filter(name=name).update(
+        seen_at=now,
+        swept_at=None if swept is None else now - swept,
+        stopped_at=now,
+        unextended_claims=[],
+    )
 
 
 def forget(using: str) -> None:
-    """Delete those that were not seen for long: they were killed."""
+    """Delete those that were not seen for long: they have stopped, or were killed."""
     transact(using, lambda: _forget(using))
 
 

@@ -68,12 +68,16 @@ class WorkerRegistration:
             self._try(self._tell, using)
 
     def end(self, using: str) -> None:
-        """Delete the row, because the process ends. Never raises."""
+        """Write that the process has stopped. Never raises."""
         if self._is_known:
-            self._try(lambda using: processes.gone(self._name, using), using)
+            self._try(lambda using: processes.stopped(self._name, self._last_sweep, using), using)
+
+    @property
+    def _last_sweep(self) -> timedelta | None:
+        return None if self._swept is None else _ago(self._swept)
 
     def _tell(self, using: str) -> None:
-        swept = None if self._swept is None else _ago(self._swept)
+        swept = self._last_sweep
         queues = tuple(self._queues())
         report = ProcessReport(
             self._name, queues, self._threads, self._dead_threads(), _ago(self._since), swept,

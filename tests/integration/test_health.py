@@ -48,13 +48,14 @@ def ago(seconds):
     return now() - timedelta(seconds=seconds)
 
 
-def process(name="box:1", seen=0, threads=8, swept=1):
+def process(name="box:1", seen=0, threads=8, swept=1, stopped=False):
     return WorkerProcess.objects.create(
         name=name,
         threads=threads,
         started_at=ago(7200),
         seen_at=ago(seen),
         swept_at=None if swept is None else ago(swept),
+        stopped_at=ago(seen) if stopped else None,
     )
 
 
@@ -87,13 +88,16 @@ def test_a_process_has_one_row_that_says_what_it_is_and_when_it_swept():
         assert again.seen_at - first.seen_at > timedelta(seconds=59)
         assert abs(again.swept_at - again.seen_at) < timedelta(seconds=5)
     here.end(USING)
-    assert not WorkerProcess.objects.exists()
+    ended = WorkerProcess.objects.get()
+    assert ended.pk == first.pk
+    assert ended.stopped_at == ended.seen_at > again.seen_at - timedelta(minutes=2)
+    assert ended.swept_at <= ended.stopped_at
 
 
 def test_who_was_never_shown_takes_no_row_of_its_name_with_it():
     process(current.process())
     WorkerRegistration().end("default")
-    assert WorkerProcess.objects.count() == 1
+    assert WorkerProcess.objects.get().stopped_at is None
 
 
 def test_processes_of_one_name_have_a_row_each():
@@ -111,7 +115,29 @@ def test_processes_of_one_name_have_a_row_each():
     assert rows[0].name == current.process()
     assert rows[1].name.startswith(f"{current.process()}~")
     one.end(USING)
-    assert WorkerProcess.objects.get().threads == 4
+    assert WorkerProcess.objects.get(stopped_at=None).threads == 4
+
+
+def test_a_process_takes_the_row_of_one_of_its_name_that_has_just_stopped():
+    # A container that restarts with the name of its host, and the same process id.
+    before = WorkerRegistration(8)
+    before.leaves_out([7])
+    before.beat(USING)
+    before.end(USING)
+    assert not processes.holds(7, USING)
+    WorkerRegistration(4).beat(USING)
+    row = WorkerProcess.objects.get()
+    assert (row.name, row.threads, row.stopped_at) == (current.process(), 4, None)
+
+
+def test_a_process_that_was_taken_for_stopped_is_running_at_its_next_beat():
+    here = WorkerRegistration(8)
+    here.beat(USING)
+    processes.stopped(current.process(), None, USING)
+    assert not health.read().workers
+    here._reported = None
+    here.beat(USING)
+    assert [process.name for process in health.read().workers] == [current.process()]
 
 
 def test_a_process_takes_the_row_of_one_of_its_name_that_is_gone():
@@ -122,15 +148,18 @@ def test_a_process_takes_the_row_of_one_of_its_name_that_is_gone():
 
 def test_who_sweeps_removes_the_rows_of_those_that_were_not_seen_for_an_hour():
     process("old:1", seen=3601)
+    process("old:2", seen=3601, stopped=True)
     process("new:1", seen=3599)
+    process("new:2", seen=3599, stopped=True)
     here = WorkerRegistration(8)
     here.beat(USING)
-    assert WorkerProcess.objects.count() == 3, "it does not sweep"
+    assert WorkerProcess.objects.count() == 5, "it does not sweep"
     here.swept()
     here._reported = None
     here.beat(USING)
     assert set(WorkerProcess.objects.values_list("name", flat=True)) == {
         "new:1",
+        "new:2",
         current.process(),
     }
 
@@ -214,7 +243,7 @@ def test_a_connection_that_does_not_close_stops_no_heart_and_no_sweep(settings, 
     monkeypatch.setattr("sequences.worker.sweeper.store_plans", lambda using: None)
     monkeypatch.setattr("sequences.worker.queue_monitor.DRAINED_AFTER_SECONDS", 0)
     monkeypatch.setattr(processes, "register", beat)
-    monkeypatch.setattr(processes, "gone", beat)
+    monkeypatch.setattr(processes, "stopped", beat)
     threads = [HeartbeatThread(here), Sweeper(AssumeLost(), 0.01, here)]
     for thread in threads:
         thread.start()
@@ -258,7 +287,7 @@ def test_the_command_that_sweeps_for_ever_is_seen_and_says_good_bye(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run_forever(1)
     assert [(one.threads, one.swept_at is not None) for one in seen] == [(0, True)]
-    assert not WorkerProcess.objects.exists()
+    assert WorkerProcess.objects.get().stopped_at is not None
 
 
 def test_a_sweep_from_cron_is_seen_however_often_it_comes():
@@ -329,6 +358,30 @@ def test_a_worker_that_went_without_a_word_is_named():
     found = sign("workers")
     assert (found.level, found.says) == (Level.WARNING, "2 workers, 1 dead")
     assert "box:3 was last seen 2 min ago" in found.advice
+
+
+def test_a_worker_that_was_stopped_is_not_dead_and_tells_since_when_there_is_none():
+    process("box:1", seen=242, swept=243)  # killed
+    process("box:2", seen=5, swept=6, stopped=True)
+    process("box:3", seen=2, threads=0, swept=None)
+    found = sign("workers")
+    assert (found.level, found.says) == (Level.BAD, "No workers")
+    assert "The last worker, box:2, was shut down 5 s ago." in found.advice
+    assert str(sign("sweep")) == "Last sweep 6 s ago"
+    WorkerProcess.objects.filter(name="box:2").update(
+        seen_at=ago(100), swept_at=ago(101), stopped_at=ago(100)
+    )
+    assert "box:2, was shut down 1 min 40 s ago." in sign("workers").advice
+    assert sign("sweep").says == "No sweep: the last one ended 1 min 41 s ago"
+    process("box:4")
+    assert sign("workers").says == "1 worker, 1 dead"
+    WorkerProcess.objects.filter(name="box:1").delete()
+    assert sign("workers").says == "1 worker"
+
+
+def test_who_was_stopped_a_moment_ago_sweeps_no_more():
+    process("box:1", swept=90, stopped=True)
+    assert sign("sweep").says == "No sweep: the last one ended 1 min 30 s ago"
 
 
 SWEEPS = [(5, Level.GOOD), (70, Level.WARNING), (400, Level.BAD), (None, Level.BAD)]

@@ -47,7 +47,7 @@ class Sweep(Subcommand):
 
 
 def _interrupt(*_: Any) -> None:
-    # Like Ctrl-C: it deregisters, and the health check does not miss it for an hour.
+    # Like Ctrl-C: it says that it stops, and the health check does not take it for killed.
     raise KeyboardInterrupt
 
 
