@@ -332,10 +332,10 @@ def read_subject_rows(runs: list[SequenceRun]) -> None:
 class SequenceRun(_Row):
     """One started sequence. Its steps share `data`.
 
-    Each operation takes ``by`` (who: a user or a string) and ``reason``, leaves an `Operation` row,
-    is safe against steps that run at the same time, updates this instance, and raises
-    `InvalidTransition` in a state that does not allow it. Messages are sent when the caller's
-    transaction commits.
+    Each operation takes ``by`` (who: a user or a string) and ``reason``, leaves an `Operation` row
+    if it has an effect, is safe against steps that run at the same time, updates this instance, and
+    raises `InvalidTransition` in a state that does not allow it. Messages are sent when the
+    caller's transaction commits.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
@@ -532,9 +532,10 @@ class SequenceRun(_Row):
         """Deliver an event with this payload. If it is not waiting yet, the delivery is kept.
 
         Only the first delivery counts, and only one for all events of an `any_of`; returns whether
-        this one did. Raises `InvalidData` if the payload is not JSON, `UnknownStep` if the run's
-        plan has no such event, and `InvalidTransition` if it is too late: the event was skipped, or
-        the run has succeeded or was cancelled.
+        this one did. If not, nothing changes, and no `Operation` is stored. Raises `InvalidData` if
+        the payload is not JSON, `UnknownStep` if the run's plan has no such event, and
+        `InvalidTransition` if it is too late: the event was skipped, or the run has succeeded or
+        was cancelled.
         """
         counted: bool = get_engine().operate(
             self, "deliver", event=event, payload=payload, by=by, reason=reason

@@ -6,6 +6,7 @@ meanwhile finds its row changed when it commits, and rolls back.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -81,6 +82,9 @@ class LockedRun:
     ) -> None:
         self.run, self.request, self.using = run, request, using
         self.keep_deliveries = keep_deliveries
+        #: Whether the request has changed something. If not, it is not stored as an operation:
+        #: whoever audits the run must not take it for one that counted.
+        self.has_effect = True
         self.now: datetime = clock.now(using)
         plans.forget_unless_of(run.sequence, run.plan_id, using)
         self.plan: Plan = plans.load(run.plan_id, using)
@@ -381,8 +385,9 @@ def _operate(
             )
         locked_run = LockedRun(run, request, using)
         dispatches = function(locked_run)
-        locked_run.done()
-        limits.clear_on_commit(run_id, using)
+        if locked_run.has_effect:
+            locked_run.done()
+            limits.clear_on_commit(run_id, using)
         return dispatches
 
     try:
@@ -431,6 +436,7 @@ def set_deadline(
     def function(locked: LockedRun) -> list[Dispatch]:
         locked.allow(RULES["set_deadline"])
         before, after = deadlines.move(run_id, deadline, locked.now, using)
+        locked.has_effect = before != after
         locked.request = replace(
             locked.request, before=_deadline_text(before), after=_deadline_text(after)
         )
@@ -664,6 +670,7 @@ def deliver(
         has_lost = locked.plan.has_lost(request.step, states, others)
         counts = request.step not in inbox and not has_lost
         if not counts:
+            locked.has_effect = False
             return []
         status = NOT_STARTED if row is None else row.status
         if status not in RULES["deliver"].step_states:
@@ -708,12 +715,18 @@ def edit(
                 now=locked.run.version,
             )
         # What is stored, not the caller's instance, which may have been changed in place.
+        locked.has_effect = _as_text(locked.run.data) != _as_text(data)
         before, after = redact(locked.run.data, hidden), redact(data, hidden)
         locked.request = replace(request, before=before, after=after)
         locked.run.data = data
         return []
 
     return _operate(run_id, request, using, function)
+
+
+def _as_text(data: dict[str, Any]) -> str:
+    """For comparisons: 1, 1.0 and True are equal in Python, but not in JSON."""
+    return json.dumps(data, sort_keys=True)
 
 
 def erase(

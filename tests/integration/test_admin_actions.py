@@ -14,6 +14,7 @@ from django.utils import timezone
 from sequences import Sequence, event, step, subsequence
 from sequences.admin import SequenceRunAdmin, bulk_operations, operations
 from sequences.admin.action_texts import TEXTS, done_message, title_of
+from sequences.exceptions import Abort
 from sequences.inspection import actions as run_actions
 from sequences.inspection import snapshot
 from sequences.models import Operation, RunDeadline, SequenceRun, StepRun
@@ -286,6 +287,36 @@ def test_a_delivery_is_confirmed_for_it_cannot_be_taken_back(admin_client):
     assert "Delivered “approval”." in told(admin_client, response)
     drain()
     assert ledger(run)["approval"] == "succeeded"
+
+
+def test_a_second_delivery_is_refused_and_is_no_manual_action(admin_client):
+    class Sold(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def charge(self): ...
+
+        @charge.undo
+        def refund(self): ...
+
+        approval = event(choices={"Approve": {"approved": True}, "Refuse": {"approved": False}})
+
+        @step
+        def ship(self):
+            raise Abort("refused")
+
+    run = Sold.start().run
+    drain()
+    address = url(run, "deliver", "approval")
+    admin_client.post(address, {**YES, "payload": '{"approved": false}'})
+    drain()
+    assert fresh(run).status == "failed"
+    response = admin_client.post(address, {**YES, "payload": '{"approved": true}'})
+    assert "only the first delivery counts" in told(admin_client, response)
+    assert [one.after for one in run.operations.all()] == [{"approved": False}]
+    changes = LogEntry.objects.filter(object_id=str(run.pk))
+    assert len(changes) == 1
 
 
 def test_each_choice_has_a_name_of_its_own_for_a_screen_reader(admin_client):

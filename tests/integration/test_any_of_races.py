@@ -64,6 +64,7 @@ def test_of_two_deliveries_at_once_exactly_one_counts(together):
         names = ["approval", "refusal"]
         outcomes = together(*[soon(deliver(run, name)) for name in names])
         assert sorted(outcomes) == [False, True]
+        assert run.operations.get().step == names[outcomes.index(True)]
         drain()
         assert winners(run) == [names[outcomes.index(True)]]
         assert fresh(run).data["delivered"] == winners(run)

@@ -912,6 +912,7 @@ def test_deliver_ends_the_wait_with_a_payload_and_the_first_one_counts():
     err = StringIO()
     refused("deliver", run.pk, "approved", status=1, err=err)
     assert "already has a delivery of 'approved'" in err.getvalue()
+    assert [one.reason for one in run.operations.all()] == ["phone"]
     assert "is not JSON" in refused("deliver", run.pk, "approved", "--payload", "{")
 
 
@@ -1113,7 +1114,7 @@ def test_no_output_steers_a_terminal(call, out):
 
     run = start_definition({"steps": {"a": spec}}, {"x": STEERING}, key=STEERING, name=STEERING).run
     drain()
-    fresh(run).edit(fresh(run).data, reason=STEERING)
+    fresh(run).edit({**fresh(run).data, "edited": True}, reason=STEERING)
     stdout, stderr = out(), out()
     try:
         sequences(*(run.pk if word == "RUN" else word for word in call), out=stdout, stderr=stderr)

@@ -450,6 +450,16 @@ def test_its_operation_says_by_whom_and_from_when_to_when():
     assert (second.before, second.after) == ({"deadline": text}, {"deadline": None})
 
 
+def test_a_deadline_that_stays_as_it_is_leaves_no_operation():
+    run = waiting(deadline=None)
+    run.set_deadline(None, by="ann")
+    moment = timezone.now() + HOUR
+    run.set_deadline(moment, by="ann")
+    run.set_deadline(moment, by="joel")
+    assert [one.by for one in run.operations.all()] == ["ann"]
+    assert deadline_of(run) == moment
+
+
 def test_asynchronous_code_moves_it():
     run = waiting()
     async_to_sync(run.aset_deadline)(None, by="ann")

@@ -13,6 +13,7 @@ from django.utils import timezone, translation
 
 from sequences import Sequence, any_of, event, links, step
 from sequences.exceptions import InvalidData, InvalidDefinition, SequenceError, UnknownStep
+from sequences.inspection.deliveries import EventPage
 from sequences.models import Operation
 from sequences.testing import drain
 from tests.engine import fresh
@@ -245,6 +246,19 @@ def test_a_link_delivers_once_even_if_the_event_asks_again(run, client):
     assert not run.delivered("reply")
     assert "Thank you" in text_of(client.post(later))
     assert "This was answered by joel" in text_of(client.get(later))
+
+
+def test_a_link_that_came_second_has_delivered_nothing(run, client):
+    url, second = (run.deliver_url("reply", {"yes": True}, by=by) for by in ("ann", "joel"))
+    client.post(url)
+    with patch.object(EventPage, "state", "open"):  # as of before the first delivery
+        client.post(second)
+    assert [one.by for one in run.operations.all()] == ["ann"]
+    assert "This was answered by ann" in text_of(client.get(second))
+    drain()
+    fresh(run).restart_from("reply")
+    drain()
+    assert "Thank you" in text_of(client.post(second))
 
 
 def test_a_link_expires_and_cannot_be_changed(run, client):

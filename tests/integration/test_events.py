@@ -8,6 +8,7 @@ from django.test import Client
 
 from sequences import Sequence, event, finish, on_end, step, subsequence
 from sequences.exceptions import (
+    Abort,
     EventTimeout,
     InvalidData,
     InvalidDefinition,
@@ -90,6 +91,37 @@ def test_the_first_of_two_deliveries_counts_and_the_second_says_so():
         InvalidTransition, match=r"Cannot deliver to run .* its status is succeeded"
     ):
         run.deliver("approval")
+
+
+def test_a_delivery_that_does_not_count_leaves_no_operation_and_changes_nothing():
+    run = waiting(order())
+    run.deliver("approval", {"by": "joel"}, by="ann")
+    version = fresh(run).version
+    assert run.deliver("approval", {"by": "kim"}, by="kim", reason="late") is False
+    assert [(one.by, one.after) for one in run.operations.all()] == [("ann", {"by": "joel"})]
+    assert run.version == fresh(run).version == version
+
+
+def test_a_delivery_to_a_rolled_back_run_that_has_one_leaves_no_operation():
+    class Refused(Sequence):
+        @step
+        def charge(self): ...
+
+        @charge.undo
+        def refund(self): ...
+
+        approval = event()
+
+        @step
+        def ship(self):
+            raise Abort("refused")
+
+    run = waiting(Refused)
+    run.deliver("approval", {"approved": False}, by="ann")
+    drain()
+    assert fresh(run).status == "failed"
+    assert run.deliver("approval", {"approved": True}, by="joel") is False
+    assert [one.by for one in run.operations.all()] == ["ann"]
 
 
 def test_an_event_that_is_delivered_early_is_kept():

@@ -42,6 +42,22 @@ def test_an_edit_in_place_records_what_was_stored_before():
     assert (operation.before, operation.after) == ({"n": 1}, {"n": 2})
 
 
+def test_an_edit_that_changes_nothing_leaves_no_operation():
+    run = run_in("running")
+    run.edit({"n": 1}, by="ada")
+    assert not run.operations.exists()
+    run.edit({"n": True}, by="ada")  # equal in Python, but not as JSON
+    run.edit({"n": 1.5}, by="joel")
+    assert [one.by for one in run.operations.all()] == ["ada", "joel"]
+    assert fresh(run).data == {"n": 1.5}
+
+
+def test_an_edit_of_a_secret_alone_is_a_change():
+    run = chain().start({"n": 1, "secret": "x"}).run
+    run.edit({"n": 1, "secret": "y"}, by="ada")
+    assert run.operations.get().by == "ada"
+
+
 def test_an_edit_is_seen_by_the_next_step():
     run = run_in("running")
     run.edit({"done": ["zero"]})

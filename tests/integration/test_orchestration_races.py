@@ -1,5 +1,7 @@
 """Races of branches, items, children, deliveries and acts, on real threads."""
 
+from functools import partial
+
 import pytest
 
 from sequences import Sequence, event, step, subsequence
@@ -387,10 +389,15 @@ def test_of_deliveries_at_once_one_counts(together):
     for _ in range(ROUNDS):
         run = Order().run
         drain()
-        counted = together(*[soon(fresh(run).deliver, "approval", who) for who in "abc"])
+        counted = together(
+            *[soon(partial(fresh(run).deliver, "approval", who, by=who)) for who in "abc"]
+        )
         assert sorted(counted) == [False, False, True]
+        winner = "abc"[counted.index(True)]
+        operation = run.operations.get()
+        assert (operation.by, operation.after) == (winner, winner)
         drain()
-        assert fresh(run).data == {"approval": "abc"[counted.index(True)]}
+        assert fresh(run).data == {"approval": winner}
 
 
 def test_an_undo_beside_a_cancel_ends_one_way_or_the_other(together):
