@@ -19,6 +19,7 @@ import dramatiq
 from asgiref.sync import sync_to_async
 from django.db.models import Min, Q, QuerySet
 from dramatiq import Broker, Message
+from dramatiq.broker import MessageProxy
 from dramatiq.middleware import CurrentMessage, Middleware, Retries
 
 from . import conf
@@ -28,6 +29,7 @@ from .definitions.kinds import traits_of
 from .engine import dispatcher, handoff, limits, subjects
 from .engine import outbox as sending
 from .engine import schedules as scheduling
+from .engine.executor import StepExecution
 from .flows import jobs
 from .models import (
     UNFINISHED_STEP,
@@ -46,7 +48,13 @@ from .sequence import Sequence
 from .transitions import clock as database_clock
 from .transitions import compensation, deadlines, notifications, plans, schedules
 from .transitions import subjects as subject_rows
-from .transitions.types import dispatch_of
+from .transitions.types import (
+    WaitForChildren,
+    WaitForEvent,
+    WaitForItems,
+    WaitForTime,
+    dispatch_of,
+)
 from .worker.middleware import SequencesMiddleware
 
 __all__ = [
@@ -79,16 +87,21 @@ def run_sequence(cls: type[S], /, **data: Any) -> S:
     """
     with dispatcher.capture_dispatches(), clock() as moving:
         sequence = cls.start(data)
-        performed = _drain(sequence.run, RUN_LIMIT)
+        draining = _Draining(sequence.run, RUN_LIMIT)
+        draining.go_on()
         while moving.move_to_next(sequence.run):
-            performed += _drain(sequence.run, RUN_LIMIT - performed)
+            draining.go_on()
     sequence.run.refresh_from_db(using=conf.using())
     sequence._hold(sequence.run.data)
     return sequence
 
 
 def drain(limit: int = LIMIT) -> int:
-    """Run every step that is due, and whatever becomes due meanwhile; return the number of steps.
+    """Run every step that is due, and whatever becomes due meanwhile; return how many were run.
+
+    Each attempt that succeeded, failed, was skipped by its ``when``, or is to be repeated counts as
+    one. A step that only began to wait does not count: for its delay, for a place under a limit,
+    for an event, or for its items or child runs. A fan-out counts once, not once for each item.
 
     Retries follow at once, and so does the erasure of runs whose subject was deleted. Delays,
     deadlines and schedules follow the clock (see `clock`). Schedules written by `sync_schedules`
@@ -96,11 +109,12 @@ def drain(limit: int = LIMIT) -> int:
     all the time. Raises AssertionError after ``limit`` steps.
     """
     with dispatcher.capture_dispatches():
-        performed = _drain(None, limit)
+        draining = _Draining(None, limit)
+        draining.go_on()
         while _start_next_slot():
-            performed += _drain(None, limit - performed)
+            draining.go_on()
         _erase_due()
-        return performed
+        return draining.attempts
 
 
 def _erase_due() -> None:
@@ -150,30 +164,78 @@ def sync_schedules(*classes: type[Sequence[Any]]) -> None:
             schedules.declare(declaration, None, using)
 
 
-def _drain(run: SequenceRun | None, limit: int) -> int:
-    using = conf.using()
-    due, broker = _Due(run, using), _InlineBroker(dramatiq.get_broker())
-    performed = 0
-    notifications.send_pending(using)  # signals of the starts
-    while (row := due.next()) is not None or _expire(run, using):
-        if row is None:
-            continue  # its deadline has failed a run: run what that made ready
-        if performed >= limit:  # not by assert, which python -O leaves out
-            raise AssertionError(
-                f"The limit on steps has been reached, but step {row} of {row.run} is still due. "
-                "Does a step repeat forever? If not, call drain() with a higher limit."
-            )
-        plan = plans.load(row.run.plan_id, using)
+class _Draining:
+    """The execution of what is due: of this run and its children, or of all runs."""
+
+    def __init__(self, run: SequenceRun | None, limit: int) -> None:
+        self._run, self._limit, self._using = run, limit, conf.using()
+        self._ending = _Ending()
+        self._broker = _InlineBroker(dramatiq.get_broker(), self._ending)
+        #: How many step runs had their turn, whatever came of it: it must end some time.
+        self._turns = 0
+        #: How many attempts have ended.
+        self.attempts = 0
+
+    def go_on(self) -> None:
+        """Execute until nothing is due any more."""
+        due = _Due(self._run, self._using)
+        notifications.send_pending(self._using)  # signals of the starts
+        while (row := due.next()) is not None or _expire(self._run, self._using):
+            if row is None:
+                continue  # its deadline has failed a run: run what that made ready
+            if self._turns >= self._limit:  # not by assert, which python -O leaves out
+                raise AssertionError(
+                    f"The limit on steps has been reached, but step {row} of {row.run} is still "
+                    "due. Does a step repeat forever? If not, call drain() with a higher limit."
+                )
+            due.add(self._execute(row))
+
+    def _execute(self, row: StepRun) -> list[int]:
+        """Return the rows that may be due now."""
+        using, plan = self._using, plans.load(row.run.plan_id, self._using)
         if row.status == StepStatus.WAITING:
             # The clock may be a few milliseconds behind what the database shows.
             StepRun.objects.using(using).filter(pk=row.pk).update(wake_at=row.due_at)
+        turn, self._ending.failed = handoff.Handoff(False, using), None
         with dispatcher.capture_dispatches() as dispatches:
-            ready = handoff.process(dispatch_of(row, plan), broker, using)
+            ready = handoff.process(dispatch_of(row, plan), self._broker, using, turn)
             notifications.send_pending(using)
+        if not traits_of(row.kind).is_item:
+            self._turns += 1
+            self.attempts += self._ending.is_of(turn.execution)
         # Including the row itself: a failed attempt is retried at once.
-        due.add([row.pk, *(made.step_run_id for made in [*ready, *dispatches])])
-        performed += not traits_of(row.kind).is_item
-    return performed
+        return [row.pk, *(made.step_run_id for made in [*ready, *dispatches])]
+
+
+class _Ending(Middleware):
+    """How the message of a step ended, which tells whether that was an attempt."""
+
+    #: None: it was skipped, because nothing was claimed, or the step waits for a limit.
+    failed: bool | None = None
+
+    def after_process_message(
+        self,
+        broker: Broker,
+        message: MessageProxy,
+        *,
+        result: Any = None,
+        exception: BaseException | None = None,
+    ) -> None:
+        """The message was not skipped."""
+        self.failed = exception is not None
+
+    def is_of(self, execution: StepExecution | None) -> bool:
+        """Whether this execution was an attempt that has ended."""
+        if self.failed is None or execution is None or execution.claim is None:
+            return False
+        if self.failed:
+            return True
+        change = execution.context.change
+        return change is not None and not isinstance(change.conclusion, _WAITS)
+
+
+#: What attempts conclude that only begin to wait.
+_WAITS = WaitForTime | WaitForEvent | WaitForItems | WaitForChildren
 
 
 def _expire(run: SequenceRun | None, using: str) -> bool:
@@ -280,13 +342,13 @@ def _parents(using: str) -> list[StepRun]:
 class _InlineBroker(Broker):
     """A broker with the project's actors, and the middleware that affects steps. Sends nothing."""
 
-    def __init__(self, project: Broker) -> None:
+    def __init__(self, project: Broker, ending: Middleware) -> None:
         ours: list[Middleware] = [
             middleware
             for middleware in project.middleware
             if isinstance(middleware, SequencesMiddleware | Retries | CurrentMessage)
         ]
-        super().__init__(middleware=ours)
+        super().__init__(middleware=[*ours, ending])
         self.actors = project.actors
 
     def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
