@@ -16,7 +16,7 @@ from django.utils.translation import gettext_lazy as _
 
 from .. import conf
 from ..definitions.kinds import traits_of
-from ..inspection.snapshot import visible, visible_payload, visible_text
+from ..inspection.snapshot import report_of, visible, visible_payload, visible_text
 from ..models import NO_ITEM, SequenceRun, StepRun
 from . import columns
 from .base import EMPTY, heavy, pretty
@@ -183,8 +183,8 @@ class StepRunAdmin(KeysetAdmin):
 
     @admin.display(description=_("progress"))
     def progress_column(self, row: StepRun) -> str:
-        """The progress that it reported last."""
-        progress = row.progress
+        """The progress that it reported last, until it has succeeded."""
+        progress = report_of(row)
         if isinstance(progress, dict):
             text = visible_text(str(progress.get("text") or ""), row.run)
             progress = {**progress, "text": text}

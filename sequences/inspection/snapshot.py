@@ -160,10 +160,10 @@ class StepSnapshot:
 
     @property
     def progress(self) -> tuple[float, float] | None:
-        """How much is done, out of how much: of its items, or as reported. None: unknown."""
-        if self._counts_items:
-            return sum(self.items.get(status, 0) for status in _PERFORMED), self._item_count
-        return _amount_of(self._report)
+        """How much is done, out of how much: of its items, or as reported. None: unknown, or not
+        all, although the step has succeeded or was skipped."""
+        amount = self._items_done if self._counts_items else _amount_of(self._report)
+        return None if _is_outdated(self.status, amount) else amount
 
     @property
     def fraction(self) -> float | None:
@@ -185,13 +185,14 @@ class StepSnapshot:
         return self.node.traits.has_items and bool(self.items)
 
     @property
-    def _item_count(self) -> int:
-        return sum(self.items.values())
+    def _items_done(self) -> tuple[int, int]:
+        done = sum(self.items.get(status, 0) for status in _PERFORMED)
+        return done, sum(self.items.values())
 
     @property
     def _report(self) -> Mapping[str, Any]:
-        progress = self.row.progress if self.row is not None else None
-        return progress if isinstance(progress, dict) else {}
+        report = report_of(self.row) if self.row is not None else None
+        return report if isinstance(report, dict) else {}
 
     @cached_property
     def phases(self) -> tuple[Phase, ...]:
@@ -354,6 +355,21 @@ class RunSnapshot:
     def duration(self) -> timedelta:
         """The time from its start to its end, or until now."""
         return (self.run.finished_at or self.now) - self.run.created_at
+
+
+def report_of(row: StepRun) -> Any:
+    """What a step run has reported about its progress, and what still applies of it.
+
+    The last report of a step that has succeeded may be from before its end: it applies only if it
+    says that all is done.
+    """
+    report = row.progress
+    amount = _amount_of(report) if isinstance(report, dict) else None
+    return None if _is_outdated(row.status, amount) else report
+
+
+def _is_outdated(status: str, amount: tuple[float, float] | None) -> bool:
+    return status in DONE and (amount is None or amount[0] < amount[1])
 
 
 def _amount_of(report: Mapping[str, Any]) -> tuple[float, float] | None:

@@ -530,6 +530,20 @@ def test_a_run_of_a_newer_release_says_so_and_cannot_be_changed_here(admin_clien
     assert "A newer release started this run" in capsys.readouterr().out
 
 
+def test_the_pages_of_a_step_that_has_succeeded_show_no_unfinished_progress(admin_client):
+    run = started()
+    claim(run, "charge")
+    StepRun.objects.update(progress={"done": 7, "total": 8, "text": "packing"})
+    address = step_url(StepRun.objects.get())
+    assert "packing" in admin_client.get(address).content.decode()
+    assert "88 % packing" in words(page_of(admin_client, run))
+    StepRun.objects.update(status="succeeded")
+    assert "packing" not in admin_client.get(address).content.decode()
+    page = words(page_of(admin_client, run))
+    assert "packing" not in page
+    assert "88 %" not in page
+
+
 def test_the_text_of_a_progress_on_the_page_of_its_step_has_no_secrets(admin_client):
     run = started(card={"number": "4111-secret"})
     claim(run, "charge")

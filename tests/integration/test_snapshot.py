@@ -107,6 +107,48 @@ def test_a_step_tells_its_progress_and_what_is_none_is_no_error(told, progress):
     assert 0 <= shown.fraction <= 1 / 4
 
 
+REPORTS = [
+    ({"done": 7, "total": 8, "text": "packing"}, None, ""),
+    ({"done": None, "total": None, "text": "packing"}, None, ""),
+    ({"done": 8, "total": 8, "text": "all packed"}, (8, 8), "all packed"),
+    ({"done": 9, "total": 8, "text": ""}, (9, 8), ""),
+]
+
+
+@pytest.mark.parametrize(("told", "progress", "text"), REPORTS)
+def test_a_step_that_has_ended_well_has_no_unfinished_progress(told, progress, text):
+    run = started()
+    claimed = claim(run, "charge")
+    change(run, "charge", progress=told)
+    assert of(run).step("charge").progress_text == told["text"]
+    perform(claimed)
+    charge = of(run).step("charge")
+    assert (charge.status, charge.progress, charge.progress_text) == ("succeeded", progress, text)
+    assert charge.fraction == (None if progress is None else 1.0)
+    for status in ("skipped", "failed", "retrying", "running"):
+        change(run, "charge", status=status)
+        shown = of(run).step("charge").progress_text
+        assert shown == (text if status == "skipped" else told["text"])
+
+
+def test_a_fan_out_that_was_skipped_has_no_unfinished_progress():
+    run = started(items=[1, 2, 3, 4])
+    perform(claim(run, "charge"))
+    perform(claim(run, "pack_all"))
+    one, two = StepRun.objects.filter(run=run.pk, kind="item").order_by("pk")[:2]
+    perform(take(one.pk))
+    fail(take(two.pk), error=Abort("no"))
+    for row_ in StepRun.objects.filter(run=run.pk, kind="item").order_by("pk")[2:]:
+        perform(take(row_.pk))
+    assert of(run).step("pack_all").progress == (4, 4)
+    StepRun.objects.filter(pk=two.pk).update(status="skipped")
+    assert of(run).step("pack_all").progress == (3, 4), "it has failed"
+    StepRun.objects.filter(run=run.pk, kind="each").update(status="skipped")
+    skipped = of(run).step("pack_all")
+    assert (skipped.progress, skipped.fraction) == (None, None)
+    assert skipped.items == {"succeeded": 3, "skipped": 1}
+
+
 def test_a_failed_run_is_where_it_failed():
     run = started(card={"number": "4111-secret"})
     drain()
