@@ -419,7 +419,7 @@ class SequenceRun(_Row):
         ]
         # On PostgreSQL, the indexes on key and parent are partial: see the migration.
         indexes = [
-            models.Index(fields=["sequence", "key"], name="job_sequences_run_key"),
+            models.Index(fields=["key", "sequence"], name="job_sequences_run_key"),
             models.Index(fields=["parent"], name="job_sequences_run_parent"),
             models.Index(fields=["status", "created_at"], name="job_sequences_run_status"),
             models.Index(fields=["created_at"], name="job_sequences_run_created"),

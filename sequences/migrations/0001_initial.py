@@ -45,7 +45,7 @@ def drop_index(apps, schema_editor):
 _RUNS, _STEPS = _BUSY_TABLES
 #: Indexes of what most rows lack: their name, and where they are.
 _SPARSE = {
-    "job_sequences_run_key": (_RUNS, "(sequence, key)", "key"),
+    "job_sequences_run_key": (_RUNS, "(key, sequence)", "key"),
     "job_sequences_run_parent": (_RUNS, "(parent_id)", "parent_id"),
     "job_sequences_step_wake": (_STEPS, "(wake_at)", "wake_at"),
 }
@@ -642,7 +642,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name="sequencerun",
-            index=models.Index(fields=["sequence", "key"], name="job_sequences_run_key"),
+            index=models.Index(fields=["key", "sequence"], name="job_sequences_run_key"),
         ),
         migrations.AddIndex(
             model_name="sequencerun",

@@ -208,3 +208,76 @@ def scans():
     return execute(
         "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = %s", StepRun._meta.db_table
     )
+
+
+# --- which index a kept plan uses, whatever PostgreSQL knew when it made it
+
+#: Those that find one row, or the rows of one key.
+OF_ONE_ROW = {
+    "job_sequences_sequencerun_pkey", "job_sequences_steprun_pkey", "job_sequences_step_run_once",
+    "job_sequences_storedplan_pkey", "job_sequences_plan_once", "job_sequences_run_key",
+    "job_sequences_run_key_once",
+}  # fmt: skip
+
+
+def new(order):
+    """Nobody has looked at the tables yet."""
+
+
+def analyzed_while_empty(order):
+    execute("ANALYZE")
+
+
+def analyzed_at_rest(order):
+    """No run was unfinished, and no step was due."""
+    order.start_many([({}, {"key": f"{number}"}) for number in range(400)])
+    SequenceRun.objects.update(status="succeeded", active_key=None)
+    StepRun.objects.update(status="succeeded", wake_at=None)
+    execute("ANALYZE")
+
+
+def analyzed_before_this_sequence(order):
+    analyzed_at_rest(order)
+    SequenceRun.objects.update(sequence="shop.Older")
+    execute("ANALYZE")
+
+
+def indexes_in(function):
+    """The indexes of the plan that a session would keep of this function's body."""
+    (values,) = execute(
+        "SELECT pronargs, array_to_string(proargtypes::regtype[], ', ') FROM pg_proc "
+        "WHERE proname = %s", function.name,
+    )  # fmt: skip
+    count, types = values
+    execute("SET enable_seqscan = off")
+    execute("SET plan_cache_mode = force_generic_plan")
+    try:
+        execute(f"PREPARE kept ({types}) AS {function._body}".replace("%", "%%"))
+        arguments = ", ".join(["NULL"] * count)
+        ((plan,),) = execute(f"EXPLAIN (FORMAT JSON) EXECUTE kept ({arguments})")
+    finally:
+        execute("DEALLOCATE ALL")
+        execute("RESET ALL")
+    return set(named(plan, "Index Name"))
+
+
+def named(plan, name):
+    """All values of this name, however deep they are."""
+    if isinstance(plan, list):
+        for each in plan:
+            yield from named(each, name)
+    elif isinstance(plan, dict):
+        yield from [value for key, value in plan.items() if key == name]
+        yield from named(list(plan.values()), name)
+
+
+@pytest.mark.parametrize(
+    "known", [new, analyzed_while_empty, analyzed_at_rest, analyzed_before_this_sequence]
+)
+@pytest.mark.parametrize("function", INSTALLED._functions, ids=lambda function: function.purpose)
+def test_a_kept_plan_finds_its_rows_by_their_keys(order, known, function):
+    """An index on what is unfinished seems as good as a key while hardly anything is."""
+    known(order)
+    used = indexes_in(function)
+    assert used
+    assert used <= OF_ONE_ROW
