@@ -11,7 +11,7 @@ from django.db.models.functions import Cast, Lower
 
 from ..definitions import registry
 from ..inspection.snapshot import visible
-from ..models import SequenceRunQuerySet, StoredPlan
+from ..models import SequenceRunQuerySet
 from .base import prefix_of, uuid_of
 
 #: How many runs with secrets have their data searched in this process, the newest.
@@ -21,7 +21,7 @@ SEARCHED_HERE = 1_000
 def named(runs: Any, search_term: str) -> QuerySet[Any] | None:
     """Runs with this id, an id with this prefix, or exactly this key, if there are any."""
     term = search_term.strip()
-    candidates = [_with_id(runs, term), runs.filter(sequence__in=_labels(runs), key=term)]
+    candidates = [_with_id(runs, term), runs.filter(key=term)]
     return next((rows for rows in candidates if rows is not None and rows.exists()), None)
 
 
@@ -29,11 +29,6 @@ def holding(runs: QuerySet[Any], term: str) -> QuerySet[Any]:
     """Runs with this text in their key, or in their visible data. Reads all of them."""
     runs = runs.alias(data_text=Lower(Cast("data", TextField())))
     return runs.filter(Q(key__icontains=term) | _with_data(runs, term))
-
-
-def _labels(runs: QuerySet[Any]) -> QuerySet[Any]:
-    # The index on keys begins with the sequence.
-    return StoredPlan.objects.using(runs.db).values("sequence")
 
 
 def _with_id(runs: SequenceRunQuerySet, term: str) -> QuerySet[Any] | None:
