@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import timedelta
 from difflib import get_close_matches
 from typing import Any, ClassVar, Self
+
+from .utils.durations import format_duration
 
 __all__ = [
     "Abort",
@@ -68,7 +71,12 @@ def _plain(value: Any) -> Any:
 
 
 class SequenceError(Exception):
-    """The base class of all errors. ``template`` is the message, with placeholders."""
+    """The base class of all errors. ``template`` is the message, with placeholders.
+
+    The message of an error that fails a step is stored before it is known whether the run is rolled
+    back, which decides what can be done with it. So it recommends no operation on the run: the
+    sentence about the run does (`inspection.diagnosis`).
+    """
 
     template: ClassVar[str] = "Something is wrong with a sequence."
 
@@ -182,7 +190,7 @@ class WorkerLost(SequenceError):
 
     template = (
         "Step {step!r} of run {run} lost {lost_workers} workers in a row, most recently {worker}. "
-        "Check its host for out-of-memory kills and crashes, then retry the run."
+        "Check its host for out-of-memory kills and crashes."
     )
 
     step: str
@@ -210,7 +218,7 @@ class StepExpired(SequenceError):
 
     template = (
         "Step {step!r} of run {run} expired: its max_age of {max_age} has passed since it was "
-        "first queued. Retry the run or skip the step."
+        "first queued."
     )
 
     step: str
@@ -221,10 +229,7 @@ class StepExpired(SequenceError):
 class EventTimeout(SequenceError):
     """An event was not delivered in time."""
 
-    template = (
-        "Event {step!r} of run {run} was not delivered within {timeout}. Retry the run to wait "
-        "again, or skip the step."
-    )
+    template = "Event {step!r} of run {run} was not delivered within {timeout}."
 
     step: str
     run: Any
@@ -234,10 +239,7 @@ class EventTimeout(SequenceError):
 class DeadlineExceeded(SequenceError):
     """A run was not finished by its deadline."""
 
-    template = (
-        "The deadline of run {run}, {deadline}, has passed. Unfinished steps: {steps}. Retry or "
-        "restart the run to continue it without a deadline."
-    )
+    template = "The deadline of run {run}, {deadline}, has passed. Unfinished steps: {steps}."
 
     run: Any
     #: When the run should have been finished.
@@ -264,10 +266,7 @@ class ItemsFailed(SequenceError):
 class ChildrenFailed(SequenceError):
     """More child runs failed than ``allow_failed`` permits."""
 
-    template = (
-        "{failed} of {total} child runs of step {step!r} did not succeed: {runs}. Retry this "
-        "run to retry them."
-    )
+    template = "{failed} of {total} child runs of step {step!r} did not succeed: {runs}."
 
     step: str
     failed: int
@@ -320,4 +319,9 @@ class _Details(dict[str, Any]):
 
 
 def _format(cls: type[SequenceError], details: dict[str, Any]) -> str:
-    return cls.template.format_map(_Details(details))
+    values = {name: _readable(value) for name, value in details.items()}
+    return cls.template.format_map(_Details(values))
+
+
+def _readable(value: Any) -> Any:
+    return format_duration(value) if isinstance(value, timedelta) else value

@@ -254,7 +254,7 @@ class StepExecution:
         before, now = change
         raise StepKindChanged(
             step=claim.step, run=claim.run_id, before=before, now=now,
-            hint=f"Retry the run with code in which the step is {before}, or skip the step.",
+            hint=f"The run needs code in which the step is {before}.",
         )  # fmt: skip
 
     def _refuse_if_expired(self, step: Step[Any]) -> None:
@@ -321,7 +321,7 @@ def unknown_step(definition: Definition, step: str) -> UnknownStep:
         sequence=definition.label,
         step=step,
         hint=f"{did_you_mean(step, definition.steps)} If it was renamed, give the step "
-        f"aliases=[{step!r}] and retry the run; if it was removed, skip it.",
+        f"aliases=[{step!r}].",
     )
 
 

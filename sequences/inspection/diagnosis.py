@@ -11,14 +11,24 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.utils.translation import gettext_noop, ngettext
 
 from .. import conf
+from ..exceptions import (
+    DeadlineExceeded,
+    EventTimeout,
+    SequenceError,
+    StepExpired,
+    StepKindChanged,
+    UnknownStep,
+    WorkerLost,
+)
 from ..models import NO_ITEM, Operation, RunStatus, StepFailure, StepRun, StepStatus, Wait
 from ..transitions.causes import CHILDREN_FAILED, ITEMS_FAILED
 from ..transitions.compensation import STANDSTILL, STOPPED, has_failed_at_its_end
 from ..transitions.subsequences import ChildrenUndo
 from ..utils.text import class_name, first_line
+from .actions import was_undone
 from .losses import deaths_sentence
 from .snapshot import RunSnapshot, StepSnapshot
 from .wording import format_amount, format_duration, listed, quoted
@@ -111,12 +121,47 @@ def _failed(snapshot: RunSnapshot, last: Operation | None) -> str:
         return f"{_failed_at(snapshot)} " + message % {"step": _name(below)}
     if has_failed_at_its_end(snapshot.run):
         return _failed_at_its_end(snapshot)
-    text = _failed_at(snapshot, with_error=True)
-    if not snapshot.plan.failed(snapshot.states):
+    is_undone = was_undone(snapshot)
+    rollback = _("Completed steps were rolled back.") if is_undone else ""
+    parts = (_failed_at(snapshot, with_error=True), rollback, _way_out(snapshot, is_undone))
+    text = " ".join(filter(None, parts))
+    if is_undone or not snapshot.plan.failed(snapshot.states):
         return text
-    if snapshot.plan.undos or any(step.children_undo for step in snapshot.steps):
-        return f"{text} " + _("Completed steps were rolled back.")
     return _with_blocked(snapshot, text)
+
+
+def _way_out(snapshot: RunSnapshot, is_undone: bool) -> str:
+    """What to do about an error of this package.
+
+    Its message cannot say that: it was stored before the rollback, after which neither a retry nor
+    a skip is possible.
+    """
+    failure = snapshot.current_failure
+    if failure is None or failure.error not in _WAYS_OUT:
+        return ""
+    if failure.error == _full_name(UnknownStep) and failure.step not in snapshot.removed:
+        return ""  # the code of the step asked for one that does not exist
+    if is_undone:
+        return _("To run it again, restart it from a step.")
+    return _(_WAYS_OUT[failure.error])
+
+
+def _full_name(error: type[SequenceError]) -> str:
+    return f"{error.__module__}.{error.__qualname__}"
+
+
+_WAYS_OUT = {
+    _full_name(EventTimeout): gettext_noop("Retry the run to wait again, or skip the step."),
+    _full_name(StepExpired): gettext_noop("Retry the run, or skip the step."),
+    _full_name(DeadlineExceeded): gettext_noop("Retry the run to continue without a deadline."),
+    _full_name(WorkerLost): gettext_noop("Find out why its workers died, then retry the run."),
+    _full_name(StepKindChanged): gettext_noop(
+        "Retry the run once the code has the step as it was, or skip the step."
+    ),
+    _full_name(UnknownStep): gettext_noop(
+        "Retry the run once the code has the step again, or skip the step."
+    ),
+}
 
 
 def _failed_at_its_end(snapshot: RunSnapshot) -> str:

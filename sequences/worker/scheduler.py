@@ -20,6 +20,7 @@ from ..engine import outages
 from ..engine.schedules import give_turn, is_ours, sync
 from ..models import Schedule
 from ..transitions import clock, schedules
+from ..utils.durations import format_seconds
 from .registration import close_all
 
 logger = logging.getLogger("sequences")
@@ -78,9 +79,9 @@ class Turns:
             for pk in set(hanging) - self._hanging:
                 self._hanging.add(pk)
                 logger.error(
-                    "Schedule %d has been starting its run for %.0f s: is its data function "
+                    "Schedule %d has been starting its run for %s: is its data function "
                     "stuck? This process skips the schedule until the function returns.",
-                    pk, HANGS_AFTER_SECONDS,
+                    pk, format_seconds(HANGS_AFTER_SECONDS),
                 )  # fmt: skip
 
     def _run(self) -> None:

@@ -23,6 +23,8 @@ from sequences import (
 )
 from sequences.exceptions import InvalidDefinition, InvalidTransition, SequenceError
 from sequences.flows.jobs import job
+from sequences.inspection import snapshot
+from sequences.inspection.diagnosis import summary
 from sequences.models import RunDeadline, SequenceRun, StepRun
 from sequences.testing import clock, drain, run_sequence
 from sequences.transitions import deadlines
@@ -161,8 +163,12 @@ def test_what_was_done_is_undone_and_on_failure_knows_why():
         def tell(self):
             seen.append((self.failure.step, self.failure.error.rpartition(".")[2]))
 
-    assert run_sequence(Booking).run.status == "failed"
+    run = run_sequence(Booking).run
+    assert run.status == "failed"
     assert seen == ["cancel", ("confirmed", "DeadlineExceeded")]
+    assert summary(snapshot.of(run)).endswith(
+        "Completed steps were rolled back. To run it again, restart it from a step."
+    )
 
 
 def test_what_executes_ends_first_and_is_undone_then():
@@ -633,7 +639,9 @@ def test_a_fan_out_is_what_the_run_was_at_and_not_its_items():
         sweep_now()
     failure = fresh(run).failures.get()
     assert (failure.step, failure.item) == ("ask", -1)
-    assert "Unfinished steps: ask. Retry or restart the run" in failure.message
+    assert failure.message.endswith("Unfinished steps: ask.")
+    text = summary(snapshot.of(fresh(run)))
+    assert text.endswith("Unfinished steps: ask. Retry the run to continue without a deadline.")
 
 
 def test_those_that_have_waited_longest_come_first_and_not_too_many_at_once(monkeypatch):

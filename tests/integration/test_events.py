@@ -6,7 +6,7 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.test import Client
 
-from sequences import Sequence, event, finish, on_end, step, subsequence
+from sequences import Sequence, event, finish, on_end, on_failure, step, subsequence
 from sequences.exceptions import (
     Abort,
     EventTimeout,
@@ -16,6 +16,7 @@ from sequences.exceptions import (
     UnknownStep,
 )
 from sequences.inspection import actions, snapshot
+from sequences.inspection.diagnosis import summary
 from sequences.models import Operation, SequenceRun, StepFailure
 from sequences.testing import assert_steps, clock, drain, run_sequence
 from sequences.transitions import claims, failures
@@ -251,10 +252,56 @@ def test_an_event_that_is_not_delivered_in_time_fails_and_says_so():
     assert run_.status == "failed"
     failure = StepFailure.objects.get(run=run_)
     assert failure.error == "sequences.exceptions.EventTimeout"
-    assert failure.message == (
-        f"Event 'approval' of run {run_.pk} was not delivered within 3 days, 0:00:00. "
-        "Retry the run to wait again, or skip the step."
+    assert failure.message == (f"Event 'approval' of run {run_.pk} was not delivered within 3 d.")
+    assert summary(snapshot.of(fresh(run_))).endswith(
+        "was not delivered within 3 d. Retry the run to wait again, or skip the step. Later steps "
+        "are blocked."
     )
+
+
+def test_after_a_rollback_nothing_advises_what_is_refused():
+    advised = []
+
+    class Order(Sequence):
+        @step
+        def charge(self): ...
+
+        @charge.undo
+        def refund(self): ...
+
+        approval = event(timeout=timedelta(days=2, hours=4, minutes=1))
+
+        @on_failure
+        def tell(self):
+            advised.append(self.failure.message)
+
+    run = run_sequence(Order).run
+    (message,) = advised
+    assert message == f"Event 'approval' of run {run.pk} was not delivered within 2 d 4 h."
+    assert summary(snapshot.of(fresh(run))).endswith(
+        "Completed steps were rolled back. To run it again, restart it from a step."
+    )
+    for refused in (run.retry, lambda: run.skip("approval")):
+        with pytest.raises(InvalidTransition, match=r"rolled back\. Restart it from a step"):
+            refused()
+    run.restart_from("charge")
+
+
+def test_a_failure_before_there_was_anything_to_undo_can_be_retried():
+    class Order(Sequence):
+        approval = event(timeout=timedelta(days=2))
+
+        @step
+        def charge(self): ...
+
+        @charge.undo
+        def refund(self): ...
+
+    run = run_sequence(Order).run
+    text = summary(snapshot.of(fresh(run)))
+    assert "rolled back" not in text
+    assert "Retry the run to wait again, or skip the step. Later steps are blocked." in text
+    run.retry()
 
 
 def test_a_timeout_counts_from_the_beginning_of_the_wait():

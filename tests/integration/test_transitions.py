@@ -6,6 +6,8 @@ from django.test import override_settings
 
 from sequences import Sequence, step
 from sequences.definitions.plan import Node, Plan
+from sequences.inspection import snapshot
+from sequences.inspection.diagnosis import summary
 from sequences.models import RunStatus, SequenceRun, StepFailure, StepRun, StoredPlan
 from sequences.testing import assert_steps, drain, isolate_sequences
 from sequences.transitions import claims, commits, due, failures, locking, periods, plans
@@ -319,7 +321,10 @@ def test_a_step_that_kills_three_workers_in_a_row_fails(run):
     assert (failure.error, failure.worker) == ("sequences.exceptions.WorkerLost", "host:7")
     assert failure.message == (
         f"Step 'one' of run {run.pk} lost 3 workers in a row, most recently host:7. "
-        "Check its host for out-of-memory kills and crashes, then retry the run."
+        "Check its host for out-of-memory kills and crashes."
+    )
+    assert summary(snapshot.of(fresh(run))).endswith(
+        "Find out why its workers died, then retry the run. Later steps are blocked."
     )
     run.retry()
     drain()
@@ -610,7 +615,10 @@ def test_a_step_of_an_earlier_plan_that_this_release_removed_fails_visibly():
     failure = fresh(run).failures.get()
     assert failure.error == "sequences.exceptions.UnknownStep"
     assert failure.message.startswith("shop.Chain has no step 'removed'.")
-    assert "aliases=['removed']" in failure.message
+    assert failure.message.endswith("give the step aliases=['removed'].")
+    assert "Retry the run once the code has the step again, or skip the step." in summary(
+        snapshot.of(fresh(run))
+    )
     run.refresh_from_db()
     run.skip("removed")
     assert run.status == "succeeded"

@@ -1,11 +1,13 @@
 import copy
 import pickle
+from datetime import timedelta
 
 import pytest
 
 from sequences import exceptions
 from sequences.exceptions import (
     Abort,
+    EventTimeout,
     InvalidTransition,
     SequenceError,
     UnknownSequence,
@@ -57,6 +59,18 @@ def test_each_has_one_root_and_a_message(cls):
     assert str(cls())
     # Only an Abort says what its caller says.
     assert cls in (SequenceError, Abort) or "template" in vars(cls)
+
+
+@pytest.mark.parametrize("cls", EVERY)
+def test_none_advises_an_operation_that_a_rollback_would_forbid(cls):
+    template = vars(cls).get("template", "").lower()
+    assert not any(verb in template for verb in ("retry", "restart", "skip"))
+
+
+def test_a_duration_is_shown_as_everywhere_else():
+    error = EventTimeout(step="approval", run=7, timeout=timedelta(days=2))
+    assert str(error) == "Event 'approval' of run 7 was not delivered within 2 d."
+    assert error.timeout == timedelta(days=2)
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])

@@ -16,8 +16,8 @@ ROOT = Path(sequences.__file__).parent
 
 #: From the bottom to the top: what stands in a room imports from there and from the lines above.
 ROOMS = [
-    "exceptions",
     "utils",
+    "exceptions",
     "conf",
     "port",
     "definitions",

@@ -115,13 +115,13 @@ def _no_only_child(context: ExecutionContext, total: int) -> SequenceError:
     claim = context.claim
     if not total:  # someone has deleted it
         return SequenceError(
-            f"The child run of step {claim.step!r} no longer exists. Restart from this step, or "
-            "skip it."
+            f"The child run of step {claim.step!r} no longer exists. Only a restart from this step "
+            "or an earlier one starts another."
         )
     return StepKindChanged(
         step=claim.step,
         run=claim.run_id,
         before=f"a subsequence with each ({total} items)",
         now="a single subsequence",
-        hint="Retry the run with code in which the step has each, or skip the step.",
+        hint="The run needs code in which the step has each.",
     )
