@@ -675,7 +675,7 @@ class StepRun(_Row):
     #: Failed attempts since it became ready, was last repeated, or was last retried by a person.
     attempts = models.IntegerField(_("failed attempts"), default=0)
     #: How many workers in a row have died while running it.
-    lost_workers = models.SmallIntegerField(_("lost workers"), default=0)
+    lost_workers = models.SmallIntegerField(_("lost workers in a row"), default=0)
     #: How many times it committed and asked to run again.
     repeats = models.IntegerField(_("repeats"), default=0)
     #: How many of the sweep's messages for it the broker has accepted since it was last queued.

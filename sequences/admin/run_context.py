@@ -19,6 +19,7 @@ from django.utils.translation import gettext_lazy as _
 
 from .. import conf
 from ..inspection import records
+from ..inspection.losses import loss_sentence
 from ..inspection.snapshot import (
     HOLDABLE,
     ON_HOLD,
@@ -28,7 +29,16 @@ from ..inspection.snapshot import (
     visible,
 )
 from ..inspection.wording import format_duration
-from ..models import NO_ITEM, Operation, RunStatus, SequenceRun, StepFailure, StepRun, StepStatus
+from ..models import (
+    NO_ITEM,
+    Operation,
+    RunStatus,
+    SequenceRun,
+    StepFailure,
+    StepLoss,
+    StepRun,
+    StepStatus,
+)
 from ..transitions.causes import REPORTS
 from ..utils.text import label_of
 from .action_texts import TEXTS, title_of
@@ -260,6 +270,23 @@ def moments_of(run: SequenceRun, attempts: Sequence[Attempt]) -> list[StepFailur
     if all(attempt.count == 1 for attempt in attempts):
         return [attempt.failure for attempt in attempts]
     return records.failures_of(run, MAX_NEWEST_ROWS)
+
+
+@dataclass(frozen=True)
+class LossLine:
+    """The loss of a worker in the list on a run's page."""
+
+    loss: StepLoss
+    sentence: str
+    ago: str
+
+
+def losses_of(snapshot: RunSnapshot) -> list[LossLine]:
+    """The latest losses of workers, newest first."""
+    return [
+        LossLine(loss, loss_sentence(loss), format_duration(snapshot.now - loss.lost_at))
+        for loss in records.losses_of(snapshot, MAX_NEWEST_ROWS)
+    ]
 
 
 @dataclass(frozen=True)

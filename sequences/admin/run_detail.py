@@ -164,6 +164,7 @@ class RunPage(ReadOnlyAdmin):
         relatives = self._relatives(request, run_snapshot)
         history = self._history(request, run_snapshot, urls)
         failures = run_context.moments_of(run, history.get("attempts", ()))
+        losses = [line.loss for line in history.get("losses", ())]
         sees_rows = self._links_rows(request)
         lines_of = run_context.LineBuilder(
             run_snapshot, urls, buttons, relatives.counts, sees_rows=sees_rows
@@ -193,7 +194,9 @@ class RunPage(ReadOnlyAdmin):
             "relatives": relatives,
             "retry_top_url": self._retry_top_url(request, relatives),
             "picture": run_diagrams.picture_of(run_snapshot, _row_of),
-            "timeline": run_diagrams.timeline_of(run_snapshot, failures, _row_of, page.steps),
+            "timeline": run_diagrams.timeline_of(
+                run_snapshot, failures, _row_of, page.steps, losses
+            ),
             **history,
         }
 
@@ -207,6 +210,7 @@ class RunPage(ReadOnlyAdmin):
             context["attempts"] = attempts[:MAX_NEWEST_ROWS]
             is_grouped = any(attempt.count > 1 for attempt in attempts)
             context["more_attempts"] = len(attempts) > MAX_NEWEST_ROWS or is_grouped
+            context["losses"] = run_context.losses_of(run_snapshot)
         if self._sees(request, StepRun):
             context["results"] = run_context.results_of(run_snapshot, urls)
         if self._sees(request, Operation):

@@ -22,7 +22,7 @@ from . import columns
 from .base import EMPTY, heavy, pretty
 from .failures import list_media
 from .filters import CreatedFilter, SequenceOfRunFilter, runs_for
-from .inlines import StepFailureInline
+from .inlines import StepFailureInline, StepLossInline
 from .pagination import KeysetAdmin, KeysetChangeList
 from .search import named
 
@@ -90,7 +90,7 @@ class StepRunAdmin(KeysetAdmin):
     ordering = ("-id",)
     sortable_by = ("id",)
     deferred = (*heavy("run__"), "payload", "result", "progress")
-    inlines = (StepFailureInline,)
+    inlines = (StepFailureInline, StepLossInline)
     fields = readonly_fields = (
         "id",
         "run_column",

@@ -37,12 +37,18 @@ BARS = {
     "items": Bar(_("items in progress"), 11.0, 3.0),
     "children": Bar(_("child runs in progress"), 11.0, 3.0),
     "failed": Bar(_("failed attempt"), 15.0, 11.0),
+    "lost": Bar(_("lost worker"), 15.0, 11.0),
     "held": Bar(_("on hold"), 9.0, 3.0),
 }
 
-Kind = Literal["waited", "ran", "items", "children", "failed", "held"]
-#: Kinds of bars that show activity, for which the axis keeps room.
-BUSY = ("ran", "items", "children", "failed")
+Kind = Literal["waited", "ran", "items", "children", "failed", "lost", "held"]
+#: Kinds of bars that show work, whose lengths are added up.
+WORK = ("ran", "items", "children", "failed")
+#: Kinds of bars for which the axis keeps room.
+BUSY = (*WORK, "lost")
+#: Kinds of bars that are counted, because there may be only moments of them, with the marks that
+#: give them a shape of their own, not only a colour.
+MARKS = {"failed": "l6,6 m0,-6 l-6,6", "lost": "m0,3 l6,0"}
 
 
 class Span(NamedTuple):
@@ -165,7 +171,7 @@ class _Painter:
     # One step
 
     def _lane(self, lane: Lane, top: float) -> str:
-        length = self._length(lane, BUSY) or "–"  # noqa: RUF001
+        length = self._length(lane, WORK) or "–"  # noqa: RUF001
         return linked(
             element("rect", width=WIDTH, height=LANE, class_="seq-row"),
             _text(fitted(lane.label, SIZE, LABEL - 14), PAD, "seq-name"),
@@ -180,10 +186,11 @@ class _Painter:
 
     def _words(self, lane: Lane) -> Iterator[str]:
         for kind in BARS:
-            if kind != "failed" and (length := self._length(lane, [kind])):
+            if kind not in MARKS and (length := self._length(lane, [kind])):
                 yield f"{self.word(kind)} {length}"
-        if failed := sum(span.kind == "failed" for span in lane.spans):
-            yield f"{failed} × {self.word('failed')}"  # noqa: RUF001
+        for kind in MARKS:
+            if count := sum(span.kind == kind for span in lane.spans):
+                yield f"{count} × {self.word(kind)}"  # noqa: RUF001
 
     def _length(self, lane: Lane, kinds: Collection[str]) -> str:
         spans = [self.interval(span) for span in lane.spans if span.kind in kinds]
@@ -191,7 +198,8 @@ class _Painter:
 
     def _span(self, span: Span) -> str:
         begin, end = self.interval(span)
-        title = f"{self.word(span.kind)} {self.format_seconds(end - begin)}\n{span.title}".rstrip()
+        length = "" if span.kind == "lost" else self.format_seconds(end - begin)
+        title = f"{self.word(span.kind)} {length}".rstrip() + f"\n{span.title}".rstrip()
         x, right = self.scale.x(begin), self.scale.x(end)
         width = max(right - x, BARS[span.kind].least)
         x = min(max((x + right - width) / 2, LEFT), RIGHT - width)
@@ -204,13 +212,12 @@ class _Painter:
 
 
 def _bar(kind: str, x: float, width: float) -> str:
-    """A failed attempt also has a shape of its own, not only a colour."""
     height, rx = BARS[kind].height, min(3.0, width / 2)
     y = (LANE - height) / 2
     bar = element("rect", x=x, y=y, width=width, height=height, rx=rx, class_="seq-bar")
-    if kind != "failed":
+    if kind not in MARKS:
         return bar
-    cross = f"M{x + width / 2 - 3:.1f},{LANE / 2 - 3:g} l6,6 m0,-6 l-6,6"
+    cross = f"M{x + width / 2 - 3:.1f},{LANE / 2 - 3:g} {MARKS[kind]}"
     return bar + element("path", d=cross, class_="seq-cross")
 
 

@@ -47,6 +47,16 @@ def deaths_sentence(row: StepRun, loss: StepLoss | None) -> str:
     return message % values
 
 
+def loss_sentence(loss: StepLoss) -> str:
+    """Which worker died, and what else it was running."""
+    message = (
+        gettext("Lost worker %(worker)s, which was also running %(steps)s.")
+        if loss.concurrent_steps
+        else gettext("Lost worker %(worker)s, which was running nothing else.")
+    )
+    return message % {"worker": loss.worker, "steps": names(loss.concurrent_steps)}
+
+
 def names(neighbours: list[dict[str, Any]]) -> str:
     """The neighbours, the first of them by name."""
     named = ", ".join(_name(neighbour) for neighbour in neighbours[:MAX_NAMED_STEPS])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .. import conf
-from ..models import Operation, SequenceRun, StepFailure
-from .snapshot import hide_secrets
+from ..models import Operation, SequenceRun, StepFailure, StepLoss
+from .snapshot import RunSnapshot, hide_secrets
 
 
 def failures_of(run: SequenceRun, limit: int, *, tracebacks: bool = False) -> list[StepFailure]:
@@ -13,6 +13,14 @@ def failures_of(run: SequenceRun, limit: int, *, tracebacks: bool = False) -> li
     failures = list((rows if tracebacks else rows.defer("traceback"))[:limit])
     hide_secrets(failures, [run], conf.using())
     return failures
+
+
+def losses_of(run_snapshot: RunSnapshot, limit: int) -> list[StepLoss]:
+    """The latest losses of workers in its steps, newest first. Without any, there is no query."""
+    if not run_snapshot.has_losses:
+        return []
+    rows = StepLoss.objects.using(conf.using()).filter(run=run_snapshot.run.pk)
+    return list(rows.order_by("-pk")[:limit])
 
 
 def operations_of(run: SequenceRun, limit: int) -> list[Operation]:

@@ -12,8 +12,9 @@ from django.utils.translation import ngettext
 
 from .. import diagrams
 from ..diagrams import Lane, Mark, Span
-from ..models import StepFailure, StepRun, StepStatus
+from ..models import StepFailure, StepLoss, StepRun, StepStatus
 from .diagnosis import error_of
+from .losses import loss_sentence
 from .phases import phases_of
 from .snapshot import RunSnapshot, StepSnapshot
 from .wording import format_duration, format_seconds
@@ -23,6 +24,8 @@ Href = Callable[[StepSnapshot], str]
 
 #: How many failed attempts one lane shows, the latest ones.
 MOST_FAILURES = 50
+#: The same for lost workers.
+MOST_LOSSES = 50
 
 
 def picture_of(snapshot: RunSnapshot, href: Href | None = None) -> SafeString:
@@ -39,9 +42,10 @@ def timeline_of(
     failures: Iterable[StepFailure] = (),
     href: Href | None = None,
     steps: Collection[StepSnapshot] | None = None,
+    losses: Iterable[StepLoss] = (),
 ) -> SafeString:
     """When each step, or each of ``steps``, did what, as an SVG."""
-    run, lanes = snapshot.run, lanes_of(snapshot, failures, href)
+    run, lanes = snapshot.run, lanes_of(snapshot, failures, href, losses)
     if steps is not None:
         names = {step.name for step in steps}
         lanes = [lane for lane in lanes if lane.name in names]
@@ -132,16 +136,23 @@ def _title(snapshot: RunSnapshot, step: StepSnapshot) -> str:
 
 
 def lanes_of(
-    snapshot: RunSnapshot, failures: Iterable[StepFailure] = (), href: Href | None = None
+    snapshot: RunSnapshot,
+    failures: Iterable[StepFailure] = (),
+    href: Href | None = None,
+    losses: Iterable[StepLoss] = (),
 ) -> list[Lane]:
     """When each step that the run has reached did what, in the order in which they became ready.
 
-    ``failures`` are its failed attempts, including those of items, without secrets. When an earlier
-    attempt started is not known: it is drawn as a moment.
+    ``failures`` are its failed attempts, including those of items, without secrets; ``losses``, the
+    workers that were lost in it. When an earlier attempt started is not known: it is drawn as a
+    moment, and so is a loss.
     """
     of: dict[str, list[StepFailure]] = defaultdict(list)
     for failure in failures:
         of[failure.step].append(failure)
+    lost: dict[str, list[Span]] = defaultdict(list)
+    for loss in sorted(losses, key=lambda loss: loss.lost_at):
+        lost[loss.step].append(Span("lost", loss.lost_at, loss.lost_at, loss_sentence(loss)))
     rows = [(step, step.row) for step in snapshot.steps if step.row is not None]
     rows.sort(key=lambda pair: (pair[1].ready_at, pair[1].pk))
     return [
@@ -149,7 +160,7 @@ def lanes_of(
             name=step.name,
             label=step.label,
             href=href(step) if href else "",
-            spans=tuple(_spans(step, row, of[step.name])),
+            spans=(*_spans(step, row, of[step.name]), *lost[step.name][-MOST_LOSSES:]),
         )
         for step, row in rows
     ]

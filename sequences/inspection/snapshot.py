@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, TypeGuard
 from uuid import UUID
 
-from django.db.models import Count, Max, QuerySet
+from django.db.models import BooleanField, Count, Max, QuerySet, Value
 from django.forms import BaseForm
 
 from .. import conf
@@ -243,6 +243,8 @@ class RunSnapshot:
     erasure: Operation | None = None
     #: The lines of limits in which its step runs wait, by their ids.
     limit_waits: Mapping[int, LimitWait] = field(default_factory=dict)
+    #: Whether a worker has died while running one of its steps. False if no failures were read.
+    has_losses: bool = False
 
     @cached_property
     def title(self) -> str:
@@ -418,7 +420,8 @@ def of_many(
     fanned = [run.pk for run in runs if items and _fans_out(plans_by_id[run.plan_id])]
     counts, reporting = _counts(fanned, using) if fanned else ({}, set())
     reports = _item_reports(reporting, using) if reporting else {}
-    newest = _newest_failures([run.pk for run in runs], using) if failures else {}
+    ids = [run.pk for run in runs] if failures else []
+    newest, with_losses = _newest_failures(ids, using) if ids else ({}, set())
     losses = _losses(rows, using)
     pauses, erasures = _pauses(runs, using), _erasures(runs, using)
     limit_waits = waits_of(_in_line(rows, {run.pk: run.sequence for run in runs}), using)
@@ -447,6 +450,7 @@ def of_many(
             pauses.get(run.pk),
             erasures.get(run.pk),
             limit_waits,
+            run.pk in with_losses,
         )
         for run in runs
     ]
@@ -529,11 +533,31 @@ def _item_reports(
     return reports
 
 
-def _newest_failures(ids: Collection[UUID], using: str) -> dict[UUID, StepFailure]:
-    rows = StepFailure.objects.using(using)
-    newest = rows.filter(run__in=ids).order_by().values("run").annotate(newest=Max("pk"))
-    failures = rows.filter(pk__in=[group["newest"] for group in newest]).defer("traceback")
-    return {failure.run_id: failure for failure in failures}
+def _newest_failures(
+    ids: Collection[UUID], using: str
+) -> tuple[dict[UUID, StepFailure], set[UUID]]:
+    """The latest failed attempt of each run, and the runs that have lost workers.
+
+    Both are found by one query, because most runs have neither.
+    """
+    newest, with_losses = [], set()
+    for run_id, pk, is_loss in _newest_ids(StepFailure, ids, using).union(
+        _newest_ids(StepLoss, ids, using), all=True
+    ):
+        if is_loss:
+            with_losses.add(run_id)
+        else:
+            newest.append(pk)
+    failures = StepFailure.objects.using(using).filter(pk__in=newest).defer("traceback")
+    return {failure.run_id: failure for failure in failures}, with_losses
+
+
+def _newest_ids(
+    model: type[StepFailure | StepLoss], ids: Collection[UUID], using: str
+) -> QuerySet[Any, tuple[UUID, int, bool]]:
+    is_loss = Value(model is StepLoss, output_field=BooleanField())
+    rows = model._base_manager.using(using).filter(run__in=ids).order_by().values_list("run")
+    return rows.annotate(newest=Max("pk"), is_loss=is_loss)
 
 
 def _causes(failures: Collection[StepFailure], using: str) -> dict[UUID, StepFailure]:

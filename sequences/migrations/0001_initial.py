@@ -291,7 +291,7 @@ class Migration(migrations.Migration):
                 ("attempts", models.IntegerField(default=0, verbose_name="failed attempts")),
                 (
                     "lost_workers",
-                    models.SmallIntegerField(default=0, verbose_name="lost workers"),
+                    models.SmallIntegerField(default=0, verbose_name="lost workers in a row"),
                 ),
                 ("repeats", models.IntegerField(default=0, verbose_name="repeats")),
                 ("dispatches", models.SmallIntegerField(default=0, editable=False)),

@@ -1,5 +1,6 @@
 """Which steps are suspected of killing their workers, and what is done about it."""
 
+import json
 from datetime import timedelta
 from itertools import count
 
@@ -13,11 +14,14 @@ from sequences.engine import current, handoff, suspects
 from sequences.engine.pruning import prune
 from sequences.inspection import health, snapshot
 from sequences.inspection.diagnosis import summary
-from sequences.models import StepLoss, StepRun
+from sequences.inspection.run_diagrams import lanes_of
+from sequences.management.cli.details import moment
+from sequences.models import NO_ITEM, StepLoss, StepRun
 from sequences.testing import _InlineBroker, clock, drain
 from sequences.transitions import claims, losses
 from sequences.transitions.types import dispatch_of
 from sequences.worker.sweeper import AssumeLost, sweep
+from tests.console import command, content_of, count_queries, step_url, url_of, user_with, words
 from tests.engine import change, claim, fresh, now, overdue, row, sent, take
 from tests.engine import perform as commit
 
@@ -75,6 +79,10 @@ def beside(run):
     return [{one["run"] for one in loss.concurrent_steps} for loss in run.losses.all()]
 
 
+def shown(run, *options):
+    return command("show", str(run.pk), *options)
+
+
 def told(run):
     return summary(snapshot.of(fresh(run)))
 
@@ -91,6 +99,64 @@ def test_what_dies_with_others_is_no_more_to_blame_than_they_are():
         assert (fresh(one).status, fresh(other).status) == ("failed", "running")
     drain()
     assert fresh(other).status == "succeeded"
+
+
+def test_a_lost_worker_is_still_told_of_when_the_step_has_succeeded(admin_client):
+    one, other, spared = order(3)
+    lose([one, other])
+    drain()
+    assert "Lost workers" not in shown(spared)
+    assert json.loads(shown(spared, "--json"))["losses"] == []
+    assert fresh(one).status == "succeeded"
+    loss = one.losses.get()
+
+    (told_of,) = json.loads(shown(one, "--json"))["losses"]
+    assert told_of == {
+        "step": "pay", "item": None, "worker": loss.worker, "concurrent_steps": [
+            {"run": str(other.pk), "step": "pay", "item": NO_ITEM}
+        ], "lost_at": told_of["lost_at"],
+    }  # fmt: skip
+    sentence = f"Lost worker {loss.worker}, which was also running “pay” of run {other.pk}."
+    line = f"{moment(loss.lost_at)}  pay  {sentence}"
+    assert shown(one).count(line) == 1
+    page = content_of(admin_client, url_of(one))
+    assert f"pay · {sentence}" in words(page[page.index('id="failures"') :])
+    assert "seq-span-lost" in page[page.index('id="timeline"') : page.index('id="failures"')]
+    assert f"{sentence}" in words(content_of(admin_client, step_url(row(one, "pay"))))
+    without = count_queries(admin_client, url_of(spared))
+    assert count_queries(admin_client, url_of(one)) == without + 1
+    (lane,) = lanes_of(snapshot.of(fresh(one)), losses=[loss])
+    assert [span.begins for span in lane.spans if span.kind == "lost"] == [loss.lost_at]
+
+
+def test_who_may_see_no_failed_attempts_sees_no_lost_workers(client):
+    (run,) = order()
+    lose([run])
+    drain()
+    client.force_login(user_with("view_sequencerun", "view_steprun"))
+    for address in (url_of(run), step_url(row(run, "pay"))):
+        assert "Lost worker " not in words(content_of(client, address))
+
+
+def test_of_an_item_is_told_which_one_lost_its_worker():
+    class Order(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step(each=lambda self: [1, 2])
+        def pack(self, item): ...
+
+    run = Order.start().run
+    commit(claim(run, "pack"))
+    item = StepRun.objects.get(run=run.pk, item=1)
+    take(item.pk)
+    overdue_at = now() - timedelta(minutes=1)
+    StepRun.objects.filter(pk=item.pk).update(wake_at=overdue_at)
+    sweep(AssumeLost(), USING)
+    drain()
+    (told_of,) = json.loads(shown(run, "--json"))["losses"]
+    assert (told_of["step"], told_of["item"]) == ("pack", 1)
+    assert "  pack[1]  Lost worker " in shown(run)
 
 
 def test_what_dies_alone_fails_though_others_died_with_it_before():

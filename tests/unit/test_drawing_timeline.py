@@ -46,6 +46,23 @@ def bars_of(root):
     return found
 
 
+def test_a_lost_worker_is_a_moment_with_a_mark_of_its_own_and_takes_no_time():
+    lost, failed = span("lost", 20, 20, "Lost worker box:7"), span("failed", 30, 30)
+    root = drawn(Lane("a", "a", spans=(span("waited", 0, 40), lost, failed)), until=40)
+    assert [kind for kind, _, _ in bars_of(root)] == ["waited", "lost", "failed"]
+    titles = [one.text for one in root.iter(f"{SVG}title")]
+    assert "lost worker\nLost worker box:7" in titles
+    marks = [one.get("d") for one in root.iter(f"{SVG}path") if one.get("class") == "seq-cross"]
+    assert len(marks) == 4, "each in its lane and in the legend"
+    assert len({mark.partition(" ")[2] for mark in marks}) == 2
+    (row,) = (one for one in root.iter() if one.get("role") == "listitem")
+    assert "1 × failed attempt, 1 × lost worker" in "".join(  # noqa: RUF001
+        [row.get("aria-label") or "", *row.itertext()]
+    )
+    root = drawn(Lane("a", "a", spans=(span("waited", 0, 40), lost)), until=40)
+    assert texts_of(root, "seq-length") == ["–"]  # noqa: RUF001
+
+
 def test_the_legend_has_the_colours_of_the_bars():
     def legend(*spans):
         root = drawn(Lane("a", "a", spans=spans), until=40)

@@ -12,9 +12,10 @@ from django.utils import timezone
 from ... import conf
 from ...inspection import family, records, snapshot, struggling
 from ...inspection.diagnosis import error_of, summary
+from ...inspection.losses import loss_sentence
 from ...inspection.snapshot import RunSnapshot, StepSnapshot
 from ...inspection.tracebacks import blocks_of
-from ...models import NO_ITEM, Operation, SequenceRun, StepFailure, StepRun
+from ...models import NO_ITEM, Operation, SequenceRun, StepFailure, StepLoss, StepRun
 from ...utils.durations import format_duration
 from ...utils.terminal import plain
 from ...utils.text import digits_of, text_of
@@ -22,7 +23,7 @@ from .base import Subcommand, counted, json_text, seconds_of, values_of
 from .selectors import runs
 from .tables import Cell, table
 
-#: How many children, failures and operations are shown: the latest ones.
+#: How many children, failures, losses and operations are shown: the latest ones.
 MAX_ENTRIES = 100
 #: The same for tracebacks, in text.
 MAX_TRACEBACKS = 5
@@ -55,8 +56,15 @@ def _cause(cause: StepFailure) -> dict[str, Any]:
 
 
 def _error(failure: StepFailure) -> dict[str, Any]:
-    item = None if failure.item == NO_ITEM else failure.item
-    return {**values_of(failure, "step", "item", "attempt", "error", "message"), "item": item}
+    return {**_place(failure), **values_of(failure, "attempt", "error", "message")}
+
+
+def _loss(loss: StepLoss) -> dict[str, Any]:
+    return {**_place(loss), **values_of(loss, "lost_at", "worker", "concurrent_steps")}
+
+
+def _place(row: StepFailure | StepLoss) -> dict[str, Any]:
+    return {"step": row.step, "item": None if row.item == NO_ITEM else row.item}
 
 
 class RunDetails:
@@ -67,6 +75,7 @@ class RunDetails:
         self.run_snapshot = snapshot.of(run)
         self.deadline = snapshot.deadline_of(run)
         self.failures = records.failures_of(run, MAX_ENTRIES, tracebacks=tracebacks)[::-1]
+        self.losses = records.losses_of(self.run_snapshot, MAX_ENTRIES)[::-1]
         self.operations = records.operations_of(run, MAX_ENTRIES)[::-1]
         self.sentences = [
             summary(self.run_snapshot, self.operations[-1] if self.operations else None),
@@ -92,6 +101,7 @@ class RunDetails:
             "children": self.children,
             "steps": list(self._steps()),
             "failures": [self._failure(failure) for failure in self.failures],
+            "losses": [_loss(loss) for loss in self.losses],
             "operations": [_operation(operation) for operation in self.operations],
         }
 
@@ -141,6 +151,7 @@ class RunDetails:
             "Data": json_text(self._data, indent=2).splitlines() if self._data else [],
             "Child runs": ("  ".join(map(str, child.values())) for child in self.children),
             "Failed attempts": self._failure_lines(),
+            "Lost workers": map(_loss_line, self.losses),
             "Operations": map(_operation_line, self.operations),
         }
         for title, texts in sections.items():
@@ -183,11 +194,18 @@ class RunDetails:
     def _failure_lines(self) -> Iterator[str]:
         with_traceback = self.failures[-MAX_TRACEBACKS:] if self.tracebacks else []
         for failure in self.failures:
-            item = "" if failure.item == NO_ITEM else f"[{failure.item}]"
-            attempt = f"{failure.step}{item} #{failure.attempt}"
+            attempt = f"{_name(failure)} #{failure.attempt}"
             yield f"{moment(failure.failed_at)}  {attempt}  {error_of(failure)}"
             if failure in with_traceback:
                 yield from (f"    {line}" for line in _folded(failure.traceback))
+
+
+def _loss_line(loss: StepLoss) -> str:
+    return f"{moment(loss.lost_at)}  {_name(loss)}  {loss_sentence(loss)}"
+
+
+def _name(row: StepFailure | StepLoss) -> str:
+    return row.step if row.item == NO_ITEM else f"{row.step}[{row.item}]"
 
 
 def _about_family(run_snapshot: RunSnapshot) -> Iterator[str]:
