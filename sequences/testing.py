@@ -342,13 +342,13 @@ def _parents(using: str) -> list[StepRun]:
 class _InlineBroker(Broker):
     """A broker with the project's actors, and the middleware that affects steps. Sends nothing."""
 
-    def __init__(self, project: Broker, ending: Middleware) -> None:
+    def __init__(self, project: Broker, *more: Middleware) -> None:
         ours: list[Middleware] = [
             middleware
             for middleware in project.middleware
             if isinstance(middleware, SequencesMiddleware | Retries | CurrentMessage)
         ]
-        super().__init__(middleware=[*ours, ending])
+        super().__init__(middleware=[*ours, *more])
         self.actors = project.actors
 
     def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
