@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,8 @@ __all__ = ["TAG", "register"]
 TAG = "sequences"
 #: Timeouts of redis-py connections, in seconds.
 SOCKET_TIMEOUTS = ("socket_timeout", "socket_connect_timeout")
+#: Options that are hardly ever shorter than a second. The shortest backoff may well be.
+IN_MILLISECONDS = ("delay", "max_age", "max_backoff", "time_limit", "timeout")
 
 Messages = Iterator[CheckMessage]
 
@@ -122,6 +124,7 @@ def check_sequences(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         *_conflicting_limits(),
         *_hidden_keys(),
         *_unheard_deletions(),
+        *_short_durations(),
     ]
 
 
@@ -348,6 +351,40 @@ def _hidden_keys() -> Messages:
                     hint="Use a key that is not secret, or a function that returns a hash of it.",
                     id="sequences.W019",
                 )
+
+
+def _short_durations() -> Messages:
+    """Numbers that were probably meant as seconds, which is what they are in Celery."""
+    project = {} if conf.problems() else _short(conf.settings.defaults)
+    for name, value in project.items():
+        yield _in_milliseconds("SEQUENCES['DEFAULTS']", name, value, f"timedelta(seconds={value})")
+    for definition in _definitions():
+        is_data = "_file" in vars(definition.cls)
+        shared = _short(definition.step_defaults)
+        places = {"Meta": shared.items() - project.items()} | {
+            step.name: _short(step.declared).items() - shared.items()
+            for step in definition.steps.values()
+        }
+        for place, found in places.items():
+            for name, value in sorted(found):
+                mend = f'"{value} s"' if is_data else f"timedelta(seconds={value})"
+                yield _in_milliseconds(f"{definition.label}.{place}", name, value, mend)
+
+
+def _short(options: Mapping[str, Any]) -> dict[str, int]:
+    values = {name: options.get(name) for name in IN_MILLISECONDS}
+    return {
+        name: value for name, value in values.items() if type(value) is int and 0 < value < 1000
+    }
+
+
+def _in_milliseconds(place: str, name: str, value: int, mend: str) -> CheckMessage:
+    return Warning(
+        f"{place}: {name} is {value}, which means {value} milliseconds.",
+        hint=f"If you mean seconds, write {mend}. If you mean milliseconds, write "
+        f"{mend.replace('seconds', 'milliseconds').replace(' s', ' ms')}.",
+        id="sequences.W022",
+    )
 
 
 def _shown_secrets() -> Messages:

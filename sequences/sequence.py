@@ -564,7 +564,7 @@ def _define(
         defaults=meta.defaults,
         schedules=meta.schedules,
         declared_name=meta.verbose_name,
-        step_defaults=frozenset(meta.step_defaults),
+        step_defaults=meta.step_defaults,
     )
 
 

@@ -54,8 +54,8 @@ class Definition:
     declared_name: str | Promise | None
     #: The schedules declared in its Meta, by name.
     schedules: dict[str, Timetable]
-    #: The options of its Meta that are defaults for all steps.
-    step_defaults: frozenset[str]
+    #: The options of its Meta, and of the project, that are defaults for all steps.
+    step_defaults: dict[str, Any]
 
     @property
     def verbose_name(self) -> str:

@@ -144,4 +144,4 @@ class Awaiting:
 
     def _time_is_over(self) -> None:
         logger.warning("Time limit exceeded. Cancelling step %r.", self._attempt.claim.step)
-        self._cancel(TimeLimitExceeded())
+        self._cancel(TimeLimitExceeded(interrupts.exceeded(self._terms.time_limit)))

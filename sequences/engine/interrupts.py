@@ -11,10 +11,12 @@ from typing import Any, ParamSpec, TypeVar
 
 import dramatiq
 from django.db import Error, InterfaceError, OperationalError, connections
-from dramatiq.middleware import ShutdownNotifications, TimeLimit
+from dramatiq.broker import MessageProxy
+from dramatiq.middleware import ShutdownNotifications, TimeLimit, TimeLimitExceeded
 from dramatiq.middleware.threading import Interrupt
 
 from ..transitions.backends import backend_of
+from ..utils.durations import format_seconds
 from . import current
 
 P = ParamSpec("P")
@@ -28,6 +30,8 @@ __all__ = [
     "disable_interrupts",
     "discard_connection",
     "ensure_clean_connection",
+    "exceeded",
+    "explain",
     "interrupt_behind",
     "replace_connection",
     "reraise_interrupt",
@@ -68,17 +72,40 @@ def take_over() -> Terms:
         return Terms()
     broker, message = dramatiq.get_broker(), delivery.message
     actor = broker.get_actor(message.actor_name)
-    milliseconds, notify_shutdown = math.inf, False
+    notify_shutdown = False
+    for middleware in broker.middleware:
+        if isinstance(middleware, ShutdownNotifications):
+            should_notify: Any = middleware.should_notify
+            notify_shutdown = should_notify(actor, message)
+    disable_interrupts()
+    return Terms(_time_limit(message), notify_shutdown)
+
+
+def explain(interrupt: Interrupt, step_run_id: int) -> None:
+    """Dramatiq raises time limits without a text: add one, which is stored with the failure."""
+    if not isinstance(interrupt, TimeLimitExceeded) or interrupt.args:
+        return
+    delivery = current.delivery()
+    # It may have come after the end of that step's own message, inside another one.
+    is_its_own = delivery is not None and step_run_id in delivery.message.args
+    interrupt.args = (exceeded(_time_limit(delivery.message) if delivery and is_its_own else None),)
+
+
+def exceeded(limit: float | None) -> str:
+    """The text of the failure of an attempt that took longer than this, in seconds."""
+    of = "" if limit is None else f" of {format_seconds(limit)}"
+    return f"The attempt exceeded its time limit{of}."
+
+
+def _time_limit(message: MessageProxy) -> float | None:
+    """In seconds, as Dramatiq's `TimeLimit` takes it from the message, the actor or itself."""
+    broker = dramatiq.get_broker()
+    actor, milliseconds = broker.get_actor(message.actor_name), math.inf
     for middleware in broker.middleware:
         if isinstance(middleware, TimeLimit):
             limit = actor.options.get("time_limit", middleware.time_limit)
             milliseconds = message.options.get("time_limit") or limit
-        elif isinstance(middleware, ShutdownNotifications):
-            should_notify: Any = middleware.should_notify
-            notify_shutdown = should_notify(actor, message)
-    disable_interrupts()
-    is_limited = milliseconds <= MAX_TIME_LIMIT_MS
-    return Terms(milliseconds / 1000 if is_limited else None, notify_shutdown)
+    return milliseconds / 1000 if milliseconds <= MAX_TIME_LIMIT_MS else None
 
 
 #: In milliseconds: a longer limit is no limit, and no timer could take it.

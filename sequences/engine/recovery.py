@@ -285,6 +285,7 @@ def _end_interrupted(claim: Claim, interrupt: Interrupt, using: str) -> bool:
     if isinstance(interrupt, Shutdown):
         claims.release(claim, using)
         return False
+    interrupts.explain(interrupt, claim.step_run_id)
     attempt = _attempt_of(claim)
     current.failed(attempt)
     failure = attempt.redacted(failures.Failure.of(interrupt))

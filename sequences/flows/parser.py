@@ -270,7 +270,7 @@ class Parser:
             parts = self._joined(spec["after"])
             options["after"] = [any_of(*part) if is_any else part for is_any, part in parts]
         if spec.get("delay") is not None:
-            options["delay"] = self._duration("delay", spec["delay"])
+            options["delay"] = self._length("delay", spec["delay"])
         if spec.get("when") is not None:
             options["when"] = self._when(spec["when"])
         if spec.get("each") is not None:
@@ -302,7 +302,7 @@ class Parser:
                 raise self._error(f"the option {name} is not supported: {why}", hint)
         for name in DURATION_OPTIONS:
             if options.get(name) is not None:
-                options[name] = to_milliseconds(self._duration(name, options[name]))
+                options[name] = self._length(name, options[name])
         retries = options.get("max_retries")
         if retries is not None and (type(retries) is not int or retries < 0):
             raise self._error(
@@ -318,7 +318,7 @@ class Parser:
             raise self._error("form is a class, but definitions are plain data", hint)
         self._check_names(spec, EVENT_KEYS, "key of an event")
         if spec.get("timeout") is not None:
-            options["timeout"] = self._duration("timeout", spec["timeout"])
+            options["timeout"] = self._length("timeout", spec["timeout"])
         own = {key: spec[key] for key in ("on_timeout", "choices") if key in spec}
         return event(**options, **own)
 
@@ -561,6 +561,11 @@ class Parser:
         if not (anywhere or off_path or name in above):
             problem = f"{what} reads the step {name!r} without waiting for it"
             raise self._error(problem, f"Add {name!r} to its after.")
+
+    def _length(self, what: str, value: Any) -> timedelta | int:
+        """The same, but a number stays one: a system check tells it from a string with a unit."""
+        length = self._duration(what, value)
+        return length if isinstance(value, str) else to_milliseconds(length)
 
     def _duration(self, what: str, value: Any) -> timedelta:
         if (length := parse_duration(value)) is not None:

@@ -533,6 +533,7 @@ class TestLongSteps:
             assert_once(sequence, "takes_long", "last")
             failure = sequence.run.failures.get()
             assert failure.error == "dramatiq.middleware.time_limit.TimeLimitExceeded"
+            assert failure.message == "The attempt exceeded its time limit of 500 ms."
             assert step_of(sequence, "takes_long").attempts == 1
 
 

@@ -12,7 +12,7 @@ from dramatiq.broker import MessageProxy
 from dramatiq.middleware import AsyncIO, Shutdown, SkipMessage, TimeLimitExceeded
 
 from sequences import Abort, Sequence, job, on_end, on_failure, repeat, step
-from sequences.engine import coroutines, current, dispatcher, leases
+from sequences.engine import coroutines, current, dispatcher, leases, recovery
 from sequences.engine.executor import StepExecution
 from sequences.exceptions import InvalidDefinition
 from sequences.flows.builder import define
@@ -180,6 +180,38 @@ def test_a_time_limit_cancels_a_coroutine_that_waits(waits):
     assert waits.cleaned == ["cleaned"]
     failure = StepFailure.objects.get(run=run)
     assert failure.error.endswith("TimeLimitExceeded")
+    assert failure.message == "The attempt exceeded its time limit of 100 ms."
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("options", "of"), [({"time_limit": 30_000}, " of 30 s"), ({}, " of 10 min"),
+                        ({"time_limit": None}, "")],
+)  # fmt: skip
+def test_the_failure_of_a_time_limit_names_the_limit(options, of):
+    def late(self):
+        raise TimeLimitExceeded  # as Dramatiq does, at any point
+
+    run = declare(late=step(late, **options)).start().run
+    with pytest.raises(TimeLimitExceeded):
+        process(run, "late")
+    failure = StepFailure.objects.get(run=run)
+    assert failure.message == f"The attempt exceeded its time limit{of}."
+    assert failure.traceback.rstrip().endswith(failure.message)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_limit_of_another_steps_message_is_not_named():
+    def late(self):
+        raise TimeLimitExceeded
+
+    run = declare(late=step(late, time_limit=30_000)).start().run
+    execution = StepExecution(row(run, "late").pk, 0, "default")
+    with pytest.raises(TimeLimitExceeded) as caught:
+        execution.live()
+    with pytest.raises(TimeLimitExceeded):
+        recovery.recover(execution, caught.value)  # outside any message
+    assert StepFailure.objects.get(run=run).message == "The attempt exceeded its time limit."
 
 
 @pytest.mark.django_db(transaction=True)

@@ -1,11 +1,13 @@
 import re
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 from uuid import uuid4
 
+import dramatiq
 import pydantic
 import pytest
 import redis
@@ -21,10 +23,11 @@ from dramatiq.middleware import AgeLimit, Retries
 from dramatiq_postgres import PostgresBroker
 from typing_extensions import TypedDict
 
-from sequences import Sequence, checks, conf, step
+from sequences import Sequence, checks, conf, define, event, job, step
 from sequences.definitions import registry
 from sequences.definitions.plan import Node, Plan
 from sequences.engine import actors
+from sequences.flows import jobs
 from sequences.models import RunStatus, SequenceRun, StepRun, StepStatus, StoredPlan
 from sequences.worker.middleware import SequencesMiddleware
 
@@ -294,12 +297,123 @@ class TestServer:
 class TestSequences:
     def test_what_the_broker_says_of_a_sequence_is_an_error(self, monkeypatch):
         monkeypatch.setattr(actors, "problems", lambda: [("shop.Form.pay: no", "Do that.")])
-        error = only(checks.check_sequences(None))
+        error = only(
+            each for each in checks.check_sequences(None) if each.level >= django_checks.ERROR
+        )
         assert (error.id, error.msg, error.hint) == (
             "sequences.E009",
             "shop.Form.pay: no",
             "Do that.",
         )
+
+
+class TestDurations:
+    @pytest.fixture(autouse=True)
+    def _alone(self):
+        with registry.isolated(), jobs.isolated():
+            registry._by_label.clear()  # what other modules declare
+            yield
+
+    def found(self):
+        messages = [each for each in checks.check_sequences(None) if each.id.endswith("W022")]
+        return [(each.msg.partition(",")[0], each.hint) for each in messages]
+
+    def hint(self, value):
+        return (
+            f"If you mean seconds, write timedelta(seconds={value}). If you mean milliseconds, "
+            f"write timedelta(milliseconds={value})."
+        )
+
+    @pytest.mark.parametrize("name", ["time_limit", "max_age", "max_backoff", "delay"])
+    def test_a_number_below_a_second_is_warned_of_on_a_step_and_in_meta(self, name):
+        class Form(Sequence):
+            class Meta:
+                app_label = "tests"
+
+            Meta = type("Meta", (Meta,), {name: 30})
+
+            @step(**{name: 999})
+            def one(self): ...
+
+            @step
+            def two(self): ...
+
+            @step(**{name: 1000})
+            def three(self): ...
+
+            @step(**{name: timedelta(milliseconds=30)})
+            def four(self): ...
+
+        assert self.found() == [
+            (f"tests.Form.Meta: {name} is 30", self.hint(30)),
+            (f"tests.Form.one: {name} is 999", self.hint(999)),
+        ]
+
+    def test_so_are_timeouts_of_events_and_options_of_actors_but_neither_none_nor_backoffs(self):
+        @dramatiq.actor(actor_name="short-lived", time_limit=60)
+        def act(): ...
+
+        class Form(Sequence):
+            class Meta:
+                app_label = "tests"
+                min_backoff = 10
+                time_limit = None
+                delay = 0
+
+            approval = event(timeout=5)
+            call = step(act)
+
+        try:
+            assert self.found() == [
+                ("tests.Form.approval: timeout is 5", self.hint(5)),
+                ("tests.Form.call: time_limit is 60", self.hint(60)),
+            ]
+        finally:
+            del dramatiq.get_broker().actors["short-lived"]
+
+    def test_of_the_projects_defaults_it_is_said_once(self, settings):
+        settings.SEQUENCES = {"DEFAULTS": {"max_age": 60}}
+
+        class Form(Sequence):
+            class Meta:
+                app_label = "tests"
+                time_limit = 60
+
+            @step
+            def one(self): ...
+
+        assert self.found() == [
+            ("SEQUENCES['DEFAULTS']: max_age is 60", self.hint(60)),
+            ("tests.Form.Meta: time_limit is 60", self.hint(60)),
+        ]
+
+    def test_in_definitions_as_data_a_string_says_its_unit(self):
+        job("checks.note")(lambda: None)
+        note = {"job": "checks.note"}
+        define(
+            {
+                "name": "tests.Data",
+                "options": {"max_age": 60, "max_backoff": "500 ms"},
+                "steps": {
+                    "one": {**note, "time_limit": 30, "delay": 5},
+                    "two": {**note, "time_limit": "500 ms", "delay": "5 ms"},
+                    "three": {"event": {"timeout": 7}},
+                },
+            }
+        )
+
+        def hint(value):
+            return (
+                f'If you mean seconds, write "{value} s". If you mean milliseconds, write '
+                f'"{value} ms".'
+            )
+
+        assert self.found() == [
+            ("tests.Data.Meta: max_age is 60", hint(60)),
+            ("tests.Data.one: delay is 5", hint(5)),
+            ("tests.Data.one: time_limit is 30", hint(30)),
+            ("tests.Data.three: timeout is 7", hint(7)),
+        ]
 
 
 @pytest.fixture
@@ -443,7 +557,8 @@ class TestPatterns:
             @step
             def pay(self): ...
 
-        return checks.check_sequences(None)
+        found = checks.check_sequences(None)  # other modules' classes have short backoffs
+        return [each for each in found if not each.id.endswith("W022")]
 
     @pytest.mark.parametrize(
         "pattern",

@@ -98,7 +98,9 @@ def test_the_time_limit_is_each_ones_own():
     run, items = crawl(fetch, range(3), allow_failed=1, time_limit=200)
     sent(lambda: process(items[0]))
     assert states(run) == ["succeeded", "failed", "succeeded"]
-    assert StepFailure.objects.get(run=run).error.endswith("TimeLimitExceeded")
+    failure = StepFailure.objects.get(run=run)
+    assert failure.error.endswith("TimeLimitExceeded")
+    assert failure.message == "The attempt exceeded its time limit of 200 ms."
 
 
 def test_a_shutdown_gives_back_those_that_still_wait():
