@@ -365,8 +365,8 @@ def _short_durations() -> Messages:
             step.name: _short(step.declared).items() - shared.items()
             for step in definition.steps.values()
         }
-        for place, found in places.items():
-            for name, value in sorted(found):
+        for place, options in places.items():
+            for name, value in sorted(options):
                 mend = f'"{value} s"' if is_data else f"timedelta(seconds={value})"
                 yield _in_milliseconds(f"{definition.label}.{place}", name, value, mend)
 
