@@ -19,6 +19,7 @@ from sequences.flows.builder import start_definition
 from sequences.inspection import snapshot
 from sequences.management.cli import argtypes, base, selectors, tables, wait
 from sequences.management.cli.live import Display
+from sequences.management.commands.sequences import Command
 from sequences.models import Operation, RunDeadline, SequenceRun
 from sequences.testing import clock, drain
 from sequences.transitions import clock as database_clock
@@ -704,13 +705,28 @@ def test_a_run_that_is_pruned_while_it_is_watched_is_gone(monkeypatch):
     assert refused("watch", run.pk) == f"Run {run.pk} no longer exists; it was probably pruned."
 
 
+def test_without_a_subcommand_the_help_says_which_there_are(monkeypatch, capsys):
+    for options in ([], ["--no-color"]):
+        with pytest.raises(SystemExit) as ended:
+            Command().run_from_argv(["manage.py", "sequences", *options])
+        assert ended.value.code == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "usage: manage.py sequences" in err
+        assert re.search(r"^ +restart-from +Run a step and all later steps again\.$", err, re.M)
+        assert err.endswith("CommandError: A subcommand is missing: choose one of those above.\n")
+    with pytest.raises(CommandError, match="A subcommand is missing") as caught:
+        call_command("sequences")
+    assert caught.value.returncode == 2
+
+
 # --- acts
 
 
 def test_an_act_is_done_by_the_user_of_the_shell_for_a_reason():
     run = failed(key="o-1")
     out = sequences("retry", "shop.Order:o-1", "--reason", "the bank is up")
-    assert out == "retry: shop.Order o-1 is running\n"
+    assert out == "Retried shop.Order o-1, which is running.\n"
     operation = run.operations.get()
     assert (operation.action, operation.by, operation.reason) == (
         "retry", "command line: ada", "the bank is up",
@@ -738,7 +754,8 @@ def test_a_user_without_a_name_is_the_command_line(monkeypatch):
 )
 def test_an_act_is_the_method_of_that_name(words, action, status):
     run = order().start({}).run
-    sequences(words[0], run.pk, *words[1:])
+    done = {"pause": "Paused", "cancel": "Cancelled", "finish": "Finished"}[words[0]]
+    assert sequences(words[0], run.pk, *words[1:]) == f"{done} {run}.\n"
     assert fresh(run).status == status
     assert run.operations.get().action == action
 
@@ -754,8 +771,9 @@ def test_an_act_is_the_method_of_that_name(words, action, status):
 def test_a_deadline_is_set(words, expected):
     run = order().start({}, deadline=timedelta(hours=1)).run
     begun = now()
-    assert sequences("set-deadline", run.pk, *words) == "set-deadline: shop.Order " + (
-        f"{run.pk} is running\n"
+    done = "Removed" if expected is None else "Set"
+    assert sequences("set-deadline", run.pk, *words) == (
+        f"{done} the deadline of shop.Order {run.pk}, which is running.\n"
     )
     due = RunDeadline.objects.filter(run=run.pk).values_list("due_at", flat=True).first()
     if isinstance(expected, timedelta):
@@ -898,16 +916,36 @@ def test_an_act_on_a_step_takes_every_run_that_is_at_it():
     assert ledger(fine) == {"charge": "succeeded", "ship": "queued"}
 
 
+def test_an_act_on_a_step_says_what_was_done_to_which_step_and_how_the_run_is():
+    run = failed(key="{run}")
+    out = sequences("skip", run.pk, "charge")
+    assert out == "Skipped “charge” of shop.Order {run}, which is running.\n"
+    assert sequences("pause", run.pk) == "Paused shop.Order {run}.\n"
+    out = sequences("set-deadline", run.pk, "--in", "3d")
+    assert out == "Set the deadline of shop.Order {run}, which is paused.\n"
+    assert sequences("resume", run.pk) == "Resumed shop.Order {run}, which is running.\n"
+    drain()
+    out = sequences("restart-from", run.pk, "ship")
+    assert out == ("Restarted “ship” and all later steps of shop.Order {run}, which is running.\n")
+    drain()
+    out = sequences("erase", run.pk)
+    assert out == f"Erased the data of shop.Order {run.pk}, which is succeeded.\n"
+
+
 def test_run_now_does_not_wait():
     run = order().start({}, delay=timedelta(days=2)).run
-    assert "is running" in sequences("run-now", run.pk, "charge")
+    out = sequences("run-now", run.pk, "charge")
+    assert out == f"Made “charge” due now in shop.Order {run.pk}, which is running.\n"
     assert row(run, "charge").status == "queued"
 
 
 def test_deliver_ends_the_wait_with_a_payload_and_the_first_one_counts():
     run = approval().start({}).run
     drain()
-    sequences("deliver", run.pk, "approved", "--payload", '{"yes": true}', "--reason", "phone")
+    out = sequences(
+        "deliver", run.pk, "approved", "--payload", '{"yes": true}', "--reason", "phone"
+    )
+    assert out == f"Delivered “approved” to {fresh(run)}, which is running.\n"
     assert fresh(run).inbox == {"approved": {"yes": True}}
     err = StringIO()
     refused("deliver", run.pk, "approved", status=1, err=err)
@@ -924,7 +962,8 @@ def test_edit_puts_other_data_in_place_and_leaves_what_is_shown_as_stars():
     arguments = ["--if-version", shown["version"], "--reason", "mended"]
     out = sequences("edit", run.pk, "--data", json.dumps(data), *arguments)
     assert fresh(run).data == {"broken": False, "card": {"number": "4111-1111"}}
-    assert out == f"edit: shop.Order {run.pk} is now at version {fresh(run).version}\n"
+    version = fresh(run).version
+    assert out == f"Changed the data of shop.Order {run.pk}, which is now at version {version}.\n"
     message = refused("edit", run.pk, "--data", json.dumps(data), *arguments, status=1)
     assert "it has changed since it was read" in message
     assert run.operations.get().by == "command line: ada"

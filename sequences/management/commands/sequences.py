@@ -50,13 +50,21 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Add the subcommands with their arguments, and Django's own after them, too."""
+        self.parser = parser
         subcommands = [make(self) for make in SUBCOMMANDS]
         self.subcommands = {subcommand.name: subcommand for subcommand in subcommands}
-        parsers = parser.add_subparsers(dest="task", required=True, metavar="subcommand")
+        parsers = parser.add_subparsers(dest="task", metavar="subcommand")
         for name, subcommand in self.subcommands.items():
             description = subcommand.description or subcommand.help
             below = parsers.add_parser(name, help=subcommand.help, description=description)
             add(below, [*subcommand.arguments, *DJANGOS])
+
+    def execute(self, *args: Any, **options: Any) -> Any:
+        """Without a subcommand, show which there are; no check of the project comes first."""
+        if options["task"] is None:
+            self.parser.print_help(sys.stderr)
+            raise wrong("A subcommand is missing: choose one of those above.")
+        return super().execute(*args, **options)
 
     @no_translations
     def handle(self, *args: Any, task: str, **options: Any) -> None:
