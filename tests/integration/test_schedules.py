@@ -876,8 +876,12 @@ def test_the_command_operates_on_a_schedule(monkeypatch):
     cls = report(schedule=every(HOUR))
     sync_schedules()
     assert command("schedules", "pause", "shop.Report", "--by", "ann", "--reason", "why") == (
-        "shop.Report default: paused\n"
+        "Paused shop.Report default.\n"
     )
+    assert command("schedules", "resume", "shop.Report") == (
+        "Resumed shop.Report default, which is active.\n"
+    )
+    command("schedules", "pause", "shop.Report")
     assert (
         json.loads(command("schedules", "resume", "shop.Report", "default", "--json"))["state"]
         == "active"
@@ -887,7 +891,9 @@ def test_the_command_operates_on_a_schedule(monkeypatch):
     drain()
     assert command("schedules", "run-now", "shop.Report").startswith("Started shop.Report ")
     operations = stored(cls).operations.all()
-    assert [each.action for each in operations][:3] == ["pause", "resume", "run_now"]
+    assert [each.action for each in operations][:5] == [
+        "pause", "resume", "pause", "resume", "run_now",
+    ]  # fmt: skip
     assert (operations[0].by, operations[0].reason) == ("ann", "why")
 
 

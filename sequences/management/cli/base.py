@@ -106,6 +106,11 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
+def done_sentence(done: str, state: str, implied: str | None) -> str:
+    """What was done, and the state after that, unless it is the one that this implies."""
+    return f"{done}." if state == implied else f"{done}, which is {state}."
+
+
 def seconds_of(length: timedelta | None) -> float | None:
     """A duration, for JSON."""
     return None if length is None else length.total_seconds()

@@ -14,7 +14,7 @@ from ...data.redaction import NoSecret, restore
 from ...definitions import registry
 from ...exceptions import SequenceError
 from ...inspection.actions import ACTIONS
-from ...models import SequenceRun
+from ...models import RunStatus, SequenceRun
 from ...utils.terminal import plain
 from .argtypes import assignment, date, duration, json_object, json_value
 from .arguments import JSON, Argument, argument, flag, one_of, option, reason_and_by
@@ -24,6 +24,7 @@ from .base import (
     Subcommand,
     caller_and_reason,
     counted,
+    done_sentence,
     rejecting,
     values_of,
     wrong,
@@ -32,6 +33,12 @@ from .selectors import FILTERS, FILTERS_BUT_STEP, ONE_RUN, RUNS, find, runs, sel
 
 # The name `step` is that of a filter.
 ON_STEP = argument("on_step", metavar="STEP", help="the step, the same for all runs")
+#: The statuses that the names of operations imply.
+_ENDS_IN = {
+    "cancel": RunStatus.CANCELLED,
+    "pause": RunStatus.PAUSED,
+    "finish": RunStatus.SUCCEEDED,
+}
 #: A run, and why the operation was rejected for it; empty: it was not.
 Outcome = tuple[SequenceRun, str]
 
@@ -40,9 +47,17 @@ class Operating(Subcommand):
     """One of the `ACTIONS` on runs."""
 
     def __init__(
-        self, command: BaseCommand, *, action: str, help_text: str, own: dict[str, Argument]
+        self,
+        command: BaseCommand,
+        *,
+        action: str,
+        help_text: str,
+        done: str,
+        own: dict[str, Argument],
     ) -> None:
         super().__init__(command)
+        #: What was done, for a ``{run}`` and a ``{step}``.
+        self.done = done
         self.action, self.name, self.help = ACTIONS[action], action.replace("_", "-"), help_text
         self.description = str(self.action.explains)
         #: The options that only this operation has, by keyword arguments of its method.
@@ -93,8 +108,17 @@ class Operating(Subcommand):
         if why and not options.json:
             self.command.stderr.write(plain(why))
         elif not options.json:
-            self.write(f"{self.name}: {plain(run)} is {run.status}")
+            self.write(self._sentence(run, *step, **keywords))
         return why
+
+    def _sentence(self, run: SequenceRun, *step: str, **keywords: Any) -> str:
+        """What was done, and how the run is now."""
+        done = self.done_with(**keywords).format(run=plain(run), step=plain("".join(step)))
+        return done_sentence(done, run.status, _ENDS_IN.get(self.action.name))
+
+    def done_with(self, **keywords: Any) -> str:
+        """What was done with these keyword arguments, for a ``{run}`` and a ``{step}``."""
+        return self.done
 
     def perform(self, run: SequenceRun, *step: str, **keywords: Any) -> str:
         """Perform it on one run. Returns or raises the reason if that is not possible."""
@@ -126,6 +150,13 @@ class Deliver(Operating):
         if run.deliver(*step, **keywords):
             return ""
         return f"Run {run.pk} already has a delivery of {step[0]!r}; only the first one counts."
+
+
+class SetDeadline(Operating):
+    """A deadline may also be removed."""
+
+    def done_with(self, **keywords: Any) -> str:
+        return self.done if keywords["deadline"] else "Removed the deadline of {run}"
 
 
 class Edit(Subcommand):
@@ -165,7 +196,7 @@ class Edit(Subcommand):
             run.version = options.if_version
         with rejecting():
             run.edit(data, **caller_and_reason(options))
-        self.write(f"edit: {plain(run)} is now at version {run.version}")
+        self.write(f"Changed the data of {plain(run)}, which is now at version {run.version}.")
 
     def _edited(self, run: SequenceRun, options: Namespace) -> dict[str, Any]:
         if options.set is not None:
@@ -182,9 +213,9 @@ class Edit(Subcommand):
 
 
 def _operation(
-    action: str, help_text: str, kind: type[Operating] = Operating, **own: Argument
+    action: str, help_text: str, done: str, kind: type[Operating] = Operating, **own: Argument
 ) -> Callable[[BaseCommand], Subcommand]:
-    return partial(kind, action=action, help_text=help_text, own=own)
+    return partial(kind, action=action, help_text=help_text, done=done, own=own)
 
 
 UNDO = option(
@@ -209,22 +240,33 @@ DEADLINE = one_of(
 )  # fmt: skip
 
 OPERATIONS = [
-    _operation("retry", "Restart failed steps, and run pending retries now."),
-    _operation("cancel", "Cancel runs; with --undo, roll back completed steps first.", undo=UNDO),
-    _operation("pause", "Pause runs: no new step starts until you resume them."),
-    _operation("resume", "Continue paused runs."),
-    _operation("finish", "Mark runs as succeeded."),
-    _operation("skip", "Skip a step, and continue without it."),
-    _operation("run_now", "Run a delayed step now."),
+    _operation("retry", "Restart failed steps, and run pending retries now.", "Retried {run}"),
     _operation(
-        "restart_from", "Run a step and all later steps again.", keep_deliveries=KEEP_DELIVERIES
+        "cancel", "Cancel runs; with --undo, roll back completed steps first.", "Cancelled {run}",
+        undo=UNDO,
     ),
-    _operation("set_deadline", "Set or remove the deadline of runs.", deadline=DEADLINE),
-    _operation("deliver", "Deliver an event to runs.", Deliver, payload=PAYLOAD),
+    _operation("pause", "Pause runs: no new step starts until you resume them.", "Paused {run}"),
+    _operation("resume", "Continue paused runs.", "Resumed {run}"),
+    _operation("finish", "Mark runs as succeeded.", "Finished {run}"),
+    _operation("skip", "Skip a step, and continue without it.", "Skipped “{step}” of {run}"),
+    _operation("run_now", "Run a delayed step now.", "Made “{step}” due now in {run}"),
+    _operation(
+        "restart_from", "Run a step and all later steps again.",
+        "Restarted “{step}” and all later steps of {run}", keep_deliveries=KEEP_DELIVERIES,
+    ),
+    _operation(
+        "set_deadline", "Set or remove the deadline of runs.", "Set the deadline of {run}",
+        SetDeadline, deadline=DEADLINE,
+    ),
+    _operation(
+        "deliver", "Deliver an event to runs.", "Delivered “{step}” to {run}", Deliver,
+        payload=PAYLOAD,
+    ),
     Edit,
     _operation(
         "erase",
         "Permanently erase data, payloads, results, error texts, reasons, keys and subjects.",
+        "Erased the data of {run}",
         keep_key=KEEP_KEY,
     ),
 ]  # fmt: skip

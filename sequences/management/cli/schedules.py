@@ -14,11 +14,20 @@ from ...inspection.schedules import ScheduleSnapshot
 from ...models import Schedule
 from ...utils.terminal import plain
 from .arguments import JSON, argument, option, reason_and_by
-from .base import Subcommand, caller_and_reason, rejecting, values_of, wrong
+from .base import (
+    Subcommand,
+    caller_and_reason,
+    done_sentence,
+    rejecting,
+    values_of,
+    wrong,
+)
 from .details import moment
 from .tables import Cell
 
 ACTIONS = ("list", "pause", "resume", "run-now")
+#: What was done, and the state that this implies.
+_DONE = {"pause": ("Paused", inspection.PAUSED), "resume": ("Resumed", None)}
 _COLOURS = {
     inspection.FAILING: "failed",
     inspection.LATE: "failed",
@@ -62,7 +71,8 @@ class Schedules(Subcommand):
         elif run is not None:
             self.write(f"Started {plain(run.sequence)} {run.pk}")
         else:
-            self.write(f"{plain(str(row))}: {details['state']}")
+            done, implied = _DONE[options.action]
+            self.write(done_sentence(f"{done} {plain(str(row))}", details["state"], implied))
 
     def _list(self, options: Namespace) -> None:
         rows = Schedule.objects.using(conf.using()).order_by("sequence", "name")
