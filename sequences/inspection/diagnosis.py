@@ -30,13 +30,12 @@ from ..transitions.subsequences import ChildrenUndo
 from ..utils.text import class_name, first_line
 from .actions import was_undone
 from .losses import deaths_sentence
+from .old_workers import PICKUP_TIME
 from .snapshot import RunSnapshot, StepSnapshot
 from .wording import format_amount, format_duration, listed, quoted
 
 #: How many characters of an error's message the sentence quotes.
 ERROR_LENGTH = 200
-#: A step that has been queued for this long finds no worker.
-PICKUP_TIME = timedelta(seconds=30)
 
 
 def summary(snapshot: RunSnapshot, last: Operation | None = None) -> str:
@@ -426,7 +425,13 @@ def _queued_step(snapshot: RunSnapshot, step: StepSnapshot, row: StepRun) -> str
             "process that is not running another such step."
         )
         return f"{message % values} {deaths_sentence(row, step.loss)}"
-    if snapshot.now - row.queued_at > PICKUP_TIME:
+    if step.node.queue in snapshot.queues_of_old_workers:
+        message = _(
+            "%(step)s has been queued for %(ago)s and no worker has picked it up. All workers of "
+            "the queue “%(queue)s” were started before this version of the sequence first "
+            "appeared, so they may be running older code: restart them."
+        )
+    elif snapshot.now - row.queued_at > PICKUP_TIME:
         message = _(
             "%(step)s has been queued for %(ago)s and no worker has picked it up. Is a worker "
             "running for the queue “%(queue)s”?"

@@ -32,7 +32,7 @@ from ..transitions import clock, holders
 from ..transitions.backends import Holder
 from ..transitions.holders import Locked
 from ..transitions.periods import MAX_LOOK_INTERVAL
-from ..transitions.processes import REPORT_INTERVAL_SECONDS
+from ..transitions.processes import STALE_AFTER
 from . import limits, schedules, struggling
 from .losses import deaths_sentence, newest_losses
 from .schedules import ScheduleSnapshot
@@ -46,8 +46,6 @@ MAX_PROCESSES = 1_000
 MAX_NAMED_SUSPECTS = 3
 #: The maximum number of late or failing schedules that are checked.
 MAX_SCHEDULES = 100
-#: A process that has not been seen for this long is gone or stuck.
-STALE_AFTER = timedelta(seconds=4 * REPORT_INTERVAL_SECONDS)
 #: How long steps wait for a free worker before this is a warning, and before it is critical.
 WARN_AFTER, ALARM_AFTER = timedelta(minutes=1), timedelta(minutes=5)
 
@@ -393,8 +391,9 @@ def _queued(health: Health) -> Sign:
 def _why_queued(health: Health) -> str:
     if health.workers and not health.running:
         return gettext(
-            "Steps are waiting, but no worker is running any: the workers consume other queues or "
-            "are stuck, or the broker has lost the messages. The sweep sends lost messages again."
+            "Steps are waiting, but no worker is running any: the workers consume other queues, "
+            "have older code or are stuck, or the broker has lost the messages. The sweep sends "
+            "lost messages again."
         )
     return gettext(
         "Steps are waiting for a free worker: start more workers, or check what keeps them busy."

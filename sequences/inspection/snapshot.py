@@ -41,6 +41,7 @@ from ..transitions import causes, clock, plans
 from ..utils.text import label_of
 from .limits import LimitWait, waits_of
 from .losses import deaths_sentence, newest_losses
+from .old_workers import queues_of_old_workers
 from .phases import AT_WORK, Phase, phases_of
 
 #: The status of a step that the run has not reached.
@@ -245,6 +246,9 @@ class RunSnapshot:
     limit_waits: Mapping[int, LimitWait] = field(default_factory=dict)
     #: Whether a worker has died while running one of its steps. False if no failures were read.
     has_losses: bool = False
+    #: The queues in which its steps wait, and all of whose workers started before its plan was
+    #: first stored.
+    queues_of_old_workers: frozenset[str] = frozenset()
 
     @cached_property
     def title(self) -> str:
@@ -404,6 +408,7 @@ def of(run: SequenceRun, *, failures: bool = True) -> RunSnapshot:
     Three queries: the time, its steps, its latest failure (which ``failures=False`` leaves out).
     One more for each of these, if needed: the cause of a failure, the items of a fan-out, the
     progress of unfinished ones, who paused or erased it, and a plan that is new to this process.
+    Two more for a step that no worker has picked up.
     """
     return of_many([run], items=True, failures=failures)[0]
 
@@ -425,6 +430,7 @@ def of_many(
     losses = _losses(rows, using)
     pauses, erasures = _pauses(runs, using), _erasures(runs, using)
     limit_waits = waits_of(_in_line(rows, {run.pk: run.sequence for run in runs}), using)
+    old_workers = queues_of_old_workers(runs, plans_by_id, rows, now, using)
     secrets = _secrets_of(runs, newest.keys() | _reporting(rows) | reports.keys(), using)
     for failure in newest.values():
         _hide(failure, secrets[failure.run_id])
@@ -451,6 +457,7 @@ def of_many(
             erasures.get(run.pk),
             limit_waits,
             run.pk in with_losses,
+            old_workers.get(run.pk, frozenset()),
         )
         for run in runs
     ]

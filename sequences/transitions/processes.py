@@ -16,6 +16,8 @@ from .locking import lock_free, transact
 
 #: Seconds between two reports of a process.
 REPORT_INTERVAL_SECONDS = 10.0
+#: A process that has not been seen for this long is gone or stuck.
+STALE_AFTER = timedelta(seconds=4 * REPORT_INTERVAL_SECONDS)
 #: A process that has not reported for this long is forgotten.
 FORGOTTEN_AFTER = timedelta(hours=1)
 #: A row that was written within this time belongs to a live process.

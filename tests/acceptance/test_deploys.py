@@ -1,9 +1,13 @@
 """Workers of one release beside those of another, with runs in flight."""
 
+from datetime import timedelta
+
 import pytest
 
 from sequences.definitions import registry
-from sequences.models import SequenceRun, StoredPlan
+from sequences.inspection import old_workers, snapshot
+from sequences.inspection.diagnosis import summary
+from sequences.models import SequenceRun, StoredPlan, WorkerProcess
 from sequences.testing import assert_steps
 
 from .app.gates import Gate
@@ -48,13 +52,17 @@ def entries(run):
     return list(Entry.objects.filter(run=run.pk).order_by("pk").values_list("step", flat=True))
 
 
-def test_an_old_worker_that_gets_a_new_step_leaves_it_to_a_new_one(crew, gate):
+def test_an_old_worker_that_gets_a_new_step_leaves_it_to_a_new_one(crew, gate, monkeypatch):
     gate.open()
     (old,) = crew.start(1, release="1")
     wait_for(StoredPlan.objects.filter(sequence="acceptance.Order").exists)
     run = start_elsewhere(crew, "2", gate)
     wait_for(lambda: crew.dead_letters() >= 2, "the new step's message, and its repetition")
     assert_steps(run, [("reserve", "succeeded"), ("charge", "succeeded"), ("pack", "queued")])
+    for waits in ("PICKUP_TIME", "STORING_TIME"):
+        monkeypatch.setattr(old_workers, waits, timedelta(0))
+    wait_for(WorkerProcess.objects.filter(swept_at__isnull=False).exists)
+    assert "they may be running older code" in summary(snapshot.of(run))
     crew.start(1, release="2")
     old.terminate()
     ended(run)

@@ -4,14 +4,16 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import translation
 
-from sequences import Sequence, any_of, event, on_failure, step, subsequence
+from sequences import Sequence, any_of, event, on_failure, start_definition, step, subsequence
 from sequences.inspection import run_diagrams, snapshot
 from sequences.inspection.diagnosis import ERROR_LENGTH, error_of, summary
 from sequences.management.cli.details import RunDetails, remark
 from sequences.management.cli.live import state_of
-from sequences.models import Operation, SequenceRun
+from sequences.models import Operation, SequenceRun, StoredPlan, WorkerProcess
 from sequences.testing import clock, drain
 from tests.engine import change, claim, fail, fresh, now, perform, row, take
 
@@ -73,6 +75,7 @@ def shift(run, name, field, by):
 
 
 MINUTES = timedelta(minutes=1)
+HOUR = timedelta(hours=1)
 
 
 def test_a_queued_step_that_no_worker_takes_asks_for_its_queue():
@@ -83,6 +86,81 @@ def test_a_queued_step_that_no_worker_takes_asks_for_its_queue():
         "“charge” has been queued for 14 min and no worker has picked it up. "
         "Is a worker running for the queue “money”?"
     )
+
+
+def worker(started, *, swept=True, **values):
+    values = {"queues": ["default", "money"], "threads": 4, "seen_at": now(), **values}
+    name = f"host:{WorkerProcess.objects.count()}"
+    swept_at = now() if swept else None
+    return WorkerProcess.objects.create(
+        name=name, started_at=now() + started, swept_at=swept_at, **values
+    )
+
+
+OLD_WORKERS = (
+    "“charge” has been queued for 14 min and no worker has picked it up. All workers of the queue "
+    "“money” were started before this version of the sequence first appeared, so they may be "
+    "running older code: restart them."
+)
+
+
+def left_queued():
+    """Its plan is 14 minutes old, as is its first step."""
+    run = started()
+    shift(run, "charge", "queued_at", -14 * MINUTES)
+    StoredPlan.objects.filter(pk=run.plan_id).update(created_at=now() - 14 * MINUTES)
+    return run
+
+
+def test_a_queued_step_whose_workers_are_older_than_its_plan_asks_to_restart_them():
+    run = left_queued()
+    for hours in (1, 2):
+        worker(-hours * HOUR)
+    worker(-MINUTES, queues=["mail"])
+    worker(-MINUTES, threads=0)
+    worker(-MINUTES, stopped_at=now())
+    worker(-2 * MINUTES, seen_at=now() - MINUTES)
+    assert told(run) == OLD_WORKERS
+
+
+@pytest.mark.parametrize(
+    "newer",
+    [
+        {"started": -MINUTES},
+        {"started": -14 * MINUTES},  # it stored the plan itself
+        {"started": -HOUR, "swept": False},  # it may have had the plan without storing it
+    ],
+)
+def test_one_worker_that_may_have_the_code_is_enough_to_blame_none(newer):
+    run = left_queued()
+    worker(-HOUR)
+    worker(**newer)
+    assert told(run).endswith("Is a worker running for the queue “money”?")
+
+
+def test_without_a_live_worker_of_the_queue_there_is_none_to_restart():
+    run = left_queued()
+    worker(-HOUR, queues=["default"])
+    assert told(run).endswith("Is a worker running for the queue “money”?")
+
+
+def test_a_definition_that_is_data_needs_no_code_of_its_own():
+    run = start_definition({"steps": {"approval": {"event": {}}}}).run
+    shift(run, "approval", "queued_at", -14 * MINUTES)
+    worker(-HOUR)
+    assert told(run).endswith("Is a worker running for the queue “default”?")
+
+
+def test_only_a_step_that_no_worker_takes_costs_queries_about_workers():
+    run = started()
+    with CaptureQueriesContext(connection) as usual:
+        told(run)
+    shift(run, "charge", "queued_at", -14 * MINUTES)
+    with CaptureQueriesContext(connection) as late:
+        told(run)
+    table = WorkerProcess._meta.db_table
+    assert not any(table in query["sql"] for query in usual)
+    assert len(late) - len(usual) == 2
 
 
 def test_a_running_step_says_for_how_long_and_how_far_it_is():
