@@ -1,10 +1,10 @@
 """`make demo`: a contact form and a shop, their sequences, and a real worker.
 
 Starts the servers that the environment does not name, the web server and a worker; submits messages
-and orders through the forms as a visitor would, and approves the large order as the staff would;
-shows what happens to them. It runs until Ctrl-C; with --once, it ends when every sequence has, with
-exit status 0 only if all ended as expected. With --broker postgres, there is no Valkey: PostgreSQL
-is the only server.
+and orders through the forms as a visitor would, and shows what happens to them. It runs until
+Ctrl-C, and leaves it to you to approve the large order. With --once, it approves that order as the
+staff would, and ends when every sequence has, with exit status 0 only if all ended as expected.
+With --broker postgres, there is no Valkey: PostgreSQL is the only server.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from testproject.visitor import MESSAGES, ORDERS, Visitor
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / ".demo"
 STOP_SECONDS = 20
-#: How long the large order waits until the staff approves it.
+#: How long the large order waits until the demo approves it, with --once.
 SEEN_SECONDS = 1
 
 
@@ -85,7 +85,8 @@ def demonstrate(options: argparse.Namespace, stack: ExitStack) -> int:
     address = f"http://127.0.0.1:{port}/"
     visitor, staff = Visitor(address), Visitor(address)
     visitor.wait(30)
-    print(GUIDE.format(address=address, home=HOME), flush=True)
+    approval = APPROVED_BY_DEMO if options.once else APPROVED_BY_YOU
+    print(GUIDE.format(address=address, home=HOME, approval=approval), flush=True)
     return Show(visitor, staff, processes).run(options.timeout if options.once else None)
 
 
@@ -97,9 +98,14 @@ GUIDE = """
   The logs        {home}/worker.log, {home}/web.log
 
 The mail server seems to be down twice for each message: watch send_mail being retried.
-Alan's order waits until the staff approves it, and Hedy's fails, because it is out of stock.
+{approval}
+Hedy's order fails, because it is out of stock.
 Press Ctrl-C to end the demo.
 """
+APPROVED_BY_YOU = (
+    "Alan's order waits until you approve it: in the admin, deliver “approval” to its run."
+)
+APPROVED_BY_DEMO = "Alan's order waits for an approval, which the demo itself gives after a second."
 
 
 def prepare(urls: dict[str, str]) -> None:
@@ -175,9 +181,10 @@ class Show:
         self.write()
         while deadline is None or time.monotonic() < deadline:
             runs = self.look()
-            self.approve(runs)
-            if timeout is not None and all(run.finished_at for run in runs):
-                break
+            if timeout is not None:
+                self.approve(runs)
+                if all(run.finished_at for run in runs):
+                    break
             time.sleep(0.1)
         return self.result()
 
@@ -197,7 +204,7 @@ class Show:
             self.look()
 
     def approve(self, runs: list[Any]) -> None:
-        """Press the button once an order has waited long enough to be seen."""
+        """Press the button for the staff, once an order has waited long enough to be seen."""
         for run in runs:
             waits = any(step.step == "approval" and has_waited(step) for step in run.steps.all())
             if waits and run.pk in self.to_approve:
