@@ -16,11 +16,14 @@ from testproject.databases import to_url
 from .workers import ROOT, wait_for
 
 pytestmark = pytest.mark.django_db(transaction=True)
-COMMAND = re.compile(r"pkill -9 -f (\S+?)`")
+COMMAND = re.compile(r'^pkill -9 -f "\$\(pwd -P\)/\.venv(/\S+)"$', re.MULTILINE)
+#: The virtual environment: in the quickstart, it is in the directory of the project.
+ENVIRONMENT = os.path.dirname(os.path.dirname(sys.executable))
 
 
 def test_the_kill_command_finds_every_process_of_the_worker(redis_url, tmp_path):
-    (pattern,) = COMMAND.findall((ROOT / "docs" / "quickstart.md").read_text())
+    (path,) = COMMAND.findall((ROOT / "docs" / "quickstart.md").read_text())
+    pattern = f"{ENVIRONMENT}{path}"
     command = [sys.executable, "manage.py", "rundramatiq", "--processes", "1", "--threads", "4"]
     environment = {
         **os.environ,
