@@ -342,9 +342,11 @@ def _no_worker(health: Health) -> str:
     if not health._performing:
         return gettext("No worker has been seen for an hour. Is `rundramatiq` running?")
     last = health._performing[0]
+    # One that was killed may have lived for a while after it was last seen.
+    was_killed = any(last.seen_at - process.seen_at < STALE_AFTER for process in health.stale)
     message = (
         gettext("No worker has been seen for %(time)s. Is `rundramatiq` running?")
-        if last.stopped_at is None
+        if was_killed
         else gettext(
             "The last worker, %(name)s, was shut down %(time)s ago. Is `rundramatiq` running?"
         )

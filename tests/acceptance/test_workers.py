@@ -205,10 +205,13 @@ class TestPresence:
         wait_for(lambda: len(health.read().workers) == 2, "rows of two workers")
         wait_for(lambda: health.read().swept_at, "a sweep that is told of")
         assert {tuple(one.queues) for one in health.read().workers} == {(QUEUE,)}
+        names = {one.name for one in health.read().workers}
         first.terminate()
         assert first.process.wait(60) == 0
-        (left,) = health.read().processes
+        (left,) = health.read().workers
         assert second.has(int(left.name.rpartition(":")[2]))
+        (ended,) = (one.name for one in health.read().processes if one.stopped_at)
+        assert {ended, left.name} == names
         second.kill()
         with clock() as moving:
             moving.move(timedelta(minutes=2))

@@ -373,6 +373,8 @@ def test_a_worker_that_was_stopped_is_not_dead_and_tells_since_when_there_is_non
     )
     assert "box:2, was shut down 1 min 40 s ago." in sign("workers").advice
     assert sign("sweep").says == "No sweep: the last one ended 1 min 41 s ago"
+    WorkerProcess.objects.filter(name="box:1").update(seen_at=ago(109))
+    assert "No worker has been seen for 1 min 40 s." in sign("workers").advice, "which was last?"
     process("box:4")
     assert sign("workers").says == "1 worker, 1 dead"
     WorkerProcess.objects.filter(name="box:1").delete()
