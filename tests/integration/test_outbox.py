@@ -332,7 +332,7 @@ def test_a_test_that_never_commits_sees_what_would_be_sent(welcome):
         (lambda actor: dispatch(actor.message({1, 2})), "cannot be written as JSON"),
         (lambda actor: dispatch(actor.message(float("nan"))), "cannot be written as JSON"),
         (lambda actor: dispatch(actor.message(), delay=-1), "it must not be negative"),
-        (lambda actor: dispatch(actor.message(), delay="1 d"), "it must be a timedelta or an int"),
+        (lambda actor: dispatch(actor.message(), delay="1 d"), "it must be a timedelta or a whole"),
     ],
 )
 def test_what_cannot_be_sent_is_refused_at_once(welcome, make, text):

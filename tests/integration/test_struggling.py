@@ -111,7 +111,7 @@ def test_the_command_lists_it(runs):
 
 
 def test_the_command_operates_on_all_of_them(runs):
-    assert command("pause", "--struggling", "--all").startswith("pause: shop.Order struggling")
+    assert command("pause", "--struggling", "--all") == "Paused shop.Order struggling.\n"
     paused = SequenceRun.objects.filter(status="paused")
     assert list(paused.values_list("key", flat=True)) == ["struggling"]
 

@@ -80,14 +80,15 @@ def test_quick_on_one_database_is_all_that_it_has_without_workers():
     assert run.choices_for("mysql", quick=True) == {"mysql": run.CHOICES["mysql"]}
 
 
-def test_what_starts_workers_runs_one_at_a_time_beside_what_computes():
+def test_what_starts_workers_runs_beside_what_computes_and_one_part_uses_rabbitmq_at_a_time():
     legs = [
         run.Leg(vendor, part, seconds)
         for vendor, parts in run.CHOICES.items()
         for part, seconds in parts.items()
     ]
-    computing, waiting = run.lanes_of(legs)
+    computing, *waiting = lanes = run.lanes_of(legs)
     assert not [leg for leg in computing.legs if leg.part.starts_workers]
-    assert all(leg.part.starts_workers for leg in waiting.legs)
-    assert waiting.at_a_time == 1
-    assert max(computing.seconds, waiting.seconds) < 20 * 60
+    assert all(leg.part.starts_workers for lane in waiting for leg in lane.legs)
+    assert [lane.at_a_time for lane in waiting] == [1, 1]
+    assert sum(any(leg.part.uses_rabbitmq for leg in lane.legs) for lane in waiting) == 1
+    assert max(lane.seconds for lane in lanes) < 20 * 60
