@@ -548,9 +548,9 @@ def _newest_failures(
     Both are found by one query, because most runs have neither.
     """
     newest, with_losses = [], set()
-    for run_id, pk, is_loss in _newest_ids(StepFailure, ids, using).union(
-        _newest_ids(StepLoss, ids, using), all=True
-    ):
+    losses = _newest_ids(StepLoss, ids, using)
+    both = _newest_ids(StepFailure, ids, using).union(losses, all=True)
+    for run_id, pk, is_loss in both.order_by():  # Django 6.1 would order it as its first part
         if is_loss:
             with_losses.add(run_id)
         else:
