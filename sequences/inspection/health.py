@@ -1,6 +1,6 @@
 """Whether steps run as they should: for people, and for monitoring.
 
-Seven queries on indexes, however many runs there are.
+Seven or eight queries on indexes, however many runs there are.
 """
 
 from __future__ import annotations

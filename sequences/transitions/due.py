@@ -166,7 +166,7 @@ def put_off(row: StepRun, using: str) -> None:
     transact(using, lambda: _move(row, later, using))
 
 
-def give_back(row: StepRun, wake_at: datetime, using: str) -> None:
+def put_back(row: StepRun, wake_at: datetime, using: str) -> None:
     """Leave this row to the next sweep, with its old time: another transaction has locked its
     run."""
     transact(using, lambda: _move(row, wake_at, using))

@@ -156,7 +156,7 @@ def _look_after(
             return act(row, using)
     except locking.Locked:
         if row.wake_at != batch.times[row.pk]:
-            due.give_back(row, batch.times[row.pk], using)
+            due.put_back(row, batch.times[row.pk], using)
     except Exception as error:
         if outages.is_away(error, using):
             raise
