@@ -239,7 +239,7 @@ def _reap(row: StepRun, using: str) -> list[Dispatch]:
     if row.token is not None and processes.holds(row.token, using):
         return []
     concurrent_steps = losses.concurrent_steps(row, now, using)
-    if losses.is_guilty(row.lost_workers + 1, concurrent_steps):
+    if losses.is_guilty(row, concurrent_steps, using):
         return _fail_lost(row, run, rows, concurrent_steps, now, using)
     if compensation.stops_here(run, row):
         return _cancel_lost(row, run, rows, concurrent_steps, now, using)

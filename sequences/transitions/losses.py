@@ -1,8 +1,9 @@
 """Workers that died: in which step, what else they were running, and which step is suspected.
 
 A step whose worker was lost is a suspect until an attempt of it ends. A single death cannot tell a
-step that kills its workers from its neighbours. But two suspects never run in the same process, and
-what counts most against one is a death in which it was alone.
+step that kills its workers from its neighbours, or from one that does so only once. But two
+suspects never run in the same process, and what counts most against one are repeated deaths in
+which it was alone.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ MAX_NEIGHBOURS = 50
 SAME_DEATH_WITHIN = timedelta(minutes=10)
 #: How long a strong suspect waits for a process that runs nothing else.
 MAX_SUSPECT_WAIT = timedelta(minutes=5)
-#: The limit for a suspect that never died alone, as a multiple of `MAX_LOST_WORKERS`.
+#: The limit for a suspect that did not die alone, as a multiple of `MAX_LOST_WORKERS`.
 COMPANY_FACTOR = 2
+#: How many deaths alone are proof, if `MAX_LOST_WORKERS` is not less.
+PROOF = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +94,22 @@ def _process_of(worker: str) -> tuple[str, str] | None:
     return (f"{host}:{number}:", f"~{mark}") if tilde else None
 
 
-def is_guilty(lost: int, concurrent_steps: list[dict[str, Any]]) -> bool:
-    """Whether a step must fail in which this many workers in a row have died.
+def is_guilty(row: StepRun, concurrent_steps: list[dict[str, Any]], using: str) -> bool:
+    """Whether the step must fail, now that another worker has died in it.
 
-    If there were other steps, one of them may have been the cause: it is tried again alone.
+    If there were other steps, one of them may have been the cause: it is tried again alone. If it
+    was alone only once, its earlier workers may have died of others: it is tried once more.
     """
-    most = conf.settings.max_lost_workers
-    return lost >= (COMPANY_FACTOR * most if concurrent_steps else most)
+    lost, most = row.lost_workers + 1, conf.settings.max_lost_workers
+    if lost >= COMPANY_FACTOR * most:
+        return True
+    return lost >= most and not concurrent_steps and _was_alone(row, min(PROOF, most) - 1, using)
+
+
+def _was_alone(row: StepRun, times: int, using: str) -> bool:
+    """Whether it was also alone in so many deaths before this one."""
+    losses = StepLoss._base_manager.using(using).filter(step_run=row.pk).order_by("-pk")
+    return not any(losses.values_list("concurrent_steps", flat=True)[:times])
 
 
 def append(row: StepRun, concurrent_steps: list[dict[str, Any]], now: datetime, using: str) -> None:

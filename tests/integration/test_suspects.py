@@ -96,6 +96,7 @@ def test_what_dies_with_others_is_no_more_to_blame_than_they_are():
         assert beside(one) == [{str(other.pk)}] * 2
         assert beside(other) == [{str(one.pk)}] * 2
         lose([one])
+        lose([one])
         assert (fresh(one).status, fresh(other).status) == ("failed", "running")
     drain()
     assert fresh(other).status == "succeeded"
@@ -168,6 +169,27 @@ def test_what_dies_alone_fails_though_others_died_with_it_before():
         lose([one])
     assert fresh(one).status == "failed"
     assert beside(one) == [{str(other.pk)}, set(), set()]
+
+
+def test_what_kills_its_worker_once_does_not_fail_for_what_others_did_before():
+    with override_settings(SEQUENCES={"MAX_LOST_WORKERS": 3}):
+        once, poison, *others = order(4)
+        for other in others:
+            lose([once, poison, other])
+        lose([once])
+        lose([poison])
+        assert {fresh(run).status for run in (once, poison)} == {"running"}
+        lose([poison])
+        assert fresh(poison).status == "failed"
+    drain()
+    assert fresh(once).status == "succeeded"
+
+
+def test_a_single_death_alone_is_enough_if_the_settings_say_so():
+    with override_settings(SEQUENCES={"MAX_LOST_WORKERS": 1}):
+        (poison,) = order()
+        lose([poison])
+    assert fresh(poison).status == "failed"
 
 
 def test_what_never_died_alone_fails_at_twice_as_many_deaths():
