@@ -25,17 +25,17 @@ MAX_NEIGHBOURS = 50
 SAME_DEATH_WITHIN = timedelta(minutes=10)
 #: How long a strong suspect waits for a process that runs nothing else.
 MAX_SUSPECT_WAIT = timedelta(minutes=5)
-#: The limit for a suspect that did not die alone, as a multiple of `MAX_LOST_WORKERS`.
+#: A suspect that has lost this multiple of `MAX_LOST_WORKERS` fails in any case.
 COMPANY_FACTOR = 2
-#: How many deaths alone are proof, if `MAX_LOST_WORKERS` is not less.
-PROOF = 2
+#: In how many deaths, the last ones, it must have been alone to fail before that.
+DEATHS_ALONE = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Suspicion:
     """The suspicion that a step that may be claimed kills its workers."""
 
-    #: Whether it has died so often, and never alone, that it must run alone: then a death is proof.
+    #: Whether it has died so often, but not alone, that it must run alone: a death counts then.
     alone: bool
 
 
@@ -103,7 +103,10 @@ def is_guilty(row: StepRun, concurrent_steps: list[dict[str, Any]], using: str) 
     lost, most = row.lost_workers + 1, conf.settings.max_lost_workers
     if lost >= COMPANY_FACTOR * most:
         return True
-    return lost >= most and not concurrent_steps and _was_alone(row, min(PROOF, most) - 1, using)
+    if lost < most or concurrent_steps:
+        return False
+    # The losses before those in a row are those of another attempt.
+    return _was_alone(row, min(DEATHS_ALONE - 1, row.lost_workers), using)
 
 
 def _was_alone(row: StepRun, times: int, using: str) -> bool:

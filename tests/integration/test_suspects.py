@@ -22,7 +22,7 @@ from sequences.transitions import claims, losses
 from sequences.transitions.types import dispatch_of
 from sequences.worker.sweeper import AssumeLost, sweep
 from tests.console import command, content_of, count_queries, step_url, url_of, user_with, words
-from tests.engine import change, claim, fresh, now, overdue, row, sent, take
+from tests.engine import change, claim, fail, fresh, now, overdue, row, sent, take
 from tests.engine import perform as commit
 
 pytestmark = pytest.mark.django_db
@@ -190,6 +190,17 @@ def test_a_single_death_alone_is_enough_if_the_settings_say_so():
         (poison,) = order()
         lose([poison])
     assert fresh(poison).status == "failed"
+
+
+def test_the_losses_of_an_attempt_that_ended_do_not_count():
+    with override_settings(SEQUENCES={"MAX_LOST_WORKERS": 1}):
+        one, other = order(2)
+        lose([one, other])
+        fail(take(row(one, "pay").pk), final=False)
+        change(one, "pay", status="queued")
+        lose([one])
+    assert beside(one) == [{str(other.pk)}, set()]
+    assert fresh(one).status == "failed"
 
 
 def test_what_never_died_alone_fails_at_twice_as_many_deaths():
