@@ -367,8 +367,8 @@ def _short_durations() -> Messages:
         }
         for place, options in places.items():
             for name, value in sorted(options):
-                mend = f'"{value} s"' if is_data else f"timedelta(seconds={value})"
-                yield _in_milliseconds(f"{definition.label}.{place}", name, value, mend)
+                seconds = f'"{value} s"' if is_data else f"timedelta(seconds={value})"
+                yield _in_milliseconds(f"{definition.label}.{place}", name, value, seconds)
 
 
 def _short(options: Mapping[str, Any]) -> dict[str, int]:
@@ -378,11 +378,11 @@ def _short(options: Mapping[str, Any]) -> dict[str, int]:
     }
 
 
-def _in_milliseconds(place: str, name: str, value: int, mend: str) -> CheckMessage:
+def _in_milliseconds(place: str, name: str, value: int, seconds: str) -> CheckMessage:
     return Warning(
         f"{place}: {name} is {value}, which means {value} milliseconds.",
-        hint=f"If you mean seconds, write {mend}. If you mean milliseconds, write "
-        f"{mend.replace('seconds', 'milliseconds').replace(' s', ' ms')}.",
+        hint=f"If you mean seconds, write {seconds}. If you mean milliseconds, write "
+        f"{seconds.replace('seconds', 'milliseconds').replace(' s', ' ms')}.",
         id="sequences.W022",
     )
 

@@ -127,8 +127,7 @@ def _check_options(definition: Definition, step: Step[Any], broker: dramatiq.Bro
         if name in of_broker:
             continue
         place, owner, ours = _declared_in(definition, step, name)
-        # Options of Dramatiq are among ours even if the broker lacks their middleware.
-        options = {option for option in of_broker if not refusal(option)} | ours - {name}
+        options = {option for option in of_broker if not refusal(option)} | ours
         raise InvalidDefinition(
             where=place,
             problem=f"{name!r} is not a valid option of {owner}, nor of an actor of this broker",

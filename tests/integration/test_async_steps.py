@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 
 import dramatiq
@@ -21,7 +22,7 @@ from sequences.testing import adrain, arun_sequence, assert_steps, build, run_se
 from sequences.transitions import plans
 from sequences.transitions.types import dispatch_of
 from testproject.contact.models import Message
-from tests.engine import fresh, ledger, row
+from tests.engine import fresh, ledger, messages, row
 
 pytestmark = pytest.mark.django_db
 
@@ -200,17 +201,30 @@ def test_the_failure_of_a_time_limit_names_the_limit(options, of):
     assert failure.traceback.rstrip().endswith(failure.message)
 
 
+@contextmanager
+def in_message_of(run):
+    """This thread is processing the message of a step of this run."""
+    found = row(run, "late")
+    (message,) = [MessageProxy(each) for each in messages() if each.args[1] == found.pk]
+    current.push_delivery(message)
+    yield
+    current.pop_delivery(message)
+
+
 @pytest.mark.django_db(transaction=True)
-def test_the_limit_of_another_steps_message_is_not_named():
+@pytest.mark.parametrize("inside", [lambda other: nullcontext(), in_message_of])
+def test_only_the_limit_of_its_own_message_is_named(inside):
     def late(self):
         raise TimeLimitExceeded
 
-    run = declare(late=step(late, time_limit=30_000)).start().run
+    cls = declare(late=step(late, time_limit=30_000))
+    run, other = cls.start().run, cls.start().run
     execution = StepExecution(row(run, "late").pk, 0, "default")
-    with pytest.raises(TimeLimitExceeded) as caught:
-        execution.live()
-    with pytest.raises(TimeLimitExceeded):
-        recovery.recover(execution, caught.value)  # outside any message
+    with inside(other):
+        with pytest.raises(TimeLimitExceeded) as caught:
+            execution.live()
+        with pytest.raises(TimeLimitExceeded):
+            recovery.recover(execution, caught.value)
     assert StepFailure.objects.get(run=run).message == "The attempt exceeded its time limit."
 
 

@@ -61,13 +61,19 @@ def test_a_run_that_has_begun_is_at_its_first_step():
     assert shown.step("none") is None
 
 
-def test_a_fan_out_counts_by_its_items():
+def half_packed():
+    """A run with a fan-out of four items, of which one has succeeded and one, returned, failed."""
     run = started(items=[1, 2, 3, 4])
     perform(claim(run, "charge"))
     perform(claim(run, "pack_all"))
     one, two = StepRun.objects.filter(run=run.pk, kind="item").order_by("pk")[:2]
     perform(take(one.pk))
     fail(take(two.pk), error=Abort("no"))
+    return run, two
+
+
+def test_a_fan_out_counts_by_its_items():
+    run, _ = half_packed()
     shown = of(run)
     packed = shown.step("pack_all")
     assert packed.items == {"queued": 2, "succeeded": 1, "failed": 1}
@@ -132,12 +138,7 @@ def test_a_step_that_has_ended_well_has_no_unfinished_progress(told, progress, t
 
 
 def test_a_fan_out_that_was_skipped_has_no_unfinished_progress():
-    run = started(items=[1, 2, 3, 4])
-    perform(claim(run, "charge"))
-    perform(claim(run, "pack_all"))
-    one, two = StepRun.objects.filter(run=run.pk, kind="item").order_by("pk")[:2]
-    perform(take(one.pk))
-    fail(take(two.pk), error=Abort("no"))
+    run, two = half_packed()
     for row_ in StepRun.objects.filter(run=run.pk, kind="item").order_by("pk")[2:]:
         perform(take(row_.pk))
     assert of(run).step("pack_all").progress == (4, 4)
