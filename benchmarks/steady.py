@@ -162,8 +162,8 @@ def server() -> float:
         parent = int(_stat(cursor.fetchone()[0])[1])
     # Of the parent's own children that it has waited for, in ticks: user and system time.
     ended = sum(int(ticks) for ticks in _stat(parent)[13:15]) / os.sysconf("SC_CLK_TCK") * 1e6
-    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    return ended + sum(cpu_of(pid) for pid in (parent, *children))
+    pids = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return ended + sum(cpu_of(pid) for pid in (parent, *map(int, pids)))
 
 
 def _stat(pid: int) -> list[str]:
