@@ -5,7 +5,7 @@ import shlex
 import sys
 import time
 from collections import Counter
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from zoneinfo import ZoneInfo
 
@@ -48,12 +48,10 @@ RATE = 100  # in a second: at the ten of the program it would take minutes
 
 
 def begin_month(schedule):
-    """This month's slot comes now: nobody waits for the first of the next."""
-    zone = ZoneInfo("Europe/Berlin")
-    month = datetime.now(zone).replace(day=1, hour=6, minute=0, second=0, microsecond=0)
-    slot = month.astimezone(UTC)
+    """A slot comes now, whatever the day: nobody waits for the first of the month."""
+    slot = datetime.now(ZoneInfo("Europe/Berlin")).replace(microsecond=0)
     Schedule.objects.filter(pk=schedule.pk).update(next_slot=slot, wake_at=slot)
-    return f"{month:%Y-%m}"
+    return f"{slot:%Y-%m}"
 
 
 def most_in_a_second(moments):
