@@ -40,7 +40,7 @@ def take(step_run_id, attempts=0, worker="worker"):
 
 def perform(claim):
     """Perform and commit what was claimed; returns what became ready."""
-    return StepExecution.of(claim, conf.using()).execute()
+    return StepExecution.of(claim, conf.using()).live()
 
 
 def fail(claim, *, final=True, error=None):

@@ -55,6 +55,7 @@ def come_again(row):
     if claim is None:
         return None
     execution = StepExecution.of(claim, USING)
+    execution._claim()
     try:
         doors.enter(execution.context, execution._find_step(), USING)
     except Parked:

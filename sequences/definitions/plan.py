@@ -138,10 +138,12 @@ class Plan:
         return sha256(canonical.encode()).hexdigest()
 
     @cached_property
-    def is_chain(self) -> bool:
-        """Whether each step waits for exactly the step above it."""
+    def chain(self) -> dict[str, Node | None] | None:
+        """What follows each step, if each waits for exactly the step above it. None: not so."""
         above = ((), *((node.name,) for node in self.main))
-        return all(node.after == name for node, name in zip(self.main, above, strict=False))
+        if any(node.after != name for node, name in zip(self.main, above, strict=False)):
+            return None
+        return {node.name: next(iter(self.successors(node.name)), None) for node in self.nodes}
 
     @cached_property
     def main(self) -> tuple[Node, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,11 +19,11 @@ from django.utils import timezone
 from .. import conf
 from ..data import serialization, typed
 from ..definitions.definition import Failure, Outcome
-from ..definitions.plan import Node
+from ..definitions.plan import Node, Plan
 from ..definitions.steps import Step
 from ..exceptions import Abort, Cancelled, InvalidData, UnknownStep, did_you_mean
 from ..models import NO_ITEM, SequenceRun, StepRun, StepStatus
-from ..transitions import calls, compensation, failures, plans
+from ..transitions import calls, compensation, failures
 from ..transitions.types import (
     Change,
     Claim,
@@ -34,28 +35,30 @@ from ..transitions.types import (
 )
 from . import coroutines, interrupts, kinds, leases
 from .current import CurrentAttempt
+from .kinds.base import Kind
 from .recovery import FATAL
 
 #: The column's length: characters in the name of a durable call.
 MAX_CALL_NAME = 100
 
 
+@dataclass(kw_only=True)
 class ExecutionContext(CurrentAttempt):
     """A claimed step during its execution: what it does, and what its ``self`` can ask for."""
 
-    def __init__(self, claim: Claim, using: str) -> None:
-        super().__init__(claim)
-        self.using = using
-        self.kind = kinds.kind_of(claim.kind)
-        #: How to claim the next step, if this worker would execute it itself.
-        self.offer: Offer | None = None
-        #: The result of its coroutine, if that was already awaited elsewhere.
-        self.awaiting: coroutines.Awaiting | None = None
-        #: What to check after the commit, in a transaction of its own.
-        self.after_commit: Callable[[], list[Dispatch]] | None = None
-        #: The stored results of durable calls in earlier attempts; None: not read yet.
-        self._calls: dict[str, Any] | None = None
-        self._called: set[str] = set()
+    using: str
+    kind: Kind
+    #: The plan of its run.
+    plan: Plan
+    #: How to claim the next step, if this worker would execute it itself.
+    offer: Offer | None = None
+    #: The result of its coroutine, if that was already awaited elsewhere.
+    awaiting: coroutines.Awaiting | None = None
+    #: What to check after the commit, in a transaction of its own.
+    after_commit: Callable[[], list[Dispatch]] | None = None
+    #: The stored results of durable calls in earlier attempts; None: not read yet.
+    _calls: dict[str, Any] | None = None
+    _called: set[str] = field(default_factory=set)
 
     def execute(self, step: Step[Any]) -> None:
         """Run the step on an instance of its own; `change` is what it wants to commit."""
@@ -131,7 +134,6 @@ class ExecutionContext(CurrentAttempt):
         after, text = serialization.normalise(self._data_after(), **conf.settings.as_json)
         if serialization.same(self.before, after):
             return Change(conclusion, progress=self.latest_progress)
-        self.kind.check_data(self.claim, self.before, after)
         return Change(conclusion, text, self.before, after, self.latest_progress)
 
     def _data_after(self) -> dict[str, Any]:
@@ -278,13 +280,12 @@ class ExecutionContext(CurrentAttempt):
     def _node(self, name: str) -> Node:
         """The step in the plan of the run, which may know it by an earlier name."""
         assert self.definition is not None
-        plan = plans.load(self.claim.plan_id, self.using)
-        name_in_plan = self.definition.name_in(plan, name)
+        name_in_plan = self.definition.name_in(self.plan, name)
         if name_in_plan is None:
             raise UnknownStep(
-                sequence=self.claim.sequence, step=name, hint=did_you_mean(name, plan.names)
+                sequence=self.claim.sequence, step=name, hint=did_you_mean(name, self.plan.names)
             )
-        return plan.node(name_in_plan)
+        return self.plan.node(name_in_plan)
 
     def _rows(self, name: str) -> Any:
         rows = StepRun._base_manager.using(self.using).filter(run=self.claim.run_id)

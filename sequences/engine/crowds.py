@@ -88,10 +88,6 @@ class WaitingExecution(StepExecution):
 class Turn(handoff.Handoff):
     """The second part of an execution, with a message of its own."""
 
-    def __init__(self, execution: StepExecution) -> None:
-        super().__init__(False, execution.using)
-        self.execution = execution
-
     def execution_of(self, dispatch: Dispatch) -> StepExecution:
         """The execution already exists."""
         assert self.execution is not None
@@ -151,11 +147,12 @@ class Crowd:
 
     def _end(self, execution: WaitingExecution) -> list[Dispatch]:
         claim = execution.context.claim
-        node = execution.plan.node(claim.step)
+        node = execution.context.plan.node(claim.step)
         dispatch = Dispatch(
             claim.step_run_id, claim.run_id, node.actor, node.queue, claim.attempts,
             options=node.options,
         )  # fmt: skip
         return handoff.process(
-            dispatch, DirectBroker(dramatiq.get_broker()), self._using, Turn(execution)
-        )
+            dispatch, DirectBroker(dramatiq.get_broker()), self._using,
+            Turn(False, self._using, execution),
+        )  # fmt: skip

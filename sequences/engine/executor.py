@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import logging
 import secrets
+from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from itertools import count
 from typing import Any, Self
 
 import dramatiq
 from django.db import Error, connections, transaction
+from dramatiq.broker import MessageProxy
 from dramatiq.errors import Retry
 from dramatiq.middleware import AgeLimit, SkipMessage
 
 from ..definitions import registry
 from ..definitions.definition import Definition
-from ..definitions.plan import Plan
+from ..definitions.plan import Node
 from ..definitions.steps import Step
 from ..exceptions import StepExpired, StepKindChanged, UnknownStep, did_you_mean
 from ..models import StepRun, StepStatus
@@ -31,41 +34,39 @@ from ..transitions.notifications import PendingSignal
 from ..transitions.types import Claim, ClaimLost, Dispatch, Offer
 from ..utils import text
 from ..utils.text import raises_printable
-from . import current, dispatcher, interrupts, limits, outages, recovery, suspects, tracing
+from . import current, dispatcher, interrupts, kinds, limits, outages, recovery, suspects, tracing
 from .context import ExecutionContext
 from .interrupts import Interrupt
 
 logger = logging.getLogger("sequences")
 
 
+@dataclass(eq=False)
 class StepExecution:
     """One delivery of one step run."""
 
-    plan: Plan
-    context: ExecutionContext
-
-    def __init__(self, step_run_id: int, attempts: int, using: str) -> None:
-        self.step_run_id, self.attempts, self.using = step_run_id, attempts, using
-        self.token = secrets.randbits(63)
-        self.claim: Claim | None = None
-        self.offer: Offer | None = None
-        self.is_suspect = False
+    step_run_id: int
+    #: The number of failed attempts according to the message.
+    attempts: int
+    using: str
+    #: Set once the step run is claimed. The commit before this one may have claimed it already.
+    claim: Claim | None = None
+    token: int = field(default_factory=partial(secrets.randbits, 63))
+    worker: str = field(default_factory=current.worker)
+    #: The message that it came with. None: it came without one.
+    delivery: current.Delivery | None = field(default_factory=current.delivery)
+    #: Lets the commit claim the next step.
+    offer: Offer | None = None
+    #: Whether the step's last worker was lost, and this process has reserved a place for it.
+    is_suspect: bool = False
+    #: Set once the claim is accepted.
+    context: ExecutionContext = field(init=False)
 
     @classmethod
     def of(cls, claim: Claim, using: str) -> Self:
         """The execution of an existing claim."""
-        execution = cls.claimed(claim, using)
-        execution._accept(claim)
-        return execution
+        return cls(claim.step_run_id, claim.attempts, using, claim, claim.token)
 
-    @classmethod
-    def claimed(cls, claim: Claim, using: str) -> Self:
-        """The same, before the claim was checked: `live` is still to come."""
-        execution = cls(claim.step_run_id, claim.attempts, using)
-        execution.token, execution.claim = claim.token, claim
-        return execution
-
-    @interrupts.reraises_interrupts
     def live(self) -> list[Dispatch]:
         """Claim, execute and commit; return what became ready and must be handed off.
 
@@ -78,7 +79,8 @@ class StepExecution:
             ready = self.execute()
         except Interrupt:
             raise  # the connection may be in any state: `recover` leaves the place
-        except BaseException:
+        except BaseException as error:
+            interrupts.reraise_interrupt(error)
             self.leave_place()
             raise
         if self.is_suspect:
@@ -154,8 +156,8 @@ class StepExecution:
         if claim is None:
             raise SkipMessage(f"Step run {self.step_run_id} cannot be claimed.")
         self._accept(claim)
-        self._check_message()
-        self.context.kind.admit(claim, self.using)
+        if claim.due_at is not None:
+            self.context.kind.admit(claim, self.using)
 
     def _take_connected(self, *, suspects: bool) -> Claim | None:
         """Claim the step run: on a new connection if the old one has died while idle."""
@@ -171,9 +173,8 @@ class StepExecution:
         return self._take(suspects=suspects) or self._find_claim()
 
     def _take(self, *, suspects: bool) -> Claim | None:
-        worker = current.worker()
         return claims.claim(
-            self.step_run_id, self.attempts, self.token, worker, self.using, suspects=suspects
+            self.step_run_id, self.attempts, self.token, self.worker, self.using, suspects=suspects
         )
 
     def _find_claim(self) -> Claim | None:
@@ -204,40 +205,39 @@ class StepExecution:
             suspects.call_next(self.using)
 
     def _accept(self, claim: Claim) -> None:
-        self.claim, self.context = claim, ExecutionContext(claim, self.using)
-        self.context.offer = self.offer
-        plans.forget_unless_of(claim.sequence, claim.plan_id, self.using)
-        self.plan = plans.load(claim.plan_id, self.using)
+        self.claim, kind = claim, kinds.kind_of(claim.kind)
+        plan = plans.load_of(claim.sequence, claim.plan_id, self.using)
+        node = plan.node(claim.step)
+        self.context = ExecutionContext(
+            claim, using=self.using, kind=kind, plan=plan, offer=self.offer
+        )
+        if self.delivery is not None:
+            self._check_message(self.delivery.message, claim, node)
 
-    def _check_message(self) -> None:
+    def _check_message(self, message: MessageProxy, claim: Claim, node: Node) -> None:
         """Only the step's own actor may execute it, because its options are the step's."""
-        claim, node = self.context.claim, self.plan.node(self.context.claim.step)
-        delivery = current.delivery()
-        if delivery is None:
-            return
-        if delivery.message.actor_name != node.actor:
+        if message.actor_name != node.actor:
             # Its own message may have arrived in the meantime and found it claimed.
             dispatcher.send(claims.release(claim, self.using))
             raise SkipMessage(
                 f"Step run {claim.step_run_id} must be executed by the actor {node.actor}."
             )
         # The retry options come from the run's plan, whatever the message says.
-        options = delivery.message.options
         for name in _OF_RETRIES:
-            options.pop(name, None)
+            message.options.pop(name, None)
             if name in node.options:
-                options[name] = node.options[name]
+                message.options[name] = node.options[name]
 
     # --- the step
 
     def _find_step(self) -> Step[Any]:
-        claim = self.context.claim
-        definition = registry.definition(claim.sequence, self.plan)
+        claim, plan = self.context.claim, self.context.plan
+        definition = registry.definition(claim.sequence, plan)
         step = definition.step(claim.step)
         if step is None:
             raise unknown_step(definition, claim.step)
         # Plans with the same fingerprint have the same kinds.
-        if definition.plan.fingerprint != self.plan.fingerprint:
+        if definition.plan.fingerprint != plan.fingerprint:
             self._refuse_if_changed(definition)
         self.context.definition = definition
         self._refuse_if_expired(step)
@@ -246,7 +246,7 @@ class StepExecution:
     def _refuse_if_changed(self, definition: Definition) -> None:
         """The run's plan decides what its rows wait for, so the code must agree with it."""
         claim = self.context.claim
-        change = definition.change_of_kind(claim.step, self.plan)
+        change = definition.change_of_kind(claim.step, self.context.plan)
         if change is None:
             return
         if plans.store(definition.plan, self.using) < claim.plan_id:

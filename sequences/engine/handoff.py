@@ -10,6 +10,7 @@ import logging
 import secrets
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 
 import dramatiq
 from dramatiq.broker import MessageProxy
@@ -32,34 +33,34 @@ logger = logging.getLogger("sequences")
 MAX_TURN_SECONDS = 10.0
 
 
+@dataclass(eq=False)
 class Handoff:
     """Decides what one thread continues with, after the step whose message it received."""
 
-    def __init__(self, is_direct: bool, using: str) -> None:
-        self._is_direct, self._using = is_direct, using
-        self._until: float | None = None
-        #: The step that is being executed, or the last one.
-        self.execution: StepExecution | None = None
+    is_direct: bool
+    using: str
+    #: The step that is being executed, or the last one.
+    execution: StepExecution | None = None
+    _until: float | None = None
 
     def execution_of(self, dispatch: Dispatch) -> StepExecution:
         """The execution of a following step, which may be claimed already."""
         if dispatch.claim is not None:
-            execution = StepExecution.claimed(dispatch.claim, self._using)
+            self.execution = StepExecution.of(dispatch.claim, self.using)
         else:
-            execution = StepExecution(dispatch.step_run_id, dispatch.attempts, self._using)
-        return self.going_on_from(execution)
+            self.execution = StepExecution(dispatch.step_run_id, dispatch.attempts, self.using)
+        if self.is_direct:
+            self.offer_next(self.execution)
+        return self.execution
 
-    def going_on_from(self, execution: StepExecution) -> StepExecution:
+    def offer_next(self, execution: StepExecution) -> None:
         """Let the commit of this execution claim the next step."""
-        if self._is_direct:
-            token = secrets.randbits(63)
-            execution.offer = Offer(token, current.worker(), self.may_execute)
-        self.execution = execution
-        return execution
+        token = secrets.randbits(63)
+        execution.offer = Offer(token, execution.worker, self.may_execute)
 
     def may_execute(self, actor: str, queue: str) -> bool:
         """Whether a step of this actor may be executed right here, after the previous one."""
-        if not self._is_direct:
+        if not self.is_direct:
             return False
         if self._until is None:
             self._until = time.monotonic() + MAX_TURN_SECONDS
@@ -88,8 +89,8 @@ class Handoff:
 
     def execute(self, dispatch: Dispatch) -> list[Dispatch]:
         """Execute it with a message of its own, and call the middleware's hooks."""
-        interrupts.ensure_clean_connection(self._using)
-        return process(dispatch, DirectBroker(dramatiq.get_broker()), self._using, self)
+        interrupts.ensure_clean_connection(self.using)
+        return process(dispatch, DirectBroker(dramatiq.get_broker()), self.using, self)
 
 
 @raises_printable
@@ -99,8 +100,9 @@ def perform(step_run_id: int, is_direct: bool) -> None:
     try:
         using = conf.using()
         execution = StepExecution(step_run_id, current.failed_attempts(), using)
-        handoff = Handoff(is_direct, using)
-        handoff.going_on_from(execution)
+        handoff = Handoff(is_direct, using, execution)
+        if is_direct:
+            handoff.offer_next(execution)
         interrupts.ensure_clean_connection(using)
         handoff.go_on(execution.live())
     except Interrupt as interrupt:
@@ -164,6 +166,7 @@ def _live(
     execution = handoff.execution_of(dispatch)
     try:
         _before(execution, message, broker)
+        execution.delivery = current.delivery()
         return execution.live()
     except Interrupt as interrupt:
         return recovery.recover(execution, interrupt)

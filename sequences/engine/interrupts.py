@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import dramatiq
 from django.db import Error, InterfaceError, OperationalError, connections
@@ -18,9 +16,6 @@ from dramatiq.middleware.threading import Interrupt
 from ..transitions.backends import backend_of
 from ..utils.durations import format_seconds
 from . import current
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 logger = logging.getLogger("sequences")
 
@@ -35,7 +30,6 @@ __all__ = [
     "interrupt_behind",
     "replace_connection",
     "reraise_interrupt",
-    "reraises_interrupts",
     "take_over",
 ]
 
@@ -110,21 +104,6 @@ def _time_limit(message: MessageProxy) -> float | None:
 
 #: In milliseconds: a longer limit is no limit, and no timer could take it.
 MAX_TIME_LIMIT_MS = 365 * 24 * 60 * 60 * 1000
-
-
-def reraises_interrupts(function: Callable[P, T]) -> Callable[P, T]:
-    """Wrap a function so that a database error that hides an interrupt raises the interrupt
-    instead."""
-
-    @wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return function(*args, **kwargs)
-        except Error as error:
-            reraise_interrupt(error)
-            raise
-
-    return wrapped
 
 
 def reraise_interrupt(error: BaseException) -> None:

@@ -92,7 +92,7 @@ def find_commit(
 def _most_conflicts(execution: StepExecution) -> int:
     # Each conflict is with a step that has committed, and every other step can cause one: with
     # this many replays, all of them get through. Only steps that repeat can need more.
-    return REPLAYS + len(execution.plan.names)
+    return REPLAYS + len(execution.context.plan.names)
 
 
 def _may_replay(execution: StepExecution, step: Step[Any], error: BaseException) -> bool:
@@ -124,7 +124,8 @@ def _committed(execution: StepExecution, error: BaseException) -> list[Dispatch]
         "Step %s of run %s failed after its commit: %r",
         row.step, row.run_id, error, exc_info=error,
     )  # fmt: skip
-    ready = execution.context.kind.follow_up(execution.context, row, execution.plan)
+    context = execution.context
+    ready = context.kind.follow_up(context, row, context.plan)
     return ready + give_back(execution)
 
 
@@ -222,7 +223,7 @@ def _record(execution: StepExecution, error: BaseException) -> None:
 
 def _limit_retries(execution: StepExecution, error: BaseException) -> None:
     """Let Dramatiq decide about a retry, with the option for this exception."""
-    definition, delivery = execution.context.definition, current.delivery()
+    definition, delivery = execution.context.definition, execution.delivery
     step = definition.step(execution.context.claim.step) if definition else None
     if step is not None and delivery is not None:
         delivery.message.options.update(step.retry_limit(error))

@@ -58,7 +58,7 @@ MAX_BROKER_DELAY = timedelta(seconds=60)
 
 
 def commit_quickly(
-    claim: Claim, change: Change, using: str, offer: Offer | None = None
+    claim: Claim, plan: Plan, change: Change, using: str, offer: Offer | None = None
 ) -> list[Dispatch] | None:
     """Commit a step of a chain with one statement, which needs no transaction around it.
 
@@ -68,10 +68,9 @@ def commit_quickly(
     fast = backend_of(using).fast
     if fast is None or claim.is_limited or not isinstance(change.conclusion, Completed | Skipped):
         return None
-    plan = plans.load(claim.plan_id, using)
-    if not plan.is_chain:
+    if plan.chain is None:
         return None
-    following = next(iter(plan.successors(claim.step)), None)
+    following = plan.chain[claim.step]
     if following is None and plan.on_end is not None:
         return None
     if offer and following and _is_next_at_once(claim, following, offer, using):

@@ -98,9 +98,8 @@ def _sort(
     if row.status == StepStatus.RUNNING:
         due.expired.append(row)
         return
-    plans.forget_unless_of(row.run.sequence, row.run.plan_id, using)
     try:
-        plan = plans.load(row.run.plan_id, using)
+        plan = plans.load_of(row.run.sequence, row.run.plan_id, using)
         node = plan.node(row.step)
     except SequenceError as error:
         # A later release's plan; that release's workers sweep, too.

@@ -86,8 +86,7 @@ class LockedRun:
         #: whoever audits the run must not take it for one that counted.
         self.has_effect = True
         self.now: datetime = clock.now(using)
-        plans.forget_unless_of(run.sequence, run.plan_id, using)
-        self.plan: Plan = plans.load(run.plan_id, using)
+        self.plan: Plan = plans.load_of(run.sequence, run.plan_id, using)
 
     def steps(self, **conditions: Any) -> QuerySet[StepRun]:
         return StepRun._base_manager.using(self.using).filter(run=self.run.pk, **conditions)

@@ -93,11 +93,14 @@ def load(plan_id: int, using: str) -> Plan:
     return plan
 
 
-def forget_unless_of(sequence: str, plan_id: int, using: str) -> None:
-    """Forget the cache if this id belongs to another sequence's plan: then the tables are new."""
-    plan = _plans.get((using, plan_id))
-    if plan is not None and plan.sequence != sequence:
-        forget()
+def load_of(sequence: str, plan_id: int, using: str) -> Plan:
+    """The same for a run of this sequence. If the cache has the plan of another sequence under this
+    id, the tables are new."""
+    plan = load(plan_id, using)
+    if plan.sequence == sequence:
+        return plan
+    forget()
+    return load(plan_id, using)
 
 
 def load_many(plan_ids: Iterable[int], using: str) -> dict[int, Plan]:

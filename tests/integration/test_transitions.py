@@ -123,7 +123,8 @@ def test_a_commit_with_an_old_token_stores_nothing(run):
     before = stored(run)
     with pytest.raises(ClaimLost), transaction.atomic():
         commits.commit(stale, Change(data='{"n": 2}', after={"n": 2}), USING)
-    assert commits.commit_quickly(stale, Change(data='{"n": 2}', after={"n": 2}), USING) is None
+    change, plan = Change(data='{"n": 2}', after={"n": 2}), plans.load(run.plan_id, USING)
+    assert commits.commit_quickly(stale, plan, change, USING) is None
     assert stored(run) == before
     assert (fresh(run).data, fresh(run).version) == ({"n": 1}, 0)
     perform(fresh_claim)
@@ -156,7 +157,8 @@ def test_a_commit_of_a_run_that_has_ended_stores_nothing(run, status):
     before = stored(run)
     with pytest.raises(ClaimLost), transaction.atomic():
         commits.commit(held, Change(), USING)
-    assert commits.commit_quickly(held, Change(), USING) is None
+    plan = plans.load(run.plan_id, USING)
+    assert commits.commit_quickly(held, plan, Change(), USING) is None
     assert stored(run) == before
 
 

@@ -134,7 +134,7 @@ def test_steps_run_in_the_order_in_which_they_are_declared():
         ship = step(work)
 
     assert edges(Order) == {"reserve": (), "pay": ("reserve",), "ship": ("pay",)}
-    assert Order._definition.plan.is_chain
+    assert Order._definition.plan.chain is not None
 
 
 def test_a_definition_says_what_the_class_is():

@@ -34,11 +34,12 @@ DIAMOND = build(
 
 
 def test_a_chain_is_one_and_a_diamond_is_not():
-    assert CHAIN.is_chain
-    assert build(node("only")).is_chain
-    assert not DIAMOND.is_chain
-    assert not build(node("one"), node("two")).is_chain
-    assert not build(node("a"), node("b", "a"), node("c", "a", "b")).is_chain
+    _, pay, ship = CHAIN.nodes
+    assert CHAIN.chain == {"reserve": pay, "pay": ship, "ship": None}
+    assert build(node("only")).chain == {"only": None}
+    assert DIAMOND.chain is None
+    assert build(node("one"), node("two")).chain is None
+    assert build(node("a"), node("b", "a"), node("c", "a", "b")).chain is None
 
 
 def test_a_plan_knows_its_steps_by_name():
@@ -270,7 +271,7 @@ def test_several_of_which_one_is_enough_are_part_of_the_shape():
     assert RACE.fingerprint != replace_any_of(RACE, ()).fingerprint
     twice = replace_any_of(RACE, (("second", "refuse", "second"), ("refuse", "second")))
     assert twice.fingerprint == RACE.fingerprint
-    assert not RACE.is_chain
+    assert RACE.chain is None
 
 
 def replace_any_of(plan, groups):

@@ -31,7 +31,7 @@ class Kind:
     # The attempt
 
     def admit(self, claim: Claim, using: str) -> None:
-        """After the claim: raises `SkipMessage` if the step run cannot run now."""
+        """After a wait for a time of its own: raises `SkipMessage` if it cannot run now."""
 
     def perform(self, context: ExecutionContext, step: Step[Any]) -> Conclusion:
         """An attempt: its own delay, then `when`, then its actual work."""
@@ -41,9 +41,6 @@ class Kind:
     def execute(self, context: ExecutionContext, step: Step[Any]) -> Conclusion:
         """The actual work: the user's code, or what the kind does instead."""
         return conclusion_of(context.call(step))
-
-    def check_data(self, claim: Claim, before: dict[str, Any], after: dict[str, Any]) -> None:
-        """Raise if this kind must not change `data` like this."""
 
     # The limits
 
@@ -66,10 +63,11 @@ class Kind:
         self, context: ExecutionContext, change: Change, *, savepoint: bool
     ) -> list[Dispatch]:
         """Commit the change; return what became ready."""
-        ready = commits.commit_quickly(context.claim, change, context.using, context.offer)
+        claim, using = context.claim, context.using
+        ready = commits.commit_quickly(claim, context.plan, change, using, context.offer)
         if ready is None:
-            with transaction.atomic(using=context.using, savepoint=savepoint):
-                ready = commits.commit(context.claim, change, context.using)
+            with transaction.atomic(using=using, savepoint=savepoint):
+                ready = commits.commit(claim, change, using)
         return ready
 
     def follow_up(self, context: ExecutionContext, row: StepRun, plan: Plan) -> list[Dispatch]:

@@ -36,7 +36,7 @@ class Item(Kind):
 
     def admit(self, claim: Claim, using: str) -> None:
         """An item that has waited for a time of its own needs a place among its siblings again."""
-        if claim.due_at is None or claim.wait == Wait.LIMIT:
+        if claim.wait == Wait.LIMIT:
             return  # an item that has waited for a limit has kept its place
         try:
             if fanout.find_place(claim, using):
@@ -66,20 +66,12 @@ class Item(Kind):
             )
         return conclusion
 
-    def check_data(self, claim: Claim, before: dict[str, Any], after: dict[str, Any]) -> None:
-        """Items run concurrently: none of them may change what all of them share."""
-        keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-        raise ReadOnlyData(
-            step=claim.step,
-            path=" and ".join(f"data[{key!r}]" for key in keys) or "data",
-            hint="Return a result and collect the results with self.results() in a later step.",
-        )
-
     def commit(
         self, context: ExecutionContext, change: Change, *, savepoint: bool
     ) -> list[Dispatch]:
         """Items never wait for each other: their siblings are checked after this commit."""
         claim, using = context.claim, context.using
+        _refuse_new_data(claim, change)
         if not isinstance(change.conclusion, Completed):
             with transaction.atomic(using=using, savepoint=savepoint):
                 return commits.commit_waiting_item(claim, change, using)
@@ -102,6 +94,19 @@ class Item(Kind):
     def queued_from(self, row: StepRun, plan: Plan, using: str) -> list[Dispatch]:
         """The items that its end releases, or the step that waits for all of them."""
         return _look_after_siblings(row, using)
+
+
+def _refuse_new_data(claim: Claim, change: Change) -> None:
+    """Items run concurrently: none of them may change what all of them share."""
+    if change.data is None:
+        return
+    before, after = change.before, change.after
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    raise ReadOnlyData(
+        step=claim.step,
+        path=" and ".join(f"data[{key!r}]" for key in keys) or "data",
+        hint="Return a result and collect the results with self.results() in a later step.",
+    )
 
 
 def _look_after_siblings(step: Claim | StepRun, using: str) -> list[Dispatch]:
