@@ -187,13 +187,14 @@ class ManyRuns(RunActions):
         cleaned: dict[str, Any],
         report: Report,
     ) -> None:
+        step = cleaned.get("step", "")
         try:
-            counts = perform(run, action, cleaned.get("step", ""), cleaned, request.user)
+            counts = perform(run, action, step, cleaned, request.user)
         except SequenceError as error:
             report.skipped[explain(error)].append(run)
         else:
             if not counts:
-                report.skipped[_("the event was already delivered")].append(run)
+                report.skipped[_why_it_does_not_count(run, step)].append(run)
                 return
             self.log_change(request, run, _title(action, cleaned))
             report.done += 1
@@ -258,6 +259,13 @@ def _classless(ids: Sequence[UUID]) -> list[str]:
 
 def _title(action: run_actions.Action, cleaned: dict[str, Any]) -> str:
     return title_of(action.name, label_of(cleaned.get("step", "")))
+
+
+def _why_it_does_not_count(run: SequenceRun, event: str) -> str:
+    """Why a delivery has changed nothing."""
+    if run.delivered(event):
+        return _("the event was already delivered")
+    return _("the event is no longer needed because another event or step came first")
 
 
 def _no_step() -> str:

@@ -237,12 +237,15 @@ class _ActionRequest:
         except SequenceError as error:
             return self._refused(explain(error))
         if not counts:
-            return self._refused(
-                _("The event was already delivered: only the first delivery counts.")
-            )
+            return self._refused(self._why_it_does_not_count())
         self.admin.log_change(self.request, self.run, self._title())
         self.admin.message_user(self.request, self._done(), messages.SUCCESS)
         return HttpResponseRedirect(self.urls.to("change", self.run.pk))
+
+    def _why_it_does_not_count(self) -> str:
+        if self.run.delivered(self._step_name()):
+            return _("The event was already delivered: only the first delivery counts.")
+        return _("This event is no longer needed: another event or step came first.")
 
     def _target(self, cleaned: dict[str, Any]) -> SequenceRun:
         """The run to operate on: a retry of the topmost run restarts all of them."""
@@ -325,7 +328,7 @@ def _name_events(form: ActionForm, events: list[StepSnapshot]) -> None:
 def perform(
     run: SequenceRun, action: actions.Action, step: str, cleaned: dict[str, Any], by: Any
 ) -> bool:
-    """Call the run's own method. False: it was a delivery, but not the first one."""
+    """Call the run's own method. False: it was a delivery, and something else was first."""
     log = {"by": by, "reason": cleaned.get("reason", "")}
     if action.name == "deliver":
         return run.deliver(step, cleaned["payload"], **log)

@@ -11,7 +11,7 @@ from django.contrib.auth.models import Permission
 from django.test import Client
 from django.utils import timezone
 
-from sequences import Sequence, event, step, subsequence
+from sequences import Sequence, any_of, event, step, subsequence
 from sequences.admin import SequenceRunAdmin, bulk_operations, operations
 from sequences.admin.action_texts import TEXTS, done_message, title_of
 from sequences.exceptions import Abort
@@ -660,6 +660,34 @@ def test_what_concerns_a_step_asks_for_one_that_many_have(admin_client):
     assert fresh(other).inbox == {"approval": {"ok": True}}
     entry = LogEntry.objects.get(object_id=str(other.pk))
     assert "Deliver “approval”" in entry.change_message
+
+
+def test_a_delivery_after_another_event_says_so_and_claims_no_earlier_delivery(admin_client):
+    class Request(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        approval = event()
+        refusal = event(after=[])
+
+        @step(after=any_of(approval, refusal))
+        def reply(self): ...
+
+    run, other = Request().run, Request().run
+    drain()
+    run.deliver("refusal")
+    payload = {"payload": '{"ok": true}', "confirm": "yes"}
+    response = admin_client.post(url(run, "deliver", "approval"), payload)
+    expected = "This event is no longer needed: another event or step came first."
+    assert expected in (text := told(admin_client, response))
+    assert "already" not in text
+    response = post_many(admin_client, "deliver_runs", run, other, step="approval", **payload)
+    text = told(admin_client, response)
+    expected = "1 run skipped: the event is no longer needed because another event or step came"
+    assert expected in text
+    assert "already" not in text
+    assert fresh(run).inbox == {"refusal": None}
+    assert fresh(other).inbox == {"approval": {"ok": True}}
 
 
 def test_a_step_that_none_of_many_has_is_not_asked_for(admin_client):

@@ -14,7 +14,7 @@ from django.db import OperationalError, connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from sequences import Abort, Sequence, event, job, step
+from sequences import Abort, Sequence, any_of, event, job, step
 from sequences.flows.builder import start_definition
 from sequences.inspection import snapshot
 from sequences.management.cli import argtypes, base, selectors, tables, wait
@@ -106,6 +106,20 @@ def approval():
         def tell(self): ...
 
     return Approval
+
+
+def answer():
+    class Answer(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        approved = event()
+        refused = event(after=[])
+
+        @step(after=any_of(approved, refused))
+        def tell(self): ...
+
+    return Answer
 
 
 # --- what people type
@@ -952,6 +966,18 @@ def test_deliver_ends_the_wait_with_a_payload_and_the_first_one_counts():
     assert "already has a delivery of 'approved'" in err.getvalue()
     assert [one.reason for one in run.operations.all()] == ["phone"]
     assert "is not JSON" in refused("deliver", run.pk, "approved", "--payload", "{")
+
+
+def test_a_delivery_after_another_event_says_so_and_claims_no_earlier_delivery():
+    run = answer().start({}).run
+    drain()
+    run.deliver("refused")
+    err = StringIO()
+    refused("deliver", run.pk, "approved", status=1, err=err)
+    assert err.getvalue() == (
+        f"Run {run.pk} no longer needs 'approved': another event or step came first.\n"
+    )
+    assert fresh(run).inbox == {"refused": None}
 
 
 def test_edit_puts_other_data_in_place_and_leaves_what_is_shown_as_stars():

@@ -149,7 +149,9 @@ class Deliver(Operating):
     def perform(self, run: SequenceRun, *step: str, **keywords: Any) -> str:
         if run.deliver(*step, **keywords):
             return ""
-        return f"Run {run.pk} already has a delivery of {step[0]!r}; only the first one counts."
+        if run.delivered(*step):
+            return f"Run {run.pk} already has a delivery of {step[0]!r}; only the first one counts."
+        return f"Run {run.pk} no longer needs {step[0]!r}: another event or step came first."
 
 
 class SetDeadline(Operating):
