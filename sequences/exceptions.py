@@ -73,9 +73,9 @@ def _plain(value: Any) -> Any:
 class SequenceError(Exception):
     """The base class of all errors. ``template`` is the message, with placeholders.
 
-    The message of an error that fails a step is stored before it is known whether the run is rolled
-    back, which decides what can be done with it. So it recommends no operation on the run: the
-    sentence about the run does (`inspection.diagnosis`).
+    When an error fails a step, its message is stored before it is known whether the run will be
+    rolled back, and that decides which operations are possible. So messages recommend no operation
+    on the run: the sentence about the run does (`inspection.diagnosis`).
     """
 
     template: ClassVar[str] = "Something is wrong with a sequence."

@@ -376,7 +376,7 @@ class SequenceRun(_Row):
     created_at = models.DateTimeField(pgettext_lazy("time", "created"))
     updated_at = models.DateTimeField(pgettext_lazy("time", "updated"))
     finished_at = models.DateTimeField(pgettext_lazy("time", "finished"), null=True, blank=True)
-    #: Who goes first under limits: the lowest number.
+    #: The order under limits: the lowest number goes first.
     priority = models.SmallIntegerField(_("priority"), default=0, db_default=0)
     #: The W3C ``traceparent`` of its start, if its spans are recorded.
     traceparent = models.CharField(
@@ -485,7 +485,7 @@ class SequenceRun(_Row):
     def set_deadline(
         self, deadline: timedelta | datetime | None, *, by: Any = "", reason: str = ""
     ) -> None:
-        """Make the run fail if it is not finished by then; replaces an earlier deadline.
+        """Make the run fail if it is not finished by this deadline, which replaces an earlier one.
 
         Takes a timedelta from now, an aware datetime, or None to remove the deadline.
         """
@@ -531,11 +531,11 @@ class SequenceRun(_Row):
     def deliver(self, event: Named, payload: Any = None, *, by: Any = "", reason: str = "") -> bool:
         """Deliver an event with this payload. If it is not waiting yet, the delivery is kept.
 
-        Only the first delivery counts, and only one for all events of an `any_of`; returns whether
-        this one did. If not, nothing changes, and no `Operation` is stored. Raises `InvalidData` if
-        the payload is not JSON, `UnknownStep` if the run's plan has no such event, and
-        `InvalidTransition` if it is too late: the event was skipped, or the run has succeeded or
-        was cancelled.
+        Returns whether this delivery counts. Only the first one does, and none does once another
+        step of the same `any_of` has come first. If it does not count, nothing changes, and no
+        `Operation` is stored. Raises `InvalidData` if the payload is not JSON, `UnknownStep` if the
+        run's plan has no such event, and `InvalidTransition` if it is too late: the event was
+        skipped, or the run has succeeded or was cancelled.
         """
         counted: bool = get_engine().operate(
             self, "deliver", event=event, payload=payload, by=by, reason=reason
@@ -1004,7 +1004,7 @@ class Schedule(_Row):
 
     The timetable is declared in the code of the sequence, or was created at run time. Each
     operation takes ``by`` (who: a user or a string) and ``reason``, leaves a `ScheduleOperation`
-    row, updates this instance, and raises `InvalidSchedule` where it is not possible.
+    row, updates this instance, and raises `InvalidSchedule` if it is not possible.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -1252,7 +1252,7 @@ class StoredLimit(_Row):
 
     @property
     def numbers(self) -> tuple[int | None, int | None, timedelta | None]:
-        """The concurrency, the rate and its period in force. None means that there is no such
+        """The numbers in force: the concurrency, the rate and its period. None: there is no such
         limit."""
         row = self.override or self
         return row.concurrency, row.rate, row.per
@@ -1316,7 +1316,7 @@ class LimitKey(_Row):
 
 
 class Permit(_Row):
-    """A place under one key of a limit that a step run or a run has, or waits for.
+    """The place that a step run or a run has, or waits for, under one key of a limit.
 
     A granted place counts only while the row of its owner uses it: when the lease of a killed
     worker's claim ends, its place is free again.

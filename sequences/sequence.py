@@ -188,7 +188,8 @@ class Schedules(Generic[D]):
         """Create a schedule, ``cron(…)`` or ``every(…)``, that starts runs with this data.
 
         The schedule is a row, written in the surrounding transaction; no code declares it.
-        ``subject`` is the object that the runs are about; ``by`` and ``reason`` are stored with it.
+        ``subject`` is the object that the runs are about; ``by`` and ``reason`` are stored with the
+        schedule.
         Raises `InvalidSchedule` if the sequence already has a schedule of that name, or if the
         timetable's data is a function, and `InvalidData` if the data is not valid.
         """
@@ -297,7 +298,7 @@ class Sequence(Generic[D], metaclass=SequenceType):
         - ``key``: if a run with this key exists (with ``unique="unfinished"``: an unfinished one),
           it is returned instead, and ``created`` is false.
         - ``delay``: how long to wait before the first steps, a timedelta or milliseconds.
-        - ``priority``: who goes first under limits: as in Dramatiq, the lowest number.
+        - ``priority``: the order under limits; as in Dramatiq, the lowest number goes first.
         - ``deadline``: a timedelta from now or an aware datetime, by which the run must be
           finished, or it fails. None: no deadline, even if Meta has one.
         - ``subject``: the object that the run is about, of any model: see `subject`.

@@ -100,8 +100,8 @@ def drain(limit: int = LIMIT) -> int:
     """Run every step that is due, and whatever becomes due meanwhile; return how many were run.
 
     Each attempt that succeeded, failed, was skipped by its ``when``, or is to be repeated counts as
-    one. A step that only began to wait does not count: for its delay, for a place under a limit,
-    for an event, or for its items or child runs. A fan-out counts once, not once for each item.
+    one. A step that only began to wait (for its delay, for a place under a limit, for an event, or
+    for its items or child runs) does not count. A fan-out counts once, not once for each item.
 
     Retries follow at once, and so does the erasure of runs whose subject was deleted. Delays,
     deadlines and schedules follow the clock (see `clock`). Schedules written by `sync_schedules`
@@ -370,7 +370,7 @@ class Clock:
     def move_to_next(self, run: SequenceRun | Schedule) -> bool:
         """Move to the next due time of this run, or to the next slot of this schedule.
 
-        Returns False if it is not waiting for any time.
+        Returns False if there is none.
         """
         using = conf.using()
         if isinstance(run, Schedule):

@@ -121,7 +121,7 @@ class StartOptions(TypedDict, total=False):
     unique: Literal["ever", "unfinished"]
     #: How long to wait before the first steps become ready.
     delay: timedelta | int | None  # milliseconds
-    #: Who goes first under limits: as in Dramatiq, the lowest number.
+    #: The order under limits; as in Dramatiq, the lowest number goes first.
     priority: int
     #: When the run must be finished, or how long after its start. None: no deadline, even if Meta
     #: has one.

@@ -126,8 +126,8 @@ class AnyOf:
 def any_of(*steps: Named) -> AnyOf:
     """For ``after``: the step is ready as soon as the first of these has succeeded.
 
-    The others are skipped in the same transaction, which ends their waits, and so are steps that
-    come only after them or lead only to them. An event counts as succeeded once its payload is
+    The others, and the steps that come only after them or lead only to them, are skipped in the
+    same transaction, which ends their waits. An event counts as succeeded once its payload is
     delivered. If all of them are skipped, the step is ready, too.
     """
     return AnyOf(steps)
@@ -506,8 +506,8 @@ def step(target: Any = None, /, **declared: Any) -> Any:
     - ``on_error``: the step that takes over when this one has failed permanently; the run does not
       fail. The steps after this one are skipped, except those that also come after the handler.
       A handler without ``after`` runs only in this case.
-    - ``limits``: the `Limit`s that it must have a place in while it runs; until then it waits in
-      line, without a worker. Each item of a fan-out needs a place of its own.
+    - ``limits``: the `Limit`s under which it needs a place to run; it waits for one in line,
+      without a worker. Each item of a fan-out needs a place of its own.
     - ``aliases``: earlier names of the step, for unfinished runs.
     - ``label``: what the admin shows; by default, the name with spaces.
     - ``each``: makes it a fan-out: a key of ``data`` that holds a list, or a callable that takes
