@@ -445,8 +445,8 @@ def _pool_size(broker: Any) -> Iterator[CheckMessage]:
     if isinstance(size, int) and size < needed:
         yield Warning(
             f"The pool of the PostgreSQL broker has {size} connections. A worker that consumes "
-            f"all {len(broker.queues)} queues needs {needed}: two for each queue, one of them for "
-            "delayed messages, and two more. Consumers that get none wait forever.",
+            f"all {len(broker.queues)} queues needs {needed}: two for each queue (one of them for "
+            "delayed messages) and two more. A consumer that gets no connection waits forever.",
             hint="Add ?maxconn= to the broker's url, or use sequences.brokers.PostgresBroker, "
             "whose pool has the right size.",
             id="sequences.W020",

@@ -73,8 +73,8 @@ TEXTS: dict[str, ActionTexts] = {
         ),
         _("“%(step)s” is now due."),
         ngettext_lazy(
-            "The step is now due in %(count)d run.",
-            "The step is now due in %(count)d runs.",
+            "Scheduled the step to run now in %(count)d run.",
+            "Scheduled the step to run now in %(count)d runs.",
             "count",
         ),
     ),

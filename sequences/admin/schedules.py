@@ -166,7 +166,7 @@ class TimetableForm(ActionForm):
     catch_up = DurationText(
         label=_("Maximum age of a missed slot"),
         required=False,
-        help_text=_("An older slot starts no run. Optional, for example 1 h"),
+        help_text=_("No run is started for older slots. Optional, for example 1 h"),
     )
     missed = forms.ChoiceField(
         label=_("If several slots were missed"),
@@ -537,7 +537,7 @@ class ScheduleAdmin(ReadOnlyAdmin):
             form.add_error(None, without_secrets(explain(error), secrets, typed))
             return None
         except NoSecret as error:
-            problem = _("There is no hidden value at %(path)s for *** to stand for.")
+            problem = _("No hidden value is stored at %(path)s, so *** cannot be used there.")
             form.add_error("run_data", problem % {"path": error.path})
             return None
         self.log_change(request, row, str(action.label))

@@ -80,7 +80,7 @@ def normalise(
         raise InvalidData(
             path=path,
             problem=_too_large(size, max_bytes, *_largest_part(result, path)),
-            hint=_("Store it elsewhere and keep a reference, or raise MAX_DATA_BYTES."),
+            hint=_("Store it elsewhere and keep a reference, or increase MAX_DATA_BYTES."),
         )
     return result, text
 

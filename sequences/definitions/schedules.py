@@ -462,7 +462,10 @@ def _data_problems(data: Any) -> Problems:
     try:
         signature(data).bind(None)
     except TypeError:
-        yield f"{name_of(data)} cannot be called with the slot only", "Take one argument, the slot."
+        yield (
+            f"{name_of(data)} cannot be called with the slot alone",
+            "Take one argument, the slot.",
+        )
     except ValueError:  # a builtin without a signature
         return
 

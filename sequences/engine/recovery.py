@@ -198,7 +198,7 @@ def _left_to_others(execution: StepExecution) -> SkipMessage:
     claims.release(execution.context.claim, execution.using)
     return SkipMessage(
         f"Step run {execution.step_run_id} is left to workers of a later release, in which "
-        "the step has another kind."
+        "the step is of another kind."
     )
 
 

@@ -299,7 +299,7 @@ def _run_now(schedule: Schedule, request: ScheduleRequest, using: str) -> Sequen
         raise InvalidSchedule(
             action="run",
             schedule=f"{stored.name!r} of {stored.sequence}",
-            problem=_("this code declares it differently from the workers"),
+            problem=_("its declaration in this code differs from the one in the workers' code"),
             hint=_("Do this in the release that the workers run."),
         )
     definition = _definition(stored)

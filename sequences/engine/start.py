@@ -204,8 +204,8 @@ def _check_key(definition: Definition, key: Any, unique: Any) -> None:
         )
     if len(key) > KEY_LENGTH:
         raise SequenceError(
-            f"{definition.label}.start: key has {len(key)} characters; the limit is "
-            f"{KEY_LENGTH}. Use a hash of long keys: {key[:40]!r}…"
+            f"{definition.label}.start: the key that begins with {key[:40]!r} has {len(key)} "
+            f"characters; the limit is {KEY_LENGTH}. Use a hash of long keys."
         )
     serialization.normalise(key, path="key")
 

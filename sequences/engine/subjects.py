@@ -99,7 +99,7 @@ def _decide(key: SubjectKey, using: str) -> None:
 
 def _remove(schedule: Schedule, policy: str, using: str) -> None:
     """The schedule would start runs about nothing."""
-    reason = gettext("The object that its runs are about was deleted.")
+    reason = gettext("The subject of its runs was deleted.")
     if policy == "erase":
         schedules.erase_log(schedule.pk, using)
     with suppress(InvalidSchedule):  # someone has removed it in the meantime
@@ -122,7 +122,7 @@ def _cancel(run_id: UUID, using: str) -> None:
 
 
 def _request(action: str) -> OperationRequest:
-    return OperationRequest(action, reason=gettext("The object that the run is about was deleted."))
+    return OperationRequest(action, reason=gettext("The subject of the run was deleted."))
 
 
 def erase(run_id: UUID, using: str) -> None:

@@ -116,7 +116,7 @@ def _failed(snapshot: RunSnapshot, last: Operation | None) -> str:
         (step for step in snapshot.steps if step.children_undo == ChildrenUndo.FAILED), None
     )
     if below is not None:
-        message = _("Rolling back the child runs of %(step)s failed, too.")
+        message = _("The rollback of the child runs of %(step)s failed, too.")
         return f"{_failed_at(snapshot)} " + message % {"step": _name(below)}
     if has_failed_at_its_end(snapshot.run):
         return _failed_at_its_end(snapshot)
@@ -155,7 +155,7 @@ _WAYS_OUT = {
     _full_name(DeadlineExceeded): gettext_noop("Retry the run to continue without a deadline."),
     _full_name(WorkerLost): gettext_noop("Find out why its workers died, then retry the run."),
     _full_name(StepKindChanged): gettext_noop(
-        "Retry the run once the code has the step as it was, or skip the step."
+        "Retry the run once the code declares the step as before, or skip the step."
     ),
     _full_name(UnknownStep): gettext_noop(
         "Retry the run once the code has the step again, or skip the step."
@@ -463,8 +463,8 @@ def _silent_worker(
 ) -> str:
     if expires_at > snapshot.now:
         message = _(
-            "The worker of %(step)s seems to be lost: no heartbeat for %(silence)s. The step is "
-            "requeued once its lease has expired, in %(left)s."
+            "The worker of %(step)s seems to be lost: no heartbeat for %(silence)s. The step will "
+            "be requeued when its lease expires, in %(left)s."
         )
         left = format_duration(expires_at - snapshot.now)
         return message % {"step": _name(step), "silence": format_duration(silence), "left": left}

@@ -302,7 +302,7 @@ def _record(
     Operation._base_manager.using(using).create(
         run=child,
         action=action,
-        reason=gettext("together with its parent run %(run)s") % {"run": parent.pk},
+        reason=gettext("inherited from its parent run %(run)s") % {"run": parent.pk},
         done_at=now,
     )
 

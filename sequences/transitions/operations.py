@@ -229,7 +229,7 @@ class LockedRun:
         request = OperationRequest(
             self.request.action,
             self.request.by,
-            reason=gettext("together with its parent run %(run)s") % {"run": self.run.pk},
+            reason=gettext("inherited from its parent run %(run)s") % {"run": self.run.pk},
         )
         locked = LockedRun(run, request, self.using, keep_deliveries=self.keep_deliveries)
         if locked.undone():  # it starts from nothing
@@ -340,7 +340,7 @@ class LockedRun:
         other = self._holder(key)
         if other is not None:
             self.refuse(
-                _("run %(run)s holds its key %(key)r now. Finish or cancel that run first."),
+                _("its key %(key)r is now held by run %(run)s. Finish or cancel that run first."),
                 run=other.pk,
                 key=key,
             )
@@ -742,7 +742,7 @@ def erase(
         locked.run.data, locked.run.inbox = {}, {}
         if not keep_key:
             locked.run.active_key = None
-        reason = gettext("together with its parent run %(run)s") % {"run": run_id}
+        reason = gettext("inherited from its parent run %(run)s") % {"run": run_id}
         Operation._base_manager.using(using).bulk_create(
             Operation(
                 run_id=pk, action=request.action, by=request.by, reason=reason, done_at=locked.now

@@ -177,7 +177,7 @@ def test_stars_stand_for_nothing_that_is_not_there(admin_client, report):
     initial = admin_client.get(page_of(schedule, "update")).context["form"].initial
     values = FORM | initial | {"run_data": '{"token": "***"}'}
     response = admin_client.post(page_of(schedule, "update"), values)
-    assert "There is no hidden value at token" in text_of(response)
+    assert "No hidden value is stored at token" in text_of(response)
 
 
 @pytest.mark.parametrize(

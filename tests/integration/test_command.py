@@ -943,13 +943,13 @@ def test_an_act_on_a_step_says_what_was_done_to_which_step_and_how_the_run_is():
     assert out == ("Restarted “ship” and all later steps of shop.Order {run}, which is running.\n")
     drain()
     out = sequences("erase", run.pk)
-    assert out == f"Erased the data of shop.Order {run.pk}, which is succeeded.\n"
+    assert out == f"Erased the data of shop.Order {run.pk}, which has succeeded.\n"
 
 
 def test_run_now_does_not_wait():
     run = order().start({}, delay=timedelta(days=2)).run
     out = sequences("run-now", run.pk, "charge")
-    assert out == f"Made “charge” due now in shop.Order {run.pk}, which is running.\n"
+    assert out == f"Scheduled “charge” to run now in shop.Order {run.pk}, which is running.\n"
     assert row(run, "charge").status == "queued"
 
 
@@ -978,6 +978,19 @@ def test_a_delivery_after_another_event_says_so_and_claims_no_earlier_delivery()
         f"Run {run.pk} no longer needs 'approved': another event or step came first.\n"
     )
     assert fresh(run).inbox == {"refused": None}
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ("running", "which is running."),
+        ("undoing", "which is being rolled back."),
+        ("failed", "which has failed."),
+        ("cancelled", "which was cancelled."),
+    ],
+)
+def test_the_state_after_an_operation_is_told_in_english(status, words):
+    assert base.done_sentence("Erased the data of Order 1", status, None).endswith(words)
 
 
 def test_edit_puts_other_data_in_place_and_leaves_what_is_shown_as_stars():

@@ -439,10 +439,10 @@ def test_a_parent_and_its_children_say_whose_turn_it_is_to_be_undone():
     assert told(first) == (
         "Stopped together with its parent; it will be rolled back when its turn comes."
     )
-    assert f"Reason: together with its parent run {run.pk}." in told(second, newest(second))
+    assert f"Reason: inherited from its parent run {run.pk}." in told(second, newest(second))
     fail(claim(second, "release"))
     drain()
-    assert "Rolling back the child runs of “nights” failed, too." in told(run)
+    assert "The rollback of the child runs of “nights” failed, too." in told(run)
 
 
 def test_other_open_steps_are_counted():

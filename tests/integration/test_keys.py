@@ -65,7 +65,7 @@ def test_a_run_of_the_old_name_cannot_begin_again_while_one_of_the_new_name_hold
     run = failed_run(before)
     other = after.start({}, key="k", unique="unfinished")
     assert other.created
-    with pytest.raises(InvalidTransition, match=f"run {other.run.pk} holds its key 'k'"):
+    with pytest.raises(InvalidTransition, match=f"its key 'k' is now held by run {other.run.pk}"):
         CALLS[action](run)
     assert fresh(run).status == "failed"
     assert not run.operations.exists()
@@ -83,7 +83,7 @@ def test_a_run_of_the_new_name_cannot_begin_again_while_one_of_the_old_name_hold
     run = failed_run(after)
     other = before.start({}, key="k", unique="unfinished")
     assert other.created
-    with pytest.raises(InvalidTransition, match=f"run {other.run.pk} holds its key 'k'"):
+    with pytest.raises(InvalidTransition, match=f"its key 'k' is now held by run {other.run.pk}"):
         CALLS[action](run)
 
 
@@ -139,7 +139,7 @@ def test_a_failed_undo_cannot_go_on_while_another_run_holds_the_key(action):
     def go_on():
         run.skip("refund") if action == "skip" else run.retry()
 
-    with pytest.raises(InvalidTransition, match=f"run {other.run.pk} holds its key 'k'"):
+    with pytest.raises(InvalidTransition, match=f"its key 'k' is now held by run {other.run.pk}"):
         go_on()
     assert fresh(run).status == "failed"
     other.run.cancel()

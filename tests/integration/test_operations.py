@@ -534,8 +534,8 @@ def test_a_run_whose_key_another_holds_now_cannot_begin_again(action):
     with pytest.raises(InvalidTransition) as caught:
         call(run, action)
     assert str(caught.value) == (
-        f"Cannot {VERBS.get(action, action)} run {run.pk}: run {other.run.pk} holds its key 'a' "
-        "now. Finish or cancel that run first."
+        f"Cannot {VERBS.get(action, action)} run {run.pk}: its key 'a' is now held by run "
+        f"{other.run.pk}. Finish or cancel that run first."
     )
     assert fresh(run).status == "failed"
     other.run.cancel()

@@ -177,7 +177,7 @@ def test_erase_leaves_nothing_in_children_keys_and_reasons(keep_key):
     assert (last.by, last.reason) == ("joan", "she has asked for it")
     below = Operation.objects.exclude(run=run.pk).filter(action=last.action)
     assert set(below.values_list("by", "reason")) == {
-        ("joan", f"together with its parent run {run.pk}")
+        ("joan", f"inherited from its parent run {run.pk}")
     }
     again = family().start({}, key="Ada", unique="ever").run
     assert (again.pk == run.pk) == keep_key

@@ -434,7 +434,7 @@ def test_a_hundred_thousand_are_started_with_keys_of_which_some_are_repeated(con
         ([{1: 2}], 'data["user"][0] has the key 1 of type int. Keys must be strings.'),
         ("x" * 2_000_000, "data takes 2,000,011 bytes as JSON; the limit is 1,048,576; the "
          'largest part is data["user"] with 2,000,002. Store it elsewhere and '
-         "keep a reference, or raise MAX_DATA_BYTES."),
+         "keep a reference, or increase MAX_DATA_BYTES."),
     ],
     ids=["model", "set", "NaN", "U+0000", "surrogate", "key", "large"],
 )  # fmt: skip
@@ -469,8 +469,8 @@ def test_data_that_cannot_be_stored_is_refused_in_the_caller_and_nothing_is_writ
         ),
         (
             lambda cls: cls.start({}, key="k" * 256),
-            "tests.Contact.start: key has 256 characters; the limit is 255. Use a hash of "
-            f"long keys: '{'k' * 40}'…",
+            f"tests.Contact.start: the key that begins with '{'k' * 40}' has 256 characters; the "
+            "limit is 255. Use a hash of long keys.",
         ),
         (lambda cls: cls.start({}, key="a\0b"), "key contains U+0000. Remove or replace it."),
         (

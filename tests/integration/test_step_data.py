@@ -232,7 +232,7 @@ def test_a_step_that_conflicts_again_and_again_fails_and_names_the_key_and_the_o
             "x" * 2_000_000,
             "data takes 2,000,027 bytes as JSON; the limit is 1,048,576; the largest "
             'part is data["user"]["value"] with 2,000,002. Store it elsewhere '
-            "and keep a reference, or raise MAX_DATA_BYTES.",
+            "and keep a reference, or increase MAX_DATA_BYTES.",
         ),
     ],
     ids=["set", "NaN", "infinity", "U+0000", "surrogate", "key", "model", "large"],

@@ -95,7 +95,7 @@ def test_an_unfinished_run_is_cancelled(parcel):
     assert (fresh(other).status, fresh(finished).status) == ("running", "succeeded")
     operation = Operation.objects.get(run=run)
     assert operation.action == "cancel"
-    assert operation.reason == "The object that the run is about was deleted."
+    assert operation.reason == "The subject of the run was deleted."
     drain()
     assert not fresh(run).steps.filter(status="succeeded").exists()
 

@@ -158,7 +158,7 @@ def test_a_retry_of_the_parent_begins_the_failed_children_again_and_only_those()
     assert fresh(sequence.run).status == "succeeded"
     assert children_of(sequence.run) == [good, bad]
     assert (
-        Operation.objects.get(run=bad).reason == f"together with its parent run {sequence.run.pk}"
+        Operation.objects.get(run=bad).reason == f"inherited from its parent run {sequence.run.pk}"
     )
     assert not Operation.objects.filter(run=good).exists()
 

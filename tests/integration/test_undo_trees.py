@@ -137,7 +137,7 @@ def test_a_cancelled_parent_undoes_what_its_waiting_child_has_done_newest_first(
         "unmeal": "succeeded",
         "unseat": "succeeded",
     }
-    assert Operation.objects.get(run=child).reason == f"together with its parent run {parent.pk}"
+    assert Operation.objects.get(run=child).reason == f"inherited from its parent run {parent.pk}"
 
 
 def test_the_undo_waits_for_what_executes_in_a_child():

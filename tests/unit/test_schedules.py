@@ -266,7 +266,7 @@ def now():
         (lambda: every(MINUTE, catch_up=60), "catch_up is 60"),
         (lambda: every(MINUTE, catch_up=timedelta(-1)), "It must be a timedelta"),
         (lambda: every(MINUTE, data=5), "data is 5"),
-        (lambda: every(MINUTE, data=now), "cannot be called with the slot only"),
+        (lambda: every(MINUTE, data=now), "cannot be called with the slot alone"),
     ],
 )
 def test_what_is_wrong_is_said_where_it_is_declared(make, problem):

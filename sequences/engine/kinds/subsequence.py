@@ -123,5 +123,5 @@ def _no_only_child(context: ExecutionContext, total: int) -> SequenceError:
         run=claim.run_id,
         before=f"a subsequence with each ({total} items)",
         now="a single subsequence",
-        hint="The run needs code in which the step has each.",
+        hint="The run needs code in which the step declares each=.",
     )

@@ -108,7 +108,19 @@ def counted(count: int, noun: str) -> str:
 
 def done_sentence(done: str, state: str, implied: str | None) -> str:
     """What was done, and the state after that, unless it is the one that this implies."""
-    return f"{done}." if state == implied else f"{done}, which is {state}."
+    if state == implied:
+        return f"{done}."
+    return f"{done}, which {_IN_STATE.get(state, f'is {state}')}."
+
+
+#: What follows "which" where it is not "is" and the name of the state.
+_IN_STATE = {
+    "undoing": "is being rolled back",
+    "succeeded": "has succeeded",
+    "failed": "has failed",
+    "cancelled": "was cancelled",
+    "ended": "has ended",
+}
 
 
 def seconds_of(length: timedelta | None) -> float | None:

@@ -251,7 +251,7 @@ OPERATIONS = [
     _operation("resume", "Continue paused runs.", "Resumed {run}"),
     _operation("finish", "Mark runs as succeeded.", "Finished {run}"),
     _operation("skip", "Skip a step, and continue without it.", "Skipped “{step}” of {run}"),
-    _operation("run_now", "Run a delayed step now.", "Made “{step}” due now in {run}"),
+    _operation("run_now", "Run a delayed step now.", "Scheduled “{step}” to run now in {run}"),
     _operation(
         "restart_from", "Run a step and all later steps again.",
         "Restarted “{step}” and all later steps of {run}", keep_deliveries=KEEP_DELIVERIES,

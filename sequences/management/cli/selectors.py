@@ -125,7 +125,7 @@ def selected(
     if not is_filtered:
         raise wrong("Name the RUN, or select runs with filters: --sequence, --status, --since, …")
     if not options.all and not options.dry_run:
-        raise wrong("Add --all to apply it to every matching run, or --dry-run to list them.")
+        raise wrong("Add --all to apply this to all matching runs, or --dry-run to list them.")
     rows = filtered(options)
     if options.status is None:
         rows = rows.filter(status__in=statuses)

@@ -41,9 +41,9 @@ class Start(Subcommand):
             "--unique", choices=("ever", "unfinished"), default="ever",
             help_text="how long a run keeps its key: forever (default), or until it has finished",
         ),
-        option("--delay", "start after this time", type=duration, metavar="5m"),
+        option("--delay", "wait this long before the first steps", type=duration, metavar="5m"),
         option(
-            "--priority", "order among runs that wait for a limit; the lowest goes first",
+            "--priority", "order among runs waiting for a limit; the lowest number goes first",
             type=int, default=0, metavar="N",
         ),
         option(

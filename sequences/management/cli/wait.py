@@ -26,7 +26,7 @@ MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.1, 1.0
 #: How long to wait for a database that is down, perhaps because it is being restarted.
 MAX_OUTAGE_SECONDS = 60.0
 
-FOR_HOW_LONG = option("--timeout", "stop waiting after this time", type=duration, metavar="10m")
+FOR_HOW_LONG = option("--timeout", "stop waiting after this long", type=duration, metavar="10m")
 
 Look = Callable[[RunSnapshot], None]
 
