@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
 from statistics import fmean
 from typing import NamedTuple
 
 from ..definitions.plan import Node
 from .graph import Graph, connected
-from .layout import Layout, Slot, Step, bands, ends_of, is_complete, layout_of, place
+from .layout import Layer, Piece, Slot, bands, ends_of, is_complete, layout_of, place
 from .markup import Point, curve, elbow, straight
 
 #: In pixels.
@@ -68,19 +67,19 @@ class Drawing(NamedTuple):
 class _Band(NamedTuple):
     """One row of layers, and where it ends."""
 
-    layers: range
+    layers: Sequence[Layer]
     right: float
     bottom: float
 
 
 def drawing_of(graph: Graph, width: float) -> Drawing:
     """All positions, with boxes of this width."""
-    layout = layout_of(graph)
-    rows = list(_placed(layout, width))
-    slots = list(chain.from_iterable(layout.layers))
+    layers = layout_of(graph)
+    rows = list(_placed(layers, width))
+    slots = [slot for layer in layers for slot in layer.slots]
     return Drawing(
         boxes=tuple(_boxes(slots, width)),
-        lines=(*_lines(layout, rows), *_bonds(slots)),
+        lines=(*_lines(rows), *_bonds(slots)),
         arrows=tuple(_arrow(slot) for slot in slots if slot.nodes and slot.before),
         frames=tuple(_frame(slot) for slot in slots if slot.is_frame),
         width=max(band.right for band in rows) + PAD + (GUTTER if len(rows) > 1 else STACK),
@@ -88,31 +87,31 @@ def drawing_of(graph: Graph, width: float) -> Drawing:
     )
 
 
-def _placed(layout: Layout, width: float) -> Iterator[_Band]:
+def _placed(layers: Sequence[Layer], width: float) -> Iterator[_Band]:
     """Give every slot its place in pixels, from left to right, and band by band."""
-    ranges = bands(layout, most=int((PAGE - 2 * PAD + GAP) // (width + GAP)))
+    rows = bands(layers, most=int((PAGE - 2 * PAD + GAP) // (width + GAP)))
     top = PAD
-    for layers in ranges:
-        left = PAD + (GUTTER if len(ranges) > 1 else 0)
-        height = place([layout.layers[index] for index in layers])
-        for index in layers:
-            right = _put(layout.layers[index], left, top, width)
-            left = right + GAP + _extra_gap(layout.solid[index])
+    for row in rows:
+        left = PAD + (GUTTER if len(rows) > 1 else 0)
+        height = place([layer.slots for layer in row])
+        for layer in row:
+            right = _put(layer.slots, left, top, width)
+            left = right + GAP + _extra_gap(layer.solid)
         bottom = top + height * ROW - (ROW - BOX)
-        yield _Band(layers, right, bottom)
+        yield _Band(row, right, bottom)
         top = bottom + BETWEEN_BANDS
 
 
-def _put(layer: Sequence[Slot], left: float, top: float, width: float) -> float:
+def _put(slots: Sequence[Slot], left: float, top: float, width: float) -> float:
     """Give the slots of a layer their place; return its right edge."""
-    right = left + max(_width_of(slot, width) for slot in layer)
-    for slot in layer:
+    right = left + max(_width_of(slot, width) for slot in slots)
+    for slot in slots:
         slot.x, slot.y = left, top + slot.row * ROW + BOX / 2
         slot.right, slot.layer_right = left + _width_of(slot, width), right
     return right
 
 
-def _extra_gap(pieces: Sequence[Step]) -> float:
+def _extra_gap(pieces: Sequence[Piece]) -> float:
     """More space between the layers where lines cross."""
     return 0.0 if is_complete(pieces) else min(4.0 * len(pieces), 60.0)
 
@@ -155,17 +154,17 @@ def _bonds(slots: Iterable[Slot]) -> Iterator[Line]:
 # Lines between two layers
 
 
-def _lines(layout: Layout, rows: Iterable[_Band]) -> Iterator[Line]:
+def _lines(rows: Iterable[_Band]) -> Iterator[Line]:
     for band in rows:
         *inner, last = band.layers
-        for index in inner:
-            yield from map(_curve, layout.aside[index])
-            for group in connected(layout.solid[index], _touch):
+        for layer in inner:
+            yield from map(_curve, layer.aside)
+            for group in connected(layer.solid, _touch):
                 yield from _bus(group) if is_complete(group) else map(_curve, group)
-        yield from _turn(layout.solid[last], band)
+        yield from _turn(last.solid, band)
 
 
-def _touch(piece: Step, other: Step) -> bool:
+def _touch(piece: Piece, other: Piece) -> bool:
     """Whether the vertical lines from their starts to their ends would touch."""
     top, bottom = sorted((piece.start.y, piece.end.y))
     other_top, other_bottom = sorted((other.start.y, other.end.y))
@@ -181,31 +180,30 @@ def _end(slot: Slot) -> Point:
     return slot.x - (ARROW - 1 if slot.nodes else 0), slot.y
 
 
-def _curve(piece: Step) -> Line:
+def _curve(piece: Piece) -> Line:
     path = curve(_start(piece.start), _end(piece.end), piece.start.layer_right)
     return _line(path, [piece])
 
 
-def _bus(pieces: Sequence[Step]) -> Iterator[Line]:
+def _bus(pieces: Sequence[Piece]) -> Iterable[Line]:
     """All edges of a group share one vertical line: each start leads to each end."""
     left = pieces[0].start.layer_right + STACK
     right = min(_end(piece.end)[0] for piece in pieces)
     if min(map(len, ends_of(pieces))) > 1:
         level = fmean(slot.y for piece in pieces for slot in (piece.start, piece.end))
         third = (right - left) / 3
-        yield from _hub(pieces, left + third, right - third, level)
-        return
-    for piece in pieces:
-        yield _line(elbow(_start(piece.start), (left + right) / 2, _end(piece.end)), [piece])
+        return _hub(pieces, left + third, right - third, level)
+    middle = (left + right) / 2
+    return [_line(elbow(_start(piece.start), middle, _end(piece.end)), [piece]) for piece in pieces]
 
 
-def _turn(pieces: Sequence[Step], above: _Band) -> Iterator[Line]:
+def _turn(pieces: Sequence[Piece], above: _Band) -> Iterable[Line]:
     """From the end of one row to the start of the next, like a reader's eye."""
     level = above.bottom + BETWEEN_BANDS / 2 + STACK / 2
-    yield from _hub(pieces, above.right + STACK + GUTTER / 2, PAD + GUTTER / 2, level)
+    return _hub(pieces, above.right + STACK + GUTTER / 2, PAD + GUTTER / 2, level)
 
 
-def _hub(pieces: Sequence[Step], first: float, second: float, level: float) -> Iterator[Line]:
+def _hub(pieces: Sequence[Piece], first: float, second: float, level: float) -> Iterator[Line]:
     """From each start, through one vertical to a point on this level, through another to each
     end."""
     starts, ends = ends_of(pieces)
@@ -218,7 +216,7 @@ def _hub(pieces: Sequence[Step], first: float, second: float, level: float) -> I
         yield _line(path, [piece for piece in pieces if piece.end is slot])
 
 
-def _line(path: str, pieces: Sequence[Step]) -> Line:
+def _line(path: str, pieces: Sequence[Piece]) -> Line:
     sources = frozenset(piece.edge.source for piece in pieces)
     targets = frozenset(piece.edge.target for piece in pieces)
     return Line(path, sources, targets, all(piece.edge.off_path for piece in pieces))

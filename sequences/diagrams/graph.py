@@ -47,7 +47,7 @@ class Graph:
         names = {node.name for node in nodes}
         undos = tuple(node for node in nodes if node.undoes in names)
         placed = tuple(node for node in nodes if node.undoes not in names)
-        edges = [*_solid(plan, placed), *_aside(plan, states, {node.name for node in placed})]
+        edges = [*_solid(plan), *_aside(plan, states, {node.name for node in placed})]
         return cls(placed, tuple(_without_circles(edges)), undos)
 
     def grouped(self) -> Graph:
@@ -89,17 +89,14 @@ class Graph:
         return layers
 
 
-def _solid(plan: Plan, nodes: Sequence[Node]) -> list[Edge]:
+def _solid(plan: Plan) -> Iterator[Edge]:
     """The edges of the main path, without those implied by others."""
-    ancestors: dict[str, set[str]] = defaultdict(set)
-    edges = []
-    for node in nodes:
-        if not node.off_path:
-            sources = _sources(plan, node)
-            implied = set[str]().union(*(ancestors[name] for name in sources))
-            ancestors[node.name] = implied.union(sources)
-            edges += [Edge(name, node.name) for name in sources if name not in implied]
-    return edges
+    ancestors: dict[str, set[str]] = {}
+    for node in plan.main:
+        sources = _sources(plan, node)
+        implied = set[str]().union(*(ancestors[name] for name in sources))
+        ancestors[node.name] = implied.union(sources)
+        yield from (Edge(name, node.name) for name in sources if name not in implied)
 
 
 def _sources(plan: Plan, node: Node) -> tuple[str, ...]:
@@ -112,16 +109,17 @@ def _sources(plan: Plan, node: Node) -> tuple[str, ...]:
         is_off_path = plan.node(name).off_path
         return [other.name for other in plan.nodes if is_off_path and other.on_error == name]
 
-    return tuple(name for name in _reached(node.after, after) if not plan.node(name).off_path)
+    return tuple(name for name in reached(node.after, after) if not plan.node(name).off_path)
 
 
 def _aside(plan: Plan, states: Mapping[str, str], names: set[str]) -> list[Edge]:
-    edges = [Edge(node.name, node.on_error, off_path=True) for node in plan.nodes if node.on_error]
-    for node in plan.nodes:
-        edges += [Edge(name, node.name, True) for name in node.after if plan.node(name).off_path]
+    """The edges to these steps from errors, and from steps that only errors lead to."""
+    off_path = {node.name for node in plan.nodes if node.off_path}
+    pairs = [(node.name, node.on_error) for node in plan.nodes]
+    pairs += [(name, node.name) for node in plan.nodes for name in node.after if name in off_path]
     if plan.on_failure:
-        edges += [Edge(name, plan.on_failure.name, True) for name in plan.failed(states)]
-    return [edge for edge in edges if edge.source in names and edge.target in names]
+        pairs += [(name, plan.on_failure.name) for name in plan.failed(states)]
+    return [Edge(*pair, off_path=True) for pair in pairs if names.issuperset(pair)]
 
 
 def _without_circles(edges: Sequence[Edge]) -> list[Edge]:
@@ -129,7 +127,7 @@ def _without_circles(edges: Sequence[Edge]) -> list[Edge]:
     drawn: dict[tuple[str, str], Edge] = {}
     after: dict[str, list[str]] = defaultdict(list)
     for edge in edges:
-        if edge.off_path and edge.source in _reached([edge.target], after.__getitem__):
+        if edge.off_path and edge.source in reached([edge.target], after.__getitem__):
             continue
         drawn.setdefault((edge.source, edge.target), edge)
         after[edge.source].append(edge.target)
@@ -140,13 +138,13 @@ def connected(items: Sequence[T], belong: Callable[[T, T], bool]) -> list[list[T
     """The parts of a whole, in order; items that belong to each other are in the same part."""
     rest, parts = list(items), list[list[T]]()
     while rest:
-        part = _reached(rest[:1], lambda item: [other for other in items if belong(item, other)])
+        part = reached(rest[:1], lambda item: [other for other in items if belong(item, other)])
         parts.append([item for item in rest if item in part])
         rest = [item for item in rest if item not in part]
     return parts
 
 
-def _reached(items: Iterable[T], after: Callable[[T], Iterable[T]]) -> dict[T, None]:
+def reached(items: Iterable[T], after: Callable[[T], Iterable[T]]) -> dict[T, None]:
     """These items and all that they lead to, once each: depth first, in order."""
     reached: dict[T, None] = {}
     todo = [*items][::-1]

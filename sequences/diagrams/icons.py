@@ -62,5 +62,5 @@ def state_icon(status: str, x: float, y: float) -> str:
 
 def kind_icon(kind: str, x: float, y: float) -> str:
     """The icon of a kind of step, 12 pixels wide; for a plain step, a dot."""
-    path = element("path", d=_KINDS.get(kind, _KINDS["step"]))
+    path = element("path", d=_KINDS[kind])
     return element("g", path, class_="seq-kind", transform=shifted(x, y))

@@ -7,10 +7,9 @@ each slot as close to its neighbours as the order allows.
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, combinations, pairwise
 from math import ceil, floor
 from statistics import fmean
 from typing import NamedTuple
@@ -67,7 +66,7 @@ class Slot:
         return max(self.half + len(self.undos) + other.half, 0.5)
 
 
-class Step(NamedTuple):
+class Piece(NamedTuple):
     """A piece of an edge, from one layer to the next."""
 
     edge: Edge
@@ -75,44 +74,44 @@ class Step(NamedTuple):
     end: Slot
 
 
-class Layout(NamedTuple):
-    """The slots of each layer, from top to bottom, and the pieces of edges after each layer."""
+class Layer(NamedTuple):
+    """Its slots from top to bottom, and the pieces of edges to the next layer."""
 
-    layers: list[list[Slot]]
+    slots: list[Slot]
     #: On the main path, and off it.
-    solid: list[list[Step]]
-    aside: list[list[Step]]
+    solid: list[Piece]
+    aside: list[Piece]
 
 
-def layout_of(graph: Graph) -> Layout:
-    """The order of the slots, without positions: `place` computes those, band by band."""
-    layout = _slots(graph)
-    orders = [[list(layer) for layer in layout.layers]]
-    for sweep in range(SWEEPS if _crossings(layout.layers) else 0):
-        _sort(layout.layers, downwards=sweep % 2 == 0)
-        orders.append([list(layer) for layer in layout.layers])
-    return layout._replace(layers=min(orders, key=_crossings))
+def layout_of(graph: Graph) -> list[Layer]:
+    """The layers in order, without positions: `place` computes those, band by band."""
+    layers = _layers(graph)
+    orders = [[layer.slots for layer in layers]]
+    for sweep in range(SWEEPS):
+        orders.append(_sorted(orders[-1], downwards=sweep % 2 == 0))
+    best = min(orders, key=_crossings)
+    return [layer._replace(slots=slots) for layer, slots in zip(layers, best, strict=True)]
 
 
-def _slots(graph: Graph) -> Layout:
+def _layers(graph: Graph) -> list[Layer]:
     layers = [
-        [_slot(index, node, graph) for node in nodes] for index, nodes in enumerate(graph.layers())
+        Layer([_slot(index, node, graph) for node in nodes], solid=[], aside=[])
+        for index, nodes in enumerate(graph.layers())
     ]
-    of = {slot.nodes[0].name: slot for layer in layers for slot in layer}
-    layout = Layout(layers, solid=[[] for _ in layers], aside=[[] for _ in layers])
+    of = {slot.nodes[0].name: slot for layer in layers for slot in layer.slots}
     for edge in graph.edges:
         start, end = of[edge.source], of[edge.target]
         passages = [Slot(index, edge.off_path) for index in range(start.layer + 1, end.layer)]
-        for passage in passages:
-            layers[passage.layer].append(passage)
-        pieces = layout.aside if edge.off_path else layout.solid
         for slot, after in pairwise([start, *passages, end]):
             slot.after.append(after)
             after.before.append(slot)
-            pieces[slot.layer].append(Step(edge, slot, after))
+            layer = layers[slot.layer]
+            (layer.aside if edge.off_path else layer.solid).append(Piece(edge, slot, after))
+        for passage in passages:
+            layers[passage.layer].slots.append(passage)
     for layer in layers:
-        layer.sort(key=lambda slot: slot.off_path)
-    return layout
+        layer.slots.sort(key=lambda slot: slot.off_path)
+    return layers
 
 
 def _slot(layer: int, node: Node, graph: Graph) -> Slot:
@@ -122,31 +121,27 @@ def _slot(layer: int, node: Node, graph: Graph) -> Slot:
     return Slot(layer, node.off_path, nodes, undos, ceil(len(nodes) / columns), columns)
 
 
-def _sort(layers: Sequence[list[Slot]], *, downwards: bool) -> None:
-    rank: dict[Slot, int] = {}
+def _sorted(layers: Sequence[Sequence[Slot]], *, downwards: bool) -> list[list[Slot]]:
+    """Each layer by the mean rank of its neighbours, with what only an error leads to below."""
+    rank: dict[Slot, float] = {slot: at for layer in layers for at, slot in enumerate(layer)}
+
+    def wish(slot: Slot) -> tuple[bool, float]:
+        near = slot.near(downwards=downwards) or [slot]
+        return slot.off_path, fmean(rank[other] for other in near)
+
     for layer in layers if downwards else reversed(layers):
-        wish: dict[Slot, float] = {}
-        for index, slot in enumerate(layer):
-            ranks = [rank[neighbour] for neighbour in slot.near(downwards=downwards)]
-            wish[slot] = fmean(ranks or [index])
-        # Steps that are reached only after an error stay below the rest.
-        layer.sort(key=lambda slot: (slot.off_path, wish[slot]))
-        rank |= {slot: index for index, slot in enumerate(layer)}
+        rank |= {slot: at for at, slot in enumerate(sorted(layer, key=wish))}
+    return [sorted(layer, key=rank.__getitem__) for layer in layers]
 
 
 def _crossings(layers: Sequence[Sequence[Slot]]) -> int:
     return sum(map(_crossings_between, layers, layers[1:]))
 
 
-def _crossings_between(left: Sequence[Slot], right: Sequence[Slot]) -> int:
-    rank = {slot: index for index, slot in enumerate(right)}
-    above: list[int] = []
-    count = 0
-    for slot in left:
-        for end in sorted(rank[after] for after in slot.near(downwards=False)):
-            count += len(above) - bisect_right(above, end)
-            insort(above, end)
-    return count
+def _crossings_between(left: Iterable[Slot], right: Sequence[Slot]) -> int:
+    rank = {slot: at for at, slot in enumerate(right)}
+    ends = [sorted(rank[end] for end in slot.near(downwards=False)) for slot in left]
+    return sum(above > below for above, below in combinations(chain.from_iterable(ends), 2))
 
 
 # Positions
@@ -195,16 +190,16 @@ def _put(layer: Sequence[Slot], wishes: Iterable[float]) -> None:
 # Bands
 
 
-def bands(layout: Layout, most: int) -> list[range]:
+def bands(layers: Sequence[Layer], most: int) -> list[Sequence[Layer]]:
     """Break the layers into bands of at most ``most``, like text into lines.
 
     A band ends where everything before leads to everything after, which one line can show. Where
     there is no such place, a band is longer. Better one box too many than a single box on a row of
     its own.
     """
-    count, starts = len(layout.layers), [0]
-    gaps = zip(layout.solid, layout.aside, strict=True)
-    cuts = [end for end, (solid, aside) in enumerate(gaps, 1) if is_complete(solid) and not aside]
+    count, starts = len(layers), [0]
+    gaps = enumerate(layers, 1)
+    cuts = [end for end, layer in gaps if is_complete(layer.solid) and not layer.aside]
     for row in range(ceil(count / most) if count > most + 1 else 1, 1, -1):
         start = starts[-1]
         later = [cut for cut in cuts if start < cut < count]
@@ -213,16 +208,16 @@ def bands(layout: Layout, most: int) -> list[range]:
         wish = start + ceil((count - start) / row)
         possible = [cut for cut in later if cut <= start + most] or later[:1]
         starts.append(min(possible, key=lambda cut: (abs(cut - wish), -cut)))
-    return [range(*band) for band in pairwise([*starts, count])]
+    return [layers[start:end] for start, end in pairwise([*starts, count])]
 
 
-def is_complete(pieces: Sequence[Step]) -> bool:
+def is_complete(pieces: Sequence[Piece]) -> bool:
     """Whether each start leads to each end, so that one line can stand for all edges."""
     starts, ends = ends_of(pieces)
     return len(pieces) == len(starts) * len(ends)
 
 
-def ends_of(pieces: Iterable[Step]) -> tuple[list[Slot], list[Slot]]:
+def ends_of(pieces: Iterable[Piece]) -> tuple[list[Slot], list[Slot]]:
     """Where they start, and where they end."""
     starts = list(dict.fromkeys(piece.start for piece in pieces))
     return starts, list(dict.fromkeys(piece.end for piece in pieces))

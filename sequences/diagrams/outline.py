@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ..definitions.plan import Node, Plan
-from .graph import Graph, connected
+from .graph import Graph, connected, reached
 
 
 class Row(NamedTuple):
@@ -42,10 +42,8 @@ class _Outline:
         for edge in graph.edges:
             if not edge.off_path:
                 self.direct[edge.target].append(edge.source)
-        self.ancestors: dict[str, set[str]] = {}
-        for name in self.nodes:
-            above = self.direct[name]
-            self.ancestors[name] = set(above).union(*(self.ancestors[other] for other in above))
+        above = self.direct.__getitem__
+        self.ancestors = {name: reached(above(name), above) for name in self.nodes}
 
     def rows(self) -> Iterator[Row]:
         yield from self._block(list(self.nodes))
@@ -71,10 +69,9 @@ class _Outline:
 
     def _knot(self, names: Sequence[str]) -> Iterator[Row]:
         """Steps in neither relation: each lists what it waits for."""
-        for name in names:
-            rail = "└─ " if name == names[-1] else "├─ "
-            waits_for = [other for other in self.direct[name] if other in names]
-            yield Row(self.nodes[name], (rail,), tuple(waits_for))
+        for row in self._branches([[name] for name in names]):
+            waits_for = [other for other in self.direct[row.node.name] if other in names]
+            yield row._replace(waits_for=tuple(waits_for))
 
     def _is_ordered(self, name: str, other: str) -> bool:
         return name in self.ancestors[other] or other in self.ancestors[name]

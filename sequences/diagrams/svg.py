@@ -51,8 +51,7 @@ class _Painter:
     def picture(self, label: str, *, standalone: bool) -> str:
         drawing = self.drawing()
         # In the order of the plan, which is the order of keyboard focus.
-        order = {node.name: index for index, node in enumerate(self.plan.nodes)}
-        boxes = sorted(drawing.boxes, key=lambda box: order[box.node.name])
+        boxes = sorted(drawing.boxes, key=lambda box: self.plan.names.index(box.node.name))
         lines = hidden(self._lines(drawing), "seq-lines")
         steps = listed(map(self._node, boxes))
         own = _own(drawing) if standalone else ()
@@ -107,10 +106,9 @@ class _Painter:
         )
 
     def _signs(self, node: Node) -> list[str]:
-        kind = "on_error" if node.is_handler else node.kind
-        delay = ["delay"] if self.captions.mark(node.name).delayed else []
-        first = ["any_of"] if node.any_of else []
-        return delay + first + ([kind] if self.captions.kind(node) else [])
+        mark, kind = self.captions.mark(node.name), "on_error" if node.is_handler else node.kind
+        signs = {"delay": mark.delayed, "any_of": node.any_of, kind: self.captions.kind(node)}
+        return [sign for sign, is_shown in signs.items() if is_shown]
 
     def _content(self, box: Box, mark: Mark) -> Iterator[str]:
         """Its icon and its signs, and its texts."""
@@ -144,19 +142,14 @@ def _own(drawing: Drawing) -> Iterator[str]:
 
 def _shapes(box: Box, mark: Mark) -> Iterator[str]:
     """Its border, the stacked sheets of a fan-out behind it, and how much is done."""
-    if box.node.traits.has_items:
-        for shift in (STACK, STACK / 2):
-            yield _rect(box, shift, "seq-sheet")
-    yield _rect(box, 0, "seq-box")
+    for shift in (STACK, STACK / 2, 0) if box.node.traits.has_items else (0,):
+        class_ = "seq-sheet" if shift else "seq-box"
+        yield element("rect", x=shift, y=shift, width=box.width, height=BOX, rx=8, class_=class_)
     room = box.width - 20
     if mark.fraction is not None:
         yield _bar(room, "seq-track")
     if mark.fraction:
         yield _bar(max(room * mark.fraction, 3.0), "seq-bar")
-
-
-def _rect(box: Box, shift: float, class_: str) -> str:
-    return element("rect", x=shift, y=shift, width=box.width, height=BOX, rx=8, class_=class_)
 
 
 def _bar(width: float, class_: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, cycle, pairwise
 from math import ceil
 from typing import NamedTuple
 
@@ -83,13 +84,12 @@ class Scale:
                     yield Tick(min(x, end), f"+{text}" if piece.begin else text)
 
     def _pieces(self, gaps: Iterable[Interval], x: float, narrow: float) -> Iterator[Piece]:
-        at = 0.0
-        for begin, end in gaps:
-            width = (begin - at) * self.pixels_per_second
-            yield Piece(at, begin, x, width)
-            yield Piece(begin, end, x + width, narrow, left_out=True)
-            x, at = x + width + narrow, end
-        yield Piece(at, self.total, x, (self.total - at) * self.pixels_per_second)
+        """What is to scale and what is left out, in turns."""
+        times = pairwise([0.0, *chain.from_iterable(gaps), self.total])
+        for (begin, end), left_out in zip(times, cycle((False, True))):
+            width = narrow if left_out else (end - begin) * self.pixels_per_second
+            yield Piece(begin, end, x, width, left_out)
+            x += width
 
 
 def _left_out(busy: Sequence[Interval], total: float, width: float) -> list[Interval]:

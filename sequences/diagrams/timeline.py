@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cached_property
 from typing import Literal, NamedTuple
 
 from ..utils.durations import format_seconds
@@ -89,26 +87,21 @@ def timeline(
     return _Painter(lanes, start, end or now, translate, format_seconds).picture(label)
 
 
-@dataclass(frozen=True)
 class _Painter:
-    lanes: Sequence[Lane]
-    start: datetime
-    until: datetime
-    translate: Translate
-    format_seconds: FormatSeconds
-
-    @cached_property
-    def scale(self) -> Scale:
+    def __init__(
+        self,
+        lanes: Sequence[Lane],
+        start: datetime,
+        until: datetime,
+        translate: Translate,
+        format_seconds: FormatSeconds,
+    ) -> None:
+        self.lanes, self.start, self.until = lanes, start, until
+        self.translate, self.format_seconds = translate, format_seconds
+        self.bottom = TOP + LANE * len(lanes)
+        self.spans = [span for lane in lanes for span in lane.spans]
         busy = [self.interval(span) for span in self.spans if span.kind in BUSY]
-        return Scale(self.seconds(self.until), busy, LEFT, RIGHT - LEFT)
-
-    @property
-    def spans(self) -> list[Span]:
-        return [span for lane in self.lanes for span in lane.spans]
-
-    @property
-    def bottom(self) -> float:
-        return TOP + LANE * len(self.lanes)
+        self.scale = Scale(self.seconds(until), busy, LEFT, RIGHT - LEFT)
 
     def seconds(self, moment: datetime) -> float:
         return (moment - self.start) / timedelta(seconds=1)
