@@ -104,12 +104,10 @@ def _sources(plan: Plan, node: Node) -> tuple[str, ...]:
 
     If its error never comes, a handler counts as done as soon as the steps that name it are done.
     """
-
-    def after(name: str) -> list[str]:
-        is_off_path = plan.node(name).off_path
-        return [other.name for other in plan.nodes if is_off_path and other.on_error == name]
-
-    return tuple(name for name in reached(node.after, after) if not plan.node(name).off_path)
+    names = reached(
+        node.after, lambda name: [one.name for one in plan.nodes if one.on_error == name]
+    )
+    return tuple(name for name in names if not plan.node(name).off_path)
 
 
 def _aside(plan: Plan, states: Mapping[str, str], names: set[str]) -> list[Edge]:

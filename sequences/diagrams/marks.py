@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from ..definitions.plan import Node, Plan
-from ..utils import text
+from ..utils.text import digits_of, label_of
 from .icons import STATUSES
 
 PENDING = "pending"
@@ -76,7 +76,7 @@ class Captions:
 
     def label(self, name: str) -> str:
         """The label of a step."""
-        return self.mark(name).label or text.label_of(name)
+        return self.mark(name).label or label_of(name)
 
     def kind(self, node: Node) -> str:
         """The caption for the kind of a step; empty for a plain step."""
@@ -118,9 +118,7 @@ class Captions:
     def _progress(self, mark: Mark) -> str:
         if mark.count is None or mark.total is None:
             return ""
-        return self._fill(
-            _COUNT, count=text.digits_of(mark.count), total=text.digits_of(mark.total)
-        )
+        return self._fill(_COUNT, count=digits_of(mark.count), total=digits_of(mark.total))
 
     def _fill(self, caption: str, **values: str) -> str:
         """A caption, translated, with these values."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from html import escape
 from importlib import resources
-from itertools import accumulate
 from math import dist
+
+from ..utils.terminal import cells, cut
 
 Point = tuple[float, float]
 
-ELLIPSIS = "…"
 #: Of corners, in pixels.
 RADIUS = 10.0
 #: Relative widths in DejaVu Sans, which is wider than most system fonts.
@@ -100,9 +100,9 @@ def width_of(text: str, size: float, *, bold: bool = False) -> float:
 
 @lru_cache(maxsize=4096)
 def _em(char: str) -> float:
-    if unicodedata.combining(char) or unicodedata.category(char) in ("Mn", "Me", "Cf"):
+    if unicodedata.category(char) in ("Mn", "Me", "Cf"):
         return 0.0
-    if unicodedata.east_asian_width(char) in ("W", "F"):
+    if cells(char) == 2:
         return 1.25 if ord(char) > 0xFFFF else 1.02
     if char in _EM:
         return _EM[char]
@@ -112,11 +112,7 @@ def _em(char: str) -> float:
 def fitted(text: str, size: float, room: float, *, bold: bool = False) -> str:
     """Cut a text to the available width in pixels."""
     text = " ".join(clean(text).splitlines())
-    if width_of(text, size, bold=bold) <= room:
-        return text
-    room -= width_of(ELLIPSIS, size, bold=bold)
-    widths = accumulate(width_of(char, size, bold=bold) for char in text)
-    return text[: sum(width <= room for width in widths)].rstrip() + ELLIPSIS
+    return cut(text, room, width_of=partial(width_of, size=size, bold=bold))
 
 
 def straight(start: Point, end: Point) -> str:

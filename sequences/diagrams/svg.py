@@ -136,8 +136,7 @@ class _Painter:
 def _own(drawing: Drawing) -> Iterator[str]:
     """What a page has and a file lacks: the style sheet, and a background."""
     yield f"<style>{stylesheet()}</style>"
-    width, height = drawing.width, drawing.height
-    yield element("rect", class_="seq-back", width=width, height=height)
+    yield element("rect", class_="seq-back", width=drawing.width, height=drawing.height)
 
 
 def _shapes(box: Box, mark: Mark) -> Iterator[str]:

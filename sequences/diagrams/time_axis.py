@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, cycle, pairwise
-from math import ceil
 from typing import NamedTuple
 
 from ..utils.durations import format_seconds
@@ -29,13 +28,12 @@ FormatSeconds = Callable[[float], str]
 
 
 class Piece(NamedTuple):
-    """A part of the axis: seconds, and where they are drawn; ``left_out``: not to scale."""
+    """A part of the axis: seconds, and where they are drawn."""
 
     begin: float
     end: float
     x: float
     width: float
-    left_out: bool = False
 
     def at(self, second: float) -> float:
         """Where a second of this part is drawn."""
@@ -60,7 +58,8 @@ class Scale:
         to_scale = self.total - sum(end - begin for begin, end in gaps)
         self.pixels_per_second = (width - narrow * len(gaps)) / to_scale
         self.pieces = list(self._pieces(gaps, left, narrow))
-        self.breaks = [piece for piece in self.pieces if piece.left_out]
+        #: Those to scale, and between them those that are left out.
+        self.parts, self.breaks = self.pieces[::2], self.pieces[1::2]
 
     def x(self, second: float) -> float:
         """Where a second is drawn; clamped to the start and the end."""
@@ -72,23 +71,19 @@ class Scale:
         """Round times. After a break, they count from its end."""
         shortest = APART / self.pixels_per_second
         step = next((step for step in _STEPS if step >= shortest), _STEPS[-1])
-        for piece in self.pieces:
-            if piece.left_out:
-                continue
-            end = piece.x + piece.width
-            room = end - (0 if piece is self.pieces[-1] else APART / 2)
-            for count in range(1 if piece.begin else 0, ceil((piece.end - piece.begin) / step) + 1):
-                x = piece.at(piece.begin + count * step)
-                if x <= room + 0.5:
-                    text = format_seconds(count * step) if count else "0"
-                    yield Tick(min(x, end), f"+{text}" if piece.begin else text)
+        apart = step * self.pixels_per_second
+        for piece in self.parts:
+            room = piece.width + 0.5 - (0 if piece is self.parts[-1] else APART / 2)
+            for count in range(1 if piece.begin else 0, int(room // apart) + 1):
+                x = piece.x + min(count * apart, piece.width)
+                text = format_seconds(count * step) if count else "0"
+                yield Tick(x, f"+{text}" if piece.begin else text)
 
     def _pieces(self, gaps: Iterable[Interval], x: float, narrow: float) -> Iterator[Piece]:
-        """What is to scale and what is left out, in turns."""
         times = pairwise([0.0, *chain.from_iterable(gaps), self.total])
-        for (begin, end), left_out in zip(times, cycle((False, True))):
-            width = narrow if left_out else (end - begin) * self.pixels_per_second
-            yield Piece(begin, end, x, width, left_out)
+        for (begin, end), is_left_out in zip(times, cycle((False, True))):
+            width = narrow if is_left_out else (end - begin) * self.pixels_per_second
+            yield Piece(begin, end, x, width)
             x += width
 
 

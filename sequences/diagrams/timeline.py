@@ -151,15 +151,13 @@ class _Painter:
     def _legend(self) -> Iterator[str]:
         x = LEFT
         for kind in BARS:
-            spans = [span for span in self.spans if span.kind == kind]
-            if not spans:
-                continue
-            # In the colour of the bars; for unfinished work, the colour of work.
-            class_ = _class(kind, is_open=all(span.ends is None for span in spans))
-            entry = (_bar(kind, 0, 18), _text(self.word(kind), 24, "seq-word"))
-            place = shifted(x, self.bottom + 18 - LANE / 2)
-            yield element("g", *entry, class_=class_, transform=place)
-            x += 24 + width_of(self.word(kind), 11) + 22
+            if spans := [span for span in self.spans if span.kind == kind]:
+                # In the colour of the bars; for unfinished work, the colour of work.
+                class_ = _class(kind, is_open=all(span.ends is None for span in spans))
+                entry = (_bar(kind, 0, 18), _text(self.word(kind), 24, "seq-word"))
+                place = shifted(x, self.bottom + 18 - LANE / 2)
+                yield element("g", *entry, class_=class_, transform=place)
+                x += 24 + width_of(self.word(kind), 11) + 22
 
     # One step
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable
+from itertools import accumulate
 
 
 def printable(text: str, escape: Callable[[str], str], *, keep: str = "") -> str:
@@ -31,12 +32,12 @@ def _cells(char: str) -> int:
     return 2 if unicodedata.east_asian_width(char) in ("W", "F") else 1
 
 
-def cut(text: str, width: int, dots: str = "…") -> str:
-    """Cut it to this number of cells."""
-    if cells(text) <= width:
+def cut(
+    text: str, width: float, dots: str = "…", *, width_of: Callable[[str], float] = cells
+) -> str:
+    """Cut it to this number of cells, or to this width by another measure."""
+    if width_of(text) <= width:
         return text
-    room, end = width - len(dots), 0
-    while room >= _cells(text[end]):
-        room -= _cells(text[end])
-        end += 1
-    return text[:end].rstrip() + dots
+    room = width - width_of(dots)
+    ends = accumulate(map(width_of, text))
+    return text[: sum(end <= room for end in ends)].rstrip() + dots
