@@ -137,8 +137,8 @@ def _frame(slot: Slot) -> Frame:
 
 
 def _arrow(slot: Slot) -> Line:
-    x, y = slot.x, slot.y
-    path = f"M{x - ARROW:g},{y - 4:g} L{x:g},{y:g} L{x - ARROW:g},{y + 4:g} Z"
+    x, y = slot.x - ARROW, slot.y
+    path = straight((x, y - 4), (slot.x, y), (x, y + 4)) + " Z"
     return Line(path, frozenset(), frozenset({slot.nodes[0].name}))
 
 

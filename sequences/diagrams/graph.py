@@ -82,11 +82,9 @@ class Graph:
         for name in TopologicalSorter(waits).static_order():
             depth[name] = max((depth[source] + 1 for source in waits[name]), default=0)
         last = max(depth.values())
-        layers: list[list[Node]] = [[] for _ in range(last + 1)]
-        for node in self.nodes:
-            loose = node.traits.is_closing and not waits[node.name]
-            layers[last if loose else depth[node.name]].append(node)
-        return layers
+        loose = [node for node in self.nodes if node.traits.is_closing and not waits[node.name]]
+        depth |= {node.name: last for node in loose}
+        return [[node for node in self.nodes if depth[node.name] == at] for at in range(last + 1)]
 
 
 def _solid(plan: Plan) -> Iterator[Edge]:
@@ -104,10 +102,12 @@ def _sources(plan: Plan, node: Node) -> tuple[str, ...]:
 
     If its error never comes, a handler counts as done as soon as the steps that name it are done.
     """
-    names = reached(
-        node.after, lambda name: [one.name for one in plan.nodes if one.on_error == name]
-    )
-    return tuple(name for name in names if not plan.node(name).off_path)
+
+    def after(name: str) -> list[str]:
+        is_off_path = plan.node(name).off_path
+        return [other.name for other in plan.nodes if is_off_path and other.on_error == name]
+
+    return tuple(name for name in reached(node.after, after) if not plan.node(name).off_path)
 
 
 def _aside(plan: Plan, states: Mapping[str, str], names: set[str]) -> list[Edge]:
@@ -144,11 +144,11 @@ def connected(items: Sequence[T], belong: Callable[[T, T], bool]) -> list[list[T
 
 def reached(items: Iterable[T], after: Callable[[T], Iterable[T]]) -> dict[T, None]:
     """These items and all that they lead to, once each: depth first, in order."""
-    reached: dict[T, None] = {}
+    order: dict[T, None] = {}
     todo = [*items][::-1]
     while todo:
         item = todo.pop()
-        if item not in reached:
-            reached[item] = None
+        if item not in order:
+            order[item] = None
             todo += after(item)
-    return reached
+    return order

@@ -115,9 +115,9 @@ def fitted(text: str, size: float, room: float, *, bold: bool = False) -> str:
     return cut(text, room, width_of=partial(width_of, size=size, bold=bold))
 
 
-def straight(start: Point, end: Point) -> str:
-    """A path along a straight line."""
-    return f"M{_xy(start)} L{_xy(end)}"
+def straight(*points: Point) -> str:
+    """A path along straight lines."""
+    return f"M{' L'.join(map(_xy, points))}"
 
 
 def elbow(start: Point, x: float, end: Point) -> str:

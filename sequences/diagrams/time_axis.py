@@ -35,11 +35,6 @@ class Piece(NamedTuple):
     x: float
     width: float
 
-    def at(self, second: float) -> float:
-        """Where a second of this part is drawn."""
-        length = self.end - self.begin
-        return self.x + (self.width * (second - self.begin) / length if length else 0.0)
-
 
 class Tick(NamedTuple):
     """A mark on the axis."""
@@ -64,8 +59,9 @@ class Scale:
     def x(self, second: float) -> float:
         """Where a second is drawn; clamped to the start and the end."""
         second = min(max(second, 0.0), self.total)
-        pieces = (piece for piece in self.pieces if second <= piece.end)
-        return next(pieces, self.pieces[-1]).at(second)
+        piece = next(piece for piece in self.pieces if second <= piece.end)
+        length = piece.end - piece.begin or 1.0
+        return piece.x + piece.width * (second - piece.begin) / length
 
     def ticks(self, format_seconds: FormatSeconds = format_seconds) -> Iterator[Tick]:
         """Round times. After a break, they count from its end."""

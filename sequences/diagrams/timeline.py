@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 from typing import Literal, NamedTuple
 
 from ..utils.durations import format_seconds
@@ -27,26 +27,22 @@ class Bar(NamedTuple):
     height: float
     #: Its minimum width, so that even the shortest one is visible.
     least: float
+    #: Whether it shows work: the lengths are added up, and the axis keeps room for it.
+    is_work: bool = False
+    #: A shape of its own, not only a colour, for what is counted, because it may be a moment.
+    mark: str = ""
 
 
-BARS = {
+Kind = Literal["waited", "ran", "items", "children", "held", "failed", "lost"]
+BARS: dict[Kind, Bar] = {
     "waited": Bar(_("waited"), 5.0, 1.0),
-    "ran": Bar(_("ran"), 15.0, 3.0),
-    "items": Bar(_("items in progress"), 11.0, 3.0),
-    "children": Bar(_("child runs in progress"), 11.0, 3.0),
-    "failed": Bar(_("failed attempt"), 15.0, 11.0),
-    "lost": Bar(_("lost worker"), 15.0, 11.0),
+    "ran": Bar(_("ran"), 15.0, 3.0, is_work=True),
+    "items": Bar(_("items in progress"), 11.0, 3.0, is_work=True),
+    "children": Bar(_("child runs in progress"), 11.0, 3.0, is_work=True),
     "held": Bar(_("on hold"), 9.0, 3.0),
+    "failed": Bar(_("failed attempt"), 15.0, 11.0, is_work=True, mark="l6,6 m0,-6 l-6,6"),
+    "lost": Bar(_("lost worker"), 15.0, 11.0, mark="m0,3 l6,0"),
 }
-
-Kind = Literal["waited", "ran", "items", "children", "failed", "lost", "held"]
-#: Kinds of bars that show work, whose lengths are added up.
-WORK = ("ran", "items", "children", "failed")
-#: Kinds of bars for which the axis keeps room.
-BUSY = (*WORK, "lost")
-#: Kinds of bars that are counted, because there may be only moments of them, with the marks that
-#: give them a shape of their own, not only a colour.
-MARKS = {"failed": "l6,6 m0,-6 l-6,6", "lost": "m0,3 l6,0"}
 
 
 class Span(NamedTuple):
@@ -57,6 +53,11 @@ class Span(NamedTuple):
     #: None: it has not ended.
     ends: datetime | None = None
     title: str = ""
+
+    @property
+    def bar(self) -> Bar:
+        """How it is shown."""
+        return BARS[self.kind]
 
 
 class Lane(NamedTuple):
@@ -100,17 +101,20 @@ class _Painter:
         self.translate, self.format_seconds = translate, format_seconds
         self.bottom = TOP + LANE * len(lanes)
         self.spans = [span for lane in lanes for span in lane.spans]
-        busy = [self.interval(span) for span in self.spans if span.kind in BUSY]
+        busy = [self.interval(span) for span in self.spans if span.bar.is_work or span.bar.mark]
         self.scale = Scale(self.seconds(until), busy, LEFT, RIGHT - LEFT)
 
     def seconds(self, moment: datetime) -> float:
-        return (moment - self.start) / timedelta(seconds=1)
+        return (moment - self.start).total_seconds()
 
     def interval(self, span: Span) -> Interval:
         begin = self.seconds(span.begins)
         return begin, max(self.seconds(span.ends or self.until), begin)
 
-    def word(self, kind: str) -> str:
+    def length(self, spans: Iterable[Span]) -> str:
+        return self.format_seconds(sum(end - begin for begin, end in map(self.interval, spans)))
+
+    def word(self, kind: Kind) -> str:
         return self.translate(BARS[kind].caption)
 
     def picture(self, label: str) -> str:
@@ -150,19 +154,19 @@ class _Painter:
 
     def _legend(self) -> Iterator[str]:
         x = LEFT
-        for kind in BARS:
-            if spans := [span for span in self.spans if span.kind == kind]:
-                # In the colour of the bars; for unfinished work, the colour of work.
-                class_ = _class(kind, is_open=all(span.ends is None for span in spans))
-                entry = (_bar(kind, 0, 18), _text(self.word(kind), 24, "seq-word"))
-                place = shifted(x, self.bottom + 18 - LANE / 2)
-                yield element("g", *entry, class_=class_, transform=place)
-                x += 24 + width_of(self.word(kind), 11) + 22
+        for kind, spans in _by_kind(self.spans):
+            # In the colour of the bars; for unfinished work, the colour of work.
+            class_ = _class(kind, is_open=all(span.ends is None for span in spans))
+            entry = (_bar(kind, 0, 18), _text(self.word(kind), 24, "seq-word"))
+            place = shifted(x, self.bottom + 18 - LANE / 2)
+            yield element("g", *entry, class_=class_, transform=place)
+            x += 24 + width_of(self.word(kind), 11) + 22
 
     # One step
 
     def _lane(self, lane: Lane, top: float) -> str:
-        length = self._length(lane, WORK) or "–"  # noqa: RUF001
+        work = [span for span in lane.spans if span.bar.is_work]
+        length = self.length(work) if work else "–"  # noqa: RUF001
         return linked(
             element("rect", width=WIDTH, height=LANE, class_="seq-row"),
             _text(fitted(lane.label, SIZE, LABEL - 14), PAD, "seq-name"),
@@ -176,43 +180,41 @@ class _Painter:
         )
 
     def _words(self, lane: Lane) -> Iterator[str]:
-        for kind in BARS:
-            if kind not in MARKS and (length := self._length(lane, [kind])):
-                yield f"{self.word(kind)} {length}"
-        for kind in MARKS:
-            if count := sum(span.kind == kind for span in lane.spans):
-                yield f"{count} × {self.word(kind)}"  # noqa: RUF001
-
-    def _length(self, lane: Lane, kinds: Collection[str]) -> str:
-        spans = [self.interval(span) for span in lane.spans if span.kind in kinds]
-        return self.format_seconds(sum(end - begin for begin, end in spans)) if spans else ""
+        for kind, spans in _by_kind(lane.spans):
+            word, is_counted = self.word(kind), BARS[kind].mark
+            yield f"{len(spans)} × {word}" if is_counted else f"{word} {self.length(spans)}"  # noqa: RUF001
 
     def _span(self, span: Span) -> str:
         begin, end = self.interval(span)
-        length = "" if span.kind == "lost" else self.format_seconds(end - begin)
+        length = "" if span.kind == "lost" else self.length([span])
         title = f"{self.word(span.kind)} {length}".rstrip() + f"\n{span.title}".rstrip()
         x, right = self.scale.x(begin), self.scale.x(end)
-        width = max(right - x, BARS[span.kind].least)
+        width = max(right - x, span.bar.least)
         x = min(max((x + right - width) / 2, LEFT), RIGHT - width)
         parts = [element("title", text=title), _bar(span.kind, x, width)]
         if span.ends is None:
-            half = BARS[span.kind].height / 2
+            half = span.bar.height / 2
             tip = f"M{right:.1f},{LANE / 2 - half:g} l5,{half:g} l-5,{half:g} Z"
             parts.append(element("path", d=tip, class_="seq-tip"))
         return element("g", *parts, class_=_class(span.kind, is_open=span.ends is None))
 
 
-def _bar(kind: str, x: float, width: float) -> str:
-    height, rx = BARS[kind].height, min(3.0, width / 2)
-    y = (LANE - height) / 2
-    bar = element("rect", x=x, y=y, width=width, height=height, rx=rx, class_="seq-bar")
-    if kind not in MARKS:
-        return bar
-    cross = f"M{x + width / 2 - 3:.1f},{LANE / 2 - 3:g} {MARKS[kind]}"
-    return bar + element("path", d=cross, class_="seq-cross")
+def _by_kind(spans: Sequence[Span]) -> Iterator[tuple[Kind, list[Span]]]:
+    """The kinds that there are, in the order of the table."""
+    for kind in BARS:
+        if of_kind := [span for span in spans if span.kind == kind]:
+            yield kind, of_kind
 
 
-def _class(kind: str, *, is_open: bool) -> str:
+def _bar(kind: Kind, x: float, width: float) -> str:
+    bar, rx = BARS[kind], min(3.0, width / 2)
+    y = (LANE - bar.height) / 2
+    rect = element("rect", x=x, y=y, width=width, height=bar.height, rx=rx, class_="seq-bar")
+    cross = f"M{x + width / 2 - 3:.1f},{LANE / 2 - 3:g} {bar.mark}"
+    return rect + element("path", d=cross, class_="seq-cross") if bar.mark else rect
+
+
+def _class(kind: Kind, *, is_open: bool) -> str:
     return f"seq-span seq-span-{kind}{' seq-still' if is_open else ''}"
 
 
