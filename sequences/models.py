@@ -1196,7 +1196,7 @@ class PermitState(models.TextChoices):
 
 
 class LimitOverride(_Row):
-    """Different numbers for a limit, until someone ends the override. Ended only once."""
+    """Different numbers for a limit until someone ends the override. Rows change only then."""
 
     id = models.BigAutoField(primary_key=True)
     limit = ExactCharField(_("limit"), max_length=100, db_index=True)

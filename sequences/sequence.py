@@ -219,7 +219,7 @@ class Schedules(Generic[D]):
         return schedules
 
     def get(self, name: str = DEFAULT_NAME, /) -> Schedule:
-        """The row of that name; by default, of ``Meta.schedule``. Raises `UnknownSchedule`."""
+        """The row of that name; by default, that of ``Meta.schedule``. Raises `UnknownSchedule`."""
         schedules = self.all()
         if (schedule := schedules.filter(name=name).first()) is not None:
             return schedule
@@ -310,7 +310,7 @@ class Sequence(Generic[D], metaclass=SequenceType):
 
     @classmethod
     def start_many(cls, iterable: Iterable[Any], /) -> list[Self]:
-        """Start a run for each item: its data, or a pair of data and a dict of `start` options."""
+        """Start a run per item: an item is data, or data paired with a dict of `start` options."""
         return _startable(cls).start_many(cls, iterable)
 
     @classmethod
@@ -395,8 +395,8 @@ class Sequence(Generic[D], metaclass=SequenceType):
     def result(self, step: Step[Any] | str, default: Any = None) -> Any:
         """What an earlier step returned, as JSON; for an event, the payload that was delivered.
 
-        ``default`` if there is no result: the step has not succeeded (yet), was skipped, timed out,
-        or is a fan-out (see `results`). A step that returned None has the result None.
+        Returns ``default`` if there is no result: the step has not succeeded (yet), was skipped,
+        timed out, or is a fan-out (see `results`). A step that returned None has the result None.
         """
         return self._in_step("result").result(name_of(step), default)
 
@@ -463,9 +463,9 @@ class Sequence(Generic[D], metaclass=SequenceType):
     def cancelled(self) -> bool:
         """Whether this step's work is no longer needed.
 
-        Somebody has cancelled, finished or restarted the run, its deadline has passed, or another
-        worker has taken over the step. Cheap: the worker's heartbeat checks it, so it is at most
-        one heartbeat (3 s) late. In tests without a worker, it queries the database.
+        True if somebody has cancelled, finished or restarted the run, if its deadline has passed,
+        or if another worker has taken over the step. Cheap: the worker's heartbeat checks it, so it
+        is at most one heartbeat (3 s) late. In tests without a worker, it queries the database.
         """
         return self._in_step("cancelled").cancelled
 

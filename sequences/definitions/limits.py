@@ -30,7 +30,7 @@ class Limit:
 
     ``Limit("bank", concurrency=5, rate=10, per=timedelta(seconds=1))`` allows five at once, and ten
     per second, evenly spaced. Use it for a step with ``limits=[bank]``, or for whole runs with
-    ``limits`` in Meta. Whatever finds no place waits in line, without a worker.
+    ``limits`` in Meta. Steps and runs beyond the limit wait in line, without a worker.
 
     - ``concurrency``: how many at once.
     - ``rate``: how many may start in the period ``per``, a timedelta or a whole number of
