@@ -165,7 +165,9 @@ def title_of(action: str, step: str = "") -> str:
 def done_message(action: str, step: str, run: SequenceRun) -> str:
     """The message when it is done, which also says if the run is still paused."""
     if action == "cancel" and run.status == RunStatus.UNDOING:
-        return gettext("Completed steps are being rolled back; the run is cancelled after that.")
+        return gettext(
+            "Completed steps are being rolled back; the run will be cancelled afterwards."
+        )
     text = str(TEXTS[action].done) % {"step": step}
     if run.status == RunStatus.PAUSED and action != "pause":
         return f"{text} " + gettext("The run is still paused.")
