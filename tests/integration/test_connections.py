@@ -3,12 +3,13 @@
 import pytest
 from django.db import OperationalError, close_old_connections, connection, connections, transaction
 from dramatiq.errors import Retry
+from dramatiq.middleware import Shutdown
 
 from sequences import Sequence, step
 from sequences.engine.executor import StepBlock, StepExecution
 from sequences.models import StepRun
 from sequences.testing import drain
-from sequences.transitions import claims
+from sequences.transitions import claims, plans
 from tests.engine import fresh, row, take
 from tests.portable import Portable, choose
 
@@ -64,6 +65,20 @@ def test_a_claim_on_a_connection_that_has_died_is_made_on_a_new_one(order, monke
     assert one.live() == []
     assert (fresh(run).status, fresh(run).data) == ("succeeded", {"paid": True})
     assert not run.failures.exists()
+
+
+def test_an_interrupt_that_an_error_of_the_database_hides_comes_out(order, monkeypatch):
+    execution = life(order.start().run)
+
+    def load(*_):
+        try:
+            raise Shutdown
+        except Shutdown:
+            raise OperationalError("the connection is in an unknown state")  # noqa: B904
+
+    monkeypatch.setattr(plans, "load_of", load)
+    with pytest.raises(Shutdown):
+        execution.live()
 
 
 @pytest.mark.only_on("postgresql")
