@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable
-from string import hexdigits
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -150,15 +149,3 @@ def uuid_of(term: str) -> UUID | None:
         return UUID(term.strip())
     except ValueError:
         return None
-
-
-#: Digits of an id that a search takes as a prefix: enough for the day and about the minute.
-SHORTEST_PREFIX = 8
-
-
-def prefix_of(term: str) -> str:
-    """The digits of this text if it is the prefix of an id; otherwise ""."""
-    digits = term.strip().replace("-", "").lower()
-    if not SHORTEST_PREFIX <= len(digits) < 32 or set(digits) - set(hexdigits):
-        return ""
-    return digits

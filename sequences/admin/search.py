@@ -12,8 +12,11 @@ from django.db.models.functions import Cast, Lower
 from ..definitions import registry
 from ..inspection.snapshot import visible
 from ..models import SequenceRunQuerySet
-from .base import prefix_of, uuid_of
+from ..utils.text import id_digits
+from .base import uuid_of
 
+#: Digits of an id that a search takes as a prefix: enough for the day and about the minute.
+SHORTEST_PREFIX = 8
 #: How many runs with secrets have their data searched in this process, the newest.
 SEARCHED_HERE = 1_000
 
@@ -34,7 +37,7 @@ def holding(runs: QuerySet[Any], term: str) -> QuerySet[Any]:
 def _with_id(runs: SequenceRunQuerySet, term: str) -> QuerySet[Any] | None:
     if run_id := uuid_of(term):
         return runs.filter(pk=run_id)
-    digits = prefix_of(term)
+    digits = id_digits(term, SHORTEST_PREFIX)
     return runs.whose_id_begins(digits) if digits else None
 
 

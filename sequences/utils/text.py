@@ -132,6 +132,12 @@ def first_line(text: str, longest: int) -> str:
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
+def id_digits(text: str, shortest: int) -> str:
+    """The digits of an id, or of a prefix with at least this many; "" if the text is neither."""
+    digits = text.replace("-", "").lower()
+    return digits if re.fullmatch(r"[0-9a-f]{1,32}", digits) and len(digits) >= shortest else ""
+
+
 def digits_of(number: float) -> str:
     """A number without an exponent, and with at most six decimals: ``1500000``, ``0.25``."""
     return f"{number:.6f}".rstrip("0").rstrip(".")

@@ -24,6 +24,7 @@ from ...models import (
     StepStatus,
 )
 from ...transitions import clock
+from ...utils.text import id_digits
 from .argtypes import moment, subject_key
 from .arguments import SEQUENCE, argument, flag, group, option
 from .base import wrong
@@ -57,10 +58,9 @@ def find(text: str) -> SequenceRun:
 
 
 def _by_id(text: str) -> list[SequenceRun]:
-    digits = text.replace("-", "").lower()
-    if not MIN_ID_DIGITS <= len(digits) <= 32 or not set(digits) <= set("0123456789abcdef"):
-        return []
-    return list(runs().whose_id_begins(digits).order_by("pk")[: MAX_NAMED_RUNS + 1])
+    digits = id_digits(text, MIN_ID_DIGITS)
+    matches = runs().whose_id_begins(digits) if digits else runs().none()
+    return list(matches.order_by("pk")[: MAX_NAMED_RUNS + 1])
 
 
 def _by_key(text: str) -> list[SequenceRun]:
