@@ -27,6 +27,8 @@ from .tables import Cell, table
 MAX_ENTRIES = 100
 #: The same for tracebacks, in text.
 MAX_TRACEBACKS = 5
+#: The fields of a failed attempt that describe the error.
+ERROR = ("attempt", "error", "message")
 
 
 def brief(run_snapshot: RunSnapshot) -> dict[str, Any]:
@@ -34,37 +36,28 @@ def brief(run_snapshot: RunSnapshot) -> dict[str, Any]:
     run, failure, cause = run_snapshot.run, run_snapshot.current_failure, run_snapshot.cause
     return {
         "id": run.pk,
-        "sequence": run.sequence,
-        "key": run.key,
+        **values_of(run, "sequence", "key"),
         "subject": None if run.subject_key is None else str(run.subject_key),
         "status": run.status,
         "at": [step.name for step in run_snapshot.at],
-        "done": run_snapshot.done,
-        "total": run_snapshot.total,
+        **values_of(run_snapshot, "done", "total"),
         "fraction": round(run_snapshot.fraction, 4),
-        "created_at": run.created_at,
-        "finished_at": run.finished_at,
+        **values_of(run, "created_at", "finished_at"),
         "duration": run_snapshot.duration.total_seconds(),
-        "error": failure and _error(failure),
-        "cause": _cause(cause) if failure and cause else None,
+        "error": failure and _entry(failure, *ERROR),
+        "cause": failure and cause and _cause(cause),
     }
 
 
 def _cause(cause: StepFailure) -> dict[str, Any]:
     """The deepest cause, in an item or in a child run."""
-    return {"run": cause.run_id, "sequence": cause.run.sequence, **_error(cause)}
+    return {"run": cause.run_id, "sequence": cause.run.sequence, **_entry(cause, *ERROR)}
 
 
-def _error(failure: StepFailure) -> dict[str, Any]:
-    return {**_place(failure), **values_of(failure, "attempt", "error", "message")}
-
-
-def _loss(loss: StepLoss) -> dict[str, Any]:
-    return {**_place(loss), **values_of(loss, "lost_at", "worker", "concurrent_steps")}
-
-
-def _place(row: StepFailure | StepLoss) -> dict[str, Any]:
-    return {"step": row.step, "item": None if row.item == NO_ITEM else row.item}
+def _entry(row: StepFailure | StepLoss, *names: str) -> dict[str, Any]:
+    """Where it happened, and these fields of it."""
+    item = None if row.item == NO_ITEM else row.item
+    return {"step": row.step, "item": item, **values_of(row, *names)}
 
 
 class RunDetails:
@@ -81,14 +74,17 @@ class RunDetails:
             summary(self.run_snapshot, self.operations[-1] if self.operations else None),
             *_about_family(self.run_snapshot),
         ]
-        self.step_runs = StepRun.objects.using(conf.using())
-        parents = self.step_runs.values_list("run", flat=True)
+        step_runs = StepRun.objects.using(conf.using())
+        self.step_runs = step_runs.filter(run=run.pk)
+        parents = step_runs.values_list("run", flat=True)
         self.parent = None if run.parent_id is None else parents.get(pk=run.parent_id)
         children = runs().filter(parent__run=run.pk).order_by("pk")
         self.children = list(children.values("id", "sequence", "status")[:MAX_ENTRIES])
 
     def as_json(self) -> dict[str, Any]:
         """With stable keys."""
+        more = ("failed_at", "worker", *(["traceback"] if self.tracebacks else []))
+        results = dict(self.step_runs.filter(item=NO_ITEM).values_list("step", "result"))
         return {
             **brief(self.run_snapshot),
             "summary": self.sentences[0],
@@ -99,9 +95,11 @@ class RunDetails:
             "data": self._data,
             "parent": self.parent,
             "children": self.children,
-            "steps": list(self._steps()),
-            "failures": [self._failure(failure) for failure in self.failures],
-            "losses": [_loss(loss) for loss in self.losses],
+            "steps": [self._step(step, results.get(step.name)) for step in self.run_snapshot.steps],
+            "failures": [_entry(failure, *ERROR, *more) for failure in self.failures],
+            "losses": [
+                _entry(loss, "lost_at", "worker", "concurrent_steps") for loss in self.losses
+            ],
             "operations": [_operation(operation) for operation in self.operations],
         }
 
@@ -109,17 +107,10 @@ class RunDetails:
     def _data(self) -> Any:
         return snapshot.visible(self.run.data, self.run.sequence)
 
-    def _steps(self) -> Iterator[dict[str, Any]]:
-        rows = self.step_runs.filter(run=self.run.pk, item=NO_ITEM)
-        results = dict(rows.values_list("step", "result"))
-        for step in self.run_snapshot.steps:
-            yield self._step(step, results.get(step.name))
-
     def _step(self, step: StepSnapshot, result: Any) -> dict[str, Any]:
         now = self.run_snapshot.now
         return {
-            "name": step.name,
-            "label": step.label,
+            **values_of(step, "name", "label"),
             **values_of(step.node, "kind", "after", "any_of"),
             "status": step.status or None,
             "on_hold": step.is_on_hold,
@@ -132,10 +123,6 @@ class RunDetails:
             "worker": step.worker,
             "result": snapshot.visible(result, self.run.sequence, step.name),
         }
-
-    def _failure(self, failure: StepFailure) -> dict[str, Any]:
-        more = ["failed_at", "worker", *(["traceback"] if self.tracebacks else [])]
-        return {**_error(failure), **values_of(failure, *more)}
 
     # Text
 

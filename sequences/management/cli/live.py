@@ -86,7 +86,7 @@ class Display:
     def _picture(self, run_snapshot: RunSnapshot, width: int) -> list[str]:
         status = run_snapshot.run.status
         done = f"{run_snapshot.done}/{run_snapshot.total}"
-        bar = bar_of(run_snapshot.fraction)
+        bar = f"[{'#' * int(run_snapshot.fraction * BAR_WIDTH):{BAR_WIDTH}}]"
         head = f"{run_snapshot.title}  {self.who(run_snapshot)}"
         tail = f"  {status}  {bar}  {done}  {format_duration(run_snapshot.duration)}"
         rows = [self._row(step, run_snapshot) for step in _of_interest(run_snapshot.listed_steps)]
@@ -113,12 +113,6 @@ def state_of(step: StepSnapshot, *, counts: bool = True) -> str:
 def step_state(status: str, failed: int) -> str:
     """With the number of its failed attempts."""
     return f"{status} ({failed} failed)" if failed else status
-
-
-def bar_of(fraction: float) -> str:
-    """``[#####     ]``"""
-    full = int(fraction * BAR_WIDTH)
-    return f"[{'#' * full}{' ' * (BAR_WIDTH - full)}]"
 
 
 def _of_interest(steps: list[StepSnapshot]) -> list[StepSnapshot]:
