@@ -7,6 +7,8 @@ from typing import Any
 
 #: Called with a parser, or with a group of one, it adds itself.
 Argument = Callable[[Any], object]
+#: Makes the value of a text; None: the text is the value.
+Parser = Callable[[str], Any] | None
 
 
 def argument(*names: str, **options: Any) -> Argument:
@@ -14,9 +16,11 @@ def argument(*names: str, **options: Any) -> Argument:
     return lambda parser: parser.add_argument(*names, **options)
 
 
-def option(name: str, help_text: str, **options: Any) -> Argument:
-    """The same, with the help that every option of ours has."""
-    return argument(name, help=help_text, **options)
+def option(
+    name: str, help_text: str, parse: Parser = None, metavar: str | None = None, **options: Any
+) -> Argument:
+    """An argument with a value, which ``parse`` makes of the text."""
+    return argument(name, help=help_text, type=parse, metavar=metavar, **options)
 
 
 def flag(name: str, help_text: str, **options: Any) -> Argument:

@@ -72,8 +72,7 @@ class Subcommand:
         # Django decides by the process's own output, which may be a different one.
         is_coloured = self.is_terminal or getattr(self.command, "is_forced", False)
         style = self.command.style if is_coloured else no_style()
-        role = _ROLES.get(status)
-        paint: Paint = getattr(style, role) if role else str
+        paint: Paint = getattr(style, _ROLES.get(status, ""), str)
         return paint
 
 

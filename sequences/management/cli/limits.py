@@ -17,7 +17,7 @@ from ...inspection.limits import LimitSnapshot, LineSnapshot
 from ...models import StoredLimit
 from ...utils.durations import format_duration
 from .argtypes import duration
-from .arguments import JSON, argument, flag, option, reason_and_by
+from .arguments import JSON, flag, option, reason_and_by
 from .base import Subcommand, caller_and_reason, rejecting, seconds_of, values_of, wrong
 
 
@@ -26,10 +26,10 @@ class Limits(Subcommand):
 
     name, help = "limits", "List limits, show one, or override its numbers."
     arguments = (
-        argument("limit", nargs="?", metavar="NAME", help="show this limit"),
-        option("--concurrency", "override how many may be active at once", type=int, metavar="N"),
-        option("--rate", "override the maximum number of starts per period", type=int, metavar="N"),
-        option("--per", "the period of --rate", type=duration, metavar="1s"),
+        option("limit", "show this limit", metavar="NAME", nargs="?"),
+        option("--concurrency", "override how many may be active at once", int, "N"),
+        option("--rate", "override the maximum number of starts per period", int, "N"),
+        option("--per", "the period of --rate", duration, "1s"),
         flag("--reset", "end the override: use the numbers in the code"),
         *reason_and_by("change"),
         JSON,

@@ -7,7 +7,6 @@ from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
 from uuid import UUID
 
 from django.core.management.base import CommandError
@@ -37,18 +36,14 @@ class Sweep(Subcommand):
         if not options.loop:
             self.write(f"{once()} dispatched")
             return
-        before = signal.signal(signal.SIGTERM, _interrupt)
+        # Like Ctrl-C: it says that it stops, and the health check does not take it for killed.
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             run_forever(conf.settings.sweep_interval or 1)
         except KeyboardInterrupt:
             self.write("Stopped.")
         finally:
             signal.signal(signal.SIGTERM, before)
-
-
-def _interrupt(*_: Any) -> None:
-    # Like Ctrl-C: it says that it stops, and the health check does not take it for killed.
-    raise KeyboardInterrupt
 
 
 class Health(Subcommand):
@@ -60,11 +55,13 @@ class Health(Subcommand):
     def run(self, options: Namespace) -> None:
         report = health.read()
         if options.json:
-            self.write_json(_health_as_json(report))
+            signs = [{**asdict(sign), "level": _word(sign.level)} for sign in report.signs]
+            workers = [worker.name for worker in report.workers]
+            self.write_json({"level": _word(report.level), "signs": signs, "workers": workers})
         else:
             for sign in report.signs:
                 paint = self.paint(_PAINTS[sign.level])
-                self.write(f"{paint(sign.level.name.lower()):8} {plain(sign)}")
+                self.write(f"{paint(_word(sign.level)):8} {plain(sign)}")
         if report.level is Level.BAD:
             raise CommandError("Steps are not running as they should.", returncode=REFUSED)
 
@@ -72,12 +69,8 @@ class Health(Subcommand):
 _PAINTS = {Level.GOOD: "succeeded", Level.WARNING: "retrying", Level.BAD: "failed"}
 
 
-def _health_as_json(report: health.Health) -> dict[str, object]:
-    return {
-        "level": report.level.name.lower(),
-        "signs": [{**asdict(sign), "level": sign.level.name.lower()} for sign in report.signs],
-        "workers": [worker.name for worker in report.workers],
-    }
+def _word(level: Level) -> str:
+    return level.name.lower()
 
 
 class Prune(Subcommand):
@@ -87,17 +80,18 @@ class Prune(Subcommand):
     help = "Remove finished runs whose retention period is over, with their child runs."
     arguments = (
         option(
-            "--older-than", type=duration, metavar="30d",
-            help_text="remove runs that finished at least this long ago (overrides RETENTION)",
+            "--older-than",
+            "remove runs that finished at least this long ago (overrides RETENTION)",
+            duration, "30d",
         ),
         option(
             "--failed-older-than", "the same for failed runs (overrides RETENTION_FAILED)",
-            type=duration, metavar="90d",
+            duration, "90d",
         ),
         SEQUENCE,
         option(
-            "--batch", "runs per transaction, not counting child runs",
-            type=count, default=TREES_PER_TRANSACTION,
+            "--batch", "runs per transaction, not counting child runs", count,
+            default=TREES_PER_TRANSACTION,
         ),
         flag("--dry-run", "only show what would be removed"),
         JSON,

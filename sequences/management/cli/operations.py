@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import BooleanOptionalAction, Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -16,23 +16,14 @@ from ...exceptions import SequenceError
 from ...inspection.actions import ACTIONS
 from ...models import RunStatus, SequenceRun
 from ...utils.terminal import plain
+from . import base
 from .argtypes import assignment, date, duration, json_object, json_value
 from .arguments import JSON, Argument, argument, flag, one_of, option, reason_and_by
-from .base import (
-    INTERRUPTED,
-    REFUSED,
-    Subcommand,
-    caller_and_reason,
-    counted,
-    done_sentence,
-    rejecting,
-    values_of,
-    wrong,
-)
+from .base import Subcommand, caller_and_reason, counted, done_sentence, rejecting, values_of, wrong
 from .selectors import FILTERS, FILTERS_BUT_STEP, ONE_RUN, RUNS, find, runs, selected
 
 # The name `step` is that of a filter.
-ON_STEP = argument("on_step", metavar="STEP", help="the step, the same for all runs")
+ON_STEP = option("on_step", "the step, the same for all runs", metavar="STEP")
 #: The statuses that the names of operations imply.
 _ENDS_IN = {
     "cancel": RunStatus.CANCELLED,
@@ -44,24 +35,19 @@ Outcome = tuple[SequenceRun, str]
 
 
 class Operating(Subcommand):
-    """One of the `ACTIONS` on runs."""
+    """One of the `ACTIONS` on runs.
+
+    ``done`` says what was done, for a ``{run}`` and a ``{step}``. ``own`` are the options that only
+    this operation has, by keyword arguments of its method.
+    """
 
     def __init__(
-        self,
-        command: BaseCommand,
-        *,
-        action: str,
-        help_text: str,
-        done: str,
-        own: dict[str, Argument],
+        self, action: str, help_text: str, done: str, command: BaseCommand, **own: Argument
     ) -> None:
         super().__init__(command)
-        #: What was done, for a ``{run}`` and a ``{step}``.
-        self.done = done
-        self.action, self.name, self.help = ACTIONS[action], action.replace("_", "-"), help_text
+        self.action, self.done, self.own = ACTIONS[action], done, own
+        self.name, self.help = action.replace("_", "-"), help_text
         self.description = str(self.action.explains)
-        #: The options that only this operation has, by keyword arguments of its method.
-        self.own = own
         self.arguments = (
             RUNS,
             *([ON_STEP] if self.action.on_step else []),
@@ -74,21 +60,22 @@ class Operating(Subcommand):
         )
 
     def run(self, options: Namespace) -> None:
-        step = [options.on_step] if self.action.on_step else []
         is_at_step = self.action.on_step and self.action.name != "restart_from"
         ids = selected(options, self.action.rule.targets, is_at_step=is_at_step)
         if options.dry_run:
             self._list(ids, options)
             return
-        keywords = {**caller_and_reason(options), **values_of(options, *self.own)}
+        step = {"step": options.on_step} if self.action.on_step else {}
+        keywords = {**step, **caller_and_reason(options), **values_of(options, *self.own)}
         outcomes: list[Outcome] = []
         try:
-            for run in _each(ids):
-                outcomes.append((run, self._operate(run, options, *step, **keywords)))
+            # Each as it is when its turn comes, except those that were pruned meanwhile.
+            for run in (run for pk in ids for run in runs().filter(pk=pk)):
+                outcomes.append((run, self._operate(run, keywords, options)))
         except KeyboardInterrupt:
             self._sum_up(outcomes, options)
             raise CommandError(
-                "Interrupted; the remaining runs are unchanged.", returncode=INTERRUPTED
+                "Interrupted; the remaining runs are unchanged.", returncode=base.INTERRUPTED
             ) from None
         self._sum_up(outcomes, options)
 
@@ -99,31 +86,27 @@ class Operating(Subcommand):
             total = f"{self.name} would be applied to {counted(len(ids), 'run')}."
             self.write("\n".join([*map(str, ids), total]))
 
-    def _operate(self, run: SequenceRun, options: Namespace, *step: str, **keywords: Any) -> str:
+    def _operate(self, run: SequenceRun, keywords: dict[str, Any], options: Namespace) -> str:
         """The reason if it is not possible for this run; otherwise empty."""
         try:
-            why = self.perform(run, *step, **keywords)
+            self.perform(run, **keywords)
         except SequenceError as error:
-            why = str(error)
-        if why and not options.json:
-            self.command.stderr.write(plain(why))
-        elif not options.json:
-            self.write(self._sentence(run, *step, **keywords))
-        return why
-
-    def _sentence(self, run: SequenceRun, *step: str, **keywords: Any) -> str:
-        """What was done, and how the run is now."""
-        done = self.done_with(**keywords).format(run=plain(run), step=plain("".join(step)))
-        return done_sentence(done, run.status, _ENDS_IN.get(self.action.name))
+            if not options.json:
+                self.command.stderr.write(plain(error))
+            return str(error)
+        if not options.json:
+            done = self.done_with(**keywords)
+            done = done.format(run=plain(run), step=plain(keywords.get("step", "")))
+            self.write(done_sentence(done, run.status, _ENDS_IN.get(self.action.name)))
+        return ""
 
     def done_with(self, **keywords: Any) -> str:
         """What was done with these keyword arguments, for a ``{run}`` and a ``{step}``."""
         return self.done
 
-    def perform(self, run: SequenceRun, *step: str, **keywords: Any) -> str:
-        """Perform it on one run. Returns or raises the reason if that is not possible."""
-        getattr(run, self.action.name)(*step, **keywords)
-        return ""
+    def perform(self, run: SequenceRun, **keywords: Any) -> None:
+        """Perform it on one run. Raises `SequenceError` if that is not possible."""
+        getattr(run, self.action.name)(**keywords)
 
     def _sum_up(self, outcomes: list[Outcome], options: Namespace) -> None:
         done = [run.pk for run, why in outcomes if not why]
@@ -134,24 +117,20 @@ class Operating(Subcommand):
             self.write(f"{len(done)} done, {len(rejected)} rejected.")
         if rejected:
             why = f"{self.name} was rejected for {len(rejected)} of {len(outcomes)}."
-            raise CommandError(why, returncode=REFUSED)
-
-
-def _each(ids: list[UUID]) -> Iterator[SequenceRun]:
-    """Each of these runs as it is when its turn comes, except those that were pruned meanwhile."""
-    for pk in ids:
-        yield from runs().filter(pk=pk)
+            raise CommandError(why, returncode=base.REFUSED)
 
 
 class Deliver(Operating):
     """A delivery may be superfluous, which is no error of its method."""
 
-    def perform(self, run: SequenceRun, *step: str, **keywords: Any) -> str:
-        if run.deliver(*step, **keywords):
-            return ""
-        if run.delivered(*step):
-            return f"Run {run.pk} already has a delivery of {step[0]!r}; only the first one counts."
-        return f"Run {run.pk} no longer needs {step[0]!r}: another event or step came first."
+    def perform(self, run: SequenceRun, *, step: str = "", **keywords: Any) -> None:
+        if run.deliver(step, **keywords):
+            return
+        if run.delivered(step):
+            why = f"already has a delivery of {step!r}; only the first one counts."
+        else:
+            why = f"no longer needs {step!r}: another event or step came first."
+        raise SequenceError(f"Run {run.pk} {why}")
 
 
 class SetDeadline(Operating):
@@ -172,20 +151,12 @@ class Edit(Subcommand):
     arguments = (
         ONE_RUN,
         one_of(
-            option(
-                "--data", "the complete data: JSON, @file or -", type=json_object, metavar="JSON"
-            ),
-            option(
-                "--set", "set one key; repeatable",
-                type=assignment, action="append", metavar="KEY=JSON",
-            ),
+            option("--data", "the complete data: JSON, @file or -", json_object, "JSON"),
+            option("--set", "set one key; repeatable", assignment, "KEY=JSON", action="append"),
         ),
-        option(
-            "--if-version", "only if the run still has this version (see `show`)",
-            type=int, metavar="N",
-        ),
+        option("--if-version", "only if the run still has this version (see `show`)", int, "N"),
         *reason_and_by(),
-    )  # fmt: skip
+    )
 
     def run(self, options: Namespace) -> None:
         if (options.data is None) == (options.set is None):
@@ -214,61 +185,57 @@ class Edit(Subcommand):
         return restored
 
 
-def _operation(
-    action: str, help_text: str, done: str, kind: type[Operating] = Operating, **own: Argument
-) -> Callable[[BaseCommand], Subcommand]:
-    return partial(kind, action=action, help_text=help_text, done=done, own=own)
-
-
-UNDO = option(
-    "--undo", "roll back completed steps first, or not (default: Meta.cancel)",
+UNDO = argument(
+    "--undo", help="roll back completed steps first, or not (default: Meta.cancel)",
     action=BooleanOptionalAction,
 )  # fmt: skip
 KEEP_DELIVERIES = flag(
     "--keep-deliveries", "keep delivered events instead of waiting for them again"
 )
 KEEP_KEY = flag("--keep-key", "keep the key, so that no other run starts with it")
-PAYLOAD = option("--payload", "JSON, @file, or - (default: null)", type=json_value, metavar="JSON")
+PAYLOAD = option("--payload", "JSON, @file, or - (default: null)", json_value, "JSON")
 DEADLINE = one_of(
-    option("--in", "a duration from now", dest="deadline", type=duration, metavar="3d"),
-    option(
-        "--at", "a date, or a date and a time",
-        dest="deadline", type=date, metavar="2026-12-01T08:00",
-    ),
-    argument(
-        "--none", help="remove the deadline", dest="deadline", action="store_const", const=None
-    ),
+    option("--in", "a duration from now", duration, "3d", dest="deadline"),
+    option("--at", "a date, or a date and a time", date, "2026-12-01T08:00", dest="deadline"),
+    argument("--none", help="remove the deadline", dest="deadline", action="store_const"),
     required=True,
-)  # fmt: skip
+)
 
-OPERATIONS = [
-    _operation("retry", "Restart failed steps, and run pending retries now.", "Retried {run}"),
-    _operation(
-        "cancel", "Cancel runs; with --undo, roll back completed steps first.", "Cancelled {run}",
-        undo=UNDO,
+OPERATIONS: list[Callable[[BaseCommand], Subcommand]] = [
+    partial(
+        Operating, "retry", "Restart failed steps, and run pending retries now.", "Retried {run}"
     ),
-    _operation("pause", "Pause runs: no new step starts until you resume them.", "Paused {run}"),
-    _operation("resume", "Continue paused runs.", "Resumed {run}"),
-    _operation("finish", "Mark runs as succeeded.", "Finished {run}"),
-    _operation("skip", "Skip a step, and continue without it.", "Skipped “{step}” of {run}"),
-    _operation("run_now", "Run a delayed step now.", "Scheduled “{step}” to run now in {run}"),
-    _operation(
-        "restart_from", "Run a step and all later steps again.",
+    partial(
+        Operating, "cancel", "Cancel runs; with --undo, roll back completed steps first.",
+        "Cancelled {run}", undo=UNDO,
+    ),
+    partial(
+        Operating, "pause", "Pause runs: no new step starts until you resume them.", "Paused {run}"
+    ),
+    partial(Operating, "resume", "Continue paused runs.", "Resumed {run}"),
+    partial(Operating, "finish", "Mark runs as succeeded.", "Finished {run}"),
+    partial(
+        Operating, "skip", "Skip a step, and continue without it.", "Skipped “{step}” of {run}"
+    ),
+    partial(
+        Operating, "run_now", "Run a delayed step now.", "Scheduled “{step}” to run now in {run}"
+    ),
+    partial(
+        Operating, "restart_from", "Run a step and all later steps again.",
         "Restarted “{step}” and all later steps of {run}", keep_deliveries=KEEP_DELIVERIES,
     ),
-    _operation(
-        "set_deadline", "Set or remove the deadline of runs.", "Set the deadline of {run}",
-        SetDeadline, deadline=DEADLINE,
+    partial(
+        SetDeadline, "set_deadline", "Set or remove the deadline of runs.",
+        "Set the deadline of {run}", deadline=DEADLINE,
     ),
-    _operation(
-        "deliver", "Deliver an event to runs.", "Delivered “{step}” to {run}", Deliver,
+    partial(
+        Deliver, "deliver", "Deliver an event to runs.", "Delivered “{step}” to {run}",
         payload=PAYLOAD,
     ),
     Edit,
-    _operation(
-        "erase",
+    partial(
+        Operating, "erase",
         "Permanently erase data, payloads, results, error texts, reasons, keys and subjects.",
-        "Erased the data of {run}",
-        keep_key=KEEP_KEY,
+        "Erased the data of {run}", keep_key=KEEP_KEY,
     ),
 ]  # fmt: skip

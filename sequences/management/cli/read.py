@@ -34,16 +34,12 @@ class List(Subcommand):
     """The newest runs."""
 
     name, help = "list", "List runs, newest first."
-    arguments = (
-        FILTERS,
-        option("--limit", "how many runs (default: 50)", type=count, default=50),
-        JSON,
-    )
+    arguments = (FILTERS, option("--limit", "how many runs (default: 50)", count, default=50), JSON)
 
     def run(self, options: Namespace) -> None:
         runs = list(filtered(options).defer(*HEAVY)[: options.limit])
         snapshots = snapshot.of_many(runs)
-        steps = struggling.steps_of([run_snapshot.run for run_snapshot in snapshots])
+        steps = struggling.steps_of(runs)
         if options.json:
             read_subject_rows(runs)
             self.write_json(
@@ -110,10 +106,9 @@ class Watch(Subcommand):
     def run(self, options: Namespace) -> None:
         run = find(options.run)
         display = (JsonLines if options.json else Display)(self.command.stdout, self.paint)
-        ended = wait.until_ended(
+        wait.until_succeeded(
             run, lambda run_snapshot: display.show([run_snapshot]), timeout=options.timeout
         )
-        wait.outcome(ended)
 
 
 class JsonLines(Display):
@@ -137,8 +132,8 @@ class Graph(Subcommand):
     name, help = "graph", "Draw the steps of a sequence or a run as text, Mermaid or SVG."
     arguments = (
         one_of(
-            argument("what", nargs="?", metavar="LABEL|RUN", help="a sequence, or a run"),
-            option("--file", "a definition in YAML or JSON", type=Path),
+            option("what", "a sequence, or a run", metavar="LABEL|RUN", nargs="?"),
+            option("--file", "a definition in YAML or JSON", Path),
         ),
         argument("--format", choices=("text", "mermaid", "svg"), default="text"),
         argument("-o", "--output", type=Path, metavar="FILE", help="write to this file"),

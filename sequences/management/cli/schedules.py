@@ -14,14 +14,7 @@ from ...inspection.schedules import ScheduleSnapshot
 from ...models import Schedule
 from ...utils.terminal import plain
 from .arguments import JSON, argument, option, reason_and_by
-from .base import (
-    Subcommand,
-    caller_and_reason,
-    done_sentence,
-    rejecting,
-    values_of,
-    wrong,
-)
+from .base import Subcommand, caller_and_reason, done_sentence, rejecting, values_of, wrong
 from .details import moment
 from .tables import Cell
 
@@ -43,10 +36,10 @@ class Schedules(Subcommand):
     name, help = "schedules", "List schedules; pause or resume one, or start a run now."
     arguments = (
         argument("action", nargs="?", choices=ACTIONS, default="list"),
-        argument("label", nargs="?", metavar="LABEL", help="the label of the sequence"),
-        argument(
-            "schedule", nargs="?", metavar="NAME",
-            help="the name of the schedule, if the sequence has several",
+        option("label", "the label of the sequence", metavar="LABEL", nargs="?"),
+        option(
+            "schedule", "the name of the schedule, if the sequence has several",
+            metavar="NAME", nargs="?",
         ),
         option("--sequence", "list only schedules of this sequence", metavar="LABEL"),
         *reason_and_by("schedule"),
@@ -72,7 +65,7 @@ class Schedules(Subcommand):
             self.write(f"Started {plain(run.sequence)} {run.pk}")
         else:
             done, implied = _DONE[options.action]
-            self.write(done_sentence(f"{done} {plain(str(row))}", details["state"], implied))
+            self.write(done_sentence(f"{done} {plain(row)}", details["state"], implied))
 
     def _list(self, options: Namespace) -> None:
         rows = Schedule.objects.using(conf.using()).order_by("sequence", "name")

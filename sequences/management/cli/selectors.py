@@ -26,7 +26,7 @@ from ...models import (
 from ...transitions import clock
 from ...utils.text import id_digits
 from .argtypes import moment, subject_key
-from .arguments import SEQUENCE, argument, flag, group, option
+from .arguments import SEQUENCE, flag, group, option
 from .base import wrong
 
 #: Values of --status besides the statuses themselves.
@@ -37,8 +37,8 @@ MIN_ID_DIGITS = 4
 MAX_NAMED_RUNS = 3
 
 RUN_HELP = "an ID, an ID prefix, or label:key"
-ONE_RUN = argument("run", metavar="RUN", help=RUN_HELP)
-RUNS = argument("runs", nargs="*", metavar="RUN", help=RUN_HELP)
+ONE_RUN = option("run", RUN_HELP, metavar="RUN")
+RUNS = option("runs", RUN_HELP, metavar="RUN", nargs="*")
 
 
 def runs() -> SequenceRunQuerySet:
@@ -96,13 +96,10 @@ _FILTERS = (
     SEQUENCE,
     option("--status", ", ".join(STATUSES), choices=STATUSES, metavar="STATUS"),
     option("--key", "only runs started with this key"),
-    option("--subject", "only runs about this object", type=subject_key, metavar="app.model:pk"),
-    option(
-        "--since", "only runs started since this time: a duration or a date",
-        type=moment, metavar="24h",
-    ),
+    option("--subject", "only runs about this object", subject_key, "app.model:pk"),
+    option("--since", "only runs started since this time: a duration or a date", moment, "24h"),
     flag("--struggling", "only runs with a step that keeps failing", default=None),
-)  # fmt: skip
+)
 _AT_STEP = option("--step", "only runs that are at this step or failed at it", metavar="NAME")
 #: The filters that select runs which are not named.
 FILTERS = group("filters", *_FILTERS, _AT_STEP)

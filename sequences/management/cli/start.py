@@ -17,7 +17,7 @@ from ...utils.durations import format_duration
 from ...utils.terminal import plain
 from . import wait
 from .argtypes import definition_in, duration, json_object, subject
-from .arguments import argument, flag, one_of, option
+from .arguments import flag, one_of, option
 from .base import Subcommand, values_of, wrong
 from .details import RunDetails
 
@@ -29,28 +29,27 @@ class Start(Subcommand):
     help = "Start a sequence, or a definition in a file, and optionally wait for it to finish."
     arguments = (
         one_of(
-            argument("label", nargs="?", metavar="LABEL", help="a sequence, such as shop.Order"),
-            option("--file", "a definition in YAML or JSON, stored with the run", type=Path),
+            option("label", "a sequence, such as shop.Order", metavar="LABEL", nargs="?"),
+            option("--file", "a definition in YAML or JSON, stored with the run", Path),
         ),
         option(
-            "--data", "a JSON object, @file, or - for standard input",
-            type=json_object, default={}, metavar="JSON",
+            "--data", "a JSON object, @file, or - for standard input", json_object, "JSON",
+            default={},
         ),
         option("--key", "the key of the run; if a run already has it, nothing starts"),
         option(
-            "--unique", choices=("ever", "unfinished"), default="ever",
-            help_text="how long a run keeps its key: forever (default), or until it has finished",
+            "--unique", "how long a run keeps its key: forever (default), or until it has finished",
+            choices=("ever", "unfinished"), default="ever",
         ),
-        option("--delay", "wait this long before the first steps", type=duration, metavar="5m"),
+        option("--delay", "wait this long before the first steps", duration, "5m"),
         option(
             "--priority", "order among runs waiting for a limit; the lowest number goes first",
-            type=int, default=0, metavar="N",
+            int, "N", default=0,
         ),
         option(
-            "--deadline", "fail the run if it has not finished within this time",
-            type=duration, metavar="3d",
+            "--deadline", "fail the run if it has not finished within this time", duration, "3d"
         ),
-        option("--subject", "the object the run is about", type=subject, metavar="app.model:pk"),
+        option("--subject", "the object the run is about", subject, "app.model:pk"),
         flag("--wait", "wait until the run has finished; the exit status depends on the outcome"),
         wait.FOR_HOW_LONG,
         flag("--json", "print JSON, as `show` does"),
@@ -70,18 +69,15 @@ class Start(Subcommand):
             prefix = "Started" if sequence.created else "Already exists:"
             self.write(f"{prefix} {plain(run.sequence)} {run.pk}")
             self.command.stdout.flush()
-        ended = None
         try:
             if options.wait:
-                ended = wait.until_ended(run, self._doubt, timeout=options.timeout)
+                ended = wait.until_succeeded(run, self._doubt, timeout=options.timeout)
+                if not options.json:
+                    self.write(f"Succeeded after {format_duration(ended.duration)}.")
         finally:
             if options.json:
                 run.refresh_from_db()
                 self.write_json({**RunDetails(run).as_json(), "created": sequence.created})
-        if ended is not None:
-            wait.outcome(ended)
-            if not options.json:
-                self.write(f"Succeeded after {format_duration(ended.duration)}.")
 
     def _start(self, options: Namespace) -> Callable[..., Sequence[Any]]:
         if (options.label is None) == (options.file is None):

@@ -26,20 +26,20 @@ MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.1, 1.0
 #: How long to wait for a database that is down, perhaps because it is being restarted.
 MAX_OUTAGE_SECONDS = 60.0
 
-FOR_HOW_LONG = option("--timeout", "stop waiting after this long", type=duration, metavar="10m")
+FOR_HOW_LONG = option("--timeout", "stop waiting after this long", duration, "10m")
 
 Look = Callable[[RunSnapshot], None]
 
 
-def until_ended(run: SequenceRun, look: Look, *, timeout: timedelta | None) -> RunSnapshot:
-    """Wait until the run has ended. Raises `CommandError` with its own status if the caller gives
-    up."""
+def until_succeeded(run: SequenceRun, look: Look, *, timeout: timedelta | None) -> RunSnapshot:
+    """Wait until the run has ended. Raises `CommandError` unless it has succeeded: with the exit
+    status of its outcome, or with one of its own if the caller gives up."""
     deadline = None if timeout is None else time.monotonic() + timeout.total_seconds()
     pause = MIN_PAUSE_SECONDS
     try:
         for run_snapshot in _looks(run, look):
             if run_snapshot is not None and run_snapshot.run.is_finished:
-                return run_snapshot
+                return _succeeded(run_snapshot)
             rest = pause if deadline is None else deadline - time.monotonic()
             if rest <= 0:
                 raise _given_up(run, f"has not finished within {format_duration(timeout)}", TIMEOUT)
@@ -96,8 +96,7 @@ def _given_up(run: SequenceRun, why: str, status: int) -> CommandError:
     )
 
 
-def outcome(ended: RunSnapshot) -> None:
-    """Return if it has succeeded; otherwise, raise `CommandError` with the matching exit status."""
+def _succeeded(ended: RunSnapshot) -> RunSnapshot:
     run = ended.run
     if status := OUTCOMES[RunStatus(run.status)]:
         raise CommandError(
@@ -105,3 +104,4 @@ def outcome(ended: RunSnapshot) -> None:
             f"sequences show {run.pk} --tracebacks`.",
             returncode=status,
         )
+    return ended
