@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import SUPPRESS, ArgumentParser, Namespace
+from collections.abc import Callable
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, no_translations
@@ -16,9 +17,9 @@ from ...transitions.refusals import is_unmigrated, unmigrated
 from ...utils.terminal import plain
 from ..cli import limits, maintenance, operations, read, schedules, start
 from ..cli.arguments import add, argument
-from ..cli.base import wrong
+from ..cli.base import USAGE, Subcommand, wrong
 
-SUBCOMMANDS = [
+SUBCOMMANDS: list[Callable[[BaseCommand], Subcommand]] = [
     read.List,
     read.Show,
     start.Start,
@@ -51,42 +52,43 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Add the subcommands with their arguments, and Django's own after them, too."""
         self.parser = parser
-        subcommands = [make(self) for make in SUBCOMMANDS]
-        self.subcommands = {subcommand.name: subcommand for subcommand in subcommands}
-        parsers = parser.add_subparsers(dest="task", metavar="subcommand")
-        for name, subcommand in self.subcommands.items():
-            description = subcommand.description or subcommand.help
-            below = parsers.add_parser(name, help=subcommand.help, description=description)
+        parsers = parser.add_subparsers(metavar="subcommand")
+        for subcommand in (make(self) for make in SUBCOMMANDS):
+            below = parsers.add_parser(
+                subcommand.name,
+                help=subcommand.help,
+                description=subcommand.description or subcommand.help,
+            )
+            below.set_defaults(subcommand=subcommand)
             add(below, [*subcommand.arguments, *DJANGOS])
 
     def execute(self, *args: Any, **options: Any) -> Any:
         """Without a subcommand, show which there are; no check of the project comes first."""
-        if options["task"] is None:
+        if "subcommand" not in options:
             self.parser.print_help(sys.stderr)
             raise wrong("A subcommand is missing: choose one of those above.")
         return super().execute(*args, **options)
 
     @no_translations
-    def handle(self, *args: Any, task: str, **options: Any) -> None:
+    def handle(self, *args: Any, subcommand: Subcommand, **options: Any) -> None:
         """Run the subcommand. Its output is in English, like its options."""
         self.is_forced = options.get("force_color", False)
         if self.stdout._out is sys.stdout and hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show ✓ gets a ?
         try:
-            self.subcommands[task].run(Namespace(**options))
-        except CommandError as error:
+            subcommand.run(Namespace(**options))
+        except (CommandError, SequenceError) as error:
             raise _safe(error) from None
-        except SequenceError as error:
-            raise _safe(wrong(str(error))) from None
         except DatabaseError as error:
             if not is_unmigrated(error):
                 raise
-            raise _safe(wrong(str(unmigrated(error, conf.using())))) from None
+            raise _safe(unmigrated(error, conf.using())) from None
         except BrokenPipeError:
             # The reader, such as `head`, has closed the pipe: flushing at exit must not fail.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _safe(error: CommandError) -> CommandError:
+def _safe(error: CommandError | SequenceError) -> CommandError:
     """An error may quote a key, or a reason that somebody gave."""
-    return CommandError(plain(error, lines=True), returncode=error.returncode)
+    status = error.returncode if isinstance(error, CommandError) else USAGE
+    return CommandError(plain(error, lines=True), returncode=status)
