@@ -95,6 +95,27 @@ def test_direct_steps_are_performed_in_one_go_each_with_a_message_of_its_own(wor
     assert sent == []
 
 
+@pytest.mark.django_db(transaction=True)
+def test_a_step_that_follows_directly_is_held_by_the_same_worker(worker_thread):
+    workers = []
+
+    class Direct(Sequence):
+        class Meta:
+            handoff = "direct"
+
+        @step
+        def one(self):
+            workers.append(StepRun.objects.get(status="running").worker)
+
+        @step
+        def two(self):
+            workers.append(StepRun.objects.get(status="running").worker)
+
+    with dispatcher.capture_dispatches():
+        worker_thread(first_message(Direct()))
+    assert workers == [current.worker()] * 2
+
+
 class Noting(Middleware):
     """A middleware that notes which hooks are called, for which actor."""
 
