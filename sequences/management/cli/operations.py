@@ -18,12 +18,55 @@ from ...models import RunStatus, SequenceRun
 from ...utils.terminal import plain
 from . import base
 from .argtypes import assignment, date, duration, json_object, json_value
-from .arguments import JSON, Argument, argument, flag, one_of, option, reason_and_by
+from .arguments import JSON, argument, flag, one_of, option, reason_and_by
 from .base import Subcommand, caller_and_reason, counted, done_sentence, rejecting, values_of, wrong
 from .selectors import FILTERS, FILTERS_BUT_STEP, ONE_RUN, RUNS, find, runs, selected
 
 # The name `step` is that of a filter.
 ON_STEP = option("on_step", "the step, the same for all runs", metavar="STEP")
+#: Each makes a subcommand: its help, and what was done, for a ``{run}`` and a ``{step}``.
+OPERATIONS = {
+    "retry": ("Restart failed steps, and run pending retries now.", "Retried {run}"),
+    "cancel": ("Cancel runs; with --undo, roll back completed steps first.", "Cancelled {run}"),
+    "pause": ("Pause runs: no new step starts until you resume them.", "Paused {run}"),
+    "resume": ("Continue paused runs.", "Resumed {run}"),
+    "finish": ("Mark runs as succeeded.", "Finished {run}"),
+    "skip": ("Skip a step, and continue without it.", "Skipped “{step}” of {run}"),
+    "run_now": ("Run a delayed step now.", "Scheduled “{step}” to run now in {run}"),
+    "restart_from": (
+        "Run a step and all later steps again.",
+        "Restarted “{step}” and all later steps of {run}",
+    ),
+    "set_deadline": ("Set or remove the deadline of runs.", "Set the deadline of {run}"),
+    "deliver": ("Deliver an event to runs.", "Delivered “{step}” to {run}"),
+    "erase": (
+        "Permanently erase data, payloads, results, error texts, reasons, keys and subjects.",
+        "Erased the data of {run}",
+    ),
+}
+UNDO = argument(
+    "--undo", help="roll back completed steps first, or not (default: Meta.cancel)",
+    action=BooleanOptionalAction,
+)  # fmt: skip
+KEEP_DELIVERIES = flag(
+    "--keep-deliveries", "keep delivered events instead of waiting for them again"
+)
+KEEP_KEY = flag("--keep-key", "keep the key, so that no other run starts with it")
+PAYLOAD = option("--payload", "JSON, @file, or - (default: null)", json_value, "JSON")
+DEADLINE = one_of(
+    option("--in", "a duration from now", duration, "3d", dest="deadline"),
+    option("--at", "a date, or a date and a time", date, "2026-12-01T08:00", dest="deadline"),
+    argument("--none", help="remove the deadline", dest="deadline", action="store_const"),
+    required=True,
+)
+#: The options that only one of them has, by keyword arguments of its method.
+OWN_OPTIONS = {
+    "cancel": {"undo": UNDO},
+    "restart_from": {"keep_deliveries": KEEP_DELIVERIES},
+    "set_deadline": {"deadline": DEADLINE},
+    "deliver": {"payload": PAYLOAD},
+    "erase": {"keep_key": KEEP_KEY},
+}
 #: The statuses that the names of operations imply.
 _ENDS_IN = {
     "cancel": RunStatus.CANCELLED,
@@ -35,23 +78,18 @@ Outcome = tuple[SequenceRun, str]
 
 
 class Operating(Subcommand):
-    """One of the `ACTIONS` on runs.
+    """One of the `ACTIONS` on runs."""
 
-    ``done`` says what was done, for a ``{run}`` and a ``{step}``. ``own`` are the options that only
-    this operation has, by keyword arguments of its method.
-    """
-
-    def __init__(
-        self, action: str, help_text: str, done: str, command: BaseCommand, **own: Argument
-    ) -> None:
+    def __init__(self, action: str, command: BaseCommand) -> None:
         super().__init__(command)
-        self.action, self.done, self.own = ACTIONS[action], done, own
-        self.name, self.help = action.replace("_", "-"), help_text
+        self.name, self.action = action.replace("_", "-"), ACTIONS[action]
+        self.help, self.done = OPERATIONS[action]
         self.description = str(self.action.explains)
+        self.own = OWN_OPTIONS.get(action, {})
         self.arguments = (
             RUNS,
             *([ON_STEP] if self.action.on_step else []),
-            *own.values(),
+            *self.own.values(),
             *reason_and_by(),
             JSON,
             FILTERS_BUT_STEP if self.action.on_step else FILTERS,
@@ -185,57 +223,8 @@ class Edit(Subcommand):
         return restored
 
 
-UNDO = argument(
-    "--undo", help="roll back completed steps first, or not (default: Meta.cancel)",
-    action=BooleanOptionalAction,
-)  # fmt: skip
-KEEP_DELIVERIES = flag(
-    "--keep-deliveries", "keep delivered events instead of waiting for them again"
-)
-KEEP_KEY = flag("--keep-key", "keep the key, so that no other run starts with it")
-PAYLOAD = option("--payload", "JSON, @file, or - (default: null)", json_value, "JSON")
-DEADLINE = one_of(
-    option("--in", "a duration from now", duration, "3d", dest="deadline"),
-    option("--at", "a date, or a date and a time", date, "2026-12-01T08:00", dest="deadline"),
-    argument("--none", help="remove the deadline", dest="deadline", action="store_const"),
-    required=True,
-)
-
-OPERATIONS: list[Callable[[BaseCommand], Subcommand]] = [
-    partial(
-        Operating, "retry", "Restart failed steps, and run pending retries now.", "Retried {run}"
-    ),
-    partial(
-        Operating, "cancel", "Cancel runs; with --undo, roll back completed steps first.",
-        "Cancelled {run}", undo=UNDO,
-    ),
-    partial(
-        Operating, "pause", "Pause runs: no new step starts until you resume them.", "Paused {run}"
-    ),
-    partial(Operating, "resume", "Continue paused runs.", "Resumed {run}"),
-    partial(Operating, "finish", "Mark runs as succeeded.", "Finished {run}"),
-    partial(
-        Operating, "skip", "Skip a step, and continue without it.", "Skipped “{step}” of {run}"
-    ),
-    partial(
-        Operating, "run_now", "Run a delayed step now.", "Scheduled “{step}” to run now in {run}"
-    ),
-    partial(
-        Operating, "restart_from", "Run a step and all later steps again.",
-        "Restarted “{step}” and all later steps of {run}", keep_deliveries=KEEP_DELIVERIES,
-    ),
-    partial(
-        SetDeadline, "set_deadline", "Set or remove the deadline of runs.",
-        "Set the deadline of {run}", deadline=DEADLINE,
-    ),
-    partial(
-        Deliver, "deliver", "Deliver an event to runs.", "Delivered “{step}” to {run}",
-        payload=PAYLOAD,
-    ),
-    Edit,
-    partial(
-        Operating, "erase",
-        "Permanently erase data, payloads, results, error texts, reasons, keys and subjects.",
-        "Erased the data of {run}", keep_key=KEEP_KEY,
-    ),
-]  # fmt: skip
+#: The class of an operation, if it is not `Operating`.
+_CLASSES = {"deliver": Deliver, "set_deadline": SetDeadline}
+*_others, _erase = (partial(_CLASSES.get(action, Operating), action) for action in OPERATIONS)
+#: In the order of the help.
+SUBCOMMANDS: list[Callable[[BaseCommand], Subcommand]] = [*_others, Edit, _erase]

@@ -24,7 +24,7 @@ SUBCOMMANDS: list[Callable[[BaseCommand], Subcommand]] = [
     read.Show,
     start.Start,
     read.Watch,
-    *operations.OPERATIONS,
+    *operations.SUBCOMMANDS,
     read.Graph,
     limits.Limits,
     schedules.Schedules,
