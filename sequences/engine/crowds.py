@@ -63,7 +63,11 @@ class WaitingExecution(StepExecution):
 
     def begin(self, terms: Terms) -> Awaiting | None:
         """Claim it, and call the user's code. None: there is nothing to await."""
-        super()._claim()
+        try:
+            super()._claim()
+        except BaseException:
+            self.leave_place()  # `live` is only the second part
+            raise
         if not traits_of(self.context.claim.kind).is_item:
             return None  # the fan-out's own row, which has only the second part
         try:

@@ -180,6 +180,7 @@ def _before(
     except Interrupt:
         raise
     except BaseException:  # a middleware skips it: the claimed step waits for the sweep
+        execution.leave_place()
         if execution.claim is not None:
             claims.release(execution.claim, execution.using)
         raise

@@ -6,13 +6,14 @@ import threading
 import dramatiq
 import pytest
 from dramatiq.broker import MessageProxy
+from dramatiq.middleware import Middleware, SkipMessage
 
 from sequences import Sequence, step
-from sequences.engine import coroutines, dispatcher
+from sequences.engine import coroutines, dispatcher, suspects
 from sequences.models import StepFailure, StepRun
-from sequences.transitions import plans
+from sequences.transitions import losses, plans
 from sequences.transitions.types import dispatch_of
-from tests.engine import fresh, sent
+from tests.engine import fresh, sent, take
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -136,3 +137,50 @@ def test_an_item_that_changes_data_fails_as_any():
     sent(lambda: process(items[0]))
     assert states(run) == ["failed", "failed"]
     assert StepFailure.objects.filter(run=run).first().error.endswith("ReadOnlyData")
+
+
+@pytest.fixture
+def suspect():
+    """A queued item whose last worker was lost; returns its run, and its id."""
+
+    async def fetch(self, item):
+        return item
+
+    run, (item,) = crawl(fetch, range(1))
+    StepRun.objects.filter(pk=item).update(lost_workers=1)
+    return run, item
+
+
+def test_a_suspect_that_another_process_takes_first_leaves_its_place(suspect, monkeypatch):
+    run, item = suspect
+    suspicion = losses.suspicion
+
+    def slow(*arguments):
+        found = suspicion(*arguments)
+        assert take(item) is not None
+        return found
+
+    monkeypatch.setattr(losses, "suspicion", slow)
+    sent(lambda: process(item))
+    assert states(run) == ["running"]
+    assert_free()
+
+
+def test_a_suspect_that_a_middleware_skips_leaves_its_place(suspect, broker):
+    run, item = suspect
+
+    class Maintenance(Middleware):
+        def before_process_message(self, broker, message):
+            if states(run) == ["running"]:  # its own message, not the one that arrived
+                raise SkipMessage
+
+    broker.add_middleware(Maintenance())
+    sent(lambda: process(item))
+    assert states(run) == ["queued"]
+    assert_free()
+
+
+def assert_free():
+    """This process can run another suspect."""
+    assert suspects.enter(1, alone=False)
+    assert suspects.leave(1)
