@@ -42,7 +42,7 @@ from .recovery import FATAL
 MAX_CALL_NAME = 100
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False)
 class ExecutionContext(CurrentAttempt):
     """A claimed step during its execution: what it does, and what its ``self`` can ask for."""
 

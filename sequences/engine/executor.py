@@ -41,7 +41,7 @@ from .interrupts import Interrupt
 logger = logging.getLogger("sequences")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)  # its claim has all of `data`
 class StepExecution:
     """One delivery of one step run."""
 

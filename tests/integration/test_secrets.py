@@ -10,6 +10,7 @@ import pytest
 from django.core.management import call_command
 
 from sequences import Abort, Sequence, event, step
+from sequences.engine.executor import StepExecution
 from sequences.models import Operation, SequenceRun, StepFailure, StepRun
 from sequences.testing import run_sequence
 from sequences.transitions import causes
@@ -199,6 +200,11 @@ def test_an_error_keeps_no_secret_that_its_step_has_put_into_data():
 
     failing(act)
     assert StepFailure.objects.get().message == "*** is refused"
+
+
+def test_an_execution_is_shown_without_its_data_and_before_it_has_any():
+    execution = StepExecution.of(claim(started(token=SECRET), "pay"), "default")
+    assert SECRET not in repr(execution)
 
 
 def test_an_error_is_recorded_also_of_data_that_cannot_be_looked_through():
