@@ -44,7 +44,7 @@ class Delivery:
     failed: CurrentAttempt | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)  # its claim has all of `data`
 class CurrentAttempt:
     """An attempt of a step during its execution, as seen by other code."""
 

@@ -205,6 +205,8 @@ def test_an_error_keeps_no_secret_that_its_step_has_put_into_data():
 def test_an_execution_is_shown_without_its_data_and_before_it_has_any():
     execution = StepExecution.of(claim(started(token=SECRET), "pay"), "default")
     assert SECRET not in repr(execution)
+    execution._claim()
+    assert SECRET not in repr([execution, execution.context])
 
 
 def test_an_error_is_recorded_also_of_data_that_cannot_be_looked_through():
