@@ -334,7 +334,9 @@ def _oldest_turn(timetable: Timetable, slot: datetime, now: datetime, identity: 
     oldest = now - _patience(timetable)
     if timetable.start_of(slot, identity) >= oldest:
         return Turn(slot, timetable.after(slot))
-    following = timetable.after(oldest - timetable.jitter - _MOMENT)
+    # Not before this slot: with a jitter longer than the gap between slots, an earlier one may have
+    # started later.
+    following = timetable.after(max(slot, oldest - timetable.jitter - _MOMENT))
     while following is not None and timetable.start_of(following, identity) < oldest:
         following = timetable.after(following)
     if following is None:

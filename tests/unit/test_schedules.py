@@ -195,6 +195,14 @@ def test_with_jitter_lateness_counts_from_the_start():
     assert turn_of(timetable, slot, start, "name").slot == slot
 
 
+def test_a_jitter_longer_than_the_gap_never_goes_back_to_an_earlier_slot():
+    timetable = cron("*/15 * * * *", timezone="UTC", missed="all", jitter=HOUR)
+    for slot in timetable.between(at("2026-01-01"), at("2026-01-02")):
+        found = turn_of(timetable, slot, timetable.start_of(slot, "name") + HOUR + MINUTE, "name")
+        assert found.following > slot
+        assert found.slot is None or found.slot > slot
+
+
 def test_a_key_is_made_of_schedule_and_slot():
     assert key_of("nightly", at("2026-01-01T03:00")) == "schedule:nightly:2026-01-01T03:00:00Z"
 
