@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from ..models import LimitKey, LimitOverride, StoredLimit
+from ..models import LimitOverride, StoredLimit
 from . import clock
-from .locking import lock_free, transact
+from .lines import check_soon
+from .locking import transact
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +64,7 @@ def _end(limit: StoredLimit, by: str, now: datetime, using: str) -> None:
 def _use(limit: StoredLimit, row: LimitOverride | None, now: datetime, using: str) -> None:
     limit.override = row
     limit.save(using=using, update_fields=["override"])
-    lines = LimitKey._base_manager.using(using).filter(limit=limit.pk)
-    # A locked line is checked by whoever has locked it, or later by the sweep.
-    free = lines.filter(pk__in=lock_free(lines.filter(wake_at__isnull=False), using))
-    free.update(wake_at=now)
+    free = check_soon(limit.pk, now, using)
     numbers = row or limit
     if numbers.rate and numbers.per:  # a moment that the old rate had set far ahead
         first = now + numbers.per / numbers.rate

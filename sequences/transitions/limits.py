@@ -377,6 +377,7 @@ def store_all(limits: Iterable[Limit], using: str) -> None:
         if numbers != limit.numbers:
             row.concurrency, row.rate, row.per = limit.numbers
             row.save(using=using, update_fields=["concurrency", "rate", "per"])
+            transact(using, partial(lines.check_soon, row.pk, clock.now(using), using))
 
 
 def prune(using: str) -> int:

@@ -107,7 +107,9 @@ class Line:
         """The first moment that its rate allows; without a rate, now."""
         if self.interval is None or self.row.next_at is None:
             return self.now
-        return max(self.now, self.row.next_at)
+        # If the rate was slower when the last moment was assigned, `next_at` is too far ahead.
+        latest = (self.row.granted_at or self.now) + HORIZON + self.interval
+        return max(self.now, min(self.row.next_at, latest))
 
     def is_early(self) -> bool:
         """Whether that is too far ahead to be assigned."""
@@ -222,6 +224,17 @@ def lock_lines(
     limits = StoredLimit._base_manager.using(using).select_related("override")
     by_id = limits.in_bulk(row.limit_id for row in locked)
     return {row.pk: Line(row, by_id[row.limit_id], now, using) for row in locked}
+
+
+def check_soon(limit_id: int, now: datetime, using: str) -> QuerySet[LimitKey]:
+    """Have the sweep check the lines of a limit whose numbers have changed, and return them.
+
+    A locked line is checked by whoever has locked it, or later by the sweep.
+    """
+    lines = LimitKey._base_manager.using(using).filter(limit=limit_id)
+    free = lines.filter(pk__in=lock_free(lines.filter(wake_at__isnull=False), using))
+    free.update(wake_at=now)
+    return free
 
 
 def grant(permits: Iterable[Permit], lines: Iterable[Line], using: str) -> datetime:

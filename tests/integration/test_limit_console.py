@@ -20,6 +20,7 @@ from sequences.flows.jobs import job
 from sequences.inspection import diagnosis, health, snapshot
 from sequences.models import LimitKey, LimitOverride, Permit, SequenceRun, StoredLimit
 from sequences.testing import clock, drain
+from sequences.worker.sweeper import AssumeLost, sweep
 from tests.console import command
 from tests.engine import fresh
 from tests.limits import USING, bank, billing, come, go, look, row_of, seconds, sync, take, waits
@@ -116,6 +117,31 @@ def test_a_higher_rate_moves_those_who_wait():
         moving.move(seconds(0.1))
         look()
         assert all(row_of(run).due_at or row_of(run).status == "queued" for run in runs[1:])
+
+
+def test_a_higher_rate_also_counts_where_nobody_waits():
+    sequence = billing(Limit("bank", rate=1, per=timedelta(days=1)))
+    assert come(sequence.start().run)
+    StoredLimit.objects.get().change(rate=10, per=seconds(1))
+    with clock() as moving:
+        moving.move(seconds(10))
+        assert come(sequence.start().run)
+
+
+@pytest.mark.parametrize("numbers", [{"rate": 10, "per": seconds(1)}, {"concurrency": 5}])
+@pytest.mark.parametrize("early", [True, False])
+def test_a_deploy_moves_those_who_wait_for_a_slower_rate(numbers, early):
+    sequence = billing(Limit("bank", rate=1, per=timedelta(days=1)))
+    runs = [sequence.start().run for _ in range(2)]
+    assert come(runs[0])
+    if early:
+        assert come(runs[1]) is None
+    billing(Limit("bank", **numbers))
+    store_declared(USING)
+    with clock() as moving:
+        moving.move(seconds(10))
+        sweep(AssumeLost(), USING)
+        assert come(runs[1])
 
 
 @pytest.mark.parametrize(
