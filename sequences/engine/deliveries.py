@@ -8,6 +8,7 @@ from typing import Any
 from django.core.exceptions import NON_FIELD_ERRORS
 from django.db.models import Model, QuerySet
 from django.forms import BaseForm
+from django.utils.datastructures import MultiValueDict
 from django.utils.translation import gettext_noop as _
 
 from .. import conf
@@ -42,7 +43,9 @@ def _cleaned(form_class: type[BaseForm], event: str, payload: Any) -> dict[str, 
             problem = Text(_("is of type %(type)s, not a dict"), type=type(payload).__name__)
             hint = Text(_("Use the fields of %(form)s."), form=form_class.__qualname__)
             raise InvalidData(path=_path_of(event), problem=problem, hint=hint)
-        form = form_class(data=dict(payload or {}))
+        # As a dict, request.POST would have a list for each field.
+        is_post = isinstance(payload, MultiValueDict)
+        form = form_class(data=payload if is_post else dict(payload or {}))
     if not form.is_valid():
         text = _("was rejected by %(form)s: %(errors)s")
         problem = Text(text, form=form_class.__qualname__, errors=_text_of(form))

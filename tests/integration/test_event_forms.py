@@ -8,6 +8,7 @@ import pytest
 from django import forms
 from django.contrib.auth import get_user_model
 from django.core.validators import MaxValueValidator
+from django.http import QueryDict
 from django.test import Client, override_settings
 from django.utils import timezone, translation
 
@@ -103,6 +104,12 @@ def test_a_view_may_deliver_the_form_itself(run):
     form = Approval({"amount": "3"})
     assert run.deliver("checked", form)
     assert run.payload("checked") == {"approved": False, "amount": "3", "until": None}
+
+
+def test_a_view_may_deliver_what_was_posted(run):
+    posted = QueryDict("amount=3&approved=on&until=2030-01-02&csrfmiddlewaretoken=x")
+    assert run.deliver("checked", posted)
+    assert run.payload("checked") == {"approved": True, "amount": "3", "until": "2030-01-02"}
 
 
 def test_objects_of_the_database_are_delivered_by_their_keys():
