@@ -106,7 +106,11 @@ class Timetable:
 
     def fingerprint(self) -> str:
         """Equal for equal declarations, in every process and release."""
-        text = json.dumps([self.to_json(), self._data_as_json()], sort_keys=True, default=_type)
+        spec = self.to_json()
+        try:
+            text = json.dumps([spec, self._data_as_json()], sort_keys=True, default=_type)
+        except (TypeError, ValueError):  # keys of several types: no run can start with such data
+            text = json.dumps(spec, sort_keys=True)
         return sha256(text.encode()).hexdigest()
 
     def _data_as_json(self) -> Any:

@@ -203,6 +203,9 @@ class Declaration:
     name: str
     timetable: Timetable
 
+    def __str__(self) -> str:
+        return f"{self.sequence} {self.name}"
+
     @property
     def fingerprint(self) -> str:
         """Equal for the same schedule in every process."""

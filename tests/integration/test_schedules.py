@@ -656,6 +656,21 @@ def test_one_declaration_that_cannot_be_written_costs_the_others_nothing(monkeyp
     assert "Could not store a schedule that the code declares" in caplog.text
 
 
+def test_data_that_is_no_json_costs_the_others_nothing_and_is_not_logged(caplog):
+    with isolate_sequences():
+        report(schedule=every(HOUR))
+        sync("default")
+    report(schedule=every(HOUR, data={"token": "secret-1", 2: 3}))
+    other = report(name="Other", schedule=every(HOUR))
+    with clock() as moving:
+        look()
+        moving.move(HOUR)
+        look()
+    assert other.runs.count() == 1
+    assert "data has the key 2 of type int" in Schedule.objects.get(sequence="shop.Report").error
+    assert "secret-1" not in caplog.text
+
+
 def test_declarations_are_confirmed_at_intervals(releases):
     releases.code("old", schedule=every(HOUR))
     releases.boots("old")
