@@ -49,6 +49,10 @@ STANDSTILL = "standstill"
 STOPPED = "stopped"
 #: Final statuses without a rollback.
 _NOT_UNDONE = (RunStatus.SUCCEEDED, STOPPED)
+#: Runs that have completed all of their steps, even if their `on_end` has failed.
+_COMPLETED = Q(status=RunStatus.SUCCEEDED) | Q(
+    status=RunStatus.FAILED, final_status=RunStatus.SUCCEEDED
+)
 
 
 def stop(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
@@ -278,7 +282,10 @@ def _undo_child(run: SequenceRun, own: StepRun, now: datetime, using: str) -> li
     """Start the rollback of the newest child, which may have nothing to undo and end at once."""
     newest = _newest_child(own, using)
     child = None if newest is None else lock_run(newest.pk, using)
-    if child is None or (child.is_finished and child.status != RunStatus.SUCCEEDED):
+    if child is None:
+        return []
+    is_completed = RunStatus.SUCCEEDED in (child.status, child.final_status)
+    if child.is_finished and not is_completed:
         return []  # someone has ended it in the meantime
     _look_after(own, now, using)
     child.status, child.final_status = RunStatus.UNDOING, RunStatus.CANCELLED
@@ -459,12 +466,12 @@ def _candidates(own: StepRun, using: str) -> QuerySet[SequenceRun]:
     children = subsequences.of(own, using)
     is_open = Q(status__in=(RunStatus.RUNNING, RunStatus.PAUSED))
     is_stopped = Q(status=RunStatus.UNDOING, final_status="")
-    succeeded = Q(status=RunStatus.SUCCEEDED, plan__in=_plans_with_undos(children, using))
-    return children.filter(is_open | is_stopped | succeeded)
+    completed = _COMPLETED & Q(plan__in=_plans_with_undos(children, using))
+    return children.filter(is_open | is_stopped | completed)
 
 
 def _plans_with_undos(children: QuerySet[SequenceRun], using: str) -> list[int]:
-    ids = children.filter(status=RunStatus.SUCCEEDED).values_list("plan", flat=True).distinct()
+    ids = children.filter(_COMPLETED).values_list("plan", flat=True).distinct()
     loaded = {plan_id: plans.load(plan_id, using) for plan_id in ids}
     return [plan_id for plan_id, plan in loaded.items() if plan.undos or plan.subsequences]
 

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from sequences import Abort, Sequence, event, on_failure, step, subsequence
+from sequences import Abort, Sequence, event, on_end, on_failure, step, subsequence
 from sequences.engine.pruning import prune
 from sequences.exceptions import InvalidTransition
 from sequences.models import Operation, SequenceRun, StepRun
@@ -289,6 +289,21 @@ def test_of_the_children_of_a_failed_step_those_that_succeeded_are_undone():
     assert [what for what in done if what.startswith("un")] == ["unseat 2", "unmeal 1", "unseat 1"]
     assert done[-1] == "refund"
     assert [one.status for one in children_of(parent)] == ["cancelled", "failed"]
+
+
+def test_a_child_that_has_failed_only_in_its_on_end_is_undone():
+    class Closing(booking(waits=False)):
+        class Meta:
+            app_label = "shop"
+
+        @on_end
+        def close(self):
+            act("close")
+
+    failing.add("close")
+    parent = run_sequence(trip(Closing)).run
+    assert done == ["charge", "seat", "meal", "unmeal", "unseat", "refund"]
+    assert (parent.status, child_of(parent).status) == ("failed", "failed")
 
 
 def test_a_child_that_has_nothing_to_undo_stays_as_it_is_and_its_parent_can_be_retried():
