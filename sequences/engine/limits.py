@@ -17,7 +17,7 @@ from ..definitions import registry
 from ..definitions.definition import Definition
 from ..definitions.limits import MAX_COUNT, MAX_PER
 from ..definitions.steps import Step
-from ..exceptions import InvalidTransition, SequenceError, Text
+from ..exceptions import SequenceError, Text
 from ..models import StoredLimit
 from ..transitions import limit_overrides, limits, locking, operations
 from ..transitions.limits import Admission, Request
@@ -87,8 +87,8 @@ def cancel_for(oldest: Any, newer: Any, using: str) -> None:
 def _cancel(run_id: Any, reason: str, using: str) -> None:
     request = OperationRequest("cancel", by="limits", reason=reason)
     try:
-        dispatches = operations.cancel(run_id, request, using)
-    except InvalidTransition:  # it has ended in the meantime
+        dispatches = operations.cancel(run_id, request, using, ends_rollbacks=False)
+    except SequenceError:  # it ends anyway, or only a later release can read its plan
         return
     dispatcher.send(dispatches)
 

@@ -115,7 +115,7 @@ def policy_of(sequence: str, key: SubjectKey) -> str:
 
 def _cancel(run_id: UUID, using: str) -> None:
     try:
-        dispatches = operations.cancel(run_id, _request("cancel"), using)
+        dispatches = operations.cancel(run_id, _request("cancel"), using, ends_rollbacks=False)
     except InvalidTransition:
         return  # it has finished in the meantime, perhaps with its parent
     dispatcher.send_on_commit(dispatches, using)

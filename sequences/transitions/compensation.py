@@ -104,26 +104,38 @@ def succeed(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dis
     return _close_as(run, plan, RunStatus.SUCCEEDED, now, using)
 
 
-def cancel(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispatch]:
+def cancel(
+    run: SequenceRun, plan: Plan, now: datetime, using: str, *, ends_rollbacks: bool = False
+) -> list[Dispatch]:
     """Cancel the run and its child runs at once, without a rollback.
 
     A closing step that has already started is cancelled, too; the next one runs.
+    ``ends_rollbacks``: child runs that are rolling back stop, too.
     """
-    ready = cancel_children(runs.steps_of(run, using), now, using)
+    rows = runs.steps_of(run, using)
+    ready = cancel_children(rows, now, using, ends_rollbacks=ends_rollbacks)
     subsequences.note_undoing(run, now, using)
     runs.end_unfinished(run, StepStatus.CANCELLED, now, using)
     return ready + _close_as(run, plan, STOPPED, now, using)
 
 
-def cancel_children(rows: QuerySet[StepRun], now: datetime, using: str) -> list[Dispatch]:
-    """Cancel the children of these step runs, and theirs. Their parent is locked."""
+def cancel_children(
+    rows: QuerySet[StepRun], now: datetime, using: str, *, ends_rollbacks: bool = False
+) -> list[Dispatch]:
+    """Cancel the children of these step runs, and theirs. Their parent is locked.
+
+    A child that is ending already goes on with that: its rollback must not get lost because nobody
+    needs the child any more. ``ends_rollbacks``: somebody has asked for just that.
+    """
     ready: list[Dispatch] = []
     for child in subsequences.lock_unfinished(rows, using):
         plan = plans.load(child.plan_id, using)
         if cancels_by_undoing(child, plan):
             ready += begin(child, plan, RunStatus.CANCELLED, now, using)
-        elif child.final_status != STOPPED:
-            ready += cancel(child, plan, now, using)
+        elif child.final_status in ("", STANDSTILL) or (
+            ends_rollbacks and child.final_status != STOPPED
+        ):
+            ready += cancel(child, plan, now, using, ends_rollbacks=ends_rollbacks)
         runs.save(child, now, using)
     return ready
 

@@ -183,12 +183,14 @@ class Line:
         return [each for row in rows for each in admit(row, moment, self.now, self.using)]
 
     def oldest(self) -> UUID | None:
-        """The run to cancel in favour of the first in line; None: there is none."""
+        """The run to cancel in favour of the first in line; None: there is none, or it is ending
+        already, which its undos may take some time for."""
         first = self.waiting().first()
         if first is None or not first.replaces or self.room():
             return None
         holders = self.holders().filter(step_run=None).order_by("granted_at", "pk")
-        return holders.values_list("run", flat=True).first()
+        run, status = holders.values_list("run", "run__status").first() or (None, "")
+        return None if status == RunStatus.UNDOING else run
 
     def store(self) -> None:
         """Store its moments, if it has a rate."""

@@ -449,22 +449,30 @@ def _deadline_text(deadline: datetime | None) -> dict[str, str | None]:
 
 
 def cancel(
-    run_id: UUID, request: OperationRequest, using: str, *, undo: bool | None = None
+    run_id: UUID,
+    request: OperationRequest,
+    using: str,
+    *,
+    undo: bool | None = None,
+    ends_rollbacks: bool = True,
 ) -> list[Dispatch]:
     """End the run; nothing of it can commit any more. If requested, roll it back first.
 
-    ``undo``: None means as its class says.
+    ``undo``: None means as its class says. ``ends_rollbacks``: False leaves a run alone that is
+    ending already, and such child runs.
     """
 
     def function(locked: LockedRun) -> list[Dispatch]:
-        locked.allow(RULES["cancel"])
+        locked.allow(RULES["cancel" if ends_rollbacks else "cancel_and_undo"])
         if undo or (undo is None and locked.plan.cancel == "undo"):
             locked.request = replace(locked.request, action="cancel_and_undo")
             locked.allow(RULES["cancel_and_undo"])
             return compensation.begin(
                 locked.run, locked.plan, RunStatus.CANCELLED, locked.now, using
             )
-        return compensation.cancel(locked.run, locked.plan, locked.now, using)
+        return compensation.cancel(
+            locked.run, locked.plan, locked.now, using, ends_rollbacks=ends_rollbacks
+        )
 
     return _operate(run_id, request, using, function)
 

@@ -2,14 +2,14 @@
 
 import pytest
 
-from sequences import Limit, Sequence, event, step, subsequence
+from sequences import Limit, Sequence, event, on_cancel, step, subsequence
 from sequences.engine import limits as doors
 from sequences.exceptions import Abort, SequenceError
-from sequences.models import Operation, Permit, SequenceRun
-from sequences.testing import drain
-from sequences.transitions import failures
+from sequences.models import Operation, Permit, SequenceRun, StoredPlan
+from sequences.testing import clock, drain
+from sequences.transitions import failures, plans
 from tests.engine import change, fail, fresh, ledger, overdue, row
-from tests.limits import bank, billing, come, go, in_use, look, sync, waits
+from tests.limits import bank, billing, come, go, in_use, look, seconds, sync, waits
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -170,6 +170,61 @@ def test_the_sweep_cancels_the_oldest_if_nobody_did():
     look()
     assert states(second, third) == ["cancelled", "running"]
     assert come(third, name="fetch") is not None
+
+
+@pytest.mark.parametrize("ends_by", ["its failure", "a newer run"])
+def test_a_run_that_is_ending_is_not_cancelled_for_its_place(ends_by):
+    done = []
+
+    class Booking(Sequence):
+        class Meta:
+            app_label = "shop"
+            limits = [CUSTOMER]
+            when_full = "cancel_oldest"
+            max_retries = 0
+
+        @step
+        def reserve(self):
+            done.append("reserve")
+
+        @reserve.undo(delay=seconds(60))
+        def release(self):
+            done.append("release")
+
+        confirmed = event()
+
+        @step
+        def ship(self):
+            raise Abort("sold out")
+
+        @on_cancel(delay=seconds(60))
+        def tell(self):
+            done.append("tell")
+
+    first = Booking.start({"customer_id": 7}).run
+    drain()
+    if ends_by == "its failure":
+        first.deliver("confirmed")
+        drain()
+    second = Booking.start({"customer_id": 7}).run
+    drain()
+    look()
+    assert states(first, second) == ["undoing", "running"]
+    with clock() as moving:
+        moving.move(seconds(61))
+        drain()
+    assert done == ["reserve", "release" if ends_by == "its failure" else "tell", "reserve"]
+
+
+def test_a_place_whose_run_only_a_later_release_can_read_stops_no_sweep():
+    first = sync(limits=[CUSTOMER]).start({"customer_id": 7}).run
+    newer = billing(limits=[CUSTOMER], when_full="cancel_oldest").start({"customer_id": 7}).run
+    assert come(first, name="fetch")
+    StoredPlan.objects.filter(pk=first.plan_id).update(graph=first.plan.graph | {"format": 99})
+    plans.forget()
+    assert come(newer) is None
+    look()
+    assert states(first, newer) == ["running", "running"]
 
 
 def test_what_a_child_needs_its_parent_has():

@@ -4,11 +4,11 @@ from datetime import timedelta
 
 import pytest
 
-from sequences import Abort, Sequence, event, on_end, on_failure, step, subsequence
+from sequences import Abort, Sequence, any_of, event, on_end, on_failure, step, subsequence
 from sequences.engine.pruning import prune
 from sequences.exceptions import InvalidTransition
 from sequences.models import Operation, SequenceRun, StepRun
-from sequences.testing import drain, run_sequence
+from sequences.testing import clock, drain, run_sequence
 from sequences.transitions import compensation
 from sequences.worker.sweeper import AssumeLost, sweep
 from tests.engine import (
@@ -449,6 +449,65 @@ def test_a_parent_whose_children_were_undone_is_restarted_from_the_step_and_not_
     assert fresh(parent).status == "succeeded"
     assert (fresh(child).parent_id, fresh(child).status) == (None, "cancelled")
     assert child_of(parent).status == "succeeded"
+
+
+ENDS = {
+    "any_of": lambda parent: parent.deliver("instead"),
+    "skip": lambda parent: parent.skip("book"),
+    "finish": lambda parent: parent.finish(),
+    "restart": lambda parent: parent.restart_from("charge"),
+    "deadline": lambda parent: parent.set_deadline(timedelta(milliseconds=1)),
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_a_child_that_rolls_back_goes_on_with_that_when_its_parent_no_longer_needs_it(how):
+    class Failing(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 0
+
+        @step
+        def seat(self):
+            act("seat")
+
+        @seat.undo(delay=timedelta(minutes=1))
+        def unseat(self):
+            act("unseat")
+
+        ticket = event()
+
+        @step
+        def print(self):
+            raise Abort("no paper")
+
+    class Parent(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step(after=[])
+        def charge(self): ...
+
+        book = subsequence(Failing, after=charge)
+        instead = event(after=[])
+
+        @step(after=any_of(book, instead))
+        def ship(self): ...
+
+    parent = Parent().run
+    drain()
+    child = child_of(parent)
+    child.deliver("ticket")
+    drain()
+    assert fresh(child).status == "undoing"
+    ENDS[how](parent)
+    with clock() as moving:
+        moving.move(timedelta(seconds=1))
+        drain()
+        moving.move(timedelta(minutes=2))
+        drain()
+    assert done.count("unseat") == 1
+    assert fresh(child).status == "failed"
 
 
 def test_a_cancel_without_undo_ends_an_undoing_in_the_whole_tree():
