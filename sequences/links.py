@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Any, ClassVar
@@ -19,6 +19,8 @@ DAY = timedelta(days=1)
 WEEK = timedelta(days=7)
 #: Servers reject request lines longer than 4,096 or 8,192 characters.
 MAX_TOKEN_LENGTH = 3_500
+#: What `DeliveryLink.mark` looks like.
+MARK = r"^Signed link [0-9a-f]{12}$"
 
 
 class InvalidLink(Exception):
@@ -59,6 +61,8 @@ class DeliveryLink:
     event: str
     by: str
     payload: Any
+    #: The token that it was read from.
+    token: str = field(default="", compare=False)
 
     def sign(self) -> str:
         """Return a token for a URL. Everyone can read the payload, but nobody can change it."""
@@ -67,12 +71,13 @@ class DeliveryLink:
     @classmethod
     def read(cls, token: str) -> DeliveryLink:
         """Read a token made by `sign`. Raises `InvalidLink` or `LinkExpired`."""
-        return cls(*_read(cls, token))
+        return replace(cls(*_read(cls, token)), token=token)
 
     @property
     def mark(self) -> str:
         """Identifies the operation that this link's delivery leaves."""
-        return f"Signed link {sha256(self.sign().encode()).hexdigest()[:12]}"
+        # Signed again, it would be another token once SECRET_KEY has been rotated.
+        return f"Signed link {sha256((self.token or self.sign()).encode()).hexdigest()[:12]}"
 
 
 def _sign(link: Link | DeliveryLink, *content: Any) -> str:

@@ -10,6 +10,7 @@ from uuid import UUID
 from django.db.models import F
 
 from ..definitions.kinds import PARENT_KINDS
+from ..links import MARK
 from ..models import Operation, RunSubject, SequenceRun, StepCall, StepFailure, StepRun
 
 T = TypeVar("T")
@@ -60,9 +61,10 @@ def blank(run_ids: Sequence[UUID], now: datetime, using: str, *, keep_key: bool)
         StepFailure._base_manager.using(using).filter(run__in=part).update(
             message="", fingerprint="", traceback=""
         )
-        Operation._base_manager.using(using).filter(run__in=part).update(
-            before=None, after=None, reason=""
-        )
+        operations = Operation._base_manager.using(using).filter(run__in=part)
+        operations.update(before=None, after=None)
+        # A link that has delivered must not deliver again if its run is restarted.
+        operations.exclude(reason__regex=MARK).update(reason="")
 
 
 def _chunks(rows: Sequence[T]) -> Iterator[Sequence[T]]:

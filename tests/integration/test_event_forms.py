@@ -255,6 +255,24 @@ def test_a_link_delivers_once_even_if_the_event_asks_again(run, client):
     assert "This was answered by joel" in text_of(client.get(later))
 
 
+@pytest.mark.parametrize("since", ["the key was rotated", "the run was erased"])
+def test_a_link_stays_used_whatever_has_happened_since(run, client, settings, since):
+    url = run.deliver_url("reply", {"yes": True}, by="ann")
+    client.post(url)
+    drain()
+    if since == "the key was rotated":
+        settings.SECRET_KEY_FALLBACKS = [settings.SECRET_KEY]
+        settings.SECRET_KEY = "another"
+    else:
+        fresh(run).cancel(reason="asked for it")
+        fresh(run).erase()
+        assert not Operation.objects.filter(run=run.pk, reason="asked for it").exists()
+    fresh(run).restart_from("reply")
+    drain()
+    assert "no longer needed" in text_of(client.post(url))
+    assert not run.delivered("reply")
+
+
 def test_a_link_that_came_second_has_delivered_nothing(run, client):
     url, second = (run.deliver_url("reply", {"yes": True}, by=by) for by in ("ann", "joel"))
     client.post(url)
