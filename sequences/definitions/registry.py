@@ -12,6 +12,7 @@ from django.utils.module_loading import autodiscover_modules
 
 from ..exceptions import InvalidDefinition, UnknownSequence, did_you_mean
 from ..port import get_engine, has_engine
+from .steps import Event
 
 if TYPE_CHECKING:
     from .definition import Definition
@@ -82,22 +83,29 @@ def hidden_by(label: str) -> tuple[str, ...]:
 
 
 def hidden(definition: Definition, above: frozenset[str] = frozenset()) -> tuple[str, ...]:
-    """The paths that it redacts in `data`, including those of its children, whose data is in
-    there."""
-    patterns = list(definition.redact)
+    """The paths that it redacts in `data`, including those in the copies of what came from
+    outside: deliveries, and the data of its children."""
+    own = definition.redact
+    patterns = list(own)
     above |= {definition.label}
     for step in definition.steps.values():
         child = getattr(step, "sequence", None)
-        if child is None:
+        if child is None and not isinstance(step, Event):
             continue
-        below = definition_of(child) if isinstance(child, str) else child._definition
-        if below is None:
-            patterns_below: tuple[str, ...] = ("*",)
-        else:
-            patterns_below = () if below.label in above else hidden(below, above)
+        # `*` alone hides the whole copy.
+        copied = [pattern for pattern in own if pattern != "*"]
+        if child is not None:
+            copied += _hidden_below(child, above)
         names = (step.name, *step.aliases)
-        patterns += [f"{name}.{pattern}" for name in names for pattern in patterns_below]
-    return tuple(patterns)
+        patterns += [f"{name}.{pattern}" for name in names for pattern in copied]
+    return tuple(dict.fromkeys(patterns))
+
+
+def _hidden_below(child: SequenceClass | str, above: frozenset[str]) -> tuple[str, ...]:
+    below = definition_of(child) if isinstance(child, str) else child._definition
+    if below is None:
+        return ("*",)
+    return () if below.label in above else hidden(below, above)
 
 
 def names_of(label: str) -> list[str]:

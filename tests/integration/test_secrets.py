@@ -9,12 +9,12 @@ from urllib.parse import quote_plus, urlencode
 import pytest
 from django.core.management import call_command
 
-from sequences import Abort, Sequence, event, step
+from sequences import Abort, Sequence, event, step, subsequence
 from sequences.engine.executor import StepExecution
 from sequences.models import Operation, SequenceRun, StepFailure, StepRun
-from sequences.testing import run_sequence
+from sequences.testing import drain, run_sequence
 from sequences.transitions import causes
-from tests.console import RUNS, STEPS, content_of, step_url, url_of
+from tests.console import RUNS, STEPS, command, content_of, step_url, url_of
 from tests.engine import change, claim, fail, fresh, perform, row, take
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("caught")]
@@ -115,6 +115,41 @@ def test_a_delivery_is_hidden_as_a_result_is(admin_client):
     assert Operation.objects.get().after == {"token": "***", "pin": "***", "by": "Mia"}
     for address in (url_of(run), url_of(run, "value", "inbox")):
         page = content_of(admin_client, address)
+        assert "Mia" in page
+        assert SECRET not in page
+
+
+def test_the_copies_in_data_of_what_came_from_outside_are_hidden_as_it_was(admin_client):
+    class Child(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def carry(self): ...
+
+    class Loan(Sequence):
+        class Meta:
+            app_label = "shop"
+            redact = ("token",)
+
+        approval = event()
+        ship = subsequence(Child, data=lambda self: {"token": SECRET, "by": "Mia"})
+
+        @step(max_retries=0)
+        def pay(self):
+            raise ValueError(f"no {self.data['approval']['token']}")
+
+    run = Loan.start({}).run
+    run.deliver("approval", {"token": SECRET, "by": "Mia"})
+    drain()
+    outside = {"token": SECRET, "by": "Mia"}
+    assert fresh(run).data == {"approval": outside, "ship": outside}
+    assert StepFailure.objects.get().message == "no ***"
+    for page in (
+        content_of(admin_client, url_of(run)),
+        content_of(admin_client, url_of(run, "value", "data")),
+        command("show", run.pk, "--json"),
+    ):
         assert "Mia" in page
         assert SECRET not in page
 
