@@ -55,8 +55,14 @@ def sequence_progress(
     return {
         "progress": Status(row, shows),
         "url": signed_url("progress", row.pk, expires, **shows.as_json()),
-        "nonce": context.get("csp_nonce") or getattr(request, "csp_nonce", ""),
+        "nonce": _nonce(context, request),
     }
+
+
+def _nonce(context: Context, request: HttpRequest | None) -> Any:
+    """The nonce of Django or django-csp, which is false until something renders it."""
+    nonce = context.get("csp_nonce")
+    return getattr(request, "csp_nonce", None) if nonce is None else nonce
 
 
 def _row(run: object) -> SequenceRun:

@@ -8,6 +8,7 @@ from django.db import connection
 from django.template import Context, Template
 from django.test.utils import CaptureQueriesContext, override_settings
 from django.utils import translation
+from django.utils.functional import SimpleLazyObject, empty
 from django.utils.html import escape
 
 from sequences import Abort, Sequence, event, links, step
@@ -385,6 +386,22 @@ def test_no_script_stands_in_the_page_and_a_nonce_is_kept(order):
     assert not re.search(r"\son\w+=|\sstyle=", page)
 
     assert 'defer nonce="abc">' in page_of(run, csp_nonce="abc")
+
+
+def test_a_nonce_that_is_false_until_it_is_used_is_used(order, rf):
+    class LazyNonce(SimpleLazyObject):  # as in Django 6.0 and django-csp 4
+        def __bool__(self):
+            return self._wrapped is not empty
+
+    run = order().run
+    request = rf.get("/")
+    assert 'defer nonce="a">' in page_of(run, csp_nonce=LazyNonce(lambda: "a"))
+    assert "nonce" not in page_of(run, request=request, csp_nonce=None)
+    request.csp_nonce = LazyNonce(lambda: "b")
+    assert 'defer nonce="b">' in page_of(run, request=request)
+    unused = LazyNonce(lambda: "c")
+    assert "nonce" not in page_of(ended(order), csp_nonce=unused)
+    assert not unused
 
 
 def test_two_of_them_on_a_page_have_addresses_of_their_own(client, order):
