@@ -11,6 +11,9 @@ from django.core.exceptions import ValidationError
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from ..data.serialization import MAX_DEPTH, depth_of
+from ..definitions.steps import LAST_MOMENT
+
 
 class JSONText(forms.CharField):
     """JSON typed by a person. An empty field is None."""
@@ -25,6 +28,8 @@ class JSONText(forms.CharField):
         try:
             value = json.loads(text)
             json.dumps(value, ensure_ascii=False).encode()
+            if depth_of(value) > MAX_DEPTH:
+                raise RecursionError
         except UnicodeEncodeError as error:
             # It could not even be shown, because no encoding has it.
             raise ValidationError(
@@ -100,6 +105,8 @@ class DeadlineForm(ActionForm):
         deadline: datetime | None = self.cleaned_data["deadline"]
         if deadline is not None and deadline <= timezone.now():
             raise ValidationError(_("This time has passed. To end the run now, cancel it."))
+        if deadline is not None and deadline > LAST_MOMENT:
+            raise ValidationError(self.fields["deadline"].error_messages["invalid"])
         return deadline
 
 

@@ -18,7 +18,7 @@ from ..exceptions import Amount, InvalidData, SequenceError, Text
 #: For `makemessages`, which looks for this name. The admin translates the messages that it shows.
 _ = str
 
-__all__ = ["MAX_DEPTH", "MergeConflict", "dumps", "merge", "normalise", "same"]
+__all__ = ["MAX_DEPTH", "MergeConflict", "depth_of", "dumps", "merge", "normalise", "same"]
 
 #: How deeply lists and dicts may be nested.
 MAX_DEPTH = 30
@@ -224,7 +224,7 @@ def _suspicious(value: Any, result: Any, text: str) -> bool:
     return (
         _differs(value, result)  # a key became a string, or the encoder converted something
         or "\\u0000" in text
-        or (text.count("{") + text.count("[") > MAX_DEPTH and _depth(result) > MAX_DEPTH)
+        or (text.count("{") + text.count("[") > MAX_DEPTH and depth_of(result) > MAX_DEPTH)
     )
 
 
@@ -235,7 +235,8 @@ def _differs(value: Any, result: Any) -> bool:
         return True
 
 
-def _depth(value: Any) -> int:
+def depth_of(value: Any) -> int:
+    """How many levels of containers are in each other. Needs no stack."""
     depth, level = 0, [value]
     while level := [child for child in level if isinstance(child, dict | list)]:
         depth += 1

@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from types import FrameType, MethodType
 from typing import (
@@ -72,6 +72,8 @@ STEP_OPTIONS = FAN_OUT_OPTIONS | {
 DURATION_OPTIONS = frozenset({"max_age", "max_backoff", "min_backoff", "time_limit"})
 #: The longest wait: added to any moment, it still yields a valid date.
 MAX_WAIT = timedelta(days=365_000)
+#: The first and the last moment that are a valid date in every time zone.
+FIRST_MOMENT, LAST_MOMENT = datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)
 
 
 class Performer(Protocol[R_co]):

@@ -20,7 +20,7 @@ from .. import conf
 from ..data import serialization, typed
 from ..definitions.definition import Failure, Outcome
 from ..definitions.plan import Node, Plan
-from ..definitions.steps import Step
+from ..definitions.steps import FIRST_MOMENT, LAST_MOMENT, Step
 from ..exceptions import Abort, Cancelled, InvalidData, UnknownStep, did_you_mean
 from ..models import NO_ITEM, SequenceRun, StepRun, StepStatus
 from ..transitions import calls, compensation, failures
@@ -164,10 +164,13 @@ class ExecutionContext(CurrentAttempt):
 
     def _due(self, delay: Any) -> datetime:
         value = delay(self.sequence) if callable(delay) else delay
+        out_of_range = "the date is out of range"
         try:
             due = _moment(value, self.claim.first_due)
         except OverflowError:
-            raise self._invalid_delay(value, "the date is out of range") from None
+            raise self._invalid_delay(value, out_of_range) from None
+        if due is not None and not FIRST_MOMENT <= due <= LAST_MOMENT:
+            raise self._invalid_delay(value, out_of_range)
         if due is None:
             problem = "it must be a timedelta, a whole number of milliseconds, or an aware datetime"
             raise self._invalid_delay(value, problem)

@@ -14,7 +14,13 @@ from .. import conf
 from ..data import serialization
 from ..definitions.definition import Definition
 from ..definitions.option_types import StartOptions
-from ..definitions.steps import MAX_WAIT, as_timedelta, duration_problem
+from ..definitions.steps import (
+    FIRST_MOMENT,
+    LAST_MOMENT,
+    MAX_WAIT,
+    as_timedelta,
+    duration_problem,
+)
 from ..definitions.subjects import SubjectKey, check_subject
 from ..exceptions import SequenceError, did_you_mean
 from ..models import SequenceRun, SequenceRunQuerySet
@@ -222,13 +228,15 @@ def _priority(definition: Definition, priority: Any) -> int:
 
 def checked_deadline(value: Any, call: str) -> timedelta | datetime | None:
     """Validate a deadline. Raises `SequenceError`, which names the call."""
-    if value is None or (isinstance(value, datetime) and is_aware(value)):
+    if value is None:
+        return None
+    if isinstance(value, datetime) and is_aware(value) and FIRST_MOMENT <= value <= LAST_MOMENT:
         return value
     if isinstance(value, timedelta) and timedelta() < value <= MAX_WAIT:
         return value
     raise SequenceError(
         f"{call}: deadline is {value!r}; it must be a positive timedelta of at most 1,000 years, "
-        "an aware datetime, or None."
+        "an aware datetime before the last day of the year 9999, or None."
     )
 
 

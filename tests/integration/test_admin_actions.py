@@ -810,6 +810,20 @@ def test_half_of_a_character_is_refused_in_the_form(admin_client, action):
     assert fresh(run).version == run.version
 
 
+@pytest.mark.parametrize("action", ["edit", "deliver"])
+@pytest.mark.parametrize(
+    "text", ['{"a": ' * 300 + "1" + "}" * 300, '{"a": %s}' % ("[" * 90 + "]" * 90)]
+)
+def test_what_is_nested_too_deeply_is_refused_in_the_form(admin_client, action, text):
+    run = waiting()
+    typed = {"text": text, "payload": text, "version": run.version}
+    for confirmed in ({}, YES):
+        answer = admin_client.post(url(run, action, "approval"), {**confirmed, **typed})
+        shown = answer.content.decode()
+        assert "Nested too deeply." in shown or answer.status_code == 400
+    assert fresh(run).version == run.version
+
+
 def test_an_action_on_a_run_that_is_gone_meanwhile_is_told(admin_client, monkeypatch):
     run = started()
     real = snapshot.of
@@ -865,7 +879,7 @@ def test_a_deadline_is_shown_changed_and_removed(admin_client):
     assert not RunDeadline.objects.exists()
 
 
-@pytest.mark.parametrize("typed", ["2000-01-01T08:00", "soon"])
+@pytest.mark.parametrize("typed", ["2000-01-01T08:00", "soon", "9999-12-31T23:59:59"])
 def test_a_deadline_that_has_passed_or_is_none_is_refused(admin_client, typed):
     run = started()
     asked = admin_client.post(url(run, "set_deadline"), {"deadline": typed, **YES})

@@ -2,7 +2,7 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from asgiref.sync import async_to_sync
@@ -35,6 +35,15 @@ from tests.locks import held
 pytestmark = pytest.mark.django_db(transaction=True)
 
 HOUR = timedelta(hours=1)
+#: The last two are a date in some time zones only, and not in that of the database or of a page.
+NO_DEADLINES = [
+    timedelta(),
+    -HOUR,
+    5,
+    timezone.now().replace(tzinfo=None),
+    datetime.max.replace(tzinfo=timezone.get_fixed_timezone(-720)),
+    datetime.max.replace(tzinfo=UTC),
+]
 
 
 def sweep_now():
@@ -120,7 +129,7 @@ def test_many_have_theirs():
     assert RunDeadline.objects.count() == 2
 
 
-@pytest.mark.parametrize("deadline", [timedelta(), -HOUR, 5, timezone.now().replace(tzinfo=None)])
+@pytest.mark.parametrize("deadline", NO_DEADLINES)
 def test_what_is_no_deadline_is_an_error(deadline):
     with pytest.raises(SequenceError, match="deadline is"):
         approval().start({}, deadline=deadline)
@@ -473,7 +482,7 @@ def test_asynchronous_code_moves_it():
     assert run.operations.get().by == "ann"
 
 
-@pytest.mark.parametrize("deadline", [timedelta(), -HOUR, 5, timezone.now().replace(tzinfo=None)])
+@pytest.mark.parametrize("deadline", NO_DEADLINES)
 def test_what_is_no_deadline_moves_nothing(deadline):
     run = waiting()
     before = deadline_of(run)

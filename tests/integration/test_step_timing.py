@@ -113,7 +113,7 @@ def test_a_delay_that_is_none_fails_its_own_step(value, shown):
 
 
 def test_a_delay_beyond_the_calendar_fails_its_own_step_at_once():
-    for value in (timedelta.max, 10**30, datetime.max.replace(tzinfo=BEHIND)):
+    for value in (timedelta.max, 10**30, *(datetime.max.replace(tzinfo=z) for z in (BEHIND, UTC))):
 
         class Waits(Sequence):
             @step(delay=lambda self, value=value: value)
