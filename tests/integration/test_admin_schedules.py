@@ -172,6 +172,28 @@ def test_a_schedule_is_edited_and_hidden_values_stay(admin_client, report):
     assert "The schedule has changed in the meantime" in text_of(again)
 
 
+def test_data_that_is_nested_too_deeply_is_refused_in_the_form(admin_client, report):
+    schedule = report.schedules.create("berlin", every(HOUR), data={"token": "x"})
+    page = page_of(schedule, "update")
+    initial = admin_client.get(page).context["form"].initial
+    data = '{"token": "***", "a": %s}' % ("[" * 700 + "]" * 700)
+    response = admin_client.post(page, FORM | initial | {"run_data": data})
+    assert "Nested too deeply." in text_of(response)
+
+
+@pytest.mark.parametrize("name", ["sequence", "name", "name__contains", "sequence__exact"])
+def test_a_filter_that_no_database_takes_leads_to_the_list(admin_client, report, name):
+    report.schedules.create("berlin", every(HOUR))
+    answer = admin_client.get(LIST, {name: "a\0b"})
+    assert (answer.status_code, answer.headers["Location"]) == (302, f"{LIST}?e=1")
+
+
+@pytest.mark.parametrize("lookup", ["name__regex", "sequence__iregex"])
+def test_a_filter_with_an_expression_is_refused(admin_client, report, lookup):
+    report.schedules.create("berlin", every(HOUR))
+    assert admin_client.get(LIST, {lookup: "("}).status_code == 400
+
+
 def test_stars_stand_for_nothing_that_is_not_there(admin_client, report):
     schedule = report.schedules.create("berlin", every(HOUR), data={"city": "Berlin"})
     initial = admin_client.get(page_of(schedule, "update")).context["form"].initial

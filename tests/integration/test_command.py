@@ -183,12 +183,37 @@ def test_data_is_json_or_a_file_or_the_standard_input(tmp_path, monkeypatch):
         ("{", "'{' is not JSON"),
         ("@/nowhere.json", "/nowhere.json cannot be read: No such file"),
         ("[1]", 'data must be a JSON object such as {"name": "Joel"}, not [1]'),
+        ('{"a": ' * 300 + "1" + "}" * 300, "the JSON is nested too deeply"),
     ],
 )
 def test_data_that_is_none_is_refused_with_its_mend(data, says):
     order()
     assert says in refused("start", "shop.Order", "--data", data)
     assert not SequenceRun.objects.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("cancel", "RUN", "--reason", "\udcff"),
+        ("cancel", "RUN", "--by", "\udcff"),
+        ("show", "\udcff"),
+        ("list", "--key", "\udcff"),
+        ("list", "--subject", "auth.user:\udcff"),
+        ("limits", "\udcff"),
+        ("schedules", "list", "\udcff"),
+    ],
+)
+def test_an_argument_that_is_not_utf_8_is_refused(arguments):
+    run = order().start({}).run
+    assert "utf-8" in refused(*(run.pk if one == "RUN" else one for one in arguments)).lower()
+    assert not fresh(run).operations.exists()
+
+
+def test_a_list_reaches_as_far_back_and_as_far_on_as_one_likes():
+    run = order().start({}).run
+    for arguments in (("--since", "900000d"), ("--since", "999999999d"), ("--limit", "9" * 30)):
+        assert str(run.pk) in sequences("list", *arguments, "--json")
 
 
 def test_a_text_cannot_steer_the_terminal():

@@ -14,6 +14,7 @@ from django.db.models import Model
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
+from ...data.serialization import MAX_DEPTH, depth_of
 from ...definitions.subjects import SubjectKey
 from ...flows import files
 from ...utils.durations import parse_duration
@@ -51,7 +52,10 @@ def date(text: str) -> datetime:
 def json_value(text: str) -> Any:
     """JSON, the contents of a file (``@in.json``), or standard input (``-``)."""
     try:
-        return json.loads(_read(text))
+        value = json.loads(_read(text))
+        if depth_of(value) > MAX_DEPTH:
+            raise RecursionError
+        return value
     except RecursionError:
         raise ArgumentTypeError("the JSON is nested too deeply") from None
     except OSError as error:
@@ -76,6 +80,7 @@ def json_object(text: str) -> dict[str, Any]:
 def subject_key(text: str) -> SubjectKey:
     """``shop.order:17``, for a model that exists."""
     try:
+        text.encode()  # bytes that are not UTF-8 are half characters in Python
         key = SubjectKey.parse(text)
     except ValueError as error:
         raise ArgumentTypeError(str(error)) from None
@@ -110,7 +115,7 @@ def assignment(text: str) -> tuple[str, Any]:
 def count(text: str) -> int:
     """A positive number."""
     if text.isascii() and text.isdecimal() and int(text) > 0:
-        return int(text)
+        return min(int(text), sys.maxsize)  # no database takes more
     raise ArgumentTypeError(f"{text!r} is not a positive integer")
 
 

@@ -158,7 +158,10 @@ def _about(rows: SequenceRunQuerySet, key: SubjectKey) -> SequenceRunQuerySet:
 
 
 def _since(rows: SequenceRunQuerySet, since: timedelta | datetime) -> SequenceRunQuerySet:
-    begin = clock.now(conf.using()) - since if isinstance(since, timedelta) else since
+    try:
+        begin = clock.now(conf.using()) - since if isinstance(since, timedelta) else since
+    except OverflowError:  # before the calendar begins
+        return rows
     return rows.filter(created_at__gte=begin)
 
 

@@ -76,6 +76,7 @@ class Command(BaseCommand):
         if self.stdout._out is sys.stdout and hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show ✓ gets a ?
         try:
+            _check_encoding(options)
             subcommand.run(Namespace(**options))
         except (CommandError, SequenceError) as error:
             raise _safe(error) from None
@@ -86,6 +87,15 @@ class Command(BaseCommand):
         except BrokenPipeError:
             # The reader, such as `head`, has closed the pipe: flushing at exit must not fail.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _check_encoding(options: dict[str, Any]) -> None:
+    """Bytes that are not UTF-8 are half characters in Python, which no database takes."""
+    values = (value if isinstance(value, list) else [value] for value in options.values())
+    try:
+        "".join(text for texts in values for text in texts if isinstance(text, str)).encode()
+    except UnicodeEncodeError:
+        raise wrong("An argument is not valid UTF-8.") from None
 
 
 def _safe(error: CommandError | SequenceError) -> CommandError:
