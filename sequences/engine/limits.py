@@ -19,7 +19,7 @@ from ..definitions.limits import MAX_COUNT, MAX_PER
 from ..definitions.steps import Step
 from ..exceptions import SequenceError, Text
 from ..models import StoredLimit
-from ..transitions import limit_overrides, limits, locking, operations
+from ..transitions import claims, limit_overrides, limits, locking, operations
 from ..transitions.limits import Admission, Request
 from ..transitions.operations import OperationRequest
 from ..transitions.types import Claim, Dispatch
@@ -72,6 +72,8 @@ def _make_room(claim: Claim, admission: Admission, using: str) -> None:
     elif admission.full:
         reason = gettext("the limit “%(limit)s” is full") % {"limit": admission.full}
         _cancel(claim.run_id, reason, using)
+        # If the run has an undo, it waits for the end of this claim.
+        dispatcher.send(claims.release(claim, using))
 
 
 def cancel_for(oldest: Any, newer: Any, using: str) -> None:

@@ -147,6 +147,28 @@ def test_a_run_that_finds_no_place_may_be_skipped():
     assert states(first, third) == ["succeeded", "succeeded"]
 
 
+def test_a_run_that_is_skipped_and_cancelled_by_undoing_ends_at_once():
+    class Booking(Sequence):
+        class Meta:
+            app_label = "shop"
+            limits = [CUSTOMER]
+            when_full = "skip"
+            cancel = "undo"
+
+        @step
+        def reserve(self): ...
+
+        @reserve.undo
+        def release(self): ...
+
+        confirmed = event()
+
+    first, second = (Booking.start({"customer_id": 7}).run for _ in range(2))
+    drain()
+    assert states(first, second) == ["running", "cancelled"]
+    assert ledger(second) == {"reserve": "cancelled"}
+
+
 def test_a_run_may_take_the_place_of_the_oldest():
     sequence = sync(limits=[CUSTOMER], when_full="cancel_oldest")
     first, second = (sequence.start({"customer_id": 7}).run for _ in range(2))
