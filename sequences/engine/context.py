@@ -24,6 +24,7 @@ from ..definitions.steps import FIRST_MOMENT, LAST_MOMENT, Step
 from ..exceptions import Abort, Cancelled, InvalidData, UnknownStep, did_you_mean
 from ..models import NO_ITEM, SequenceRun, StepRun, StepStatus
 from ..transitions import calls, compensation, failures
+from ..transitions.backends import backend_of
 from ..transitions.types import (
     Change,
     Claim,
@@ -66,18 +67,36 @@ class ExecutionContext(CurrentAttempt):
             self._bind_to(step)
         try:
             conclusion = self.kind.perform(self, step)
-        except Exception as error:
+        except interrupts.Interrupt:
+            raise
+        except BaseException as error:
+            # Otherwise, the record of this failure would be part of that transaction.
+            if self._has_open_transaction():
+                interrupts.leave_open_transactions(self._depth, error, self.using)
             if not isinstance(error, FATAL) and connections[self.using].closed_in_transaction:
                 raise self._closed() from error
             raise
+        interrupts.disable_interrupts()
+        if self._has_open_transaction():
+            raise self._left_open()
         if connections[self.using].closed_in_transaction:
             raise self._closed()
-        interrupts.disable_interrupts()
         self.change = self._collect_changes(conclusion)
 
     def _bind_to(self, step: Step[Any]) -> None:
         self._depth, self._step = _depth(self.using), step
+        self._autocommit = connections[self.using].autocommit
         self.bind()
+
+    def _has_open_transaction(self) -> bool:
+        """Whether the user's code has left a transaction open, which would hold our commit."""
+        connection: Any = connections[self.using]
+        if connection.connection is None:
+            return False
+        if _depth(self.using) > self._depth or self._autocommit > connection.autocommit:
+            return True
+        # With autocommit, only a BEGIN that was sent as text opens one.
+        return connection.autocommit and backend_of(self.using).is_in_transaction(connection)
 
     def begin(self, step: Step[Any]) -> Any:
         """Start an item; return its coroutine, to be awaited elsewhere."""
@@ -115,6 +134,17 @@ class ExecutionContext(CurrentAttempt):
             "workers manage their connections between steps. Or declare the step with "
             "atomic=False."
         )
+
+    def _left_open(self) -> Abort:
+        """A step that does not end its transaction would not end it on any attempt."""
+        abort = Abort(
+            f"Step {self.claim.step!r} left a database transaction open, so everything in it was "
+            "rolled back: its commit would never have become permanent. End every transaction "
+            "that the step begins: use `with transaction.atomic():`, turn autocommit on again "
+            "after set_autocommit(False), and send no BEGIN without a COMMIT."
+        )
+        interrupts.leave_open_transactions(self._depth, abort, self.using)
+        return abort
 
     def put_off(self, step: Step[Any]) -> Conclusion | None:
         """Evaluate its own delay, then `when`. None: the step runs now."""
@@ -326,8 +356,8 @@ class ExecutionContext(CurrentAttempt):
 
 def _depth(using: str) -> int:
     """The number of open transaction.atomic() blocks."""
-    connection = connections[using]
-    return connection.in_atomic_block + len(connection.savepoint_ids)
+    connection: Any = connections[using]
+    return len(connection.atomic_blocks)
 
 
 def _moment(value: Any, base: datetime) -> datetime | None:

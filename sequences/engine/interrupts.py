@@ -28,6 +28,7 @@ __all__ = [
     "exceeded",
     "explain",
     "interrupt_behind",
+    "leave_open_transactions",
     "replace_connection",
     "reraise_interrupt",
     "take_over",
@@ -129,7 +130,8 @@ def ensure_clean_connection(using: str) -> None:
     """Start outside any transaction: one that was left open here is not ours."""
     connection = connections[using]
     open_still = connection.connection is not None and not connection.autocommit
-    if connection.in_atomic_block or open_still:
+    # Of a BEGIN that was sent as text, only the driver knows.
+    if connection.in_atomic_block or open_still or backend_of(using).is_in_transaction(connection):
         discard_connection(using)
 
 
@@ -151,6 +153,16 @@ def _is_of_connection(error: Error, using: str) -> bool:
     if not isinstance(error, OperationalError | InterfaceError):
         return False
     return backend_of(using).is_of_connection(error)
+
+
+def leave_open_transactions(depth: int, error: BaseException, using: str) -> None:
+    """Roll back what the user's code has begun and not ended; `depth` blocks are not its own."""
+    connection: Any = connections[using]
+    if not depth:
+        discard_connection(using)
+        return
+    while len(connection.atomic_blocks) > depth:
+        connection.atomic_blocks[-1].__exit__(type(error), error, error.__traceback__)
 
 
 def discard_connection(using: str) -> None:

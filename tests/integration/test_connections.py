@@ -10,7 +10,8 @@ from sequences.engine.executor import StepBlock, StepExecution
 from sequences.models import StepRun
 from sequences.testing import drain
 from sequences.transitions import claims, plans
-from tests.engine import fresh, row, take
+from tests.engine import fresh, ledger, row, take
+from tests.integration.test_unprintable import process_next
 from tests.portable import Portable, choose
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -283,6 +284,124 @@ def test_the_thread_goes_on_with_a_new_connection(order):
     drain()
     run = order.start().run
     assert take(row(run, "pay").pk) is not None
+
+
+# --- steps that leave a transaction open
+
+
+def autocommit_off():
+    transaction.set_autocommit(False)
+
+
+def block():
+    transaction.atomic().__enter__()
+
+
+def blocks():
+    block()
+    block()
+
+
+def begin():
+    with connection.cursor() as cursor:
+        cursor.execute("BEGIN")
+
+
+def leaving_open(leave, *, atomic, **options):
+    class Leaving(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 20
+
+        @step(atomic=atomic, **options)
+        def one(self):
+            self.data["begun"] = True
+            leave()
+            StepRun.objects.count()
+
+        @step
+        def two(self): ...
+
+    return Leaving
+
+
+#: The drivers of MySQL and MariaDB do not tell of it.
+BEGIN = pytest.param(begin, marks=pytest.mark.only_on("postgresql", "sqlite"))
+OPEN = [
+    (autocommit_off, False),
+    (block, False),
+    (blocks, False),
+    pytest.param(begin, False, marks=BEGIN.marks),
+    (block, True),
+    (blocks, True),
+]
+
+
+@pytest.mark.parametrize(("leave", "atomic"), OPEN)
+def test_a_step_that_leaves_a_transaction_open_fails_at_once_and_says_why(leave, atomic):
+    run = leaving_open(leave, atomic=atomic).start().run
+    process_next()
+    assert connection.get_autocommit()
+    connections["default"].close()  # nothing of it waits there for a commit
+    assert ledger(run) == {"one": "failed"}
+    assert (fresh(run).status, fresh(run).data) == ("failed", {})
+    failure = run.failures.get()
+    assert failure.error == "sequences.exceptions.Abort"
+    assert "'one' left a database transaction open" in failure.message
+    assert "with transaction.atomic()" in failure.message
+
+
+@pytest.mark.parametrize(("leave", "atomic"), OPEN)
+def test_a_failed_attempt_that_leaves_a_transaction_open_is_recorded_outside_of_it(leave, atomic):
+    def leave_and_fail():
+        leave()
+        raise ValueError("broken")
+
+    run = leaving_open(leave_and_fail, atomic=atomic).start().run
+    process_next()
+    connections["default"].close()
+    assert ledger(run)["one"] == "retrying"
+    assert run.failures.get().message == "broken"
+
+
+@pytest.mark.parametrize("leave", [autocommit_off, block, BEGIN])
+def test_the_next_message_of_a_thread_is_in_no_transaction_that_somebody_left(
+    order, leave, monkeypatch
+):
+    monkeypatch.setitem(connection.settings_dict, "CONN_MAX_AGE", None)
+    run = order.start().run
+    leave()
+    process_next()
+    connections["default"].close()
+    assert fresh(run).status == "succeeded"
+
+
+@pytest.mark.django_db(transaction=False)
+@pytest.mark.parametrize("atomic", [True, False])
+def test_in_a_transaction_of_a_test_only_the_open_blocks_of_the_step_end(atomic):
+    depth = len(connection.atomic_blocks)
+    run = leaving_open(blocks, atomic=atomic).start().run
+    drain()
+    assert len(connection.atomic_blocks) == depth
+    assert fresh(run).status == "failed"
+    assert "left a database transaction open" in run.failures.get().message
+
+
+def test_a_step_that_ends_its_own_transactions_succeeds():
+    def end():
+        transaction.set_autocommit(False)
+        StepRun.objects.count()
+        transaction.commit()
+        transaction.set_autocommit(True)
+        with transaction.atomic(), transaction.atomic():
+            StepRun.objects.count()
+
+    run = leaving_open(end, atomic=False).start().run
+    drain()
+    assert (fresh(run).status, fresh(run).data) == ("succeeded", {"begun": True})
+
+
+# --- blocks of steps that send nothing
 
 
 @pytest.mark.django_db(transaction=True)

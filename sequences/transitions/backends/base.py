@@ -157,6 +157,11 @@ class Backend:
         """Whether the block that this connection is in has sent nothing to the database."""
         return False
 
+    def is_in_transaction(self, connection: Any) -> bool:
+        """Whether the driver knows of an open transaction, even of one that Django did not begin.
+        It sends no statement; False: there is none, or the driver does not say."""
+        return False
+
     def holder(self, run: UUID, step: str, connection: Any) -> Holder | None:
         """The session whose transaction has locked the run or the step. None: not known."""
         return None

@@ -44,6 +44,8 @@ _CHARACTERS = {"22021", "22P05"}
 
 #: PQTRANS_IDLE: no transaction is open.
 _IDLE = 0
+#: PQTRANS_INTRANS and PQTRANS_INERROR: one is, or was until a statement in it failed.
+_IN_TRANSACTION = {2, 3}
 
 _STEPS = StepRun._meta.db_table
 _RUNS = SequenceRun._meta.db_table
@@ -462,6 +464,11 @@ class PostgreSQL(Backend):
         """psycopg sends BEGIN with the first statement."""
         raw = connection.connection
         return raw is not None and raw.pgconn.transaction_status == _IDLE
+
+    def is_in_transaction(self, connection: Any) -> bool:
+        """The server tells it with each answer."""
+        raw = connection.connection
+        return raw is not None and raw.pgconn.transaction_status in _IN_TRANSACTION
 
     def holder(self, run: UUID, step: str, connection: Any) -> Holder | None:
         """The transaction that has locked the row, or the most likely one."""

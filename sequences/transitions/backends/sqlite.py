@@ -33,6 +33,11 @@ class SQLite(Backend):
             cursor.execute(f"SELECT 1 {rows}", values)
             return None if cursor.fetchone() is None else timezone.now()
 
+    def is_in_transaction(self, connection: Any) -> bool:
+        """As the library counts."""
+        raw = connection.connection
+        return raw is not None and bool(raw.in_transaction)
+
     def is_transient(self, error: DatabaseError) -> bool:
         """Whether another connection was writing for too long."""
         return isinstance(error, OperationalError) and "database is locked" in str(error)
