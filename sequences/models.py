@@ -5,6 +5,7 @@ Any code may read them; only `sequences.transitions` writes state.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, TypeVar, overload
@@ -18,7 +19,8 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
 from . import conf, links
-from .definitions.plan import Plan
+from .definitions import registry
+from .definitions.plan import FORMAT, Plan
 from .definitions.schedules import Timetable, timetable_of
 from .definitions.subjects import (
     MAX_KEY,
@@ -28,12 +30,14 @@ from .definitions.subjects import (
     check_subject,
     load_all,
 )
+from .exceptions import UnknownStep, did_you_mean
 from .port import get_engine
 from .utils.uuid7 import uuid7
 
 if TYPE_CHECKING:
     from django.db.models.fields.related_descriptors import RelatedManager
 
+    from .definitions.definition import Definition
     from .definitions.steps import Step
 
     Named: TypeAlias = Step[Any] | str
@@ -175,6 +179,33 @@ class StoredPlan(_Row):
 class SequenceRunQuerySet(models.QuerySet["SequenceRun"]):
     """Read-only queries on runs."""
 
+    #: The label of the sequence, if these are runs of one class.
+    _label = ""
+
+    def of_class(self, definition: Definition) -> SequenceRunQuerySet:
+        """Runs of this sequence, including those under its earlier names."""
+        runs = self.filter(sequence__in=[definition.label, *definition.aliases])
+        runs._label = definition.label
+        return runs
+
+    def _clone(self) -> Self:
+        clone: Self = super()._clone()  # type: ignore[misc]
+        clone._label = self._label
+        return clone
+
+    def __or__(self, other: Any) -> Self:
+        return self._with(other, super().__or__(other))
+
+    def __xor__(self, other: Any) -> Self:
+        return self._with(other, super().__xor__(other))
+
+    def _with(self, other: Any, both: Self) -> Self:
+        if getattr(other, "_label", "") == self._label:
+            return both
+        both = both._clone()  # if one of the two is empty, it is the other one
+        both._label = ""
+        return both
+
     def unfinished(self) -> SequenceRunQuerySet:
         """Runs that are running, paused, or being rolled back."""
         return self.filter(status__in=UNFINISHED_RUN)
@@ -195,8 +226,13 @@ class SequenceRunQuerySet(models.QuerySet["SequenceRun"]):
 
     def waiting_for(self, step: Step[Any] | str) -> SequenceRunQuerySet:
         """Unfinished runs in which this step is waiting: for a time, an event, or other runs or
-        items. If you pass the step itself and not its name, its earlier names count, too."""
+        items. If you pass the step itself and not its name, its earlier names count, too.
+
+        Raises `UnknownStep` for the runs of a class which never had such a step.
+        """
         names = [step] if isinstance(step, str) else [step.name, *step.aliases]
+        if self._label:
+            _refuse_unknown_step(self._label, names, self.db)
         rows = StepRun.objects.using(self.db).filter(step__in=names, status=StepStatus.WAITING)
         return self.unfinished().filter(pk__in=rows.values("run"))
 
@@ -218,6 +254,27 @@ class SequenceRunQuerySet(models.QuerySet["SequenceRun"]):
             return self.filter(pk__range=(first, last))
         dashes = sum(len(digits) > before for before in (8, 12, 16, 20))
         return self.filter(pk__startswith=str(first)[: len(digits) + dashes])
+
+
+def _refuse_unknown_step(label: str, names: list[str], using: str) -> None:
+    definition = registry.definition_of(label)
+    if definition is None or label == registry.INLINE_LABEL:
+        return
+    if any(definition.step(name) or name in definition.plan for name in names):
+        return
+    if asyncio._get_running_loop() is not None or _is_in_a_plan(names, label, using):
+        return  # a coroutine cannot read the plans
+    hint = did_you_mean(names[0], definition.plan.names)
+    raise UnknownStep(sequence=label, step=names[0], hint=hint)
+
+
+def _is_in_a_plan(names: list[str], label: str, using: str) -> bool:
+    """Whether runs of another release may have one of these steps."""
+    rows = StoredPlan.objects.using(using).filter(sequence__in=registry.names_of(label))
+    return any(
+        graph["format"] > FORMAT or not {step["name"] for step in graph["steps"]}.isdisjoint(names)
+        for graph in rows.values_list("graph", flat=True)
+    )
 
 
 class SequenceRunManager(_Manager["SequenceRun"]):

@@ -210,9 +210,16 @@ class Step(Generic[R]):
         def __getattr__(self, name: str) -> NoReturn:
             raise no_attribute("A step", name, "Workers run steps. Start the sequence instead.")
 
+        def __call__(self, sequence=None, /, *args, **kwargs) -> Any:
+            """Called on the class, with an instance: the same as a call on the instance."""
+            if getattr(sequence, "_context", None) is None:
+                self._refuse_call(sequence)
+            return self.__get__(sequence, type(sequence))(*args, **kwargs)
+
     def _refuse_call(self, sequence: Any, *args: Any, **kwargs: Any) -> NoReturn:
+        owner = f"{type(sequence).__qualname__}." if hasattr(sequence, "_context") else ""
         raise SequenceError(
-            f"{type(sequence).__qualname__}.{self.name} is a step, and workers run steps. A "
+            f"{owner}{self.name or self.function} is a step, and workers run steps. A "
             "direct call would run its body here, outside the run. In tests, call it on an "
             "instance from sequences.testing.build(…). Move code that you also need "
             "elsewhere into a plain method."
@@ -768,6 +775,11 @@ def no_attribute(owner: str, name: str, hint: str) -> AttributeError:
 
 def name_of(step: Step[Any] | str) -> str:
     return step.name if isinstance(step, Step) else step
+
+
+def is_callable(value: object) -> bool:
+    """Whether an option may call it. A step is callable only so that it can say why not."""
+    return callable(value) and not isinstance(value, Step)
 
 
 def flat(after: Iterable[Any]) -> Iterator[Any]:

@@ -36,6 +36,7 @@ from .steps import (
     duration_problem,
     event,
     flat,
+    is_callable,
     is_called_with_arguments,
     is_task,
     name_of,
@@ -401,7 +402,7 @@ def _is_sequence(value: object) -> bool:
 def _is_each(value: object) -> bool:
     if isinstance(value, str):
         return bool(value)
-    if value is None or not callable(value):
+    if value is None or not is_callable(value):
         return value is None
     code = _code(value)
     return not (inspect.iscoroutinefunction(code) or inspect.isasyncgenfunction(code))
@@ -485,7 +486,7 @@ def _is_delay(value: object) -> bool:
 
 
 def _is_function(value: object) -> bool:
-    return callable(value) and not any(_kind_problems(_code(value)))
+    return is_callable(value) and not any(_kind_problems(_code(value)))
 
 
 def _is_text(value: object) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from . import deliveries, dispatcher
 from .start import checked_deadline
 
 if TYPE_CHECKING:
+    from ..definitions.plan import Plan
     from ..models import Named
 
 
@@ -136,6 +137,10 @@ def _send_and_reload(run: SequenceRun, dispatches: list[Dispatch], using: str) -
 def _step(run: SequenceRun, step: Named, using: str) -> str:
     """The name of this step in the run's plan, which may be an earlier name."""
     plan = plans.load(run.plan_id, using)
+    return _name_in(plan, run, step, plan.names)
+
+
+def _name_in(plan: Plan, run: SequenceRun, step: Named, choices: Iterable[str]) -> str:
     names = [step] if isinstance(step, str) else [step.name, *step.aliases]
     for name in names:
         if plan.get(name) is not None:
@@ -144,15 +149,15 @@ def _step(run: SequenceRun, step: Named, using: str) -> str:
     name_in_plan = None if definition is None else definition.name_in(plan, names[0])
     if name_in_plan is not None:
         return name_in_plan
-    raise UnknownStep(sequence=run.sequence, step=names[0], hint=did_you_mean(names[0], plan.names))
+    raise UnknownStep(sequence=run.sequence, step=names[0], hint=did_you_mean(names[0], choices))
 
 
 def _event(run: SequenceRun, event: Named, using: str) -> str:
-    name = _step(run, event, using)
     plan = plans.load(run.plan_id, using)
-    if plan.node(name).traits.takes_delivery:
-        return name
     events = [node.name for node in plan.nodes if node.traits.takes_delivery]
+    name = _name_in(plan, run, event, events)
+    if name in events:
+        return name
     hint = did_you_mean(name, events)
     text = _("Step %(step)r of %(sequence)s is not an event. %(hint)s")
     raise UnknownStep(

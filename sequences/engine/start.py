@@ -47,7 +47,8 @@ def start(cls: type[S], data: Any, **options: Unpack[StartOptions]) -> S:
     if unknown := options.keys() - OPTIONS:
         option = min(unknown)
         raise TypeError(
-            f"{definition.label}.start has no option {option!r}. {did_you_mean(option, OPTIONS)}"
+            f"{definition.label}.start has no option {option!r}. {did_you_mean(option, OPTIONS)} "
+            f"Pass data as a dict: {cls.__name__}.start({{{option!r}: …}})."
         )
     request = _request(definition, data, **options)
     using = conf.using()
@@ -72,9 +73,8 @@ def start_many(cls: type[S], iterable: Iterable[Any]) -> list[S]:
 
 def runs(cls: type[Sequence[Any]]) -> SequenceRunQuerySet:
     """The runs of this class, including those under its earlier names."""
-    definition = definition_of(cls)
     runs = SequenceRunQuerySet(SequenceRun, using=conf.using())
-    return runs.filter(sequence__in=[definition.label, *definition.aliases])
+    return runs.of_class(definition_of(cls))
 
 
 def _start_batch(cls: type[S], definition: Definition, requests: SequenceOf[Start]) -> Iterator[S]:

@@ -138,6 +138,8 @@ def test_what_is_no_deadline_is_an_error(deadline):
 def test_an_option_that_start_does_not_have_is_a_type_error():
     with pytest.raises(TypeError, match=r"has no option 'dedline'\. Did you mean 'deadline'"):
         approval().start({}, dedline=HOUR)
+    with pytest.raises(TypeError, match=r"Pass data as a dict: \w+\.start\(\{'name': …\}\)\."):
+        approval().start(name="Joel")
     assert not SequenceRun.objects.exists()
 
 

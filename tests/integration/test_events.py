@@ -17,8 +17,8 @@ from sequences.exceptions import (
 )
 from sequences.inspection import actions, snapshot
 from sequences.inspection.diagnosis import summary
-from sequences.models import Operation, SequenceRun, StepFailure
-from sequences.testing import assert_steps, clock, drain, run_sequence
+from sequences.models import Operation, SequenceRun, StepFailure, StoredPlan
+from sequences.testing import assert_steps, clock, drain, isolate_sequences, run_sequence
 from sequences.transitions import claims, failures
 from tests.engine import claim, fail, fresh, ledger, perform, row, sent, steps_of, take
 
@@ -600,7 +600,54 @@ def test_only_events_of_the_plan_can_be_delivered():
         run.deliver("ship")
     with pytest.raises(UnknownStep, match=r"shop\.Order has no step 'aproval'\. Did you mean"):
         run.deliver("aproval")
+    with pytest.raises(UnknownStep, match=r"has no step 'lost'\. Available: approval\.$"):
+        run.deliver("lost")
     assert fresh(run).inbox == {}
+
+
+def test_a_query_for_a_step_that_the_class_never_had_is_refused():
+    cls = order()
+    run = waiting(cls)
+    refused = pytest.raises(UnknownStep, match=r"shop\.Order has no step 'aproval'\. Did you mean")
+    with refused:
+        cls.runs.waiting_for("aproval")
+    with refused:
+        cls.runs.unfinished().filter(key=None).waiting_for("aproval")
+    with refused:
+        (cls.runs.unfinished() | cls.runs.finished()).waiting_for("aproval")
+    assert not SequenceRun.objects.waiting_for("aproval").exists()
+
+    class Other(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        signature = event()
+
+    both = cls.runs | Other.runs
+    assert list(both.waiting_for("approval")) == [run]
+    assert not both.waiting_for("signature").exists()
+    assert list(cls.runs.waiting_for("approval")) == [run]
+
+
+def test_a_query_for_a_step_of_another_release_is_answered():
+    with isolate_sequences():
+
+        class Order(Sequence):
+            class Meta:
+                app_label = "shop"
+
+            signature = event()
+
+        run = waiting(Order)
+    cls = order()
+    assert list(cls.runs.waiting_for("signature")) == [run]
+
+    async def in_a_coroutine():
+        return [run async for run in cls.runs.waiting_for("aproval")]
+
+    assert async_to_sync(in_a_coroutine)() == []
+    StoredPlan.objects.update(graph={"format": 99})
+    assert not cls.runs.waiting_for("aproval").exists(), "a later release may have it"
 
 
 def test_a_payload_that_is_not_json_is_refused_and_changes_nothing():

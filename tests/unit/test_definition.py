@@ -35,6 +35,7 @@ from sequences.definitions.steps import STEP_OPTIONS, Finish, Repeat, Step
 from sequences.definitions.validation import META_OPTIONS, REFUSED_OPTIONS, own_options, refusal
 from sequences.exceptions import InvalidDefinition, SequenceError
 from sequences.sequence import RESERVED
+from sequences.testing import build
 
 HERE = f"{__name__}.Order"
 
@@ -552,7 +553,32 @@ def test_a_step_of_a_started_sequence_does_not_run_where_it_is_called(starter):
     for call in (order.pay, order.approval, order.ship, order.refund):
         with pytest.raises(SequenceError, match="is a step, and workers run steps"):
             call()
+    for declared in (Order.pay, Order.approval, Order.ship, Order.refund):
+        with pytest.raises(SequenceError, match=rf"\.Order\.{declared.name} is a step, and"):
+            declared(order)
+        with pytest.raises(SequenceError, match=f"^{declared.name} is a step, and workers"):
+            declared()
     assert not calls
+
+
+def test_a_step_of_a_base_class_can_be_called_by_the_step_that_replaces_it():
+    class Order(Sequence):
+        @step
+        def pay(self):
+            return [self.data["n"]]
+
+    class Gift(Order):
+        @step
+        def pay(self):
+            return [*Order.pay(self), "gift"]
+
+    assert build(Gift, n=1).pay() == [1, "gift"]
+
+
+@pytest.mark.parametrize("option", ["each", "when", "delay"])
+def test_a_step_is_no_function_that_an_option_can_call(option):
+    with pytest.raises(InvalidDefinition, match=option):
+        declare(ship=step(lambda self, item=None: None, **{option: step(work)}))
 
 
 def test_data_that_is_no_keywords_is_refused_with_the_way_out(starter):
