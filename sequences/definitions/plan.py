@@ -104,7 +104,23 @@ class Plan:
 
         ``where`` is how an error names the class; by default, ``sequence``.
         """
-        return cls(sequence, _validated(where or sequence, tuple(nodes)), cancel=cancel)
+        plan = cls(sequence, _validated(where or sequence, tuple(nodes)), cancel=cancel)
+        plan._check_handlers(where or sequence)
+        return plan
+
+    def _check_handlers(self, where: str) -> None:
+        """A handler on the main path must come after the step whose failure it handles."""
+        for node in self.nodes:
+            handler = self.get(node.on_error) if node.on_error else None
+            if handler is None or handler.off_path or handler.name in self.descendants(node.name):
+                continue
+            raise InvalidDefinition(
+                where=f"{where}.{node.name}",
+                problem=f"its on_error is {handler.name!r}, which does not wait for this step and "
+                "may have run before it fails",
+                hint=f"Remove the after of {handler.name!r}, so that it runs only after an error, "
+                f"or let it come after {node.name!r}.",
+            )
 
     @classmethod
     def from_json(cls, sequence: str, graph: Mapping[str, Any]) -> Plan:
@@ -342,18 +358,36 @@ class Plan:
             for node in self.nodes
             if states.get(node.name) == "failed"
             and not node.traits.is_compensation
-            and node.on_error not in states
+            and not self._is_handled(node.name, states)
         )
 
     def _is_handled(self, name: str, states: Mapping[str, str]) -> bool:
-        return states.get(name) == "failed" and self.node(name).on_error in states
-
-    def left_out(self, name: str, states: Mapping[str, str]) -> tuple[Node, ...]:
-        """The steps that a run no longer reaches once a step's `on_error` has taken over."""
+        """Whether its handler has taken over. One that had already been skipped has not, because
+        another step of an `any_of` was first: then nothing was left out for it either."""
         handler = self.node(name).on_error
+        if states.get(name) != "failed" or handler not in states:
+            return False
+        return not self.has_lost(handler, states, ()) or self._replaced(name) <= states.keys()
+
+    def _replaced(self, name: str, failed: Collection[str] = ()) -> set[str]:
+        """The steps that a run no longer reaches once the handler of this one has taken over."""
+        handler = self.node(name).on_error
+        return self._cut_off({name}, failed) - self.descendants(handler) - {name, handler}
+
+    def left_out(self, states: Mapping[str, str]) -> tuple[Node, ...]:
+        """The steps that a run no longer reaches because handlers have taken over.
+
+        Not those that may still take over from a step that has not ended, nor what follows them.
+        """
         failed = {step for step, state in states.items() if state == "failed"}
-        gone = self._cut_off({name}, failed) - self.descendants(handler) - {name, handler}
-        return tuple(node for node in self.main if node.name in gone)
+        gone: set[str] = set()
+        for name in failed:
+            if self._is_handled(name, states):
+                gone |= self._replaced(name, failed)
+        for node in self.nodes if gone else ():
+            if node.on_error and states.get(node.name) not in ENDED:
+                gone -= {node.on_error, *self.descendants(node.on_error)}
+        return tuple(node for node in self.main if node.name in gone and node.name not in states)
 
     @cached_property
     def _by_name(self) -> dict[str, Node]:

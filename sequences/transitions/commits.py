@@ -273,6 +273,7 @@ def advance(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dis
     If the run is paused, or a step has failed permanently, the new steps are on hold.
     """
     states, ready = races.settle(run, plan, states_of(run, using), now, using)
+    states = _leave_out(run, plan, states, now, using)
     failing = plan.is_failing(states)
     is_on_hold = failing or run.status == RunStatus.PAUSED
     wake_at = None if is_on_hold else now + clock.grace()
@@ -287,20 +288,33 @@ def advance(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dis
 
 
 def divert(run: SequenceRun, plan: Plan, name: str, now: datetime, using: str) -> list[Dispatch]:
-    """A step has failed permanently and its handler takes over: the run does not fail."""
-    states = states_of(run, using)
-    left_out = [node for node in plan.left_out(name, states) if node.name not in states]
-    ended = {"status": StepStatus.SKIPPED, "finished_at": now}
-    starts.insert([new_row(run.pk, node, now, None, **ended) for node in left_out], using)
-    handler = plan.node(plan.node(name).on_error)
+    """A step has failed permanently and its handler takes over: the run does not fail.
+
+    Unless another step of an `any_of` was first, so that the handler has been skipped.
+    """
+    states, handler = states_of(run, using), plan.node(plan.node(name).on_error)
+    is_new = handler.name not in states
+    states = _leave_out(run, plan, {handler.name: StepStatus.QUEUED, **states}, now, using)
     ready = []
-    if handler.name not in states:
-        others_fail = plan.is_failing({**states, handler.name: StepStatus.QUEUED})
-        is_on_hold = run.status == RunStatus.PAUSED or others_fail
+    if is_new:
+        is_on_hold = run.status == RunStatus.PAUSED or plan.is_failing(states)
         row = new_row(run.pk, handler, now, None if is_on_hold else now + clock.grace())
         starts.insert([row], using)
         ready = [] if is_on_hold else [dispatch_of(row, plan)]
     return ready + advance(run, plan, now, using)
+
+
+def _leave_out(
+    run: SequenceRun, plan: Plan, states: dict[str, str], now: datetime, using: str
+) -> dict[str, str]:
+    """Skip what the run no longer reaches because handlers have taken over; return the new
+    statuses."""
+    ended = {"status": StepStatus.SKIPPED, "finished_at": now}
+    # What is left out now cannot fail any more, so its own handler may be left out next.
+    while left_out := plan.left_out(states):
+        starts.insert([new_row(run.pk, node, now, None, **ended) for node in left_out], using)
+        states = states | dict.fromkeys((node.name for node in left_out), StepStatus.SKIPPED.value)
+    return states
 
 
 def rivals(claim: Claim, using: str) -> list[str]:

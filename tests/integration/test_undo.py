@@ -3,7 +3,7 @@ from datetime import timedelta
 import pytest
 from dramatiq.middleware import Shutdown, SkipMessage
 
-from sequences import Abort, Sequence, event, finish, on_failure, repeat, step
+from sequences import Abort, Sequence, any_of, event, finish, on_failure, repeat, step
 from sequences.engine import recovery
 from sequences.engine.executor import StepExecution
 from sequences.exceptions import InvalidDefinition, InvalidTransition
@@ -708,6 +708,116 @@ def test_a_handler_of_the_main_line_is_jumped_to():
     assert ledger(sequence.run) == {"search": "failed", "fetch": "skipped", "mend": "succeeded"}
     cls.failing.clear()
     assert list(ledger(run_sequence(cls).run)) == ["search", "fetch", "mend"]
+
+
+@pytest.fixture
+def report():
+    class Report(Sequence):
+        """A join that is also the handler of one of the steps before it."""
+
+        class Meta:
+            app_label = "shop"
+            max_retries = 0
+
+        @step(after=[], on_error="report")
+        def pay(self): ...
+
+        @step(after=[], on_error="restock")
+        def pick(self): ...
+
+        @step(after=[pay, pick])
+        def report(self):
+            self.data["report"] = self.failure.step
+
+        @step
+        def publish(self): ...
+
+        @step
+        def restock(self): ...
+
+    return Report
+
+
+def test_a_join_that_a_failure_leaves_out_may_still_take_over_from_another_step(report):
+    run = report().run
+    fail(claim(run, "pick"))
+    perform(claim(run, "restock"))
+    assert ledger(run) == {"pay": "queued", "pick": "failed", "restock": "succeeded"}
+    fail(claim(run, "pay"))
+    drain()
+    assert fresh(run).status == "succeeded"
+    assert fresh(run).data == {"report": "pay"}
+    assert ledger(run) == {
+        "pay": "failed", "pick": "failed", "report": "succeeded", "publish": "skipped",
+        "restock": "succeeded",
+    }  # fmt: skip
+
+
+def test_a_join_that_a_failure_leaves_out_is_skipped_once_nothing_can_need_it(report):
+    run = report().run
+    fail(claim(run, "pick"))
+    drain()
+    assert fresh(run).status == "succeeded"
+    assert ledger(run) == {
+        "pay": "succeeded", "pick": "failed", "report": "skipped", "publish": "skipped",
+        "restock": "succeeded",
+    }  # fmt: skip
+
+
+def test_a_failure_whose_handler_has_lost_to_another_step_fails_the_run():
+    class Order(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 0
+
+        @step(after=[], on_error="tell")
+        def pay(self): ...
+
+        @step(after=[])
+        def pick(self): ...
+
+        @step(after=pay)
+        def tell(self): ...
+
+        @step(after=pay)
+        def ship(self): ...
+
+        @step(after=any_of(pick, tell))
+        def end(self): ...
+
+    run = Order().run
+    perform(claim(run, "pick"))
+    fail(claim(run, "pay"))
+    drain()
+    assert (fresh(run).status, ledger(run)["tell"]) == ("failed", "skipped")
+    fresh(run).retry()
+    drain()
+    assert (fresh(run).status, ledger(run)["ship"]) == ("succeeded", "succeeded")
+
+    run = Order().run
+    fail(claim(run, "pay"))
+    perform(claim(run, "pick"))  # after the handler has taken over
+    drain()
+    assert (fresh(run).status, ledger(run)["ship"]) == ("succeeded", "skipped")
+
+
+def test_a_handler_that_would_also_run_before_the_failure_is_refused():
+    with pytest.raises(InvalidDefinition, match="'mend', which does not wait for this step") as got:
+
+        class Order(Sequence):
+            class Meta:
+                app_label = "shop"
+
+            @step(after=[], on_error="mend")
+            def pay(self): ...
+
+            @step(after=[])
+            def pick(self): ...
+
+            @step(after=pick)
+            def mend(self): ...
+
+    assert "Remove the after of 'mend'" in got.value.hint
 
 
 def test_a_handler_that_fails_fails_the_run_and_a_retry_goes_on_with_it():
