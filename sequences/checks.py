@@ -48,6 +48,7 @@ def register() -> None:
         checks.register(check, TAG)
     checks.register(check_server, Tags.database)
     checks.register(check_character_sets, Tags.database)
+    checks.register(check_schedules, Tags.database)
     checks.register(check_unfinished_runs, TAG, deploy=True)
 
 
@@ -110,6 +111,16 @@ def check_character_sets(
     if connection is None or connection.alias not in (databases or ()):
         return []
     return [*_character_set(connection), *_collations(connection)]
+
+
+def check_schedules(
+    app_configs: Any, databases: Iterable[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Whether the declared schedules can apply; with ``--database``."""
+    connection = _connection()
+    if connection is None or connection.alias not in (databases or ()):
+        return []
+    return list(_hidden_schedules(connection))
 
 
 def check_sequences(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
@@ -608,6 +619,22 @@ def _models() -> Iterable[type[Model]]:
 
 def _tables() -> list[str]:
     return [model._meta.db_table for model in _models()]
+
+
+def _hidden_schedules(connection: BaseDatabaseWrapper) -> Messages:
+    from .engine.schedules import hidden_declarations
+    from .models import Schedule, StoredPlan
+
+    tables = {Schedule._meta.db_table, StoredPlan._meta.db_table}
+    if not tables <= set(connection.introspection.table_names()):
+        return
+    for declaration in hidden_declarations(connection.alias):
+        yield Warning(
+            f"{declaration.sequence}: its schedule {declaration.name!r} starts no runs, because a "
+            "schedule with this name was created at run time.",
+            hint="Remove that one, or rename one of them.",
+            id="sequences.W023",
+        )
 
 
 # Unfinished runs

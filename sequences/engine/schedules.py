@@ -56,18 +56,21 @@ def declarations(using: str) -> Iterator[Declaration]:
             yield Declaration(definition.label, scope, name, timetable)
 
 
-def sync(using: str) -> None:
+def sync(using: str) -> set[Declaration]:
     """Write what this code declares, and note what no code declares any more.
 
     Any process may do this at any time: `schedules.declare` decides which of two releases counts.
+    Returns the declarations whose names schedules have that were created at run time: those stay.
     """
     rows = {(row.scope, row.name): row for row in schedules.declared(using)}
     own = {(each.scope, each.name): each for each in declarations(using)}
     if not rows and not own:
-        return
+        return set()
     now = clock.now(using)
+    hidden = schedules.hidden([each for key, each in own.items() if key not in rows], using)
     for key, declaration in own.items():
-        _guarded(schedules.declare, declaration, rows.get(key), using)
+        if declaration not in hidden:
+            _guarded(schedules.declare, declaration, rows.get(key), using)
     for key, row in rows.items():
         is_missing = key not in own and row.orphaned_at is None
         if is_missing and not schedules.is_confirmed(row, now):
@@ -79,6 +82,12 @@ def sync(using: str) -> None:
     ]
     if agreed:
         schedules.confirm(agreed, using)
+    return hidden
+
+
+def hidden_declarations(using: str) -> list[Declaration]:
+    """The declarations that do not apply: a schedule created at run time has the name."""
+    return list(schedules.hidden(list(declarations(using)), using))
 
 
 def _guarded(act: Callable[..., object], *args: Any) -> None:

@@ -125,7 +125,15 @@ class ScheduleSnapshot:
     @cached_property
     def sentence(self) -> str:
         """What it is doing now, and why."""
-        return _SENTENCES[self.state](self)
+        sentence = _SENTENCES[self.state](self)
+        return f"{sentence} {_hiding()}" if self.hides_declaration else sentence
+
+    @property
+    def hides_declaration(self) -> bool:
+        """Whether the code declares a schedule with this name, which cannot apply."""
+        definition = registry.definition_of(self.row.sequence)
+        is_own = definition is not None and self.row.name in definition.schedules
+        return is_own and not self.row.is_declared
 
     @cached_property
     def skipped(self) -> str:
@@ -199,6 +207,13 @@ _SIGNS: tuple[tuple[str, Callable[[ScheduleSnapshot], bool]], ...] = (
     (OVER, lambda snapshot: snapshot.row.wake_at is None),
     (LATE, lambda snapshot: snapshot.late_by > LATE_AFTER),
 )
+
+
+def _hiding() -> str:
+    return gettext(
+        "The code declares a schedule with the same name, which starts no runs until this one is "
+        "removed."
+    )
 
 
 def _orphaned(snapshot: ScheduleSnapshot) -> str:

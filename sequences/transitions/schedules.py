@@ -201,7 +201,7 @@ class Declaration:
     sequence: str
     scope: str
     name: str
-    timetable: Timetable
+    timetable: Timetable = field(compare=False)  # its data need not be hashable
 
     def __str__(self) -> str:
         return f"{self.sequence} {self.name}"
@@ -215,6 +215,16 @@ class Declaration:
 def declared(using: str) -> list[Schedule]:
     """The rows of all schedules that code declares, or has declared."""
     return list(Schedule.objects.using(using).filter(is_declared=True))
+
+
+def hidden(declarations: Sequence[Declaration], using: str) -> set[Declaration]:
+    """Those whose name a schedule has that was created at run time."""
+    if not declarations:
+        return set()
+    rows = Schedule.objects.using(using).filter(is_declared=False)
+    rows = rows.filter(name__in={each.name for each in declarations})
+    names = set(rows.values_list("scope", "name"))
+    return {each for each in declarations if (each.scope, each.name) in names}
 
 
 def declare(declaration: Declaration, row: Schedule | None, using: str) -> bool:
@@ -247,7 +257,7 @@ def _create_declared(declaration: Declaration, using: str) -> bool:
     try:
         with transaction.atomic(using=using):
             row.save(using=using, force_insert=True)
-    except IntegrityError:  # another worker that boots now, or a schedule created at run time
+    except IntegrityError:  # another worker that boots now, or one created now: see `hidden`
         return False
     return True
 
@@ -362,8 +372,18 @@ def add(row: Schedule, timetable: Timetable, request: ScheduleRequest, using: st
             action="create",
             schedule=f"{row.name!r} of {row.sequence}",
             problem=_("a schedule with this name already exists"),
-            hint=_("Update that schedule, or choose another name."),
+            hint=_way_out(row, using),
         ) from None
+
+
+def _way_out(row: Schedule, using: str) -> str:
+    """What to do about the schedule that has this row's name already."""
+    other = Schedule.objects.using(using).filter(scope=row.scope, name=row.name).first()
+    if other is None or not other.is_declared:
+        return _("Update that schedule, or choose another name.")
+    if other.orphaned_at is None:  # by another release
+        return _("Choose another name.")
+    return _("The code no longer declares that schedule: remove it first, or choose another name.")
 
 
 def _in_savepoint(insert: Any, using: str) -> Schedule:

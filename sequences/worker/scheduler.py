@@ -20,6 +20,7 @@ from ..engine import outages
 from ..engine.schedules import give_turn, is_ours, sync
 from ..models import Schedule
 from ..transitions import clock, schedules
+from ..transitions.schedules import Declaration
 from ..utils.durations import format_seconds
 from .registration import close_all
 
@@ -140,6 +141,8 @@ class Scheduler:
     def __init__(self, turns: TakesTurns | None = None) -> None:
         self._turns = turns or Turns(AtOnce().add)
         self._synced: float | None = None
+        #: The declarations that did not apply at the last sync, which the log has named.
+        self._hidden: set[Declaration] = set()
         #: What the last check handled: which schedules, and when each was due.
         self._last_turns: set[tuple[int, datetime | None]] = set()
 
@@ -171,8 +174,14 @@ class Scheduler:
     def _sync(self, using: str) -> None:
         now = time.monotonic()
         if self._synced is None or now - self._synced >= SYNC_INTERVAL_SECONDS:
-            sync(using)
-            self._synced = now
+            hidden = sync(using)
+            for declaration in hidden - self._hidden:
+                logger.warning(
+                    "Schedule %s of the code starts no runs: a schedule with this name was created "
+                    "at run time. Remove that one, or rename one of them.",
+                    declaration,
+                )
+            self._hidden, self._synced = hidden, now
 
 
 def _seconds_until(row: Schedule, now: datetime) -> float:

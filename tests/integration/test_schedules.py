@@ -716,6 +716,54 @@ def test_a_name_is_taken_once():
     assert cls.schedules.all().count() == 1
 
 
+def test_a_name_that_an_orphan_has_is_free_once_that_is_removed(releases):
+    releases.code("old", schedules={"nightly": every(HOUR)})
+    releases.boots("old")
+    cls = report()
+    with pytest.raises(InvalidSchedule, match=r"already exists.*Choose another name"):
+        cls.schedules.create("nightly", every(DAY))
+    Schedule.objects.update(orphaned_at=now(), wake_at=None)
+    with pytest.raises(InvalidSchedule, match="remove it first"):
+        cls.schedules.create("nightly", every(DAY))
+    stored(cls, "nightly").remove()
+    assert cls.schedules.create("nightly", every(DAY)).next_slot
+
+
+@pytest.fixture
+def hiding():
+    """A schedule created at run time, whose name the next release declares."""
+    with isolate_sequences():
+        report().schedules.create("berlin", every(DAY))
+    return report(schedules={"berlin": every(HOUR, data={"tags": ["hourly"]})})
+
+
+def test_a_declaration_never_replaces_a_schedule_made_at_run_time(hiding, caplog):
+    scheduler = Scheduler(AtOnce())
+    scheduler.look("default")
+    scheduler._synced = None
+    scheduler.look("default")
+    assert (stored(hiding, "berlin").timetable, stored(hiding, "berlin").is_declared) == (
+        every(DAY), False,
+    )  # fmt: skip
+    assert caplog.text.count("Schedule shop.Report berlin of the code starts no runs") == 1
+
+
+def test_a_declaration_that_does_not_apply_is_shown(hiding):
+    assert "The code declares a schedule with the same name" in snapshot(hiding, "berlin").sentence
+    assert "The code declares a schedule with the same name" in command("schedules")
+    (warning,) = checks.check_schedules(None, databases=["default"])
+    assert (warning.id, "'berlin'" in warning.msg) == ("sequences.W023", True)
+    assert checks.check_schedules(None, databases=None) == []
+
+
+def test_a_declaration_applies_once_the_other_is_removed(hiding):
+    stored(hiding, "berlin").remove()
+    sync("default")
+    assert stored(hiding, "berlin").is_declared
+    assert "same name" not in snapshot(hiding, "berlin").sentence
+    assert checks.check_schedules(None, databases=["default"]) == []
+
+
 @pytest.mark.parametrize(
     ("name", "timetable", "problem"),
     [
@@ -930,8 +978,8 @@ def test_the_command_says_what_is_wrong(arguments, code, problem):
     assert caught.value.returncode == code
 
 
-def snapshot(cls):
-    return inspection.of(stored(cls), "default")
+def snapshot(cls, name="default"):
+    return inspection.of(stored(cls, name), "default")
 
 
 def test_a_schedule_says_what_it_does_now(releases):

@@ -77,6 +77,9 @@ class Schedules(Subcommand):
             self.write_json([as_json(each) for each in snapshots])
         elif snapshots:
             self.write_table(self._rows(snapshots), 0, 1, 2, 6)
+            for each in snapshots:
+                if each.hides_declaration:
+                    self.write(f"{plain(each.row)}: {each.sentence}")
         else:
             which = "schedules" if label is None else "such schedules"
             self.write(f"There are no {which}. Workers add the declared schedules when they start.")
