@@ -25,7 +25,7 @@ from ..definitions import registry
 from ..definitions.definition import Definition
 from ..definitions.plan import Node
 from ..definitions.steps import Step
-from ..exceptions import StepExpired, StepKindChanged, UnknownStep, did_you_mean
+from ..exceptions import SequenceError, StepExpired, StepKindChanged, UnknownStep, did_you_mean
 from ..models import StepRun, StepStatus
 from ..transitions import claims, losses, plans
 from ..transitions.backends import backend_of
@@ -206,8 +206,11 @@ class StepExecution:
 
     def _accept(self, claim: Claim) -> None:
         self.claim, kind = claim, kinds.kind_of(claim.kind)
-        plan = plans.load_of(claim.sequence, claim.plan_id, self.using)
-        node = plan.node(claim.step)
+        try:
+            plan = plans.load_of(claim.sequence, claim.plan_id, self.using)
+            node = plan.node(claim.step)
+        except SequenceError as error:  # also without a plan, the claim must not end as a lost one
+            raise recovery.unreadable(claim, error, self.using) from None
         self.context = ExecutionContext(
             claim, using=self.using, kind=kind, plan=plan, offer=self.offer
         )

@@ -25,6 +25,7 @@ from ..exceptions import (
     InvalidData,
     ItemsFailed,
     ReadOnlyData,
+    SequenceError,
     StepExpired,
     StepKindChanged,
     UnknownSequence,
@@ -200,6 +201,16 @@ def _left_to_others(execution: StepExecution) -> SkipMessage:
         f"Step run {execution.step_run_id} is left to workers of a later release, in which "
         "the step is of another kind."
     )
+
+
+def unreadable(claim: Claim, error: SequenceError, using: str) -> SkipMessage:
+    """Leave the step to workers of the release that has written the plan of its run."""
+    claims.leave(claim, using)
+    logger.warning(
+        "Step %s of run %s is waiting for a worker that can read its plan: %s",
+        claim.step, claim.run_id, error,
+    )  # fmt: skip
+    return SkipMessage(f"The plan of step run {claim.step_run_id} cannot be read.")
 
 
 def _record(execution: StepExecution, error: BaseException) -> None:

@@ -171,20 +171,11 @@ def _release(claim: Claim, using: str) -> list[Dispatch]:
     if run is None:
         return []
     now = clock.now(using)
-    is_paused = run.status == RunStatus.PAUSED
-    rows = StepRun._base_manager.using(using).filter(
-        pk=claim.step_run_id, token=claim.token, status=StepStatus.RUNNING
-    )
     if stops_here(run, claim):
         ended = {"status": StepStatus.CANCELLED, "token": None, "wake_at": None}
-        return proceed(run, now, using) if rows.update(**ended, finished_at=now) else []
-    released = rows.update(
-        status=StepStatus.QUEUED,
-        token=None,
-        queued_at=now,
-        wake_at=None if is_paused else now + clock.grace(),
-    )
-    if not released or is_paused:
+        cancelled = _claimed(claim, using).update(**ended, finished_at=now)
+        return proceed(run, now, using) if cancelled else []
+    if not _requeue(run, claim, now, using) or run.status == RunStatus.PAUSED:
         return []
     plan = plans.load(run.plan_id, using)
     if stops(run, plan, using):
@@ -195,6 +186,36 @@ def _release(claim: Claim, using: str) -> list[Dispatch]:
         limits.clear_on_commit(run.pk, using)
     row = StepRun._base_manager.using(using).get(pk=claim.step_run_id)
     return [dispatch_of(row, plan)]
+
+
+def _claimed(claim: Claim, using: str) -> QuerySet[StepRun]:
+    """Its row, as long as the claim holds it."""
+    rows = StepRun._base_manager.using(using)
+    return rows.filter(pk=claim.step_run_id, token=claim.token, status=StepStatus.RUNNING)
+
+
+def _requeue(run: SequenceRun, claim: Claim, now: datetime, using: str) -> bool:
+    is_paused = run.status == RunStatus.PAUSED
+    requeued = _claimed(claim, using).update(
+        status=StepStatus.QUEUED,
+        token=None,
+        queued_at=now,
+        wake_at=None if is_paused else now + clock.grace(),
+    )
+    return requeued > 0
+
+
+def leave(claim: Claim, using: str) -> None:
+    """Release a step of a run whose plan we cannot read, to workers that can; the sweep dispatches
+    it."""
+    transact(using, lambda: _leave(claim, using))
+
+
+def _leave(claim: Claim, using: str) -> None:
+    run = lock_run(claim.run_id, using)
+    # What follows in a run that is rolling back is in its plan: their sweep ends the lease.
+    if run is not None and not stops_here(run, claim):
+        _requeue(run, claim, clock.now(using), using)
 
 
 def give_back(run_id: UUID, token: int, using: str) -> list[Dispatch]:

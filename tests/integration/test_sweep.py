@@ -7,12 +7,14 @@ import dramatiq
 import pytest
 from django.core.management import CommandError
 from django.test import override_settings
+from dramatiq.middleware import SkipMessage
 
 from sequences.engine import dispatcher
+from sequences.engine.executor import StepExecution
 from sequences.exceptions import SequenceError
 from sequences.models import StepRun, StoredPlan
 from sequences.testing import clock
-from sequences.transitions import due, failures
+from sequences.transitions import due, failures, plans
 from sequences.worker.queue_monitor import DRAINED_AFTER_SECONDS, QueueMonitor
 from sequences.worker.sweeper import MAX_BATCHES_PER_SWEEP, AssumeLost, Sweeper, sweep
 from tests.console import command
@@ -136,15 +138,61 @@ def test_a_row_that_cannot_be_taken_back_does_not_stop_the_sweep(run, monkeypatc
     assert row(other, "one").status == "queued"
 
 
-def test_a_plan_of_a_later_format_waits_for_workers_that_read_it(run):
+@pytest.fixture
+def later_run(run):
+    """A run that a later release has started."""
     later = run.plan
     later.pk, later.fingerprint, later.graph = None, "x", {"format": 99, "steps": []}
     later.save()
     type(run).objects.filter(pk=run.pk).update(plan=later)
-    overdue(run, "one")
+    return run
+
+
+def test_a_plan_of_a_later_format_waits_for_workers_that_read_it(later_run):
+    overdue(later_run, "one")
     assert sweep(AssumeLost(), USING) == 0
-    assert ledger(run) == {"one": "queued"}
-    assert row(run, "one").wake_at > now()
+    assert ledger(later_run) == {"one": "queued"}
+    assert row(later_run, "one").wake_at > now()
+
+
+def receive(run):
+    """A worker gets a message for the step; there is nothing for it to do."""
+    with pytest.raises(SkipMessage):
+        StepExecution(row(run, "one").pk, 0, USING).live()
+
+
+def test_a_worker_that_cannot_read_the_plan_gives_the_step_back_and_says_so(later_run, caplog):
+    for _ in range(4):  # more often than workers may be lost
+        receive(later_run)
+    left = row(later_run, "one")
+    assert (left.status, left.token, left.attempts, left.lost_workers) == ("queued", None, 0, 0)
+    assert timedelta() < left.wake_at - now() <= GRACE
+    assert fresh(later_run).status == "running"
+    (line, *_) = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert f"Step one of run {later_run.pk} is waiting for a worker that can read" in line
+    assert "Upgrade this process to the release that wrote the plan." in line
+
+
+def test_a_step_with_a_plan_of_a_later_format_comes_back_on_hold_if_its_run_is_paused(
+    later_run, monkeypatch
+):
+    load = plans.load_of
+
+    def load_of(*arguments):
+        type(later_run).objects.filter(pk=later_run.pk).update(status="paused")
+        return load(*arguments)
+
+    monkeypatch.setattr(plans, "load_of", load_of)
+    receive(later_run)
+    assert (row(later_run, "one").status, row(later_run, "one").wake_at) == ("queued", None)
+
+
+def test_in_a_run_that_rolls_back_a_step_with_a_plan_of_a_later_format_is_not_queued_again(
+    later_run,
+):
+    type(later_run).objects.filter(pk=later_run.pk).update(status="undoing")
+    receive(later_run)
+    assert row(later_run, "one").status == "running"  # until its lease expires
 
 
 # --- backoff
