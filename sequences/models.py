@@ -440,6 +440,10 @@ class SequenceRun(_Row):
         max_length=55, blank=True, default="", db_default="", editable=False
     )
 
+    #: The id of the newest operation that whoever decides knows of; 0 if there was none. If there
+    #: is a newer one, this instance's operations are rejected. None: it does not matter.
+    _basis: int | None = None
+
     objects: ClassVar[SequenceRunManager] = SequenceRunManager()
     #: The object that the run is about. None if it has none, or if it no longer exists.
     subject = _Subject()
@@ -1115,6 +1119,9 @@ class Schedule(_Row):
     version = models.PositiveBigIntegerField(default=0, editable=False)
     created_at = models.DateTimeField(pgettext_lazy("time", "created"))
     updated_at = models.DateTimeField(pgettext_lazy("time", "updated"))
+
+    #: As that of a `SequenceRun`.
+    _basis: int | None = None
 
     objects = _Manager.from_queryset(ScheduleQuerySet)()  # type: ignore[misc]
 

@@ -27,6 +27,7 @@ from ..definitions import registry
 from ..definitions.rules import RULES, Rule
 from ..exceptions import SequenceError
 from ..inspection import actions as run_actions
+from ..inspection.records import newest_operation
 from ..inspection.wording import explain
 from ..models import NO_ITEM, RunStatus, SequenceRun, StepRun
 from ..utils.text import label_of
@@ -114,7 +115,10 @@ class ManyRuns(RunActions):
         statuses = _likeliest(queryset, action)
         ids = list(statuses)
         is_confirmed = request.POST.get("confirm") == "yes"
-        form = FORMS.get(action.name, ActionForm)(request.POST if is_confirmed else None)
+        basis = 0 if is_confirmed else newest_operation(ids[:MAX_RUNS_PER_REQUEST])
+        form = FORMS.get(action.name, ActionForm)(
+            request.POST if is_confirmed else None, initial={"basis": basis}
+        )
         form.fields.pop("parents", None)  # each of these runs is retried alone
         if action.on_step and not _ask_for_step(form, action, ids[:MAX_RUNS_PER_REQUEST]):
             self.message_user(request, _no_step(), messages.WARNING)

@@ -8,11 +8,15 @@ from typing import Any
 
 from django import forms
 from django.core.exceptions import ValidationError
+from django.db.models import BigIntegerField
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from ..data.serialization import MAX_DEPTH, depth_of
 from ..definitions.steps import LAST_MOMENT
+
+#: The highest id of an operation.
+MAX_ID = BigIntegerField.MAX_BIGINT
 
 
 class JSONText(forms.CharField):
@@ -50,8 +54,12 @@ class JSONText(forms.CharField):
 
 
 class ActionForm(forms.Form):
-    """The reason for an action."""
+    """The reason for an action, and what the decision is based on."""
 
+    #: The id of the newest operation when the page was opened.
+    basis = forms.IntegerField(
+        required=False, min_value=0, max_value=MAX_ID, widget=forms.HiddenInput
+    )
     reason = forms.CharField(
         label=_("Reason"),
         required=False,

@@ -18,7 +18,7 @@ from ..data.redaction import NoSecret, changed_secrets, redact, restore, secrets
 from ..definitions import registry
 from ..definitions.rules import RULES
 from ..exceptions import InvalidData, SequenceError
-from ..inspection import actions
+from ..inspection import actions, records
 from ..inspection.diagnosis import summary
 from ..inspection.snapshot import (
     RunSnapshot,
@@ -81,7 +81,13 @@ class RunActions(RunPage):
         run = self._run(request, object_id)
         if not self.has_action_permission(request, action, run):
             raise PermissionDenied
-        return _ActionRequest(self, request, action, self._snapshot(request, run)).answer()
+        basis = self._basis(request, run)  # before the snapshot, which may know of more
+        run_snapshot = self._snapshot(request, run)
+        return _ActionRequest(self, request, action, run_snapshot, basis).answer()
+
+    def _basis(self, request: HttpRequest, run: SequenceRun) -> int:
+        """The id of the latest operation on it; 0 if there is none. A POST has its own."""
+        return 0 if request.method == "POST" else records.newest_operation([run.pk])
 
 
 def _step(
@@ -104,13 +110,16 @@ class _ActionRequest:
         request: HttpRequest,
         action: actions.Action,
         run_snapshot: RunSnapshot,
+        basis: int,
     ) -> None:
-        self.admin, self.request, self.action = admin, request, action
+        self.admin, self.request, self.action, self.basis = admin, request, action, basis
         self.snapshot, self.run = run_snapshot, run_snapshot.run
         self.step = _step(request, action, run_snapshot)
         self.patterns = registry.hidden_by(self.run.sequence)
         self.urls = Urls(admin.admin_site.name, self.run)
         self.held_up = self._held_up()
+        if self.held_up:  # the form may retry the topmost of them instead
+            self.basis = max(basis, admin._basis(request, self.held_up[-1]))
         self.payload_form = self._payload_form()
         self.form = self._form()
 
@@ -140,7 +149,7 @@ class _ActionRequest:
     def _form(self) -> ActionForm:
         data = self.request.POST if self.request.method == "POST" else None
         kind = ActionForm if self.payload_form else FORMS.get(self.action.name, ActionForm)
-        form = kind(data, initial=self._initial())
+        form = kind(data, initial={**self._initial(), "basis": self.basis})
         if self.action.name == "cancel" and not self._may_undo():
             del form.fields["undo"]
         if self.action.name == "retry":
@@ -330,6 +339,7 @@ def perform(
 ) -> bool:
     """Call the run's own method. False: it was a delivery, and something else was first."""
     log = {"by": by, "reason": cleaned.get("reason", "")}
+    run._basis = None if action.is_harmless else cleaned.get("basis")
     if action.name == "deliver":
         return run.deliver(step, cleaned["payload"], **log)
     if action.name == "edit":

@@ -123,7 +123,8 @@ class RunPage(ReadOnlyAdmin):
             return self._get_obj_does_not_exist_redirect(  # type: ignore[attr-defined, no-any-return]
                 request, self.opts, object_id
             )
-        context = self._page(request, self._snapshot(request, run))
+        last = next(iter(records.operations_of(run, 1)), None)
+        context = self._page(request, self._snapshot(request, run), last)
         return self._show(request, run, self.change_form_template, context | (extra_context or {}))
 
     def _show(
@@ -155,12 +156,13 @@ class RunPage(ReadOnlyAdmin):
             js=["sequences/live.js"],
         )
 
-    def _page(self, request: HttpRequest, run_snapshot: RunSnapshot) -> dict[str, Any]:
+    def _page(
+        self, request: HttpRequest, run_snapshot: RunSnapshot, last: Operation | None
+    ) -> dict[str, Any]:
         run, urls = run_snapshot.run, Urls(self.admin_site.name, run_snapshot.run)
         page = step_page(run_snapshot, request.GET.get("steps", ""))
         at = run_snapshot.at[:MAX_STEPS_IN_HEAD]
         buttons = list(self._buttons(request, run_snapshot, urls, [*page.steps, *at]))
-        last = next(iter(records.operations_of(run, 1)), None)
         relatives = self._relatives(request, run_snapshot)
         history = self._history(request, run_snapshot, urls)
         failures = run_context.moments_of(run, history.get("attempts", ()))
@@ -175,6 +177,7 @@ class RunPage(ReadOnlyAdmin):
             "path": request.get_full_path(),
             "title": run_snapshot.title,
             "summary": summary(run_snapshot, last),
+            "basis": 0 if last is None else last.pk,
             "age": format_duration(run_snapshot.age),
             "duration": format_duration(run_snapshot.duration),
             "deadline": deadline_of(run),
@@ -192,7 +195,7 @@ class RunPage(ReadOnlyAdmin):
             "subject": SubjectViewer(request, self.admin_site).label_of(run),
             "schedule": schedule_of(run, request, self.admin_site),
             "relatives": relatives,
-            "retry_top_url": self._retry_top_url(request, relatives),
+            **self._retry_top(request, relatives),
             "picture": run_diagrams.picture_of(run_snapshot, _row_of),
             "timeline": run_diagrams.timeline_of(
                 run_snapshot, failures, _row_of, page.steps, losses
@@ -248,12 +251,13 @@ class RunPage(ReadOnlyAdmin):
         name = f"{self.admin_site.name}:job_sequences_sequencerun_change"
         return Relatives(run_snapshot, self.get_queryset(request), name)
 
-    def _retry_top_url(self, request: HttpRequest, relatives: Relatives) -> str:
+    def _retry_top(self, request: HttpRequest, relatives: Relatives) -> dict[str, Any]:
         """The URL that retries, by POST, the topmost run that failed waiting for this one."""
         retry, top = actions.ACTIONS["retry"], relatives.top
         if top is None or not self.has_action_permission(request, retry, top):
-            return ""
-        return Urls(self.admin_site.name, top).action("retry")
+            return {}
+        url = Urls(self.admin_site.name, top).action("retry")
+        return {"retry_top_url": url, "top_basis": records.newest_operation([top.pk])}
 
     # Pages below it
 

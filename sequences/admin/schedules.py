@@ -16,7 +16,7 @@ from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied, ValidationError
-from django.db.models import QuerySet
+from django.db.models import Max, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
@@ -69,6 +69,8 @@ class ScheduleAction:
     done: Text
     permission: str
     is_dangerous: bool = False
+    #: Whether it does no harm if it comes from a page that is out of date.
+    is_harmless: bool = False
 
 
 ACTIONS = {
@@ -90,6 +92,7 @@ ACTIONS = {
             ),
             _("The schedule is paused."),
             "pause_schedule",
+            is_harmless=True,
         ),
         ScheduleAction(
             "resume",
@@ -225,6 +228,7 @@ class CreateForm(TimetableForm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        del self.fields["basis"]  # its name can be used only once
         labels = [
             cls._definition.label
             for cls in registry.all()
@@ -506,7 +510,7 @@ class ScheduleAdmin(ReadOnlyAdmin):
                 request, gettext("The state of the schedule does not allow this."), messages.ERROR
             )
             return HttpResponseRedirect(self._url("change", row.pk))
-        form = _form_for(named, row.snapshot, request)
+        form = _form_for(named, row.snapshot, request, self._basis(request, row))
         if request.method == "POST" and request.POST.get("confirm") == "yes" and form.is_valid():
             response = self._do(request, row, named, form)
             if response is not None:
@@ -528,6 +532,7 @@ class ScheduleAdmin(ReadOnlyAdmin):
     ) -> HttpResponse | None:
         """Perform it. None: it was rejected, and the form says why."""
         options: dict[str, Any] = {"by": request.user, "reason": form.cleaned_data["reason"]}
+        row._basis = None if action.is_harmless else form.cleaned_data["basis"]
         try:
             if action.name == "update":
                 options |= _changes(row, form)
@@ -556,6 +561,13 @@ class ScheduleAdmin(ReadOnlyAdmin):
             raise Http404(gettext("Schedule not found."))
         self.take_snapshots(request, [row])
         return row
+
+    def _basis(self, request: HttpRequest, row: Schedule) -> int:
+        """The id of the latest operation on it; 0 if there is none. A POST has its own."""
+        if request.method == "POST":
+            return 0
+        rows = ScheduleOperation.objects.using(conf.using()).filter(schedule=row.pk)
+        return rows.aggregate(newest=Max("pk"))["newest"] or 0
 
     def _buttons(self, request: HttpRequest, snapshot: ScheduleSnapshot) -> list[dict[str, Any]]:
         return [
@@ -612,14 +624,14 @@ def _badge(snapshot: ScheduleSnapshot) -> SafeString:
 
 
 def _form_for(
-    action: ScheduleAction, snapshot: ScheduleSnapshot, request: HttpRequest
+    action: ScheduleAction, snapshot: ScheduleSnapshot, request: HttpRequest, basis: int
 ) -> ActionForm:
     data = request.POST if request.method == "POST" else None
     if action.name != "update":
-        form = ActionForm(data)
+        form = ActionForm(data, initial={"basis": basis})
         form.fields["reason"].help_text = _("Stored with the schedule.")
         return form
-    form = UpdateForm(data, initial=_initial(snapshot))
+    form = UpdateForm(data, initial={**_initial(snapshot), "basis": basis})
     timetable = snapshot.row.timetable
     form.start = timetable.start if isinstance(timetable, Every) else None
     return form

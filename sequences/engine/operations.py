@@ -30,7 +30,7 @@ def operate(
 ) -> Any:
     """Perform an operation on a run; the options are those of its method."""
     using = conf.using()
-    request = OperationRequest(action, by=name_of_caller(by), reason=reason)
+    request = OperationRequest(action, by=name_of_caller(by), reason=reason, basis=run._basis)
     return _OPERATIONS[action](run, request, using, **options)
 
 

@@ -256,7 +256,7 @@ def operate_schedule(
 ) -> Any:
     """Perform an operation on a schedule; the options are those of its method."""
     using = conf.using()
-    request = ScheduleRequest(action, by=name_of_caller(by), reason=reason)
+    request = ScheduleRequest(action, by=name_of_caller(by), reason=reason, basis=schedule._basis)
     result = _OPERATIONS[action](schedule, request, using, **options)
     if action != "remove":
         schedule.refresh_from_db(using=using)

@@ -44,6 +44,8 @@ class Action:
     starts_steps: bool = False
     #: Whether it needs more than a click, although it is not dangerous.
     asks: bool = False
+    #: Whether it does no harm if it comes from a page that is out of date.
+    is_harmless: bool = False
 
     @property
     def rule(self) -> Rule:
@@ -113,6 +115,7 @@ ACTIONS: dict[str, Action] = {
         Action(
             "pause",
             _("Running steps finish; no new step starts until you resume."),
+            is_harmless=True,
         ),
         Action(
             "resume",

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from uuid import UUID
+
+from django.db.models import Max
+
 from .. import conf
 from ..models import Operation, SequenceRun, StepFailure, StepLoss
 from .snapshot import RunSnapshot, hide_secrets
@@ -27,3 +32,9 @@ def operations_of(run: SequenceRun, limit: int) -> list[Operation]:
     """Its latest operations, newest first. Their changes may be large, and are not loaded."""
     rows = Operation.objects.using(conf.using()).filter(run=run.pk).order_by("-pk")
     return list(rows.defer("before", "after")[:limit])
+
+
+def newest_operation(run_ids: Iterable[UUID]) -> int:
+    """The id of the latest operation on these runs; 0 if there is none."""
+    rows = Operation.objects.using(conf.using()).filter(run__in=list(run_ids))
+    return rows.aggregate(newest=Max("pk"))["newest"] or 0

@@ -67,6 +67,8 @@ class OperationRequest:
     reason: str = ""
     before: Any = None
     after: Any = None
+    #: The id of the newest operation that the decision is based on. None: it does not matter.
+    basis: int | None = None
 
 
 class LockedRun:
@@ -111,6 +113,18 @@ class LockedRun:
             status=self.run.status,
             **why,
         )
+
+    def check_basis(self) -> None:
+        """Reject a decision about a state that an operation has changed since.
+
+        The steps' own progress does not matter, or nobody could operate on a busy run.
+        """
+        operations = Operation._base_manager.using(self.using).filter(run=self.run.pk)
+        basis = self.request.basis
+        if basis is not None and operations.filter(pk__gt=basis).exists():
+            self.refuse(
+                _("it has changed since you opened the page. Look at it again before you decide.")
+            )
 
     def done(self) -> None:
         """Store the run, and the operation."""
@@ -385,6 +399,7 @@ def _operate(
         locked_run = LockedRun(run, request, using)
         dispatches = function(locked_run)
         if locked_run.has_effect:
+            locked_run.check_basis()  # last, because all other reasons say more
             locked_run.done()
             limits.clear_on_commit(run_id, using)
         return dispatches

@@ -352,6 +352,8 @@ class ScheduleRequest:
     reason: str = ""
     before: Any = None
     after: Any = None
+    #: The id of the newest operation that the decision is based on. None: it does not matter.
+    basis: int | None = None
 
 
 def add(row: Schedule, timetable: Timetable, request: ScheduleRequest, using: str) -> Schedule:
@@ -414,11 +416,23 @@ class LockedSchedule:
             action=_verb(self.request), schedule=name, problem=problem, hint=hint
         )
 
+    def check_basis(self) -> None:
+        """Reject a decision about a schedule that an operation has changed since."""
+        operations = ScheduleOperation.objects.using(self.using).filter(schedule=self.row.pk)
+        basis = self.request.basis
+        if basis is not None and operations.filter(pk__gt=basis).exists():
+            raise self.refuse(
+                _("it has changed since you opened the page"),
+                _("Look at it again before you decide."),
+            )
+
     def write(self, **values: Any) -> None:
+        self.check_basis()
         _write(self.row, self.now, self.using, **values)
         _log(self.row, self.request, self.now, self.using)
 
     def remove(self) -> None:
+        self.check_basis()
         _log(self.row, self.request, self.now, self.using)
         Schedule.objects.using(self.using).filter(pk=self.row.pk).delete()
 

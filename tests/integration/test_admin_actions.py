@@ -895,3 +895,99 @@ def test_the_deadline_of_many_is_set_at_once(admin_client):
     assert "Set the deadline of 2 runs" in admin_client.post(RUNS, form).content.decode()
     admin_client.post(RUNS, form | {"deadline": "2100-01-01T08:00", **YES})
     assert RunDeadline.objects.count() == 2
+
+
+# --- pages that are out of date
+
+
+CHANGED = "It has changed since you opened the page. Look at it again before you decide."
+
+
+def answer_of(client, page):
+    """What a browser sends when somebody confirms this page as it is."""
+    return answer_to(client.get(page).context["form"])
+
+
+def answer_to(form):
+    return {field.html_name: field.value() for field in form if field.value() is not None} | YES
+
+
+@pytest.mark.parametrize("way", ["a double submit", "a stale page"])
+def test_one_page_restarts_a_run_once(admin_client, way):
+    run = started()
+    drain()
+    page = url(run, "restart_from", "charge")
+    answer = answer_of(admin_client, page)
+    if way == "a double submit":
+        admin_client.post(page, answer)
+    else:
+        fresh(run).restart_from("charge", by="a colleague")
+    drain()
+    before = state_of(run)
+    assert CHANGED in told(admin_client, admin_client.post(page, answer))
+    assert state_of(run) == before
+
+
+@pytest.mark.parametrize("action", run_actions.ACTIONS)
+def test_nothing_is_done_from_a_page_that_does_not_know_the_latest_operation(admin_client, action):
+    run, name = scene(action)
+    page = url(run, action, name)
+    answer = answer_of(admin_client, page) | data_for(action, run)
+    Operation.objects.create(run=run, action="retry", by="a colleague", done_at=timezone.now())
+    before = state_of(run)
+    text = told(admin_client, admin_client.post(page, answer))
+    if action == "pause":
+        assert fresh(run).status == "paused", "nobody should have to ask twice"
+        return
+    assert CHANGED in text
+    assert state_of(run) == before
+    admin_client.post(page, answer_of(admin_client, page) | data_for(action, run))
+    assert state_of(run) != before, "from a new page"
+
+
+def test_what_the_steps_do_meanwhile_does_not_matter(admin_client):
+    run = started()
+    page = url(run, "cancel")
+    answer = answer_of(admin_client, page)
+    drain()
+    admin_client.post(page, answer)
+    assert fresh(run).status == "cancelled"
+
+
+def test_a_button_that_asks_nothing_works_once(admin_client):
+    run, _ = scene("retry")
+    bases = set(
+        re.findall(r'name="basis" value="(\d+)"', admin_client.get(url_of(run)).content.decode())
+    )
+    assert bases == {"0"}
+    answer = YES | {"basis": "0"}
+    admin_client.post(url(run, "retry"), answer)
+    fail(claim(run, "charge"), final=False)
+    before = state_of(run)
+    assert CHANGED in told(admin_client, admin_client.post(url(run, "retry"), answer))
+    assert state_of(run) == before
+    page = admin_client.get(url_of(run)).content.decode()
+    assert f'name="basis" value="{fresh(run).operations.last().pk}"' in page
+
+
+def test_many_runs_are_restarted_once_from_one_page(admin_client):
+    runs = [started(), started()]
+    drain()
+    form = post_many(admin_client, "restart_from_runs", *runs).context["form"]
+    answer = answer_to(form) | {"step": "charge"}
+    response = post_many(admin_client, "restart_from_runs", *runs, **answer)
+    assert "2 runs restarted" in told(admin_client, response).lower()
+    drain()
+    before = [state_of(run) for run in runs]
+    text = told(admin_client, post_many(admin_client, "restart_from_runs", *runs, **answer))
+    assert f"2 runs skipped: {CHANGED[:-1]}" in text
+    assert [state_of(run) for run in runs] == before
+
+
+def test_of_many_runs_only_those_that_have_changed_are_skipped(admin_client):
+    changed, other = started(), started()
+    form = post_many(admin_client, "cancel_runs", changed, other).context["form"]
+    changed.pause()
+    response = post_many(admin_client, "cancel_runs", changed, other, **answer_to(form))
+    assert f"1 run skipped: {CHANGED[:-1]}" in told(admin_client, response)
+    assert [fresh(run).status for run in (changed, other)] == ["paused", "cancelled"]

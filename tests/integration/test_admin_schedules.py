@@ -227,6 +227,35 @@ def test_a_run_is_started_now(admin_client, report):
     assert "is unfinished" in text_of(again)
 
 
+@pytest.mark.parametrize("action", ["run_now", "resume", "update", "remove", "pause"])
+def test_one_page_operates_on_a_schedule_once(admin_client, report, action):
+    schedule = report.schedules.create("berlin", every(HOUR, overlap="allow"))
+    if action == "resume":
+        schedule.pause()
+    page = page_of(schedule, action)
+    answer = FORM | admin_client.get(page).context["form"].initial
+    if action == "pause":
+        schedule.run_now()
+        admin_client.post(page, answer)
+        schedule.refresh_from_db()
+        assert schedule.paused_at is not None, "nobody should have to ask twice"
+        return
+    schedule.run_now(by="a colleague")
+    response = admin_client.post(page, answer)
+    assert "It has changed since you opened the page" in text_of(response)
+    assert ScheduleOperation.objects.last().by == "a colleague"
+    assert report.runs.count() == 1
+
+
+def test_a_double_submit_starts_one_run(admin_client, report):
+    schedule = report.schedules.create("berlin", every(HOUR, overlap="allow"))
+    page = page_of(schedule, "run_now")
+    answer = FORM | admin_client.get(page).context["form"].initial
+    for _ in range(2):
+        admin_client.post(page, answer)
+    assert report.runs.count() == 1
+
+
 def test_the_page_of_a_run_leads_back_to_the_schedule_that_has_started_it(
     admin_client, client, report
 ):

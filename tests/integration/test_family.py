@@ -206,6 +206,27 @@ def test_one_click_on_the_childs_page_retries_all_that_wait_for_it(admin_client,
     assert [fresh(run).status for run in runs] == ["succeeded"] * (DEPTH + 1)
 
 
+@pytest.mark.parametrize("page_name", ["change", "action"])
+def test_the_parents_are_not_retried_from_a_page_that_is_out_of_date(admin_client, runs, page_name):
+    leaf, top = runs[-1], runs[0]
+    top.edit({"checked": True})
+    top_url = reverse(f"{RUN}_action", args=[top.pk, "retry"])
+    leaf_url = reverse(f"{RUN}_action", args=[leaf.pk, "retry"])
+    if page_name == "action":
+        url, answer = leaf_url, {"parents": "on"}
+        answer["basis"] = admin_client.get(url).context["form"].initial["basis"]
+    else:
+        url, answer = top_url, {"basis": page(admin_client, leaf)[1].partition(top_url)[2]}
+        answer["basis"] = re.search(r'name="basis" value="(\d+)"', answer["basis"])[1]
+    assert answer["basis"] in (top.operations.get().pk, str(top.operations.get().pk))
+    admin_client.post(url, answer | {"confirm": "yes"})
+    drain()  # it fails again
+    count = top.operations.count()
+    assert count == 2
+    admin_client.post(url, answer | {"confirm": "yes"})
+    assert (fresh(top).status, top.operations.count()) == ("failed", count)
+
+
 @pytest.mark.parametrize("parents", [True, False])
 def test_the_retry_of_a_child_takes_its_parents_along_if_people_want(admin_client, runs, parents):
     leaf = runs[-1]

@@ -96,6 +96,19 @@ def test_a_pause_never_stops_the_step_in_hand_and_always_holds_the_next(together
         assert claim(run, "two") is not None
 
 
+def test_of_two_decisions_from_the_same_page_one_counts(together):
+    for run in rounds():
+        perform(claim(run, "one"))
+        first, second = fresh(run), fresh(run)
+        first._basis = second._basis = 0
+        outcomes = together(
+            soon(lambda: first.restart_from("one")),  # noqa: B023
+            soon(lambda: second.restart_from("one")),  # noqa: B023
+        )
+        assert sorted(map(refused, outcomes)) == [False, True]
+        assert run.operations.count() == 1
+
+
 @pytest.mark.parametrize(
     ("action", "status", "of_steps"),
     [("cancel", "cancelled", "cancelled"), ("finish", "succeeded", "skipped")],
