@@ -169,7 +169,7 @@ class _Draining:
 
     def __init__(self, run: SequenceRun | None, limit: int) -> None:
         self._run, self._limit, self._using = run, limit, conf.using()
-        self._ending = _Ending()
+        self._ending, self._signals = _Ending(), notifications.HeldSignals(self._using)
         self._broker = _InlineBroker(dramatiq.get_broker(), self._ending)
         #: How many step runs had their turn, whatever came of it: it must end some time.
         self._turns = 0
@@ -179,8 +179,8 @@ class _Draining:
     def go_on(self) -> None:
         """Execute until nothing is due any more."""
         due = _Due(self._run, self._using)
-        notifications.send_pending(self._using)  # signals of the starts
-        while (row := due.next()) is not None or _expire(self._run, self._using):
+        self._signals.send()  # signals of the starts
+        while (row := due.next()) is not None or self._expire():
             if row is None:
                 continue  # its deadline has failed a run: run what that made ready
             if self._turns >= self._limit:  # not by assert, which python -O leaves out
@@ -199,12 +199,22 @@ class _Draining:
         turn, self._ending.failed = handoff.Handoff(False, using), None
         with dispatcher.capture_dispatches() as dispatches:
             ready = handoff.process(dispatch_of(row, plan), self._broker, using, turn)
-            notifications.send_pending(using)
+            self._signals.send()
         if not traits_of(row.kind).is_item:
             self._turns += 1
             self.attempts += self._ending.is_of(turn.execution)
         # Including the row itself: a failed attempt is retried at once.
         return [row.pk, *(made.step_run_id for made in [*ready, *dispatches])]
+
+    def _expire(self) -> bool:
+        """Fail the runs whose deadlines have passed. False: there were none."""
+        using = self._using
+        family = None if self._run is None else frozenset(_family(self._run, using))
+        passed = [pk for pk in deadlines.due(using) if family is None or pk in family]
+        for pk in passed:
+            deadlines.expire(pk, using)
+            self._signals.send()
+        return bool(passed)
 
 
 class _Ending(Middleware):
@@ -236,16 +246,6 @@ class _Ending(Middleware):
 
 #: What attempts conclude that only begin to wait.
 _WAITS = WaitForTime | WaitForEvent | WaitForItems | WaitForChildren
-
-
-def _expire(run: SequenceRun | None, using: str) -> bool:
-    """Fail the runs whose deadlines have passed. False: there were none."""
-    family = None if run is None else frozenset(_family(run, using))
-    passed = [pk for pk in deadlines.due(using) if family is None or pk in family]
-    for pk in passed:
-        deadlines.expire(pk, using)
-        notifications.send_pending(using)
-    return bool(passed)
 
 
 class _Due:

@@ -31,6 +31,7 @@ from ..transitions import claims, losses, plans
 from ..transitions.backends import backend_of
 from ..transitions.locking import back_off
 from ..transitions.notifications import PendingSignal
+from ..transitions.plans import PendingPlan
 from ..transitions.types import Claim, ClaimLost, Dispatch, Offer
 from ..utils import text
 from ..utils.text import raises_printable
@@ -126,11 +127,12 @@ class StepExecution:
         context = self.context
         if self.is_atomic(step):
             context.change = None
+            earlier = len(connections[self.using].run_on_commit)
             with StepBlock(self.using) as block:
                 context.execute(step)
                 if not block.is_untouched():
                     ready = self._commit()
-                    _let_no_hook_fail(self.using)
+                    _let_no_hook_fail(self.using, earlier)
                     return ready
         elif context.change is None:
             context.execute(step)
@@ -328,19 +330,29 @@ def unknown_step(definition: Definition, step: str) -> UnknownStep:
     )
 
 
-def _let_no_hook_fail(using: str) -> None:
-    """Log an error in an `on_commit` hook; it must not fail the step or skip other hooks."""
-    connection: Any = connections[using]
-    connection.run_on_commit = [
-        (sids, _named(hook), True) for sids, hook, _ in connection.run_on_commit
-    ]
+def _let_no_hook_fail(using: str, earlier: int) -> None:
+    """Log an error in an `on_commit` hook; it must not fail the step or skip other hooks.
+
+    Only in the hooks of this step: the transaction of a test keeps those of all steps before it.
+    """
+    hooks: Any = connections[using].run_on_commit
+    hooks[earlier:] = [(sids, _named(hook), True) for sids, hook, _ in hooks[earlier:]]
 
 
 def _named(hook: Any) -> Any:
     # To log a failed hook, Django needs its name and a traceback; without one of them, logging
     # itself would raise.
-    if isinstance(hook, PendingSignal):
+    if isinstance(hook, PendingSignal | PendingPlan | _NamedHook):
         return hook
-    call = raises_printable(lambda: hook())
-    call.__qualname__ = text.name_of(hook)
-    return call
+    return _NamedHook(hook)
+
+
+class _NamedHook:
+    """A hook with a name, whose error can be logged."""
+
+    def __init__(self, hook: Any) -> None:
+        self._hook, self.__qualname__ = hook, text.name_of(hook)
+
+    @raises_printable
+    def __call__(self) -> None:
+        self._hook()

@@ -144,16 +144,19 @@ def _send_on_commit(pending: PendingSignal) -> None:
     transaction.on_commit(pending, using=pending.using, robust=True)
 
 
-def send_pending(using: str) -> None:
-    """Send what a transaction holds back, because a test will never commit it."""
-    while pending := [hook for hook in _hooks(using) if hook.name]:
-        for hook in pending:
-            _send_inside(hook)
+class HeldSignals:
+    """What a transaction holds back: a test will never commit it."""
 
+    def __init__(self, using: str) -> None:
+        self._using, self._position = using, 0
 
-def _hooks(using: str) -> list[PendingSignal]:
-    hooks = (hook for _, hook, *_ in connections[using].run_on_commit)
-    return [hook for hook in hooks if isinstance(hook, PendingSignal)]
+    def send(self) -> None:
+        """Send what has been added since the last call, and what its receivers add."""
+        while hooks := connections[self._using].run_on_commit[self._position :]:
+            self._position += len(hooks)
+            for _, hook, *_ in hooks:
+                if isinstance(hook, PendingSignal) and hook.name:
+                    _send_inside(hook)
 
 
 def _send_inside(hook: PendingSignal) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from django.db import connections, transaction
@@ -85,7 +86,7 @@ def key_scope(labels: Sequence[str], using: str) -> str:
 
 def load(plan_id: int, using: str) -> Plan:
     """The plan with this id."""
-    plan = _plans.get((using, plan_id))
+    plan = _plans.get((using, plan_id)) or _uncommitted(plan_id, using)
     if plan is not None:
         return plan
     plan = StoredPlan.objects.using(using).get(pk=plan_id).plan
@@ -122,15 +123,52 @@ def load_many(plan_ids: Iterable[int], using: str) -> dict[int, Plan]:
 
 def _once_committed(plan: Plan, plan_id: int, using: str) -> None:
     # A transaction that rolls back also removes the row with this id.
-    if connections[using].in_atomic_block:
-        # Not a partial: Django needs the name of a hook that fails.
-
-        def remember_plan() -> None:
-            _remember(plan, plan_id, using)
-
-        transaction.on_commit(remember_plan, using=using, robust=True)
-    else:
+    connection = connections[using]
+    if not connection.in_atomic_block:
         _remember(plan, plan_id, using)
+    elif _uncommitted(plan_id, using) is None:
+        pending = PendingPlan(plan, plan_id, using, position=len(connection.run_on_commit))
+        if not pending.position:
+            _thread.pending.clear()  # a new transaction
+        _thread.pending[using, plan_id] = pending
+        transaction.on_commit(pending, using=using, robust=True)
+
+
+@dataclass(eq=False)
+class PendingPlan:
+    """A hook of a transaction: lets the whole process remember a plan that was read inside."""
+
+    plan: Plan
+    plan_id: int
+    using: str
+    #: Its index among the hooks. A rollback to a savepoint only removes later ones.
+    position: int
+
+    def __post_init__(self) -> None:
+        self.__qualname__ = type(self).__qualname__  # Django logs it if a hook fails
+
+    def __call__(self) -> None:
+        _remember(self.plan, self.plan_id, self.using)
+
+    def is_valid(self) -> bool:
+        """Whether what it was read in is still open: Django keeps the hooks of nothing else."""
+        hooks = connections[self.using].run_on_commit
+        return self.position < len(hooks) and hooks[self.position][1] is self
+
+
+class _Thread(threading.local):
+    def __init__(self) -> None:
+        #: By alias and id.
+        self.pending: dict[tuple[str, int], PendingPlan] = {}
+
+
+_thread = _Thread()
+
+
+def _uncommitted(plan_id: int, using: str) -> Plan | None:
+    """A plan that this thread has read in its open transaction, which may last for a whole test."""
+    pending = _thread.pending.get((using, plan_id))
+    return pending.plan if pending is not None and pending.is_valid() else None
 
 
 def _remember(plan: Plan, plan_id: int, using: str) -> None:

@@ -5,13 +5,15 @@ from functools import partial
 
 import pytest
 from django.db import IntegrityError, OperationalError, connection, transaction
+from django.test.utils import CaptureQueriesContext
 
 from sequences import (
     Sequence,
     step,
 )
-from sequences.models import StepRun
+from sequences.models import StepRun, StoredPlan
 from sequences.testing import assert_steps, run_sequence
+from sequences.transitions import plans
 from testproject.contact.models import Message, Team
 from tests.steps import failures
 
@@ -243,3 +245,47 @@ def test_hooks_of_a_failed_attempt_do_not_run():
 
     run_sequence(Hooks)
     assert seen == [2]
+
+
+def test_a_test_costs_the_same_per_step_however_many_hooks_it_has_kept(monkeypatch):
+    looked_at = []
+
+    class Hooks(list):
+        def __iter__(self):
+            looked_at.append(len(self))
+            return super().__iter__()
+
+        def __getitem__(self, key):
+            found = super().__getitem__(key)
+            looked_at.append(len(found) if isinstance(key, slice) else 1)
+            return found
+
+    class Posts(Sequence):
+        @step(each="letters")
+        def post(self, letter):
+            transaction.on_commit(partial(print, letter))
+
+    hooks = Hooks()
+    monkeypatch.setattr(connection, "run_on_commit", hooks)
+    sequence = run_sequence(Posts, letters=list(range(60)))
+
+    assert sequence.run.status == "succeeded"
+    assert connection.run_on_commit is hooks
+    assert 60 <= len(hooks) < 60 + 10
+    assert sum(looked_at) < 6 * len(hooks)
+
+
+def test_a_transaction_reads_a_plan_once_and_forgets_it_with_the_savepoint_it_was_stored_in():
+    class One(Sequence):
+        @step(each="letters")
+        def post(self, letter): ...
+
+    with suppress(ZeroDivisionError), transaction.atomic():
+        with CaptureQueriesContext(connection) as queries:
+            plan_id = run_sequence(One, letters=[1, 2, 3, 4, 5, 6]).run.plan_id
+        raise ZeroDivisionError
+
+    reads = [each["sql"] for each in queries if each["sql"].startswith("SELECT")]
+    assert len([sql for sql in reads if StoredPlan._meta.db_table in sql]) <= 2
+    with pytest.raises(StoredPlan.DoesNotExist):
+        plans.load(plan_id, connection.alias)
