@@ -17,6 +17,7 @@ from .periods import EARLY, grace, lease, longest_lease, move, shortest_lease
 __all__ = [
     "EARLY",
     "grace",
+    "lead",
     "lease",
     "longest_lease",
     "moment",
@@ -32,6 +33,8 @@ __all__ = [
 class _Thread(threading.local):
     #: The time that it has read last, and its own clock at that moment.
     latest: tuple[datetime.datetime | None, float] = (None, 0.0)
+    #: How far the database's clock was ahead of this process's own one then.
+    lead = datetime.timedelta()
 
 
 _thread = _Thread()
@@ -44,9 +47,17 @@ def moved() -> datetime.timedelta:
 
 def now(using: str) -> datetime.datetime:
     """The database's time at this statement, aware, in UTC."""
-    read = backend_of(using).now(connections[using]) + periods.moved
+    current = backend_of(using).now(connections[using])
+    _thread.lead = current - datetime.datetime.now(datetime.UTC)
+    read = current + periods.moved
     _thread.latest = (read, time.monotonic())
     return read
+
+
+def lead() -> datetime.timedelta:
+    """How far the database's clock is ahead of this process's own one, in whole seconds, by the
+    time that this thread has read last. Negative: it is behind."""
+    return datetime.timedelta(seconds=round(_thread.lead.total_seconds())) + periods.moved
 
 
 def read_at(moment: datetime.datetime) -> float:

@@ -53,12 +53,13 @@ class QueueMonitor:
         """Whether a message dispatched at that time would have arrived, here or at another worker.
 
         It would, if a message that was dispatched a grace later has arrived, or if the queue is
-        empty. None: this worker does not consume the queue.
+        empty. None: this worker does not consume the queue. The calling thread has just read `now`.
         """
         if queue not in self.queues():
             return None
         newest = self._newest.get(queue)
-        if newest is not None and newest + clock.moved() >= queued_at + clock.grace():
+        # Messages have the time of whoever sent them, and rows that of the database.
+        if newest is not None and newest + clock.lead() >= queued_at + clock.grace():
             return True
         return self._is_drained(queue)
 

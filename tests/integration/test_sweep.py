@@ -15,6 +15,7 @@ from sequences.exceptions import SequenceError
 from sequences.models import StepRun, StoredPlan
 from sequences.testing import clock
 from sequences.transitions import due, failures, plans
+from sequences.transitions.backends import backend_of
 from sequences.worker.queue_monitor import DRAINED_AFTER_SECONDS, QueueMonitor
 from sequences.worker.sweeper import MAX_BATCHES_PER_SWEEP, AssumeLost, Sweeper, sweep
 from tests.console import command
@@ -303,6 +304,26 @@ def test_a_message_is_lost_when_one_that_was_sent_a_grace_later_has_arrived(pass
     monitor.began("default", milliseconds(NOON + timedelta(seconds=15)), first=True)
     assert monitor.is_message_lost("default", NOON, NOON)
     assert not monitor.is_message_lost("default", NOON + timedelta(seconds=1), NOON)
+
+
+@pytest.fixture(params=[-30, 30], ids=["ahead", "behind"])
+def _own_clock_is_off(request, monkeypatch):
+    backend, lead = backend_of(USING), timedelta(seconds=request.param)
+    read = backend.now
+    with monkeypatch.context() as patch:
+        patch.setattr(backend, "now", lambda connection: read(connection) + lead)
+        yield
+    now()  # this thread knows the right time again
+
+
+@pytest.mark.usefixtures("_own_clock_is_off")
+def test_only_the_databases_clock_says_that_a_message_was_sent_a_grace_later():
+    monitor = QueueMonitor(worker("default"))
+    queued_at, sent_at = now() - GRACE, datetime.now(UTC) - GRACE
+    monitor.began("default", milliseconds(sent_at + timedelta(seconds=5)), first=True)
+    assert not monitor.is_message_lost("default", queued_at, now())
+    monitor.began("default", milliseconds(sent_at + GRACE), first=True)
+    assert monitor.is_message_lost("default", queued_at - timedelta(seconds=2), now())
 
 
 def test_an_older_message_that_arrives_afterwards_changes_nothing(passing):
