@@ -558,7 +558,7 @@ def _define(
         retention=meta.retention,
         retention_failed=meta.retention_failed,
         deadline=meta.deadline,
-        redact=meta.redact,
+        redact=(*meta.redact, *(cls._codec.secrets if cls._codec else ())),
         on_subject_delete=meta.on_subject_delete,
         limits=meta.limits,
         when_full=meta.when_full,

@@ -15,6 +15,7 @@ from dataclasses import fields, is_dataclass
 from decimal import Decimal
 from enum import Enum
 from fnmatch import fnmatchcase
+from functools import cached_property, partial
 from types import ModuleType, NoneType, UnionType
 from typing import (
     Annotated,
@@ -37,6 +38,7 @@ from ..definitions.validation import invalid
 from ..exceptions import InvalidData, Text, did_you_mean
 from . import serialization
 from .redaction import Path
+from .secret_types import revealed, secret_patterns
 
 #: The first version of pydantic that can read by field name, whatever the aliases are.
 PYDANTIC = (2, 11)
@@ -54,7 +56,13 @@ class Codec:
     def __init__(self, cls: type, pydantic: ModuleType) -> None:
         self.cls, self.name, self.is_dict = cls, cls.__name__, is_typed_dict(cls)
         self.adapter = pydantic.TypeAdapter(cls)
+        self._plain = pydantic.TypeAdapter(Any)
         self.invalid_type = pydantic.ValidationError
+
+    @cached_property
+    def secrets(self) -> tuple[str, ...]:
+        """The patterns of the fields that are hidden because of their type."""
+        return secret_patterns(self.cls)
 
     def load(self, text: str) -> Any:
         """Create an instance from stored data. Raises InvalidData."""
@@ -130,9 +138,12 @@ class Codec:
 
     def _dump(self, value: Any, mode: str) -> dict[str, Any]:
         # Round trip: without computed fields. Without warnings, because it is validated afterwards.
-        dumped: dict[str, Any] = self.adapter.dump_python(
-            value, mode=mode, by_alias=False, round_trip=True, warnings=False
-        )
+        options = {"by_alias": False, "round_trip": True, "warnings": False}
+        dumped: dict[str, Any] = self.adapter.dump_python(value, mode=mode, **options)
+        if mode == "json" and self.secrets:
+            values = self.adapter.dump_python(value, **options)
+            plain = partial(self._plain.dump_python, mode="json")
+            dumped = revealed(dumped, values, plain)
         return dumped
 
     def _call(self, validate: Any, *args: Any, **options: Any) -> Any:

@@ -13,6 +13,7 @@ from functools import cache, cached_property
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, ParamSpec, TypeVar
 
+from ..data.secret_types import secret_patterns
 from ..definitions import registry
 from ..definitions.limits import Limit
 from ..definitions.option_types import Limits
@@ -113,6 +114,12 @@ class Job(Generic[P, R]):
             arguments |= {name: explicit[name] for name in explicit.keys() - arguments.keys()}
         if self.takes_sequence:
             arguments[SEQUENCE] = sequence
+        if self._has_secret_result:  # said before the function has done anything
+            raise InvalidData(
+                path=f"The result of job {self.name!r}",
+                problem="has a secret type, of which only asterisks would be stored",
+                hint="Return a str, and hide the step's result with redact.",
+            )
         function: Any = self.function
         returned = function(**arguments)
         if isinstance(returned, Coroutine):
@@ -148,6 +155,10 @@ class Job(Generic[P, R]):
             return value
         hint = f"Fix data[{name!r}], or the value passed by args or inputs."
         return _validated(annotations[name], value, self._path(name), hint)
+
+    @cached_property
+    def _has_secret_result(self) -> bool:
+        return bool(secret_patterns(self._annotations.get("return")))
 
     def _result(self, value: Any) -> Any:
         if "return" not in self._annotations or isinstance(value, Repeat | Finish):

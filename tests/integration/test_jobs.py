@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import pytest
 import typing_extensions
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 
 from sequences import define, job, repeat
 from sequences.exceptions import InvalidData, InvalidDefinition, UnknownJob
@@ -260,6 +260,18 @@ def test_a_result_that_does_not_fit_is_refused():
 
     assert refused(x).startswith("The result of job 'x' ")
     assert refused(x).endswith("Fix the function or its annotation.")
+
+
+def test_a_result_of_a_secret_type_is_refused_before_the_job_does_anything():
+    called = []
+
+    @job("login")
+    def login(password: SecretStr) -> SecretStr:
+        called.append(password.get_secret_value())
+        return password
+
+    assert refused(login, password="1234").startswith("The result of job 'login' has a secret type")
+    assert called == []
 
 
 def test_repeat_may_be_returned_whatever_the_annotation_says():

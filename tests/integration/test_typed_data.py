@@ -5,12 +5,13 @@ from uuid import UUID
 
 import pytest
 import typing_extensions
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from sequences import Sequence, define, event, job, step, subsequence
+from sequences import Abort, Sequence, define, event, job, step, subsequence
 from sequences.exceptions import InvalidData, InvalidDefinition
 from sequences.models import SequenceRun, StepFailure
 from sequences.testing import assert_steps, build, drain, run_sequence
+from tests.console import command
 from tests.engine import fresh, perform, row, take
 
 pytestmark = pytest.mark.django_db
@@ -233,6 +234,31 @@ def test_the_values_of_bad_data_are_in_no_failure():
 
     found = failure(run_sequence(typed(Order, spoil), **ORDER))
     assert "4111-1111" not in found.message + found.traceback
+
+
+class Card(BaseModel):
+    token: SecretStr
+    charged: bool = False
+
+
+def test_a_secret_reaches_the_step_and_is_hidden_from_people():
+    seen = []
+
+    def pay(self):
+        seen.append(self.data.token.get_secret_value())
+        self.data.charged = True
+
+    def fail(self):
+        raise Abort(f"402 for {self.data.token.get_secret_value()}")
+
+    sequence = run_sequence(typed(Card, pay, fail), token="tok_1234")
+    assert (seen, fresh(sequence.run).data) == (
+        ["tok_1234"],
+        {"token": "tok_1234", "charged": True},
+    )
+    assert failure(sequence).message == "402 for ***"
+    shown = command("show", str(sequence.run.pk))
+    assert ("tok_1234" in shown, '"token": "***"' in shown) == (False, True)
 
 
 def test_a_step_that_does_not_ask_for_data_never_reads_it():

@@ -4,12 +4,23 @@ import types
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import Enum
-from typing import Any, Generic, Literal, NotRequired, TypedDict, TypeVar
+from typing import Annotated, Any, Generic, Literal, NotRequired, TypedDict, TypeVar
 from uuid import UUID
 
 import pytest
 import typing_extensions
-from pydantic import BaseModel, ConfigDict, Field, RootModel, computed_field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    RootModel,
+    Secret,
+    SecretBytes,
+    SecretStr,
+    computed_field,
+    field_serializer,
+    field_validator,
+)
 
 from sequences import Sequence, step
 from sequences.data.serialization import dumps, normalise
@@ -174,6 +185,58 @@ def test_a_model_that_its_own_json_does_not_fit_is_refused_at_the_start():
 
     message = refusal(codec(Secret), Secret(name="Ada", password="1234"))
     assert message == 'The data is not a valid Secret. data["password"]: Field required'
+
+
+class Card(BaseModel):
+    number: SecretStr
+    owner: str = ""
+
+
+class Folder(BaseModel):
+    password: SecretStr
+    folders: list["Folder"] = []
+
+
+@dataclass
+class Keyring:
+    token: SecretStr
+    pin: Secret[int] | None = None
+    cards: list[Card] = field(default_factory=list)
+    by_name: dict[str, Card] = field(default_factory=dict)
+    raw: Annotated[SecretBytes, Field(max_length=9)] | None = None
+    every: set[SecretStr] = field(default_factory=set)
+
+
+def test_secrets_are_stored_as_they_are_and_read_again():
+    of, card = codec(Keyring), {"number": "4111", "owner": "Joan"}
+    data = {
+        "token": "tok_1", "pin": 1234, "cards": [card], "by_name": {"own": card}, "raw": "key",
+        "every": ["one"],
+    }  # fmt: skip
+    assert of.admit(data, {}) == data
+    keyring = of.load(dumps(data))
+    assert keyring.token.get_secret_value() == "tok_1"
+    assert of.dump(keyring) == data
+    assert "tok_1" not in repr(keyring)
+
+
+def test_secrets_are_hidden_as_if_redact_named_them():
+    assert codec(Keyring).secrets == (
+        "token", "pin", "cards.number", "by_name.*.number", "raw", "every",
+    )  # fmt: skip
+    assert codec(Folder).secrets == ("password", "folders")
+    assert codec(Order).secrets == ()
+
+
+def test_a_serializer_of_the_types_own_decides_how_a_secret_is_stored():
+    class Sealed(BaseModel):
+        token: SecretStr
+
+        @field_serializer("token", when_used="json")
+        def seal(self, token):
+            return token.get_secret_value()[::-1]
+
+    assert codec(Sealed).admit({"token": "abc"}, {}) == {"token": "cba"}
 
 
 def test_the_validator_speaks_for_itself_about_all_that_is_wrong():
