@@ -23,7 +23,7 @@ from ..definitions.rules import (
     skip_rule,
 )
 from ..transitions.compensation import has_failed_at_its_end
-from ..transitions.subsequences import UNDONE, ChildrenUndo
+from ..transitions.subsequences import UNDO_FAILED, UNDONE, ChildrenUndo
 from .snapshot import RunSnapshot, StepSnapshot
 from .wording import listed
 
@@ -220,7 +220,8 @@ def asked_again(snapshot: RunSnapshot, step: StepSnapshot) -> list[StepSnapshot]
 
 def was_undone(snapshot: RunSnapshot) -> bool:
     """Whether a retry of this run would retry its undo or closing step, and not its steps."""
-    return bool(_undone(snapshot)) or has_failed_at_its_end(snapshot.run)
+    is_stopped = any(step.children_undo == ChildrenUndo.STOPPED for step in snapshot.steps)
+    return is_stopped or bool(_undone(snapshot)) or has_failed_at_its_end(snapshot.run)
 
 
 def _undone(snapshot: RunSnapshot) -> frozenset[str]:
@@ -242,7 +243,7 @@ def _has(step: StepSnapshot, *statuses: str) -> bool:
 def _failed_to_undo(step: StepSnapshot) -> bool:
     """Whether it is an undo or a closing step that has failed, or its children's undos have."""
     is_failed = step.node.traits.is_compensation and _has(step, "failed")
-    return is_failed or step.children_undo == ChildrenUndo.FAILED
+    return is_failed or step.children_undo in UNDO_FAILED
 
 
 # Conditions that depend on more than the status of the run

@@ -26,7 +26,7 @@ from ..exceptions import (
 from ..models import NO_ITEM, Operation, RunStatus, StepFailure, StepRun, StepStatus, Wait
 from ..transitions.causes import CHILDREN_FAILED, ITEMS_FAILED
 from ..transitions.compensation import STANDSTILL, STOPPED, has_failed_at_its_end
-from ..transitions.subsequences import ChildrenUndo
+from ..transitions.subsequences import UNDO_FAILED, ChildrenUndo
 from ..utils.text import class_name, first_line
 from .actions import was_undone
 from .losses import deaths_sentence
@@ -112,9 +112,7 @@ def _failed(snapshot: RunSnapshot, last: Operation | None) -> str:
     undo = next((step for step in snapshot.steps if _is_failed_undo(step)), None)
     if undo is not None:
         return f"{_failed_at(snapshot)} {_failed_rollback(snapshot, undo)}"
-    below = next(
-        (step for step in snapshot.steps if step.children_undo == ChildrenUndo.FAILED), None
-    )
+    below = next((step for step in snapshot.steps if step.children_undo in UNDO_FAILED), None)
     if below is not None:
         message = _("The rollback of the child runs of %(step)s failed, too.")
         return f"{_failed_at(snapshot)} " + message % {"step": _name(below)}

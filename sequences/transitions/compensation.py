@@ -176,7 +176,18 @@ def has_undo(run: SequenceRun, plan: Plan, using: str) -> bool:
     if not plan.subsequences:
         return False
     below = (child for own in _parents(run, plan, using) for child in _candidates(own, using))
-    return any(has_undo(child, plans.load(child.plan_id, using), using) for child in below)
+    return any(_is_left(child, using) for child in below)
+
+
+def _is_left(child: SequenceRun, using: str) -> bool:
+    """Whether this finished child has something to undo, or could not undo it."""
+    plan = plans.load(child.plan_id, using)
+    return is_stuck(child, using) or has_undo(child, plan, using)
+
+
+def is_stuck(run: SequenceRun, using: str) -> bool:
+    """Whether its rollback has ended with an undo that failed."""
+    return run.status == RunStatus.FAILED and has_failed(run, using)
 
 
 def stops_here(run: SequenceRun, step: StepRun | Claim) -> bool:
@@ -291,15 +302,23 @@ def _halt(child: SequenceRun, now: datetime, using: str) -> list[Dispatch]:
 
 
 def _undo_child(run: SequenceRun, own: StepRun, now: datetime, using: str) -> list[Dispatch]:
-    """Start the rollback of the newest child, which may have nothing to undo and end at once."""
+    """Start the rollback of the newest child, which may have nothing to undo and end at once.
+
+    One that has failed to undo itself ends the rollback of its parents, too.
+    """
     newest = _newest_child(own, using)
     child = None if newest is None else lock_run(newest.pk, using)
     if child is None:
         return []
+    if is_stuck(child, using):
+        is_begun = own.children_undo in subsequences.UNDONE
+        own.children_undo = ChildrenUndo.FAILED if is_begun else ChildrenUndo.STOPPED
+        own.save(using=using, update_fields=["children_undo"])
+        return []
     is_completed = RunStatus.SUCCEEDED in (child.status, child.final_status)
-    if child.is_finished and not is_completed:
-        return []  # someone has ended it in the meantime
-    _look_after(own, now, using)
+    if (child.is_finished or child.final_status == RunStatus.FAILED) and not is_completed:
+        return []  # someone has ended it in the meantime, or retries its undo
+    _look_after(own, ChildrenUndo.RUNNING, now, using)
     child.status, child.final_status = RunStatus.UNDOING, RunStatus.CANCELLED
     child.finished_at = None
     _record(child, "cancel_and_undo", run, now, using)
@@ -308,9 +327,9 @@ def _undo_child(run: SequenceRun, own: StepRun, now: datetime, using: str) -> li
     return ready
 
 
-def _look_after(own: StepRun, now: datetime, using: str) -> None:
+def _look_after(own: StepRun, children_undo: str, now: datetime, using: str) -> None:
     """From now on its children are being rolled back, and the sweep checks on that."""
-    own.children_undo = ChildrenUndo.RUNNING
+    own.children_undo = children_undo
     own.queued_at, own.wake_at = now, now + clock.grace()
     own.save(using=using, update_fields=["children_undo", "queued_at", "wake_at"])
 
@@ -386,6 +405,13 @@ def has_failed_at_its_end(run: SequenceRun) -> bool:
     return run.status == RunStatus.FAILED and run.final_status not in ("", RunStatus.FAILED)
 
 
+def has_stopped(run: SequenceRun, plan: Plan, using: str) -> bool:
+    """Whether its rollback ended before it undid anything, because of a child, and has not become
+    superfluous since."""
+    stopped = _rows(run, using).filter(children_undo=ChildrenUndo.STOPPED)
+    return stopped.exists() and has_undo(run, plan, using)
+
+
 def has_failed(run: SequenceRun, using: str) -> bool:
     """Whether an undo has failed permanently: its own, or one of a child run."""
     return _rows(run, using).filter(subsequences.failed_undo()).exists()
@@ -400,19 +426,19 @@ def retry(run: SequenceRun, plan: Plan, now: datetime, using: str) -> list[Dispa
     undos = list(failed.filter(kind__in=UNDO_KINDS).values_list("pk", flat=True))
     failed.filter(kind__in=UNDO_KINDS).update(**again, **_queued(now))
     ready = [dispatch_of(row, plan) for row in _rows(run, using).filter(pk__in=undos)]
-    for own in _rows(run, using).filter(children_undo=ChildrenUndo.FAILED):
+    for own in _rows(run, using).filter(children_undo__in=subsequences.UNDO_FAILED):
         ready += _retry_children(run, own, now, using)
     return ready or go_on(run, plan, now, using)
 
 
 def _retry_children(run: SequenceRun, own: StepRun, now: datetime, using: str) -> list[Dispatch]:
-    _look_after(own, now, using)
-    undo = StepRun._base_manager.using(using).filter(subsequences.failed_undo(), run=OuterRef("pk"))
-    failed = subsequences.of(own, using).filter(Exists(undo), status=RunStatus.FAILED)
+    is_begun = own.children_undo == ChildrenUndo.FAILED
+    _look_after(own, ChildrenUndo.RUNNING if is_begun else "", now, using)
+    failed = subsequences.of(own, using).filter(_stuck(using))
     ready: list[Dispatch] = []
     for run_id in list(failed.order_by("pk").values_list("pk", flat=True)):
         child = lock_run(run_id, using)
-        if child is not None and child.status == RunStatus.FAILED:
+        if child is not None and is_stuck(child, using):
             _record(child, "retry", run, now, using)
             ready += retry(child, plans.load(child.plan_id, using), now, using)
             runs.save(child, now, using)
@@ -435,7 +461,12 @@ def undone(run: SequenceRun, plan: Plan, using: str) -> frozenset[str]:
 
 
 def forget(run: SequenceRun, plan: Plan, steps: frozenset[str], using: str) -> None:
-    """Remove the undos of these steps, and the closing steps: all of them start over."""
+    """Remove the undos of these steps, and the closing steps: all of them start over.
+
+    A rollback that has stopped before it undid anything is forgotten, too.
+    """
+    stopped = _rows(run, using).filter(children_undo=ChildrenUndo.STOPPED)
+    stopped.update(children_undo="")
     names = {node.name for node in plan.undos if node.undoes in steps}
     names |= {node.name for node in plan.nodes if node.traits.is_closing}
     runs.remove(run, names, using)
@@ -466,10 +497,10 @@ def _parents(run: SequenceRun, plan: Plan, using: str) -> QuerySet[StepRun]:
 
 
 def _newest_child(own: StepRun, using: str) -> SequenceRun | None:
-    """The newest child that was stopped, is running again, or has succeeded with something to
-    undo."""
+    """The newest child that was stopped, is running again, has succeeded with something to undo, or
+    has failed to undo itself."""
     for child in _candidates(own, using).order_by("-pk"):
-        if not child.is_finished or has_undo(child, plans.load(child.plan_id, using), using):
+        if not child.is_finished or _is_left(child, using):
             return child
     return None
 
@@ -479,7 +510,13 @@ def _candidates(own: StepRun, using: str) -> QuerySet[SequenceRun]:
     is_open = Q(status__in=(RunStatus.RUNNING, RunStatus.PAUSED))
     is_stopped = Q(status=RunStatus.UNDOING, final_status="")
     completed = _COMPLETED & Q(plan__in=_plans_with_undos(children, using))
-    return children.filter(is_open | is_stopped | completed)
+    return children.filter(is_open | is_stopped | completed | _stuck(using))
+
+
+def _stuck(using: str) -> Q:
+    """The runs that `is_stuck` is true of."""
+    undo = StepRun._base_manager.using(using).filter(subsequences.failed_undo(), run=OuterRef("pk"))
+    return Q(Exists(undo), status=RunStatus.FAILED)
 
 
 def _plans_with_undos(children: QuerySet[SequenceRun], using: str) -> list[int]:

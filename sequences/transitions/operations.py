@@ -246,6 +246,11 @@ class LockedRun:
             reason=gettext("inherited from its parent run %(run)s") % {"run": self.run.pk},
         )
         locked = LockedRun(run, request, self.using, keep_deliveries=self.keep_deliveries)
+        if compensation.is_stuck(run, self.using):
+            # What it has done must not be done twice: first it ends its rollback, and fails again.
+            dispatches = locked.retry_undo()
+            locked.done()
+            return dispatches
         if locked.undone():  # it starts from nothing
             every = frozenset(locked.plan.names)
             locked.forget_deliveries(every)
@@ -294,7 +299,9 @@ class LockedRun:
 
     def retries_only_undos(self) -> bool:
         """Whether a retry would run the undos or the closing steps again, and no other step."""
-        return compensation.has_failed_at_its_end(self.run) or bool(self.undone())
+        if compensation.has_failed_at_its_end(self.run) or self.undone():
+            return True
+        return compensation.has_stopped(self.run, self.plan, self.using)
 
     def retry_undo(self) -> list[Dispatch]:
         """Continue with the failed undo or closing step."""

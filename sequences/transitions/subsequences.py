@@ -159,10 +159,14 @@ class ChildrenUndo(StrEnum):
     FAILED = "failed"
     #: None of them had anything to undo.
     EMPTY = "empty"
+    #: It has come to a child whose own rollback had failed, and none of them was undone.
+    STOPPED = "stopped"
 
 
 #: Step runs whose children were rolled back, or are being rolled back.
 UNDONE = (ChildrenUndo.RUNNING, ChildrenUndo.DONE, ChildrenUndo.FAILED)
+#: Step runs with a child whose rollback has failed.
+UNDO_FAILED = (ChildrenUndo.FAILED, ChildrenUndo.STOPPED)
 
 
 def note_undoing(run: SequenceRun, now: datetime, using: str) -> bool:
@@ -212,4 +216,4 @@ def _outcome(own: StepRun, using: str) -> ChildrenUndo:
 
 def failed_undo() -> Q:
     """A step run whose undo has failed: it is an undo itself, or one of its children has it."""
-    return Q(kind__in=UNDO_KINDS, status=StepStatus.FAILED) | Q(children_undo=ChildrenUndo.FAILED)
+    return Q(kind__in=UNDO_KINDS, status=StepStatus.FAILED) | Q(children_undo__in=UNDO_FAILED)

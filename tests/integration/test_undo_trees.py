@@ -430,6 +430,208 @@ def test_a_failed_undo_far_below_is_retried_from_the_top():
     assert fresh(parent).status == "failed"
 
 
+# When a child fails, and then its undo
+
+
+def outer(child):
+    """A parent without an undo of its own."""
+
+    class Outer(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 0
+
+        below = subsequence(child)
+
+        @step
+        def ship(self):
+            act("ship")
+
+    return Outer
+
+
+def test_a_child_that_has_failed_to_undo_itself_ends_its_parents_rollback_which_a_retry_continues():
+    failing.update(["meal", "unseat"])
+    parent = run_sequence(trip(with_handler=True)).run
+    assert done == ["charge", "seat", "tell"]
+    assert (parent.status, child_of(parent).status) == ("failed", "failed")
+    parent.retry()
+    drain()
+    assert done == ["charge", "seat", "tell"], "its undo has failed again"
+    failing.remove("unseat")
+    parent.retry()
+    drain()
+    assert done == ["charge", "seat", "tell", "unseat", "refund"]
+    assert (fresh(parent).status, child_of(parent).status) == ("failed", "failed")
+    with pytest.raises(InvalidTransition, match="completed steps were rolled back"):
+        parent.retry()
+
+
+def test_what_is_newer_than_a_child_that_has_failed_to_undo_itself_is_undone_before():
+    failing.update(["meal 1", "unseat 1", "ship"])
+    several = {"each": lambda self: [1, 2], "data": lambda self, n: {"n": n}, "allow_failed": 1}
+    parent = run_sequence(trip(**several)).run
+    assert done == ["charge", "seat 1", "seat 2", "meal 2", "unmeal 2", "unseat 2"]
+    failing.clear()
+    parent.retry()
+    drain()
+    assert done[6:] == ["unseat 1", "refund"]
+    assert row(parent, "book").children_undo == "done"
+    assert [one.status for one in children_of(parent)] == ["failed", "cancelled"]
+
+
+def test_a_cancellation_by_undoing_ends_at_a_child_that_has_failed_to_undo_itself_too():
+    failing.update(["meal", "unseat"])
+
+    class Waiting(trip(allow_failed=True, each=lambda self: [{}])):
+        class Meta:
+            app_label = "shop"
+
+        go = event()
+
+    parent = Waiting().run
+    drain()
+    parent.cancel(undo=True)
+    drain()
+    assert (fresh(parent).status, done) == ("failed", ["charge", "seat", "ship"])
+
+
+def test_a_parent_without_an_undo_does_nothing_again_before_its_child_is_undone():
+    failing.update(["meal", "unseat"])
+    parent = run_sequence(outer(booking(waits=False))).run
+    assert (parent.status, row(parent, "below").children_undo) == ("failed", "stopped")
+    failing.clear()
+    parent.retry()
+    drain()
+    assert (fresh(parent).status, done) == ("failed", ["seat", "unseat"])
+    parent.retry()
+    drain()
+    assert (fresh(parent).status, done) == ("succeeded", ["seat", "unseat", "seat", "meal", "ship"])
+
+
+def test_and_neither_does_a_parent_of_such_parents():
+    class Top(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        below = subsequence(outer(booking(waits=False)))
+
+    failing.update(["meal", "unseat"])
+    parent = run_sequence(Top).run
+    failing.clear()
+    parent.retry()
+    drain()
+    assert (fresh(parent).status, done) == ("failed", ["seat", "unseat"])
+    parent.retry()
+    drain()
+    assert (fresh(parent).status, done) == ("succeeded", ["seat", "unseat", "seat", "meal", "ship"])
+
+
+def test_an_undo_that_has_failed_far_below_keeps_the_oldest_steps_of_the_tree():
+    failing.update(["meal", "unseat"])
+    parent = run_sequence(trip(outer(booking(waits=False)))).run
+    assert (parent.status, done) == ("failed", ["charge", "seat"])
+    failing.clear()
+    parent.retry()
+    drain()
+    assert done == ["charge", "seat", "unseat", "refund"]
+
+
+def test_a_child_that_somebody_has_mended_begins_again_with_its_parent():
+    failing.update(["meal", "unseat"])
+    parent = run_sequence(outer(booking(waits=False))).run
+    failing.clear()
+    child_of(parent).retry()
+    drain()
+    assert done == ["seat", "unseat"]
+    parent.retry()
+    drain()
+    assert done == ["seat", "unseat", "seat", "meal", "ship"]
+    assert fresh(parent).status == "succeeded"
+
+
+def test_a_child_that_somebody_has_mended_lets_the_rollback_of_its_parent_go_on():
+    failing.update(["meal", "unseat"])
+    parent = run_sequence(trip()).run
+    child_of(parent).skip("unseat", reason="by hand")
+    drain()
+    assert "refund" not in done
+    parent.retry()
+    drain()
+    assert done == ["charge", "seat", "refund"]
+
+
+def test_a_parent_may_go_on_without_a_child_that_has_failed_to_undo_itself():
+    failing.update(["meal", "unseat"])
+    parent = run_sequence(outer(booking(waits=False))).run
+    parent.skip("below", reason="by hand")
+    drain()
+    assert (fresh(parent).status, done) == ("succeeded", ["seat", "ship"])
+    assert row(parent, "below").children_undo == ""
+
+
+def test_a_retry_of_a_parent_that_is_still_running_undoes_its_child_first():
+    failing.update(["meal", "unseat"])
+
+    class Branches(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        book = subsequence(booking(waits=False), after=[])
+
+        @step(after=[])
+        def beside(self): ...
+
+    parent = Branches().run
+    beside = claim(parent, "beside")
+    drain()
+    assert (fresh(parent).status, row(parent, "book").status) == ("running", "failed")
+    failing.clear()
+    parent.retry()
+    drain()
+    assert done == ["seat", "unseat"]
+    perform(beside)
+    assert fresh(parent).status == "failed"
+    parent.retry()
+    drain()
+    assert done == ["seat", "unseat", "seat", "meal"]
+    assert fresh(parent).status == "succeeded"
+
+
+def test_the_end_of_an_undo_that_was_retried_is_seen_by_the_sweep():
+    failing.update(["meal", "unseat"])
+    parent = run_sequence(trip()).run
+    failing.clear()
+    parent.retry()
+    with pytest.raises(InvalidTransition):
+        parent.retry()
+    perform(claim(child_of(parent), "unseat"))
+    assert (fresh(parent).status, child_of(parent).status) == ("undoing", "failed")
+    overdue(parent, "book")
+    assert steps_of(sent(lambda: sweep(AssumeLost(), "default"))) == ["refund"]
+    assert row(parent, "book").wake_at is None
+
+
+def test_a_rollback_waits_for_a_child_whose_failed_undo_somebody_retries():
+    failing.update(["meal", "unseat", "ship"])
+    parent = trip(each=lambda self: [{}], allow_failed=True)().run
+    perform(claim(parent, "charge"))
+    perform(claim(parent, "book"))
+    child = child_of(parent)
+    perform(claim(child, "seat"))
+    fail(claim(child, "meal"))
+    fail(claim(child, "unseat"))
+    compensation.look(row(parent, "book").pk, "default")
+    perform(claim(parent, "book"))
+    failing.clear()
+    child.retry()
+    fail(claim(parent, "ship"))
+    assert (fresh(parent).status, fresh(child).final_status) == ("undoing", "failed")
+    drain()
+    assert done == ["charge", "seat", "unseat", "refund"]
+    assert (fresh(parent).status, fresh(child).status) == ("failed", "failed")
+
+
 # Restart, cancel, and a process that dies
 
 
