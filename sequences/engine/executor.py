@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -135,7 +137,8 @@ class StepExecution:
                     _let_no_hook_fail(self.using, earlier)
                     return ready
         elif context.change is None:
-            context.execute(step)
+            with _whole_transaction(self.using):
+                context.execute(step)
         # The caller's transaction, if there is one (a test's), must survive a lost commit.
         return self._commit(savepoint=True)
 
@@ -308,6 +311,25 @@ class StepBlock(transaction.Atomic):
             connection.set_autocommit(True)
         else:
             super().__exit__(kind, error, traceback)
+
+
+@contextmanager
+def _whole_transaction(using: str) -> Iterator[None]:
+    """Keep the caller's transaction, if there is one (a test's), usable after a database error.
+
+    Without a transaction, only the failed statement would be lost. Here, on PostgreSQL, everything
+    since the savepoint is.
+    """
+    connection: Any = connections[using]
+    if not connection.in_atomic_block:
+        yield
+        return
+    savepoint = transaction.savepoint(using)
+    try:
+        yield
+    finally:
+        if backend_of(using).has_failed_transaction(connection):
+            transaction.savepoint_rollback(savepoint, using)
 
 
 #: Options that `Retries` would take from a message in preference to the actor's.

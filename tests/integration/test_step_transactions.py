@@ -1,10 +1,10 @@
 """A step commits with its run, or not at all; hooks run after the commit."""
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 
 import pytest
-from django.db import IntegrityError, OperationalError, connection, transaction
+from django.db import DatabaseError, IntegrityError, OperationalError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 
 from sequences import (
@@ -185,6 +185,22 @@ def test_a_step_without_a_transaction_is_not_performed_again_before_its_retry():
     names = Message.objects.order_by("pk").values_list("name", flat=True)
     assert list(names) == ["attempt 1", "attempt 2"]
     assert sequence.run.failures.count() == 1
+
+
+@pytest.mark.parametrize("is_caught", [True, False])
+def test_a_database_error_in_such_a_step_leaves_the_transaction_of_a_test_usable(is_caught):
+    class Imports(Sequence):
+        @step(atomic=False, max_retries=1)
+        def one(self):
+            if self.attempt == 1:
+                with suppress(DatabaseError) if is_caught else nullcontext():
+                    connection.cursor().execute("SELECT * FROM no_such_table")
+            self.data["attempts"] = self.attempt
+
+    sequence = run_sequence(Imports)
+
+    assert (sequence.run.status, sequence.data["attempts"]) == ("succeeded", 2 - is_caught)
+    assert Message.objects.count() == 0
 
 
 # on_commit

@@ -162,6 +162,10 @@ class Backend:
         It sends no statement; False: there is none, or the driver does not say."""
         return False
 
+    def has_failed_transaction(self, connection: Any) -> bool:
+        """Whether an error has made the open transaction useless, until a rollback."""
+        return False
+
     def holder(self, run: UUID, step: str, connection: Any) -> Holder | None:
         """The session whose transaction has locked the run or the step. None: not known."""
         return None

@@ -44,8 +44,10 @@ _CHARACTERS = {"22021", "22P05"}
 
 #: PQTRANS_IDLE: no transaction is open.
 _IDLE = 0
-#: PQTRANS_INTRANS and PQTRANS_INERROR: one is, or was until a statement in it failed.
-_IN_TRANSACTION = {2, 3}
+#: PQTRANS_INERROR: one is, and a statement in it has failed.
+_FAILED_TRANSACTION = 3
+#: The same or PQTRANS_INTRANS: one is open.
+_IN_TRANSACTION = {2, _FAILED_TRANSACTION}
 
 _STEPS = StepRun._meta.db_table
 _RUNS = SequenceRun._meta.db_table
@@ -469,6 +471,11 @@ class PostgreSQL(Backend):
         """The server tells it with each answer."""
         raw = connection.connection
         return raw is not None and raw.pgconn.transaction_status in _IN_TRANSACTION
+
+    def has_failed_transaction(self, connection: Any) -> bool:
+        """Every error of a statement has this effect."""
+        raw = connection.connection
+        return raw is not None and raw.pgconn.transaction_status == _FAILED_TRANSACTION
 
     def holder(self, run: UUID, step: str, connection: Any) -> Holder | None:
         """The transaction that has locked the row, or the most likely one."""
