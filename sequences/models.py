@@ -182,7 +182,7 @@ class SequenceRunQuerySet(models.QuerySet["SequenceRun"]):
     #: The label of the sequence, if these are runs of one class.
     _label = ""
 
-    def of_class(self, definition: Definition) -> SequenceRunQuerySet:
+    def _of_class(self, definition: Definition) -> SequenceRunQuerySet:
         """Runs of this sequence, including those under its earlier names."""
         runs = self.filter(sequence__in=[definition.label, *definition.aliases])
         runs._label = definition.label

@@ -74,7 +74,7 @@ def start_many(cls: type[S], iterable: Iterable[Any]) -> list[S]:
 def runs(cls: type[Sequence[Any]]) -> SequenceRunQuerySet:
     """The runs of this class, including those under its earlier names."""
     runs = SequenceRunQuerySet(SequenceRun, using=conf.using())
-    return runs.of_class(definition_of(cls))
+    return runs._of_class(definition_of(cls))
 
 
 def _start_batch(cls: type[S], definition: Definition, requests: SequenceOf[Start]) -> Iterator[S]:
