@@ -488,9 +488,30 @@ def assert_steps(run: SequenceRun | Sequence[Any], expected: Iterable[tuple[str,
     ledger = [(str(step), str(step.status)) for step in steps]
     entries = list(expected)
     failed = StepFailure.objects.using(using).filter(run=row.pk)
-    failures = "\n".join(f"  {failure}: {failure.message}" for failure in failed)
+    failures = "\n".join(_failure_lines(failed))
     if ledger != entries:  # not an assert statement, which python -O removes
         raise AssertionError(
             f"The steps of run {row.pk} are\n  {ledger}\nExpected:\n  "
             f"{entries}\nFailures:\n{failures}"
         )
+
+
+def _failure_lines(failures: Iterable[StepFailure]) -> Iterator[str]:
+    """A line for each failed attempt; one for several in a row that differ only in their number."""
+    series: list[list[StepFailure]] = []
+    for failure in failures:
+        if series and _continues(series[-1][-1], failure):
+            series[-1].append(failure)
+        else:
+            series.append([failure])
+    for first, *more in series:
+        last = f" to #{more[-1].attempt}" if more else ""
+        yield f"  {first.step} #{first.attempt}{last}: {first.error}: {first.message}"
+
+
+def _continues(earlier: StepFailure, later: StepFailure) -> bool:
+    same = all(
+        getattr(earlier, name) == getattr(later, name)
+        for name in ("step", "item", "error", "message")
+    )
+    return same and later.attempt == earlier.attempt + 1

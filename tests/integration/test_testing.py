@@ -75,6 +75,24 @@ class RunTests(SequenceTestCase):
         assert_steps(sequence, [("create", "succeeded"), ("assign", "failed")])
         assert sequence.run.status == "failed"
 
+    def test_attempts_that_failed_alike_are_one_line(self):
+        class Failing(Sequence):
+            class Meta:
+                app_label = "tests"
+
+            @step(max_retries=20)
+            def fetch(self):
+                raise ValueError("first" if self.attempt == 1 else "no answer")
+
+        sequence = run_sequence(Failing)
+        with self.assertRaises(AssertionError) as caught:
+            assert_steps(sequence, [("fetch", "succeeded")])
+        failures = str(caught.exception).partition("Failures:\n")[2]
+        assert failures.splitlines() == [
+            "  fetch #1: ValueError: first",
+            "  fetch #2 to #21: ValueError: no answer",
+        ]
+
     def test_it_performs_no_other_run(self):
         other = self.Contact(name="other")
         run_sequence(self.Contact, name="Joel")
@@ -345,7 +363,7 @@ class LedgerTests(SequenceTestCase):
         assert str(sequence.run.pk) in message
         assert "('assign', 'failed')" in message
         assert "('assign', 'succeeded')" in message
-        assert "assign #3: ConnectionError: the server is down" in message
+        assert "assign #1 to #3: ConnectionError: the server is down" in message
 
     def test_a_missing_step_and_another_order_differ(self):
         sequence = run_sequence(self.Contact, name="Joel")

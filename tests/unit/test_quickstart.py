@@ -40,6 +40,25 @@ assert Message.objects.get().body == "Hello"
 """
 
 
+#: A test of that project, with the settings of its own that "Testing" shows.
+TESTS = """
+import dramatiq
+from django.test import TestCase
+from contact.sequences import ContactForm
+from sequences.testing import run_sequence
+
+class DispatchTests(TestCase):
+    def test_a_start_sends_a_message(self):
+        with self.captureOnCommitCallbacks(execute=True):
+            ContactForm(name="Joel", body="Hello")
+        self.assertEqual(dramatiq.get_broker().queues["default"].qsize(), 1)
+
+    def test_a_step_that_fails_is_quiet_and_not_retried(self):
+        run = run_sequence(ContactForm).run
+        self.assertEqual(run.failures.count(), 1)
+"""
+
+
 @pytest.fixture
 def project(tmp_path):
     call_command("startproject", "mysite", tmp_path)
@@ -70,3 +89,26 @@ def test_an_empty_project_becomes_what_the_quickstart_says(project):
     assert "To Joel: we have read your message." in visit.stdout
     assert "Our answer is on its way" not in visit.stdout, "the second page is of the end"
     assert '<a href="/">Write another message</a>' in visit.stdout
+
+
+@pytest.mark.only_on("sqlite")
+def test_its_tests_pass_with_the_settings_for_tests(project):
+    text = (ROOT / "docs" / "writing.md").read_text()
+    settings = re.search(
+        r"^```py\n# mysite/test_settings.py.*?^```$", text, re.MULTILINE | re.DOTALL
+    )
+    code = settings[0].removeprefix("```py").removesuffix("```")
+    (project / "mysite" / "test_settings.py").write_text(code)
+    (project / "contact" / "tests.py").write_text(TESTS)
+    tests = subprocess.run(
+        [sys.executable, "manage.py", "test", "--settings", "mysite.test_settings"],
+        cwd=project,
+        env={"PYTHONPATH": f"{project}:{ROOT}", "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert tests.returncode == 0, tests.stderr
+    assert "Ran 2 tests" in tests.stderr
+    assert "Traceback" not in tests.stderr

@@ -194,3 +194,15 @@ def test_the_address_of_the_repository_stands_in_one_place():
     assert all(url.startswith(address) for url in PROJECT["urls"].values())
     files = [*PAGES, *ROOT.glob(".github/**/*.y*ml"), *ROOT.glob("sequences/**/*.py")]
     assert not [file for file in files if address in file.read_text()]
+
+
+def test_the_type_checker_is_configured_as_the_docs_say():
+    (text,) = re.findall(
+        r"^```toml\n(.*?)^```$", (ROOT / "docs" / "writing.md").read_text(), re.M | re.S
+    )
+    shown = tomllib.loads(text)["tool"]
+    ours = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    assert shown["mypy"]["plugins"] == ours["mypy"]["plugins"]
+    ((module,),) = [override["module"] for override in shown["mypy"]["overrides"]]
+    assert module in ours["mypy"]["overrides"][0]["module"]
+    assert shown["django-stubs"].keys() == ours["django-stubs"].keys()

@@ -80,6 +80,11 @@ class Show(Subcommand):
     """Everything about one run."""
 
     name, help = "show", "Show one run: its steps, data, failed attempts and operations."
+    description = (
+        "Show one run: its steps, data, failed attempts and operations. RAN is how long the last "
+        "attempt of a step took, with its items or child runs; WAITED is the rest of the time "
+        "since the step became ready, earlier attempts included."
+    )
     arguments = (
         ONE_RUN,
         flag(
