@@ -294,7 +294,11 @@ class ExecutionContext(CurrentAttempt):
     def result(self, name: str, default: Any) -> Any:
         """The result of that step."""
         row = self._rows(name).filter(item=NO_ITEM, status=StepStatus.SUCCEEDED).first()
-        return default if row is None else kinds.kind_of(row.kind).result(row, default)
+        if row is None:
+            return default
+        if self._patterns():
+            self.keep_secrets(row.result, self.keys_of(name))
+        return kinds.kind_of(row.kind).result(row, default)
 
     def results(self, name: str) -> Iterator[Any]:
         """The results of its items in order, or its own."""
@@ -308,7 +312,23 @@ class ExecutionContext(CurrentAttempt):
     def _outcomes(self, name: str, **conditions: Any) -> Iterator[Outcome]:
         kind = kinds.kind_of(self._node(name).kind)
         outcomes = kind.outcomes(self._rows(name), self.using).filter(**conditions)
-        return (Outcome(*values) for values in outcomes.iterator(chunk_size=1000))
+        every = (Outcome(*values) for values in outcomes.iterator(chunk_size=1000))
+        return self._with_secrets(every, self.keys_of(name)) if self._patterns() else every
+
+    def _with_secrets(self, outcomes: Iterator[Outcome], keys: set[str]) -> Iterator[Outcome]:
+        for outcome in outcomes:
+            self.keep_secrets(outcome.item, keys)
+            self.keep_secrets(outcome.result, keys)
+            yield outcome
+
+    def keys_of(self, name: str) -> set[str]:
+        """The keys of `data` as which the items and results of this step are hidden."""
+        assert self.definition is not None
+        step = self.definition.step(name)
+        keys = {name, self._node(name).name}
+        if step is not None:
+            keys |= {step.name, step.each} if isinstance(step.each, str) else {step.name}
+        return keys
 
     def _node(self, name: str) -> Node:
         """The step in the plan of the run, which may know it by an earlier name."""

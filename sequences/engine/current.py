@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -59,6 +59,8 @@ class CurrentAttempt:
     _hidden: tuple[str, ...] | None = None
     #: The claim's data, and the secrets found in it.
     _claim_secrets: tuple[str, frozenset[str]] | None = None
+    #: The secrets in the results of other steps that it has read.
+    _result_secrets: set[str] = field(default_factory=set)
     #: When it started, by the monotonic clock; the heartbeat extends the leases of long attempts.
     since: float = field(default_factory=time.monotonic)
     #: The latest progress, as JSON, and the progress that is stored.
@@ -76,7 +78,7 @@ class CurrentAttempt:
         try:
             secrets = self.secrets()
         except Exception:  # such as data that contains itself; the failure must be recorded anyway
-            secrets = self._claimed(self._patterns())
+            secrets = self._claimed(self._patterns()) | self._result_secrets
         if not secrets:
             return failure
         message = redaction.hide(failure.message, secrets)
@@ -85,14 +87,22 @@ class CurrentAttempt:
         )
 
     def secrets(self) -> frozenset[str]:
-        """The secrets that the step was given, and those that it has put into `data` itself."""
+        """The secrets that the step was given or has read, and those that it has put into `data`
+        itself."""
         patterns = self._patterns()
         if not patterns:
             return frozenset()
         data = self.claim.data
         if self._claim_secrets is None or self._claim_secrets[0] is not data:
             self._claim_secrets = data, self._claimed(patterns)
-        return self._claim_secrets[1] | redaction.secrets_of(self._visible_data(), patterns)
+        own = redaction.secrets_of(self._visible_data(), patterns)
+        return self._claim_secrets[1] | self._result_secrets | own
+
+    def keep_secrets(self, value: Any, keys: Iterable[str]) -> None:
+        """Remember what is secret in a value that it reads: as it is, and under these keys."""
+        if patterns := self._patterns():
+            for place in (value, *({key: value} for key in keys)):
+                self._result_secrets |= redaction.secrets_of(place, patterns)
 
     def _patterns(self) -> tuple[str, ...]:
         if self.definition is None:  # not searched for yet, or there are none

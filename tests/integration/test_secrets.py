@@ -10,6 +10,7 @@ import pytest
 from django.core.management import call_command
 
 from sequences import Abort, Sequence, event, step, subsequence
+from sequences.data import redaction
 from sequences.engine.executor import StepExecution
 from sequences.models import Operation, SequenceRun, StepFailure, StepRun
 from sequences.testing import drain, run_sequence
@@ -282,3 +283,101 @@ def test_the_list_shows_runs_that_are_removed_while_it_is_read(admin_client, mon
 
     monkeypatch.setattr(causes, "deepest", deepest)
     assert admin_client.get(RUNS).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda self: self.result("pay")["token"],
+        lambda self: self.result("bill")["token"],
+        lambda self: list(self.results("pack")),
+        lambda self: [outcome.result for outcome in self.outcomes("pack")],
+        lambda self: next(self.outcomes("pack")).item,
+        lambda self: self.result("pin"),
+        lambda self: list(self.results("loan")),
+        lambda self: self.result("loan")["iban"],
+    ],
+)
+def test_an_error_keeps_no_secret_that_its_step_has_read(read):
+    class Loan(Sequence):
+        class Meta:
+            app_label = "shop"
+            redact = ("iban",)
+
+        @step
+        def grant(self):
+            self.data["iban"] = SECRET
+
+    class Bill(Sequence):
+        class Meta:
+            app_label = "shop"
+            redact = ("pay.token", "cards.number", "pack.code", "pin")
+
+        @step(aliases=["bill"])
+        def pay(self):
+            return {"token": SECRET}
+
+        @step(each="cards")
+        def pack(self, item):
+            return {"code": SECRET}
+
+        @step
+        def pin(self):
+            return SECRET
+
+        loan = subsequence(Loan)
+
+        @step(max_retries=0)
+        def forget(self):
+            self.data.clear()
+
+        @step(max_retries=0)
+        def quote(self):
+            raise ValueError(f"402 for {read(self)}, of {self.step_run.step}")
+
+    run_sequence(Bill, cards=[{"number": SECRET}])
+    failure = StepFailure.objects.get()
+    assert "***" in failure.message
+    assert "of quote" in failure.message
+    assert SECRET not in failure.message + failure.traceback
+
+
+def test_an_error_of_an_undo_keeps_no_secret_of_what_it_undoes():
+    class Bill(Sequence):
+        class Meta:
+            app_label = "shop"
+            redact = ("pack.code", "cards.number")
+
+        @step(each="cards")
+        def pack(self, item):
+            return {"code": f"{SECRET}-2"}
+
+        @pack.undo(max_retries=0)
+        def unpack(self, item, result):
+            raise ValueError(f"no {item['number']}, no {result['code']}")
+
+        @step(max_retries=0)
+        def quote(self):
+            self.data.clear()
+            raise ValueError
+
+    run_sequence(Bill, cards=[{"number": SECRET}])
+    assert StepFailure.objects.get(step="unpack").message == "no ***, no ***"
+
+
+def test_a_sequence_without_secrets_does_not_look_for_them(monkeypatch):
+    class Bill(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def pay(self):
+            return {"token": SECRET}
+
+        @step(max_retries=0)
+        def quote(self):
+            raise ValueError(self.result("pay")["token"])
+
+    monkeypatch.setattr(redaction, "secrets_of", None)
+    run_sequence(Bill)
+    assert StepFailure.objects.get().message == SECRET
