@@ -4,9 +4,12 @@ An item's commit guards only its own row, so items never wait for each other. Af
 separate transaction, someone checks whether more items can be released, or all have ended; if the
 process dies in between, the sweep does it, when the `wake_at` of the step's own row passes.
 
-An item in flight has a place. An item that waits for a time of its own (`repeat(after=…)`, backoff)
-has none; its `due_at` says so until it has found another place. Its claim looks for one; if there
-is none, the item is on hold, and is the next to be released.
+An item in flight has a place. Free places are filled together, once workers may run out of queued
+items: each check locks the run, and costs more than an item.
+
+An item that waits for a time of its own (`repeat(after=…)`, backoff) has no place; its `due_at`
+says so until it has found another one. Its claim looks for one; if there is none, the item is on
+hold, and is the next to be released.
 """
 
 from __future__ import annotations
@@ -38,10 +41,8 @@ from .backends import backend_of
 from .compensation import proceed, stop
 from .locking import lock_run, transact
 from .runs import WAITS_FOR_ITEMS, is_failing, save, stops
-from .types import Change, Claim, ClaimLost, Dispatch, WaitForItems, dispatch_of, wait_for
+from .types import WINDOW, Change, Claim, ClaimLost, Dispatch, WaitForItems, dispatch_of, wait_for
 
-#: The number of items in flight if a step sets no `concurrency`.
-WINDOW = 1000
 #: In that case, this many are released at once, which saves most of the checks.
 ITEMS_PER_RELEASE = 100
 #: Rows per INSERT.
@@ -128,7 +129,19 @@ def commit_item(claim: Claim, change: Change, using: str) -> bool:
     if not rows.update(**values, finished_at=clock.now(using)):
         raise ClaimLost
     notifications.succeeded(claim.step_run_id, change.conclusion.status, claim.sequence, using)
-    return _calls_for_a_look(_state_of(claim.run_id, claim.step, using), claim.item)
+    state = _state_of(claim.run_id, claim.step, using)
+    if state is not None and state["window"] != WINDOW:
+        state["queued"] = _count_queued(claim, state, using)
+    return _calls_for_a_look(state, claim.item)
+
+
+def _count_queued(claim: Claim, state: State, using: str) -> int:
+    """How many of the items that were released last can be claimed."""
+    latest = _items(claim.run_id, claim.step, using).filter(
+        item__gte=state["next"] - state["window"], item__lt=state["next"]
+    )
+    claimable = {"due_at": None, "wake_at__isnull": False, "lost_workers": 0}
+    return latest.filter(status=StepStatus.QUEUED, **claimable).count()
 
 
 def after_item(run_id: UUID, step: str, item: int, using: str) -> list[Dispatch]:
@@ -138,7 +151,7 @@ def after_item(run_id: UUID, step: str, item: int, using: str) -> list[Dispatch]
         return []
     if "stopping" not in state and not _releases(state) and has_unfinished(run_id, step, using):
         return []
-    return look(run_id, step, using, _share(state, item))
+    return look(run_id, step, using, None if state["window"] != WINDOW else _share(state, item))
 
 
 def leave_place(
@@ -185,7 +198,15 @@ def _calls_for_a_look(state: State | None, item: int) -> bool:
     # Until all are released, most ends need no check: items that are released later end later.
     if state is None:
         return False
-    return not _releases(state) or _share(state, item) > 0 or "stopping" in state
+    if not _releases(state) or "stopping" in state:
+        return True
+    return _share(state, item) > 0 and not _has_enough_queued(state)
+
+
+def _has_enough_queued(state: State) -> bool:
+    """Whether workers have enough to do without the places that are free. The queued items will
+    end later than this one, and check then; so many places are filled at once."""
+    return state.get("queued", 0) > state["window"] // 2
 
 
 def _state_of(run_id: UUID, step: str, using: str) -> State | None:

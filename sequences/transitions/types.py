@@ -13,6 +13,9 @@ from ..definitions.subjects import SubjectKey
 from ..models import NO_ITEM, StepRun, StepStatus, Wait
 from ..utils.uuid7 import uuid7
 
+#: The number of items in flight if a step sets no `concurrency`.
+WINDOW = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:

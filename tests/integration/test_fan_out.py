@@ -13,6 +13,7 @@ from sequences.exceptions import InvalidDefinition
 from sequences.models import SequenceRun, StepFailure, StepRun
 from sequences.testing import assert_steps, clock, drain, run_sequence
 from sequences.transitions import failures, fanout
+from sequences.transitions.types import WINDOW
 from tests.engine import fresh, perform, sent, take
 
 pytestmark = pytest.mark.django_db
@@ -258,6 +259,36 @@ def test_no_more_items_are_in_flight_than_may_be():
     assert fresh(run).data["results"] == [0, 1, 4, 9, 16]
 
 
+def test_places_are_filled_at_once_when_no_more_than_half_of_them_are_queued():
+    run = started(fan_out(concurrency=8), numbers=list(range(20)))
+    for index in range(3):
+        assert perform(claim_item(run, index)) == []
+    released = perform(claim_item(run, 3))
+    assert [one.step_run_id for one in released] == [row.pk for row in items(run)[8:12]]
+    assert items(run, status="queued").count() == 8
+    drain()
+    assert fresh(run).data["results"] == [item * item for item in range(20)]
+
+
+@pytest.mark.parametrize(
+    "values", [{"wake_at": None}, {"lost_workers": 1}, {"status": "waiting", "wait": "limit"}]
+)
+def test_items_that_no_worker_can_take_at_once_do_not_delay_the_release_of_others(values):
+    run = started(fan_out(concurrency=4), numbers=list(range(9)))
+    running = claim_item(run, 0)
+    items(run, status="queued").update(**values)
+    assert items(run).get(item=4).pk in [one.step_run_id for one in perform(running)]
+
+
+def test_most_ends_of_items_with_limited_places_look_at_no_sibling(monkeypatch):
+    looks = []
+    look = fanout._look
+    monkeypatch.setattr(fanout, "_look", lambda *args: looks.append(args) or look(*args))
+    sequence = run_sequence(fan_out(concurrency=20), numbers=list(range(200)))
+    assert len(sequence.data["results"]) == 200
+    assert len(looks) < 200 / 20 * 3
+
+
 def test_an_item_that_repeats_itself_at_once_keeps_its_place():
     class Repeats(Sequence):
         class Meta:
@@ -436,7 +467,7 @@ def test_a_person_who_retries_the_waiting_items_gives_them_no_places():
 
 
 def test_waiting_items_of_a_wide_fan_out_do_not_stop_the_release_of_others():
-    run = started(polls(), numbers=list(range(fanout.WINDOW + fanout.ITEMS_PER_RELEASE)))
+    run = started(polls(), numbers=list(range(WINDOW + fanout.ITEMS_PER_RELEASE)))
     for index in range(fanout.ITEMS_PER_RELEASE):
         perform(claim_item(run, index))
     assert not items(run, status="waiting", due_at=None).exists()
@@ -470,8 +501,8 @@ def test_the_sweep_looks_after_a_fan_out():
 
 
 def test_many_items_are_released_in_chunks():
-    run = started(fan_out(lambda sequence: range(fanout.WINDOW + fanout.ITEMS_PER_RELEASE)))
-    assert items(run, status="queued").count() == fanout.WINDOW
+    run = started(fan_out(lambda sequence: range(WINDOW + fanout.ITEMS_PER_RELEASE)))
+    assert items(run, status="queued").count() == WINDOW
     assert perform(claim_item(run, 0)) == []
     assert len(perform(claim_item(run, fanout.ITEMS_PER_RELEASE - 1))) == fanout.ITEMS_PER_RELEASE
     assert not items(run, status="waiting").exists()

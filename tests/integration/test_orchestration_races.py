@@ -1,5 +1,7 @@
 """Races of branches, items, children, deliveries and acts, on real threads."""
 
+import random
+import time
 from functools import partial
 
 import pytest
@@ -126,6 +128,38 @@ def test_items_that_end_at_once_never_have_more_in_flight_than_may_be(together):
         assert busy <= 5
     drain()
     assert fresh(run).data == {"sum": sum(index * index for index in range(30))}
+
+
+@pytest.mark.parametrize(("workers", "concurrency"), [(2, 3), (4, 10), (8, 8), (8, 30)])
+def test_workers_that_take_what_is_queued_never_run_out_before_the_end(
+    together, workers, concurrency
+):
+    run = expanded(fan_out(150, concurrency=concurrency))
+    most, ends = [], []
+
+    def work():
+        while len(ends) < 150:
+            before = len(ends)
+            queued = list(items(run).filter(status="queued").values_list("pk", flat=True)[:workers])
+            random.shuffle(queued)
+            claimed = next((one for pk in queued if (one := take(pk))), None)
+            if claimed is None:
+                # Nobody sweeps: some item is running, or its end has released others by now.
+                busy = items(run).filter(status__in=("queued", "running")).exists()
+                idle.append(before) if not busy and len(ends) == before else idle.clear()
+                assert len(idle) < 200, f"stuck after {before} items"
+                time.sleep(0.005)
+                continue
+            most.append(items(run).filter(status__in=("queued", "running")).count())
+            perform(claimed)
+            ends.append(claimed.item)
+
+    idle = []
+    outcomes = together(*[work] * workers)
+    assert outcomes == [None] * workers
+    assert max(most) <= concurrency
+    drain()
+    assert fresh(run).data == {"sum": sum(index * index for index in range(150))}
 
 
 @pytest.mark.parametrize("act", ["cancel", "finish", "pause"])

@@ -14,7 +14,7 @@ from ...definitions.steps import Step
 from ...exceptions import InvalidData, ItemsFailed, SequenceError
 from ...models import NO_ITEM, StepFailure, StepRun, Wait
 from ...transitions import fanout
-from ...transitions.types import Claim, Completed, Conclusion, Dispatch, WaitForItems
+from ...transitions.types import WINDOW, Claim, Completed, Conclusion, Dispatch, WaitForItems
 from ...utils.text import class_name, first_line
 from .base import Kind
 
@@ -44,7 +44,7 @@ class FanOut(Kind):
     def execute(self, context: ExecutionContext, step: Step[Any]) -> Conclusion:
         """Insert the items."""
         total = fanout.insert(context.claim, items_of(context, step), context.using)
-        return WaitForItems(total, step.concurrency or fanout.WINDOW) if total else Completed()
+        return WaitForItems(total, step.concurrency or WINDOW) if total else Completed()
 
     def look(self, row: StepRun, using: str) -> list[Dispatch]:
         """Release items, or end the wait."""

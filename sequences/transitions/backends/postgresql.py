@@ -25,7 +25,7 @@ from django.db import DatabaseError, InterfaceError, OperationalError
 
 from ...definitions.plan import Node, Plan
 from ...models import NO_ITEM, RunDeadline, RunSubject, SequenceRun, StepRun, StoredPlan
-from ..types import Beat, Change, Claim, Offer, Start, StartedStep
+from ..types import WINDOW, Beat, Change, Claim, Offer, Start, StartedStep
 from .base import Backend, FastStatements, Holder, holder_of, state_of
 from .functions import CLOCK, Function, Installed
 
@@ -227,14 +227,25 @@ FROM mine WHERE steps.id = mine.id
 RETURNING steps.token
 """
 
-# A result of None stays NULL. The state of the fan-out is returned as of this statement.
+# A result of None stays NULL. The state of the fan-out is returned as of this statement; if it
+# limits its items, with the number of those that were released last and are still queued.
 _ITEM = f"""
 UPDATE {_STEPS} SET
     status = %(status)s, result = %(result)s::jsonb, lost_workers = 0, wake_at = NULL,
     due_at = NULL, progress = COALESCE(%(progress)s::jsonb, progress), finished_at = {{now}}
 WHERE id = %(id)s AND token = %(token)s AND status = 'running'
 RETURNING (
-    SELECT own.members FROM {_STEPS} own
+    SELECT CASE WHEN (own.members->>'window')::integer = {WINDOW} THEN own.members
+        ELSE own.members || jsonb_build_object('queued', (
+            SELECT COUNT(*) FROM {_STEPS} other
+            WHERE other.run_id = own.run_id AND other.step = own.step
+                AND other.item >= (own.members->>'next')::integer
+                    - (own.members->>'window')::integer
+                AND other.item < (own.members->>'next')::integer AND other.item > {NO_ITEM}
+                AND other.status || '' = 'queued' AND other.due_at IS NULL
+                AND COALESCE(other.wake_at, 'infinity') < 'infinity' AND other.lost_workers = 0))
+        END
+    FROM {_STEPS} own
     WHERE own.run_id = %(run)s AND own.step = %(step)s AND own.item = {NO_ITEM}
         AND own.status = 'waiting' AND own.wait = 'items')
 """
