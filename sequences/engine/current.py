@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from ..transitions.failures import Failure
     from ..transitions.types import Change, Claim
 
+#: The option of a message that has come back without an attempt, which `Retries` counts as one.
+ATTEMPTS_OPTION = "sequences_attempts"
+
 #: Set when the worker of this process shuts down.
 stopping = threading.Event()
 
@@ -34,12 +37,14 @@ class Delivery:
     """A message that this thread is processing, and what happened to its retry."""
 
     message: MessageProxy
-    #: The number of failed attempts according to the message, from which `Retries` counts on.
+    #: The number of failed attempts according to the message.
     attempts: int
     #: Whether it was created here, for a step that follows directly, and came from no queue.
     is_own: bool = False
     retry_delay: int | None = None
     retried: bool = False
+    #: Whether its row has counted the attempt that failed.
+    is_counted: bool = False
     #: The attempt that failed: log records are about it until the message is done.
     failed: CurrentAttempt | None = None
 
@@ -141,9 +146,9 @@ _thread = _Thread()
 
 def push_delivery(message: MessageProxy, *, is_own: bool = False) -> Delivery:
     """This thread starts to process a message."""
-    options = message.options
-    retries = options.get("retries") if isinstance(options, dict) else None
-    delivery = Delivery(message, retries if type(retries) is int else 0, is_own)
+    options = message.options if isinstance(message.options, dict) else {}
+    attempts = options.get(ATTEMPTS_OPTION, options.get("retries"))
+    delivery = Delivery(message, attempts if type(attempts) is int else 0, is_own)
     _thread.deliveries.append(delivery)
     return delivery
 
@@ -189,6 +194,12 @@ def failed(attempt: CurrentAttempt) -> None:
     """The attempt was recorded as failed: Dramatiq's decision about this message is about it."""
     if (message := delivery()) is not None:
         message.failed = attempt
+
+
+def counted() -> None:
+    """The row has counted the failed attempt, as `Retries` does in the message."""
+    if (message := delivery()) is not None:
+        message.is_counted = True
 
 
 def current_attempt() -> CurrentAttempt | None:

@@ -230,6 +230,9 @@ class StepExecution:
             raise SkipMessage(
                 f"Step run {claim.step_run_id} must be executed by the actor {node.actor}."
             )
+        if message.options.pop(current.ATTEMPTS_OPTION, None) is not None:
+            # From here on, `Retries` counts attempts again, and no deliveries without one.
+            message.options["retries"] = claim.attempts
         # The retry options come from the run's plan, whatever the message says.
         for name in _OF_RETRIES:
             message.options.pop(name, None)

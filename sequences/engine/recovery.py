@@ -229,6 +229,7 @@ def _record(execution: StepExecution, error: BaseException) -> None:
         raise SkipMessage(
             f"Step run {execution.step_run_id} failed after it had lost its claim."
         ) from error
+    current.counted()
     dispatcher.send(ready)
 
 
@@ -302,8 +303,11 @@ def _end_interrupted(claim: Claim, interrupt: Interrupt, using: str) -> bool:
     current.failed(attempt)
     failure = attempt.redacted(failures.Failure.of(interrupt))
     ready = failures.record(claim, failure, final=False, using=using)
-    dispatcher.send(ready or [])
-    return ready is not None
+    if ready is None:
+        return False
+    current.counted()
+    dispatcher.send(ready)
+    return True
 
 
 def _attempt_of(claim: Claim) -> CurrentAttempt:

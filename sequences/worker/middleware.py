@@ -52,18 +52,22 @@ class SequencesMiddleware(DeliveryMiddleware):
         """Remember what this thread is doing."""
         if _is_step(message):
             _distrust(message)
-        retried = bool(current.push_delivery(message).attempts)
-        self._monitor.began(message.queue_name, message.message_timestamp, first=not retried)
+        first = not _is_retry(message)
+        current.push_delivery(message)
+        self._monitor.began(message.queue_name, message.message_timestamp, first=first)
 
     def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
         """A message carries only ids; what `Retries` adds about the error is already stored."""
-        if _is_step(message):
-            message.options.pop("traceback", None)
+        if not _is_step(message):
+            return
+        message.options.pop("traceback", None)
+        if "retries" in message.options and (delivery := _retried_by(message)) is not None:
+            _count_attempts(message, delivery)
 
     def after_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
         """A copy of the message that this thread is processing is its retry, and has the delay."""
-        delivery = current.delivery()
-        if delivery is not None and delivery.message.message_id == message.message_id:
+        delivery = _retried_by(message)
+        if delivery is not None:
             delivery.retried, delivery.retry_delay = True, delay
 
     def after_process_message(
@@ -151,10 +155,33 @@ def _dead_threads(worker: Worker) -> int:
 def _distrust(message: MessageProxy) -> None:
     """Remove what a step's message never has: anyone who can write to the broker may have added
     it."""
-    retries = message.options.get("retries", 0)
-    if type(retries) is not int or not 0 <= retries <= MAX_ATTEMPTS:
-        del message.options["retries"]
+    for name in ("retries", current.ATTEMPTS_OPTION):
+        count = message.options.get(name, 0)
+        if type(count) is not int or not 0 <= count <= MAX_ATTEMPTS:
+            del message.options[name]
     message.options.pop("throws", None)
+
+
+def _retried_by(message: Message[Any]) -> current.Delivery | None:
+    """The delivery in this thread of which the message is the retry."""
+    delivery = current.delivery()
+    if delivery is None or delivery.message.message_id != message.message_id:
+        return None
+    return delivery
+
+
+def _count_attempts(message: Message[Any], delivery: current.Delivery) -> None:
+    """It can only claim its step with the number of attempts in the row."""
+    if delivery.is_counted:
+        message.options.pop(current.ATTEMPTS_OPTION, None)
+        message.options["retries"] = delivery.attempts + 1
+    else:
+        # `Retries` goes on from its own number: its backoff grows, and it gives up at the end.
+        message.options[current.ATTEMPTS_OPTION] = delivery.attempts
+
+
+def _is_retry(message: MessageProxy) -> bool:
+    return isinstance(message.options, dict) and bool(message.options.get("retries"))
 
 
 def _is_step(message: MessageProxy | Message[Any]) -> bool:

@@ -1,21 +1,23 @@
 """While the database is away the log has one line of it, and one when it is back."""
 
 import logging
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import dramatiq
 import pytest
 from django.db import OperationalError, connection, connections, transaction
 from django.db.backends.signals import connection_created
+from dramatiq.errors import Retry
 
 from sequences import Sequence, step
-from sequences.engine import outages
+from sequences.engine import current, outages
 from sequences.testing import clock
 from sequences.transitions import due
 from sequences.worker.heartbeat import HeartbeatThread
 from sequences.worker.registration import WorkerRegistration
 from sequences.worker.sweeper import AssumeLost, Sweeper, sweep
-from tests.engine import fresh, overdue
+from tests.engine import fresh, messages, overdue, row
+from tests.integration.test_middleware import deliver
 from tests.integration.test_unprintable import process_next
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -115,6 +117,80 @@ def test_a_hook_that_misses_the_database_is_quiet_and_the_row_is_retried_without
     assert sweep(AssumeLost(), "default") == 1
     process_next()
     assert fresh(run).status == "succeeded"
+
+
+# --- the messages that come back
+
+
+def come_back():
+    """What waits for its retry is delivered, whether or not it is due."""
+    (message,) = messages("default.DQ")
+    dramatiq.get_broker().flush_all()
+    return deliver(message.copy(queue_name="default"))
+
+
+def test_a_message_that_comes_back_from_an_outage_takes_its_step():
+    (run,) = order(max_retries=3)
+    with away():
+        process_next()
+        come_back()
+    (message,) = messages("default.DQ")
+    assert message.options["retries"] == 2, "Dramatiq's backoff grows"
+    come_back()
+    assert fresh(run).status == "succeeded"
+
+
+def test_an_outage_costs_a_step_none_of_its_attempts():
+    (run,) = order(fails=lambda: throw(ValueError("broken")), max_retries=1)
+    with away():
+        process_next()
+    come_back()
+    (message,) = messages("default.DQ")
+    assert message.options["retries"] == row(run, "pay").attempts == 1
+    with away():
+        assert come_back().failed, "Dramatiq gives it up"
+    assert row(run, "pay").status == "retrying"
+    deliver(message.copy(queue_name="default"))
+    assert (fresh(run).status, run.failures.count()) == ("failed", 2)
+
+
+def test_a_message_that_dramatiq_gives_up_in_an_outage_is_sent_by_the_sweep():
+    (run,) = order(max_retries=0)
+    with away():
+        process_next()
+    assert messages("default.DQ") == []
+    overdue(run, "pay")
+    assert sweep(AssumeLost(), "default") == 1
+    process_next()
+    assert fresh(run).status == "succeeded"
+
+
+def test_a_message_from_an_outage_does_not_take_a_later_retry_at_once():
+    (run,) = order(fails=lambda: throw(Retry("busy", delay=3_600_000)), max_retries=5)
+    with away():
+        process_next()
+    (message,) = messages("default.DQ")
+    dramatiq.get_broker().flush_all()
+    overdue(run, "pay")
+    assert sweep(AssumeLost(), "default") == 1
+    process_next()
+    assert (row(run, "pay").attempts, row(run, "pay").status) == (1, "retrying")
+    deliver(message.copy(queue_name="default"))
+    assert row(run, "pay").attempts == 1
+
+
+def test_the_message_of_a_failure_that_could_not_be_recorded_has_the_number_of_the_row():
+    with ExitStack() as outage:
+
+        def go_away_and_fail():
+            outage.enter_context(away())
+            raise ValueError("broken")
+
+        (run,) = order(fails=go_away_and_fail, max_retries=3)
+        process_next()
+    assert (row(run, "pay").status, row(run, "pay").attempts) == ("running", 0)
+    (message,) = messages("default.DQ")
+    assert message.options[current.ATTEMPTS_OPTION] == 0
 
 
 def throw(error):
