@@ -13,9 +13,10 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_noop as _
 
 from .. import conf
+from ..data import serialization
 from ..definitions import registry
 from ..definitions.definition import Definition
-from ..definitions.limits import MAX_COUNT, MAX_PER
+from ..definitions.limits import MAX_COUNT, MAX_PER, Limit
 from ..definitions.steps import Step
 from ..exceptions import SequenceError, Text
 from ..models import StoredLimit
@@ -58,11 +59,18 @@ def _requests(
     context.bind()
     data = json.loads(claim.data)
     for limit in run_limits:
-        if (key := limit.key_for(context.sequence, data)) is not None:
+        if (key := _storable(limit, limit.key_for(context.sequence, data))) is not None:
             yield Request(limit, key, of_run=True, when_full=definition.when_full)
     for limit in step_limits:
-        if (key := limit.key_for(context.sequence, data, *kind.item_of(claim))) is not None:
+        value = limit.key_for(context.sequence, data, *kind.item_of(claim))
+        if (key := _storable(limit, value)) is not None:
             yield Request(limit, key)
+
+
+def _storable(limit: Limit, key: str | None) -> str | None:
+    """Raise `InvalidData` for characters that some database rejects."""
+    serialization.normalise(key, path=f"The key of limit {limit.name!r}")
+    return key
 
 
 def _make_room(claim: Claim, admission: Admission, using: str) -> None:

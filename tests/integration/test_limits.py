@@ -57,6 +57,12 @@ def test_a_place_is_passed_on_in_the_commit_that_frees_it_first_come_first_serve
     assert {fresh(run).status for run in runs} == {"succeeded"}
 
 
+def test_a_key_that_no_database_stores_fails_the_step_with_a_sentence():
+    cls = billing(Limit("customer", concurrency=1, key=lambda self: "a\0b"), max_retries=0)
+    failure = run_sequence(cls).run.failures.get()
+    assert failure.message.startswith("The key of limit 'customer' contains U+0000")
+
+
 def test_whoever_comes_before_the_message_of_the_next_waits_behind_it():
     first, second, third = (billing(bank()).start().run for _ in range(3))
     claim = come(first)
