@@ -8,6 +8,7 @@ from datetime import timedelta
 from functools import cached_property
 from typing import Any, Literal
 
+from django.utils.datastructures import MultiValueDict
 from django.utils.functional import Promise
 from django.utils.text import camel_case_to_spaces
 
@@ -85,6 +86,8 @@ class Definition:
 
         Raises `InvalidData` if it does not fit the declared type.
         """
+        if isinstance(data, MultiValueDict):
+            data = data.dict()  # request.POST: the last value of each key
         if self.cls._inputs is not None and isinstance(data, Mapping | None):
             self.cls._inputs.check({**self.defaults, **(data or {})})
         if self.cls._codec is not None:

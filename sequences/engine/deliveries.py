@@ -43,9 +43,7 @@ def _cleaned(form_class: type[BaseForm], event: str, payload: Any) -> dict[str, 
             problem = Text(_("is of type %(type)s, not a dict"), type=type(payload).__name__)
             hint = Text(_("Use the fields of %(form)s."), form=form_class.__qualname__)
             raise InvalidData(path=_path_of(event), problem=problem, hint=hint)
-        # As a dict, request.POST would have a list for each field.
-        is_post = isinstance(payload, MultiValueDict)
-        form = form_class(data=payload if is_post else dict(payload or {}))
+        form = _bound(form_class, payload)
     if not form.is_valid():
         text = _("was rejected by %(form)s: %(errors)s")
         problem = Text(text, form=form_class.__qualname__, errors=_text_of(form))
@@ -55,6 +53,16 @@ def _cleaned(form_class: type[BaseForm], event: str, payload: Any) -> dict[str, 
             hint=_("Correct the payload and deliver it again."),
         )
     return {name: _plain(value) for name, value in form.cleaned_data.items()}
+
+
+def _bound(form_class: type[BaseForm], payload: Mapping[str, Any] | None) -> BaseForm:
+    if isinstance(payload, MultiValueDict):
+        return form_class(data=payload)  # as a dict, request.POST would have a list for each field
+    data, prefix = dict(payload or {}), form_class.prefix
+    # Code names the fields, only HTML their prefix, too.
+    if prefix and not any(str(name).startswith(f"{prefix}-") for name in data):
+        return form_class(data=data, prefix="")
+    return form_class(data=data)
 
 
 def _path_of(event: str) -> str:

@@ -112,6 +112,23 @@ def test_a_view_may_deliver_what_was_posted(run):
     assert run.payload("checked") == {"approved": True, "amount": "3", "until": "2030-01-02"}
 
 
+def test_the_fields_of_a_form_with_a_prefix_are_delivered_with_it_or_without():
+    class Prefixed(Approval):
+        prefix = "offer"
+
+    class Offers(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        checked = event(form=Prefixed)
+
+    posts = [QueryDict("offer-amount=3"), {"offer-amount": "3"}, {"amount": "3"}, {"amount": 3}]
+    for payload in posts:
+        run = Offers().run
+        assert run.deliver("checked", payload)
+        assert run.payload("checked") == {"approved": False, "amount": "3", "until": None}
+
+
 def test_objects_of_the_database_are_delivered_by_their_keys():
     users = get_user_model().objects
     ann, joel = users.create_user("ann"), users.create_user("joel")

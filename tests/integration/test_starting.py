@@ -9,7 +9,7 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.core.management import CommandError, call_command
 from django.db import IntegrityError, connection, connections, transaction
-from django.http import JsonResponse
+from django.http import JsonResponse, QueryDict
 from django.test import AsyncClient, Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import path
@@ -81,6 +81,13 @@ def test_every_keyword_of_a_call_is_data(contact):
 def test_start_takes_the_data_as_a_dict(contact):
     assert contact.start({"not an identifier": 1}).data == {"not an identifier": 1}
     assert contact.start().data == {}
+
+
+def test_what_was_posted_is_data_with_one_value_for_each_key(contact):
+    posted = QueryDict("name=Ada&name=Joel&city=")
+    (many,) = contact.start_many([posted])
+    for sequence in (contact.start(posted), many):
+        assert sequence.run.data == {"name": "Joel", "city": ""}
 
 
 def test_data_in_hand_is_as_it_will_be_read(contact):
