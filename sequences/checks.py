@@ -25,6 +25,7 @@ from . import conf
 from .data.redaction import Path, path_of
 from .data.typed import reaches
 from .exceptions import SequenceError
+from .utils.durations import format_duration
 
 if TYPE_CHECKING:
     from .definitions.definition import Definition
@@ -132,6 +133,7 @@ def check_sequences(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         *errors,
         *_shown_secrets(),
         *_scheduled_data(),
+        *_long_jitters(),
         *_conflicting_limits(),
         *_hidden_keys(),
         *_unheard_deletions(),
@@ -321,6 +323,24 @@ def _scheduled_data() -> Messages:
                     f"{definition.label}: its schedule {name!r} cannot start a run: {problem}",
                     hint="Set data=… in the schedule, to a dict or a function of the slot.",
                     id="sequences.E013",
+                )
+
+
+def _long_jitters() -> Messages:
+    from .definitions.schedules import Cron
+
+    for definition in _definitions():
+        for name, timetable in definition.schedules.items():
+            if not isinstance(timetable, Cron) or not timetable.jitter:
+                continue
+            gap = timetable.shortest_gap()
+            if timetable.jitter >= gap:
+                yield Warning(
+                    f"{definition.label}: the jitter of its schedule {name!r} is "
+                    f"{format_duration(timetable.jitter)}, but its slots are only "
+                    f"{format_duration(gap)} apart.",
+                    hint="Use a jitter that is shorter than the gap. Otherwise, slots are missed.",
+                    id="sequences.W024",
                 )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from hashlib import sha256
 from inspect import iscoroutinefunction, signature
-from itertools import takewhile
+from itertools import islice, pairwise, takewhile
 from typing import Any, Literal, TypeAlias
 from uuid import uuid4
 from zoneinfo import ZoneInfo
@@ -42,6 +42,8 @@ MAX_NAME = 100
 
 _MOMENT = timedelta(microseconds=1)
 _FIRST_WINDOW = timedelta(minutes=1)
+#: More than the slots of a day that has one every half an hour.
+_COMPARED_SLOTS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +163,12 @@ class Cron(Timetable):
             if (in_utc := slot.astimezone(UTC)) > moment:
                 moment = in_utc
                 yield in_utc
+
+    def shortest_gap(self) -> timedelta:
+        """The shortest time between two of its next slots."""
+        slots = islice(self._slots(ANCHOR), _COMPARED_SLOTS)
+        gaps = (after - before for before, after in pairwise(slots))
+        return min(gaps, default=LONGEST_INTERVAL)
 
     def timing(self) -> dict[str, Any]:
         """See `Timetable.timing`."""

@@ -26,7 +26,7 @@ from typing import (
 from django.forms import BaseForm
 from dramatiq import Actor
 
-from ..exceptions import InvalidData, SequenceError
+from ..exceptions import InvalidData, InvalidDefinition, SequenceError
 from ..utils.durations import to_milliseconds
 from ..utils.text import label_of
 from .kinds import Traits, traits_of
@@ -217,6 +217,13 @@ class Step(Generic[R]):
             return self.__get__(sequence, type(sequence))(*args, **kwargs)
 
     def _refuse_call(self, sequence: Any, *args: Any, **kwargs: Any) -> NoReturn:
+        declared: Any = self.function
+        if not callable(declared) and not is_task(declared):  # @step(3) above a method
+            raise InvalidDefinition(
+                where=f"The decorator of {getattr(sequence, '__qualname__', repr(sequence))}",
+                problem=f"{self.function!r:.60} is not callable",
+                hint="Write @step, or name the options: @step(max_retries=3).",
+            )
         owner = f"{type(sequence).__qualname__}." if hasattr(sequence, "_context") else ""
         raise SequenceError(
             f"{owner}{self.name or self.function} is a step, and workers run steps. A "

@@ -79,6 +79,10 @@ def check_body(cls: type) -> None:
         raise invalid(
             cls, "its Meta is not a class", "Write class Meta: and put the options in it."
         )
+    for name, value in vars(cls).items():
+        if isinstance(value, type) and _looks_like_meta(name, value):
+            problem = f"its class {name} has no effect"
+            raise invalid(cls, problem, "The options belong in class Meta:, with a capital M.")
     for name in ("__init__", "__new__"):
         if name in vars(cls):
             problem = (
@@ -90,6 +94,12 @@ def check_body(cls: type) -> None:
         for name, value in vars(owner).items():
             for problem, hint in _lookalike_problems(value):
                 raise invalid(owner, problem, hint, step=name)
+
+
+def _looks_like_meta(name: str, value: type) -> bool:
+    if name.lower() == "config":  # as pydantic has it; it may be the project's own, too
+        return not META_OPTIONS.isdisjoint(vars(value))
+    return name.lower() == "meta" and name != "Meta"
 
 
 def _mixins(cls: type) -> Iterator[type]:

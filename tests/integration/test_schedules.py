@@ -1075,6 +1075,24 @@ def test_the_check_finds_data_that_does_not_fit():
     )
 
 
+@pytest.mark.parametrize(
+    ("expression", "jitter", "gap"),
+    [
+        ("*/5 * * * *", 40 * MINUTE, "5 min"),
+        ("0,10 3 * * *", 10 * MINUTE, "10 min"),
+        ("0,10 3 * * *", 9 * MINUTE, None),
+        ("0 3 * * 1", DAY, None),
+        ("0 0 29 2 *", DAY, None),
+    ],
+)
+def test_the_check_finds_a_jitter_that_is_longer_than_the_gap(expression, jitter, gap):
+    report(schedule=cron(expression, timezone="UTC", jitter=jitter))
+    warnings = [each for each in checks.check_sequences(None) if each.id.endswith("W024")]
+    assert [f"its slots are only {gap} apart" in each.msg for each in warnings] == [True] * bool(
+        gap
+    )
+
+
 def test_all_due_slots_of_a_schedule_start_in_one_look_and_the_next_look_is_soon():
     cls = report(schedule=every(HOUR, missed="all", overlap="allow", catch_up=DAY))
     sync_schedules()

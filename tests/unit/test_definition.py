@@ -1080,6 +1080,25 @@ def test_a_step_replaced_by_something_else_is_refused(value):
     )
 
 
+@pytest.mark.parametrize("value", [3, "pay", {"max_retries": 3}])
+def test_an_option_without_its_name_is_refused(value):
+    with pytest.raises(
+        InvalidDefinition, match=r"decorator of work: .* is not callable\. Write @step"
+    ):
+        step(value)(work)
+
+
+@pytest.mark.parametrize("name", ["meta", "META", "Config"])
+def test_options_in_a_class_of_another_name_are_refused(name):
+    body = {"pay": step(work), name: type(name, (), {"redact": ["token"]})}
+    with pytest.raises(InvalidDefinition, match=f"its class {name} has no effect. The options"):
+        type(Sequence)("Order", (Sequence,), body)
+
+
+def test_a_class_of_the_projects_own_may_be_called_config():
+    declare(pay=step(work), Config=type("Config", (), {"url": "https://bank.example"}))
+
+
 @pytest.mark.parametrize("name", ["__init__", "__new__"])
 def test_a_constructor_of_ones_own_is_refused(name):
     assert refused(pay=step(work), **{name: lambda self: None}) == (
