@@ -1,15 +1,18 @@
 """Whether steps run as they should: for people, and for monitoring.
 
-Seven or eight queries on indexes, however many runs there are.
+Seven or eight queries on indexes, however many runs there are; two more if steps wait for a worker
+and workers are running.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import IntEnum
+from functools import reduce
+from operator import or_
 from typing import Any
 
 from django.db.models import Count, Min, Q, QuerySet
@@ -28,7 +31,7 @@ from ..models import (
     StoredPlan,
     WorkerProcess,
 )
-from ..transitions import clock, holders
+from ..transitions import clock, holders, plans
 from ..transitions.backends import Holder
 from ..transitions.holders import Locked
 from ..transitions.periods import MAX_LOOK_INTERVAL
@@ -44,10 +47,16 @@ MAX_STEP_RUNS = 10_000
 MAX_PROCESSES = 1_000
 #: The number of suspects that are named.
 MAX_NAMED_SUSPECTS = 3
+#: The maximum number of queues that are named.
+MAX_NAMED_QUEUES = 5
 #: The maximum number of late or failing schedules that are checked.
 MAX_SCHEDULES = 100
 #: How long steps wait for a free worker before this is a warning, and before it is critical.
 WARN_AFTER, ALARM_AFTER = timedelta(minutes=1), timedelta(minutes=5)
+#: A new worker reports within this time which queues it consumes.
+NOTICED_AFTER = timedelta(seconds=20)
+#: The maximum number of dead workers whose steps are looked for, last seen first.
+MAX_DEAD = 20
 
 
 class Level(IntEnum):
@@ -125,19 +134,30 @@ class Health:
     struggling: int = 0
     #: The number of step runs whose class this code does not have.
     classless: Mapping[str, int] = field(default_factory=dict)
+    #: Queues in which steps wait, and which no worker consumes.
+    unserved: tuple[str, ...] = ()
+    #: Step runs that are still in the hands of workers that have disappeared.
+    orphans: int = 0
 
     @cached_property
     def workers(self) -> tuple[WorkerProcess, ...]:
         """The processes that run steps and were seen recently."""
-        return tuple(process for process in self._performing if self._is_alive(process))
+        return tuple(_alive(self.processes, self.now))
 
     @cached_property
     def stale(self) -> tuple[WorkerProcess, ...]:
         """Worker processes that have disappeared without a clean shutdown."""
+        return tuple(_stale(self.processes, self.now))
+
+    @cached_property
+    def missed(self) -> tuple[WorkerProcess, ...]:
+        """Those of them that no other worker has replaced: steps are still in their hands, or
+        nobody consumes their queues."""
+        queues = _queues_of(self.workers)
         return tuple(
             process
-            for process in self._performing
-            if process.stopped_at is None and not self._is_alive(process)
+            for process in self.stale
+            if self.orphans or not process.queues or not queues.issuperset(process.queues)
         )
 
     @cached_property
@@ -187,7 +207,7 @@ class Health:
         return [process for process in self.processes if process.threads]
 
     def _is_alive(self, process: WorkerProcess) -> bool:
-        return process.stopped_at is None and self.now - process.seen_at < STALE_AFTER
+        return _is_alive(process, self.now)
 
     def _sweeps_late(self, process: WorkerProcess) -> bool:
         return process.swept_at is not None and self.now - process.swept_at > WARN_AFTER
@@ -204,21 +224,41 @@ class Health:
         return Level((waited > WARN_AFTER) + (waited > ALARM_AFTER))
 
 
+def _is_alive(process: WorkerProcess, now: datetime) -> bool:
+    return process.stopped_at is None and now - process.seen_at < STALE_AFTER
+
+
+def _alive(processes: Sequence[WorkerProcess], now: datetime) -> list[WorkerProcess]:
+    return [process for process in processes if process.threads and _is_alive(process, now)]
+
+
+def _stale(processes: Sequence[WorkerProcess], now: datetime) -> list[WorkerProcess]:
+    return [
+        process
+        for process in processes
+        if process.threads and process.stopped_at is None and not _is_alive(process, now)
+    ]
+
+
+def _queues_of(workers: Sequence[WorkerProcess]) -> set[str]:
+    return {queue for worker in workers for queue in worker.queues}
+
+
 def read(using: str | None = None, runs: QuerySet[SequenceRun] | None = None) -> Health:
     """Read the current health; if ``runs`` are given, only of these."""
     using = using or conf.using()
     now = clock.now(using)
-    processes = WorkerProcess.objects.using(using).order_by("-seen_at")
+    processes = tuple(WorkerProcess.objects.using(using).order_by("-seen_at")[:MAX_PROCESSES])
     # Schedules are not runs: people who may see only some runs are not shown them.
     troubled = () if runs is not None else tuple(schedules.troubled(using, now, MAX_SCHEDULES))
     return Health(
         now=now,
-        processes=tuple(processes[:MAX_PROCESSES]),
+        processes=processes,
         schedules=troubled,
         neglected=tuple(limits.neglected(now, WARN_AFTER, using)) if runs is None else (),
         struggling=struggling.count(using, runs),
         **(_outbox_of(now, using) if runs is None else {}),
-        **_steps(now, using, runs),
+        **_steps(now, using, runs, processes),
     )
 
 
@@ -231,7 +271,12 @@ def _outbox_of(now: datetime, using: str) -> dict[str, Any]:
     return {"unsent": unsent, "first_unsent": rows.first() if unsent else None}
 
 
-def _steps(now: datetime, using: str, runs: QuerySet[SequenceRun] | None) -> dict[str, Any]:
+def _steps(
+    now: datetime,
+    using: str,
+    runs: QuerySet[SequenceRun] | None,
+    processes: Sequence[WorkerProcess],
+) -> dict[str, Any]:
     # The sweep checks whatever waits for a worker within this time. So everything of interest is at
     # the beginning of the one index that a claim leaves unchanged.
     rows = StepRun.objects.using(using).filter(wake_at__lte=now + MAX_LOOK_INTERVAL)
@@ -253,14 +298,46 @@ def _steps(now: datetime, using: str, runs: QuerySet[SequenceRun] | None) -> dic
         running=Count("pk", filter=running),
         suspected=Count("pk", filter=Q(lost_workers__gt=0)),
         unseen=Count("pk", filter=Q(wake_at__lt=now - WARN_AFTER)),
+        **_orphans_of(_stale(processes, now)[:MAX_DEAD]),
     )
     capped = counts.pop("looked_at") > MAX_STEP_RUNS
     suspects = _suspects_of(rows, using) if counts["suspected"] else ()
     # A sweep handles what is due within seconds: if not, it is locked, or nobody sweeps.
     unseen = rows.filter(wake_at__lt=now - WARN_AFTER) if counts.pop("unseen") else None
     classless = _classless_of(rows, using)
+    unserved: tuple[str, ...] = ()
+    if counts["queued_since"] and now - counts["queued_since"] > NOTICED_AFTER:
+        unserved = _unserved_in(rows, now, using, _alive(processes, now))
     context = {**counts, "capped": capped, "suspects": suspects, "classless": classless}
+    context["unserved"] = unserved
     return {**context, **_locked_of(unseen, using)}
+
+
+def _orphans_of(dead: Sequence[WorkerProcess]) -> dict[str, Count]:
+    if not dead:
+        return {}
+    # A worker's name begins with that of its process, which may have a mark of its own at the end.
+    names = {process.name.partition("~")[0] for process in dead}
+    theirs = reduce(or_, (Q(worker__startswith=f"{name}:") for name in names))
+    return {"orphans": Count("pk", filter=theirs & Q(status=StepStatus.RUNNING))}
+
+
+def _unserved_in(
+    rows: QuerySet[StepRun], now: datetime, using: str, workers: Sequence[WorkerProcess]
+) -> tuple[str, ...]:
+    """The queues of step runs that have been queued for longer than a worker needs to report."""
+    if not workers or not all(worker.queues for worker in workers):
+        return ()  # there is none, or one has not told its queues
+    queued = rows.filter(status=StepStatus.QUEUED).order_by("wake_at")[:MAX_STEP_RUNS]
+    steps = {
+        (plan, step)
+        for plan, step, since in queued.values_list("run__plan", "step", "queued_at")
+        if now - since > NOTICED_AFTER
+    }
+    graphs = plans.load_many({plan for plan, _ in steps}, using)
+    nodes = (graphs[plan].get(step) for plan, step in steps if plan in graphs)
+    queues = {node.queue for node in nodes if node is not None}
+    return tuple(sorted(queues - _queues_of(workers)))
 
 
 def _classless_of(rows: QuerySet[StepRun], using: str) -> dict[str, int]:
@@ -298,14 +375,14 @@ def _workers(health: Health) -> Sign:
         return _dead_threads(says, dead)
     if health.stalled:
         return _stalled(health, says)
-    if not health.stale:
+    if not health.missed:
         return Sign("workers", Level.GOOD, says)
-    gone = len(health.stale)
+    gone = len(health.missed)
     message = ngettext("%(workers)s, %(count)d dead", "%(workers)s, %(count)d dead", gone)
     advice = gettext(
         "%(name)s was last seen %(time)s ago and did not shut down cleanly: was it killed? Other "
         "workers take over its steps."
-    ) % {"name": health.stale[0].name, "time": health._since(health.stale[0].seen_at)}
+    ) % {"name": health.missed[0].name, "time": health._since(health.missed[0].seen_at)}
     says = message % {"workers": says, "count": gone}
     return Sign("workers", Level.WARNING, says, advice)
 
@@ -387,10 +464,20 @@ def _queued(health: Health) -> Sign:
         "time": health._since(health.queued_since),
     }
     level = health._level(health.queued_since)
+    if health.unserved:
+        level = max(Level.WARNING, level)
     return Sign("queued", level, says, _why_queued(health) if level else "")
 
 
 def _why_queued(health: Health) -> str:
+    if health.unserved:
+        return ngettext(
+            "No worker consumes the queue %(names)s. Start a worker that does, or restart those "
+            "with older code.",
+            "No worker consumes the queues %(names)s. Start workers that do, or restart those "
+            "with older code.",
+            len(health.unserved),
+        ) % {"names": ", ".join(health.unserved[:MAX_NAMED_QUEUES])}
     if health.workers and not health.running:
         return gettext(
             "Steps are waiting, but no worker is running any: the workers consume other queues, "

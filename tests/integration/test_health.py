@@ -20,7 +20,7 @@ from sequences.inspection import health
 from sequences.inspection.health import Level
 from sequences.models import SequenceRun, StepRun, StoredPlan, WorkerProcess
 from sequences.testing import clock
-from sequences.transitions import processes
+from sequences.transitions import plans, processes
 from sequences.worker.heartbeat import HeartbeatThread
 from sequences.worker.registration import WorkerRegistration
 from sequences.worker.sweeper import AssumeLost, Sweeper, run_forever
@@ -48,9 +48,10 @@ def ago(seconds):
     return now() - timedelta(seconds=seconds)
 
 
-def process(name="box:1", seen=0, threads=8, swept=1, stopped=False):
+def process(name="box:1", seen=0, threads=8, swept=1, stopped=False, queues=()):
     return WorkerProcess.objects.create(
         name=name,
+        queues=list(queues),
         threads=threads,
         started_at=ago(7200),
         seen_at=ago(seen),
@@ -423,6 +424,58 @@ def test_workers_that_run_nothing_while_steps_wait_need_no_more_workers(run):
     process()
     change(run, "pay", queued_at=ago(120))
     assert "no worker is running any" in sign("queued").advice
+
+
+def test_a_queue_that_no_worker_consumes_is_named(run):
+    process(queues=["mail", "other"])
+    assert sign("queued").level == Level.GOOD, "a worker may be about to start"
+    change(run, "pay", queued_at=ago(25))
+    found = sign("queued")
+    assert (found.level, found.says) == (Level.WARNING, "1 queued, the oldest for 25 s")
+    assert found.advice.startswith("No worker consumes the queue default. Start a worker that")
+    WorkerProcess.objects.update(seen_at=ago(60))
+    process("box:2", queues=["default"])
+    assert sign("queued").level == Level.GOOD
+    change(run, "pay", queued_at=ago(400))
+    assert "no worker is running any" in sign("queued").advice
+    WorkerProcess.objects.filter(name="box:2").update(queues=["mail"])
+    found = sign("queued")
+    assert (found.level, found.advice[:18]) == (Level.BAD, "No worker consumes")
+    process("box:3")
+    assert "No worker consumes" not in sign("queued").advice, "box:3 has not told its queues"
+
+
+def test_a_long_queue_costs_two_more_queries_to_find_who_consumes_it(run):
+    process(queues=["mail"])
+    change(run, "pay", queued_at=ago(70))
+    plans.forget()
+    with CaptureQueriesContext(connection) as queries:
+        assert health.read().unserved == ("default",)
+    assert len(queries) == (9 if connection.vendor == "sqlite" else 10)
+
+
+def test_a_dead_worker_that_others_have_replaced_is_forgiven(run):
+    process("box:1", seen=50, queues=["default"])
+    claim(run, "pay", "box:1:Thread-3~ab")
+    process("box:2", queues=["default", "mail"])
+    assert sign("workers").says == "1 worker, 1 dead", "a step is still in its hands"
+    change(run, "pay", worker="box:12:Thread-3~ab")
+    found = sign("workers")
+    assert (found.level, found.says, found.advice) == (Level.GOOD, "1 worker", "")
+    assert [one.name for one in health.read().stale] == ["box:1"]
+    WorkerProcess.objects.filter(name="box:1").update(queues=["default", "images"])
+    assert sign("workers").says == "1 worker, 1 dead", "nobody consumes images"
+
+
+def test_a_dead_worker_is_forgiven_once_the_sweep_has_taken_its_step_back(run):
+    process("box:1", seen=50, queues=["default"])
+    process("box:2", queues=["default"])
+    claim(run, "pay", "box:1:Thread-3~ab")
+    overdue(run, "pay")
+    assert sign("workers").level == Level.WARNING
+    command("sweep")
+    assert row(run, "pay").status == "queued"
+    assert sign("workers").level == Level.GOOD
 
 
 def test_steps_of_a_class_that_is_gone_are_not_healthy(run):
