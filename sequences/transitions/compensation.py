@@ -110,7 +110,7 @@ def cancel(
     """Cancel the run and its child runs at once, without a rollback.
 
     A closing step that has already started is cancelled, too; the next one runs.
-    ``ends_rollbacks``: child runs that are rolling back stop, too.
+    ``ends_rollbacks``: child runs that are rolling back with it stop, too.
     """
     rows = runs.steps_of(run, using)
     ready = cancel_children(rows, now, using, ends_rollbacks=ends_rollbacks)
@@ -125,16 +125,14 @@ def cancel_children(
     """Cancel the children of these step runs, and theirs. Their parent is locked.
 
     A child that is ending already goes on with that: its rollback must not get lost because nobody
-    needs the child any more. ``ends_rollbacks``: somebody has asked for just that.
+    needs the child any more. ``ends_rollbacks``: somebody has asked for just that, at the parent.
     """
     ready: list[Dispatch] = []
     for child in subsequences.lock_unfinished(rows, using):
         plan = plans.load(child.plan_id, using)
         if cancels_by_undoing(child, plan):
             ready += begin(child, plan, RunStatus.CANCELLED, now, using)
-        elif child.final_status in ("", STANDSTILL) or (
-            ends_rollbacks and child.final_status != STOPPED
-        ):
+        elif _is_waiting(child) or (ends_rollbacks and _ends_with_parent(child, plan, using)):
             ready += cancel(child, plan, now, using, ends_rollbacks=ends_rollbacks)
         runs.save(child, now, using)
     return ready
@@ -142,7 +140,25 @@ def cancel_children(
 
 def cancels_by_undoing(run: SequenceRun, plan: Plan) -> bool:
     """Whether its class says that cancelling rolls back, and this run can be rolled back."""
-    return plan.cancel == "undo" and run.status in (RunStatus.RUNNING, RunStatus.PAUSED)
+    return plan.cancel == "undo" and _is_waiting(run)
+
+
+def _ends_with_parent(child: SequenceRun, plan: Plan, using: str) -> bool:
+    """Whether a cancellation of its parent cuts its end short.
+
+    A rollback that the parent has not begun, or that the child's class demands, goes on unless
+    somebody cancels the child itself.
+    """
+    if plan.cancel == "undo" or child.final_status == STOPPED:
+        return False
+    own = StepRun._base_manager.using(using).filter(children=child.pk)
+    is_begun = own.filter(children_undo=ChildrenUndo.RUNNING).exists()
+    return is_begun or child.final_status == RunStatus.SUCCEEDED
+
+
+def _is_waiting(run: SequenceRun) -> bool:
+    """Whether this unfinished run has not begun to end, or only waits for its parent's rollback."""
+    return run.final_status in ("", STANDSTILL)
 
 
 def _close_as(

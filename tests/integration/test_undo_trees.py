@@ -4,7 +4,17 @@ from datetime import timedelta
 
 import pytest
 
-from sequences import Abort, Sequence, any_of, event, on_end, on_failure, step, subsequence
+from sequences import (
+    Abort,
+    Sequence,
+    any_of,
+    event,
+    on_cancel,
+    on_end,
+    on_failure,
+    step,
+    subsequence,
+)
 from sequences.engine.pruning import prune
 from sequences.exceptions import InvalidTransition
 from sequences.models import Operation, SequenceRun, StepRun
@@ -830,3 +840,122 @@ def test_what_was_undone_is_remembered_after_an_erasure():
         parent.restart_from("ship")
     assert row(parent, "book").members == {"total": 1}
     assert row(parent, "book").children_undo == "done"
+
+
+# A rollback that has begun, and a parent that is cancelled
+
+
+def slow_booking(**meta):
+    """A child that books a seat, and gives it back a minute after it has failed or was
+    cancelled."""
+
+    class Booking(Sequence):
+        Meta = type("Meta", (), {"app_label": "shop", "max_retries": 0, **meta})
+
+        @step
+        def seat(self):
+            act("seat")
+
+        @seat.undo(delay=timedelta(minutes=1))
+        def unseat(self):
+            act("unseat")
+
+        ticket = event()
+
+        @step
+        def print(self):
+            raise Abort("no paper")
+
+    return Booking
+
+
+def telling(child):
+    """A parent that is not finished at once when it is cancelled."""
+
+    class Telling(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        book = subsequence(child)
+
+        @on_cancel(delay=timedelta(minutes=1))
+        def tell(self):
+            act("tell")
+
+    return Telling
+
+
+def in_two_minutes():
+    with clock() as moving:
+        moving.move(timedelta(minutes=2))
+        drain()
+
+
+def test_a_double_click_on_a_parent_does_not_end_the_rollback_that_its_childs_class_demands():
+    parent = telling(slow_booking(cancel="undo"))().run
+    drain()
+    parent.cancel()
+    parent.cancel()
+    assert fresh(child_of(parent)).status == "undoing"
+    in_two_minutes()
+    assert done == ["seat", "unseat"]
+    assert (fresh(parent).status, child_of(parent).status) == ("cancelled", "cancelled")
+
+
+STARTS = {
+    "failed": lambda child: child.deliver("ticket"),
+    "cancelled": lambda child: child.cancel(undo=True),
+}
+
+
+@pytest.mark.parametrize("ends", STARTS)
+def test_a_cancelled_parent_leaves_a_rollback_alone_that_its_child_has_begun_by_itself(ends):
+    parent = telling(slow_booking())().run
+    drain()
+    STARTS[ends](child_of(parent))
+    drain()
+    parent.cancel()
+    parent.cancel()
+    assert fresh(parent).status == "cancelled"
+    in_two_minutes()
+    assert done == ["seat", "unseat"]
+    assert child_of(parent).status == ends
+
+
+def test_but_whoever_cancels_the_child_itself_without_undo_ends_it():
+    parent = telling(slow_booking(cancel="undo"))().run
+    drain()
+    parent.cancel()
+    child = child_of(parent)
+    with pytest.raises(InvalidTransition):
+        child.cancel()
+    child.cancel(undo=False)
+    in_two_minutes()
+    assert (fresh(child).status, done) == ("cancelled", ["seat", "tell"])
+
+
+@pytest.mark.parametrize("has_own_undo", [False, True])
+def test_a_parents_rollback_that_is_ended_leaves_it_to_children_whose_class_demands_one(
+    has_own_undo,
+):
+    class Slow(booking()):
+        class Meta:
+            app_label = "shop"
+            cancel = "undo"
+
+    several = {"each": lambda self: [1, 2], "data": lambda self, n: {"n": n}}
+    own = {"attempted": True} if has_own_undo else None
+    parent = trip(Slow, own=own, **several)().run
+    perform(claim(parent, "charge"))
+    perform(claim(parent, "book"))
+    first, second = children_of(parent)
+    meal = [perform(claim(child, "seat")) and claim(child, "meal") for child in (first, second)]
+    parent.cancel(undo=True)
+    parent.cancel()
+    assert fresh(parent).status == "cancelled"
+    for one in meal:
+        perform(one)
+    drain()
+    assert sorted(done[5:]) == ["unmeal 1", "unmeal 2", "unseat 1", "unseat 2"]
+    assert [one.status for one in children_of(parent)] == ["cancelled"] * 2
+    assert row(parent, "book").wake_at is None
