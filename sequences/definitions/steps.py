@@ -512,8 +512,8 @@ def step(target: Any = None, /, **declared: Any) -> Any:
     return: these are callables that take the sequence and, with ``each``, also the item. With
     ``each`` and neither of them, the item is the only argument.
 
-    - ``after``: the step or steps to wait for; by default, every step declared above this one that
-      no other step waits for yet. `any_of` in it waits for the first of a group.
+    - ``after``: the step or steps to wait for; by default, it comes after all steps declared above
+      it. `any_of` in it waits for the first of a group.
     - ``delay``: how long to wait before it starts: a timedelta, milliseconds, or a callable that
       takes the sequence and returns a timedelta or an aware datetime. Stored in the database.
     - ``when``: a callable that takes the sequence; the step is skipped if it returns false.
