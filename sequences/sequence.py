@@ -34,6 +34,7 @@ from .definitions.steps import Step, Undo, flat, name_of, no_attribute
 from .definitions.validation import (
     MAX_LABEL,
     check_body,
+    check_closing_names,
     check_limits,
     check_names,
     check_references,
@@ -512,6 +513,8 @@ def _declare(cls: type[Sequence[Any]]) -> None:
     check_body(cls)
     cls._codec = typed.codec_of(cls, Sequence)
     meta = MetaOptions.of(cls)
+    if not meta.abstract:
+        check_closing_names(cls)
     steps = {name: step.with_defaults(meta.step_defaults) for name, step in _collect(cls).items()}
     check_names(cls, [*vars(cls), *steps], RESERVED)
     for name, step in steps.items():

@@ -157,6 +157,19 @@ def check_names(cls: type, names: Iterable[str], reserved: frozenset[str]) -> No
             raise invalid(cls, problem, "Rename it.", step=name)
 
 
+def check_closing_names(cls: type) -> None:
+    """Check that what is called on_failure, on_cancel or on_end is one: nothing would call it."""
+    for name in sorted(CLOSING_KINDS):
+        value = inspect.getattr_static(cls, name, None)
+        if isinstance(value, Step):
+            if not value.traits.is_compensation:
+                problem = f"it is {value.traits.noun}, in spite of its name"
+                raise invalid(cls, problem, f"Declare it with @{name}, or rename it.", step=name)
+        elif callable(value) or isinstance(value, classmethod):
+            problem = "only its name says what it is for, so nothing would ever call it"
+            raise invalid(cls, problem, f"Put @{name} above it, or rename it.", step=name)
+
+
 def check_step_aliases(cls: type, steps: dict[str, Step[Any]]) -> None:
     names = set(steps)
     for name, declaration in steps.items():

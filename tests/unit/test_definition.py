@@ -24,6 +24,8 @@ from sequences import (
     event,
     finish,
     job,
+    on_cancel,
+    on_end,
     on_failure,
     port,
     repeat,
@@ -724,6 +726,50 @@ def test_a_reserved_name_from_a_mixin_is_refused():
         progress = step(work)
 
     assert "Order.progress: this name is reserved" in refused(Mixin, Sequence)
+
+
+CLOSING = {"on_failure": on_failure, "on_cancel": on_cancel, "on_end": on_end}
+
+
+@pytest.mark.parametrize("name", CLOSING)
+def test_a_method_that_only_its_name_makes_a_handler_is_refused(name):
+    said = (
+        f"{HERE}.{name}: only its name says what it is for, so nothing would ever call it. "
+        f"Put @{name} above it, or rename it."
+    )
+    assert refused(pay=step(work), **{name: lambda self: None}) == said
+    assert refused(pay=step(work), **{name: classmethod(work)}) == said
+    base = declare(pay=step(work), **{name: CLOSING[name](work)})
+    assert refused(base, **{name: lambda self: None}) == said, "it would hide the one that it had"
+
+
+@pytest.mark.parametrize("name", CLOSING)
+@pytest.mark.parametrize(
+    ("declaration", "noun"), [(lambda: step(work), "a plain step"), (event, "an event")]
+)
+def test_a_step_with_the_name_of_a_handler_is_refused(name, declaration, noun):
+    assert refused(pay=step(work), **{name: declaration()}) == (
+        f"{HERE}.{name}: it is {noun}, in spite of its name. Declare it with @{name}, or rename it."
+    )
+
+
+@pytest.mark.parametrize("name", CLOSING)
+def test_a_handler_may_have_the_name_of_its_decorator(name):
+    class Mixin:
+        locals()[name] = lambda self: None
+
+    assert "nothing would ever call it" in refused(Mixin, Sequence, pay=step(work))
+    decorated = {name: CLOSING[name](work)}
+    assert name in declare(Mixin, Sequence, pay=step(work), **decorated)._definition.steps
+    assert declare(pay=step(work), **{name: None})._definition.steps.keys() == {"pay"}
+
+
+@pytest.mark.parametrize("name", CLOSING)
+def test_an_abstract_class_may_leave_the_handler_to_its_subclasses(name):
+    body = {"pay": step(work), name: lambda self: None}
+    base = declare(Meta=type("Meta", (), {"abstract": True}), **body)
+    assert name in declare(base, **{name: CLOSING[name](work)})._definition.steps
+    assert "nothing would ever call it" in refused(base)
 
 
 def test_the_reserved_names_are_those_of_a_sequence():
