@@ -255,6 +255,7 @@ def step_problems(name: str, step: Step[Any], steps: Mapping[str, Step[Any]]) ->
     yield from _argument_problems(step, steps)
     yield from _after_problems(step.after or ())
     yield from _rule_problems(_STEP_RULES, step.declared)
+    yield from _signature_problems(step, steps)
     yield from _fan_out_problems(step)
     yield from _limit_problems(step)
     if step.retries and step.options.get("retry_when") is not None:
@@ -290,6 +291,8 @@ def _function_problems(step: Step[Any]) -> Iterator[Problem]:
 
 def _code(function: Any) -> Any:
     """What is finally called: the function, if there is one."""
+    if inspect.isclass(function) and not hasattr(function, "perform"):
+        return function  # as an option: it is called itself
     if is_called_with_arguments(function) or inspect.isclass(function):
         return innermost(code_of(function))
     if isinstance(function, AsyncToSync):
@@ -431,6 +434,26 @@ def _is_each(value: object) -> bool:
     return not (inspect.iscoroutinefunction(code) or inspect.isasyncgenfunction(code))
 
 
+def _signature_problems(step: Step[Any], steps: Mapping[str, Step[Any]]) -> Iterator[Problem]:
+    """Functions as options that do not take their arguments, as far as their signatures tell."""
+    items: tuple[str, ...] = () if step.each is None else ("the item",)
+    if isinstance(step, Undo) and step.takes_item(steps):
+        items = ("the item", "its result")
+    for name in sorted(_FUNCTIONS & step.declared.keys()):
+        arguments: tuple[str, ...] = ("the sequence", *(items if name in _OF_AN_ITEM else ()))
+        if name == "retry_when":
+            arguments = ("the number of retries", "the exception")
+        function = step.declared[name]
+        if callable(function) and not _accepts(function, *arguments):
+            hint = f"It must take {' and '.join(arguments)}."
+            yield f"{name} is a function that does not take its arguments", hint
+
+
+#: Options that are functions; in a fan-out, some of them also take the item.
+_OF_AN_ITEM = frozenset({"args", "data", "kwargs", "subject"})
+_FUNCTIONS = _OF_AN_ITEM | {"delay", "each", "retry_when", "when"}
+
+
 def _is_count(value: object) -> bool:
     return value is None or (type(value) is int and value > 0)
 
@@ -446,7 +469,7 @@ def _accepts(function: Any, *args: object) -> bool:
         inspect.signature(function).bind(*args)
     except TypeError:
         return False
-    except ValueError:  # a builtin without a signature
+    except (ValueError, NameError):  # a builtin, or annotations that only type checkers can read
         return True
     return True
 

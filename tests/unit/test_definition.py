@@ -5,6 +5,7 @@ import pickle
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property, partial, wraps
+from operator import attrgetter
 from types import SimpleNamespace
 
 import dramatiq
@@ -1046,6 +1047,81 @@ def test_an_option_that_is_wrong_is_refused(options, message):
     found = refused(pay=step(work, **options), ship=step(work))
     assert found.startswith(f"{HERE}.pay: ")
     assert message in found
+
+
+NO_ARGUMENTS = "is a function that does not take its arguments. It must take"
+
+
+def of_nothing(): ...
+
+
+def of_sequence(sequence): ...
+
+
+def of_item(sequence, item): ...
+
+
+@pytest.mark.parametrize(
+    ("declaration", "message"),
+    [
+        (lambda: step(work, when=lambda: True), f"when {NO_ARGUMENTS} the sequence."),
+        (lambda: step(work, when=of_item), f"when {NO_ARGUMENTS} the sequence."),
+        (lambda: step(work, delay=lambda *, wait: 1), f"delay {NO_ARGUMENTS} the sequence."),
+        (lambda: step(of_item, each=of_nothing), f"each {NO_ARGUMENTS} the sequence."),
+        (
+            lambda: step(work, retry_when=of_sequence),
+            f"retry_when {NO_ARGUMENTS} the number of retries and the exception.",
+        ),
+        (
+            lambda: subsequence("shop.Other", data=of_nothing),
+            f"data {NO_ARGUMENTS} the sequence.",
+        ),
+        (
+            lambda: subsequence("shop.Other", each="orders", data=of_sequence),
+            f"data {NO_ARGUMENTS} the sequence and the item.",
+        ),
+        (
+            lambda: subsequence("shop.Other", subject=lambda: None),
+            f"subject {NO_ARGUMENTS} the sequence.",
+        ),
+        (lambda: event(when=lambda: True), f"when {NO_ARGUMENTS} the sequence."),
+        (lambda: on_end(work, when=lambda: True), f"when {NO_ARGUMENTS} the sequence."),
+    ],
+)
+def test_a_function_that_does_not_take_its_arguments_is_refused(declaration, message):
+    said = refused(ship=step(work), pay=declaration())
+    assert said.startswith(f"{HERE}.pay: ")
+    assert message in said
+
+
+@pytest.mark.parametrize("option", ["args", "kwargs"])
+def test_functions_for_an_actor_take_the_item_that_it_gets(option):
+    broker = StubBroker(middleware=[])
+    actor = dramatiq.actor(lambda value: None, actor_name="charge", broker=broker)
+    message = f"pay: {option} {NO_ARGUMENTS} the sequence"
+    assert f"{message}." in refused(pay=step(actor, **{option: of_nothing}))
+    assert f"{message} and the item." in refused(
+        pay=step(actor, each="orders", **{option: of_sequence})
+    )
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        of_sequence,
+        lambda sequence, item=None: True,
+        lambda *arguments: True,
+        partial(of_item, item=None),
+        attrgetter("data.is_big"),
+        bool,
+    ],
+)
+def test_a_function_is_taken_unless_its_signature_shows_that_it_cannot_be_called(function):
+    assert declare(pay=step(work, when=function))._definition.steps["pay"].when is function
+
+
+def test_a_default_that_does_not_take_the_sequence_is_refused():
+    assert f"pay: when {NO_ARGUMENTS}" in refused(pay=step(work), meta={"when": lambda: True})
 
 
 @pytest.mark.parametrize("name", [*REFUSED_OPTIONS, "pipe_target", "pipe_ignore"])
