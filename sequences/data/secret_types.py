@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Set
 from collections.abc import Sequence as Items
 from dataclasses import is_dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from .redaction import Path
 
@@ -16,39 +17,52 @@ from .redaction import Path
 def secret_patterns(hint: Any) -> tuple[str, ...]:
     """The patterns for `Meta.redact` of the secrets in a type; empty if there are none.
 
-    A type that contains itself is hidden as a whole below the field where it begins again.
+    Where a type that has secrets contains itself, all of the inner one is hidden.
     """
-    paths = list(_paths(hint, (), ()))
-    if not any(is_secret for _, is_secret in paths):
-        return ()
-    return tuple(dict.fromkeys(".".join(path) or "*" for path, _ in paths))
+    places = list(_places(hint, (), ()))
+    holders = [kind for place in places if place.again is None for kind in place.outer]
+    hidden = [place for place in places if place.again is None or place.again in holders]
+    return tuple(dict.fromkeys(".".join(place.path) or "*" for place in hidden))
 
 
-def _paths(hint: Any, path: Path, outer: tuple[Any, ...]) -> Iterator[tuple[Path, bool]]:
-    """Yield the paths of secrets and of recursions, and which of the two it is."""
+class _Place(NamedTuple):
+    """Where a secret is in a type, or where a type begins again inside itself."""
+
+    path: Path
+    #: The types around it.
+    outer: tuple[Any, ...]
+    #: The type that begins again; None: it is a secret.
+    again: Any = None
+
+
+def _places(hint: Any, path: Path, outer: tuple[Any, ...]) -> Iterator[_Place]:
     kind, args = get_origin(hint) or hint, get_args(hint)
     if kind is Literal:
         return
     if _is_secret(kind):
-        yield path, True
+        yield _Place(path, outer)
     elif hint in outer:
-        yield path, False
+        yield _Place(path, outer, again=hint)
     elif isinstance(kind, type) and issubclass(kind, Mapping) and args:
-        yield from _paths(args[-1], (*path, "*"), outer)
-    elif args and (not isinstance(kind, type) or issubclass(kind, Items | Set)):
+        yield from _places(args[-1], (*path, "*"), outer)
+    elif args and (not isinstance(kind, type) or issubclass(kind, Items | Set | UnionType)):
         for arg in args:  # of a union, of Annotated, or the items of a list
-            yield from _paths(arg, path, outer)
+            yield from _places(arg, path, outer)
     else:
         for name, field in _fields(hint).items():
-            yield from _paths(field, (*path, name), (*outer, hint))
+            yield from _places(field, (*path, name), (*outer, hint))
 
 
 def _fields(hint: Any) -> Mapping[str, Any]:
     model_fields: Mapping[str, Any] | None = getattr(hint, "model_fields", None)
     if model_fields is not None:
         return {name: field.annotation for name, field in model_fields.items()}
-    has_fields = is_dataclass(hint) or hasattr(hint, "__required_keys__")
-    return get_type_hints(hint) if has_fields else {}
+    if not is_dataclass(hint) and not hasattr(hint, "__required_keys__"):
+        return {}
+    try:
+        return get_type_hints(hint)
+    except NameError:  # of types in a function, which pydantic has found and nobody else can
+        return {}
 
 
 def _is_secret(kind: Any) -> bool:

@@ -193,8 +193,12 @@ class Card(BaseModel):
 
 
 class Folder(BaseModel):
-    password: SecretStr
+    password: SecretStr | None
     folders: list["Folder"] = []
+
+
+class Menu(BaseModel):
+    below: list["Menu"] = []
 
 
 @dataclass
@@ -226,6 +230,27 @@ def test_secrets_are_hidden_as_if_redact_named_them():
     )  # fmt: skip
     assert codec(Folder).secrets == ("password", "folders")
     assert codec(Order).secrets == ()
+
+    class Shown(BaseModel):
+        menu: Menu
+        either: SecretStr | int
+
+    assert codec(Shown).secrets == ("either",)
+
+
+def test_types_that_only_pydantic_can_resolve_are_no_obstacle():
+    class Inner(BaseModel):
+        name: str
+
+    @dataclass
+    class Middle:
+        inner: "Inner"
+
+    class Outer(BaseModel):
+        middle: Middle
+        token: SecretStr
+
+    assert codec(Outer).secrets == ("token",)
 
 
 def test_a_serializer_of_the_types_own_decides_how_a_secret_is_stored():
