@@ -303,9 +303,9 @@ class Step(Generic[R]):
 
         If the run fails, the undos of all completed steps run, newest first. Each is a durable step
         with its own retries. With ``attempted=True`` (the default if the step has
-        ``atomic=False``), the undo also runs if the step was tried and failed. For a fan-out, the
-        method is called for each item, with the item and its result. For a subsequence, it replaces
-        the children's own undos.
+        ``atomic=False``), the undo also runs if the step was tried and failed. It runs in any case
+        if the step has committed a repeat. For a fan-out, the method is called for each item, with
+        the item and its result. For a subsequence, it replaces the children's own undos.
         """
         make = partial(_make, Undo, {"undoes": self, **declared})
         return Decorator(make) if target is None else noted(make(target), sys._getframe(1))

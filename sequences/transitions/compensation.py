@@ -551,10 +551,15 @@ def _not_undone(run: SequenceRun, plan: Plan, node: Node, using: str) -> StepRun
 
 
 def _done(node: Node) -> Q:
-    """The completed step runs that this undo is for."""
+    """The step runs that this undo is for: completed, or with work that may have had effects.
+
+    What was committed before a repeat has had some, whatever became of the rest.
+    """
+    unsuccessful = (StepStatus.FAILED, StepStatus.CANCELLED)
     done = Q(status=StepStatus.SUCCEEDED)
+    done |= Q(status__in=(*unsuccessful, StepStatus.SKIPPED), repeats__gt=0)
     if node.attempted:
-        done |= Q(status__in=(StepStatus.FAILED, StepStatus.CANCELLED), started_at__isnull=False)
+        done |= Q(status__in=unsuccessful, started_at__isnull=False)
     return done
 
 

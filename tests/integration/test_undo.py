@@ -8,7 +8,7 @@ from sequences.engine import recovery
 from sequences.engine.executor import StepExecution
 from sequences.exceptions import InvalidDefinition, InvalidTransition
 from sequences.models import StepFailure, StepRun
-from sequences.testing import assert_steps, drain, run_sequence
+from sequences.testing import assert_steps, clock, drain, run_sequence
 from sequences.transitions import claims
 from sequences.worker.sweeper import AssumeLost, sweep
 from tests import sagas
@@ -592,6 +592,124 @@ def test_an_attempted_step_is_undone_where_its_meta_says_that_it_is_not_atomic()
             self.data["refunded"] = self.failure.message
 
     assert run_sequence(Attempted).data == {"refunded": "the bank says no"}
+
+
+def charging(ends, **options):
+    """Charges twice, an hour apart, and then, or at the second time, ends like this."""
+
+    class Charges(Sequence):
+        class Meta:
+            app_label = "shop"
+            max_retries = 0
+
+        @step
+        def begin(self): ...
+
+        @begin.undo
+        def shut(self):
+            self.data["undone"] = [*self.data.get("undone", []), "begin"]
+
+        @step(**options)
+        def charge(self):
+            times = self.data["times"] = self.data.get("times", 0) + 1
+            if ends == "fails" and times == 2:
+                raise Abort("the bank says no")
+            if times < 3:
+                return repeat(after=timedelta(hours=1))
+
+        @charge.undo(attempted=False)
+        def refund(self):
+            self.data["undone"] = [f"charge {self.data['times']}"]
+
+        shipped = event()
+
+    return Charges
+
+
+REPEATS_END = {
+    "fails": (lambda run_: None, "failed"),
+    "is cancelled": (lambda run_: run_.cancel(undo=True), "cancelled"),
+    "is late": (lambda run_: run_.set_deadline(timedelta(minutes=1)), "failed"),
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"atomic": False}])
+@pytest.mark.parametrize("ends", REPEATS_END)
+def test_what_a_step_has_committed_before_a_repeat_is_undone(ends, options):
+    end, status = REPEATS_END[ends]
+    run_ = charging(ends, **options)().run
+    drain()
+    end(run_)
+    with clock() as moving:
+        moving.move(timedelta(minutes=2))
+        drain()
+        moving.move(timedelta(hours=1))
+        drain()
+    assert fresh(run_).status == status
+    assert fresh(run_).data["undone"] == ["charge 1", "begin"]
+    assert sum(one.step == "refund" for one in run_.steps.all()) == 1
+
+
+def test_a_repeat_that_commits_while_its_run_is_cancelled_is_undone():
+    run_ = charging("is cancelled")().run
+    perform(claim(run_, "begin"))
+    charge = claim(run_, "charge")
+    assert sent(lambda: run_.cancel(undo=True)) == []
+    assert steps_of(perform(charge)) == ["refund"]
+    drain()
+    assert fresh(run_).data["undone"] == ["charge 1", "begin"]
+
+
+def test_a_worker_that_dies_in_a_repetition_leaves_the_earlier_ones_to_the_undo():
+    run_ = charging("is cancelled")().run
+    drain()
+    run_.run_now("charge")
+    claim(run_, "charge")
+    run_.cancel(undo=True)
+    overdue(run_, "charge")
+    sweep(AssumeLost(), "default")
+    assert ledger(run_)["charge"] == "cancelled"
+    drain()
+    assert fresh(run_).data["undone"] == ["charge 1", "begin"]
+
+
+def test_a_step_that_was_tried_but_has_not_repeated_is_not_undone():
+    run_ = charging("is cancelled")().run
+    perform(claim(run_, "begin"))
+    fail(claim(run_, "charge"), final=False)
+    run_.cancel(undo=True)
+    drain()
+    assert fresh(run_).data["undone"] == ["begin"]
+
+
+def test_a_step_that_is_skipped_after_a_repeat_is_undone():
+    run_ = charging("is cancelled")().run
+    drain()
+    run_.skip("charge")
+    drain()
+    run_.cancel(undo=True)
+    drain()
+    assert fresh(run_).data["undone"] == ["charge 1", "begin"]
+
+
+def test_an_item_that_has_committed_a_repeat_is_undone_without_a_result():
+    class Items(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step(each="amounts")
+        def charge(self, amount):
+            return None if amount == 1 else repeat(after=timedelta(hours=1))
+
+        @charge.undo
+        def refund(self, amount, result):
+            self.data.setdefault("refunded", []).append([amount, result])
+
+    run_ = Items(amounts=[1, 2]).run
+    drain()
+    run_.cancel(undo=True)
+    drain()
+    assert fresh(run_).data["refunded"] == [[2, None], [1, None]]
 
 
 def test_each_item_of_a_fan_out_is_undone_with_its_result():
