@@ -1305,6 +1305,10 @@ class StoredLimit(_Row):
         override_id: int | None
         keys: RelatedManager[LimitKey]
 
+    #: The id of the override that whoever decides knows of; 0 if there was none. If there is
+    #: another one now, this instance's operations are rejected. None: it does not matter.
+    _basis: int | None = None
+
     class Meta:
         verbose_name = _("limit")
         verbose_name_plural = _("limits")

@@ -26,6 +26,7 @@ from ..utils.durations import parse_duration
 from . import columns
 from .base import EMPTY, LightChangeList, ReadOnlyAdmin
 from .failures import list_media
+from .forms import MAX_ID
 
 #: How many overrides are shown, the newest.
 MAX_OVERRIDES = 20
@@ -56,9 +57,18 @@ class LimitForm(forms.ModelForm):  # type: ignore[type-arg]
         label=_("Use the numbers from the code"), required=False, help_text=_("Ends the override.")
     )
 
+    #: The id of the override when the page was opened; 0 if there was none.
+    basis = forms.IntegerField(
+        label="", required=False, min_value=0, max_value=MAX_ID, widget=forms.HiddenInput
+    )
+
     class Meta:
         model = StoredLimit
         fields: ClassVar[list[str]] = []
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.initial["basis"] = self.instance.override_id or 0
 
     def clean_per_now(self) -> timedelta | None:
         """A duration as people write it."""
@@ -122,7 +132,7 @@ class StoredLimitAdmin(ReadOnlyAdmin):
         """The form, for those who may use it."""
         if not self.has_change_permission(request, obj):
             return self.readonly_fields
-        now = ("concurrency_now", "rate_now", "per_now", "reason", "reset_now")
+        now = ("concurrency_now", "rate_now", "per_now", "reason", "reset_now", "basis")
         return (*self.readonly_fields[:6], *now, *self.readonly_fields[6:])
 
     def save_model(self, request: HttpRequest, obj: StoredLimit, form: Any, change: bool) -> None:
@@ -130,6 +140,7 @@ class StoredLimitAdmin(ReadOnlyAdmin):
         values = form.cleaned_data
         numbers = {name: values[f"{name}_now"] for name in ("concurrency", "rate", "per")}
         problem = ""
+        obj._basis = values["basis"]
         try:
             if values["reset_now"]:
                 obj.reset(by=request.user)

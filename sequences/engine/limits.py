@@ -138,7 +138,8 @@ def change_limit(
     _check(limit, numbers)
     if numbers.rate is None:
         numbers = replace(numbers, per=None)
-    limit_overrides.override(limit.pk, numbers, name_of_caller(by), reason, using)
+    request = limit_overrides.OverrideRequest(name_of_caller(by), reason, limit._basis)
+    limit_overrides.override(limit.pk, numbers, request, using)
     limit.refresh_from_db(using=using)
 
 
@@ -159,7 +160,8 @@ def _check(limit: StoredLimit, numbers: limit_overrides.Numbers) -> None:
 def reset_limit(limit: StoredLimit, *, by: Any) -> None:
     """See `StoredLimit.reset`."""
     using = conf.using()
-    limit_overrides.reset(limit.pk, name_of_caller(by), using)
+    request = limit_overrides.OverrideRequest(name_of_caller(by), basis=limit._basis)
+    limit_overrides.reset(limit.pk, request, using)
     limit.refresh_from_db(using=using)
 
 

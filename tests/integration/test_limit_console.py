@@ -247,6 +247,23 @@ def test_the_admin_changes_a_limit_for_now(line, client, user):
     assert StoredLimit.objects.get().override is None
 
 
+@pytest.mark.parametrize("values", [{"concurrency_now": "5"}, {"reset_now": "on"}])
+def test_a_page_that_is_out_of_date_changes_no_limit(line, client, user, values):
+    permit(user, "override_storedlimit")
+    limit = StoredLimit.objects.get()
+    url = f"{ADMIN}{limit.pk}/change/"
+    basis = re.search(r'name="basis" value="(\d+)"', client.get(url).content.decode())[1]
+    limit.change(concurrency=0, by="a colleague", reason="the bank is down")
+    page = client.post(url, {**values, "basis": basis}, follow=True).content.decode()
+    assert "has changed since you opened the page" in page
+    assert "was changed successfully" not in page
+    assert StoredLimit.objects.get().override.concurrency == 0
+    basis = re.search(r'name="basis" value="(\d+)"', page)[1]
+    client.post(url, {**values, "basis": basis})
+    override = StoredLimit.objects.get().override
+    assert (override and override.concurrency) == (5 if "concurrency_now" in values else None)
+
+
 def test_the_admin_says_why_it_has_not_changed_a_limit(line, client, user):
     permit(user, "override_storedlimit")
     url = f"{ADMIN}{StoredLimit.objects.get().pk}/change/"
