@@ -102,10 +102,10 @@ def wait_values(items: WaitForItems, now: datetime) -> dict[str, Any]:
     }
 
 
-def commit_item(claim: Claim, change: Change, using: str) -> bool:
+def commit_item(claim: Claim, change: Change, using: str) -> State | None:
     """Store an item's result. Raises `ClaimLost` if the claim is lost.
 
-    Returns whether the siblings must be checked after this commit.
+    Returns the state of the fan-out if the siblings must be checked after this commit.
     """
     fast = backend_of(using).fast
     if fast is not None:
@@ -113,7 +113,7 @@ def commit_item(claim: Claim, change: Change, using: str) -> bool:
         if row is None:
             raise ClaimLost
         notifications.succeeded(claim.step_run_id, change.conclusion.status, claim.sequence, using)
-        return _calls_for_a_look(row[0], claim.item)
+        return row[0] if _calls_for_a_look(row[0], claim.item) else None
     values: dict[str, Any] = {
         "status": change.conclusion.status,
         "lost_workers": 0,
@@ -132,7 +132,7 @@ def commit_item(claim: Claim, change: Change, using: str) -> bool:
     state = _state_of(claim.run_id, claim.step, using)
     if state is not None and state["window"] != WINDOW:
         state["queued"] = _count_queued(claim, state, using)
-    return _calls_for_a_look(state, claim.item)
+    return state if _calls_for_a_look(state, claim.item) else None
 
 
 def _count_queued(claim: Claim, state: State, using: str) -> int:
@@ -144,9 +144,13 @@ def _count_queued(claim: Claim, state: State, using: str) -> int:
     return latest.filter(status=StepStatus.QUEUED, **claimable).count()
 
 
-def after_item(run_id: UUID, step: str, item: int, using: str) -> list[Dispatch]:
+def after_item(
+    run_id: UUID, step: str, item: int, using: str, state: State | None = None
+) -> list[Dispatch]:
     """An item has ended: release others, and end the wait if it was the last one."""
-    state = _state_of(run_id, step, using)
+    # The state as of its commit is enough to know that there is something to release.
+    if state is None or not _releases(state):
+        state = _state_of(run_id, step, using)
     if state is None or not _calls_for_a_look(state, item):
         return []
     if "stopping" not in state and not _releases(state) and has_unfinished(run_id, step, using):

@@ -77,12 +77,12 @@ class Item(Kind):
                 return commits.commit_waiting_item(claim, change, using)
         if claim.is_limited:
             with transaction.atomic(using=using, savepoint=savepoint):
-                is_followed = fanout.commit_item(claim, change, using)
+                state = fanout.commit_item(claim, change, using)
                 ready = limits.leave(claim.step_run_id, using)
         else:
-            is_followed, ready = fanout.commit_item(claim, change, using), []
-        if is_followed:
-            context.after_commit = partial(_look_after_siblings, claim, using)
+            state, ready = fanout.commit_item(claim, change, using), []
+        if state is not None:
+            context.after_commit = partial(_look_after_siblings, claim, using, state)
         return ready
 
     def follow_up(self, context: ExecutionContext, row: StepRun, plan: Plan) -> list[Dispatch]:
@@ -109,5 +109,7 @@ def _refuse_new_data(claim: Claim, change: Change) -> None:
     )
 
 
-def _look_after_siblings(step: Claim | StepRun, using: str) -> list[Dispatch]:
-    return fanout.after_item(step.run_id, step.step, step.item, using)
+def _look_after_siblings(
+    step: Claim | StepRun, using: str, state: fanout.State | None = None
+) -> list[Dispatch]:
+    return fanout.after_item(step.run_id, step.step, step.item, using, state)
