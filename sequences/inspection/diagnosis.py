@@ -286,13 +286,20 @@ def _undoing_now(snapshot: RunSnapshot) -> list[str]:
     running = [step.name for step in snapshot.steps if _still_executes(step)]
     if running:
         return [_("Waiting for %(steps)s to finish first.") % {"steps": listed(running)}]
-    below = [step for step in snapshot.steps if step.children_undo == ChildrenUndo.RUNNING]
+    below = [step for step in snapshot.steps if _undoes_below(step)]
     if below:
         return [_("The child runs of %(step)s are being rolled back.") % {"step": _name(below[0])}]
     compensations = [
         step for step in snapshot.steps if step.node.traits.is_compensation and _is_open(step)
     ]
     return [_now(snapshot, step) for step in compensations[:1]]
+
+
+def _undoes_below(step: StepSnapshot) -> bool:
+    """Whether its children are being rolled back; nothing else watches a step that has ended."""
+    is_watched = step.row is not None and step.row.wake_at is not None
+    has_ended = step.node.traits.has_children and step.status not in _OF_STEP
+    return step.children_undo == ChildrenUndo.RUNNING or (has_ended and is_watched)
 
 
 def _still_executes(step: StepSnapshot) -> bool:

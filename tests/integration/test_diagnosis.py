@@ -10,6 +10,7 @@ from django.utils import translation
 
 from sequences import Sequence, any_of, event, on_failure, start_definition, step, subsequence
 from sequences.inspection import run_diagrams, snapshot
+from sequences.inspection.actions import allowed
 from sequences.inspection.diagnosis import ERROR_LENGTH, error_of, summary
 from sequences.management.cli.details import RunDetails, remark
 from sequences.management.cli.live import state_of
@@ -469,3 +470,36 @@ def test_every_state_of_a_step_has_its_words():
         change(run, "charge", status=status, due_at=None, started_at=None)
         assert "“charge”" in told(run)
     assert row(run, "charge").status == "retrying"
+
+
+def test_a_child_that_could_not_undo_itself_is_told_of_above_and_a_retry_is_offered():
+    class Night(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        @step
+        def book(self): ...
+
+        @book.undo
+        def release(self): ...
+
+        @step
+        def pay(self): ...
+
+    class Holiday(Sequence):
+        class Meta:
+            app_label = "shop"
+
+        night = subsequence(Night)
+
+    run = started(Holiday)
+    perform(claim(run, "night"))
+    child = SequenceRun.objects.get(parent__run=run.pk)
+    perform(claim(child, "book"))
+    fail(claim(child, "pay"))
+    fail(claim(child, "release"))
+    drain()
+    assert "The rollback of the child runs of “night” failed, too." in told(run)
+    assert "retry" in [action.name for action, _ in allowed(snapshot.of(fresh(run)))]
+    run.retry()
+    assert told(run).endswith("The child runs of “night” are being rolled back.")
