@@ -27,6 +27,7 @@ def forget() -> None:
     """Empty the cache: the alias stands for another database now."""
     _ids.clear()
     _plans.clear()
+    _thread.pending.clear()
 
 
 def known_id(plan: Plan, using: str) -> int | None:
