@@ -327,12 +327,12 @@ def _whole_transaction(using: str) -> Iterator[None]:
     if not connection.in_atomic_block:
         yield
         return
-    savepoint = transaction.savepoint(using)
+    savepoint = connection.savepoint()
     try:
         yield
     finally:
         if backend_of(using).has_failed_transaction(connection):
-            transaction.savepoint_rollback(savepoint, using)
+            connection.savepoint_rollback(savepoint)
 
 
 #: Options that `Retries` would take from a message in preference to the actor's.
