@@ -652,7 +652,7 @@ def _hidden_schedules(connection: BaseDatabaseWrapper) -> Messages:
         yield Warning(
             f"{declaration.sequence}: its schedule {declaration.name!r} starts no runs, because a "
             "schedule with this name was created at run time.",
-            hint="Remove that one, or rename one of them.",
+            hint="Remove the one created at run time, or rename one of the two.",
             id="sequences.W023",
         )
 

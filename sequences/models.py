@@ -202,7 +202,7 @@ class SequenceRunQuerySet(models.QuerySet["SequenceRun"]):
     def _with(self, other: Any, both: Self) -> Self:
         if getattr(other, "_label", "") == self._label:
             return both
-        both = both._clone()  # if one of the two is empty, it is the other one
+        both = both._clone()  # if one of the two is empty, `both` is the other one
         both._label = ""
         return both
 
@@ -440,8 +440,8 @@ class SequenceRun(_Row):
         max_length=55, blank=True, default="", db_default="", editable=False
     )
 
-    #: The id of the newest operation that whoever decides knows of; 0 if there was none. If there
-    #: is a newer one, this instance's operations are rejected. None: it does not matter.
+    #: The id of the newest operation that a decision is based on; 0 if there was none. If there is
+    #: a newer one, this instance's operations are rejected. None: it does not matter.
     _basis: int | None = None
 
     objects: ClassVar[SequenceRunManager] = SequenceRunManager()
@@ -592,9 +592,9 @@ class SequenceRun(_Row):
     def deliver(self, event: Named, payload: Any = None, *, by: Any = "", reason: str = "") -> bool:
         """Deliver an event with this payload. If it is not waiting yet, the delivery is kept.
 
-        Returns whether this delivery counts. Only the first one does, and none does once another
-        step of the same `any_of` has come first. If it does not count, nothing changes, and no
-        `Operation` is stored. Raises `InvalidData` if the payload is not JSON, `UnknownStep` if the
+        Returns whether this delivery counts. Only the first one does, and none does if another step
+        of the same `any_of` came first. If it does not count, nothing changes, and no `Operation`
+        is stored. Raises `InvalidData` if the payload is not JSON, `UnknownStep` if the
         run's plan has no such event, and `InvalidTransition` if it is too late: the event was
         skipped, or the run has succeeded or was cancelled.
         """
@@ -1120,7 +1120,7 @@ class Schedule(_Row):
     created_at = models.DateTimeField(pgettext_lazy("time", "created"))
     updated_at = models.DateTimeField(pgettext_lazy("time", "updated"))
 
-    #: As that of a `SequenceRun`.
+    #: The same as for a `SequenceRun`.
     _basis: int | None = None
 
     objects = _Manager.from_queryset(ScheduleQuerySet)()  # type: ignore[misc]
@@ -1305,7 +1305,7 @@ class StoredLimit(_Row):
         override_id: int | None
         keys: RelatedManager[LimitKey]
 
-    #: The id of the override that whoever decides knows of; 0 if there was none. If there is
+    #: The id of the override that a decision is based on; 0 if there was none. If there is
     #: another one now, this instance's operations are rejected. None: it does not matter.
     _basis: int | None = None
 

@@ -133,8 +133,8 @@ def _asks_for_content(model: type[Model], lookup: str) -> bool:
 
 
 def _is_expression(lookup: str) -> bool:
-    """Whether the database would reject some values, each with another error, or search for
-    minutes."""
+    """Whether the database would reject some values (each database with a different error) or
+    search for minutes."""
     return lookup.endswith(("__regex", "__iregex"))
 
 

@@ -337,7 +337,7 @@ def _name_events(form: ActionForm, events: list[StepSnapshot]) -> None:
 def perform(
     run: SequenceRun, action: actions.Action, step: str, cleaned: dict[str, Any], by: Any
 ) -> bool:
-    """Call the run's own method. False: it was a delivery, and something else was first."""
+    """Call the run's own method. False: it was a delivery that came too late."""
     log = {"by": by, "reason": cleaned.get("reason", "")}
     run._basis = None if action.is_harmless else cleaned.get("basis")
     if action.name == "deliver":

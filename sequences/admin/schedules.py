@@ -69,7 +69,7 @@ class ScheduleAction:
     done: Text
     permission: str
     is_dangerous: bool = False
-    #: Whether it does no harm if it comes from a page that is out of date.
+    #: Whether it is harmless even from a page that is out of date.
     is_harmless: bool = False
 
 

@@ -61,7 +61,7 @@ def _fields(hint: Any) -> Mapping[str, Any]:
         return {}
     try:
         return get_type_hints(hint)
-    except NameError:  # of types in a function, which pydantic has found and nobody else can
+    except NameError:  # types defined in a function, which only pydantic can find
         return {}
 
 

@@ -236,7 +236,7 @@ def _differs(value: Any, result: Any) -> bool:
 
 
 def depth_of(value: Any) -> int:
-    """How many levels of containers are in each other. Needs no stack."""
+    """How deeply containers are nested; computed without recursion."""
     depth, level = 0, [value]
     while level := [child for child in level if isinstance(child, dict | list)]:
         depth += 1

@@ -117,9 +117,9 @@ class Plan:
             raise InvalidDefinition(
                 where=f"{where}.{node.name}",
                 problem=f"its on_error is {handler.name!r}, which does not wait for this step and "
-                "may have run before it fails",
+                "might run before it fails",
                 hint=f"Remove the after of {handler.name!r}, so that it runs only after an error, "
-                f"or let it come after {node.name!r}.",
+                f"or make it come after {node.name!r}.",
             )
 
     @classmethod
@@ -155,7 +155,7 @@ class Plan:
 
     @cached_property
     def chain(self) -> dict[str, Node | None] | None:
-        """What follows each step, if each waits for exactly the step above it. None: not so."""
+        """What follows each step, if each waits for exactly the step above it; otherwise, None."""
         above = ((), *((node.name,) for node in self.main))
         if any(node.after != name for node, name in zip(self.main, above, strict=False)):
             return None
@@ -362,8 +362,8 @@ class Plan:
         )
 
     def _is_handled(self, name: str, states: Mapping[str, str]) -> bool:
-        """Whether its handler has taken over. One that had already been skipped has not, because
-        another step of an `any_of` was first: then nothing was left out for it either."""
+        """Whether its handler has taken over. A handler that was already skipped, because another
+        step of an `any_of` came first, has not: then no step was left out for it either."""
         handler = self.node(name).on_error
         if states.get(name) != "failed" or handler not in states:
             return False
@@ -377,7 +377,7 @@ class Plan:
     def left_out(self, states: Mapping[str, str]) -> tuple[Node, ...]:
         """The steps that a run no longer reaches because handlers have taken over.
 
-        Not those that may still take over from a step that has not ended, nor what follows them.
+        Not the handlers that may still take over from an unfinished step, nor what follows them.
         """
         failed = {step for step, state in states.items() if state == "failed"}
         gone: set[str] = set()

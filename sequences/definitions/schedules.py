@@ -42,7 +42,7 @@ MAX_NAME = 100
 
 _MOMENT = timedelta(microseconds=1)
 _FIRST_WINDOW = timedelta(minutes=1)
-#: More than the slots of a day that has one every half an hour.
+#: More than a day has at one slot every half hour.
 _COMPARED_SLOTS = 50
 
 

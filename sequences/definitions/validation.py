@@ -82,7 +82,7 @@ def check_body(cls: type) -> None:
     for name, value in vars(cls).items():
         if isinstance(value, type) and _looks_like_meta(name, value):
             problem = f"its class {name} has no effect"
-            raise invalid(cls, problem, "The options belong in class Meta:, with a capital M.")
+            raise invalid(cls, problem, "Put the options in `class Meta`, with a capital M.")
     for name in ("__init__", "__new__"):
         if name in vars(cls):
             problem = (
@@ -158,15 +158,15 @@ def check_names(cls: type, names: Iterable[str], reserved: frozenset[str]) -> No
 
 
 def check_closing_names(cls: type) -> None:
-    """Check that what is called on_failure, on_cancel or on_end is one: nothing would call it."""
+    """Refuse what is called on_failure, on_cancel or on_end but is not declared as one."""
     for name in sorted(CLOSING_KINDS):
         value = inspect.getattr_static(cls, name, None)
         if isinstance(value, Step):
             if not value.traits.is_compensation:
-                problem = f"it is {value.traits.noun}, in spite of its name"
+                problem = f"it is {value.traits.noun}, despite its name"
                 raise invalid(cls, problem, f"Declare it with @{name}, or rename it.", step=name)
         elif callable(value) or isinstance(value, classmethod):
-            problem = "only its name says what it is for, so nothing would ever call it"
+            problem = "it has a handler's name but no decorator, so nothing would ever call it"
             raise invalid(cls, problem, f"Put @{name} above it, or rename it.", step=name)
 
 
@@ -292,7 +292,7 @@ def _function_problems(step: Step[Any]) -> Iterator[Problem]:
 def _code(function: Any) -> Any:
     """What is finally called: the function, if there is one."""
     if inspect.isclass(function) and not hasattr(function, "perform"):
-        return function  # as an option: it is called itself
+        return function  # an option, which is itself called
     if is_called_with_arguments(function) or inspect.isclass(function):
         return innermost(code_of(function))
     if isinstance(function, AsyncToSync):
@@ -435,7 +435,7 @@ def _is_each(value: object) -> bool:
 
 
 def _signature_problems(step: Step[Any], steps: Mapping[str, Step[Any]]) -> Iterator[Problem]:
-    """Functions as options that do not take their arguments, as far as their signatures tell."""
+    """Options whose functions cannot be called with their arguments, judging by the signatures."""
     items: tuple[str, ...] = () if step.each is None else ("the item",)
     if isinstance(step, Undo) and step.takes_item(steps):
         items = ("the item", "its result")
@@ -446,7 +446,7 @@ def _signature_problems(step: Step[Any], steps: Mapping[str, Step[Any]]) -> Iter
         function = step.declared[name]
         if callable(function) and not _accepts(function, *arguments):
             hint = f"It must take {' and '.join(arguments)}."
-            yield f"{name} is a function that does not take its arguments", hint
+            yield f"{name} is a function with the wrong arguments", hint
 
 
 #: Options that are functions; in a fan-out, some of them also take the item.

@@ -29,7 +29,7 @@ class Bar(NamedTuple):
     least: float
     #: Whether it shows work: the lengths are added up, and the axis keeps room for it.
     is_work: bool = False
-    #: A shape of its own, not only a colour, for what is counted, because it may be a moment.
+    #: A shape, in addition to the colour, for what is counted: it may last only a moment.
     mark: str = ""
 
 
@@ -200,7 +200,7 @@ class _Painter:
 
 
 def _by_kind(spans: Sequence[Span]) -> Iterator[tuple[Kind, list[Span]]]:
-    """The kinds that there are, in the order of the table."""
+    """The kinds that occur, in the order of the table."""
     for kind in BARS:
         if of_kind := [span for span in spans if span.kind == kind]:
             yield kind, of_kind

@@ -139,7 +139,7 @@ class ExecutionContext(CurrentAttempt):
         """A step that does not end its transaction would not end it on any attempt."""
         abort = Abort(
             f"Step {self.claim.step!r} left a database transaction open, so everything in it was "
-            "rolled back: its commit would never have become permanent. End every transaction "
+            "rolled back: the step's own commit would have been part of it. End every transaction "
             "that the step begins: use `with transaction.atomic():`, turn autocommit on again "
             "after set_autocommit(False), and send no BEGIN without a COMMIT."
         )
@@ -322,7 +322,7 @@ class ExecutionContext(CurrentAttempt):
             yield outcome
 
     def keys_of(self, name: str) -> set[str]:
-        """The keys of `data` as which the items and results of this step are hidden."""
+        """The keys of `data` under which the items and results of this step are hidden."""
         assert self.definition is not None
         step = self.definition.step(name)
         keys = {name, self._node(name).name}

@@ -59,7 +59,7 @@ def _bound(form_class: type[BaseForm], payload: Mapping[str, Any] | None) -> Bas
     if isinstance(payload, MultiValueDict):
         return form_class(data=payload)  # as a dict, request.POST would have a list for each field
     data, prefix = dict(payload or {}), form_class.prefix
-    # Code names the fields, only HTML their prefix, too.
+    # Code names only the fields; HTML adds their prefix.
     if prefix and not any(str(name).startswith(f"{prefix}-") for name in data):
         return form_class(data=data, prefix="")
     return form_class(data=data)

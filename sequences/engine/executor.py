@@ -214,7 +214,7 @@ class StepExecution:
         try:
             plan = plans.load_of(claim.sequence, claim.plan_id, self.using)
             node = plan.node(claim.step)
-        except SequenceError as error:  # also without a plan, the claim must not end as a lost one
+        except SequenceError as error:  # even without a plan, the claim must not count as lost
             raise recovery.unreadable(claim, error, self.using) from None
         self.context = ExecutionContext(
             claim, using=self.using, kind=kind, plan=plan, offer=self.offer
@@ -231,7 +231,7 @@ class StepExecution:
                 f"Step run {claim.step_run_id} must be executed by the actor {node.actor}."
             )
         if message.options.pop(current.ATTEMPTS_OPTION, None) is not None:
-            # From here on, `Retries` counts attempts again, and no deliveries without one.
+            # From here on, `Retries` counts attempts again, not deliveries without an attempt.
             message.options["retries"] = claim.attempts
         # The retry options come from the run's plan, whatever the message says.
         for name in _OF_RETRIES:

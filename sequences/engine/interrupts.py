@@ -130,7 +130,7 @@ def ensure_clean_connection(using: str) -> None:
     """Start outside any transaction: one that was left open here is not ours."""
     connection = connections[using]
     open_still = connection.connection is not None and not connection.autocommit
-    # Of a BEGIN that was sent as text, only the driver knows.
+    # Only the driver knows of a BEGIN that was sent as text.
     if connection.in_atomic_block or open_still or backend_of(using).is_in_transaction(connection):
         discard_connection(using)
 

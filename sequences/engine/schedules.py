@@ -60,7 +60,7 @@ def sync(using: str) -> set[Declaration]:
     """Write what this code declares, and note what no code declares any more.
 
     Any process may do this at any time: `schedules.declare` decides which of two releases counts.
-    Returns the declarations whose names schedules have that were created at run time: those stay.
+    Returns the declarations whose names belong to schedules created at run time, which stay.
     """
     rows = {(row.scope, row.name): row for row in schedules.declared(using)}
     own = {(each.scope, each.name): each for each in declarations(using)}

@@ -117,7 +117,7 @@ class Job(Generic[P, R]):
         if self._has_secret_result:  # said before the function has done anything
             raise InvalidData(
                 path=f"The result of job {self.name!r}",
-                problem="has a secret type, of which only asterisks would be stored",
+                problem="has a secret type, so only asterisks would be stored",
                 hint="Return a str, and hide the step's result with redact.",
             )
         function: Any = self.function

@@ -44,7 +44,7 @@ class Action:
     starts_steps: bool = False
     #: Whether it needs more than a click, although it is not dangerous.
     asks: bool = False
-    #: Whether it does no harm if it comes from a page that is out of date.
+    #: Whether it is harmless even from a page that is out of date.
     is_harmless: bool = False
 
     @property

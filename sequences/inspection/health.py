@@ -327,7 +327,7 @@ def _unserved_in(
 ) -> tuple[str, ...]:
     """The queues of step runs that have been queued for longer than a worker needs to report."""
     if not workers or not all(worker.queues for worker in workers):
-        return ()  # there is none, or one has not told its queues
+        return ()  # there is none, or one has not reported its queues
     queued = rows.filter(status=StepStatus.QUEUED).order_by("wake_at")[:MAX_STEP_RUNS]
     steps = {
         (plan, step)

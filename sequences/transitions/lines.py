@@ -183,8 +183,8 @@ class Line:
         return [each for row in rows for each in admit(row, moment, self.now, self.using)]
 
     def oldest(self) -> UUID | None:
-        """The run to cancel in favour of the first in line; None: there is none, or it is ending
-        already, which its undos may take some time for."""
+        """The run to cancel in favour of the first in line; None: there is none, or it is
+        already ending, which may take a while because of its undos."""
         first = self.waiting().first()
         if first is None or not first.replaces or self.room():
             return None

@@ -480,8 +480,8 @@ def cancel(
 ) -> list[Dispatch]:
     """End the run; nothing of it can commit any more. If requested, roll it back first.
 
-    ``undo``: None means as its class says. ``ends_rollbacks``: False leaves a run alone that is
-    ending already, and such child runs.
+    ``undo``: None means as its class says. ``ends_rollbacks``: False leaves alone a run that is
+    already ending, and child runs that are.
     """
 
     def function(locked: LockedRun) -> list[Dispatch]:

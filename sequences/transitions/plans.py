@@ -152,7 +152,7 @@ class PendingPlan:
         _remember(self.plan, self.plan_id, self.using)
 
     def is_valid(self) -> bool:
-        """Whether what it was read in is still open: Django keeps the hooks of nothing else."""
+        """Whether the block it was read in is still open: Django drops the hooks of all others."""
         hooks = connections[self.using].run_on_commit
         return self.position < len(hooks) and hooks[self.position][1] is self
 

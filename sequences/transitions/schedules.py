@@ -218,7 +218,7 @@ def declared(using: str) -> list[Schedule]:
 
 
 def hidden(declarations: Sequence[Declaration], using: str) -> set[Declaration]:
-    """Those whose name a schedule has that was created at run time."""
+    """Those whose name belongs to a schedule that was created at run time."""
     if not declarations:
         return set()
     rows = Schedule.objects.using(using).filter(is_declared=False)

@@ -163,7 +163,7 @@ def _distrust(message: MessageProxy) -> None:
 
 
 def _retried_by(message: Message[Any]) -> current.Delivery | None:
-    """The delivery in this thread of which the message is the retry."""
+    """The delivery in this thread that this message retries."""
     delivery = current.delivery()
     if delivery is None or delivery.message.message_id != message.message_id:
         return None

@@ -177,8 +177,8 @@ class Scheduler:
             hidden = sync(using)
             for declaration in hidden - self._hidden:
                 logger.warning(
-                    "Schedule %s of the code starts no runs: a schedule with this name was created "
-                    "at run time. Remove that one, or rename one of them.",
+                    "Schedule %s in the code starts no runs: a schedule with this "
+                    "name was created at run time. Remove that one, or rename one of the two.",
                     declaration,
                 )
             self._hidden, self._synced = hidden, now

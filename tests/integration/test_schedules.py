@@ -745,7 +745,7 @@ def test_a_declaration_never_replaces_a_schedule_made_at_run_time(hiding, caplog
     assert (stored(hiding, "berlin").timetable, stored(hiding, "berlin").is_declared) == (
         every(DAY), False,
     )  # fmt: skip
-    assert caplog.text.count("Schedule shop.Report berlin of the code starts no runs") == 1
+    assert caplog.text.count("Schedule shop.Report berlin in the code starts no runs") == 1
 
 
 def test_a_declaration_that_does_not_apply_is_shown(hiding):

@@ -735,7 +735,7 @@ CLOSING = {"on_failure": on_failure, "on_cancel": on_cancel, "on_end": on_end}
 @pytest.mark.parametrize("name", CLOSING)
 def test_a_method_that_only_its_name_makes_a_handler_is_refused(name):
     said = (
-        f"{HERE}.{name}: only its name says what it is for, so nothing would ever call it. "
+        f"{HERE}.{name}: it has a handler's name but no decorator, so nothing would ever call it. "
         f"Put @{name} above it, or rename it."
     )
     assert refused(pay=step(work), **{name: lambda self: None}) == said
@@ -750,7 +750,7 @@ def test_a_method_that_only_its_name_makes_a_handler_is_refused(name):
 )
 def test_a_step_with_the_name_of_a_handler_is_refused(name, declaration, noun):
     assert refused(pay=step(work), **{name: declaration()}) == (
-        f"{HERE}.{name}: it is {noun}, in spite of its name. Declare it with @{name}, or rename it."
+        f"{HERE}.{name}: it is {noun}, despite its name. Declare it with @{name}, or rename it."
     )
 
 
@@ -1049,7 +1049,7 @@ def test_an_option_that_is_wrong_is_refused(options, message):
     assert message in found
 
 
-NO_ARGUMENTS = "is a function that does not take its arguments. It must take"
+NO_ARGUMENTS = "is a function with the wrong arguments. It must take"
 
 
 def of_nothing(): ...
@@ -1213,7 +1213,7 @@ def test_an_option_without_its_name_is_refused(value):
 @pytest.mark.parametrize("name", ["meta", "META", "Config"])
 def test_options_in_a_class_of_another_name_are_refused(name):
     body = {"pay": step(work), name: type(name, (), {"redact": ["token"]})}
-    with pytest.raises(InvalidDefinition, match=f"its class {name} has no effect. The options"):
+    with pytest.raises(InvalidDefinition, match=f"its class {name} has no effect. Put the options"):
         type(Sequence)("Order", (Sequence,), body)
 
 

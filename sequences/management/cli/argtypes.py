@@ -80,7 +80,7 @@ def json_object(text: str) -> dict[str, Any]:
 def subject_key(text: str) -> SubjectKey:
     """``shop.order:17``, for a model that exists."""
     try:
-        text.encode()  # bytes that are not UTF-8 are half characters in Python
+        text.encode()  # bytes that are not UTF-8 are lone surrogates in Python
         key = SubjectKey.parse(text)
     except ValueError as error:
         raise ArgumentTypeError(str(error)) from None

@@ -7,7 +7,7 @@ from typing import Any
 
 #: Called with a parser, or with a group of one, it adds itself.
 Argument = Callable[[Any], object]
-#: Makes the value of a text; None: the text is the value.
+#: Converts the text to the value; None: the text is the value.
 Parser = Callable[[str], Any] | None
 
 
@@ -19,7 +19,7 @@ def argument(*names: str, **options: Any) -> Argument:
 def option(
     name: str, help_text: str, parse: Parser = None, metavar: str | None = None, **options: Any
 ) -> Argument:
-    """An argument with a value, which ``parse`` makes of the text."""
+    """An argument with a value, to which ``parse`` converts the text."""
     return argument(name, help=help_text, type=parse, metavar=metavar, **options)
 
 

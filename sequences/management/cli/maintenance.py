@@ -36,7 +36,7 @@ class Sweep(Subcommand):
         if not options.loop:
             self.write(f"{once()} dispatched")
             return
-        # Like Ctrl-C: it says that it stops, and the health check does not take it for killed.
+        # Like Ctrl-C: it reports that it stops, so that health does not take it for killed.
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             run_forever(conf.settings.sweep_interval or 1)

@@ -90,7 +90,7 @@ class Command(BaseCommand):
 
 
 def _check_encoding(options: dict[str, Any]) -> None:
-    """Bytes that are not UTF-8 are half characters in Python, which no database takes."""
+    """Bytes that are not UTF-8 are lone surrogates in Python, which no database takes."""
     values = (value if isinstance(value, list) else [value] for value in options.values())
     try:
         "".join(text for texts in values for text in texts if isinstance(text, str)).encode()

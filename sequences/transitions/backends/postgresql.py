@@ -479,7 +479,7 @@ class PostgreSQL(Backend):
         return raw is not None and raw.pgconn.transaction_status == _IDLE
 
     def is_in_transaction(self, connection: Any) -> bool:
-        """The server tells it with each answer."""
+        """The server reports it with each response."""
         raw = connection.connection
         return raw is not None and raw.pgconn.transaction_status in _IN_TRANSACTION
 

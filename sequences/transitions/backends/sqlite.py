@@ -34,7 +34,7 @@ class SQLite(Backend):
             return None if cursor.fetchone() is None else timezone.now()
 
     def is_in_transaction(self, connection: Any) -> bool:
-        """As the library counts."""
+        """SQLite itself keeps track of it."""
         raw = connection.connection
         return raw is not None and bool(raw.in_transaction)
 
