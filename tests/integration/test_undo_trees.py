@@ -672,12 +672,12 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("how", ENDS)
-def test_a_child_that_rolls_back_goes_on_with_that_when_its_parent_no_longer_needs_it(how):
-    class Failing(Sequence):
-        class Meta:
-            app_label = "shop"
-            max_retries = 0
+def slow_booking(**meta):
+    """A child that books a seat, and gives it back a minute after it has failed or was
+    cancelled."""
+
+    class Booking(Sequence):
+        Meta = type("Meta", (), {"app_label": "shop", "max_retries": 0, **meta})
 
         @step
         def seat(self):
@@ -693,6 +693,11 @@ def test_a_child_that_rolls_back_goes_on_with_that_when_its_parent_no_longer_nee
         def print(self):
             raise Abort("no paper")
 
+    return Booking
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_a_child_that_rolls_back_goes_on_with_that_when_its_parent_no_longer_needs_it(how):
     class Parent(Sequence):
         class Meta:
             app_label = "shop"
@@ -700,7 +705,7 @@ def test_a_child_that_rolls_back_goes_on_with_that_when_its_parent_no_longer_nee
         @step(after=[])
         def charge(self): ...
 
-        book = subsequence(Failing, after=charge)
+        book = subsequence(slow_booking(), after=charge)
         instead = event(after=[])
 
         @step(after=any_of(book, instead))
@@ -843,30 +848,6 @@ def test_what_was_undone_is_remembered_after_an_erasure():
 
 
 # A rollback that has begun, and a parent that is cancelled
-
-
-def slow_booking(**meta):
-    """A child that books a seat, and gives it back a minute after it has failed or was
-    cancelled."""
-
-    class Booking(Sequence):
-        Meta = type("Meta", (), {"app_label": "shop", "max_retries": 0, **meta})
-
-        @step
-        def seat(self):
-            act("seat")
-
-        @seat.undo(delay=timedelta(minutes=1))
-        def unseat(self):
-            act("unseat")
-
-        ticket = event()
-
-        @step
-        def print(self):
-            raise Abort("no paper")
-
-    return Booking
 
 
 def telling(child):
