@@ -220,8 +220,8 @@ def asked_again(snapshot: RunSnapshot, step: StepSnapshot) -> list[StepSnapshot]
 
 def was_undone(snapshot: RunSnapshot) -> bool:
     """Whether a retry of this run would retry its undo or closing step, and not its steps."""
-    is_stopped = any(step.children_undo == ChildrenUndo.STOPPED for step in snapshot.steps)
-    return is_stopped or bool(_undone(snapshot)) or has_failed_at_its_end(snapshot.run)
+    has_stuck_child = any(step.children_undo == ChildrenUndo.STUCK for step in snapshot.steps)
+    return has_stuck_child or bool(_undone(snapshot)) or has_failed_at_its_end(snapshot.run)
 
 
 def _undone(snapshot: RunSnapshot) -> frozenset[str]:

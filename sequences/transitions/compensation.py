@@ -328,7 +328,7 @@ def _undo_child(run: SequenceRun, own: StepRun, now: datetime, using: str) -> li
         return []
     if is_stuck(child, using):
         is_begun = own.children_undo in subsequences.UNDONE
-        own.children_undo = ChildrenUndo.FAILED if is_begun else ChildrenUndo.STOPPED
+        own.children_undo = ChildrenUndo.FAILED if is_begun else ChildrenUndo.STUCK
         own.save(using=using, update_fields=["children_undo"])
         return []
     is_completed = RunStatus.SUCCEEDED in (child.status, child.final_status)
@@ -421,11 +421,11 @@ def has_failed_at_its_end(run: SequenceRun) -> bool:
     return run.status == RunStatus.FAILED and run.final_status not in ("", RunStatus.FAILED)
 
 
-def has_stopped(run: SequenceRun, plan: Plan, using: str) -> bool:
+def has_stuck_child(run: SequenceRun, plan: Plan, using: str) -> bool:
     """Whether its rollback ended before it undid anything, because of a child, and has not become
     superfluous since."""
-    stopped = _rows(run, using).filter(children_undo=ChildrenUndo.STOPPED)
-    return stopped.exists() and has_undo(run, plan, using)
+    stuck = _rows(run, using).filter(children_undo=ChildrenUndo.STUCK)
+    return stuck.exists() and has_undo(run, plan, using)
 
 
 def has_failed(run: SequenceRun, using: str) -> bool:
@@ -481,8 +481,8 @@ def forget(run: SequenceRun, plan: Plan, steps: frozenset[str], using: str) -> N
 
     A rollback that has stopped before it undid anything is forgotten, too.
     """
-    stopped = _rows(run, using).filter(children_undo=ChildrenUndo.STOPPED)
-    stopped.update(children_undo="")
+    stuck = _rows(run, using).filter(children_undo=ChildrenUndo.STUCK)
+    stuck.update(children_undo="")
     names = {node.name for node in plan.undos if node.undoes in steps}
     names |= {node.name for node in plan.nodes if node.traits.is_closing}
     runs.remove(run, names, using)

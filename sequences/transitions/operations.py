@@ -301,7 +301,7 @@ class LockedRun:
         """Whether a retry would run the undos or the closing steps again, and no other step."""
         if compensation.has_failed_at_its_end(self.run) or self.undone():
             return True
-        return compensation.has_stopped(self.run, self.plan, self.using)
+        return compensation.has_stuck_child(self.run, self.plan, self.using)
 
     def retry_undo(self) -> list[Dispatch]:
         """Continue with the failed undo or closing step."""

@@ -160,13 +160,13 @@ class ChildrenUndo(StrEnum):
     #: None of them had anything to undo.
     EMPTY = "empty"
     #: It has come to a child whose own rollback had failed, and none of them was undone.
-    STOPPED = "stopped"
+    STUCK = "stuck"
 
 
 #: Step runs whose children were rolled back, or are being rolled back.
 UNDONE = (ChildrenUndo.RUNNING, ChildrenUndo.DONE, ChildrenUndo.FAILED)
 #: Step runs with a child whose rollback has failed.
-UNDO_FAILED = (ChildrenUndo.FAILED, ChildrenUndo.STOPPED)
+UNDO_FAILED = (ChildrenUndo.FAILED, ChildrenUndo.STUCK)
 
 
 def note_undoing(run: SequenceRun, now: datetime, using: str) -> bool:

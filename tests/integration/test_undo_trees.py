@@ -509,7 +509,7 @@ def test_a_cancellation_by_undoing_ends_at_a_child_that_has_failed_to_undo_itsel
 def test_a_parent_without_an_undo_does_nothing_again_before_its_child_is_undone():
     failing.update(["meal", "unseat"])
     parent = run_sequence(outer(booking(waits=False))).run
-    assert (parent.status, row(parent, "below").children_undo) == ("failed", "stopped")
+    assert (parent.status, row(parent, "below").children_undo) == ("failed", "stuck")
     failing.clear()
     parent.retry()
     drain()
